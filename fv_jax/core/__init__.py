@@ -1,0 +1,1 @@
+"""What every room may import: array types, logical axes, rules, configuration, resizing."""

@@ -1,0 +1,105 @@
+"""From a ConfigDict (or a checkpoint's JSON) to frozen dataclasses, strictly, and back.
+
+A key that a dataclass does not know is an error that names the nearest one it does; so is a value of
+the wrong type. Commands catch `ConfigError` and print its one line.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar('T')
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be meant. The message is one line: the field, its value, the fix."""
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """' Did you mean ...?' for a name that is close to a known one, else the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'did you mean {close[0]!r}?' if close else f'known: {", ".join(known)}'
+
+
+def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
+    """Builds the dataclass `cls` from a mapping, recursively.
+
+    Args:
+      cls: a dataclass. Fields may be dataclasses, optional, tuples, numbers, strings and booleans.
+      values: a ConfigDict or a plain dict.
+      path: where `values` sits in the whole configuration, for messages.
+
+    Raises:
+      ConfigError: an unknown key, a missing one, a value of the wrong type, or one that `cls` refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f'{path}.{key}: unknown key; {nearest(key, hints)}')
+    kwargs = {key: _convert(hints[key], values[key], f'{path}.{key}') for key in values}
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.name not in kwargs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f'{path}: missing {", ".join(missing)}')
+    try:
+        return cls(**kwargs)
+    except ConfigError as error:
+        raise ConfigError(f'{path}.{error}') from None
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        (hint,) = [o for o in options if o is not type(None)]
+        return _convert(hint, value, path)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f'{path}: expected a group of fields, got {value!r}')
+        return build(hint, value, path)
+    if origin is tuple:
+        return _convert_tuple(hint, value, path)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(
+                f'{path}: {value!r} is not a choice; {nearest(str(value), map(str, typing.get_args(hint)))}'
+            )
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f'{path}: expected {hint.__name__}, got {value!r} ({type(value).__name__})')
+    return value
+
+
+def _convert_tuple(hint: Any, value: Any, path: str) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f'{path}: expected a sequence, got {value!r}')
+    items = typing.get_args(hint)
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise ConfigError(f'{path}: expected {len(items)} values, got {len(value)} in {value!r}')
+    return tuple(_convert(h, v, f'{path}[{i}]') for i, (h, v) in enumerate(zip(items, value, strict=True)))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dict from which `build` makes the same dataclass again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(dataclasses.asdict(config))

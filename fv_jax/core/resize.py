@@ -1,0 +1,99 @@
+"""Bilinear resizing with antialiasing, and the sizes that the networks accept.
+
+A triangle filter of half-pixel centres, widened by the ratio when the image shrinks (FACTS 5.4). Along one axis, with
+r the ratio input/output and w = max(r, 1):
+
+    centre_i = r (i + 1/2)                              (1)
+    weight_ij ~ max(0, 1 - |j + 1/2 - centre_i| / w)    (2)   over the input pixels j that exist, each row summing to 1
+
+Both axes are therefore small matrices, and resizing is two matrix products. Edges need no padding: the weights of the
+pixels that exist are renormalised. (1) and (2) are evaluated in float32, on the host, as the official code does it:
+at a ratio like 16/80 the rounding of a centre moves the result by 3e-6, and with float64 that would be the largest
+difference left.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+
+MULTIPLE = 16  # 8 of the VAE times 2 of the DiT's patch
+
+
+def resize_matrix(size_in: int, size_out: int, ratio: float | None = None) -> np.ndarray:
+    """The weights (2), float32 of shape (size_out, size_in); each row sums to 1.
+
+    Args:
+      size_in, size_out: numbers of pixels.
+      ratio: input pixels per output pixel, where it is not size_in / size_out (a scale that does not divide).
+    """
+    if size_in < 1 or size_out < 1:
+        raise ValueError(f'cannot resize {size_in} pixels to {size_out}: both must be at least 1')
+    ratio = np.float32(size_in) / np.float32(size_out) if ratio is None else np.float32(ratio)
+    half, one = np.float32(0.5), np.float32(1)
+    centres = ratio * (np.arange(size_out, dtype=np.float32) + half)  # (1)
+    offsets = (np.arange(size_in, dtype=np.float32)[None, :] - centres[:, None]) + half
+    weights = np.maximum(0, one - np.abs(offsets) / np.maximum(ratio, one))  # (2)
+    totals = weights.sum(axis=1, keepdims=True)
+    if not np.all(totals > 0):
+        raise ValueError(f'{size_out} pixels of {ratio} input pixels each reach outside of {size_in} input pixels')
+    return weights / totals
+
+
+def resize(
+    image_HWC: jax.Array, height: int, width: int, *, ratio: float | tuple[float, float] | None = None
+) -> jax.Array:
+    """Resizes the two axes before the last one. Values are kept as they are: nothing is rounded or clipped.
+
+    Args:
+      image_HWC: (..., H, W, C); floating point. It is computed in float32 and returned in its own dtype.
+      height, width: the output's size in pixels.
+      ratio: input pixels per output pixel, one number or (height's, width's). None means input size / output size.
+    """
+    if image_HWC.ndim < 3:
+        raise ValueError(f'expected (..., height, width, channels), got shape {image_HWC.shape}')
+    if not jnp.issubdtype(image_HWC.dtype, jnp.floating):
+        raise ValueError(f'expected floating point values, got {image_HWC.dtype}; convert to float32 first')
+    ratio_h, ratio_w = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    rows = resize_matrix(image_HWC.shape[-3], height, ratio_h)
+    columns = resize_matrix(image_HWC.shape[-2], width, ratio_w)
+    # Float32 products on every device: a TPU would round the inputs to bfloat16 by default.
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    out = product('ph,...hwc->...pwc', rows, image_HWC.astype(jnp.float32))
+    out = product('qw,...pwc->...pqc', columns, out)
+    return out.astype(image_HWC.dtype)
+
+
+def downscale(image_HWC: jax.Array, factor: float) -> jax.Array:
+    """Shrinks by `factor` >= 1 to floor(size / factor) pixels; the ratio is `factor`, not the sizes' quotient."""
+    height, width = (int(np.floor(size / factor)) for size in image_HWC.shape[-3:-1])
+    return resize(image_HWC, height, width, ratio=float(factor))
+
+
+def round_to_multiple(size: float, multiple: int = MULTIPLE) -> int:
+    """The largest multiple of `multiple` that is not larger than `size` (FACTS 0)."""
+    rounded = int(size) // multiple * multiple
+    if rounded < multiple:
+        raise ValueError(f'a side of {size} pixels is too small: at least {multiple} are needed')
+    return rounded
+
+
+def output_size(height: int, width: int, factor: float = 1.0) -> tuple[int, int]:
+    """The (height, width) of a clip of this size enlarged by `factor`, each side rounded down to a multiple of 16."""
+    return round_to_multiple(height * factor), round_to_multiple(width * factor)
+
+
+def check_multiple(name: str, size: int, multiple: int = MULTIPLE) -> int:
+    """`size` itself, if a user who asked for it can have it.
+
+    Raises:
+      ConfigError: it is not a positive multiple; the message names the nearest sizes that are.
+    """
+    if size > 0 and size % multiple == 0:
+        return size
+    below = max(size // multiple, 1) * multiple
+    choices = f'{below} or {below + multiple}' if size > below else f'{below}'
+    raise ConfigError(f'{name}={size}: must be a multiple of {multiple}; use {choices}')

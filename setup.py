@@ -1,0 +1,68 @@
+"""The package: what it needs, what it can use, what it carries."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'fv_jax' / '__init__.py').read_text(encoding='utf-8')).group(1)
+README = HERE / 'README.md'
+
+REQUIRED = [
+    'absl-py>=2.1',
+    'array_record>=0.8; platform_system != "Windows"',
+    'av>=18',
+    'beartype>=0.20',
+    'chex>=0.1.90',
+    'einops>=0.8',
+    'flax>=0.12.8',
+    'grain>=0.2.18',
+    'jax>=0.10',
+    'jaxtyping>=0.3',
+    'ml_collections>=1.0',
+    'ml_dtypes>=0.5',
+    'msgpack>=1.1',
+    'numpy>=2.0',
+    'opencv-python-headless>=4.10',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.12',
+    'pillow>=11',
+    'safetensors>=0.5',
+    # The distribution named plain `scenedetect` asks for opencv-python, which overwrites the files of the headless one.
+    'scenedetect-headless>=0.7',
+    'tensorboardX>=2.6',
+    'tensorflow-datasets>=4.9.10',  # ArrayRecord and as_data_source only: it does not install TensorFlow
+    'tqdm>=4.66',
+]
+
+EXTRAS = {
+    'tpu': ['jax[tpu]>=0.10'],
+    'cuda': ['jax[cuda12]>=0.10'],
+    'torch': ['torch>=2.6'],  # tests/benchmarks and writing .pt files; fv_jax itself never imports it
+    'dev': ['hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'scipy>=1.13'],
+}
+
+setuptools.setup(
+    name='fv_jax',
+    version=VERSION,
+    description='FlashVideo in JAX: text to 1080p video in two stages, trained and sampled on TPU, GPU or CPU',
+    long_description=README.read_text(encoding='utf-8') if README.exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['fv_jax', 'fv_jax.*']),
+    package_data={'fv_jax.data': ['embedded/*'], 'fv_jax.weights': ['embedded/*']},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)

@@ -1,0 +1,77 @@
+"""Configuration: strict both ways, with messages a person can act on."""
+
+import dataclasses
+import json
+from typing import Literal
+
+import pytest
+
+from fv_jax.core import config
+from fv_jax.core.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    embed_dim: int = 64
+    dropout: float = 0.0
+    remat: Literal['none', 'full'] = 'none'
+
+    def __post_init__(self):
+        if self.embed_dim % 64:
+            raise ConfigError(f'embed_dim={self.embed_dim}: must be a multiple of 64')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    name: str
+    model: Model = Model()
+    size: tuple[int, int] = (256, 480)
+    chunks: tuple[int, ...] = (17, 16)
+    limit: int | None = None
+    resume: bool = True
+
+
+def test_round_trip_through_json():
+    run = Run('a', Model(128, 0.5, 'full'), size=(32, 64), chunks=(9,), limit=3, resume=False)
+    plain = json.loads(json.dumps(config.to_dict(run)))
+    assert config.build(Run, plain) == run
+    assert isinstance(config.build(Run, plain).chunks, tuple)
+
+
+def test_defaults_and_nesting():
+    run = config.build(Run, {'name': 'a', 'model': {'embed_dim': 192}})
+    assert run == Run('a', Model(192))
+    assert config.build(Run, {'name': 'a', 'limit': None}).limit is None
+    dropout = config.build(Model, {'dropout': 1}).dropout
+    assert dropout == 1.0 and type(dropout) is float
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'nmae': 'a'}, "config.nmae: unknown key; did you mean 'name'?"),
+        ({'name': 'a', 'model': {'embed_dims': 64}}, "config.model.embed_dims: unknown key; did you mean 'embed_dim'?"),
+        ({'name': 'a', 'zzz': 1}, 'config.zzz: unknown key; known: chunks, limit, model, name, resume, size'),
+        ({}, 'config: missing name'),
+        ({'name': 3}, 'config.name: expected str, got 3 (int)'),
+        ({'name': 'a', 'resume': 1}, 'config.resume: expected bool, got 1 (int)'),
+        ({'name': 'a', 'limit': True}, 'config.limit: expected int, got True (bool)'),
+        ({'name': 'a', 'limit': 2.5}, 'config.limit: expected int, got 2.5 (float)'),
+        ({'name': 'a', 'model': 3}, 'config.model: expected a group of fields, got 3'),
+        ({'name': 'a', 'model': {'dropout': True}}, 'config.model.dropout: expected float, got True (bool)'),
+        ({'name': 'a', 'model': {'remat': 'ful'}}, "config.model.remat: 'ful' is not a choice; did you mean 'full'?"),
+        ({'name': 'a', 'size': (1, 2, 3)}, 'config.size: expected 2 values, got 3 in (1, 2, 3)'),
+        ({'name': 'a', 'size': 256}, 'config.size: expected a sequence, got 256'),
+        ({'name': 'a', 'chunks': [17, 'x']}, "config.chunks[1]: expected int, got 'x' (str)"),
+        ({'name': 'a', 'model': {'embed_dim': 65}}, 'config.model.embed_dim=65: must be a multiple of 64'),
+    ],
+)
+def test_one_clear_line(values, message):
+    with pytest.raises(ConfigError) as error:
+        config.build(Run, values)
+    assert str(error.value) == message
+
+
+def test_nearest():
+    assert config.nearest('lerning_rate', ['learning_rate', 'batch']) == "did you mean 'learning_rate'?"
+    assert config.nearest('q', ['b', 'a']) == 'known: a, b'
