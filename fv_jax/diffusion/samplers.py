@@ -1,0 +1,84 @@
+"""Solvers of dx/dt = velocity_fn(x, time) over a grid of times.
+
+A solver knows the velocity function and nothing else: not the network, not the text, not the guidance. `times` is a
+grid of n intervals (`times.Times` of arrays of n + 1); `velocity_fn` gets one `Times` of scalars. Each solver is one
+`jax.lax.scan` and returns the last state only, in the dtype of the first.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from fv_jax.diffusion.guidance import FlowFn
+from fv_jax.diffusion.times import Times
+
+Solver = Literal['euler', 'heun', 'rk4']
+Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (velocity_fn, x, from, to) -> what is added to x
+
+
+def euler(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
+    """Euler's method, first order: x + h v(x, t_i). nfe = n."""
+    return _solve(_euler_step, velocity_fn, x, times)
+
+
+def heun(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
+    """Heun's method (explicit trapezoid), second order: the mean of the slopes at both ends of a step. nfe = 2 n."""
+    return _solve(_heun_step, velocity_fn, x, times)
+
+
+def rk4(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
+    """The classical Runge-Kutta method, fourth order: slopes at the start, twice in the middle, at the end. nfe = 4 n.
+
+    The middle of an interval has t and timestep halfway between those of its ends.
+    """
+    return _solve(_rk4_step, velocity_fn, x, times)
+
+
+SOLVERS: dict[str, Callable[[FlowFn, jax.Array, Times], jax.Array]] = {'euler': euler, 'heun': heun, 'rk4': rk4}
+NFE_PER_STEP: dict[str, int] = {'euler': 1, 'heun': 2, 'rk4': 4}
+
+
+def _solve(step: Step, velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
+    def advance(x: jax.Array, interval: tuple[Times, Times]) -> tuple[jax.Array, None]:
+        here, there = interval
+        return (x + step(velocity_fn, x, here, there)).astype(x.dtype), None
+
+    grid = Times(*(jnp.asarray(part) for part in times))
+    if grid.t.ndim != 1 or grid.t.shape != grid.timestep.shape or grid.t.shape[0] < 2:
+        raise ValueError(f'a grid is two vectors of n + 1 >= 2 times, got {grid.t.shape} and {grid.timestep.shape}')
+    starts, ends = Times(*(part[:-1] for part in grid)), Times(*(part[1:] for part in grid))
+    last, _ = jax.lax.scan(advance, x, (starts, ends))
+    return last
+
+
+def _euler_step(velocity_fn: FlowFn, x: jax.Array, here: Times, there: Times) -> jax.Array:
+    return _length(x, here, there) * velocity_fn(x, here)
+
+
+def _heun_step(velocity_fn: FlowFn, x: jax.Array, here: Times, there: Times) -> jax.Array:
+    h = _length(x, here, there)
+    start = velocity_fn(x, here)
+    end = velocity_fn(_state(x, x + h * start), there)
+    return h / 2 * (start + end)
+
+
+def _rk4_step(velocity_fn: FlowFn, x: jax.Array, here: Times, there: Times) -> jax.Array:
+    h = _length(x, here, there)
+    middle = Times((here.t + there.t) / 2, (here.timestep + there.timestep) / 2)
+    k1 = velocity_fn(x, here)
+    k2 = velocity_fn(_state(x, x + h / 2 * k1), middle)
+    k3 = velocity_fn(_state(x, x + h / 2 * k2), middle)
+    k4 = velocity_fn(_state(x, x + h * k3), there)
+    return h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+def _length(x: jax.Array, here: Times, there: Times) -> jax.Array:
+    """The step t_{i+1} - t_i (negative on the way to the data), in the state's dtype."""
+    return (there.t - here.t).astype(x.dtype)
+
+
+def _state(x: jax.Array, moved: jax.Array) -> jax.Array:
+    """An intermediate state in the dtype of the state: a network may answer in another."""
+    return moved.astype(x.dtype)

@@ -1,0 +1,57 @@
+"""The zero-terminal-SNR noise schedule (FACTS 5.1).
+
+Over N = 1000 timesteps k, in float64 on the host:
+
+    beta_k  = (linspace(sqrt(0.00085), sqrt(0.012), N)_k)^2,   abar_k = prod_{j<=k} (1 - beta_j)       (1)
+    abar_k <- abar_k / (s + (1 - s) abar_k)                                                            (2)   SNR shift s
+
+and for any choice of timesteps, from here on in float32, with first and last taken *among the chosen ones*:
+
+    a_k = sqrt(abar_k),   a_k <- (a_k - a_last) a_first / (a_first - a_last)                           (3)
+
+so that a, the signal's share, is exactly 0 at timestep 999. The noise's share is sqrt(1 - a^2). Because of (3) the
+table of 51 steps is not a subset of the table of 1000.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012
+
+
+class NoiseTable(NamedTuple):
+    """From noise to data: timesteps (n,) int64, falling from 999; sqrt_alphas (n,) float32, rising from exactly 0."""
+
+    timesteps: np.ndarray
+    sqrt_alphas: np.ndarray
+
+
+def alphas_cumprod(shift: float = 1.0) -> np.ndarray:
+    """abar of (1) and (2) by timestep, float64 (1000,). `shift` > 1 means more noise at every timestep."""
+    betas = np.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=np.float64) ** 2
+    abar = np.cumprod(1.0 - betas)
+    return abar / (shift + (1.0 - shift) * abar)
+
+
+def chosen_timesteps(num_steps: int) -> np.ndarray:
+    """The timesteps of an n-step table: 1000 evenly spaced ones from 999 down, cut to whole numbers, int64 (n,)."""
+    if not 2 <= num_steps <= NUM_TIMESTEPS:
+        raise ValueError(f'num_steps={num_steps}: a noise table has between 2 and {NUM_TIMESTEPS} steps')
+    if num_steps == NUM_TIMESTEPS:
+        return np.arange(NUM_TIMESTEPS)[::-1].copy()
+    return np.linspace(NUM_TIMESTEPS - 1, 0, num_steps, endpoint=False).astype(np.int64)
+
+
+def noise_table(num_steps: int = NUM_TIMESTEPS, shift: float = 1.0) -> NoiseTable:
+    """The table (3) of n steps, from noise to data."""
+    timesteps = chosen_timesteps(num_steps)
+    a = np.sqrt(alphas_cumprod(shift)[timesteps].astype(np.float32))
+    first, last = a[-1], a[0]  # by timestep: the one with most signal is the schedule's first
+    return NoiseTable(timesteps, (a - last) * (first / (first - last)))
+
+
+def sqrt_alphas_by_timestep(shift: float = 1.0) -> np.ndarray:
+    """a of the full table indexed by timestep, float32 (1000,): what a `source_timestep` looks up."""
+    return noise_table(NUM_TIMESTEPS, shift).sqrt_alphas[::-1].copy()

@@ -1,0 +1,30 @@
+"""The linear flow in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.diffusion import process
+
+
+def test_ends_and_slope():
+    source, data = jax.random.normal(jax.random.key(0), (2, 3, 2, 4, 4, 1))
+    np.testing.assert_array_equal(process.interpolate(source, data, jnp.ones(3)), source)
+    np.testing.assert_array_equal(process.interpolate(source, data, jnp.zeros(3)), data)
+    _, slope = jax.jvp(lambda t: process.interpolate(source, data, t), (jnp.full(3, 0.3),), (jnp.ones(3),))
+    np.testing.assert_allclose(slope, process.velocity(source, data), atol=1e-6)
+
+
+def test_each_row_has_its_own_time():
+    source, data = jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))
+    t = jnp.array([0.0, 0.25, 1.0])
+    np.testing.assert_array_equal(process.interpolate(source, data, t), t[:, None, None] * jnp.ones((3, 2, 1)))
+
+
+def test_noising_keeps_unit_variance_and_its_ends():
+    z, noise = jax.random.normal(jax.random.key(1), (2, 4, 50, 50))
+    out = process.add_noise(z, noise, jnp.array([0.0, 0.6, 0.8, 1.0]))
+    np.testing.assert_array_equal(out[0], noise[0])
+    np.testing.assert_array_equal(out[3], z[3])
+    np.testing.assert_allclose(out[1], 0.6 * z[1] + 0.8 * noise[1], atol=1e-6)
+    np.testing.assert_allclose(out[1:3].std(axis=(1, 2)), 1.0, atol=0.05)

@@ -1,0 +1,47 @@
+"""The noise table's properties; its numbers are held against the official ones in tests/parity."""
+
+import numpy as np
+import pytest
+
+from fv_jax.diffusion import schedules
+
+
+@pytest.mark.parametrize('num_steps', [2, 6, 51, 999, 1000])
+@pytest.mark.parametrize('shift', [1.0, 3.0])
+def test_a_table_starts_at_pure_noise_and_rises(num_steps, shift):
+    timesteps, a = schedules.noise_table(num_steps, shift)
+    assert timesteps.shape == a.shape == (num_steps,)
+    assert a.dtype == np.float32 and timesteps.dtype == np.int64
+    assert timesteps[0] == 999 and a[0] == 0
+    assert np.all(np.diff(timesteps) < 0) and np.all(np.diff(a) > 0) and a[-1] < 1
+
+
+def test_the_cleanest_entry_is_left_as_it_was():
+    for num_steps in (6, 51):
+        timesteps, a = schedules.noise_table(num_steps)
+        np.testing.assert_allclose(a[-1], np.sqrt(schedules.alphas_cumprod()[timesteps[-1]]), rtol=1e-6)
+
+
+def test_a_short_table_is_not_a_subset_of_the_long_one():
+    timesteps, a = schedules.noise_table(51)
+    long = schedules.sqrt_alphas_by_timestep()
+    assert 1e-5 < np.abs(a - long[timesteps]).max() < 1e-3
+
+
+def test_known_values():
+    a = schedules.sqrt_alphas_by_timestep()
+    expected = {0: 0.9995749, 500: 0.4909367, 650: 0.2940186, 675: 0.2639587, 700: 0.2350522, 998: 0.00044361}
+    for timestep, value in expected.items():
+        np.testing.assert_allclose(a[timestep], value, rtol=1e-5)
+    np.testing.assert_allclose(schedules.sqrt_alphas_by_timestep(3.0)[675], 0.1543075, rtol=1e-5)
+
+
+def test_shift_divides_the_signal_to_noise_ratio():
+    plain, shifted = schedules.alphas_cumprod(1.0), schedules.alphas_cumprod(3.0)
+    np.testing.assert_allclose(shifted / (1 - shifted), plain / (1 - plain) / 3, rtol=1e-12)
+
+
+def test_impossible_tables():
+    for num_steps in (1, 1001):
+        with pytest.raises(ValueError, match=f'num_steps={num_steps}: .* between 2 and 1000'):
+            schedules.noise_table(num_steps)

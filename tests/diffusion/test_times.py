@@ -1,0 +1,103 @@
+"""The shift, the grid and the drawn times."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fv_jax.diffusion import times
+
+UNIT = st.floats(0, 1, allow_subnormal=False)
+SHIFTS = st.floats(0.1, 10)
+
+
+@settings(deadline=None)
+@given(UNIT, SHIFTS)
+def test_shift_and_its_inverse(w, shift):
+    t = times.shift_times(w, shift)
+    assert 0 <= t <= 1 + 1e-12
+    assert abs(times.unshift_times(t, shift) - w) < 1e-9
+
+
+@settings(deadline=None)
+@given(UNIT, SHIFTS)
+def test_shift_is_the_official_one_seen_from_the_other_end(u, shift):
+    official = 1 - shift * (1 - u) / (1 + (shift - 1) * (1 - u))  # 0 at the source
+    assert abs(times.shift_times(1 - u, shift) - (1 - official)) < 1e-9
+
+
+def test_shift_pushes_towards_the_source_and_keeps_the_ends():
+    w = np.linspace(0, 1, 11)
+    t = times.shift_times(w, 2.5)
+    assert t[0] == 0 and t[-1] == 1 and np.all(t[1:-1] > w[1:-1])
+    np.testing.assert_array_equal(times.shift_times(w, 1.0), w)
+
+
+def test_the_official_five_steps():
+    exact = times.flow_times(5, 2.5)
+    np.testing.assert_allclose(1 - exact.t, [0, 1 / 11, 4 / 19, 0.375, 8 / 13, 1], atol=1e-7)
+    np.testing.assert_allclose(exact.timestep, 1000 * exact.t, rtol=1e-6)
+    rounded = times.flow_times(5, 2.5, 'official')
+    np.testing.assert_array_equal(rounded.timestep, [1000, 904, 784, 624, 384, 0])
+    np.testing.assert_array_equal(1 - rounded.t, [0, 0.09375, 0.21484375, 0.375, 0.6171875, 1])
+    np.testing.assert_array_equal(-np.diff(rounded.t), [0.09375, 0.12109375, 0.16015625, 0.2421875, 0.3828125])
+
+
+@pytest.mark.parametrize(
+    ('shift', 'timesteps'),
+    [
+        (1.0, [1000, 920, 832, 752, 664, 584, 500, 416, 336, 248, 168, 84, 0]),
+        (2.7, [1000, 968, 932, 892, 844, 792, 728, 656, 576, 476, 352, 196, 0]),
+    ],
+)
+def test_official_grids_of_twelve_steps(shift, timesteps):
+    """What the official formula gives in bfloat16 on a CPU, where the spacing 1/12 is rounded too."""
+    np.testing.assert_array_equal(times.flow_times(12, shift, 'official').timestep, timesteps)
+
+
+@pytest.mark.parametrize('numerics', ['exact', 'official'])
+@pytest.mark.parametrize('num_steps', [1, 2, 7, 50])
+def test_grids_fall_from_source_to_data(numerics, num_steps):
+    grid = times.flow_times(num_steps, 2.0, numerics)
+    assert grid.t.shape == grid.timestep.shape == (num_steps + 1,)
+    assert grid.t.dtype == grid.timestep.dtype == np.float32
+    assert grid.t[0] == 1 and grid.t[-1] == 0 and grid.timestep[0] == 1000 and grid.timestep[-1] == 0
+    assert np.all(np.diff(grid.t) < 0) and np.all(np.diff(grid.timestep) < 0)
+
+
+def test_impossible_grids():
+    with pytest.raises(ValueError, match='num_steps=0'):
+        times.flow_times(0)
+    with pytest.raises(ValueError, match='shift=0'):
+        times.flow_times(4, 0)
+
+
+def test_embedded_timestep():
+    assert times.embedded_timestep(675) == 675
+    assert times.embedded_timestep(675, 'official') == 676
+    assert times.embedded_timestep(650, 'official') == 648
+    assert times.embedded_timestep(100, 'official') == 100
+
+
+def test_drawn_times_fill_every_stratum_once():
+    keys = jax.random.split(jax.random.key(0), 16)
+    u = 1 - np.asarray(times.stratified_times(keys))
+    assert np.floor(u * 16).astype(int).tolist() == list(range(16))
+    shifted = np.asarray(times.stratified_times(keys, 2.5))
+    np.testing.assert_allclose(shifted, times.shift_times(1 - u, 2.5), atol=1e-6)
+
+
+def test_a_rows_time_depends_on_its_own_key_alone():
+    keys = jax.random.split(jax.random.key(0), 4)
+    other = jax.random.split(jax.random.key(1), 4).at[2].set(keys[2])
+    one, two = times.stratified_times(keys), times.stratified_times(other)
+    assert one[2] == two[2] and one[0] != two[0]
+
+
+def test_drawn_times_have_the_shifted_distribution():
+    keys = jax.random.split(jax.random.key(3), 4096)
+    t = np.asarray(times.stratified_times(keys, 2.5))
+    assert t.min() >= 0 and t.max() <= 1
+    for q in (0.25, 0.5, 0.75):
+        np.testing.assert_allclose(np.quantile(t, q), times.shift_times(q, 2.5), atol=2e-3)
