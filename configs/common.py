@@ -1,0 +1,60 @@
+"""What the configuration programs share: strict parsing of their variants.
+
+A config is chosen as `--config=configs/stage2.py:smoke,batch=8`: after the colon the name of a variant, if
+any, and fields of the variant. What is not known is an error that names the nearest known.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fv_jax.core.config import ConfigError, nearest
+
+
+def parse_variant(
+    variant: str, variants: Sequence[str] = (), fields: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Splits 'smoke,batch=8' into ('smoke', {'batch': 8}).
+
+    Args:
+      variant: what stands after the colon; '' if nothing does.
+      variants: the names that are known; the config without a name is always one and comes back as ''.
+      fields: the fields that are known and their defaults, whose types a given value is read as. A default of
+        True or False takes true and false; a string default takes anything.
+
+    Returns:
+      The variant's name and every field, given or default.
+
+    Raises:
+      ConfigError: an unknown name or field, a second name, or a value of the wrong type.
+    """
+    values = dict(fields or {})
+    name = ''
+    for position, part in enumerate(p.strip() for p in variant.split(',') if p.strip()):
+        key, equals, text = part.partition('=')
+        if equals:
+            if key not in values:
+                raise ConfigError(f'{key}: unknown field of the variant; {_nearest(key, values)}')
+            values[key] = _read(key, text, (fields or {})[key])
+        elif position:
+            raise ConfigError(f'{part}: a variant is one name, then fields like batch=8')
+        elif part not in variants:
+            raise ConfigError(f'{part}: unknown variant; {_nearest(part, variants)}')
+        else:
+            name = part
+    return name, values
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    return nearest(name, known) if known else 'there are none'
+
+
+def _read(key: str, text: str, default: Any) -> Any:
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {'true': True, 'false': False}[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f'{key}={text}: expected {kind.__name__}, like {default!r}') from None
+    raise ConfigError(f'{key}: cannot be given in a variant; its default is {default!r}')

@@ -1,0 +1,93 @@
+"""How `prepare` cuts films into clips.
+
+  python -m fv_jax.prepare --input FILMS --output CLIPS [--config=configs/prepare.py:VARIANT] [--config.frames=33]
+
+Without a variant: the clips of the real stage 2, 49 frames at 1072x1920 (`prepare` without a config does the same).
+Films smaller than that are skipped. One core cuts about 9 frames a second.
+
+  :tiny      17 frames at 256x480, for training on a CPU: about 25 frames a second on one core, from 1080p.
+  :smoke     9 frames at 64x112, at most one clip a shot: a try.
+  :embedded  the film that comes with the package (fv_jax/data/embedded), one shot each, by explicit times:
+             66 training shots and, with ,split=heldout, 8 held-out ones. From the film Big Buck Bunny
+             ((c) 2008 Blender Foundation, CC BY 3.0, peach.blender.org) at 1280x720, 24 frames a second, 14,315 frames:
+               python -m fv_jax.prepare --input big_buck_bunny_720p.mp4 --output fv_jax/data/embedded \
+                   --overwrite --config=configs/prepare.py:embedded
+               (and again with :embedded,split=heldout)
+             4.1 MB in all; 3 minutes.
+"""
+
+import ml_collections
+
+from configs.common import parse_variant
+from fv_jax.core.config import ConfigError, nearest
+
+VARIANTS = ('tiny', 'smoke', 'embedded')
+EMBEDDED_FPS = 24
+
+# First frames of the embedded clips in the film: one clip a shot, chosen for texture, detail and motion; no titles, no
+# fades. A held-out clip shows a view that no training clip shows, and the shots before and after it are not used. Where
+# the film goes back and forth between two views, each is on one side only. The characters are on both.
+TRAIN_FRAMES = 17
+TRAIN_STARTS = (
+    *(1154, 1502, 1573, 1679, 1729, 2167, 2304, 2438, 2536, 3410, 3530, 3641, 3825, 4233, 4391, 4488, 4631, 4700),
+    *(4764, 4827, 4948, 5017, 5111, 5224, 5410, 5498, 5554, 6060, 6093, 6181, 6234, 6278, 6311, 6361, 6674, 6723),
+    *(6802, 6913, 7040, 7096, 7134, 7250, 7372, 7452, 7503, 7590, 7631, 7700, 7775, 8041, 9128, 9322, 9383, 9423),
+    *(9487, 9528, 9753, 10038, 10104, 10187, 10263, 10412, 10518, 11110, 11483, 11615),
+)
+HELDOUT_FRAMES = 33
+HELDOUT_STARTS = {
+    344: 'a stream between meadows, the camera gliding',
+    1815: 'a rabbit on dark grass, a butterfly in front',
+    2832: 'three rodents against a hedge',
+    5810: 'a rabbit walking behind a bush at the edge of a wood',
+    6552: 'a rabbit skipping with a rope under a tree',
+    8740: 'a rabbit and a rat in a wood',
+    9857: 'a flying squirrel on a branch',
+    10671: 'trees, then stakes in front of them, the camera falling fast and stopping',
+}
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """See above. The fields are those of `fv_jax.data.clips.ClipsConfig`."""
+    name, fields = parse_variant(variant, VARIANTS, {'split': 'train'})
+    config = ml_collections.ConfigDict()
+    config.name = 'clips'
+    config.frames = 49
+    config.height = 1072
+    config.width = 1920
+    config.fps = None  # None keeps the film's
+    config.max_upscale = 1.0
+    config.detector = 'adaptive'
+    config.threshold = None
+    config.min_shot_frames = 15
+    config.margin = 2
+    config.clips_per_shot = None
+    config.ranges = ()
+    config.drop_black = True
+    config.crf = 18.0
+    config.preset = 'medium'
+    config.shard_records = 256
+    if name == 'tiny':
+        config.update(frames=17, height=256, width=480)
+    if name == 'smoke':
+        config.update(frames=9, height=64, width=112, clips_per_shot=1, preset='ultrafast')
+    if name == 'embedded':
+        config.update(_embedded(fields['split']))
+    return config
+
+
+def _embedded(split: str) -> dict:
+    splits = {'train': (TRAIN_STARTS, TRAIN_FRAMES), 'heldout': (tuple(HELDOUT_STARTS), HELDOUT_FRAMES)}
+    if split not in splits:
+        raise ConfigError(f'split={split}: {nearest(split, splits)}')
+    starts, frames = splits[split]
+    return {
+        'name': split,
+        'frames': frames,
+        'height': 256,
+        'width': 480,
+        'detector': 'none',
+        'ranges': tuple((start / EMBEDDED_FPS, (start + frames) / EMBEDDED_FPS) for start in starts),
+        'crf': 20.0,  # 37 dB on average, the loss of chroma at half the resolution included
+        'preset': 'veryslow',
+    }

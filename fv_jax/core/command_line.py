@@ -1,0 +1,123 @@
+"""What the commands' lines share: flags, config programs, `--config.FIELD=VALUE`, and one-line errors.
+
+A config program is a Python file with `get_config(variant: str) -> ConfigDict`, named as `path.py:variant`.
+"""
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from fv_jax.core.config import ConfigError, build, nearest, to_dict
+
+T = TypeVar('T')
+
+OVERRIDES = '--config.FIELD=VALUE sets a field of the config, for example --config.optim.learning_rate=3e-4.'
+Override = tuple[str, str]  # the field's path with dots, the text of its value
+
+
+class UsageError(Exception):
+    """Wrong usage. The message is one line with the fix; nothing was done."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UsageErrors that name the nearest flag."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None):
+        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f'{message}; --help tells more')
+
+    def parse_flags(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments of a command without a config."""
+        arguments, overrides = self.parse(argv)
+        if overrides:
+            raise UsageError(f'--config.{overrides[0][0]}: this command takes no config')
+        return arguments
+
+    def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Override]]:
+        """The arguments, and the `--config.FIELD=VALUE` among them."""
+        arguments, rest = self.parse_known_args(argv)
+        overrides = []
+        for text in rest:
+            flag, equals, value = text.partition('=')
+            if flag.startswith('--config.') and equals:
+                overrides.append((flag.removeprefix('--config.'), value))
+            elif flag.startswith('--config.'):
+                raise UsageError(f'{flag}: needs a value, as in {flag}=VALUE')
+            else:
+                known = sorted(option for action in self._actions for option in action.option_strings)
+                close = difflib.get_close_matches(flag, known, n=1)
+                raise UsageError(f'{flag}: unknown flag; {f"did you mean {close[0]}?" if close else ", ".join(known)}')
+        return arguments, overrides
+
+
+def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
+    """Runs a config program ('' is the defaults), applies overrides and builds the dataclass `cls`.
+
+    Raises:
+      UsageError: no such program.
+      ConfigError: a variant or a field that does not exist (the nearest is named), or a value that cannot be.
+    """
+    config = build(cls, run_program(program)) if program else cls()
+    values = to_dict(config)  # with every default, so that any field can be set
+    for path, text in overrides:
+        override(values, path, text)
+    return build(cls, values)
+
+
+def override(values: dict[str, Any], path: str, text: str) -> None:
+    """Sets the field at `path` ('optim.learning_rate') to what `text` says, in place.
+
+    A field that holds a string takes the text as it is; any other is read as a Python literal, or none, true, false.
+    """
+    *groups, name = path.split('.')
+    group = values
+    for depth, key in enumerate([*groups, name]):
+        if not isinstance(group, dict) or key not in group:
+            where = '.'.join(['config', *path.split('.')[:depth]])
+            known = group if isinstance(group, dict) else ()
+            hint = nearest(key, known) if known else 'it has no fields here'
+            raise ConfigError(f'{where}.{key}: unknown key; {hint}')
+        if depth < len(groups):
+            group = group[key]
+    if isinstance(group[name], dict):
+        raise ConfigError(f'config.{path}: is a group; set one of its fields ({", ".join(group[name])})')
+    group[name] = text if isinstance(group[name], str) else _literal(text)
+
+
+def _literal(text: str) -> Any:
+    named = {'none': None, 'null': None, 'true': True, 'false': False}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def run_program(argument: str) -> dict[str, Any]:
+    """The values of a config program 'path.py:variant', as nested dicts."""
+    name, _, variant = argument.partition(':')
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f'--config={argument}: there is no file {name}')
+    spec = importlib.util.spec_from_file_location(f'_config_{path.stem}', path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f'--config={argument}: {name} is not a Python file')
+    module = importlib.util.module_from_spec(spec)
+    # Config programs import what they share as `configs.common`.
+    root = str(path.resolve().parent.parent)
+    sys.path.insert(0, root)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(variant).to_dict()
+    except ConfigError as error:
+        raise ConfigError(f'--config={argument}: {error}') from None
+    finally:
+        sys.path.remove(root)

@@ -1,0 +1,83 @@
+"""Captions that lie beside videos.
+
+Looked for in this order: `clip.txt` beside `clip.mp4`; in the video's folder captions.json, a map of
+file name to text or a list of {"file": ..., "caption": ...}; captions.csv, with a header that has such columns. Names
+are with or without the extension. The same captions.* files in the folder above, up to the root, name files by their
+path from there.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+_FILE_KEYS = ('file', 'file_name', 'filename', 'video', 'path', 'name')
+_TEXT_KEYS = ('caption', 'text', 'prompt')
+
+
+class Captions:
+    """The captions of the videos under `root`. Raises ValueError, naming the file, for one that cannot be read."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._tables: dict[Path, dict[str, str]] = {}
+
+    def of(self, video: Path) -> str | None:
+        """The caption of a video under the root, or None."""
+        sidecar = video.with_suffix('.txt')
+        if sidecar.is_file():
+            return _read(sidecar).strip() or None
+        for folder in video.parents:
+            name = video.relative_to(folder)
+            table = self._table(folder)
+            for key in (name.as_posix(), name.with_suffix('').as_posix()):
+                if key in table:
+                    return table[key] or None
+            if folder == self._root:
+                break
+        return None
+
+    def _table(self, folder: Path) -> dict[str, str]:
+        if folder not in self._tables:
+            table: dict[str, str] = {}
+            for name, read in (('captions.csv', _csv), ('captions.json', _json)):
+                if (folder / name).is_file():
+                    table |= read(folder / name)
+            self._tables[folder] = table
+        return self._tables[folder]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start})') from None
+
+
+def _json(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path}: not JSON (line {error.lineno}: {error.msg})') from None
+    rows = content
+    if isinstance(content, dict):
+        rows = [{'file': name, 'caption': text} for name, text in content.items()]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f'{path}: expected a map of file name to text, or a list of {{"file": ..., "caption": ...}}')
+    return dict(_pair(path, row) for row in rows)
+
+
+def _csv(path: Path) -> dict[str, str]:
+    return dict(_pair(path, row) for row in csv.DictReader(_read(path).splitlines()))
+
+
+def _pair(path: Path, row: Mapping[str, object]) -> tuple[str, str]:
+    name = next((row[key] for key in _FILE_KEYS if key in row), None)
+    text = next((row[key] for key in _TEXT_KEYS if key in row), None)
+    if not isinstance(name, str) or not isinstance(text, str):
+        columns = ', '.join(map(str, row))
+        raise ValueError(
+            f'{path}: every row needs a file name ({", ".join(_FILE_KEYS)}) and a text '
+            f'({", ".join(_TEXT_KEYS)}), one has {columns}'
+        )
+    return name.strip(), text.strip()

@@ -1,0 +1,289 @@
+"""Records and the ArrayRecord shards that hold them.
+
+A record is a msgpack map. Numbers, strings, bytes, booleans and None are stored as they are; an array
+is stored as a map of its dtype's name, its shape and its bytes (row-major, little-endian), bfloat16
+included. A film record has the keys
+
+  video         mp4 bytes (H.264), or an array uint8 FHWC
+  fps           float, frames a second
+  frames, height, width      ints
+  source        name of the file it was cut from
+  start_frame   index of its first frame there, counted at `fps`
+  caption       string, or absent
+
+and a record of cached latents has `z_high` (FHWC) and `z_low` (KFHWC) instead of `video`.
+
+Shards are named NAME-00000-of-00003.array_record, with NAME.json beside them (how many records each
+holds, and whatever the writer's owner adds). They are written under temporary names and renamed when
+all of them are complete: a folder never holds a half-written set.
+"""
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+
+SUFFIX = '.array_record'
+_SHARD = re.compile(r'(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.array_record')
+_ARRAY_KEYS = {'dtype', 'shape', 'data'}
+_EXTRA_DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+
+Record = dict[str, Any]
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """One record as msgpack bytes. Raises ValueError for a value that cannot be stored."""
+    return msgpack.packb({key: _pack(key, value) for key, value in record.items()}, use_bin_type=True)
+
+
+def decode_record(data: bytes) -> Record:
+    """The inverse of `encode_record`; arrays come back writable. Raises ValueError if `data` is not a record."""
+    try:
+        packed = msgpack.unpackb(data, raw=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f'not a record: {error or type(error).__name__}') from None
+    if not isinstance(packed, dict):
+        raise ValueError(f'not a record: expected a map, found {type(packed).__name__}')
+    return {key: _unpack(key, value) for key, value in packed.items()}
+
+
+def _pack(key: str, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item() if value.dtype.kind in 'biuf' else np.asarray(value)
+    if isinstance(value, np.ndarray):
+        _dtype(key, value.dtype.name)
+        if sys.byteorder == 'big' or value.dtype.byteorder == '>':
+            value = value.astype(value.dtype.newbyteorder('<'))
+        return {'dtype': value.dtype.name, 'shape': list(value.shape), 'data': value.tobytes()}
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    raise ValueError(f'record[{key!r}]: cannot store a {type(value).__name__}; use an array, number, string or bytes')
+
+
+def _unpack(key: str, value: Any) -> Any:
+    if not (isinstance(value, dict) and set(value) == _ARRAY_KEYS):
+        return value
+    dtype = _dtype(key, value['dtype'])
+    return np.frombuffer(bytearray(value['data']), dtype).reshape(value['shape'])
+
+
+def _dtype(key: str, name: str) -> np.dtype:
+    dtype = _EXTRA_DTYPES.get(name)
+    if dtype is None:
+        with contextlib.suppress(TypeError):
+            dtype = np.dtype(name)
+    if dtype is None or (dtype.kind not in 'biuf' and name not in _EXTRA_DTYPES):
+        raise ValueError(
+            f'record[{key!r}]: arrays of dtype {name} are not supported; use bfloat16 or a numpy number type'
+        )
+    return dtype
+
+
+def shard_path(folder: str | Path, name: str, index: int, count: int) -> Path:
+    return Path(folder) / f'{name}-{index:05d}-of-{count:05d}{SUFFIX}'
+
+
+def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
+    """Paths of the complete sets of shards in `folder`, in order.
+
+    Args:
+      folder: where a `RecordWriter` wrote.
+      name: take only the set of this name; None takes every set.
+
+    Raises:
+      ValueError: no such folder, no such shards, or a shard of a set is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f'{folder}: no such folder')
+    matches = [(path, _SHARD.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    found = [(path, m) for path, m in matches if m and name in (None, m['name'])]
+    if not found:
+        raise ValueError(f'{folder}: holds no {name + "-" if name else ""}*{SUFFIX} shards; `prepare` writes them')
+    sets: dict[tuple[str, int], set[int]] = {}
+    for _, m in found:
+        sets.setdefault((m['name'], int(m['count'])), set()).add(int(m['index']))
+    for (set_name, count), present in sets.items():
+        missing = sorted(set(range(count)) - present)
+        if missing:
+            lost = shard_path(folder, set_name, missing[0], count)
+            raise ValueError(f'{lost}: missing; {len(present)} of {count} shards of {set_name!r} are there')
+    return [str(path) for path, _ in found]
+
+
+def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
+    """Every record of `shards`, one after the other. Raises ValueError naming the shard and the index."""
+    for shard in shards:
+        reader = _open(shard)
+        try:
+            for index in range(reader.num_records()):
+                yield _read(reader, shard, index)
+        finally:
+            reader.close()
+
+
+def count_records(shards: Sequence[str | Path]) -> int:
+    """How many records `shards` hold in all. Raises ValueError naming a shard that cannot be opened."""
+    total = 0
+    for shard in shards:
+        reader = _open(shard)
+        total += reader.num_records()
+        reader.close()
+    return total
+
+
+def _open(shard: str | Path) -> array_record_module.ArrayRecordReader:
+    if not Path(shard).is_file():
+        raise ValueError(f'{shard}: no such shard')
+    try:
+        reader = array_record_module.ArrayRecordReader(str(shard))
+        if not reader.ok():
+            reader.close()  # which raises what is wrong
+        return reader
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f'{shard}: cut off or not an ArrayRecord file: {_first_line(error)}') from None
+
+
+def _read(reader: array_record_module.ArrayRecordReader, shard: str | Path, index: int) -> Record:
+    try:
+        return decode_record(reader.read([index])[0])
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f'{shard}, record {index}: damaged: {_first_line(error)}') from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition('\n')[0]
+
+
+class RecordWriter:
+    """Writes records to shards of at most `shard_records` records; use it as a context manager.
+
+    The shards appear in `folder` only when the block ends without an exception, together with
+    `NAME.json` = {'name', 'records', 'shards': {file: count}, **summary}. Whatever ends the block
+    otherwise (Ctrl-C included) removes what was written. Only a kill -9 leaves a hidden .NAME.*.partial folder, which
+    can be deleted.
+
+    Attributes:
+      summary: what the writer's owner wants to find in NAME.json; JSON values.
+    """
+
+    def __init__(self, folder: str | Path, name: str, shard_records: int = 256, overwrite: bool = False):
+        """Args:
+          folder: made when writing begins, if it is not there.
+          name: the first part of the shards' names.
+          shard_records: records a shard.
+          overwrite: replace shards of the same name.
+
+        Raises:
+          ValueError: there are shards of this name and they may not be overwritten.
+        """
+        if shard_records < 1:
+            raise ValueError(f'shard_records={shard_records}: must be at least 1')
+        self.summary: dict[str, Any] = {}
+        self._folder, self._name, self._shard_records = Path(folder), name, shard_records
+        self._counts: list[int] = []
+        self._writer: Any = None
+        present = self._present()
+        if present and not overwrite:
+            raise ValueError(
+                f'{folder}: already holds {len(present)} shard(s) named {name}; overwrite them or choose another folder'
+            )
+
+    @property
+    def records(self) -> int:
+        """Records written so far."""
+        return sum(self._counts)
+
+    @property
+    def shards(self) -> list[Path]:
+        """Where the shards written so far will be, or are."""
+        return [shard_path(self._folder, self._name, i, len(self._counts)) for i in range(len(self._counts))]
+
+    def _present(self) -> list[Path]:
+        files = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        return [path for path in files if (m := _SHARD.fullmatch(path.name)) and m['name'] == self._name]
+
+    def __enter__(self) -> 'RecordWriter':
+        self._made = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._temporary = self._folder / f'.{self._name}.{secrets.token_hex(4)}.partial'
+        self._temporary.mkdir()
+        return self
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record. Raises OSError when the disk refuses."""
+        data = encode_record(record)
+        with _disk_errors():
+            if self._writer is None or self._counts[-1] >= self._shard_records:
+                self._close()
+                path = self._temporary / str(len(self._counts))
+                # One record a group: each can be read alone. Uncompressed: mp4 and latents do not shrink.
+                self._writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+                self._counts.append(0)
+            self._writer.write(data)
+        self._counts[-1] += 1
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with _disk_errors():
+                writer.close()
+
+    def __exit__(self, kind, error, traceback) -> None:
+        done = False
+        try:
+            if kind is None:
+                self._close()
+                self._publish()
+                done = True
+            else:
+                with contextlib.suppress(OSError):
+                    self._close()
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            for path in [] if done else self._made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def _publish(self) -> None:
+        """Moves the old shards out of the way and the new ones in, or, when that is interrupted, the old ones back."""
+        index = {
+            'name': self._name,
+            'records': self.records,
+            'shards': {path.name: count for path, count in zip(self.shards, self._counts, strict=True)},
+            **self.summary,
+        }
+        (self._temporary / 'index').write_text(json.dumps(index, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        index_path = self._folder / f'{self._name}.json'
+        moves = [(path, self._temporary / path.name) for path in [*self._present(), index_path] if path.exists()]
+        moves += [(self._temporary / str(i), path) for i, path in enumerate(self.shards)]
+        moves.append((self._temporary / 'index', index_path))
+        done = []
+        try:
+            for source, target in moves:
+                done.append((source, target))
+                source.rename(target)
+        except BaseException:
+            for source, target in reversed(done):
+                if target.exists() and not source.exists():
+                    target.rename(source)
+            raise
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """The ArrayRecord library reports a refused write as a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(_first_line(error)) from None

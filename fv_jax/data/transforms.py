@@ -1,0 +1,186 @@
+"""What happens to a record on its way into a batch: plain callables (record, rng) -> record.
+
+Numpy only: the loader's threads must not start JAX. `rng` is a numpy Generator that depends on the seed
+and on the row of the global order alone; a transform that draws nothing ignores it.
+
+A record's own keys are those of `records.py`; the arrays made here carry their dimensions as suffix:
+
+  video_FHWC      uint8, decoded
+  high_res_FHWC   float32 in [-1, 1]; `degradations.py` makes low_res_FHWC beside it
+  z_high_FHWC, z_low_FHWC      latents
+  text_LD         a text embedding, where the record holds one under `text`
+
+and the loader puts the batch in front of it: high_res_BFHWC.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data import video_io
+from fv_jax.data.records import Record
+from fv_jax.data.resizing import crop_to_aspect, resize_uint8
+
+Transform = Callable[[Record, np.random.Generator], Record]
+
+
+def check_frames(name: str, frames: int) -> int:
+    """`frames` itself if the causal VAE can take a clip of that length.
+
+    Raises:
+      ConfigError: it is neither 1 nor 8k + 1; the message names the nearest that are.
+    """
+    if frames == 1 or (frames > 1 and frames % 8 == 1):
+        return frames
+    below = max((frames - 1) // 8 * 8 + 1, 1)
+    choices = f'{below} or {below + 8}' if frames > below else '1 or 9'
+    raise ConfigError(f'{name}={frames}: a clip must have 1 or 8k+1 frames; use {choices}')
+
+
+def chain(*transforms: Transform) -> Transform:
+    """One transform that applies these in order."""
+
+    def apply(record: Record, rng: np.random.Generator) -> Record:
+        for transform in transforms:
+            record = transform(record, rng)
+        return record
+
+    return apply
+
+
+def decode_video(record: Record, rng: np.random.Generator) -> Record:
+    """`video` (mp4 bytes or a uint8 array) -> video_FHWC."""
+    del rng
+    record = dict(record)
+    if 'video' not in record:
+        raise ValueError(f'the record has no video; it has {", ".join(sorted(record))}')
+    video = record.pop('video')
+    record['video_FHWC'] = video_io.decode(video).frames if isinstance(video, bytes) else np.asarray(video)
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Keeps `frames` consecutive frames of video_FHWC, at a random place or the middle.
+
+    A shorter clip is padded with its last frame.
+    """
+
+    frames: int
+    random: bool = True
+
+    def __post_init__(self):
+        check_frames('frames', self.frames)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        video = record['video_FHWC']
+        spare = len(video) - self.frames
+        start = _offset(spare, rng if self.random else None)
+        window = video[start : start + self.frames]
+        if spare < 0:
+            window = np.concatenate([window, np.repeat(window[-1:], -spare, axis=0)])
+        return record | {'video_FHWC': window}
+
+
+def _offset(spare: int, rng: np.random.Generator | None) -> int:
+    """Where to cut a part from something `spare` longer than it: anywhere, or the middle without a generator."""
+    spare = max(spare, 0)
+    return spare // 2 if rng is None else int(rng.integers(spare + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Crops video_FHWC to the aspect ratio of (height, width) in the middle and scales it to that size, antialiased."""
+
+    height: int
+    width: int
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        del rng
+        size = self.height, self.width
+        return record | {'video_FHWC': resize_uint8(crop_to_aspect(record['video_FHWC'], size), size)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Cuts height x width out of video_FHWC, at a random place (the same for all frames) or the middle.
+
+    Raises ValueError on a clip that is smaller: `prepare` it larger, or crop less.
+    """
+
+    height: int
+    width: int
+    random: bool = True
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        (cut,) = _crop((record['video_FHWC'],), (self.height, self.width), rng if self.random else None, 'video')
+        return record | {'video_FHWC': cut}
+
+
+def _crop(
+    arrays: tuple[np.ndarray, ...], size: tuple[int, int], rng: np.random.Generator | None, what: str
+) -> tuple[np.ndarray, ...]:
+    height, width = arrays[0].shape[1:3]
+    if height < size[0] or width < size[1]:
+        raise ValueError(f'cannot crop {size[0]}x{size[1]} out of a {what} of {height}x{width}')
+    top, left = _offset(height - size[0], rng), _offset(width - size[1], rng)
+    return tuple(array[:, top : top + size[0], left : left + size[1]] for array in arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirrors video_FHWC left to right with this probability. Mind captions that say left or right."""
+
+    probability: float = 0.5
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        if rng.random() >= self.probability:
+            return record
+        return record | {'video_FHWC': record['video_FHWC'][:, :, ::-1]}
+
+
+def to_high_res(record: Record, rng: np.random.Generator) -> Record:
+    """video_FHWC uint8 -> high_res_FHWC float32 in [-1, 1]."""
+    del rng
+    record = dict(record)
+    record['high_res_FHWC'] = to_float(record.pop('video_FHWC'))
+    return record
+
+
+def to_float(frames: np.ndarray) -> np.ndarray:
+    """uint8 to float32: 0 -> -1, 255 -> 1."""
+    return frames.astype(np.float32) * np.float32(2 / 255) - np.float32(1)
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """The inverse of `to_float`; values outside of [-1, 1] are clipped."""
+    return np.rint((np.clip(frames, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Cached latents: `z_high` (FHWC) and one of the `z_low` (KFHWC), drawn at random -> z_high_FHWC, z_low_FHWC.
+
+    crop: (height, width) in latent pixels cut out of both at one random place; None keeps all.
+    """
+
+    crop: tuple[int, int] | None = None
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        record = dict(record)
+        z_high, z_low = record.pop('z_high'), record.pop('z_low')
+        if z_low.shape[1:] != z_high.shape:
+            raise ValueError(f'z_low {z_low.shape} must be a stack of arrays like z_high {z_high.shape}')
+        z_low = z_low[rng.integers(len(z_low))]
+        if self.crop is not None:
+            z_high, z_low = _crop((z_high, z_low), self.crop, rng, 'latent')
+        return record | {'z_high_FHWC': z_high, 'z_low_FHWC': z_low}
+
+
+def keep_arrays(record: Mapping[str, object], rng: np.random.Generator) -> Record:
+    """Last in a chain: what a batch can hold. `text` (LD) becomes text_LD; names, captions and numbers are dropped."""
+    del rng
+    renamed = {'text_LD' if key == 'text' else key: value for key, value in record.items()}
+    return {key: np.ascontiguousarray(v) for key, v in renamed.items() if isinstance(v, np.ndarray) and v.ndim > 1}

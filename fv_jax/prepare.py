@@ -1,0 +1,257 @@
+"""Cuts films into clips: `python -m fv_jax.prepare --input DIR --output DIR [--config=configs/prepare.py:tiny]`.
+
+Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one file), finds its shots, cuts them into
+clips of the length, size and rate that the config asks for, and writes ArrayRecord shards. Captions are taken
+from sidecar .txt, captions.json or captions.csv beside the films where there are any (`data/captions.py`).
+
+Any field of the config can be given: `--config.frames=33`. A film that cannot be used is skipped and named.
+
+Exit codes: 0 all is well; 3 written, but some files were skipped; 2 wrong usage, or nothing written;
+1 the disk refused; 130, 143 interrupted. Shards appear only when all are complete.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tqdm
+
+from fv_jax.core import config as config_lib
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
+from fv_jax.core.config import ConfigError
+from fv_jax.data import clips, video_io
+from fv_jax.data.captions import Captions
+from fv_jax.data.records import RecordWriter
+
+SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
+CODES = 'Exit codes: 0 all is well, 3 some files were skipped, 2 wrong usage or nothing written, 1 the disk refused.'
+OK, DISK, USAGE, SKIPPED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that what was begun is cleaned up."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (without the program's name) and returns its exit code."""
+    try:
+        with _terminable():
+            arguments, config = _parse(sys.argv[1:] if argv is None else list(argv))
+            return _prepare(arguments, config)
+    except (UsageError, ConfigError) as error:
+        return _fail(str(error), USAGE)
+    except OSError as error:
+        return _fail(f'nothing was written: {error}', DISK)
+    except KeyboardInterrupt:
+        return _fail('interrupted; nothing was written', INTERRUPTED)
+    except _Terminated:
+        return _fail('terminated; nothing was written', TERMINATED)
+
+
+def _fail(line: str, code: int) -> int:
+    print(f'prepare: {line}', file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def terminate(number, frame):
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
+    parser = Parser(
+        'python -m fv_jax.prepare',
+        'Cuts films into clips and writes them as ArrayRecord shards.',
+        f'{OVERRIDES} {CODES}',
+    )
+    parser.add_argument('--input', type=Path, required=True, help='a folder of films (searched to the bottom), or one')
+    parser.add_argument('--output', type=Path, required=True, help='the folder to write shards to')
+    parser.add_argument('--config', default='', help='a config program and variant, configs/prepare.py:tiny')
+    parser.add_argument('--overwrite', action='store_true', help='replace shards of the same name in the output folder')
+    arguments, overrides = parser.parse(argv)
+    return arguments, read_config(clips.ClipsConfig, arguments.config, overrides)
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What the summary tells."""
+
+    captioned_files: int = 0
+    files_used: int = 0
+    captioned_clips: int = 0
+    black_clips: int = 0
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
+    root = arguments.input if arguments.input.is_dir() else arguments.input.parent
+    files = _films(arguments.input, arguments.output)
+    captions = Captions(root)
+    tally = _Tally()
+    try:
+        texts = {path: captions.of(path) for path in files}
+        writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with writer, _Progress(files) as progress:
+        for path in files:
+            name = path.relative_to(root).as_posix()
+            _prepare_file(path, name, texts[path], config, writer, tally, progress)
+        if writer.records == 0:
+            raise UsageError(_nothing(files, tally, config))
+        writer.summary = {
+            'files': tally.files_used,
+            'captioned_clips': tally.captioned_clips,
+            'black_clips': tally.black_clips,
+            'skipped': tally.skipped,
+            'config': config_lib.to_dict(config),
+        }
+    print(_summary(arguments.output, writer, tally, config))
+    return SKIPPED if tally.skipped else OK
+
+
+def _films(source: Path, output: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError(f'--input={source}: no such file or folder')
+    output = output.resolve()
+    files = [
+        path
+        for path in sorted(source.rglob('*'))
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith('.')
+        if output == source.resolve() or output not in path.resolve().parents
+    ]
+    if not files:
+        raise UsageError(f'--input={source}: holds no films ({", ".join(s[1:] for s in SUFFIXES)})')
+    return files
+
+
+def _prepare_file(
+    path: Path,
+    name: str,
+    caption: str | None,
+    config: clips.ClipsConfig,
+    writer: RecordWriter,
+    tally: _Tally,
+    progress: '_Progress',
+) -> None:
+    """Writes the clips of one film, or writes down why there are none."""
+    before = writer.records
+    try:
+        progress.start(path, name)
+        info = video_io.probe(path)
+        progress.expect(2 * info.frames)
+        planned = clips.scan_file(path, config, info, progress.frame)
+        for record in clips.cut(path, planned, config, progress.frame):
+            if record is None:
+                tally.black_clips += 1
+                continue
+            record['source'] = name
+            if caption is not None:
+                record['caption'] = caption
+                tally.captioned_clips += 1
+            writer.write(record)
+            progress.clips = writer.records
+    except ValueError as error:
+        kept = writer.records - before
+        reason = str(error).removeprefix(f'{path}: ')
+        tally.skipped[name] = reason + (f' (after {kept} clips, which are kept)' if kept else '')
+    else:
+        tally.files_used += 1
+        tally.captioned_files += caption is not None
+    finally:
+        progress.finish()
+
+
+def _nothing(files: Sequence[Path], tally: _Tally, config: clips.ClipsConfig) -> str:
+    if tally.skipped:
+        reasons = '; '.join(f'{name}: {reason}' for name, reason in list(tally.skipped.items())[:3])
+        more = f' and {len(tally.skipped) - 3} more' if len(tally.skipped) > 3 else ''
+        return f'nothing written: {len(tally.skipped)} of {len(files)} files skipped ({reasons}{more})'
+    black = f' and {tally.black_clips} clips were black' if tally.black_clips else ''
+    return f'nothing written: no shot in {len(files)} file(s) has {config.frames} frames{black}'
+
+
+def _summary(output: Path, writer: RecordWriter, tally: _Tally, config: clips.ClipsConfig) -> str:
+    lines = [
+        f'{writer.records} clips of {config.frames} frames at {config.height}x{config.width} from {tally.files_used} '
+        f'file(s), in {len(writer.shards)} shard(s) of {output}',
+        f'captions: {tally.captioned_files} file(s) with, {tally.files_used - tally.captioned_files} without',
+    ]
+    if tally.black_clips:
+        lines.append(f'left out: {tally.black_clips} clip(s) with black frames')
+    if tally.skipped:
+        lines.append(f'skipped: {len(tally.skipped)} file(s)')
+        lines += [f'  {name}: {reason}' for name, reason in tally.skipped.items()]
+    return '\n'.join(lines)
+
+
+class _Progress:
+    """A bar over the bytes of all files, since how many frames a file holds is known only when it is opened."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._sizes = {path: path.stat().st_size for path in files}
+        self.clips = 0
+        self._frames, self._done = 0, 0.0
+        # Of the file at hand: its bytes, those counted so far, and those that one frame stands for.
+        self._file_size, self._file_bytes, self._share = 0, 0.0, 0.0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> '_Progress':
+        self._bar = tqdm.tqdm(
+            total=sum(self._sizes.values()),
+            unit='B',
+            unit_scale=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+            dynamic_ncols=True,
+        )
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.close()
+
+    def start(self, path: Path, name: str) -> None:
+        """Begins a file."""
+        self._bar.set_description(name, refresh=False)
+        self._file_size, self._file_bytes, self._share = self._sizes[path], 0.0, 0.0
+
+    def expect(self, frames: int) -> None:
+        """Tells how many frames the file at hand will be counted for, or 0 if that is not known."""
+        self._share = self._file_size / frames if frames else 0.0
+
+    def frame(self) -> None:
+        """Counts one frame."""
+        self._frames += 1
+        self._advance(min(self._share, self._file_size - self._file_bytes))
+
+    def finish(self) -> None:
+        """Ends the file at hand, however far it was read."""
+        self._advance(self._file_size - self._file_bytes)
+
+    def _advance(self, size: float) -> None:
+        self._file_bytes += size
+        self._done += size
+        rate = self._frames / (time.monotonic() - self._started)
+        self._bar.set_postfix_str(f'{self.clips} clips, {rate:.0f} frames/s', refresh=False)
+        self._bar.update(round(self._done) - self._bar.n)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

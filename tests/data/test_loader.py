@@ -1,0 +1,188 @@
+import collections
+import itertools
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data import loader, records
+from fv_jax.data.loader import LoaderConfig, batches
+from fv_jax.data.records import Record
+
+RECORDS = 10  # 4 rows a batch do not divide it: every other epoch ends inside a batch
+BATCH = 4
+
+
+class InMemory:
+    """A source that counts how often and from where it is read."""
+
+    def __init__(self, count: int = RECORDS):
+        self.reads: list[int] = []
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        self.reads.append(index)
+        return {'i': index}
+
+
+def draw(record: Record, rng: np.random.Generator) -> Record:
+    return {'i': np.asarray(record['i']), 'noise_HW': rng.normal(size=(2, 3)).astype(np.float32)}
+
+
+def take(count: int, source=None, *, start_step: int = 0, process_count: int = 1, **config) -> list[dict]:
+    """`count` global batches, joined from the processes' parts."""
+    config = LoaderConfig(**{'batch_size': BATCH, 'seed': 3, 'num_threads': 2, **config})
+    parts = [
+        itertools.islice(
+            batches(
+                source or InMemory(),
+                draw,
+                config,
+                start_step=start_step,
+                process_index=p,
+                process_count=process_count,
+            ),
+            count,
+        )
+        for p in range(process_count)
+    ]
+    return [
+        {key: np.concatenate([part[key] for part in together]) for key in together[0]}
+        for together in zip(*parts, strict=True)
+    ]
+
+
+def assert_same(a: list[dict], b: list[dict]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for key in x:
+            np.testing.assert_array_equal(x[key], y[key])
+
+
+@pytest.fixture(scope='module')
+def alone() -> list[dict]:
+    return take(12)
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_the_global_batches_do_not_depend_on_the_processes(alone: list[dict], process_count: int) -> None:
+    assert_same(take(12, process_count=process_count), alone)
+
+
+def test_every_record_comes_once_an_epoch_in_another_order_each(alone: list[dict]) -> None:
+    rows = np.concatenate([batch['i'] for batch in alone])[: 4 * RECORDS].reshape(4, RECORDS)
+    for epoch in rows:
+        assert sorted(epoch) == list(range(RECORDS))
+    assert len({tuple(epoch) for epoch in rows}) == 4
+
+
+def test_a_restart_goes_on_where_it_was_with_another_number_of_processes(alone: list[dict]) -> None:
+    for step in (1, 3, 7):
+        assert_same(take(5, start_step=step, process_count=2), alone[step : step + 5])
+
+
+def test_going_to_a_step_reads_nothing_before_it() -> None:
+    source = InMemory()
+    iterator = batches(source, draw, LoaderConfig(BATCH, num_threads=0), start_step=10**12)
+    next(iterator)
+    assert len(source.reads) == BATCH
+
+
+def test_random_numbers_belong_to_the_row(alone: list[dict]) -> None:
+    noise = np.concatenate([batch['noise_BHW'] for batch in alone]).reshape(-1, 6)
+    assert len(np.unique(noise, axis=0)) == len(noise)  # also the same record in another epoch
+
+
+def test_seeds_give_other_orders(alone: list[dict]) -> None:
+    here = np.concatenate([batch['i'] for batch in alone])
+    other = take(12, seed=4)
+    there = np.concatenate([batch['i'] for batch in other])
+    assert (here != there).any() and not np.array_equal(other[0]['noise_BHW'], alone[0]['noise_BHW'])
+    # Grain numbers epochs by adding to the seed: seed 4 must not be seed 3 an epoch later.
+    assert (here[RECORDS:] != there[:-RECORDS]).any()
+
+
+@pytest.mark.parametrize('num_threads', [0, 1, 8])
+def test_threads_change_nothing(alone: list[dict], num_threads: int) -> None:
+    assert_same(take(6, num_threads=num_threads), alone[:6])
+
+
+def test_reading_ahead_is_bounded() -> None:
+    source = InMemory(1000)
+    config = LoaderConfig(BATCH, num_threads=3, prefetch_batches=2)
+    iterator = batches(source, draw, config)
+    next(iterator)
+    ready = threading.Event()
+    ready.wait(0.3)  # long enough for an unbounded reader to have read everything
+    assert len(source.reads) <= BATCH + 2 * BATCH + 3
+
+
+def test_what_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'batch_size=6: does not divide over 4 processes; use 4 or 8'):
+        batches(InMemory(), draw, LoaderConfig(6), process_count=4)
+    with pytest.raises(ValueError, match='batch_size=3: does not divide over 4 processes; use 4'):
+        batches(InMemory(), draw, LoaderConfig(3), process_count=4)
+    with pytest.raises(ValueError, match='process_index=2: must be from 0 to 1'):
+        batches(InMemory(), draw, LoaderConfig(4), process_index=2, process_count=2)
+    with pytest.raises(ValueError, match='start_step=-1'):
+        batches(InMemory(), draw, LoaderConfig(4), start_step=-1)
+    with pytest.raises(ValueError, match='no records'):
+        batches([], draw, LoaderConfig(4))
+    with pytest.raises(ConfigError, match='batch_size=0'):
+        LoaderConfig(0)
+
+
+def test_records_that_do_not_fit_one_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match='some records have b and some have not'):
+        loader.stack([{'a': np.zeros(2)}, {'a': np.zeros(2), 'b': np.zeros(2)}])
+    with pytest.raises(ValueError, match=r'x_HW is float64\[2, 2\] in one record and float64\[2, 3\] in another'):
+        loader.stack([{'x_HW': np.zeros((2, 2))}, {'x_HW': np.zeros((2, 3))}])
+    assert loader.stack([{'x_FHWC': np.zeros((1, 2, 3, 4)), 'fps': 24.0}])['x_BFHWC'].shape == (1, 1, 2, 3, 4)
+
+
+def write(folder: Path, count: int, shard_records: int) -> list[str]:
+    with records.RecordWriter(folder, 'clips', shard_records=shard_records) as writer:
+        for i in range(count):
+            writer.write({'i': i, 'x': np.random.default_rng(i).bytes(4000)})
+    return records.list_shards(folder)
+
+
+def test_shards_are_a_source(tmp_path: Path, alone: list[dict]) -> None:
+    shards = loader.Shards(write(tmp_path, RECORDS, shard_records=4))
+    assert len(shards) == RECORDS and [shards[i]['i'] for i in range(RECORDS)] == list(range(RECORDS))
+    assert_same(take(5, shards), alone[:5])
+
+
+def test_a_damaged_record_is_named_when_it_is_drawn(tmp_path: Path) -> None:
+    paths = write(tmp_path, 40, shard_records=20)
+    data = bytearray(Path(paths[1]).read_bytes())
+    data[70_000:70_010] = bytes(10)
+    Path(paths[1]).write_bytes(data)
+    shards = loader.Shards(paths)
+    counts = collections.Counter()
+    for i in range(40):
+        try:
+            counts['good'] += shards[i]['i'] == i
+        except ValueError as error:
+            counts['bad'] += 1
+            assert f'clips-00001-of-00002.array_record, record {i - 20}: damaged' in str(error)
+    assert counts == {'good': 39, 'bad': 1}
+    with pytest.raises(ValueError, match=r'record 1.: damaged'):
+        list(itertools.islice(batches(shards, draw, LoaderConfig(4)), 10))
+
+
+def test_shards_that_are_not_there_or_cut_off_are_named(tmp_path: Path) -> None:
+    paths = write(tmp_path, 40, shard_records=20)
+    with pytest.raises(ValueError, match=r'x.array_record: no such shard'):
+        loader.Shards([*paths, tmp_path / 'x.array_record'])
+    Path(paths[0]).write_bytes(Path(paths[0]).read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r'clips-00000-of-00002.array_record: cut off'):
+        loader.Shards(paths)
+    with pytest.raises(ValueError, match='empty list of shards'):
+        loader.Shards([])

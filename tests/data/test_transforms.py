@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data import transforms, video_io
+from fv_jax.data.transforms import Crop, Flip, Latents, Resize, Window
+from tests.data import films
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def clip(frames: int = 20, height: int = 12, width: int = 16) -> np.ndarray:
+    """uint8 FHWC whose channels are the numbers of the frame, row and column."""
+    f, h, w = np.mgrid[:frames, :height, :width]
+    return np.stack([f, h, w], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(('frames', 'advice'), [(16, '9 or 17'), (2, '1 or 9'), (0, '1 or 9'), (-7, '1 or 9')])
+def test_lengths_the_vae_cannot_take_are_refused(frames: int, advice: str) -> None:
+    with pytest.raises(ConfigError, match=f'frames={frames}: .* use {advice}'):
+        Window(frames)
+    assert [transforms.check_frames('frames', n) for n in (1, 9, 17, 49)] == [1, 9, 17, 49]
+
+
+def test_windows_are_consecutive_and_anywhere() -> None:
+    starts = set()
+    for seed in range(200):
+        frames = Window(9)({'video_FHWC': clip(12)}, rng(seed))['video_FHWC'][:, 0, 0, 0]
+        np.testing.assert_array_equal(np.diff(frames), 1)
+        starts.add(int(frames[0]))
+    assert starts == {0, 1, 2, 3}
+    assert Window(9, random=False)({'video_FHWC': clip(13)}, rng())['video_FHWC'][0, 0, 0, 0] == 2
+
+
+def test_a_short_clip_is_padded_with_its_last_frame() -> None:
+    frames = Window(9)({'video_FHWC': clip(6)}, rng())['video_FHWC'][:, 0, 0, 0]
+    assert list(frames) == [0, 1, 2, 3, 4, 5, 5, 5, 5]
+
+
+def test_crops_are_one_for_all_frames_and_reach_every_edge() -> None:
+    corners = set()
+    for seed in range(300):
+        video = Crop(10, 13)({'video_FHWC': clip(3)}, rng(seed))['video_FHWC']
+        assert video.shape == (3, 10, 13, 3)
+        corners.add((int(video[0, 0, 0, 1]), int(video[0, 0, 0, 2])))
+        assert (video[..., 1:] == video[:1, ..., 1:]).all()
+    assert corners == {(top, left) for top in range(3) for left in range(4)}
+    middle = Crop(10, 12, random=False)({'video_FHWC': clip(1)}, rng())['video_FHWC']
+    assert list(middle[0, 0, 0]) == [0, 1, 2]
+    with pytest.raises(ValueError, match='cannot crop 13x12 out of a video of 12x16'):
+        Crop(13, 12)({'video_FHWC': clip()}, rng())
+
+
+def test_flip() -> None:
+    video = clip(1)
+    flipped = [Flip()({'video_FHWC': video}, rng(seed))['video_FHWC'] for seed in range(100)]
+    turned = sum((f == video[:, :, ::-1]).all() for f in flipped)
+    assert 30 < turned < 70 and turned + sum((f == video).all() for f in flipped) == 100
+    assert (Flip(0.0)({'video_FHWC': video}, rng())['video_FHWC'] == video).all()
+
+
+def test_resize_crops_to_the_ratio_first() -> None:
+    video = Resize(16, 16)({'video_FHWC': clip(1, 64, 128)}, rng())['video_FHWC']
+    assert video.shape == (1, 16, 16, 3)
+    np.testing.assert_allclose(video[0, :, 8, 1], 4 * np.arange(16) + 1.5, atol=1)
+    np.testing.assert_allclose(video[0, 8, :, 2], 32 + 4 * np.arange(16) + 1.5, atol=1)
+
+
+def test_float_range_and_back() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    floats = transforms.to_float(levels)
+    assert floats.dtype == np.float32 and floats[0] == -1 and floats[255] == 1
+    np.testing.assert_array_equal(transforms.to_uint8(floats), levels)
+    np.testing.assert_array_equal(transforms.to_uint8(np.array([-1.5, 1.5])), [0, 255])
+
+
+def test_a_chain_from_film_to_arrays() -> None:
+    film = films.pattern(12)
+    record = {
+        'video': video_io.encode_bytes(film, 24, crf=4),
+        'caption': 'a pattern',
+        'fps': 24.0,
+        'text': np.ones((4, 8), np.float32),
+    }
+    chain = transforms.chain(
+        transforms.decode_video, Window(9), Crop(32, 48), transforms.to_high_res, transforms.keep_arrays
+    )
+    out = chain(record, rng(1))
+    assert {key: value.shape for key, value in out.items()} == {'high_res_FHWC': (9, 32, 48, 3), 'text_LD': (4, 8)}
+    assert 'video' in record and all(v.flags.c_contiguous for v in out.values())
+    again = chain(record, rng(1))
+    np.testing.assert_array_equal(again['high_res_FHWC'], out['high_res_FHWC'])
+    # It is the film: some window of it, at some place, up to what H.264 loses.
+    errors = [
+        np.abs(transforms.to_float(film[f : f + 9, y : y + 32, x : x + 48]) - out['high_res_FHWC']).mean()
+        for f in range(4)
+        for y in range(33)
+        for x in range(49)
+    ]
+    assert min(errors) < 0.03 < np.median(errors)
+    with pytest.raises(ValueError, match='the record has no video; it has caption'):
+        transforms.decode_video({'caption': 'x'}, rng())
+
+
+def test_latents_draw_one_variant_and_crop_both_alike() -> None:
+    z_high = np.moveaxis(np.mgrid[:2, :6, :8], 0, -1).astype(np.float32)
+    z_low = np.stack([z_high + 100 * (k + 1) for k in range(3)])
+    variants = set()
+    for seed in range(50):
+        out = Latents(crop=(4, 5))({'z_high': z_high, 'z_low': z_low}, rng(seed))
+        assert out['z_high_FHWC'].shape == (2, 4, 5, 3)
+        (difference,) = np.unique(out['z_low_FHWC'] - out['z_high_FHWC'])
+        variants.add(float(difference))
+    assert variants == {100.0, 200.0, 300.0}
+    whole = Latents()({'z_high': z_high, 'z_low': z_low}, rng())
+    np.testing.assert_array_equal(whole['z_high_FHWC'], z_high)
+    with pytest.raises(ValueError, match=r'z_low \(2, 6, 8, 3\) must be a stack'):
+        Latents()({'z_high': z_high, 'z_low': z_low[0]}, rng())

@@ -1,0 +1,178 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.common import parse_variant
+from configs.prepare import get_config
+from fv_jax import prepare
+from fv_jax.core import config as config_lib
+from fv_jax.core.config import ConfigError
+from fv_jax.data import records, video_io
+from fv_jax.data.clips import ClipsConfig
+from tests.data import films
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / 'configs' / 'prepare.py')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two good films of two shots each, one of them captioned and in a folder; half a film and a text that call
+    themselves films; and a text that does not.
+    """
+    path = tmp_path_factory.mktemp('films')
+    (path / 'more').mkdir()
+    films.two_shots(path / 'a.mp4')
+    films.two_shots(path / 'more' / 'b.mkv', fps=12)
+    (path / 'captions.json').write_text(json.dumps({'more/b.mkv': 'two patterns'}))
+    (path / 'broken.mp4').write_bytes((path / 'a.mp4').read_bytes()[:-2000])
+    (path / 'text.webm').write_text('no film')
+    (path / 'notes.txt').write_text('no film either')
+    return path
+
+
+SIZE = ('--config.height=64', '--config.width=96', '--config.crf=4', '--config.clips_per_shot=none')
+
+
+def run(source: Path, output: Path, *more: str) -> int:
+    return prepare.main([f'--input={source}', f'--output={output}', f'--config={CONFIG}:smoke', *SIZE, *more])
+
+
+def test_films_become_records_and_what_is_no_film_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(folder, tmp_path / 'out', '--config.shard_records=3', '--config.margin=0') == prepare.SKIPPED
+    out, err = capsys.readouterr()
+    assert '8 clips of 9 frames at 64x96 from 2 file(s), in 3 shard(s)' in out
+    assert 'captions: 1 file(s) with, 1 without' in out and 'skipped: 2 file(s)' in out
+    assert '  broken.mp4: not a video' in out and '  text.webm: not a video' in out
+    assert 'text.webm' in err and 'frames/s' in err and '8 clips' in err  # the bar
+    read = list(records.read_records(records.list_shards(tmp_path / 'out', 'clips')))
+    assert [(r['source'], r['start_frame'], r['fps']) for r in read] == [
+        *(('a.mp4', start, 24.0) for start in (0, 9, 24, 33)),
+        *(('more/b.mkv', start, 12.0) for start in (0, 9, 24, 33)),
+    ]
+    assert [r.get('caption') for r in read] == [None] * 4 + ['two patterns'] * 4
+    film = video_io.decode(folder / 'a.mp4').frames.astype(int)
+    for record in read[:4]:
+        frames = video_io.decode(record['video']).frames
+        expected = film[record['start_frame'] : record['start_frame'] + 9]
+        assert frames.shape == expected.shape and np.abs(frames - expected).mean() < 2
+    index = json.loads((tmp_path / 'out' / 'clips.json').read_text())
+    assert index['records'] == 8 and index['captioned_clips'] == 4
+    assert set(index['skipped']) == {'broken.mp4', 'text.webm'}
+    assert config_lib.build(ClipsConfig, index['config']).shard_records == 3
+
+
+def test_one_good_film_is_no_complaint_and_shards_are_not_replaced_unasked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(folder / 'a.mp4', tmp_path) == prepare.OK
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run(folder / 'a.mp4', tmp_path) == prepare.USAGE
+    assert 'already holds 1 shard(s) named clips' in capsys.readouterr().err
+    assert run(folder / 'text.webm', tmp_path, '--overwrite') == prepare.USAGE  # nothing better to put there
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert (
+        run(folder / 'a.mp4', tmp_path, '--overwrite', '--config.frames=1', '--config.clips_per_shot=2') == prepare.OK
+    )
+    assert records.count_records(records.list_shards(tmp_path)) == 4
+
+
+def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert config_lib.build(ClipsConfig, get_config().to_dict()) == ClipsConfig()
+    code = prepare.main([f'--input={folder / "a.mp4"}', f'--output={tmp_path / "out"}'])
+    assert code == prepare.USAGE and not (tmp_path / 'out').exists()
+    assert 'a.mp4: 64x96 is too small for clips of 1072x1920' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--config.frmes=33'], "config.frmes: unknown key; did you mean 'frames'?"),
+        (['--config.frames=16'], 'frames=16: a clip must have 1 or 8k+1 frames; use 9 or 17'),
+        (['--config.frames=many'], "config.frames: expected int, got 'many'"),
+        (['--config.width=100'], 'width=100: must be a multiple of 16; use 96 or 112'),
+        (['--config.detector=adaptiv'], "did you mean 'adaptive'?"),
+        (['--config.frames'], '--config.frames: needs a value'),
+        (['--overwrit'], '--overwrit: unknown flag; did you mean --overwrite?'),
+        (['--input=nowhere'], '--input=nowhere: no such file or folder'),
+        (['--config=configs/none.py'], 'there is no file configs/none.py'),
+        ([f'--config={CONFIG}:smok'], "smok: unknown variant; did you mean 'smoke'?"),
+        ([f'--config={CONFIG}:embedded,spilt=heldout'], "spilt: unknown field of the variant; did you mean 'split'?"),
+        ([f'--config={CONFIG}:embedded,split=held'], "split=held: did you mean 'heldout'?"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str
+) -> None:
+    assert run(folder, tmp_path / 'out', *flags) == prepare.USAGE
+    out, err = capsys.readouterr()
+    assert out == '' and message in err and err.count('\n') == 1 and err.startswith('prepare: ')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_empty_folder_and_unreadable_captions_are_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / 'in').mkdir()
+    assert run(tmp_path / 'in', tmp_path / 'out') == prepare.USAGE
+    assert f'--input={tmp_path / "in"}: holds no films (mp4, mov, m4v, webm, mkv, avi)' in capsys.readouterr().err
+    (tmp_path / 'in' / 'a.mp4').write_bytes((folder / 'a.mp4').read_bytes())
+    (tmp_path / 'in' / 'captions.json').write_text('{')
+    assert run(tmp_path / 'in', tmp_path / 'out') == prepare.USAGE
+    assert 'captions.json: not JSON' in capsys.readouterr().err
+    (tmp_path / 'in' / 'captions.json').unlink()
+    assert run(tmp_path / 'in', tmp_path / 'out', '--config.frames=49') == prepare.USAGE
+    assert 'nothing written: no shot in 1 file(s) has 49 frames' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    video_io.encode(tmp_path / 'long.mp4', np.concatenate([films.pattern(400)] * 5), 24, preset='ultrafast')
+    command = [sys.executable, '-m', 'fv_jax.prepare', f'--input={tmp_path}', f'--output={tmp_path / "out" / "clips"}']
+    flags = [f'--config={CONFIG}:smoke', *SIZE, '--config.detector=none', '--config.preset=veryslow']
+    process = subprocess.Popen(
+        [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
+    )
+    shards = tmp_path / 'out' / 'clips'
+    deadline = time.monotonic() + 60
+    while not list(shards.glob('.clips.*.partial/0')):  # the first shard has been begun
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert 'nothing was written' in err.splitlines()[-1] and 'Traceback' not in err
+    assert [path.name for path in tmp_path.iterdir()] == ['long.mp4']
+
+
+def test_variants_are_parsed_strictly() -> None:
+    fields = {'batch': 4, 'rate': 0.5, 'name': 'x', 'fast': False}
+    assert parse_variant('', ('smoke',)) == ('', {})
+    assert parse_variant('smoke,batch=8,fast=true', ('smoke', 'tiny'), fields) == (
+        'smoke',
+        {'batch': 8, 'rate': 0.5, 'name': 'x', 'fast': True},
+    )
+    name, values = parse_variant('rate=2,name=7', ('smoke',), fields)
+    assert name == '' and values['rate'] == 2.0 and type(values['rate']) is float and values['name'] == '7'
+    for variant, message in (
+        ('smoky', "smoky: unknown variant; did you mean 'smoke'"),
+        ('smoke,bach=8', "bach: unknown field of the variant; did you mean 'batch'"),
+        ('smoke,tiny', 'tiny: a variant is one name'),
+        ('batch=four', 'batch=four: expected int, like 4'),
+        ('fast=1', 'fast=1: expected bool'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_variant(variant, ('smoke', 'tiny'), fields)
+    assert fields['batch'] == 4
+    with pytest.raises(ConfigError, match='there are none'):
+        parse_variant('smoke')
