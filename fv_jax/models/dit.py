@@ -1,0 +1,377 @@
+"""The diffusion transformer of both stages: joint attention over text and video tokens (FACTS 1).
+
+    e    = time(sinusoid(timestep)) [+ frames(sinusoid(F)) + source(sinusoid(source timestep))]     FACTS 1.1
+    h    = [text W_t + b_t | patches W_p + b_p]                                                     FACTS 1.2
+    h    = h + gate_a attention(modulate_a(norm1 h));  h = h + gate_m mlp(modulate_m(norm2 h))      FACTS 1.3
+    out  = unpatchify(W (modulate(norm(final_norm(h video)))))                                      FACTS 1.6
+
+Text and video tokens share every weight of a block and have modulations of their own. The network maps
+`(x, timestep, text)` to a tensor shaped like `x`; it does not know whether that is a velocity or v.
+
+Blocks are stacked along a leading axis `layers` and run by `jax.lax.scan`. `embed_cond`, `embed_tokens`,
+`block` and `head` are `__call__` taken apart.
+
+Dimensions: B batch, F latent frames, H W latent height and width, C latent channels, L text tokens, S video tokens,
+M = L + S joint tokens (text first), D width, E conditioning width, T text width, N heads, K head size.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from fv_jax.core import axes
+from fv_jax.core.array_typing import Array, Float, Int, typed
+from fv_jax.core.config import ConfigError
+from fv_jax.core.rules import Rules
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.models.layers import (
+    LINEAR_OUTPUT,
+    MLP,
+    DtypeName,
+    Dtypes,
+    LayerNorm,
+    Linear,
+    Modulation,
+    gelu_tanh,
+    modulate,
+    zeros,
+)
+from fv_jax.models.patch import patch_grid, patchify, unpatchify
+from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
+
+# Official constants (FACTS 1.3, 1.4, 1.6). They differ, and each is visible in the output.
+BLOCK_NORM_EPS = 1e-5
+FINAL_NORM_EPS = 1e-5
+QK_NORM_EPS = 1e-6
+HEAD_NORM_EPS = 1e-6
+
+Remat = Literal['none', 'dots', 'full']
+
+ATTENTION_OUTPUT = 'attention_output'  # the name under which remat keeps it
+RESIDUAL = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_EMBED)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Sizes and numerics of a DiT. The defaults are the official stage 2.
+
+    embed_num_frames, embed_source_timestep: the extra embeddings that stage 2 adds to the timestep's.
+    dtype: what the network computes in; norms, softmax, rotary positions and sinusoids stay float32.
+    param_dtype: what parameters are stored in.
+    remat: what the backward pass computes again: nothing; all but the outputs of linears and attention (less memory
+      and, for the traffic it saves, less time on a CPU); whole blocks.
+    """
+
+    latent_channels: int = 16
+    patch_size: int = 2
+    embed_dim: int = 1920
+    num_layers: int = 30
+    num_heads: int = 30
+    mlp_dim: int = 7680
+    cond_dim: int = 512
+    text_dim: int = 4096
+    embed_num_frames: bool = True
+    embed_source_timestep: bool = True
+    dtype: DtypeName = 'float32'
+    param_dtype: DtypeName = 'float32'
+    remat: Remat = 'dots'
+
+    def __post_init__(self):
+        for name in (
+            'latent_channels',
+            'patch_size',
+            'embed_dim',
+            'num_layers',
+            'num_heads',
+            'mlp_dim',
+            'cond_dim',
+            'text_dim',
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
+        if self.embed_dim % self.num_heads:
+            raise ConfigError(f'embed_dim={self.embed_dim}: not a multiple of num_heads={self.num_heads}')
+        if self.embed_dim % 2:
+            raise ConfigError(f'embed_dim={self.embed_dim}: must be even, the sinusoids are half cosine, half sine')
+        try:
+            split_head(self.head_dim)
+        except ValueError as error:
+            raise ConfigError(f'num_heads={self.num_heads}: {error} (embed_dim={self.embed_dim})') from None
+        for name, known in (('dtype', DtypeName), ('param_dtype', DtypeName), ('remat', Remat)):
+            if getattr(self, name) not in known.__args__:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be one of {", ".join(known.__args__)}')
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        return self.latent_channels * self.patch_size**2
+
+
+STAGE2 = DiTConfig()
+STAGE1 = DiTConfig(
+    embed_dim=3072, num_layers=42, num_heads=48, mlp_dim=12288, embed_num_frames=False, embed_source_timestep=False
+)
+TINY = DiTConfig(embed_dim=256, num_layers=6, num_heads=4, mlp_dim=1024, cond_dim=128, text_dim=64)
+
+
+@typed
+def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
+    """[cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1; float32 (FACTS 1.1)."""
+    half = dim // 2
+    # The exponent is rounded to float32, as the official code does: at a timestep of 1000 the last bit of a frequency
+    # is worth 6e-5 of a radian. The exponential itself is rounded once, from float64.
+    exponents = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = values_B.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Tokens(NamedTuple):
+    """What a block must know of the joint sequence: which tokens are text (1, M, 1), and everybody's position."""
+
+    is_text_BMD: jax.Array
+    rope: Rope
+
+
+class JointAttention(nnx.Module):
+    """Self-attention over all tokens, with normalised and rotated queries and keys (FACTS 1.4)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        dtypes = Dtypes(config.dtype, config.param_dtype)
+        dim, self.heads = config.embed_dim, (config.num_heads, config.head_dim)
+        self.qkv = Linear(dim, (3, dim), (axes.EMBED, None, axes.HEADS), dtypes=dtypes, rngs=rngs)
+        self.q_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes)
+        self.k_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes)
+        self.out = Linear(dim, dim, (axes.HEADS, axes.EMBED), dtypes=dtypes, rngs=rngs)
+
+    def __call__(self, x_BMD: jax.Array, rope: Rope, rules: Rules) -> jax.Array:
+        qkv_BM3D = self.qkv(x_BMD)
+        q, k, v = (qkv_BM3D[:, :, i].reshape(*x_BMD.shape[:2], *self.heads) for i in range(3))
+        q = apply_rope(self.q_norm(q), rope).astype(v.dtype)
+        k = apply_rope(self.k_norm(k), rope).astype(v.dtype)
+        placed = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)
+        o_BMNK = rules.attention(*(rules.constrain(y, placed) for y in (q, k, v)))
+        return self.out(checkpoint_name(o_BMNK, ATTENTION_OUTPUT).reshape(x_BMD.shape))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each between a modulated norm and a gate (FACTS 1.3)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        dtypes = Dtypes(config.dtype, config.param_dtype)
+        dim, inner = config.embed_dim, config.mlp_dim
+        # Twelve vectors: (video, text) x (attention, mlp) x (shift, scale, gate). Zero: a new block is the identity.
+        self.modulation = Linear(
+            config.cond_dim, (12, dim), (axes.COND, None, axes.MODULATION), dtypes=dtypes, rngs=rngs, kernel_init=zeros
+        )
+        self.attention_norm = LayerNorm(dim, eps=BLOCK_NORM_EPS, dtypes=dtypes)
+        self.attention = JointAttention(config, rngs=rngs)
+        self.mlp_norm = LayerNorm(dim, eps=BLOCK_NORM_EPS, dtypes=dtypes)
+        kernel_axes = ((axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED))
+        self.mlp = MLP((dim, inner, dim), kernel_axes, gelu_tanh, dtypes=dtypes, rngs=rngs)
+
+    def __call__(self, h_BMD: jax.Array, emb_BE: jax.Array, tokens: Tokens, rules: Rules) -> jax.Array:
+        attention, mlp = self.modulations(emb_BE, tokens)
+
+        x = modulate(self.attention_norm(h_BMD), attention.shift, attention.scale)
+        o = self.attention(x, tokens.rope, rules)
+        h_BMD = rules.constrain(h_BMD + (attention.gate * o).astype(h_BMD.dtype), RESIDUAL)
+
+        x = modulate(self.mlp_norm(h_BMD), mlp.shift, mlp.scale)
+        o = self.mlp(x, lambda y: rules.constrain(y, (axes.ACT_BATCH, axes.ACT_TOKENS, axes.MLP)))
+        return rules.constrain(h_BMD + (mlp.gate * o).astype(h_BMD.dtype), RESIDUAL)
+
+    def modulations(self, emb_BE: jax.Array, tokens: Tokens) -> tuple[Modulation, Modulation]:
+        """The modulations of attention and MLP, per token."""
+        m_B12D = self.modulation(jax.nn.silu(emb_BE))
+        video, text = m_B12D[:, :6, None], m_B12D[:, 6:, None]
+        # Chosen per token, not by slicing and joining the sequence: the token axis may be sharded anywhere.
+        each = [jnp.where(tokens.is_text_BMD, text[:, i], video[:, i]) for i in range(6)]
+        return Modulation(*each[:3]), Modulation(*each[3:])
+
+
+class Head(nnx.Module):
+    """Norm, modulation and projection to patch features (FACTS 1.6)."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        dtypes = Dtypes(config.dtype, config.param_dtype)
+        dim = config.embed_dim
+        self.norm = LayerNorm(dim, eps=HEAD_NORM_EPS, dtypes=dtypes)
+        self.modulation = Linear(
+            config.cond_dim, (2, dim), (axes.COND, None, axes.MODULATION), dtypes=dtypes, rngs=rngs, kernel_init=zeros
+        )
+        self.out = Linear(dim, config.patch_dim, (axes.EMBED, axes.PATCH), dtypes=dtypes, rngs=rngs, kernel_init=zeros)
+
+    def __call__(self, h_BSD: jax.Array, emb_BE: jax.Array) -> jax.Array:
+        m_B2D = self.modulation(jax.nn.silu(emb_BE))
+        return self.out(modulate(self.norm(h_BSD), shift=m_B2D[:, 0, None], scale=m_B2D[:, 1, None]))
+
+
+class DiT(nnx.Module):
+    """The network of both stages; `config` says which extra embeddings it has.
+
+    A new network is the zero function (adaLN-zero): gates, final projection and the extra embeddings' last linears
+    start at zero. Only the last: an MLP that is zero throughout passes no gradient to its first linear.
+    """
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        dtypes = Dtypes(config.dtype, config.param_dtype)
+        dim, cond = config.embed_dim, config.cond_dim
+        self.config = config
+        self.patch_embed = Linear(config.patch_dim, dim, (axes.PATCH, axes.EMBED), dtypes=dtypes, rngs=rngs)
+        self.text_embed = Linear(config.text_dim, dim, (axes.TEXT, axes.EMBED), dtypes=dtypes, rngs=rngs)
+        sizes, kernel_axes = (dim, cond, cond), ((axes.EMBED, axes.COND), (None, axes.COND))
+        self.time_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs)
+        if config.embed_num_frames:
+            self.frames_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
+        if config.embed_source_timestep:
+            self.source_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
+        self.blocks = stacked_blocks(config, rngs=rngs)
+        self.final_norm = LayerNorm(dim, eps=FINAL_NORM_EPS, dtypes=dtypes)
+        self.output = Head(config, rngs=rngs)
+
+    @typed
+    def __call__(
+        self,
+        x_BFHWC: Float[Array, 'b f h w c'],
+        timestep_B: Float[Array, ' b'] | Int[Array, ' b'],
+        text_BLD: Float[Array, 'b l t'],
+        source_timestep_B: Float[Array, ' b'] | Int[Array, ' b'] | None = None,
+        *,
+        rules: Rules = SINGLE_DEVICE,
+    ) -> Float[Array, 'b f h w c']:
+        """Latents, time and text -> a tensor shaped like the latents, in the compute dtype.
+
+        Args:
+          x_BFHWC: latents, multiplied by the stage's scale factor; height and width multiples of the patch.
+          timestep_B: 1000 t, one per sample: 1000 at the source, 0 at data.
+          text_BLD: the text encoder's output; every token is attended to.
+          source_timestep_B: index into the 1000-step noise table to which the source was noised. For a network with
+            `embed_source_timestep`, and only for it.
+          rules: where activations live and who computes attention.
+
+        Raises:
+          ValueError: sizes that do not fit the configuration, or a source timestep missing or not wanted.
+        """
+        self._check(x_BFHWC, text_BLD)
+        grid = patch_grid(x_BFHWC.shape, self.config.patch_size)
+        emb_BE = self.embed_cond(timestep_B, grid[0], source_timestep_B)
+        h_BMD = rules.constrain(self.embed_tokens(x_BFHWC, text_BLD), RESIDUAL)
+        h_BMD = self.run_blocks(h_BMD, emb_BE, grid, rules=rules)
+        return self.head(h_BMD, emb_BE, grid)
+
+    def embed_cond(
+        self, timestep_B: jax.Array, num_frames: int, source_timestep_B: jax.Array | None = None
+    ) -> Float[Array, 'b e']:
+        """The conditioning vector: timestep, number of LATENT frames and source timestep (FACTS 1.1)."""
+        config = self.config
+        if config.embed_source_timestep and source_timestep_B is None:
+            raise ValueError('this network embeds the source timestep: pass source_timestep, an index from 0 to 999')
+        if not config.embed_source_timestep and source_timestep_B is not None:
+            raise ValueError(
+                'source_timestep was given, but this network has embed_source_timestep=False: leave it out'
+            )
+        emb_BE = self.time_embed(self._sinusoid(timestep_B))
+        if config.embed_num_frames:
+            emb_BE += self.frames_embed(self._sinusoid(jnp.full(timestep_B.shape, num_frames)))
+        if config.embed_source_timestep:
+            emb_BE += self.source_embed(self._sinusoid(source_timestep_B))
+        return emb_BE
+
+    def embed_tokens(
+        self, x_BFHWC: Float[Array, 'b f h w c'], text_BLD: Float[Array, 'b l t']
+    ) -> Float[Array, 'b m d']:
+        """The joint sequence: text tokens, then patches (FACTS 1.2)."""
+        video_BSD = self.patch_embed(patchify(x_BFHWC, self.config.patch_size))
+        return jnp.concatenate([self.text_embed(text_BLD), video_BSD], axis=1)
+
+    def run_blocks(
+        self,
+        h_BMD: Float[Array, 'b m d'],
+        emb_BE: Float[Array, 'b e'],
+        grid: tuple[int, int, int],
+        *,
+        rules: Rules = SINGLE_DEVICE,
+    ) -> Float[Array, 'b m d']:
+        """All blocks, one after the other, by a scan over the stacked parameters."""
+        tokens = self._tokens(h_BMD, grid, rules)
+        # Not nnx.scan, which cannot be nested in another loop or in jax.checkpoint.
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def body(h_BMD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, layer)(h_BMD, emb_BE, tokens, rules), None
+
+        h_BMD, _ = jax.lax.scan(_rematerialised(body, self.config.remat), h_BMD, stacked)
+        return h_BMD
+
+    def block(
+        self,
+        index: int,
+        h_BMD: Float[Array, 'b m d'],
+        emb_BE: Float[Array, 'b e'],
+        grid: tuple[int, int, int],
+        *,
+        rules: Rules = SINGLE_DEVICE,
+    ) -> Float[Array, 'b m d']:
+        """Block `index` alone, on a `grid` of (frames, rows, columns) of patches."""
+        graphdef, stacked = nnx.split(self.blocks)
+        layer = jax.tree.map(lambda x: x[index], stacked)
+        return nnx.merge(graphdef, layer)(h_BMD, emb_BE, self._tokens(h_BMD, grid, rules), rules)
+
+    def head(
+        self, h_BMD: Float[Array, 'b m d'], emb_BE: Float[Array, 'b e'], grid: tuple[int, int, int]
+    ) -> Float[Array, 'b f h w c']:
+        """Final norm, the video tokens' projection, and back to latents (FACTS 1.6)."""
+        video_BSD = self.final_norm(h_BMD)[:, h_BMD.shape[1] - int(np.prod(grid)) :]
+        return unpatchify(self.output(video_BSD, emb_BE), grid, self.config.patch_size)
+
+    def _sinusoid(self, values_B: jax.Array) -> jax.Array:
+        return sinusoid(values_B.astype(jnp.float32), self.config.embed_dim)
+
+    def _tokens(self, h_BMD: jax.Array, grid: tuple[int, int, int], rules: Rules) -> Tokens:
+        num_text = h_BMD.shape[1] - int(np.prod(grid))
+        is_text = (jnp.arange(h_BMD.shape[1]) < num_text)[None, :, None]
+        rope = rope_table(*grid, head_dim=self.config.head_dim, num_text=num_text)
+        return Tokens(is_text, Rope(*(rules.constrain(table, (axes.ACT_TOKENS, None)) for table in rope)))
+
+    def _check(self, x_BFHWC: jax.Array, text_BLD: jax.Array) -> None:
+        if x_BFHWC.shape[-1] != self.config.latent_channels:
+            raise ValueError(
+                f'latents have {x_BFHWC.shape[-1]} channels and the network has latent_channels='
+                f'{self.config.latent_channels}; channels come last (BFHWC)'
+            )
+        if text_BLD.shape[-1] != self.config.text_dim:
+            raise ValueError(f'text is {text_BLD.shape[-1]} wide and the network has text_dim={self.config.text_dim}')
+
+
+def stacked_blocks(config: DiTConfig, *, rngs: nnx.Rngs) -> Block:
+    """`num_layers` blocks as one `Block` whose parameters have a leading axis `layers`."""
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(axis_size=config.num_layers)
+    def create(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs=rngs)
+
+    blocks = create(rngs)
+    for _, parameter in nnx.iter_graph(blocks):
+        if isinstance(parameter, nnx.Param):
+            parameter.set_metadata('axes', (axes.LAYERS, *parameter.get_metadata('axes')))
+    return blocks
+
+
+def _rematerialised(body: Callable, remat: Remat) -> Callable:
+    if remat == 'none':
+        return body
+    kept = (LINEAR_OUTPUT, ATTENTION_OUTPUT) if remat == 'dots' else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    # Within a scan the two computations cannot be merged by common-subexpression elimination anyway.
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)

@@ -1,0 +1,140 @@
+"""Linear, LayerNorm, MLP and the adaptive-norm modulation: the parts the transformers are made of.
+
+    Linear      y = x W + b, W stored (in, *out)
+    LayerNorm   y = (x - mean x) / sqrt(var x + eps) * scale + bias, in float32
+    modulate    y = x (1 + scale) + shift                                                 FACTS 1.3
+
+Parameters are kept in `Dtypes.param` and used in `Dtypes.compute`. Every parameter names its axes.
+
+Dimensions: B batch, M tokens, D width; `...` any leading dimensions.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from fv_jax.core import axes
+from fv_jax.core.array_typing import Array, Float
+from fv_jax.kernels.project import project
+
+LINEAR_OUTPUT = 'linear_output'  # the name under which a remat policy can keep every linear's result
+
+DtypeName = Literal['float32', 'bfloat16']
+Initializer = Callable[..., jax.Array]
+Axes = tuple[str | None, ...]
+
+
+class Dtypes(NamedTuple):
+    """compute: what linears multiply in. param: what parameters are stored in."""
+
+    compute: DtypeName = 'float32'
+    param: DtypeName = 'float32'
+
+
+class Modulation(NamedTuple):
+    """What an adaptive norm needs: x (1 + scale) + shift before a branch, gate times the branch's output."""
+
+    shift: jax.Array
+    scale: jax.Array
+    gate: jax.Array
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x (1 + scale) + shift."""
+    return x * (1 + scale) + shift
+
+
+def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: DtypeName) -> jax.Array:
+    """Xavier for a kernel (in, *groups, out): each group is a matrix of its own, as q, k and v are."""
+    groups = tuple(range(1, len(shape) - 1))
+    init = jax.nn.initializers.variance_scaling(
+        1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=-1, batch_axis=groups, dtype=dtype
+    )
+    return init(key, shape)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: DtypeName) -> jax.Array:
+    """An initializer that gives zeros."""
+    del key
+    return jnp.zeros(shape, dtype)
+
+
+def _at_rank(x: jax.Array, ndim: int) -> jax.Array:
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+class Linear(nnx.Module):
+    """y = x W + b over the last dimension; a tuple as `out_features` makes several output dimensions."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | tuple[int, ...],
+        kernel_axes: Axes,
+        *,
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        kernel_init: Initializer = xavier_uniform,
+    ):
+        out = out_features if isinstance(out_features, tuple) else (out_features,)
+        self.kernel = axes.param(kernel_init(rngs.params(), (in_features, *out), dtypes.param), kernel_axes)
+        self.bias = axes.param(jnp.zeros(out, dtypes.param), kernel_axes[1:])
+        self.dtype = dtypes.compute
+
+    def __call__(self, x: Float[Array, '... i']) -> Float[Array, '... o']:
+        """(..., in) -> (..., *out) in the compute dtype."""
+        kernel = self.kernel[...].astype(self.dtype)
+        y = project(x.astype(self.dtype), kernel)
+        return checkpoint_name(y + _at_rank(self.bias[...].astype(self.dtype), y.ndim), LINEAR_OUTPUT)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last dimension. Computes and returns float32."""
+
+    def __init__(self, features: int, *, eps: float, dtypes: Dtypes):
+        self.scale = axes.param(jnp.ones((features,), dtypes.param), (axes.NORM,))
+        self.bias = axes.param(jnp.zeros((features,), dtypes.param), (axes.NORM,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, '... d']) -> Float[Array, '... d']:
+        """(..., features) -> (..., features), float32."""
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.eps)
+        scale, bias = (_at_rank(p[...].astype(jnp.float32), x.ndim) for p in (self.scale, self.bias))
+        return normal * scale + bias
+
+
+class MLP(nnx.Module):
+    """out(activation(hidden(x)))."""
+
+    def __init__(
+        self,
+        features: tuple[int, int, int],
+        kernel_axes: tuple[Axes, Axes],
+        activation: Callable[[jax.Array], jax.Array],
+        *,
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        out_init: Initializer = xavier_uniform,
+    ):
+        first, inner, last = features
+        self.hidden = Linear(first, inner, kernel_axes[0], dtypes=dtypes, rngs=rngs)
+        self.out = Linear(inner, last, kernel_axes[1], dtypes=dtypes, rngs=rngs, kernel_init=out_init)
+        self.activation = activation
+
+    def __call__(
+        self, x: Float[Array, '... i'], constrain: Callable[[jax.Array], jax.Array] = lambda inner: inner
+    ) -> Float[Array, '... o']:
+        """(..., in) -> (..., out). `constrain` places the inner activation."""
+        return self.out(constrain(self.activation(self.hidden(x))))
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU in its tanh approximation (FACTS 1.3)."""
+    return jax.nn.gelu(x, approximate=True)

@@ -1,0 +1,82 @@
+"""Three-dimensional rotary positions (FACTS 1.5).
+
+A head's channels are split t | h | w. Within a part of width c, pair j of adjacent channels (2j, 2j+1)
+turns by the angle position * 10000^(-2j/c), where positions are plain integers from 0 in units of
+latent frames and patches:
+
+    out[2j]   = x[2j] cos - x[2j+1] sin
+    out[2j+1] = x[2j+1] cos + x[2j] sin
+
+Tables are a function of the sizes; nothing is cached. Tokens that have no position (text) get the
+angle 0, which leaves them as they are.
+
+Dimensions: S video tokens (frame-major, then row, then column), L text tokens, M = L + S joint tokens, N heads,
+K head size, B batch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.core.array_typing import Array, Float, typed
+
+BASE = 10000.0
+
+
+class Rope(NamedTuple):
+    """cos and sin of every token's angles, each repeated for the two channels of its pair; float32."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def split_head(head_dim: int) -> tuple[int, int, int]:
+    """Channels of a head given to (t, h, w): 64 -> (16, 24, 24).
+
+    Raises:
+      ValueError: `head_dim` does not split into three even parts.
+    """
+    t = head_dim // 4
+    h = (head_dim - t) // 2
+    if head_dim % 4 or t % 2 or h % 2 or t + 2 * h != head_dim:
+        raise ValueError(
+            f'a head of {head_dim} channels does not split into even t | h | w parts; use a multiple of 16'
+        )
+    return t, h, h
+
+
+def rope_table(frames: int, height: int, width: int, head_dim: int, num_text: int = 0) -> Rope:
+    """Angles' cos and sin for a grid of video tokens, after `num_text` tokens that are not turned.
+
+    Args:
+      frames, height, width: the grid, in latent frames and patches.
+      head_dim: K.
+      num_text: L.
+
+    Returns:
+      Two float32 tables of shape (L + frames * height * width, K).
+    """
+    grid = (frames, height, width)
+    parts = []
+    for axis, channels in enumerate(split_head(head_dim)):
+        # Angles are rounded once, from float64. Only these small per-axis tables are constants of the program.
+        frequencies = BASE ** (-np.arange(0, channels, 2) / channels)
+        angles = np.repeat(np.arange(grid[axis])[:, None] * frequencies, 2, axis=1).astype(np.float32)
+        shape = [1, 1, 1, channels]
+        shape[axis] = grid[axis]
+        parts.append(jnp.broadcast_to(jnp.asarray(angles).reshape(shape), (*grid, channels)))
+    angles_SK = jnp.concatenate(parts, axis=-1).reshape(frames * height * width, head_dim)
+    angles_MK = jnp.pad(angles_SK, ((num_text, 0), (0, 0)))
+    return Rope(jnp.cos(angles_MK), jnp.sin(angles_MK))
+
+
+@typed
+def apply_rope(x_BMNK: Float[Array, 'b m n k'], rope: Rope) -> Float[Array, 'b m n k']:
+    """Turns every pair of channels by its token's angle. Computes and returns float32."""
+    x = x_BMNK.astype(jnp.float32)
+    even = (jnp.arange(x.shape[-1]) % 2 == 0)[None, None, None, :]
+    # The neighbour of each pair, with the sign of the rotation: (x0, x1) -> (-x1, x0).
+    turned = jnp.where(even, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+    return x * rope.cos[None, :, None, :] + turned * rope.sin[None, :, None, :]

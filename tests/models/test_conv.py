@@ -1,0 +1,173 @@
+"""The VAE's convolutions and its group norm: references in numpy, causality, caches, dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.models import conv
+from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv
+from tests.inference import tiny
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_compiling():
+    with tiny.fast_compiling():
+        yield
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def causal(dtype='float32', channels=(2, 3)):
+    layer = CausalConv3d(*channels, dtype=dtype, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.asarray(normal(channels[1], seed=1))
+    return layer
+
+
+def conv3d_in_numpy(x, kernel):
+    """Valid in time, zeros around the picture: the definition, tap by tap."""
+    frames, (height, width) = x.shape[1] - 2, x.shape[2:4]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).astype(np.float64)
+    return sum(
+        padded[:, t : t + frames, i : i + height, j : j + width] @ kernel[t, i, j]
+        for t in range(3)
+        for i in range(3)
+        for j in range(3)
+    )
+
+
+# Convolutions.
+
+
+@pytest.mark.parametrize('formulation', [conv._conv3d_native, conv._conv3d_summed, conv.conv3d])
+def test_both_formulations_are_the_convolution(formulation):
+    x, kernel = normal(2, 5, 4, 6, 3), normal(3, 3, 3, 3, 5, seed=1)
+    got = formulation(jnp.asarray(x), jnp.asarray(kernel))
+    assert got.shape == (2, 3, 4, 6, 5)
+    np.testing.assert_allclose(got, conv3d_in_numpy(x, kernel), atol=1e-4)
+
+
+def test_the_past_of_a_first_frame_is_that_frame():
+    layer, x = causal(), normal(1, 4, 3, 5, 2)
+    past = np.repeat(x[:, :1], 2, axis=1)
+    expected = conv3d_in_numpy(np.concatenate([past, x], axis=1), np.asarray(layer.kernel[...]))
+    y, _ = layer(jnp.asarray(x), None)
+    np.testing.assert_allclose(y, expected + np.asarray(layer.bias[...]), atol=1e-5)
+
+
+@pytest.mark.parametrize('frame', [0, 1, 3])
+def test_no_frame_sees_the_future(frame):
+    """By gradients: of the output at one frame, to the input at every frame."""
+    layer, x = causal(), jnp.asarray(normal(1, 5, 3, 3, 2))
+    gradient = jax.grad(lambda x: jnp.sum(jnp.square(layer(x, None)[0][:, frame])))(x)
+    seen = np.abs(np.asarray(gradient)).max((0, 2, 3, 4)) > 0
+    assert seen.tolist() == [frame - 2 <= f <= frame for f in range(5)]
+
+
+@pytest.mark.parametrize('chunks', [(3, 2, 4), (1, 1, 7), (8, 1)])
+def test_chunks_with_caches_are_the_whole(chunks):
+    layer, x = causal(), jnp.asarray(normal(2, 9, 3, 4, 2))
+    whole, last = layer(x, None)
+    parts, cache, start = [], None, 0
+    for size in chunks:
+        part, cache = layer(x[:, start : start + size], cache)
+        parts.append(part)
+        start += size
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)
+    np.testing.assert_array_equal(cache, last)
+    np.testing.assert_array_equal(cache, x[:, -2:])
+
+
+def test_a_cache_matters():
+    layer, x = causal(), jnp.asarray(normal(1, 2, 3, 3, 2))
+    fresh, _ = layer(x, None)
+    after, _ = layer(x, jnp.asarray(normal(1, 2, 3, 3, 2, seed=3)))
+    assert np.abs(fresh - after)[:, 0].max() > 0.1
+
+
+def test_a_pointwise_convolution_is_a_linear_map():
+    layer, x = PointwiseConv(3, 4, dtype='float32', rngs=nnx.Rngs(0)), normal(1, 2, 3, 4, 3)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), x @ np.asarray(layer.kernel[...]), atol=1e-6)
+
+
+def test_halving_pads_right_and_below_only():
+    """Output (i, j) is made of rows 2i ... 2i + 2 and columns 2j ... 2j + 2; those that are outside are zeros."""
+    layer, x = FrameConv(2, stride=2, dtype='float32', rngs=nnx.Rngs(0)), normal(1, 2, 4, 6, 2)
+    padded = np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)))
+    kernel = np.asarray(layer.kernel[...])
+    expected = sum(padded[:, :, i : i + 3 : 2, j : j + 5 : 2] @ kernel[i, j] for i in range(3) for j in range(3))
+    y = layer(jnp.asarray(x))
+    assert y.shape == (1, 2, 2, 3, 2)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_a_convolution_of_frames_keeps_the_size_and_the_frames_apart():
+    layer, x = FrameConv(2, dtype='float32', rngs=nnx.Rngs(0)), jnp.asarray(normal(1, 3, 4, 6, 2))
+    y = layer(x)
+    assert y.shape == x.shape
+    np.testing.assert_allclose(y[:, 1:2], layer(x[:, 1:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(3, 3, 3, 16, 64), (3, 3, 64, 64), (256, 256)])
+def test_kernels_start_with_variance_one_over_fan_in(shape):
+    kernel = np.asarray(conv._init(jax.random.key(0), shape))
+    fan_in = np.prod(shape[:-1])
+    assert kernel.shape == shape
+    assert np.var(kernel) * fan_in == pytest.approx(1, rel=0.05)
+    assert abs(kernel.mean()) < 3 / np.sqrt(kernel.size * fan_in)
+
+
+# The norm.
+
+
+def group_norm_in_numpy(x, groups, eps):
+    grouped = x.astype(np.float64).reshape(*x.shape[:-1], groups, -1)
+    dims = (1, 2, 3, 5)
+    normed = (grouped - grouped.mean(dims, keepdims=True)) / np.sqrt(grouped.var(dims, keepdims=True) + eps)
+    return normed.reshape(x.shape)
+
+
+def test_a_group_is_its_channels_in_all_frames_rows_and_columns():
+    x, norm = 3 + 2 * normal(2, 3, 4, 5, 6), GroupNorm(6, 3)
+    scale, bias = normal(6, seed=1), normal(6, seed=2)
+    norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
+    expected = group_norm_in_numpy(x, 3, 1e-6) * scale + bias
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=1e-5)
+
+
+def test_the_eps_is_a_millionth():
+    """Of a signal +-d the norm is d / sqrt(d^2 + eps): at d = 0.001, 0.7071 with 1e-6 and 0.3015 with 1e-5."""
+    d = 1e-3
+    x = np.full((1, 2, 4, 4, 4), d, np.float32)
+    x[:, :, ::2] *= -1
+    normed = np.asarray(GroupNorm(4, 2)(jnp.asarray(x)))
+    np.testing.assert_allclose(np.abs(normed), d / np.sqrt(d**2 + 1e-6), rtol=1e-4)
+    np.testing.assert_array_equal(np.sign(normed), np.sign(x))
+
+
+def test_a_large_offset_does_not_drown_the_variance():
+    """Centred first: the mean of squares minus the square of the mean would lose everything here."""
+    x = 1000 + 0.1 * normal(1, 4, 8, 8, 4)
+    np.testing.assert_allclose(GroupNorm(4, 2)(jnp.asarray(x)), group_norm_in_numpy(x, 2, 1e-6), atol=0.02)
+
+
+# Dtypes and axes.
+
+
+def test_convolutions_compute_in_their_dtype_and_norms_in_float32():
+    x = jnp.asarray(normal(1, 3, 4, 4, 2), jnp.bfloat16)
+    y, cache = causal('bfloat16')(x, None)
+    assert y.dtype == cache.dtype == jnp.bfloat16
+    assert PointwiseConv(2, 3, dtype='bfloat16', rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
+    assert FrameConv(2, dtype='bfloat16', rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
+    normed = GroupNorm(2, 1)(x)
+    assert normed.dtype == jnp.float32
+    np.testing.assert_allclose(normed, group_norm_in_numpy(np.asarray(x, np.float32), 1, 1e-6), atol=1e-5)
+
+
+def test_parameters_are_float32_whatever_is_computed_in():
+    for layer in (causal('bfloat16'), FrameConv(2, dtype='bfloat16', rngs=nnx.Rngs(0)), GroupNorm(2, 1)):
+        assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype('float32')}

@@ -1,0 +1,208 @@
+"""The VAE's parts and sizes; agreement with the official one is in tests/parity."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.core import axes
+from fv_jax.core.config import ConfigError, build, to_dict
+from fv_jax.models import vae as vae_lib
+from fv_jax.models.vae import OFFICIAL, VAE, SpatialNorm, VAEConfig
+from tests.inference import tiny
+
+CONFIG = tiny.VAE_CONFIG
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_compiling():
+    with tiny.fast_compiling():
+        yield
+
+
+@pytest.fixture(scope='module')
+def network():
+    return tiny.vae()
+
+
+@pytest.fixture(scope='module')
+def official_size():
+    return nnx.eval_shape(lambda: VAE(OFFICIAL, rngs=nnx.Rngs(0)))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# Sizes.
+
+
+def test_the_official_number_of_parameters(official_size):
+    def count(module):
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+    assert count(official_size.encoder) == 92_215_456
+    assert count(official_size.decoder) == 123_368_451
+    assert count(official_size) == 215_583_907
+
+
+def test_every_parameter_names_its_axes(official_size):
+    known = {None, axes.CONV_IN, axes.CONV_OUT, axes.NORM}
+    for path, param in nnx.to_flat_state(nnx.state(official_size)):
+        names = param.get_metadata()['axes']
+        assert len(names) == param.ndim and set(names) <= known, path
+        if path[-1] == 'kernel':
+            assert names[-2:] == (axes.CONV_IN, axes.CONV_OUT), path
+
+
+def test_sizes_of_the_ways_there_and_back(network):
+    for frames, latent_frames in ((9, 3), (1, 1)):
+        x = jax.ShapeDtypeStruct((2, frames, 16, 24, 3), jnp.float32)
+        moments, _ = jax.eval_shape(network.encoder, x, {})
+        assert moments.shape == (2, latent_frames, 2, 3, 2 * CONFIG.latent_channels)
+        z = jax.ShapeDtypeStruct((*moments.shape[:-1], CONFIG.latent_channels), jnp.float32)
+        assert jax.eval_shape(network.decoder, z, {})[0].shape == x.shape
+
+
+def test_compute_in_bfloat16():
+    config = dataclasses.replace(CONFIG, dtype='bfloat16')
+    x = jax.ShapeDtypeStruct((1, 9, 16, 16, 3), jnp.float32)
+    moments, cache = jax.eval_shape(lambda x: VAE(config, rngs=nnx.Rngs(0)).encoder(x, {}), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves((moments, cache))} == {jnp.dtype('bfloat16')}
+
+
+@pytest.mark.parametrize(
+    ('values', 'words'),
+    [
+        ({'multipliers': (1, 2, 4)}, 'give 4 numbers'),
+        ({'groups': 24}, 'does not divide the width 128'),
+        ({'groups': 0}, 'groups=0: must be at least 1'),
+        ({'num_res_blocks': 0}, 'num_res_blocks=0'),
+        ({'dtype': 'float16'}, 'not a choice'),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(values, words):
+    with pytest.raises(ConfigError, match=words):
+        build(VAEConfig, values)
+
+
+def test_a_config_survives_json():
+    assert build(VAEConfig, to_dict(CONFIG)) == CONFIG
+
+
+# Time and space.
+
+
+@pytest.mark.parametrize(('frames', 'of'), [(1, 1), (2, 1), (4, 2), (4, 1), (5, 3), (9, 3), (17, 5), (3, 3)])
+def test_nearest_resizing_reads_floor_indices(frames, of):
+    z = normal(1, of, 2, 3, 1)
+    got = vae_lib.resize_nearest(jnp.asarray(z), frames, 4, 12)
+
+    def indices(size, source):
+        return np.arange(size) * source // size
+
+    apart = frames > 1 and frames % 2
+    time = np.concatenate([[0], 1 + indices(frames - 1, of - 1)]) if apart else indices(frames, of)
+    expected = z[:, time][:, :, indices(4, 2)][:, :, :, indices(12, 3)]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_pairs_of_frames_are_averaged_and_an_odd_first_one_stays():
+    x = jnp.arange(5.0).reshape(1, 5, 1, 1, 1)
+    np.testing.assert_array_equal(vae_lib.halve_time(x).ravel(), [0, 1.5, 3.5])
+    np.testing.assert_array_equal(vae_lib.halve_time(x[:, 1:]).ravel(), [1.5, 3.5])
+
+
+def test_frames_are_doubled_and_an_odd_first_one_stays_single():
+    x = jnp.arange(3.0).reshape(1, 3, 1, 1, 1)
+    up = vae_lib.upsample_nearest(x, time=True)
+    assert up.shape == (1, 5, 2, 2, 1)
+    np.testing.assert_array_equal(up[0, :, 0, 1, 0], [0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(vae_lib.upsample_nearest(x[:, 1:], time=True)[0, :, 1, 0, 0], [1, 1, 2, 2])
+    assert vae_lib.upsample_nearest(x[:, :1], time=True).shape == (1, 1, 2, 2, 1)
+    assert vae_lib.upsample_nearest(x, time=False).shape == (1, 3, 2, 2, 1)
+
+
+# Norms of the decoder.
+
+
+def test_a_spatial_norm_is_a_group_norm_scaled_and_moved_by_the_latents():
+    """The official order, resize then map, is the definition; ours maps first."""
+    norm = SpatialNorm(4, dataclasses.replace(CONFIG, latent_channels=3, groups=2), rngs=nnx.Rngs(0))
+    for i, part in enumerate((norm.conv_y, norm.conv_b)):
+        part.kernel[...] = jnp.asarray(normal(3, 4, seed=i))
+        part.bias[...] = jnp.asarray(normal(4, seed=9 + i))
+    x, z = jnp.asarray(normal(1, 5, 4, 6, 4)), jnp.asarray(normal(1, 3, 2, 3, 3, seed=1))
+    large = vae_lib.resize_nearest(z, 5, 4, 6)
+    expected = norm.norm_layer(x) * norm.conv_y(large) + norm.conv_b(large)
+    np.testing.assert_allclose(norm(x, z), expected, atol=1e-5)
+
+
+def test_a_new_spatial_norm_is_a_group_norm():
+    norm = SpatialNorm(8, CONFIG, rngs=nnx.Rngs(0))
+    x, z = jnp.asarray(normal(1, 1, 4, 6, 8)), jnp.asarray(normal(1, 1, 2, 3, CONFIG.latent_channels))
+    np.testing.assert_allclose(norm(x, z), norm.norm_layer(x), atol=1e-6)
+
+
+# Causality: with norms whose statistics are fixed, the norms being what mixes frames.
+
+
+class _Affine(nnx.Module):
+    def __init__(self, scale, bias):
+        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
+
+    def __call__(self, x):
+        return x * self.scale[...].reshape(1, 1, 1, 1, -1) + self.bias[...].reshape(1, 1, 1, 1, -1)
+
+
+def without_statistics(module):
+    for _, sub in list(nnx.iter_modules(module)):
+        for name, value in list(vars(sub).items()):
+            if isinstance(value, vae_lib.GroupNorm):
+                setattr(sub, name, _Affine(value.scale[...], value.bias[...]))
+    return module
+
+
+def test_no_latent_sees_later_frames_and_no_frame_later_latents():
+    network = without_statistics(tiny.vae())
+    encode, decode = jax.jit(lambda x: network.encoder(x, {})[0]), jax.jit(lambda z: network.decoder(z, {})[0])
+    x = normal(1, 9, 16, 16, 3)
+    changed = x.copy()
+    changed[:, 5:] += 1  # frames 5 ... 8 are latent frame 2
+    moved = np.abs(encode(x) - encode(changed)).max((0, 2, 3, 4))
+    assert moved[:2].max() == 0 and moved[2] > 1e-4
+    z = normal(1, 3, 2, 2, CONFIG.latent_channels)
+    changed = z.copy()
+    changed[:, 2:] += 1
+    moved = np.abs(decode(z) - decode(changed)).max((0, 2, 3, 4))
+    assert moved[:5].max() == 0 and moved[5:].min() > 1e-4
+
+
+def test_chunks_are_the_whole_but_for_the_statistics_of_norms():
+    """So the caches are exact, in both directions."""
+    network = without_statistics(tiny.vae())
+    for run, x, sizes in (
+        (network.encoder, normal(1, 9, 8, 16, 3), (5, 4)),
+        (network.decoder, normal(1, 5, 1, 2, CONFIG.latent_channels), (3, 2)),
+    ):
+        run = jax.jit(run)
+        first, cache = run(x[:, : sizes[0]], {})
+        second, _ = run(x[:, sizes[0] :], cache)
+        np.testing.assert_allclose(np.concatenate([first, second], axis=1), run(x, {})[0], atol=2e-5)
+
+
+# Moments.
+
+
+def test_latents_are_the_mean_and_noise_of_a_clipped_deviation():
+    mean, logvar = normal(1, 2, 2, 2, 3), np.float32([-100, 0, 100]) + np.zeros((1, 2, 2, 2, 3), np.float32)
+    moments = jnp.asarray(np.concatenate([mean, logvar], axis=-1))
+    got_mean, std = vae_lib.split_moments(moments)
+    np.testing.assert_array_equal(got_mean, mean)
+    np.testing.assert_allclose(std[0, 0, 0, 0], np.exp([-15, 0, 10]), rtol=1e-5)
+    noise = normal(1, 2, 2, 2, 3, seed=1)
+    np.testing.assert_allclose(vae_lib.sample_latents(moments, jnp.asarray(noise)), mean + std * noise, rtol=1e-5)
+    assert vae_lib.split_moments(moments.astype(jnp.bfloat16))[1].dtype == jnp.float32
