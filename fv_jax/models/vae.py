@@ -1,0 +1,227 @@
+"""The causal 3-D VAE: video to latents, 8 times smaller in space and 4 times in time, and back (FACTS 4).
+
+Dimensions: B batch, F frames, H height, W width, C channels (legend of `conv.py`); `z_` marks latents.
+A clip of 1 + 8k frames becomes 1 + 2k latent frames. One call here is one *chunk*: group norms take
+their statistics over it, and the causal convolutions' caches go in and come out. `vae_chunking` cuts a
+clip into chunks as the official system does.
+
+    residual block   x + conv2(silu(norm2(conv1(silu(norm1(x))))))
+    decoder's norm   group_norm(x) * conv_y(z) + conv_b(z), z resized to x by nearest neighbour
+    latents          z = mean + exp(logvar / 2) * noise, logvar clipped to [-30, 20]
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fv_jax.core.config import ConfigError
+from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv
+
+SPATIAL_FACTOR = 8
+TEMPORAL_FACTOR = 4
+TEMPORAL_LEVELS = 2  # the first two downsamplings, and the last two upsamplings in mirror order, act on time too
+
+INITIAL_LOGVAR = -8.0
+
+Cache = dict  # nested: the name of a submodule -> its cache; a convolution's is an array, {} starts a clip
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Defaults are the official sizes: 215,583,907 parameters."""
+
+    base_channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    num_res_blocks: int = 3
+    latent_channels: int = 16
+    groups: int = 32
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
+
+    def __post_init__(self):
+        for name in ('base_channels', 'num_res_blocks', 'latent_channels', 'groups'):
+            if getattr(self, name) < 1:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
+        if 2 ** (len(self.multipliers) - 1) != SPATIAL_FACTOR:
+            raise ConfigError(f'multipliers={self.multipliers}: the VAE has 4 levels, give 4 numbers')
+        for width in self.widths:
+            if width % self.groups:
+                raise ConfigError(f'groups={self.groups}: does not divide the width {width}; choose a divisor of all')
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.base_channels * m for m in self.multipliers)
+
+
+OFFICIAL = VAEConfig()
+
+
+def resize_nearest(z_BFHWC: jax.Array, frames: int, height: int, width: int) -> jax.Array:
+    """Nearest neighbour as the decoder does it: output i reads input floor(i * in / out); an odd number of
+    frames above one keeps the first frame apart (FACTS 4)."""
+
+    def stretch(x, axis, size):
+        # Every ratio in the decoder is whole; a broadcast's gradient is a sum, a gather's a slow scatter.
+        assert size % x.shape[axis] == 0, (x.shape, axis, size)
+        repeats = size // x.shape[axis]
+        wide = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*x.shape[: axis + 1], repeats, *x.shape[axis + 1 :]))
+        return wide.reshape(*x.shape[:axis], size, *x.shape[axis + 1 :])
+
+    if frames > 1 and frames % 2:
+        z_BFHWC = jnp.concatenate([z_BFHWC[:, :1], stretch(z_BFHWC[:, 1:], 1, frames - 1)], axis=1)
+    else:
+        z_BFHWC = stretch(z_BFHWC, 1, frames)
+    return stretch(stretch(z_BFHWC, 2, height), 3, width)
+
+
+class SpatialNorm(nnx.Module):
+    """A group norm whose scale and offset are read from the latents."""
+
+    def __init__(self, channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.norm_layer = GroupNorm(channels, config.groups)
+        self.conv_y = PointwiseConv(config.latent_channels, channels, dtype=config.dtype, rngs=rngs)
+        self.conv_b = PointwiseConv(config.latent_channels, channels, dtype=config.dtype, rngs=rngs)
+        # From scratch this is a plain group norm at first.
+        self.conv_y.kernel[...] = jnp.zeros_like(self.conv_y.kernel[...])
+        self.conv_b.kernel[...] = jnp.zeros_like(self.conv_b.kernel[...])
+        self.conv_y.bias[...] = jnp.ones_like(self.conv_y.bias[...])
+
+    def __call__(self, x_BFHWC: jax.Array, z_BFHWC: jax.Array) -> jax.Array:
+        # A pointwise map commutes with nearest resizing; on the latents it costs 64 times less.
+        size = x_BFHWC.shape[1:4]
+        scale = resize_nearest(self.conv_y(z_BFHWC), *size)
+        offset = resize_nearest(self.conv_b(z_BFHWC), *size)
+        return self.norm_layer(x_BFHWC) * scale + offset
+
+
+class ResBlock(nnx.Module):
+    """Residual block; with latents `z` its norms are spatial norms (the decoder's), without, group norms."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, *, spatial: bool, rngs: nnx.Rngs):
+        def norm(channels):
+            return SpatialNorm(channels, config, rngs=rngs) if spatial else GroupNorm(channels, config.groups)
+
+        self.norm1 = norm(in_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels, dtype=config.dtype, rngs=rngs)
+        self.norm2 = norm(out_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels, dtype=config.dtype, rngs=rngs)
+        # From scratch every block starts as its shortcut, and the network as a nearly linear codec.
+        self.conv2.kernel[...] = jnp.zeros_like(self.conv2.kernel[...])
+        if in_channels != out_channels:
+            self.nin_shortcut = PointwiseConv(in_channels, out_channels, dtype=config.dtype, rngs=rngs)
+        self.project = in_channels != out_channels
+
+    def __call__(self, x_BFHWC: jax.Array, cache: Cache, *z_BFHWC: jax.Array) -> tuple[jax.Array, Cache]:
+        h, cache1 = self.conv1(jax.nn.silu(self.norm1(x_BFHWC, *z_BFHWC)), cache.get('conv1'))
+        h, cache2 = self.conv2(jax.nn.silu(self.norm2(h, *z_BFHWC)), cache.get('conv2'))
+        skip = self.nin_shortcut(x_BFHWC) if self.project else x_BFHWC
+        return skip + h, {'conv1': cache1, 'conv2': cache2}
+
+
+def halve_time(x_BFHWC: jax.Array) -> jax.Array:
+    """Averages consecutive frames in pairs; of an odd number the first stays alone."""
+    head = x_BFHWC.shape[1] % 2
+    first, rest = x_BFHWC[:, :head], x_BFHWC[:, head:]
+    pairs = rest.reshape(rest.shape[0], -1, 2, *rest.shape[2:])
+    return jnp.concatenate([first, pairs.mean(2)], axis=1)
+
+
+def upsample_nearest(x_BFHWC: jax.Array, *, time: bool) -> jax.Array:
+    """Twice the size in space and, with `time`, twice the frames; of an odd number the first stays single."""
+    frames = x_BFHWC.shape[1]
+    if time and frames > 1:
+        frames = 2 * frames - frames % 2
+    return resize_nearest(x_BFHWC, frames, 2 * x_BFHWC.shape[2], 2 * x_BFHWC.shape[3])
+
+
+class Encoder(nnx.Module):
+    """Video chunk to moments."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        widths = config.widths
+        self.conv_in = CausalConv3d(3, widths[0], dtype=config.dtype, rngs=rngs)
+        levels, samplers = [], []
+        for level, width in enumerate(widths):
+            inputs = [widths[max(level - 1, 0)]] + [width] * (config.num_res_blocks - 1)
+            levels.append(nnx.List([ResBlock(i, width, config, spatial=False, rngs=rngs) for i in inputs]))
+            if level < len(widths) - 1:
+                samplers.append(FrameConv(width, stride=2, dtype=config.dtype, rngs=rngs))
+        self.down, self.downsample = nnx.List(levels), nnx.List(samplers)
+        self.mid = nnx.List([ResBlock(widths[-1], widths[-1], config, spatial=False, rngs=rngs) for _ in range(2)])
+        self.norm_out = GroupNorm(widths[-1], config.groups)
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, dtype=config.dtype, rngs=rngs)
+        # From scratch the latents start almost free of noise: at a deviation of 1 it drowns what the decoder is to learn.
+        logvar = jnp.arange(2 * config.latent_channels) >= config.latent_channels
+        self.conv_out.bias[...] = jnp.where(logvar, INITIAL_LOGVAR, 0.0)
+
+    def __call__(self, x_BFHWC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        new = {}
+        h, new['conv_in'] = self.conv_in(x_BFHWC, cache.get('conv_in'))
+        for level, blocks in enumerate(self.down):
+            h, new[f'down{level}'] = _run(blocks, h, cache.get(f'down{level}', {}))
+            if level < len(self.downsample):
+                h = halve_time(h) if level < TEMPORAL_LEVELS and h.shape[1] > 1 else h
+                h = self.downsample[level](h)
+        h, new['mid'] = _run(self.mid, h, cache.get('mid', {}))
+        moments, new['conv_out'] = self.conv_out(jax.nn.silu(self.norm_out(h)), cache.get('conv_out'))
+        return moments, new
+
+
+class Decoder(nnx.Module):
+    """Latent chunk to video, nominally in [-1, 1]."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        widths = config.widths[::-1]
+        self.conv_in = CausalConv3d(config.latent_channels, widths[0], dtype=config.dtype, rngs=rngs)
+        self.mid = nnx.List([ResBlock(widths[0], widths[0], config, spatial=True, rngs=rngs) for _ in range(2)])
+        levels, samplers = [], []
+        for level, width in enumerate(widths):  # from the coarsest
+            inputs = [widths[max(level - 1, 0)]] + [width] * config.num_res_blocks
+            levels.append(nnx.List([ResBlock(i, width, config, spatial=True, rngs=rngs) for i in inputs]))
+            if level < len(widths) - 1:
+                samplers.append(FrameConv(width, dtype=config.dtype, rngs=rngs))
+        self.up, self.upsample = nnx.List(levels), nnx.List(samplers)
+        self.norm_out = SpatialNorm(widths[-1], config, rngs=rngs)
+        self.conv_out = CausalConv3d(widths[-1], 3, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, z_BFHWC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        new = {}
+        h, new['conv_in'] = self.conv_in(z_BFHWC, cache.get('conv_in'))
+        h, new['mid'] = _run(self.mid, h, cache.get('mid', {}), z_BFHWC)
+        for level, blocks in enumerate(self.up):
+            h, new[f'up{level}'] = _run(blocks, h, cache.get(f'up{level}', {}), z_BFHWC)
+            if level < len(self.upsample):
+                h = self.upsample[level](upsample_nearest(h, time=level < TEMPORAL_LEVELS))
+        video, new['conv_out'] = self.conv_out(jax.nn.silu(self.norm_out(h, z_BFHWC)), cache.get('conv_out'))
+        return video, new
+
+
+def _run(blocks: nnx.List, h: jax.Array, cache: Cache, *z_BFHWC: jax.Array) -> tuple[jax.Array, Cache]:
+    new = {}
+    for i, block in enumerate(blocks):
+        h, new[str(i)] = block(h, cache.get(str(i), {}), *z_BFHWC)
+    return h, new
+
+
+class VAE(nnx.Module):
+    """Encoder and decoder. `encoder(chunk, cache)` gives moments, `decoder(chunk, cache)` video, each with the
+    cache for the next chunk; see `vae_chunking` for whole clips."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+
+def split_moments(moments_BFHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Moments (2C channels) to the latents' mean and standard deviation (C channels each), float32."""
+    mean, logvar = jnp.split(moments_BFHWC.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))
+
+
+def sample_latents(moments_BFHWC: jax.Array, noise_BFHWC: jax.Array) -> jax.Array:
+    """z = mean + std * noise, as the official encode always does (FACTS 4)."""
+    mean, std = split_moments(moments_BFHWC)
+    return mean + std * noise_BFHWC

@@ -1,0 +1,69 @@
+"""Noise tables and time grids against the official ones (FACTS 5.1 and 5.3)."""
+
+import re
+
+import numpy as np
+import pytest
+
+from fv_jax.diffusion import schedules, times
+
+
+@pytest.fixture(scope='module')
+def tables(official):
+    with np.load(official / 'sampler_tables.npz') as file:
+        return dict(file)
+
+
+@pytest.fixture(scope='module')
+def grids(official):
+    with np.load(official / 'sampler_stage2.npz') as file:
+        return {key: file[key] for key in file.files if key.startswith(('grid_', 'ref_'))}
+
+
+def named(tables, pattern):
+    found = [(match, tables[key]) for key in tables if (match := re.fullmatch(pattern, key))]
+    assert found, f'nothing in the file is called {pattern}'
+    return found
+
+
+def test_alphas_cumprod_is_exact_in_float64(tables):
+    for match, expected in named(tables, r'f64_alphas_cumprod_shift([\d.]+)'):
+        np.testing.assert_allclose(schedules.alphas_cumprod(float(match[1])), expected, rtol=1e-12)
+
+
+def test_the_table_of_1000(tables):
+    for match, expected in named(tables, r'sqrt_alphas_cumprod_1000_shift([\d.]+)'):
+        np.testing.assert_allclose(schedules.sqrt_alphas_by_timestep(float(match[1])), expected, rtol=0, atol=1e-7)
+
+
+def test_tables_of_fewer_steps(tables):
+    for match, expected in named(tables, r'steps(\d+)_sqrt_alphas_cumprod_shift([\d.]+)'):
+        a = schedules.noise_table(int(match[1]), float(match[2])).sqrt_alphas
+        np.testing.assert_allclose([*a, 1], expected, rtol=0, atol=1e-7)  # the official sequence ends with clean data
+
+
+def test_timesteps_of_fewer_steps(tables):
+    for match, expected in named(tables, r'steps(\d+)_timesteps'):
+        np.testing.assert_array_equal(schedules.noise_table(int(match[1])).timesteps, expected)
+
+
+def test_signal_share_of_the_source(grids):
+    a = schedules.sqrt_alphas_by_timestep()
+    expected = grids['ref_alpha_sqrt_at_675_650_700_750']
+    np.testing.assert_allclose(a[[675, 650, 700, 750]], expected, rtol=0, atol=1e-7)
+
+
+def test_exact_grids(grids):
+    for match, expected in named(grids, r'grid_f32_n(\d+)_shift([\d.]+)_t'):
+        n, shift = match[1], match[2]
+        ours = times.flow_times(int(n), float(shift))
+        np.testing.assert_allclose(1 - ours.t, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(ours.timestep, grids[f'grid_f32_n{n}_shift{shift}_idx'], rtol=1e-6, atol=1e-6)
+
+
+def test_official_grids_bit_for_bit(grids):
+    for match, expected in named(grids, r'grid_bf16cpu_n(\d+)_shift([\d.]+)_t'):
+        n, shift = match[1], match[2]
+        ours = times.flow_times(int(n), float(shift), 'official')
+        np.testing.assert_array_equal(1 - ours.t, expected)
+        np.testing.assert_array_equal(ours.timestep, grids[f'grid_bf16cpu_n{n}_shift{shift}_idx'])

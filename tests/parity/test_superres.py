@@ -1,0 +1,213 @@
+"""Stage 2's loss, gradients and sampling against the official ones (FACTS 5.3 and 7).
+
+Official layout (B, T, C, H, W) and time from source to data; ours BFHWC and the other way. The latents in these files
+are scaled already, so the stage's scale factor is 1 here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.diffusion import process, times
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.stages.superres import Draw, SuperRes, SuperResConfig
+from fv_jax.weights import dit as dit_weights
+from fv_jax.weights import load_official
+
+TRAJECTORY, GRADIENT = 1e-3, 1e-4
+TIMESTEP = 1e-4  # one rounding of a float32 number near 1000 is 6e-5
+
+
+def ours(x):
+    return np.moveaxis(x, -3, -1)
+
+
+def assert_close(got, expected, atol):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope='module')
+def model(official):
+    return load_official(official / 'stage2.pt')
+
+
+def stage_of(model, **fields):
+    return SuperRes(SuperResConfig(scale_factor=1.0, **fields), model.config)
+
+
+# Training.
+
+
+@pytest.fixture(scope='module')
+def train(official):
+    with np.load(official / 'train_loss_io.npz') as file:
+        return dict(file)
+
+
+@pytest.fixture(scope='module')
+def train_stage(train, model):
+    return stage_of(model, source_timestep=int(train['ref_noise_step']), shift=float(train['shift_t']))
+
+
+@pytest.fixture(scope='module')
+def loss_and_gradients(train_stage, model):
+    graphdef, params = nnx.split(model)
+
+    def loss(params, draw):
+        return train_stage.loss_of(nnx.merge(graphdef, params), draw, rules=SINGLE_DEVICE)[0]
+
+    compiled = jax.jit(jax.value_and_grad(loss))
+    return lambda draw: compiled(params, draw)
+
+
+def draw_of(train, train_stage, t_B, rows=slice(None)):
+    noise, z_low = (jnp.asarray(ours(train[name][rows])) for name in ('ref_noise', 'ref_latent'))
+    return Draw(
+        source_BFHWC=train_stage.source(z_low, noise),
+        data_BFHWC=jnp.asarray(ours(train['x_hr'][rows])),
+        text_BLD=jnp.asarray(train['context'][rows]),
+        t_B=jnp.asarray(t_B, jnp.float32),
+        source_timestep_B=jnp.full(z_low.shape[0], int(train['ref_noise_step'])),
+    )
+
+
+@pytest.fixture(scope='module')
+def shifted(train, train_stage, loss_and_gradients):
+    """The draw that `u` and the shift make, its loss and its gradients."""
+    draw = draw_of(train, train_stage, times.shift_times(1 - train['u'], float(train['shift_t'])))
+    return draw, *loss_and_gradients(draw)
+
+
+def test_times_are_the_official_ones(train, shifted):
+    t_B = shifted[0].t_B
+    assert_close(1 - t_B, train['t'], 1e-6)
+    assert_close(1000 * t_B, train['net_timesteps'], TIMESTEP)
+
+
+def test_source_x_t_and_target(train, shifted):
+    draw = shifted[0]
+    assert_close(draw.source_BFHWC, ours(train['ref_noised']), 1e-6)
+    x_t = process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B)
+    assert_close(x_t, ours(train['xt']), 2e-6)
+    assert_close(-process.velocity(draw.source_BFHWC, draw.data_BFHWC), ours(train['target']), 2e-6)
+
+
+def test_loss(train, shifted):
+    np.testing.assert_allclose(shifted[1], train['loss'], rtol=1e-5)
+
+
+def test_gradients(train, model, shifted):
+    rows = {key: row for row in dit_weights.table(model.config) for key, _ in row.official}
+    grads = {'.'.join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(shifted[2])}
+    names = [name.removeprefix('grad__') for name in train if name.startswith('grad__')]
+    assert len(names) >= 13
+    for name in names:
+        row, layer = find_row(rows, dit_weights.PREFIX + name)
+        expected = row.make(train[f'grad__{name}'])
+        got = np.asarray(grads[row.ours] if layer is None else grads[row.ours][layer])
+        error = np.abs(got.reshape(expected.shape) - expected).max() / np.abs(expected).max()
+        assert error < GRADIENT, f'{name}: off by {error:.1e} of its maximum'
+
+
+def find_row(rows, key):
+    """The table's row for an official key, and which layer of a stacked parameter it is."""
+    if key in rows:
+        return rows[key], None
+    parts = key.split('.')
+    for i, part in enumerate(parts):
+        pattern = '.'.join([*parts[:i], '{i}', *parts[i + 1 :]])
+        if part.isdigit() and pattern in rows:
+            return rows[pattern], int(part)
+    raise KeyError(key)
+
+
+def test_gradient_norm(train, shifted):
+    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(shifted[2])))
+    np.testing.assert_allclose(norm, train['grad_global_norm'], rtol=1e-4)
+
+
+def test_loss_without_shift(train, train_stage, loss_and_gradients):
+    draw = draw_of(train, train_stage, 1 - train['u'])
+    assert_close(1000 * draw.t_B, train['noshift_net_timesteps'], TIMESTEP)
+    assert_close(process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B), ours(train['noshift_xt']), 2e-6)
+    np.testing.assert_allclose(loss_and_gradients(draw)[0], train['noshift_loss'], rtol=1e-5)
+
+
+def test_loss_of_one_row_at_stratified_times(train, train_stage, loss_and_gradients):
+    """The official stratification repeats one row at the times (i + t) / k; ours gives each row a stratum."""
+    timesteps = train['interval2_net_timesteps']
+    draw = draw_of(train, train_stage, timesteps / 1000, rows=[0] * len(timesteps))
+    assert_close(process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B), ours(train['interval2_xt']), 2e-6)
+    np.testing.assert_allclose(loss_and_gradients(draw)[0], train['interval2_loss'], rtol=1e-5)
+
+
+# Sampling.
+
+
+@pytest.fixture(scope='module')
+def sampled(official):
+    with np.load(official / 'sampler_stage2.npz') as file:
+        return dict(file)
+
+
+@pytest.fixture(scope='module', params=['a', 'b'])
+def run(request, sampled, model):
+    """One official run and the stage that repeats it."""
+    data = {key.removeprefix(f'{request.param}_'): value for key, value in sampled.items()}
+    stage = stage_of(
+        model,
+        source_timestep=int(sampled['ref_step']),
+        shift=float(data['shift_t']),
+        guidance_scale=float(data['cfg']),
+        num_steps=int(data['num_steps']),
+    )
+    text = jnp.asarray(sampled['context'])
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def velocity(params, x, time):
+        return stage.velocity_fn(nnx.merge(graphdef, params), text, rules=SINGLE_DEVICE)(x, time)
+
+    @jax.jit
+    def transport(params, source):
+        return stage.transport(nnx.merge(graphdef, params), source, text, rules=SINGLE_DEVICE)
+
+    return data, stage, lambda x, time: velocity(params, x, time), lambda source: transport(params, source)
+
+
+def test_sampling_source(run, sampled):
+    data, stage, _, _ = run
+    assert bool(np.all(data['cond_first']))  # the order that the stage stacks them in
+    assert_close(stage.source(ours(sampled['ref_x']), ours(data['ref_noise'])), ours(data['x0_noised_ref']), 1e-6)
+
+
+def test_every_step(run):
+    """Each official state, through our velocity and Euler's step, gives the next official state."""
+    data, stage, velocity, _ = run
+    grid = times.flow_times(stage.config.num_steps, stage.config.shift)
+    assert_close(1 - grid.t[:-1], data['t'], 1e-6)
+    assert_close(grid.timestep[:-1], data['net_timesteps'][:, 0], TIMESTEP)
+    states = [*data['x'], data['final']]
+    for i in range(stage.config.num_steps):
+        v = velocity(jnp.asarray(ours(states[i])), times.Times(grid.t[i], grid.timestep[i]))
+        assert_close(-v, ours(data['v'][i]), TRAJECTORY)
+        assert_close(ours(states[i]) + (grid.t[i + 1] - grid.t[i]) * v, ours(states[i + 1]), TRAJECTORY)
+
+
+def test_trajectory(run):
+    """One solve, from the official source to the last state."""
+    data, _, _, transport = run
+    assert_close(transport(jnp.asarray(ours(data['x0_noised_ref']))), ours(data['final']), TRAJECTORY)
+
+
+def test_our_own_states_on_the_way(run):
+    """The same trajectory step by step, so that errors add up from the source on."""
+    data, stage, velocity, _ = run
+    grid = times.flow_times(stage.config.num_steps, stage.config.shift)
+    x = jnp.asarray(ours(data['x0_noised_ref']))
+    for i in range(stage.config.num_steps):
+        assert_close(x, ours(data['x'][i]), TRAJECTORY)
+        x = x + (grid.t[i + 1] - grid.t[i]) * velocity(x, times.Times(grid.t[i], grid.timestep[i]))
+    assert_close(x, ours(data['final']), TRAJECTORY)
