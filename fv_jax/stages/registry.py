@@ -1,0 +1,49 @@
+"""Which stages there are, by name: the one place where a name becomes a class."""
+
+import dataclasses
+from typing import Literal
+
+from fv_jax.core.config import ConfigError
+from fv_jax.models.dit import DiTConfig
+from fv_jax.models.vae import VAEConfig
+from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
+from fv_jax.stages.base import Encoder, Stage
+from fv_jax.stages.superres import SuperRes, SuperResConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stage and its networks; what a checkpoint needs to be used.
+
+    kind: 'superres' takes `dit`, `superres` and `vae`; 'autoencoder' takes `autoencoder_net` and `autoencoder`.
+    vae: whose latents the stage works on: 'embedded' (the small one in the package) or a 3d-vae.pt.
+    """
+
+    kind: Literal['superres', 'autoencoder']
+    dit: DiTConfig | None = None
+    superres: SuperResConfig | None = None
+    vae: str | None = None
+    autoencoder_net: VAEConfig | None = None
+    autoencoder: AutoencoderConfig | None = None
+
+    def __post_init__(self):
+        wanted = _FIELDS[self.kind]
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name) is not None
+            if field.name != 'kind' and given != (field.name in wanted):
+                raise ConfigError(f'{field.name}: {"missing from" if not given else "not part of"} stage {self.kind!r}')
+
+
+_FIELDS = {'superres': ('dit', 'superres', 'vae'), 'autoencoder': ('autoencoder_net', 'autoencoder')}
+
+
+def needs_vae(config: StageConfig) -> bool:
+    """Whether the stage works on a frozen VAE's latents."""
+    return config.vae is not None
+
+
+def build(config: StageConfig, *, encoder: Encoder | None = None) -> Stage:
+    """The stage. encoder: the frozen VAE's, for batches that hold video."""
+    if config.kind == 'superres':
+        return SuperRes(config.superres, config.dit, encoder)
+    return Autoencoder(config.autoencoder, config.autoencoder_net)

@@ -1,0 +1,200 @@
+"""Stage 2: low-res latents to high-res latents by flow matching (FACTS 5.3 and 7).
+
+With z_low the latents of the upsampled low-res clip, z_high those of the high-res clip, c the latent scale factor and a
+the noise table's signal share at the source timestep:
+
+    source   = a c z_low + sqrt(1 - a^2) noise                    (1)
+    x_t      = t source + (1 - t) c z_high                        (2)   t = 1 at the source, 0 at the data
+    velocity = dx/dt = source - c z_high                          (3)
+    loss     = mean over all elements of (velocity_theta - velocity)^2, float32
+
+The official network counts time the other way and predicts data - source: `_velocity` flips that sign, and nothing else
+does. It embeds 1000 t, which is 1000 at the source in both countings.
+
+'official' numerics are those of the official bfloat16 run (FACTS 5.3): its time grid, the *embedded* source timestep
+rounded to bfloat16 (676 for 675, in training too; the table is read at 675) and the solver state in bfloat16.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.filterlib import Filter
+
+from fv_jax.core.config import ConfigError, nearest
+from fv_jax.core.rules import Rules
+from fv_jax.diffusion import guidance, process, samplers, schedules, times
+from fv_jax.models.dit import DiT, DiTConfig
+from fv_jax.stages.base import Batch, Encoder, Metrics, encode_videos, row_keys, row_normal, text_or_zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperResConfig:
+    """How stage 2 is trained and sampled. The defaults are the official ones.
+
+    source_timestep: index into the 1000-step noise table that the low-res latents are noised to.
+    source_timestep_range: (lowest, highest), both included, drawn per row in training. None: always source_timestep.
+    shift: pushes t towards the source, in training and in the sampler's grid; 1 = off.
+    scale_factor: what the VAE's latents are multiplied by.
+    caption_dropout: the share of training rows whose text is replaced by zeros.
+    text_length: number of all-zero text tokens where a batch has no text.
+    guidance_scale: 1 = off. guidance_batched: one evaluation at twice the batch, or two (less memory).
+    """
+
+    source_timestep: int = 675
+    source_timestep_range: tuple[int, int] | None = None
+    shift: float = 2.5
+    scale_factor: float = 1.15258426
+    caption_dropout: float = 0.1
+    text_length: int = 226
+    guidance_scale: float = 13.0
+    guidance_batched: bool = True
+    num_steps: int = 5
+    solver: samplers.Solver = 'euler'
+    numerics: times.Numerics = 'exact'
+
+    def __post_init__(self):
+        last = schedules.NUM_TIMESTEPS - 1
+        for name, limit in (('source_timestep', last), ('caption_dropout', 1)):
+            if not 0 <= getattr(self, name) <= limit:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be between 0 and {limit}')
+        low, high = self.source_timesteps
+        if not 0 <= low <= high <= last:
+            raise ConfigError(f'source_timestep_range={(low, high)}: must be lowest <= highest, from 0 to {last}')
+        for name, known in (('solver', samplers.SOLVERS), ('numerics', times.STATE_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f'{name}={getattr(self, name)}: {nearest(getattr(self, name), known)}')
+        for name in ('shift', 'scale_factor', 'num_steps', 'text_length'):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be positive')
+
+    @property
+    def source_timesteps(self) -> tuple[int, int]:
+        """(lowest, highest) that training draws from."""
+        return self.source_timestep_range or (self.source_timestep, self.source_timestep)
+
+
+class Draw(NamedTuple):
+    """A batch with everything random drawn; the latents are scaled."""
+
+    source_BFHWC: jax.Array
+    data_BFHWC: jax.Array
+    text_BLD: jax.Array
+    t_B: jax.Array
+    source_timestep_B: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperRes:
+    """The stage. A batch holds `z_high_BFHWC` and `z_low_BFHWC` as the VAE makes them, not scaled, or `high_res_BFHWC`
+    and `low_res_BFHWC`, videos of one size in [-1, 1] for `encoder`; and `text_BLD` where there is any.
+    """
+
+    config: SuperResConfig
+    dit: DiTConfig
+    encoder: Encoder | None = None
+
+    def init(self, rngs: nnx.Rngs) -> DiT:
+        return DiT(self.dit, rngs=rngs)
+
+    def trainable(self) -> Filter:
+        return nnx.Param
+
+    def encode(self, batch: Batch) -> Batch:
+        videos = {'high_res_BFHWC': 'z_high_BFHWC', 'low_res_BFHWC': 'z_low_BFHWC'}
+        return encode_videos(batch, videos, self.encoder)
+
+    def loss(self, model: DiT, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+        return self.loss_of(model, self.draw(batch, keys_B), rules=rules)
+
+    def draw(self, batch: Batch, keys_B: jax.Array) -> Draw:
+        """Everything random of every row, each from the row's key."""
+        z_low, z_high = batch['z_low_BFHWC'], batch['z_high_BFHWC']
+        if z_low.shape != z_high.shape:
+            raise ValueError(f'z_low is {z_low.shape} and z_high {z_high.shape}: upsample the low-res clip first')
+        time_B, noise_B, drop_B, index_B = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys_B), 1, 0)
+        low, high = self.config.source_timesteps
+        s_B = jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(index_B)
+        text = self.text(batch)
+        kept_B = jax.vmap(jax.random.uniform)(drop_B) >= self.config.caption_dropout
+        return Draw(
+            source_BFHWC=self.source(z_low, row_normal(noise_B, z_low.shape), s_B),
+            data_BFHWC=self.scaled(z_high),
+            text_BLD=jnp.where(process.per_row(kept_B, text), text, 0),
+            t_B=times.stratified_times(time_B, self.config.shift),
+            source_timestep_B=s_B,
+        )
+
+    def loss_of(self, model: DiT, draw: Draw, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+        """The loss of a given draw. Metrics: the loss of the rows in the upper and lower half of the distribution of t
+        (each taken to be half of the batch, as in a stratified one of even size); root mean squares of (3).
+        """
+        x_t = process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B)  # (2)
+        target = process.velocity(draw.source_BFHWC, draw.data_BFHWC)  # (3)
+        predicted = self._velocity(model, x_t, 1000 * draw.t_B, draw.text_BLD, draw.source_timestep_B, rules)
+        loss_B = jnp.mean((predicted - target) ** 2, axis=(1, 2, 3, 4))
+        near_source_B = draw.t_B >= times.shift_times(0.5, self.config.shift)
+        return jnp.mean(loss_B), {
+            'loss_near_source': 2 * jnp.mean(jnp.where(near_source_B, loss_B, 0)),
+            'loss_near_data': 2 * jnp.mean(jnp.where(near_source_B, 0, loss_B)),
+            'velocity_norm': jnp.sqrt(jnp.mean(predicted**2)),
+            'target_norm': jnp.sqrt(jnp.mean(target**2)),
+        }
+
+    def sample(self, model: DiT, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
+        """`z_sample_BFHWC` as the VAE decodes it, beside the batch's own latents."""
+        z_low = batch['z_low_BFHWC']
+        source = self.source(z_low, row_normal(row_keys(key, 0, z_low.shape[0]), z_low.shape))
+        x = self.transport(model, source, self.text(batch), rules=rules)
+        latents = {name: value for name, value in batch.items() if name.startswith('z_')}
+        return latents | {'z_sample_BFHWC': self.unscaled(x)}
+
+    def source(self, z_low: jax.Array, noise: jax.Array, source_timestep_B: jax.Array | None = None) -> jax.Array:
+        """(1): the noised, scaled latents; `z_low` is not scaled. Without timesteps: all at the config's."""
+        if source_timestep_B is None:
+            source_timestep_B = jnp.full(z_low.shape[:1], self.config.source_timestep)
+        sqrt_alphas = jnp.asarray(schedules.sqrt_alphas_by_timestep())
+        return process.add_noise(self.scaled(z_low), noise, sqrt_alphas[source_timestep_B])
+
+    def transport(self, model: DiT, source: jax.Array, text_BLD: jax.Array, *, rules: Rules) -> jax.Array:
+        """From a source to data (scaled latents, float32), with the config's solver, grid and guidance."""
+        config = self.config
+        grid = times.flow_times(config.num_steps, config.shift, config.numerics)
+        state = source.astype(times.STATE_DTYPES[config.numerics])
+        velocity_fn = self.velocity_fn(model, text_BLD, rules=rules)
+        return samplers.SOLVERS[config.solver](velocity_fn, state, grid).astype(jnp.float32)
+
+    def velocity_fn(self, model: DiT, text_BLD: jax.Array, *, rules: Rules) -> guidance.FlowFn:
+        """Our velocity, guided against all-zero text (FACTS 6), at the config's source timestep."""
+
+        def velocity(x: jax.Array, time: times.Times, text_BLD: jax.Array) -> jax.Array:
+            timestep_B = jnp.full(x.shape[:1], time.timestep)
+            source_timestep_B = jnp.full(x.shape[:1], self.config.source_timestep)
+            return self._velocity(model, x, timestep_B, text_BLD, source_timestep_B, rules)
+
+        null, scale = jnp.zeros_like(text_BLD), self.config.guidance_scale
+        if self.config.guidance_batched:
+            return guidance.classifier_free_batched(velocity, text_BLD, null, scale, cond_first=True)
+        cond_fn, null_fn = (functools.partial(velocity, text_BLD=text) for text in (text_BLD, null))
+        return guidance.classifier_free(cond_fn, null_fn, scale)
+
+    def text(self, batch: Batch) -> jax.Array:
+        """The batch's text embeddings, or all-zero ones."""
+        return text_or_zeros(batch, (batch['z_low_BFHWC'].shape[0], self.config.text_length, self.dit.text_dim))
+
+    def scaled(self, z: jax.Array) -> jax.Array:
+        """The VAE's latents as the network sees them, float32."""
+        return self.config.scale_factor * z.astype(jnp.float32)
+
+    def unscaled(self, x: jax.Array) -> jax.Array:
+        """The inverse of `scaled`."""
+        return x / self.config.scale_factor
+
+    def _velocity(self, model, x, timestep_B, text_BLD, source_timestep_B, rules) -> jax.Array:
+        """dx/dt in our time, float32: the official network predicts data - source, so this is where the sign flips."""
+        embedded_B = times.embedded_timestep(source_timestep_B, self.config.numerics)
+        extra = (embedded_B,) if self.dit.embed_source_timestep else ()
+        return -model(x, timestep_B, text_BLD, *extra, rules=rules).astype(jnp.float32)
