@@ -7,7 +7,9 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,12 +18,28 @@ from fv_jax.core.config import ConfigError, build, nearest, to_dict
 
 T = TypeVar('T')
 
+MAX_LINE = 500  # characters of an error; an allocator's complaint goes on for pages
 OVERRIDES = '--config.FIELD=VALUE sets a field of the config, for example --config.optim.learning_rate=3e-4.'
 Override = tuple[str, str]  # the field's path with dots, the text of its value
 
 
 class UsageError(Exception):
     """Wrong usage. The message is one line with the fix; nothing was done."""
+
+
+def one_line(error: object) -> str:
+    """What an error says, as one line of bounded length."""
+    return ' '.join(str(error).split())[:MAX_LINE] or type(error).__name__
+
+
+def quiet_libraries() -> None:
+    """Silences what libraries tell their developers: our own lines are printed, not logged, and stay.
+
+    Orbax and Grain log through absl: at length that what is only read cannot be written, and pages of traces beside an
+    exception that we report.
+    """
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|optax|tensorboardX)\b')
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,6 +134,8 @@ def run_program(argument: str) -> dict[str, Any]:
     sys.path.insert(0, root)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, 'get_config'):
+            raise UsageError(f'--config={argument}: {name} has no function get_config')
         return module.get_config(variant).to_dict()
     except ConfigError as error:
         raise ConfigError(f'--config={argument}: {error}') from None

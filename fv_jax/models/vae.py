@@ -152,7 +152,7 @@ class Encoder(nnx.Module):
         self.mid = nnx.List([ResBlock(widths[-1], widths[-1], config, spatial=False, rngs=rngs) for _ in range(2)])
         self.norm_out = GroupNorm(widths[-1], config.groups)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, dtype=config.dtype, rngs=rngs)
-        # From scratch the latents start almost free of noise: at a deviation of 1 it drowns what the decoder is to learn.
+        # From scratch the latents start almost free of noise: at a deviation of 1 it would drown them.
         logvar = jnp.arange(2 * config.latent_channels) >= config.latent_channels
         self.conv_out.bias[...] = jnp.where(logvar, INITIAL_LOGVAR, 0.0)
 

@@ -1,0 +1,165 @@
+"""Checkpoints of a run: DIR/checkpoints/STEP, each with its arrays and its configuration.
+
+Items of a checkpoint:
+  state    what training needs beside `params`: step, trainable variables, optimizer state
+  params   what sampling needs: {'trainable', 'frozen'}, averaged where the run keeps an average
+  meta     JSON: step, data position (the step again: the loader needs no more) and the whole configuration
+
+Orbax writes under a temporary name and renames, so a save that fails leaves the ones before it alone.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+FOLDER = 'checkpoints'
+ARRAYS = ('state', 'params')
+META = 'meta'
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read. The message is one line: where, why, what to do."""
+
+
+class Checkpoints:
+    """The checkpoints under `run`, a run's folder."""
+
+    def __init__(self, run: Path | str, *, keep: int | None = None, read_only: bool = False):
+        """keep: how many of the newest stay; None keeps all. read_only: never write or clean up."""
+        self.folder = Path(run).absolute() / FOLDER
+        if read_only and not self.folder.is_dir():
+            raise CheckpointError(f'{run}: holds no checkpoints (expected a folder {FOLDER!r} in it)')
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        # Named here, or a manager that has not saved itself knows no item's shapes.
+        arrays = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
+        handlers = {**arrays, META: ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, arrays: dict[str, Any], config: dict[str, Any]) -> None:
+        """Writes the items of `arrays` ('state' and 'params') and the configuration.
+
+        Raises CheckpointError; the checkpoints before this one are untouched.
+        """
+        meta = {'step': step, 'data_position': step, 'config': config}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        try:
+            saved = self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            self._remove_unfinished(step)
+            last = self._newest_before(step)
+            good = 'there is none before it' if last is None else f'the last good one is step {last}'
+            raise CheckpointError(
+                f'{self.folder}: step {step} could not be saved ({_reason(error)}); {good}'
+            ) from error
+        if not saved:
+            raise CheckpointError(f'{self.folder}: step {step} is there already')
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Frees the disk at once; what a killed process leaves goes when the next one opens the folder."""
+        for path in self.folder.glob(f'{step}.*'):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _newest_before(self, step: int) -> int | None:
+        steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and int(p.name) < step]
+        return max(steps, default=None)
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """The JSON of a checkpoint; None takes the newest."""
+        step = self._step(step)
+        with self._reading(step):
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
+
+    def restore(self, abstract: dict[str, Any], step: int | None = None) -> dict[str, Any]:
+        """Arrays of the given items, shaped, typed and placed like `abstract`.
+
+        Args:
+          abstract: item -> tree of ShapeDtypeStructs (or arrays). What names no sharding goes to the first device,
+            wherever it was when it was saved.
+          step: which; None takes the newest.
+
+        Raises:
+          CheckpointError: no such checkpoint, a damaged one, or one of another architecture (the first difference is
+            named).
+        """
+        step = self._step(step)
+        with self._reading(step):
+            for name, tree in abstract.items():
+                self._check(step, name, tree)
+            placed = jax.tree.map(_placed, abstract)
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in placed.items()}
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in abstract}
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            others = ', '.join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or 'none'
+            raise CheckpointError(
+                f'{self.folder}/{step}: cannot be read; other steps there: {others} ({_reason(error)})'
+            ) from error
+
+    def _step(self, step: int | None) -> int:
+        known = sorted(self._manager.all_steps())
+        if not known:
+            raise CheckpointError(f'{self.folder}: holds no finished checkpoint')
+        if step is None:
+            return known[-1]
+        if step not in known:
+            raise CheckpointError(f'{self.folder}: has no step {step}; it has {", ".join(map(str, known))}')
+        return step
+
+    def _check(self, step: int, name: str, wanted: Any) -> None:
+        saved = self._manager.item_metadata(step)
+        if name not in saved.keys() or saved[name] is None:  # noqa: SIM118 - not a mapping
+            raise CheckpointError(f'{self.folder}/{step}: has no item {name!r}')
+        there, here = _shapes(saved[name].tree), _shapes(wanted)
+        different = [path for path in sorted(there.keys() | here.keys()) if there.get(path) != here.get(path)]
+        if different:
+            path = different[0]
+            raise CheckpointError(
+                f'{self.folder}/{step}: made by another architecture: {path} is {there.get(path, "absent")} there and '
+                f'{here.get(path, "absent")} in this configuration ({len(different)} differences in {name!r})'
+            )
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
+    return {
+        '/'.join(_key(k) for k in path): tuple(np.shape(leaf) if not hasattr(leaf, 'shape') else leaf.shape)
+        for path, leaf in leaves
+    }
+
+
+def _key(key: Any) -> str:
+    """Dict keys, sequence indices and field names alike: Orbax's metadata knows containers by their keys only."""
+    return str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
+
+
+def _reason(error: BaseException) -> str:
+    return ' '.join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,82 @@
+"""AdamW, learning-rate schedules and the moving average of the weights."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fv_jax.core.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and what surrounds it.
+
+    lr_schedule: 'constant' (the authors' choice) or 'cosine', which ends at `final_lr_ratio` of the peak;
+      both rise linearly over `warmup_steps`.
+    weight_decay: on kernels only.
+    clip_norm: the global norm that gradients are cut to (official 0.1).
+    ema_decay: of the weights that sampling uses; 0 keeps none. It starts low: min(decay, (1 + step) / (10 + step)).
+    """
+
+    learning_rate: float = 1e-4
+    lr_schedule: Literal['constant', 'cosine'] = 'constant'
+    warmup_steps: int = 0
+    final_lr_ratio: float = 0.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip_norm: float = 0.1
+    ema_decay: float = 0.999
+
+    def __post_init__(self):
+        for name in ('learning_rate', 'clip_norm', 'eps'):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be positive')
+        for name in ('b1', 'b2', 'ema_decay'):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 0 and below 1')
+        for name in ('warmup_steps', 'weight_decay', 'final_lr_ratio'):
+            if getattr(self, name) < 0:
+                raise ConfigError(f'{name}={getattr(self, name)}: must not be negative')
+
+
+def learning_rates(config: OptimConfig, num_steps: int) -> optax.Schedule:
+    """Step (from 0) to learning rate, for a run of `num_steps`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.lr_schedule == 'constant':
+        after = optax.constant_schedule(peak)
+    else:
+        after = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), alpha=config.final_lr_ratio)
+    if not warmup:
+        return after
+    # The first update already moves: a rate of zero would waste it.
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup])
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], 'key', None) == 'kernel', params)
+
+
+def optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clips by the global norm, then AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rates(config, num_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_is_kernel,
+        ),
+    )
+
+
+def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
+    """ema + (1 - d) (params - ema), d = min(decay, (1 + step) / (10 + step)); float32."""
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: e + (1 - d) * (p.astype(jnp.float32) - e), ema, params)

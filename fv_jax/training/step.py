@@ -1,0 +1,72 @@
+"""One update: loss of a batch, gradient of the trainable part, AdamW, average."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from fv_jax.core.rules import Rules
+from fv_jax.stages.base import Batch, Metrics, Stage, row_keys
+from fv_jax.training.optim import OptimConfig, learning_rates, update_ema
+from fv_jax.training.state import Network, Params, TrainState
+
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+Evaluate = Callable[[Params, Batch, jax.Array, int], Metrics]
+Sample = Callable[[Params, Batch, jax.Array], dict[str, jax.Array]]
+
+
+def _rows(batch: Batch) -> int:
+    return next(iter(batch.values())).shape[0]
+
+
+def train_step(
+    stage: Stage, network: Network, tx: optax.GradientTransformation, optim: OptimConfig, num_steps: int, rules: Rules
+) -> Step:
+    """(state, batch, key) -> (state, metrics), jitted; the given state's memory is reused.
+
+    The keys of the rows are folded from (step, global row), so the same `key` serves the whole run.
+    Metrics are scalars: `loss`, the stage's own, `grad_norm` before clipping, `update_norm`, `param_norm`,
+    `learning_rate`.
+    """
+    rates = learning_rates(optim, num_steps)
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        keys_B = row_keys(key, state.step, _rows(batch))
+
+        def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
+            return stage.loss(network.model(trainable, state.frozen), batch, keys_B, rules=rules)
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        ema = None if state.ema is None else update_ema(state.ema, trainable, optim.ema_decay, state.step)
+        metrics = {
+            'loss': loss,
+            **metrics,
+            'grad_norm': optax.tree.norm(grads),
+            'update_norm': optax.tree.norm(updates),
+            'param_norm': optax.tree.norm(trainable),
+            'learning_rate': rates(state.step),
+        }
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def eval_step(stage: Stage, network: Network, rules: Rules) -> Evaluate:
+    """(inference params, batch, key, index of the batch) -> metrics, jitted. The same key and index give the same
+    noise at every evaluation.
+    """
+
+    @jax.jit
+    def step(params: Params, batch: Batch, key: jax.Array, index: jax.Array) -> Metrics:
+        keys_B = row_keys(key, index, _rows(batch))
+        loss, metrics = stage.loss(network.model(**params), batch, keys_B, rules=rules)
+        return {'loss': loss, **metrics}
+
+    return step
+
+
+def sample_step(stage: Stage, network: Network, rules: Rules) -> Sample:
+    """(inference params, batch, key) -> what the stage samples, jitted."""
+    return jax.jit(lambda params, batch, key: stage.sample(network.model(**params), batch, key, rules=rules))

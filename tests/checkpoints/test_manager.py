@@ -1,0 +1,254 @@
+"""Checkpoints: bit-exact there and back, also from other devices; what cannot be saved or read says so in a line."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.training import optim, state
+from tests.training import toy
+
+ROOT = Path(__file__).parents[2]
+OPTIM = optim.OptimConfig(ema_decay=0.9)
+CONFIG = {'stage': {'kind': 'toy'}, 'loop': {'num_steps': 3, 'keep': None}}
+
+
+def train_state(ema=True):
+    """Every number another one, and none that float16 or a short decimal could hold."""
+    _, start, _ = toy.new(toy.Toy(), optim.OptimConfig(ema_decay=0.9 if ema else 0.0))
+    rng = np.random.default_rng(0)
+    filled = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), start)
+    counts = [x for x in jax.tree.leaves(filled.opt_state) if x.dtype == jnp.int32]
+    assert counts  # the optimizer's own
+    number = iter(range(11, 99))
+    filled = jax.tree.map(lambda x: jnp.asarray(next(number)) if x.dtype == jnp.int32 else x, filled)
+    filled.step = jnp.asarray(5)
+    return filled
+
+
+def abstract(tree):
+    return jax.eval_shape(lambda: tree)
+
+
+def save(folder, *steps, keep=None, items=None):
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(
+            step, items or {'state': {'step': jnp.asarray(step)}, 'params': {'w': jnp.full(3, step)}}, CONFIG
+        )
+    return checkpoints
+
+
+def restored(folder, step=None):
+    """The numbers that `save` wrote."""
+    items = {'params': {'w': jax.ShapeDtypeStruct((3,), jnp.int32)}}
+    return np.asarray(Checkpoints(folder, read_only=True).restore(items, step)['params']['w'])
+
+
+def one_line(error):
+    text = str(error.value)
+    assert '\n' not in text and len(text) < 700
+    return text
+
+
+# There and back.
+
+
+@pytest.mark.parametrize('ema', [True, False])
+def test_a_state_comes_back_bit_for_bit_to_a_fresh_reader(tmp_path, ema):
+    saved = train_state(ema)
+    Checkpoints(tmp_path).save(5, state.to_items(saved), CONFIG)
+    items = Checkpoints(tmp_path).restore(abstract(state.to_items(saved)))
+    back = state.from_items(items, ema=ema)
+    assert jax.tree.structure(back) == jax.tree.structure(saved)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(saved), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert int(back.step) == 5
+
+
+def test_parameters_can_be_read_by_themselves(tmp_path):
+    saved = train_state()
+    Checkpoints(tmp_path).save(5, state.to_items(saved), CONFIG)
+    params = Checkpoints(tmp_path, read_only=True).restore(abstract({'params': state.inference_params(saved)}))
+    assert params.keys() == {'params'}
+    np.testing.assert_array_equal(params['params']['trainable']['head']['kernel'], saved.ema['head']['kernel'])
+
+
+def test_the_configuration_and_the_position_come_with_it(tmp_path):
+    save(tmp_path, 1, 2)
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.meta() == {'step': 2, 'data_position': 2, 'config': CONFIG}
+    assert reader.meta(1)['step'] == 1
+
+
+def test_the_newest_stay(tmp_path):
+    checkpoints = save(tmp_path, 1, 2, 3, 4, keep=2)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['3', '4']
+    assert checkpoints.latest_step == 4
+    assert restored(tmp_path).tolist() == [4, 4, 4] and restored(tmp_path, 3).tolist() == [3, 3, 3]
+
+
+def test_a_reader_changes_nothing(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    debris = tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp'
+    debris.mkdir()
+    before = sorted(tmp_path.rglob('*'))
+    reader = Checkpoints(tmp_path, keep=1, read_only=True)
+    assert reader.latest_step == 3
+    restored(tmp_path)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_what_is_read_goes_to_the_first_device_wherever_it_was_written(tmp_path):
+    """Written by a process with two devices, over both."""
+    program = f"""
+import sys, jax, jax.numpy as jnp
+sys.path.insert(0, {str(ROOT)!r})
+from fv_jax.checkpoints.manager import Checkpoints
+mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+w = jax.device_put(jnp.arange(8.0), split)
+assert len(w.sharding.device_set) == 2
+Checkpoints({str(tmp_path)!r}).save(1, {{'state': {{'step': jnp.asarray(1)}}, 'params': {{'w': w}}}}, {{}})
+"""
+    environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
+    subprocess.run([sys.executable, '-c', program], check=True, env=environment, capture_output=True)
+    items = {'params': {'w': jax.ShapeDtypeStruct((8,), jnp.float32)}}
+    w = Checkpoints(tmp_path, read_only=True).restore(items)['params']['w']
+    assert w.sharding == jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    np.testing.assert_array_equal(w, np.arange(8.0))
+
+
+# What cannot be read.
+
+
+def test_another_architecture_is_named_with_both_shapes(tmp_path):
+    items = state.to_items(train_state())
+    Checkpoints(tmp_path).save(1, items, CONFIG)
+    wanted = abstract({'params': items['params']})
+    head = wanted['params']['trainable']['head']
+    head['kernel'] = jax.ShapeDtypeStruct((3, 4), jnp.float32)
+    with pytest.raises(CheckpointError) as error:
+        Checkpoints(tmp_path).restore(wanted)
+    text = one_line(error)
+    assert 'made by another architecture: trainable/head/kernel is (3, 2) there and (3, 4) in this' in text
+    assert "1 differences in 'params'" in text
+    del head['kernel']
+    head['more'] = jax.ShapeDtypeStruct((7,), jnp.float32)
+    with pytest.raises(
+        CheckpointError, match=r'head/kernel is \(3, 2\) there and absent in this configuration \(2 diff'
+    ):
+        Checkpoints(tmp_path).restore(wanted)
+    with pytest.raises(CheckpointError, match=r'trainable/head/kernel .*\(2 differences'):
+        Checkpoints(tmp_path).restore(wanted | {'state': abstract(items['state'])})
+
+
+def test_another_optimizer_is_another_architecture(tmp_path):
+    items = state.to_items(train_state())
+    Checkpoints(tmp_path).save(1, items, CONFIG)
+    wanted = abstract(items)
+    wanted['state']['opt_state'] = {}
+    with pytest.raises(CheckpointError, match=r'opt_state/.* in this configuration'):
+        Checkpoints(tmp_path).restore(wanted)
+
+
+def test_no_checkpoints_no_finished_one_and_no_such_step(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none: holds no checkpoints .*'checkpoints'"):
+        Checkpoints(tmp_path / 'none', read_only=True)
+    assert not (tmp_path / 'none').exists()
+    (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
+    empty = Checkpoints(tmp_path / 'empty', read_only=True)
+    assert empty.latest_step is None
+    with pytest.raises(CheckpointError, match='holds no finished checkpoint'):
+        empty.meta()
+    save(tmp_path, 2, 4)
+    with pytest.raises(CheckpointError, match='has no step 3; it has 2, 4'):
+        Checkpoints(tmp_path, read_only=True).meta(3)
+
+
+def test_an_item_that_is_not_there(tmp_path):
+    save(tmp_path, 1, items={'params': {'w': jnp.ones(3)}})
+    with pytest.raises(CheckpointError, match="has no item 'state'"):
+        Checkpoints(tmp_path).restore({'state': {'step': jax.ShapeDtypeStruct((), jnp.int32)}})
+
+
+@pytest.mark.parametrize('damage', ['arrays', 'meta'])
+def test_a_damaged_one_is_named_and_so_are_the_others(tmp_path, damage):
+    save(tmp_path, 1, 2)
+    newest = tmp_path / 'checkpoints' / '2'
+    for path in [p for p in newest.rglob('*') if p.is_file()]:
+        if damage == 'arrays' and path.parent.name == 'd':
+            path.write_bytes(path.read_bytes()[:-5])
+        if damage == 'meta' and path.parent.name == 'meta':
+            path.write_text('{')
+    with pytest.raises(CheckpointError) as error:
+        restored(tmp_path) if damage == 'arrays' else Checkpoints(tmp_path, read_only=True).meta()
+    assert 'checkpoints/2: cannot be read; other steps there: 1' in one_line(error)
+    assert restored(tmp_path, 1).tolist() == [1, 1, 1]
+
+
+# What cannot be saved.
+
+
+@contextlib.contextmanager
+def full_disk(free=4096):
+    """No file may grow beyond `free` bytes, which is what a write to a full disk meets."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def large(step):
+    return {'state': {'step': jnp.asarray(step)}, 'params': {'w': jax.random.normal(jax.random.key(step), (50_000,))}}
+
+
+def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path):
+    checkpoints = save(tmp_path, 1, items=large(1), keep=1)
+    with full_disk(), pytest.raises(CheckpointError) as error:
+        checkpoints.save(2, large(2), CONFIG)
+    text = one_line(error)
+    assert 'step 2 could not be saved' in text and 'the last good one is step 1' in text
+    wanted = {'params': abstract(large(1)['params'])}
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.latest_step == 1
+    np.testing.assert_array_equal(reader.restore(wanted)['params']['w'], large(1)['params']['w'])
+    assert [p.name for p in reader.folder.iterdir()] == ['1']  # the disk is as free as before
+    # The same command again, with room.
+    again = Checkpoints(tmp_path, keep=1)
+    again.save(2, large(2), CONFIG)
+    assert [p.name for p in again.folder.iterdir()] == ['2']
+    np.testing.assert_array_equal(Checkpoints(tmp_path).restore(wanted)['params']['w'], large(2)['params']['w'])
+
+
+def test_a_first_save_that_fails_says_that_there_is_none_before(tmp_path):
+    with full_disk(), pytest.raises(CheckpointError, match=r'step 1 could not be saved .*; there is none before it'):
+        save(tmp_path, 1, items=large(1))
+
+
+def test_what_a_killed_process_left_goes(tmp_path):
+    checkpoints = save(tmp_path, 1)
+    debris = checkpoints.folder / '2.orbax-checkpoint-tmp'
+    debris.mkdir()
+    (debris / 'half').write_text('of it')
+    assert Checkpoints(tmp_path, read_only=True).latest_step == 1
+    save(tmp_path, 2)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['1', '2']
+
+
+def test_a_step_is_never_written_twice(tmp_path):
+    checkpoints = save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match='step 1'):
+        checkpoints.save(1, large(1), CONFIG)
+    assert restored(tmp_path).tolist() == [1, 1, 1]

@@ -1,0 +1,96 @@
+"""Learning rates at known steps, clipping, weight decay, the moving average."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fv_jax.core.config import ConfigError
+from fv_jax.training.optim import OptimConfig, learning_rates, optimizer, update_ema
+
+PEAK = 0.5
+
+
+def rates(steps, **fields):
+    schedule = learning_rates(OptimConfig(learning_rate=PEAK, **fields), 110)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_a_constant_rate():
+    np.testing.assert_allclose(rates([0, 1, 109]), [PEAK] * 3)
+
+
+@pytest.mark.parametrize('kind', ['constant', 'cosine'])
+def test_warmup_rises_to_the_peak_and_its_first_step_moves(kind):
+    got = rates(range(12), lr_schedule=kind, warmup_steps=10)
+    np.testing.assert_allclose(got[:11], [PEAK * i / 10 for i in (*range(1, 11), 10)], rtol=1e-6)
+    assert got[11] == PEAK if kind == 'constant' else got[11] < PEAK
+
+
+def test_a_warmup_of_one_step():
+    np.testing.assert_allclose(rates([0, 1, 2], warmup_steps=1), [PEAK] * 3)
+
+
+def test_a_cosine_ends_at_the_ratio():
+    got = rates([10, 60, 110, 200], lr_schedule='cosine', warmup_steps=10, final_lr_ratio=0.1)
+    np.testing.assert_allclose(got, [PEAK, PEAK * 0.55, PEAK * 0.1, PEAK * 0.1], rtol=1e-5)
+
+
+def tree(value, bias=None):
+    return {'a': {'kernel': jnp.full((2, 2), value), 'bias': jnp.full(2, value if bias is None else bias)}}
+
+
+def first_update(grads, params, **fields):
+    tx = optimizer(OptimConfig(**{'learning_rate': 0.1, 'clip_norm': 1e9, **fields}), 10)
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_weight_decay_is_on_kernels_only():
+    """Without a gradient only the decay is left: -rate * decay * p."""
+    update = first_update(tree(0.0), tree(2.0), weight_decay=0.5)['a']
+    np.testing.assert_allclose(update['kernel'], -0.1 * 0.5 * 2.0, rtol=1e-6)
+    np.testing.assert_array_equal(update['bias'], 0)
+
+
+def test_gradients_are_clipped_at_the_global_norm():
+    """Six ones have norm sqrt(6). Adam itself is blind to the scale: an eps far above it shows what came in."""
+    eps, clip = 1e6, 0.1
+    for size, expected in ((1.0, clip / np.sqrt(6)), (0.01, 0.01)):
+        update = first_update(tree(size), tree(0.0), clip_norm=clip, eps=eps, learning_rate=1.0)['a']
+        for part in update.values():
+            np.testing.assert_allclose(part, -expected / eps, rtol=1e-4)
+
+
+def test_adam_has_the_betas():
+    fields = {'b1': 0.5, 'b2': 0.75, 'eps': 1e-3}
+    tx = optimizer(OptimConfig(learning_rate=1.0, clip_norm=1e9, **fields), 10)
+    expected = optax.adam(1.0, **fields)
+    params, state, other = tree(1.0), tx.init(tree(1.0)), expected.init(tree(1.0))
+    for size in (1.0, -3.0, 0.2):
+        update, state = tx.update(tree(size), state, params)
+        wanted, other = expected.update(tree(size), other, params)
+        np.testing.assert_allclose(update['a']['kernel'], wanted['a']['kernel'], rtol=1e-6)
+
+
+def test_the_average_starts_low_and_settles_at_its_decay():
+    ema, params = {'p': jnp.asarray(1.0)}, {'p': jnp.asarray(3.0)}
+    for step, decay in ((0, 0.1), (8, 0.5), (10_000, 0.9)):
+        got = update_ema(ema, params, 0.9, jnp.asarray(step))['p']
+        np.testing.assert_allclose(got, decay * 1 + (1 - decay) * 3, rtol=1e-6)
+
+
+def test_the_average_is_float32():
+    got = update_ema({'p': jnp.ones(2)}, {'p': jnp.ones(2, jnp.bfloat16)}, 0.9, jnp.asarray(0))
+    assert got['p'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    'field',
+    [{'learning_rate': 0.0}, {'clip_norm': float('nan')}, {'b1': 1.0}, {'ema_decay': -0.1}, {'warmup_steps': -1}],
+)
+def test_what_cannot_be_is_refused(field):
+    (name,) = field
+    with pytest.raises(ConfigError, match=f'{name}='):
+        dataclasses.replace(OptimConfig(), **field)

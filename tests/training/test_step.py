@@ -1,0 +1,192 @@
+"""One update of a toy stage: what moves, what does not, what is measured, whose memory is reused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.training import state
+from fv_jax.training.optim import OptimConfig, update_ema
+from fv_jax.training.step import eval_step, sample_step, train_step
+from tests.training import toy
+
+OPTIM = OptimConfig(learning_rate=0.3, clip_norm=1e3, ema_decay=0.9)
+KEY = jax.random.key(3)
+
+
+def encoded(step=0):
+    return toy.Toy().encode(toy.batch(step))
+
+
+@pytest.fixture(scope='module')
+def made():
+    stage = toy.Toy(noise=0.1)
+    network, start, tx = toy.new(stage, OPTIM)
+    return stage, network, toy.copied(start), train_step(stage, network, tx, OPTIM, 100, toy.RULES)
+
+
+def fresh(start):
+    return jax.tree.map(jnp.array, start)
+
+
+@pytest.fixture(scope='module')
+def trained(made):
+    """40 steps: the states on the way, and the metrics."""
+    _, _, start, step_fn = made
+    current, states, rows = fresh(start), [start], []
+    for i in range(40):
+        current, metrics = step_fn(current, encoded(i), KEY)
+        states.append(toy.copied(current))
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return states, rows
+
+
+def test_the_loss_goes_down(trained):
+    _, rows = trained
+    assert rows[-1]['loss'] < rows[0]['loss'] / 10
+
+
+def test_what_is_frozen_stays_and_the_rest_moves(trained):
+    states, _ = trained
+    np.testing.assert_array_equal(states[-1].frozen['offset'], states[0].frozen['offset'])
+    assert np.abs(states[0].frozen['offset']).min() > 0
+    assert set(states[0].trainable['head']) == {'kernel', 'bias'}
+    for part in ('kernel', 'bias'):
+        assert np.abs(states[1].trainable['head'][part] - states[0].trainable['head'][part]).min() > 0
+
+
+def test_steps_are_counted(trained):
+    states, _ = trained
+    assert [int(s.step) for s in states] == list(range(41)) and states[-1].step.dtype == np.int32
+
+
+def test_the_average_follows_by_its_formula(trained):
+    states, _ = trained
+    for i in (0, 5):
+        expected = update_ema(states[i].ema, states[i + 1].trainable, OPTIM.ema_decay, jnp.asarray(i))
+        np.testing.assert_allclose(states[i + 1].ema['head']['kernel'], expected['head']['kernel'], rtol=1e-5)
+
+
+def test_metrics_are_finite_and_true(trained):
+    states, rows = trained
+    names = {'loss', 'noise', 'encoded', 'grad_norm', 'update_norm', 'param_norm', 'learning_rate'}
+    assert all(row.keys() == names and np.isfinite(list(row.values())).all() for row in rows)
+
+    def norm(tree):
+        return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+    moved = jax.tree.map(lambda new, old: new - old, states[6].trainable, states[5].trainable)
+    assert rows[5]['update_norm'] == pytest.approx(norm(moved), rel=1e-4)
+    assert rows[5]['param_norm'] == pytest.approx(norm(states[6].trainable), rel=1e-5)
+    assert rows[5]['learning_rate'] == pytest.approx(0.3)
+    # d/d kernel and d/d bias of mean (x (kernel + offset) + bias - y - noise)^2 at zero, but for the small noise.
+    batch = toy.batch(0)
+    error = batch['x'] @ states[0].frozen['offset'] - batch['y']
+    gradients = [2 * batch['x'].T @ error / error.size, 2 * error.sum(0) / error.size]
+    assert rows[0]['grad_norm'] == pytest.approx(norm(gradients), rel=0.05)
+
+
+def test_noise_is_another_for_each_step_and_the_same_again(made, trained):
+    _, rows = trained
+    assert len({row['noise'] for row in rows}) == len(rows)
+    _, _, start, step_fn = made
+    _, metrics = step_fn(fresh(start), encoded(0), KEY)
+    assert float(metrics['noise']) == rows[0]['noise']
+    _, metrics = step_fn(fresh(start), encoded(0), jax.random.key(4))
+    assert float(metrics['noise']) != rows[0]['noise']
+
+
+def test_rows_have_noise_of_their_own(made):
+    """Equal rows have unequal errors only because of their noise."""
+    _, network, start, _ = made
+    keys = []
+
+    class Spy(toy.Toy):
+        def loss(self, model, batch, keys_B, *, rules):
+            keys.append(jax.random.key_data(keys_B))
+            return super().loss(model, batch, keys_B, rules=rules)
+
+    params = {'trainable': start.trainable, 'frozen': start.frozen}
+    with jax.disable_jit():
+        for index in (0, 1):
+            eval_step(Spy(), network, toy.RULES)(params, encoded(), KEY, index)
+    flat = np.concatenate(keys)
+    assert flat.shape[0] == 2 * toy.ROWS and len(np.unique(flat, axis=0)) == len(flat)
+
+
+def test_the_state_is_given_away(made):
+    _, _, start, step_fn = made
+    given = fresh(start)
+    step_fn(given, encoded(), KEY)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+
+
+def test_a_state_from_given_numbers_can_be_given_away(made):
+    """Its average starts as the numbers themselves, but not in their memory."""
+    stage, _, start, step_fn = made
+    _, _, tx = toy.new(stage, OPTIM)
+    given = state.state_of(fresh(start.trainable), fresh(start.frozen), tx, ema=True)
+    np.testing.assert_array_equal(given.ema['head']['kernel'], given.trainable['head']['kernel'])
+    after, _ = step_fn(given, encoded(), KEY)
+    assert int(after.step) == 1
+
+
+def test_evaluation_uses_the_average_and_the_same_noise_every_time(made, trained):
+    stage, network, _, _ = made
+    states, _ = trained
+    evaluate = eval_step(stage, network, toy.RULES)
+    params = state.inference_params(states[-1])
+    np.testing.assert_array_equal(params['trainable']['head']['bias'], states[-1].ema['head']['bias'])
+    first, again, other = (evaluate(params, encoded(50), KEY, i) for i in (0, 0, 1))
+    assert float(first['loss']) == float(again['loss']) != float(other['loss'])
+    sample = sample_step(stage, network, toy.RULES)(params, encoded(50), KEY)
+    model = network.model(**params)
+    np.testing.assert_allclose(sample['y'], model(toy.batch(50)['x']), rtol=1e-5)
+
+
+def test_without_an_average_sampling_uses_the_numbers_themselves():
+    config = OptimConfig(ema_decay=0.0)
+    _, start, _ = toy.new(toy.Toy(), config)
+    assert start.ema is None
+    assert state.inference_params(start)['trainable'] is start.trainable
+
+
+def test_a_new_state_is_of_the_types_of_a_later_one(made):
+    """Down to JAX's weak types, or the step would be compiled twice."""
+
+    class Weak(toy.Toy):
+        def init(self, rngs):
+            model = super().init(rngs)
+            model.head['bias'][...] = jnp.where(jnp.arange(toy.OUT) > 0, 1.0, 0.0)
+            return model
+
+    stage = Weak()
+    assert stage.init(nnx.Rngs(0)).head['bias'][...].weak_type
+    network, start, tx = toy.new(stage, OPTIM)
+    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES)
+    new, later = jax.eval_shape(lambda: start), jax.eval_shape(step_fn, start, encoded(), KEY)[0]
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(later), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+
+@pytest.mark.parametrize('ema', [True, False])
+def test_a_state_is_its_items(ema):
+    _, start, _ = toy.new(toy.Toy(), OptimConfig(ema_decay=0.9 if ema else 0.0))
+    back = state.from_items(state.to_items(start), ema=ema)
+    assert jax.tree.structure(back) == jax.tree.structure(start)
+    assert all(a is b for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(start), strict=True))
+
+
+def test_a_network_is_the_stages_without_its_numbers():
+    network = state.Network.of(toy.Toy())
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((network.trainable, network.frozen)))
+    trainable, frozen = network.init(toy.Toy(), jax.random.key(0))
+    model = network.model(trainable, frozen)
+    model.head['bias'][...] = jnp.ones(toy.OUT)
+    other = network.model(trainable, frozen)  # the template is filled, not used up
+    np.testing.assert_array_equal(other.head['bias'][...], 0)
+    _, same = network.init(toy.Toy(), jax.random.key(0))
+    _, different = network.init(toy.Toy(), jax.random.key(1))
+    np.testing.assert_array_equal(same['offset'], frozen['offset'])
+    assert np.abs(different['offset'] - frozen['offset']).min() > 0

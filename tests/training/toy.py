@@ -1,0 +1,77 @@
+"""A stage of a few numbers: a linear map, part of which is frozen, fitted to noisy lines."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from flax.nnx.filterlib import Filter
+
+from fv_jax.core.rules import Rules
+from fv_jax.stages.base import Batch, Metrics, row_normal
+from fv_jax.training import optim, state
+
+RULES = Rules(attention=lambda q, k, v: v)
+ROWS, IN, OUT = 4, 3, 2
+
+
+class Line(nnx.Module):
+    """y = x kernel + bias + x offset; the offset is not to learn."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.head = nnx.Dict(kernel=nnx.Param(jnp.zeros((IN, OUT))), bias=nnx.Param(jnp.zeros(OUT)))
+        self.offset = nnx.Param(rngs.params.normal((IN, OUT)))
+
+    def __call__(self, x_BD: jax.Array) -> jax.Array:
+        head = self.head
+        return x_BD @ (head['kernel'][...] + self.offset[...]) + head['bias'][...][None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """The stage. noise: of the target, drawn from the rows' keys. A batch's `bad` is added to the loss; a `slope` of 0
+    spoils the gradient alone.
+    """
+
+    noise: float = 0.0
+
+    def init(self, rngs: nnx.Rngs) -> Line:
+        return Line(rngs)
+
+    def trainable(self) -> Filter:
+        return nnx.PathContains('head')
+
+    def encode(self, batch: Batch) -> Batch:
+        return batch | {'encoded': np.ones(len(batch['x']), np.float32)}
+
+    def loss(self, model: Line, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+        noise = row_normal(keys_B, batch['y'].shape)
+        error = model(batch['x']) - batch['y'] - self.noise * noise
+        # The square root of zero has a finite value and no finite slope.
+        slope = jnp.sqrt(jnp.mean(batch['slope']) * jnp.sum((1 + model.head['bias'][...]) ** 2))
+        loss = jnp.mean(error**2) + jnp.mean(batch['bad']) + slope - slope
+        return loss, {'noise': jnp.mean(noise), 'encoded': jnp.mean(batch['encoded'])}
+
+    def sample(self, model: Line, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
+        return {'y': model(batch['x'])}
+
+
+def batch(step: int = 0, *, bad: float = 0.0, slope: float = 1.0) -> Batch:
+    rng = np.random.default_rng(step)
+    x = rng.standard_normal((ROWS, IN)).astype(np.float32)
+    y = x @ np.float32([[1, 2], [3, 4], [5, 6]]) + np.float32([7, 8])
+    return {'x': x, 'y': y, 'bad': np.full(ROWS, bad, np.float32), 'slope': np.full(ROWS, slope, np.float32)}
+
+
+def new(
+    stage: Toy, config: optim.OptimConfig, num_steps: int = 100
+) -> tuple[state.Network, state.TrainState, optax.GradientTransformation]:
+    network, tx = state.Network.of(stage), optim.optimizer(config, num_steps)
+    return network, state.new_state(network, stage, tx, jax.random.key(0), ema=config.ema_decay > 0), tx
+
+
+def copied(tree):
+    """On the host: what is donated later cannot be read any more."""
+    return jax.tree.map(lambda x: np.array(x), tree)
