@@ -1,0 +1,29 @@
+"""Figures that compare videos. Arrays are float, in [-1, 1], (F, H, W, C), on the host.
+
+PSNR    10 log10(4 / mean (x - y)^2), in dB; 4 is the square of the range
+detail  mean over pixels of |grad x|, forward differences of luma: how much fine structure there is
+flicker mean |x_{f+1} - x_f|: how much changes from frame to frame
+"""
+
+import numpy as np
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
+
+
+def psnr(x: np.ndarray, y: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal videos."""
+    error = float(np.mean(np.square(x.astype(np.float64) - y)))
+    return float('inf') if error == 0 else 10 * float(np.log10(4 / error))
+
+
+def detail(x_FHWC: np.ndarray) -> float:
+    """Mean gradient magnitude of luma, per pixel step."""
+    luma = x_FHWC.astype(np.float32) @ _LUMA
+    down = np.diff(luma, axis=1)[:, :, :-1]
+    across = np.diff(luma, axis=2)[:, :-1]
+    return float(np.mean(np.sqrt(np.square(down) + np.square(across))))
+
+
+def flicker(x_FHWC: np.ndarray) -> float:
+    """Mean absolute change from one frame to the next; 0 for a single frame."""
+    return float(np.mean(np.abs(np.diff(x_FHWC.astype(np.float32), axis=0)))) if len(x_FHWC) > 1 else 0.0

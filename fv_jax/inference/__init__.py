@@ -1,0 +1,1 @@
+"""From a prompt or a clip to video: executables and the pipeline they make up."""

@@ -1,0 +1,63 @@
+"""Pictures that show what an enhancement did: videos side by side, and a contact sheet."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_LABEL = 22  # pixels of the strip that names a picture
+_GAP = 4
+
+
+def labelled(frame_HWC: np.ndarray, label: str) -> np.ndarray:
+    """A uint8 picture under a strip with its name."""
+    height, width, _ = frame_HWC.shape
+    image = Image.new('RGB', (width, height + _LABEL), 'black')
+    image.paste(Image.fromarray(frame_HWC), (0, _LABEL))
+    ImageDraw.Draw(image).text((6, 3), label, fill='white', font=ImageFont.load_default(14))
+    return np.asarray(image)
+
+
+def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Four named uint8 videos (F, H, W, 3) of one size as one, in two rows of two; even sides."""
+    names, clips = list(videos), list(videos.values())
+    assert len(names) == 4, names
+    frames = []
+    for f in range(len(clips[0])):
+        tiles = [labelled(clip[f], name) for name, clip in zip(names, clips, strict=True)]
+        frames.append(np.concatenate([np.concatenate(tiles[:2], 1), np.concatenate(tiles[2:], 1)], 0))
+    return np.stack(frames)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: int = 2) -> Image.Image:
+    """One row for each clip: the middle frame of every video, and below it the same part of each, `zoom` times larger.
+
+    rows: (caption, {name: uint8 FHWC}); all videos of one size.
+    """
+    lines = []
+    for caption, videos in rows:
+        middle = {name: clip[len(clip) // 2] for name, clip in videos.items()}
+        whole = [
+            labelled(frame, f'{name}: {caption}' if i == 0 else name) for i, (name, frame) in enumerate(middle.items())
+        ]
+        lines += [_line(whole), _line([_zoomed(frame, zoom) for frame in middle.values()])]
+    width, height = lines[0].shape[1], sum(line.shape[0] + _GAP for line in lines)
+    sheet = Image.new('RGB', (width, height), 'white')
+    top = 0
+    for line in lines:
+        sheet.paste(Image.fromarray(line), (0, top))
+        top += line.shape[0] + _GAP
+    return sheet
+
+
+def _line(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    gap = np.full((tiles[0].shape[0], _GAP, 3), 255, np.uint8)
+    return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)
+
+
+def _zoomed(frame_HWC: np.ndarray, zoom: int) -> np.ndarray:
+    height, width, _ = frame_HWC.shape
+    h, w = height // zoom, width // zoom
+    top, left = (height - h) // 2, (width - w) // 2
+    part = frame_HWC[top : top + h, left : left + w]
+    return np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST))

@@ -1,0 +1,125 @@
+"""A clip of any length as windows of the model's length, and the enhanced windows as one clip again.
+
+The causal VAE turns frame 0 of a window into one latent frame and every 4 frames after it into another (FACTS 4), so
+windows start at multiples of 4: latent frame j of a window that starts at frame s ends at frame s + 4 j, like latent
+frame s/4 + j of the whole clip. With W frames of the model and an overlap of o, windows start every W - o frames; the
+last one is moved back so that it ends with the clip, to the next such multiple (0 to 3 frames are missing then).
+
+Where two windows overlap, frame i = 0 ... o - 1 of the overlap is
+
+    (1 - w_i) earlier + w_i later,      w_i = (i + 1) / (o + 1)                               (1)
+
+Nothing here holds more than one window of output and two of input.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+from fv_jax.models.vae import TEMPORAL_FACTOR
+from fv_jax.models.vae_chunking import is_valid_length
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """frames: of the model, 1 or 8k + 1. overlap: frames that neighbours share."""
+
+    frames: int
+    overlap: int
+
+    def __post_init__(self):
+        if not is_valid_length(self.frames):
+            raise ConfigError(f'frames={self.frames}: a window must have 1 or 8k + 1 frames')
+        choices = range(self.frames % self.alignment, self.frames, self.alignment)
+        if self.overlap not in choices:
+            raise ConfigError(
+                f'overlap={self.overlap}: windows of {self.frames} frame(s) must start at multiples of '
+                f'{self.alignment}; use {_nearest(self.overlap, choices)}'
+            )
+
+    @classmethod
+    def of(cls, frames: int, overlap: int | None = None) -> 'Windows':
+        """Without an overlap: a sixth or so of the window, 5 of 17 frames and 9 of 49; none between single frames."""
+        if overlap is None:
+            overlap = 1 + TEMPORAL_FACTOR * max(1, round((frames - 1) / 24)) if frames > 1 else 0
+        return cls(frames, overlap)
+
+    @property
+    def alignment(self) -> int:
+        """Frames to a latent frame: windows start at multiples of it."""
+        return TEMPORAL_FACTOR if self.frames > 1 else 1
+
+    @property
+    def stride(self) -> int:
+        return self.frames - self.overlap
+
+    def count(self, clip_frames: int) -> int:
+        """How many windows a clip makes."""
+        return 1 + max(0, -(-(clip_frames - self.frames) // self.stride))
+
+
+def _nearest(value: int, choices: range) -> str:
+    below = [c for c in choices if c < value][-1:]
+    above = [c for c in choices if c > value][:1]
+    return ' or '.join(map(str, below + above))
+
+
+class Window(NamedTuple):
+    """Frames `start` ... of the clip: fewer than the model has in a short clip and, by 1 to 3, in a last window."""
+
+    start: int
+    video_FHWC: np.ndarray
+    last: bool
+
+
+def cut(frames: Iterable[np.ndarray], windows: Windows) -> Iterator[Window]:
+    """Windows of a clip's frames (HWC), which are read as they are needed.
+
+    Raises ValueError: there are no frames, or their size changes.
+    """
+    source = _of_one_size(frames)
+    start, held = 0, list(itertools.islice(source, windows.frames))
+    if not held:
+        raise ValueError('the clip holds no frames')
+    while True:
+        new = list(itertools.islice(source, windows.stride))
+        yield Window(start, np.stack(held), last=not new)
+        if not new:
+            return
+        step = -(-len(new) // windows.alignment) * windows.alignment
+        start, held = start + step, (held + new)[step:]
+
+
+def _of_one_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    first = None
+    for index, frame in enumerate(frames):
+        first = frame.shape if first is None else first
+        if frame.shape != first:
+            size, before = (f'{shape[0]}x{shape[1]}' for shape in (frame.shape, first))
+            raise ValueError(f'frame {index} is {size}, the ones before {before}; re-encode the clip at one size')
+        yield frame
+
+
+def crossfade(pieces: Iterable[Window], overlap: int) -> Iterator[np.ndarray]:
+    """Enhanced windows (float) to the clip, one block of finished frames (FHWC) for each window, by (1).
+
+    Of a last window that was moved back the frames before the usual overlap are left out: they are finished already.
+    """
+    pending, begin = None, 0  # frames `begin` ... that the next window has a share in
+    for start, video_FHWC, last in pieces:
+        if pending is not None:
+            video_FHWC = _faded(pending, video_FHWC[begin - start :])
+        finished = len(video_FHWC) if last else len(video_FHWC) - overlap
+        pending, begin = video_FHWC[finished:].copy(), (start if pending is None else begin) + finished
+        yield video_FHWC[:finished]
+
+
+def _faded(earlier_FHWC: np.ndarray, later_FHWC: np.ndarray) -> np.ndarray:
+    shared = len(earlier_FHWC)
+    weights = (np.arange(1, shared + 1, dtype=np.float32) / np.float32(shared + 1)).reshape(-1, 1, 1, 1)
+    mixed = earlier_FHWC + weights * (later_FHWC[:shared] - earlier_FHWC)
+    return np.concatenate([mixed, later_FHWC[shared:]])

@@ -1,0 +1,229 @@
+"""The command, on a run of one checkpoint with random networks."""
+
+import dataclasses
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax import sample
+from fv_jax.checkpoints.manager import Checkpoints
+from fv_jax.data import video_io
+from tests.data import films
+from tests.inference import tiny
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_compiling():
+    with tiny.fast_compiling():
+        yield
+
+
+@pytest.fixture(scope='module')
+def stage(tmp_path_factory):
+    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
+    tiny.save_vae(path)
+    return tiny.stage_config(path)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, stage) -> Path:
+    folder = tmp_path_factory.mktemp('run')
+    tiny.save_run(folder, stage)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory) -> Path:
+    """14 frames of 10x13, 12 a second, with sound."""
+    folder = tmp_path_factory.mktemp('clip')
+    path = folder / 'clip.mp4'
+    odd_sized(path, films.pattern(14, 10, 13), 12)
+    films.with_audio(folder / 'sound.mp4', seconds=2)
+    assert video_io.copy_audio(folder / 'sound.mp4', path)
+    return path
+
+
+def odd_sized(path: Path, video_FHWC: np.ndarray, fps: int) -> None:
+    """Our own writer's chroma needs even sides."""
+    with av.open(str(path), 'w') as out:
+        stream = out.add_stream('libx264', rate=fps, options={'crf': '10'})
+        stream.height, stream.width, stream.pix_fmt = *video_FHWC.shape[1:3], 'yuv444p'
+        for image in video_FHWC:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
+        out.mux(stream.encode())
+
+
+def command(clip: Path, run: Path, output: Path, *more: str) -> int:
+    return sample.main([f'--input={clip}', f'--checkpoint={run}', f'--output={output}', *more])
+
+
+def test_a_clip_is_enhanced(clip, run, tmp_path, capsys):
+    """Three windows of 9 frames; 40x52 rounded to 32x48."""
+    output = tmp_path / 'out.mp4'
+    output.write_text('something else')
+    assert command(clip, run, output, '--num-steps=1', '--overwrite') == 0
+    assert [p.name for p in tmp_path.iterdir()] == ['out.mp4']
+    info = video_io.probe(output)
+    assert (info.height, info.width, info.fps, info.frames) == (32, 48, Fraction(12), 14)
+    assert video_io.decode(output).frames.std() > 5
+    with av.open(str(output)) as film:
+        assert film.streams.video[0].codec_context.name == 'h264'
+        sound = film.streams.audio[0]
+        assert float(sound.duration * sound.time_base) == pytest.approx(14 / 12, abs=0.05)
+    out, err = capsys.readouterr()
+    assert 'note: 40x52 is rounded down to 32x48' in out
+    assert '10x13 to 32x48, 1 step(s) of checkpoint 7, windows of 9 frame(s)' in out
+    pattern = rf'{re.escape(str(output))}: 32x48, 14 frame\(s\) in [\d.]+ s, [\d.]+ frames/s'
+    assert re.fullmatch(pattern, out.splitlines()[-1])
+    assert '3/3' in err  # the bar, of windows
+
+
+# With a model that repeats the frames.
+
+
+@pytest.fixture
+def repeating(monkeypatch):
+    """Notes what `enhance` is told."""
+    calls = []
+
+    def enhance(enhancer, frames, size, *, key, windows):
+        calls.append((size, windows))
+        for frame in frames:
+            yield np.broadcast_to(np.uint8(frame.mean()), (1, *size, 3))
+
+    monkeypatch.setattr(sample, 'enhance', enhance)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ('more', 'size', 'overlap', 'note'),
+    [
+        (['--scale=8'], (80, 96), 5, '80x104 is rounded down to 80x96'),
+        (['--scale=3.2'], (32, 32), 5, '32x41.6 is rounded down to 32x32'),
+        (['--size=16x64', '--overlap=1'], (16, 64), 1, None),
+    ],
+)
+def test_size_and_overlap(more, size, overlap, note, clip, run, repeating, tmp_path, capsys):
+    assert command(clip, run, tmp_path / 'out.mp4', *more) == 0
+    ((got, windows),) = repeating
+    assert got == size and (windows.frames, windows.overlap) == (9, overlap)
+    out = capsys.readouterr().out
+    assert (note in out) if note else ('note' not in out)
+    assert video_io.decode(tmp_path / 'out.mp4').frames.shape == (14, *size, 3)
+
+
+def test_sound_that_an_mp4_cannot_hold_is_named_and_left_out(run, repeating, tmp_path, capsys):
+    films.with_audio(tmp_path / 'clip.avi', seconds=0.5, codec='pcm_u8')
+    assert command(tmp_path / 'clip.avi', run, tmp_path / 'out.mp4', '--scale=1') == 0
+    assert 'audio (pcm_u8) cannot be stored in an mp4' in capsys.readouterr().out
+    assert not video_io.probe(tmp_path / 'out.mp4').has_audio
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'line'),
+    [
+        (OSError(28, 'No space left on device'), 1, 'No space left on device'),
+        (ValueError('clip.mp4: damaged at frame 3'), 1, 'clip.mp4: damaged at frame 3'),
+        (KeyboardInterrupt(), 130, 'interrupted; nothing was written'),
+    ],
+)
+def test_what_fails_leaves_what_was_there(error, code, line, clip, run, tmp_path, capsys, monkeypatch):
+    def enhance(enhancer, frames, size, *, key, windows):
+        yield np.zeros((4, *size, 3), np.uint8)
+        raise error
+
+    monkeypatch.setattr(sample, 'enhance', enhance)
+    (tmp_path / 'old.mp4').write_text('precious')
+    assert command(clip, run, tmp_path / 'old.mp4', '--overwrite') == code
+    assert [p.read_text() for p in tmp_path.iterdir()] == ['precious']
+    (said,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith('sample: ')]
+    assert line in said
+
+
+# Bad input: one line, and nothing is done.
+
+
+def refused(capsys, code: int, *words: str) -> None:
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith('sample: ')
+    for word in words:
+        assert word in line
+    assert code in (1, 2) and 'Traceback' not in out
+
+
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        (['--size=100x64'], ('height=100', 'multiple of 16', '96 or 112')),
+        (['--size=64x8'], ('width=8', 'multiple of 16', '16')),
+        (['--size=64'], ('--size=64', 'HEIGHTxWIDTH')),
+        (['--size=64x64', '--scale=2'], ('--scale', '--size')),
+        (['--scale=1'], ('10x13 times 1', 'too small')),
+        (['--scale=0'], ('--scale=0', 'positive')),
+        (['--scale=nan'], ('--scale', 'nan')),
+        (['--num-steps=0'], ('--num-steps=0', 'at least 1')),
+        (['--crf=52'], ('--crf=52', '51')),
+        (['--seed=-1'], ('--seed=-1', '4294967295')),
+        (['--seed=x'], ('--seed', "'x'")),
+        (['--overlap=4'], ('overlap=4', 'use 1 or 5')),
+        (['--step=3'], ('has no step 3', 'it has 7')),
+        (['--num-step=3'], ('--num-step:', '--num-steps')),
+        (['--config.seed=3'], ('--config.seed', 'carries its config')),
+    ],
+)
+def test_a_bad_flag_is_refused(more, words, clip, run, tmp_path, capsys):
+    assert command(clip, run, tmp_path / 'out.mp4', *more) == 2
+    assert list(tmp_path.iterdir()) == []
+    refused(capsys, 2, *words)
+
+
+def test_a_bad_input_is_refused(clip, run, tmp_path, capsys):
+    output = tmp_path / 'out.mp4'
+    text = tmp_path / 'text.mp4'
+    text.write_text('no film')
+    for path, word in ((tmp_path / 'none.mp4', 'no such file'), (text, 'not a video')):
+        assert command(path, run, output) == 2
+        refused(capsys, 2, '--input=', path.name, word)
+    assert not output.exists()
+
+
+def test_a_bad_output_is_refused(clip, run, tmp_path, capsys):
+    there = tmp_path / 'there.mp4'
+    there.write_text('precious')
+    (tmp_path / 'folder.mp4').mkdir()
+    for path, word in (
+        (tmp_path / 'out.mkv', 'must end in .mp4'),
+        (tmp_path / 'none' / 'out.mp4', 'there is no folder'),
+        (tmp_path / 'folder.mp4', 'is a folder'),
+        (there, '--overwrite'),
+    ):
+        assert command(clip, run, path) == 2
+        refused(capsys, 2, '--output=', path.name, word)
+    assert there.read_text() == 'precious'
+
+
+def test_a_bad_checkpoint_is_refused(clip, stage, tmp_path, capsys):
+    output = tmp_path / 'out.mp4'
+    assert command(clip, tmp_path / 'none', output) == 2
+    refused(capsys, 2, 'none', 'holds no checkpoints')
+    (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
+    assert command(clip, tmp_path / 'empty', output) == 2
+    refused(capsys, 2, 'empty', 'no finished checkpoint')
+    numbers = {'params': {'x': jnp.zeros(3)}}
+    autoencoder = {'stage': {'kind': 'autoencoder'}, 'data': {'frames': 9}}
+    Checkpoints(tmp_path / 'autoencoder').save(1, numbers, autoencoder)
+    assert command(clip, tmp_path / 'autoencoder', output) == 2
+    refused(capsys, 2, '--checkpoint=', "holds stage 'autoencoder'; only 'superres'")
+    tiny.save_run(tmp_path / 'other', stage, saved=tiny.wider(stage))
+    assert command(clip, tmp_path / 'other', output) == 2
+    refused(capsys, 2, 'another architecture', '64')
+    tiny.save_run(tmp_path / 'lost', dataclasses.replace(stage, vae=str(tmp_path / 'lost.safetensors')))
+    assert command(clip, tmp_path / 'lost', output) == 1
+    refused(capsys, 1, 'lost.safetensors')
+    assert not output.exists()
