@@ -8,10 +8,10 @@ import numpy as np
 
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple
-from fv_jax.data import embedded, transforms
+from fv_jax.data import embedded, transforms, video_io
 from fv_jax.data.degradations import WeakConfig, WeakTwin
 from fv_jax.data.loader import Batch, LoaderConfig, Shards, Source, batches
-from fv_jax.data.records import list_shards
+from fv_jax.data.records import Record, list_shards, read_records
 
 EMBEDDED, SYNTHETIC = 'embedded', 'synthetic'
 
@@ -38,6 +38,7 @@ class DataConfig:
     frames, height, width: of a clip; larger ones are cut to a window and, per `fit`, cropped or resized.
     fit: 'crop' cuts height x width out of the picture, at random in training; 'resize' scales to cover, then cuts.
     flip: mirror half of the clips.
+    in_memory: decode every training clip once and keep it; for data sets of some hundred megabytes.
     eval_clips: how many held-out clips are evaluated; heldout_size: (frames, height, width) of them, None for the same.
     cache: encode once at the start; None encodes in every step.
     """
@@ -50,6 +51,7 @@ class DataConfig:
     width: int = 1920
     fit: Literal['crop', 'resize'] = 'resize'
     flip: bool = True
+    in_memory: bool = False
     eval_clips: int = 4
     heldout_size: tuple[int, int, int] | None = None
     weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
@@ -71,9 +73,19 @@ def source(name: str, config: DataConfig, *, heldout: bool) -> Source:
     """The records that `name` stands for. Raises ValueError when there are none."""
     if name == SYNTHETIC:
         return synthetic_clips(config.eval_clips if heldout else 4, *_size(config, heldout))
-    if name == EMBEDDED:
-        return Shards(embedded.heldout_shards() if heldout else embedded.train_shards())
-    return Shards(list_shards(name))
+    paths = _embedded_shards(heldout) if name == EMBEDDED else list_shards(name)
+    if config.in_memory and not heldout:
+        return [_decoded(record) for record in read_records(paths)]
+    return Shards(paths)
+
+
+def _embedded_shards(heldout: bool) -> list[str]:
+    return embedded.heldout_shards() if heldout else embedded.train_shards()
+
+
+def _decoded(record: Record) -> Record:
+    """The record with its video as an array, which `transforms.decode_video` takes as well."""
+    return record | {'video': video_io.decode(record['video']).frames}
 
 
 def _size(config: DataConfig, heldout: bool) -> tuple[int, int, int]:

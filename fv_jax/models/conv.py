@@ -7,6 +7,7 @@ that the convolution saw before, a value that goes in and comes out.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,22 @@ from jax import lax
 
 from fv_jax.core import axes
 
+Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape) -> a kernel
+
 HISTORY = 2  # frames of the past that a kernel of three needs
 
 
-def _init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def fan_in(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A kernel (..., in, out) of variance 1 / fan_in, uniform."""
     # Uniform and drawn flat: XLA for CPU compiles a truncated normal, or counters of five dimensions, for minutes.
     limit = math.sqrt(3 / math.prod(shape[:-1]))
     return jax.random.uniform(key, (math.prod(shape),), jnp.float32, -limit, limit).reshape(shape)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A kernel of zeros."""
+    del key
+    return jnp.zeros(shape)
 
 
 def _conv2d(x_BFHWC: jax.Array, kernel: jax.Array, stride: int = 1, padding=((1, 1), (1, 1))) -> jax.Array:
@@ -68,9 +77,9 @@ def _per_channel(vector: nnx.Param, dtype: str = 'float32') -> jax.Array:
 class CausalConv3d(nnx.Module):
     """3x3x3 convolution, causal in time, zero-padded in space."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, out_channels: int, *, dtype: str, rngs: nnx.Rngs, kernel_init: Init = fan_in):
         shape = (3, 3, 3, in_channels, out_channels)
-        self.kernel = axes.param(_init(rngs.params(), shape), (None, None, None, axes.CONV_IN, axes.CONV_OUT))
+        self.kernel = axes.param(kernel_init(rngs.params(), shape), (None, None, None, axes.CONV_IN, axes.CONV_OUT))
         self.bias = axes.param(jnp.zeros(out_channels), (axes.CONV_OUT,))
         self.dtype = dtype
 
@@ -86,9 +95,19 @@ class CausalConv3d(nnx.Module):
 class PointwiseConv(nnx.Module):
     """1x1x1 convolution: a linear map of the channels."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, dtype: str, rngs: nnx.Rngs):
-        self.kernel = axes.param(_init(rngs.params(), (in_channels, out_channels)), (axes.CONV_IN, axes.CONV_OUT))
-        self.bias = axes.param(jnp.zeros(out_channels), (axes.CONV_OUT,))
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dtype: str,
+        rngs: nnx.Rngs,
+        kernel_init: Init = fan_in,
+        bias: float = 0.0,
+    ):
+        shape = (in_channels, out_channels)
+        self.kernel = axes.param(kernel_init(rngs.params(), shape), (axes.CONV_IN, axes.CONV_OUT))
+        self.bias = axes.param(jnp.full(out_channels, bias, jnp.float32), (axes.CONV_OUT,))
         self.dtype = dtype
 
     def __call__(self, x_BFHWC: jax.Array) -> jax.Array:
@@ -100,7 +119,7 @@ class FrameConv(nnx.Module):
 
     def __init__(self, channels: int, *, stride: int = 1, dtype: str, rngs: nnx.Rngs):
         shape = (3, 3, channels, channels)
-        self.kernel = axes.param(_init(rngs.params(), shape), (None, None, axes.CONV_IN, axes.CONV_OUT))
+        self.kernel = axes.param(fan_in(rngs.params(), shape), (None, None, axes.CONV_IN, axes.CONV_OUT))
         self.bias = axes.param(jnp.zeros(channels), (axes.CONV_OUT,))
         self.stride = stride
         self.dtype = dtype

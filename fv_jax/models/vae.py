@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fv_jax.core.config import ConfigError
-from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv
+from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv, zeros
 
 SPATIAL_FACTOR = 8
 TEMPORAL_FACTOR = 4
@@ -81,12 +81,10 @@ class SpatialNorm(nnx.Module):
 
     def __init__(self, channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
         self.norm_layer = GroupNorm(channels, config.groups)
-        self.conv_y = PointwiseConv(config.latent_channels, channels, dtype=config.dtype, rngs=rngs)
-        self.conv_b = PointwiseConv(config.latent_channels, channels, dtype=config.dtype, rngs=rngs)
         # From scratch this is a plain group norm at first.
-        self.conv_y.kernel[...] = jnp.zeros_like(self.conv_y.kernel[...])
-        self.conv_b.kernel[...] = jnp.zeros_like(self.conv_b.kernel[...])
-        self.conv_y.bias[...] = jnp.ones_like(self.conv_y.bias[...])
+        sizes, dtype = (config.latent_channels, channels), config.dtype
+        self.conv_y = PointwiseConv(*sizes, dtype=dtype, rngs=rngs, kernel_init=zeros, bias=1.0)
+        self.conv_b = PointwiseConv(*sizes, dtype=dtype, rngs=rngs, kernel_init=zeros)
 
     def __call__(self, x_BFHWC: jax.Array, z_BFHWC: jax.Array) -> jax.Array:
         # A pointwise map commutes with nearest resizing; on the latents it costs 64 times less.
@@ -106,9 +104,8 @@ class ResBlock(nnx.Module):
         self.norm1 = norm(in_channels)
         self.conv1 = CausalConv3d(in_channels, out_channels, dtype=config.dtype, rngs=rngs)
         self.norm2 = norm(out_channels)
-        self.conv2 = CausalConv3d(out_channels, out_channels, dtype=config.dtype, rngs=rngs)
         # From scratch every block starts as its shortcut, and the network as a nearly linear codec.
-        self.conv2.kernel[...] = jnp.zeros_like(self.conv2.kernel[...])
+        self.conv2 = CausalConv3d(out_channels, out_channels, dtype=config.dtype, rngs=rngs, kernel_init=zeros)
         if in_channels != out_channels:
             self.nin_shortcut = PointwiseConv(in_channels, out_channels, dtype=config.dtype, rngs=rngs)
         self.project = in_channels != out_channels

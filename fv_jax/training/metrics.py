@@ -4,19 +4,25 @@
 `eval/...`. A resumed run first drops the rows that it is about to write again.
 """
 
+import contextlib
 import io
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import RecordWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 JSONL = 'metrics.jsonl'
+BOARD = 'tensorboard'
+_FLUSH_S = 30.0
 
 
 class MetricWriter:
@@ -27,15 +33,22 @@ class MetricWriter:
         path = folder / JSONL
         _drop_rows_after(path, start_step)
         self._jsonl = path.open('a', encoding='utf-8')
-        self._board = SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step + 1 if start_step else None)
+        self._board = _Board(folder / BOARD, start_step)
+
+    def __enter__(self) -> 'MetricWriter':
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        # On a full disk closing fails too, and would hide what stopped the run.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
 
     def scalars(self, step: int, values: Mapping[str, float], text: str) -> None:
         """One row, the same figures as TensorBoard scalars, and one line of text."""
         row = {'step': step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
         self._jsonl.write(json.dumps(row) + '\n')
         self._jsonl.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._board.add(step, *(Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
         self._line(text)
 
     def video(self, step: int, name: str, frames_FHWC: np.ndarray, fps: float) -> None:
@@ -45,12 +58,37 @@ class MetricWriter:
         images[0].save(buffer, 'GIF', save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
         height, width = frames_FHWC.shape[1:3]
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._board.file_writer.add_summary(summary, step)
+        self._board.add(step, Summary.Value(tag=name, image=image))
 
     def close(self) -> None:
         self._jsonl.close()
         self._board.close()
+
+
+class _Board:
+    """One TensorBoard event file, written where it is called: the library's own writer has a thread, which meets a full
+    disk with a trace on the terminal.
+    """
+
+    def __init__(self, folder: Path, start_step: int):
+        folder.mkdir(exist_ok=True)
+        name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{start_step}'
+        self._file, self._flushed = RecordWriter(str(folder / name)), time.monotonic()
+        self._write(file_version='brain.Event:2')
+        if start_step:  # TensorBoard forgets what the run before this one wrote from here on
+            self._write(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, *values: Summary.Value) -> None:
+        self._write(step=step, summary=Summary(value=values))
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, **fields) -> None:
+        self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _drop_rows_after(path: Path, step: int) -> None:

@@ -113,7 +113,7 @@ def test_a_convolution_of_frames_keeps_the_size_and_the_frames_apart():
 
 @pytest.mark.parametrize('shape', [(3, 3, 3, 16, 64), (3, 3, 64, 64), (256, 256)])
 def test_kernels_start_with_variance_one_over_fan_in(shape):
-    kernel = np.asarray(conv._init(jax.random.key(0), shape))
+    kernel = np.asarray(conv.fan_in(jax.random.key(0), shape))
     fan_in = np.prod(shape[:-1])
     assert kernel.shape == shape
     assert np.var(kernel) * fan_in == pytest.approx(1, rel=0.05)
