@@ -1,0 +1,97 @@
+"""The causal VAE.
+
+    python -m fv_jax.train --config=configs/vae.py --workdir=runs/vae
+
+The small VAE that comes with the package (`fv_jax/weights/embedded`, 16 bits) is made on two CPU cores from the
+film that comes with it, first on single pictures, then on clips:
+
+    python -m fv_jax.train --config=configs/vae.py:tiny_images --workdir=runs/vae_images
+    python -m fv_jax.train --config=configs/vae.py:tiny --workdir=runs/vae --config.init_from=runs/vae_images
+    python -m fv_jax.export --checkpoint=runs/vae --output=fv_jax/weights/embedded/vae_tiny.safetensors
+
+`:smoke` takes seconds.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_variant
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    """See above. The fields are those of `fv_jax.train.RunConfig`."""
+    name, _ = parse_variant(variant, ('smoke', 'tiny', 'tiny_images'))
+    config = ConfigDict(
+        {
+            'stage': _stage(),
+            'data': _data(),
+            'optim': _optim(),
+            'loop': {'num_steps': 100_000, 'log_every': 10, 'eval_every': 2000, 'save_every': 2000},
+            'seed': 0,
+            'init_from': None,
+        }
+    )
+    if name:
+        _small(config)
+    if name == 'tiny_images':
+        _images(config)
+    if name == 'smoke':
+        config.data.update(
+            train='synthetic', heldout='synthetic', frames=9, height=32, width=32, heldout_size=(9, 32, 32)
+        )
+        config.loop.update(num_steps=3, log_every=1, eval_every=3, save_every=3)
+    return config
+
+
+def _stage() -> dict:
+    return {
+        'kind': 'autoencoder',
+        'autoencoder_net': {
+            'base_channels': 128,
+            'multipliers': (1, 2, 2, 4),
+            'num_res_blocks': 3,
+            'groups': 32,
+            'dtype': 'bfloat16',
+        },
+        'autoencoder': {'kl_weight': 1e-4},
+    }
+
+
+def _data() -> dict:
+    return {
+        'train': 'embedded',
+        'heldout': 'embedded',
+        'frames': 17,
+        'height': 256,
+        'width': 256,
+        'fit': 'crop',
+        'eval_clips': 4,
+        'heldout_size': (17, 256, 480),
+        'loader': {'batch_size': 16, 'seed': 0},
+    }
+
+
+def _optim() -> dict:
+    return {
+        'learning_rate': 1e-4,
+        'lr_schedule': 'cosine',
+        'warmup_steps': 1000,
+        'b2': 0.99,
+        'clip_norm': 1.0,
+        'ema_decay': 0.999,
+    }
+
+
+def _small(config: ConfigDict) -> None:
+    config.stage.autoencoder_net.update(
+        base_channels=16, multipliers=(1, 1, 2, 3), num_res_blocks=1, groups=2, dtype='float32'
+    )
+    config.data.update(frames=9, height=64, width=64, in_memory=True, loader={'batch_size': 4, 'num_threads': 1})
+    config.optim.update(learning_rate=1e-3, warmup_steps=50, final_lr_ratio=0.02)
+    config.loop.update(num_steps=8000, log_every=20, eval_every=1000, save_every=100)
+
+
+def _images(config: ConfigDict) -> None:
+    # Many small pictures a step: with one or two crops a step the colours of the crop at hand win over everything else.
+    config.data.update(frames=1, loader={'batch_size': 16, 'num_threads': 1})
+    config.optim.update(lr_schedule='constant')
+    config.loop.update(num_steps=4000)

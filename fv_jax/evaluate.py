@@ -1,0 +1,227 @@
+"""Measures a stage-2 run on its held-out clips: `python -m fv_jax.evaluate --checkpoint RUN --output DIR`.
+
+Each clip is made smaller and enhanced again. In the output folder:
+
+  clip_N.mp4         input, bilinear, enhanced and truth side by side
+  small.mp4          the first clip's input, to try `sample` on
+  contact_sheet.png  a frame of every clip, whole and enlarged
+  report.json        the figures
+
+They are PSNR to the truth, of the enhanced clip, of the bilinear one, and of the truth after a round trip through the
+VAE (the ceiling); detail (mean gradient magnitude) as a ratio to the ceiling's; and the flow-matching loss beside that
+of the best linear predictor.
+
+Exit codes: 0 done; 2 wrong usage; 1 failed.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax import api
+from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.core import config as config_lib
+from fv_jax.core import quality
+from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
+from fv_jax.core.config import ConfigError
+from fv_jax.data import pipeline, video_io
+from fv_jax.data.records import list_shards, read_records
+from fv_jax.data.resizing import resize_bilinear
+from fv_jax.data.transforms import to_uint8
+from fv_jax.diffusion import samplers
+from fv_jax.inference import comparison, latent_cache
+from fv_jax.inference.linear_baseline import LinearPredictor
+from fv_jax.inference.pipeline import jit_transport
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.stages.base import Batch, row_keys
+from fv_jax.stages.superres import Draw, SuperRes
+
+FPS = 24  # of what is written
+STRATA = 4  # of t, in the loss
+TRAIN_CLIPS = 64  # that the linear predictor is fitted on where no latents are cached
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (without the program's name) and returns its exit code."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except (UsageError, ConfigError) as error:
+        return _fail(error, 2)
+    except (CheckpointError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail('interrupted', 130)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f'evaluate: {one_line(error)}', file=sys.stderr)
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _main(argv: Sequence[str]) -> int:
+    quiet_libraries()
+    parser = Parser('python -m fv_jax.evaluate', 'Measures a stage-2 run on its held-out clips.')
+    parser.add_argument('--checkpoint', type=Path, required=True, help='the work directory of a run')
+    parser.add_argument('--output', type=Path, required=True, help='the folder to write to')
+    parser.add_argument('--clips', type=int, default=4, help='how many held-out clips')
+    parser.add_argument('--num-steps', type=int, default=None, help="solver steps; default: the run's")
+    arguments = parser.parse_flags(argv)
+    report = evaluate(arguments.checkpoint, arguments.output, arguments.clips, arguments.num_steps)
+    _say(_summary(report))
+    _say(f'written: contact_sheet.png, report.json and the clips, in {arguments.output}')
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One held-out clip, all (F, H, W, 3) in [-1, 1]. factor: how much smaller `small` is."""
+
+    factor: float
+    truth: np.ndarray
+    small: np.ndarray
+    bilinear: np.ndarray
+
+
+def evaluate(checkpoint: Path, output: Path, clips: int, num_steps: int | None) -> dict[str, Any]:
+    """Does all of it; returns what report.json holds."""
+    run = api.open_run(checkpoint)
+    if not isinstance(run.stage, SuperRes):
+        raise UsageError(f'{checkpoint}: holds a stage {run.config["stage"]["kind"]!r}; only superres can be evaluated')
+    if num_steps is not None:
+        config = dataclasses.replace(run.stage.config, num_steps=num_steps)
+        run = dataclasses.replace(run, stage=dataclasses.replace(run.stage, config=config))
+    data = config_lib.build(pipeline.DataConfig, run.config['data'] | {'eval_clips': clips}, 'config.data')
+    if not data.heldout:
+        raise UsageError(f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)')
+    output.mkdir(parents=True, exist_ok=True)
+    _say(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} solver step(s)')
+    transport = jit_transport(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
+    rows, figures, held_out = [], [], []
+    for i, clip in enumerate(_clips(data)):
+        z_high, z_low = (run.vae.latents(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))
+        held_out.append({'z_high_BFHWC': z_high, 'z_low_BFHWC': z_low})
+        enhanced = np.asarray(run.vae.video(transport(z_low, jax.random.key(i), 0))[0])
+        ceiling = np.asarray(run.vae.video(z_high)[0])
+        figures.append(_figures(clip, enhanced, ceiling))
+        _say(f'clip {i}, {clip.factor:.1f} times smaller: enhanced to {figures[-1]["psnr_enhanced"]:.2f} dB')
+        videos = _videos(clip, enhanced)
+        video_io.encode(output / f'clip_{i}.mp4', comparison.side_by_side(videos), FPS)
+        if i == 0:
+            height, width = (side // 2 * 2 for side in clip.small.shape[1:3])  # H.264 takes even sides
+            video_io.encode(output / 'small.mp4', to_uint8(clip.small[:, :height, :width]), FPS)
+        rows.append((f'clip {i}, {clip.factor:.1f}x', videos))
+    comparison.contact_sheet(rows).save(output / 'contact_sheet.png')
+    _say('measuring the loss, and fitting the linear predictor that it is compared with')
+    report = {
+        'checkpoint_step': run.step,
+        'solver': run.stage.config.solver,
+        'nfe': run.stage.config.num_steps * samplers.NFE_PER_STEP[run.stage.config.solver],
+        'source_timestep': run.stage.config.source_timestep,
+        'mean': {key: float(np.mean([f[key] for f in figures])) for key in figures[0]},
+        'clips': figures,
+        'flow_matching_loss': _losses(run, data, checkpoint, held_out),
+    }
+    (output / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
+    return report
+
+
+def _clips(data: pipeline.DataConfig) -> Iterator[Clip]:
+    """The first held-out clips, made smaller by factors spread evenly over the range of training."""
+    records = pipeline.source(data.heldout, data, heldout=True)
+    batches = pipeline.heldout_batches(records, pipeline.pixels(data, low_res=False, training=False), data)
+    for factor, batch in zip(np.linspace(data.weak.low, data.weak.high, len(batches)), batches, strict=True):
+        truth = batch['high_res_BFHWC'][0]
+        size = truth.shape[1:3]
+        small = resize_bilinear(truth, (int(size[0] / factor), int(size[1] / factor)))
+        yield Clip(float(factor), truth, small, resize_bilinear(small, size))
+
+
+def _figures(clip: Clip, enhanced: np.ndarray, ceiling: np.ndarray) -> dict[str, float]:
+    """PSNR in dB, to the truth; detail as a share of the ceiling's."""
+    enhanced, ceiling = np.clip(enhanced, -1, 1), np.clip(ceiling, -1, 1)
+    full = max(quality.detail(ceiling), 1e-6)
+    return {
+        'factor': clip.factor,
+        'psnr_bilinear': quality.psnr(clip.bilinear, clip.truth),
+        'psnr_enhanced': quality.psnr(enhanced, clip.truth),
+        'psnr_vae_ceiling': quality.psnr(ceiling, clip.truth),
+        'detail_bilinear': quality.detail(clip.bilinear) / full,
+        'detail_enhanced': quality.detail(enhanced) / full,
+        'detail_truth': quality.detail(clip.truth) / full,
+        'flicker_enhanced': quality.flicker(enhanced) / max(quality.flicker(ceiling), 1e-6),
+    }
+
+
+def _videos(clip: Clip, enhanced: np.ndarray) -> dict[str, np.ndarray]:
+    """What is shown, uint8 of one size; the small input with its own pixels."""
+    size = clip.truth.shape[1:3]
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, clip.small.shape[1:3], strict=True))
+    videos = {
+        'input': clip.small[:, rows][:, :, columns],
+        'bilinear': clip.bilinear,
+        'enhanced': enhanced,
+        'truth': clip.truth,
+    }
+    return {name: to_uint8(video) for name, video in videos.items()}
+
+
+def _losses(run: api.Run, data: pipeline.DataConfig, checkpoint: Path, held_out: list[Batch]) -> dict[str, float]:
+    """The held-out flow-matching loss and the best linear predictor's on the same latents, noise and t."""
+    stage, network = run.stage, run.network
+    loss = jax.jit(lambda params, draw: stage.loss_of(network.model(**params), draw, rules=SINGLE_DEVICE)[0])
+    key = jax.random.key(run.config['seed'])
+    linear = LinearPredictor(STRATA)
+    for i, batch in enumerate(_training_latents(run, data, checkpoint)):
+        linear.add(_draw(stage, batch, jax.random.fold_in(key, 0), i))
+    draws = [_draw(stage, batch, jax.random.fold_in(key, 1), i) for i, batch in enumerate(held_out)]
+    losses = {
+        'model': float(np.mean([float(loss(run.params, draw)) for draw in draws])),
+        'linear_3x3x3': float(np.mean([linear.loss(draw) for draw in draws])),
+    }
+    return losses | {'ratio': losses['model'] / losses['linear_3x3x3']}
+
+
+def _draw(stage: SuperRes, batch: Batch, key: jax.Array, index: int) -> Draw:
+    """One clip, noised once in every stratum of t."""
+    tiled = {name: jnp.repeat(jnp.asarray(value), STRATA, axis=0) for name, value in batch.items()}
+    return stage.draw(tiled, row_keys(key, index, STRATA))
+
+
+def _training_latents(run: api.Run, data: pipeline.DataConfig, checkpoint: Path) -> Iterator[Batch]:
+    """What the run trained on: its cached latents, or its clips encoded now."""
+    if data.cache is not None:
+        for record in read_records(list_shards(checkpoint / latent_cache.FOLDER, latent_cache.NAME)):
+            yield {'z_high_BFHWC': record['z_high'][None], 'z_low_BFHWC': record['z_low'][:1]}
+        return
+    records = pipeline.source(data.train, data, heldout=False)
+    transform = pipeline.pixels(data, low_res=True, training=False)
+    for batch in pipeline.heldout_batches(records, transform, dataclasses.replace(data, eval_clips=TRAIN_CLIPS)):
+        yield run.stage.encode(batch)
+
+
+def _summary(report: dict[str, Any]) -> str:
+    mean, loss = report['mean'], report['flow_matching_loss']
+    return '\n'.join(
+        [
+            f'PSNR to the truth    bilinear {mean["psnr_bilinear"]:.2f} dB, enhanced {mean["psnr_enhanced"]:.2f} dB, '
+            f"the VAE's ceiling {mean['psnr_vae_ceiling']:.2f} dB",
+            f'detail (ceiling = 1) bilinear {mean["detail_bilinear"]:.2f}, enhanced {mean["detail_enhanced"]:.2f}, '
+            f'truth {mean["detail_truth"]:.2f}',
+            f'held-out loss        {loss["model"]:.4f}, the best linear predictor {loss["linear_3x3x3"]:.4f}',
+        ]
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())

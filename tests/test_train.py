@@ -1,0 +1,278 @@
+"""The training command on stage 2's smoke config with a small VAE: to the end, resumed, and what it refuses."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import stage2, vae
+from fv_jax import api, train
+from fv_jax.core.config import ConfigError, build, to_dict
+from fv_jax.data.records import count_records, list_shards
+from tests import runs
+from tests.inference import tiny
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_compiling(tmp_path_factory):
+    with tiny.fast_compiling(), runs.shared_compiling(tmp_path_factory.mktemp('compiled')):
+        yield
+
+
+@pytest.fixture(scope='module')
+def vae_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
+    tiny.save_vae(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def command(vae_file):
+    """(work directory, more flags) -> the command's exit code."""
+    return lambda folder, *more: train.main(runs.superres(folder, vae_file, *more))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, command):
+    """A run of 4 steps that was not stopped. Nobody may change it."""
+    folder = tmp_path_factory.mktemp('whole') / 'run'
+    assert command(folder) == 0
+    return folder
+
+
+def stopped_at_2(whole: Path, folder: Path) -> Path:
+    """The run as it was when it had saved step 2 and was killed after step 3."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / 'checkpoints' / '4')
+    path = folder / 'metrics.jsonl'
+    path.write_text(''.join(path.read_text().splitlines(keepends=True)[:3]))
+    return folder
+
+
+def refused(capsys, code: int, *words: str) -> str:
+    """One line on stderr, without a trace."""
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith('train: ') and code in (1, 2) and 'Traceback' not in out
+    for word in words:
+        assert word in line
+    return line
+
+
+# A run.
+
+
+def test_what_a_run_leaves_behind(whole):
+    assert {p.name for p in whole.iterdir()} == {
+        'config.json',
+        'metrics.jsonl',
+        'tensorboard',
+        'checkpoints',
+        'latents',
+    }
+    assert runs.steps(whole) == [2, 4]
+    rows = runs.rows(whole)
+    assert [row['step'] for row in rows if 'loss' in row] == [1, 2, 3, 4]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    (evaluated,) = [row for row in rows if 'eval/loss' in row]
+    assert evaluated['step'] == 4
+    config = json.loads((whole / 'config.json').read_text())
+    assert to_dict(build(train.RunConfig, config)) == config
+    run = api.open_run(whole)
+    assert (run.step, run.config) == (4, config)
+    first = jax.local_devices()[0]
+    assert all(leaf.devices() == {first} for leaf in jax.tree.leaves(run.params))
+    averages = runs.arrays(whole, 4)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(run.params):
+        np.testing.assert_array_equal(leaf, averages[f'params{jax.tree_util.keystr(path)}'])
+    assert count_records(list_shards(whole / 'latents')) == 4
+
+
+def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, whole, tmp_path, capsys):
+    resumed = stopped_at_2(whole, tmp_path / 'run')
+    capsys.readouterr()
+    assert command(resumed) == 0
+    assert runs.rows(resumed) == runs.rows(whole)  # exactly
+    runs.assert_same(resumed, whole, 4)
+    # What a person sees: what, where, from which step; then a line a step; nothing from libraries.
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == f'superres: {runs.ROOT}/configs/stage2.py:smoke in {resumed}'
+    assert 'trainable parameters on 1 cpu device' in lines[1]
+    assert lines[2] == 'going on from step 2 of 4'
+    assert [line.split('  ')[0] for line in lines if line.startswith('step ')] == ['step 3/4', 'step 4/4']
+    assert lines[-2] == 'saved step 4' and lines[-1].startswith('done: 4 steps')
+    assert err == ''
+    # Once more: it is complete.
+    assert command(resumed) == 0
+    assert 'complete' in capsys.readouterr().out
+    assert runs.rows(resumed) == runs.rows(whole)
+
+
+def test_a_run_can_start_from_the_parameters_of_another(command, whole, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    assert command(folder, f'--config.init_from={whole}') == 0
+    assert f'with the parameters of {whole}' in capsys.readouterr().out
+    assert runs.steps(folder) == [2, 4]
+    first, other = runs.losses(folder)[1], runs.losses(whole)[1]
+    assert first['learning_rate'] == other['learning_rate']
+    averages = runs.arrays(whole, 4)
+    norm = np.sqrt(sum(np.sum(np.square(v)) for k, v in averages.items() if k.startswith("params['trainable']")))
+    assert first['param_norm'] == pytest.approx(norm, rel=1e-3)
+    assert first['loss'] != other['loss']
+
+
+def test_a_run_that_is_interrupted_goes_on_from_what_was_saved(command, whole, tmp_path, capsys, monkeypatch):
+    """From the keyboard, while step 4 is being saved."""
+    folder = stopped_at_2(whole, tmp_path / 'run')
+    capsys.readouterr()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, '_save', interrupted)
+        assert command(folder) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('train: interrupted; run the same command again')
+    assert runs.steps(folder) == [2]
+    assert command(folder) == 0
+    runs.assert_same(folder, whole, 4)
+    assert runs.rows(folder) == runs.rows(whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    code = command(folder, '--config.optim.learning_rate=1e30')
+    assert code == 1
+    line = refused(capsys, code, 'what was saved before it stays', '--config.init_from')
+    assert re.search('is (nan|inf);', line)
+    assert not any((folder / 'checkpoints').iterdir())
+
+
+# Bad input: one line, nothing is made or lost.
+
+
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        (['--config.optim.learning_rat=1'], ('config.optim.learning_rat: unknown key', "did you mean 'learning_rate'")),
+        (['--config.optimm.eps=1'], ('config.optimm: unknown key', "'optim'")),
+        (['--config.optim=1'], ('config.optim: is a group',)),
+        (['--config.loop.num_steps=many'], ('config.loop.num_steps: expected int',)),
+        (['--config.data.height=100'], ('height=100', 'multiple of 16', '96 or 112')),
+        (['--config.data.heldout_size=(9, 16, 20)'], ('heldout_size[2]=20', 'multiple of 16')),
+        (['--config.data.frames=10'], ('frames=10', '8k+1', '9 or 17')),
+        (['--config.stage.kind=autoencoder'], ("not part of stage 'autoencoder'",)),
+        (['--config.stage.dit.embed_dimm=3'], ('config.stage.dit.embed_dimm: unknown key', "'embed_dim'")),
+        (['--workdi=x'], ('--workdi:', 'did you mean --workdir')),
+        (['--config.seed'], ('--config.seed: needs a value',)),
+    ],
+)
+def test_a_bad_flag_is_refused(command, more, words, tmp_path, capsys):
+    code = command(tmp_path / 'run', *more)
+    assert code == 2
+    refused(capsys, code, *words)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_bad_config_program_is_refused(tmp_path, capsys):
+    empty = tmp_path / 'empty.py'
+    empty.write_text('')
+    for program, words in (
+        ('none.py', ('there is no file none.py',)),
+        (str(empty), ('has no function get_config',)),
+        (f'{runs.ROOT}/configs/vae.py:smok', ('smok: unknown variant', "did you mean 'smoke'")),
+    ):
+        assert train.main([f'--config={program}', f'--workdir={tmp_path / "run"}']) == 2
+        refused(capsys, 2, *words)
+    assert train.main([f'--workdir={tmp_path / "run"}']) == 2
+    refused(capsys, 2, '--config')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        (['--config.data.train={tmp}/empty'], ('empty', 'holds no', 'prepare')),
+        (['--config.data.train={tmp}/none'], ('none', 'no such folder')),
+        (['--config.data.heldout={tmp}/empty'], ('empty', 'holds no')),
+        (['--config.init_from={tmp}/empty'], ('empty', 'holds no checkpoints')),
+        (['--config.init_from={tmp}/none'], ('none', 'holds no checkpoints')),
+    ],
+)
+def test_a_folder_without_what_is_needed_is_refused(command, more, words, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    code = command(tmp_path / 'run', *(flag.format(tmp=tmp_path) for flag in more))
+    assert code == 1
+    refused(capsys, code, *words)
+    assert not (tmp_path / 'run').exists() and not any((tmp_path / 'empty').iterdir())
+
+
+def test_a_vae_that_is_not_there_is_refused(tmp_path, capsys):
+    (tmp_path / 'text.safetensors').write_text('no weights')
+    for name in ('none.safetensors', 'none.pt', 'text.safetensors'):
+        assert train.main(runs.superres(tmp_path / 'run', tmp_path / name)) == 1
+        refused(capsys, 1, name)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(command, whole, tmp_path, capsys):
+    folder = stopped_at_2(whole, tmp_path / 'run')
+    before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+    for more, words in (
+        (['--config.optim.learning_rate=0.5'], ('holds another run: optim.learning_rate is 0.001 there and 0.5 here',)),
+        (['--config.seed=1', '--config.data.flip=false'], ('data.flip is True there', 'and 1 more')),
+    ):
+        assert command(folder, *more) == 2
+        refused(capsys, 2, str(folder), '--workdir', *words)
+    (folder / 'config.json').write_text('{"stage"')
+    before[folder / 'config.json'] = b'{"stage"'
+    assert command(folder) == 2
+    refused(capsys, 2, 'config.json: cannot be read')
+    assert {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()} == before
+
+
+def test_a_config_of_before_a_field_was_added_is_the_same_run(command, whole, tmp_path, capsys):
+    """What the file does not say is at its default, which is what the run had."""
+    folder = tmp_path / 'run'
+    shutil.copytree(whole, folder)
+    config = json.loads((folder / 'config.json').read_text())
+    del config['optim']['eps']
+    (folder / 'config.json').write_text(json.dumps(config))
+    assert command(folder) == 0
+    assert 'complete' in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_architecture_is_named(command, whole, tmp_path, capsys):
+    wider = '--config.stage.dit.mlp_dim=96'
+    words = ('another architecture', '128) there and ', '96) in this configuration')
+    assert command(tmp_path / 'run', wider, f'--config.init_from={whole}') == 1
+    refused(capsys, 1, *words)
+    assert not (tmp_path / 'run').exists()
+    folder = stopped_at_2(whole, tmp_path / 'other')
+    (folder / 'config.json').unlink()
+    assert command(folder, wider) == 1
+    refused(capsys, 1, *words)
+    runs.assert_same(folder, whole, 2)
+
+
+# The configs.
+
+
+@pytest.mark.parametrize('program', [vae, stage2])
+@pytest.mark.parametrize('variant', ['', 'tiny', 'smoke'])
+def test_every_config_is_whole(program, variant):
+    config = build(train.RunConfig, program.get_config(variant).to_dict())
+    assert build(train.RunConfig, to_dict(config)) == config
+    if not variant:
+        assert config.data.frames in (17, 49)
+    if program is stage2 and not variant:
+        assert (config.data.height, config.data.width, config.stage.dit.embed_dim) == (1072, 1920, 1920)
+        assert config.optim.clip_norm == 0.1 and config.stage.superres.caption_dropout == 0.1
+    with pytest.raises(ConfigError, match="smokey: unknown variant; did you mean 'smoke'"):
+        program.get_config('smokey')
