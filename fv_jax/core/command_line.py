@@ -35,10 +35,11 @@ def one_line(error: object) -> str:
 def quiet_libraries() -> None:
     """Silences what libraries tell their developers: our own lines are printed, not logged, and stay.
 
-    Orbax and Grain log through absl: at length that what is only read cannot be written, and pages of traces beside an
-    exception that we report.
+    Orbax and Grain log through absl: at length that what is only read cannot be written. A save that meets a full disk
+    leaves pages of traces there and with asyncio, beside the exception that we report.
     """
-    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|optax|tensorboardX)\b')
 
 

@@ -1,0 +1,184 @@
+"""Flags, config programs and overrides: what is read, and what is said when it cannot be."""
+
+import dataclasses
+import logging
+import warnings
+from typing import Literal
+
+import pytest
+
+from fv_jax.core import command_line
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, override, quiet_libraries, read_config
+from fv_jax.core.config import ConfigError
+
+PROGRAM = """
+from ml_collections import ConfigDict
+from configs.common import parse_variant
+
+def get_config(variant=''):
+    name, _ = parse_variant(variant, ('small',))
+    return ConfigDict({'part': {'size': 1 if name else 7}, 'label': 'from the program'})
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    size: int = 3
+    rate: float = 0.5
+    kind: Literal['a', 'b'] = 'a'
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    part: Part = dataclasses.field(default_factory=Part)
+    label: str = 'none yet'
+    flag: bool = False
+    sizes: tuple[int, ...] | None = None
+    other: Part | None = None
+
+
+@pytest.fixture
+def program(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    path = tmp_path / 'configs' / 'small.py'
+    path.write_text(PROGRAM)
+    return path
+
+
+def parser():
+    made = Parser('python -m test', 'Tests.', OVERRIDES)
+    made.add_argument('--input', required=True)
+    made.add_argument('--count', type=int, default=1)
+    return made
+
+
+# Flags.
+
+
+def test_flags_and_overrides_are_told_apart():
+    arguments, overrides = parser().parse(['--input=a', '--config.part.size=3', '--count', '2', '--config.label=x=y'])
+    assert (arguments.input, arguments.count) == ('a', 2)
+    assert overrides == [('part.size', '3'), ('label', 'x=y')]
+
+
+@pytest.mark.parametrize(
+    ('argv', 'words'),
+    [
+        (['--inptu=a', '--input=b'], '--inptu: unknown flag; did you mean --input?'),
+        (['--input=a', '--zzz'], '--zzz: unknown flag; --count, --help, --input'),
+        (['--input=a', '--cou=2'], '--cou: unknown flag'),
+        (['--input=a', 'stray'], 'stray: unknown flag'),
+        (['--input=a', '--count=many'], 'argument --count: invalid int value'),
+        ([], 'required: --input'),
+        (['--input=a', '--config.part.size'], '--config.part.size: needs a value, as in --config.part.size=VALUE'),
+    ],
+)
+def test_a_wrong_flag_is_one_line(argv, words):
+    with pytest.raises(UsageError) as error:
+        parser().parse(argv)
+    assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_command_without_a_config_refuses_its_fields():
+    assert parser().parse_flags(['--input=a']).input == 'a'
+    with pytest.raises(UsageError, match='takes no config'):
+        parser().parse_flags(['--input=a', '--config.seed=1'])
+
+
+# Configs.
+
+
+def test_a_program_and_overrides_on_top(program):
+    config = read_config(Whole, f'{program}:small', [('part.rate', '1'), ('flag', 'true'), ('sizes', '(1, 2)')])
+    assert config == Whole(part=Part(size=1, rate=1.0), label='from the program', flag=True, sizes=(1, 2))
+    assert read_config(Whole, str(program), []).part.size == 7
+
+
+def test_without_a_program_the_defaults():
+    assert read_config(Whole, '', [('part.kind', 'b')]) == Whole(part=Part(kind='b'))
+
+
+@pytest.mark.parametrize(
+    ('path', 'text', 'value'),
+    [
+        ('part.rate', '2e-5', 2e-5),
+        ('part.size', '12', 12),
+        ('label', '12', '12'),
+        ('label', 'none', 'none'),
+        ('flag', 'True', True),
+        ('flag', 'false', False),
+        ('sizes', 'none', None),
+        ('sizes', '(4,)', (4,)),
+        ('sizes', 'a/path', 'a/path'),
+    ],
+)
+def test_how_a_value_is_read(path, text, value):
+    values = {'part': {'size': 3, 'rate': 0.5}, 'label': 'x', 'flag': False, 'sizes': None}
+    override(values, path, text)
+    for key in path.split('.'):
+        values = values[key]
+    assert values == value and type(values) is type(value)
+
+
+@pytest.mark.parametrize(
+    ('path', 'text', 'words'),
+    [
+        ('part.sise', '1', "config.part.sise: unknown key; did you mean 'size'?"),
+        ('prt.size', '1', "config.prt: unknown key; did you mean 'part'?"),
+        ('other.size', '1', 'config.other.size: unknown key; it has no fields here'),
+        ('label.size', '1', 'config.label.size: unknown key'),
+        ('part', '1', 'config.part: is a group; set one of its fields (size, rate, kind)'),
+        ('part.size', '1.5', 'config.part.size: expected int, got 1.5'),
+        ('part.kind', 'c', "config.part.kind: 'c' is not a choice"),
+    ],
+)
+def test_a_wrong_override_names_the_field(path, text, words):
+    with pytest.raises(ConfigError) as error:
+        read_config(Whole, '', [(path, text)])
+    assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_wrong_program_is_one_line(program, tmp_path):
+    (tmp_path / 'empty.py').write_text('')
+    (tmp_path / 'text.txt').write_text('')
+    for argument, error, words in (
+        ('none.py:small', UsageError, 'there is no file none.py'),
+        (f'{tmp_path}/empty.py', UsageError, 'has no function get_config'),
+        (f'{tmp_path}/text.txt', UsageError, 'is not a Python file'),
+        (f'{program}:smal', ConfigError, "smal: unknown variant; did you mean 'small'?"),
+    ):
+        with pytest.raises(error, match='--config=') as found:
+            read_config(Whole, argument, [])
+        assert words in str(found.value)
+
+
+def test_the_path_is_as_it_was_after_a_program(program):
+    before = list(command_line.sys.path)
+    read_config(Whole, str(program), [])
+    assert command_line.sys.path == before
+
+
+# What a terminal shows.
+
+
+def test_one_line_of_bounded_length():
+    assert one_line(ValueError('a\n  b\n')) == 'a b'
+    assert one_line(ValueError()) == 'ValueError'
+    assert len(one_line('x' * 10_000)) == command_line.MAX_LINE
+
+
+def test_libraries_are_quiet_and_we_are_not(capsys):
+    absl, level = logging.getLogger('absl'), logging.getLogger('absl').level
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        quiet_libraries()
+        try:
+            assert not absl.isEnabledFor(logging.ERROR)
+            assert logging.getLogger('fv_jax').isEnabledFor(logging.WARNING)
+            warnings.warn_explicit('theirs', UserWarning, 'x.py', 1, module='orbax.checkpoint.handlers')
+            warnings.warn_explicit('ours', UserWarning, 'x.py', 1, module='fv_jax.data.loader')
+            print('a line')
+        finally:
+            absl.setLevel(level)
+    assert [str(w.message) for w in caught] == ['ours']
+    assert capsys.readouterr().out == 'a line\n'

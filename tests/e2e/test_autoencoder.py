@@ -1,0 +1,55 @@
+"""A run of the small VAE: resumed, and written as a file."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fv_jax import export, train
+from fv_jax.weights import load_vae
+from tests import runs
+from tests.inference import tiny
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_compiling(tmp_path_factory):
+    with tiny.fast_compiling(), runs.shared_compiling(tmp_path_factory.mktemp('compiled')):
+        yield
+
+
+def test_a_run_of_the_vae_goes_on_as_if_it_had_not_stopped(tmp_path, capsys):
+    whole, folder = tmp_path / 'whole', tmp_path / 'run'
+    loop = ('--config.loop.num_steps=3', '--config.loop.save_every=1')
+    assert train.main(runs.autoencoder(whole, *loop)) == 0
+    shutil.copytree(whole, folder)
+    for step in (2, 3):
+        shutil.rmtree(folder / 'checkpoints' / str(step))
+    assert train.main(runs.autoencoder(folder, *loop, '--config.loop.eval_every=0')) == 0
+    assert runs.losses(folder) == runs.losses(whole)
+    runs.assert_same(folder, whole, 3)
+    (evaluated,) = [row for row in runs.rows(whole) if 'eval/psnr' in row]
+    assert evaluated['step'] == 3 and np.isfinite(evaluated['eval/psnr'])
+    exports(whole, tmp_path, capsys)
+
+
+def exports(run: Path, folder: Path, capsys) -> None:
+    """The averages, rounded to float16, in a file that a config can name."""
+    output = folder / 'vae.safetensors'
+    capsys.readouterr()
+    assert export.main([f'--checkpoint={run}', f'--output={output}']) == 0
+    assert f'{output}: step 3, {output.stat().st_size:,} bytes' in capsys.readouterr().out
+    network, averages = load_vae(str(output)), runs.arrays(run, 3)
+    kernel = averages["params['trainable']['decoder']['conv_in']['kernel']"]
+    np.testing.assert_array_equal(network.decoder.conv_in.kernel[...], kernel.astype(np.float16))
+    assert network.config.widths == (4, 4, 4, 4)
+    assert not list(folder.glob('*.partial'))
+    for arguments, code, words in (
+        ([f'--checkpoint={run}', f'--output={folder}/vae.pt'], 2, 'must end in .safetensors'),
+        ([f'--checkpoint={run}', f'--output={folder}/none/vae.safetensors'], 2, 'there is no folder'),
+        ([f'--checkpoint={folder}', f'--output={output}'], 1, 'holds no checkpoints'),
+        ([f'--checkpoint={run}', f'--output={output}', '--step=9'], 1, 'has no step 9; it has 1, 2, 3'),
+    ):
+        assert export.main(arguments) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith('export: ') and words in line

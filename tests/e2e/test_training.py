@@ -1,0 +1,143 @@
+"""Whole runs: killed and resumed in processes of their own, and what is made of a run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fv_jax import evaluate
+from fv_jax.data import video_io
+from tests import runs
+from tests.inference import tiny
+
+LOOP = (
+    '--config.loop.num_steps=20',
+    '--config.loop.save_every=2',
+    '--config.loop.eval_every=20',
+    '--config.loop.keep=50',
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('compiled')
+    with tiny.fast_compiling(), runs.shared_compiling(folder):
+        yield folder
+
+
+@pytest.fixture(scope='module')
+def vae_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
+    tiny.save_vae(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def process(compiled):
+    """Arguments of the training command -> a process that runs it."""
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
+        'JAX_COMPILATION_CACHE_DIR': str(compiled),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
+
+    def start(arguments: list[str], largest_file: int | None = None) -> subprocess.Popen:
+        """largest_file: no file may grow beyond these bytes, which is what a write to a full disk meets."""
+
+        limit = f'resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({largest_file},)); ' if largest_file else ''
+        program = f'import resource, sys; {limit}from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        return subprocess.Popen([sys.executable, '-c', program, *arguments], cwd=runs.ROOT, env=environment, **pipes)
+
+    return start
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What a process that must succeed said; it must have nothing to complain of."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and err == '', err
+    return out
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, process, vae_file):
+    """A run of stage 2 that was not stopped."""
+    folder = tmp_path_factory.mktemp('whole') / 'run'
+    finish(process(runs.superres(folder, vae_file, *LOOP)))
+    return folder
+
+
+def test_a_run_that_was_killed_and_started_again_is_the_one_that_was_not(whole, process, vae_file, tmp_path):
+    folder = tmp_path / 'run'
+    arguments = runs.superres(folder, vae_file, *LOOP)
+    with process(arguments) as killed:
+        for line in killed.stdout:
+            if line.startswith('saved step 4'):
+                killed.send_signal(signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    saved = runs.steps(folder)[-1]
+    assert 4 <= saved < 20
+    out = finish(process(arguments))
+    assert f'going on from step {saved} of 20' in out
+    assert runs.losses(folder) == runs.losses(whole)  # exactly, and each step once
+    assert runs.rows(folder) == runs.rows(whole)
+    runs.assert_same(folder, whole, 20)
+    assert runs.steps(folder) == list(range(2, 21, 2))
+
+
+def test_a_full_disk_stops_a_run_and_keeps_what_was_saved(whole, process, vae_file, tmp_path):
+    folder = tmp_path / 'run'
+    shutil.copytree(whole, folder)
+    for step in runs.steps(folder):
+        if step > 4:
+            shutil.rmtree(folder / 'checkpoints' / str(step))
+    _, err = (full := process(runs.superres(folder, vae_file, *LOOP), largest_file=32_000)).communicate(timeout=300)
+    assert full.returncode == 1 and len(err.splitlines()) == 1, err
+    line = err
+    assert line.startswith('train: ') and 'step 6 could not be saved' in line and 'good one is step 4' in line
+    assert runs.steps(folder) == [2, 4]
+    runs.assert_same(folder, whole, 4)
+
+
+def test_a_run_is_measured(whole, tmp_path, capsys):
+    output = tmp_path / 'report'
+    assert evaluate.main([f'--checkpoint={whole}', f'--output={output}', '--clips=2', '--num-steps=1']) == 0
+    out, err = capsys.readouterr()
+    assert err == '' and 'PSNR to the truth' in out and str(output) in out
+    assert {p.name for p in output.iterdir()} == {
+        'report.json', 'contact_sheet.png', 'small.mp4', 'clip_0.mp4', 'clip_1.mp4'
+    }  # fmt: skip
+    report = json.loads((output / 'report.json').read_text())
+    assert report['checkpoint_step'] == 20 and report['nfe'] == 1 and len(report['clips']) == 2
+    assert [clip['factor'] for clip in report['clips']] == [4, 8]
+    for name, value in report['mean'].items():
+        assert np.isfinite(value)
+        assert value == pytest.approx(np.mean([clip[name] for clip in report['clips']]))
+    losses = report['flow_matching_loss']
+    assert losses['ratio'] == pytest.approx(losses['model'] / losses['linear_3x3x3']) and losses['model'] > 0
+    for i in (0, 1):
+        film = video_io.probe(output / f'clip_{i}.mp4')
+        assert film.frames == 9 and film.width == 2 * 48
+    assert Image.open(output / 'contact_sheet.png').width >= 4 * 48
+
+
+def test_what_cannot_be_measured_is_refused(whole, tmp_path, capsys):
+    tiny_run = tmp_path / 'autoencoder'
+    for arguments, code, words in (
+        ([f'--checkpoint={tmp_path}', f'--output={tmp_path}/out'], 1, 'holds no checkpoints'),
+        ([f'--checkpoint={whole}', f'--output={tmp_path}/out', '--clips=0'], 2, 'eval_clips=0: must be at least 1'),
+        ([f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-steps=0'], 2, 'num_steps=0'),
+        ([f'--checkpoint={whole}', '--outptu=x', f'--output={tmp_path}/out'], 2, 'did you mean --output'),
+    ):
+        assert evaluate.main(arguments) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith('evaluate: ') and words in line
+    assert not (tmp_path / 'out').exists() and not tiny_run.exists()
