@@ -141,7 +141,13 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, number: int, code: int) 
     command = [sys.executable, '-m', 'fv_jax.prepare', f'--input={tmp_path}', f'--output={tmp_path / "out" / "clips"}']
     flags = [f'--config={CONFIG}:smoke', *SIZE, '--config.detector=none', '--config.preset=veryslow']
     process = subprocess.Popen(
-        [*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
+        [*command, *flags],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        # A shell starts its background jobs, and so these tests, with SIGINT ignored; a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     shards = tmp_path / 'out' / 'clips'
     deadline = time.monotonic() + 60

@@ -85,7 +85,8 @@ def _embedded_shards(heldout: bool) -> list[str]:
 
 def _decoded(record: Record) -> Record:
     """The record with its video as an array, which `transforms.decode_video` takes as well."""
-    return record | {'video': video_io.decode(record['video']).frames}
+    video = record['video']
+    return record | {'video': video_io.decode(video).frames if isinstance(video, bytes) else video}
 
 
 def _size(config: DataConfig, heldout: bool) -> tuple[int, int, int]:

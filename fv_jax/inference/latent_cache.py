@@ -84,7 +84,7 @@ def _encode(
 
 def _stamp(config: DataConfig, records: int, vae_digest: str) -> str:
     """Everything that the latents depend on, in 16 hexadecimal digits."""
-    others = ('loader', 'heldout', 'heldout_size', 'eval_clips')
+    others = ('loader', 'in_memory', 'heldout', 'heldout_size', 'eval_clips')
     values = {k: v for k, v in config_lib.to_dict(config).items() if k not in others}
     values |= {'cache': config.cache.low_variants, 'seed': config.loader.seed, 'records': records}
     text = json.dumps([values, vae_digest], sort_keys=True)

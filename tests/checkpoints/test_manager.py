@@ -248,7 +248,7 @@ def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_goes(tmp_path):
     checkpoints = save(tmp_path, 1)
-    debris = checkpoints.folder / '2.orbax-checkpoint-tmp'
+    debris = checkpoints.folder / '3.orbax-checkpoint-tmp'
     debris.mkdir()
     (debris / 'half').write_text('of it')
     assert Checkpoints(tmp_path, read_only=True).latest_step == 1

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError, build
-from fv_jax.data import embedded, pipeline
+from fv_jax.data import embedded, pipeline, video_io
 from fv_jax.data.degradations import WeakConfig
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.pipeline import CacheConfig, DataConfig
 from fv_jax.data.records import RecordWriter
+from tests.data import films
 
 SMALL = DataConfig(
     LoaderConfig(batch_size=2, num_threads=0),
@@ -79,12 +80,12 @@ def test_heldout_batches_are_the_same_every_time():
 def test_the_middle_is_evaluated_and_never_mirrored():
     config = dataclasses.replace(SMALL, fit='crop', heldout_size=(1, 16, 16))
     video = np.zeros((3, 20, 24, 3), np.uint8)
-    video[1, 2:18, 4:20] = np.arange(16, dtype=np.uint8)[:, None]
+    middle = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    video[1, 2:18, 4:20] = middle[..., None]
     transform = pipeline.pixels(config, low_res=False, training=False)
     for seed in range(4):
         got = transform({'video': video}, np.random.default_rng(seed))['high_res_FHWC']
-        expected = np.arange(16)[:, None] * (2 / 255) - 1
-        np.testing.assert_allclose(got[0, ..., 0], np.broadcast_to(expected, (16, 16)), atol=1e-6)
+        np.testing.assert_allclose(got[0, ..., 0], middle * (2 / 255) - 1, atol=1e-6)
 
 
 def test_fewer_heldout_clips_than_asked_for():
@@ -107,6 +108,17 @@ def test_sources(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='empty: holds no'):
         pipeline.source(str(tmp_path / 'empty'), SMALL, heldout=True)
+
+
+def test_clips_in_memory_are_those_on_disk(tmp_path):
+    film = films.pattern(9, 32, 48)
+    with RecordWriter(tmp_path, 'clips') as writer:
+        writer.write({'video': video_io.encode_bytes(film, 24)})
+        writer.write({'video': film[::-1].copy()})
+    on_disk = dataclasses.replace(SMALL, train=str(tmp_path))
+    for a, b in zip(first_batches(on_disk), first_batches(dataclasses.replace(on_disk, in_memory=True)), strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""The VAE's training: its loss in closed form, with networks of a few numbers."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.core.config import ConfigError
+from fv_jax.core.rules import Rules
+from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
+from fv_jax.stages.base import row_keys
+from tests.inference import tiny
+
+RULES = Rules(attention=lambda q, k, v: v)
+
+
+def network(mean, logvar):
+    """Latents of constant moments; what is decoded is the latents' only channel in each of 1x8x8 pixels."""
+
+    def encoder(x, cache):
+        z = jnp.ones((*x.shape[:2], x.shape[2] // 8, x.shape[3] // 8, 1))
+        return jnp.concatenate([mean * z, logvar * z], axis=-1), cache
+
+    def decoder(z, cache):
+        return jnp.repeat(z.repeat(8, axis=2).repeat(8, axis=3), 3, axis=-1), cache
+
+    return SimpleNamespace(encoder=encoder, decoder=decoder)
+
+
+def stage(kl_weight=0.0):
+    return Autoencoder(AutoencoderConfig(kl_weight), tiny.VAE_CONFIG)
+
+
+def loss(video, mean, logvar, kl_weight=0.0, step=0):
+    batch = {'high_res_BFHWC': video}
+    keys = row_keys(jax.random.key(0), step, len(video))
+    value, metrics = stage(kl_weight).loss(network(mean, logvar), batch, keys, rules=RULES)
+    assert value.shape == () and value.dtype == jnp.float32
+    return float(value), {name: float(metric) for name, metric in metrics.items()}
+
+
+def video(level, rows=2):
+    return jnp.full((rows, 1, 16, 24, 3), level, jnp.float32)
+
+
+def test_the_error_and_its_psnr():
+    value, metrics = loss(video(0.5), mean=0.3, logvar=-30.0)
+    assert value == pytest.approx(0.04, rel=1e-3)
+    assert metrics['psnr'] == pytest.approx(20, abs=0.01)  # of a range of 2
+    assert metrics['latent_std'] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_divergence_from_a_unit_gaussian():
+    """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - ln s."""
+    logvar, mean = -2.0, 0.3
+    expected = (mean**2 + np.exp(logvar) - 1) / 2 - logvar / 2
+    without, metrics = loss(video(0.5), mean, logvar)
+    assert metrics['kl'] == pytest.approx(expected, rel=1e-5)
+    weighted, _ = loss(video(0.5), mean, logvar, kl_weight=0.1)
+    assert weighted - without == pytest.approx(0.1 * expected, rel=1e-3)
+    assert loss(video(0.5), 0.0, 0.0)[1]['kl'] == pytest.approx(0, abs=1e-6)
+
+
+def test_latents_are_drawn_from_the_rows_keys():
+    """The error is that of the mean and the noise's variance; another step is other noise."""
+    logvar = -2.0
+    first, again, other = (loss(video(0.3, rows=64), 0.3, logvar, step=step)[0] for step in (0, 0, 1))
+    assert first == again != other
+    assert first == pytest.approx(np.exp(logvar), rel=0.3)
+
+
+def test_samples_are_decoded_from_the_means():
+    batch = {'high_res_BFHWC': video(0.5)}
+    assert stage().encode(batch) is batch
+    shown = stage().sample(network(0.3, 5.0), batch, jax.random.key(0), rules=RULES)
+    assert shown.keys() == {'high_res_BFHWC', 'decoded_BFHWC'}
+    np.testing.assert_allclose(shown['decoded_BFHWC'], 0.3, rtol=1e-6)
+
+
+def test_all_of_the_network_learns():
+    model = nnx.eval_shape(lambda: stage().init(nnx.Rngs(0)))
+    _, learns, rest = nnx.split(model, stage().trainable(), ...)
+    assert model.config == tiny.VAE_CONFIG and len(jax.tree.leaves(learns)) > 50 and not jax.tree.leaves(rest)
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ConfigError, match='kl_weight=-1'):
+        AutoencoderConfig(-1.0)

@@ -1,0 +1,50 @@
+"""Stages by name."""
+
+import dataclasses
+
+import pytest
+
+from fv_jax.core.config import ConfigError, build, to_dict
+from fv_jax.stages import registry
+from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
+from fv_jax.stages.registry import StageConfig
+from fv_jax.stages.superres import SuperRes
+from tests.inference import tiny
+
+SUPERRES = tiny.stage_config('embedded')
+AUTOENCODER = StageConfig('autoencoder', autoencoder_net=tiny.VAE_CONFIG, autoencoder=AutoencoderConfig())
+
+
+def test_a_name_becomes_its_stage():
+    made = registry.build(SUPERRES, encoder=abs)
+    assert isinstance(made, SuperRes)
+    assert (made.config, made.dit, made.encoder) == (tiny.SUPERRES, tiny.DIT, abs)
+    assert registry.needs_vae(SUPERRES)
+    made = registry.build(AUTOENCODER)
+    assert isinstance(made, Autoencoder) and made.vae == tiny.VAE_CONFIG
+    assert not registry.needs_vae(AUTOENCODER)
+
+
+@pytest.mark.parametrize('config', [SUPERRES, AUTOENCODER])
+def test_a_config_survives_json(config):
+    assert build(StageConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ('config', 'field', 'words'),
+    [
+        (SUPERRES, {'vae': None}, "vae: missing from stage 'superres'"),
+        (SUPERRES, {'dit': None}, "dit: missing from stage 'superres'"),
+        (SUPERRES, {'autoencoder': AutoencoderConfig()}, "autoencoder: not part of stage 'superres'"),
+        (AUTOENCODER, {'vae': 'embedded'}, "vae: not part of stage 'autoencoder'"),
+        (AUTOENCODER, {'kind': 'superres'}, "missing from stage 'superres'"),
+    ],
+)
+def test_a_stage_has_what_it_needs_and_nothing_else(config, field, words):
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(config, **field)
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="'super' is not a choice; did you mean 'superres'"):
+        build(StageConfig, {'kind': 'super'})
