@@ -36,11 +36,18 @@ def quiet_libraries() -> None:
     """Silences what libraries tell their developers: our own lines are printed, not logged, and stay.
 
     Orbax and Grain log through absl: at length that what is only read cannot be written. A save that meets a full disk
-    leaves pages of traces there and with asyncio, beside the exception that we report.
+    leaves pages of traces there, with asyncio and from threads, beside the exception that we report.
     """
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
     warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|optax|tensorboardX)\b')
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Python's own hook, but for writes that end after a failed save has closed their event loop."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 class Parser(argparse.ArgumentParser):

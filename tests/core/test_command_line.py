@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import sys
 import warnings
 from typing import Literal
 
@@ -167,8 +168,19 @@ def test_one_line_of_bounded_length():
     assert len(one_line('x' * 10_000)) == command_line.MAX_LINE
 
 
-def test_libraries_are_quiet_and_we_are_not(capsys):
+class Failing:
+    """Raises where nobody can catch it."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __del__(self):
+        raise RuntimeError(self.text)
+
+
+def test_libraries_are_quiet_and_we_are_not(capsys, monkeypatch):
     absl, level = logging.getLogger('absl'), logging.getLogger('absl').level
+    monkeypatch.setattr(sys, 'unraisablehook', sys.__unraisablehook__)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         quiet_libraries()
@@ -177,8 +189,11 @@ def test_libraries_are_quiet_and_we_are_not(capsys):
             assert logging.getLogger('fv_jax').isEnabledFor(logging.WARNING)
             warnings.warn_explicit('theirs', UserWarning, 'x.py', 1, module='orbax.checkpoint.handlers')
             warnings.warn_explicit('ours', UserWarning, 'x.py', 1, module='fv_jax.data.loader')
+            for text in ('Event loop is closed', 'something of ours'):
+                Failing(text)
             print('a line')
         finally:
             absl.setLevel(level)
     assert [str(w.message) for w in caught] == ['ours']
-    assert capsys.readouterr().out == 'a line\n'
+    out, err = capsys.readouterr()
+    assert out == 'a line\n' and 'something of ours' in err and 'Event loop' not in err
