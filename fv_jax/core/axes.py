@@ -23,8 +23,6 @@ ACT_BATCH = 'act_batch'
 ACT_TOKENS = 'act_tokens'
 ACT_EMBED = 'act_embed'
 ACT_HEADS = 'act_heads'
-ACT_HEIGHT = 'act_height'
-ACT_WIDTH = 'act_width'
 
 
 def param(value, axes: tuple[str | None, ...]) -> nnx.Param:
