@@ -84,6 +84,7 @@ def _data() -> dict:
 def _optim() -> dict:
     # A constant rate, clipping at 0.1 and dropout of captions are the authors'; the rate itself is ours.
     return {
+        'algorithm': 'adamw',
         'learning_rate': 2e-5,
         'lr_schedule': 'constant',
         'warmup_steps': 500,

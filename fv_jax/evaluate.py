@@ -98,9 +98,7 @@ def evaluate(checkpoint: Path, output: Path, clips: int, num_steps: int | None) 
     run = api.open_run(checkpoint)
     if not isinstance(run.stage, SuperRes):
         raise UsageError(f'{checkpoint}: holds a stage {run.config["stage"]["kind"]!r}; only superres can be evaluated')
-    if num_steps is not None:
-        config = dataclasses.replace(run.stage.config, num_steps=num_steps)
-        run = dataclasses.replace(run, stage=dataclasses.replace(run.stage, config=config))
+    run = dataclasses.replace(run, stage=run.stage.sampled_with(num_steps=num_steps))
     data = config_lib.build(pipeline.DataConfig, run.config['data'] | {'eval_clips': clips}, 'config.data')
     if not data.heldout:
         raise UsageError(f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)')

@@ -10,7 +10,6 @@ replaced) only when it is complete.
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import re
 import sys
@@ -183,9 +182,7 @@ def _peek(arguments: argparse.Namespace) -> tuple[int, int]:
 def _open(arguments: argparse.Namespace, step: int) -> tuple[SuperRes, Enhancer]:
     """The stage, with the number of steps asked for, and its networks. Nothing is compiled yet."""
     run = api.open_run(arguments.checkpoint, step)
-    stage = run.stage
-    if arguments.num_steps is not None:
-        stage = dataclasses.replace(stage, config=dataclasses.replace(stage.config, num_steps=arguments.num_steps))
+    stage = run.stage.sampled_with(num_steps=arguments.num_steps)
     model = run.network.model(**run.params)
     return stage, Enhancer(jit_transport(stage, model, rules=SINGLE_DEVICE), run.vae)
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fv_jax import weights
+from fv_jax import api, weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, quiet_libraries, read_config
@@ -26,7 +26,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline
 from fv_jax.data.transforms import Latents, chain, keep_arrays, to_uint8
 from fv_jax.inference import latent_cache
-from fv_jax.inference.jitted import JittedVAE, jit_vae
+from fv_jax.inference.jitted import JittedVAE
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.stages import registry
 from fv_jax.stages.base import Batch, Stage
@@ -123,7 +123,7 @@ def _claim_folder(workdir: Path, config: RunConfig) -> Checkpoints:
 
 def run(config: RunConfig, workdir: Path) -> None:
     """Wires a run together and trains it to the end. What can be wrong is found before anything is written."""
-    vae = jit_vae(weights.load_vae(config.stage.vae)) if registry.needs_vae(config.stage) else None
+    vae = api.frozen_vae(config.stage)
     stage = registry.build(config.stage, encoder=vae.latents if vae else None)
     network = state.Network.of(stage)
     sources = _sources(config)

@@ -10,6 +10,7 @@ Orbax writes under a temporary name and renames, so a save that fails leaves the
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import orbax.checkpoint as ocp
 FOLDER = 'checkpoints'
 ARRAYS = ('state', 'params')
 META = 'meta'
+WRITERS_QUIET_S = 0.3  # a failed save's folder that has not come back for so long is taken for gone
+WRITERS_END_S = 10.0
 
 
 class CheckpointError(RuntimeError):
@@ -72,9 +75,17 @@ class Checkpoints:
             raise CheckpointError(f'{self.folder}: step {step} is there already')
 
     def _remove_unfinished(self, step: int) -> None:
-        """Frees the disk at once; what a killed process leaves goes when the next one opens the folder."""
-        for path in self.folder.glob(f'{step}.*'):
-            shutil.rmtree(path, ignore_errors=True)
+        """Frees the disk at once; what a killed process leaves goes when the next one opens the folder.
+
+        Orbax's other writers may still be at work on the same folder after the first has failed: it is removed until it
+        has stayed away.
+        """
+        gone_since, deadline = time.monotonic(), time.monotonic() + WRITERS_END_S
+        while time.monotonic() < min(gone_since + WRITERS_QUIET_S, deadline):
+            for path in self.folder.glob(f'{step}.*'):
+                shutil.rmtree(path, ignore_errors=True)
+                gone_since = time.monotonic()
+            time.sleep(0.02)
 
     def _newest_before(self, step: int) -> int | None:
         steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and int(p.name) < step]

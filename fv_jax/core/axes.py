@@ -23,6 +23,7 @@ ACT_BATCH = 'act_batch'
 ACT_TOKENS = 'act_tokens'
 ACT_EMBED = 'act_embed'
 ACT_HEADS = 'act_heads'
+ACT_MLP = 'act_mlp'
 
 
 def param(value, axes: tuple[str | None, ...]) -> nnx.Param:

@@ -37,11 +37,6 @@ def shift_times(w: Any, shift: float) -> Any:
     return shift * w / (1 + (shift - 1) * w)
 
 
-def unshift_times(t: Any, shift: float) -> Any:
-    """The inverse of `shift_times`."""
-    return shift_times(t, 1 / shift)
-
-
 def flow_times(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exact') -> Times:
     """The grid of `num_steps` intervals from source (t = 1) to data (t = 0), float32 arrays of num_steps + 1."""
     if num_steps < 1:

@@ -44,7 +44,7 @@ def latent_noise(key: jax.Array, first: jax.Array | int, shape: tuple[int, ...])
 def jit_transport(stage: SuperRes, model: DiT, *, rules: Rules) -> Transport:
     """One executable per latent shape: noise, source and solver. The text is all zeros."""
     # All-zero text is the unconditional input too, so that guidance would mix two equal velocities at twice the cost.
-    stage = dataclasses.replace(stage, config=dataclasses.replace(stage.config, guidance_scale=1.0))
+    stage = stage.sampled_with(guidance_scale=1.0)
     graphdef, state = nnx.split(model)
 
     @jax.jit

@@ -88,8 +88,12 @@ class CausalConv3d(nnx.Module):
         x_BFHWC = x_BFHWC.astype(self.dtype)
         past = jnp.repeat(x_BFHWC[:, :1], HISTORY, axis=1) if cache_BFHWC is None else cache_BFHWC
         padded = jnp.concatenate([past, x_BFHWC], axis=1)
-        y = conv3d(padded, self.kernel[...].astype(self.dtype)) + _per_channel(self.bias, self.dtype)
-        return y, padded[:, -HISTORY:]
+        if cache_BFHWC is None and x_BFHWC.shape[1] == 1:
+            # Every tap in time sees the one picture: a third of the work.
+            y = _conv2d(x_BFHWC, self.kernel[...].sum(0).astype(self.dtype))
+        else:
+            y = conv3d(padded, self.kernel[...].astype(self.dtype))
+        return y + _per_channel(self.bias, self.dtype), padded[:, -HISTORY:]
 
 
 class PointwiseConv(nnx.Module):

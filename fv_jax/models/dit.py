@@ -187,7 +187,7 @@ class Block(nnx.Module):
         h_BMD = rules.constrain(h_BMD + (attention.gate * o).astype(h_BMD.dtype), RESIDUAL)
 
         x = modulate(self.mlp_norm(h_BMD), mlp.shift, mlp.scale)
-        o = self.mlp(x, lambda y: rules.constrain(y, (axes.ACT_BATCH, axes.ACT_TOKENS, axes.MLP)))
+        o = self.mlp(x, lambda y: rules.constrain(y, (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_MLP)))
         return rules.constrain(h_BMD + (mlp.gate * o).astype(h_BMD.dtype), RESIDUAL)
 
     def modulations(self, emb_BE: jax.Array, tokens: Tokens) -> tuple[Modulation, Modulation]:

@@ -26,11 +26,6 @@ def is_valid_length(frames: int) -> bool:
     return frames >= 1 and frames % FRAME_STEP == 1
 
 
-def latent_length(frames: int) -> int:
-    """Latent frames of a valid clip: 1 + (F - 1) / 4."""
-    return 1 + (frames - 1) // TEMPORAL_FACTOR
-
-
 def pad_to_valid(video_BFHWC: jax.Array) -> jax.Array:
     """Repeats the last frame up to the next valid length; cut the result of the way back with `[:, :frames]`."""
     missing = -(video_BFHWC.shape[1] - 1) % FRAME_STEP

@@ -97,6 +97,14 @@ class SuperRes:
     dit: DiTConfig
     encoder: Encoder | None = None
 
+    def sampled_with(self, *, num_steps: int | None = None, guidance_scale: float | None = None) -> 'SuperRes':
+        """The same stage with another number of solver steps or another guidance; None keeps what it has."""
+        config = self.config
+        num_steps = config.num_steps if num_steps is None else num_steps
+        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        config = dataclasses.replace(config, num_steps=num_steps, guidance_scale=guidance_scale)
+        return dataclasses.replace(self, config=config)
+
     def init(self, rngs: nnx.Rngs) -> DiT:
         return DiT(self.dit, rngs=rngs)
 

@@ -1,4 +1,4 @@
-"""AdamW, learning-rate schedules and the moving average of the weights."""
+"""AdamW and Muon, learning-rate schedules and the moving average of the weights."""
 
 import dataclasses
 from typing import Any, Literal
@@ -6,14 +6,21 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from fv_jax.core.config import ConfigError
+
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2  # of an update at a rate of 1: about AdamW's (Liu et al. 2025)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and what surrounds it.
+    """The optimizer and what surrounds it.
 
+    algorithm: 'adamw', or 'muon' (momentum with orthogonalised updates, Jordan et al. 2024) for the kernels and AdamW
+      with Nesterov momentum for everything else. Muon's updates are given the size that AdamW's have, so that one rate
+      serves both.
     lr_schedule: 'constant' (the authors' choice) or 'cosine', which ends at `final_lr_ratio` of the peak;
       both rise linearly over `warmup_steps`.
     weight_decay: on kernels only.
@@ -21,6 +28,7 @@ class OptimConfig:
     ema_decay: of the weights that sampling uses; 0 keeps none. It starts low: min(decay, (1 + step) / (10 + step)).
     """
 
+    algorithm: Literal['adamw', 'muon'] = 'adamw'
     learning_rate: float = 1e-4
     lr_schedule: Literal['constant', 'cosine'] = 'constant'
     warmup_steps: int = 0
@@ -62,18 +70,45 @@ def _is_kernel(params: Any) -> Any:
 
 
 def optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clips by the global norm, then AdamW."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rates(config, num_steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_is_kernel,
-        ),
+    """Clips by the global norm, then AdamW or Muon."""
+    make = _ALGORITHMS[config.algorithm]
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), make(config, learning_rates(config, num_steps)))
+
+
+def _adamw(config: OptimConfig, rates: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        rates, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=_is_kernel
     )
+
+
+def _muon(config: OptimConfig, rates: optax.Schedule) -> optax.GradientTransformation:
+    return muon(
+        rates,
+        beta=MUON_MOMENTUM,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+
+_ALGORITHMS = {'adamw': _adamw, 'muon': _muon}
+
+
+def _matrices(params: Any) -> Any:
+    """Which dimensions of each kernel make a matrix: all but the last of a convolution (height, width, in, out); the
+    last two of (..., in, out), so that each of a stack of layers is a matrix of its own. None for what is no kernel.
+    """
+
+    def of(path, leaf):
+        if getattr(path[-1], 'key', None) != 'kernel' or leaf.ndim < 2:
+            return None
+        first = 0 if leaf.ndim >= 4 else leaf.ndim - 2
+        return MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(of, params)
 
 
 def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:

@@ -1,8 +1,11 @@
 """Checkpoints: bit-exact there and back, also from other devices; what cannot be saved or read says so in a line."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -244,6 +247,30 @@ def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
             checkpoints.save(step, {}, CONFIG)
         text = one_line(error)
         assert f'step {step} could not be saved' in text and 'pages of noise' in text and words in text
+
+
+def test_what_other_writers_still_write_goes_too(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path, 1, 3)
+    debris = checkpoints.folder / '2.orbax-checkpoint-tmp'
+
+    def go_on():
+        for i in range(10):
+            debris.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # taken away between the two
+                (debris / str(i)).write_text('late')
+            time.sleep(0.05)
+
+    writer = threading.Thread(target=go_on)
+
+    def fail(*args, **kwargs):
+        writer.start()
+        raise OSError('no space left')
+
+    monkeypatch.setattr(checkpoints._manager, 'save', fail)
+    with pytest.raises(CheckpointError):
+        checkpoints.save(2, {}, CONFIG)
+    writer.join()
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['1', '3']
 
 
 def test_what_a_killed_process_left_goes(tmp_path):

@@ -58,6 +58,14 @@ def test_the_past_of_a_first_frame_is_that_frame():
     np.testing.assert_allclose(y, expected + np.asarray(layer.bias[...]), atol=1e-5)
 
 
+def test_a_picture_is_a_clip_that_stands_still():
+    layer, x = causal(), jnp.asarray(normal(1, 1, 3, 5, 2))
+    picture, cache = layer(x, None)
+    clip, _ = layer(jnp.repeat(x, 4, axis=1), None)
+    np.testing.assert_allclose(picture, clip[:, -1:], atol=1e-6)
+    np.testing.assert_array_equal(cache, jnp.repeat(x, 2, axis=1))
+
+
 @pytest.mark.parametrize('frame', [0, 1, 3])
 def test_no_frame_sees_the_future(frame):
     """By gradients: of the output at one frame, to the input at every frame."""

@@ -282,7 +282,7 @@ def test_rules_place_activations_and_compute_attention(model, inputs, output):
     assert attended == [(2, 4 + 3 * 2 * 3, 2, 16)]  # traced once, scanned over
     assert (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_EMBED) in placed
     assert placed.count((axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)) == 3
-    assert (axes.ACT_BATCH, axes.ACT_TOKENS, axes.MLP) in placed
+    assert (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_MLP) in placed
 
 
 def test_works_inside_an_outer_scan_with_gradients(model, inputs):

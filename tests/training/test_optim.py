@@ -94,3 +94,39 @@ def test_what_cannot_be_is_refused(field):
     (name,) = field
     with pytest.raises(ConfigError, match=f'{name}='):
         dataclasses.replace(OptimConfig(), **field)
+
+
+def stack(*shapes):
+    rng = np.random.default_rng(0)
+    arrays = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes}
+    return {'a': arrays}
+
+
+@pytest.mark.parametrize('shape', [(8, 24), (3, 8, 24), (3, 3, 4, 24), (3, 3, 3, 4, 24)])
+def test_muons_updates_are_orthogonal_and_as_large_as_adamws(shape):
+    """Its five iterations bring each singular value near 1, not to it: between 0.65 and 1.25 of the middle one."""
+    params, grads = stack(('kernel', shape)), stack(('kernel', shape))
+    update = np.asarray(first_update(grads, params, algorithm='muon')['a']['kernel'])
+    matrices = update if len(shape) == 3 else update.reshape(1, -1, shape[-1])
+    for matrix in matrices:
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert values.max() / values.min() < 1.25 / 0.65
+    np.testing.assert_allclose(np.sqrt(np.mean(update**2)), 0.1 * 0.2, rtol=0.25)
+    assert np.sum(update * np.asarray(grads['a']['kernel'])) < 0  # downhill
+
+
+def test_a_layer_of_a_stack_moves_as_it_would_alone():
+    both = stack(('kernel', (2, 8, 24)))
+    one = {'a': {'kernel': both['a']['kernel'][1]}}
+    together = first_update(both, both, algorithm='muon')['a']['kernel'][1]
+    np.testing.assert_allclose(together, first_update(one, one, algorithm='muon')['a']['kernel'], atol=1e-6)
+
+
+def test_muon_leaves_what_is_no_kernel_to_adamw():
+    params = stack(('kernel', (8, 24)), ('bias', (24,)), ('scale', (2, 24)))
+    update = first_update(params, params, algorithm='muon', b1=0.8)['a']
+    tx = optax.adamw(0.1, b1=0.8, b2=OptimConfig().b2, weight_decay=0.0, nesterov=True)
+    expected = tx.update(params, tx.init(params), params)[0]['a']
+    for name in ('bias', 'scale'):
+        np.testing.assert_array_equal(update[name], expected[name])
+    assert not np.allclose(update['kernel'], expected['kernel'])
