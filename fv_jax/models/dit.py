@@ -42,6 +42,7 @@ from fv_jax.models.layers import (
     modulate,
     zeros,
 )
+from fv_jax.models.lora import LoRAConfig, Target
 from fv_jax.models.patch import patch_grid, patchify, unpatchify
 from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
 
@@ -66,6 +67,7 @@ class DiTConfig:
     param_dtype: what parameters are stored in.
     remat: what the backward pass computes again: nothing; all but the outputs of linears and attention (less memory
       and, for the traffic it saves, less time on a CPU); whole blocks.
+    lora: low-rank additions to the blocks' linears, float32 whatever `param_dtype` is (`models/lora.py`).
     """
 
     latent_channels: int = 16
@@ -81,18 +83,10 @@ class DiTConfig:
     dtype: DtypeName = 'float32'
     param_dtype: DtypeName = 'float32'
     remat: Remat = 'dots'
+    lora: LoRAConfig | None = None
 
     def __post_init__(self):
-        for name in (
-            'latent_channels',
-            'patch_size',
-            'embed_dim',
-            'num_layers',
-            'num_heads',
-            'mlp_dim',
-            'cond_dim',
-            'text_dim',
-        ):
+        for name in [field.name for field in dataclasses.fields(self) if field.type is int]:
             if getattr(self, name) < 1:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
         if self.embed_dim % self.num_heads:
@@ -114,6 +108,10 @@ class DiTConfig:
     @property
     def patch_dim(self) -> int:
         return self.latent_channels * self.patch_size**2
+
+    def lora_on(self, target: Target) -> LoRAConfig | None:
+        """The addition to these linears of every block; None where there is none."""
+        return self.lora if self.lora is not None and target in self.lora.targets else None
 
 
 STAGE2 = DiTConfig()
@@ -148,10 +146,19 @@ class JointAttention(nnx.Module):
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
         dim, self.heads = config.embed_dim, (config.num_heads, config.head_dim)
-        self.qkv = Linear(dim, (3, dim), (axes.EMBED, None, axes.HEADS), dtypes=dtypes, rngs=rngs)
+        self.qkv = Linear(
+            dim,
+            (3, dim),
+            (axes.EMBED, None, axes.HEADS),
+            dtypes=dtypes,
+            rngs=rngs,
+            lora=config.lora_on('qkv'),
+            lora_parts=3,
+        )
         self.q_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes)
         self.k_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes)
-        self.out = Linear(dim, dim, (axes.HEADS, axes.EMBED), dtypes=dtypes, rngs=rngs)
+        lora = config.lora_on('attention_out')
+        self.out = Linear(dim, dim, (axes.HEADS, axes.EMBED), dtypes=dtypes, rngs=rngs, lora=lora)
 
     def __call__(self, x_BMD: jax.Array, rope: Rope, rules: Rules) -> jax.Array:
         qkv_BM3D = self.qkv(x_BMD)
@@ -171,13 +178,20 @@ class Block(nnx.Module):
         dim, inner = config.embed_dim, config.mlp_dim
         # Twelve vectors: (video, text) x (attention, mlp) x (shift, scale, gate). Zero: a new block is the identity.
         self.modulation = Linear(
-            config.cond_dim, (12, dim), (axes.COND, None, axes.MODULATION), dtypes=dtypes, rngs=rngs, kernel_init=zeros
+            config.cond_dim,
+            (12, dim),
+            (axes.COND, None, axes.MODULATION),
+            dtypes=dtypes,
+            rngs=rngs,
+            kernel_init=zeros,
+            lora=config.lora_on('modulation'),
         )
         self.attention_norm = LayerNorm(dim, eps=BLOCK_NORM_EPS, dtypes=dtypes)
         self.attention = JointAttention(config, rngs=rngs)
         self.mlp_norm = LayerNorm(dim, eps=BLOCK_NORM_EPS, dtypes=dtypes)
         kernel_axes = ((axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED))
-        self.mlp = MLP((dim, inner, dim), kernel_axes, gelu_tanh, dtypes=dtypes, rngs=rngs)
+        lora = config.lora_on('mlp')
+        self.mlp = MLP((dim, inner, dim), kernel_axes, gelu_tanh, dtypes=dtypes, rngs=rngs, lora=lora)
 
     def __call__(self, h_BMD: jax.Array, emb_BE: jax.Array, tokens: Tokens, rules: Rules) -> jax.Array:
         attention, mlp = self.modulations(emb_BE, tokens)

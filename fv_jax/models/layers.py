@@ -1,6 +1,6 @@
 """Linear, LayerNorm, MLP and the adaptive-norm modulation: the parts the transformers are made of.
 
-    Linear      y = x W + b, W stored (in, *out)
+    Linear      y = x W + b, W stored (in, *out), and a low-rank addition where there is one (models/lora.py)
     LayerNorm   y = (x - mean x) / sqrt(var x + eps) * scale + bias, in float32
     modulate    y = x (1 + scale) + shift                                                 FACTS 1.3
 
@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float
 from fv_jax.kernels.project import project
+from fv_jax.models.lora import LoRA, LoRAConfig
 
 LINEAR_OUTPUT = 'linear_output'  # the name under which a remat policy can keep every linear's result
 
@@ -68,7 +69,10 @@ def _at_rank(x: jax.Array, ndim: int) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the last dimension; a tuple as `out_features` makes several output dimensions."""
+    """y = x W + b over the last dimension; a tuple as `out_features` makes several output dimensions.
+
+    lora: adds s x A B; with lora_parts > 1, the first of the output dimensions, each part has its own A and B.
+    """
 
     def __init__(
         self,
@@ -79,16 +83,24 @@ class Linear(nnx.Module):
         dtypes: Dtypes,
         rngs: nnx.Rngs,
         kernel_init: Initializer = xavier_uniform,
+        lora: LoRAConfig | None = None,
+        lora_parts: int = 1,
     ):
         out = out_features if isinstance(out_features, tuple) else (out_features,)
         self.kernel = axes.param(kernel_init(rngs.params(), (in_features, *out), dtypes.param), kernel_axes)
         self.bias = axes.param(jnp.zeros(out, dtypes.param), kernel_axes[1:])
         self.dtype = dtypes.compute
+        if lora is None:
+            self.lora = None
+        else:
+            self.lora = LoRA(lora, in_features, out, kernel_axes, parts=lora_parts, dtype=dtypes.compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, '... i']) -> Float[Array, '... o']:
         """(..., in) -> (..., *out) in the compute dtype."""
         kernel = self.kernel[...].astype(self.dtype)
         y = project(x.astype(self.dtype), kernel)
+        if self.lora is not None:
+            y = y + self.lora(x).reshape(y.shape)
         return checkpoint_name(y + _at_rank(self.bias[...].astype(self.dtype), y.ndim), LINEAR_OUTPUT)
 
 
@@ -122,10 +134,11 @@ class MLP(nnx.Module):
         dtypes: Dtypes,
         rngs: nnx.Rngs,
         out_init: Initializer = xavier_uniform,
+        lora: LoRAConfig | None = None,
     ):
         first, inner, last = features
-        self.hidden = Linear(first, inner, kernel_axes[0], dtypes=dtypes, rngs=rngs)
-        self.out = Linear(inner, last, kernel_axes[1], dtypes=dtypes, rngs=rngs, kernel_init=out_init)
+        self.hidden = Linear(first, inner, kernel_axes[0], dtypes=dtypes, rngs=rngs, lora=lora)
+        self.out = Linear(inner, last, kernel_axes[1], dtypes=dtypes, rngs=rngs, kernel_init=out_init, lora=lora)
         self.activation = activation
 
     def __call__(

@@ -1,35 +1,69 @@
-"""Official weight files to our networks, read without torch."""
+"""Official weight files and our networks, both ways, without torch."""
 
 from pathlib import Path
+from typing import Literal
+
+from flax import nnx
 
 from fv_jax.models.dit import DiT
+from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE
-from fv_jax.weights import compact, dit, embedded, torch_file, vae
+from fv_jax.weights import compact, diffusers, embedded, files, keymap, sources
+from fv_jax.weights.starting import starting_dit
 
-__all__ = ['load_official', 'load_vae', 'vae_path']
+__all__ = ['is_weights', 'load_official', 'load_vae', 'save_official', 'starting_dit', 'vae_path']
 
 
-def load_official(path: str | Path) -> DiT | VAE:
-    """The network in an official file: stage1.pt or stage2.pt gives a DiT, 3d-vae.pt a VAE; float32, ready to call.
+def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT | VAE:
+    """The network in an official file: stage1.pt or stage2.pt gives a DiT, 3d-vae.pt a VAE; ready to call.
 
-    What the file holds is told from its keys, every size from its tensors' shapes.
+    What the file holds is told from its keys, every size from its tensors' shapes. Stage 1 comes with its LoRA in
+    effect (`config.lora` is set; `models.lora.merge_lora` makes it part of the weights); a file in which it is merged,
+    or merged in some linears, is as good. So are the same tensors in a .safetensors file, and a `transformer` or `vae`
+    folder of a diffusers CogVideoX pipeline (`weights/diffusers.py` says what of it has no counterpart).
+
+    Args:
+      path: the file or folder.
+      param_dtype: of a DiT's parameters. LoRA's, and a VAE's, are float32.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a whole torch file, one that holds more than tensors, one of no known kind, or one whose tensors
         do not make a whole network (the message lists every unknown, missing and misshapen key).
     """
-    contents = torch_file.read(path)
-    if not isinstance(contents, dict):
-        raise ValueError(f'{path}: holds a {type(contents).__name__}, not an official checkpoint')
-    for outer, is_kind, load in (('module', dit.is_dit, dit.load), ('state_dict', vae.is_vae, vae.load)):
-        tensors = contents.get(outer)
-        if isinstance(tensors, dict) and is_kind(tensors):
-            return load(str(path), tensors)
-    raise ValueError(
-        f"{path}: neither a DiT ('module' with keys {dit.PREFIX}*) nor a VAE ('state_dict' with keys encoder.* and "
-        f'decoder.*); it has {", ".join(map(repr, list(contents)[:5])) or "nothing"}'
-    )
+    return sources.open_source(path, param_dtype=param_dtype).network()
+
+
+def save_official(
+    path: str | Path,
+    network: DiT | VAE,
+    *,
+    lora: Literal['keep', 'merge'] = 'keep',
+    dtype: DtypeName | None = None,
+) -> None:
+    """Writes a network as official file: .pt, which torch.load opens, or .safetensors, by the path's suffix.
+
+    Args:
+      path: the file; it appears when it is whole, and takes the place of one that is there.
+      network: what `load_official` gives.
+      lora: kept apart, as the official stage1.pt has it, or merged.
+      dtype: of every tensor; None keeps what each parameter has.
+
+    Raises ValueError for another suffix, OSError where it cannot be written.
+    """
+    with files.replacing(Path(path)) as partial:
+        sources.write(partial, keymap.parameters_of(nnx.state(network)), network.config, lora=lora, dtype=dtype)
+
+
+def is_weights(name: str | Path) -> bool:
+    """Whether this names weights, by its form: 'embedded', a .pt or .safetensors file, or a diffusers folder; and not,
+    say, a run's folder.
+    """
+    path = vae_path(str(name))
+    if path.suffix in ('.pt', '.safetensors'):
+        return True
+    # A run's folder has a config.json too.
+    return (path / diffusers.CONFIG).is_file() and not (path / 'checkpoints').exists()
 
 
 def vae_path(name: str) -> Path:
@@ -38,13 +72,13 @@ def vae_path(name: str) -> Path:
 
 
 def load_vae(name: str) -> VAE:
-    """The VAE that a configuration names: 'embedded', the small one in the package; a .safetensors of ours; or an
-    official 3d-vae.pt.
+    """The VAE that a configuration names: 'embedded', the small one in the package; a .safetensors of ours; or anything
+    else that `load_official` reads a VAE from.
 
     Raises FileNotFoundError or ValueError as `load_official` does, and when the file holds something else.
     """
     path = vae_path(name)
-    if path.suffix == '.safetensors':
+    if compact.is_compact(path):
         return compact.load_vae(path)
     network = load_official(path)
     if not isinstance(network, VAE):

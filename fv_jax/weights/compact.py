@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from fv_jax.core import config as config_lib
 from fv_jax.models.vae import VAE, VAEConfig
+from fv_jax.weights import safetensors_file
 
 
 def save_vae(path: Path | str, params: dict[str, Any], config: VAEConfig) -> None:
@@ -19,6 +20,11 @@ def save_vae(path: Path | str, params: dict[str, Any], config: VAEConfig) -> Non
     leaves = jax.tree_util.tree_leaves_with_path(params)
     tensors = {'/'.join(str(k.key) for k in keys): np.asarray(leaf, np.float16) for keys, leaf in leaves}
     Path(path).write_bytes(save(tensors, {'vae': json.dumps(config_lib.to_dict(config))}))
+
+
+def is_compact(path: Path) -> bool:
+    """Whether it is such a file. Raises FileNotFoundError, or ValueError for a damaged safetensors file."""
+    return path.suffix == '.safetensors' and 'vae' in safetensors_file.read(path)[1]
 
 
 def load_vae(path: Path | str) -> VAE:

@@ -1,45 +1,76 @@
-"""From official tensors to our parameters, by a table, with strict accounting.
+"""Between official tensors and our parameters, by one table, with strict accounting.
 
-A `Row` says which official tensors, of which shapes, make which of our parameters, and how. `load` checks the whole
-file against the whole table before it reads a value: a key is used, or known to be unused, or part of one error that
-lists every unknown, missing and misshapen key. A `{i}` in a row's keys counts the layers of a stacked parameter.
+A `Row` says which official tensors, of which shapes, make which of our parameters, and how, in both directions. `check`
+compares a whole file with a whole table before a value is read: a key is used, or known to be unused, or part of one
+error that lists every unknown, missing and misshapen key. A `{i}` in a row's keys counts the layers of a stacked
+parameter.
+
+Both directions are lazy: `parameters` and `official` name shapes at once and make one parameter at a time.
 """
 
 import collections
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fv_jax.weights.torch_file import StoredTensor
+from fv_jax.weights.mapped import StoredTensor
+from fv_jax.weights.torch_file import TensorSpec
 
 Tensors = Mapping[str, StoredTensor]
 Shape = tuple[int, ...]
+Path = tuple[str | int, ...]
 Module = TypeVar('Module', bound=nnx.Module)
 
 # What official files carry beside the networks, and no computation reads (FACTS 3).
-UNUSED = ('*.position_embeddings.weight', '*.freqs_sin', '*.freqs_cos', 'loss*', 'first_stage_model.*', 'conditioner.*')
+POSITION_TABLE = '*.position_embeddings.weight'
+UNUSED = (POSITION_TABLE, '*.freqs_sin', '*.freqs_cos', 'loss*', 'first_stage_model.*', 'conditioner.*')
 
 
-def vector(x: np.ndarray) -> np.ndarray:
-    """A bias or a norm's weight: as it is."""
-    return x
+class KeysError(ValueError):
+    """A file whose tensors are not a network's. The message has a line for each key."""
 
 
-def linear(x: np.ndarray) -> np.ndarray:
-    """(out, in, ...) -> (in ..., out): a linear, or a convolution whose kernel sees one patch or one point."""
-    return x.reshape(x.shape[0], -1).T
+class Layout(NamedTuple):
+    """How official tensors make a parameter (or one layer of it), and how it is taken apart again.
+
+    make: the tensors -> the parameter, up to a reshape.
+    take: the parameter and the tensors' shapes -> the tensors.
+    """
+
+    make: Callable[..., np.ndarray]
+    take: Callable[[np.ndarray, tuple[Shape, ...]], tuple[np.ndarray, ...]]
 
 
-def conv(x: np.ndarray) -> np.ndarray:
-    """(out, in, *kernel) -> (*kernel, in, out)."""
-    return x.transpose(*range(2, x.ndim), 1, 0)
+# A bias or a norm's weight: as it is.
+vector = Layout(lambda x: x, lambda p, shapes: (p.reshape(shapes[0]),))
+
+# (out, in, ...) and (in ..., out): a linear, or a convolution whose kernel sees one patch or one point.
+linear = Layout(
+    lambda x: x.reshape(x.shape[0], -1).T,
+    lambda p, shapes: (p.reshape(-1, shapes[0][0]).T.reshape(shapes[0]),),
+)
+
+# (out, in, *kernel) and (*kernel, in, out).
+conv = Layout(
+    lambda x: x.transpose(*range(2, x.ndim), 1, 0),
+    lambda p, shapes: (p.transpose(p.ndim - 1, p.ndim - 2, *range(p.ndim - 2)),),
+)
+
+# The low-rank matrices of each part: A (rank, in) and (in, parts, rank); B (out / parts, rank) and (parts, rank, out).
+lora_a = Layout(
+    lambda *x: np.stack([a.T for a in x], axis=1),
+    lambda p, shapes: tuple(p[:, j].T for j in range(len(shapes))),
+)
+lora_b = Layout(
+    lambda *x: np.stack([b.T for b in x]),
+    lambda p, shapes: tuple(p.reshape(*p.shape[:2], -1)[j].T for j in range(len(shapes))),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +79,64 @@ class Row:
 
     ours: dotted path in our module.
     official: (key, shape) of each tensor it is made of.
-    make: these tensors, float32 -> the parameter (or one layer of it), up to a reshape.
     """
 
     ours: str
     official: tuple[tuple[str, Shape], ...]
-    make: Callable[..., np.ndarray]
+    layout: Layout
+
+    @property
+    def make(self) -> Callable[..., np.ndarray]:
+        return self.layout.make
+
+    @property
+    def stacked(self) -> bool:
+        return any('{i}' in key for key, _ in self.official)
 
 
-def affine(official: str, ours: str, shape: Shape, make: Callable = linear) -> list[Row]:
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A network's rows.
+
+    layers: how many `{i}` counts.
+    names: keys that this file writes otherwise: key -> the key in the file, or None where zeros stand for what the file
+      has not.
+    """
+
+    rows: list[Row]
+    layers: int = 0
+    names: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+    def tensors(self, row: Row, layer: int) -> list[tuple[str | None, Shape]]:
+        """(key in the file, shape) of what makes one layer of a row."""
+        keys = [(key.replace('{i}', str(layer)), shape) for key, shape in row.official]
+        return [(self.names.get(key, key), shape) for key, shape in keys]
+
+    def layers_of(self, row: Row) -> range:
+        return range(self.layers if row.stacked else 1)
+
+    def keys(self) -> dict[str, Shape]:
+        """Everything that a file holds."""
+        each = [self.tensors(row, i) for row in self.rows for i in self.layers_of(row)]
+        return {key: shape for tensors in each for key, shape in tensors if key is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter whose values are made when `numpy` is called: nothing is kept."""
+
+    shape: Shape
+    dtype: np.dtype
+    numpy: Callable[[], np.ndarray]
+
+
+Parameters = dict[str, Parameter]  # by dotted path in our module
+
+
+def affine(official: str, ours: str, shape: Shape, layout: Layout = linear) -> list[Row]:
     """Rows for `official`.weight, of `shape`, and .bias as `ours`.kernel and .bias."""
     return [
-        Row(f'{ours}.kernel', ((f'{official}.weight', shape),), make),
+        Row(f'{ours}.kernel', ((f'{official}.weight', shape),), layout),
         Row(f'{ours}.bias', ((f'{official}.bias', shape[:1]),), vector),
     ]
 
@@ -78,7 +155,7 @@ def common_size(tensors: Tensors, candidates: Iterable[tuple[str, int]], default
     Args:
       tensors: the file.
       candidates: (key pattern, dimension) pairs that all have the size; a `*` stands for anything.
-      default: for a file that has none of them; `load` will list them as missing.
+      default: for a file that has none of them; `check` will list them as missing.
     """
     votes = collections.Counter(
         tensor.shape[dim]
@@ -100,40 +177,15 @@ def common_count(tensors: Tensors, patterns: Iterable[str], default: int) -> int
     return votes.most_common(1)[0][0] if votes else default
 
 
-def load(name: str, tensors: Tensors, rows: Sequence[Row], layers: int, create: Callable[[], Module]) -> Module:
-    """The module that `create` makes, with every parameter read from `tensors` as float32.
-
-    Args:
-      name: of the file, for messages.
-      tensors: the file's keys and tensors.
-      rows: the table.
-      layers: how many layers `{i}` counts.
-      create: makes the module; only its shapes are evaluated.
-
-    Raises:
-      ValueError: lists every unknown, missing and misshapen key.
-    """
-    check(name, tensors, rows, layers)
-    graphdef, abstract = nnx.split(nnx.eval_shape(create))
-    by_path = {row.ours: row for row in rows}
-    flat = nnx.to_flat_state(abstract)
-    paths = {'.'.join(map(str, path)) for path, _ in flat}
-    assert paths == by_path.keys(), f'table and module differ in {sorted(paths ^ by_path.keys())}'
-    filled = [
-        (path, leaf.replace(_assemble(by_path['.'.join(map(str, path))], leaf.shape, tensors, layers)))
-        for path, leaf in flat
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+def _matching(tensors: Tensors, pattern: str) -> Iterable[tuple[str, StoredTensor]]:
+    if '*' not in pattern:
+        return [(pattern, tensors[pattern])] if pattern in tensors else []
+    return [(key, tensor) for key, tensor in tensors.items() if fnmatch.fnmatchcase(key, pattern)]
 
 
-def check(name: str, tensors: Tensors, rows: Sequence[Row], layers: int) -> None:
-    """Raises the ValueError that lists every unknown, missing and misshapen key; reads no values."""
-    expected = {
-        key.replace('{i}', str(i)): shape
-        for row in rows
-        for i in range(layers if _is_stacked(row) else 1)
-        for key, shape in row.official
-    }
+def check(name: str, tensors: Tensors, table: Table) -> None:
+    """Raises the KeysError that lists every unknown, missing and misshapen key; reads no values."""
+    expected = table.keys()
     unknown = [k for k in tensors if k not in expected and not any(fnmatch.fnmatchcase(k, p) for p in UNUSED)]
     missing = [k for k in expected if k not in tensors]
     misshapen = [
@@ -147,28 +199,93 @@ def check(name: str, tensors: Tensors, rows: Sequence[Row], layers: int) -> None
         if keys
     ]
     if problems:
-        raise ValueError(f'{name}: not the tensors of the network that its shapes imply\n' + '\n'.join(problems))
+        raise KeysError(f'{name}: not the tensors of the network that its shapes imply\n' + '\n'.join(problems))
 
 
-def _matching(tensors: Tensors, pattern: str) -> Iterable[tuple[str, StoredTensor]]:
-    if '*' not in pattern:
-        return [(pattern, tensors[pattern])] if pattern in tensors else []
-    return [(key, tensor) for key, tensor in tensors.items() if fnmatch.fnmatchcase(key, pattern)]
+# --- official to ours ---
 
 
-def _is_stacked(row: Row) -> bool:
-    return any('{i}' in key for key, _ in row.official)
+def parameters(tensors: Tensors, table: Table, specs: Mapping[str, Any]) -> Parameters:
+    """Our parameters, from checked tensors. specs: dotted path -> anything with a shape and a dtype (`leaves_of`)."""
+
+    def parameter(row: Row) -> Parameter:
+        spec = specs[row.ours]
+        return Parameter(spec.shape, np.dtype(spec.dtype), lambda: _assemble(row, spec, tensors, table))
+
+    return {row.ours: parameter(row) for row in table.rows}
 
 
-def _assemble(row: Row, shape: Shape, tensors: Tensors, layers: int) -> jax.Array:
-    """The parameter of `row`, layer by layer, so that no more than one parameter is in memory twice."""
+def _assemble(row: Row, spec: Any, tensors: Tensors, table: Table) -> np.ndarray:
+    """The parameter of `row`, layer by layer, so that no more than one layer is in memory twice."""
+    out = np.empty(spec.shape, spec.dtype)
+    for i in table.layers_of(row):
+        sources = table.tensors(row, i)
+        values = [np.zeros(shape, spec.dtype) if key is None else tensors[key].numpy() for key, shape in sources]
+        into = out[i] if row.stacked else out
+        into[...] = row.layout.make(*values).reshape(into.shape)
+        for key, _ in sources:
+            if key is not None:
+                tensors[key].release()
+    return out
 
-    def one(i: int) -> np.ndarray:
-        return row.make(*(tensors[key.replace('{i}', str(i))].numpy().astype(np.float32) for key, _ in row.official))
 
-    if not _is_stacked(row):
-        return jnp.asarray(one(0).reshape(shape))
-    stacked = np.empty(shape, np.float32)
-    for i in range(layers):
-        stacked[i] = one(i).reshape(shape[1:])
-    return jnp.asarray(stacked)
+def leaves_of(state: nnx.State) -> dict[str, tuple[Path, Any]]:
+    """Dotted path -> (path, variable)."""
+    return {'.'.join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+
+
+def module_of(create: Callable[[], Module], values: Parameters) -> Module:
+    """The module that `create` makes, with these parameters; only its shapes are evaluated, nothing is initialised."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(create))
+    leaves = leaves_of(abstract)
+    assert leaves.keys() == values.keys(), f'table and module differ in {sorted(leaves.keys() ^ values.keys())}'
+    filled = [(path, leaf.replace(jnp.asarray(values[name].numpy()))) for name, (path, leaf) in leaves.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+# --- ours to official ---
+
+
+def parameters_of(state: nnx.State) -> Parameters:
+    """A module's own parameters."""
+
+    def parameter(leaf: nnx.Variable) -> Parameter:
+        return Parameter(leaf.shape, np.dtype(leaf.dtype), lambda: np.asarray(leaf[...]))
+
+    return {name: parameter(leaf) for name, (_, leaf) in leaves_of(state).items()}
+
+
+def official(
+    values: Parameters, table: Table, dtype: np.dtype | None = None
+) -> tuple[dict[str, TensorSpec], Iterator[tuple[str, np.ndarray]]]:
+    """The official tensors' shapes and types, and the tensors one by one. dtype: None keeps each parameter's own.
+
+    Raises ValueError when the parameters are not those of the table.
+    """
+    ours = {row.ours for row in table.rows}
+    if ours != values.keys():
+        raise ValueError(f'not the parameters of this network: {", ".join(sorted(ours ^ values.keys())[:5])}')
+
+    def dtype_of(row: Row) -> np.dtype:
+        return values[row.ours].dtype if dtype is None else np.dtype(dtype)
+
+    specs = {
+        key: TensorSpec(shape, dtype_of(row))
+        for row in table.rows
+        for i in table.layers_of(row)
+        for key, shape in table.tensors(row, i)
+        if key is not None
+    }
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for row in table.rows:
+            whole = values[row.ours].numpy()
+            for i in table.layers_of(row):
+                names = table.tensors(row, i)
+                taken = row.layout.take(whole[i] if row.stacked else whole, tuple(shape for _, shape in names))
+                for (key, _), tensor in zip(names, taken, strict=True):
+                    if key is not None:
+                        yield key, np.ascontiguousarray(tensor, dtype_of(row))
+            del whole
+
+    return specs, tensors()

@@ -1,21 +1,28 @@
-"""Reads the zip files that torch.save writes, without torch and without running what is inside.
+"""Reads and writes the zip files of torch.save, without torch and without running what is inside.
 
 Such a file is an uncompressed zip: `<name>/data.pkl` describes the objects, `<name>/data/<key>` holds the raw bytes
 of each storage. The pickle is read by an unpickler that knows a handful of names and refuses every other, so
 that a file cannot run code; storages stay on disk behind a memory map, and a tensor is read when it is asked for.
+
+Writing takes no torch either. The format is small and fixed, and one tensor at a time fits in memory where torch.save
+wants them all.
 """
 
 import collections
 import dataclasses
 import io
+import math
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from fv_jax.weights.mapped import MappedFile, Storage, StoredTensor
 
 _DTYPES = {
     'FloatStorage': np.dtype(np.float32),
@@ -29,28 +36,14 @@ _DTYPES = {
     'ByteStorage': np.dtype(np.uint8),
     'BoolStorage': np.dtype(np.bool_),
 }
+_STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name and extra field
 _LOCAL_HEADER_MAGIC = b'PK\x03\x04'
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: `shape` and `dtype` are known, values are read by `numpy()`."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    storage: np.ndarray = dataclasses.field(repr=False)  # one-dimensional, memory-mapped
-    offset: int
-    strides: tuple[int, ...]  # in elements
-
-    def numpy(self) -> np.ndarray:
-        """The values, as a read-only view of the file; pages are read when they are touched."""
-        return np.lib.stride_tricks.as_strided(
-            self.storage[self.offset :],
-            self.shape,
-            tuple(stride * self.dtype.itemsize for stride in self.strides),
-            writeable=False,
-        )
+_EXTRA_HEADER_BYTES = 4  # of a field of a member's extra data: its name and its length
+_PADDING_ID = b'FB'  # torch's name for the extra field that is only there to be long
+_ZIP64_EXTRA_BYTES = 20
+_ZIP64_FROM = 2**30  # bytes of a member; below it Python's zipfile never needs the long header
+_ALIGNMENT = 64
 
 
 def read(path: str | Path) -> Any:
@@ -83,12 +76,17 @@ class _Storages:
         if len(pickles) != 1:
             raise ValueError(f'{path}: a zip file, but not one that torch.save wrote (no data.pkl in it)')
         self.root = pickles[0].removesuffix('data.pkl')
-        self.bytes = np.memmap(path, np.uint8, mode='r')
-        if f'{self.root}byteorder' in self.members and self.member(f'{self.root}byteorder').tobytes() != b'little':
+        self.file = MappedFile(path)
+        if f'{self.root}byteorder' in self.members and self.content(f'{self.root}byteorder') != b'little':
             raise ValueError(f'{path}: written on a big-endian machine; re-save it on a little-endian one')
 
-    def member(self, name: str) -> np.ndarray:
-        """A member's bytes, as a view of the memory map."""
+    def content(self, name: str) -> bytes:
+        """A small member's bytes."""
+        start, size = self.member(name)
+        return self.file.bytes[start : start + size].tobytes()
+
+    def member(self, name: str) -> tuple[int, int]:
+        """Where a member's bytes begin, and how many they are."""
         info = self.members.get(name)
         if info is None:
             raise ValueError(f'{self.path}: {name} is missing from the archive; download the file again')
@@ -97,29 +95,29 @@ class _Storages:
                 f'{self.path}: {name} is compressed; re-save the file with torch.save, which does not compress'
             )
         start = info.header_offset
-        header = self.bytes[start : start + _LOCAL_HEADER_BYTES].tobytes()
+        header = self.file.bytes[start : start + _LOCAL_HEADER_BYTES].tobytes()
         if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER_MAGIC):
             raise ValueError(
                 f'{self.path}: no header for {name} at byte {start}; the file is damaged, download it again'
             )
         name_bytes, extra_bytes = struct.unpack_from('<HH', header, 26)
         start += _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-        if start + info.file_size > len(self.bytes):
+        if start + info.file_size > len(self.file.bytes):
             raise ValueError(
-                f'{self.path}: {name} ends at byte {start + info.file_size} of {len(self.bytes)}; the file is cut '
-                'short, download it again'
+                f'{self.path}: {name} ends at byte {start + info.file_size} of {len(self.file.bytes)}; the file is '
+                'cut short, download it again'
             )
-        return self.bytes[start : start + info.file_size]
+        return start, info.file_size
 
-    def storage(self, key: str, dtype: np.dtype, elements: int) -> np.ndarray:
+    def storage(self, key: str, dtype: np.dtype, elements: int) -> Storage:
         """Storage `key` as `elements` values of `dtype`."""
-        raw = self.member(f'{self.root}data/{key}')
-        if len(raw) != elements * dtype.itemsize:
+        start, size = self.member(f'{self.root}data/{key}')
+        if size != elements * dtype.itemsize:
             raise ValueError(
-                f'{self.path}: storage {key} has {len(raw)} bytes where {elements} values of {dtype} need '
+                f'{self.path}: storage {key} has {size} bytes where {elements} values of {dtype} need '
                 f'{elements * dtype.itemsize}; the file is damaged, download it again'
             )
-        return raw.view(dtype)
+        return self.file.storage(start, dtype, elements)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +133,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, path: Path, storages: _Storages):
         self.path = path
         self.storages = storages
-        super().__init__(io.BytesIO(storages.member(f'{storages.root}data.pkl').tobytes()))
+        super().__init__(io.BytesIO(storages.content(f'{storages.root}data.pkl')))
 
     def load(self) -> Any:
         try:
@@ -168,7 +166,7 @@ class _Unpickler(pickle.Unpickler):
             "torch.save({'module': state_dict}, path)"
         )
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == 'storage' and isinstance(pid[1], _StorageType)):
             raise ValueError(f'{self.path}: an unknown kind of storage, {pid!r}; re-save the file with torch.save')
         _, kind, key, _, elements = pid
@@ -176,7 +174,7 @@ class _Unpickler(pickle.Unpickler):
 
     def _tensor(
         self,
-        storage: np.ndarray,
+        storage: Storage,
         offset: int,
         shape: tuple,
         strides: tuple,
@@ -188,14 +186,98 @@ class _Unpickler(pickle.Unpickler):
         shape, strides = tuple(shape), tuple(strides)
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         bad = offset < 0 or min((*shape, *strides), default=0) < 0
-        if bad or (0 not in shape and last >= len(storage)):
+        if bad or (0 not in shape and last >= len(storage.values)):
             raise ValueError(
                 f'{self.path}: a tensor of shape {shape}, strides {strides} and offset {offset} does not fit its '
-                f'storage of {len(storage)} values; the file is damaged, download it again'
+                f'storage of {len(storage.values)} values; the file is damaged, download it again'
             )
-        return StoredTensor(shape, storage.dtype, storage, offset, strides)
+        return StoredTensor(shape, storage.values.dtype, storage, offset, strides)
 
 
 def _parameter(data: StoredTensor, requires_grad: bool, hooks: Any) -> StoredTensor:
     del requires_grad, hooks
     return data
+
+
+# --- writing ---
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that is still to be written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def write(path: Path, outer: str, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes {outer: {key: tensor}} as torch.save would; torch.load opens it, with weights_only=True too.
+
+    Args:
+      path: the file.
+      outer: the one key of the outer dict.
+      specs: key -> shape and dtype, in the order of the inner dict.
+      tensors: every key of `specs` once, in any order, with its contiguous values. They are asked for one by one, so
+        that no more than one need exist.
+    """
+    numbers = {key: i for i, key in enumerate(specs)}
+    name = path.name.split('.')[0] or 'archive'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for member, content in (('data.pkl', _pickled(outer, specs)), ('byteorder', b'little'), ('version', b'3\n')):
+            _add(archive, f'{name}/{member}', content)
+        for key, tensor in tensors:
+            spec = specs[key]
+            assert (tensor.shape, tensor.dtype) == (spec.shape, spec.dtype), (key, tensor.shape, tensor.dtype, spec)
+            _add(archive, f'{name}/data/{numbers.pop(key)}', np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    assert not numbers, f'not written: {list(numbers)[:3]}'
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes | np.ndarray) -> None:
+    """A member whose bytes begin at a multiple of 64, as torch aligns them, so that they can be memory-mapped."""
+    info = zipfile.ZipInfo(name)  # dated 1980: the same numbers give the same file
+    size = memoryview(content).nbytes
+    zip64 = size > _ZIP64_FROM
+    before = archive.fp.tell() + _LOCAL_HEADER_BYTES + len(name) + _EXTRA_HEADER_BYTES
+    before += _ZIP64_EXTRA_BYTES if zip64 else 0
+    padding = -before % _ALIGNMENT
+    info.extra = _PADDING_ID + struct.pack('<H', padding) + b'Z' * padding
+    info.file_size = size
+    with archive.open(info, 'w', force_zip64=zip64) as member:
+        member.write(content)
+
+
+def _pickled(outer: str, specs: Mapping[str, TensorSpec]) -> bytes:
+    """The pickle that describes the tensors: written out by hand, for pickling torch's classes takes torch."""
+    out = [pickle.PROTO + b'\x02', pickle.EMPTY_DICT, _text(outer), pickle.EMPTY_DICT, pickle.MARK]
+    for number, (key, spec) in enumerate(specs.items()):
+        strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
+        storage = [_text('storage'), _name('torch', _STORAGES[spec.dtype]), _text(str(number)), _text('cpu')]
+        out += [_text(key), _name('torch._utils', '_rebuild_tensor_v2'), pickle.MARK]
+        out += [pickle.MARK, *storage, _number(spec.size), pickle.TUPLE, pickle.BINPERSID]
+        out += [_number(0), _numbers(spec.shape), _numbers(strides), pickle.NEWFALSE]
+        out += [_name('collections', 'OrderedDict'), pickle.EMPTY_TUPLE, pickle.REDUCE, pickle.TUPLE, pickle.REDUCE]
+    return b''.join([*out, pickle.SETITEMS, pickle.SETITEM, pickle.STOP])
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return pickle.BINUNICODE + struct.pack('<I', len(raw)) + raw
+
+
+def _name(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f'{module}\n{name}\n'.encode()
+
+
+def _number(number: int) -> bytes:
+    if number < 2**31:
+        return pickle.BININT + struct.pack('<i', number)
+    raw = number.to_bytes(number.bit_length() // 8 + 1, 'little', signed=True)
+    return pickle.LONG1 + bytes([len(raw)]) + raw
+
+
+def _numbers(numbers: Iterable[int]) -> bytes:
+    return b''.join([pickle.MARK, *map(_number, numbers), pickle.TUPLE])

@@ -1,10 +1,11 @@
-"""The official VAE file (3d-vae.pt) as our VAE: sizes from shapes, and the table (FACTS 3).
+"""The official VAE file (3d-vae.pt) and our VAE: sizes from shapes, and the table (FACTS 3).
 
 Two things differ from ours in name: the official decoder counts its levels from the finest, ours from the coarsest
 (the order in which they run), and causal convolutions have an inner `.conv`. All kernels become channels-last.
 """
 
 import math
+from collections.abc import Callable, Iterable
 
 from flax import nnx
 
@@ -15,7 +16,7 @@ from fv_jax.weights.keymap import Row, Tensors, affine, conv, linear, norm
 GROUPS = 32  # an official constant; shapes do not show it
 
 
-def is_vae(tensors: Tensors) -> bool:
+def is_vae(tensors: Iterable[str]) -> bool:
     """Whether these are a VAE's keys."""
     return any(key.startswith(('encoder.', 'decoder.')) for key in tensors)
 
@@ -64,10 +65,9 @@ def table(config: VAEConfig) -> list[Row]:
     return _encoder(config) + _decoder(config)
 
 
-def load(name: str, tensors: Tensors) -> VAE:
-    """The VAE of an official file's tensors, in float32. `name` is the file's, for messages."""
-    config = infer_config(tensors)
-    return keymap.load(name, tensors, table(config), 0, lambda: VAE(config, rngs=nnx.Rngs(0)))
+def create(config: VAEConfig) -> Callable[[], VAE]:
+    """Makes a VAE of this config."""
+    return lambda: VAE(config, rngs=nnx.Rngs(0))
 
 
 def _causal(official: str, ours: str, out: int, into: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The mapping engine: sizes by majority, one error for everything, layers stacked."""
+"""The mapping engine: sizes by majority, one error for everything, layers stacked, and back again."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from flax import nnx
 
 from fv_jax.core import axes
 from fv_jax.weights import keymap
-from fv_jax.weights.torch_file import StoredTensor
+from fv_jax.weights.keymap import Layout, Row, Table
+from fv_jax.weights.mapped import Storage, StoredTensor
 
 
 class Net(nnx.Module):
@@ -18,18 +19,22 @@ class Net(nnx.Module):
         self.scale = axes.param(np.zeros(3, np.float32), (None,))
 
 
-ROWS = [
-    keymap.Row('kernel', (('layer.{i}.weight', (3, 2)),), keymap.linear),
-    keymap.Row('bias', (('layer.{i}.bias', (3,)),), keymap.vector),
-    # Made of two tensors, as a linear with a low-rank addition will be.
-    keymap.Row('scale', (('norm.weight', (3,)), ('norm.extra', (3,))), lambda weight, extra: weight + 2 * extra),
-]
+# The mean and half of the difference: a parameter of two tensors.
+MEAN = Layout(lambda a, b: (a + b) / 2, lambda p, shapes: (p - 1, p + 1))
+TABLE = Table(
+    [
+        Row('kernel', (('layer.{i}.weight', (3, 2)),), keymap.linear),
+        Row('bias', (('layer.{i}.bias', (3,)),), keymap.vector),
+        Row('scale', (('norm.weight', (3,)), ('norm.extra', (3,))), MEAN),
+    ],
+    layers=2,
+)
 
 
 def stored(array):
     array = np.asarray(array)
     strides = tuple(stride // array.itemsize for stride in array.strides)
-    return StoredTensor(array.shape, array.dtype, array.reshape(-1), 0, strides)
+    return StoredTensor(array.shape, array.dtype, Storage(array.reshape(-1)), 0, strides)
 
 
 @pytest.fixture
@@ -40,8 +45,11 @@ def arrays():
     return {key: rng.standard_normal(shape).astype(np.float16) for key, shape in shapes.items()}
 
 
-def load(arrays):
-    return keymap.load('file.pt', {key: stored(x) for key, x in arrays.items()}, ROWS, 2, Net)
+def load(arrays, table=TABLE):
+    tensors = {key: stored(x) for key, x in arrays.items()}
+    keymap.check('file.pt', tensors, table)
+    specs = {name: leaf for name, (_, leaf) in keymap.leaves_of(nnx.state(nnx.eval_shape(Net))).items()}
+    return keymap.module_of(Net, keymap.parameters(tensors, table, specs))
 
 
 def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):
@@ -49,9 +57,56 @@ def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):
     for i in range(2):
         np.testing.assert_array_equal(net.kernel[i], arrays[f'layer.{i}.weight'].astype(np.float32).T)
         np.testing.assert_array_equal(net.bias[i], arrays[f'layer.{i}.bias'].astype(np.float32))
-    expected = arrays['norm.weight'].astype(np.float32) + 2 * arrays['norm.extra'].astype(np.float32)
-    np.testing.assert_array_equal(net.scale[...], expected)
+    np.testing.assert_array_equal(net.scale[...], (arrays['norm.weight'] + arrays['norm.extra']) / 2)
     assert {str(leaf.dtype) for _, leaf in nnx.to_flat_state(nnx.state(net))} == {'float32'}
+
+
+def test_and_back(arrays):
+    arrays['norm.extra'] = arrays['norm.weight'] + 2
+    values = keymap.parameters_of(nnx.state(load(arrays)))
+    specs, tensors = keymap.official(values, TABLE)
+    back = dict(tensors)
+    assert specs.keys() == back.keys() == arrays.keys()
+    for key, array in arrays.items():
+        assert (back[key].shape, back[key].dtype) == (specs[key].shape, specs[key].dtype) == (array.shape, np.float32)
+        assert back[key].flags.c_contiguous
+        np.testing.assert_allclose(back[key], array, atol=2e-3 if 'norm' in key else 0)
+    _, tensors = keymap.official(values, TABLE, np.dtype(np.float16))
+    assert {tensor.dtype for _, tensor in tensors} == {np.dtype(np.float16)}
+
+
+def test_other_parameters_than_the_table_s_are_not_written(arrays):
+    values = keymap.parameters_of(nnx.state(load(arrays)))
+    values['more'] = values.pop('bias')
+    with pytest.raises(ValueError, match='not the parameters of this network: bias, more'):
+        keymap.official(values, TABLE)
+
+
+def test_a_file_s_own_names_and_zeros_for_what_it_has_not(arrays):
+    names = {'layer.1.weight': 'layer.1.plain', 'layer.0.bias': None}
+    table = Table(TABLE.rows, 2, names)
+    arrays['layer.1.plain'] = arrays.pop('layer.1.weight')
+    del arrays['layer.0.bias']
+    net = load(arrays, table)
+    np.testing.assert_array_equal(net.kernel[1], arrays['layer.1.plain'].astype(np.float32).T)
+    np.testing.assert_array_equal(net.bias[0], np.zeros(3))
+    specs, tensors = keymap.official(keymap.parameters_of(nnx.state(net)), table)
+    assert specs.keys() == dict(tensors).keys() == arrays.keys()
+    del arrays['layer.1.plain']
+    with pytest.raises(keymap.KeysError, match=r'1 missing:\n  layer.1.plain'):
+        load(arrays, table)
+
+
+def test_nothing_is_made_before_it_is_asked_for():
+    made = []
+    lazy = {'kernel': (2, 2, 3), 'bias': (2, 3), 'scale': (3,)}
+    values = {
+        name: keymap.Parameter(shape, np.dtype(np.float32), lambda n=name, s=shape: made.append(n) or np.zeros(s))
+        for name, shape in lazy.items()
+    }
+    _, tensors = keymap.official(values, TABLE)
+    assert not made
+    assert next(tensors)[0] == 'layer.0.weight' and made == ['kernel']
 
 
 def test_all_that_is_wrong_is_listed_at_once(arrays):
@@ -89,14 +144,31 @@ def test_known_unused_keys_are_passed_over(arrays, key):
 
 def test_conv_kernels_become_channels_last():
     x = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
-    assert keymap.conv(x).shape == (4, 5, 6, 3, 2)
-    assert keymap.conv(x)[1, 2, 3, 2, 1] == x[1, 2, 1, 2, 3]
+    made = keymap.conv.make(x)
+    assert made.shape == (4, 5, 6, 3, 2)
+    assert made[1, 2, 3, 2, 1] == x[1, 2, 1, 2, 3]
+    np.testing.assert_array_equal(keymap.conv.take(made, (x.shape,))[0], x)
 
 
 def test_a_patch_convolution_becomes_a_linear_of_channel_row_column():
     x = np.arange(5 * 3 * 2 * 2).reshape(5, 3, 2, 2)
-    assert keymap.linear(x).shape == (12, 5)
-    assert keymap.linear(x)[(1 * 2 + 1) * 2 + 0, 4] == x[4, 1, 1, 0]
+    made = keymap.linear.make(x)
+    assert made.shape == (12, 5)
+    assert made[(1 * 2 + 1) * 2 + 0, 4] == x[4, 1, 1, 0]
+    np.testing.assert_array_equal(keymap.linear.take(made, (x.shape,))[0], x)
+
+
+def test_low_rank_matrices_of_three_parts():
+    rng = np.random.default_rng(0)
+    a, b = ([rng.standard_normal(shape) for _ in range(3)] for shape in ((2, 7), (5, 2)))
+    made_a, made_b = keymap.lora_a.make(*a), keymap.lora_b.make(*b)
+    assert made_a.shape == (7, 3, 2) and made_b.shape == (3, 2, 5)
+    expected = np.concatenate([y @ x for x, y in zip(a, b, strict=True)])  # rows: q, k, v
+    product = np.einsum('ipr,pro->ipo', made_a, made_b)
+    np.testing.assert_allclose(product.reshape(7, 15).T, expected)
+    for layout, made, parts in ((keymap.lora_a, made_a, a), (keymap.lora_b, made_b, b)):
+        for mine, part in zip(layout.take(made, tuple(x.shape for x in parts)), parts, strict=True):
+            np.testing.assert_array_equal(mine, part)
 
 
 def test_the_common_size_outvotes_a_misshapen_tensor():

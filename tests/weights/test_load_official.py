@@ -1,6 +1,7 @@
-"""Whole networks: sizes read from shapes, all official keys accounted for, other files refused."""
+"""Whole networks: sizes read from shapes, all official keys accounted for in both directions, other files refused."""
 
 import ast
+import dataclasses
 import pathlib
 import re
 
@@ -10,9 +11,11 @@ import pytest
 from flax import nnx
 
 from fv_jax.models.dit import STAGE1, STAGE2, DiT, DiTConfig
+from fv_jax.models.lora import LoRAConfig, merge_lora
 from fv_jax.models.vae import OFFICIAL, VAE, VAEConfig
-from fv_jax.weights import dit, keymap, load_official, vae
-from fv_jax.weights.torch_file import StoredTensor
+from fv_jax.weights import dit, keymap, load_official, save_official, sources, vae
+from fv_jax.weights.keymap import Parameter, Table
+from fv_jax.weights.mapped import Storage, StoredTensor
 
 SMALL = DiTConfig(
     latent_channels=3,
@@ -35,7 +38,7 @@ def full_size_tensors():
             current = files.setdefault(heading[1], {})
         elif row := re.match(r'\| `(\S+)` \| (\[[\d, ]*\]) \|(?: (\d+) \|)?', line):
             key, shape = row[1], tuple(ast.literal_eval(row[2]))
-            tensor = StoredTensor(shape, np.dtype(np.float32), np.zeros(1, np.float32), 0, (0,) * len(shape))
+            tensor = StoredTensor(shape, np.dtype(np.float32), Storage(np.zeros(1, np.float32)), 0, (0,) * len(shape))
             for i in range(int(row[3] or 1)):
                 current[key.replace('{i}', str(i))] = tensor
     return files
@@ -51,25 +54,73 @@ def merged(stage1):
     return {key.replace('.original.', '.'): x for key, x in stage1.items() if '.matrix_' not in key}
 
 
-def test_full_size_stage_2_is_accounted_for(full_size):
-    tensors = full_size['stage2']
-    assert len(tensors) == 565
-    assert dit.infer_config(tensors) == STAGE2
-    keymap.check('stage2.pt', tensors, dit.table(STAGE2), STAGE2.num_layers)
+STAGE1_LORA = dataclasses.replace(STAGE1, lora=LoRAConfig())
+FULL_SIZE = [('stage1', 1193, STAGE1_LORA), ('stage2', 565, STAGE2), ('VAE', 436, OFFICIAL)]
 
 
-def test_full_size_stage_1_is_accounted_for(full_size):
+def full_size_table(name, tensors, config):
+    if name == 'VAE':
+        assert vae.infer_config(tensors) == config
+        return Table(vae.table(config))
+    found, table = dit.source(tensors, 'float32')
+    assert found == config
+    return table
+
+
+@pytest.mark.parametrize(('name', 'count', 'config'), FULL_SIZE)
+def test_every_full_size_tensor_is_consumed(full_size, name, count, config):
+    tensors = full_size[name]
+    assert len(tensors) == count
+    table = full_size_table(name, tensors, config)
+    keymap.check(name, tensors, table)
+    # The rows are the abstract network's parameters, each of as many numbers as the tensors that make it.
+    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    assert leaves.keys() == {row.ours for row in table.rows}
+    for row in table.rows:
+        made_of = sum(int(np.prod(shape)) for i in table.layers_of(row) for _, shape in table.tensors(row, i))
+        assert leaves[row.ours][1].size == made_of, row.ours
+
+
+@pytest.mark.parametrize(('name', 'count', 'config'), FULL_SIZE)
+def test_every_full_size_tensor_is_produced_again(full_size, name, count, config):
+    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    dtype = np.dtype(np.float32)
+    values = {key: Parameter(leaf.shape, dtype, lambda: np.ones((1,), dtype)) for key, (_, leaf) in leaves.items()}
+    specs, _ = keymap.official(values, full_size_table(name, full_size[name], config))
+    produced = {key: spec.shape for key, spec in specs.items()}
+    if name != 'VAE':
+        produced |= {key: x.shape for key, x in dit.position_table(config, dtype).items()}
+    assert produced == {key: tensor.shape for key, tensor in full_size[name].items()}
+
+
+def test_full_size_stage_1_with_lora_merged(full_size):
     tensors = merged(full_size['stage1'])
-    assert len(full_size['stage1']) == 1193
-    assert dit.infer_config(tensors) == STAGE1
-    keymap.check('stage1.pt', tensors, dit.table(STAGE1), STAGE1.num_layers)
+    config, table = dit.source(tensors, 'float32')
+    assert config == STAGE1
+    keymap.check('stage1.pt', tensors, table)
 
 
-def test_full_size_vae_is_accounted_for(full_size):
-    tensors = full_size['VAE']
-    assert len(tensors) == 436
-    assert vae.infer_config(tensors) == OFFICIAL
-    keymap.check('3d-vae.pt', tensors, vae.table(OFFICIAL), 0)
+def test_full_size_stage_1_with_lora_in_some_layers(full_size):
+    """Merged in the first half of the layers' attention outputs, and in all of q, k, v."""
+
+    def is_plain(key):
+        layer = re.search(r'layers\.(\d+)\.attention\.(dense|query_key_value)\.', key)
+        return layer and (layer[2] == 'query_key_value' or int(layer[1]) < 21)
+
+    stage1 = full_size['stage1']
+    tensors = {key: x for key, x in stage1.items() if not is_plain(key)}
+    tensors |= merged({key: x for key, x in stage1.items() if is_plain(key)})
+    config, table = dit.source(tensors, 'bfloat16')
+    lora = LoRAConfig(targets=('attention_out', 'modulation'))
+    assert config == dataclasses.replace(STAGE1, lora=lora, param_dtype='bfloat16')
+    keymap.check('stage1.pt', tensors, table)
+    assert table.keys() == {
+        key: x.shape for key, x in tensors.items() if not key.endswith('position_embeddings.weight')
+    }
+    # What only one half of a pair is there of is missing, not zero.
+    del tensors['model.diffusion_model.transformer.layers.30.attention.dense.matrix_B.0']
+    with pytest.raises(keymap.KeysError, match=r'1 missing:\n  .*layers.30.attention.dense.matrix_B.0'):
+        keymap.check('stage1.pt', tensors, dit.source(tensors, 'float32')[1])
 
 
 def random_arrays(rows, layers):
@@ -115,13 +166,13 @@ def test_missing_unknown_and_misshapen_tensors_of_a_dit_are_named(torch_files):
     prefix = 'model.diffusion_model.'
     del arrays[f'{prefix}mixins.patch_embed.proj.bias']
     arrays[f'{prefix}transformer.final_layernorm.weight'] = np.zeros(31, np.float32)
-    arrays[f'{prefix}transformer.layers.1.attention.dense.matrix_A.0'] = np.zeros((4, 32), np.float32)
+    arrays[f'{prefix}transformer.layers.2.attention.dense.weight'] = np.zeros((4, 32), np.float32)
     with pytest.raises(ValueError) as error:
         load_official(torch_files.save('module', arrays))
     lines = str(error.value).splitlines()[1:]
     assert lines == [
         '1 unknown:',
-        f'  {prefix}transformer.layers.1.attention.dense.matrix_A.0',
+        f'  {prefix}transformer.layers.2.attention.dense.weight',
         '1 missing:',
         f'  {prefix}mixins.patch_embed.proj.bias',
         '1 misshapen:',
@@ -134,3 +185,76 @@ def test_a_file_of_another_kind_is_refused(torch_files, outer):
     path = torch_files.save(outer, {'something.weight': np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match=f"neither a DiT.*nor a VAE.*it has '{outer}'"):
         load_official(path)
+
+
+LORA = LoRAConfig(rank=4, alpha=2.0, targets=('qkv', 'mlp'))
+
+
+@pytest.fixture
+def with_lora():
+    """Random numbers, and in the last layer no LoRA on the first linear of the MLP."""
+    config = dataclasses.replace(SMALL, lora=LORA)
+    graphdef, abstract = nnx.split(nnx.eval_shape(dit.create(config)))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), abstract)
+    network = nnx.merge(graphdef, jax.tree.map(jax.numpy.asarray, state))
+    for matrix in (network.blocks.mlp.hidden.lora.a, network.blocks.mlp.hidden.lora.b):
+        matrix[...] = matrix[...].at[-1].set(0)
+    return network
+
+
+@pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
+def test_lora_on_any_linear_and_any_alpha(with_lora, tmp_path, suffix):
+    path = tmp_path / f'weights{suffix}'
+    save_official(path, with_lora)
+    source = sources.open_source(path)
+    # The official scale is 1 / rank: alpha has become a part of B.
+    assert source.config == dataclasses.replace(SMALL, lora=dataclasses.replace(LORA, alpha=1.0))
+    last, mlp = SMALL.num_layers - 1, 'model.diffusion_model.transformer.layers.{}.mlp.dense_h_to_4h.'
+    assert f'{mlp.format(last)}weight' in source.tensors and f'{mlp.format(last)}matrix_A.0' not in source.tensors
+    assert f'{mlp.format(0)}matrix_A.0' in source.tensors
+    back = source.network().blocks
+    np.testing.assert_array_equal(back.mlp.out.lora.a[...], with_lora.blocks.mlp.out.lora.a[...])
+    np.testing.assert_array_equal(back.mlp.out.lora.b[...], 2 * with_lora.blocks.mlp.out.lora.b[...])
+    np.testing.assert_array_equal(back.mlp.hidden.lora.b[...], 2 * with_lora.blocks.mlp.hidden.lora.b[...])
+
+
+def test_merged_on_the_way_out_is_merge_lora(with_lora, tmp_path):
+    save_official(tmp_path / 'before.pt', merge_lora(with_lora))
+    save_official(tmp_path / 'on_the_way.pt', with_lora, lora='merge')
+    before, on_the_way = (sources.open_source(tmp_path / f'{name}.pt') for name in ('before', 'on_the_way'))
+    assert before.config == on_the_way.config == SMALL
+    for key, tensor in before.tensors.items():  # compiled otherwise, and thus rounded otherwise
+        np.testing.assert_allclose(on_the_way.tensors[key].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=key)
+
+
+def test_parameters_in_bfloat16(with_lora, tmp_path):
+    save_official(tmp_path / 'weights.pt', with_lora, dtype='bfloat16')
+    assert sources.stored_dtype(sources.open_source(tmp_path / 'weights.pt').tensors) == 'bfloat16'
+    network = load_official(tmp_path / 'weights.pt', param_dtype='bfloat16')
+    for path, leaf in nnx.to_flat_state(nnx.state(network)):
+        assert leaf.dtype == (np.float32 if 'lora' in path else jax.numpy.bfloat16), path
+
+
+def test_what_is_there_stays_until_the_new_file_is_whole(with_lora, tmp_path):
+    path = tmp_path / 'weights.pt'
+    path.write_text('before')
+    with_lora.blocks.mlp.out.lora.b = None  # not a whole network
+    with pytest.raises(KeyError):
+        save_official(path, with_lora)
+    assert path.read_text() == 'before' and list(tmp_path.iterdir()) == [path]
+
+
+def report(hidden, out):
+    kernels = {'frames_embed.hidden.kernel': hidden, 'frames_embed.out.kernel': out}
+    return dit.frames_embedding_report(
+        {name: Parameter((2, 2), np.dtype(np.float32), lambda x=x: np.full((2, 2), x)) for name, x in kernels.items()}
+    )
+
+
+def test_the_frame_count_embedding_is_told_dead_or_alive():
+    assert 'both kernels are exactly zero' in report(0, 0) and 'no gradient reaches them' in report(0, 0)
+    assert 'the second kernel is exactly zero' in report(1, 0) and 'no gradient' not in report(1, 0)
+    assert 'the first kernel is exactly zero' in report(0, 1)
+    assert 'the network is told how long a clip is' in report(1e-9, 0.5)
+    assert dit.frames_embedding_report({}) is None

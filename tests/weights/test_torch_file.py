@@ -1,6 +1,10 @@
-"""Reading torch's zip files: every dtype and layout, nothing that runs code, nothing that is damaged."""
+"""Torch's zip files: every dtype and layout, nothing that runs code, nothing that is damaged; written and read again.
+
+That torch reads what is written is in tests/parity/test_stage1.py.
+"""
 
 import pickle
+import pickletools
 import zipfile
 
 import ml_dtypes
@@ -46,9 +50,12 @@ def test_views_of_a_storage(torch_files):
     assert tensors['empty'].numpy().shape == (0, 3)
 
 
-def test_values_stay_in_the_file(torch_files):
-    tensor = torch_file.read(torch_files.save('module', {'a': random(5)}))['module']['a']
-    assert isinstance(tensor.storage, np.memmap)
+def test_values_stay_in_the_file_and_leave_memory(torch_files):
+    tensor = torch_file.read(torch_files.save('module', {'a': random(5), 'b': random(99_999)}))['module']['b']
+    before = tensor.numpy().copy()
+    tensor.release()
+    np.testing.assert_array_equal(tensor.numpy(), before)
+    assert not tensor.storage.values.flags.owndata
     with pytest.raises(ValueError, match='read-only'):
         tensor.numpy()[0] = 0
 
@@ -118,3 +125,62 @@ def test_something_else_is_refused(tmp_path):
         torch_file.read(path)
     with pytest.raises(FileNotFoundError):
         torch_file.read(tmp_path / 'nothing.pt')
+
+
+# Writing.
+
+
+def specs_of(tensors):
+    return {key: torch_file.TensorSpec(x.shape, x.dtype) for key, x in tensors.items()}
+
+
+def written(path, tensors, order=None):
+    torch_file.write(path, 'module', specs_of(tensors), [(key, tensors[key]) for key in order or tensors])
+    return torch_file.read(path)
+
+
+@pytest.fixture
+def tensors():
+    arrays = {
+        'b': random(3, 4),
+        'a.weight': random(2, 3, 5, dtype='float16'),
+        'scalar': random(),
+        'empty': random(0, 3),
+    }
+    return arrays | {'sixteen': random(7, dtype=ml_dtypes.bfloat16), 'whole': np.arange(4), 'yes': np.array([True])}
+
+
+def test_what_is_written_is_read_again(tmp_path, tensors):
+    back = written(tmp_path / 'weights.pt', tensors)
+    assert list(back) == ['module'] and list(back['module']) == list(tensors)
+    for key, tensor in back['module'].items():
+        assert (tensor.shape, tensor.dtype) == (tensors[key].shape, tensors[key].dtype)
+        np.testing.assert_array_equal(tensor.numpy(), tensors[key])
+
+
+def test_the_order_in_which_tensors_come_changes_nothing(tmp_path, tensors):
+    first, other = (tmp_path / f'{name}.pt' for name in ('first', 'other'))
+    back = written(first, tensors), written(other, tensors, reversed(list(tensors)))
+    assert list(back[0]['module']) == list(back[1]['module'])
+    for key in tensors:
+        np.testing.assert_array_equal(*(contents['module'][key].numpy() for contents in back))
+
+
+def test_storages_are_aligned_for_memory_maps(tmp_path, tensors):
+    for tensor in written(tmp_path / 'weights.pt', tensors)['module'].values():
+        assert tensor.storage.start % 64 == 0
+
+
+def test_the_archive_is_whole(tmp_path, tensors):
+    written(tmp_path / 'weights.pt', tensors)
+    with zipfile.ZipFile(tmp_path / 'weights.pt') as archive:
+        assert archive.testzip() is None
+        assert archive.read('weights/byteorder') == b'little'
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_counts_beyond_thirty_one_bits():
+    spec = {'large': torch_file.TensorSpec((3, 2**31), np.dtype(np.float32))}
+    pickled = torch_file._pickled('module', spec)
+    numbers = [value for _, value, _ in pickletools.genops(pickled) if isinstance(value, int)]
+    assert numbers == [2, 3 * 2**31, 0, 3, 2**31, 2**31, 1]

@@ -1,0 +1,296 @@
+"""Converts weights: official files to checkpoints of this project, and back.
+
+    python -m fv_jax.convert --input stage1.pt --output runs/stage1            # also stage2.pt, 3d-vae.pt
+    python -m fv_jax.convert --input runs/stage1 --output stage1.pt            # or stage1.safetensors
+    python -m fv_jax.convert --input t5-v1_1-xxl --output runs/t5              # and back: --output a folder
+
+An input may also be the official tensors as .safetensors, or a `transformer` or `vae` folder of a diffusers CogVideoX
+pipeline; what of it has no counterpart is said. What comes out is a work directory with one checkpoint, of step 0,
+which samples like that of a training run and can be another run's `init_from`.
+
+Weights are read, converted and written parameter by parameter: the largest one is held, not the network.
+
+Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from fv_jax.checkpoints import streamed
+from fv_jax.checkpoints.manager import FOLDER, CheckpointError
+from fv_jax.core import config as config_lib
+from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
+from fv_jax.core.config import ConfigError
+from fv_jax.models.dit import DiTConfig
+from fv_jax.models.t5 import T5, T5Config
+from fv_jax.models.vae import VAEConfig
+from fv_jax.stages import registry
+from fv_jax.stages.autoencoder import AutoencoderConfig
+from fv_jax.stages.lowres import LowResConfig
+from fv_jax.stages.superres import SuperResConfig
+from fv_jax.training.state import Network
+from fv_jax.weights import dit, files, keymap, sources, t5
+from fv_jax.weights.keymap import KeysError, Parameters
+
+SUFFIXES = ('.pt', '.safetensors')
+UNUSED = 'unused.safetensors'  # in a work directory: what the official file had and nothing reads
+TOKENIZER = ('spiece.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
+T5_FILES = (t5.CONFIG, *TOKENIZER)
+FRAMES = 49  # of an official clip
+OFFICIAL_VAE = '3d-vae.pt'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (without the program's name) and returns its exit code."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except KeysError as error:
+        print(f'convert: {error}', file=sys.stderr)  # a line for each key
+        return 1
+    except (UsageError, ConfigError) as error:
+        return _fail(error, 2)
+    except (CheckpointError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+        return _fail(error, 1)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f'convert: {one_line(error)}', file=sys.stderr)
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _main(argv: Sequence[str]) -> int:
+    quiet_libraries()
+    arguments = _parse(argv)
+    _check(arguments)
+    kind = _kind(arguments.input)
+    _CONVERSIONS[kind](arguments)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser('python -m fv_jax.convert', 'Converts official weights to a checkpoint, or a checkpoint to them.')
+    add = parser.add_argument
+    add('--input', type=Path, required=True, help='an official file or folder, or the work directory of a run')
+    add('--output', type=Path, required=True, help='a work directory, or a file: *.pt or *.safetensors')
+    add('--lora', choices=('keep', 'merge'), default='keep', help="stage 1's: kept apart, or part of the weights")
+    add(
+        '--dtype',
+        choices=('float32', 'bfloat16'),
+        help='of the numbers (default: as they are stored). A checkpoint keeps LoRA and the VAE in float32',
+    )
+    add('--step', type=int, help='which checkpoint of the run (default: the newest)')
+    add(
+        '--vae',
+        help='the VAE that the checkpoint names (default: 3d-vae.pt, or folder vae, beside the input)',
+    )
+    add('--start-as', choices=('stage1', 'stage2'), help='what a diffusers transformer becomes (default: stage1)')
+    add('--overwrite', action='store_true', help='replace the output if it is there')
+    return parser.parse_flags(argv)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What can be told from the arguments and the file system alone."""
+    given, output = arguments.input, arguments.output
+    if not given.exists():
+        raise UsageError(f'--input={given}: is not there')
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f'--output={output}: there is no folder {output.absolute().parent}')
+    if given.resolve() == output.resolve():
+        raise UsageError(f'--output={output}: is the input')
+    if output.exists() and not arguments.overwrite:
+        raise UsageError(f'--output={output}: is there already; choose another name or give --overwrite')
+    if output.is_dir() and output.suffix in SUFFIXES:
+        raise UsageError(f'--output={output}: is a folder')
+    if output.is_dir() and (others := sorted({path.name for path in output.iterdir()} - _OURS)):
+        raise UsageError(f"--output={output}: holds {others[0]}, which is not this command's; choose another folder")
+
+
+_OURS = {FOLDER, UNUSED, *T5_FILES}
+
+
+def _kind(path: Path) -> str:
+    """What is to be converted: 'weights' (official or diffusers'), 't5' or 'run'."""
+    if path.is_dir() and (path / FOLDER).is_dir():
+        return 'run'
+    if path.is_dir() and not (path / t5.CONFIG).is_file():
+        raise UsageError(f"--input={path}: holds neither {FOLDER}, as a run does, nor a model's {t5.CONFIG}")
+    if path.is_dir() and json.loads((path / t5.CONFIG).read_text()).get('model_type') == 't5':
+        return 't5'
+    return 'weights'
+
+
+# --- to a checkpoint ---
+
+
+def _to_run(arguments: argparse.Namespace) -> None:
+    _folder_wanted(arguments)
+    source = sources.open_source(arguments.input, param_dtype=arguments.dtype, start_as=arguments.start_as)
+    values, config = source.parameters(), source.config
+    if isinstance(config, VAEConfig) and arguments.dtype == 'bfloat16':
+        raise UsageError('--dtype=bfloat16: a VAE is kept in float32')
+    if isinstance(config, DiTConfig):
+        config = dataclasses.replace(config, dtype=config.param_dtype)
+        if arguments.lora == 'merge':
+            values, config = dit.fold_lora(values, config)
+    stage = _stage(config, arguments)
+    network = Network.of(registry.build(stage))
+    groups = {'trainable': network.trainable, 'frozen': network.frozen}
+    params = {name: _nested(state, values) for name, state in groups.items()}
+    meta = {'stage': config_lib.to_dict(stage), 'data': {'frames': FRAMES}, 'converted_from': str(arguments.input)}
+    unused = source.unused()
+    with files.replacing(arguments.output.absolute()) as partial:
+        streamed.save(partial, 0, params, meta)
+        if unused:
+            save_file(unused, partial / UNUSED)
+    for note in source.notes:
+        _say(f'note: {note}')
+    if report := dit.frames_embedding_report(values):
+        _say(report)
+    _say(f'{arguments.output}: {_describe(stage.kind, config, values)}')
+
+
+def _folder_wanted(arguments: argparse.Namespace) -> None:
+    if arguments.output.suffix in SUFFIXES:
+        raise UsageError(f'--output={arguments.output}: official weights become a work directory, not a file')
+    if arguments.step is not None:
+        raise UsageError(f'--step={arguments.step}: only a run has steps')
+
+
+def _stage(config: DiTConfig | VAEConfig, arguments: argparse.Namespace) -> registry.StageConfig:
+    """The stage whose network this is, with official settings."""
+    if isinstance(config, VAEConfig):
+        return registry.StageConfig('autoencoder', autoencoder_net=config, autoencoder=AutoencoderConfig())
+    vae = arguments.vae or _vae_beside(arguments.input)
+    if config.embed_source_timestep:
+        return registry.StageConfig('superres', dit=config, superres=SuperResConfig(), vae=vae)
+    return registry.StageConfig('lowres', dit=config, lowres=LowResConfig(), vae=vae)
+
+
+def _vae_beside(path: Path) -> str:
+    folder = path.absolute().parent
+    found = folder / ('vae' if path.is_dir() else OFFICIAL_VAE)
+    if not found.exists():
+        _say(f'note: the checkpoint names {found} as its VAE, which is not there; --vae names another')
+    return str(found)
+
+
+def _nested(state: nnx.State, values: Parameters) -> dict[str, Any]:
+    """The parameters of a part of a network, as nested dicts."""
+    tree: dict[str, Any] = {}
+    for name, (path, _) in keymap.leaves_of(state).items():
+        *groups, last = path
+        group = tree
+        for key in groups:
+            group = group.setdefault(key, {})
+        group[last] = values[name]
+    return tree
+
+
+def _describe(kind: str, config: Any, values: Parameters) -> str:
+    counts: dict[str, int] = {}
+    for name, value in values.items():
+        group = 'of LoRA' if '.lora.' in name else f'in {value.dtype}'
+        counts[group] = counts.get(group, 0) + int(np.prod(value.shape))
+    lora = getattr(config, 'lora', None)
+    ending = f'; LoRA of rank {lora.rank} on {", ".join(lora.targets)}' if lora else ''
+    return f'{kind}, parameters: {", ".join(f"{n:,} {group}" for group, n in counts.items())}{ending}'
+
+
+# --- T5 ---
+
+
+def _t5_to_run(arguments: argparse.Namespace) -> None:
+    _folder_wanted(arguments)
+    config = t5.read_config(arguments.input)
+    tensors, table = t5.read_tensors(arguments.input), t5.table(config)
+    keymap.check(str(arguments.input), tensors, table)
+    config = dataclasses.replace(config, param_dtype=arguments.dtype or sources.stored_dtype(tensors))
+    state = nnx.state(nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0))))
+    values = keymap.parameters(tensors, table, {name: leaf for name, (_, leaf) in keymap.leaves_of(state).items()})
+    meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
+    with files.replacing(arguments.output.absolute()) as partial:
+        streamed.save(partial, 0, {'frozen': _nested(state, values)}, meta)
+        _copy_tokenizer(arguments.input, partial)
+    _say(f'{arguments.output}: {_describe("t5", config, values)}')
+
+
+def _run_to_t5(arguments: argparse.Namespace, stored: streamed.Stored) -> None:
+    if arguments.output.suffix in SUFFIXES:
+        raise UsageError(f'--output={arguments.output}: a T5 becomes a folder')
+    config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
+    config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
+    network = keymap.module_of(lambda: T5(config, rngs=nnx.Rngs(0)), _parameters(stored, config.param_dtype))
+    with files.replacing(arguments.output.absolute()) as partial:
+        t5.save(partial, network)
+        _copy_tokenizer(arguments.input, partial)
+    _say(f'{arguments.output}: a T5 folder')
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+# --- from a checkpoint ---
+
+
+def _from_run(arguments: argparse.Namespace) -> None:
+    stored = streamed.Stored(arguments.input, arguments.step)
+    if 't5' in stored.meta['config']:
+        return _run_to_t5(arguments, stored)
+    if arguments.output.suffix not in SUFFIXES:
+        raise UsageError(f'--output={arguments.output}: a run becomes a file; it must end in {" or ".join(SUFFIXES)}')
+    stage = config_lib.build(registry.StageConfig, stored.meta['config']['stage'], 'config.stage')
+    config = stage.dit or stage.autoencoder_net
+    values = _parameters(stored)
+    _check_architecture(arguments.input, values, config)
+    unused = load_file(arguments.input / UNUSED) if (arguments.input / UNUSED).is_file() else None
+    with files.replacing(arguments.output.absolute()) as partial:
+        count = sources.write(partial, values, config, lora=arguments.lora, dtype=arguments.dtype, unused=unused)
+    size = arguments.output.stat().st_size
+    _say(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')
+    return None
+
+
+def _parameters(stored: streamed.Stored, dtype: str | None = None) -> Parameters:
+    def parameter(x: streamed.StoredArray) -> keymap.Parameter:
+        wanted = jnp.dtype(dtype) if dtype else x.dtype
+        return keymap.Parameter(x.shape, wanted, lambda: np.asarray(x.numpy(), wanted))
+
+    return {name: parameter(x) for name, x in stored.arrays().items()}
+
+
+def _check_architecture(run: Path, values: Parameters, config: DiTConfig | VAEConfig) -> None:
+    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    wanted = {name: leaf.shape for name, (_, leaf) in leaves.items()}
+    there = {name: value.shape for name, value in values.items()}
+    different = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f'{run}: its parameters are not those of its configuration: {name} is {there.get(name, "absent")} there '
+            f'and {wanted.get(name, "absent")} in it ({len(different)} differences)'
+        )
+
+
+_CONVERSIONS = {'weights': _to_run, 't5': _t5_to_run, 'run': _from_run}
+
+if __name__ == '__main__':
+    sys.exit(main())

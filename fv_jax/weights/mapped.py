@@ -1,0 +1,71 @@
+"""A file in memory that takes no memory: pages come when they are read, and go when they are said to be done with."""
+
+import dataclasses
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+
+class MappedFile:
+    """The bytes of a file, read-only."""
+
+    def __init__(self, path: Path | str):
+        with Path(path).open('rb') as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes = np.frombuffer(self._map, np.uint8)
+
+    def storage(self, start: int, dtype: np.dtype, elements: int) -> 'Storage':
+        """`elements` values of `dtype` from byte `start` on."""
+        return Storage(self.bytes[start : start + elements * dtype.itemsize].view(dtype), self, start)
+
+    def release(self, start: int, length: int) -> None:
+        """Gives back the memory of these bytes. They can be read again; it only takes the disk again."""
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, 'MADV_DONTNEED') and last > first:  # not on every system; there the system decides alone
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A run of equal values in a file. values: one-dimensional, memory-mapped."""
+
+    values: np.ndarray = dataclasses.field(repr=False)
+    file: MappedFile | None = None
+    start: int = 0
+
+    def release(self) -> None:
+        """See `MappedFile.release`."""
+        if self.file is not None:
+            self.file.release(self.start, self.values.nbytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: `shape` and `dtype` are known, values are read by `numpy()`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    storage: Storage
+    offset: int
+    strides: tuple[int, ...]  # in elements
+
+    def numpy(self) -> np.ndarray:
+        """The values, as a read-only view of the file; pages are read when they are touched."""
+        return np.lib.stride_tricks.as_strided(
+            self.storage.values[self.offset :],
+            self.shape,
+            tuple(stride * self.dtype.itemsize for stride in self.strides),
+            writeable=False,
+        )
+
+    def release(self) -> None:
+        """Gives back the memory that reading the values took."""
+        self.storage.release()
+
+
+def contiguous(storage: Storage, shape: tuple[int, ...]) -> StoredTensor:
+    """The whole of a storage as a tensor of `shape`."""
+    strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+    return StoredTensor(shape, storage.values.dtype, storage, 0, tuple(strides))

@@ -1,0 +1,119 @@
+"""Reads and writes safetensors files tensor by tensor.
+
+Such a file is eight bytes (the length of the header, little-endian), the header (JSON: for each tensor its type, its
+shape and where its bytes are) and the bytes. The safetensors package reads whole tensors and writes from memory;
+here a tensor stays in the file until it is asked for, and is written when it has been made.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from fv_jax.weights.mapped import MappedFile, StoredTensor, contiguous
+from fv_jax.weights.torch_file import TensorSpec
+
+INDEX = '*.safetensors.index.json'  # of a model in several files
+
+_DTYPES = {
+    'F64': np.dtype(np.float64),
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+    'I64': np.dtype(np.int64),
+    'I32': np.dtype(np.int32),
+    'I16': np.dtype(np.int16),
+    'I8': np.dtype(np.int8),
+    'U8': np.dtype(np.uint8),
+    'BOOL': np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LENGTH_BYTES = 8
+_METADATA = '__metadata__'
+_ALIGNMENT = 64
+
+
+def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors and the metadata of a file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a whole safetensors file.
+    """
+    path = Path(path)
+    if path.stat().st_size < _LENGTH_BYTES:
+        raise ValueError(f'{path}: not a safetensors file ({path.stat().st_size} bytes)')
+    file = MappedFile(path)
+    start = _LENGTH_BYTES + int.from_bytes(file.bytes[:_LENGTH_BYTES].tobytes(), 'little')
+    try:
+        header = json.loads(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f'{path}: not a safetensors file, or cut short ({len(file.bytes)} bytes)')
+    metadata = header.pop(_METADATA, {})
+    return {key: _tensor(path, file, start, key, entry) for key, entry in header.items()}, metadata
+
+
+def _tensor(path: Path, file: MappedFile, start: int, key: str, entry: dict) -> StoredTensor:
+    if entry['dtype'] not in _DTYPES:
+        raise ValueError(f'{path}: {key} is of type {entry["dtype"]}; known are {", ".join(_DTYPES)}')
+    dtype, shape, (first, last) = _DTYPES[entry['dtype']], tuple(entry['shape']), entry['data_offsets']
+    elements = math.prod(shape)
+    if last - first != elements * dtype.itemsize or start + last > len(file.bytes):
+        raise ValueError(
+            f'{path}: {key} of shape {shape} ends at byte {start + last} of {len(file.bytes)}; the file is damaged or '
+            'cut short, download it again'
+        )
+    return contiguous(file.storage(start + first, dtype, elements), shape)
+
+
+def read_folder(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder's *.safetensors files: those its index names where it has one, else its only file.
+
+    Raises:
+      FileNotFoundError: no such file in it, or one that the index names is missing.
+      ValueError: a damaged file, or several and no index.
+    """
+    indexes, files = sorted(folder.glob(INDEX)), sorted(folder.glob('*.safetensors'))
+    if len(indexes) == 1:
+        files = [folder / name for name in sorted(set(json.loads(indexes[0].read_text())['weight_map'].values()))]
+    elif not files:
+        raise FileNotFoundError(f'{folder}: holds no .safetensors file')
+    if len(indexes) > 1 or (not indexes and len(files) > 1):
+        names = ', '.join(path.name for path in indexes or files)
+        raise ValueError(f'{folder}: holds {names}; keep those of one variant')
+    return {key: tensor for path in files for key, tensor in read(path)[0].items()}
+
+
+def write(
+    path: Path,
+    metadata: Mapping[str, str],
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+) -> None:
+    """Writes a file. `tensors`: every key of `specs` once, in any order; they are asked for one by one."""
+    header, offset = {_METADATA: dict(metadata)}, 0
+    for key, spec in specs.items():
+        size = spec.size * spec.dtype.itemsize
+        header[key] = {
+            'dtype': _NAMES[spec.dtype],
+            'shape': list(spec.shape),
+            'data_offsets': [offset, offset + size],
+        }
+        offset += size
+    raw = json.dumps(header, separators=(',', ':')).encode()
+    raw += b' ' * (-(_LENGTH_BYTES + len(raw)) % _ALIGNMENT)
+    left = set(specs)
+    with path.open('wb') as file:
+        file.write(len(raw).to_bytes(_LENGTH_BYTES, 'little') + raw)
+        for key, tensor in tensors:
+            spec = specs[key]
+            assert (tensor.shape, tensor.dtype) == (spec.shape, spec.dtype), (key, tensor.shape, tensor.dtype, spec)
+            left.remove(key)
+            file.seek(_LENGTH_BYTES + len(raw) + header[key]['data_offsets'][0])
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    assert not left, f'not written: {sorted(left)[:3]}'
