@@ -31,6 +31,7 @@ REQUIRED = [
     'safetensors>=0.5',
     # The distribution named plain `scenedetect` asks for opencv-python, which overwrites the files of the headless one.
     'scenedetect-headless>=0.7',
+    'sentencepiece>=0.2.1',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.10',  # ArrayRecord and as_data_source only: it does not install TensorFlow
     'tqdm>=4.66',
@@ -39,7 +40,7 @@ REQUIRED = [
 EXTRAS = {
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
-    'torch': ['torch>=2.6'],  # tests/benchmarks and writing .pt files; fv_jax itself never imports it
+    'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
     'dev': ['hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'scipy>=1.13'],
 }
 

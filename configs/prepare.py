@@ -5,6 +5,9 @@
 Without a variant: the clips of the real stage 2, 49 frames at 1072x1920 (`prepare` without a config does the same).
 Films smaller than that are skipped. One core cuts about 9 frames a second.
 
+With --config.text.encoder=T5_FOLDER (or =bytes, for small networks) every clip carries the embedding of its caption,
+226 x 4096 values of T5 XXL, 1.9 MB a clip, so that training never holds T5.
+
   :tiny      17 frames at 256x480, for training on a CPU: about 25 frames a second on one core, from 1080p.
   :smoke     9 frames at 64x112, at most one clip a shot: a try.
   :embedded  the film that comes with the package (fv_jax/data/embedded), one shot each, by explicit times:
@@ -67,6 +70,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.crf = 18.0
     config.preset = 'medium'
     config.shard_records = 256
+    config.text = {'encoder': '', 'length': None, 'dim': None, 'masked': False, 'dtype': 'bfloat16'}
     if name == 'tiny':
         config.update(frames=17, height=256, width=480)
     if name == 'smoke':

@@ -4,10 +4,13 @@ Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one fi
 clips of the length, size and rate that the config asks for, and writes ArrayRecord shards. Captions are taken
 from sidecar .txt, captions.json or captions.csv beside the films where there are any (`data/captions.py`).
 
+With `--config.text.encoder=T5_FOLDER` (or `=bytes`) every record holds the embedding of its caption as `text`, float16.
+Clips without a caption then hold zeros, which is the unconditional input.
+
 Any field of the config can be given: `--config.frames=33`. A film that cannot be used is skipped and named.
 
 Exit codes: 0 all is well; 3 written, but some files were skipped; 2 wrong usage, or nothing written;
-1 the disk refused; 130, 143 interrupted. Shards appear only when all are complete.
+1 the disk or the device refused; 130, 143 interrupted. Shards appear only when all are complete.
 """
 
 import argparse
@@ -19,17 +22,24 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
 import tqdm
 
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, read_config
 from fv_jax.core.config import ConfigError
 from fv_jax.data import clips, video_io
 from fv_jax.data.captions import Captions
-from fv_jax.data.records import RecordWriter
+from fv_jax.data.records import Record, RecordWriter
+from fv_jax.data.text import TextEncoder
+from fv_jax.weights.text import open_text_encoder
 
 SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
-CODES = 'Exit codes: 0 all is well, 3 some files were skipped, 2 wrong usage or nothing written, 1 the disk refused.'
+CODES = (
+    'Exit codes: 0 all is well, 3 some files were skipped, 2 wrong usage or nothing written, '
+    '1 the disk or the device refused.'
+)
 OK, DISK, USAGE, SKIPPED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
@@ -45,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _prepare(arguments, config)
     except (UsageError, ConfigError) as error:
         return _fail(str(error), USAGE)
-    except OSError as error:
-        return _fail(f'nothing was written: {error}', DISK)
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        return _fail(f'nothing was written: {one_line(error)}', DISK)
     except KeyboardInterrupt:
         return _fail('interrupted; nothing was written', INTERRUPTED)
     except _Terminated:
@@ -90,13 +100,24 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
 
 @dataclasses.dataclass
 class _Tally:
-    """What the summary tells."""
+    """What the summary tells. truncated: a film -> what its caption lost on its way into the text encoder."""
 
     captioned_files: int = 0
     files_used: int = 0
     captioned_clips: int = 0
     black_clips: int = 0
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    truncated: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
+    """The encoder that the config asks for, opened before anything is read, so that a wrong one is found at once."""
+    if not config.text.encoder:
+        return None
+    try:
+        return open_text_encoder(config.text)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f'--config.text.encoder: {one_line(error)}') from None
 
 
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
@@ -104,6 +125,7 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     files = _films(arguments.input, arguments.output)
     captions = Captions(root)
     tally = _Tally()
+    encoder = _text_encoder(config)
     try:
         texts = {path: captions.of(path) for path in files}
         writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)
@@ -112,7 +134,7 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     with writer, _Progress(files) as progress:
         for path in files:
             name = path.relative_to(root).as_posix()
-            _prepare_file(path, name, texts[path], config, writer, tally, progress)
+            _prepare_file(path, name, _Caption(texts[path], encoder), config, writer, tally, progress)
         if writer.records == 0:
             raise UsageError(_nothing(files, tally, config))
         writer.summary = {
@@ -122,6 +144,13 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
             'skipped': tally.skipped,
             'config': config_lib.to_dict(config),
         }
+        if encoder is not None:
+            writer.summary['text'] = {
+                'digest': encoder.digest,
+                'length': encoder.length,
+                'dim': encoder.dim,
+                'truncated': tally.truncated,
+            }
     print(_summary(arguments.output, writer, tally, config))
     return SKIPPED if tally.skipped else OK
 
@@ -143,10 +172,38 @@ def _films(source: Path, output: Path) -> list[Path]:
     return files
 
 
+@dataclasses.dataclass(frozen=True)
+class _Caption:
+    """A film's caption, if it has one, on its way into the film's records."""
+
+    text: str | None
+    encoder: TextEncoder | None
+
+    def truncation(self) -> str:
+        """What the encoder cuts off, or nothing."""
+        lost = self.encoder.truncation(self.text) if self.encoder and self.text is not None else None
+        return str(lost or '')
+
+    def fields(self) -> Record:
+        """What every record of the film gets of it: `caption` if there is one, `text` if there is an encoder."""
+        fields: Record = {} if self.text is None else {'caption': self.text}
+        if self.encoder is None:
+            return fields
+        if self.text is None:  # what training replaces a dropped caption by
+            return {'text': np.zeros((self.encoder.length, self.encoder.dim), np.float16)}
+        try:
+            embedding = self.encoder.encode([self.text])[0].astype(np.float16)
+        except ValueError as error:
+            raise ValueError(f'its caption cannot be encoded: {error}') from None
+        if not np.isfinite(embedding).all():
+            raise ValueError('the embedding of its caption is not finite, or beyond what float16 can hold')
+        return fields | {'text': embedding}
+
+
 def _prepare_file(
     path: Path,
     name: str,
-    caption: str | None,
+    caption: _Caption,
     config: clips.ClipsConfig,
     writer: RecordWriter,
     tally: _Tally,
@@ -159,15 +216,13 @@ def _prepare_file(
         info = video_io.probe(path)
         progress.expect(2 * info.frames)
         planned = clips.scan_file(path, config, info, progress.frame)
+        fields = caption.fields()
         for record in clips.cut(path, planned, config, progress.frame):
             if record is None:
                 tally.black_clips += 1
                 continue
-            record['source'] = name
-            if caption is not None:
-                record['caption'] = caption
-                tally.captioned_clips += 1
-            writer.write(record)
+            tally.captioned_clips += caption.text is not None
+            writer.write(record | {'source': name} | fields)
             progress.clips = writer.records
     except ValueError as error:
         kept = writer.records - before
@@ -175,7 +230,9 @@ def _prepare_file(
         tally.skipped[name] = reason + (f' (after {kept} clips, which are kept)' if kept else '')
     else:
         tally.files_used += 1
-        tally.captioned_files += caption is not None
+        tally.captioned_files += caption.text is not None
+        if lost := caption.truncation():
+            tally.truncated[name] = lost
     finally:
         progress.finish()
 
@@ -195,6 +252,12 @@ def _summary(output: Path, writer: RecordWriter, tally: _Tally, config: clips.Cl
         f'file(s), in {len(writer.shards)} shard(s) of {output}',
         f'captions: {tally.captioned_files} file(s) with, {tally.files_used - tally.captioned_files} without',
     ]
+    if config.text.encoder:
+        lines.append(
+            f'text embeddings: {tally.captioned_clips} clip(s) with one, '
+            f'{writer.records - tally.captioned_clips} with zeros, the unconditional input'
+        )
+        lines += [f'  {name}: {lost}' for name, lost in tally.truncated.items()]
     if tally.black_clips:
         lines.append(f'left out: {tally.black_clips} clip(s) with black frames')
     if tally.skipped:

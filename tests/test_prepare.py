@@ -14,8 +14,13 @@ from configs.prepare import get_config
 from fv_jax import prepare
 from fv_jax.core import config as config_lib
 from fv_jax.core.config import ConfigError
-from fv_jax.data import records, video_io
+from fv_jax.data import pipeline, records, video_io
+from fv_jax.data.bytes_encoder import BytesEncoder
 from fv_jax.data.clips import ClipsConfig
+from fv_jax.data.loader import LoaderConfig
+from fv_jax.models.dit import TINY
+from fv_jax.stages.superres import SuperRes, SuperResConfig
+from tests import small_text
 from tests.data import films
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +113,10 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
         ([f'--config={CONFIG}:smok'], "smok: unknown variant; did you mean 'smoke'?"),
         ([f'--config={CONFIG}:embedded,spilt=heldout'], "spilt: unknown field of the variant; did you mean 'split'?"),
         ([f'--config={CONFIG}:embedded,split=held'], "split=held: did you mean 'heldout'?"),
+        (['--config.text.encoder=byts'], "byts: no such folder; a text encoder is 'bytes' or a T5 folder"),
+        (['--config.text.encoder=tests'], 'tests: holds no spiece.model'),
+        (['--config.text.encoder=bytes', '--config.text.dim=60'], 'dim=60: must be a multiple of 8; use 56 or 64'),
+        (['--config.text.encoder=bytes', '--config.text.masked=true'], 'config.text.masked=True: is a choice of T5'),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -182,3 +191,54 @@ def test_variants_are_parsed_strictly() -> None:
     assert fields['batch'] == 4
     with pytest.raises(ConfigError, match='there are none'):
         parse_variant('smoke')
+
+
+def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """From a caption beside a film to the text that a stage conditions on; a film without one has the zeros that stand
+    for no text.
+    """
+    assert run(folder, tmp_path, '--config.text.encoder=bytes') == prepare.SKIPPED
+    assert 'text embeddings: 4 clip(s) with one, 4 with zeros, the unconditional input' in capsys.readouterr().out
+    encoder = BytesEncoder()
+    expected = encoder.encode(['two patterns'])[0].astype(np.float16)
+    read = list(records.read_records(records.list_shards(tmp_path)))
+    for record in read:
+        embedding = expected if record['source'] == 'more/b.mkv' else np.zeros((16, 64))
+        assert record['text'].dtype == np.float16
+        np.testing.assert_array_equal(record['text'], embedding)
+    index = json.loads((tmp_path / 'clips.json').read_text())
+    assert index['text'] == {'digest': encoder.digest, 'length': 16, 'dim': 64, 'truncated': {}}
+    assert index['config']['text']['encoder'] == 'bytes'
+
+    data = pipeline.DataConfig(
+        LoaderConfig(batch_size=8, num_threads=0), train=str(tmp_path), frames=9, height=64, width=96
+    )
+    transform = pipeline.pixels(data, low_res=True, training=True)
+    source = pipeline.source(data.train, data, heldout=False)
+    batch = next(pipeline.train_batches(source, transform, data, start_step=0, process=(0, 1)))
+    assert batch['text_BLD'].shape == (8, 16, 64) and batch['text_BLD'].dtype == np.float16
+    text = SuperRes(SuperResConfig(), TINY).text(batch | {'z_low_BFHWC': batch['low_res_BFHWC']})
+    assert text.dtype == np.float32 and TINY.text_dim == 64
+    captioned = np.asarray(text).any(axis=(1, 2))
+    assert captioned.sum() == 4
+    np.testing.assert_array_equal(text[captioned], np.stack([expected] * 4))
+
+
+def test_embeddings_of_t5_and_what_it_cuts_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    t5 = small_text.make_folder(tmp_path / 't5')
+    for name, caption in (('long', 'a beach ' * 9), ('odd', 'half \ud83d'), ('short', 'left')):
+        (tmp_path / 'in' / name).mkdir(parents=True)
+        (tmp_path / 'in' / name / 'a.mp4').write_bytes((folder / 'a.mp4').read_bytes())
+        (tmp_path / 'in' / name / 'captions.json').write_text(json.dumps({'a.mp4': caption}))
+    flags = [f'--config.text.encoder={t5}', '--config.text.length=5', '--config.clips_per_shot=1']
+    assert run(tmp_path / 'in', tmp_path / 'out', *flags) == prepare.SKIPPED
+    out = capsys.readouterr().out
+    assert 'long/a.mp4: the text has ' in out and 'only the first 4 are used' in out and 'short/a.mp4' not in out
+    assert 'odd/a.mp4: its caption cannot be encoded: the text is not Unicode' in out
+    read = list(records.read_records(records.list_shards(tmp_path / 'out')))
+    assert [r['source'] for r in read] == ['long/a.mp4'] * 2 + ['short/a.mp4'] * 2
+    assert {r['text'].shape for r in read} == {(5, small_text.SMALL.embed_dim)}
+    np.testing.assert_array_equal(read[0]['text'], read[1]['text'])
+    assert np.abs(read[0]['text'] - read[2]['text']).max() > 0.1
+    index = json.loads((tmp_path / 'out' / 'clips.json').read_text())
+    assert list(index['text']['truncated']) == ['long/a.mp4'] and len(index['text']['digest']) == 16

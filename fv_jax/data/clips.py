@@ -18,6 +18,7 @@ from fv_jax.data import video_io
 from fv_jax.data.records import Record
 from fv_jax.data.resizing import crop_to_aspect, resize_uint8
 from fv_jax.data.shots import Detector, Timeline, scan
+from fv_jax.data.text import TextConfig
 from fv_jax.data.transforms import check_frames
 
 _TIE = 2e-3  # seconds: containers round timestamps to a millisecond; of two frames as near, the earlier is shown
@@ -40,6 +41,7 @@ class ClipsConfig:
     drop_black: leave out clips that hold a black frame (fades, leaders).
     crf, preset: of the H.264 that clips are stored as.
     shard_records: clips a shard.
+    text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
     """
 
     name: str = 'clips'
@@ -58,6 +60,7 @@ class ClipsConfig:
     crf: float = 18.0
     preset: str = 'medium'
     shard_records: int = 256
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
 
     def __post_init__(self):
         check_frames('frames', self.frames)
@@ -158,7 +161,7 @@ def cut(
 ) -> Iterator[Record]:
     """Decodes the film again and yields a record for each planned clip, None in place of one that was dropped.
 
-    Holds the frames of one clip at a time. `source`, `caption` are the caller's to add.
+    Holds the frames of one clip at a time. `source`, `caption` and `text` are the caller's to add.
     """
     size = config.height, config.width
     waiting = list(planned.clips)[::-1]

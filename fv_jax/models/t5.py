@@ -1,0 +1,222 @@
+"""The T5 v1.1 encoder: token ids to embeddings (FACTS 6).
+
+    h   = embedding[ids]                                                                  not scaled
+    h   = h + W_o softmax(q k^T + bias) v,     q, k, v = W norm(h)                        no 1 / sqrt(K)
+    h   = h + W_out (gelu(W_gate norm h) * (W_hidden norm h))                             GELU by tanh
+    out = norm(h),     norm(x) = x / sqrt(mean x^2 + eps) * scale                         no mean, no bias
+
+bias[n, i, j] = relative_bias[bucket(j - i), n] is one table for all blocks. No linear has a bias.
+
+FlashVideo runs it without a mask: padding (id 0) is attended to like any other token, and its outputs are kept.
+The residual stream, norms, logits and softmax are float32; linears multiply in `dtype`.
+
+Dimensions: B batch, L text tokens (J as keys), D width, N heads, K head size.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool
+
+from fv_jax.core import axes
+from fv_jax.core.array_typing import Array, Float, Int, typed
+from fv_jax.core.config import ConfigError
+from fv_jax.core.rules import Rules
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.kernels.project import project
+from fv_jax.models.layers import Axes, DtypeName, Dtypes, gelu_tanh, xavier_uniform
+
+RESIDUAL = (axes.ACT_BATCH, None, axes.ACT_EMBED)  # text is short: its tokens are never sharded
+WIDE_HEADS = (axes.ACT_BATCH, None, axes.ACT_HEADS, None)
+WIDE_MLP = (axes.ACT_BATCH, None, axes.ACT_MLP)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes and numerics of a T5 v1.1 encoder. The defaults are XXL.
+
+    head_dim: of its own, since in some sizes num_heads * head_dim is not embed_dim.
+    num_buckets: relative positions are told apart in so many groups, half of them for keys after the query.
+    max_distance: from where on all distances are one group.
+    dtype: what linears multiply in. param_dtype: what parameters are stored in.
+    """
+
+    vocab_size: int = 32128
+    embed_dim: int = 4096
+    num_layers: int = 24
+    num_heads: int = 64
+    head_dim: int = 64
+    mlp_dim: int = 10240
+    num_buckets: int = 32
+    max_distance: int = 128
+    norm_eps: float = 1e-6
+    dtype: DtypeName = 'float32'
+    param_dtype: DtypeName = 'float32'
+
+    def __post_init__(self):
+        for name in ('vocab_size', 'embed_dim', 'num_layers', 'num_heads', 'head_dim', 'mlp_dim'):
+            if getattr(self, name) < 1:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
+        if self.num_buckets < 4 or self.num_buckets % 4:
+            raise ConfigError(f'num_buckets={self.num_buckets}: must be a multiple of 4, at least 4')
+        if self.max_distance <= self.num_buckets // 4:
+            raise ConfigError(
+                f'max_distance={self.max_distance}: must be above {self.num_buckets // 4}, a quarter of num_buckets, '
+                'up to which every distance has a bucket of its own'
+            )
+        if self.norm_eps <= 0:
+            raise ConfigError(f'norm_eps={self.norm_eps}: must be positive')
+        for name in ('dtype', 'param_dtype'):
+            if getattr(self, name) not in DtypeName.__args__:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be one of {", ".join(DtypeName.__args__)}')
+
+
+XXL = T5Config()
+
+
+def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
+    """(length, length) int32: the bucket of key j as seen from query i.
+
+    Half of the buckets are for keys after the query. Of each half, with n = |j - i|, the first half are n itself, and
+    the rest grow with log(n) up to `max_distance`, from where on all is one.
+    """
+    relative = np.arange(length)[None, :] - np.arange(length)[:, None]
+    distance = np.abs(relative)
+    side = num_buckets // 2
+    exact = side // 2
+    # In float32, as the official code: there log(8) / log(16) is three quarters exactly, and a hair less in float64.
+    ratio = np.log(np.maximum(distance, 1) / exact).astype(np.float32) / np.float32(np.log(max_distance / exact))
+    far = exact + (ratio * np.float32(side - exact)).astype(np.int32)
+    bucket = np.where(distance < exact, distance, np.minimum(far, side - 1))
+    return (bucket + side * (relative > 0)).astype(np.int32)
+
+
+class Projection(nnx.Module):
+    """y = x W, without a bias."""
+
+    def __init__(self, in_features: int, out_features: int, kernel_axes: Axes, *, dtypes: Dtypes, rngs: nnx.Rngs):
+        kernel = xavier_uniform(rngs.params(), (in_features, out_features), dtypes.param)
+        self.kernel = axes.param(kernel, kernel_axes)
+        self.dtype = dtypes.compute
+
+    def __call__(self, x: Float[Array, '... i']) -> Float[Array, '... o']:
+        """(..., in) -> (..., out) in the compute dtype."""
+        return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean x^2 + eps) * scale over the last dimension. Computes and returns float32."""
+
+    def __init__(self, features: int, *, eps: float, dtypes: Dtypes):
+        self.scale = axes.param(jnp.ones((features,), dtypes.param), (axes.NORM,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, '... d']) -> Float[Array, '... d']:
+        """(..., features) -> (..., features), float32."""
+        x = x.astype(jnp.float32)
+        scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale
+
+
+class Block(nnx.Module):
+    """Self-attention with a bias that is given, and a gated MLP."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        dtypes = Dtypes(config.dtype, config.param_dtype)
+        dim, inner, heads = config.embed_dim, config.mlp_dim, config.num_heads * config.head_dim
+
+        def projection(sizes: tuple[int, int], kernel_axes: Axes) -> Projection:
+            return Projection(*sizes, kernel_axes, dtypes=dtypes, rngs=rngs)
+
+        self.attention_norm = RMSNorm(dim, eps=config.norm_eps, dtypes=dtypes)
+        self.q = projection((dim, heads), (axes.EMBED, axes.HEADS))
+        self.k = projection((dim, heads), (axes.EMBED, axes.HEADS))
+        self.v = projection((dim, heads), (axes.EMBED, axes.HEADS))
+        self.attention_out = projection((heads, dim), (axes.HEADS, axes.EMBED))
+        self.mlp_norm = RMSNorm(dim, eps=config.norm_eps, dtypes=dtypes)
+        self.gate = projection((dim, inner), (axes.EMBED, axes.MLP))
+        self.hidden = projection((dim, inner), (axes.EMBED, axes.MLP))
+        self.mlp_out = projection((inner, dim), (axes.MLP, axes.EMBED))
+        self.heads = config.num_heads, config.head_dim
+
+    def __call__(self, h_BLD: jax.Array, bias_BNLJ: jax.Array, rules: Rules) -> jax.Array:
+        h_BLD = rules.constrain(h_BLD + self._attend(self.attention_norm(h_BLD), bias_BNLJ, rules), RESIDUAL)
+        x = self.mlp_norm(h_BLD)
+        inner = rules.constrain(gelu_tanh(self.gate(x)) * self.hidden(x), WIDE_MLP)
+        return rules.constrain(h_BLD + self.mlp_out(inner).astype(h_BLD.dtype), RESIDUAL)
+
+    def _attend(self, x_BLD: jax.Array, bias_BNLJ: jax.Array, rules: Rules) -> jax.Array:
+        """Not `rules.attention`, which knows neither a bias nor logits that are not scaled."""
+        q, k, v = (
+            rules.constrain(linear(x_BLD).reshape(*x_BLD.shape[:2], *self.heads), WIDE_HEADS)
+            for linear in (self.q, self.k, self.v)
+        )
+        logits_BNLJ = jnp.einsum('blnk,bjnk->bnlj', q, k, preferred_element_type=jnp.float32) + bias_BNLJ
+        weights_BNLJ = jax.nn.softmax(logits_BNLJ, axis=-1).astype(v.dtype)
+        o_BLNK = jnp.einsum('bnlj,bjnk->blnk', weights_BNLJ, v)
+        return self.attention_out(o_BLNK.reshape(*x_BLD.shape[:2], -1)).astype(x_BLD.dtype)
+
+
+class T5(nnx.Module):
+    """The encoder. `config` says which."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.config = config
+        dtypes = Dtypes(config.dtype, config.param_dtype)
+        normal = jax.nn.initializers.normal(1.0, config.param_dtype)
+        self.embedding = axes.param(normal(rngs.params(), (config.vocab_size, config.embed_dim)), (None, axes.EMBED))
+        self.relative_bias = axes.param(normal(rngs.params(), (config.num_buckets, config.num_heads)), (None, None))
+        self.blocks = _stacked_blocks(config, rngs=rngs)
+        self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, dtypes=dtypes)
+
+    @typed
+    def __call__(
+        self,
+        ids_BL: Int[Array, 'b l'],
+        mask_BL: Bool[Array, 'b l'] | Int[Array, 'b l'] | None = None,
+        *,
+        rules: Rules = SINGLE_DEVICE,
+    ) -> Float[Array, 'b l d']:
+        """Token ids -> embeddings, float32.
+
+        Args:
+          ids_BL: token ids, from 0 to vocab_size - 1.
+          mask_BL: what is not zero is attended to. None, which is how FlashVideo runs it, attends to everything,
+            padding included. Every token has an output either way.
+          rules: where activations live.
+        """
+        h_BLD = rules.constrain(self.embedding[...][ids_BL].astype(jnp.float32), RESIDUAL)
+        bias_BNLJ = self._bias(ids_BL.shape[1])
+        if mask_BL is not None:
+            bias_BNLJ = jnp.where(mask_BL[:, None, None, :] != 0, bias_BNLJ, jnp.finfo(jnp.float32).min)
+        # Not nnx.scan, which cannot be nested in another loop.
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def body(h_BLD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, layer)(h_BLD, bias_BNLJ, rules), None
+
+        h_BLD, _ = jax.lax.scan(body, h_BLD, stacked)
+        return self.final_norm(h_BLD)
+
+    def _bias(self, length: int) -> Float[Array, '1 n l j']:
+        """What every block adds to its logits."""
+        buckets_LJ = relative_buckets(length, self.config.num_buckets, self.config.max_distance)
+        return self.relative_bias[...].astype(jnp.float32)[buckets_LJ].transpose(2, 0, 1)[None]
+
+
+def _stacked_blocks(config: T5Config, *, rngs: nnx.Rngs) -> Block:
+    """`num_layers` blocks as one `Block` whose parameters have a leading axis `layers`."""
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(axis_size=config.num_layers)
+    def create(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs=rngs)
+
+    blocks = create(rngs)
+    for _, parameter in nnx.iter_graph(blocks):
+        if isinstance(parameter, nnx.Param):
+            parameter.set_metadata('axes', (axes.LAYERS, *parameter.get_metadata('axes')))
+    return blocks

@@ -1,0 +1,97 @@
+"""T5 and its tokenizer against the official ones: every kind of mask, a long text, real texts (FACTS 6, 8)."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from fv_jax.data.text import TextConfig
+from fv_jax.data.tokenizer import Tokenizer
+from fv_jax.weights import t5
+from fv_jax.weights.text import open_text_encoder
+
+TOLERANCE = 1e-4  # maximum absolute
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.fixture(scope='module')
+def io(official):
+    with np.load(official / 't5_io.npz') as file:
+        return dict(file)
+
+
+@pytest.fixture(scope='module')
+def info(official):
+    return json.loads((official / 't5_info.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def model(official):
+    return t5.load(official / 't5')
+
+
+@pytest.fixture(scope='module')
+def forward(model):
+    """Compiled once for each length, and once more for masks."""
+    graphdef, params = nnx.split(model)
+    run = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
+    return lambda *inputs: run(params, *(jnp.asarray(x, jnp.int32) for x in inputs))
+
+
+def test_without_a_mask_padding_is_attended_to(forward, io):
+    close(forward(io['input_ids']), io['out_no_mask'])
+
+
+def test_a_mask_of_ones_is_no_mask(forward, io):
+    close(forward(io['input_ids'], np.ones_like(io['input_ids'])), io['out_all_ones_mask'])
+
+
+def test_the_padding_mask(forward, io):
+    masked = forward(io['input_ids'], io['attention_mask_padding'])
+    close(masked, io['out_padding_mask'])
+    assert np.abs(io['out_padding_mask'] - io['out_no_mask']).max() > 1  # so that the masks are told apart
+
+
+def test_distances_beyond_the_last_bucket(forward, io):
+    assert io['long_input_ids'].shape[1] > 128
+    close(forward(io['long_input_ids']), io['long_out'])
+
+
+def test_ids_choose_rows_of_the_embedding(model, io):
+    close(model.embedding[...][io['input_ids']], io['hidden_0'])
+
+
+def test_ids_are_the_official_ones(official, io, info):
+    ids = Tokenizer.open(official / 't5' / 'spiece.model', info['max_length'])(info['texts'])
+    np.testing.assert_array_equal(ids, io['text_input_ids'])
+
+
+def test_texts(official, io, info):
+    encoder = open_text_encoder(TextConfig(str(official / 't5'), length=info['max_length'], dtype='float32'))
+    assert (encoder.length, encoder.dim) == io['text_crossattn'].shape[1:]
+    close(encoder.encode(info['texts']), io['text_crossattn'])
+    cut = [encoder.truncation(text) is not None for text in info['texts']]
+    assert cut == [len(row) == row.tolist().index(1) + 1 for row in io['text_input_ids']]
+
+
+def test_the_way_back_gives_the_official_files_tensors(official, model, tmp_path):
+    t5.save(tmp_path, model)
+    ours, theirs = load_file(tmp_path / t5.SINGLE), load_file(official / 't5' / t5.SINGLE)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[key], tensor)
+        assert ours[key].dtype == tensor.dtype
+    with safe_open(tmp_path / t5.SINGLE, 'numpy') as file:
+        assert file.metadata() == {'format': 'pt'}  # which Hugging Face's loaders insist on
+    assert t5.read_config(tmp_path) == t5.read_config(official / 't5')
+    values = json.loads((tmp_path / 'config.json').read_text())
+    reference = json.loads((official / 't5' / 'config.json').read_text())
+    assert values.items() <= reference.items()
