@@ -1,4 +1,4 @@
-"""The linear flow between a source and data, and the noising of a source.
+"""The linear flow between a source and data, the noising of a source, and v.
 
 Time t runs from 1 at the source to 0 at the data:
 
@@ -8,6 +8,11 @@ Time t runs from 1 at the source to 0 at the data:
 A source is made from clean latents z at an index of the noise table with signal share a (`schedules`):
 
     source = a z + sqrt(1 - a^2) noise            (3)
+
+Noising data by (3) gives the diffusion's own x_k. Its network predicts v, from which x0, the data, follows:
+
+    v  = a noise - sqrt(1 - a^2) data             (4)
+    x0 = a x_k - sqrt(1 - a^2) v                  (5)
 """
 
 import jax
@@ -34,3 +39,15 @@ def add_noise(z: jax.Array, noise: jax.Array, sqrt_alpha_B: jax.Array) -> jax.Ar
     """The noised source (3): z and noise (B, ...), sqrt_alpha (B,) in [0, 1]."""
     a = per_row(sqrt_alpha_B, z)
     return a * z + jnp.sqrt(1 - a**2) * noise
+
+
+def v_target(data: jax.Array, noise: jax.Array, sqrt_alpha_B: jax.Array) -> jax.Array:
+    """v of (4): data and noise (B, ...), sqrt_alpha (B,) in [0, 1]."""
+    a = per_row(sqrt_alpha_B, data)
+    return a * noise - jnp.sqrt(1 - a**2) * data
+
+
+def x0_of_v(x: jax.Array, v: jax.Array, sqrt_alpha: jax.Array) -> jax.Array:
+    """x0 of (5): x and v (B, ...), sqrt_alpha (B,), or one number for all rows."""
+    a = per_row(sqrt_alpha, x)
+    return a * x - jnp.sqrt(1 - a**2) * v

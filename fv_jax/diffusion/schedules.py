@@ -11,6 +11,9 @@ and for any choice of timesteps, from here on in float32, with first and last ta
 
 so that a, the signal's share, is exactly 0 at timestep 999. The noise's share is sqrt(1 - a^2). Because of (3) the
 table of 51 steps is not a subset of the table of 1000.
+
+The official denoiser does not take the sampler's a but the table of 1000's entry nearest to it (FACTS 5.2), which may
+be that of the timestep before.
 """
 
 from typing import NamedTuple
@@ -55,3 +58,19 @@ def noise_table(num_steps: int = NUM_TIMESTEPS, shift: float = 1.0) -> NoiseTabl
 def sqrt_alphas_by_timestep(shift: float = 1.0) -> np.ndarray:
     """a of the full table indexed by timestep, float32 (1000,): what a `source_timestep` looks up."""
     return noise_table(NUM_TIMESTEPS, shift).sqrt_alphas[::-1].copy()
+
+
+def nearest_timesteps(sqrt_alphas: np.ndarray) -> np.ndarray:
+    """The timesteps of the entries of the table of 1000 that are nearest to given a, int64, shaped like them."""
+    distances = np.abs(sqrt_alphas_by_timestep() - np.asarray(sqrt_alphas, np.float32)[..., None])
+    return np.argmin(distances, axis=-1)
+
+
+def denoiser_sqrt_alphas(table: NoiseTable) -> np.ndarray:
+    """The a that a denoiser uses at each timestep while a sampler walks `table`, float32 (1000,): at the timesteps of
+    the table the entry nearest to its a; elsewhere, where no sampler is, the timestep's own.
+    """
+    by_timestep = sqrt_alphas_by_timestep()
+    out = by_timestep.copy()
+    out[table.timesteps] = by_timestep[nearest_timesteps(table.sqrt_alphas)]
+    return out

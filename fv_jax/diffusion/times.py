@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from fv_jax.diffusion.schedules import NUM_TIMESTEPS
+
 Numerics = Literal['exact', 'official']
 
 # What a solver's state and the timesteps told to the network are kept in.
@@ -64,6 +66,14 @@ def stratified_times(keys_B: jax.Array, shift: float = 1.0) -> jax.Array:
     within_B = jax.vmap(jax.random.uniform)(keys_B)
     u_B = (jnp.arange(num_rows, dtype=jnp.float32) + within_B) / num_rows
     return shift_times(1 - u_B, shift)
+
+
+def table_timesteps(t: jax.Array) -> jax.Array:
+    """The entries of the noise table that times in [0, 1] fall on, int32 0 ... 999: ceil(1000 t) - 1, so that a uniform
+    t gives every entry alike.
+    """
+    index = jnp.ceil(NUM_TIMESTEPS * t).astype(jnp.int32) - 1
+    return jnp.clip(index, 0, NUM_TIMESTEPS - 1)
 
 
 def _to_bfloat16(x: np.ndarray) -> np.ndarray:

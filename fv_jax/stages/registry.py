@@ -8,6 +8,7 @@ from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
 from fv_jax.stages.base import Encoder, Stage
+from fv_jax.stages.lowres import LowRes, LowResConfig
 from fv_jax.stages.superres import SuperRes, SuperResConfig
 
 
@@ -15,12 +16,14 @@ from fv_jax.stages.superres import SuperRes, SuperResConfig
 class StageConfig:
     """A stage and its networks; what a checkpoint needs to be used.
 
-    kind: 'superres' takes `dit`, `superres` and `vae`; 'autoencoder' takes `autoencoder_net` and `autoencoder`.
+    kind: 'lowres' takes `dit`, `lowres` and `vae`; 'superres' `dit`, `superres` and `vae`; 'autoencoder'
+      `autoencoder_net` and `autoencoder`.
     vae: whose latents the stage works on: 'embedded' (the small one in the package) or a 3d-vae.pt.
     """
 
-    kind: Literal['superres', 'autoencoder']
+    kind: Literal['lowres', 'superres', 'autoencoder']
     dit: DiTConfig | None = None
+    lowres: LowResConfig | None = None
     superres: SuperResConfig | None = None
     vae: str | None = None
     autoencoder_net: VAEConfig | None = None
@@ -34,7 +37,11 @@ class StageConfig:
                 raise ConfigError(f'{field.name}: {"missing from" if not given else "not part of"} stage {self.kind!r}')
 
 
-_FIELDS = {'superres': ('dit', 'superres', 'vae'), 'autoencoder': ('autoencoder_net', 'autoencoder')}
+_FIELDS = {
+    'lowres': ('dit', 'lowres', 'vae'),
+    'superres': ('dit', 'superres', 'vae'),
+    'autoencoder': ('autoencoder_net', 'autoencoder'),
+}
 
 
 def needs_vae(config: StageConfig) -> bool:
@@ -42,8 +49,15 @@ def needs_vae(config: StageConfig) -> bool:
     return config.vae is not None
 
 
+def needs_low_res(config: StageConfig) -> bool:
+    """Whether the stage is trained on pairs: a clip and its low-quality twin."""
+    return config.superres is not None
+
+
 def build(config: StageConfig, *, encoder: Encoder | None = None) -> Stage:
     """The stage. encoder: the frozen VAE's, for batches that hold video."""
+    if config.kind == 'lowres':
+        return LowRes(config.lowres, config.dit, encoder)
     if config.kind == 'superres':
         return SuperRes(config.superres, config.dit, encoder)
     return Autoencoder(config.autoencoder, config.autoencoder_net)

@@ -45,3 +45,23 @@ def test_impossible_tables():
     for num_steps in (1, 1001):
         with pytest.raises(ValueError, match=f'num_steps={num_steps}: .* between 2 and 1000'):
             schedules.noise_table(num_steps)
+
+
+def test_the_denoisers_a_is_the_long_tables_nearest():
+    """FACTS 5.2: 11 of 51 fall on the timestep before; off by up to 5.2e-4."""
+    table, long = schedules.noise_table(51), schedules.sqrt_alphas_by_timestep()
+    nearest = schedules.nearest_timesteps(table.sqrt_alphas)
+    assert set((table.timesteps - nearest).tolist()) == {0, 1} and np.sum(nearest != table.timesteps) == 11
+    by_timestep = schedules.denoiser_sqrt_alphas(table)
+    assert by_timestep.shape == (1000,) and by_timestep.dtype == np.float32
+    np.testing.assert_array_equal(by_timestep[table.timesteps], long[nearest])
+    rest = np.setdiff1d(np.arange(1000), table.timesteps)
+    np.testing.assert_array_equal(by_timestep[rest], long[rest])
+    off = np.abs(by_timestep[table.timesteps] - table.sqrt_alphas)
+    assert 5.1e-4 < off.max() < 5.3e-4 and by_timestep[999] == 0
+
+
+def test_each_entry_of_the_long_table_is_nearest_to_itself():
+    table = schedules.noise_table()
+    np.testing.assert_array_equal(schedules.nearest_timesteps(table.sqrt_alphas), table.timesteps)
+    np.testing.assert_array_equal(schedules.denoiser_sqrt_alphas(table), schedules.sqrt_alphas_by_timestep())

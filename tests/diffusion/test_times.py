@@ -1,6 +1,7 @@
 """The shift, the grid and the drawn times."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -101,3 +102,13 @@ def test_drawn_times_have_the_shifted_distribution():
     assert t.min() >= 0 and t.max() <= 1
     for q in (0.25, 0.5, 0.75):
         np.testing.assert_allclose(np.quantile(t, q), times.shift_times(q, 2.5), atol=2e-3)
+
+
+def test_every_entry_of_the_noise_table_has_an_equal_share_of_times():
+    middles = (np.arange(1000) + 0.5) / 1000
+    np.testing.assert_array_equal(times.table_timesteps(jnp.asarray(middles, jnp.float32)), np.arange(1000))
+    ends = times.table_timesteps(jnp.array([0.0, 1e-9, 1.0]))
+    assert ends.tolist() == [0, 0, 999] and ends.dtype == jnp.int32
+    drawn = times.table_timesteps(times.stratified_times(jax.random.split(jax.random.key(0), 4000)))
+    counts = np.bincount(np.asarray(drawn), minlength=1000)
+    assert counts.sum() == 4000 and counts.min() >= 3 and counts.max() <= 5

@@ -7,11 +7,13 @@ import pytest
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.stages import registry
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
+from fv_jax.stages.lowres import LowRes, LowResConfig
 from fv_jax.stages.registry import StageConfig
 from fv_jax.stages.superres import SuperRes
 from tests.inference import tiny
 
 SUPERRES = tiny.stage_config('embedded')
+LOWRES = StageConfig('lowres', dit=tiny.DIT, lowres=LowResConfig(), vae='embedded')
 AUTOENCODER = StageConfig('autoencoder', autoencoder_net=tiny.VAE_CONFIG, autoencoder=AutoencoderConfig())
 
 
@@ -19,13 +21,17 @@ def test_a_name_becomes_its_stage():
     made = registry.build(SUPERRES, encoder=abs)
     assert isinstance(made, SuperRes)
     assert (made.config, made.dit, made.encoder) == (tiny.SUPERRES, tiny.DIT, abs)
-    assert registry.needs_vae(SUPERRES)
+    assert registry.needs_vae(SUPERRES) and registry.needs_low_res(SUPERRES)
+    made = registry.build(LOWRES, encoder=abs)
+    assert isinstance(made, LowRes)
+    assert (made.config, made.dit, made.encoder) == (LowResConfig(), tiny.DIT, abs)
+    assert registry.needs_vae(LOWRES) and not registry.needs_low_res(LOWRES)
     made = registry.build(AUTOENCODER)
     assert isinstance(made, Autoencoder) and made.vae == tiny.VAE_CONFIG
-    assert not registry.needs_vae(AUTOENCODER)
+    assert not registry.needs_vae(AUTOENCODER) and not registry.needs_low_res(AUTOENCODER)
 
 
-@pytest.mark.parametrize('config', [SUPERRES, AUTOENCODER])
+@pytest.mark.parametrize('config', [LOWRES, SUPERRES, AUTOENCODER])
 def test_a_config_survives_json(config):
     assert build(StageConfig, to_dict(config)) == config
 
@@ -36,6 +42,8 @@ def test_a_config_survives_json(config):
         (SUPERRES, {'vae': None}, "vae: missing from stage 'superres'"),
         (SUPERRES, {'dit': None}, "dit: missing from stage 'superres'"),
         (SUPERRES, {'autoencoder': AutoencoderConfig()}, "autoencoder: not part of stage 'superres'"),
+        (LOWRES, {'lowres': None}, "lowres: missing from stage 'lowres'"),
+        (LOWRES, {'kind': 'superres'}, "lowres: not part of stage 'superres'"),
         (AUTOENCODER, {'vae': 'embedded'}, "vae: not part of stage 'autoencoder'"),
         (AUTOENCODER, {'kind': 'superres'}, "missing from stage 'superres'"),
     ],

@@ -1,0 +1,141 @@
+"""Stage 1: a text to a low-resolution preview's latents, by v-prediction.
+
+    python -m fv_jax.train --config=configs/stage1.py --workdir=runs/stage1
+
+The real run: the official stage1.pt is fine-tuned by LoRA of rank 128 on qkv, attention output and modulation, with its
+own weights frozen in bfloat16; 49 frames at 256x480, film shards with captions from `python -m fv_jax.prepare` and the
+official 3d-vae.pt (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names
+other weights to start from, or none. It needs a TPU or GPU slice.
+
+    :full_ft  the same without LoRA: all 5.6 billion parameters learn, in float32
+    :tiny     small, trained from nothing on captioned sprites that move (previews of 17 frames at 64x96)
+    :smoke    seconds: made-up film, four steps
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_variant
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    """See above. The fields are those of `fv_jax.train.RunConfig`."""
+    name, _ = parse_variant(variant, ('smoke', 'tiny', 'full_ft'))
+    config = ConfigDict(
+        {
+            'stage': {'kind': 'lowres', 'vae': '3d-vae.pt', 'dit': _dit(), 'lowres': _lowres()},
+            'data': _data(),
+            'optim': _optim(),
+            'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'keep': 3},
+            'seed': 0,
+            'init_from': 'stage1.pt',
+        }
+    )
+    if name == 'full_ft':
+        config.stage.dit.lora = None
+        config.stage.dit.param_dtype = 'float32'
+        config.optim.learning_rate = 1e-5
+    if name in ('tiny', 'smoke'):
+        _small(config)
+    if name == 'smoke':
+        config.stage.dit.update(embed_dim=64, num_heads=2, num_layers=2, mlp_dim=128, text_dim=32)
+        config.stage.lowres.update(text_length=4, num_steps=3)
+        config.data.update(train='synthetic', heldout='synthetic', frames=9, height=32, width=48, eval_clips=1)
+        config.data.cache = None
+        config.data.loader.update(batch_size=2)
+        config.loop.update(num_steps=4, log_every=1, eval_every=4, save_every=2)
+    return config
+
+
+def _dit() -> dict:
+    return {
+        'embed_dim': 3072,
+        'num_layers': 42,
+        'num_heads': 48,
+        'mlp_dim': 12288,
+        'cond_dim': 512,
+        'text_dim': 4096,
+        'embed_num_frames': False,
+        'embed_source_timestep': False,
+        'dtype': 'bfloat16',
+        'param_dtype': 'bfloat16',
+        'remat': 'full',
+        'lora': {'rank': 128, 'alpha': 1.0, 'targets': ('qkv', 'attention_out', 'modulation')},
+    }
+
+
+def _lowres() -> dict:
+    return {
+        'objective': 'v',
+        'scale_factor': 0.7,
+        'caption_dropout': 0.1,
+        'text_length': 226,
+        'guidance_kind': 'official',
+        'guidance_scale': 8.0,
+        'guidance_exponent': 5,
+        'num_steps': 51,
+        'sampler': 'dpmpp_2m_sde',
+    }
+
+
+def _data() -> dict:
+    return {
+        'train': 'data/train',
+        'heldout': 'data/heldout',
+        'frames': 49,
+        'height': 256,
+        'width': 480,
+        'fit': 'resize',
+        'flip': False,  # captions tell left from right
+        'eval_clips': 4,
+        'heldout_size': None,
+        'cache': None,
+        'loader': {'batch_size': 32, 'seed': 0, 'num_threads': 8, 'prefetch_batches': 2},
+    }
+
+
+def _optim() -> dict:
+    # A constant rate, clipping at 0.1 and dropout of captions are the authors'; the rates are ours.
+    return {
+        'algorithm': 'adamw',
+        'learning_rate': 1e-4,
+        'lr_schedule': 'constant',
+        'warmup_steps': 500,
+        'final_lr_ratio': 0.0,
+        'weight_decay': 0.0,
+        'b1': 0.9,
+        'b2': 0.95,
+        'clip_norm': 0.1,
+        'ema_decay': 0.999,
+    }
+
+
+def _small(config: ConfigDict) -> None:
+    config.init_from = None
+    config.stage.vae = 'embedded'
+    config.stage.dit.lora = None
+    config.stage.dit.update(
+        embed_dim=192,
+        num_layers=4,
+        num_heads=3,
+        mlp_dim=768,
+        cond_dim=64,
+        text_dim=64,
+        dtype='float32',
+        param_dtype='float32',
+        remat='none',
+    )
+    config.stage.lowres.update(
+        scale_factor=1.0,
+        text_length=16,
+        guidance_kind='constant',
+        guidance_scale=3.0,
+        num_steps=25,
+        sampler='dpmpp_2m',
+    )
+    config.data.update(train='sprites', heldout='sprites', frames=17, height=64, width=96, fit='crop')
+    config.data.cache = {'low_variants': 1, 'crop': None}
+    config.data.loader.update(batch_size=16, num_threads=1)
+    config.optim.update(
+        learning_rate=1e-3, lr_schedule='cosine', warmup_steps=200, final_lr_ratio=0.05, clip_norm=1.0, ema_decay=0.999
+    )
+    config.loop.update(num_steps=20_000, log_every=20, eval_every=2000, save_every=500)
