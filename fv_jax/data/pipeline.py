@@ -1,14 +1,14 @@
 """From a data configuration to batches: which records, and what happens to them on the way."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple
-from fv_jax.data import embedded, transforms, video_io
+from fv_jax.data import embedded, sprites, transforms, video_io
 from fv_jax.data.degradations import WeakConfig, WeakTwin
 from fv_jax.data.loader import Batch, LoaderConfig, Shards, Source, batches
 from fv_jax.data.records import Record, list_shards, read_records
@@ -33,8 +33,9 @@ class CacheConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """train, heldout: 'embedded' (the film in the package), 'synthetic' (made up, for smoke tests), or a folder of
-      shards that `prepare` wrote. heldout may be '' for none.
+    """train, heldout: 'embedded' (the film in the package), 'synthetic' (made up, for smoke tests), 'sprites' or
+      'sprite_crops' (drawn, with captions: `sprites.source`; 'sprites:500' for 500 clips), or a folder of shards that
+      `prepare` wrote. Several are joined by '+'. heldout may be '' for none.
     frames, height, width: of a clip; larger ones are cut to a window and, per `fit`, cropped or resized.
     fit: 'crop' cuts height x width out of the picture, at random in training; 'resize' scales to cover, then cuts.
     flip: mirror half of the clips.
@@ -71,12 +72,30 @@ class DataConfig:
 
 def source(name: str, config: DataConfig, *, heldout: bool) -> Source:
     """The records that `name` stands for. Raises ValueError when there are none."""
+    if '+' in name:
+        return _Joined([source(part, config, heldout=heldout) for part in name.split('+')])
     if name == SYNTHETIC:
         return synthetic_clips(config.eval_clips if heldout else 4, *_size(config, heldout))
+    if sprites.is_name(name):
+        return sprites.source(name, _size(config, heldout), heldout=heldout)
     paths = _embedded_shards(heldout) if name == EMBEDDED else list_shards(name)
     if config.in_memory and not heldout:
         return [_decoded(record) for record in read_records(paths)]
     return Shards(paths)
+
+
+class _Joined:
+    """The records of several sources, one source after the other."""
+
+    def __init__(self, parts: Sequence[Source]):
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        part = int(np.searchsorted(self._ends, index, side='right'))
+        return self._parts[part][int(index - self._ends[part] + len(self._parts[part]))]
 
 
 def _embedded_shards(heldout: bool) -> list[str]:
