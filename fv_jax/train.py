@@ -38,7 +38,11 @@ CONFIG = 'config.json'
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run. init_from: the folder of another run whose newest parameters this one starts from."""
+    """A run.
+
+    init_from: what its parameters start from: the folder of another run (its newest checkpoint), or a file or folder
+      that `fv_jax.weights` reads, such as stage1.pt. None: new ones.
+    """
 
     stage: registry.StageConfig
     data: pipeline.DataConfig
@@ -183,10 +187,27 @@ def _starting_state(config: RunConfig, workdir: Path, stage: Stage, network: sta
     if (workdir / FOLDER).is_dir() and (own := Checkpoints(workdir, read_only=True)).latest_step is not None:
         return state.from_items(own.restore(abstract), ema=ema)
     if config.init_from is not None:
-        params = Checkpoints(config.init_from, read_only=True).restore({'params': abstract['params']})['params']
+        numbers = _given_numbers(config, config.init_from, stage, abstract['params'])
         _say(f'with the parameters of {config.init_from}')
-        return placed(functools.partial(state.state_of, tx=tx, ema=ema))(params['trainable'], params['frozen'])
+        return placed(functools.partial(state.state_of, tx=tx, ema=ema))(*numbers)
     return placed(create)(key)
+
+
+def _given_numbers(config: RunConfig, name: str, stage: Stage, abstract: Any) -> tuple[Any, Any]:
+    """The parameters that `init_from` names: (trainable, frozen)."""
+    if not weights.is_weights(name):
+        params = Checkpoints(name, read_only=True).restore({'params': abstract})['params']
+        return params['trainable'], params['frozen']
+    if config.stage.dit is not None:
+        network = weights.starting_dit(name, config.stage.dit, jax.random.key(config.seed))
+    else:
+        network = weights.load_vae(name)
+        there, wanted = (
+            dataclasses.replace(c, dtype='float32') for c in (network.config, config.stage.autoencoder_net)
+        )
+        if there != wanted:
+            raise ConfigError(f'config.init_from={name}: is a VAE of other sizes, {there}; this run has {wanted}')
+    return state.numbers_of(stage, network)
 
 
 # --- its data ---
@@ -207,8 +228,8 @@ def _data(
     start: int,
 ) -> tuple[Iterator[Batch], list[Batch]]:
     """Training batches from step `start` on, and the held-out ones."""
-    data, (records, heldout), low_res = config.data, sources, vae is not None
-    if low_res and data.cache is not None:
+    data, (records, heldout), low_res = config.data, sources, registry.needs_low_res(config.stage)
+    if vae is not None and data.cache is not None:
         digest = latent_cache.file_digest(weights.vae_path(config.stage.vae))
         transform = pipeline.pixels(data, low_res=False, training=True)
         folder = workdir / latent_cache.FOLDER

@@ -44,6 +44,18 @@ def superres(workdir: Path, vae: Path, *more: str) -> list[str]:
     ]
 
 
+def lowres(workdir: Path, vae: Path, *more: str) -> list[str]:
+    """The smoke config on the latents of `tiny.save_vae`."""
+    return [
+        f'--config={ROOT / "configs" / "stage1.py"}:smoke',
+        f'--workdir={workdir}',
+        f'--config.stage.vae={vae}',
+        f'--config.stage.dit.latent_channels={tiny.VAE_CONFIG.latent_channels}',
+        '--config.stage.dit.num_layers=1',
+        *more,
+    ]
+
+
 @contextlib.contextmanager
 def shared_compiling(folder: Path) -> Iterator[None]:
     """Within it, what was compiled once is not compiled again: runs of one program come to the same machine code."""

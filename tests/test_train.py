@@ -1,5 +1,6 @@
 """The training command on stage 2's smoke config with a small VAE: to the end, resumed, and what it refuses."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,14 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs import stage2, vae
-from fv_jax import api, train
+from configs import stage1, stage2, vae
+from fv_jax import api, train, weights
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.data.records import count_records, list_shards
 from tests import runs
 from tests.inference import tiny
 
 NO_EVAL = '--config.loop.eval_every=0'
+FIXTURES = runs.ROOT / 'tests' / 'parity' / 'official_dev'
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -115,6 +117,34 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, who
     assert runs.rows(resumed) == runs.rows(whole)
 
 
+def test_stage_1_trains(vae_file, tmp_path):
+    folder = tmp_path / 'run'
+    assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.loop.num_steps=2')) == 0
+    assert [set(row) >= {'loss_near_noise', 'loss_near_data', 'target_norm'} for row in runs.rows(folder)] == [True] * 2
+    assert not list((folder / 'checkpoints' / '2').glob('*low*'))
+
+
+def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, capsys):
+    """From the official fixture with its own LoRA merged."""
+    official = weights.load_official(FIXTURES / 'stage1.pt')
+    merged = tmp_path / 'merged.safetensors'
+    weights.save_official(merged, official, lora='merge')
+    config = stage1.get_config('smoke')
+    config.stage.dit.update(dataclasses.asdict(dataclasses.replace(official.config, lora=None)))
+    config.stage.dit.lora = {'rank': 2, 'alpha': 1.0, 'targets': ('qkv',)}
+    config.stage.lowres.text_length = 2
+    config.init_from = str(merged)
+    config.loop.update(num_steps=1, eval_every=0)
+    train.run(build(train.RunConfig, config.to_dict()), tmp_path / 'run')
+    assert f'with the parameters of {merged}' in capsys.readouterr().out
+    run = api.open_run(tmp_path / 'run')
+    kernel = run.params['frozen']['blocks']['attention']['qkv']['kernel']
+    np.testing.assert_array_equal(kernel, weights.load_official(merged).blocks.attention.qkv.kernel[...])
+    learnt = jax.tree_util.tree_leaves_with_path(run.params['trainable'])
+    assert {jax.tree_util.keystr(path[-2:]) for path, _ in learnt} == {"['lora']['a']", "['lora']['b']"}
+    assert all(np.any(np.asarray(leaf)) for _, leaf in learnt)
+
+
 def test_a_run_can_start_from_the_parameters_of_another(command, whole, tmp_path, capsys):
     folder = tmp_path / 'run'
     assert command(folder, NO_EVAL, f'--config.init_from={whole}') == 0
@@ -205,6 +235,7 @@ def test_a_bad_config_program_is_refused(tmp_path, capsys):
         (['--config.data.heldout={tmp}/empty'], ('empty', 'holds no')),
         (['--config.init_from={tmp}/empty'], ('empty', 'holds no checkpoints')),
         (['--config.init_from={tmp}/none'], ('none', 'holds no checkpoints')),
+        (['--config.init_from={tmp}/stage1.pt'], ('stage1.pt', 'No such file')),
     ],
 )
 def test_a_folder_without_what_is_needed_is_refused(command, more, words, tmp_path, capsys):
@@ -266,13 +297,16 @@ def test_a_checkpoint_of_another_architecture_is_named(command, whole, tmp_path,
 # The configs.
 
 
-@pytest.mark.parametrize('program', [vae, stage2])
+@pytest.mark.parametrize('program', [vae, stage1, stage2])
 @pytest.mark.parametrize('variant', ['', 'tiny', 'smoke'])
 def test_every_config_is_whole(program, variant):
     config = build(train.RunConfig, program.get_config(variant).to_dict())
     assert build(train.RunConfig, to_dict(config)) == config
     if not variant:
         assert config.data.frames in (17, 49)
+    if program is stage1 and not variant:
+        full = build(train.RunConfig, program.get_config('full_ft').to_dict())
+        assert config.stage.dit.lora is not None and full.stage.dit.lora is None
     if program is stage2 and not variant:
         assert (config.data.height, config.data.width, config.stage.dit.embed_dim) == (1072, 1920, 1920)
         assert config.optim.clip_norm == 0.1 and config.stage.superres.caption_dropout == 0.1

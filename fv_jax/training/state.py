@@ -49,8 +49,13 @@ class Network:
 
     def init(self, stage: Stage, key: jax.Array) -> tuple[Params, Params]:
         """New numbers: (trainable, frozen)."""
-        _, trainable, frozen = nnx.split(stage.init(nnx.Rngs(key)), stage.trainable(), ...)
-        return _strong(nnx.to_pure_dict(trainable)), _strong(nnx.to_pure_dict(frozen))
+        return numbers_of(stage, stage.init(nnx.Rngs(key)))
+
+
+def numbers_of(stage: Stage, model: nnx.Module) -> tuple[Params, Params]:
+    """The numbers of a module of the stage's kind: (trainable, frozen)."""
+    _, trainable, frozen = nnx.split(model, stage.trainable(), ...)
+    return _strong(nnx.to_pure_dict(trainable)), _strong(nnx.to_pure_dict(frozen))
 
 
 def _strong(params: Params) -> Params:
