@@ -9,6 +9,11 @@ film that comes with it, first on single pictures, then on clips:
     python -m fv_jax.train --config=configs/vae.py:tiny --workdir=runs/vae --config.init_from=runs/vae_images
     python -m fv_jax.export --checkpoint=runs/vae --output=fv_jax/weights/embedded/vae_tiny.safetensors
 
+On the eight held-out shots, whole, at 256x480 (33 frames), the file that ships reaches 24.6 dB (21.97 to 26.37). That
+is below the linear codec of the same rate, a PCA of 16 components of 4x8x8 blocks fitted on the training shots, 26.5 dB
+(24.78 to 29.26), and one dB above it is what is aimed for. Fast motion is what is missing: on the two fastest shots a
+clip's first frame comes back 3 and 6 dB better than the others. It took 10 minutes on two cores, then 40 on one.
+
 `:smoke` takes seconds.
 """
 
