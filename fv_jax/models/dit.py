@@ -40,6 +40,7 @@ from fv_jax.models.layers import (
     Modulation,
     gelu_tanh,
     modulate,
+    stacked,
     zeros,
 )
 from fv_jax.models.lora import LoRAConfig, Target
@@ -249,7 +250,7 @@ class DiT(nnx.Module):
             self.frames_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
         if config.embed_source_timestep:
             self.source_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
-        self.blocks = stacked_blocks(config, rngs=rngs)
+        self.blocks = stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
         self.final_norm = LayerNorm(dim, eps=FINAL_NORM_EPS, dtypes=dtypes)
         self.output = Head(config, rngs=rngs)
 
@@ -365,21 +366,6 @@ class DiT(nnx.Module):
             )
         if text_BLD.shape[-1] != self.config.text_dim:
             raise ValueError(f'text is {text_BLD.shape[-1]} wide and the network has text_dim={self.config.text_dim}')
-
-
-def stacked_blocks(config: DiTConfig, *, rngs: nnx.Rngs) -> Block:
-    """`num_layers` blocks as one `Block` whose parameters have a leading axis `layers`."""
-
-    @nnx.split_rngs(splits=config.num_layers)
-    @nnx.vmap(axis_size=config.num_layers)
-    def create(rngs: nnx.Rngs) -> Block:
-        return Block(config, rngs=rngs)
-
-    blocks = create(rngs)
-    for _, parameter in nnx.iter_graph(blocks):
-        if isinstance(parameter, nnx.Param):
-            parameter.set_metadata('axes', (axes.LAYERS, *parameter.get_metadata('axes')))
-    return blocks
 
 
 def _rematerialised(body: Callable, remat: Remat) -> Callable:

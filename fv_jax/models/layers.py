@@ -10,7 +10,7 @@ Dimensions: B batch, M tokens, D width; `...` any leading dimensions.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ LINEAR_OUTPUT = 'linear_output'  # the name under which a remat policy can keep 
 DtypeName = Literal['float32', 'bfloat16']
 Initializer = Callable[..., jax.Array]
 Axes = tuple[str | None, ...]
+Module = TypeVar('Module', bound=nnx.Module)
 
 
 class Dtypes(NamedTuple):
@@ -151,3 +152,12 @@ class MLP(nnx.Module):
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """GELU in its tanh approximation (FACTS 1.3)."""
     return jax.nn.gelu(x, approximate=True)
+
+
+def stacked(create: Callable[[nnx.Rngs], Module], count: int, *, rngs: nnx.Rngs) -> Module:
+    """`count` modules as one whose parameters have a leading axis `layers`, each of its own random numbers."""
+    modules = nnx.split_rngs(splits=count)(nnx.vmap(create, axis_size=count))(rngs)
+    for _, parameter in nnx.iter_graph(modules):
+        if isinstance(parameter, nnx.Param):
+            parameter.set_metadata('axes', (axes.LAYERS, *parameter.get_metadata('axes')))
+    return modules

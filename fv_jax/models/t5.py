@@ -27,7 +27,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.kernels.project import project
-from fv_jax.models.layers import Axes, DtypeName, Dtypes, gelu_tanh, xavier_uniform
+from fv_jax.models.layers import Axes, DtypeName, Dtypes, gelu_tanh, stacked, xavier_uniform
 
 RESIDUAL = (axes.ACT_BATCH, None, axes.ACT_EMBED)  # text is short: its tokens are never sharded
 WIDE_HEADS = (axes.ACT_BATCH, None, axes.ACT_HEADS, None)
@@ -169,7 +169,7 @@ class T5(nnx.Module):
         normal = jax.nn.initializers.normal(1.0, config.param_dtype)
         self.embedding = axes.param(normal(rngs.params(), (config.vocab_size, config.embed_dim)), (None, axes.EMBED))
         self.relative_bias = axes.param(normal(rngs.params(), (config.num_buckets, config.num_heads)), (None, None))
-        self.blocks = _stacked_blocks(config, rngs=rngs)
+        self.blocks = stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
         self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, dtypes=dtypes)
 
     @typed
@@ -205,18 +205,3 @@ class T5(nnx.Module):
         """What every block adds to its logits."""
         buckets_LJ = relative_buckets(length, self.config.num_buckets, self.config.max_distance)
         return self.relative_bias[...].astype(jnp.float32)[buckets_LJ].transpose(2, 0, 1)[None]
-
-
-def _stacked_blocks(config: T5Config, *, rngs: nnx.Rngs) -> Block:
-    """`num_layers` blocks as one `Block` whose parameters have a leading axis `layers`."""
-
-    @nnx.split_rngs(splits=config.num_layers)
-    @nnx.vmap(axis_size=config.num_layers)
-    def create(rngs: nnx.Rngs) -> Block:
-        return Block(config, rngs=rngs)
-
-    blocks = create(rngs)
-    for _, parameter in nnx.iter_graph(blocks):
-        if isinstance(parameter, nnx.Param):
-            parameter.set_metadata('axes', (axes.LAYERS, *parameter.get_metadata('axes')))
-    return blocks
