@@ -13,6 +13,7 @@ On the eight held-out shots, whole, at 256x480 (33 frames), the file that ships 
 is below the linear codec of the same rate, a PCA of 16 components of 4x8x8 blocks fitted on the training shots, 26.5 dB
 (24.78 to 29.26), and one dB above it is what is aimed for. Fast motion is what is missing: on the two fastest shots a
 clip's first frame comes back 3 and 6 dB better than the others. It took 10 minutes on two cores, then 40 on one.
+`--config.init_from=embedded` goes on from it.
 
 `:smoke` takes seconds.
 """
