@@ -1,4 +1,4 @@
-"""What the configuration programs share: strict parsing of their variants.
+"""What the configuration programs share: strict parsing of their variants, and blocks of settings.
 
 A config is chosen as `--config=configs/stage2.py:smoke,batch=8`: after the colon the name of a variant, if
 any, and fields of the variant. What is not known is an error that names the nearest known.
@@ -8,6 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fv_jax.core.config import ConfigError, nearest
+
+
+def official_optim(*, learning_rate: float) -> dict[str, Any]:
+    """Of both stages. A constant rate, clipping at 0.1 and dropout of captions are the authors'; the rates are ours."""
+    return {
+        'algorithm': 'adamw',
+        'learning_rate': learning_rate,
+        'lr_schedule': 'constant',
+        'warmup_steps': 500,
+        'final_lr_ratio': 0.0,
+        'weight_decay': 0.0,
+        'b1': 0.9,
+        'b2': 0.95,
+        'clip_norm': 0.1,
+        'ema_decay': 0.999,
+    }
 
 
 def parse_variant(

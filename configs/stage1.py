@@ -14,7 +14,7 @@ other weights to start from, or none. It needs a TPU or GPU slice.
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_variant
+from configs.common import official_optim, parse_variant
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -24,7 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
         {
             'stage': {'kind': 'lowres', 'vae': '3d-vae.pt', 'dit': _dit(), 'lowres': _lowres()},
             'data': _data(),
-            'optim': _optim(),
+            'optim': official_optim(learning_rate=1e-4),
             'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'keep': 3},
             'seed': 0,
             'init_from': 'stage1.pt',
@@ -90,22 +90,6 @@ def _data() -> dict:
         'heldout_size': None,
         'cache': None,
         'loader': {'batch_size': 32, 'seed': 0, 'num_threads': 8, 'prefetch_batches': 2},
-    }
-
-
-def _optim() -> dict:
-    # A constant rate, clipping at 0.1 and dropout of captions are the authors'; the rates are ours.
-    return {
-        'algorithm': 'adamw',
-        'learning_rate': 1e-4,
-        'lr_schedule': 'constant',
-        'warmup_steps': 500,
-        'final_lr_ratio': 0.0,
-        'weight_decay': 0.0,
-        'b1': 0.9,
-        'b2': 0.95,
-        'clip_norm': 0.1,
-        'ema_decay': 0.999,
     }
 
 

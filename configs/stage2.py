@@ -11,7 +11,7 @@ The real run: official sizes, 49 frames at 1072x1920, film shards from `python -
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_variant
+from configs.common import official_optim, parse_variant
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -21,7 +21,7 @@ def get_config(variant: str = '') -> ConfigDict:
         {
             'stage': {'kind': 'superres', 'vae': '3d-vae.pt', 'dit': _dit(), 'superres': _superres()},
             'data': _data(),
-            'optim': _optim(),
+            'optim': official_optim(learning_rate=2e-5),
             'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'keep': 3},
             'seed': 0,
             'init_from': None,
@@ -78,22 +78,6 @@ def _data() -> dict:
         'weak': {'low': 4.0, 'high': 8.0},
         'cache': None,
         'loader': {'batch_size': 8, 'seed': 0, 'num_threads': 8, 'prefetch_batches': 2},
-    }
-
-
-def _optim() -> dict:
-    # A constant rate, clipping at 0.1 and dropout of captions are the authors'; the rate itself is ours.
-    return {
-        'algorithm': 'adamw',
-        'learning_rate': 2e-5,
-        'lr_schedule': 'constant',
-        'warmup_steps': 500,
-        'final_lr_ratio': 0.0,
-        'weight_decay': 0.0,
-        'b1': 0.9,
-        'b2': 0.95,
-        'clip_norm': 0.1,
-        'ema_decay': 0.999,
     }
 
 

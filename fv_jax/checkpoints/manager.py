@@ -68,9 +68,7 @@ class Checkpoints:
             self._remove_unfinished(step)
             last = self._newest_before(step)
             good = 'there is none before it' if last is None else f'the last good one is step {last}'
-            raise CheckpointError(
-                f'{self.folder}: step {step} could not be saved ({_reason(error)}); {good}'
-            ) from error
+            raise CheckpointError(f'{self.folder}: step {step} could not be saved ({reason(error)}); {good}') from error
         if not saved:
             raise CheckpointError(f'{self.folder}: step {step} is there already')
 
@@ -127,7 +125,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             others = ', '.join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or 'none'
             raise CheckpointError(
-                f'{self.folder}/{step}: cannot be read; other steps there: {others} ({_reason(error)})'
+                f'{self.folder}/{step}: cannot be read; other steps there: {others} ({reason(error)})'
             ) from error
 
     def _step(self, step: int | None) -> int:
@@ -172,5 +170,6 @@ def _key(key: Any) -> str:
     return str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line of bearable length."""
     return ' '.join(str(error).split())[:300] or type(error).__name__

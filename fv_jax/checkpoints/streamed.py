@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints
+from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, reason
 
 PARAMS = 'params'
 CHUNK_BYTES = 2**27  # of an array on disk: what is compressed at once
@@ -173,5 +173,4 @@ def _errors(what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = ' '.join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f'{what} ({reason})') from error
+        raise CheckpointError(f'{what} ({reason(error)})') from error

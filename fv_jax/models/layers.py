@@ -10,7 +10,7 @@ Dimensions: B batch, M tokens, D width; `...` any leading dimensions.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,13 @@ from jax.ad_checkpoint import checkpoint_name
 from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float
 from fv_jax.kernels.project import project
-from fv_jax.models.lora import LoRA, LoRAConfig
+from fv_jax.models.lora import LoRA, LoRAConfig, Module
 
 LINEAR_OUTPUT = 'linear_output'  # the name under which a remat policy can keep every linear's result
 
 DtypeName = Literal['float32', 'bfloat16']
 Initializer = Callable[..., jax.Array]
 Axes = tuple[str | None, ...]
-Module = TypeVar('Module', bound=nnx.Module)
 
 
 class Dtypes(NamedTuple):
