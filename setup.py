@@ -16,7 +16,9 @@ REQUIRED = [
     'beartype>=0.20',
     'chex>=0.1.90',
     'einops>=0.8',
+    'flatbuffers>=24.3',  # jax.export writes artefacts with it
     'flax>=0.12.8',
+    'fsspec>=2024.6',
     'grain>=0.2.18',
     'jax>=0.10',
     'jaxtyping>=0.3',
@@ -31,6 +33,7 @@ REQUIRED = [
     'safetensors>=0.5',
     # The distribution named plain `scenedetect` asks for opencv-python, which overwrites the files of the headless one.
     'scenedetect-headless>=0.7',
+    'scipy>=1.13',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.10',  # ArrayRecord and as_data_source only: it does not install TensorFlow
@@ -41,7 +44,7 @@ EXTRAS = {
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
-    'dev': ['hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'scipy>=1.13'],
+    'dev': ['hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'setuptools>=70.1'],
 }
 
 setuptools.setup(

@@ -26,6 +26,11 @@ def official_optim(*, learning_rate: float) -> dict[str, Any]:
     }
 
 
+def text_encoder(name: str) -> dict[str, Any]:
+    """The fields of `TextConfig`: '' for none, 'bytes', or a T5 folder, run as FlashVideo runs it."""
+    return {'encoder': name, 'length': None, 'dim': None, 'masked': False, 'dtype': 'bfloat16'}
+
+
 def parse_variant(
     variant: str, variants: Sequence[str] = (), fields: Mapping[str, Any] | None = None
 ) -> tuple[str, dict[str, Any]]:

@@ -3,9 +3,10 @@
     python -m fv_jax.train --config=configs/stage1.py --workdir=runs/stage1
 
 The real run: the official stage1.pt is fine-tuned by LoRA of rank 128 on qkv, attention output and modulation, with its
-own weights frozen in bfloat16; 49 frames at 256x480, film shards with captions from `python -m fv_jax.prepare` and the
-official 3d-vae.pt (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names
-other weights to start from, or none. It needs a TPU or GPU slice.
+own weights frozen in bfloat16; 49 frames at 256x480, film shards from `python -m fv_jax.prepare` with embeddings of
+their captions (`--config.text.encoder=t5-v1_1-xxl` there; the folder need not be here), and the official 3d-vae.pt
+(`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names other weights to
+start from, or none. It needs a TPU or GPU slice.
 
     :full_ft  the same without LoRA: all 5.6 billion parameters learn, in float32
     :tiny     small, trained from nothing on captioned sprites that move (previews of 17 frames at 64x96)
@@ -14,7 +15,7 @@ other weights to start from, or none. It needs a TPU or GPU slice.
 
 from ml_collections import ConfigDict
 
-from configs.common import official_optim, parse_variant
+from configs.common import official_optim, parse_variant, text_encoder
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -22,10 +23,17 @@ def get_config(variant: str = '') -> ConfigDict:
     name, _ = parse_variant(variant, ('smoke', 'tiny', 'full_ft'))
     config = ConfigDict(
         {
-            'stage': {'kind': 'lowres', 'vae': '3d-vae.pt', 'dit': _dit(), 'lowres': _lowres()},
+            'stage': {
+                'kind': 'lowres',
+                'vae': '3d-vae.pt',
+                'text': text_encoder('t5-v1_1-xxl'),
+                'dit': _dit(),
+                'lowres': _lowres(),
+            },
             'data': _data(),
             'optim': official_optim(learning_rate=1e-4),
             'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'keep': 3},
+            'parallel': {'data': 1, 'fsdp': -1},  # clips over all chips, and a share of the weights on each
             'seed': 0,
             'init_from': 'stage1.pt',
         }
@@ -39,6 +47,7 @@ def get_config(variant: str = '') -> ConfigDict:
     if name == 'smoke':
         config.stage.dit.update(embed_dim=64, num_heads=2, num_layers=2, mlp_dim=128, text_dim=32)
         config.stage.lowres.update(text_length=4, num_steps=3)
+        config.stage.text.update(length=4, dim=32)
         config.data.update(train='synthetic', heldout='synthetic', frames=9, height=32, width=48, eval_clips=1)
         config.data.cache = None
         config.data.loader.update(batch_size=2)
@@ -96,6 +105,7 @@ def _data() -> dict:
 def _small(config: ConfigDict) -> None:
     config.init_from = None
     config.stage.vae = 'embedded'
+    config.stage.text.encoder = 'bytes'
     config.stage.dit.lora = None
     config.stage.dit.update(
         embed_dim=192,

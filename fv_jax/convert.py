@@ -23,33 +23,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from fv_jax import weights
 from fv_jax.checkpoints import streamed
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core import config as config_lib
+from fv_jax.core import files
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
+from fv_jax.data.text import BYTES, TextConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAEConfig
-from fv_jax.stages import registry
+from fv_jax.stages import registry, superres
 from fv_jax.stages.autoencoder import AutoencoderConfig
 from fv_jax.stages.lowres import LowResConfig
-from fv_jax.stages.superres import SuperResConfig
 from fv_jax.training.state import Network
-from fv_jax.weights import dit, files, keymap, sources, t5
+from fv_jax.weights import dit, keymap, sources, t5
 from fv_jax.weights.keymap import KeysError, Parameters
+from fv_jax.weights.text import text_stamp
 
 SUFFIXES = ('.pt', '.safetensors')
 UNUSED = 'unused.safetensors'  # in a work directory: what the official file had and nothing reads
 TOKENIZER = ('spiece.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
 T5_FILES = (t5.CONFIG, *TOKENIZER)
-FRAMES = 49  # of an official clip
-OFFICIAL_VAE = '3d-vae.pt'
+FRAMES, SIZES = 49, {'lowres': (256, 480), 'superres': (1072, 1920)}  # of the official clips
+OFFICIAL_VAE, OFFICIAL_TEXT = '3d-vae.pt', 't5-v1_1-xxl'  # beside an official file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +100,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         '--vae',
         help='the VAE that the checkpoint names (default: 3d-vae.pt, or folder vae, beside the input)',
+    )
+    add(
+        '--text',
+        help='the T5 folder that the checkpoint names (default: t5-v1_1-xxl, or folder text_encoder, beside the input)',
     )
     add('--start-as', choices=('stage1', 'stage2'), help='what a diffusers transformer becomes (default: stage1)')
     add('--overwrite', action='store_true', help='replace the output if it is there')
@@ -149,13 +155,14 @@ def _to_run(arguments: argparse.Namespace) -> None:
         if arguments.lora == 'merge':
             values, config = dit.fold_lora(values, config)
     stage = _stage(config, arguments)
+    digests = _digests(stage)
     network = Network.of(registry.build(stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
-    params = {name: _nested(state, values) for name, state in groups.items()}
-    meta = {'stage': config_lib.to_dict(stage), 'data': {'frames': FRAMES}, 'converted_from': str(arguments.input)}
+    params = {name: keymap.nested(state, values) for name, state in groups.items()}
+    meta = {'stage': config_lib.to_dict(stage), 'data': _clips(stage.kind), 'converted_from': str(arguments.input)}
     unused = source.unused()
     with files.replacing(arguments.output.absolute()) as partial:
-        streamed.save(partial, 0, params, meta)
+        streamed.save(partial, 0, params, meta, digests)
         if unused:
             save_file(unused, partial / UNUSED)
     for note in source.notes:
@@ -176,30 +183,45 @@ def _stage(config: DiTConfig | VAEConfig, arguments: argparse.Namespace) -> regi
     """The stage whose network this is, with official settings."""
     if isinstance(config, VAEConfig):
         return registry.StageConfig('autoencoder', autoencoder_net=config, autoencoder=AutoencoderConfig())
-    vae = arguments.vae or _vae_beside(arguments.input)
+    vae = arguments.vae or _beside(arguments.input, OFFICIAL_VAE, 'vae')
+    text = TextConfig(arguments.text or _beside(arguments.input, OFFICIAL_TEXT, 'text_encoder'))
     if config.embed_source_timestep:
-        return registry.StageConfig('superres', dit=config, superres=SuperResConfig(), vae=vae)
-    return registry.StageConfig('lowres', dit=config, lowres=LowResConfig(), vae=vae)
+        return registry.StageConfig('superres', dit=config, superres=superres.OFFICIAL, vae=vae, text=text)
+    return registry.StageConfig('lowres', dit=config, lowres=LowResConfig(), vae=vae, text=text)
 
 
-def _vae_beside(path: Path) -> str:
-    folder = path.absolute().parent
-    found = folder / ('vae' if path.is_dir() else OFFICIAL_VAE)
-    if not found.exists():
-        _say(f'note: the checkpoint names {found} as its VAE, which is not there; --vae names another')
-    return str(found)
+def _clips(kind: str) -> dict[str, int]:
+    """What the official network of this kind was made for."""
+    sizes = dict(zip(('height', 'width'), SIZES.get(kind, ()), strict=False))
+    return {'frames': FRAMES, **sizes}
 
 
-def _nested(state: nnx.State, values: Parameters) -> dict[str, Any]:
-    """The parameters of a part of a network, as nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, (path, _) in keymap.leaves_of(state).items():
-        *groups, last = path
-        group = tree
-        for key in groups:
-            group = group.setdefault(key, {})
-        group[last] = values[name]
-    return tree
+def _beside(path: Path, official: str, diffusers: str) -> str:
+    return str(path.absolute().parent / (diffusers if path.is_dir() else official))
+
+
+def _digests(stage: registry.StageConfig) -> dict[str, str]:
+    """Of the VAE and the text encoder, where they are there; they are named in any case."""
+    if stage.dit is None:
+        return {}
+    digests = {}
+    if weights.vae_path(stage.vae).exists():
+        digests['vae'] = weights.vae_digest(stage.vae)
+    else:
+        _say(f'note: the checkpoint names {stage.vae} as its VAE, which is not there; its hash is left out (--vae)')
+    name = stage.text.encoder
+    if name == BYTES or Path(name).is_dir():
+        stamp = text_stamp(stage.text)
+        if stamp.dim != stage.dit.text_dim:
+            raise UsageError(
+                f'--text={name}: its embeddings are {stamp.dim} wide, the network takes {stage.dit.text_dim}'
+            )
+        digests['text'] = stamp.digest
+    else:
+        _say(
+            f'note: the checkpoint names {name} as its text encoder, which is not there; its hash is left out (--text)'
+        )
+    return digests
 
 
 def _describe(kind: str, config: Any, values: Parameters) -> str:
@@ -225,7 +247,7 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
     values = keymap.parameters(tensors, table, {name: leaf for name, (_, leaf) in keymap.leaves_of(state).items()})
     meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
     with files.replacing(arguments.output.absolute()) as partial:
-        streamed.save(partial, 0, {'frozen': _nested(state, values)}, meta)
+        streamed.save(partial, 0, {'frozen': keymap.nested(state, values)}, meta)
         _copy_tokenizer(arguments.input, partial)
     _say(f'{arguments.output}: {_describe("t5", config, values)}')
 
@@ -235,7 +257,9 @@ def _run_to_t5(arguments: argparse.Namespace, stored: streamed.Stored) -> None:
         raise UsageError(f'--output={arguments.output}: a T5 becomes a folder')
     config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
-    network = keymap.module_of(lambda: T5(config, rngs=nnx.Rngs(0)), _parameters(stored, config.param_dtype))
+    network = keymap.module_of(
+        lambda: T5(config, rngs=nnx.Rngs(0)), keymap.typed_as(stored.arrays(), config.param_dtype)
+    )
     with files.replacing(arguments.output.absolute()) as partial:
         t5.save(partial, network)
         _copy_tokenizer(arguments.input, partial)
@@ -259,7 +283,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
         raise UsageError(f'--output={arguments.output}: a run becomes a file; it must end in {" or ".join(SUFFIXES)}')
     stage = config_lib.build(registry.StageConfig, stored.meta['config']['stage'], 'config.stage')
     config = stage.dit or stage.autoencoder_net
-    values = _parameters(stored)
+    values = keymap.typed_as(stored.arrays())
     _check_architecture(arguments.input, values, config)
     unused = load_file(arguments.input / UNUSED) if (arguments.input / UNUSED).is_file() else None
     with files.replacing(arguments.output.absolute()) as partial:
@@ -267,14 +291,6 @@ def _from_run(arguments: argparse.Namespace) -> None:
     size = arguments.output.stat().st_size
     _say(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')
     return None
-
-
-def _parameters(stored: streamed.Stored, dtype: str | None = None) -> Parameters:
-    def parameter(x: streamed.StoredArray) -> keymap.Parameter:
-        wanted = jnp.dtype(dtype) if dtype else x.dtype
-        return keymap.Parameter(x.shape, wanted, lambda: np.asarray(x.numpy(), wanted))
-
-    return {name: parameter(x) for name, x in stored.arrays().items()}
 
 
 def _check_architecture(run: Path, values: Parameters, config: DiTConfig | VAEConfig) -> None:

@@ -1,6 +1,7 @@
 """Measures a stage-2 run on its held-out clips: `python -m fv_jax.evaluate --checkpoint RUN --output DIR`.
 
-Each clip is made smaller and enhanced again. In the output folder:
+Each clip is made smaller, or with `--strong configs/degradations.py` strongly degraded, and enhanced again; what the
+figures call bilinear is then the degraded clip. In the output folder:
 
   clip_N.mp4         input, bilinear, enhanced and truth side by side
   small.mp4          the first clip's input, to try `sample` on
@@ -29,10 +30,11 @@ from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import quality
-from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
+from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries, read_config
 from fv_jax.core.config import ConfigError
-from fv_jax.data import pipeline, video_io
-from fv_jax.data.records import list_shards, read_records
+from fv_jax.data import degradations, pipeline, video_io
+from fv_jax.data.degradations import Degradation, StrongConfig, WeakConfig
+from fv_jax.data.records import read_records
 from fv_jax.data.resizing import resize_bilinear
 from fv_jax.data.transforms import to_uint8
 from fv_jax.diffusion import samplers
@@ -76,8 +78,12 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument('--output', type=Path, required=True, help='the folder to write to')
     parser.add_argument('--clips', type=int, default=4, help='how many held-out clips')
     parser.add_argument('--num-steps', type=int, default=None, help="solver steps; default: the run's")
+    parser.add_argument('--strong', default='', help='a config program of degradations: degrade the clips strongly')
     arguments = parser.parse_flags(argv)
-    report = evaluate(arguments.checkpoint, arguments.output, arguments.clips, arguments.num_steps)
+    strong = read_config(Degradation, arguments.strong, ()).strong if arguments.strong else None
+    if arguments.strong and strong is None:
+        raise UsageError(f'--strong={arguments.strong}: has no strong degradations; use configs/degradations.py')
+    report = evaluate(arguments.checkpoint, arguments.output, arguments.clips, arguments.num_steps, strong)
     _say(_summary(report))
     _say(f'written: contact_sheet.png, report.json and the clips, in {arguments.output}')
     return 0
@@ -93,9 +99,13 @@ class Clip:
     bilinear: np.ndarray
 
 
-def evaluate(checkpoint: Path, output: Path, clips: int, num_steps: int | None) -> dict[str, Any]:
-    """Does all of it; returns what report.json holds."""
+def evaluate(
+    checkpoint: Path, output: Path, clips: int, num_steps: int | None, strong: StrongConfig | None = None
+) -> dict[str, Any]:
+    """Does all of it; returns what report.json holds. strong: degrades the clips so; None makes them smaller only."""
     run = api.open_run(checkpoint)
+    for note in run.notes:
+        _say(f'note: {note}')
     if not isinstance(run.stage, SuperRes):
         raise UsageError(f'{checkpoint}: holds a stage {run.config["stage"]["kind"]!r}; only superres can be evaluated')
     run = dataclasses.replace(run, stage=run.stage.sampled_with(num_steps=num_steps))
@@ -106,7 +116,7 @@ def evaluate(checkpoint: Path, output: Path, clips: int, num_steps: int | None) 
     _say(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} solver step(s)')
     transport = jit_transport(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
     rows, figures, held_out = [], [], []
-    for i, clip in enumerate(_clips(data)):
+    for i, clip in enumerate(_clips(data, strong)):
         z_high, z_low = (run.vae.latents(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))
         held_out.append({'z_high_BFHWC': z_high, 'z_low_BFHWC': z_low})
         enhanced = np.asarray(run.vae.video(transport(z_low, jax.random.key(i), 0))[0])
@@ -134,15 +144,24 @@ def evaluate(checkpoint: Path, output: Path, clips: int, num_steps: int | None) 
     return report
 
 
-def _clips(data: pipeline.DataConfig) -> Iterator[Clip]:
-    """The first held-out clips, made smaller by factors spread evenly over the range of training."""
+def _clips(data: pipeline.DataConfig, strong: StrongConfig | None) -> Iterator[Clip]:
+    """The first held-out clips, made smaller by factors spread evenly over the range of training; strongly degraded,
+    each by a draw of its own that is the same for every run.
+    """
     records = pipeline.source(data.heldout, data, heldout=True)
     batches = pipeline.heldout_batches(records, pipeline.pixels(data, low_res=False, training=False), data)
-    for factor, batch in zip(np.linspace(data.weak.low, data.weak.high, len(batches)), batches, strict=True):
+    factors = np.linspace(data.weak.low, data.weak.high, len(batches))
+    for i, (factor, batch) in enumerate(zip(factors, batches, strict=True)):
         truth = batch['high_res_BFHWC'][0]
         size = truth.shape[1:3]
-        small = resize_bilinear(truth, (int(size[0] / factor), int(size[1] / factor)))
-        yield Clip(float(factor), truth, small, resize_bilinear(small, size))
+        small_size = int(size[0] / factor), int(size[1] / factor)
+        if strong is None:
+            small = resize_bilinear(truth, small_size)
+            twin = resize_bilinear(small, size)
+        else:
+            twin = degradations.strong(truth, np.random.default_rng(i), strong, WeakConfig(factor, factor))
+            small = resize_bilinear(twin, small_size)
+        yield Clip(float(factor), truth, small, twin)
 
 
 def _figures(clip: Clip, enhanced: np.ndarray, ceiling: np.ndarray) -> dict[str, float]:
@@ -199,11 +218,11 @@ def _draw(stage: SuperRes, batch: Batch, key: jax.Array, index: int) -> Draw:
 def _training_latents(run: api.Run, data: pipeline.DataConfig, checkpoint: Path) -> Iterator[Batch]:
     """What the run trained on: its cached latents, or its clips encoded now."""
     if data.cache is not None:
-        for record in read_records(list_shards(checkpoint / latent_cache.FOLDER, latent_cache.NAME)):
+        for record in read_records(latent_cache.cached_shards(checkpoint / latent_cache.FOLDER)):
             yield {'z_high_BFHWC': record['z_high'][None], 'z_low_BFHWC': record['z_low'][:1]}
         return
     records = pipeline.source(data.train, data, heldout=False)
-    transform = pipeline.pixels(data, low_res=True, training=False)
+    transform = pipeline.training_pixels(data, data.sizes[0], low_res=True)
     for batch in pipeline.heldout_batches(records, transform, dataclasses.replace(data, eval_clips=TRAIN_CLIPS)):
         yield run.stage.encode(batch)
 

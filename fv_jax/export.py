@@ -1,24 +1,45 @@
-"""Writes a trained VAE as one small file: `python -m fv_jax.export --checkpoint RUN --output vae.safetensors`.
+"""Writes what sampling needs of a run, and nothing else: `python -m fv_jax.export --checkpoint RUN --output OUT`.
 
-The parameters that sampling uses (the average, where the run keeps one), in float16, with their configuration. A
-config takes the file as `stage.vae`; the one in the package was made by this command.
+OUT is a folder, which opens like a run's: the parameters as an Orbax checkpoint, and README.md, the model card. Or it
+is a file, *.safetensors: a small network in float16, with its configuration; a config takes that of a VAE as
+`stage.vae`, and `fv_jax.api.open_run` that of a stage as a run. The file in the package was made so.
 
-Exit codes: 0 done; 2 wrong usage; 1 failed.
+    --parameters last        those after the last step, where the run keeps an average too (default: the average)
+    --lora merge             LoRA as part of the weights; default: kept apart
+    --dtype bfloat16         of the numbers in a folder; default: as they are stored
+    --forward cpu,tpu,cuda   also the forward functions of a stage 2 or a VAE, as files that run without fv_jax: for one
+    --size 17x256x384        video of these frames, height and width; how to load them stands in the model card
+
+Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
 """
 
-import os
+import argparse
+import dataclasses
+import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from fv_jax import api
+from fv_jax.checkpoints import streamed
 from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.core import config as config_lib
+from fv_jax.core import files
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
-from fv_jax.stages.autoencoder import Autoencoder
-from fv_jax.weights import compact
+from fv_jax.inference import artefacts
+from fv_jax.kernels.attention import PORTABLE
+from fv_jax.stages import registry
+from fv_jax.training.state import Network
+from fv_jax.weights import compact, dit, keymap, model_card
+from fv_jax.weights.digests import parameters_digest
+from fv_jax.weights.keymap import Parameters
+
+SUFFIX = '.safetensors'
+FORWARD = 'forward'  # the folder of the forward functions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,26 +59,153 @@ def _fail(error: object, code: int) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     quiet_libraries()
-    parser = Parser('python -m fv_jax.export', 'Writes a trained VAE as one float16 safetensors file.')
-    parser.add_argument('--checkpoint', type=Path, required=True, help='the work directory of a run')
-    parser.add_argument('--output', type=Path, required=True, help='the file to write, *.safetensors')
-    parser.add_argument('--step', type=int, default=None, help='which checkpoint; default: the newest')
-    arguments = parser.parse_flags(argv)
-    if arguments.output.suffix != '.safetensors':
-        raise UsageError(f'--output={arguments.output}: must end in .safetensors')
-    if not arguments.output.parent.is_dir():
-        raise UsageError(f'--output={arguments.output}: there is no folder {arguments.output.parent}')
-    run = api.open_run(arguments.checkpoint, arguments.step)
-    if not isinstance(run.stage, Autoencoder):
-        raise UsageError(f'{arguments.checkpoint}: holds a stage {run.config["stage"]["kind"]!r}, not an autoencoder')
-    partial = arguments.output.with_suffix('.partial')
-    try:
-        compact.save_vae(partial, run.params['trainable'], run.stage.vae)
-        os.replace(partial, arguments.output)
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f'{arguments.output}: step {run.step}, {arguments.output.stat().st_size:,} bytes')
+    arguments = _parse(argv)
+    _check(arguments)
+    exported = _opened(arguments)
+    output = arguments.output.absolute()
+    with files.replacing(output) as partial:
+        if output.suffix == SUFFIX:
+            _write_file(partial, exported)
+            size = partial.stat().st_size
+        else:
+            _write_folder(partial, exported, arguments)
+            size = sum(path.stat().st_size for path in partial.rglob('*') if path.is_file())
+    print(f'{arguments.output}: step {exported.step}, {size:,} bytes')
     return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser('python -m fv_jax.export', 'Writes what sampling needs of a run: a folder, or one small file.')
+    add = parser.add_argument
+    add('--checkpoint', type=Path, required=True, help='the work directory of a run')
+    add('--output', type=Path, required=True, help='a folder, or a file *.safetensors (float16)')
+    add('--step', type=int, help='which checkpoint (default: the newest)')
+    add('--parameters', choices=('average', 'last'), default='average', help='which ones (default: %(default)s)')
+    add('--lora', choices=('keep', 'merge'), default='keep', help='kept apart, or part of the weights')
+    add('--dtype', choices=('float32', 'bfloat16', 'float16'), help='of the numbers in a folder')
+    add('--forward', help='also the forward functions, for these platforms: cpu,tpu,cuda')
+    add('--size', help='of the video that the forward functions take: FRAMESxHEIGHTxWIDTH')
+    add('--license', default='not stated', help='of the weights, for the model card (default: %(default)s)')
+    add('--overwrite', action='store_true', help='replace a folder that is there')
+    return parser.parse_flags(argv)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    output = arguments.output
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f'--output={output}: there is no folder {output.absolute().parent}')
+    if output.suffix and output.suffix != SUFFIX:
+        raise UsageError(f'--output={output}: must end in {SUFFIX}, or be a folder')
+    if output.resolve() == arguments.checkpoint.resolve():
+        raise UsageError(f'--output={output}: is the run')
+    if output.is_dir() and not arguments.overwrite:
+        raise UsageError(f'--output={output}: is there already; choose another name or give --overwrite')
+    # Another run would be lost.
+    if output.is_dir() and not (output / model_card.NAME).is_file():
+        raise UsageError(f'--output={output}: is a folder that this command did not write; choose another')
+    if output.is_file() and output.suffix != SUFFIX:
+        raise UsageError(f'--output={output}: is a file')
+    if output.suffix and (arguments.dtype not in (None, 'float16') or arguments.forward):
+        flag = '--forward' if arguments.forward else f'--dtype={arguments.dtype}'
+        raise UsageError(f'{flag}: a file {SUFFIX} is the parameters in float16; give a folder as --output')
+    if (arguments.forward is None) != (arguments.size is None):
+        raise UsageError('--forward and --size: give both or neither')
+
+
+# --- what is written ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exported:
+    """config: of the run, with the network as it is written. about: how it came about, for the model card."""
+
+    step: int
+    config: dict[str, Any]
+    stage: registry.StageConfig
+    values: Parameters
+    digests: dict[str, str]
+    about: dict[str, str]
+
+
+def _opened(arguments: argparse.Namespace) -> _Exported:
+    """Nothing large is read yet but for the hash."""
+    stored = streamed.Stored(arguments.checkpoint, arguments.step)
+    meta = stored.meta
+    if 'stage' not in meta['config']:
+        raise UsageError(f'--checkpoint={arguments.checkpoint}: holds no stage; a T5 is exported by fv_jax.convert')
+    stage = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
+    arrays = stored.arrays()
+    if arguments.parameters == 'last':
+        arrays |= streamed.Stored(arguments.checkpoint, meta['step'], streamed.STATE).arrays()
+    values, stage = _as_asked(keymap.typed_as(arrays), stage, arguments)
+    about = {
+        'source': str(arguments.checkpoint),
+        'step': str(meta['step']),
+        'parameters': _which(meta['config'], arguments.parameters),
+        'hash': parameters_digest(values),
+        'license': arguments.license,
+    }
+    config = meta['config'] | {'stage': config_lib.to_dict(stage), 'exported': about}
+    return _Exported(meta['step'], config, stage, values, meta.get('digests', {}), about)
+
+
+def _as_asked(
+    values: Parameters, stage: registry.StageConfig, arguments: argparse.Namespace
+) -> tuple[Parameters, registry.StageConfig]:
+    if stage.dit is not None:
+        config = stage.dit
+        if arguments.lora == 'merge':
+            values, config = dit.fold_lora(values, config)
+        # float16 is how numbers are stored, never what a network holds.
+        if arguments.dtype in ('float32', 'bfloat16'):
+            config = dataclasses.replace(config, param_dtype=arguments.dtype)
+        stage = dataclasses.replace(stage, dit=config)
+    return keymap.typed_as(values, arguments.dtype), stage
+
+
+def _which(config: dict[str, Any], parameters: str) -> str:
+    decay = config.get('optim', {}).get('ema_decay', 0)
+    return f'average (decay {decay})' if decay and parameters == 'average' else 'as after the last step'
+
+
+def _write_file(path: Path, exported: _Exported) -> None:
+    stage = exported.stage
+    if stage.autoencoder_net is not None:
+        compact.write(path, exported.values, stage.autoencoder_net)
+        return
+    run = {'step': exported.step, 'config': exported.config, 'digests': exported.digests}
+    compact.write(path, exported.values, stage.dit, {compact.RUN: json.dumps(run)})
+
+
+def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> None:
+    network = Network.of(registry.build(exported.stage))
+    groups = {'trainable': network.trainable, 'frozen': network.frozen}
+    params = {name: keymap.nested(state, exported.values) for name, state in groups.items()}
+    streamed.save(folder, exported.step, params, exported.config, exported.digests)
+    forwards = _write_forwards(folder / FORWARD, exported, arguments) if arguments.forward else []
+    loader = artefacts.LOADER if forwards else ''
+    card = model_card.text(folder.name, exported.config, exported.digests, exported.about, forwards, loader)
+    (folder / model_card.NAME).write_text(card, encoding='utf-8')
+
+
+def _write_forwards(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> list[str]:
+    platforms = arguments.forward.split(',')
+    if unknown := [name for name in platforms if name not in artefacts.PLATFORMS]:
+        raise UsageError(f'--forward={arguments.forward}: {unknown[0]!r} is none of {", ".join(artefacts.PLATFORMS)}')
+    match = re.fullmatch(r'(\d+)x(\d+)x(\d+)', arguments.size)
+    if match is None:
+        raise UsageError(f'--size={arguments.size}: give FRAMESxHEIGHTxWIDTH, for example 17x256x384')
+    size, stage = tuple(int(part) for part in match.groups()), registry.build(exported.stage)
+    text_length = exported.stage.superres.text_length if exported.stage.superres else 0
+    forwards = artefacts.forwards(stage, size, text_length, rules=PORTABLE)
+    folder.mkdir(parents=True)
+    for forward in forwards:
+        artefact = artefacts.serialized(forward, stage, platforms)
+        (folder / f'{forward.name}{artefacts.SUFFIX}').write_bytes(artefact)
+    wanted = artefacts.parameter_names(stage)
+    arrays = ((name, exported.values[name].numpy().astype(dtype)) for name, dtype in wanted)
+    artefacts.write_parameters(folder / artefacts.PARAMETERS, arrays)
+    return [f'{forward}, for {", ".join(platforms)}' for forward in forwards]
 
 
 if __name__ == '__main__':

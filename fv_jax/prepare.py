@@ -7,6 +7,9 @@ from sidecar .txt, captions.json or captions.csv beside the films where there ar
 With `--config.text.encoder=T5_FOLDER` (or `=bytes`) every record holds the embedding of its caption as `text`, float16.
 Clips without a caption then hold zeros, which is the unconditional input.
 
+With `--config.latents.vae=3d-vae.pt` (or `=embedded`) every record holds the latents of its clip and of several
+low-quality twins in place of the video, stamped with what made them; training refuses those of another VAE.
+
 Any field of the config can be given: `--config.frames=33`. A film that cannot be used is skipped and named.
 
 Exit codes: 0 all is well; 3 written, but some files were skipped; 2 wrong usage, or nothing written;
@@ -21,11 +24,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
+from fv_jax import weights
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, read_config
 from fv_jax.core.config import ConfigError
@@ -33,6 +38,9 @@ from fv_jax.data import clips, video_io
 from fv_jax.data.captions import Captions
 from fv_jax.data.records import Record, RecordWriter
 from fv_jax.data.text import TextEncoder
+from fv_jax.data.transforms import to_float
+from fv_jax.inference import latent_cache
+from fv_jax.inference.jitted import JittedVAE, jit_vae
 from fv_jax.weights.text import open_text_encoder
 
 SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
@@ -120,21 +128,49 @@ def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
         raise UsageError(f'--config.text.encoder: {one_line(error)}') from None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Latents:
+    """The VAE that turns clips into latents, and the stamp that they get."""
+
+    config: clips.LatentsConfig
+    vae: JittedVAE
+    stamp: dict[str, Any]
+
+    def of(self, record: Record, number: int) -> Record:
+        """The record with latents in place of its video, as training would have decoded it."""
+        rng = np.random.default_rng([self.config.seed, number])
+        video = to_float(video_io.decode(record['video']).frames)
+        rest = {key: value for key, value in record.items() if key != 'video'}
+        made = latent_cache.encode_pair(video, self.config.degradation, self.config.low_variants, self.vae, rng)
+        return rest | made
+
+
+def _latents(config: clips.LatentsConfig) -> _Latents | None:
+    """What the config asks for, opened before anything is read, so that a wrong file is found at once."""
+    if not config.vae:
+        return None
+    try:
+        vae = jit_vae(weights.load_vae(config.vae))
+        stamp = latent_cache.vae_stamp(weights.vae_digest(config.vae))
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f'--config.latents.vae: {one_line(error)}') from None
+    return _Latents(config, vae, stamp)
+
+
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     root = arguments.input if arguments.input.is_dir() else arguments.input.parent
     files = _films(arguments.input, arguments.output)
-    captions = Captions(root)
     tally = _Tally()
-    encoder = _text_encoder(config)
+    encoder, latents = _text_encoder(config), _latents(config.latents)
     try:
-        texts = {path: captions.of(path) for path in files}
+        texts = _texts(files, root, tally)
         writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)
     except ValueError as error:
         raise UsageError(str(error)) from None
     with writer, _Progress(files) as progress:
-        for path in files:
+        for path in texts:
             name = path.relative_to(root).as_posix()
-            _prepare_file(path, name, _Caption(texts[path], encoder), config, writer, tally, progress)
+            _prepare_file(path, name, _Caption(texts[path], encoder), latents, config, writer, tally, progress)
         if writer.records == 0:
             raise UsageError(_nothing(files, tally, config))
         writer.summary = {
@@ -144,6 +180,8 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
             'skipped': tally.skipped,
             'config': config_lib.to_dict(config),
         }
+        if latents is not None:
+            writer.summary['latents'] = latents.stamp
         if encoder is not None:
             writer.summary['text'] = {
                 'digest': encoder.digest,
@@ -153,6 +191,19 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
             }
     print(_summary(arguments.output, writer, tally, config))
     return SKIPPED if tally.skipped else OK
+
+
+def _texts(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str | None]:
+    """The films' captions. A film whose own .txt cannot be read is skipped; a table that cannot be read is an error."""
+    captions, texts = Captions(root), {}
+    for path in files:
+        try:
+            texts[path] = captions.of(path)
+        except ValueError as error:
+            if not path.with_suffix('.txt').is_file():
+                raise
+            tally.skipped[path.relative_to(root).as_posix()] = str(error)
+    return texts
 
 
 def _films(source: Path, output: Path) -> list[Path]:
@@ -204,6 +255,7 @@ def _prepare_file(
     path: Path,
     name: str,
     caption: _Caption,
+    latents: _Latents | None,
     config: clips.ClipsConfig,
     writer: RecordWriter,
     tally: _Tally,
@@ -222,7 +274,8 @@ def _prepare_file(
                 tally.black_clips += 1
                 continue
             tally.captioned_clips += caption.text is not None
-            writer.write(record | {'source': name} | fields)
+            record = record | {'source': name} | fields
+            writer.write(latents.of(record, writer.records) if latents else record)
             progress.clips = writer.records
     except ValueError as error:
         kept = writer.records - before

@@ -1,23 +1,28 @@
-"""Enhances a clip: `python -m fv_jax.sample --input=clip.mp4 --checkpoint=RUN --output=out.mp4`.
+"""From prompts to previews to videos, and clips enhanced: `python -m fv_jax.sample`.
 
-RUN is the work directory of a training run of stage 2 ('superres'); its checkpoint carries the configuration. The clip
-may have any length and size: longer ones are enhanced in overlapping windows, frame by frame from the input file and
-to the output file. The rate is the input's, and its audio is copied.
+    --prompt "a ladybug moves over a beach" --output RUN     a preview, in RUN/0 (--prompts FILE: one for each line)
+    --enhance RUN/0 RUN/3                                    high resolution, from what is stored there: RUN/0/video.mp4
+    --prompt "..." --output RUN --yes                        both in one go
+    --repeat video.mp4 --output again.mp4                    the same again, from what is written in the mp4
+    --input clip.mp4 --checkpoint RUN --output out.mp4       a clip of any length and size, enhanced by a second stage
 
-Exit codes: 0 written; 2 wrong usage, nothing was done; 1 it failed; 130 interrupted. The output file appears (or is
-replaced) only when it is complete.
+Weights: `--official FOLDER` (stage1.pt, stage2.pt, 3d-vae.pt, t5-v1_1-xxl), `--checkpoint FOLDER` (a folder with runs
+stage1 and stage2 in it, or both runs themselves), or the small ones in the package. Any setting of a stage can be
+given: `--stage1.num_steps=25`, `--stage2.guidance_scale=10`, `--stage2.numerics=official`.
+
+Exit codes: 0 written; 2 wrong usage, nothing was done; 1 it failed; 130 interrupted. Files and folders appear (or are
+replaced) only when they are complete.
 """
 
 import argparse
-import contextlib
-import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -25,19 +30,37 @@ import tqdm
 
 from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
-from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
+from fv_jax.core import config as config_lib
+from fv_jax.core.command_line import Override, Parser, UsageError, one_line, override, quiet_libraries
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple, output_size
 from fv_jax.data import video_io
+from fv_jax.data.text import TextConfig
+from fv_jax.inference import prompts, record, run_folder, walk
+from fv_jax.inference.clip_file import write_clip
 from fv_jax.inference.pipeline import Enhancer, enhance, jit_transport
+from fv_jax.inference.record import Origin
 from fv_jax.inference.windows import Windows
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.stages.superres import SuperRes
 
+T = TypeVar('T')
+
 SCALE = Fraction(4)
 SUFFIX = '.mp4'
 MAX_CRF = 51
-MAX_SEED = 2**32 - 1
+GROUPS = ('stage1', 'stage2')
+_WEIGHTS = ('official', 'checkpoint', 'text', 'dtype')
+_FILE = ('output', 'overwrite', 'fps', 'crf')
+_PROMPT = (*_WEIGHTS, *_FILE, 'seed', 'variants', 'yes', 'batch')
+# What each mode takes beside itself.
+MODES = {
+    'prompt': _PROMPT,
+    'prompts': _PROMPT,
+    'enhance': (*_WEIGHTS, *_FILE, 'seed', 'batch'),
+    'repeat': (*_WEIGHTS, 'output', 'overwrite'),
+    'input': ('checkpoint', 'output', 'overwrite', 'crf', 'seed', 'num_steps', 'scale', 'size', 'step', 'overlap'),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail('interrupted; nothing was written', 130)
+        return _fail('interrupted; nothing was written but what is complete', 130)
 
 
 def _fail(error: object, code: int) -> int:
@@ -59,23 +82,9 @@ def _fail(error: object, code: int) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     quiet_libraries()
-    arguments = _parse(argv)
-    info = _probe(arguments.input)
-    size = _size(arguments, info)
-    step, window_frames = _peek(arguments)
-    windows = Windows.of(window_frames, arguments.overlap)
-    stage, enhancer = _open(arguments, step)
-    shape = f'{size[0]}x{size[1]}'
-    _say(
-        f'{arguments.input}: {info.height}x{info.width} to {shape}, {stage.config.num_steps} step(s) of checkpoint '
-        f'{step}, windows of {windows.frames} frame(s)'
-    )
-    started = time.monotonic()
-    frames = (frame.pixels() for frame in video_io.iter_frames(arguments.input))
-    blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed), windows=windows)
-    count = _write(arguments, info, _with_bar(blocks, info, windows))
-    seconds = time.monotonic() - started
-    _say(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
+    mode, arguments, overrides = _parse(argv)
+    _check(mode, arguments)
+    _RUN[mode](arguments, overrides)
     return 0
 
 
@@ -83,69 +92,239 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+# --- what was asked for ---
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace, dict[str, list[Override]]]:
+    parser = Parser('python -m fv_jax.sample', 'From prompts to previews to videos, and small clips made large.')
+    parser.epilog = 'A setting of a stage: --stage1.FIELD=VALUE, --stage2.FIELD=VALUE.'
+    _add_modes(parser)
+    _add_flags(parser)
+    arguments, overrides = parser.parse_groups(argv, ('config', *GROUPS))
+    if found := overrides.pop('config'):
+        raise UsageError(f'--config.{found[0][0]}: a checkpoint carries its config, which cannot be changed here')
+    (mode,) = [mode for mode in MODES if getattr(arguments, mode) is not None]
+    given = {name for name, value in vars(arguments).items() if not (value is None or value is False)} - set(MODES)
+    if stray := sorted(given - set(MODES[mode])):
+        raise UsageError(f'{_flag(stray[0])}: means nothing with --{mode}, which takes {_listed(MODES[mode])}')
+    if mode in ('repeat', 'input') and (group := next((g for g in GROUPS if overrides[g]), None)):
+        raise UsageError(f'--{group}.{overrides[group][0][0]}: means nothing with --{mode}')
+    if mode == 'enhance' and overrides['stage1']:
+        raise UsageError(f'--stage1.{overrides["stage1"][0][0]}: means nothing with --enhance; the previews are made')
+    return mode, arguments, overrides
+
+
+def _add_modes(parser: Parser) -> None:
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument('--prompt', help='what is to be seen')
+    mode.add_argument('--prompts', type=Path, help='a text file with a prompt on each line')
+    mode.add_argument('--enhance', type=Path, nargs='+', help='stored previews, RUN/0 RUN/3')
+    mode.add_argument('--repeat', type=Path, help='an mp4 that this command made')
+    mode.add_argument('--input', type=Path, help='a clip')
+
+
+def _add_flags(parser: Parser) -> None:
+    def number(text: str) -> Fraction:
+        return Fraction(str(float(text)))  # 320 times 1.15 is 368 pixels, not 367.99999999999994
+
+    add = parser.add_argument
+    add('--output', type=Path, help='the folder of the previews, or the mp4 to write')
+    add('--overwrite', action='store_true', help='replace the output if it is there')
+    add('--official', type=Path, help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl')
+    add('--checkpoint', nargs='+', help='a folder with runs stage1 and stage2 in it, or runs; --input takes one run')
+    add('--text', help="the text encoder: 'bytes' or a T5 folder (default: the one that the weights name)")
+    add('--dtype', choices=('bfloat16', 'float32'), help='of the official networks (default: bfloat16)')
+    add('--yes', action='store_true', help='enhance all previews at once')
+    add('--seed', type=int, help='of the first preview, or of the noise (default: 0; of --enhance: as previewed)')
+    add('--variants', type=int, help='previews of each prompt (default: 1)')
+    add('--batch', type=int, help='how many go at once (default: as many as are small enough)')
+    add('--fps', type=float, help=f'frames a second (default: {record.FPS:g})')
+    add('--crf', type=float, help=f"x264's rate factor, less is better (default: {video_io.DEFAULT_CRF})")
+    clip = parser.add_argument_group('of --input')
+    clip.add_argument('--num-steps', type=int, help="solver steps (the checkpoint's config says, if this does not)")
+    size = clip.add_mutually_exclusive_group()
+    size.add_argument('--scale', type=number, help=f'output size / input size (default: {SCALE})')
+    size.add_argument('--size', help='output size as HEIGHTxWIDTH, multiples of 16')
+    clip.add_argument('--step', type=int, help='which checkpoint of the run (default: the newest)')
+    clip.add_argument('--overlap', type=int, help='frames that windows share (default: 5 of 17, 9 of 49)')
+
+
+def _flag(name: str) -> str:
+    return '--' + name.replace('_', '-')
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ', '.join(map(_flag, names))
+
+
+def _check(mode: str, arguments: argparse.Namespace) -> None:
+    """What can be told from the arguments and the file system alone."""
+    for name in ('num_steps', 'variants', 'batch'):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UsageError(f'{_flag(name)}={getattr(arguments, name)}: must be at least 1')
+    for name, limit in (('crf', MAX_CRF), ('seed', prompts.MAX_SEED)):
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value <= limit:
+            raise UsageError(f'--{name}={value}: must be between 0 and {limit}')
+    for name in ('scale', 'fps'):
+        if getattr(arguments, name) is not None and not getattr(arguments, name) > 0:
+            raise UsageError(f'--{name}={float(getattr(arguments, name)):g}: must be positive')
+    if arguments.output is None and mode != 'enhance':
+        raise UsageError(f'--output: is missing; --{mode} needs it')
+    if mode in ('repeat', 'input'):
+        _check_file(arguments.output, arguments.overwrite)
+    elif mode != 'enhance':
+        _check_run(arguments.output, arguments.overwrite)
+
+
+def _check_file(output: Path, overwrite: bool, flag: str = '--output=') -> None:
+    """That an mp4 may be written there."""
+    if output.suffix.lower() != SUFFIX:
+        raise UsageError(f'{flag}{output}: must end in {SUFFIX}')
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f'{flag}{output}: there is no folder {output.parent}')
+    if output.is_dir():
+        raise UsageError(f'{flag}{output}: is a folder')
+    if output.exists() and not overwrite:
+        raise UsageError(f'{flag}{output}: is there already; choose another name or give --overwrite')
+    _check_writable(output.absolute().parent, f'{flag}{output}')
+
+
+def _check_run(output: Path, overwrite: bool) -> None:
+    """That a folder of previews may be written there."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f'--output={output}: is a file; name a folder')
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise UsageError(f'--output={output}: is not empty; choose another folder or give --overwrite')
+    folder = output if output.is_dir() else output.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f'--output={output}: there is no folder {output.parent}')
+    _check_writable(folder, f'--output={output}')
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f'{what}: cannot be written ({error.strerror})') from None
+
+
+def _usage(flag: str, check: Callable[[], T]) -> T:
+    """What `check` returns; its ValueError as a wrong use of the flag."""
+    try:
+        return check()
+    except ValueError as error:
+        raise UsageError(f'{flag}{error}') from None
+
+
+def _open_pipeline(arguments: argparse.Namespace, origin: Origin | None = None) -> api.FlashVideo:
+    """With the weights that the flags name; else with those of `origin`; else with the small ones."""
+    if arguments.official and arguments.checkpoint:
+        raise UsageError('--official and --checkpoint: give one of them')
+    text = TextConfig(arguments.text) if arguments.text else None
+    if arguments.official:
+        origin = Origin(str(arguments.official), dtype=arguments.dtype or 'bfloat16', text=text)
+    elif arguments.checkpoint or origin is None:
+        origin = Origin(checkpoints=tuple(arguments.checkpoint or (api.EMBEDDED,)), text=text)
+    fv = api.FlashVideo.from_origin(origin)
+    for note in fv.notes:
+        _say(f'note: {note}')
+    return fv
+
+
+def _settings(settings: T, group: str, overrides: list[Override]) -> T:
+    values = config_lib.to_dict(settings)
+    for path, text in overrides:
+        override(values, path, text, f'--{group}')
+    return config_lib.build(type(settings), values, f'--{group}')
+
+
+def _file(arguments: argparse.Namespace) -> walk.File:
+    crf = video_io.DEFAULT_CRF if arguments.crf is None else arguments.crf
+    return walk.File(arguments.fps or record.FPS, crf)
+
+
+# --- prompts and previews ---
+
+
+def _preview(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
+    if arguments.prompts:
+        texts = _usage('--prompts=', lambda: prompts.read_prompts(arguments.prompts))
+    else:
+        texts = [_usage('--', lambda: prompts.check_prompt(arguments.prompt))]
+    texts = _usage('--prompts: ', lambda: prompts.check_prompts(texts))
+    rows = _usage('--', lambda: walk.Rows.of(texts, arguments.seed or 0, arguments.variants or 1))
+    fv, file = _open_pipeline(arguments), _file(arguments)
+    preview = _settings(fv.preview_settings, 'stage1', overrides['stage1'])
+    final = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
+    fv.check(preview, final if arguments.yes else None)
+    folders = walk.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=_say)
+    if arguments.yes:
+        stored = [run_folder.load(folder) for folder in folders]
+        outputs = [folder / run_folder.VIDEO for folder in folders]
+        walk.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=_say)
+    else:
+        _say(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
+
+
+def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
+    folders = arguments.enhance
+    if arguments.output is not None and len(folders) > 1:
+        raise UsageError(f'--output={arguments.output}: {len(folders)} previews are enhanced; leave it out')
+    outputs = [arguments.output or folder / run_folder.VIDEO for folder in folders]
+    stored = [_usage('--enhance=', lambda folder=folder: run_folder.load(folder)) for folder in folders]
+    for output in outputs:
+        _check_file(output, arguments.overwrite, '--output=' if arguments.output else '')
+    origins = {preview.record.origin for preview in stored}
+    if len(origins) > 1 and not (arguments.official or arguments.checkpoint):
+        raise UsageError('--enhance: the previews were made with different weights; name some, or enhance them apart')
+    fv = _open_pipeline(arguments, stored[0].record.origin)
+    settings = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
+    walk.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=_say)
+
+
+def _repeat(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
+    del overrides
+    text = _usage('--repeat=', lambda: video_io.read_comment(arguments.repeat))
+    made = _usage(f'--repeat={arguments.repeat}: ', lambda: record.from_json(text))
+    again = walk.repeat(_open_pipeline(arguments, made.origin), made, say=_say)
+    again.save(arguments.output, fps=made.fps, crf=made.crf)
+    _say(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, again')
+
+
+# --- a clip ---
+
+
+def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
+    del overrides
+    if arguments.checkpoint is None or len(arguments.checkpoint) != 1:
+        raise UsageError('--checkpoint: --input needs one, the work directory of a run of stage 2')
+    run = Path(arguments.checkpoint[0])
+    info = _usage('--input=', lambda: video_io.probe(arguments.input))
+    size = _size(arguments, info)
+    step, window_frames = _peek(run, arguments.step)
+    windows = Windows.of(window_frames, arguments.overlap)
+    stage, enhancer = _open(run, step, arguments.num_steps)
+    shape = f'{size[0]}x{size[1]}'
+    _say(
+        f'{arguments.input}: {info.height}x{info.width} to {shape}, {stage.config.num_steps} step(s) of checkpoint '
+        f'{step}, windows of {windows.frames} frame(s)'
+    )
+    started = time.monotonic()
+    frames = (frame.pixels() for frame in video_io.iter_frames(arguments.input))
+    blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed or 0), windows=windows)
+    file = _file(arguments)
+    bar = _with_bar(blocks, info, windows)
+    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf, note=walk.noted(_say))
+    seconds = time.monotonic() - started
+    _say(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
+
+
 def _with_bar(blocks: Iterator[np.ndarray], info: video_io.VideoInfo, windows: Windows) -> Iterator[np.ndarray]:
     """One block is one window."""
     total = windows.count(info.frames) if info.frames else None
     interval = 0.1 if sys.stderr.isatty() else 10
     return iter(tqdm.tqdm(blocks, total=total, unit='window', mininterval=interval, dynamic_ncols=True))
-
-
-# --- what was asked for ---
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    def number(text: str) -> Fraction:
-        return Fraction(str(float(text)))  # 320 times 1.15 is 368 pixels, not 367.99999999999994
-
-    parser = Parser('python -m fv_jax.sample', 'Enhances a clip with a trained second stage.')
-    parser.epilog = None
-    parser.add_argument('--input', type=Path, required=True, help='the clip')
-    parser.add_argument('--checkpoint', type=Path, required=True, help='the work directory of a training run')
-    parser.add_argument('--output', type=Path, required=True, help='the mp4 to write')
-    parser.add_argument('--num-steps', type=int, help="solver steps (the checkpoint's config says, if this does not)")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument('--scale', type=number, default=SCALE, help='output size / input size (default: %(default)s)')
-    size.add_argument('--size', help='output size as HEIGHTxWIDTH, multiples of 16')
-    parser.add_argument('--step', type=int, help='which checkpoint of the run (default: the newest)')
-    parser.add_argument('--seed', type=int, default=0, help='of the noise (default: %(default)s)')
-    parser.add_argument('--overlap', type=int, help='frames that windows share (default: 5 of 17, 9 of 49)')
-    crf = video_io.DEFAULT_CRF
-    parser.add_argument(
-        '--crf', type=float, default=crf, help="x264's rate factor, less is better (default: %(default)s)"
-    )
-    parser.add_argument('--overwrite', action='store_true', help='replace the output if it is there')
-    arguments, overrides = parser.parse(argv)
-    if overrides:
-        raise UsageError(f'--config.{overrides[0][0]}: a checkpoint carries its config, which cannot be changed here')
-    _check(arguments)
-    return arguments
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """What can be told from the arguments and the file system alone."""
-    if arguments.num_steps is not None and arguments.num_steps < 1:
-        raise UsageError(f'--num-steps={arguments.num_steps}: must be at least 1')
-    for name, value, limit in (('crf', arguments.crf, MAX_CRF), ('seed', arguments.seed, MAX_SEED)):
-        if not 0 <= value <= limit:
-            raise UsageError(f'--{name}={value}: must be between 0 and {limit}')
-    if arguments.scale <= 0:
-        raise UsageError(f'--scale={float(arguments.scale):g}: must be positive')
-    output = arguments.output
-    if output.suffix.lower() != SUFFIX:
-        raise UsageError(f'--output={output}: must end in {SUFFIX}')
-    if not output.parent.is_dir():
-        raise UsageError(f'--output={output}: there is no folder {output.parent}')
-    if output.is_dir():
-        raise UsageError(f'--output={output}: is a folder')
-    if output.exists() and not arguments.overwrite:
-        raise UsageError(f'--output={output}: is there already; choose another name or give --overwrite')
-
-
-def _probe(path: Path) -> video_io.VideoInfo:
-    try:
-        return video_io.probe(path)
-    except ValueError as error:
-        raise UsageError(f'--input={error}') from None
 
 
 def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int, int]:
@@ -156,78 +335,38 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int,
             raise UsageError(f'--size={arguments.size}: give HEIGHTxWIDTH, for example 1072x1920')
         height, width = (int(side) for side in match.groups())
         return check_multiple('--size: height', height), check_multiple('--size: width', width)
+    scale = arguments.scale or SCALE
     try:
-        size = output_size(info.height, info.width, arguments.scale)
+        size = output_size(info.height, info.width, scale)
     except ValueError as error:
-        raise UsageError(f'{info.height}x{info.width} times {float(arguments.scale):g}: {error}') from None
-    exact = arguments.scale * info.height, arguments.scale * info.width
+        raise UsageError(f'{info.height}x{info.width} times {float(scale):g}: {error}') from None
+    exact = scale * info.height, scale * info.width
     if size != exact:
         height, width = (f'{float(side):g}' for side in exact)
         _say(f'note: {height}x{width} is rounded down to {size[0]}x{size[1]}, multiples of 16')
     return size
 
 
-# --- the checkpoint ---
-
-
-def _peek(arguments: argparse.Namespace) -> tuple[int, int]:
+def _peek(run: Path, step: int | None) -> tuple[int, int]:
     """The checkpoint's step and the model's frames, before anything large is read."""
-    meta = Checkpoints(arguments.checkpoint, read_only=True).meta(arguments.step)
+    meta = Checkpoints(run, read_only=True).meta(step)
     kind = meta['config']['stage']['kind']
     if kind != 'superres':
-        raise UsageError(f"--checkpoint={arguments.checkpoint}: holds stage {kind!r}; only 'superres' can enhance")
+        raise UsageError(f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance")
     return meta['step'], meta['config']['data']['frames']
 
 
-def _open(arguments: argparse.Namespace, step: int) -> tuple[SuperRes, Enhancer]:
+def _open(path: Path, step: int, num_steps: int | None) -> tuple[SuperRes, Enhancer]:
     """The stage, with the number of steps asked for, and its networks. Nothing is compiled yet."""
-    run = api.open_run(arguments.checkpoint, step)
-    stage = run.stage.sampled_with(num_steps=arguments.num_steps)
+    run = api.open_run(path, step)
+    for note in run.notes:
+        _say(f'note: {note}')
+    stage = run.stage.sampled_with(num_steps=num_steps)
     model = run.network.model(**run.params)
     return stage, Enhancer(jit_transport(stage, model, rules=SINGLE_DEVICE), run.vae)
 
 
-# --- the output ---
-
-
-def _write(arguments: argparse.Namespace, info: video_io.VideoInfo, blocks: Iterator[np.ndarray]) -> int:
-    """Writes the blocks of frames, and the audio; returns how many frames there were."""
-    count = 0
-
-    def frames() -> Iterator[np.ndarray]:
-        nonlocal count
-        for block in blocks:
-            for frame in block:
-                count += 1
-                yield frame
-
-    output, fps = arguments.output, info.fps or video_io.DEFAULT_FPS
-    with _complete_or_nothing(output) as partial:
-        # Told before the work, not after it.
-        audio = info.has_audio and _can_hold_audio(partial, arguments.input, fps)
-        video_io.encode(partial, frames(), fps, crf=arguments.crf)
-        if audio:
-            video_io.copy_audio(arguments.input, partial)
-    return count
-
-
-@contextlib.contextmanager
-def _complete_or_nothing(output: Path) -> Iterator[Path]:
-    """Where to write what becomes `output` at the end, if nothing goes wrong."""
-    with tempfile.TemporaryDirectory(prefix=f'.{output.stem}.', dir=output.parent) as folder:
-        yield (partial := Path(folder) / output.name)
-        os.replace(partial, output)
-
-
-def _can_hold_audio(partial: Path, source: Path, fps: float) -> bool:
-    """Tries the audio on a film of one frame; where an mp4 cannot hold it, says so."""
-    video_io.encode(partial, np.zeros((1, 16, 16, 3), np.uint8), fps)
-    try:
-        return video_io.copy_audio(source, partial)
-    except ValueError as error:
-        _say(f'note: {error}; the output will be silent')
-        return False
-
+_RUN = {'prompt': _preview, 'prompts': _preview, 'enhance': _enhance, 'repeat': _repeat, 'input': _clip}
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -96,7 +96,10 @@ def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every number of a checkpoint by its path, read without our own code."""
     found = {}
     for item in ('state', 'params'):
-        tree = ocp.StandardCheckpointer().restore(workdir / 'checkpoints' / str(step) / item)
+        path = workdir / 'checkpoints' / str(step) / item
+        # Into plain arrays, wherever they lived: other processes' devices may be gone.
+        there = ocp.StandardCheckpointer().metadata(path).item_metadata
+        tree = ocp.StandardCheckpointer().restore(path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), there))
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         found |= {item + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     return found

@@ -1,12 +1,22 @@
 """The Python front door: what it refuses (what it opens, the commands' own tests use)."""
 
+import dataclasses
+import shutil
+
 import pytest
 
-from fv_jax import api
+from fv_jax import api, weights
+from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import one_line
 from fv_jax.core.config import ConfigError
+from fv_jax.data.text import TextConfig
+from fv_jax.stages import registry
 from fv_jax.stages.registry import StageConfig
+from fv_jax.training import state
+from fv_jax.weights.text import text_stamp
+from tests.inference import tiny
+from tests.small_text import make_folder
 
 STAGE = {
     'kind': 'superres',
@@ -31,3 +41,71 @@ def test_a_vae_whose_latents_do_not_fit_the_network():
 
 def test_a_vae_that_fits():
     assert api.frozen_vae(stage(16)) is not None
+
+
+# The VAE and the text encoder that a checkpoint names.
+
+
+def saved(folder, name='vae.safetensors', *, text=None, digests=None):
+    """A run whose VAE is `name` beside it."""
+    config = dataclasses.replace(tiny.stage_config(name), text=text or TextConfig())
+    arrays = state.to_items(tiny.train_state(registry.build(config)))
+    Checkpoints(folder).save(7, arrays, tiny.config(config), digests)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def vae(tmp_path_factory):
+    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
+    tiny.save_vae(path)
+    return path, weights.vae_digest(str(path))
+
+
+def test_the_vae_is_found_in_the_folder_and_beside_it(vae, tmp_path):
+    path, digest = vae
+    run = saved(tmp_path / 'run', digests={'vae': digest})
+    with pytest.raises(FileNotFoundError, match=r'its VAE is not there; looked for vae.safetensors, .*run/vae'):
+        api.open_run(run)
+    shutil.copy(path, tmp_path / 'vae.safetensors')
+    opened = api.open_run(run)
+    assert opened.vae is not None and opened.notes == () and opened.digests == {'vae': digest}
+    shutil.move(tmp_path / 'vae.safetensors', run / 'vae.safetensors')
+    assert api.open_run(run).vae is not None
+
+
+def test_another_vae_is_refused(vae, tmp_path):
+    path, digest = vae
+    run = saved(tmp_path / 'run', str(path), digests={'vae': '0' * 16})
+    with pytest.raises(ValueError, match=f'made with the VAE {"0" * 16}, and .*vae.safetensors is {digest}; put') as e:
+        api.open_run(run)
+    assert '\n' not in str(e.value)
+
+
+def test_a_checkpoint_of_before_there_were_digests_says_so(vae, tmp_path):
+    run = saved(tmp_path / 'run', str(vae[0]), text=TextConfig('bytes', length=3, dim=8))
+    opened = api.open_run(run)
+    assert opened.digests == {} and api.open_texts(opened).length == 3
+    first, second = opened.notes
+    assert 'by hash which VAE it was made with' in first and str(vae[0]) in first
+    assert 'by hash which text encoder it was made with; bytes is taken' in second
+
+
+def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
+    source = make_folder(tmp_path / 'elsewhere' / 't5')
+    config = TextConfig(str(source), length=9, dtype='float32')
+    digests = {'vae': vae[1], 'text': text_stamp(config).digest}
+    run = saved(tmp_path / 'run', str(vae[0]), text=dataclasses.replace(config, encoder='t5'), digests=digests)
+    opened = api.open_run(run)
+    with pytest.raises(FileNotFoundError, match='its text encoder is not there; looked for t5, '):
+        api.open_texts(opened)
+    shutil.copytree(source, tmp_path / 't5')
+    assert api.open_texts(opened).digest == digests['text']
+    other = dataclasses.replace(opened, text=dataclasses.replace(opened.text, length=8))
+    with pytest.raises(ValueError, match=f'made with the text encoder {digests["text"]}, and .* is '):
+        api.open_texts(other)
+
+
+def test_a_run_without_texts_has_no_encoder(vae, tmp_path):
+    run = saved(tmp_path / 'run', str(vae[0]), digests={'vae': vae[1]})
+    with pytest.raises(ConfigError, match='the stage was trained without texts'):
+        api.open_texts(api.open_run(run))

@@ -14,10 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from fv_jax import api, convert, weights
 from fv_jax.checkpoints.manager import Checkpoints
+from fv_jax.data.text import TextConfig
 from fv_jax.models.lora import LoRAConfig, merge_lora
 from fv_jax.models.vae import VAEConfig
 from fv_jax.weights import dit, keymap, safetensors_file, sources, torch_file
+from fv_jax.weights.text import text_stamp
 from tests.inference import tiny
+from tests.small_text import SMALL, make_folder
 
 STAGE1 = dataclasses.replace(
     tiny.DIT,
@@ -113,6 +116,8 @@ def test_what_is_written_opens_as_a_run(files, runs, name):
     assert opened.step == 0 and opened.config['converted_from'] == str(files / f'{name}.pt')
     expected = weights.load_official(files / f'{name}.pt')
     model = opened.network.model(**opened.params)
+    vae = {} if name == 'vae' else {'vae': weights.vae_digest(str(files / '3d-vae.pt.safetensors'))}
+    assert opened.digests == vae  # there is no text encoder beside the file
     assert opened.config['stage']['kind'] == {'stage1': 'lowres', 'stage2': 'superres', 'vae': 'autoencoder'}[name]
     assert model.config == expected.config
     ours, theirs = (dict(nnx.to_flat_state(nnx.state(x))) for x in (model, expected))
@@ -217,8 +222,22 @@ def test_a_diffusers_folder(tmp_path, capsys):
     assert 'note: without a counterpart: its position table' in out
     assert 'note: not in the folder, newly initialised: source_embed' in out
     assert f'note: the checkpoint names {tmp_path / "vae"} as its VAE, which is not there' in out
+    assert f'note: the checkpoint names {tmp_path / "text_encoder"} as its text encoder' in out
     meta = Checkpoints(tmp_path / 'run', read_only=True).meta()
     assert meta['config']['stage']['kind'] == 'superres'
+
+
+def test_the_text_encoder_beside_a_file_is_named_by_hash(files, tmp_path, capsys):
+    folder = make_folder(tmp_path / 't5-v1_1-xxl')
+    source, vae = shutil.copy(files / 'stage2.pt', tmp_path / 'stage2.pt'), files / '3d-vae.pt.safetensors'
+    argv = '--input', source, '--output', tmp_path / 'run', '--vae', vae
+    assert 'its embeddings are 12 wide, the network takes 8' in failed(capsys, 2, *argv)
+    wide = dataclasses.replace(SMALL, embed_dim=8)
+    assert run(*argv, '--text', make_folder(tmp_path / 'right', wide)) == 0
+    assert 'text encoder' not in capsys.readouterr().out
+    opened = api.open_run(tmp_path / 'run')
+    assert opened.digests['text'] == text_stamp(TextConfig(str(tmp_path / 'right'))).digest and not opened.notes
+    assert api.open_texts(opened).dim == 8 and folder.is_dir()
 
 
 # Whole or not at all.

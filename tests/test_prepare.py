@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -11,17 +12,22 @@ import pytest
 
 from configs.common import parse_variant
 from configs.prepare import get_config
-from fv_jax import prepare
+from fv_jax import prepare, weights
 from fv_jax.core import config as config_lib
 from fv_jax.core.config import ConfigError
-from fv_jax.data import pipeline, records, video_io
+from fv_jax.data import pipeline, records, stamps, text_stamps, transforms, video_io
+from fv_jax.data.bad_records import BadRecords
 from fv_jax.data.bytes_encoder import BytesEncoder
-from fv_jax.data.clips import ClipsConfig
-from fv_jax.data.loader import LoaderConfig
+from fv_jax.data.clips import ClipsConfig, LatentsConfig
+from fv_jax.data.loader import LoaderConfig, batches, mixed_batches
+from fv_jax.data.text import TextConfig
+from fv_jax.inference.jitted import jit_vae
 from fv_jax.models.dit import TINY
 from fv_jax.stages.superres import SuperRes, SuperResConfig
+from fv_jax.weights.text import text_stamp
 from tests import small_text
 from tests.data import films
+from tests.inference import tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs' / 'prepare.py')
@@ -92,7 +98,10 @@ def test_one_good_film_is_no_complaint_and_shards_are_not_replaced_unasked(
 
 
 def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert config_lib.build(ClipsConfig, get_config().to_dict()) == ClipsConfig()
+    assert (
+        dataclasses.replace(config_lib.build(ClipsConfig, get_config().to_dict()), latents=LatentsConfig())
+        == ClipsConfig()
+    )
     code = prepare.main([f'--input={folder / "a.mp4"}', f'--output={tmp_path / "out"}'])
     assert code == prepare.USAGE and not (tmp_path / 'out').exists()
     assert 'a.mp4: 64x96 is too small for clips of 1072x1920' in capsys.readouterr().err
@@ -215,13 +224,80 @@ def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, ca
     )
     transform = pipeline.pixels(data, low_res=True, training=True)
     source = pipeline.source(data.train, data, heldout=False)
-    batch = next(pipeline.train_batches(source, transform, data, start_step=0, process=(0, 1)))
+    batch = next(batches(source, transform, data.loader))
     assert batch['text_BLD'].shape == (8, 16, 64) and batch['text_BLD'].dtype == np.float16
     text = SuperRes(SuperResConfig(), TINY).text(batch | {'z_low_BFHWC': batch['low_res_BFHWC']})
     assert text.dtype == np.float32 and TINY.text_dim == 64
     captioned = np.asarray(text).any(axis=(1, 2))
     assert captioned.sum() == 4
     np.testing.assert_array_equal(text[captioned], np.stack([expected] * 4))
+
+
+def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
+    """They are of the clips that would have been stored, and a run with another VAE refuses them."""
+    vae = tmp_path / 'vae.safetensors'
+    tiny.save_vae(vae)
+    flags = ['--config.clips_per_shot=1', '--config.latents.low_variants=2', '--config.latents.strong_probability=1.0']
+    run(folder, tmp_path / 'clips', *flags)
+    assert run(folder, tmp_path / 'latents', *flags, f'--config.latents.vae={vae}') == prepare.SKIPPED
+    clips, latents = (list(records.read_records(records.list_shards(tmp_path / n))) for n in ('clips', 'latents'))
+    assert len(clips) == len(latents) and 'video' not in latents[0]
+    jitted = jit_vae(weights.load_vae(str(vae)))
+    video = transforms.to_float(video_io.decode(clips[1]['video']).frames)
+    np.testing.assert_allclose(latents[1]['z_high'], np.asarray(jitted.latents(video[None])[0], np.float16), atol=1e-3)
+    assert latents[1]['z_low'].shape == (2, *latents[1]['z_high'].shape)
+    assert not np.array_equal(latents[1]['z_low'][0], latents[1]['z_low'][1])
+    stamp = json.loads((tmp_path / 'latents' / 'clips.json').read_text())['latents']
+    assert stamp == {'vae': weights.vae_digest(str(vae)), 'chunks': [17, 16]}
+
+    data = pipeline.DataConfig(
+        LoaderConfig(batch_size=2, num_threads=0), train=str(tmp_path / 'latents'), frames=9, height=64, width=96
+    )
+    bad = BadRecords(data.bad_records, print)
+    parts = pipeline.training_parts(data, bad)
+    stamps.check_latents(parts, stamp)
+    groups = pipeline.groups(parts, data, print)
+    batch = next(mixed_batches(pipeline.streams(groups, data, low_res=True), data.loader))
+    assert batch['z_high_BFHWC'].shape == batch['z_low_BFHWC'].shape == (2, *latents[1]['z_high'].shape)
+    with pytest.raises(
+        ValueError, match=r'its latents were made with vae \w+, and this run has other; prepare them again'
+    ):
+        stamps.check_latents(parts, {'vae': 'other', 'chunks': [17, 16]})
+    with pytest.raises(ValueError, match='chunks'):
+        stamps.check_latents(parts, stamp | {'chunks': [13, 12]})
+    wider = dataclasses.replace(data, width=80)
+    with pytest.raises(ValueError, match='of 9x64x96, which is no size that is trained at'):
+        pipeline.groups(parts, wider, print)
+    both = dataclasses.replace(data, train=f'{tmp_path}/latents@1+{tmp_path}/clips@1')
+    with pytest.raises(ConfigError, match='of size 9x64x96 there are both clips and latents'):
+        pipeline.streams(pipeline.groups(pipeline.training_parts(both, bad), both, print), both, low_res=True)
+
+
+def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / 'in').mkdir()
+    for name in ('a', 'b'):
+        (tmp_path / 'in' / f'{name}.mp4').write_bytes((folder / 'a.mp4').read_bytes())
+    (tmp_path / 'in' / 'a.txt').write_bytes('caf\xe9'.encode('latin-1'))
+    assert run(tmp_path / 'in', tmp_path / 'out', '--config.clips_per_shot=1') == prepare.SKIPPED
+    said = capsys.readouterr().out
+    assert '  a.mp4: ' in said and 'a.txt: not UTF-8 text' in said
+    assert {r['source'] for r in records.read_records(records.list_shards(tmp_path / 'out'))} == {'b.mp4'}
+    (tmp_path / 'in' / 'captions.csv').write_bytes(b'\xff\xfe')
+    assert run(tmp_path / 'in', tmp_path / 'other') == prepare.USAGE
+    assert 'captions.csv: not UTF-8 text' in capsys.readouterr().err
+
+
+def test_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) -> None:
+    for name, length in (('a', 8), ('b', 12)):
+        flags = ['--config.clips_per_shot=1', '--config.text.encoder=bytes', f'--config.text.length={length}']
+        run(folder, tmp_path / name, *flags)
+    data = pipeline.DataConfig(LoaderConfig(batch_size=2), train=f'{tmp_path}/a@1+{tmp_path}/b@1')
+    parts = pipeline.training_parts(data, BadRecords(data.bad_records, print))
+    config, found = TextConfig('bytes', length=8), [text_stamps.of(part.name, part.source) for part in parts]
+    own = text_stamp(config)
+    assert text_stamps.check(found[0], config, own, own.dim) == own
+    with pytest.raises(ConfigError, match=r'b/clips.json: its text embeddings are of encoder \w+.*with one encoder'):
+        text_stamps.check(found[0] | found[1], config, own, own.dim)
 
 
 def test_embeddings_of_t5_and_what_it_cuts_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

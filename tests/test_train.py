@@ -13,7 +13,11 @@ import pytest
 from configs import stage1, stage2, vae
 from fv_jax import api, train, weights
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.data.records import count_records, list_shards
+from fv_jax.data import pipeline
+from fv_jax.data.bad_records import BadRecords
+from fv_jax.data.records import RecordWriter, count_records, list_shards
+from fv_jax.data.text import TextConfig
+from fv_jax.weights.text import text_stamp
 from tests import runs
 from tests.inference import tiny
 
@@ -94,6 +98,7 @@ def test_what_a_run_leaves_behind(whole):
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.params):
         np.testing.assert_array_equal(leaf, averages[f'params{jax.tree_util.keystr(path)}'])
     assert count_records(list_shards(whole / 'latents')) == 4
+    assert run.digests == {'vae': weights.vae_digest(config['stage']['vae'])} and not run.notes
 
 
 def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, whole, tmp_path, capsys):
@@ -102,12 +107,13 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, who
     assert command(resumed) == 0
     assert runs.rows(resumed) == runs.rows(whole)  # exactly
     runs.assert_same(resumed, whole, 4)
-    # What a person sees: what, where, from which step; then a line a step; nothing from libraries.
+    # What a person sees: what, where, on which sizes, from which step; then a line a step; nothing from libraries.
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == f'superres: {runs.ROOT}/configs/stage2.py:smoke in {resumed}'
-    assert 'trainable parameters on 1 cpu device' in lines[1]
-    assert lines[2] == 'going on from step 2 of 4'
+    assert lines[1].startswith('9x32x48: 4 clips, batch 1 ')
+    assert 'trainable parameters on 1 cpu device' in lines[2]
+    assert lines[3] == 'going on from step 2 of 4'
     assert [line.split('  ')[0] for line in lines if line.startswith('step ')] == ['step 3/4', 'step 4/4']
     assert lines[-2] == 'saved step 4' and lines[-1].startswith('done: 4 steps')
     assert err == ''
@@ -122,6 +128,10 @@ def test_stage_1_trains(vae_file, tmp_path):
     assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.loop.num_steps=2')) == 0
     assert [set(row) >= {'loss_near_noise', 'loss_near_data', 'target_norm'} for row in runs.rows(folder)] == [True] * 2
     assert not list((folder / 'checkpoints' / '2').glob('*low*'))
+    run, words = api.open_run(folder), text_stamp(TextConfig('bytes', length=4, dim=32))
+    assert run.digests == {'vae': weights.vae_digest(str(vae_file)), 'text': words.digest}
+    encoder = api.open_texts(run)
+    assert (encoder.digest, encoder.length, encoder.dim) == (words.digest, 4, 32)
 
 
 def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, capsys):
@@ -133,6 +143,7 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, capsys):
     config.stage.dit.update(dataclasses.asdict(dataclasses.replace(official.config, lora=None)))
     config.stage.dit.lora = {'rank': 2, 'alpha': 1.0, 'targets': ('qkv',)}
     config.stage.lowres.text_length = 2
+    config.stage.text.update(encoder='', length=None, dim=None)
     config.init_from = str(merged)
     config.loop.update(num_steps=1, eval_every=0)
     train.run(build(train.RunConfig, config.to_dict()), tmp_path / 'run')
@@ -254,6 +265,27 @@ def test_a_vae_that_is_not_there_is_refused(tmp_path, capsys):
     assert not (tmp_path / 'run').exists()
 
 
+def test_another_vae_under_the_same_name_is_refused(vae_file, whole, tmp_path, capsys, command):
+    folder = stopped_at_2(whole, tmp_path / 'run')
+    meta = folder / 'checkpoints' / '2' / 'meta' / 'metadata'
+    meta.write_text(meta.read_text().replace(weights.vae_digest(str(vae_file)), '0' * 16))
+    assert command(folder) == 2
+    refused(capsys, 2, 'config.stage.vae: is', 'was trained with 0000000000000000', 'choose another --workdir')
+
+
+def test_clips_with_the_embeddings_of_another_encoder_are_refused(vae_file, tmp_path, capsys):
+    with RecordWriter(tmp_path / 'clips', 'x') as writer:
+        writer.write({'video': np.zeros((9, 32, 48, 3), np.uint8), 'text': np.zeros((4, 32), np.float16)})
+        writer.summary = {'text': {'digest': 'f' * 16, 'length': 4, 'dim': 32}}
+    flags = NO_EVAL, f'--config.data.train={tmp_path / "clips"}'
+    assert train.main(runs.lowres(tmp_path / 'run', vae_file, *flags)) == 2
+    refused(capsys, 2, 'x.json: its text embeddings are of encoder ffffffffffffffff', 'those of bytes are of')
+    flags += ('--config.stage.text.encoder=', '--config.stage.text.length=None', '--config.stage.text.dim=None')
+    assert train.main(runs.lowres(tmp_path / 'run', vae_file, *flags)) == 2
+    refused(capsys, 2, 'config.stage.text.encoder is empty', 'name the encoder that prepare used')
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_folder_that_holds_another_run_is_left_alone(command, whole, tmp_path, capsys):
     folder = stopped_at_2(whole, tmp_path / 'run')
     before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
@@ -312,3 +344,30 @@ def test_every_config_is_whole(program, variant):
         assert config.optim.clip_norm == 0.1 and config.stage.superres.caption_dropout == 0.1
     with pytest.raises(ConfigError, match="smokey: unknown variant; did you mean 'smoke'"):
         program.get_config('smokey')
+
+
+@pytest.mark.parametrize('size', ['', ',tiny=true'])
+def test_the_phases_of_stage_2(size):
+    """One network through all of them, nearer to the source each time, and batches of about as many tokens."""
+    phases = [build(train.RunConfig, stage2.get_config(f'phase{i}{size}').to_dict()) for i in (1, 2, 3)]
+    assert len({phase.stage.dit for phase in phases}) == 1 and len({phase.stage.vae for phase in phases}) == 1
+    ranges = [phase.stage.superres.source_timesteps(latent_frames=5) for phase in phases]
+    assert ranges[0][1] > ranges[1][1] >= ranges[2][1] and ranges[2][0] >= ranges[1][0]
+    rates = [phase.optim.learning_rate for phase in phases]
+    assert rates == sorted(rates, reverse=True) and all(phase.optim.lr_schedule == 'constant' for phase in phases)
+    for phase in phases:
+        data = phase.data
+        assert data.strong_probability == 0.5 and {bucket.frames == 1 for bucket in data.sizes} == {True, False}
+        assert (data.frames, data.height, data.width) in {(b.frames, b.height, b.width) for b in data.sizes}
+        if not size:
+            tokens = [data.batch_size(bucket) * bucket.tokens for bucket in data.sizes]
+            assert min(tokens) > 1.4e6 and max(tokens) <= 1.7e6
+
+
+def test_the_clips_of_the_small_phases():
+    for i in (1, 2):
+        data = build(train.RunConfig, stage2.get_config(f'phase{i},tiny=true').to_dict()).data
+        bad = BadRecords(data.bad_records, print)
+        lines = []
+        groups = pipeline.groups(pipeline.training_parts(data, bad), data, lines.append)
+        assert [sum(map(len, group.parts)) for group in groups] == [66, 66] and len(lines) == 2

@@ -3,7 +3,8 @@
 Items of a checkpoint:
   state    what training needs beside `params`: step, trainable variables, optimizer state
   params   what sampling needs: {'trainable', 'frozen'}, averaged where the run keeps an average
-  meta     JSON: step, data position (the step again: the loader needs no more) and the whole configuration
+  meta     JSON: step, data position (the step again: the loader needs no more), the whole configuration, and `digests`
+           of the networks that made what the stage learnt from: 'vae' and 'text', as far as there are any
 
 Orbax writes under a temporary name and renames, so a save that fails leaves the ones before it alone.
 """
@@ -11,7 +12,7 @@ Orbax writes under a temporary name and renames, so a save that fails leaves the
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,14 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, arrays: dict[str, Any], config: dict[str, Any]) -> None:
-        """Writes the items of `arrays` ('state' and 'params') and the configuration.
+    def save(
+        self, step: int, arrays: dict[str, Any], config: dict[str, Any], digests: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes the items of `arrays` ('state' and 'params'), the configuration and the digests.
 
         Raises CheckpointError; the checkpoints before this one are untouched.
         """
-        meta = {'step': step, 'data_position': step, 'config': config}
+        meta = meta_of(step, config, digests)
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         try:
             saved = self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
@@ -150,6 +153,12 @@ class Checkpoints:
                 f'{self.folder}/{step}: made by another architecture: {path} is {there.get(path, "absent")} there and '
                 f'{here.get(path, "absent")} in this configuration ({len(different)} differences in {name!r})'
             )
+
+
+def meta_of(step: int, config: dict[str, Any], digests: Mapping[str, str] | None) -> dict[str, Any]:
+    """The JSON of a checkpoint. digests: None leaves them out, as checkpoints once did."""
+    meta = {'step': step, 'data_position': step, 'config': config}
+    return meta if digests is None else meta | {'digests': dict(digests)}
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +18,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, reason
+from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, meta_of, reason
 
-PARAMS = 'params'
+PARAMS, STATE = 'params', 'state'
+GROUPS = ('trainable', 'frozen')
 CHUNK_BYTES = 2**27  # of an array on disk: what is compressed at once
 BATCH_BYTES = 2**28  # of arrays that are written together: each write waits for the disk
 SMALL_BYTES = 2**25  # of an array that is read together with others
@@ -86,8 +87,14 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
             await asyncio.to_thread(future.result)
 
 
-def save(run: Path, step: int, params: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes a checkpoint of nested dicts of `Array`s, 'trainable' and 'frozen', and the configuration.
+def save(
+    run: Path,
+    step: int,
+    params: dict[str, Any],
+    config: dict[str, Any],
+    digests: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a checkpoint of nested dicts of `Array`s, 'trainable' and 'frozen', the configuration and the digests.
 
     No more than one large array exists at a time. Raises CheckpointError.
     """
@@ -99,7 +106,7 @@ def save(run: Path, step: int, params: dict[str, Any], config: dict[str, Any]) -
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     leaves = jax.tree.map(_Leaf, params)
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
-    meta = {'step': step, 'data_position': step, 'config': config}
+    meta = meta_of(step, config, digests)
     items = {PARAMS: ocp.args.PyTreeSave(leaves, save_args=chunks), META: ocp.args.JsonSave(meta)}
     folder = run.absolute() / FOLDER
     with (
@@ -124,15 +131,21 @@ class Stored:
     Small arrays are read together, when the first of them is asked for, and kept: each read opens the checkpoint anew.
     """
 
-    def __init__(self, run: Path, step: int | None = None):
-        """step: which; None takes the newest. Raises CheckpointError: none there, or damaged."""
+    def __init__(self, run: Path, step: int | None = None, item: str = PARAMS):
+        """step: which; None takes the newest. item: 'params', averaged where the run keeps an average, or 'state', of
+        which this has what learns as it was after the last step. Raises CheckpointError: none there, or damaged.
+        """
         self.meta = Checkpoints(run, read_only=True).meta(step)
-        self._folder = run.absolute() / FOLDER / str(self.meta['step']) / PARAMS
+        self._folder = run.absolute() / FOLDER / str(self.meta['step']) / item
+        if not self._folder.is_dir():
+            raise CheckpointError(f'{self._folder}: is not there; the checkpoint has no item {item!r}')
         self._handler = ocp.PyTreeCheckpointHandler()
         with _errors(f'{self._folder}: cannot be read'):
             tree = self._handler.metadata(self._folder).tree
             leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
-        self._found = {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
+        # Beside them 'state' holds what training needs.
+        found = [(path, leaf) for path, leaf in leaves if str(path[0].key) in GROUPS]
+        self._found = {tuple(str(key.key) for key in path): leaf for path, leaf in found}
 
     def arrays(self) -> dict[str, StoredArray]:
         """Every parameter by its dotted path in the network, trainable and frozen alike."""

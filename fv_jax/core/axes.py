@@ -24,6 +24,7 @@ ACT_TOKENS = 'act_tokens'
 ACT_EMBED = 'act_embed'
 ACT_HEADS = 'act_heads'
 ACT_MLP = 'act_mlp'
+ACT_WIDTH = 'act_width'  # columns of a video's pictures
 
 
 def param(value, axes: tuple[str | None, ...]) -> nnx.Param:

@@ -68,19 +68,34 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Override]]:
         """The arguments, and the `--config.FIELD=VALUE` among them."""
+        arguments, overrides = self.parse_groups(argv, ('config',))
+        return arguments, overrides['config']
+
+    def parse_groups(
+        self, argv: Sequence[str], groups: Sequence[str]
+    ) -> tuple[argparse.Namespace, dict[str, list[Override]]]:
+        """The arguments, and for each of `groups` the `--GROUP.FIELD=VALUE` among them."""
         arguments, rest = self.parse_known_args(argv)
-        overrides = []
+        overrides: dict[str, list[Override]] = {group: [] for group in groups}
         for text in rest:
             flag, equals, value = text.partition('=')
-            if flag.startswith('--config.') and equals:
-                overrides.append((flag.removeprefix('--config.'), value))
-            elif flag.startswith('--config.'):
-                raise UsageError(f'{flag}: needs a value, as in {flag}=VALUE')
+            group, dot, field = flag.removeprefix('--').partition('.')
+            if flag.startswith('--') and dot and group in overrides:
+                if not equals:
+                    raise UsageError(f'{flag}: needs a value, as in {flag}=VALUE')
+                overrides[group].append((field, value))
             else:
                 known = sorted(option for action in self._actions for option in action.option_strings)
                 close = difflib.get_close_matches(flag, known, n=1)
                 raise UsageError(f'{flag}: unknown flag; {f"did you mean {close[0]}?" if close else ", ".join(known)}')
         return arguments, overrides
+
+
+def add_process_flags(parser: Parser) -> None:
+    """The flags of a run of several processes, where the surroundings do not say who takes part."""
+    parser.add_argument('--coordinator', help='HOST:PORT of process 0, where neither a TPU nor Slurm says it')
+    parser.add_argument('--num-processes', type=int, help='how many processes take part')
+    parser.add_argument('--process-id', type=int, help='which one this is, from 0')
 
 
 def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
@@ -97,8 +112,8 @@ def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
     return build(cls, values)
 
 
-def override(values: dict[str, Any], path: str, text: str) -> None:
-    """Sets the field at `path` ('optim.learning_rate') to what `text` says, in place.
+def override(values: dict[str, Any], path: str, text: str, root: str = 'config') -> None:
+    """Sets the field at `path` ('optim.learning_rate') to what `text` says, in place. root: what messages call it all.
 
     A field that holds a string takes the text as it is; any other is read as a Python literal, or none, true, false.
     """
@@ -106,14 +121,14 @@ def override(values: dict[str, Any], path: str, text: str) -> None:
     group = values
     for depth, key in enumerate([*groups, name]):
         if not isinstance(group, dict) or key not in group:
-            where = '.'.join(['config', *path.split('.')[:depth]])
+            where = '.'.join([root, *path.split('.')[:depth]])
             known = group if isinstance(group, dict) else ()
             hint = nearest(key, known) if known else 'it has no fields here'
             raise ConfigError(f'{where}.{key}: unknown key; {hint}')
         if depth < len(groups):
             group = group[key]
     if isinstance(group[name], dict):
-        raise ConfigError(f'config.{path}: is a group; set one of its fields ({", ".join(group[name])})')
+        raise ConfigError(f'{root}.{path}: is a group; set one of its fields ({", ".join(group[name])})')
     group[name] = text if isinstance(group[name], str) else _literal(text)
 
 

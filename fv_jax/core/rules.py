@@ -1,8 +1,8 @@
-"""How a network meets the hardware: two functions, handed to it at call time.
+"""How a network meets the hardware: three functions, handed to it at call time.
 
-Model code is single-device code. It names its activations' axes and calls `rules.constrain`; it
-computes queries, keys and values and calls `rules.attention`. On one device the first is the
-identity; `parallel/` builds the other kind.
+Model code is single-device code. It names its activations' axes and calls `rules.constrain`; it computes queries,
+keys and values and calls `rules.attention`; it makes its sequence as long as `rules.padded` says. On one device the
+first and the last are the identity; `parallel/` builds the other kind.
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ from collections.abc import Callable
 import jax
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Attention = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
+Padded = Callable[[int], int]
 
 
 def _unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -19,11 +20,18 @@ def _unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return x
 
 
+def _unpadded(num_tokens: int) -> int:
+    return num_tokens
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """attention: (q_BMNK, k_BMNK, v_BMNK) -> BMNK, softmax over all M keys, scale 1/sqrt(K), no mask.
+    """attention: (q_BMNK, k_BMNK, v_BMNK, num_tokens) -> BMNK, softmax over the first num_tokens keys, scale 1/sqrt(K).
+      What it gives for the queries after them means nothing.
     constrain: (activation, its logical axis names) -> the same activation, placed.
+    padded: how many tokens a sequence of so many is to have, padding at its end included.
     """
 
     attention: Attention
     constrain: Constrain = _unconstrained
+    padded: Padded = _unpadded

@@ -15,6 +15,7 @@ import numpy as np
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple
 from fv_jax.data import video_io
+from fv_jax.data.degradations import Degradation, StrongConfig, WeakConfig
 from fv_jax.data.records import Record
 from fv_jax.data.resizing import crop_to_aspect, resize_uint8
 from fv_jax.data.shots import Detector, Timeline, scan
@@ -23,6 +24,33 @@ from fv_jax.data.transforms import check_frames
 
 _TIE = 2e-3  # seconds: containers round timestamps to a millisecond; of two frames as near, the earlier is shown
 _BLACK = 6.0  # mean level (of 255) under which a frame counts as black
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsConfig:
+    """Clips stored as latents, for training that never decodes or encodes.
+
+    vae: '' stores clips as video; else the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt, a .safetensors of ours.
+    low_variants: how many low-quality twins of each clip, all of it as long as the clip.
+    weak, strong, strong_probability: how they are made (`Degradation`; `configs/degradations.py`).
+    seed: of the twins.
+    """
+
+    vae: str = ''
+    low_variants: int = 4
+    weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
+    strong: StrongConfig | None = None
+    strong_probability: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.low_variants < 1:
+            raise ConfigError(f'low_variants={self.low_variants}: must be at least 1')
+        _ = self.degradation
+
+    @property
+    def degradation(self) -> Degradation:
+        return Degradation(self.weak, self.strong, self.strong_probability)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +70,7 @@ class ClipsConfig:
     crf, preset: of the H.264 that clips are stored as.
     shard_records: clips a shard.
     text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
+    latents: the VAE whose latents are stored in place of the clips; by default none.
     """
 
     name: str = 'clips'
@@ -61,6 +90,7 @@ class ClipsConfig:
     preset: str = 'medium'
     shard_records: int = 256
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    latents: LatentsConfig = dataclasses.field(default_factory=LatentsConfig)
 
     def __post_init__(self):
         check_frames('frames', self.frames)

@@ -13,9 +13,9 @@ included. A film record has the keys
 
 and a record of cached latents has `z_high` (FHWC) and `z_low` (KFHWC) instead of `video`.
 
-Shards are named NAME-00000-of-00003.array_record, with NAME.json beside them (how many records each
-holds, and whatever the writer's owner adds). They are written under temporary names and renamed when
-all of them are complete: a folder never holds a half-written set.
+Shards are named NAME-00000-of-00003.array_record, with NAME.json beside them (how many records each holds, their sizes
+as runs of [frames, height, width, how many], and whatever the writer's owner adds). They are written under temporary
+names and renamed when all of them are complete: a folder never holds a half-written set.
 """
 
 import contextlib
@@ -73,8 +73,10 @@ def _pack(key: str, value: Any) -> Any:
 def _unpack(key: str, value: Any) -> Any:
     if not (isinstance(value, dict) and set(value) == _ARRAY_KEYS):
         return value
-    dtype = _dtype(key, value['dtype'])
-    return np.frombuffer(bytearray(value['data']), dtype).reshape(value['shape'])
+    dtype, shape = _dtype(key, value['dtype']), value['shape']
+    if not isinstance(value['data'], bytes) or not all(isinstance(side, int) for side in shape):
+        raise ValueError(f'record[{key!r}]: not an array')
+    return np.frombuffer(bytearray(value['data']), dtype).reshape(shape)
 
 
 def _dtype(key: str, name: str) -> np.dtype:
@@ -87,6 +89,18 @@ def _dtype(key: str, name: str) -> np.dtype:
             f'record[{key!r}]: arrays of dtype {name} are not supported; use bfloat16 or a numpy number type'
         )
     return dtype
+
+
+def record_size(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """(frames, height, width) in pixels of what a record shows; None if it does not say."""
+    if 'z_high' in record:  # 8 times smaller on each side, and of all frames but the first one in four
+        frames, height, width = record['z_high'].shape[:3]
+        return 4 * frames - 3, 8 * height, 8 * width
+    video = record.get('video')
+    if isinstance(video, np.ndarray) and video.ndim == 4:
+        return video.shape[:3]
+    said = tuple(record.get(key) for key in ('frames', 'height', 'width'))
+    return said if all(isinstance(value, int) for value in said) else None
 
 
 def shard_path(folder: str | Path, name: str, index: int, count: int) -> Path:
@@ -121,6 +135,11 @@ def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
     return [str(path) for path, _ in found]
 
 
+def set_name(shard: str | Path) -> str:
+    """The name of the set that a shard belongs to."""
+    return _SHARD.fullmatch(Path(shard).name)['name']
+
+
 def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
     """Every record of `shards`, one after the other. Raises ValueError naming the shard and the index."""
     for shard in shards:
@@ -130,6 +149,20 @@ def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
                 yield _read(reader, shard, index)
         finally:
             reader.close()
+
+
+def index_of(shard: str | Path) -> dict[str, Any]:
+    """What NAME.json says of the set that a shard belongs to; {} without one. Raises ValueError if it is no JSON."""
+    path = Path(shard)
+    match = _SHARD.fullmatch(path.name)
+    index = path.with_name(f'{match["name"]}.json') if match else None
+    if index is None or not index.is_file():
+        return {}
+    try:
+        found = json.loads(index.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{index}: cannot be read: {error}') from None
+    return found if isinstance(found, dict) else {}
 
 
 def count_records(shards: Sequence[str | Path]) -> int:
@@ -192,6 +225,7 @@ class RecordWriter:
         self.summary: dict[str, Any] = {}
         self._folder, self._name, self._shard_records = Path(folder), name, shard_records
         self._counts: list[int] = []
+        self._sizes: list[list[int]] = []
         self._writer: Any = None
         present = self._present()
         if present and not overwrite:
@@ -232,6 +266,13 @@ class RecordWriter:
                 self._counts.append(0)
             self._writer.write(data)
         self._counts[-1] += 1
+        self._note_size(record_size(record) or (0, 0, 0))
+
+    def _note_size(self, size: tuple[int, int, int]) -> None:
+        if self._sizes and tuple(self._sizes[-1][:3]) == size:
+            self._sizes[-1][3] += 1
+        else:
+            self._sizes.append([*size, 1])
 
     def _close(self) -> None:
         writer, self._writer = self._writer, None
@@ -261,6 +302,7 @@ class RecordWriter:
             'name': self._name,
             'records': self.records,
             'shards': {path.name: count for path, count in zip(self.shards, self._counts, strict=True)},
+            'sizes': self._sizes,
             **self.summary,
         }
         (self._temporary / 'index').write_text(json.dumps(index, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')

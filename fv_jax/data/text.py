@@ -54,6 +54,18 @@ class Truncation:
         return f'the text has {self.tokens} tokens, and only the first {self.used} are used'
 
 
+@dataclasses.dataclass(frozen=True)
+class TextStamp:
+    """What embeddings depend on, and their size: `TextEncoder`'s attributes, known without opening one."""
+
+    digest: str
+    length: int
+    dim: int
+
+    def __str__(self) -> str:
+        return f'{self.digest} ({self.length} tokens of {self.dim})'
+
+
 class TextEncoder(Protocol):
     """Texts to embeddings.
 

@@ -22,6 +22,10 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data import video_io
 from fv_jax.data.records import Record
 from fv_jax.data.resizing import crop_to_aspect, resize_uint8
+from fv_jax.data.text import TextEncoder
+
+# Arrays that come from a record as they are: whatever made them may have let a NaN through.
+_STORED = frozenset({'text_LD', 'z_high_FHWC', 'z_low_FHWC'})
 
 Transform = Callable[[Record, np.random.Generator], Record]
 
@@ -51,13 +55,21 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def decode_video(record: Record, rng: np.random.Generator) -> Record:
-    """`video` (mp4 bytes or a uint8 array) -> video_FHWC."""
+    """`video` (mp4 bytes or a uint8 array) -> video_FHWC.
+
+    Raises ValueError for what is damaged, is no uint8 video, or holds fewer frames than its record says.
+    """
     del rng
     record = dict(record)
     if 'video' not in record:
         raise ValueError(f'the record has no video; it has {", ".join(sorted(record))}')
     video = record.pop('video')
-    record['video_FHWC'] = video_io.decode(video).frames if isinstance(video, bytes) else np.asarray(video)
+    frames = video_io.decode(video).frames if isinstance(video, bytes) else np.asarray(video)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        raise ValueError(f'its video must be uint8 (F, H, W, 3), and is {frames.dtype} {list(frames.shape)}')
+    if len(frames) < (said := record.get('frames') or 0):
+        raise ValueError(f'its video has {len(frames)} frames, and the record says {said}')
+    record['video_FHWC'] = frames
     return record
 
 
@@ -65,7 +77,7 @@ def decode_video(record: Record, rng: np.random.Generator) -> Record:
 class Window:
     """Keeps `frames` consecutive frames of video_FHWC, at a random place or the middle.
 
-    A shorter clip is padded with its last frame.
+    Raises ValueError on a shorter clip: still frames at its end would teach that motion stops.
     """
 
     frames: int
@@ -77,11 +89,10 @@ class Window:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         video = record['video_FHWC']
         spare = len(video) - self.frames
-        start = _offset(spare, rng if self.random else None)
-        window = video[start : start + self.frames]
         if spare < 0:
-            window = np.concatenate([window, np.repeat(window[-1:], -spare, axis=0)])
-        return record | {'video_FHWC': window}
+            raise ValueError(f'its video has {len(video)} frames, and {self.frames} are needed')
+        start = _offset(spare, rng if self.random else None)
+        return record | {'video_FHWC': video[start : start + self.frames]}
 
 
 def _offset(spare: int, rng: np.random.Generator | None) -> int:
@@ -105,7 +116,10 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Cuts height x width out of video_FHWC, at a random place (the same for all frames) or the middle.
+    """Cuts height x width out of video_FHWC, at a random place or the middle.
+
+    With `max_pan`, in pixels a frame, every other random cut glides over the picture at a constant velocity, slow ones
+    more often than fast ones: camera motion where the film has little. Otherwise the place is the same for all frames.
 
     Raises ValueError on a clip that is smaller: `prepare` it larger, or crop less.
     """
@@ -113,20 +127,43 @@ class Crop:
     height: int
     width: int
     random: bool = True
+    max_pan: float = 0.0
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        (cut,) = _crop((record['video_FHWC'],), (self.height, self.width), rng if self.random else None, 'video')
+        video, size = record['video_FHWC'], (self.height, self.width)
+        if self.random and self.max_pan and rng.random() < 0.5:
+            return record | {'video_FHWC': _gliding_crop(video, size, self.max_pan, rng)}
+        (cut,) = _crop((video,), size, rng if self.random else None, 'video')
         return record | {'video_FHWC': cut}
 
 
 def _crop(
     arrays: tuple[np.ndarray, ...], size: tuple[int, int], rng: np.random.Generator | None, what: str
 ) -> tuple[np.ndarray, ...]:
-    height, width = arrays[0].shape[1:3]
+    top, left = (_offset(spare, rng) for spare in _spare(arrays[0], size, what))
+    return tuple(array[:, top : top + size[0], left : left + size[1]] for array in arrays)
+
+
+def _spare(array: np.ndarray, size: tuple[int, int], what: str) -> tuple[int, int]:
+    """How much higher and wider it is than what is cut out of it."""
+    height, width = array.shape[1:3]
     if height < size[0] or width < size[1]:
         raise ValueError(f'cannot crop {size[0]}x{size[1]} out of a {what} of {height}x{width}')
-    top, left = _offset(height - size[0], rng), _offset(width - size[1], rng)
-    return tuple(array[:, top : top + size[0], left : left + size[1]] for array in arrays)
+    return height - size[0], width - size[1]
+
+
+def _gliding_crop(
+    video_FHWC: np.ndarray, size: tuple[int, int], max_pan: float, rng: np.random.Generator
+) -> np.ndarray:
+    frames, paths = len(video_FHWC), []
+    for spare in _spare(video_FHWC, size, 'video'):
+        # Squared, so that half of the velocities are below a quarter of the largest.
+        way = rng.uniform(-1, 1)
+        way = way * abs(way) * min(max_pan * (frames - 1), spare)
+        start = rng.uniform(max(-way, 0), spare - max(way, 0))
+        paths.append(np.rint(np.linspace(start, start + way, frames)).astype(int))
+    places = zip(video_FHWC, *paths, strict=True)
+    return np.stack([frame[top : top + size[0], left : left + size[1]] for frame, top, left in places])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +188,9 @@ def to_high_res(record: Record, rng: np.random.Generator) -> Record:
 
 def to_float(frames: np.ndarray) -> np.ndarray:
     """uint8 to float32: 0 -> -1, 255 -> 1."""
-    return frames.astype(np.float32) * np.float32(2 / 255) - np.float32(1)
+    out = np.multiply(frames, np.float32(2 / 255), dtype=np.float32)
+    out -= 1  # in place: the frames of a clip at 1080p are a gigabyte
+    return out
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
@@ -170,6 +209,8 @@ class Latents:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         record = dict(record)
+        if missing := [key for key in ('z_high', 'z_low') if not isinstance(record.get(key), np.ndarray)]:
+            raise ValueError(f'the record has no {" and no ".join(missing)}; it has {", ".join(sorted(record))}')
         z_high, z_low = record.pop('z_high'), record.pop('z_low')
         if z_low.shape[1:] != z_high.shape:
             raise ValueError(f'z_low {z_low.shape} must be a stack of arrays like z_high {z_high.shape}')
@@ -179,8 +220,29 @@ class Latents:
         return record | {'z_high_FHWC': z_high, 'z_low_FHWC': z_low}
 
 
+@dataclasses.dataclass(frozen=True)
+class EmbedCaption:
+    """Embeds the caption of a record that holds no embedding yet; zeros, the unconditional input, without a caption."""
+
+    encoder: TextEncoder
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        del rng
+        if 'text' in record:
+            return record
+        if 'caption' not in record:
+            return record | {'text': np.zeros((self.encoder.length, self.encoder.dim), np.float16)}
+        return record | {'text': self.encoder.encode([record['caption']])[0].astype(np.float16)}
+
+
 def keep_arrays(record: Mapping[str, object], rng: np.random.Generator) -> Record:
-    """Last in a chain: what a batch can hold. `text` (LD) becomes text_LD; names, captions and numbers are dropped."""
+    """Last in a chain: what a batch can hold. `text` (LD) becomes text_LD; names, captions and numbers are dropped.
+
+    Raises ValueError when a stored embedding or latent is not finite.
+    """
     del rng
     renamed = {'text_LD' if key == 'text' else key: value for key, value in record.items()}
+    for key in sorted(renamed.keys() & _STORED):
+        if not np.isfinite(np.asarray(renamed[key], np.float32)).all():
+            raise ValueError(f'{key} holds values that are not finite')
     return {key: np.ascontiguousarray(v) for key, v in renamed.items() if isinstance(v, np.ndarray) and v.ndim > 1}

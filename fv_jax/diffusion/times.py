@@ -68,6 +68,19 @@ def stratified_times(keys_B: jax.Array, shift: float = 1.0) -> jax.Array:
     return shift_times(1 - u_B, shift)
 
 
+def stratified_integers(keys_B: jax.Array, key: jax.Array, low: int, high: int) -> jax.Array:
+    """An integer from low to high, both included, for each row of the global batch, (B,) int32.
+
+    As in `stratified_times`, each of B equal parts of the range holds exactly one; which row has which part is drawn
+    from `key`, one for the whole batch, so that the integers do not go with the rows' t.
+    """
+    num_rows = keys_B.shape[0]
+    within_B = jax.vmap(jax.random.uniform)(keys_B)
+    part_B = jax.random.permutation(key, num_rows)
+    drawn_B = low + jnp.floor((part_B + within_B) / num_rows * (high + 1 - low)).astype(jnp.int32)
+    return jnp.minimum(drawn_B, high)  # float32 may round the last part's end up
+
+
 def table_timesteps(t: jax.Array) -> jax.Array:
     """The entries of the noise table that times in [0, 1] fall on, int32 0 ... 999: ceil(1000 t) - 1, so that a uniform
     t gives every entry alike.

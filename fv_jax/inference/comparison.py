@@ -1,4 +1,4 @@
-"""Pictures that show what an enhancement did: videos side by side, and a contact sheet."""
+"""Pictures to look at: what an enhancement did, side by side and on a contact sheet, and a sheet of previews."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _LABEL = 22  # pixels of the strip that names a picture
 _GAP = 4
+_SHEET_WIDTH = 800  # pixels that a sheet of previews should have at least, or nearly
 
 
 def labelled(frame_HWC: np.ndarray, label: str) -> np.ndarray:
@@ -41,6 +42,24 @@ def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: in
             labelled(frame, f'{name}: {caption}' if i == 0 else name) for i, (name, frame) in enumerate(middle.items())
         ]
         lines += [_line(whole), _line([_zoomed(frame, zoom) for frame in middle.values()])]
+    return _stacked(lines)
+
+
+def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> Image.Image:
+    """One row for each (caption, uint8 FHWC), all of one size: frames evenly spread from the first to the last, small
+    ones enlarged.
+    """
+    zoom = max(1, _SHEET_WIDTH // (columns * rows[0][1].shape[2]))
+    lines = []
+    for caption, video_FHWC in rows:
+        chosen = np.linspace(0, len(video_FHWC) - 1, min(columns, len(video_FHWC))).round().astype(int)
+        tiles = [video_FHWC[i].repeat(zoom, axis=0).repeat(zoom, axis=1) for i in chosen]
+        lines.append(labelled(_line(tiles), ' '.join(caption.split())))
+    return _stacked(lines)
+
+
+def _stacked(lines: Sequence[np.ndarray]) -> Image.Image:
+    """Pictures of one width below each other."""
     width, height = lines[0].shape[1], sum(line.shape[0] + _GAP for line in lines)
     sheet = Image.new('RGB', (width, height), 'white')
     top = 0

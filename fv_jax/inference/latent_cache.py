@@ -6,7 +6,7 @@ The shards are stamped with everything that made them; those of another VAE or o
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,75 @@ import jax
 import numpy as np
 
 from fv_jax.core import config as config_lib
-from fv_jax.data.degradations import weak
-from fv_jax.data.loader import Shards, Source
-from fv_jax.data.pipeline import DataConfig
+from fv_jax.data.bad_records import BadRecords
+from fv_jax.data.degradations import Degradation
+from fv_jax.data.loader import Part, Shards, Source, Stream
+from fv_jax.data.pipeline import DataConfig, Group, training_pixels
 from fv_jax.data.records import RecordWriter, list_shards
-from fv_jax.data.transforms import Transform
+from fv_jax.data.text import TextEncoder
+from fv_jax.data.transforms import Latents, Transform, chain, keep_arrays
 from fv_jax.inference.jitted import JittedVAE
+from fv_jax.models import vae_chunking
 
 FOLDER = 'latents'  # in a run's folder
 NAME = 'latents'  # of the shards in it
 _PROGRESS_S = 5.0  # seconds between two lines of progress
 
 
-def cached_latents(
+def cached_streams(
     folder: Path,
-    records: Source,
-    transform: Transform,
+    groups: Sequence[Group],
     vae: JittedVAE,
     config: DataConfig,
     vae_digest: str,
     *,
+    bad: BadRecords,
+    progress: Callable[[str], None],
+    text: TextEncoder | None = None,
+) -> list[Stream]:
+    """What is drawn of each group: z_high_FHWC and z_low_FHWC, from latents encoded once, and text_LD as in
+    `pipeline.pixels`. See `cached_latents`.
+    """
+    transform = chain(Latents(config.cache.crop), keep_arrays)
+    made_by = vae_digest if text is None else f'{vae_digest} {text.digest}'
+    alone = len(groups) == 1 and len(groups[0].parts) == 1
+    streams = []
+    for group in groups:
+        pixels = training_pixels(config, group.bucket, low_res=False, text=text)
+        parts = []
+        for i, part in enumerate(group.parts):
+            where = folder if alone else folder / f'{group.bucket}-{i}'
+            source = cached_latents(where, part, pixels, vae, config, made_by, bad=bad, progress=progress)
+            parts.append(Part(part.name, source, weight=part.weight))
+        streams.append(Stream(tuple(parts), transform, group.batch_size, group.share))
+    return streams
+
+
+def cached_latents(
+    folder: Path,
+    records: Part,
+    transform: Transform,
+    vae: JittedVAE,
+    config: DataConfig,
+    made_by: str,
+    *,
+    bad: BadRecords,
     progress: Callable[[str], None],
 ) -> Source:
-    """Records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each of `records`.
+    """Records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each of `records` that is not bad.
 
     Args:
       folder: where the shards are, or will be.
-      records, transform: `transform` gives high_res_FHWC. It is drawn once for each record, the weak twin once for
-        each low variant of what it gave.
-      vae_digest: `file_digest` of the VAE's weights.
+      records, transform: `transform` gives high_res_FHWC. It is drawn once for each record, the low-quality twin once
+        for each low variant of what it gave.
+      made_by: the digests of the VAE and, where words are embedded, of the text encoder.
+      bad: where records that cannot be used are counted.
       progress: receives a line every few seconds.
 
     Raises:
       ValueError: the folder holds latents that something else made.
     """
-    stamp = _stamp(config, len(records), vae_digest)
+    stamp = _stamp(config, folder.name, len(records), made_by)
     path = folder / f'{NAME}.json'
     if path.exists():
         if (found := json.loads(path.read_text()).get('stamp')) != stamp:
@@ -59,7 +93,11 @@ def cached_latents(
     said = time.monotonic()
     with RecordWriter(folder, NAME) as writer:
         for i in range(len(records)):
-            writer.write(_encode(records[i], transform, vae, config, i))
+            name, read = records.record(i)
+            try:
+                writer.write(_encode(read(), transform, vae, config, i))
+            except ValueError as error:
+                bad.report(name, error)
             if i + 1 == len(records) or time.monotonic() - said > _PROGRESS_S:
                 progress(f'encoded {i + 1}/{len(records)} clips')
                 said = time.monotonic()
@@ -67,31 +105,44 @@ def cached_latents(
     return Shards(list_shards(folder, NAME))
 
 
+def cached_shards(folder: Path) -> list[str]:
+    """All shards that `cached_streams` wrote there."""
+    folders = (
+        [folder] if (folder / f'{NAME}.json').exists() else sorted(path for path in folder.iterdir() if path.is_dir())
+    )
+    return [shard for found in folders for shard in list_shards(found, NAME)]
+
+
+def vae_stamp(digest: str) -> dict[str, Any]:
+    """What latents depend on besides their clip: the VAE's numbers, and how clips are cut in time (FACTS 4.3)."""
+    return {'vae': digest, 'chunks': list(vae_chunking.ENCODE_CHUNKS)}
+
+
+def encode_pair(
+    high_res: np.ndarray, degradation: Degradation, variants: int, vae: JittedVAE, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """The latents of a clip FHWC in [-1, 1] and of so many low-quality twins of it: z_high, z_low; float16."""
+
+    def latents(video_FHWC: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
+
+    z_low = np.stack([latents(degradation.twin(high_res, rng)) for _ in range(variants)])
+    return {'z_high': latents(high_res), 'z_low': z_low}
+
+
 def _encode(
     record: dict[str, Any], transform: Transform, vae: JittedVAE, config: DataConfig, index: int
 ) -> dict[str, Any]:
     rng = np.random.default_rng([config.loader.seed, index])
     clip = transform(record, rng)
-    high_res = clip['high_res_FHWC']
-
-    def latents(video_FHWC: np.ndarray) -> np.ndarray:
-        return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
-
     text = {'text': clip['text_LD']} if 'text_LD' in clip else {}
-    z_low = np.stack([latents(weak(high_res, rng, config.weak)) for _ in range(config.cache.low_variants)])
-    return {'z_high': latents(high_res), 'z_low': z_low, **text}
+    return encode_pair(clip['high_res_FHWC'], config.degradation, config.cache.low_variants, vae, rng) | text
 
 
-def _stamp(config: DataConfig, records: int, vae_digest: str) -> str:
+def _stamp(config: DataConfig, name: str, records: int, made_by: str) -> str:
     """Everything that the latents depend on, in 16 hexadecimal digits."""
-    others = ('loader', 'in_memory', 'heldout', 'heldout_size', 'eval_clips')
+    others = ('loader', 'in_memory', 'heldout', 'heldout_size', 'eval_clips', 'token_budget', 'batch_multiple')
     values = {k: v for k, v in config_lib.to_dict(config).items() if k not in others}
-    values |= {'cache': config.cache.low_variants, 'seed': config.loader.seed, 'records': records}
-    text = json.dumps([values, vae_digest], sort_keys=True)
+    values |= {'cache': config.cache.low_variants, 'seed': config.loader.seed, 'name': name, 'records': records}
+    text = json.dumps([values, made_by], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,64 +1,36 @@
-"""Enhancing a clip: the lines of stage 2, window by window.
+"""Enhancing a clip: the lines of stage 2 (`sampling`), window by window.
 
-A window of input frames, uint8, becomes as many enhanced ones:
-
-    x      = resize(frames / 127.5 - 1)                  antialiased bilinear, never rounded       FACTS 5.4
-    z_low  = means of the VAE's latents of x             official chunks                           FACTS 4.3
-    z      = transport(source(z_low, noise))             the stage's solver and grid               FACTS 5.3
-    out    = clip(decode(z), -1, 1)                      official chunks
-
-The noise of a latent frame is drawn from (key, its index in the whole clip). Windows that overlap therefore share the
-noise of what they share, and the noise of a moment does not depend on the window that it is computed in.
+A window of input frames, uint8, becomes as many enhanced ones. The text is all zeros, the source is made from the means
+of the VAE's latents, and windows that overlap share the noise of what they share (`noise.WindowNoise`).
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from fv_jax.core.resize import resize
 from fv_jax.core.rules import Rules
 from fv_jax.data.transforms import to_float, to_uint8
+from fv_jax.inference import sampling
 from fv_jax.inference.jitted import JittedVAE
+from fv_jax.inference.noise import WindowNoise
 from fv_jax.inference.windows import Windows, crossfade, cut
 from fv_jax.models import vae_chunking
 from fv_jax.models.dit import DiT
-from fv_jax.stages.base import row_normal
 from fv_jax.stages.superres import SuperRes
 
 # (low-res latents BFHWC, key, the index of their first frame in the clip) -> high-res latents; none of them scaled
 Transport = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
-def latent_noise(key: jax.Array, first: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
-    """Unit Gaussian noise for latent frames `first` ... of a clip, `shape` = (1, F, H, W, C), float32."""
-    assert shape[0] == 1, shape
-    keys_F = jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(shape[1]))
-    return row_normal(keys_F, shape[1:])[None]
-
-
 def jit_transport(stage: SuperRes, model: DiT, *, rules: Rules) -> Transport:
     """One executable per latent shape: noise, source and solver. The text is all zeros."""
-    # All-zero text is the unconditional input too, so that guidance would mix two equal velocities at twice the cost.
-    stage = stage.sampled_with(guidance_scale=1.0)
-    graphdef, state = nnx.split(model)
-
-    @jax.jit
-    def run(state, z_low_BFHWC, key, first):
-        source = stage.source(z_low_BFHWC, latent_noise(key, first, z_low_BFHWC.shape))
-        text = stage.text({'z_low_BFHWC': z_low_BFHWC})
-        return stage.unscaled(stage.transport(nnx.merge(graphdef, state), source, text, rules=rules))
-
-    return lambda z_low_BFHWC, key, first: run(state, z_low_BFHWC, key, first)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _upsampled(video_BFHWC: jax.Array, height: int, width: int) -> jax.Array:
-    return resize(video_BFHWC, height, width)
+    loaded = sampling.Loaded.of(stage, model)
+    return lambda z_low_BFHWC, key, first: sampling.transport(
+        loaded, z_low_BFHWC, None, WindowNoise(key, first), rules=rules
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +53,9 @@ class Enhancer:
           float32 (F, *size, 3) in [-1, 1].
         """
         video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None])
-        z_low = self.vae.latents(_upsampled(video_BFHWC, *size))
-        enhanced_BFHWC = self.vae.video(self.transport(z_low, key, first_latent))
-        return np.clip(np.asarray(enhanced_BFHWC[0, : len(video_FHWC)], np.float32), -1, 1)
+        z_low = sampling.low_res_latents(self.vae, video_BFHWC, size)
+        enhanced_BFHWC = sampling.decoded(self.vae, self.transport(z_low, key, first_latent))
+        return np.asarray(enhanced_BFHWC[0, : len(video_FHWC)])
 
 
 def enhance(

@@ -1,62 +1,72 @@
-"""The attention that networks call: one entry, `attention`.
+"""The attention that networks call: one entry, and the kernels of each platform behind it.
 
     out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j]                                  FACTS 1.4
 
-On a CPU the logits of all heads, 72 MB for 8 heads and 1,500 tokens, cost more to move through memory than to
-compute. There the work is cut into one head and some hundred queries at a time, small enough for the cache, and the
-backward pass computes the logits again rather than keep them: about twice as fast as the formula at once, and memory
-that grows with M instead of M^2. Elsewhere the formula is left to the compiler.
+    cpu   blocked     one head and some hundred queries at a time
+    tpu   splash_tpu  JAX's splash kernel
+    gpu   cudnn_gpu   cuDNN's flash attention
 
-Dimensions: B batch, M tokens, J key tokens, N heads, K head size, Q queries of a block, G blocks.
+Each also gives attention over a part of the keys, which `context_parallel` merges.
+
+Dimensions: B batch, M tokens, J key tokens, N heads, K head size.
 """
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
-import jax.numpy as jnp
 
 from fv_jax.core.array_typing import Array, Float, typed
 from fv_jax.core.rules import Rules
+from fv_jax.kernels import blocked, cudnn_gpu, splash_tpu
 
-CPU_QUERIES = 512  # at a time; 128 to 512 are within 10 % of each other
+
+class Backend(NamedTuple):
+    """whole: (q_BMNK, k_BJNK, v_BJNK, num_keys) -> BMNK. part: the same, with a number of keys that may be computed, ->
+    (o_BMNK, lse_BMN), float32. tile: what a chip's number of tokens should be a multiple of, given about how many.
+    """
+
+    whole: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
+    part: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    tile: Callable[[int], int]
+
+
+BACKENDS = {
+    'cpu': Backend(blocked.attention, blocked.partial_attention, lambda tokens: 1),
+    'tpu': Backend(splash_tpu.attention, splash_tpu.partial_attention, splash_tpu.tile),
+    'gpu': Backend(cudnn_gpu.attention, cudnn_gpu.partial_attention, lambda tokens: 64),
+}
 
 
 @typed
 def attention(
-    q_BMNK: Float[Array, 'b m n k'], k_BMNK: Float[Array, 'b j n k'], v_BMNK: Float[Array, 'b j n k']
+    q_BMNK: Float[Array, 'b m n k'],
+    k_BJNK: Float[Array, 'b j n k'],
+    v_BJNK: Float[Array, 'b j n k'],
+    num_keys: int | None = None,
+    *,
+    platform: str | None = None,
 ) -> Float[Array, 'b m n k']:
-    """Softmax attention of every query over all keys, without a mask.
+    """Softmax attention of every query over the first `num_keys` keys, or all of them.
 
-    Logits and softmax are float32; the result has the dtype of `v_BMNK`.
+    Logits and softmax are float32; the result has the dtype of `v_BJNK`.
+
+    Args:
+      platform: whose kernel; None for that of the process's own devices.
     """
-    return jax.lax.platform_dependent(q_BMNK, k_BMNK, v_BMNK, cpu=_in_blocks, default=_at_once)
+    num_keys = k_BJNK.shape[1] if num_keys is None else num_keys
+    return BACKENDS[platform or jax.default_backend()].whole(q_BMNK, k_BJNK, v_BJNK, num_keys)
 
 
-def _softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """(..., Q, K), (..., J, K), (..., J, K) -> (..., Q, K)."""
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum('...qk,...jk->...qj', q, k, preferred_element_type=jnp.float32) * scale
-    return jnp.einsum('...qj,...jk->...qk', jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
-
-
-def _at_once(q_BMNK: jax.Array, k_BMNK: jax.Array, v_BMNK: jax.Array) -> jax.Array:
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BMNK, k_BMNK, v_BMNK))
-    return _softmax_attention(q, k, v).swapaxes(1, 2)
-
-
-def _in_blocks(q_BMNK: jax.Array, k_BMNK: jax.Array, v_BMNK: jax.Array) -> jax.Array:
-    batch, tokens, _, head_dim = q_BMNK.shape
-    blocks = -(-tokens // CPU_QUERIES)
-    size = -(-tokens // blocks)
-    block = jax.checkpoint(_softmax_attention, prevent_cse=False)
-
-    def head(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        q_BMK, k_BJK, v_BJK = qkv
-        padded = jnp.pad(q_BMK, ((0, 0), (0, blocks * size - tokens), (0, 0)))
-        q_GBQK = padded.reshape(batch, blocks, size, head_dim).swapaxes(0, 1)
-        o_GBQK = jax.lax.map(lambda q_BQK: block(q_BQK, k_BJK, v_BJK), q_GBQK)
-        return o_GBQK.swapaxes(0, 1).reshape(padded.shape)[:, :tokens]
-
-    o_NBMK = jax.lax.map(head, tuple(x.transpose(2, 0, 1, 3) for x in (q_BMNK, k_BMNK, v_BMNK)))
-    return o_NBMK.transpose(1, 2, 0, 3)
+def portable_attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
+    """The same of plain operations alone, in blocks on a CPU and at once elsewhere, for code that is compiled where it
+    will run.
+    """
+    at_once = functools.partial(blocked.attention_at_once, num_keys=num_keys)
+    in_blocks = functools.partial(blocked.attention, num_keys=num_keys)
+    return jax.lax.platform_dependent(q_BMNK, k_BJNK, v_BJNK, cpu=in_blocks, default=at_once)
 
 
 SINGLE_DEVICE = Rules(attention=attention)
+PORTABLE = Rules(attention=portable_attention)

@@ -139,9 +139,9 @@ class GroupNorm(nnx.Module):
 
     eps = 1e-6
 
-    def __init__(self, channels: int, groups: int):
+    def __init__(self, channels: int, groups: int, *, bias: float = 0.0):
         self.scale = axes.param(jnp.ones(channels), (axes.NORM,))
-        self.bias = axes.param(jnp.zeros(channels), (axes.NORM,))
+        self.bias = axes.param(jnp.full(channels, bias, jnp.float32), (axes.NORM,))
         self.groups = groups
 
     def __call__(self, x_BFHWC: jax.Array) -> jax.Array:

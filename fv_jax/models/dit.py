@@ -12,12 +12,11 @@ Blocks are stacked along a leading axis `layers` and run by `jax.lax.scan`. `emb
 `block` and `head` are `__call__` taken apart.
 
 Dimensions: B batch, F latent frames, H W latent height and width, C latent channels, L text tokens, S video tokens,
-M = L + S joint tokens (text first), D width, E conditioning width, T text width, N heads, K head size.
+M = L + S joint tokens (text first; padding last, where `rules` ask for it), D width, E conditioning width, T text
+width, N heads, K head size.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,6 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import (
-    LINEAR_OUTPUT,
     MLP,
     DtypeName,
     Dtypes,
@@ -45,7 +43,9 @@ from fv_jax.models.layers import (
 )
 from fv_jax.models.lora import LoRAConfig, Target
 from fv_jax.models.patch import patch_grid, patchify, unpatchify
+from fv_jax.models.remat import ATTENTION_OUTPUT, Remat, rematerialised
 from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
+from fv_jax.models.sequence import Layout, Tokens
 
 # Official constants (FACTS 1.3, 1.4, 1.6). They differ, and each is visible in the output.
 BLOCK_NORM_EPS = 1e-5
@@ -53,9 +53,6 @@ FINAL_NORM_EPS = 1e-5
 QK_NORM_EPS = 1e-6
 HEAD_NORM_EPS = 1e-6
 
-Remat = Literal['none', 'dots', 'full']
-
-ATTENTION_OUTPUT = 'attention_output'  # the name under which remat keeps it
 RESIDUAL = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_EMBED)
 
 
@@ -134,13 +131,6 @@ def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-class Tokens(NamedTuple):
-    """What a block must know of the joint sequence: which tokens are text (1, M, 1), and everybody's position."""
-
-    is_text_BMD: jax.Array
-    rope: Rope
-
-
 class JointAttention(nnx.Module):
     """Self-attention over all tokens, with normalised and rotated queries and keys (FACTS 1.4)."""
 
@@ -161,13 +151,13 @@ class JointAttention(nnx.Module):
         lora = config.lora_on('attention_out')
         self.out = Linear(dim, dim, (axes.HEADS, axes.EMBED), dtypes=dtypes, rngs=rngs, lora=lora)
 
-    def __call__(self, x_BMD: jax.Array, rope: Rope, rules: Rules) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, tokens: Tokens, rules: Rules) -> jax.Array:
         qkv_BM3D = self.qkv(x_BMD)
         q, k, v = (qkv_BM3D[:, :, i].reshape(*x_BMD.shape[:2], *self.heads) for i in range(3))
-        q = apply_rope(self.q_norm(q), rope).astype(v.dtype)
-        k = apply_rope(self.k_norm(k), rope).astype(v.dtype)
+        q = apply_rope(self.q_norm(q), tokens.rope).astype(v.dtype)
+        k = apply_rope(self.k_norm(k), tokens.rope).astype(v.dtype)
         placed = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)
-        o_BMNK = rules.attention(*(rules.constrain(y, placed) for y in (q, k, v)))
+        o_BMNK = rules.attention(*(rules.constrain(y, placed) for y in (q, k, v)), tokens.count)
         return self.out(checkpoint_name(o_BMNK, ATTENTION_OUTPUT).reshape(x_BMD.shape))
 
 
@@ -198,7 +188,7 @@ class Block(nnx.Module):
         attention, mlp = self.modulations(emb_BE, tokens)
 
         x = modulate(self.attention_norm(h_BMD), attention.shift, attention.scale)
-        o = self.attention(x, tokens.rope, rules)
+        o = self.attention(x, tokens, rules)
         h_BMD = rules.constrain(h_BMD + (attention.gate * o).astype(h_BMD.dtype), RESIDUAL)
 
         x = modulate(self.mlp_norm(h_BMD), mlp.shift, mlp.scale)
@@ -226,9 +216,9 @@ class Head(nnx.Module):
         )
         self.out = Linear(dim, config.patch_dim, (axes.EMBED, axes.PATCH), dtypes=dtypes, rngs=rngs, kernel_init=zeros)
 
-    def __call__(self, h_BSD: jax.Array, emb_BE: jax.Array) -> jax.Array:
+    def __call__(self, h_BMD: jax.Array, emb_BE: jax.Array) -> jax.Array:
         m_B2D = self.modulation(jax.nn.silu(emb_BE))
-        return self.out(modulate(self.norm(h_BSD), shift=m_B2D[:, 0, None], scale=m_B2D[:, 1, None]))
+        return self.out(modulate(self.norm(h_BMD), shift=m_B2D[:, 0, None], scale=m_B2D[:, 1, None]))
 
 
 class DiT(nnx.Module):
@@ -278,11 +268,11 @@ class DiT(nnx.Module):
           ValueError: sizes that do not fit the configuration, or a source timestep missing or not wanted.
         """
         self._check(x_BFHWC, text_BLD)
-        grid = patch_grid(x_BFHWC.shape, self.config.patch_size)
-        emb_BE = self.embed_cond(timestep_B, grid[0], source_timestep_B)
-        h_BMD = rules.constrain(self.embed_tokens(x_BFHWC, text_BLD), RESIDUAL)
-        h_BMD = self.run_blocks(h_BMD, emb_BE, grid, rules=rules)
-        return self.head(h_BMD, emb_BE, grid)
+        layout = Layout.of(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), rules)
+        emb_BE = self.embed_cond(timestep_B, layout.grid[0], source_timestep_B)
+        h_BMD = self.embed_tokens(x_BFHWC, text_BLD, layout, rules=rules)
+        h_BMD = self.run_blocks(h_BMD, emb_BE, layout, rules=rules)
+        return self.head(h_BMD, emb_BE, layout, rules=rules)
 
     def embed_cond(
         self, timestep_B: jax.Array, num_frames: int, source_timestep_B: jax.Array | None = None
@@ -303,29 +293,40 @@ class DiT(nnx.Module):
         return emb_BE
 
     def embed_tokens(
-        self, x_BFHWC: Float[Array, 'b f h w c'], text_BLD: Float[Array, 'b l t']
+        self,
+        x_BFHWC: Float[Array, 'b f h w c'],
+        text_BLD: Float[Array, 'b l t'],
+        layout: Layout,
+        *,
+        rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
-        """The joint sequence: text tokens, then patches (FACTS 1.2)."""
-        video_BSD = self.patch_embed(patchify(x_BFHWC, self.config.patch_size))
-        return jnp.concatenate([self.text_embed(text_BLD), video_BSD], axis=1)
+        """The joint sequence: text tokens, then patches (FACTS 1.2), then padding."""
+        # Each part is made as long as the whole and then chosen from: joined, they would have to be cut anew.
+        num_text, after_text = layout.num_text, layout.length - layout.num_text
+        patches_BSP = patchify(x_BFHWC, self.config.patch_size)
+        patches_BMP = jnp.pad(patches_BSP, ((0, 0), (num_text, layout.num_padding), (0, 0)))
+        video_BMD = self.patch_embed(rules.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None)))
+        text_BMD = jnp.pad(self.text_embed(text_BLD), ((0, 0), (0, after_text), (0, 0)))
+        text_BMD, video_BMD = (rules.constrain(h, RESIDUAL) for h in (text_BMD, video_BMD))
+        return jnp.where(layout.is_text, text_BMD, video_BMD)
 
     def run_blocks(
         self,
         h_BMD: Float[Array, 'b m d'],
         emb_BE: Float[Array, 'b e'],
-        grid: tuple[int, int, int],
+        layout: Layout,
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
         """All blocks, one after the other, by a scan over the stacked parameters."""
-        tokens = self._tokens(h_BMD, grid, rules)
+        tokens = self._tokens(layout, rules)
         # Not nnx.scan, which cannot be nested in another loop or in jax.checkpoint.
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(h_BMD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
             return nnx.merge(graphdef, layer)(h_BMD, emb_BE, tokens, rules), None
 
-        h_BMD, _ = jax.lax.scan(_rematerialised(body, self.config.remat), h_BMD, stacked)
+        h_BMD, _ = jax.lax.scan(rematerialised(body, self.config.remat), h_BMD, stacked)
         return h_BMD
 
     def block(
@@ -333,30 +334,37 @@ class DiT(nnx.Module):
         index: int,
         h_BMD: Float[Array, 'b m d'],
         emb_BE: Float[Array, 'b e'],
-        grid: tuple[int, int, int],
+        layout: Layout,
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
-        """Block `index` alone, on a `grid` of (frames, rows, columns) of patches."""
+        """Block `index` alone."""
         graphdef, stacked = nnx.split(self.blocks)
         layer = jax.tree.map(lambda x: x[index], stacked)
-        return nnx.merge(graphdef, layer)(h_BMD, emb_BE, self._tokens(h_BMD, grid, rules), rules)
+        return nnx.merge(graphdef, layer)(h_BMD, emb_BE, self._tokens(layout, rules), rules)
 
     def head(
-        self, h_BMD: Float[Array, 'b m d'], emb_BE: Float[Array, 'b e'], grid: tuple[int, int, int]
+        self,
+        h_BMD: Float[Array, 'b m d'],
+        emb_BE: Float[Array, 'b e'],
+        layout: Layout,
+        *,
+        rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
         """Final norm, the video tokens' projection, and back to latents (FACTS 1.6)."""
-        video_BSD = self.final_norm(h_BMD)[:, h_BMD.shape[1] - int(np.prod(grid)) :]
-        return unpatchify(self.output(video_BSD, emb_BE), grid, self.config.patch_size)
+        # All tokens are projected and the video's are taken from what is 30 times narrower: tokens may be sharded.
+        patches_BMP = self.output(self.final_norm(h_BMD), emb_BE)
+        patches_BMP = rules.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None))
+        patches_BSP = patches_BMP[:, layout.num_text : layout.num_tokens]
+        return unpatchify(patches_BSP, layout.grid, self.config.patch_size)
 
     def _sinusoid(self, values_B: jax.Array) -> jax.Array:
         return sinusoid(values_B.astype(jnp.float32), self.config.embed_dim)
 
-    def _tokens(self, h_BMD: jax.Array, grid: tuple[int, int, int], rules: Rules) -> Tokens:
-        num_text = h_BMD.shape[1] - int(np.prod(grid))
-        is_text = (jnp.arange(h_BMD.shape[1]) < num_text)[None, :, None]
-        rope = rope_table(*grid, head_dim=self.config.head_dim, num_text=num_text)
-        return Tokens(is_text, Rope(*(rules.constrain(table, (axes.ACT_TOKENS, None)) for table in rope)))
+    def _tokens(self, layout: Layout, rules: Rules) -> Tokens:
+        rope = rope_table(*layout.grid, self.config.head_dim, layout.num_text, layout.num_padding)
+        rope = Rope(*(rules.constrain(table, (axes.ACT_TOKENS, None)) for table in rope))
+        return Tokens(layout.is_text, rope, layout.num_tokens)
 
     def _check(self, x_BFHWC: jax.Array, text_BLD: jax.Array) -> None:
         if x_BFHWC.shape[-1] != self.config.latent_channels:
@@ -366,12 +374,3 @@ class DiT(nnx.Module):
             )
         if text_BLD.shape[-1] != self.config.text_dim:
             raise ValueError(f'text is {text_BLD.shape[-1]} wide and the network has text_dim={self.config.text_dim}')
-
-
-def _rematerialised(body: Callable, remat: Remat) -> Callable:
-    if remat == 'none':
-        return body
-    kept = (LINEAR_OUTPUT, ATTENTION_OUTPUT) if remat == 'dots' else ()
-    policy = jax.checkpoint_policies.save_only_these_names(*kept)
-    # Within a scan the two computations cannot be merged by common-subexpression elimination anyway.
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)

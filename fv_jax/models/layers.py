@@ -88,7 +88,7 @@ class Linear(nnx.Module):
     ):
         out = out_features if isinstance(out_features, tuple) else (out_features,)
         self.kernel = axes.param(kernel_init(rngs.params(), (in_features, *out), dtypes.param), kernel_axes)
-        self.bias = axes.param(jnp.zeros(out, dtypes.param), kernel_axes[1:])
+        self.bias = axes.param(jnp.zeros(out, dtypes.param), (*(None,) * (len(out) - 1), axes.NORM))
         self.dtype = dtypes.compute
         if lora is None:
             self.lora = None

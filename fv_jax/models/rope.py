@@ -47,16 +47,16 @@ def split_head(head_dim: int) -> tuple[int, int, int]:
     return t, h, h
 
 
-def rope_table(frames: int, height: int, width: int, head_dim: int, num_text: int = 0) -> Rope:
-    """Angles' cos and sin for a grid of video tokens, after `num_text` tokens that are not turned.
+def rope_table(frames: int, height: int, width: int, head_dim: int, num_text: int = 0, num_padding: int = 0) -> Rope:
+    """Angles' cos and sin for a grid of video tokens; tokens before and after them are not turned.
 
     Args:
       frames, height, width: the grid, in latent frames and patches.
       head_dim: K.
-      num_text: L.
+      num_text: L. num_padding: tokens after the video's.
 
     Returns:
-      Two float32 tables of shape (L + frames * height * width, K).
+      Two float32 tables of shape (L + frames * height * width + num_padding, K).
     """
     grid = (frames, height, width)
     parts = []
@@ -68,7 +68,7 @@ def rope_table(frames: int, height: int, width: int, head_dim: int, num_text: in
         shape[axis] = grid[axis]
         parts.append(jnp.broadcast_to(jnp.asarray(angles).reshape(shape), (*grid, channels)))
     angles_SK = jnp.concatenate(parts, axis=-1).reshape(frames * height * width, head_dim)
-    angles_MK = jnp.pad(angles_SK, ((num_text, 0), (0, 0)))
+    angles_MK = jnp.pad(angles_SK, ((num_text, num_padding), (0, 0)))
     return Rope(jnp.cos(angles_MK), jnp.sin(angles_MK))
 
 

@@ -24,7 +24,12 @@ SPATIAL_FACTOR = 8
 TEMPORAL_FACTOR = 4
 TEMPORAL_LEVELS = 2  # the first two downsamplings, and the last two upsamplings in mirror order, act on time too
 
+# Where training from scratch starts. Offsets of +1 and -1 in turn make up most of a group's variance, so that its norm
+# hardly depends on what is in the picture: networks trained on small crops then serve whole frames (the loss from 64x64
+# tiles to 256x480 fell from 2.0 to 0.9 dB). A norm's bias keeps silu near its linear part.
 INITIAL_LOGVAR = -8.0
+INITIAL_OFFSET = 1.0
+INITIAL_NORM_BIAS = 0.5
 
 Cache = dict  # nested: the name of a submodule -> its cache; a convolution's is an array, {} starts a clip
 
@@ -58,6 +63,14 @@ class VAEConfig:
 OFFICIAL = VAEConfig()
 
 
+def _group_norm(channels: int, config: VAEConfig) -> GroupNorm:
+    return GroupNorm(channels, config.groups, bias=INITIAL_NORM_BIAS)
+
+
+def _offsets(channels: int) -> jax.Array:
+    return INITIAL_OFFSET * (1 - 2 * (jnp.arange(channels) % 2))
+
+
 def resize_nearest(z_BFHWC: jax.Array, frames: int, height: int, width: int) -> jax.Array:
     """Nearest neighbour as the decoder does it: output i reads input floor(i * in / out); an odd number of
     frames above one keeps the first frame apart (FACTS 4)."""
@@ -80,7 +93,7 @@ class SpatialNorm(nnx.Module):
     """A group norm whose scale and offset are read from the latents."""
 
     def __init__(self, channels: int, config: VAEConfig, *, rngs: nnx.Rngs):
-        self.norm_layer = GroupNorm(channels, config.groups)
+        self.norm_layer = _group_norm(channels, config)
         # From scratch this is a plain group norm at first.
         sizes, dtype = (config.latent_channels, channels), config.dtype
         self.conv_y = PointwiseConv(*sizes, dtype=dtype, rngs=rngs, kernel_init=zeros, bias=1.0)
@@ -99,7 +112,7 @@ class ResBlock(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, *, spatial: bool, rngs: nnx.Rngs):
         def norm(channels):
-            return SpatialNorm(channels, config, rngs=rngs) if spatial else GroupNorm(channels, config.groups)
+            return SpatialNorm(channels, config, rngs=rngs) if spatial else _group_norm(channels, config)
 
         self.norm1 = norm(in_channels)
         self.conv1 = CausalConv3d(in_channels, out_channels, dtype=config.dtype, rngs=rngs)
@@ -139,6 +152,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths = config.widths
         self.conv_in = CausalConv3d(3, widths[0], dtype=config.dtype, rngs=rngs)
+        self.conv_in.bias[...] = _offsets(widths[0])
         levels, samplers = [], []
         for level, width in enumerate(widths):
             inputs = [widths[max(level - 1, 0)]] + [width] * (config.num_res_blocks - 1)
@@ -147,7 +161,7 @@ class Encoder(nnx.Module):
                 samplers.append(FrameConv(width, stride=2, dtype=config.dtype, rngs=rngs))
         self.down, self.downsample = nnx.List(levels), nnx.List(samplers)
         self.mid = nnx.List([ResBlock(widths[-1], widths[-1], config, spatial=False, rngs=rngs) for _ in range(2)])
-        self.norm_out = GroupNorm(widths[-1], config.groups)
+        self.norm_out = _group_norm(widths[-1], config)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, dtype=config.dtype, rngs=rngs)
         # From scratch the latents start almost free of noise: at a deviation of 1 it would drown them.
         logvar = jnp.arange(2 * config.latent_channels) >= config.latent_channels
@@ -172,6 +186,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths = config.widths[::-1]
         self.conv_in = CausalConv3d(config.latent_channels, widths[0], dtype=config.dtype, rngs=rngs)
+        self.conv_in.bias[...] = _offsets(widths[0])
         self.mid = nnx.List([ResBlock(widths[0], widths[0], config, spatial=True, rngs=rngs) for _ in range(2)])
         levels, samplers = [], []
         for level, width in enumerate(widths):  # from the coarsest
@@ -179,6 +194,7 @@ class Decoder(nnx.Module):
             levels.append(nnx.List([ResBlock(i, width, config, spatial=True, rngs=rngs) for i in inputs]))
             if level < len(widths) - 1:
                 samplers.append(FrameConv(width, dtype=config.dtype, rngs=rngs))
+                samplers[-1].bias[...] = _offsets(width)
         self.up, self.upsample = nnx.List(levels), nnx.List(samplers)
         self.norm_out = SpatialNorm(widths[-1], config, rngs=rngs)
         self.conv_out = CausalConv3d(widths[-1], 3, dtype=config.dtype, rngs=rngs)
@@ -222,3 +238,16 @@ def sample_latents(moments_BFHWC: jax.Array, noise_BFHWC: jax.Array) -> jax.Arra
     """z = mean + std * noise, as the official encode always does (FACTS 4)."""
     mean, std = split_moments(moments_BFHWC)
     return mean + std * noise_BFHWC
+
+
+def forget_past(vae: VAE) -> None:
+    """Lets every causal convolution see the present frame alone, in place. On single pictures nothing changes.
+
+    A picture's past is the picture again, so that pictures teach all taps in time the same, and on a clip they blur
+    motion. Summed into the present one they make a codec of single frames, a better start for clips (9 frames of the
+    held-out film, trained on pictures only: 21.0 dB before, 24.1 dB after).
+    """
+    for _, module in nnx.iter_modules(vae):
+        if isinstance(module, CausalConv3d):
+            kernel = module.kernel[...]
+            module.kernel[...] = jnp.zeros_like(kernel).at[-1].set(kernel.sum(0))

@@ -18,15 +18,19 @@ from flax.nnx.filterlib import Filter
 from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.models import vae_chunking
-from fv_jax.models.vae import VAE, VAEConfig, sample_latents, split_moments
+from fv_jax.models.vae import VAE, VAEConfig, forget_past, sample_latents, split_moments
 from fv_jax.stages.base import Batch, Metrics, row_normal
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """kl_weight: of (1)."""
+    """kl_weight: of (1).
+
+    from_pictures: `init_from` was trained on single pictures; see `vae.forget_past`.
+    """
 
     kl_weight: float = 1e-4
+    from_pictures: bool = False
 
     def __post_init__(self):
         if self.kl_weight < 0:
@@ -45,6 +49,10 @@ class Autoencoder:
 
     def trainable(self) -> Filter:
         return nnx.Param
+
+    def start_from(self, model: VAE) -> None:
+        if self.config.from_pictures:
+            forget_past(model)
 
     def encode(self, batch: Batch) -> Batch:
         return batch

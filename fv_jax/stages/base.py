@@ -32,6 +32,10 @@ class Stage(Protocol):
         """The filter of the variables that learn; everything else stays as `init` or a checkpoint made it."""
         ...
 
+    def start_from(self, model: nnx.Module) -> None:
+        """Fits numbers that come from another run or a file (`init_from`) to this one, in place."""
+        ...
+
     def encode(self, batch: Batch) -> Batch:
         """Runs the frozen encoders, which are executables of their own, before the step. A batch that already holds
         latents comes back as it is.

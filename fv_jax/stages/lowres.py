@@ -125,6 +125,9 @@ class LowRes:
     def trainable(self) -> Filter:
         return nnx.Param if self.dit.lora is None else LoRAParam
 
+    def start_from(self, model: DiT) -> None:
+        pass
+
     def encode(self, batch: Batch) -> Batch:
         return encode_videos(batch, {'high_res_BFHWC': 'z_high_BFHWC'}, self.encoder)
 

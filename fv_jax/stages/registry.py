@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from fv_jax.core.config import ConfigError
+from fv_jax.data.text import TextConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
@@ -19,6 +20,7 @@ class StageConfig:
     kind: 'lowres' takes `dit`, `lowres` and `vae`; 'superres' `dit`, `superres` and `vae`; 'autoencoder'
       `autoencoder_net` and `autoencoder`.
     vae: whose latents the stage works on: 'embedded' (the small one in the package) or a 3d-vae.pt.
+    text: whose embeddings of captions the stage takes; without an encoder it works without texts.
     """
 
     kind: Literal['lowres', 'superres', 'autoencoder']
@@ -28,13 +30,16 @@ class StageConfig:
     vae: str | None = None
     autoencoder_net: VAEConfig | None = None
     autoencoder: AutoencoderConfig | None = None
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
 
     def __post_init__(self):
         wanted = _FIELDS[self.kind]
         for field in dataclasses.fields(self):
             given = getattr(self, field.name) is not None
-            if field.name != 'kind' and given != (field.name in wanted):
+            if field.name not in ('kind', 'text') and given != (field.name in wanted):
                 raise ConfigError(f'{field.name}: {"missing from" if not given else "not part of"} stage {self.kind!r}')
+        if self.text.encoder and 'dit' not in wanted:
+            raise ConfigError(f'text.encoder={self.text.encoder}: not part of stage {self.kind!r}')
 
 
 _FIELDS = {

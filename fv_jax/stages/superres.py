@@ -33,19 +33,25 @@ from fv_jax.stages.base import Batch, Encoder, Metrics, encode_videos, row_keys,
 
 @dataclasses.dataclass(frozen=True)
 class SuperResConfig:
-    """How stage 2 is trained and sampled. The defaults are the official ones.
+    """How stage 2 is trained and sampled. The defaults are the official ones; for the last two see `OFFICIAL`.
 
     source_timestep: index into the 1000-step noise table that the low-res latents are noised to.
-    source_timestep_range: (lowest, highest), both included, drawn per row in training. None: always source_timestep.
+    source_timestep_range: (lowest, highest), both included, that training draws from, one a row, stratified over the
+      global batch. None: always source_timestep.
+    image_source_timestep_range: the same for batches of pictures (one latent frame). None: as for clips.
     shift: pushes t towards the source, in training and in the sampler's grid; 1 = off.
     scale_factor: what the VAE's latents are multiplied by.
     caption_dropout: the share of training rows whose text is replaced by zeros.
     text_length: number of all-zero text tokens where a batch has no text.
     guidance_scale: 1 = off. guidance_batched: one evaluation at twice the batch, or two (less memory).
+    prompt_prefix: what a preview's prompt is preceded by when it is enhanced.
+    sampled_source: draw the source's latents from the VAE's distribution, as the official code does, when enhancing;
+      else take its means, which is what is trained on here.
     """
 
     source_timestep: int = 675
     source_timestep_range: tuple[int, int] | None = None
+    image_source_timestep_range: tuple[int, int] | None = None
     shift: float = 2.5
     scale_factor: float = 1.15258426
     caption_dropout: float = 0.1
@@ -55,15 +61,18 @@ class SuperResConfig:
     num_steps: int = 5
     solver: samplers.Solver = 'euler'
     numerics: times.Numerics = 'exact'
+    prompt_prefix: str = ''
+    sampled_source: bool = False
 
     def __post_init__(self):
         last = schedules.NUM_TIMESTEPS - 1
         for name, limit in (('source_timestep', last), ('caption_dropout', 1)):
             if not 0 <= getattr(self, name) <= limit:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be between 0 and {limit}')
-        low, high = self.source_timesteps
-        if not 0 <= low <= high <= last:
-            raise ConfigError(f'source_timestep_range={(low, high)}: must be lowest <= highest, from 0 to {last}')
+        for name in ('source_timestep_range', 'image_source_timestep_range'):
+            low, high = getattr(self, name) or (0, last)
+            if not 0 <= low <= high <= last:
+                raise ConfigError(f'{name}={(low, high)}: must be lowest <= highest, from 0 to {last}')
         for name, known in (('solver', samplers.SOLVERS), ('numerics', times.STATE_DTYPES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f'{name}={getattr(self, name)}: {nearest(getattr(self, name), known)}')
@@ -71,10 +80,13 @@ class SuperResConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be positive')
 
-    @property
-    def source_timesteps(self) -> tuple[int, int]:
-        """(lowest, highest) that training draws from."""
-        return self.source_timestep_range or (self.source_timestep, self.source_timestep)
+    def source_timesteps(self, latent_frames: int) -> tuple[int, int]:
+        """(lowest, highest) that training draws from, for clips of so many latent frames."""
+        of_clips = self.source_timestep_range or (self.source_timestep, self.source_timestep)
+        return of_clips if latent_frames > 1 else self.image_source_timestep_range or of_clips
+
+
+OFFICIAL = SuperResConfig(prompt_prefix='medium motion,', sampled_source=True)  # FACTS 4 and 6
 
 
 class Draw(NamedTuple):
@@ -111,6 +123,9 @@ class SuperRes:
     def trainable(self) -> Filter:
         return nnx.Param
 
+    def start_from(self, model: DiT) -> None:
+        pass
+
     def encode(self, batch: Batch) -> Batch:
         videos = {'high_res_BFHWC': 'z_high_BFHWC', 'low_res_BFHWC': 'z_low_BFHWC'}
         return encode_videos(batch, videos, self.encoder)
@@ -119,21 +134,29 @@ class SuperRes:
         return self.loss_of(model, self.draw(batch, keys_B), rules=rules)
 
     def draw(self, batch: Batch, keys_B: jax.Array) -> Draw:
-        """Everything random of every row, each from the row's key."""
+        """Everything random of every row, each from the row's key; which row has which part of the source timesteps
+        is a matter of the batch, and drawn from the first row's.
+        """
+        time_B, _, drop_B, index_B = _row_keys(keys_B)
+        low, high = self.config.source_timesteps(latent_frames=batch['z_low_BFHWC'].shape[1])
+        s_B = times.stratified_integers(index_B, jax.random.fold_in(index_B[0], 1), low, high)
+        draw = self.draw_at(batch, keys_B, times.stratified_times(time_B, self.config.shift), s_B)
+        kept_B = jax.vmap(jax.random.uniform)(drop_B) >= self.config.caption_dropout
+        text = jnp.where(process.per_row(kept_B, draw.text_BLD), draw.text_BLD, 0)
+        return draw._replace(text_BLD=text)
+
+    def draw_at(self, batch: Batch, keys_B: jax.Array, t_B: jax.Array, source_timestep_B: jax.Array) -> Draw:
+        """A draw of these times, with the rows' own noise and all of their text."""
         z_low, z_high = batch['z_low_BFHWC'], batch['z_high_BFHWC']
         if z_low.shape != z_high.shape:
             raise ValueError(f'z_low is {z_low.shape} and z_high {z_high.shape}: upsample the low-res clip first')
-        time_B, noise_B, drop_B, index_B = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys_B), 1, 0)
-        low, high = self.config.source_timesteps
-        s_B = jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(index_B)
-        text = self.text(batch)
-        kept_B = jax.vmap(jax.random.uniform)(drop_B) >= self.config.caption_dropout
+        _, noise_B, _, _ = _row_keys(keys_B)
         return Draw(
-            source_BFHWC=self.source(z_low, row_normal(noise_B, z_low.shape), s_B),
+            source_BFHWC=self.source(z_low, row_normal(noise_B, z_low.shape), source_timestep_B),
             data_BFHWC=self.scaled(z_high),
-            text_BLD=jnp.where(process.per_row(kept_B, text), text, 0),
-            t_B=times.stratified_times(time_B, self.config.shift),
-            source_timestep_B=s_B,
+            text_BLD=self.text(batch),
+            t_B=t_B,
+            source_timestep_B=source_timestep_B,
         )
 
     def loss_of(self, model: DiT, draw: Draw, *, rules: Rules) -> tuple[jax.Array, Metrics]:
@@ -206,3 +229,8 @@ class SuperRes:
         embedded_B = times.embedded_timestep(source_timestep_B, self.config.numerics)
         extra = (embedded_B,) if self.dit.embed_source_timestep else ()
         return -model(x, timestep_B, text_BLD, *extra, rules=rules).astype(jnp.float32)
+
+
+def _row_keys(keys_B: jax.Array) -> jax.Array:
+    """A row's keys of its t, its noise, its caption's dropout and its source timestep, (4, B)."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys_B), 1, 0)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -15,15 +16,16 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.stages.base import Batch, Metrics, Stage
 from fv_jax.training import optim
-from fv_jax.training.metrics import MetricWriter, eval_line, train_line
-from fv_jax.training.state import Network, TrainState, inference_params
+from fv_jax.training.alarm import Alarm, AlarmConfig, CollapseError
+from fv_jax.training.metrics import MetricWriter, NoMetrics, eval_line, health_line, train_line
+from fv_jax.training.state import Network, Params, TrainState, inference_params
 from fv_jax.training.step import Evaluate, Sample, eval_step, sample_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """num_steps: of the whole run. log_every, eval_every, save_every: in steps; eval_every 0 never evaluates.
-    The last step is always saved. keep: how many checkpoints stay.
+    The last step is always saved. keep: how many checkpoints stay. alarm: when an evaluation rings it.
     """
 
     num_steps: int
@@ -31,6 +33,7 @@ class LoopConfig:
     eval_every: int = 0
     save_every: int = 1000
     keep: int = 3
+    alarm: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
 
     def __post_init__(self):
         for name, low in (('num_steps', 1), ('log_every', 1), ('save_every', 1), ('keep', 1), ('eval_every', 0)):
@@ -38,15 +41,24 @@ class LoopConfig:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be at least {low}')
 
 
+class Measured(Protocol):
+    """What a health check finds: figures by name, and videos (name, uint8 FHWC)."""
+
+    figures: dict[str, float]
+    videos: Sequence[tuple[str, np.ndarray]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """batches: encoded, always the same ones. show: what of `Stage.sample`'s result goes to the writer, as
-    (name, uint8 FHWC) pairs. fps: of those videos.
+    (name, uint8 FHWC) pairs. fps: of those videos. health: measures more, of parameters, and shows its own videos in
+    place of `show`'s; None for stages without.
     """
 
     batches: Sequence[Batch]
     show: Callable[[dict[str, jax.Array]], Sequence[tuple[str, np.ndarray]]]
     fps: float = 24.0
+    health: Callable[[Params], Measured] | None = None
 
 
 @dataclasses.dataclass
@@ -59,15 +71,21 @@ class Loop:
     config: LoopConfig
     rules: Rules
     key: jax.Array
-    writer: MetricWriter
+    writer: MetricWriter | NoMetrics
     save: Callable[[int, TrainState], None]
     validation: Validation | None = None
+    shardings: TrainState | None = None  # where the state lives; None on one device
+    _alarm: Alarm = dataclasses.field(init=False)
+    _update_ratio: float = dataclasses.field(init=False, default=0.0)  # the largest since the last evaluation
+
+    def __post_init__(self):
+        self._alarm = Alarm(self.config.alarm)
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
         """`batches` starts at the batch of the state's step. Returns the last state, saved."""
         config = self.config
         tx = optim.optimizer(self.optim, config.num_steps)
-        step_fn = train_step(self.stage, self.network, tx, self.optim, config.num_steps, self.rules)
+        step_fn = train_step(self.stage, self.network, tx, self.optim, config.num_steps, self.rules, self.shardings)
         eval_fn = eval_step(self.stage, self.network, self.rules)
         sample_fn = sample_step(self.stage, self.network, self.rules)
         clock = _Clock()
@@ -94,6 +112,7 @@ class Loop:
     def _log(self, step: int, metrics: Metrics, rows: int, clock: '_Clock') -> None:
         values = {name: float(value) for name, value in metrics.items()}
         # A gradient that is not finite spoils the state one step before the loss shows it.
+        self._update_ratio = max(self._update_ratio, values['update_norm'] / max(values['param_norm'], 1e-12))
         for name in ('loss', 'grad_norm', 'param_norm'):
             if not np.isfinite(values[name]):
                 raise FloatingPointError(
@@ -113,9 +132,24 @@ class Loop:
         names = ['loss', *(name for name in rows[0] if name != 'loss')]
         means = {f'eval/{name}': float(np.mean([float(row[name]) for row in rows])) for name in names}
         self.writer.scalars(step, means, eval_line(step, means))
-        samples = sample_fn(params, self.validation.batches[0], key)
-        for name, frames in self.validation.show(samples):
+        if self.validation.health is None:
+            videos = self.validation.show(sample_fn(params, self.validation.batches[0], key))
+        else:
+            measured = self.validation.health(params)
+            videos = measured.videos
+        for name, frames in videos:
             self.writer.video(step, name, frames, self.validation.fps)
+        if self.validation.health is not None:
+            self._check_health(step, measured.figures | {'update_ratio': self._update_ratio})
+            self._update_ratio = 0.0
+
+    def _check_health(self, step: int, figures: dict[str, float]) -> None:
+        """Writes the figures, and what is wrong with them. Raises CollapseError if the run is to stop then."""
+        wrong = self._alarm.check(step, figures)
+        row = {f'health/{name}': value for name, value in figures.items()} | {'health/alarms': float(len(wrong))}
+        self.writer.scalars(step, row, health_line(step, figures, wrong))
+        if wrong and self.config.alarm.stop:
+            raise CollapseError(f'step {step}: {wrong[0]}; what was saved before it stays')
 
 
 class _Clock:

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,22 @@ class MetricWriter:
     def close(self) -> None:
         self._jsonl.close()
         self._board.close()
+
+
+class NoMetrics:
+    """In the place of a writer, in all processes but the first."""
+
+    def __enter__(self) -> 'NoMetrics':
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        pass
+
+    def scalars(self, step: int, values: Mapping[str, float], text: str) -> None:
+        pass
+
+    def video(self, step: int, name: str, frames_FHWC: np.ndarray, fps: float) -> None:
+        pass
 
 
 class _Board:
@@ -123,6 +139,12 @@ def eval_line(step: int, means: Mapping[str, float]) -> str:
     """One readable line an evaluation."""
     figures = '  '.join(f'{name.removeprefix("eval/")} {value:.4f}' for name, value in means.items())
     return f'eval at step {step}: {figures}'
+
+
+def health_line(step: int, figures: Mapping[str, float], wrong: Sequence[str]) -> str:
+    """The figures of a health check that have no tenths, and a line for each alarm."""
+    said = '  '.join(f'{name} {value:.3g}' for name, value in figures.items() if '/' not in name)
+    return '\n'.join([f'health at step {step}: {said}', *(f'ALARM at step {step}: {line}' for line in wrong)])
 
 
 def duration(seconds: float) -> str:

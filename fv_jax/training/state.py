@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from fv_jax.parallel import sharding
+from fv_jax.parallel.rules import Placement
 from fv_jax.stages.base import Stage
 
 Params = dict[str, Any]  # nested, of arrays
@@ -82,6 +84,19 @@ def state_of(trainable: Params, frozen: Params, tx: optax.GradientTransformation
     # A copy: the step donates both, and one buffer cannot be given away twice.
     average = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trainable) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable), average)
+
+
+def state_shardings(
+    network: Network, tx: optax.GradientTransformation, placement: Placement, *, ema: bool
+) -> TrainState:
+    """Where each part of a state lives, in place of the parts. Raises ConfigError naming what cannot be split."""
+    parts = network.trainable, network.frozen
+    trainable, frozen = (sharding.parameter_shardings(placement, part) for part in parts)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(network.trainable))
+    opt_state = sharding.like_parameters(
+        jax.eval_shape(tx.init, shapes), shapes, trainable, otherwise=placement.replicated
+    )
+    return TrainState(placement.replicated, trainable, frozen, opt_state, trainable if ema else None)
 
 
 def inference_params(state: TrainState) -> Params:

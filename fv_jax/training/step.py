@@ -19,14 +19,27 @@ def _rows(batch: Batch) -> int:
     return next(iter(batch.values())).shape[0]
 
 
+def _group_norms(name: str, tree: Params) -> Metrics:
+    """The norm of each part of a network, by the names that its attributes have."""
+    return {f'{name}/{group}': optax.tree.norm(part) for group, part in tree.items()} if len(tree) > 1 else {}
+
+
 def train_step(
-    stage: Stage, network: Network, tx: optax.GradientTransformation, optim: OptimConfig, num_steps: int, rules: Rules
+    stage: Stage,
+    network: Network,
+    tx: optax.GradientTransformation,
+    optim: OptimConfig,
+    num_steps: int,
+    rules: Rules,
+    shardings: TrainState | None = None,
 ) -> Step:
     """(state, batch, key) -> (state, metrics), jitted; the given state's memory is reused.
 
+    shardings: where the state lives (`state_shardings`); None on one device.
+
     The keys of the rows are folded from (step, global row), so the same `key` serves the whole run.
-    Metrics are scalars: `loss`, the stage's own, `grad_norm` before clipping, `update_norm`, `param_norm`,
-    `learning_rate`.
+    Metrics are scalars: `loss`, the stage's own, `grad_norm` before clipping, `update_norm`, `param_norm`, each also
+    as `grad_norm/GROUP` for the parts of the network, and `learning_rate`.
     """
     rates = learning_rates(optim, num_steps)
 
@@ -47,10 +60,14 @@ def train_step(
             'update_norm': optax.tree.norm(updates),
             'param_norm': optax.tree.norm(trainable),
             'learning_rate': rates(state.step),
+            **_group_norms('grad_norm', grads),
+            **_group_norms('update_norm', updates),
+            **_group_norms('param_norm', trainable),
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    # Said, not left to the compiler: what comes out must be what goes in.
+    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
 
 def eval_step(stage: Stage, network: Network, rules: Rules) -> Evaluate:

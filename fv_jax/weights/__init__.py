@@ -5,13 +5,15 @@ from typing import Literal
 
 from flax import nnx
 
+from fv_jax.core import files
 from fv_jax.models.dit import DiT
 from fv_jax.models.layers import DtypeName
-from fv_jax.models.vae import VAE
-from fv_jax.weights import compact, diffusers, embedded, files, keymap, sources
+from fv_jax.models.vae import VAE, VAEConfig
+from fv_jax.weights import compact, diffusers, embedded, keymap, sources
+from fv_jax.weights.digests import parameters_digest
 from fv_jax.weights.starting import starting_dit
 
-__all__ = ['is_weights', 'load_official', 'load_vae', 'save_official', 'starting_dit', 'vae_path']
+__all__ = ['is_weights', 'load_official', 'load_vae', 'save_official', 'starting_dit', 'vae_digest', 'vae_path']
 
 
 def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT | VAE:
@@ -78,9 +80,20 @@ def load_vae(name: str) -> VAE:
     Raises FileNotFoundError or ValueError as `load_official` does, and when the file holds something else.
     """
     path = vae_path(name)
-    if compact.is_compact(path):
-        return compact.load_vae(path)
-    network = load_official(path)
+    network = compact.load(path) if compact.kind_of(path) else load_official(path)
     if not isinstance(network, VAE):
         raise ValueError(f'{name}: holds a {type(network).__name__}, not a VAE')
     return network
+
+
+def vae_digest(name: str) -> str:
+    """Names the VAE that `load_vae` gives by its numbers, in 16 hexadecimal digits; one parameter is in memory at a
+    time. Raises what `load_vae` does.
+    """
+    path = vae_path(name)
+    if compact.kind_of(path):
+        return parameters_digest(keymap.parameters_of(nnx.state(load_vae(name))))
+    source = sources.open_source(path)
+    if not isinstance(source.config, VAEConfig):
+        raise ValueError(f'{name}: holds a DiT, not a VAE')
+    return parameters_digest(source.parameters())

@@ -1,55 +1,80 @@
-"""Our own VAE weights in one safetensors file: float16 tensors named by their paths, the configuration as metadata."""
+"""Our own small networks in one safetensors file: float16 tensors named by their paths, the configuration as metadata.
+
+The metadata has one key for the network, 'vae' or 'dit', with its configuration as JSON, and whatever else the writer
+wants known of it.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fv_jax.core import config as config_lib
+from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
-from fv_jax.weights import safetensors_file
+from fv_jax.weights import dit, keymap, safetensors_file, vae
+from fv_jax.weights.keymap import Parameter, Parameters
+
+RUN = 'run'  # of a stage's network: {'step', 'config', 'digests'} of the run, as JSON
+_KINDS = {'vae': (VAEConfig, vae.create), 'dit': (DiTConfig, dit.create)}
 
 
-def save_vae(path: Path | str, params: dict[str, Any], config: VAEConfig) -> None:
-    """Writes a VAE's parameters (nested dict of arrays), rounded to float16."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    tensors = {'/'.join(str(k.key) for k in keys): np.asarray(leaf, np.float16) for keys, leaf in leaves}
-    Path(path).write_bytes(save(tensors, {'vae': json.dumps(config_lib.to_dict(config))}))
+def write(
+    path: Path | str, values: Parameters, config: VAEConfig | DiTConfig, more: Mapping[str, str] | None = None
+) -> None:
+    """Writes a network's parameters, rounded to float16. more: further metadata.
+
+    Raises ValueError for a number that float16 cannot hold.
+    """
+    (kind,) = [name for name, (cls, _) in _KINDS.items() if isinstance(config, cls)]
+    tensors = {_key(name): value.numpy() for name, value in keymap.typed_as(values, np.float16).items()}
+    Path(path).write_bytes(save(tensors, {kind: json.dumps(config_lib.to_dict(config)), **(more or {})}))
 
 
-def is_compact(path: Path) -> bool:
-    """Whether it is such a file. Raises FileNotFoundError, or ValueError for a damaged safetensors file."""
-    return path.suffix == '.safetensors' and 'vae' in safetensors_file.read(path)[1]
+def kind_of(path: Path | str) -> str | None:
+    """'vae' or 'dit' of such a file, None of any other. Raises FileNotFoundError, or ValueError for a damaged one."""
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        return None
+    return next((kind for kind in _KINDS if kind in safetensors_file.read(path)[1]), None)
 
 
-def load_vae(path: Path | str) -> VAE:
-    """The VAE in a file that `save_vae` wrote; float32. Raises ValueError when the file is not one."""
-    try:
-        with safe_open(str(path), framework='numpy') as file:
-            values = json.loads((file.metadata() or {}).get('vae', 'null'))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f'{path}: not a safetensors file: {error}') from None
-    if values is None:
-        raise ValueError(f'{path}: holds no VAE of this project')
-    config = config_lib.build(VAEConfig, values, 'vae')
-    abstract = nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    if unknown := sorted(tensors.keys() - {'/'.join(map(str, keys)) for keys, _ in nnx.to_flat_state(state)}):
+def metadata(path: Path | str) -> dict[str, str]:
+    """What `write` was told. Raises FileNotFoundError, or ValueError for a damaged file."""
+    return safetensors_file.read(path)[1]
+
+
+def load(path: Path | str) -> VAE | DiT:
+    """The network in such a file, its parameters in the types of its configuration; a VAE's are float32.
+
+    Raises FileNotFoundError, or ValueError when the file is not one, or not whole.
+    """
+    path = Path(path)
+    tensors, known = safetensors_file.read(path)
+    kind = next((kind for kind in _KINDS if kind in known), None)
+    if kind is None:
+        raise ValueError(f'{path}: holds no network of this project')
+    cls, create = _KINDS[kind]
+    config: Any = config_lib.build(cls, json.loads(known[kind]), kind)
+    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(create(config))))
+    wanted = {_key(name): leaf for name, (_, leaf) in leaves.items()}
+    if unknown := sorted(tensors.keys() - wanted.keys()):
         raise ValueError(f'{path}: {unknown[0]} ({len(unknown)} in all) is not a part of the network')
+    for key, leaf in wanted.items():
+        if key not in tensors or tensors[key].shape != leaf.shape:
+            shape = tensors[key].shape if key in tensors else 'absent'
+            raise ValueError(f'{path}: {key} is {shape} in the file, the network needs {leaf.shape}')
 
-    def tensor(keys, leaf):
-        name = '/'.join(str(k.key) for k in keys)
-        if name not in tensors or tensors[name].shape != leaf.shape:
-            there = tensors[name].shape if name in tensors else 'absent'
-            raise ValueError(f'{path}: {name} is {there} in the file, the network needs {leaf.shape}')
-        return np.asarray(tensors[name], np.float32)
+    def parameter(name: str, leaf: Any) -> Parameter:
+        dtype = np.dtype(leaf.dtype)
+        return Parameter(leaf.shape, dtype, lambda: np.asarray(tensors[_key(name)].numpy(), dtype))
 
-    pure = jax.tree_util.tree_map_with_path(tensor, nnx.to_pure_dict(state))
-    nnx.replace_by_pure_dict(state, jax.tree.map(jax.numpy.asarray, pure))
-    return nnx.merge(graphdef, state)
+    return keymap.module_of(create(config), {name: parameter(name, leaf) for name, (_, leaf) in leaves.items()})
+
+
+def _key(name: str) -> str:
+    return name.replace('.', '/')

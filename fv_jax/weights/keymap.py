@@ -243,6 +243,38 @@ def module_of(create: Callable[[], Module], values: Parameters) -> Module:
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
+def nested(state: nnx.State, values: Parameters) -> dict[str, Any]:
+    """The parameters of a part of a network, as nested dicts."""
+    tree: dict[str, Any] = {}
+    for name, (path, _) in leaves_of(state).items():
+        *groups, last = path
+        group = tree
+        for key in groups:
+            group = group.setdefault(key, {})
+        group[last] = values[name]
+    return tree
+
+
+def typed_as(values: Mapping[str, Any], dtype: str | np.dtype | None = None) -> Parameters:
+    """The same parameters (or stored arrays) in `dtype`; None keeps each one's.
+
+    Asking for a number that `dtype` cannot hold raises ValueError.
+    """
+
+    def converted(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
+        with np.errstate(over='ignore'):
+            out = np.asarray(before := value.numpy(), wanted)
+        if wanted == np.float16 and np.isinf(out).any():
+            raise ValueError(f'{name}: holds {np.abs(before).max():g}, and float16 ends at {np.finfo(wanted).max:g}')
+        return out
+
+    def parameter(name: str, value: Any) -> Parameter:
+        wanted = np.dtype(jnp.dtype(dtype)) if dtype else np.dtype(value.dtype)
+        return Parameter(value.shape, wanted, lambda: converted(name, value, wanted))
+
+    return {name: parameter(name, value) for name, value in values.items()}
+
+
 # --- ours to official ---
 
 

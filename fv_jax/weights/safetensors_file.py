@@ -76,17 +76,38 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
 
     Raises:
       FileNotFoundError: no such file in it, or one that the index names is missing.
-      ValueError: a damaged file, or several and no index.
+      ValueError: a damaged file, several and no index, or an index that does not say what its files hold.
     """
     indexes, files = sorted(folder.glob(INDEX)), sorted(folder.glob('*.safetensors'))
     if len(indexes) == 1:
-        files = [folder / name for name in sorted(set(json.loads(indexes[0].read_text())['weight_map'].values()))]
-    elif not files:
+        return _indexed(indexes[0])
+    if not files:
         raise FileNotFoundError(f'{folder}: holds no .safetensors file')
-    if len(indexes) > 1 or (not indexes and len(files) > 1):
+    if len(indexes) > 1 or len(files) > 1:
         names = ', '.join(path.name for path in indexes or files)
         raise ValueError(f'{folder}: holds {names}; keep those of one variant')
-    return {key: tensor for path in files for key, tensor in read(path)[0].items()}
+    return read(files[0])[0]
+
+
+def _indexed(index: Path) -> dict[str, StoredTensor]:
+    """The tensors of the files that an index names: exactly those that it says each of them holds."""
+    try:
+        weight_map = json.loads(index.read_text(encoding='utf-8'))['weight_map']
+        named = {(name, key) for key, name in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f'{index}: not an index (JSON with a weight_map from tensors to files)') from None
+    if strange := next((name for name, _ in named if not isinstance(name, str) or Path(name).name != name), None):
+        raise ValueError(f'{index}: names the file {strange!r}; it must be one in the same folder')
+    contents = {name: read(index.parent / name)[0] for name in sorted({name for name, _ in named})}
+    there = {(name, key) for name, tensors in contents.items() for key in tensors}
+    if different := sorted(named ^ there):
+        name, key = different[0]
+        what = 'is not in it' if (name, key) in named else 'is in it, and not by the index'
+        raise ValueError(
+            f'{index}: does not fit {name}: {key} {what} ({len(different)} differences); the files are of different '
+            'downloads, get all of them again'
+        )
+    return {key: tensor for tensors in contents.values() for key, tensor in tensors.items()}
 
 
 def write(

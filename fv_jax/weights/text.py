@@ -3,6 +3,7 @@
 A T5 that is opened holds its weights until the last reference to it is gone; nothing else keeps them.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from flax import nnx
 
 from fv_jax.core import config as config_lib
 from fv_jax.data import bytes_encoder, tokenizer
-from fv_jax.data.text import BYTES, TextConfig, TextEncoder, Truncation
+from fv_jax.data.text import BYTES, TextConfig, TextEncoder, TextStamp, Truncation
 from fv_jax.data.tokenizer import Tokenizer
 from fv_jax.models.t5 import T5
 from fv_jax.weights import t5
@@ -53,6 +54,18 @@ def open_text_encoder(config: TextConfig) -> TextEncoder:
     return T5Encoder(model, tokens, t5_digest(folder, tokens.length, config.masked), masked=config.masked)
 
 
+def text_stamp(config: TextConfig) -> TextStamp:
+    """What `open_text_encoder` would open, without its weights: a T5 folder's are sampled for the digest (`t5_digest`).
+
+    Raises FileNotFoundError or ValueError as `open_text_encoder` does.
+    """
+    if config.encoder in ('', BYTES):
+        encoder = open_text_encoder(config)
+        return TextStamp(encoder.digest, encoder.length, encoder.dim)
+    folder, length = Path(config.encoder), config.length or tokenizer.OFFICIAL_LENGTH
+    return TextStamp(t5_digest(folder, length, config.masked), length, t5.read_config(folder).embed_dim)
+
+
 class T5Encoder:
     """A `TextEncoder`: T5 as FlashVideo runs it (FACTS 6), or with the padding hidden."""
 
@@ -60,16 +73,9 @@ class T5Encoder:
         """`model` and `tokens` are of one folder, `digest` is its `t5_digest`. masked: hide the padding from the text;
         the padding's own outputs are kept in any case.
         """
-        graphdef, self._state = nnx.split(model)
-        self._tokens = tokens
+        self._graphdef, self._state = nnx.split(model)
+        self._tokens, self._masked = tokens, masked
         self.length, self.dim, self.digest = tokens.length, model.config.embed_dim, digest
-
-        @jax.jit
-        def run(state: nnx.State, ids_BL: jax.Array) -> jax.Array:
-            mask_BL = ids_BL != tokenizer.PAD if masked else None
-            return nnx.merge(graphdef, state)(ids_BL, mask_BL)
-
-        self._run = run
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """(B, length, dim) float32; one executable for each number of texts up to eight, which go at once."""
@@ -77,12 +83,20 @@ class T5Encoder:
         out_BLD = np.empty((len(texts), self.length, self.dim), np.float32)
         for first in range(0, len(texts), _BATCH):
             rows = slice(first, first + _BATCH)
-            out_BLD[rows] = jax.device_get(self._run(self._state, jnp.asarray(ids_BL[rows])))
+            ids = jnp.asarray(ids_BL[rows])
+            out_BLD[rows] = jax.device_get(_embedded(self._state, ids, self._graphdef, self._masked))
         return out_BLD
 
     def truncation(self, text: str) -> Truncation | None:
         """What is cut from the end of a text; the tokens are SentencePiece's."""
         return self._tokens.truncation(text)
+
+
+# Not the encoder's own: a T5 that was let go and is opened again compiles nothing.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _embedded(state: nnx.State, ids_BL: jax.Array, graphdef: nnx.GraphDef, masked: bool) -> jax.Array:
+    mask_BL = ids_BL != tokenizer.PAD if masked else None
+    return nnx.merge(graphdef, state)(ids_BL, mask_BL)
 
 
 def t5_digest(folder: str | Path, length: int, masked: bool) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import loader, records
-from fv_jax.data.loader import LoaderConfig, batches
+from fv_jax.data.loader import LoaderConfig, Part, Stream, batches, mixed_batches
 from fv_jax.data.records import Record
 
 RECORDS = 10  # 4 rows a batch do not divide it: every other epoch ends inside a batch
@@ -144,6 +144,65 @@ def test_records_that_do_not_fit_one_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r'x_HW is float64\[2, 2\] in one record and float64\[2, 3\] in another'):
         loader.stack([{'x_HW': np.zeros((2, 2))}, {'x_HW': np.zeros((2, 3))}])
     assert loader.stack([{'x_FHWC': np.zeros((1, 2, 3, 4)), 'fps': 24.0}])['x_BFHWC'].shape == (1, 1, 2, 3, 4)
+
+
+def tagged(tag: int, size: int):
+    """A transform whose arrays tell the stream and are of its size."""
+
+    def draw(record: Record, rng: np.random.Generator) -> Record:
+        return {'i_L': np.full(size, record['i']), 'tag_L': np.full(size, tag), 'noise_L': rng.normal(size=size)}
+
+    return draw
+
+
+STREAMS = [
+    Stream((Part('a', InMemory(10)), Part('b', InMemory(1000), weight=3.0)), tagged(0, 2), 4, share=2.0),
+    Stream((Part('a', InMemory(10), indices=np.array([1, 4, 9])),), tagged(1, 3), 8, share=1.0),
+    Stream((Part('c', InMemory(5)),), tagged(2, 5), 4, share=0.001),
+]
+
+
+def mixed(count: int, *, start_step: int = 0, process_count: int = 1, threads: int = 2) -> list[dict]:
+    config = LoaderConfig(4, seed=3, num_threads=threads)
+    parts = [
+        itertools.islice(mixed_batches(STREAMS, config, start_step=start_step, process=(p, process_count)), count)
+        for p in range(process_count)
+    ]
+    return [{k: np.concatenate([b[k] for b in together]) for k in together[0]} for together in zip(*parts, strict=True)]
+
+
+@pytest.fixture(scope='module')
+def mixture() -> list[dict]:
+    """The steps 0 ... 39, and 980 ... 1019, over the end of a cycle."""
+    return mixed(40, threads=0) + mixed(40, start_step=980, threads=0)
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_mixed_batches_do_not_depend_on_the_processes(mixture: list[dict], process_count: int) -> None:
+    assert_same(mixed(12, process_count=process_count), mixture[:12])
+    assert_same(mixed(12, process_count=process_count, start_step=995), mixture[55:67])
+
+
+def test_each_batch_is_of_one_shape_and_the_shares_are_kept(mixture: list[dict]) -> None:
+    tags = [int(batch['tag_BL'][0, 0]) for batch in mixture]
+    for batch, tag in zip(mixture, tags, strict=True):
+        assert (batch['tag_BL'] == tag).all() and batch['i_BL'].shape == ((4, 2), (8, 3), (4, 5))[tag]
+    assert 40 < tags.count(0) < 67 and tags.count(1) > 13  # two to one
+
+
+def test_every_record_of_a_stream_comes_once_an_epoch(mixture: list[dict]) -> None:
+    rows = np.concatenate([batch['i_BL'][:, 0] for batch in mixture[:40] if batch['tag_BL'][0, 0] == 1])
+    epochs = rows[: len(rows) // 3 * 3].reshape(-1, 3)
+    assert (np.sort(epochs, axis=1) == [1, 4, 9]).all() and len(np.unique(epochs, axis=0)) == 6
+    noise = np.concatenate([batch['noise_BL'][:, 0] for batch in mixture])
+    assert len(np.unique(noise)) == len(noise)
+
+
+def test_weights_are_of_rows_not_of_records() -> None:
+    config = LoaderConfig(4, seed=0, num_threads=0)
+    streams = [Stream((Part('a', [{'i': 0}]), Part('b', [{'i': 1}] * 7, weight=3.0)), tagged(0, 2), 4)]
+    rows = np.concatenate([b['i_BL'][:, 0] for b in itertools.islice(mixed_batches(streams, config), 100)])
+    assert rows.mean() == 0.75
 
 
 def write(folder: Path, count: int, shard_records: int) -> list[str]:

@@ -4,13 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fv_jax.core.config import ConfigError, build
 from fv_jax.data import embedded, pipeline, video_io
+from fv_jax.data.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data.buckets import Bucket
 from fv_jax.data.degradations import WeakConfig
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.pipeline import CacheConfig, DataConfig
 from fv_jax.data.records import RecordWriter
+from fv_jax.data.transforms import to_float
 from tests.data import films
 
 SMALL = DataConfig(
@@ -27,9 +31,10 @@ SMALL = DataConfig(
 
 
 def first_batches(config, start_step=0, count=2, process=(0, 1)):
-    records = pipeline.source(config.train, config, heldout=False)
-    transform = pipeline.pixels(config, low_res=True, training=True)
-    found = pipeline.train_batches(records, transform, config, start_step=start_step, process=process)
+    bad = BadRecords(config.bad_records, print)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config, print)
+    drawn = pipeline.streams(groups, config, low_res=True)
+    found = pipeline.train_batches(drawn, config, bad, start_step=start_step, process=process)
     return [next(found) for _ in range(count)]
 
 
@@ -142,3 +147,59 @@ def test_a_cache_without_variants_is_refused():
         CacheConfig(low_variants=0)
     with pytest.raises(ConfigError, match='fit'):
         build(DataConfig, {'loader': {'batch_size': 1}, 'fit': 'stretch'})
+
+
+def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path):
+    with RecordWriter(tmp_path / 'clips', 'clips') as writer:
+        for size in [(9, 32, 48)] * 3 + [(17, 64, 64), (9, 40, 32), (5, 64, 64)]:
+            writer.write({'video': np.full((*size, 3), size[0], np.uint8), 'caption': 'grey'})
+    for i in range(4):
+        Image.fromarray(np.full((40, 60, 3), 200 + i, np.uint8)).save(tmp_path / f'{i}.png')
+    (tmp_path / '0.txt').write_text('a picture')
+    buckets = (Bucket(9, 32, 48), Bucket(1, 32, 48), Bucket(9, 16, 16), Bucket(17, 64, 64), Bucket(33, 16, 16))
+    config = dataclasses.replace(
+        SMALL, train=f'{tmp_path}/clips@3+images:{tmp_path}@1', buckets=buckets, token_budget=72, flip=False
+    )
+    lines = []
+    bad = BadRecords(config.bad_records, print)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config, lines.append)
+    assert [str(group.bucket) for group in groups] == ['9x32x48', '1x32x48', '9x16x16', '17x64x64']
+    assert [group.batch_size for group in groups] == [4, 12, 24, 1]
+    assert lines[0] == f'left out: 1 of 6 clips of {tmp_path}/clips: of fewer than 9 frames'
+    assert lines[1].startswith('9x32x48: 3 clips, batch 4 (72 tokens), ') and lines[-1] == '33x16x16: no clips'
+    # Rows, not batches, are 3 to 1: batches are weighted by how many rows they hold.
+    rows = np.array([group.share * group.batch_size for group in groups])
+    np.testing.assert_allclose(rows / rows.sum(), [3 / 4 * 3 / 5, 1 / 4, 3 / 4 / 5, 3 / 4 / 5])
+    found = pipeline.train_batches(
+        pipeline.streams(groups, config, low_res=True), config, bad, start_step=0, process=(0, 1)
+    )
+    shapes = {batch['low_res_BFHWC'].shape for batch in (next(found) for _ in range(30))}
+    assert shapes <= {(4, 9, 32, 48, 3), (12, 1, 32, 48, 3), (24, 9, 16, 16, 3), (1, 17, 64, 64, 3)}
+    assert len(shapes) >= 3  # the third is one step in 60
+
+
+def test_a_source_of_which_nothing_fits_is_named(tmp_path):
+    with RecordWriter(tmp_path, 'clips') as writer:
+        writer.write({'video': np.zeros((9, 16, 16, 3), np.uint8)})
+    config = dataclasses.replace(SMALL, train=str(tmp_path))
+    with pytest.raises(ValueError, match=f'{tmp_path}: none of its 1 clips can be trained on: 1 smaller than 32x48'):
+        first_batches(config)
+    with pytest.raises(ConfigError, match='buckets: sprites is drawn at one size'):
+        first_batches(dataclasses.replace(SMALL, train='sprites', buckets=(Bucket(9, 16, 16), Bucket(9, 16, 32))))
+
+
+def test_shards_that_cannot_be_opened_are_left_out_and_counted(tmp_path):
+    with RecordWriter(tmp_path, 'clips', shard_records=2) as writer:
+        for i in range(4):
+            writer.write({'video': np.full((9, 32, 48, 3), i, np.uint8)})
+    (first, second) = writer.shards
+    first.write_bytes(first.read_bytes()[:-100])
+    config = dataclasses.replace(SMALL, train=str(tmp_path))
+    with pytest.raises(ValueError, match=f'{first}: cut off'):
+        first_batches(config)
+    skip = dataclasses.replace(config, bad_records=BadRecordConfig('skip'))
+    for batch in first_batches(skip):
+        assert set(np.unique(batch['high_res_BFHWC'])) <= set(to_float(np.array([2, 3], np.uint8)))
+    second.write_bytes(b'nothing')
+    with pytest.raises(ValueError, match=f'{tmp_path}: none of its 2 shards can be opened'):
+        first_batches(skip)

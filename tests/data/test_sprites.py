@@ -11,7 +11,7 @@ import pytest
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline, sprite_drawing, sprite_measures, sprites
 from fv_jax.data.degradations import WeakConfig
-from fv_jax.data.loader import LoaderConfig
+from fv_jax.data.loader import LoaderConfig, batches
 
 CONFIG = pipeline.DataConfig(
     LoaderConfig(batch_size=2, num_threads=0),
@@ -121,7 +121,7 @@ def test_the_pipeline_knows_sprites():
     records = pipeline.source(CONFIG.train, CONFIG, heldout=False)
     assert len(records) == 20 and len(pipeline.source('sprites', CONFIG, heldout=True)) == 120
     transform = pipeline.pixels(CONFIG, low_res=True, training=True)
-    batch = next(pipeline.train_batches(records, transform, CONFIG, start_step=0, process=(0, 1)))
+    batch = next(batches(records, transform, CONFIG.loader))
     assert batch.keys() == {'high_res_BFHWC', 'low_res_BFHWC'}
     assert all(video.shape == (2, 9, 32, 48, 3) for video in batch.values())
     one = pipeline.pixels(CONFIG, low_res=False, training=True)(records[4], np.random.default_rng(0))['high_res_FHWC']
@@ -136,7 +136,7 @@ def test_crops_show_sprites_large_and_small():
     assert len(set(sizes)) >= 5
     assert all((records[i]['height'], records[i]['width']) == sizes[i][1:3] for i in range(6))
     transform = pipeline.pixels(config, low_res=False, training=True)
-    batch = next(pipeline.train_batches(records, transform, config, start_step=0, process=(0, 1)))
+    batch = next(batches(records, transform, config.loader))
     assert batch['high_res_BFHWC'].shape == (2, 9, 64, 64, 3)
 
 

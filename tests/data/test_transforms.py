@@ -34,9 +34,9 @@ def test_windows_are_consecutive_and_anywhere() -> None:
     assert Window(9, random=False)({'video_FHWC': clip(13)}, rng())['video_FHWC'][0, 0, 0, 0] == 2
 
 
-def test_a_short_clip_is_padded_with_its_last_frame() -> None:
-    frames = Window(9)({'video_FHWC': clip(6)}, rng())['video_FHWC'][:, 0, 0, 0]
-    assert list(frames) == [0, 1, 2, 3, 4, 5, 5, 5, 5]
+def test_a_short_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match='its video has 6 frames, and 9 are needed'):
+        Window(9)({'video_FHWC': clip(6)}, rng())
 
 
 def test_crops_are_one_for_all_frames_and_reach_every_edge() -> None:
@@ -51,6 +51,24 @@ def test_crops_are_one_for_all_frames_and_reach_every_edge() -> None:
     assert list(middle[0, 0, 0]) == [0, 1, 2]
     with pytest.raises(ValueError, match='cannot crop 13x12 out of a video of 12x16'):
         Crop(13, 12)({'video_FHWC': clip()}, rng())
+
+
+def test_every_other_crop_glides_when_asked_to() -> None:
+    still, pans = 0, []
+    for seed in range(400):
+        video = Crop(10, 13, max_pan=1.5)({'video_FHWC': clip(9, 30, 40)}, rng(seed))['video_FHWC']
+        assert video.shape == (9, 10, 13, 3)
+        corner = video[:, 0, 0].astype(int)
+        np.testing.assert_array_equal(video - video[:, :1, :1], clip(1, 10, 13) * [0, 1, 1] + np.zeros((9, 1, 1, 1)))
+        steps = np.diff(corner[:, 1:], axis=0)
+        still += not steps.any()
+        # A constant velocity, to the pixel, that keeps to its limit.
+        even = corner[:1, 1:] + np.linspace(0, 1, 9)[:, None] * (corner[-1:, 1:] - corner[:1, 1:])
+        assert np.abs(corner[:, 1:] - even).max() <= 1
+        pans.append(np.abs(corner[-1, 1:] - corner[0, 1:]).max())
+    assert 190 < still < 270 and 10 < max(pans) <= 12
+    with pytest.raises(ValueError, match='cannot crop 13x12 out of a video of 12x16'):
+        [Crop(13, 12, max_pan=1.0)({'video_FHWC': clip()}, rng(seed)) for seed in range(9)]
 
 
 def test_flip() -> None:

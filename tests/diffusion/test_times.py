@@ -112,3 +112,22 @@ def test_every_entry_of_the_noise_table_has_an_equal_share_of_times():
     drawn = times.table_timesteps(times.stratified_times(jax.random.split(jax.random.key(0), 4000)))
     counts = np.bincount(np.asarray(drawn), minlength=1000)
     assert counts.sum() == 4000 and counts.min() >= 3 and counts.max() <= 5
+
+
+def test_integers_are_stratified_and_cover_their_range():
+    keys = jax.random.split(jax.random.key(0), 8)
+    drawn = np.stack([times.stratified_integers(keys, jax.random.key(step), 600, 900) for step in range(40)])
+    assert drawn.dtype == np.int32 and drawn.min() >= 600 and drawn.max() <= 900
+    parts = np.floor((np.sort(drawn, axis=1) - 600) / 301 * 8 + 1e-9)
+    assert (np.abs(parts - np.arange(8)) <= 1).all()  # an integer may stand for the end of the part before
+    # Every row meets every part: rows are already in order of t.
+    assert all(len(set(column)) == 8 for column in drawn.T)
+
+
+def test_integers_are_uniform_and_may_be_one():
+    keys = jax.random.split(jax.random.key(1), 3000)
+    drawn = np.asarray(times.stratified_integers(keys, jax.random.key(0), 2, 4))
+    assert np.bincount(drawn, minlength=5).tolist() == [0, 0, 1000, 1000, 1000]
+    assert set(times.stratified_integers(keys[:5], jax.random.key(0), 675, 675).tolist()) == {675}
+    alone = [int(times.stratified_integers(keys[i : i + 1], keys[i], 0, 9)[0]) for i in range(60)]
+    assert set(alone) == set(range(10))

@@ -127,6 +127,13 @@ def test_a_run_is_measured(whole, tmp_path, capsys):
         film = video_io.probe(output / f'clip_{i}.mp4')
         assert film.frames == 9 and film.width == 2 * 48
     assert Image.open(output / 'contact_sheet.png').width >= 4 * 48
+    ranges = f'--strong={runs.ROOT / "configs" / "degradations.py"}'
+    flags = [f'--checkpoint={whole}', f'--output={tmp_path / "strong"}', '--clips=2', '--num-steps=1']
+    assert evaluate.main([*flags, ranges]) == 0
+    strong = json.loads((tmp_path / 'strong' / 'report.json').read_text())
+    assert strong['mean']['psnr_bilinear'] < report['mean']['psnr_bilinear']
+    assert evaluate.main([*flags, f'{ranges}:weak']) == 2
+    assert 'has no strong degradations' in capsys.readouterr().err
 
 
 def test_what_cannot_be_measured_is_refused(whole, tmp_path, capsys):

@@ -43,3 +43,12 @@ def test_latents_are_means_and_both_ways_are_chunked():
     np.testing.assert_allclose(compiled.latents(x), split_moments(vae_chunking.encode(vae, x))[0], atol=1e-5)
     np.testing.assert_allclose(compiled.video(z), video, atol=1e-4)
     assert len(traces) == 4  # none again, for the same shapes
+
+
+def test_a_video_in_two_slices():
+    network = tiny.vae()
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 1, 2, 4)), jnp.float32)
+    compiled = jitted.jit_vae(network)
+    two = vae_chunking.decode(network, z, width_slices=2)
+    np.testing.assert_allclose(compiled.video(z, width_slices=2), two, atol=1e-4)
+    assert not np.allclose(compiled.video(z), two, atol=1e-3)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from fv_jax.data import pipeline
+from fv_jax.data.bad_records import BadRecords
+from fv_jax.data.buckets import Bucket
+from fv_jax.data.bytes_encoder import BytesEncoder
 from fv_jax.data.degradations import WeakConfig
-from fv_jax.data.loader import LoaderConfig
+from fv_jax.data.loader import LoaderConfig, Part, batches
 from fv_jax.data.pipeline import CacheConfig, DataConfig
 from fv_jax.data.records import read_records
 from fv_jax.data.transforms import Latents, chain, keep_arrays
@@ -40,7 +43,11 @@ def cached(folder, config=CONFIG, digest='abc', vae=None, lines=None):
     records = pipeline.source('synthetic', config, heldout=False)
     transform = pipeline.pixels(config, low_res=False, training=True)
     progress = (lines if lines is not None else []).append
-    return latent_cache.cached_latents(folder, records, transform, vae or Pixels(), config, digest, progress=progress)
+    bad = BadRecords(config.bad_records, print)
+    part = Part('synthetic', records)
+    return latent_cache.cached_latents(
+        folder, part, transform, vae or Pixels(), config, digest, bad=bad, progress=progress
+    )
 
 
 def luma_correlation(a, b):
@@ -126,7 +133,7 @@ def test_an_interrupted_encoding_leaves_nothing(tmp_path):
 def test_they_are_trained_on(tmp_path):
     records = cached(tmp_path / 'latents')
     transform = chain(Latents((8, 8)), keep_arrays)
-    batch = next(pipeline.train_batches(records, transform, CONFIG, start_step=0, process=(0, 1)))
+    batch = next(batches(records, transform, CONFIG.loader))
     assert {name: value.shape for name, value in batch.items()} == {
         'z_high_BFHWC': (1, 1, 8, 8, 3),
         'z_low_BFHWC': (1, 1, 8, 8, 3),
@@ -137,15 +144,36 @@ def test_text_embeddings_come_along(tmp_path):
     text = np.ones((4, 8), np.float32)
     clips = [record | {'text': text} for record in pipeline.synthetic_clips(1, 1, 16, 32)]
     transform = pipeline.pixels(CONFIG, low_res=False, training=True)
-    latent_cache.cached_latents(tmp_path, clips, transform, Pixels(), CONFIG, 'abc', progress=lambda line: None)
+    bad = BadRecords(CONFIG.bad_records, print)
+    part = Part('clips', clips)
+    latent_cache.cached_latents(tmp_path, part, transform, Pixels(), CONFIG, 'abc', bad=bad, progress=print)
     (record,) = read_records(sorted(tmp_path.glob('*.array_record')))
     np.testing.assert_array_equal(record['text'], text)
 
 
-def test_a_digest_is_of_what_is_in_a_file(tmp_path):
-    a, b = tmp_path / 'a', tmp_path / 'b'
-    a.write_bytes(b'weights')
-    b.write_bytes(b'weights')
-    assert latent_cache.file_digest(a) == latent_cache.file_digest(b)
-    b.write_bytes(b'Weights')
-    assert latent_cache.file_digest(a) != latent_cache.file_digest(b)
+def test_captions_are_embedded_as_they_are_read(tmp_path):
+    """In every bucket; and what another encoder embedded is refused."""
+    clips = [
+        record | {'caption': 'a wave'}
+        for size in ((16, 32), (32, 16))
+        for record in pipeline.synthetic_clips(1, 1, *size)
+    ]
+    bad, words = BadRecords(CONFIG.bad_records, print), BytesEncoder(4, 32)
+    parts = [Part('clips', clips)]
+    config = dataclasses.replace(CONFIG, buckets=(Bucket(1, 16, 32), Bucket(1, 32, 16)))
+    groups = pipeline.groups(parts, config, print)
+    assert len(groups) == 2
+
+    def streams(text):
+        return latent_cache.cached_streams(
+            tmp_path, groups, Pixels(), config, 'abc', bad=bad, progress=print, text=text
+        )
+
+    expected = words.encode(['a wave'])[0].astype(np.float16)
+    for made in (streams(words), pipeline.streams(groups, config, low_res=True, text=words)):
+        for stream in made:
+            _, read = stream.parts[0].record(0)
+            row = stream.transform(read(), np.random.default_rng(0))
+            np.testing.assert_array_equal(row['text_LD'], expected)
+    with pytest.raises(ValueError, match='holds latents of another VAE or other data'):
+        streams(BytesEncoder(8, 32))

@@ -9,7 +9,8 @@ from fv_jax.core.resize import resize
 from fv_jax.core.rules import Rules
 from fv_jax.data.transforms import to_float
 from fv_jax.inference.jitted import JittedVAE, jit_vae
-from fv_jax.inference.pipeline import Enhancer, enhance, jit_transport, latent_noise
+from fv_jax.inference.noise import WindowNoise
+from fv_jax.inference.pipeline import Enhancer, enhance, jit_transport
 from fv_jax.inference.windows import Windows, cut
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention
 from fv_jax.stages.superres import SuperRes
@@ -29,6 +30,10 @@ def fast_compiling():
 
 
 # The noise.
+
+
+def latent_noise(key, first, shape):
+    return WindowNoise(key, first).source(shape)
 
 
 def test_noise_belongs_to_the_latent_frame_and_not_to_the_window():
@@ -121,9 +126,9 @@ class Traced:
     def __init__(self):
         self.batches = []
 
-    def __call__(self, q, k, v):
+    def __call__(self, q, k, v, num_tokens):
         self.batches.append(q.shape[0])
-        return attention(q, k, v)
+        return attention(q, k, v, num_tokens)
 
 
 @pytest.fixture(scope='module')

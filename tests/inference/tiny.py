@@ -12,18 +12,25 @@ import numpy as np
 import optax
 from flax import nnx
 
+from fv_jax import weights
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
+from fv_jax.data.text import TextConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.stages import registry
+from fv_jax.stages.lowres import LowResConfig
 from fv_jax.stages.superres import SuperRes, SuperResConfig
 from fv_jax.training import state
-from fv_jax.weights import compact
+from fv_jax.weights import compact, keymap
 
 FRAMES = 9
+PREVIEW = (16, 32)  # height and width of what the first stage makes
 VAE_CONFIG = VAEConfig(base_channels=8, multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=4, groups=4)
 DIT = DiTConfig(latent_channels=4, embed_dim=32, num_layers=1, num_heads=1, mlp_dim=32, cond_dim=8, text_dim=8)
+TEXT = TextConfig('bytes', length=3, dim=DIT.text_dim)
+FIRST_DIT = dataclasses.replace(DIT, embed_num_frames=False, embed_source_timestep=False)
+LOWRES = LowResConfig(text_length=3, guidance_kind='constant', guidance_scale=2.0, num_steps=3, scale_factor=1.0)
 SUPERRES = SuperResConfig(source_timestep=100, text_length=3, num_steps=2)
 
 
@@ -49,11 +56,23 @@ def vae() -> VAE:
 
 
 def save_vae(path: Path) -> None:
-    compact.save_vae(path, nnx.to_pure_dict(nnx.split(vae())[1]), VAE_CONFIG)
+    compact.write(path, keymap.parameters_of(nnx.state(vae())), VAE_CONFIG)
 
 
 def stage_config(vae_path: Path | str, dit: DiTConfig = DIT) -> registry.StageConfig:
     return registry.StageConfig(kind='superres', dit=dit, superres=SUPERRES, vae=str(vae_path))
+
+
+def first_stage_config(
+    vae_path: Path | str, text: TextConfig = TEXT, dit: DiTConfig = FIRST_DIT
+) -> registry.StageConfig:
+    return registry.StageConfig(kind='lowres', dit=dit, lowres=LOWRES, vae=str(vae_path), text=text)
+
+
+def save_pipeline(folder: Path, vae_path: Path | str, text: TextConfig = TEXT) -> None:
+    """Both stages in one folder."""
+    save_run(folder / 'stage1', first_stage_config(vae_path, text), size=PREVIEW)
+    save_run(folder / 'stage2', dataclasses.replace(stage_config(vae_path), text=text))
 
 
 def train_state(stage: SuperRes) -> state.TrainState:
@@ -62,15 +81,26 @@ def train_state(stage: SuperRes) -> state.TrainState:
     return state.state_of(trainable, frozen, optax.identity(), ema=False)
 
 
-def config(stage: registry.StageConfig) -> dict[str, Any]:
+def config(stage: registry.StageConfig, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """As much of a run's configuration as a checkpoint's reader looks at."""
-    return {'stage': config_lib.to_dict(stage), 'data': {'frames': FRAMES}}
+    sides = dict(zip(('height', 'width'), size, strict=True)) if size else {}
+    return {'stage': config_lib.to_dict(stage), 'data': {'frames': FRAMES, **sides}}
 
 
-def save_run(folder: Path, stage: registry.StageConfig, *, saved: registry.StageConfig | None = None) -> None:
-    """A run with one checkpoint, of step 7. saved: what its configuration says, if not the truth."""
+def save_run(
+    folder: Path,
+    stage: registry.StageConfig,
+    *,
+    saved: registry.StageConfig | None = None,
+    size: tuple[int, int] | None = None,
+    digests: dict[str, str] | None = None,
+) -> None:
+    """A run with one checkpoint, of step 7. saved: what its configuration says, if not the truth. size: of its clips.
+    digests: of its VAE and text encoder; None for the VAE's own.
+    """
     arrays = state.to_items(train_state(registry.build(stage)))
-    Checkpoints(folder).save(7, arrays, config(saved or stage))
+    vae = weights.vae_digest(stage.vae) if weights.vae_path(stage.vae).exists() else '0' * 16
+    Checkpoints(folder).save(7, arrays, config(saved or stage, size), {'vae': vae} if digests is None else digests)
 
 
 def wider(stage: registry.StageConfig) -> registry.StageConfig:

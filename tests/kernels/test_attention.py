@@ -1,18 +1,20 @@
-"""The attention that networks call, against the reference, and the reference against numpy."""
+"""Every backend against the float32 reference, forward and gradients, and the reference against numpy."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.kernels import attention as kernels
-from fv_jax.kernels import reference
-from fv_jax.kernels.attention import SINGLE_DEVICE, attention
+from fv_jax.kernels import blocked, cudnn_gpu, reference, splash_tpu
+from fv_jax.kernels.attention import SINGLE_DEVICE, attention, portable_attention
 
 
-def random_qkv(tokens=37, heads=3, head_dim=16, scale=1.0, dtype='float32'):
+def random_qkv(tokens=37, heads=3, head_dim=16, scale=1.0, dtype='float32', keys=None):
     rng = np.random.default_rng(0)
-    return [jnp.asarray(scale * rng.standard_normal((2, tokens, heads, head_dim)), dtype) for _ in range(3)]
+    lengths = tokens, keys or tokens, keys or tokens
+    return [jnp.asarray(scale * rng.standard_normal((2, n, heads, head_dim)), dtype) for n in lengths]
 
 
 def test_reference_is_the_formula():
@@ -23,6 +25,81 @@ def test_reference_is_the_formula():
         weights = np.exp(logits - logits.max())
         expected[b, m, n] = weights @ v[b, :, n] / weights.sum()
     np.testing.assert_allclose(reference.attention(*map(jnp.float32, (q, k, v))), expected, atol=1e-6)
+
+
+# Every backend. What cannot run here runs interpreted (the TPU's kernel), or by the library's own formula (the GPU's).
+
+interpreted = functools.partial(splash_tpu.attention, interpret=True)
+BACKENDS = {
+    'cpu': blocked.attention,
+    'tpu': interpreted,
+    'gpu': cudnn_gpu.attention,
+    'portable': portable_attention,
+    'portable, not on a cpu': blocked.attention_at_once,
+}
+PARTS = {
+    'cpu': blocked.partial_attention,
+    'tpu': functools.partial(splash_tpu.partial_attention, interpret=True),
+    'gpu': cudnn_gpu.partial_attention,
+}
+
+
+@pytest.mark.parametrize(
+    ('tokens', 'keys', 'num_keys', 'head_dim'),
+    [(37, 37, 37, 64), (130, 257, 257, 64), (256, 384, 300, 64), (5, 37, 30, 16)],
+    ids=str,
+)
+@pytest.mark.parametrize('name', list(BACKENDS))
+def test_forward_and_gradients_are_those_of_the_reference(name, tokens, keys, num_keys, head_dim):
+    """Odd lengths, keys of another length, padding that must not be seen."""
+    q, k, v = random_qkv(tokens=tokens, heads=2, head_dim=head_dim, keys=keys)
+    probe = jnp.asarray(np.random.default_rng(1).standard_normal(q.shape), jnp.float32)
+
+    def run(kernel):
+        out, pull = jax.vjp(kernel, q, k, v)
+        return out, *pull(probe)
+
+    actual = run(lambda q, k, v: BACKENDS[name](q, k, v, num_keys))
+    expected = run(lambda q, k, v: reference.attention(q, k[:, :num_keys], v[:, :num_keys]))
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6 * float(jnp.abs(b).max()))
+    for gradient in actual[2:]:
+        assert not np.any(gradient[:, num_keys:])
+
+
+@pytest.mark.parametrize('name', list(PARTS))
+def test_parts_merge_to_the_whole(name):
+    q, k, v = random_qkv(tokens=70, heads=2, head_dim=64, keys=140)
+    parts = [
+        jax.jit(PARTS[name])(q, k[:, :100], v[:, :100], jnp.int32(90)),
+        PARTS[name](q, k[:, 90:], v[:, 90:], jnp.int32(50)),
+    ]
+    weights = jax.nn.softmax(jnp.stack([lse for _, lse in parts]), axis=0)
+    merged = sum(w[..., None] * o for w, (o, _) in zip(weights, parts, strict=True))
+    np.testing.assert_allclose(merged, reference.attention(q, k, v), atol=5e-6)
+
+
+@pytest.mark.parametrize('name', list(BACKENDS))
+def test_bfloat16_agrees_with_the_reference(name):
+    q, k, v = random_qkv(dtype='bfloat16', head_dim=64)
+    out = jax.nn.dot_product_attention(q, k, v) if name == 'gpu' else BACKENDS[name](q, k, v, 37)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), reference.attention(q, k, v), atol=2e-2)
+
+
+def test_blocks_divide_what_they_must():
+    for queries, keys, q, kv in ((6656, 6656, 512, 512), (13312, 106496, 1024, 1024), (128, 384, 128, 128)):
+        sizes = splash_tpu.block_sizes(queries, keys)
+        assert (sizes.block_q, sizes.block_kv) == (q, kv) and sizes.block_kv % sizes.block_kv_compute == 0
+        assert sizes.has_backward_blocks and not sizes.use_fused_bwd_kernel
+    # Stage 1 on one chip, stage 2 over eight, four and one: little of it is padding.
+    for tokens in (6466, 13_094, 26_187, 104_746):
+        tile = splash_tpu.tile(tokens)
+        assert tile % splash_tpu.LANES == 0 and -tokens % tile < tokens / 32
+    assert splash_tpu.tile(100) == splash_tpu.LANES
+
+
+# The entry.
 
 
 @pytest.mark.parametrize('scale', [0.1, 1.0, 30.0])
@@ -37,20 +114,11 @@ def test_any_number_of_tokens(tokens):
     np.testing.assert_allclose(attention(q, k, v), reference.attention(q, k, v), atol=2e-6)
 
 
-def test_keys_of_another_length():
+def test_the_platform_can_be_said():
     q, k, v = random_qkv()
-    np.testing.assert_allclose(attention(q[:, :5], k, v), reference.attention(q, k, v)[:, :5], atol=2e-6)
-
-
-def test_gradients_agree_with_the_reference():
-    q, k, v = random_qkv(tokens=300, heads=2)
-    probe = jnp.asarray(np.random.default_rng(1).standard_normal(q.shape), jnp.float32)
-
-    def grads(kernel):
-        return jax.grad(lambda qkv: jnp.sum(kernel(*qkv) * probe))((q, k, v))
-
-    for actual, expected in zip(grads(attention), grads(reference.attention), strict=True):
-        np.testing.assert_allclose(actual, expected, atol=5e-6)
+    np.testing.assert_array_equal(attention(q, k, v, 30, platform='cpu'), attention(q, k, v, 30))
+    jaxpr = str(jax.make_jaxpr(functools.partial(attention, platform='tpu'))(q, k, v))
+    assert 'pallas_call' in jaxpr and 'pallas_call' not in str(jax.make_jaxpr(attention)(q, k, v))
 
 
 def test_bfloat16_keeps_its_softmax_in_float32():
@@ -63,16 +131,6 @@ def test_bfloat16_keeps_its_softmax_in_float32():
     np.testing.assert_allclose(np.asarray(out, np.float32), 1 / (1 + np.exp(-0.5)), atol=4e-3)
 
 
-def test_bfloat16_agrees_with_the_reference():
-    q, k, v = random_qkv(dtype='bfloat16')
-    np.testing.assert_allclose(np.asarray(attention(q, k, v), np.float32), reference.attention(q, k, v), atol=2e-2)
-
-
-def test_what_other_platforms_run_agrees_too():
-    q, k, v = random_qkv()
-    np.testing.assert_allclose(kernels._at_once(q, k, v), reference.attention(q, k, v), atol=2e-6)
-
-
 def test_logits_are_never_all_in_memory():
     q, k, v = random_qkv(tokens=1100, heads=8)
     grad = jax.jit(jax.grad(lambda qkv: jnp.sum(attention(*qkv))))
@@ -82,5 +140,6 @@ def test_logits_are_never_all_in_memory():
 
 def test_single_device_rules():
     q, k, v = random_qkv(tokens=4)
-    np.testing.assert_array_equal(SINGLE_DEVICE.attention(q, k, v), attention(q, k, v))
+    np.testing.assert_array_equal(SINGLE_DEVICE.attention(q, k, v, 4), attention(q, k, v))
     assert SINGLE_DEVICE.constrain(q, ('act_batch', None, None, None)) is q
+    assert SINGLE_DEVICE.padded(37) == 37

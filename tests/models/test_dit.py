@@ -12,7 +12,9 @@ from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.rules import Rules
 from fv_jax.kernels import reference
+from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.dit import STAGE1, STAGE2, TINY, DiT, DiTConfig, sinusoid
+from fv_jax.models.sequence import Layout
 
 SMALL = DiTConfig(latent_channels=3, embed_dim=32, num_layers=2, num_heads=2, mlp_dim=48, cond_dim=8, text_dim=5)
 
@@ -134,15 +136,15 @@ def test_blocks_differ_at_the_start(new_params):
 
 def test_the_scan_is_the_blocks_one_by_one(model, inputs, output):
     x, timestep, text, source = inputs
-    grid = (3, 2, 3)
+    layout = Layout.of(text.shape[1], (3, 2, 3))
 
     @jax.jit
     def unrolled():
         emb = model.embed_cond(timestep, 3, source)
-        hidden = model.embed_tokens(x, text)
+        hidden = model.embed_tokens(x, text, layout)
         for i in range(SMALL.num_layers):
-            hidden = model.block(i, hidden, emb, grid)
-        return model.head(hidden, emb, grid)
+            hidden = model.block(i, hidden, emb, layout)
+        return model.head(hidden, emb, layout)
 
     np.testing.assert_allclose(unrolled(), output, atol=1e-5)
 
@@ -273,16 +275,38 @@ def test_rules_place_activations_and_compute_attention(model, inputs, output):
         placed.append(names)
         return x
 
-    def attention(q, k, v):
-        attended.append(q.shape)
+    def attention(q, k, v, num_tokens):
+        attended.append((q.shape, num_tokens))
         return reference.attention(q, k, v)
 
     result = jax.jit(lambda *inputs: model(*inputs, rules=Rules(attention, constrain)))(*inputs)
     np.testing.assert_allclose(result, output, atol=1e-5)
-    assert attended == [(2, 4 + 3 * 2 * 3, 2, 16)]  # traced once, scanned over
+    assert attended == [((2, 4 + 3 * 2 * 3, 2, 16), 4 + 3 * 2 * 3)]  # traced once, scanned over
     assert (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_EMBED) in placed
     assert placed.count((axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)) == 3
     assert (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_MLP) in placed
+
+
+def test_padding_changes_nothing(model, inputs, output):
+    """Neither the output nor a gradient, whatever the padding's tokens come to."""
+
+    def attention(q, k, v, num_tokens):
+        spoilt = jnp.where((jnp.arange(k.shape[1]) < num_tokens)[None, :, None, None], 0, 1e3)
+        o = reference.attention(q, k[:, :num_tokens], v[:, :num_tokens])
+        return o + spoilt
+
+    rules = Rules(attention, padded=lambda num_tokens: num_tokens + 7)
+    graphdef, params = nnx.split(model)
+
+    def loss_and_output(params, rules):
+        y = nnx.merge(graphdef, params)(*inputs, rules=rules)
+        return jnp.mean(jnp.square(y - 1)), y
+
+    run = jax.jit(jax.value_and_grad(loss_and_output, has_aux=True), static_argnums=1)
+    ((_, padded), grads), (_, plain) = run(params, rules), run(params, SINGLE_DEVICE)
+    np.testing.assert_allclose(padded, output, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
 
 def test_works_inside_an_outer_scan_with_gradients(model, inputs):

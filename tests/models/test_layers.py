@@ -39,7 +39,7 @@ def test_linear_with_groups_is_several_linears(rngs):
 def test_axes_name_every_dimension(rngs):
     layer = Linear(5, (3, 7), ('embed', None, 'heads'), dtypes=Dtypes(), rngs=rngs)
     assert layer.kernel.get_metadata('axes') == ('embed', None, 'heads')
-    assert layer.bias.get_metadata('axes') == (None, 'heads')
+    assert layer.bias.get_metadata('axes') == (None, 'norm')
 
 
 def test_xavier_counts_each_group_as_a_matrix():

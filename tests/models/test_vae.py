@@ -206,3 +206,38 @@ def test_latents_are_the_mean_and_noise_of_a_clipped_deviation():
     noise = normal(1, 2, 2, 2, 3, seed=1)
     np.testing.assert_allclose(vae_lib.sample_latents(moments, jnp.asarray(noise)), mean + std * noise, rtol=1e-5)
     assert vae_lib.split_moments(moments.astype(jnp.bfloat16))[1].dtype == jnp.float32
+
+
+# From pictures to clips.
+
+
+def test_forgetting_the_past_keeps_pictures_and_separates_frames():
+    vae = tiny.vae()
+    clip = normal(1, 9, 16, 16, 3)
+    picture_before = vae.encoder(clip[:, :1], {})[0]
+    _, history_before = vae.encoder.conv_in(clip, None)
+    vae_lib.forget_past(vae)
+    np.testing.assert_allclose(vae.encoder(clip[:, :1], {})[0], picture_before, atol=1e-5)
+    y, history = vae.encoder.conv_in(clip, None)
+    np.testing.assert_array_equal(history, history_before)
+    changed = clip.copy()
+    changed[:, 4] += 1
+    difference = np.abs(vae.encoder.conv_in(changed, None)[0] - y).max((0, 2, 3, 4))
+    assert difference[4] > 0.01 and not np.delete(difference, 4).any()
+
+
+def test_offsets_make_norms_almost_independent_of_the_picture():
+    # 64 channels, so that the tiny network's groups hold several.
+    config = dataclasses.replace(CONFIG, base_channels=16, groups=2)
+    encoder = VAE(config, rngs=nnx.Rngs(0)).encoder
+    faint, strong = (amplitude * normal(1, 1, 32, 32, 3) for amplitude in (0.1, 0.3))
+    norm = encoder.down[0][0].norm1
+
+    def gain():
+        ys = [encoder.conv_in(x, None)[0] for x in (faint, strong)]
+        normed = [norm(y) for y in ys]
+        return float(normed[1].std((1, 2, 3)).mean() / normed[0].std((1, 2, 3)).mean())
+
+    assert gain() > 2.5  # three times the picture, almost three times the features
+    encoder.conv_in.bias[...] = 0.0
+    assert gain() < 1.1

@@ -12,6 +12,7 @@ from flax import nnx
 from fv_jax.models.dit import sinusoid
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.rope import rope_table
+from fv_jax.models.sequence import Layout
 from fv_jax.weights import dit as dit_weights
 from fv_jax.weights import load_official
 
@@ -53,8 +54,8 @@ def inputs(io):
 
 
 @pytest.fixture(scope='module')
-def grid(model, inputs):
-    return patch_grid(inputs[0].shape, model.config.patch_size)
+def layout(model, inputs):
+    return Layout.of(inputs[2].shape[1], patch_grid(inputs[0].shape, model.config.patch_size))
 
 
 def test_sizes_are_read_from_the_file(official, model):
@@ -69,32 +70,32 @@ def test_sizes_are_read_from_the_file(official, model):
     assert config.embed_num_frames and config.embed_source_timestep
 
 
-def test_embeddings(model, io, inputs, grid):
+def test_embeddings(model, io, inputs, layout):
     x, timestep, text, source = inputs
     dim = model.config.embed_dim
     close(sinusoid(timestep, dim), io['timestep_embedding'])
     close(model.time_embed(sinusoid(timestep, dim)), io['time_embed'])
     close(model.frames_embed(sinusoid(jnp.full(timestep.shape, float(x.shape[1])), dim)), io['time_size_emb'])
     close(model.source_embed(sinusoid(source.astype(jnp.float32), dim)), io['ref_step_time_emb'])
-    close(model.embed_cond(timestep, grid[0], source), io['emb'])
-    close(model.embed_tokens(x, text), io['tokens'])
+    close(model.embed_cond(timestep, layout.grid[0], source), io['emb'])
+    close(model.embed_tokens(x, text, layout), io['tokens'])
 
 
-def test_rope_tables(model, io, grid):
-    rope = rope_table(*grid, head_dim=model.config.head_dim)
+def test_rope_tables(model, io, layout):
+    rope = rope_table(*layout.grid, head_dim=model.config.head_dim)
     close(rope.cos, io['rope_cos'])
     close(rope.sin, io['rope_sin'])
 
 
-def test_block_by_block(model, io, grid):
+def test_block_by_block(model, io, layout):
     block = jax.jit(model.block, static_argnums=3)
     hidden, emb = io['tokens'], jnp.asarray(io['emb'])
     for i in range(model.config.num_layers):
         # Each block starts from the official input: an error is found where it is made.
-        close(block(i, jnp.asarray(hidden), emb, grid), io[f'block_{i}'])
+        close(block(i, jnp.asarray(hidden), emb, layout), io[f'block_{i}'])
         hidden = io[f'block_{i}']
     close(model.final_norm(jnp.asarray(hidden)), io['after_final_layernorm'])
-    close(model.head(jnp.asarray(hidden), emb, grid), bfhwc(io['output']))
+    close(model.head(jnp.asarray(hidden), emb, layout), bfhwc(io['output']))
 
 
 def test_output(forward, io, inputs):

@@ -13,6 +13,7 @@ from fv_jax.models.dit import sinusoid
 from fv_jax.models.lora import LoRAConfig, LoRAParam, merge_lora
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.rope import rope_table
+from fv_jax.models.sequence import Layout
 from fv_jax.weights import load_official, save_official, torch_file
 from fv_jax.weights.dit import POSITION_TABLE
 from tests.inference import tiny
@@ -57,8 +58,8 @@ def inputs(io):
 
 
 @pytest.fixture(scope='module')
-def grid(model, inputs):
-    return patch_grid(inputs[0].shape, model.config.patch_size)
+def layout(model, inputs):
+    return Layout.of(inputs[2].shape[1], patch_grid(inputs[0].shape, model.config.patch_size))
 
 
 def run(network, inputs):
@@ -99,25 +100,25 @@ def test_merged_matrices(merged, io):
         close(kernel.reshape(kernel.shape[0], -1).T, io[f'merged_{name}_layer0'])
 
 
-def test_embeddings_and_rope(merged, io, inputs, grid):
+def test_embeddings_and_rope(merged, io, inputs, layout):
     x, timestep, text = inputs
     close(merged.time_embed(sinusoid(timestep, merged.config.embed_dim)), io['emb'])
-    close(merged.embed_cond(timestep, grid[0]), io['emb'])
-    close(merged.embed_tokens(x, text), io['tokens'])
-    rope = rope_table(*grid, head_dim=merged.config.head_dim)
+    close(merged.embed_cond(timestep, layout.grid[0]), io['emb'])
+    close(merged.embed_tokens(x, text, layout), io['tokens'])
+    rope = rope_table(*layout.grid, head_dim=merged.config.head_dim)
     close(rope.cos, io['rope_cos'])
     close(rope.sin, io['rope_sin'])
 
 
-def test_block_by_block(model, io, grid):
+def test_block_by_block(model, io, layout):
     block = jax.jit(model.block, static_argnums=3)
     hidden, emb = io['tokens'], jnp.asarray(io['emb'])
     for i in range(model.config.num_layers):
         # Each block starts from the official input: an error is found where it is made.
-        close(block(i, jnp.asarray(hidden), emb, grid), io[f'block_{i}'])
+        close(block(i, jnp.asarray(hidden), emb, layout), io[f'block_{i}'])
         hidden = io[f'block_{i}']
     close(model.final_norm(jnp.asarray(hidden)), io['after_final_layernorm'])
-    close(model.head(jnp.asarray(hidden), emb, grid), bfhwc(io['output']))
+    close(model.head(jnp.asarray(hidden), emb, layout), bfhwc(io['output']))
 
 
 # There and back. The way over a checkpoint, which keeps even the unused table, is in tests/test_convert.py.

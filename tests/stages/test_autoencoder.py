@@ -89,3 +89,14 @@ def test_all_of_the_network_learns():
 def test_a_negative_weight_is_refused():
     with pytest.raises(ConfigError, match='kl_weight=-1'):
         AutoencoderConfig(-1.0)
+
+
+@pytest.mark.parametrize('from_pictures', [False, True])
+def test_only_a_start_from_pictures_forgets_the_past(from_pictures):
+    vae = tiny.vae()
+    before = vae.decoder.conv_in.kernel[...]
+    Autoencoder(AutoencoderConfig(from_pictures=from_pictures), tiny.VAE_CONFIG).start_from(vae)
+    kernel = vae.decoder.conv_in.kernel[...]
+    np.testing.assert_array_equal(
+        kernel, before if not from_pictures else np.stack([0 * before[0]] * 2 + [before.sum(0)])
+    )

@@ -109,10 +109,20 @@ def test_latents_are_scaled_once_on_the_way_in_and_once_out():
     assert abs(float(out['z_sample_BFHWC'].std()) - 0.5) < 0.05  # unit noise over the scale factor
 
 
+def test_pictures_have_a_range_of_their_own():
+    here = stage(source_timestep_range=(600, 750), image_source_timestep_range=(100, 110))
+    clips = here.draw(batch(), keys()).source_timestep_B
+    pictures = here.draw({name: z[:, :1] for name, z in batch().items()}, keys()).source_timestep_B
+    assert clips.min() >= 600 and pictures.max() <= 110 and pictures.min() >= 100
+    same = stage(source_timestep_range=(600, 750))
+    assert same.config.source_timesteps(1) == same.config.source_timesteps(13) == (600, 750)
+
+
 def test_source_timestep_range_is_drawn_per_row_and_told_to_the_network():
     here = stage(source_timestep=50, source_timestep_range=(20, 22))
     drawn = np.concatenate([here.draw(batch(), keys(step)).source_timestep_B for step in range(8)])
     assert set(drawn.tolist()) == {20, 21, 22}
+    assert all({20, 22} <= set(one.tolist()) for one in drawn.reshape(8, 4))  # stratified over the batch
     model = Recorder(lambda x, t: jnp.zeros_like(x))
     here.loss_of(model, here.draw(batch(), keys()), rules=RULES)
     np.testing.assert_array_equal(model.calls[0]['source_timestep'], drawn[:4])
@@ -203,7 +213,7 @@ def test_a_real_network_learns_through_the_stage():
     assert not jax.tree.leaves(rest)
     given = batch()
 
-    def attention(q, k, v):
+    def attention(q, k, v, num_tokens):
         return jax.nn.dot_product_attention(q, k, v)
 
     def loss(params):
@@ -242,6 +252,10 @@ def test_encode_takes_videos_and_leaves_latents():
     ('fields', 'message'),
     [
         ({'source_timestep': 1000}, 'source_timestep=1000: must be between 0 and 999'),
+        (
+            {'image_source_timestep_range': (0, 1000)},
+            'image_source_timestep_range=(0, 1000): must be lowest <= highest',
+        ),
         ({'source_timestep_range': (100, 20)}, 'source_timestep_range=(100, 20): must be lowest <= highest'),
         ({'shift': 0.0}, 'shift=0.0: must be positive'),
         ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be between 0 and 1'),

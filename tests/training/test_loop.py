@@ -1,5 +1,6 @@
 """The loop, with a toy stage: when it saves, evaluates and speaks, when it stops, and that it can go on."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError
+from fv_jax.training.alarm import AlarmConfig, CollapseError
 from fv_jax.training.loop import Loop, LoopConfig, Validation
 from fv_jax.training.optim import OptimConfig
 from tests.training import toy
@@ -22,7 +24,7 @@ class Diary:
         self.events, self.rows, self.lines, self.videos, self.states = [], {}, [], [], {}
 
     def scalars(self, step, values, text):
-        kind = 'eval' if 'eval/loss' in values else 'log'
+        kind = 'eval' if 'eval/loss' in values else 'health' if 'health/alarms' in values else 'log'
         self.events.append((kind, step))
         self.rows[kind, step] = dict(values)
         self.lines.append(text)
@@ -48,7 +50,7 @@ def show(samples):
     return [('sample', np.zeros((2, 8, 8, 3), np.uint8))]
 
 
-def run(config, *, state=None, validation=False, bad=None, batches=None):
+def run(config, *, state=None, validation=False, bad=None, batches=None, health=None):
     stage, diary = toy.Toy(noise=0.1), Diary()
     network, new, _ = toy.new(stage, OPTIM, config.num_steps)
     state = new if state is None else jax.tree.map(jnp.array, state)
@@ -61,12 +63,14 @@ def run(config, *, state=None, validation=False, bad=None, batches=None):
         key=jax.random.key(1),
         writer=diary,
         save=diary.save,
-        validation=Validation([stage.encode(toy.batch(s)) for s in (90, 91)], show, 12.0) if validation else None,
+        validation=Validation([stage.encode(toy.batch(s)) for s in (90, 91)], show, 12.0, health)
+        if validation
+        else None,
     )
     batches = diary.batches(int(state.step), bad) if batches is None else batches
     try:
         last = loop.run(state, batches)
-    except FloatingPointError as error:
+    except (FloatingPointError, CollapseError) as error:
         last = error
     return diary, last
 
@@ -155,3 +159,31 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(batch, name):
 def test_what_cannot_be_is_refused(field):
     with pytest.raises(ConfigError, match=f'{field}=0: must be at least 1'):
         LoopConfig(**{'num_steps': 3, field: 0})
+
+
+@dataclasses.dataclass
+class Measured:
+    figures: dict
+    videos: list
+
+
+def test_a_health_check_is_written_shown_and_rings():
+    """It measures what is kept for inference, the average where there is one."""
+    seen = []
+
+    def health(params):
+        seen.append(params['trainable']['head']['kernel'])
+        return Measured({'energy': 0.2, 'psnr': 30.0}, [('heldout_0', np.zeros((1, 8, 8, 3), np.uint8))])
+
+    alarm = AlarmConfig(after_step=3, update_ratio=1e9)
+    diary, last = run(LoopConfig(num_steps=4, eval_every=2, alarm=alarm), validation=True, health=health)
+    assert diary.steps('health') == [2, 4] and int(last.step) == 4
+    assert [diary.rows['health', step]['health/alarms'] for step in (2, 4)] == [0, 1]
+    assert diary.rows['health', 4]['health/energy'] == 0.2 and diary.rows['health', 4]['health/update_ratio'] > 0
+    assert [video[:2] for video in diary.videos] == [(2, 'heldout_0'), (4, 'heldout_0')]
+    assert any('ALARM at step 4: energy 0.2 is below 0.6' in line for line in diary.lines)
+    np.testing.assert_array_equal(seen[1], diary.states[4].ema['head']['kernel'])
+    stop = dataclasses.replace(alarm, stop=True, after_step=2)
+    diary, last = run(LoopConfig(num_steps=4, eval_every=2, alarm=stop), validation=True, health=health)
+    assert isinstance(last, CollapseError) and 'step 2: energy 0.2 is below 0.6' in str(last)
+    assert diary.steps('log') == [1, 2] and diary.steps('health') == [2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fv_jax.training import state
+from fv_jax.training import state, step
 from fv_jax.training.optim import OptimConfig, update_ema
 from fv_jax.training.step import eval_step, sample_step, train_step
 from tests.training import toy
@@ -190,3 +190,11 @@ def test_a_network_is_the_stages_without_its_numbers():
     _, different = network.init(toy.Toy(), jax.random.key(1))
     np.testing.assert_array_equal(same['offset'], frozen['offset'])
     assert np.abs(different['offset'] - frozen['offset']).min() > 0
+
+
+def test_norms_of_the_parts_of_a_network():
+    tree = {'blocks': {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}, 'head': {'a': jnp.array([12.0])}}
+    found = step._group_norms('grad_norm', tree)
+    assert found.keys() == {'grad_norm/blocks', 'grad_norm/head'}
+    np.testing.assert_allclose([found['grad_norm/blocks'], found['grad_norm/head']], [5, 12])
+    assert step._group_norms('grad_norm', {'head': tree['head']}) == {}  # the whole, once more

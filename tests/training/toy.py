@@ -43,6 +43,9 @@ class Toy:
     def trainable(self) -> Filter:
         return nnx.PathContains('head')
 
+    def start_from(self, model: nnx.Module) -> None:
+        pass
+
     def encode(self, batch: Batch) -> Batch:
         return batch | {'encoded': np.ones(len(batch['x']), np.float32)}
 

@@ -7,7 +7,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fv_jax import weights
-from fv_jax.weights import compact
+from fv_jax.weights import compact, keymap
 from tests.inference import tiny
 
 
@@ -38,7 +38,7 @@ def test_there_and_back_to_sixteen_bits(path):
 
 def test_saved_numbers_save_to_the_same_file(path, tmp_path):
     again = tmp_path / 'again.safetensors'
-    compact.save_vae(again, params(compact.load_vae(path)), tiny.VAE_CONFIG)
+    compact.write(again, keymap.parameters_of(nnx.state(compact.load(path))), tiny.VAE_CONFIG)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -46,8 +46,7 @@ def changed(path, change):
     tensors = load_file(path)
     name = next(iter(sorted(tensors)))
     change(tensors, name)
-    with compact.safe_open(str(path), framework='numpy') as file:
-        metadata = file.metadata()
+    metadata = compact.metadata(path)
     save_file(tensors, path, metadata)
     return name
 
@@ -55,30 +54,30 @@ def changed(path, change):
 def test_a_file_that_is_not_whole_is_refused(path):
     name = changed(path, lambda tensors, name: tensors.pop(name))
     with pytest.raises(ValueError, match=f'{name} is absent in the file, the network needs'):
-        compact.load_vae(path)
+        compact.load(path)
 
 
 def test_a_tensor_of_another_shape_is_refused(path):
     name = changed(path, lambda tensors, name: tensors.update({name: np.zeros(3, np.float16)}))
     with pytest.raises(ValueError, match=rf'{name} is \(3,\) in the file'):
-        compact.load_vae(path)
+        compact.load(path)
 
 
 def test_a_tensor_too_many_is_refused(path):
     changed(path, lambda tensors, name: tensors.update(more=np.zeros(3, np.float16)))
     with pytest.raises(ValueError, match=r'more .1 in all. is not a part of the network'):
-        compact.load_vae(path)
+        compact.load(path)
 
 
 def test_what_is_no_vae_of_ours_is_refused(tmp_path):
     text = tmp_path / 'text.safetensors'
     text.write_text('no weights')
     with pytest.raises(ValueError, match=r'text.safetensors: not a safetensors file'):
-        compact.load_vae(text)
+        compact.load(text)
     other = tmp_path / 'other.safetensors'
     save_file({'x': np.zeros(3)}, other)
-    with pytest.raises(ValueError, match='holds no VAE of this project'):
-        compact.load_vae(other)
+    with pytest.raises(ValueError, match='holds no network of this project'):
+        compact.load(other)
     with pytest.raises(FileNotFoundError, match='none'):
         weights.load_vae(str(tmp_path / 'none.safetensors'))
 

@@ -84,6 +84,45 @@ def test_a_folder_of_several_files_needs_its_index(tmp_path, tensors):
         safetensors_file.read_folder(tmp_path)
 
 
+def shards(folder, tensors, change=lambda weight_map: None):
+    """Two files and their index, changed."""
+    keys = sorted(tensors)
+    halves = {f'model-{i}-of-2.safetensors': {key: tensors[key] for key in keys[i - 1 :: 2]} for i in (1, 2)}
+    for name, half in halves.items():
+        save_file(half, folder / name)
+    weight_map = {key: name for name, half in halves.items() for key in half}
+    change(weight_map)
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (
+            lambda m: m.update(more='model-1-of-2.safetensors'),
+            'fit model-1-of-2.safetensors: more is not in it .1 d',
+        ),
+        (lambda m: m.pop('a'), 'fit model-1-of-2.safetensors: a is in it, and not by the index .1 differences'),
+        (lambda m: m.update(a='model-2-of-2.safetensors'), 'fit model-1.*: a is in it, .* .2 differences'),
+        (lambda m: m.update(a='../x.safetensors'), "names the file '../x.safetensors'; it must be one in the same"),
+        (lambda m: m.update(a=3), 'names the file 3'),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, tensors, change, words):
+    shards(tmp_path, tensors, change)
+    with pytest.raises(ValueError, match=words) as error:
+        safetensors_file.read_folder(tmp_path)
+    assert 'model.safetensors.index.json' in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"weight_map": 3}', '{"weight_map": {"a": []}}'])
+def test_an_index_that_is_none_is_refused(tmp_path, tensors, text):
+    shards(tmp_path, tensors)
+    (tmp_path / 'model.safetensors.index.json').write_text(text)
+    with pytest.raises(ValueError, match=r'index.json: not an index'):
+        safetensors_file.read_folder(tmp_path)
+
+
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'holds no .safetensors file'):
         safetensors_file.read_folder(tmp_path)

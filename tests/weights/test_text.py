@@ -10,6 +10,7 @@ from fv_jax.data.bytes_encoder import BytesEncoder
 from fv_jax.data.text import TextConfig
 from fv_jax.weights import t5
 from fv_jax.weights.text import open_text_encoder, t5_digest
+from tests.compiling import compiled
 from tests.small_text import LINES, SMALL, make_folder, random_t5, spiece
 
 
@@ -59,6 +60,16 @@ def test_t5_is_released_with_its_last_reference(folder):
     assert (SMALL.vocab_size, SMALL.embed_dim) in held
     del encoder
     assert [array.shape for array in jax.live_arrays() if id(array) not in before] == []
+
+
+def test_a_t5_that_is_opened_again_compiles_nothing(folder):
+    config = TextConfig(str(folder), length=7, dtype='float32')
+    with compiled() as first:
+        once = open_text_encoder(config).encode([LINES[0], 'a' * 7])
+    with compiled() as second:
+        again = open_text_encoder(config).encode(['b' * 7, LINES[0]])
+    assert len(first) > 0 and not second
+    np.testing.assert_allclose(again[1], once[0], atol=1e-6)
 
 
 def test_the_digest_names_what_the_embeddings_depend_on(folder, tmp_path):

@@ -1,0 +1,74 @@
+"""How a clip becomes its low-quality twin: the ranges, each with where it comes from.
+
+    python -m fv_jax.degrade --config=configs/degradations.py --input clip.mp4 --output sheet.png    shows what they do
+
+    :weak    bilinear alone, as the first stage's output is
+
+RE: Real-ESRGAN (arXiv:2107.10833) and the training options that its authors published. RB: RealBasicVSR
+(arXiv:2111.12704) and its published training configuration, which takes RE's ranges over and adds video codecs.
+FV: what FlashVideo's author said of stage 2's training.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_variant
+
+WEAK = {'low': 4.0, 'high': 8.0}  # FV: bilinear, antialiased, down by U(4, 8)
+STRONG_PROBABILITY = 0.5  # FV
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    """See above. The fields are those of `fv_jax.data.degradations.Degradation`."""
+    name, _ = parse_variant(variant, ('weak',))
+    if name == 'weak':
+        return ConfigDict({'weak': WEAK, 'strong': None, 'strong_probability': 0.0})
+    return ConfigDict(weak_and_strong())
+
+
+def weak_and_strong() -> dict[str, Any]:
+    """Both kinds; also fields of `fv_jax.data.pipeline.DataConfig`."""
+    return {'weak': WEAK, 'strong': strong(), 'strong_probability': STRONG_PROBABILITY}
+
+
+def strong() -> dict[str, Any]:
+    """The published second-order model; fields of `fv_jax.data.degradations.StrongConfig`."""
+    return {
+        'first': {
+            'blur': _blur(probability=1.0, sigma=(0.2, 3.0)),  # RE, RB
+            'resize': {'modes': (0.2, 0.7, 0.1), 'scale': (0.15, 1.5)},  # RE, RB: up, down, keep
+            'noise': _noise(gaussian_sigma=(1.0, 30.0), poisson_scale=(0.05, 3.0)),  # RE, RB
+            'quality': (30, 95),  # RE, RB
+        },
+        'second': {
+            'blur': _blur(probability=0.8, sigma=(0.2, 1.5)),  # RE, RB
+            'resize': {'modes': (0.3, 0.4, 0.3), 'scale': (0.3, 1.2)},  # RE, RB
+            'noise': _noise(gaussian_sigma=(1.0, 25.0), poisson_scale=(0.05, 2.5)),  # RE, RB
+            'quality': (30, 95),  # RE, RB
+        },
+        'video': {
+            # RB draws from libx264, h264 and mpeg4 alike; the first two are one codec.
+            'codecs': (2 / 3, 1 / 3),
+            # RB: 1e4 to 1e5 bits a frame, for patches cut at 256x256. Told per pixel, it holds at any size.
+            'bits_per_pixel': (1e4 / 256**2, 1e5 / 256**2),
+        },
+        'sinc': {'probability': 0.8, 'sizes': (7, 21), 'omega': (3.1416 / 3, 3.1416)},  # RE, RB
+    }
+
+
+def _blur(*, probability: float, sigma: tuple[float, float]) -> dict[str, Any]:
+    return {
+        'probability': probability,
+        'sizes': (7, 21),  # RE, RB
+        # RE, RB: isotropic, anisotropic, generalised of both kinds, plateau of both kinds, sinc.
+        'shapes': (0.405, 0.225, 0.108, 0.027, 0.108, 0.027, 0.1),
+        'sigma': sigma,
+        'angle': (-3.1416, 3.1416),  # RE, RB
+        'generalized_beta': (0.5, 4.0),  # RE, RB
+        'plateau_beta': (1.0, 2.0),  # RE, RB
+    }
+
+
+def _noise(*, gaussian_sigma: tuple[float, float], poisson_scale: tuple[float, float]) -> dict[str, Any]:
+    return {'poisson': 0.5, 'grey': 0.4, 'gaussian_sigma': gaussian_sigma, 'poisson_scale': poisson_scale}  # RE, RB

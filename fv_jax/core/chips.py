@@ -1,0 +1,61 @@
+"""What the makers say of their chips: for choosing how to compute, and for planning.
+
+Per chip, as JAX counts chips: a v4, v5p and v6e are one device, a v7x is two. Google's and NVIDIA's published figures;
+links are what a chip can send to its neighbours in one direction along one axis of its own network.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """flops: dense bfloat16, a second. memory: bytes. memory_rate, link_rate: bytes a second. matrix_size: rows of the
+    matrix unit, of which a head of 64 fills 64; None where heads of 64 run at full rate.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    memory_rate: float
+    link_rate: float
+    matrix_size: int | None
+
+    def attention_flops(self, head_dim: int) -> float:
+        """The ceiling for attention, which multiplies matrices no wider than a head."""
+        return self.flops * (min(1.0, head_dim / self.matrix_size) if self.matrix_size else 1.0)
+
+
+GIB = 2**30
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip('v4', 275e12, 32 * GIB, 1.23e12, 45e9, 128),
+        Chip('v5e', 197e12, 16 * GIB, 0.82e12, 45e9, 128),
+        Chip('v5p', 459e12, 95 * GIB, 2.77e12, 90e9, 128),
+        Chip('v6e', 918e12, 32 * GIB, 1.64e12, 90e9, 256),
+        Chip('v7x', 1153e12, 96 * GIB, 3.69e12, 90e9, 256),  # one of a package's two
+        Chip('h100', 989e12, 80 * GIB, 3.35e12, 450e9, None),
+        Chip('h200', 989e12, 141e9, 4.8e12, 450e9, None),
+    )
+}
+# A CPU, for tests: the ratios of a v5e.
+CPU = dataclasses.replace(CHIPS['v5e'], name='cpu')
+
+_KINDS = {
+    'TPU v4': 'v4',
+    'TPU v5 lite': 'v5e',
+    'TPU v5e': 'v5e',
+    'TPU v5': 'v5p',
+    'TPU v5p': 'v5p',
+    'TPU v6 lite': 'v6e',
+    'TPU v6e': 'v6e',
+    'TPU7x': 'v7x',
+    'TPU v7x': 'v7x',
+}
+
+
+def chip_of(device_kind: str) -> Chip:
+    """The chip of a `jax.Device.device_kind`; for one that is not known, `CPU`, whose ratios are a TPU's."""
+    if device_kind in _KINDS:
+        return CHIPS[_KINDS[device_kind]]
+    return next((chip for name, chip in CHIPS.items() if name in device_kind.lower()), CPU)

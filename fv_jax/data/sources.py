@@ -1,0 +1,311 @@
+"""Where records come from, by name.
+
+  embedded            the film in the package
+  synthetic           made up, for smoke tests
+  sprites, sprite_crops      drawn, with captions (`sprites.source`); 'sprites:500' for 500 clips
+  stills:NAME         the first frame of every clip of another source, as pictures
+  images:FOLDER       pictures (png, jpg, jpeg, webp), with captions as beside films (`captions.py`)
+  tfds:FOLDER         a TFDS data set of videos, prepared there (`video_dataset.py`)
+  gs://BUCKET/FOLDER  or another URL that fsspec knows: shards, copied to a local folder when opened
+  FOLDER              shards that `prepare` wrote
+
+Several are joined by '+', and are then one source, each record as likely as any. With a weight behind each,
+'data/film@3+images:photos@1', rows are drawn from them in that proportion, however many records they have.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data import embedded, video_io
+from fv_jax.data.bad_records import BadRecords
+from fv_jax.data.captions import Captions
+from fv_jax.data.loader import Shards, Source
+from fv_jax.data.records import Record, count_records, index_of, list_shards, record_size
+
+EMBEDDED, SYNTHETIC, STILLS, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'images', 'tfds'
+PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
+CACHE_VARIABLE = 'FV_JAX_CACHE'
+
+
+def parse(names: str) -> list[tuple[str, float | None]]:
+    """'a@3+b@1' -> [('a', 3.0), ('b', 1.0)]; without weights they are None. Raises ConfigError."""
+    parts = []
+    for part in names.split('+'):
+        name, at, weight = part.rpartition('@')
+        if not at:
+            parts.append((part, None))
+            continue
+        try:
+            value = float(weight)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float('inf'):
+            raise ConfigError(f'{part}: expected a weight above 0 after the @')
+        parts.append((name, value))
+    weighted = [weight is not None for _, weight in parts]
+    if any(weighted) and not all(weighted):
+        raise ConfigError(f'{names}: some sources have a weight and some have not; give all of them one, or none')
+    return parts
+
+
+class Joined:
+    """The records of several sources, one source after the other."""
+
+    def __init__(self, parts: Sequence[Source]):
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+        self.sources = tuple(parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        part, local = self._locate(index)
+        return part[local]
+
+    def record_name(self, index: int) -> str:
+        part, local = self._locate(index)
+        return record_name(part, local)
+
+    def sizes(self) -> np.ndarray | None:
+        found = [sizes_of(part) for part in self._parts]
+        return None if any(sizes is None for sizes in found) else np.concatenate(found)
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        part = int(np.searchsorted(self._ends, index, side='right'))
+        return self._parts[part], int(index - self._ends[part] + len(self._parts[part]))
+
+
+class InMemory:
+    """Records decoded once and kept. One that cannot be decoded raises when it is drawn."""
+
+    def __init__(self, source: Source):
+        self._names = [record_name(source, i) for i in range(len(source))]
+        self._records = [_decoded(source, i) for i in range(len(source))]
+        self._sizes, self.sources = sizes_of(source), (source,)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records[index]
+        if isinstance(record, ValueError):
+            raise record
+        return record
+
+    def record_name(self, index: int) -> str:
+        return self._names[index]
+
+    def sizes(self) -> np.ndarray | None:
+        return self._sizes
+
+
+def _decoded(source: Source, index: int) -> Record | ValueError:
+    try:
+        record = source[index]
+        video = record['video']
+        return record | {'video': video_io.decode(video).frames if isinstance(video, bytes) else video}
+    except ValueError as error:
+        return error
+
+
+class Stills:
+    """The first frames of a source's clips, as clips of one frame."""
+
+    def __init__(self, source: Source):
+        self._source, self.sources = source, (source,)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        if (video := record.get('video')) is None:
+            raise ValueError(f'{self.record_name(index)}: has no video to take a still of')
+        first = video_io.decode(video, max_frames=1).frames if isinstance(video, bytes) else video[:1]
+        return record | {'video': first, 'frames': 1}
+
+    def record_name(self, index: int) -> str:
+        return record_name(self._source, index)
+
+    def sizes(self) -> np.ndarray | None:
+        sizes = sizes_of(self._source)
+        return None if sizes is None else np.column_stack([np.minimum(sizes[:, 0], 1), sizes[:, 1:]])
+
+
+class ImageFolder:
+    """The pictures under a folder, as clips of one frame."""
+
+    def __init__(self, folder: str | Path):
+        self._folder = Path(folder)
+        if not self._folder.is_dir():
+            raise ValueError(f'{folder}: no such folder')
+        files = sorted(path for path in self._folder.rglob('*') if path.suffix.lower() in PICTURES and path.is_file())
+        self._files = [path for path in files if not path.name.startswith('.')]
+        if not self._files:
+            raise ValueError(f'{folder}: holds no pictures ({", ".join(s[1:] for s in PICTURES)})')
+        self._captions = Captions(self._folder)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Record:
+        path = self._files[index]
+        try:
+            with Image.open(path) as image:
+                frame = np.asarray(image.convert('RGB'))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f'{path}: not a picture that can be read ({error})') from None
+        record = {'video': frame[None], 'fps': 1.0, 'frames': 1, 'height': frame.shape[0], 'width': frame.shape[1]}
+        caption = self._captions.of(path)
+        return record | {'source': path.name} | ({} if caption is None else {'caption': caption})
+
+    def record_name(self, index: int) -> str:
+        return str(self._files[index])
+
+    def sizes(self) -> np.ndarray:
+        return np.array([(1, *self._size(path)) for path in self._files])
+
+    def _size(self, path: Path) -> tuple[int, int]:
+        """(height, width), from the file's header; zeros if it has none."""
+        try:
+            with Image.open(path) as image:
+                return image.size[::-1]
+        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+            return 0, 0
+
+
+def open_shards(folder: str, bad: BadRecords) -> Shards:
+    """The shards of a folder, local or by URL; those that cannot be opened are reported and left out.
+
+    Raises ValueError when there are none that can.
+    """
+    paths = list_shards(local_copy(folder) if '://' in folder else folder)
+    good = []
+    for path in paths:
+        try:
+            count_records([path])
+            good.append(path)
+        except ValueError as error:
+            bad.report(path, error)
+    if not good:
+        raise ValueError(f'{folder}: none of its {len(paths)} shards can be opened; the last: {bad.found[paths[-1]]}')
+    return Shards(good)
+
+
+def local_copy(url: str) -> str:
+    """A local folder with the files of a remote one; files that are there already, of the same size, are kept.
+
+    It lies under $FV_JAX_CACHE, or else under the system's folder for temporary files. ArrayRecord's reader opens local
+    files only.
+    """
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+        found = files.find(root, maxdepth=1, detail=True)
+    except (ImportError, ValueError, OSError) as error:
+        raise ValueError(f'{url}: cannot be read ({error})') from None
+    wanted = {name: info for name, info in found.items() if name.endswith(('.array_record', '.json'))}
+    if not wanted:
+        raise ValueError(f'{url}: holds no shards')
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / 'fv_jax_cache')
+    folder = folder / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, info in wanted.items():
+        target = folder / name.rpartition('/')[2]
+        if not target.is_file() or target.stat().st_size != info['size']:
+            partial = target.with_name(f'.{target.name}.{os.getpid()}')
+            files.get_file(name, str(partial))
+            os.replace(partial, target)
+    return str(folder)
+
+
+def embedded_shards(*, heldout: bool) -> Shards:
+    """The film in the package."""
+    return Shards(embedded.heldout_shards() if heldout else embedded.train_shards())
+
+
+def record_name(source: Source, index: int) -> str:
+    """A record's name, for messages."""
+    named = getattr(source, 'record_name', None)
+    return named(index) if named else f'record {index}'
+
+
+def sizes_of(source: Source) -> np.ndarray | None:
+    """(n, 3), the frames, height and width of each record; zeros where a record does not say; None for sources that
+    draw their clips at the size they are asked for.
+    """
+    if isinstance(source, list):
+        return _measured(source)
+    if isinstance(source, Shards):
+        return _shard_sizes(source)
+    measured = getattr(source, 'sizes', None)
+    return measured() if measured else None
+
+
+def _measured(records: Iterable[Record]) -> np.ndarray:
+    return np.array([_size(record) for record in records]).reshape(-1, 3)
+
+
+def _size(record: Record) -> tuple[int, int, int]:
+    """What a record says of its size, or what its video's header does; zeros if neither can be had."""
+    if (said := record_size(record)) is not None:
+        return said
+    try:
+        info = video_io.probe(record['video'])
+    except (KeyError, ValueError):
+        return 0, 0, 0
+    return info.frames, info.height, info.width
+
+
+def _shard_sizes(source: Shards) -> np.ndarray:
+    """From the sets' NAME.json where it tells; else every record is read."""
+    sizes, known = np.zeros((len(source), 3), int), True
+    runs: dict[str, np.ndarray] = {}
+    start = 0
+    for path in source.paths:
+        count = count_records([path])
+        index = index_of(path)
+        key = str(Path(path).parent / str(index.get('name')))
+        if key not in runs:
+            runs[key] = _told(index)
+        told, first = runs[key], _first_of(index, path)
+        known = known and first is not None and len(told) >= first + count
+        if known:
+            sizes[start : start + count] = told[first : first + count]
+        start += count
+    return sizes if known else _measured(_readable(source, i) for i in range(len(source)))
+
+
+def _told(index: dict) -> np.ndarray:
+    """The sizes of a whole set, as its NAME.json tells them; empty if it does not."""
+    runs = index.get('sizes')
+    if runs is None and isinstance(config := index.get('config'), dict):  # of sets written before sizes were noted
+        sides = [config.get(key) for key in ('frames', 'height', 'width')]
+        runs = [[*sides, index.get('records', 0)]] if all(isinstance(side, int) for side in sides) else None
+    if not runs or any(run[0] == 0 for run in runs):
+        return np.zeros((0, 3), int)
+    return np.repeat(np.array([run[:3] for run in runs]), [run[3] for run in runs], axis=0)
+
+
+def _first_of(index: dict, path: str) -> int | None:
+    """How many records of its set come before a shard's."""
+    before = 0
+    for name, count in index.get('shards', {}).items():
+        if name == Path(path).name:
+            return before
+        before += count
+    return None
+
+
+def _readable(source: Source, index: int) -> Record:
+    try:
+        return source[index]
+    except ValueError:
+        return {}

@@ -1,0 +1,92 @@
+"""Shows what the degradations of a config do to a clip: `python -m fv_jax.degrade --input clip.mp4 --output sheet.png`.
+
+A picture of the clip, its weak twin and several strong ones, whole and enlarged, and a line on the terminal for each
+strong one that says what was drawn.
+
+Exit codes: 0 done; 2 wrong usage; 1 failed.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, read_config
+from fv_jax.core.config import ConfigError
+from fv_jax.data import degradations, video_io
+from fv_jax.data.degradations import Degradation
+from fv_jax.data.resizing import crop_to_aspect, resize_uint8
+from fv_jax.data.transforms import to_float, to_uint8
+from fv_jax.inference.comparison import contact_sheet
+
+COLUMNS = 3  # strong twins beside each other
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (without the program's name) and returns its exit code."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except (UsageError, ConfigError) as error:
+        return _fail(error, 2)
+    except (OSError, ValueError) as error:
+        return _fail(error, 1)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f'degrade: {one_line(error)}', file=sys.stderr)
+    return code
+
+
+def _main(argv: Sequence[str]) -> int:
+    arguments, config = _parse(argv)
+    clip = _clip(arguments.input, (arguments.height, arguments.width), arguments.frames)
+    rows = []
+    for row in range(arguments.rows):
+        rng = np.random.default_rng([arguments.seed, row])
+        videos = {'clip': clip, 'weak': degradations.weak(clip, rng, config.weak)}
+        for column, (name, twin) in enumerate(_strong_twins(clip, rng, config)):
+            print(f'row {row}, strong {column}: {name}')
+            videos[f'strong {column}'] = twin
+        rows.append((f'row {row}', {name: to_uint8(video) for name, video in videos.items()}))
+    contact_sheet(rows).save(arguments.output)
+    print(f'written: {arguments.output}')
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
+    parser = Parser('python -m fv_jax.degrade', 'Shows what the degradations of a config do to a clip.', OVERRIDES)
+    parser.add_argument('--input', type=Path, required=True, help='a film; its first frames are shown')
+    parser.add_argument('--output', type=Path, required=True, help='the picture to write, *.png')
+    parser.add_argument('--config', default='configs/degradations.py', help='a config program of degradations')
+    parser.add_argument('--frames', type=int, default=9, help='how many frames are degraded; 1 is a picture')
+    parser.add_argument('--height', type=int, default=256, help='the size the film is brought to first')
+    parser.add_argument('--width', type=int, default=480)
+    parser.add_argument('--rows', type=int, default=3, help='how many times is drawn')
+    parser.add_argument('--seed', type=int, default=0)
+    arguments, overrides = parser.parse(argv)
+    for name in ('frames', 'height', 'width', 'rows'):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f'--{name}={getattr(arguments, name)}: must be at least 1')
+    if arguments.output.suffix.lower() != '.png' or not arguments.output.parent.is_dir():
+        raise UsageError(f'--output={arguments.output}: must be a *.png in a folder that is there')
+    return arguments, read_config(Degradation, arguments.config, overrides)
+
+
+def _clip(path: Path, size: tuple[int, int], frames: int) -> np.ndarray:
+    """The first frames of a film, float32 FHWC in [-1, 1]."""
+    video = video_io.decode(path, max_frames=frames)
+    return to_float(resize_uint8(crop_to_aspect(video.frames, size), size))
+
+
+def _strong_twins(clip: np.ndarray, rng: np.random.Generator, config: Degradation) -> Iterator[tuple[str, np.ndarray]]:
+    """What was drawn and what became of it, COLUMNS times; nothing where the config has no strong ones."""
+    for _ in range(COLUMNS if config.strong else 0):
+        target = degradations.even_size(config.weak.size(clip.shape[1:3], rng), 1)
+        drawn = degradations.draw_strong(rng, config.strong, target=target, frames=len(clip))
+        yield ', '.join(map(str, drawn)), degradations.apply(drawn, clip)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Several processes as one run: `start`, once, before JAX is asked for a device.
+
+Who else takes part is known from the surroundings on TPU VMs, on GKE's TPUs and under Slurm. Anywhere else three flags
+say it.
+"""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from fv_jax.core.config import ConfigError
+
+TPU_DEVICES = ('/dev/accel0', '/dev/vfio/0')
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """What the flags say. coordinator: HOST:PORT of process 0. Either all three are given or none."""
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self):
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+        flags = [f'--{field.name.replace("_", "-")}' for field in dataclasses.fields(self)]
+        if given and len(given) < len(flags):
+            raise ConfigError(f'{", ".join(flags)}: give all three, or none to let the surroundings decide')
+        if not given:
+            return
+        host, colon, port = self.coordinator.rpartition(':')
+        if not (host and colon and port.isdigit()):
+            raise ConfigError(f'--coordinator={self.coordinator}: must be HOST:PORT of process 0')
+        if not 0 <= self.process_id < self.num_processes:
+            raise ConfigError(
+                f'--process-id={self.process_id}: must be from 0 to {self.num_processes - 1}, one of --num-processes'
+            )
+
+
+def surroundings(environment: Mapping[str, str], *, tpu_host: bool) -> str | None:
+    """'slurm' or 'tpu' where JAX can find the other processes by itself; None where this one is alone."""
+    if 'SLURM_JOB_ID' in environment and int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1:
+        return 'slurm'
+    if environment.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu':
+        return None
+    hosts = [name for name in environment.get('TPU_WORKER_HOSTNAMES', '').split(',') if name]
+    if len(hosts) > 1 or int(environment.get('MEGASCALE_NUM_SLICES', '1')) > 1:
+        return 'tpu'  # GKE says it in the environment
+    # A TPU VM asks its metadata server; where a single host is named, or there is no such server, nobody is asked.
+    return 'tpu' if tpu_host and not hosts and 'TPU_SKIP_MDS_QUERY' not in environment else None
+
+
+def start(processes: Processes) -> None:
+    """Joins the other processes, if there are any.
+
+    Raises RuntimeError when they cannot be reached.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if processes.coordinator is not None:
+        jax.distributed.initialize(processes.coordinator, processes.num_processes, processes.process_id)
+    elif surroundings(os.environ, tpu_host=_is_tpu_host()) is not None:
+        jax.distributed.initialize()
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _is_tpu_host() -> bool:
+    return importlib.util.find_spec('libtpu') is not None and any(Path(path).exists() for path in TPU_DEVICES)

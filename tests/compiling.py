@@ -1,0 +1,22 @@
+"""How many programs JAX compiles."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax.monitoring
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """A list that gets an entry for each program compiled within."""
+    events: list[str] = []
+
+    def listen(event: str, duration: float, **kwargs) -> None:
+        if event == '/jax/core/compile/backend_compile_duration':
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

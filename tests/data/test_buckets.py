@@ -1,0 +1,82 @@
+"""Which clip goes to which size, and which size is trained on when."""
+
+import numpy as np
+import pytest
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data.buckets import Bucket, Fit, Schedule, assign, batch_size
+
+SMALL, WIDE, TALL, LONG, PICTURE = (
+    Bucket(17, 64, 112),
+    Bucket(17, 128, 224),
+    Bucket(17, 224, 128),
+    Bucket(33, 64, 112),
+    Bucket(1, 128, 224),
+)
+ALL = (SMALL, WIDE, TALL, LONG, PICTURE)
+
+
+@pytest.mark.parametrize(
+    ('size', 'found'),
+    [
+        ((17, 128, 224), WIDE),
+        ((20, 200, 230), WIDE),  # 35 % is cut off, and less of none
+        ((17, 230, 200), TALL),
+        ((17, 100, 200), SMALL),
+        ((49, 100, 200), LONG),  # of two that cut off alike, the one with more tokens
+        ((49, 130, 230), WIDE),
+        ((1, 1000, 1800), PICTURE),
+        ((9, 128, 224), 'of fewer than 17 frames'),
+        ((0, 0, 0), 'whose size cannot be told'),
+        ((17, 60, 224), 'smaller than 64x112'),
+        ((17, 64, 640), 'of another shape: more than 40% would be cut off'),
+        ((1, 100, 224), 'smaller than 128x224'),
+    ],
+)
+def test_where_a_clip_goes(size: tuple[int, int, int], found: Bucket | str) -> None:
+    assert Fit().bucket(size, ALL) == found
+
+
+def test_cropped_clips_go_to_the_largest_that_can_be_cut_out_of_them() -> None:
+    fit = Fit(scaled=False)
+    assert fit.bucket((17, 64, 640), ALL) == SMALL
+    assert fit.bucket((17, 300, 300), ALL) in (WIDE, TALL)
+    assert fit.bucket((17, 127, 224), ALL) == SMALL
+
+
+def test_kinds_that_no_bucket_takes() -> None:
+    assert Fit().bucket((1, 200, 300), (SMALL,)) == 'a picture, and no bucket takes pictures'
+    assert Fit().bucket((17, 200, 300), (PICTURE,)) == 'a clip, and no bucket takes clips'
+    assert Fit(max_upscale=2.0).bucket((17, 32, 56), (SMALL,)) == SMALL
+
+
+def test_every_record_is_in_one_bucket_or_counted() -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.stack([rng.choice([1, 9, 17, 40], 500), rng.integers(16, 400, 500), rng.integers(16, 400, 500)], axis=1)
+    found = assign(sizes, ALL, Fit())
+    together = np.concatenate([found.members[bucket] for bucket in ALL])
+    assert len(set(together)) == len(together) and len(together) + sum(found.left_out.values()) == 500
+    for bucket in ALL:
+        assert len(found.members[bucket]) > 5
+        assert all(Fit().bucket(tuple(sizes[i]), ALL) == bucket for i in found.members[bucket])
+
+
+def test_tokens_and_batches() -> None:
+    assert Bucket(49, 1072, 1920).tokens == 13 * 67 * 120 and PICTURE.tokens == 8 * 14
+    assert batch_size(PICTURE, 1000, 1) == 8 and batch_size(PICTURE, 1000, 3) == 6
+    assert batch_size(PICTURE, 50, 4) == 4
+    with pytest.raises(ConfigError, match='frames=16'):
+        Bucket(16, 64, 64)
+    with pytest.raises(ConfigError, match='height=60: must be a multiple of 16'):
+        Bucket(17, 60, 64)
+
+
+def test_a_schedule_keeps_the_shares_and_forgets_none() -> None:
+    schedule = Schedule((0.7, 0.29, 0.00001), seed=3)
+    assert schedule.steps.tolist() == [707, 293, 1]
+    first, second = schedule.order(0), schedule.order(1)
+    assert (np.bincount(first) == schedule.steps).all() and (np.bincount(second) == schedule.steps).all()
+    assert (first != second).any()
+    np.testing.assert_array_equal(schedule.order(5), Schedule((0.7, 0.29, 0.00001), seed=3).order(5))
+    assert (first != Schedule((0.7, 0.29, 0.00001), seed=4).order(0)).any()
+    assert Schedule((5.0,), seed=0).cycle == 1

@@ -1,0 +1,107 @@
+"""Sources by name: pictures, stills, shards far away; how their sizes are known."""
+
+import json
+import os
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data import sources, video_io
+from fv_jax.data.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data.loader import Shards
+from fv_jax.data.records import RecordWriter, list_shards
+from tests.data import films
+
+
+def strict() -> BadRecords:
+    return BadRecords(BadRecordConfig('fail'), print)
+
+
+def test_names_and_weights():
+    assert sources.parse('a/b+embedded') == [('a/b', None), ('embedded', None)]
+    assert sources.parse('sprites:500@3+images:x@0.5') == [('sprites:500', 3.0), ('images:x', 0.5)]
+    with pytest.raises(ConfigError, match='some sources have a weight and some have not'):
+        sources.parse('a@2+b')
+    for name in ('a@0', 'a@x', 'a@-1', 'a@inf'):
+        with pytest.raises(ConfigError, match='expected a weight above 0'):
+            sources.parse(name)
+
+
+def test_pictures_with_captions(tmp_path):
+    (tmp_path / 'more').mkdir()
+    picture = films.pattern(1, 20, 30)[0]
+    Image.fromarray(picture).save(tmp_path / 'more' / 'a.png')
+    Image.fromarray(picture).convert('L').save(tmp_path / 'b.jpg')
+    (tmp_path / 'broken.png').write_bytes((tmp_path / 'more' / 'a.png').read_bytes()[:60])
+    (tmp_path / 'none.png').write_text('no picture')
+    (tmp_path / 'captions.json').write_text(json.dumps({'more/a.png': 'waves'}))
+    found = sources.ImageFolder(tmp_path)
+    assert [os.path.basename(found.record_name(i)) for i in range(4)] == ['b.jpg', 'broken.png', 'a.png', 'none.png']
+    assert found.sizes().tolist() == [[1, 20, 30], [1, 20, 30], [1, 20, 30], [1, 0, 0]]
+    np.testing.assert_array_equal(found[2]['video'][0], picture)
+    assert found[2]['caption'] == 'waves' and found[0]['video'].shape == (1, 20, 30, 3) and 'caption' not in found[0]
+    for i in (1, 3):
+        with pytest.raises(ValueError, match=f'{found.record_name(i)}: not a picture that can be read'):
+            found[i]
+    with pytest.raises(ValueError, match='no such folder'):
+        sources.ImageFolder(tmp_path / 'x')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='holds no pictures'):
+        sources.ImageFolder(tmp_path / 'empty')
+
+
+def write(folder, count: int = 3) -> list[str]:
+    with RecordWriter(folder, 'clips', shard_records=2) as writer:
+        for i in range(count):
+            video = video_io.encode_bytes(films.pattern(9 + 8 * (i == 2), 32, 48, seed=i), 24)
+            writer.write({'video': video, 'frames': 9 + 8 * (i == 2), 'height': 32, 'width': 48})
+    return list_shards(folder)
+
+
+def test_sizes_of_shards_are_told_or_measured(tmp_path):
+    paths = write(tmp_path)
+    expected = [[9, 32, 48], [9, 32, 48], [17, 32, 48]]
+    assert sources.sizes_of(Shards(paths)).tolist() == expected
+    assert sources.sizes_of(Shards(paths[1:])).tolist() == expected[2:]  # a shard was left out
+    index = json.loads((tmp_path / 'clips.json').read_text())
+    assert index['sizes'] == [[9, 32, 48, 2], [17, 32, 48, 1]]
+    old = {key: index[key] for key in ('name', 'records', 'shards')}
+    (tmp_path / 'clips.json').write_text(json.dumps(old))
+    assert sources.sizes_of(Shards(paths)).tolist() == expected
+    old['config'] = {'frames': 5, 'height': 6, 'width': 7}  # as older sets tell it
+    (tmp_path / 'clips.json').write_text(json.dumps(old))
+    assert sources.sizes_of(Shards(paths)).tolist() == [[5, 6, 7]] * 3
+    (tmp_path / 'clips.json').unlink()
+    assert sources.sizes_of(Shards(paths)).tolist() == expected
+    bare = [{'video': video_io.encode_bytes(films.pattern(9, 32, 48), 24)}, {'caption': 'no video'}]
+    assert sources.sizes_of(bare).tolist() == [[9, 32, 48], [0, 0, 0]]
+
+
+def test_stills_are_first_frames(tmp_path):
+    shards = Shards(write(tmp_path))
+    stills = sources.Stills(shards)
+    first = video_io.decode(shards[2]['video']).frames[:1]
+    np.testing.assert_array_equal(stills[2]['video'], first)
+    assert stills.sizes().tolist() == [[1, 32, 48]] * 3 and stills[2]['frames'] == 1
+    assert stills.record_name(2) == f'{shards.paths[1]}, record 0'
+
+
+def test_shards_far_away_are_copied_once(tmp_path, monkeypatch):
+    paths = write(tmp_path / 'local')
+    monkeypatch.setenv(sources.CACHE_VARIABLE, str(tmp_path / 'cache'))
+    far = fsspec.filesystem('memory')
+    for path in [*paths, str(tmp_path / 'local' / 'clips.json')]:
+        far.put_file(path, f'/bucket/clips/{os.path.basename(path)}')
+    here = sources.open_shards('memory://bucket/clips', strict())
+    assert len(here) == 3 and here[1] == Shards(paths)[1]
+    assert sources.sizes_of(here).tolist() == sources.sizes_of(Shards(paths)).tolist()
+    before = {path: os.stat(path).st_mtime_ns for path in here.paths}
+    again = sources.open_shards('memory://bucket/clips', strict())
+    assert {path: os.stat(path).st_mtime_ns for path in again.paths} == before
+    with pytest.raises(ValueError, match='memory://bucket/other: '):
+        sources.open_shards('memory://bucket/other', strict())
+    with pytest.raises(ValueError, match='nosuch://x: cannot be read'):
+        sources.open_shards('nosuch://x', strict())

@@ -1,0 +1,128 @@
+"""Reads damaged shards and prepares damaged films, many of them, and checks that all damage is met:
+
+    PYTHONPATH=. python tests/fuzz/damaged_files.py [--shards 250] [--films 250] [--seed 0]
+
+Shards: every record either comes back as it was written or raises ValueError, the loader skips exactly those and names
+each once, and a shard that cannot be opened is named. Films: `prepare` ends with its exit code for "some were skipped",
+and every film is either used or named. A case that takes over a minute ends the process, with a stack trace.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from fv_jax import prepare
+from fv_jax.data import sources
+from fv_jax.data.bad_records import BadRecordConfig, BadRecordError, BadRecords
+from fv_jax.data.loader import LoaderConfig, Part, Stream, mixed_batches
+from fv_jax.data.records import RecordWriter
+from tests.data import films
+from tests.fuzz.damage import damaged
+
+RECORDS = 6
+SECONDS = 60.0  # that one case may take
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Fuzzes the reader of shards and `prepare`.')
+    parser.add_argument('--shards', type=int, default=250)
+    parser.add_argument('--films', type=int, default=250)
+    parser.add_argument('--seed', type=int, default=0)
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        print(fuzz_shards(Path(folder), arguments.shards, arguments.seed))
+        print(fuzz_films(Path(folder), arguments.films, arguments.seed))
+    return 0
+
+
+def _clip(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {'i': np.array([[record['i']]]), 'x': np.frombuffer(record['x'], np.uint8)[None]}
+
+
+def fuzz_shards(folder: Path, count: int, seed: int) -> str:
+    """What was met, in words. Raises AssertionError for damage that was not."""
+    shard = _good_shard(folder / 'good')
+    good = shard.read_bytes()
+    originals = [np.random.default_rng(i).bytes(3000) for i in range(RECORDS)]
+    unopened = lost = 0
+    for case in range(count):
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        where = folder / 'damaged'
+        shutil.rmtree(where, ignore_errors=True)
+        shutil.copytree(folder / 'good', where)
+        (where / shard.name).write_bytes(damaged(good, np.random.default_rng([seed, case])))
+        missing = _read(where, originals, case)
+        unopened += missing is None
+        lost += missing or 0
+    faulthandler.cancel_dump_traceback_later()
+    return f'{count} damaged shards: {unopened} could not be opened, {lost} records of the others were bad, all named'
+
+
+def _good_shard(folder: Path) -> Path:
+    with RecordWriter(folder, 'clips') as writer:
+        for i in range(RECORDS):
+            writer.write({'i': i, 'x': np.random.default_rng(i).bytes(3000)})
+    return writer.shards[0]
+
+
+def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
+    """How many records are bad; None if the shard cannot be opened."""
+    bad = BadRecords(BadRecordConfig('skip', budget=10**6), lambda line: None)
+    try:
+        source = sources.open_shards(str(folder), bad)
+    except ValueError as error:
+        assert str(folder) in str(error) and len(bad.found) <= 1, f'case {case}: {error}'
+        return None
+    broken = set()
+    for i in range(len(source)):
+        try:
+            record = source[i]
+            assert record['x'] == originals[record['i']], (
+                f'case {case}: record {i} came back wrong, and nothing was said'
+            )
+        except ValueError:
+            broken.add(source.record_name(i))
+    config = LoaderConfig(batch_size=1, seed=case, num_threads=2)
+    rows = mixed_batches([Stream((Part('damaged', source),), _clip, 1)], config, bad=bad)
+    try:
+        for batch in itertools.islice(rows, 2 * len(source)):
+            assert batch['x'].tobytes() == originals[int(batch['i'].item())], f'case {case}: a batch came back wrong'
+    except BadRecordError:
+        assert len(broken) == len(source), f'case {case}: gave up with {len(source) - len(broken)} good records'
+    # Two epochs draw every record; those that replace others may be bad as well.
+    assert set(bad.found) == broken, f'case {case}: {set(bad.found) ^ broken} not counted as it should be'
+    return len(broken)
+
+
+def fuzz_films(folder: Path, count: int, seed: int) -> str:
+    """What was met, in words. Raises AssertionError for a film that is neither used nor named."""
+    source, output = folder / 'films', folder / 'clips'
+    source.mkdir()
+    films.two_shots(source / 'good.mp4')
+    good = (source / 'good.mp4').read_bytes()
+    for case in range(count):
+        (source / f'{case:05d}.mp4').write_bytes(damaged(good, np.random.default_rng([seed, case])))
+    flags = ['--config.frames=9', '--config.height=64', '--config.width=96', '--config.preset=ultrafast']
+    faulthandler.dump_traceback_later(SECONDS + count, exit=True)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = prepare.main([f'--input={source}', f'--output={output}', *flags])
+    faulthandler.cancel_dump_traceback_later()
+    index = json.loads((output / 'clips.json').read_text())
+    assert code == (prepare.SKIPPED if index['skipped'] else prepare.OK), code
+    assert index['files'] + len(index['skipped']) == count + 1 and 'good.mp4' not in index['skipped']
+    assert all(reason for reason in index['skipped'].values())
+    used = index['files'] - 1
+    return f'{count} damaged films: {len(index["skipped"])} skipped and named, {used} used: their damage did not show'
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""These tests need eight devices, and their number is fixed when a process first asks for one: they run in processes of
+their own, with the flag below, as launch/check.sh does it. Anywhere else they are skipped.
+"""
+
+import os
+
+import jax
+import pytest
+
+from tests.inference import tiny
+
+FLAG = '--xla_force_host_platform_device_count=8'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if FLAG in os.environ.get('XLA_FLAGS', ''):
+        assert jax.device_count() == 8
+        return
+    for item in items:
+        if 'tests/parallel/' in item.nodeid:
+            item.add_marker(pytest.mark.skip(reason=f'needs XLA_FLAGS={FLAG}, in a process of its own'))
+
+
+@pytest.fixture(scope='session', autouse=True)
+def fast_compiling():
+    with tiny.fast_compiling():
+        yield

@@ -1,0 +1,117 @@
+"""Batches to the mesh and back, states that are never whole, and checkpoints from one mesh on another."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import stage2
+from fv_jax.assembly import RunConfig, assemble, placement_of
+from fv_jax.checkpoints.manager import Checkpoints
+from fv_jax.core.config import build
+from fv_jax.parallel import arrays
+from fv_jax.parallel.mesh import ParallelConfig, make_mesh
+from fv_jax.parallel.rules import Placement
+from fv_jax.training import state
+
+
+def placement(strategy='superres', **parallel):
+    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
+
+
+def numbers(*shape):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def test_a_batch_is_spread_by_rows_and_videos_by_columns_too():
+    batch = {
+        'high_res_BFHWC': numbers(4, 1, 8, 64, 3),
+        'z_low_BFHWC': numbers(4, 1, 1, 8, 2),
+        'text_BLD': numbers(4, 3, 5),
+    }
+    placed = arrays.to_global(batch, placement(fsdp=2, context=4))
+    shares = {name: x.sharding.shard_shape(x.shape) for name, x in placed.items()}
+    assert shares == {'high_res_BFHWC': (2, 1, 8, 16, 3), 'z_low_BFHWC': (2, 1, 1, 8, 2), 'text_BLD': (2, 3, 5)}
+    for name, x in placed.items():
+        np.testing.assert_array_equal(x, batch[name])
+
+
+def test_small_pictures_are_not_split():
+    """48 columns make 6 of latents, which 4 chips cannot share."""
+    where = placement(fsdp=2, context=4)
+    assert arrays.picture_axes(where, (2, 1, 32, 48, 3), 8)[3] is None
+    assert arrays.picture_axes(where, (2, 49, 1072, 1920, 3), 8)[3] == 'act_width'
+    assert arrays.picture_axes(where, (2, 13, 134, 240, 16), 1)[3] == 'act_width'
+
+
+class Share:
+    """The rows that the devices of one process hold, of `rows`."""
+
+    def __init__(self, where, rows_of_process):
+        self.where, self.rows = where, rows_of_process
+
+    def shards(self, name):
+        return self.where
+
+    def sharding(self, names, shape, what):
+        return self
+
+    def addressable_devices_indices_map(self, shape):
+        return {i: (slice(row, row + 1),) for i, row in enumerate(self.rows)}
+
+
+@pytest.mark.parametrize(
+    ('shards', 'mine', 'part'),
+    [
+        (8, [0, 1, 2, 3], (0, 2)),
+        (8, [4, 5, 6, 7], (1, 2)),
+        (2, [1, 1], (1, 2)),
+        (1, [0, 0, 0], (0, 1)),
+        (8, [6, 7], (3, 4)),
+    ],
+)
+def test_which_part_of_a_batch_a_process_reads(shards, mine, part):
+    assert arrays.process_rows(Share(shards, mine)) == part
+
+
+@pytest.mark.parametrize(('shards', 'mine'), [(8, [0, 2]), (6, [1, 2]), (4, [0, 1, 2])])
+def test_parts_that_are_none_are_refused(shards, mine):
+    with pytest.raises(ValueError, match='is not one part of equal ones; let data x fsdp be a multiple'):
+        arrays.process_rows(Share(shards, mine))
+
+
+def test_to_the_host_and_back():
+    where = placement(context=8)
+    sharding = where.sharding(('act_batch', 'act_tokens'), (2, 16), 'x')
+    x = numbers(2, 16)
+    placed = arrays.place({'x': x}, {'x': sharding})
+    assert placed['x'].sharding == sharding
+    np.testing.assert_array_equal(arrays.to_host(placed, where)['x'], x)
+
+
+@pytest.fixture(scope='module')
+def config():
+    return stage2.get_config('smoke')
+
+
+def parts_on(config, **parallel):
+    config.parallel = {'data': 1} | parallel
+    config.data.loader.batch_size = 8
+    built = build(RunConfig, config.to_dict())
+    return assemble(built, placement_of(built, make_mesh(built.parallel)))
+
+
+def test_a_state_is_made_in_its_place_and_restored_on_another_mesh(config, tmp_path):
+    here = parts_on(config, context=8)
+    made = jax.jit(here.new_state, out_shardings=here.shardings)(jax.random.key(0))
+    kernel = made.trainable['blocks']['mlp']['hidden']['kernel']
+    moment = made.opt_state[1][0].mu['blocks']['mlp']['hidden']['kernel']
+    for x in (kernel, moment, made.ema['blocks']['mlp']['hidden']['kernel']):
+        assert len(x.addressable_shards) == 8 and x.addressable_shards[0].data.size == x.size // 8
+    Checkpoints(tmp_path).save(3, state.to_items(made), {})
+    there = parts_on(config, fsdp=4, tensor=2)
+    restored = state.from_items(Checkpoints(tmp_path).restore(state.to_items(there.abstract_state)), ema=True)
+    for a, b, sharding in zip(
+        jax.tree.leaves(restored), jax.tree.leaves(made), jax.tree.leaves(there.shardings), strict=True
+    ):
+        assert a.sharding == sharding
+        np.testing.assert_array_equal(a, b)

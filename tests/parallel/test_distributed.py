@@ -1,0 +1,45 @@
+"""Who else takes part: said by flags or by the surroundings."""
+
+import pytest
+
+from fv_jax.core.config import ConfigError
+from fv_jax.parallel.distributed import Processes, surroundings
+
+SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NUM_TASKS': '4'}
+GKE = {'TPU_WORKER_HOSTNAMES': 'a-0.a,a-1.a', 'TPU_WORKER_ID': '1'}
+
+
+@pytest.mark.parametrize(
+    ('environment', 'tpu_host', 'found'),
+    [
+        ({}, False, None),
+        (SLURM, False, 'slurm'),
+        (SLURM | {'SLURM_STEP_NUM_TASKS': '1'}, False, None),
+        (GKE, True, 'tpu'),
+        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, True, None),
+        ({'TPU_WORKER_HOSTNAMES': 'localhost', 'MEGASCALE_NUM_SLICES': '2'}, True, 'tpu'),
+        ({}, True, 'tpu'),  # a TPU VM, whose metadata server knows
+        ({'TPU_SKIP_MDS_QUERY': '1'}, True, None),
+        (GKE | {'JAX_PLATFORMS': 'cpu'}, True, None),
+    ],
+)
+def test_surroundings(environment, tpu_host, found):
+    assert surroundings(environment, tpu_host=tpu_host) == found
+
+
+def test_flags():
+    assert Processes() == Processes(None, None, None)
+    Processes('host:1234', 2, 1)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('host:1', None, None), 'give all three, or none'),
+        (('host', 2, 0), '--coordinator=host: must be HOST:PORT'),
+        (('host:1', 2, 2), '--process-id=2: must be from 0 to 1'),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        Processes(*flags)

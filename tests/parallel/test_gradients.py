@@ -1,0 +1,107 @@
+"""Loss and every gradient of both stages on meshes of eight, beside those of one device."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.models.dit import DiTConfig
+from fv_jax.models.lora import LoRAConfig
+from fv_jax.parallel import arrays, sharding
+from fv_jax.parallel.mesh import ParallelConfig, make_mesh
+from fv_jax.parallel.rules import Placement
+from fv_jax.stages.base import row_keys
+from fv_jax.stages.lowres import LowRes, LowResConfig
+from fv_jax.stages.superres import SuperRes, SuperResConfig
+from fv_jax.training import state
+from tests.inference import tiny
+
+MESHES = [
+    {'data': 8},
+    {'fsdp': 8},
+    {'context': 8},
+    {'data': 2, 'fsdp': 2, 'context': 2},
+    {'fsdp': 4, 'tensor': 2},
+]
+LORA_MESHES = MESHES[2], MESHES[4]
+ROWS = 8
+# 3 x 3 x 5 patches and 5 tokens of text: 50 tokens, which no mesh with a context axis divides.
+SIZE = (3, 6, 10, 4)
+DIT = DiTConfig(latent_channels=4, embed_dim=32, num_layers=2, num_heads=2, mlp_dim=48, cond_dim=8, text_dim=8)
+LORA = dataclasses.replace(
+    DIT, embed_num_frames=False, embed_source_timestep=False, lora=LoRAConfig(rank=2, targets=('qkv', 'modulation'))
+)
+STAGES = {
+    'superres': SuperRes(SuperResConfig(text_length=5), DIT),
+    'lowres': LowRes(LowResConfig(text_length=5), LORA),
+}
+
+
+def placement(axes: dict[str, int], kind: str) -> Placement:
+    return Placement(make_mesh(ParallelConfig(**({'data': 1} | axes))), kind)
+
+
+@pytest.fixture(scope='module', params=list(STAGES))
+def made(request):
+    """(kind, stage, network, (trainable, frozen) on the host, batch on the host)."""
+    stage = STAGES[request.param]
+    network = state.Network.of(stage)
+    params = [
+        jax.tree.map(np.asarray, tiny.random(nnx.to_pure_dict(p), 0.3)) for p in (network.trainable, network.frozen)
+    ]
+    rng = np.random.default_rng(1)
+    shapes = {'z_high_BFHWC': (ROWS, *SIZE), 'z_low_BFHWC': (ROWS, *SIZE), 'text_BLD': (ROWS, 5, DIT.text_dim)}
+    batch = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return request.param, stage, network, params, batch
+
+
+def loss_and_grads(stage, network, rules):
+    def loss(trainable, frozen, batch):
+        keys_B = row_keys(jax.random.key(0), 0, ROWS)
+        return stage.loss(network.model(trainable, frozen), batch, keys_B, rules=rules)
+
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+@pytest.fixture(scope='module')
+def alone(made):
+    _, stage, network, params, batch = made
+    return jax.tree.map(np.asarray, jax.jit(loss_and_grads(stage, network, SINGLE_DEVICE))(*params, batch))
+
+
+@pytest.mark.parametrize('axes', MESHES, ids=str)
+def test_loss_and_gradients_are_those_of_one_device(made, alone, axes):
+    kind, stage, network, params, batch = made
+    if kind == 'lowres' and axes not in LORA_MESHES:
+        pytest.skip('what differs, the matrices of LoRA, is seen on two meshes')
+    where = placement(axes, kind)
+    shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
+    placed = [arrays.place(part, s) for part, s in zip(params, shardings, strict=True)]
+    step = jax.jit(loss_and_grads(stage, network, sharding.rules_on(where)), out_shardings=((None, None), shardings[0]))
+    (loss, metrics), grads = step(*placed, arrays.to_global(batch, where))
+    (expected, expected_metrics), expected_grads = alone
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for name in expected_metrics:
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
+        assert np.abs(b).max() > 0, path
+        np.testing.assert_allclose(np.asarray(a) / np.abs(b).max(), b / np.abs(b).max(), atol=1e-5, err_msg=str(path))
+
+
+@pytest.mark.parametrize('axes', MESHES[1:3], ids=str)
+def test_every_large_parameter_is_split_over_all_chips(made, axes):
+    kind, _, network, _, _ = made
+    shardings = sharding.parameter_shardings(placement(axes, kind), network.trainable)
+    shapes = nnx.to_pure_dict(network.trainable)
+    whole = 0
+    for (path, s), x in zip(jax.tree_util.tree_leaves_with_path(shardings), jax.tree.leaves(shapes), strict=True):
+        share = s.shard_shape(x.shape)
+        if np.prod(share) == x.size:
+            assert path[-1].key != 'kernel' or 'embed' in path[0].key, path
+            whole += x.size
+        else:
+            assert 8 * np.prod(share) == x.size, path
+    assert whole < 0.2 * sum(x.size for x in jax.tree.leaves(shapes))

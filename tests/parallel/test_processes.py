@@ -1,0 +1,90 @@
+"""A training run of two and of four processes, joined over gloo, is the run of one: same batches, same numbers."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import runs
+from tests.inference import tiny
+
+DEVICES = 4
+# Of four processes, two share the tokens of a row and must read the same rows.
+MESH = ('--config.parallel.data=2', '--config.parallel.context=2')
+RUN = (
+    '--config.data.loader.batch_size=2',
+    '--config.loop.num_steps=2',
+    '--config.loop.eval_every=0',
+    '--config.loop.save_every=2',
+    # Large, or Adam, which divides by a gradient's size, makes much of the last bit of the small ones.
+    '--config.optim.eps=1.0',
+)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def train(arguments: list[str], processes: int) -> list[list[str]]:
+    """Runs the command in so many processes; the lines that each of them said."""
+    flags = f'--xla_force_host_platform_device_count={DEVICES // processes}'
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true', 'XLA_FLAGS': flags}
+    port, started = free_port(), []
+    for i in range(processes):
+        join = [f'--coordinator=127.0.0.1:{port}', f'--num-processes={processes}', f'--process-id={i}']
+        command = [sys.executable, '-m', 'fv_jax.train', *arguments, *(join if processes > 1 else [])]
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        started.append(subprocess.Popen(command, cwd=runs.ROOT, env=environment, **pipes))
+    try:
+        said = [process.communicate(timeout=600) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, err) in zip(started, said, strict=True):
+        assert process.returncode == 0, err
+    # The library that joins processes says so itself.
+    return [[line for line in out.splitlines() if line and not line.startswith('[Gloo]')] for out, _ in said]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('processes')
+
+
+@pytest.fixture(scope='module')
+def run(folder):
+    tiny.save_vae(folder / 'vae.safetensors')
+
+    def run(processes):
+        workdir = folder / f'of_{processes}'
+        said = train(runs.superres(workdir, folder / 'vae.safetensors', *MESH, *RUN), processes)
+        return workdir, said
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def one(run):
+    return run(1)[0]
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_several_processes_are_one(one, run, processes):
+    workdir, (first, *others) = run(processes)
+    assert '4 cpu device(s) (data 2, context 2)' in first[2] and 'saved step 2' in first
+    assert others == [[]] * (processes - 1)
+    rows, expected = runs.rows(workdir), runs.rows(one)
+    assert [row.keys() for row in rows] == [row.keys() for row in expected] and len(rows) == 2
+    for row, other in zip(rows, expected, strict=True):
+        for name, value in other.items():
+            np.testing.assert_allclose(row[name], value, rtol=1e-5, err_msg=name)
+    numbers, expected = runs.arrays(workdir, 2), runs.arrays(one, 2)
+    assert numbers.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = np.abs(value).max() or 1
+        np.testing.assert_allclose(numbers[name] / scale, value / scale, atol=1e-5, err_msg=name)

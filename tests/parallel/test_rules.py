@@ -1,0 +1,108 @@
+"""The table, what it refuses, and that refusals come before anything is allocated."""
+
+import math
+
+import jax
+import pytest
+
+from configs import stage1, stage2, vae
+from fv_jax.assembly import RunConfig, assemble, placement_of
+from fv_jax.core import axes
+from fv_jax.core.config import ConfigError, build
+from fv_jax.parallel import sharding
+from fv_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
+from fv_jax.parallel.rules import TABLE, Placement
+
+LOGICAL = {value for name, value in vars(axes).items() if name.isupper()}
+
+
+def placement(strategy='superres', **parallel):
+    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
+
+
+def run_config(program, variant='', **changes):
+    config = program.get_config(variant)
+    config.parallel = {'data': 1, **changes.pop('parallel', {'context': -1})}
+    for path, value in changes.items():
+        group, name = path.split('__')
+        config[group].update({name: value})
+    return build(RunConfig, config.to_dict())
+
+
+def make(config):
+    return assemble(config, placement_of(config, make_mesh(config.parallel)))
+
+
+def test_every_logical_axis_has_a_row_and_a_reason():
+    assert TABLE.keys() == LOGICAL
+    for name, row in TABLE.items():
+        assert len(row.why) > 5 and all(set(each) <= set(AXES) for each in row[:3]), name
+
+
+def test_a_dimension_is_split_over_its_mesh_axes():
+    where = placement(fsdp=2, context=4)
+    assert where.shards(axes.EMBED) == 8 and where.shards(axes.ACT_BATCH) == 2 and where.shards(axes.MLP) == 1
+    kernel = where.sharding((axes.EMBED, None, axes.HEADS), (64, 3, 30), 'a kernel')
+    assert kernel.spec == jax.P(('fsdp', 'context'), None, None)
+    assert kernel.shard_shape((64, 3, 30)) == (8, 3, 30)
+
+
+@pytest.mark.parametrize(
+    ('program', 'variant', 'least'),
+    [(stage2, '', 7.8), (stage1, 'full_ft', 7.8), (stage1, '', 5)],  # some LoRA matrices have no dimension to split
+)
+def test_a_chip_of_eight_keeps_an_eighth_of_the_state(program, variant, least):
+    state = make(run_config(program, variant, parallel={'fsdp': 2, 'context': -1})).abstract_state
+    leaves = jax.tree.leaves(state)
+    whole = sum(x.size * x.dtype.itemsize for x in leaves)
+    share = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    assert whole / share > least
+
+
+def test_a_dimension_that_does_not_divide_is_refused_by_name():
+    odd = dict(stage2.get_config('smoke').stage.dit, mlp_dim=129)
+    config = run_config(stage2, 'smoke', stage__dit=odd, parallel={'tensor': 2, 'context': -1})
+    with pytest.raises(ConfigError) as error:
+        make(config)
+    assert 'blocks/mlp/hidden/kernel: dimension 2 (mlp) is 129, which does not divide by 2' in str(error.value)
+    assert '(config.parallel: tensor 2); choose divisors of 129 there' in str(error.value)
+
+
+def test_an_axis_used_twice_is_refused():
+    with pytest.raises(ConfigError, match='a kernel: mlp and heads cannot both be split over the mesh axis tensor'):
+        placement(tensor=8).sharding((axes.MLP, axes.HEADS), (8, 8), 'a kernel')
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ConfigError, match=r'num_heads: .*is 30, which does not divide by 4 .*tensor 4'):
+        make(run_config(stage2, parallel={'data': -1, 'tensor': 4}))
+
+
+def test_a_batch_smaller_than_its_axes_is_refused():
+    for batch, fix in ((4, 'use 8'), (12, 'use 8 or 16')):
+        config = run_config(vae, 'smoke', parallel={'data': 4, 'fsdp': 2}, data__loader={'batch_size': batch})
+        with pytest.raises(ConfigError, match=rf'batch_size={batch}: does not divide by 8 .*data 4 x fsdp 2.*{fix}'):
+            placement_of(config, make_mesh(config.parallel))
+
+
+def test_every_size_that_is_trained_at_must_divide():
+    clip, picture, small = (
+        {'frames': frames, 'height': height, 'width': width}
+        for frames, height, width in ((9, 32, 48), (1, 32, 112), (1, 16, 16))
+    )
+    data = {'data__buckets': [clip, picture], 'data__token_budget': 150}  # 8 clips and 10 pictures
+    config = run_config(stage2, 'smoke', parallel={'data': 8}, **data)
+    with pytest.raises(ConfigError, match=r'batch_multiple=1: the batch of 1x32x112=10: does not divide by 8 .*use 8'):
+        placement_of(config, make_mesh(config.parallel))
+    config = run_config(stage2, 'smoke', parallel={'data': 8}, data__batch_multiple=8, **data)
+    placement_of(config, make_mesh(config.parallel))
+    config = run_config(stage2, 'smoke', parallel={'data': 1, 'context': 8}, data__buckets=[clip, small])
+    with pytest.raises(ConfigError, match=r'context=8: .* tokens'):
+        placement_of(config, make_mesh(config.parallel))
+
+
+def test_more_context_shards_than_tokens_are_refused():
+    where = placement(context=8)
+    assert [sharding.padded(where, n) for n in (8, 50, 64)] == [8, 56, 64]
+    with pytest.raises(ConfigError, match=r'context=8: 7 tokens .* enough for 7 chip\(s\); use at most 7'):
+        sharding.padded(where, 7)

@@ -1,0 +1,58 @@
+"""Sampling and the VAE over eight devices, beside one."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.inference.jitted import jit_vae
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.parallel import arrays, sharding
+from fv_jax.parallel.mesh import ParallelConfig, make_mesh
+from fv_jax.parallel.rules import Placement
+from fv_jax.stages.superres import SuperRes, SuperResConfig
+from fv_jax.training import state
+from fv_jax.training.step import sample_step
+from tests.inference import tiny
+
+STAGE = SuperRes(SuperResConfig(text_length=5, num_steps=2, guidance_batched=True), tiny.DIT)
+
+
+def placement(**parallel):
+    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), 'superres')
+
+
+def close(a, b):
+    scale = np.abs(b).max()
+    np.testing.assert_allclose(np.asarray(a) / scale, b / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize('parallel', [{'context': 8}, {'fsdp': 2, 'context': 4}], ids=str)
+def test_samples_are_those_of_one_device(parallel):
+    """Guided: twice the rows of the batch."""
+    network = state.Network.of(STAGE)
+    params = {'trainable': nnx.to_pure_dict(network.trainable), 'frozen': nnx.to_pure_dict(network.frozen)}
+    params = tiny.random(params, 0.2)
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2, 3, 6, 10, 4)).astype(np.float32)
+    batch = {'z_low_BFHWC': z, 'text_BLD': rng.standard_normal((2, 5, tiny.DIT.text_dim)).astype(np.float32)}
+    expected = sample_step(STAGE, network, SINGLE_DEVICE)(params, batch, jax.random.key(0))['z_sample_BFHWC']
+    where = placement(**parallel)
+    shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
+    placed = arrays.place(params, dict(zip(('trainable', 'frozen'), shardings, strict=True)))
+    rules = sharding.rules_on(where, sharding.ContextChoice(training=False))
+    sample = sample_step(STAGE, network, rules)(placed, arrays.to_global(batch, where), jax.random.key(0))
+    close(sample['z_sample_BFHWC'], expected)
+
+
+def test_the_vae_is_that_of_one_device_and_splits_pictures():
+    """128 columns on eight chips: two of latents each, with halos at every level; group norms over all of them."""
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 128, 3)).astype(np.float32)
+    alone, where = jit_vae(tiny.vae()), placement(context=8)
+    spread = jit_vae(tiny.vae(), where)
+    z = spread.latents(arrays.to_global({'x_BFHWC': video}, where)['x_BFHWC'])
+    expected = alone.latents(video)
+    close(z, expected)
+    decoded = spread.video(z)
+    close(decoded, alone.video(expected))
+    assert decoded.sharding.shard_shape(decoded.shape)[3] == 128 // 8

@@ -1,0 +1,145 @@
+"""The whole pipeline against the official one, from the recorded noises to the final frames (FACTS 8).
+
+Float32 throughout, with the exact time grid, and the official draws: the VAE's latents are sampled before stage 2 and
+the last decode is made in two halves. The official layout is (B, T, C, H, W) around the networks and (B, C, T, H, W)
+around the VAE; ours BFHWC. The fixture's latents are scaled, the pipeline's are not.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax.api import FlashVideo
+from fv_jax.data.text import TextConfig
+from fv_jax.diffusion import dpm
+from fv_jax.inference import sampling
+from fv_jax.inference.settings import EnhanceSettings
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.stages import superres
+from fv_jax.stages.lowres import LowResConfig
+
+TEXT, LATENTS, FRAMES = 1e-4, 1e-3, 0.1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """The official noises, BFHWC."""
+
+    start: jax.Array
+    steps: jax.Array
+    vae: jax.Array
+    ref: jax.Array
+
+    def preview(self, shape):
+        assert shape == self.start.shape
+        return self.start, dpm.given(self.steps)
+
+    def posterior(self, shape):
+        assert shape == self.vae.shape
+        return self.vae
+
+    def source(self, shape):
+        assert shape == self.ref.shape
+        return self.ref
+
+
+def of_network(x):
+    return jnp.asarray(np.moveaxis(x, -3, -1))
+
+
+def of_vae(x):
+    return jnp.asarray(np.moveaxis(x, 1, -1))
+
+
+def levels(video_BFHWC):
+    """[-1, 1] to 0 ... 255, not rounded."""
+    return (np.asarray(video_BFHWC[0]) + 1) * 127.5
+
+
+def assert_close(got, expected, atol):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope='module')
+def recorded(official):
+    with np.load(official / 'e2e_io.npz') as file:
+        return dict(file)
+
+
+@pytest.fixture(scope='module')
+def info(official):
+    return json.loads((official / 'e2e_info.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def noise(recorded, info):
+    draws = dpm.used_draws(recorded['s1_noises'], info['steps'])
+    return Recorded(
+        of_network(recorded['s1_x_T']),
+        of_network(draws),
+        of_vae(recorded['s2_vae_noise']),
+        of_network(recorded['s2_ref_noise']),
+    )
+
+
+@pytest.fixture(scope='module')
+def fv(official, recorded):
+    text = TextConfig(str(official / 't5'), length=recorded['s1_context'].shape[1], dtype='float32')
+    return FlashVideo.from_official(official, dtype='float32', text=text)
+
+
+@pytest.fixture(scope='module')
+def texts(fv, info):
+    """Of both stages."""
+    first, _ = fv.first.embedded([info['text']], note=print)
+    second, _ = fv.second.embedded([fv.enhance_settings.prompt_prefix + info['text']], note=print)
+    return jnp.asarray(first), jnp.asarray(second)
+
+
+@pytest.fixture(scope='module')
+def previewed(fv, info, noise, texts):
+    """Latents and video of stage 1."""
+    settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
+    first = fv.first.loaded.sampled_as(settings.apply(fv.first.stage))
+    z = sampling.generate(first, texts[0], noise, (settings.frames, *settings.size), rules=SINGLE_DEVICE)
+    return z, sampling.decoded(fv.first.vae.jitted, z)
+
+
+@pytest.fixture(scope='module')
+def enhanced(fv, recorded, noise, texts, previewed):
+    """Source latents, latents and video of stage 2."""
+    size, vae = recorded['s2_frames'].shape[1:3], fv.second.vae.jitted
+    settings = dataclasses.replace(fv.enhance_settings, size=size, width_slices=2)
+    second = fv.second.loaded.sampled_as(settings.apply(fv.second.stage))
+    assert settings.sampled_source
+    z_low = sampling.low_res_latents(vae, previewed[1], size, noise)
+    z_high = sampling.transport(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)
+    return z_low, z_high, sampling.decoded(vae, z_high, width_slices=settings.slices)
+
+
+def test_texts(texts, recorded, info):
+    assert info['texts']['s2_text'] == EnhanceSettings().prompt_prefix + info['text']
+    assert_close(texts[0], recorded['s1_context'], TEXT)
+    assert_close(texts[1], recorded['s2_context'], TEXT)
+
+
+def test_preview(previewed, recorded):
+    z, video = previewed
+    assert_close(LowResConfig().scale_factor * z, of_network(recorded['s1_latent']), LATENTS)
+    assert_close(levels(video), recorded['s1_frames'], FRAMES)
+
+
+def test_source(enhanced, recorded):
+    scale = superres.OFFICIAL.scale_factor
+    assert_close(scale * enhanced[0], of_vae(recorded['s2_ref_latent']), LATENTS)
+
+
+def test_final_video(enhanced, recorded):
+    _, z, video = enhanced
+    assert_close(superres.OFFICIAL.scale_factor * z, of_network(recorded['s2_latent']), LATENTS)
+    assert_close(levels(video), recorded['s2_frames'], FRAMES)

@@ -1,0 +1,224 @@
+"""Opening a pipeline: official folders and our own checkpoints, what is missing from them and what does not fit."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fv_jax
+from fv_jax import export, weights
+from fv_jax.api import FlashVideo
+from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.core.config import ConfigError
+from fv_jax.data.bytes_encoder import BytesEncoder
+from fv_jax.data.text import TextConfig
+from fv_jax.diffusion.times import flow_times
+from fv_jax.inference.record import Origin
+from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
+from fv_jax.weights import embedded
+from tests.inference import tiny
+
+OFFICIAL = Path(__file__).parent / 'parity' / 'official_dev'
+
+
+def test_the_front_door():
+    assert fv_jax.FlashVideo is FlashVideo and 'FlashVideo' in fv_jax.__all__
+    with pytest.raises(AttributeError, match='no attribute'):
+        fv_jax.flash_video  # noqa: B018
+
+
+# An official folder.
+
+
+@pytest.fixture
+def official(tmp_path):
+    folder = tmp_path / 'official'
+    folder.mkdir()
+    for name in ('stage1.pt', 'stage2.pt', '3d-vae.pt'):
+        (folder / name).symlink_to(OFFICIAL / name)
+    (folder / 't5-v1_1-xxl').symlink_to(OFFICIAL / 't5')
+    return folder
+
+
+def test_an_official_folder(official):
+    fv = FlashVideo.from_official(official)
+    assert fv.preview_settings == PreviewSettings() and fv.enhance_settings == EnhanceSettings()
+    assert fv.origin == Origin(official=str(official), dtype='bfloat16')
+    assert fv.first.stage.dit.lora is None  # merged
+    assert {part.stage.dit.param_dtype for part in (fv.first, fv.second)} == {'bfloat16'}
+    assert fv.first.vae is fv.second.vae and fv.first.text is fv.second.text
+    encoder = fv.first.text.open()
+    assert (encoder.length, encoder.dim) == (226, fv.first.stage.dit.text_dim)
+    config = FlashVideo.from_official(official, numerics='official').enhance_settings.apply(fv.second.stage).config
+    assert flow_times(config.num_steps, config.shift, config.numerics).timestep[1] == 904
+    again = FlashVideo.from_origin(fv.origin)
+    assert again.origin == fv.origin
+
+
+@pytest.mark.parametrize('name', ['stage1.pt', 'stage2.pt', '3d-vae.pt', 't5-v1_1-xxl/config.json'])
+def test_a_missing_file_is_named(official, name):
+    (official / name.partition('/')[0]).unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        FlashVideo.from_official(official)
+    text = str(error.value)
+    assert text.startswith(f'{official}: has no {name}') and '\n' not in text
+
+
+def test_all_that_is_missing_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / 'none'):
+        with pytest.raises(
+            FileNotFoundError, match=r'stage1\.pt, stage2\.pt, 3d-vae\.pt, t5-v1_1-xxl/config\.json, t5'
+        ):
+            FlashVideo.from_official(folder)
+
+
+def test_another_text_encoder_needs_no_t5(official):
+    (official / 't5-v1_1-xxl').unlink()
+    fv = FlashVideo.from_official(official, text=TextConfig(str(OFFICIAL / 't5'), length=10))
+    assert fv.first.text.open().length == 10
+
+
+@pytest.mark.parametrize(
+    ('name', 'other', 'words'),
+    [
+        ('stage1.pt', 'stage2.pt', r'stage1\.pt: holds stage 2, not stage 1'),
+        ('stage2.pt', 'stage1.pt', r'stage2\.pt: holds stage 1, not stage 2'),
+        ('stage2.pt', '3d-vae.pt', r'stage2\.pt: holds a VAE, not a DiT'),
+        ('3d-vae.pt', 'stage2.pt', r'3d-vae\.pt: holds a DiT, not a VAE'),
+    ],
+)
+def test_a_file_under_the_wrong_name(official, name, other, words):
+    (official / name).unlink()
+    (official / name).symlink_to(OFFICIAL / other)
+    with pytest.raises(ValueError, match=words):
+        FlashVideo.from_official(official)
+
+
+def test_a_damaged_file_is_named(official):
+    (official / 'stage2.pt').unlink()
+    (official / 'stage2.pt').write_bytes((OFFICIAL / 'stage2.pt').read_bytes()[:10_000])
+    with pytest.raises(ValueError, match=r'stage2\.pt'):
+        FlashVideo.from_official(official)
+
+
+# Checkpoints.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.save_vae(tmp_path / 'vae.safetensors')
+    tiny.save_pipeline(tmp_path / 'both', tmp_path / 'vae.safetensors')
+    return tmp_path / 'both'
+
+
+def test_a_folder_of_both_or_both_folders(folder):
+    at_once = FlashVideo.from_checkpoint(folder)
+    apart = FlashVideo.from_checkpoint(folder / 'stage2', str(folder / 'stage1'))
+    for fv in (at_once, apart):
+        assert fv.first.stage.config == tiny.LOWRES and fv.second.stage.config == tiny.SUPERRES
+        assert fv.preview_settings.size == tiny.PREVIEW and fv.preview_settings.frames == tiny.FRAMES
+        assert fv.first.vae is fv.second.vae  # read once
+        assert len(fv.notes) == 2 and 'does not say by hash which text encoder' in fv.notes[0]
+    assert apart.origin.steps == (7, 7)
+    assert apart.origin.checkpoints == (str(folder / 'stage2'), str(folder / 'stage1'))
+    assert FlashVideo.from_origin(apart.origin).first.digest == at_once.first.digest
+    assert FlashVideo.from_checkpoint(folder, numerics='official').enhance_settings.slices == 2
+
+
+def test_what_is_no_pipeline(folder, tmp_path):
+    stage1, stage2 = folder / 'stage1', folder / 'stage2'
+    cases = [
+        ([tmp_path / 'none'], CheckpointError, 'none: holds no checkpoints .*stage1 and stage2'),
+        ([folder, stage1], ValueError, 'hold the same stage; give one of each'),
+        ([stage2, stage2], ValueError, 'hold the same stage'),
+    ]
+    for folders, kind, words in cases:
+        with pytest.raises(kind, match=words):
+            FlashVideo.from_checkpoint(*folders)
+    with pytest.raises(ValueError, match=r'steps: 1 for 2 run\(s\)'):
+        FlashVideo.from_checkpoint(folder, steps=[7])
+    with pytest.raises(CheckpointError, match='has no step 8; it has 7'):
+        FlashVideo.from_checkpoint(folder, steps=[7, 8])
+
+
+def test_the_embedded_stages(folder, monkeypatch):
+    """Runs in one file, as `export` writes them; here and under their usual names."""
+    files = [folder / f'{name}.safetensors' for name in ('stage1', 'stage2')]
+    monkeypatch.setattr(embedded, 'STAGES_TINY', tuple(files))
+    with pytest.raises(FileNotFoundError, match=r"'embedded': .* comes without stage1\.safetensors and stage2"):
+        FlashVideo.from_checkpoint('embedded')
+    for path in files:
+        assert export.main([f'--checkpoint={path.with_suffix("")}', f'--output={path}']) == 0
+        shutil.rmtree(path.with_suffix(''))
+    fv, same = FlashVideo.from_checkpoint('embedded'), FlashVideo.from_checkpoint(folder)
+    assert fv.first.stage.config == tiny.LOWRES and fv.preview_settings.size == tiny.PREVIEW
+    assert fv.origin.checkpoints == ('embedded',) and fv.origin.steps == (7, 7)
+    assert fv.first.digest == same.first.digest
+    assert [part.read().config.embed_source_timestep for part in (fv.first, fv.second)] == [False, True]
+
+
+def with_digests(folder: Path, vae: str, text: str) -> None:
+    config = tiny.first_stage_config(folder / 'vae.safetensors')
+    digests = {'vae': vae, 'text': text}
+    tiny.save_run(folder / 'run', config, size=tiny.PREVIEW, digests=digests)
+
+
+def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
+    """The VAE is moved into the run; another one lies where it was."""
+    path = tmp_path / 'vae.safetensors'
+    tiny.save_vae(path)
+    vae, text = weights.vae_digest(str(path)), BytesEncoder(3, 8).digest
+    with_digests(tmp_path, vae, text)
+    shutil.move(path, tmp_path / 'run' / 'vae.safetensors')
+    shutil.copy(embedded.VAE_TINY, path)
+    fv = FlashVideo.from_checkpoint(tmp_path / 'run')
+    assert fv.notes == () and fv.first.vae.digest == vae
+    assert fv.first.vae.jitted is not None and fv.first.text.open().digest == text
+    (tmp_path / 'run' / 'vae.safetensors').unlink()
+    with pytest.raises(ValueError, match=f'made with the VAE {vae}'):
+        FlashVideo.from_checkpoint(tmp_path / 'run')
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match='its VAE is not there; looked for'):
+        FlashVideo.from_checkpoint(tmp_path / 'run')
+
+
+def test_another_text_encoder_is_refused_and_can_be_insisted_on(tmp_path):
+    path = tmp_path / 'vae.safetensors'
+    tiny.save_vae(path)
+    with_digests(tmp_path, weights.vae_digest(str(path)), 'f' * 16)
+    with pytest.raises(ValueError, match='made with the text encoder ffff'):
+        FlashVideo.from_checkpoint(tmp_path / 'run')
+    fv = FlashVideo.from_checkpoint(tmp_path / 'run', text=TextConfig('bytes', dim=8))
+    assert fv.first.text.open().dim == 8
+
+
+def test_a_first_stage_needs_a_text_encoder_and_a_second_does_not(tmp_path):
+    path = tmp_path / 'vae.safetensors'
+    tiny.save_vae(path)
+    tiny.save_pipeline(tmp_path / 'both', path, TextConfig())
+    with pytest.raises(ConfigError, match=r"stage1: was trained without texts, .*name one, 'bytes' or a T5 folder"):
+        FlashVideo.from_checkpoint(tmp_path / 'both')
+    fv = FlashVideo.from_checkpoint(tmp_path / 'both', text=TextConfig('bytes', dim=8))
+    assert fv.first.text is not None and fv.second.text is None
+    assert fv.second.embedded(['a dog'], note=print) == (None, '')
+
+
+def test_a_stage_that_is_none_of_these(tmp_path):
+    config = tiny.stage_config('embedded', dataclasses.replace(tiny.DIT, latent_channels=16))
+    tiny.save_run(tmp_path / 'run', config)
+    fv = FlashVideo.from_checkpoint(tmp_path / 'run')
+    assert isinstance(fv.second.vae.digest, str) and fv.enhance_settings.size is None
+    tiny.save_run(tmp_path / 'narrow', dataclasses.replace(config, dit=tiny.DIT))
+    with pytest.raises(ConfigError, match='its latents have 16 channels'):
+        _ = FlashVideo.from_checkpoint(tmp_path / 'narrow').second.vae.jitted
+
+
+def test_the_merged_network_is_the_one_in_the_file(official):
+    """Reading is lazy; what is read is stage 1 with its LoRA merged."""
+    fv = FlashVideo.from_official(official, dtype='float32')
+    merged = fv.first.read()
+    plain = weights.load_official(OFFICIAL / 'stage1.pt')
+    kernels = [network.blocks.attention.qkv.kernel[...] for network in (merged, plain)]
+    assert plain.config.lora is not None and not np.allclose(*kernels, atol=1e-3)

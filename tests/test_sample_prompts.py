@@ -1,0 +1,306 @@
+"""The command's walk from prompts to previews to videos: once with small random stages, and with a pipeline that draws
+without any.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fv_jax import api, sample
+from fv_jax.data import video_io
+from fv_jax.inference import record, run_folder, walk
+from fv_jax.inference.record import Enhanced, Origin, Previewed, Record, Weights
+from fv_jax.inference.results import Preview, Video
+from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
+from tests.compiling import compiled
+from tests.inference import tiny
+
+WEIGHTS = Weights('a' * 16, 'b' * 16, 'c' * 16)
+
+
+def said(capsys, code: int, *words: str) -> None:
+    """One line, on stderr."""
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith('sample: ') and code in (1, 2) and 'Traceback' not in out
+    for word in words:
+        assert word in line, line
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+
+
+# With networks.
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('weights')
+    tiny.save_vae(folder / 'vae.safetensors')
+    tiny.save_pipeline(folder, folder / 'vae.safetensors')
+    return folder
+
+
+def test_the_whole_walk(weights, tmp_path, capsys):
+    with tiny.fast_compiling():
+        run, flags = tmp_path / 'run', [f'--checkpoint={weights}', '--stage1.num_steps=2', '--batch=1']
+        assert sample.main(['--prompt', 'a dog', f'--output={run}', '--seed=5', *flags]) == 0
+        assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
+        assert f'--enhance {run}/0' in capsys.readouterr().out
+        # Later, from what is stored; the weights are those of then.
+        (run / '0' / 'preview.mp4').write_text('no film any more')
+        assert sample.main(['--enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
+        later = video_io.decode(run / '0' / 'video.mp4').frames
+        assert later.shape == (9, 64, 128, 3) and later.std() > 1
+        # In one go it is the same video, and nothing is compiled for it.
+        at_once = tmp_path / 'at_once'
+        with compiled() as programs:
+            both = [f'--output={at_once}', '--seed=5', '--yes', '--stage2.num_steps=1', *flags]
+            assert sample.main(['--prompt', 'a dog', *both]) == 0
+        assert not programs
+        assert (at_once / '0' / 'video.mp4').read_bytes() == (run / '0' / 'video.mp4').read_bytes()
+        # Again, from the mp4 alone.
+        made = record.from_json(video_io.read_comment(at_once / '0' / 'video.mp4'))
+        assert made.preview.settings.num_steps == 2 and made.enhance.settings.num_steps == 1
+        again = tmp_path / 'again.mp4'
+        assert sample.main([f'--repeat={at_once}/0/video.mp4', f'--output={again}']) == 0
+        assert again.read_bytes() == (at_once / '0' / 'video.mp4').read_bytes()
+
+
+# With a pipeline that draws a grey whose level is the seed.
+
+
+@dataclasses.dataclass
+class Grey:
+    """Notes what it is asked."""
+
+    origin: Origin
+    preview_settings: PreviewSettings
+    enhance_settings: EnhanceSettings
+    notes: tuple[str, ...] = ('a note of the weights',)
+    weights: Weights = WEIGHTS
+    calls: list = dataclasses.field(default_factory=list)
+
+    def check(self, preview, enhance):
+        self.calls.append(('check', preview, enhance))
+
+    def preview_batches(self, prompts, seeds, settings, *, batch_size=None, note):
+        self.calls.append(('preview', list(prompts), list(seeds), settings, batch_size))
+        note('a note of the prompts')
+        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            made = Record('1', self.origin, Previewed(prompt, seed, settings, self.weights))
+            frames = np.full((9, 16, 32, 3), seed % 256, np.uint8)
+            if prompt == 'interrupt' and i:
+                raise KeyboardInterrupt
+            yield [Preview(np.full((3, 2, 4, 4), seed, np.float32), made, frames)]
+
+    def enhance_batches(self, previews, seeds, settings, *, batch_size=None, note):
+        self.calls.append(('enhance', [p.prompt for p in previews], list(seeds), settings, batch_size))
+        for preview, seed in zip(previews, seeds, strict=True):
+            made = dataclasses.replace(preview.record, enhance=Enhanced(seed, settings, self.weights))
+            yield [Video(np.full((9, 64, 128, 3), seed % 256, np.uint8), made)]
+
+
+@pytest.fixture
+def grey(monkeypatch):
+    settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
+    fv, origins = Grey(Origin(checkpoints=('grey',), steps=(1, 1)), *settings), []
+    monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
+    fv.origins = origins
+    return fv
+
+
+def test_a_file_of_prompts(grey, tmp_path, capsys):
+    (tmp_path / 'prompts.txt').write_text('a dog\n\n سلحفاة 🐢 \n', encoding='utf-8')
+    run = tmp_path / 'run'
+    flags = ['--variants=2', '--seed=3', '--fps=12', '--crf=0', '--stage1.guidance_scale=2.5', '--batch=3']
+    assert sample.main([f'--prompts={tmp_path}/prompts.txt', f'--output={run}', *flags]) == 0
+    settings = dataclasses.replace(grey.preview_settings, guidance_scale=2.5)
+    assert grey.calls[1] == ('preview', ['a dog'] * 2 + ['سلحفاة 🐢'] * 2, [3, 1003, 4, 1004], settings, 3)
+    assert grey.origins == [Origin(checkpoints=('embedded',))]
+    files = [f'{i}/{name}' for i in range(4) for name in ('latents.safetensors', 'preview.mp4')]
+    assert names(run) == [*files, 'contact_sheet.png']
+    stored = run_folder.load(run / '3')
+    assert stored.prompt == 'سلحفاة 🐢' and stored.seed == 1004 and stored.latents[0, 0, 0, 0] == 1004
+    film = video_io.decode(run / '2' / 'preview.mp4')
+    assert film.fps == 12 and np.abs(film.frames.astype(int) - 4).max() <= 1
+    made = record.from_json(video_io.read_comment(run / '2' / 'preview.mp4'))
+    assert (made.fps, made.crf, made.preview.seed) == (12, 0, 4)
+    assert Image.open(run / 'contact_sheet.png').size[1] > 4 * 22
+    out = capsys.readouterr().out
+    assert 'note: a note of the weights' in out and 'note: a note of the prompts' in out
+    assert f'{run}/3: ' in out and '4 preview(s)' in out
+
+
+def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
+    run = tmp_path / 'run'
+    assert sample.main(['--prompt', 'a dog', '--variants=3', f'--output={run}']) == 0
+    chosen = [f'{run}/2', f'{run}/0']
+    assert sample.main(['--enhance', *chosen, '--stage2.num_steps=3', '--stage2.numerics=official']) == 0
+    settings = dataclasses.replace(grey.enhance_settings, num_steps=3, numerics='official')
+    assert grey.calls[-1] == ('enhance', ['a dog'] * 2, [2000, 0], settings, walk.batch_size(9, (64, 128)))
+    assert grey.origins[-1] == grey.origin  # of the previews
+    assert video_io.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
+    assert not (run / '1' / 'video.mp4').exists()
+    # Elsewhere, with another seed and other weights.
+    more = [f'--output={tmp_path}/x.mp4', '--seed=9', '--checkpoint', 'a', 'b', '--text=bytes']
+    assert sample.main(['--enhance', f'{run}/1', *more]) == 0
+    assert grey.calls[-1][2] == [9] and grey.origins[-1].checkpoints == ('a', 'b')
+    assert grey.origins[-1].text.encoder == 'bytes'
+
+
+def test_which_weights(grey, tmp_path):
+    flags = ['--official=ckpts', '--dtype=float32']
+    assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', *flags]) == 0
+    assert grey.origins == [Origin(official='ckpts', dtype='float32')]
+
+
+def test_a_preview_is_repeated_as_a_preview(grey, tmp_path):
+    assert sample.main(['--prompt=a dog', '--seed=50', f'--output={tmp_path}/run', '--fps=5']) == 0
+    again = tmp_path / 'again.mp4'
+    assert sample.main([f'--repeat={tmp_path}/run/0/preview.mp4', f'--output={again}']) == 0
+    assert again.read_bytes() == (tmp_path / 'run' / '0' / 'preview.mp4').read_bytes()
+    assert grey.origins[-1] == grey.origin
+
+
+def test_other_weights_do_not_repeat(grey, tmp_path, capsys):
+    assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', '--yes']) == 0
+    grey.weights = dataclasses.replace(WEIGHTS, network='d' * 16)
+    capsys.readouterr()
+    flags = [f'--output={tmp_path}/again.mp4', '--checkpoint=other']
+    assert sample.main([f'--repeat={tmp_path}/run/0/video.mp4', *flags]) == 1
+    said(capsys, 1, 'the first stage is not the one that made it', 'aaaa', 'dddd')
+    assert not (tmp_path / 'again.mp4').exists()
+
+
+def test_what_was_there_is_kept_or_replaced_whole(grey, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert sample.main(['--prompt=a dog', '--variants=3', f'--output={run}', '--yes']) == 0
+    capsys.readouterr()
+    assert sample.main(['--prompt=a cat', f'--output={run}']) == 2
+    said(capsys, 2, f'--output={run}', 'is not empty', '--overwrite')
+    assert sample.main(['--enhance', f'{run}/0']) == 2
+    said(capsys, 2, f'{run}/0/video.mp4', 'is there already', '--overwrite')
+    assert run_folder.load(run / '0').prompt == 'a dog'
+    assert sample.main(['--enhance', f'{run}/0', '--overwrite', '--seed=77']) == 0
+    assert sample.main(['--prompt=a cat', f'--output={run}', '--overwrite']) == 0
+    assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
+    assert run_folder.load(run / '0').prompt == 'a cat'
+
+
+def test_an_interruption_leaves_what_is_complete(grey, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert sample.main(['--prompt=interrupt', '--variants=2', f'--output={run}']) == 130
+    assert names(run) == ['0/latents.safetensors', '0/preview.mp4']
+    assert 'interrupted; nothing was written but what is complete' in capsys.readouterr().err
+
+
+def test_how_many_go_at_once():
+    assert walk.batch_size(49, (256, 480)) == 1 and walk.batch_size(49, (1072, 1920)) == 1
+    assert walk.batch_size(17, (64, 96)) == 10_000 // (5 * 4 * 6)
+
+
+# Bad input: one line, and nothing is done.
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (['--prompt='], ("--prompt=''", 'is empty')),
+        (['--prompt=   '], ('is empty',)),
+        (['--prompt=\ud83d'], ('not Unicode',)),
+        (['--prompts=none.txt'], ('--prompts=none.txt', 'No such file')),
+        (['--prompt=x', '--prompts=y'], ('not allowed with',)),
+        ([], ('--prompt', '--input', 'required')),
+        (['--prompt=x', '--seed=many'], ('--seed', "'many'")),
+        (['--prompt=x', '--seed=-1'], ('--seed=-1', '4294967295')),
+        (['--prompt=x', '--seed=4294967295', '--variants=2'], ('--seed=4294967295', 'seeds end at')),
+        (['--prompt=x', '--variants=0'], ('--variants=0', 'at least 1')),
+        (['--prompt=x', '--batch=0'], ('--batch=0', 'at least 1')),
+        (['--prompt=x', '--fps=0'], ('--fps=0', 'positive')),
+        (['--prompt=x', '--crf=60'], ('--crf=60', '51')),
+        (['--prompt=x', '--scale=4'], ('--scale', 'means nothing with --prompt', '--variants')),
+        (['--prompt=x', '--official=a', '--checkpoint=b'], ('--official', '--checkpoint', 'one of them')),
+        (['--prompt=x', '--stage1.num_step=4'], ('--stage1.num_step', "did you mean 'num_steps'")),
+        (['--prompt=x', '--stage1.num_steps'], ('--stage1.num_steps', 'needs a value')),
+        (['--prompt=x', '--stage2.numerics=offical'], ('--stage2.numerics', "did you mean 'official'")),
+        (['--prompt=x', '--stage1.size=(10,16)'], ('height=10', 'multiple of 16')),
+        (['--prompt=x', '--stage3.size=3'], ('--stage3.size', 'unknown flag')),
+        (['--enhance=x', '--yes'], ('--yes', 'means nothing with --enhance')),
+        (['--enhance=x', '--stage1.num_steps=2'], ('--stage1.num_steps', 'the previews are made')),
+        (['--enhance=none/3'], ('--enhance=none/3', 'holds no stored preview')),
+        (['--repeat=none.mp4'], ('--repeat=none.mp4', 'no such file')),
+        (['--input=x', '--prompt=y'], ('not allowed with',)),
+        (['--input=x.mp4', '--stage2.num_steps=1'], ('--stage2.num_steps', 'means nothing with --input')),
+    ],
+)
+def test_a_bad_flag_is_refused(flags, words, grey, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mode = flags[0].partition('=')[0] if flags else ''
+    output = {'--repeat': ['--output=x.mp4'], '--input': ['--output=x.mp4'], '--enhance': []}.get(
+        mode, ['--output=run']
+    )
+    assert sample.main([*flags, *output]) == 2
+    said(capsys, 2, *words)
+    assert list(tmp_path.iterdir()) == [] and not [c for c in grey.calls if c[0] != 'check']
+
+
+def test_an_output_that_cannot_be_written(grey, tmp_path, capsys):
+    (tmp_path / 'file').write_text('precious')
+    prompt = '--prompt=a dog'
+    for output, words in (
+        (tmp_path / 'file', 'is a file; name a folder'),
+        (tmp_path / 'file' / 'run', 'there is no folder'),
+        (tmp_path / 'none' / 'run', 'there is no folder'),
+        (Path('/proc/run'), 'cannot be written'),
+    ):
+        assert sample.main([prompt, f'--output={output}']) == 2
+        said(capsys, 2, f'--output={output}', words)
+    assert sample.main([prompt]) == 2
+    said(capsys, 2, '--output: is missing')
+    assert sample.main(['--repeat=x.mp4', '--output=/proc/x.mp4']) == 2
+    said(capsys, 2, '--output=/proc/x.mp4: cannot be written')
+    assert (tmp_path / 'file').read_text() == 'precious' and not grey.calls
+
+
+def test_an_edited_preview_is_refused(grey, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert sample.main(['--prompt=a dog', f'--output={run}']) == 0
+    path = run / '0' / 'latents.safetensors'
+    path.write_bytes(path.read_bytes().replace(b'a dog', b'a cat'))
+    capsys.readouterr()
+    assert sample.main(['--enhance', f'{run}/0']) == 2
+    said(capsys, 2, f'--enhance={run}/0: was changed since it was stored', 'make the preview again')
+    assert len(grey.origins) == 1
+
+
+def test_previews_of_different_weights_are_not_enhanced_at_once(grey, tmp_path, capsys):
+    for name in 'ab':
+        grey.origin = Origin(checkpoints=(name,), steps=(1, 1))
+        assert sample.main(['--prompt=a dog', f'--output={tmp_path}/{name}']) == 0
+    capsys.readouterr()
+    both = ['--enhance', f'{tmp_path}/a/0', f'{tmp_path}/b/0']
+    assert sample.main(both) == 2
+    said(capsys, 2, 'were made with different weights')
+    assert sample.main([*both, f'--output={tmp_path}/x.mp4']) == 2
+    said(capsys, 2, '--output=', '2 previews are enhanced; leave it out')
+
+
+def test_an_mp4_of_something_else_is_not_repeated(grey, tmp_path, capsys):
+    video_io.encode(tmp_path / 'film.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
+    assert sample.main([f'--repeat={tmp_path}/film.mp4', f'--output={tmp_path}/x.mp4']) == 2
+    said(capsys, 2, f'--repeat={tmp_path}/film.mp4: holds no record of how it was made')
+
+
+def test_weights_that_are_not_there(tmp_path, capsys):
+    for flags, code, word in (
+        (['--official=none'], 1, 'none: no such folder'),
+        (['--checkpoint=none'], 2, 'none: holds no checkpoints'),
+    ):
+        assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', *flags]) == code
+        said(capsys, code, word)
+    assert list(tmp_path.iterdir()) == []
