@@ -109,10 +109,10 @@ def _small(config: ConfigDict) -> None:
     config.stage.dit.lora = None
     config.stage.dit.update(
         embed_dim=192,
-        num_layers=4,
+        num_layers=3,
         num_heads=3,
         mlp_dim=768,
-        cond_dim=64,
+        cond_dim=32,
         text_dim=64,
         dtype='float32',
         param_dtype='float32',
@@ -126,10 +126,16 @@ def _small(config: ConfigDict) -> None:
         num_steps=25,
         sampler='dpmpp_2m',
     )
-    config.data.update(train='sprites', heldout='sprites', frames=17, height=64, width=96, fit='crop')
-    config.data.cache = {'low_variants': 1, 'crop': None}
+    config.data.update(train='sprites:2400', heldout='sprites', frames=17, height=64, width=96, fit='crop')
+    config.data.cache = {'low_variants': 0, 'crop': None}
     config.data.loader.update(batch_size=16, num_threads=1)
     config.optim.update(
-        learning_rate=1e-3, lr_schedule='cosine', warmup_steps=200, final_lr_ratio=0.05, clip_norm=1.0, ema_decay=0.999
+        algorithm='muon',
+        learning_rate=2e-3,
+        lr_schedule='cosine',
+        warmup_steps=100,
+        final_lr_ratio=0.02,
+        clip_norm=1.0,
+        ema_decay=0.999,
     )
-    config.loop.update(num_steps=20_000, log_every=20, eval_every=2000, save_every=500)
+    config.loop.update(num_steps=6000, log_every=50, eval_every=2000, save_every=500)

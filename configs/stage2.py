@@ -9,6 +9,7 @@ The real run: official sizes, 49 frames at 1072x1920, film shards from `python -
     :phase1  :phase2  :phase3    the real curriculum, each from the one before (`bash launch/train_stage2.sh`)
     :phase1,tiny=true ...        the same in minutes a phase on two CPU cores, on the film that comes with the package
     :tiny    minutes on two CPU cores: the film and the small VAE that come with the package, latents encoded once
+    :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
     :smoke   seconds: made-up film, three steps
 
 The curriculum (`PHASES`). Sizes, the order of the phases and the noise are the authors': clips and pictures of the
@@ -75,7 +76,7 @@ TINY_PHASES = {
 
 def get_config(variant: str = '') -> ConfigDict:
     """See above. The fields are those of `fv_jax.train.RunConfig`."""
-    name, fields = parse_variant(variant, ('smoke', 'tiny', *PHASES), {'tiny': False})
+    name, fields = parse_variant(variant, ('smoke', 'tiny', 'tiny_sprites', *PHASES), {'tiny': False})
     config = ConfigDict(
         {
             'stage': {
@@ -93,8 +94,10 @@ def get_config(variant: str = '') -> ConfigDict:
             'init_from': None,
         }
     )
-    if name in ('smoke', 'tiny') or fields['tiny']:
+    if name in ('smoke', 'tiny', 'tiny_sprites') or fields['tiny']:
         _small(config)
+    if name == 'tiny_sprites':
+        _sprites(config)
     if name in PHASES:
         (_tiny_phase if fields['tiny'] else _phase)(config, name)
     if name == 'smoke':
@@ -180,6 +183,15 @@ def _tiny_phase(config: ConfigDict, name: str) -> None:
     config.stage.superres.image_source_timestep_range = phase['noise']
     config.optim.update(learning_rate=phase['learning_rate'], lr_schedule='constant', warmup_steps=20)
     config.loop.update(num_steps=phase['num_steps'], eval_every=50, save_every=50)
+
+
+def _sprites(config: ConfigDict) -> None:
+    config.stage.dit.update(embed_dim=128, num_heads=2, num_layers=4, mlp_dim=512, cond_dim=32)
+    config.data.update(train='sprites:160', heldout='sprites', height=256, width=384, weak={'low': 4.0, 'high': 4.0})
+    config.data.cache = {'low_variants': 1, 'crop': (16, 24)}
+    config.data.loader.update(batch_size=4, num_threads=1)
+    config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
+    config.loop.update(num_steps=1500, eval_every=500, save_every=250, log_every=20)
 
 
 def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from fv_jax.core import axes
+from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.pipeline import DataConfig
@@ -37,6 +38,10 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     seed: int = 0
     init_from: str | None = None
+
+    def __post_init__(self):
+        if self.stage.kind == 'superres' and self.data.cache is not None and not self.data.cache.low_variants:
+            raise ConfigError('data.cache.low_variants=0: stage superres needs low-quality twins; use 1 or more')
 
 
 @dataclasses.dataclass(frozen=True)

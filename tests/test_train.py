@@ -346,6 +346,13 @@ def test_every_config_is_whole(program, variant):
         program.get_config('smokey')
 
 
+def test_stage_2_needs_twins():
+    config = stage2.get_config('tiny')
+    config.data.cache.low_variants = 0
+    with pytest.raises(ConfigError, match='low_variants=0: stage superres needs'):
+        build(train.RunConfig, config.to_dict())
+
+
 @pytest.mark.parametrize('size', ['', ',tiny=true'])
 def test_the_phases_of_stage_2(size):
     """One network through all of them, nearer to the source each time, and batches of about as many tokens."""

@@ -31,7 +31,7 @@ class LatentsConfig:
     """Clips stored as latents, for training that never decodes or encodes.
 
     vae: '' stores clips as video; else the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt, a .safetensors of ours.
-    low_variants: how many low-quality twins of each clip, all of it as long as the clip.
+    low_variants: how many low-quality twins of each clip, all of it as long as the clip. Stage 1 needs none.
     weak, strong, strong_probability: how they are made (`Degradation`; `configs/degradations.py`).
     seed: of the twins.
     """
@@ -44,8 +44,8 @@ class LatentsConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.low_variants < 1:
-            raise ConfigError(f'low_variants={self.low_variants}: must be at least 1')
+        if self.low_variants < 0:
+            raise ConfigError(f'low_variants={self.low_variants}: must not be negative')
         _ = self.degradation
 
     @property

@@ -20,7 +20,8 @@ from fv_jax.data.text import TextEncoder
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig:
-    """Encode every clip once, before training: its latents and those of `low_variants` low-quality twins.
+    """Encode every clip once, before training: its latents and those of `low_variants` low-quality twins. Stage 1 needs
+    no twins: 0.
 
     crop: (height, width) in latent pixels that a training row is cut to; None keeps the whole picture.
     """
@@ -29,8 +30,8 @@ class CacheConfig:
     crop: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if self.low_variants < 1:
-            raise ConfigError(f'low_variants={self.low_variants}: must be at least 1')
+        if self.low_variants < 0:
+            raise ConfigError(f'low_variants={self.low_variants}: must not be negative')
 
 
 @dataclasses.dataclass(frozen=True)

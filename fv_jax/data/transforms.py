@@ -200,7 +200,8 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Cached latents: `z_high` (FHWC) and one of the `z_low` (KFHWC), drawn at random -> z_high_FHWC, z_low_FHWC.
+    """Cached latents: `z_high` (FHWC) and one of the `z_low` (KFHWC), drawn at random -> z_high_FHWC, z_low_FHWC; of no
+    `z_low` (K = 0) z_high_FHWC alone.
 
     crop: (height, width) in latent pixels cut out of both at one random place; None keeps all.
     """
@@ -214,10 +215,10 @@ class Latents:
         z_high, z_low = record.pop('z_high'), record.pop('z_low')
         if z_low.shape[1:] != z_high.shape:
             raise ValueError(f'z_low {z_low.shape} must be a stack of arrays like z_high {z_high.shape}')
-        z_low = z_low[rng.integers(len(z_low))]
+        chosen = (z_high, z_low[rng.integers(len(z_low))]) if len(z_low) else (z_high,)
         if self.crop is not None:
-            z_high, z_low = _crop((z_high, z_low), self.crop, rng, 'latent')
-        return record | {'z_high_FHWC': z_high, 'z_low_FHWC': z_low}
+            chosen = _crop(chosen, self.crop, rng, 'latent')
+        return record | dict(zip(('z_high_FHWC', 'z_low_FHWC'), chosen, strict=False))
 
 
 @dataclasses.dataclass(frozen=True)

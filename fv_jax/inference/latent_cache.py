@@ -89,7 +89,8 @@ def cached_latents(
             raise ValueError(f'{folder}: holds latents of another VAE or other data ({found}, not {stamp}); delete it')
         return Shards(list_shards(folder, NAME))
     variants = config.cache.low_variants
-    progress(f'encoding {len(records)} clips and {variants} low-quality twin(s) of each, once; kept in {folder}')
+    twins = f' and {variants} low-quality twin(s) of each' if variants else ''
+    progress(f'encoding {len(records)} clips{twins}, once; kept in {folder}')
     said = time.monotonic()
     with RecordWriter(folder, NAME) as writer:
         for i in range(len(records)):
@@ -121,13 +122,16 @@ def vae_stamp(digest: str) -> dict[str, Any]:
 def encode_pair(
     high_res: np.ndarray, degradation: Degradation, variants: int, vae: JittedVAE, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """The latents of a clip FHWC in [-1, 1] and of so many low-quality twins of it: z_high, z_low; float16."""
+    """The latents of a clip FHWC in [-1, 1] and of so many (K) low-quality twins of it, float16: z_high (F', H', W', C)
+    and z_low (K, F', H', W', C).
+    """
 
     def latents(video_FHWC: np.ndarray) -> np.ndarray:
         return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
 
-    z_low = np.stack([latents(degradation.twin(high_res, rng)) for _ in range(variants)])
-    return {'z_high': latents(high_res), 'z_low': z_low}
+    z_high = latents(high_res)
+    z_low = [latents(degradation.twin(high_res, rng)) for _ in range(variants)]
+    return {'z_high': z_high, 'z_low': np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)}
 
 
 def _encode(

@@ -128,7 +128,10 @@ class SuperRes:
 
     def encode(self, batch: Batch) -> Batch:
         videos = {'high_res_BFHWC': 'z_high_BFHWC', 'low_res_BFHWC': 'z_low_BFHWC'}
-        return encode_videos(batch, videos, self.encoder)
+        encoded = encode_videos(batch, videos, self.encoder)
+        if 'z_low_BFHWC' not in encoded:
+            raise ValueError('the clips have no low-quality twins: prepare them with latents.low_variants=1 or more')
+        return encoded
 
     def loss(self, model: DiT, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
         return self.loss_of(model, self.draw(batch, keys_B), rules=rules)

@@ -142,9 +142,9 @@ def test_what_cannot_be_is_refused(field, words):
         dataclasses.replace(SMALL, **field)
 
 
-def test_a_cache_without_variants_is_refused():
-    with pytest.raises(ConfigError, match='low_variants=0'):
-        CacheConfig(low_variants=0)
+def test_what_cannot_be_built_is_refused():
+    with pytest.raises(ConfigError, match='low_variants=-1'):
+        CacheConfig(low_variants=-1)
     with pytest.raises(ConfigError, match='fit'):
         build(DataConfig, {'loader': {'batch_size': 1}, 'fit': 'stretch'})
 

@@ -65,6 +65,16 @@ def test_what_is_kept(tmp_path):
     assert 'encoding 4 clips and 3 low-quality twin(s)' in lines[0] and lines[-1] == 'encoded 4/4 clips'
 
 
+def test_without_twins_the_clips_alone_are_kept_and_drawn(tmp_path):
+    vae = Pixels()
+    config = dataclasses.replace(CONFIG, cache=CacheConfig(low_variants=0))
+    records = cached(tmp_path / 'latents', config, vae=vae)
+    assert len(vae.videos) == len(records) == 4
+    assert records[0]['z_low'].shape == (0, 1, 16, 32, 3)
+    drawn = Latents(crop=(8, 8))(records[0], np.random.default_rng(0))
+    assert drawn.keys() == {'z_high_FHWC'} and drawn['z_high_FHWC'].shape == (1, 8, 8, 3)
+
+
 def test_a_twin_is_of_its_own_clip(tmp_path):
     """Clips are mirrored at random: the twins must be mirrored with them."""
     records = cached(tmp_path / 'latents')

@@ -1,0 +1,96 @@
+"""How well the small stages do, on the sprites that were not in training.
+
+    python tests/benchmarks/small_weights.py [--weights FOLDER] [--stage 1|2] [--prompts 64] [--clips 16] [--output DIR]
+
+Stage 1 makes a preview of each held-out caption (`sprites.heldout_prompts`), and `sprite_measures` looks on the frames
+alone for the object and for the way it moves. Stage 2 enhances rendered low-resolution clips of other held-out scenes,
+whose truth is known: PSNR and detail against the truth, beside bilinear and the VAE's ceiling. Written: figures.json,
+and pictures to look at: previews.png, a row of frames for each of the first prompts, and enhanced.png.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax import api
+from fv_jax.core import quality
+from fv_jax.data import sprite_measures, sprites
+from fv_jax.data.resizing import resize_bilinear
+from fv_jax.data.transforms import to_float, to_uint8
+from fv_jax.inference import comparison, sampling
+from fv_jax.inference.noise import SeededNoise
+
+BATCH = 16  # prompts a call
+ROWS = 8  # shown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='How well the small stages do on held-out sprites.')
+    parser.add_argument('--weights', nargs='+', default=['embedded'], help='what FlashVideo.from_checkpoint takes')
+    parser.add_argument('--stage', type=int, choices=(1, 2), default=None, help='one of them alone; default: both')
+    parser.add_argument('--prompts', type=int, default=64)
+    parser.add_argument('--clips', type=int, default=16)
+    parser.add_argument('--output', type=Path, default=Path('small_weights'))
+    arguments = parser.parse_args(argv)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    fv = api.FlashVideo.from_checkpoint(*arguments.weights)
+    figures = {'weights': arguments.weights}
+    if arguments.stage != 2:
+        figures['stage1'] = previews(fv, arguments.prompts, arguments.output)
+    if arguments.stage != 1:
+        figures['stage2'] = enhanced(fv, arguments.clips, arguments.output)
+    (arguments.output / 'figures.json').write_text(json.dumps(figures, indent=1) + '\n')
+    print(json.dumps({name: value for name, value in figures.items() if name != 'weights'}, indent=1))
+    return 0
+
+
+def previews(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
+    """Shares of the prompts whose preview shows the object, and moves, as they say; and of those that do both."""
+    scenes = sprites.heldout_prompts(count)
+    prompts, rows, right = [scene.caption for scene in scenes], [], []
+    for batch in fv.preview_batches(prompts, list(range(count)), batch_size=BATCH):
+        for preview in batch:
+            scene = scenes[len(right)]
+            seen = sprite_measures.object_of(preview.frames), sprite_measures.motion_of(preview.frames)
+            right.append((seen[0] == scene.object, seen[1] == scene.motion))
+            rows.append((f'{preview.prompt} (seen: {seen[0]}, {seen[1]})', preview.frames))
+    comparison.preview_sheet(rows[:ROWS]).save(output / 'previews.png')
+    hits = np.array(right)
+    return {
+        'prompts': count,
+        'object': float(hits[:, 0].mean()),
+        'motion': float(hits[:, 1].mean()),
+        'both': float(hits.all(axis=1).mean()),
+    }
+
+
+def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
+    """Means over clips: PSNR in dB, detail as a share of the truth's."""
+    part, size = fv.second, sprites.FINAL[1:]
+    loaded = part.loaded.sampled_as(fv.enhance_settings.apply(part.stage))
+    found, rows = [], []
+    for i, scene in enumerate(sprites.heldout_prompts(count, seed=1)):
+        small, truth = (to_float(sprites.draw(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))
+        z_low = sampling.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
+        z_high = sampling.transport(loaded, z_low, None, SeededNoise.of([i]), rules=fv.rules)
+        ceiling = part.vae.jitted.latents(jnp.asarray(truth)[None])
+        shown = {
+            'bilinear': resize_bilinear(small, size),
+            'enhanced': np.asarray(sampling.decoded(part.vae.jitted, z_high)[0]),
+            'ceiling': np.asarray(sampling.decoded(part.vae.jitted, ceiling)[0]),
+        }
+        row = {f'psnr_{name}': quality.psnr(video, truth) for name, video in shown.items()}
+        row |= {f'detail_{name}': quality.detail(video) / quality.detail(truth) for name, video in shown.items()}
+        found.append(row)
+        rows.append((scene.caption, {name: to_uint8(video) for name, video in (shown | {'truth': truth}).items()}))
+    comparison.contact_sheet(rows[:ROWS]).save(output / 'enhanced.png')
+    return {'clips': count} | {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+
+
+if __name__ == '__main__':
+    sys.exit(main())
