@@ -19,6 +19,7 @@ from fv_jax.core import axes
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape) -> a kernel
 
 HISTORY = 2  # frames of the past that a kernel of three needs
+NARROW = 32  # channels, below which a convolution on CPU takes three frames as one of three times the channels
 
 
 def fan_in(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -57,9 +58,13 @@ def _conv3d_native(x_BFHWC: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def _conv3d_summed(x_BFHWC: jax.Array, kernel: jax.Array) -> jax.Array:
+def _conv3d_by_frames(x_BFHWC: jax.Array, kernel: jax.Array) -> jax.Array:
     frames = x_BFHWC.shape[1] - HISTORY
-    return sum(_conv2d(x_BFHWC[:, i : i + frames], kernel[i]) for i in range(3))
+    taps = [x_BFHWC[:, i : i + frames] for i in range(3)]
+    if x_BFHWC.shape[-1] >= NARROW:
+        return sum(_conv2d(tap, kernel[i]) for i, tap in enumerate(taps))
+    # Few channels leave the vector units half empty: three frames side by side take half the time, and memory to spare.
+    return _conv2d(jnp.concatenate(taps, axis=-1), jnp.concatenate(list(kernel), axis=-2))
 
 
 def conv3d(x_BFHWC: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -67,7 +72,7 @@ def conv3d(x_BFHWC: jax.Array, kernel: jax.Array) -> jax.Array:
 
     XLA for CPU runs a 3-D convolution 3 to 6 times slower than the three 2-D ones it is the sum of.
     """
-    return lax.platform_dependent(x_BFHWC, kernel, cpu=_conv3d_summed, default=_conv3d_native)
+    return lax.platform_dependent(x_BFHWC, kernel, cpu=_conv3d_by_frames, default=_conv3d_native)
 
 
 def _per_channel(vector: nnx.Param, dtype: str = 'float32') -> jax.Array:

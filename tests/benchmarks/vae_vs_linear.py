@@ -1,0 +1,105 @@
+"""The yardstick of the small VAE: PSNR of held-out shots beside the best linear codec of the same rate.
+
+    python tests/benchmarks/vae_vs_linear.py [--vae embedded | FILE | RUN] [--json FILE]
+
+The shots are those of the package, whole, 33 frames at 256x480. The linear codec is a PCA of 16 components of 4x8x8
+blocks (768 numbers), as many numbers as the VAE's latents have, fitted on the training shots; a clip's first frame,
+which the VAE codes alone, is a block of its own, four times the same frame.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax import api, weights
+from fv_jax.core import quality
+from fv_jax.data import pipeline
+from fv_jax.data.loader import LoaderConfig
+from fv_jax.inference.jitted import jit_vae
+from fv_jax.models.vae import VAE
+
+COMPONENTS = 16
+FRAMES, SIDE = 4, 8  # of a block
+SIZE = (256, 480)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='The small VAE beside the best linear codec of the same rate.')
+    parser.add_argument('--vae', default='embedded', help="'embedded', a file of weights, or a run's folder")
+    parser.add_argument('--json', type=Path, default=None)
+    arguments = parser.parse_args(argv)
+    vae, linear = jit_vae(_opened(arguments.vae)), Linear(_clips(heldout=False, frames=17))
+    rows = []
+    for i, clip in enumerate(_clips(heldout=True, frames=33)):
+        decoded = np.asarray(vae.video(vae.latents(jnp.asarray(clip)[None]))[0])
+        rows.append((quality.psnr(np.clip(decoded, -1, 1), clip), quality.psnr(np.clip(linear(clip), -1, 1), clip)))
+        print(f'shot {i}: VAE {rows[-1][0]:.2f} dB, linear {rows[-1][1]:.2f} dB', flush=True)
+    mean = np.mean(rows, axis=0)
+    print(f'mean: VAE {mean[0]:.2f} dB, linear {mean[1]:.2f} dB, {mean[0] - mean[1]:+.2f} dB')
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({'vae': arguments.vae, 'shots': rows, 'mean': mean.tolist()}) + '\n')
+    return 0
+
+
+def _opened(name: str) -> VAE:
+    if weights.is_weights(name):
+        return weights.load_vae(name)
+    run = api.open_run(Path(name))
+    return run.network.model(**run.params)
+
+
+def _clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
+    config = pipeline.DataConfig(
+        train='embedded',
+        heldout='embedded',
+        frames=frames,
+        height=SIZE[0],
+        width=SIZE[1],
+        fit='crop',
+        loader=LoaderConfig(batch_size=1),
+    )
+    records = pipeline.source('embedded', config, heldout=heldout)
+    transform = pipeline.pixels(config, low_res=False, training=False)
+    every = dataclasses.replace(config, eval_clips=len(records))
+    return [batch['high_res_BFHWC'][0] for batch in pipeline.heldout_batches(records, transform, every)]
+
+
+class Linear:
+    """The codec, fitted on clips (F, H, W, 3)."""
+
+    def __init__(self, clips: list[np.ndarray]):
+        size = FRAMES * SIDE * SIDE * 3
+        total, gram, count = np.zeros(size), np.zeros((size, size)), 0
+        for clip in clips:
+            blocks = _blocks(clip)
+            total, gram, count = total + blocks.sum(0), gram + blocks.T @ blocks, count + len(blocks)
+        self.mean = (total / count).astype(np.float32)
+        covariance = gram / count - np.outer(self.mean, self.mean)
+        self.basis = np.linalg.eigh(covariance)[1][:, -COMPONENTS:].astype(np.float32)
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        centred = _blocks(clip) - self.mean
+        return _clip(centred @ self.basis @ self.basis.T + self.mean, clip.shape)
+
+
+def _blocks(clip_FHWC: np.ndarray) -> np.ndarray:
+    """(blocks, 768), the first frame four times."""
+    padded = np.concatenate([np.repeat(clip_FHWC[:1], FRAMES - 1, axis=0), clip_FHWC])
+    frames, height, width, _ = padded.shape
+    cut = padded.reshape(frames // FRAMES, FRAMES, height // SIDE, SIDE, width // SIDE, SIDE, 3)
+    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, FRAMES * SIDE * SIDE * 3).astype(np.float32)
+
+
+def _clip(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    frames, height, width, _ = shape
+    cut = blocks.reshape(-1, height // SIDE, width // SIDE, FRAMES, SIDE, SIDE, 3).transpose(0, 3, 1, 4, 2, 5, 6)
+    return cut.reshape(-1, height, width, 3)[-frames:]
+
+
+if __name__ == '__main__':
+    sys.exit(main())
