@@ -17,8 +17,9 @@ dB (25.46 to 29.65), the linear codec of the same rate, a PCA of 16 components o
 shots, 26.70 dB (25.17 to 29.37). One dB above it is what is aimed for, and is reached on the training shots. After
 9-frame clips alone it was 24.15 dB, for beyond a clip's ninth frame all was new to it; 500 steps of 17 frames brought
 26.07, and the 500 of larger crops, whose group norms are nearer to those of whole frames, 1.1 dB more. It took 14, 65
-and 20 minutes on one core, and 35 on two (XLA_FLAGS=--xla_force_host_platform_device_count=2 and
---config.parallel.data=2; its schedule was first drawn for 900 steps, and shortened after 105 and 200 of them).
+and 20 minutes on one core, and an hour on two that had other work too
+(XLA_FLAGS=--xla_force_host_platform_device_count=2 and --config.parallel.data=2; the schedule was first drawn for 900
+steps, and shortened after 105 and 200 of them).
 `--config.init_from=embedded` goes on from it.
 
 `:smoke` takes seconds.
