@@ -15,7 +15,7 @@ import json, os, sys
 stdin = '' if sys.stdin.isatty() else sys.stdin.read()
 with open(os.environ['CALLS'], 'a') as calls:
     print(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:], stdin]), file=calls)
-print('ACTIVE')
+print(os.environ.get('TOOL_SAYS', 'ACTIVE'))
 sys.exit(int(os.environ.get('TOOL_ENDS_WITH', '0')))
 """
 
