@@ -170,7 +170,7 @@ def test_jobset_asks_for_the_slice(type_, chip, accelerator, topology, hosts, ch
         'cloud.google.com/gke-tpu-topology': topology,
     }
     # Kubernetes reads $$( as $( and fills in $(NAME).
-    words = [word.replace('$$(', '$(') for word in container['command']]
+    words = [re.sub(r'\$(\$?\()', lambda m: '$(' if m[1] == '$(' else '<filled in>', w) for w in container['command']]
     assert words == ['bash', 'launch/run.sh', f'--chip={chip}', '--slices=3', '--', *TRAIN]
     (mount,), (volume,) = container['volumeMounts'], pod['volumes']
     assert mount == {'name': volume['name'], 'mountPath': '/data'}
