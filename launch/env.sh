@@ -11,10 +11,10 @@
 _fv_table() {
   cat <<'TABLE'
 v4,v5e,v5p,v6e,v7x --xla_tpu_enable_async_all_to_all=true  off by default; the exchange of heads for tokens runs beside compute
-v4,v5e,v5p,v6e,v7x --xla_latency_hiding_scheduler_rerun=5  default 1; a schedule too large for memory is tried again with less overlap
+v4,v5e,v5p,v6e,v7x --xla_latency_hiding_scheduler_rerun=5  default 1; a schedule too large is tried again with less overlap
 v4 --xla_enable_async_all_gather=true  by default from v5 on only; the next layer's weights arrive during this one
 v4 --xla_enable_async_collective_permute=true  by default from v5 on only; ring attention passes K and V on while it multiplies
-v5e --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true  off by default, advised for v5e; gradients are summed beside the backward pass
+v5e --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true  off by default; gradients are summed beside the backward pass
 v5p,v7x --xla_max_concurrent_async_all_gathers=4  the weights of several layers may be under way at once
 v5p --xla_tpu_scoped_vmem_limit_kib=65472  default 16384; larger fusions, in the 64 MiB of on-chip memory of each core
 v6e --xla_tpu_scoped_vmem_limit_kib=98304  default 16384; larger fusions, in three quarters of the 128 MiB of on-chip memory
@@ -46,16 +46,19 @@ _fv_check_flags() {
   shift
   for flag in "$@"; do
     case $flag in
-      --xla_gpu_*) _fv_refuse "LIBTPU_INIT_ARGS holds $flag; libtpu ends a program at flags of GPUs; take it out" || return ;;
+      --xla_gpu_*)
+        _fv_refuse "LIBTPU_INIT_ARGS holds $flag; libtpu ends a program at flags of GPUs; take it out" || return
+        ;;
       --xla_tpu_scoped_vmem_limit_kib=*)
         [[ ${flag#*=} =~ ^[1-9][0-9]{0,6}$ ]] && ((${flag#*=} <= vmem)) ||
           _fv_refuse "LIBTPU_INIT_ARGS holds $flag; $chip has $vmem; take it out" || return
         ;;
       *=false) ;; # harms nobody
-      --xla_tpu_enable_sparse_core_* | --xla_sc_* | --xla_tpu_use_tc_device_shape_on_sc* | --xla_tpu_enable_all_*_offload_tracing*)
+      --xla_tpu_enable_sparse_core_* | --xla_sc_* | --xla_tpu_*_on_sc=* | --xla_tpu_enable_all_*_offload_tracing=*)
         # They hang a v5p of 2x2x2; v6e runs some of them, and is not given them here.
         [[ $chip == v6e || $chip == v7x ]] ||
-          _fv_refuse "LIBTPU_INIT_ARGS holds $flag, which is for v6e and v7x, not $chip: SparseCore collectives hang a v5p; take it out" || return
+          _fv_refuse "LIBTPU_INIT_ARGS holds $flag, which is for v6e and v7x, not $chip: SparseCore collectives \
+hang a v5p; take it out" || return
         ;;
     esac
   done
@@ -70,7 +73,8 @@ _fv_check() {
     *) _fv_refuse "$chip: no such chip; must be v4, v5e, v5p, v6e, v7x or gpu" || return ;;
   esac
   if [[ -n ${FV_JAX_CHIP:-} && $FV_JAX_CHIP != "$chip" ]]; then
-    _fv_refuse "this shell holds the flags of $FV_JAX_CHIP, not $chip; use a new shell (or unset FV_JAX_CHIP LIBTPU_INIT_ARGS XLA_FLAGS)" || return
+    _fv_refuse "this shell holds the flags of $FV_JAX_CHIP, not $chip; use a new one \
+(or unset FV_JAX_CHIP LIBTPU_INIT_ARGS XLA_FLAGS)" || return
   fi
   case ${TPU_ACCELERATOR_TYPE:-}-$chip in
     -* | v4-*-v4 | v5lite*-v5e | v5e-*-v5e | v5p-*-v5p | v6e-*-v6e | tpu7x-*-v7x | v7x-*-v7x) ;;

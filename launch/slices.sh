@@ -37,13 +37,10 @@ read_slice() {
 }
 
 no_such_slice() {
-  local sizes
-  case $dimensions$generation in
-    2*) sizes='sizes count chips: 1, 4, 8, 16, 32, 64, 128, 256' ;;
-    *) sizes="sizes count TensorCores, two a chip: 8, 16, 32, 64, then multiples of 128 to $((largest * 2))" ;;
-  esac
+  local sizes="sizes count TensorCores, two a chip: 8, 16, 32, 64, then multiples of 128 to $((largest * 2))" other=4x4x8
   [[ $generation != v7x ]] || sizes=${sizes/chip: 8/chip: 2, 8}
-  fail "--type=$1: no such TPU slice; $generation $sizes (or a topology, as in $generation:$([[ $dimensions == 2 ]] && echo 4x8 || echo 4x4x8))"
+  [[ $dimensions == 3 ]] || sizes='sizes count chips: 1, 4, 8, 16, 32, 64, 128, 256' other=4x8
+  fail "--type=$1: no such TPU slice; $generation $sizes (or a topology, as in $generation:$other)"
 }
 
 # topology_of DIMENSIONS CHIPS: the arrangement behind a size, nothing where there is none. From 64 chips on it is built of

@@ -78,7 +78,7 @@ wait_until_active() {
     state=$(act "${ask[@]}")
     case $state in
       ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED) fail "$name: the request is $state; see \`gcloud compute tpus queued-resources describe\`" ;;
+      FAILED | SUSPENDING | SUSPENDED) fail "$name: the request is $state; ${ask[*]:0:6} says why" ;;
       *) sleep 30 ;;
     esac
   done
@@ -89,14 +89,18 @@ LOCK='exec 9>fv_jax.lock; flock --nonblock 9 || { echo "a run is going on here; 
 
 # The commands that make a host ready. The images have Python 3.10; the last line shortens every start on v5e and later.
 setup() {
+  local share=':'
+  if [[ -n $nfs ]]; then
+    share="mountpoint -q /data || sudo sh -c 'apt-get -qq install -y nfs-common && mkdir -p /data && mount -t nfs $nfs /data'"
+  fi
   cat <<SETUP
 set -e; $LOCK
 rm -rf fv_jax; mkdir fv_jax; tar -xzf fv_jax.tar.gz -C fv_jax
 python3 -m pip install --quiet --user uv
 test -d env || python3 -m uv venv --quiet --python 3.12 env
 python3 -m uv pip install --quiet --python env/bin/python -e "./fv_jax[tpu]"
-${nfs:+mountpoint -q /data || { sudo apt-get -qq install -y nfs-common; sudo mkdir -p /data; sudo mount -t nfs $(quoted "$nfs") /data; \}
-}sudo sh -c "echo always > /sys/kernel/mm/transparent_hugepage/enabled"
+$share
+sudo sh -c "echo always > /sys/kernel/mm/transparent_hugepage/enabled"
 SETUP
 }
 

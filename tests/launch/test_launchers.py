@@ -292,6 +292,24 @@ def test_every_worker_runs_the_same_command():
     assert 'nfs' not in said
 
 
+def test_a_host_is_made_ready(tmp_path):
+    env = tools(tmp_path, 'tar', 'python3', 'sudo')
+    (tmp_path / 'bin' / 'mountpoint').write_text('#!/bin/sh\nexit 1\n')
+    (tmp_path / 'bin' / 'mountpoint').chmod(0o755)
+    said = dry_run('tpu_vm.sh', 'run', *TPU_VM, '--type=v6e-8', '--nfs=10.0.0.2:/share', '--', 'true')
+    result = bash('-c', on_hosts(said)[0], env=env, home=tmp_path)
+    assert result.returncode == 0, result.stderr
+    made = [call[:-1] for call in calls(env)]
+    share = 'apt-get -qq install -y nfs-common && mkdir -p /data && mount -t nfs 10.0.0.2:/share /data'
+    assert made[0] == ['tar', '-xzf', 'fv_jax.tar.gz', '-C', 'fv_jax']
+    assert ['python3', '-m', 'uv', 'venv', '--quiet', '--python', '3.12', 'env'] in made
+    assert made[-3][-1] == './fv_jax[tpu]'
+    assert made[-2:] == [
+        ['sudo', 'sh', '-c', share],
+        ['sudo', 'sh', '-c', 'echo always > /sys/kernel/mm/transparent_hugepage/enabled'],
+    ]
+
+
 def test_on_a_host_a_run_starts_once_and_stops(tmp_path):
     """What `run` and `stop` send, in a home of its own."""
     (tmp_path / 'fv_jax').mkdir()
