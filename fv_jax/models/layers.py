@@ -107,9 +107,9 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer norm over the last dimension. Computes and returns float32."""
 
-    def __init__(self, features: int, *, eps: float, dtypes: Dtypes):
+    def __init__(self, features: int, *, eps: float, dtypes: Dtypes, bias: float = 0.0):
         self.scale = axes.param(jnp.ones((features,), dtypes.param), (axes.NORM,))
-        self.bias = axes.param(jnp.zeros((features,), dtypes.param), (axes.NORM,))
+        self.bias = axes.param(jnp.full((features,), bias, dtypes.param), (axes.NORM,))
         self.eps = eps
 
     def __call__(self, x: Float[Array, '... d']) -> Float[Array, '... d']:

@@ -13,7 +13,7 @@ from fv_jax.weights import dit, keymap, sources
 from fv_jax.weights.keymap import Parameters
 
 # What a file does not decide.
-_CHOICES = ('dtype', 'param_dtype', 'remat', 'lora')
+_CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'locality')
 
 
 def starting_dit(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:

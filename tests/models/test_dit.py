@@ -202,11 +202,32 @@ def test_inputs_that_do_not_fit_are_refused(model, wrong, message):
         ({'num_layers': 0}, 'num_layers=0: must be at least 1'),
         ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
         ({'remat': 'some'}, 'remat=some: must be one of none, dots, full'),
+        ({'locality': -1.0}, 'locality=-1.0: must not be negative'),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(SMALL, **wrong)
+
+
+def test_attention_can_start_local():
+    seen = []
+
+    def attend(q, k, v, count):
+        seen.append(jnp.einsum('bqnk,bmnk->bnqm', q, k)[0, 0] / np.sqrt(q.shape[-1]))
+        return v
+
+    config = dataclasses.replace(SMALL, embed_dim=128, locality=2.0)
+    network, rules = DiT(config, rngs=nnx.Rngs(0)), Rules(attention=attend)
+    layout, frames, height, width = Layout.of(4, (2, 3, 5), rules), 2, 3, 5
+    # Tokens that are all alike: where they are is all that attention can go by.
+    network.block(0, jnp.zeros((1, 4 + frames * height * width, 128)), jnp.zeros((1, 8)), layout, rules=rules)
+    logits = np.asarray(seen[0][4:, 4:])
+    np.testing.assert_array_equal(logits.argmax(1), np.arange(frames * height * width))
+    next_in_row = np.exp(logits[0, 1] - logits[0, 0])
+    angles = 10000.0 ** (-np.arange(12) / 12)  # of a head's part for columns, 24 of 64 channels
+    np.testing.assert_allclose(next_in_row, np.exp(-(2.0**2) / 8 * 2 * np.sum(1 - np.cos(angles))), rtol=1e-4)
+    assert 0.54 < next_in_row < 0.56 and logits[0, 4] < logits[0, 2] < logits[0, 1]
 
 
 def test_a_config_survives_json():
