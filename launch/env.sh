@@ -5,7 +5,8 @@
 # What LIBTPU_INIT_ARGS (TPUs) and XLA_FLAGS (GPUs) hold already stays, and a flag in them wins over the one here. Flags that
 # another generation hangs or dies with are refused: exit code 2 and one line. SLICES, by default $MEGASCALE_NUM_SLICES or 1, is
 # the number of TPU slices of the run.
-# The flags are the chip makers' advice; nobody has timed fv_jax with and without them.
+# The flags are the chip makers' advice; nobody has timed fv_jax with and without them. They cost memory: the 1080p step of stage 2
+# over 8 v6e, compiled without a TPU, takes 8.6 GiB of a chip with them and 8.2 without.
 
 # Chips, a flag (or an environment variable), its reason. `slices`: any TPU in a run of several slices.
 _fv_table() {
