@@ -1,31 +1,38 @@
 """Trains a stage: `python -m fv_jax.train --config=configs/stage2.py --workdir=DIR`.
 
 Any field of the config can be given: `--config.optim.learning_rate=3e-4`. The same command again goes on where
-the run stopped. In the work directory: config.json, metrics.jsonl, tensorboard/, checkpoints/.
+the run stopped. In the work directory: config.json, metrics.jsonl, tensorboard/, checkpoints/, and bad_steps/, steps
+whose numbers went wrong; `--replay DIR/bad_steps/STEP/step.npz` runs one again, on the CPU in float32 with checks on.
 
-Exit codes: 0 the run is complete; 2 wrong usage; 1 it stopped (the message says why; what was saved stays).
+run.json says how it was started, each time. A config that differs from the last start's is shown; `loop` and `parallel`
+may change, other fields only where `--allow-config-change=FIELD,GROUP` names them.
+
+On SIGTERM it finishes the step, saves and exits; a second SIGTERM ends it at once. Of several processes, all end at the
+same step, whichever was told.
+
+Exit codes: 0 the run is complete; 2 wrong usage; 1 it stopped (the message says why; what was saved stays), or a
+replayed step went wrong again; 75 it was preempted: the same command goes on; 79 nothing moved for
+`config.loop.stuck_minutes`: all stacks were printed.
 """
 
 import dataclasses
 import functools
-import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from fv_jax import api, weights
+from fv_jax import api
 from fv_jax.assembly import Assembly, RunConfig, assemble, placement_of
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints
-from fv_jax.core import axes
+from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
+from fv_jax.core import exits
 from fv_jax.core.command_line import (
     OVERRIDES,
+    Override,
     Parser,
     UsageError,
     add_process_flags,
@@ -34,28 +41,30 @@ from fv_jax.core.command_line import (
     read_config,
 )
 from fv_jax.core.config import ConfigError
-from fv_jax.data import pipeline, stamps, text_stamps
 from fv_jax.data.bad_records import BadRecords
-from fv_jax.data.loader import Part, Stream
-from fv_jax.data.text import BYTES, TextEncoder, TextStamp
 from fv_jax.data.transforms import to_uint8
-from fv_jax.inference import latent_cache
 from fv_jax.inference.health import HealthCheck
 from fv_jax.inference.jitted import JittedVAE
 from fv_jax.parallel import arrays, distributed
 from fv_jax.parallel.mesh import describe, make_mesh
+from fv_jax.parallel.preemption import Preemption
 from fv_jax.parallel.rules import Placement
-from fv_jax.stages import registry
+from fv_jax.parallel.votes import Votes
+from fv_jax.running import bundle, starting
+from fv_jax.running.data import Batches, find_records
+from fv_jax.running.folder import check_folder, claim_folder
+from fv_jax.running.record import record_start
+from fv_jax.running.saving import Saver
 from fv_jax.stages.base import Batch
 from fv_jax.stages.superres import SuperRes
 from fv_jax.training import loop, state
 from fv_jax.training.alarm import CollapseError
+from fv_jax.training.goodput import Goodput
 from fv_jax.training.metrics import MetricWriter, NoMetrics
-from fv_jax.weights.text import open_text_encoder, text_stamp
-
-CONFIG = 'config.json'
-
-Digests = dict[str, str]  # 'vae' and 'text' -> 16 hexadecimal digits
+from fv_jax.training.profiler import FOLDER as PROFILE
+from fv_jax.training.profiler import Profiler, ProfileSteps
+from fv_jax.training.progress import Progress
+from fv_jax.training.watchdog import Watchdog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.errors.JaxRuntimeError,
     ) as error:
         return _fail(error, 1)
+    except exits.PreemptedError as error:
+        return _fail(error, exits.PREEMPTED)
     except KeyboardInterrupt:
-        return _fail('interrupted; run the same command again to go on from the last checkpoint', 130)
+        return _fail('interrupted; run the same command again to go on from the last checkpoint', exits.INTERRUPTED)
 
 
 def _fail(error: object, code: int) -> int:
@@ -90,80 +101,85 @@ def _say(line: str) -> None:
 def _main(argv: Sequence[str]) -> int:
     quiet_libraries()
     parser = Parser('python -m fv_jax.train', 'Trains a stage of FlashVideo.', OVERRIDES)
-    parser.add_argument('--config', required=True, help='a config program and variant, configs/stage2.py:tiny')
-    parser.add_argument('--workdir', type=Path, required=True, help='where the run is kept; made if it is not there')
+    parser.add_argument('--config', help='a config program and variant, configs/stage2.py:tiny')
+    parser.add_argument('--workdir', type=Path, help='where the run is kept; made if it is not there')
+    parser.add_argument('--replay', type=Path, metavar='FILE', help='run a kept bad step again, in place of training')
+    parser.add_argument('--allow-config-change', default='', metavar='FIELD,GROUP', help='what else may have changed')
+    parser.add_argument('--profile-steps', metavar='FIRST:LAST', help='write a trace of these steps to WORKDIR/profile')
     add_process_flags(parser)
     arguments, overrides = parser.parse(argv)
+    if arguments.replay is not None:
+        return _replay(arguments.replay, overrides)
+    for name in ('config', 'workdir'):
+        if getattr(arguments, name) is None:
+            raise UsageError(f'--{name}: is required; --help tells more')
+    profile = None if arguments.profile_steps is None else ProfileSteps.parse(arguments.profile_steps)
     distributed.start(distributed.Processes(arguments.coordinator, arguments.num_processes, arguments.process_id))
     config = read_config(RunConfig, arguments.config, overrides)
-    _check_folder(arguments.workdir, config)
+    allowed = [name for name in arguments.allow_config_change.split(',') if name]
+    changes = check_folder(arguments.workdir, config, allowed)
     _say(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
-    run(config, arguments.workdir)
+    for change in changes:
+        _say(f'changed since the last start: config.{change.field} from {change.old!r} to {change.new!r}')
+    with Preemption() as preemption:
+        run(config, arguments.workdir, Start(('python', '-m', 'fv_jax.train', *argv), profile, preemption))
     return 0
 
 
-# --- the work directory ---
-
-
-def _check_folder(workdir: Path, config: RunConfig) -> None:
-    """Refuses a folder that holds another run. Everything but `loop` and `parallel` must be the same."""
-    path = workdir / CONFIG
-    if not path.exists():
-        return
-    try:
-        old = config_lib.to_dict(config_lib.build(RunConfig, json.loads(path.read_text())))
-    except ValueError as error:
-        raise UsageError(f'{path}: cannot be read ({one_line(error)}); choose another --workdir') from None
-    different = [d for d in _differences(old, config_lib.to_dict(config)) if not d.startswith(('loop.', 'parallel'))]
-    if different:
-        more = f' and {len(different) - 1} more' if len(different) > 1 else ''
-        raise UsageError(f'{workdir}: holds another run: {different[0]}{more}; choose another --workdir')
-
-
-def _differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f'{path}.{key}' if path else key)
-    elif old != new:
-        yield f'{path} is {old!r} there and {new!r} here'
-
-
-def _claim_folder(workdir: Path, config: RunConfig) -> Checkpoints:
-    """Makes the folder this run's."""
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / CONFIG
-        partial = path.with_suffix('.partial')
-        partial.write_text(json.dumps(config_lib.to_dict(config), indent=1) + '\n')
-        os.replace(partial, path)
-    return Checkpoints(workdir, keep=config.loop.keep)
+def _replay(path: Path, overrides: Sequence[Override]) -> int:
+    if overrides:
+        raise UsageError(f'--config.{overrides[0][0]}: a replay takes its config from the bundle')
+    jax.config.update('jax_platforms', 'cpu')
+    kept = bundle.read(path)
+    found = bundle.run_again(kept)
+    bundle.report(kept, found, _say)
+    return 0 if found.finite else 1
 
 
 # --- the run ---
 
 
-def run(config: RunConfig, workdir: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a run was started: by which command, which steps of it are to be traced, and who is told to end it."""
+
+    command: tuple[str, ...] = ()
+    profile: ProfileSteps | None = None
+    preemption: Preemption = dataclasses.field(default_factory=Preemption)
+
+
+def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     """Wires a run together and trains it to the end. What can be wrong is found before anything is written."""
+    how, goodput = how or Start(), Goodput()
     placement = placement_of(config, make_mesh(config.parallel))
     vae = api.frozen_vae(config.stage, placement)
     parts = assemble(config, placement, encoder=vae.latents if vae else None)
     bad = BadRecords(config.data.bad_records, functools.partial(print, flush=True))  # each process names its own
-    clips, heldout = _sources(config, bad)
-    digests = _digests(config, clips, heldout)
-    _check_resumed(workdir, digests)
-    stamps.check_latents(clips, latent_cache.vae_stamp(digests['vae']) if 'vae' in digests else None)
-    groups = pipeline.groups(clips, config.data, _say)
-    train_state = _starting_state(parts, workdir)
+    own = starting.own_checkpoints(workdir)
+    records = find_records(config, bad, _say, functools.partial(starting.check_digests, own, workdir))
+    train_state, progress = starting.starting_state(parts, own, _say)
     start = int(train_state.step)
     _introduce(parts, train_state)
     if start >= config.loop.num_steps:
         _say('complete: nothing to do; --config.loop.num_steps=N goes on to step N')
         return
-    checkpoints = _claim_folder(workdir, config)
-    train, heldout = _data(parts, groups, heldout, workdir, digests, start, bad)
+    claim_folder(workdir, config)
+    starting.put_aside(workdir, own)
+    checkpoints = Checkpoints(workdir, keep=config.loop.keep, keep_every=config.loop.keep_every)
+    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, _say)
+    batches = Batches.of(parts, records, workdir, bad, _say)
+    heldout = batches.heldout()
     validation = _validation(parts, vae, heldout) if heldout else None
     _say('compiling the training step')
-    with _writer(workdir, start) as writer:
+    votes = Votes(placement.mesh)
+    if jax.process_index() == 0:
+        record_start(workdir, how.command, config_lib.to_dict(config), placement.mesh, start)
+    with (
+        _writer(workdir, start) as writer,
+        how.preemption.after_the_step(),
+        Profiler(how.profile, workdir / PROFILE, _say) as profiler,
+        Watchdog(goodput, 60 * config.loop.stuck_minutes),
+    ):
         training = loop.Loop(
             stage=parts.stage,
             network=parts.network,
@@ -172,11 +188,18 @@ def run(config: RunConfig, workdir: Path) -> None:
             rules=parts.rules,
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
             writer=writer,
-            save=functools.partial(_save, checkpoints, config_lib.to_dict(config), digests),
+            draw=batches.train,
+            save=saver,
+            restore=functools.partial(_restore, parts, workdir, checkpoints),
+            keep=functools.partial(bundle.keep, parts, workdir, records.digests, _say),
+            ask=lambda step: votes(how.preemption.noticed(step), saver.due()),
+            trace=profiler,
+            progress=progress,
+            goodput=goodput,
             validation=validation,
             shardings=parts.shardings,
         )
-        training.run(train_state, train)
+        training.run(train_state)
     if bad.found:
         _say(f'{len(bad.found)} bad record(s) were skipped')
     _say(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}')
@@ -213,143 +236,15 @@ def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) ->
     return loop.Validation(encoded, functools.partial(_videos, vae, parts.placement), health=health)
 
 
-def _save(
-    checkpoints: Checkpoints, values: dict[str, Any], digests: Digests, step: int, train_state: state.TrainState
-) -> None:
-    checkpoints.save(step, state.to_items(train_state), values, digests)
-    _say(f'saved step {step}')
-
-
-def _starting_state(parts: Assembly, workdir: Path) -> state.TrainState:
-    """The newest checkpoint of this run, or the parameters of another, or new ones; over the mesh from the start."""
-    config = parts.config
-    abstract = state.to_items(parts.abstract_state)
-    if (workdir / FOLDER).is_dir() and (own := Checkpoints(workdir, read_only=True)).latest_step is not None:
-        return state.from_items(own.restore(abstract), ema=parts.ema)
-    # Placed alike in all cases, so that the step is one program: a resumed run's numbers are those of the first.
-    if config.init_from is None:
-        return jax.jit(parts.new_state, out_shardings=parts.shardings)(jax.random.key(config.seed))
-    numbers = _given_numbers(parts, config.init_from, abstract['params'])
-    _say(f'with the parameters of {config.init_from}')
-    return jax.jit(parts.state_of, donate_argnums=(0, 1), out_shardings=parts.shardings)(*numbers)
-
-
-def _given_numbers(parts: Assembly, name: str, abstract: Any) -> tuple[Any, Any]:
-    """The parameters that `init_from` names: (trainable, frozen), over the mesh."""
-    if not weights.is_weights(name):
-        model = parts.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
-        parts.stage.start_from(model)
-        return state.numbers_of(parts.stage, model)
-    with arrays.in_host_memory():
-        model = _given_network(parts.config, name)
-        parts.stage.start_from(model)
-        numbers = state.numbers_of(parts.stage, model)
-    return arrays.place(numbers, (parts.shardings.trainable, parts.shardings.frozen))
-
-
-def _given_network(config: RunConfig, name: str) -> nnx.Module:
-    """The network that `init_from` names a file of."""
-    if config.stage.dit is not None:
-        return weights.starting_dit(name, config.stage.dit, jax.random.key(config.seed))
-    network = weights.load_vae(name)
-    there, wanted = (dataclasses.replace(c, dtype='float32') for c in (network.config, config.stage.autoencoder_net))
-    if there != wanted:
-        raise ConfigError(f'config.init_from={name}: is a VAE of other sizes, {there}; this run has {wanted}')
-    return network
-
-
-# --- what its data depends on ---
-
-
-def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> Digests:
-    """Of the VAE and the text encoder that make what the stage learns from; checkpoints name them by it."""
-    if config.stage.dit is None:
-        return {}
-    text = _text_stamp(config, clips, heldout)
-    return {'vae': weights.vae_digest(config.stage.vae)} | ({'text': text.digest} if text else {})
-
-
-def _text_stamp(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> TextStamp | None:
-    """Whose embeddings the run learns from; the clips' must be those of its encoder."""
-    chosen, own, found = config.stage.text, None, {}
-    for part in clips:
-        found |= text_stamps.of(part.name, part.source)
-    if heldout is not None:
-        found |= text_stamps.of(config.data.heldout, heldout)
-    if chosen.encoder == BYTES or (chosen.encoder and Path(chosen.encoder).is_dir()):
-        own = text_stamp(chosen)
-    whose = text_stamps.check(found, chosen, own, config.stage.dit.text_dim)
-    if chosen.encoder and own is None:
-        _say(f'note: {chosen.encoder} is not here; the clips hold text embeddings of encoder {whose}, taken to be its')
-    return whose
-
-
-def _check_resumed(workdir: Path, digests: Digests) -> None:
-    """Refuses to go on with another VAE or text encoder under the same name."""
-    if not (workdir / FOLDER).is_dir() or (own := Checkpoints(workdir, read_only=True)).latest_step is None:
-        return
-    before = own.meta().get('digests', {})
-    for name, digest in before.items():
-        if digests.get(name, digest) != digest:
-            raise ConfigError(
-                f'config.stage.{name}: is {digests[name]} now, and {workdir} was trained with {digest}; bring that '
-                'back or choose another --workdir'
-            )
-
-
-# --- its data ---
-
-
-def _sources(config: RunConfig, bad: BadRecords) -> tuple[list[Part], pipeline.Source | None]:
-    """The records to train on and, if any are evaluated, the held-out ones."""
-    data = config.data
-    heldout = pipeline.source(data.heldout, data, heldout=True) if data.heldout and config.loop.eval_every else None
-    return pipeline.training_parts(data, bad), heldout
-
-
-def _data(
-    parts: Assembly,
-    groups: list[pipeline.Group],
-    heldout: pipeline.Source | None,
-    workdir: Path,
-    digests: Digests,
-    start: int,
-    bad: BadRecords,
-) -> tuple[Iterator[Batch], list[Batch]]:
-    """Training batches from step `start` on, and the held-out ones; over the mesh."""
-    config, placement = parts.config, parts.placement
-    data, low_res = config.data, registry.needs_low_res(config.stage)
-    # Words are embedded as they are read; T5's embeddings come with the clips.
-    text = open_text_encoder(config.stage.text) if config.stage.text.encoder == BYTES else None
-    encoded = any(stamps.holds_latents(part.source) for group in groups for part in group.parts)
-    if registry.needs_vae(config.stage) and data.cache is not None and not encoded:
-        streams = _cached_streams(config, groups, workdir, digests, bad, text)
-    else:
-        streams = pipeline.streams(groups, data, low_res=low_res, text=text)
-    rows = arrays.process_rows(placement)
-    train = pipeline.train_batches(streams, data, bad, start_step=start, process=rows)
-    train = (arrays.to_global(batch, placement) for batch in train)
-    if heldout is None:
-        return train, []
-    transform = pipeline.pixels(data, low_res=low_res, training=False, text=text)
-    held_out = pipeline.heldout_batches(heldout, transform, data, rows=placement.shards(axes.ACT_BATCH), process=rows)
-    return train, [arrays.to_global(batch, placement) for batch in held_out]
-
-
-def _cached_streams(
-    config: RunConfig,
-    groups: list[pipeline.Group],
-    workdir: Path,
-    digests: Digests,
-    bad: BadRecords,
-    text: TextEncoder | None,
-) -> list[Stream]:
-    """Every clip's latents. The first process encodes, on its first device; the others wait."""
-    arguments = workdir / latent_cache.FOLDER, groups, api.frozen_vae(config.stage), config.data, digests['vae']
-    cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, progress=_say, text=text)
-    found = cached() if jax.process_index() == 0 else None
-    distributed.wait_for_all('latents')
-    return cached() if found is None else found
+def _restore(parts: Assembly, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:
+    """The newest checkpoint that is whole, in the middle of a run."""
+    own = starting.own_checkpoints(workdir)
+    if own is None:
+        return None
+    found = starting.restore(parts, own)
+    starting.put_aside(workdir, own)
+    checkpoints.reload()
+    return found
 
 
 def _videos(vae: JittedVAE | None, placement: Placement, samples: dict[str, jax.Array]) -> list[tuple[str, np.ndarray]]:

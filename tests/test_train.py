@@ -17,6 +17,7 @@ from fv_jax.data import pipeline
 from fv_jax.data.bad_records import BadRecords
 from fv_jax.data.records import RecordWriter, count_records, list_shards
 from fv_jax.data.text import TextConfig
+from fv_jax.running import saving
 from fv_jax.weights.text import text_stamp
 from tests import runs
 from tests.inference import tiny
@@ -78,6 +79,7 @@ def test_what_a_run_leaves_behind(whole):
     assert {p.name for p in whole.iterdir()} == {
         'config.json',
         'metrics.jsonl',
+        'run.json',
         'tensorboard',
         'checkpoints',
         'latents',
@@ -115,7 +117,8 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, who
     assert 'trainable parameters on 1 cpu device' in lines[2]
     assert lines[3] == 'going on from step 2 of 4'
     assert [line.split('  ')[0] for line in lines if line.startswith('step ')] == ['step 3/4', 'step 4/4']
-    assert lines[-2] == 'saved step 4' and lines[-1].startswith('done: 4 steps')
+    assert lines[-3] == 'saved step 4' and lines[-2].startswith('time until step 4: ')
+    assert lines[-1].startswith('done: 4 steps')
     assert err == ''
     # Once more: it is complete.
     assert command(resumed) == 0
@@ -178,7 +181,7 @@ def test_a_run_that_is_interrupted_goes_on_from_what_was_saved(command, whole, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, '_save', interrupted)
+        patch.setattr(saving.Saver, '__call__', interrupted)
         assert command(folder, NO_EVAL) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('train: interrupted; run the same command again')
@@ -188,13 +191,26 @@ def test_a_run_that_is_interrupted_goes_on_from_what_was_saved(command, whole, t
     assert runs.losses(folder) == runs.losses(whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path, capsys):
+def test_a_run_that_blows_up_stops_and_can_be_studied(command, tmp_path, capsys):
+    """Its first step's batch, parameters and keys are kept, and run again without the config."""
     folder = tmp_path / 'run'
-    code = command(folder, NO_EVAL, '--config.optim.learning_rate=1e30')
-    assert code == 1
-    line = refused(capsys, code, 'what was saved before it stays', '--config.init_from')
-    assert re.search('is (nan|inf);', line)
+    assert command(folder, NO_EVAL, '--config.optim.learning_rate=1e30') == 1
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert re.search('step 1: update_norm is inf, .*no checkpoint.*what was saved before it stays.*init_from', line)
     assert not any((folder / 'checkpoints').iterdir())
+    kept = folder / 'bad_steps' / '1' / 'step.npz'
+    assert f'kept for study: python -m fv_jax.train --replay {kept}' in out
+    assert train.main(['--replay', str(kept)]) == 1
+    out, err = capsys.readouterr()
+    assert 'step 1, kept as a bad step: update_norm is inf' in out and 'WHERE: ' in out and not err
+    for arguments, words in (
+        (['--replay', str(kept), '--config.seed=1'], ('--config.seed', 'from the bundle')),
+        (['--replay', str(folder / 'config.json')], ('is no bundle of a bad step',)),
+        (['--replay', str(folder / 'none')], ('is no bundle of a bad step', 'No such file')),
+    ):
+        assert train.main(arguments) == 2
+        refused(capsys, 2, *words)
 
 
 # Bad input: one line, nothing is made or lost.
@@ -269,6 +285,7 @@ def test_another_vae_under_the_same_name_is_refused(vae_file, whole, tmp_path, c
     folder = stopped_at_2(whole, tmp_path / 'run')
     meta = folder / 'checkpoints' / '2' / 'meta' / 'metadata'
     meta.write_text(meta.read_text().replace(weights.vae_digest(str(vae_file)), '0' * 16))
+    (folder / 'checkpoints' / '2' / 'checksums.json').unlink()
     assert command(folder) == 2
     refused(capsys, 2, 'config.stage.vae: is', 'was trained with 0000000000000000', 'choose another --workdir')
 

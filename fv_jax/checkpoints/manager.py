@@ -3,10 +3,12 @@
 Items of a checkpoint:
   state    what training needs beside `params`: step, trainable variables, optimizer state
   params   what sampling needs: {'trainable', 'frozen'}, averaged where the run keeps an average
-  meta     JSON: step, data position (the step again: the loader needs no more), the whole configuration, and `digests`
-           of the networks that made what the stage learnt from: 'vae' and 'text', as far as there are any
+  meta     JSON: step, data position (the step again: the loader needs no more), the whole configuration, `digests`
+           of the networks that made what the stage learnt from: 'vae' and 'text', as far as there are any, and
+           `progress`, what else a run remembers
 
-Orbax writes under a temporary name and renames, so a save that fails leaves the ones before it alone.
+Orbax writes under a temporary name and renames, so a save that fails leaves the ones before it alone. A saved one is
+looked at again, and its files' checksums are kept beside them (`integrity.py`).
 """
 
 import contextlib
@@ -20,6 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fv_jax.checkpoints import integrity
+
 FOLDER = 'checkpoints'
 ARRAYS = ('state', 'params')
 META = 'meta'
@@ -31,16 +35,25 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read. The message is one line: where, why, what to do."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that was whole once, and cannot be read now."""
+
+
 class Checkpoints:
     """The checkpoints under `run`, a run's folder."""
 
-    def __init__(self, run: Path | str, *, keep: int | None = None, read_only: bool = False):
-        """keep: how many of the newest stay; None keeps all. read_only: never write or clean up."""
+    def __init__(
+        self, run: Path | str, *, keep: int | None = None, keep_every: int | None = None, read_only: bool = False
+    ):
+        """keep: how many of the newest stay; None keeps all. keep_every: multiples of it stay too. read_only: never
+        write or clean up.
+        """
         self.folder = Path(run).absolute() / FOLDER
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f'{run}: holds no checkpoints (expected a folder {FOLDER!r} in it)')
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
+            keep_period=None if read_only else keep_every or None,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
@@ -55,18 +68,38 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def reload(self) -> None:
+        """To be called when somebody else has changed the folder."""
+        self._manager.reload()
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint, by their checksums, in words. Reads them all."""
+        return integrity.damage(self.folder / str(step))
+
     def save(
-        self, step: int, arrays: dict[str, Any], config: dict[str, Any], digests: Mapping[str, str] | None = None
+        self,
+        step: int,
+        arrays: dict[str, Any],
+        config: dict[str, Any],
+        digests: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Writes the items of `arrays` ('state' and 'params'), the configuration and the digests.
+        """Writes the items of `arrays` ('state' and 'params'), the configuration, the digests, and `more` JSON.
 
         Raises CheckpointError; the checkpoints before this one are untouched.
         """
-        meta = meta_of(step, config, digests)
+        meta = meta_of(step, config, digests) | dict(more or {})
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         try:
             saved = self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
             self._manager.wait_until_finished()
+            if saved:
+                self._verify(step, arrays)
         except (OSError, ValueError, RuntimeError) as error:
             self._remove_unfinished(step)
             last = self._newest_before(step)
@@ -74,6 +107,13 @@ class Checkpoints:
             raise CheckpointError(f'{self.folder}: step {step} could not be saved ({reason(error)}); {good}') from error
         if not saved:
             raise CheckpointError(f'{self.folder}: step {step} is there already')
+
+    def _verify(self, step: int, arrays: dict[str, Any]) -> None:
+        """That what is on disk is of the structure that was given; then its checksums are written down."""
+        for name, tree in arrays.items():
+            self._check(step, name, tree)
+        if jax.process_index() == 0:
+            integrity.seal(self.folder / str(step))
 
     def _remove_unfinished(self, step: int) -> None:
         """Frees the disk at once; what a killed process leaves goes when the next one opens the folder.
@@ -97,6 +137,17 @@ class Checkpoints:
         step = self._step(step)
         with self._reading(step):
             return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
+
+    def contents(self, step: int | None = None) -> dict[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
+        """Item -> path ('trainable/head/kernel') -> shape and type. No array is read."""
+        step = self._step(step)
+        with self._reading(step):
+            saved = self._manager.item_metadata(step)
+            items = {name: saved[name] for name in ARRAYS if name in saved.keys() and saved[name] is not None}  # noqa: SIM118
+            return {
+                name: {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in _leaves(item.tree).items()}
+                for name, item in items.items()
+            }
 
     def restore(self, abstract: dict[str, Any], step: int | None = None) -> dict[str, Any]:
         """Arrays of the given items, shaped, typed and placed like `abstract`.
@@ -127,7 +178,7 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             others = ', '.join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or 'none'
-            raise CheckpointError(
+            raise DamagedError(
                 f'{self.folder}/{step}: cannot be read; other steps there: {others} ({reason(error)})'
             ) from error
 
@@ -144,7 +195,7 @@ class Checkpoints:
     def _check(self, step: int, name: str, wanted: Any) -> None:
         saved = self._manager.item_metadata(step)
         if name not in saved.keys() or saved[name] is None:  # noqa: SIM118 - not a mapping
-            raise CheckpointError(f'{self.folder}/{step}: has no item {name!r}')
+            raise DamagedError(f'{self.folder}/{step}: has no item {name!r}')
         there, here = _shapes(saved[name].tree), _shapes(wanted)
         different = [path for path in sorted(there.keys() | here.keys()) if there.get(path) != here.get(path)]
         if different:
@@ -166,11 +217,14 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
+    return {'/'.join(_key(k) for k in path): leaf for path, leaf in leaves}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {
-        '/'.join(_key(k) for k in path): tuple(np.shape(leaf) if not hasattr(leaf, 'shape') else leaf.shape)
-        for path, leaf in leaves
+        path: tuple(leaf.shape if hasattr(leaf, 'shape') else np.shape(leaf)) for path, leaf in _leaves(tree).items()
     }
 
 

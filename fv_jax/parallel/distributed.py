@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from fv_jax.core.config import ConfigError
@@ -72,6 +73,20 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def any_process(here: bool) -> bool:
+    """Whether it is so in any process. All must call it, and all wait."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.any(multihost_utils.process_allgather(np.array(here))))
+
+
+def of_first(value: int) -> int:
+    """What the first process says. All must call it, and all wait."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def _is_tpu_host() -> bool:

@@ -22,8 +22,8 @@ class AlarmConfig:
     detail: at most so much of the truth's, beyond which it is noise, and at least the twin's less 10 %.
     flicker: at most so much of the truth's.
     psnr_below_twin: how many dB worse than the twin an enhanced clip may be; detail that is new costs some.
-    loss_t_growth: the loss of a tenth of t may be so many times the best that the run had there since it was started:
-      one may break while the mean falls.
+    loss_t_growth: the loss of a tenth of t may be so many times the best that the run had there: one may break
+      while the mean falls.
     update_ratio: the largest update since the last evaluation, relative to the parameters.
     """
 
@@ -52,9 +52,10 @@ class CollapseError(RuntimeError):
 class Alarm:
     """Remembers the best losses of a run."""
 
-    def __init__(self, config: AlarmConfig):
+    def __init__(self, config: AlarmConfig, best: dict[str, float] | None = None):
+        """best: the lowest losses so far, by name; kept up to date."""
         self.config = config
-        self._best: dict[str, float] = {}
+        self._best = {} if best is None else best
 
     def check(self, step: int, figures: Mapping[str, float]) -> list[str]:
         """What is wrong, a line each, naming the figure, its value and the limit. Figures that are not there are not

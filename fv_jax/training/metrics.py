@@ -29,11 +29,14 @@ class MetricWriter:
     """Writes to a run's folder; `line` receives what a person should read."""
 
     def __init__(self, folder: Path, *, start_step: int, line: Callable[[str], None]):
-        self._line = line
-        path = folder / JSONL
+        self._folder, self._line = folder, line
+        self._open(start_step)
+
+    def _open(self, start_step: int) -> None:
+        path = self._folder / JSONL
         _drop_rows_after(path, start_step)
-        self._jsonl = path.open('a', encoding='utf-8')
-        self._board = _Board(folder / BOARD, start_step)
+        self._rows = _Rows(path, self._line)
+        self._board = _Board(self._folder / BOARD, start_step)
 
     def __enter__(self) -> 'MetricWriter':
         return self
@@ -46,8 +49,7 @@ class MetricWriter:
     def scalars(self, step: int, values: Mapping[str, float], text: str) -> None:
         """One row, the same figures as TensorBoard scalars, and one line of text."""
         row = {'step': step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        self._jsonl.write(json.dumps(row) + '\n')
-        self._jsonl.flush()
+        self._rows.add(json.dumps(row) + '\n')
         self._board.add(step, *(Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
         self._line(text)
 
@@ -60,9 +62,53 @@ class MetricWriter:
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
         self._board.add(step, Summary.Value(tag=name, image=image))
 
+    def note(self, text: str) -> None:
+        """A line of text alone."""
+        self._line(text)
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows past a step, which will be written again."""
+        self.close()
+        self._open(step)
+
     def close(self) -> None:
-        self._jsonl.close()
+        self._rows.close()
         self._board.close()
+
+
+class _Rows:
+    """Lines at the end of a file, each on disk when `add` returns. What a full disk does not take is kept and written
+    with the next line.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]):
+        self._path, self._say = path, say
+        self._file = path.open('ab', buffering=0)
+        self._end, self._waiting = self._file.tell(), b''
+
+    def add(self, line: str) -> None:
+        self._waiting += line.encode()
+        try:
+            # What was half written before is written over.
+            self._file.truncate(self._end)
+            written = self._file.write(self._waiting)
+        except OSError as error:
+            return self._warn(error.strerror or str(error))
+        if written != len(self._waiting):
+            return self._warn('the disk is full')
+        self._end, self._waiting = self._end + written, b''
+
+    def _warn(self, why: str) -> None:
+        rows = self._waiting.count(b'\n')
+        self._say(f'WARNING: {self._path}: cannot be written ({why}); {rows} row(s) are kept in memory')
+
+    def close(self) -> None:
+        """Raises OSError when rows are left that could not be written."""
+        if self._waiting:
+            self.add('')
+        self._file.close()
+        if rows := self._waiting.count(b'\n'):
+            raise OSError(f'{self._path}: {rows} row(s) could not be written')
 
 
 class NoMetrics:
@@ -80,6 +126,12 @@ class NoMetrics:
     def video(self, step: int, name: str, frames_FHWC: np.ndarray, fps: float) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
 
 class _Board:
     """One TensorBoard event file, written where it is called: the library's own writer has a thread, which meets a full
@@ -95,10 +147,12 @@ class _Board:
             self._write(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, *values: Summary.Value) -> None:
-        self._write(step=step, summary=Summary(value=values))
-        if time.monotonic() - self._flushed > _FLUSH_S:
-            self._file.flush()
-            self._flushed = time.monotonic()
+        # `metrics.jsonl` has the figures: a disk that is full for a while costs the board some, and not the run.
+        with contextlib.suppress(OSError):
+            self._write(step=step, summary=Summary(value=values))
+            if time.monotonic() - self._flushed > _FLUSH_S:
+                self._file.flush()
+                self._flushed = time.monotonic()
 
     def _write(self, **fields) -> None:
         self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())

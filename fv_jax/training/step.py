@@ -1,8 +1,10 @@
-"""One update: loss of a batch, gradient of the trainable part, AdamW, average."""
+"""One update: loss of a batch, gradient of the trainable part, AdamW, average. None where they are not finite."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fv_jax.core.rules import Rules
@@ -24,6 +26,15 @@ def _group_norms(name: str, tree: Params) -> Metrics:
     return {f'{name}/{group}': optax.tree.norm(part) for group, part in tree.items()} if len(tree) > 1 else {}
 
 
+def _chosen(good: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+
+def _updates_done(opt_state: Any) -> jax.Array:
+    """How many there were, by the optimizer's own count, which its rate follows: fewer than steps once one was bad."""
+    return optax.tree.get_all_with_path(opt_state, 'count')[0][1]
+
+
 def train_step(
     stage: Stage,
     network: Network,
@@ -40,6 +51,9 @@ def train_step(
     The keys of the rows are folded from (step, global row), so the same `key` serves the whole run.
     Metrics are scalars: `loss`, the stage's own, `grad_norm` before clipping, `update_norm`, `param_norm`, each also
     as `grad_norm/GROUP` for the parts of the network, and `learning_rate`.
+
+    Where the loss or the gradient is not finite, only the step's number changes: parameters, optimizer and average stay
+    bit for bit, and `update_norm` is 0. That is decided on the device, before the first parameter is written.
     """
     rates = learning_rates(optim, num_steps)
 
@@ -50,20 +64,26 @@ def train_step(
             return stage.loss(network.model(trainable, state.frozen), batch, keys_B, rules=rules)
 
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        grad_norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        ema = None if state.ema is None else update_ema(state.ema, trainable, optim.ema_decay, state.step)
+        updates = jax.tree.map(lambda update: jnp.where(good, update, 0), updates)
+        trainable = _chosen(good, optax.apply_updates(state.trainable, updates), state.trainable)
+        ema = state.ema
+        if ema is not None:
+            ema = _chosen(good, update_ema(ema, trainable, optim.ema_decay, state.step), ema)
         metrics = {
             'loss': loss,
             **metrics,
-            'grad_norm': optax.tree.norm(grads),
+            'grad_norm': grad_norm,
             'update_norm': optax.tree.norm(updates),
             'param_norm': optax.tree.norm(trainable),
-            'learning_rate': rates(state.step),
+            'learning_rate': rates(_updates_done(state.opt_state)),
             **_group_norms('grad_norm', grads),
             **_group_norms('update_norm', updates),
             **_group_norms('param_norm', trainable),
         }
+        opt_state = _chosen(good, opt_state, state.opt_state)
         return TrainState(state.step + 1, trainable, state.frozen, opt_state, ema), metrics
 
     # Said, not left to the compiler: what comes out must be what goes in.

@@ -48,30 +48,42 @@ def metadata(path: Path | str) -> dict[str, str]:
     return safetensors_file.read(path)[1]
 
 
+def tensors(path: Path | str) -> Mapping[str, safetensors_file.StoredTensor]:
+    """What is stored, by the parameters' paths with slashes; read when it is asked for."""
+    return safetensors_file.read(path)[0]
+
+
+def config_of(path: Path | str) -> VAEConfig | DiTConfig:
+    """Of the network in such a file. Raises FileNotFoundError, or ValueError when the file is not one."""
+    known = metadata(path)
+    kind = next((kind for kind in _KINDS if kind in known), None)
+    if kind is None:
+        raise ValueError(f'{path}: holds no network of this project')
+    config: Any = config_lib.build(_KINDS[kind][0], json.loads(known[kind]), kind)
+    return config
+
+
 def load(path: Path | str) -> VAE | DiT:
     """The network in such a file, its parameters in the types of its configuration; a VAE's are float32.
 
     Raises FileNotFoundError, or ValueError when the file is not one, or not whole.
     """
     path = Path(path)
-    tensors, known = safetensors_file.read(path)
-    kind = next((kind for kind in _KINDS if kind in known), None)
-    if kind is None:
-        raise ValueError(f'{path}: holds no network of this project')
-    cls, create = _KINDS[kind]
-    config: Any = config_lib.build(cls, json.loads(known[kind]), kind)
+    config = config_of(path)
+    (create,) = [create for cls, create in _KINDS.values() if isinstance(config, cls)]
+    stored = tensors(path)
     leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(create(config))))
     wanted = {_key(name): leaf for name, (_, leaf) in leaves.items()}
-    if unknown := sorted(tensors.keys() - wanted.keys()):
+    if unknown := sorted(stored.keys() - wanted.keys()):
         raise ValueError(f'{path}: {unknown[0]} ({len(unknown)} in all) is not a part of the network')
     for key, leaf in wanted.items():
-        if key not in tensors or tensors[key].shape != leaf.shape:
-            shape = tensors[key].shape if key in tensors else 'absent'
+        if key not in stored or stored[key].shape != leaf.shape:
+            shape = stored[key].shape if key in stored else 'absent'
             raise ValueError(f'{path}: {key} is {shape} in the file, the network needs {leaf.shape}')
 
     def parameter(name: str, leaf: Any) -> Parameter:
         dtype = np.dtype(leaf.dtype)
-        return Parameter(leaf.shape, dtype, lambda: np.asarray(tensors[_key(name)].numpy(), dtype))
+        return Parameter(leaf.shape, dtype, lambda: np.asarray(stored[_key(name)].numpy(), dtype))
 
     return keymap.module_of(create(config), {name: parameter(name, leaf) for name, (_, leaf) in leaves.items()})
 

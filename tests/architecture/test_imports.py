@@ -25,9 +25,11 @@ MAY_IMPORT = {
     'inference': {'core', 'diffusion', 'models', 'parallel', 'stages', 'data'},
     'weights': {'core', 'models', 'data'},
 }
+ROOMS = set(MAY_IMPORT)
 COMMANDS = {'train', 'sample', 'degrade', 'evaluate', 'prepare', 'convert', 'export', 'plan', 'inspect'}
 TOP = ('api', 'assembly')  # files above all rooms
-TOP_MAY_IMPORT = set(MAY_IMPORT)
+TOP_MAY_IMPORT = ROOMS
+MAY_IMPORT['running'] = ROOMS | set(TOP)  # what stands around a training run's loop
 COMMANDS_MAY_IMPORT = set(MAY_IMPORT) | set(TOP)
 
 FORBIDDEN = {

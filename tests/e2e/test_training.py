@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from fv_jax import evaluate
+from fv_jax.core import exits
 from fv_jax.data import video_io
 from tests import runs
+from tests.fuzz.killed_runs import Moment, assert_as_if_nothing_had_been, kill_and_restart
 from tests.inference import tiny
 
 LOOP = (
@@ -49,11 +51,13 @@ def process(compiled):
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
 
-    def start(arguments: list[str], largest_file: int | None = None) -> subprocess.Popen:
-        """largest_file: no file may grow beyond these bytes, which is what a write to a full disk meets."""
+    def start(arguments: list[str], largest_file: int | None = None, first: str = '') -> subprocess.Popen:
+        """largest_file: no file may grow beyond these bytes, which is what a write to a full disk meets. first: lines
+        of a program that come before the command.
+        """
 
         limit = f'resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({largest_file},)); ' if largest_file else ''
-        program = f'import resource, sys; {limit}from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
+        program = f'{first}\nimport resource, sys; {limit}from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
         return subprocess.Popen([sys.executable, '-c', program, *arguments], cwd=runs.ROOT, env=environment, **pipes)
 
@@ -76,33 +80,64 @@ def whole(tmp_path_factory, process, vae_file):
 
 
 def test_a_run_that_was_killed_and_started_again_is_the_one_that_was_not(whole, process, vae_file, tmp_path):
+    """Between saves and inside one; `tests/fuzz/killed_runs.py` does it at 50 moments."""
+    folder = tmp_path / 'run'
+    moments = Moment(line='saved step 4'), Moment(lines=4, in_a_save=True, seconds=0.01)
+    newest = kill_and_restart(process, runs.superres(folder, vae_file, *LOOP), folder, moments)
+    assert 4 <= newest[0] <= newest[1] < 20
+    assert_as_if_nothing_had_been(folder, whole, 20)
+
+
+def test_a_run_that_is_preempted_saves_and_goes_on_as_if_nothing_had_been(whole, process, vae_file, tmp_path):
     folder = tmp_path / 'run'
     arguments = runs.superres(folder, vae_file, *LOOP)
-    with process(arguments) as killed:
-        for line in killed.stdout:
-            if line.startswith('saved step 4'):
-                killed.send_signal(signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
+    with process(arguments) as preempted:
+        for line in preempted.stdout:
+            if line.startswith('step  5/'):
+                preempted.send_signal(signal.SIGTERM)
+        (line,) = preempted.stderr.read().splitlines()
+    assert preempted.returncode == exits.PREEMPTED == 75
     saved = runs.steps(folder)[-1]
-    assert 4 <= saved < 20
-    out = finish(process(arguments))
-    assert f'going on from step {saved} of 20' in out
-    assert runs.losses(folder) == runs.losses(whole)  # exactly, and each step once
+    assert f'preempted at step {saved}, which is saved; run the same command again' in line and 5 <= saved < 20
+    assert f'going on from step {saved} of 20' in finish(process(arguments))
     assert runs.rows(folder) == runs.rows(whole)
     runs.assert_same(folder, whole, 20)
-    assert runs.steps(folder) == list(range(2, 21, 2))
+    starts = json.loads((folder / 'run.json').read_text())
+    assert [start['step'] for start in starts] == [0, saved]
+    assert starts[0]['command'][:3] == ['python', '-m', 'fv_jax.train'] and starts[0]['command'][3:] == arguments
 
 
-def test_a_full_disk_stops_a_run_and_keeps_what_was_saved(whole, process, vae_file, tmp_path):
+BLOCKS = """
+import itertools, threading
+from fv_jax.running import data
+drawn = data.Batches.train
+def train(self, *arguments):
+    yield from itertools.islice(drawn(self, *arguments), 3)
+    threading.Event().wait()
+data.Batches.train = train
+"""
+
+
+def test_a_source_that_blocks_ends_the_run_with_every_stack(process, vae_file, tmp_path):
+    flags = *LOOP, '--config.loop.stuck_minutes=0.25'
+    stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=BLOCKS)
+    out, err = stuck.communicate(timeout=300)
+    assert stuck.returncode == exits.STUCK and 'saved step 2' in out
+    assert err.startswith('STUCK: nothing has moved for 15 s while waiting for data') and 'line 5 in train' in err
+
+
+def test_a_disk_that_stays_full_stops_a_run_and_keeps_what_was_saved(whole, process, vae_file, tmp_path):
     folder = tmp_path / 'run'
     shutil.copytree(whole, folder)
     for step in runs.steps(folder):
         if step > 4:
             shutil.rmtree(folder / 'checkpoints' / str(step))
-    _, err = (full := process(runs.superres(folder, vae_file, *LOOP), largest_file=32_000)).communicate(timeout=300)
-    assert full.returncode == 1 and len(err.splitlines()) == 1, err
-    line = err
-    assert line.startswith('train: ') and 'step 6 could not be saved' in line and 'good one is step 4' in line
+    flags = *LOOP, '--config.loop.failed_saves=1'
+    out, line = (full := process(runs.superres(folder, vae_file, *flags), largest_file=32_000)).communicate(timeout=300)
+    assert full.returncode == 1 and len(line.splitlines()) == 1, line
+    (warning,) = [said for said in out.splitlines() if said.startswith('WARNING')]
+    assert 'step 6 could not be saved' in warning and 'config.loop.failed_saves' in warning
+    assert line.startswith('train: ') and 'step 8 could not be saved' in line and 'good one is step 4' in line
     assert runs.steps(folder) == [2, 4]
     runs.assert_same(folder, whole, 4)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import struct
 
 import numpy as np
@@ -118,3 +119,34 @@ def test_a_line_of_evaluation():
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (59.6, '1:00'), (125, '2:05'), (3723, '1:02:03')])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_rows_that_a_full_disk_does_not_take_come_later(tmp_path):
+    """What was half written is written over, so that no row is cut or there twice."""
+    lines = []
+    writer = MetricWriter(tmp_path, start_step=0, line=lines.append)
+    writer.scalars(1, {'loss': 1.0}, '1')
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JSONL).stat().st_size + 5, limit[1]))
+    try:
+        writer.scalars(2, {'loss': 2.0}, '2')
+        writer.scalars(3, {'loss': 3.0}, '3')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [line.startswith('WARNING') for line in lines] == [False, True, False, True, False]
+    assert 'cannot be written' in lines[1] and '2 row(s) are kept in memory' in lines[3]
+    writer.scalars(4, {'loss': 4.0}, '4')
+    writer.close()
+    assert written(tmp_path) == [{'step': i, 'loss': float(i)} for i in (1, 2, 3, 4)]
+
+
+def test_a_run_that_is_rolled_back_writes_its_rows_again(tmp_path):
+    writer = MetricWriter(tmp_path, start_step=0, line=(lines := []).append)
+    for step in (1, 2, 3):
+        writer.scalars(step, {'loss': 1.0}, '')
+    writer.rewind(1)
+    writer.note('said')
+    writer.scalars(2, {'loss': 5.0}, '')
+    writer.close()
+    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and lines[3] == 'said'
+    assert len(list((tmp_path / 'tensorboard').iterdir())) == 2

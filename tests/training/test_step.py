@@ -198,3 +198,23 @@ def test_norms_of_the_parts_of_a_network():
     assert found.keys() == {'grad_norm/blocks', 'grad_norm/head'}
     np.testing.assert_allclose([found['grad_norm/blocks'], found['grad_norm/head']], [5, 12])
     assert step._group_norms('grad_norm', {'head': tree['head']}) == {}  # the whole, once more
+
+
+@pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
+@pytest.mark.parametrize('wrong', [{'bad': float('nan')}, {'bad': float('inf')}, {'slope': 0.0}])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(algorithm, wrong):
+    optim = OptimConfig(algorithm, learning_rate=0.3, warmup_steps=5, weight_decay=0.1)
+    stage = toy.Toy()
+    network, start, tx = toy.new(stage, optim)
+    step_fn = train_step(stage, network, tx, optim, 100, toy.RULES)
+    before, _ = step_fn(start, encoded(), KEY)
+    kept = toy.copied(before)
+    after, metrics = step_fn(before, stage.encode(toy.batch(1, **wrong)), KEY)
+    assert int(after.step) == 2 and not np.isfinite(float(metrics['loss']) + float(metrics['grad_norm']))
+    for part in ('trainable', 'frozen', 'opt_state', 'ema'):
+        for a, b in zip(jax.tree.leaves(getattr(after, part)), jax.tree.leaves(getattr(kept, part)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert float(metrics['update_norm']) == 0 and np.isfinite(float(metrics['param_norm']))
+    # The rate is the optimizer's, which has done one update: the second of the warm-up.
+    _, metrics = step_fn(after, encoded(2), KEY)
+    assert float(metrics['learning_rate']) == pytest.approx(0.3 * 2 / 5)

@@ -1,0 +1,246 @@
+"""Shows what a run, an exported folder or a file of weights holds: `python -m fv_jax.inspect RUN`.
+
+Of a run or an exported folder: its steps, how it was started, its last figures, and a checkpoint's parameters; of an
+official file (.pt, .safetensors), a diffusers folder or a small file of ours: the network in it. Each parameter with
+its shape, its type as stored, the logical axes of its dimensions, and whether it learns. No array is read, and no
+device but the CPU is asked for.
+
+    --step N     another checkpoint than the newest
+    --verify     read a checkpoint's files through, and compare them with their checksums
+    --depth N    parts of parameters' names that are told apart; the rest is summed up
+
+Exit codes: 0 done; 2 wrong usage; 1 it cannot be read, or is damaged.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from fv_jax import weights
+from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.core import config as config_lib
+from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
+from fv_jax.core.config import ConfigError
+from fv_jax.running.record import RUN
+from fv_jax.stages import registry
+from fv_jax.training.metrics import JSONL
+from fv_jax.training.state import Network
+from fv_jax.weights import compact, keymap, sources
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A parameter. axes: logical, one for each dimension. learns: None where nothing says so."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    axes: tuple[str | None, ...] | None = None
+    learns: bool | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (without the program's name) and returns its exit code."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except (UsageError, ConfigError) as error:
+        return _fail(error, 2)
+    except (CheckpointError, OSError, ValueError) as error:
+        return _fail(error, 1)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f'inspect: {one_line(error)}', file=sys.stderr)
+    return code
+
+
+def _main(argv: Sequence[str]) -> int:
+    quiet_libraries()
+    parser = Parser('python -m fv_jax.inspect', 'Shows what a run, an exported folder or a file of weights holds.')
+    parser.add_argument('path', type=Path, help="a run's or an exported folder, or weights")
+    parser.add_argument('--step', type=int, help='another checkpoint than the newest')
+    parser.add_argument('--verify', action='store_true', help="compare a checkpoint's files with their checksums")
+    parser.add_argument('--depth', type=int, help="parts of parameters' names that are told apart")
+    arguments = parser.parse_flags(argv)
+    if arguments.depth is not None and arguments.depth < 1:
+        raise UsageError(f'--depth={arguments.depth}: must be at least 1')
+    jax.config.update('jax_platforms', 'cpu')
+    if not arguments.path.exists():
+        raise FileNotFoundError(f'{arguments.path}: is not there')
+    if weights.is_weights(arguments.path):
+        if arguments.step is not None or arguments.verify:
+            raise UsageError('--step, --verify: are for folders with checkpoints')
+        rows, problem = _weights(arguments.path, print), None
+    else:
+        rows, problem = _checkpoint(arguments, print)
+    _table(rows, arguments.depth, print)
+    if problem is not None:
+        return _fail(f'{arguments.path}: is damaged: {problem}', 1)
+    return 0
+
+
+# --- what is read ---
+
+
+def _checkpoint(arguments: argparse.Namespace, say: Say) -> tuple[list[Row], str | None]:
+    """The parameters, and what is wrong with the checkpoint, if that was asked for."""
+    folder = arguments.path
+    checkpoints = Checkpoints(folder, read_only=True)
+    meta = checkpoints.meta(arguments.step)
+    step, config = meta['step'], meta['config']
+    say(f'{folder}: stage {config.get("stage", {}).get("kind")}, step {step} of {_listed(checkpoints.steps)}')
+    for name, digest in meta.get('digests', {}).items():
+        say(f'made with the {"VAE" if name == "vae" else "text encoder"} {digest}')
+    if progress := meta.get('progress'):
+        said = ', '.join(f'{name} {progress[name]}' for name in ('bad_steps', 'spikes', 'order') if name in progress)
+        say(f'numbers that went wrong until then: {said}')
+    problem = checkpoints.damage(step) if arguments.verify else None
+    if arguments.verify:
+        say(f'checksums: {"DAMAGED: " + problem if problem else "as it was written"}')
+    _starts(folder / RUN, say)
+    _figures(folder / JSONL, step, say)
+    there = checkpoints.contents(step)
+    for item, leaves in there.items():
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves.values())
+        say(f'item {item}: {len(leaves)} arrays, {_bytes(size)}')
+    known = _known(config)
+    return [_row(path, *leaf, known) for path, leaf in there.get('params', {}).items()], problem
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str | None, ...] | None, bool]]:
+    """Dotted path -> axes, and whether it learns, by the stage's network. Traced, not made."""
+    stage = registry.build(config_lib.build(registry.StageConfig, config['stage'], 'config.stage'))
+    network = Network.of(stage)
+    return {
+        name: (leaf.get_metadata().get('axes'), learns)
+        for part, learns in ((network.trainable, True), (network.frozen, False))
+        for name, (_, leaf) in keymap.leaves_of(part).items()
+    }
+
+
+def _row(path: str, shape: tuple[int, ...], dtype: np.dtype, known: Mapping[str, Any]) -> Row:
+    group, _, name = path.replace('/', '.').partition('.')
+    axes, learns = known.get(name, (None, group == 'trainable'))
+    return Row(name, shape, dtype, axes, learns)
+
+
+def _weights(path: Path, say: Say) -> list[Row]:
+    if (kind := compact.kind_of(path)) is not None:
+        config = compact.config_of(path)
+        stored = {key.replace('/', '.'): tensor for key, tensor in compact.tensors(path).items()}
+        run = json.loads(compact.metadata(path).get(compact.RUN, 'null'))
+        of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
+        say(f'{path}: a small file, {kind}{of}')
+    else:
+        source = sources.open_source(path, param_dtype=None)
+        config, stored = source.config, source.parameters()
+        say(f'{path}: official layout, {type(config).__name__.removesuffix("Config")}')
+        for note in source.notes:
+            say(f'note: {note}')
+    for field in dataclasses.fields(config):
+        say(f'  {field.name} = {getattr(config, field.name)!r}')
+    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    return [
+        Row(name, tuple(stored[name].shape), np.dtype(stored[name].dtype), leaf.get_metadata().get('axes'))
+        for name, (_, leaf) in leaves.items()
+        if name in stored
+    ]
+
+
+# --- what is said ---
+
+
+def _starts(path: Path, say: Say) -> None:
+    if not path.exists():
+        return
+    starts = json.loads(path.read_text())
+    last = starts[-1]
+    devices = ', '.join(f'{count} x {kind}' for kind, count in last['devices'].items())
+    say(f'started {len(starts)} time(s), last {last["started"]} at step {last["step"]} on {devices}, git {last["git"]}')
+    say(f'  {" ".join(last["command"])}')
+
+
+def _figures(path: Path, step: int, say: Say) -> None:
+    """The last figures of each kind until the step."""
+    if not path.exists():
+        return
+    newest: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        row = _parsed(line)
+        if row and row['step'] <= step:
+            kind = next((name.partition('/')[0] for name in row if '/' in name and not name.startswith('grad')), '')
+            newest['training' if 'loss' in row else kind] = row
+    for kind, row in newest.items():
+        values = {name.removeprefix(f'{kind}/'): value for name, value in row.items() if name != 'step'}
+        said = '  '.join(f'{n} {v:.4g}' if isinstance(v, float) else f'{n} {v}' for n, v in values.items())
+        say(f'{kind} at step {row["step"]}: {said}')
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None  # the last row of a run that was killed while writing it
+
+
+def _table(rows: Sequence[Row], depth: int | None, say: Say) -> None:
+    for line in _lines(rows) if depth is None else _summed(rows, depth):
+        say(line)
+    total, learning = sum(row.size for row in rows), sum(row.size for row in rows if row.learns)
+    learns = '' if all(row.learns is None for row in rows) else f', {learning:,} of them learn'
+    say(f'{len(rows)} parameters, {total:,} numbers{learns}, {_bytes(sum(row.bytes for row in rows))}')
+
+
+def _lines(rows: Sequence[Row]) -> Iterator[str]:
+    width = max((len(row.name) for row in rows), default=0)
+    words = {True: 'learns', False: 'frozen', None: '-'}
+    for row in rows:
+        shape = 'x'.join(map(str, row.shape)) or 'scalar'
+        axes = '-' if row.axes is None else ','.join(axis or '.' for axis in row.axes) or '-'
+        yield f'{row.name:<{width}}  {shape:>18}  {row.dtype.name:>8}  {axes:<28}  {words[row.learns]:<6}  {row.size:,}'
+
+
+def _summed(rows: Sequence[Row], depth: int) -> Iterator[str]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault('.'.join(row.name.split('.')[:depth]), []).append(row)
+    width = max(map(len, groups), default=0)
+    for name, some in groups.items():
+        sizes = sum(row.size for row in some), sum(row.bytes for row in some)
+        yield f'{name:<{width}}  {len(some):>5} parameters  {sizes[0]:>16,} numbers  {_bytes(sizes[1]):>10}'
+
+
+def _listed(steps: Sequence[int]) -> str:
+    shown = [*steps[:3], '...', *steps[-3:]] if len(steps) > 7 else steps
+    return ', '.join(map(str, shown))
+
+
+def _bytes(size: float) -> str:
+    for unit in ('B', 'kB', 'MB'):
+        if size < 1000:
+            return f'{size:.3g} {unit}'
+        size /= 1000
+    return f'{size:.4g} GB'
+
+
+if __name__ == '__main__':
+    sys.exit(main())

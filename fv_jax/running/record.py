@@ -1,0 +1,83 @@
+"""run.json: how a run was started, each time: the command, the configuration, the code, the libraries, the devices."""
+
+import collections
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import fv_jax
+
+RUN = 'run.json'
+PACKAGES = (
+    'jax', 'jaxlib', 'libtpu', 'jax-cuda12-plugin', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'array_record',
+    'numpy', 'av', 'opencv-python-headless',
+)  # fmt: skip
+
+
+def record_start(workdir: Path, command: Sequence[str], config: dict[str, Any], mesh: Mesh, step: int) -> None:
+    """Adds an entry for this start. One that cannot be read is put aside, not lost."""
+    path = workdir / RUN
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps([*_entries(path), _entry(command, config, mesh, step)], indent=1) + '\n')
+    os.replace(partial, path)
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError:
+        entries = None
+    if not isinstance(entries, list):
+        os.replace(path, path.with_suffix('.damaged'))
+        return []
+    return entries
+
+
+def _entry(command: Sequence[str], config: dict[str, Any], mesh: Mesh, step: int) -> dict[str, Any]:
+    return {
+        'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'command': list(command),
+        'step': step,
+        'git': git_revision(Path(fv_jax.__file__)),
+        'versions': {'fv_jax': fv_jax.__version__, 'python': platform.python_version(), **_versions()},
+        'devices': dict(collections.Counter(device.device_kind for device in mesh.devices.flat)),
+        'mesh': dict(mesh.shape),
+        'processes': jax.process_count(),
+        'config': config,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision(file: Path) -> str | None:
+    """The commit that a file is of, with '+changes' where tracked files differ from it; None where it is of none."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(file.parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        git('ls-files', '--error-unmatch', file.name)  # or the repository is one that an environment lies in
+        changes = git('status', '--porcelain', '--untracked-files=no')
+        return git('rev-parse', 'HEAD') + ('+changes' if changes else '')
+    except (OSError, subprocess.SubprocessError):
+        return None

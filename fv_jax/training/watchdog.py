@@ -1,0 +1,65 @@
+"""Ends a run that does not move: a source that gives nothing, a peer that is gone, a disk that does not answer."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from fv_jax.core.exits import STUCK
+from fv_jax.training.goodput import Cause, Goodput
+
+MEANING: dict[Cause, str] = {
+    'data': 'waiting for data',
+    'step': 'waiting for a step: a stuck device, or a peer that is gone',
+    'checkpoint': 'saving or restoring a checkpoint',
+}
+
+
+class Watchdog:
+    """Within it, a thread looks whether the run still moves. After `seconds` under one cause it prints every thread's
+    stack and ends the process; 0 never does.
+    """
+
+    def __init__(
+        self, goodput: Goodput, seconds: float, end: Callable[[int], None] = os._exit, stream: TextIO | None = None
+    ):
+        """stream: a real file, where it says so; None is the standard error."""
+        self._goodput, self._seconds, self._end = goodput, seconds, end
+        self._stream = sys.__stderr__ if stream is None else stream
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
+
+    def __enter__(self) -> 'Watchdog':
+        self._goodput.moved()
+        if self._seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._over.set()
+        if self._seconds:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(self._seconds / 10, 1.0)):
+            cause, since = self._goodput.current
+            if time.monotonic() - since > self._seconds:
+                self._stop(cause)
+                return
+
+    def _stop(self, cause: Cause) -> None:
+        said = (
+            f'STUCK: nothing has moved for {self._seconds:.0f} s while {MEANING.get(cause, f"in {cause}")} '
+            f'(config.loop.stuck_minutes). What was saved stays; the same command goes on from there. All threads:'
+        )
+        # A full pipe or a closed terminal must not keep the process.
+        late = threading.Timer(10.0, self._end, [STUCK])
+        late.start()
+        self._stream.write(said + '\n')
+        self._stream.flush()
+        faulthandler.dump_traceback(file=self._stream, all_threads=True)
+        late.cancel()
+        self._end(STUCK)

@@ -1,0 +1,132 @@
+"""Kills a training run with SIGKILL, many times, and starts it again each time; it must end as the one that was not:
+
+    PYTHONPATH=. python tests/fuzz/killed_runs.py [--kills 50] [--seed 0]
+
+A kill comes at a random time after the process was started, after a random line that it says, or in the middle of a
+save. Afterwards every number of the last checkpoint, every row of metrics.jsonl and every step saved must be those of a
+run that was left alone, and nothing that a killed save left may be there.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tests import runs
+from tests.inference import tiny
+
+Start = Callable[[list[str]], subprocess.Popen]  # arguments of the training command -> a process that runs it
+STEPS, SAVE_EVERY = 60, 2
+ENVIRONMENT = {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When a process is killed: once it has said `line` (or any line, so many of them), once a save is under way, and
+    then after so many seconds.
+    """
+
+    line: str = ''
+    lines: int = 0
+    in_a_save: bool = False
+    seconds: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> 'Moment':
+        kind = rng.integers(3)
+        if kind == 0:
+            return cls(seconds=float(rng.uniform(0, 8)))
+        if kind == 1:
+            return cls(lines=int(rng.integers(1, 30)), seconds=float(rng.uniform(0, 0.3)))
+        return cls(lines=4, in_a_save=True, seconds=float(rng.uniform(0, 0.05)))
+
+
+def kill(process: subprocess.Popen, folder: Path, moment: Moment) -> None:
+    """Returns when the process has ended, by our hand or, if it was faster, by itself."""
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
+    reader.start()
+
+    def come() -> bool:
+        if len(said) < moment.lines or not any(line.startswith(moment.line) for line in [*said, '']):
+            return False
+        return not moment.in_a_save or any((folder / 'checkpoints').glob('*.*tmp*'))
+
+    while process.poll() is None and not come():
+        time.sleep(0.002)
+    time.sleep(moment.seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reader.join()
+
+
+def kill_and_restart(start: Start, arguments: list[str], folder: Path, moments: Sequence[Moment]) -> list[int]:
+    """Starts and kills the run, once for each moment, and lets it end; the newest checkpoint after each kill."""
+    newest = []
+    for moment in moments:
+        before = newest[-1] if newest else 0
+        kill(start(arguments), folder, moment)
+        saved = runs.steps(folder) if (folder / 'checkpoints').is_dir() else []
+        newest.append(max(saved, default=0))
+        assert newest[-1] >= before, f'{moment}: step {before} was saved, and the newest is {newest[-1]}'
+    out, err = (last := start(arguments)).communicate(timeout=900)
+    assert last.returncode == 0 and 'Traceback' not in err, err
+    assert newest[-1] == 0 or f'going on from step {newest[-1]} of' in out or 'complete' in out, out
+    return newest
+
+
+def assert_as_if_nothing_had_been(folder: Path, reference: Path, step: int) -> None:
+    """The run that was killed is the one that was not."""
+    runs.assert_same(folder, reference, step)
+    assert runs.rows(folder) == runs.rows(reference)
+    assert runs.steps(folder) == runs.steps(reference)
+    left = [path.name for path in (folder / 'checkpoints').iterdir() if not path.name.isdigit()]
+    assert not left, left
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Kills and restarts a training run.')
+    parser.add_argument('--kills', type=int, default=50)
+    parser.add_argument('--seed', type=int, default=0)
+    arguments = parser.parse_args(argv)
+    rng = np.random.default_rng(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        tiny.save_vae(temporary / 'vae.safetensors')
+        environment = os.environ | ENVIRONMENT | {'JAX_COMPILATION_CACHE_DIR': str(temporary / 'compiled')}
+
+        def start(flags: list[str]) -> subprocess.Popen:
+            command = [sys.executable, '-m', 'fv_jax.train', *flags]
+            pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+            return subprocess.Popen(command, cwd=runs.ROOT, env=environment, **pipes)
+
+        def flags(folder: Path) -> list[str]:
+            loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 20, 'keep': STEPS}
+            more = [f'--config.loop.{field}={value}' for field, value in loop.items()]
+            return runs.superres(folder, temporary / 'vae.safetensors', *more)
+
+        assert start(flags(temporary / 'whole')).wait() == 0
+        moments = [Moment.draw(rng) for _ in range(arguments.kills)]
+        newest = kill_and_restart(start, flags(temporary / 'killed'), temporary / 'killed', moments)
+        assert_as_if_nothing_had_been(temporary / 'killed', temporary / 'whole', STEPS)
+    saves = sum(moment.in_a_save for moment in moments)
+    print(f'{arguments.kills} kills ({saves} of them in a save) over steps {newest}: no number differs, no row is lost')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Signals of a process of its own, and what any one process wants."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from fv_jax.core.exits import PreemptedError
+from fv_jax.parallel import votes
+from fv_jax.parallel.mesh import ParallelConfig, make_mesh
+from fv_jax.parallel.preemption import Preemption
+from fv_jax.parallel.votes import Votes
+
+
+def test_a_first_signal_is_remembered_and_the_second_is_the_kernels():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption, preemption.after_the_step():
+        assert not preemption.noticed(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.noticed(2) and preemption.noticed(3)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_where_no_step_is_under_way_a_signal_ends_at_once():
+    with pytest.raises(PreemptedError, match='preempted before a step'), Preemption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+
+
+def test_what_one_wants_is_known_to_all(monkeypatch):
+    """The program that several processes run, in one with several devices."""
+    mesh = make_mesh(ParallelConfig(data=2, fsdp=-1))
+    vote = Votes(mesh)
+    assert list(vote(False, True)) == [False, True]
+    monkeypatch.setattr(votes.jax, 'process_count', lambda: 2)
+    for wishes in ((False, False), (True, False), (True, True)):
+        found = vote(*wishes)
+        assert found.sharding.spec == PartitionSpec() and list(np.asarray(found)) == list(wishes)
+    one = np.zeros((jax.device_count(), 2), bool)
+    one[-1, 1] = True  # of the last device alone
+    assert list(np.asarray(vote._any(jax.device_put(one, vote._split)))) == [False, True]

@@ -1,0 +1,94 @@
+"""The inspecting command: what a run, an exported file and official weights hold, without reading an array."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fv_jax import inspect, weights
+from tests import runs
+from tests.inference import tiny
+
+FIXTURES = runs.ROOT / 'tests' / 'parity' / 'official_dev'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    tiny.save_vae(folder / 'vae.safetensors')
+    tiny.save_run(folder / 'stage2', tiny.stage_config(folder / 'vae.safetensors'))
+    rows = [
+        {'step': 6, 'loss': 0.75},
+        {'step': 7, 'loss': 0.5},
+        {'step': 7, 'eval/loss': 0.25},
+        {'step': 8, 'loss': 9.0},
+    ]
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    (folder / 'stage2' / 'metrics.jsonl').write_text(text + '{"step": 9, "lo')
+    return folder / 'stage2'
+
+
+def shown(capsys, *arguments):
+    assert inspect.main([*map(str, arguments)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ''
+    return out
+
+
+def test_a_run(run, capsys):
+    out = shown(capsys, run, '--verify')
+    assert f'{run}: stage superres, step 7 of 7' in out and 'checksums: as it was written' in out
+    assert f'made with the VAE {weights.vae_digest(str(run.parent / "vae.safetensors"))}' in out
+    assert 'training at step 7: loss 0.5' in out and 'eval at step 7: loss 0.25' in out
+    params = {k: v for k, v in runs.arrays(run, 7).items() if k.startswith('params')}
+    (line,) = [line for line in out.splitlines() if line.startswith('blocks.attention.qkv.kernel ')]
+    shape, dtype, axes, learns, size = line.split()[1:]
+    assert (shape, dtype, learns, size) == ('1x32x3x32', 'float32', 'learns', f'{32 * 96:,}')
+    assert axes.split(',')[:2] == ['layers', 'embed'] and axes.endswith('heads') and len(axes.split(',')) == 4
+    numbers, learning = (sum(v.size for k, v in params.items() if part in k) for part in ('', "['trainable']"))
+    assert f'{len(params)} parameters, {numbers:,} numbers, {learning:,} of them learn' in out
+    summed = shown(capsys, run, '--depth', 1).splitlines()
+    assert any(line.split()[:1] == ['blocks'] for line in summed) and not any('qkv' in line for line in summed)
+
+
+def test_no_array_is_read(run, capsys, monkeypatch):
+    monkeypatch.setattr(jax, 'device_put', lambda *_, **__: pytest.fail('an array was made'))
+    monkeypatch.setattr(np, 'frombuffer', lambda *_, **__: pytest.fail('an array was read'))
+    shown(capsys, run)
+
+
+def test_weights(run, capsys):
+    out = shown(capsys, run.parent / 'vae.safetensors')
+    assert 'a small file, vae' in out and 'base_channels = 8' in out and 'float16' in out and 'learn' not in out
+    out = shown(capsys, FIXTURES / 'stage1.pt', '--depth', 2)
+    assert 'official layout, DiT' in out and 'num_layers = ' in out
+    official = weights.load_official(FIXTURES / 'stage1.pt')
+    count = sum(leaf.size for leaf in jax.tree.leaves(official))
+    assert f'{count:,} numbers' in out
+
+
+def test_what_cannot_be_shown(run, tmp_path, capsys):
+    (tmp_path / 'text.safetensors').write_text('no weights')
+    (tmp_path / 'empty').mkdir()
+    for arguments, code, words in (
+        ([tmp_path / 'none'], 1, 'is not there'),
+        ([tmp_path / 'empty'], 1, 'holds no checkpoints'),
+        ([tmp_path / 'text.safetensors'], 1, 'text.safetensors'),
+        ([run, '--step=3'], 1, 'has no step 3; it has 7'),
+        ([run, '--depth=0'], 2, '--depth=0'),
+        ([run, '--verfiy'], 2, 'did you mean --verify'),
+        ([run.parent / 'vae.safetensors', '--step=3'], 2, 'folders with checkpoints'),
+        ([], 2, 'required'),
+    ):
+        assert inspect.main([*map(str, arguments)]) == code, arguments
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith('inspect: ') and words in line
+
+
+def test_damage_is_said(run, capsys):
+    path = run / 'checkpoints' / '7' / 'meta' / 'metadata'
+    path.write_text(path.read_text() + ' ')
+    assert inspect.main([str(run), '--verify']) == 1
+    out, err = capsys.readouterr()
+    assert 'checksums: DAMAGED: meta/metadata has' in out and 'is damaged' in err and 'qkv' in out
