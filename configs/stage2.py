@@ -96,6 +96,8 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     if name in ('smoke', 'tiny', 'tiny_sprites') or fields['tiny']:
         _small(config)
+    if name == 'tiny':
+        _tiny(config)
     if name == 'tiny_sprites':
         _sprites(config)
     if name in PHASES:
@@ -183,6 +185,16 @@ def _tiny_phase(config: ConfigDict, name: str) -> None:
     config.stage.superres.image_source_timestep_range = phase['noise']
     config.optim.update(learning_rate=phase['learning_rate'], lr_schedule='constant', warmup_steps=20)
     config.loop.update(num_steps=phase['num_steps'], eval_every=50, save_every=50)
+
+
+def _tiny(config: ConfigDict) -> None:
+    config.stage.dit.update(embed_dim=128, num_heads=2, mlp_dim=512, cond_dim=32)
+    # Crops of the latents: many small samples a minute teach more than few whole frames (900 steps of one crop as long
+    # as 150 of a frame, and a held-out loss of 0.125 against 0.140).
+    config.data.cache.crop = (16, 24)
+    config.data.loader.update(batch_size=4, num_threads=1)
+    config.optim.update(algorithm='muon', learning_rate=2e-3, warmup_steps=20, final_lr_ratio=0.02)
+    config.loop.update(num_steps=1200, eval_every=600, save_every=300, log_every=10)
 
 
 def _sprites(config: ConfigDict) -> None:
