@@ -1,6 +1,7 @@
 """A training run of two and of four processes, joined over gloo, is the run of one: same batches, same numbers."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from fv_jax.core.exits import PREEMPTED
 from tests import runs
 from tests.inference import tiny
 
@@ -30,8 +32,8 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def train(arguments: list[str], processes: int) -> list[list[str]]:
-    """Runs the command in so many processes; the lines that each of them said."""
+def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
+    """The command in so many processes."""
     flags = f'--xla_force_host_platform_device_count={DEVICES // processes}'
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true', 'XLA_FLAGS': flags}
     port, started = free_port(), []
@@ -40,6 +42,12 @@ def train(arguments: list[str], processes: int) -> list[list[str]]:
         command = [sys.executable, '-m', 'fv_jax.train', *arguments, *(join if processes > 1 else [])]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
         started.append(subprocess.Popen(command, cwd=runs.ROOT, env=environment, **pipes))
+    return started
+
+
+def train(arguments: list[str], processes: int) -> list[list[str]]:
+    """Runs the command in so many processes; the lines that each of them said."""
+    started = start(arguments, processes)
     try:
         said = [process.communicate(timeout=600) for process in started]
     finally:
@@ -88,3 +96,30 @@ def test_several_processes_are_one(one, run, processes):
     for name, value in expected.items():
         scale = np.abs(value).max() or 1
         np.testing.assert_allclose(numbers[name] / scale, value / scale, atol=1e-5, err_msg=name)
+
+
+def test_a_signal_to_one_process_ends_all_at_the_same_step(folder):
+    """With one checkpoint, from which a single process goes on, with the same batches."""
+    workdir = folder / 'preempted'
+    more = '--config.loop.num_steps=40', '--config.loop.save_every=100'
+    flags = runs.superres(workdir, folder / 'vae.safetensors', *MESH, *RUN, *more)
+    tiny.save_vae(folder / 'vae.safetensors')
+    first, second = started = start(flags, 2)
+    try:
+        for line in first.stdout:
+            if line.startswith('step  2/'):
+                second.send_signal(signal.SIGTERM)
+            if line.startswith('saved step'):
+                break
+        ended = [process.wait(timeout=300) for process in started]
+        errors = [process.stderr.read() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert ended == [PREEMPTED] * 2, errors
+    (step,) = runs.steps(workdir)
+    assert 2 <= step < 40 and all(f'preempted at step {step}, which is saved' in error for error in errors)
+    go_on = f'--config.loop.num_steps={step + 1}'
+    (said,) = train([*flags, go_on], 1)
+    assert f'going on from step {step} of {step + 1}' in said and runs.steps(workdir) == [step, step + 1]
+    assert [row['step'] for row in runs.rows(workdir)] == list(range(1, step + 2))
