@@ -42,6 +42,7 @@ REQUIRED = [
 
 EXTRAS = {
     'tpu': ['jax[tpu]>=0.10'],
+    'plan': ['libtpu>=0.0.40; platform_system == "Linux"'],  # compiles for TPUs that are not there: fv_jax.plan
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
     'dev': [

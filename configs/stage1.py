@@ -26,6 +26,7 @@ def get_config(variant: str = '') -> ConfigDict:
             'stage': {
                 'kind': 'lowres',
                 'vae': '3d-vae.pt',
+                'vae_dtype': 'bfloat16',
                 'text': text_encoder('t5-v1_1-xxl'),
                 'dit': _dit(),
                 'lowres': _lowres(),
@@ -104,7 +105,7 @@ def _data() -> dict:
 
 def _small(config: ConfigDict) -> None:
     config.init_from = None
-    config.stage.vae = 'embedded'
+    config.stage.vae, config.stage.vae_dtype = 'embedded', 'float32'
     config.stage.text.encoder = 'bytes'
     config.stage.dit.lora = None
     config.stage.dit.update(

@@ -82,6 +82,7 @@ def get_config(variant: str = '') -> ConfigDict:
             'stage': {
                 'kind': 'superres',
                 'vae': '3d-vae.pt',
+                'vae_dtype': 'bfloat16',
                 'text': text_encoder(''),
                 'dit': _dit(),
                 'superres': _superres(),
@@ -211,7 +212,7 @@ def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:
 
 
 def _small(config: ConfigDict) -> None:
-    config.stage.vae = 'embedded'
+    config.stage.vae, config.stage.vae_dtype = 'embedded', 'float32'
     config.stage.dit.update(
         embed_dim=192, num_layers=4, num_heads=3, mlp_dim=768, cond_dim=128, text_dim=32, dtype='float32', remat='none'
     )

@@ -28,6 +28,7 @@ from fv_jax.inference.record import Origin
 from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import DtypeName
+from fv_jax.models.vae import compute_in
 from fv_jax.parallel.rules import Placement
 from fv_jax.stages import registry, superres
 from fv_jax.stages.base import Stage
@@ -40,6 +41,7 @@ from fv_jax.weights.text import open_text_encoder, text_stamp
 EMBEDDED = 'embedded'  # what comes with the package: the small VAE, the small stages
 STAGES, SUFFIX = ('stage1', 'stage2'), '.safetensors'  # the runs in a folder that holds a whole pipeline
 
+VAEKey = tuple[str, DtypeName, int]  # its name, what it computes in, the channels that its stage expects
 ParamsOf = Callable[[Stage, Network], Params]  # read when the stage is known
 
 
@@ -72,7 +74,7 @@ def frozen_vae(config: registry.StageConfig, placement: Placement | None = None)
     """
     if not registry.needs_vae(config):
         return None
-    vae = weights.load_vae(config.vae)
+    vae = compute_in(weights.load_vae(config.vae), config.vae_dtype)
     there, wanted = vae.config.latent_channels, config.dit.latent_channels
     if there != wanted:
         raise ConfigError(
@@ -284,7 +286,7 @@ class FlashVideo(Pipeline):
         runs = [run for folder in folders for run in _runs(folder)]
         if steps is not None and len(steps) != len(runs):
             raise ValueError(f'steps: {len(steps)} for {len(runs)} run(s), {", ".join(map(str, runs))}')
-        vaes: dict[tuple[str, int], VAEPart] = {}
+        vaes: dict[VAEKey, VAEPart] = {}
         opened = [_open_part(*run, text, vaes) for run in zip(runs, steps or [None] * len(runs), strict=True)]
         parts, preview, enhance = {}, PreviewSettings(), EnhanceSettings()
         for _, part, data, _ in opened:
@@ -320,7 +322,7 @@ def _runs(folder: str | Path) -> list[Path]:
 
 
 def _open_part(
-    run: Path, step: int | None, text: TextConfig | None, vaes: dict[tuple[str, int], VAEPart]
+    run: Path, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, VAEPart]
 ) -> tuple[int, Part, dict[str, Any], list[str]]:
     """A run's checkpoint: its step, its stage, its clips' configuration, and notes. Of arrays nothing is read yet.
 
@@ -333,7 +335,7 @@ def _open_part(
     config = _stage_config(run, meta)
     stage = registry.build(config)
     vae = VAEPart(lambda: frozen_vae(config), lambda: digests.get('vae') or weights.vae_digest(config.vae))
-    vae = vaes.setdefault((config.vae, config.dit.latent_channels), vae)
+    vae = vaes.setdefault((config.vae, config.vae_dtype, config.dit.latent_channels), vae)
     notes = _trusted(config, digests)
     if text is not None and (kind == 'lowres' or config.text.encoder):
         encoder = TextPart(text.encoder, lambda: open_text_encoder(text))

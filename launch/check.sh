@@ -11,6 +11,7 @@ BUDGET_PARITY=90
 BUDGET_UNIT=180
 BUDGET_DEVICES=150
 BUDGET_E2E=150
+BUDGET_TPU=60
 
 PYTHON="${PYTHON:-python3}"
 if [[ $PYTHON == */* ]]; then PYTHON="$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON")"; fi
@@ -81,6 +82,7 @@ tests 'several devices' "$BUDGET_DEVICES" tests/parallel
 export XLA_FLAGS="${XLA_FLAGS#--xla_force_host_platform_device_count=8 }"
 
 tests 'end to end' "$BUDGET_E2E" tests/e2e
+tests 'absent TPU' "$BUDGET_TPU" tests/tpu # skipped without libtpu
 
 printf '\n== all parts passed under %s\n' "$("$PYTHON" --version)"
 printf '   %s\n' "${summary[@]}"

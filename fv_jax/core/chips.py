@@ -9,8 +9,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """flops: dense bfloat16, a second. memory: bytes. memory_rate, link_rate: bytes a second. matrix_size: rows of the
-    matrix unit, of which a head of 64 fills 64; None where heads of 64 run at full rate.
+    """flops: dense bfloat16, a second. memory: bytes that programs may have, of TPUs by libtpu's own messages, of GPUs
+    nine tenths of what there is. memory_rate, link_rate: bytes a second. matrix_size: rows of the matrix unit, of which
+    a head of 64 fills 64; None where heads of 64 run at full rate.
     """
 
     name: str
@@ -29,13 +30,13 @@ GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 275e12, 32 * GIB, 1.23e12, 45e9, 128),
-        Chip('v5e', 197e12, 16 * GIB, 0.82e12, 45e9, 128),
-        Chip('v5p', 459e12, 95 * GIB, 2.77e12, 90e9, 128),
-        Chip('v6e', 918e12, 32 * GIB, 1.64e12, 90e9, 256),
-        Chip('v7x', 1153e12, 96 * GIB, 3.69e12, 90e9, 256),  # one of a package's two
-        Chip('h100', 989e12, 80 * GIB, 3.35e12, 450e9, None),
-        Chip('h200', 989e12, 141e9, 4.8e12, 450e9, None),
+        Chip('v4', 275e12, 30.75 * GIB, 1.23e12, 45e9, 128),
+        Chip('v5e', 197e12, 15.75 * GIB, 0.82e12, 45e9, 128),
+        Chip('v5p', 459e12, 95.73 * GIB, 2.77e12, 90e9, 128),
+        Chip('v6e', 918e12, 31.24 * GIB, 1.64e12, 90e9, 256),
+        Chip('v7x', 1153e12, 94.74 * GIB, 3.69e12, 90e9, 256),  # one of a package's two
+        Chip('h100', 989e12, 72 * GIB, 3.35e12, 450e9, None),
+        Chip('h200', 989e12, 0.9 * 141e9, 4.8e12, 450e9, None),
     )
 }
 # A CPU, for tests: the ratios of a v5e.

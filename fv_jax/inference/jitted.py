@@ -4,6 +4,7 @@ Two VAE encodes inlined in one program compile for minutes and need gigabytes; o
 here, shared by all later chunks of its shape.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,39 @@ from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Names, Placement
 
 Place = Callable[[jax.Array], jax.Array]
+Where = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 ChunkFn = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+
+
+def _unplaced(x_BFHWC: jax.Array) -> jax.Array:
+    return x_BFHWC
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """One half of a VAE. given, result: place what goes in and what comes out. cached: where an array of a cache lives,
+    by its shape.
+    """
+
+    graphdef: nnx.GraphDef
+    state: nnx.State
+    given: Place = _unplaced
+    result: Place = _unplaced
+    cached: Where | None = None
+
+    def __call__(self, x_BFHWC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """A chunk and the cache of the one before, {} for none -> its result and the cache for the next."""
+        return _chunk(self.graphdef, self.given, self.result, self.cached, self.state, x_BFHWC, cache)
+
+    def lower(self, x_BFHWC: jax.ShapeDtypeStruct, cache: Cache) -> jax.stages.Lowered:
+        """The executable that a call with such arguments runs."""
+        return _chunk.lower(self.graphdef, self.given, self.result, self.cached, self.state, x_BFHWC, cache)
+
+    def cache_after(self, x_BFHWC: jax.ShapeDtypeStruct) -> Cache:
+        """The shapes that a clip's first chunk leaves for the next, where they live."""
+        _, cache = jax.eval_shape(self, x_BFHWC, {})
+        where = self.cached or (lambda shape: x_BFHWC.sharding)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x.shape)), cache)
 
 
 class JittedVAE(NamedTuple):
@@ -41,11 +74,13 @@ class JittedVAE(NamedTuple):
 
 
 def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
-    """placement: a mesh over which pictures are spread by their columns, the network being whole on every chip; None
-    for one device. Latents come out spread by rows of the batch alone.
+    """vae: a network, or the shapes of one, to be lowered.
+
+    placement: a mesh over which pictures are spread by their columns, the network being whole on every chip; None for
+    one device. Latents come out spread by rows of the batch alone.
     """
     if placement is None:
-        return JittedVAE(_jit_chunk(vae.encoder), _jit_chunk(vae.decoder))
+        return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)))
 
     def place(x: jax.Array, names: Names, what: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, placement.sharding(names, x.shape, what))
@@ -59,29 +94,30 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
     def rows(z_BFHWC: jax.Array) -> jax.Array:
         return place(z_BFHWC, (axes.ACT_BATCH, None, None, None, None), 'latents')
 
+    def cached(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        return placement.sharding(arrays.picture_axes(placement, shape, 1), shape, 'a cache')
+
     encoder, decoder = (_replicated(half, placement) for half in (vae.encoder, vae.decoder))
-    return JittedVAE(_jit_chunk(encoder, pixels, rows), _jit_chunk(decoder, columns, pixels))
+    return JittedVAE(Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached))
 
 
-def _replicated(module: nnx.Module, placement: Placement) -> nnx.Module:
+def _replicated(module: nnx.Module, placement: Placement) -> tuple[nnx.GraphDef, nnx.State]:
     graphdef, state = nnx.split(module)
-    return nnx.merge(graphdef, arrays.place(state, jax.tree.map(lambda _: placement.replicated, state)))
-
-
-def _unplaced(x_BFHWC: jax.Array) -> jax.Array:
-    return x_BFHWC
-
-
-def _jit_chunk(module: nnx.Module, given: Place = _unplaced, result: Place = _unplaced) -> ChunkFn:
-    """given, result: place what goes in and what comes out."""
-    graphdef, state = nnx.split(module)
-    return lambda x_BFHWC, cache: _chunk(graphdef, given, result, state, x_BFHWC, cache)
+    return graphdef, arrays.place(state, jax.tree.map(lambda _: placement.replicated, state))
 
 
 # Not each VAE's own: one that is read again compiles nothing.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _chunk(
-    graphdef: nnx.GraphDef, given: Place, result: Place, state: nnx.State, x_BFHWC: jax.Array, cache: Cache
+    graphdef: nnx.GraphDef,
+    given: Place,
+    result: Place,
+    cached: Where | None,
+    state: nnx.State,
+    x_BFHWC: jax.Array,
+    cache: Cache,
 ) -> tuple[jax.Array, Cache]:
     y_BFHWC, cache = nnx.merge(graphdef, state)(given(x_BFHWC), cache)
+    if cached is not None:
+        cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cached(x.shape)), cache)
     return result(y_BFHWC), cache

@@ -11,7 +11,6 @@ clip into chunks as the official system does.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from flax import nnx
 
 from fv_jax.core.config import ConfigError
 from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv, zeros
+from fv_jax.models.layers import DtypeName
 
 SPATIAL_FACTOR = 8
 TEMPORAL_FACTOR = 4
@@ -43,7 +43,7 @@ class VAEConfig:
     num_res_blocks: int = 3
     latent_channels: int = 16
     groups: int = 32
-    dtype: Literal['float32', 'bfloat16'] = 'float32'
+    dtype: DtypeName = 'float32'
 
     def __post_init__(self):
         for name in ('base_channels', 'num_res_blocks', 'latent_channels', 'groups'):
@@ -214,7 +214,9 @@ class Decoder(nnx.Module):
 def _run(blocks: nnx.List, h: jax.Array, cache: Cache, *z_BFHWC: jax.Array) -> tuple[jax.Array, Cache]:
     new = {}
     for i, block in enumerate(blocks):
-        h, new[str(i)] = block(h, cache.get(str(i), {}), *z_BFHWC)
+        # A block's caches are cut out before the next block runs. Left to the compiler they are cut at the network's
+        # end, up to which all that they are cut from stays in memory: 5 GiB a chip more for 1072x1920 on eight chips.
+        h, new[str(i)] = jax.lax.optimization_barrier(block(h, cache.get(str(i), {}), *z_BFHWC))
     return h, new
 
 
@@ -238,6 +240,17 @@ def sample_latents(moments_BFHWC: jax.Array, noise_BFHWC: jax.Array) -> jax.Arra
     """z = mean + std * noise, as the official encode always does (FACTS 4)."""
     mean, std = split_moments(moments_BFHWC)
     return mean + std * noise_BFHWC
+
+
+def compute_in(vae: VAE, dtype: DtypeName) -> VAE:
+    """The same network and parameters (float32), convolving in another dtype; group norms stay float32. Changed in
+    place, and returned.
+    """
+    vae.config = dataclasses.replace(vae.config, dtype=dtype)
+    for _, module in nnx.iter_modules(vae):
+        if isinstance(module, CausalConv3d | FrameConv | PointwiseConv):
+            module.dtype = dtype
+    return vae
 
 
 def forget_past(vae: VAE) -> None:

@@ -78,9 +78,13 @@ def to_global(batch: dict[str, np.ndarray], placement: Placement) -> Batch:
 
 
 def place(tree: Tree, shardings: Tree) -> Tree:
-    """Arrays that every process has whole -> arrays over the mesh. Each device receives its part only."""
+    """Arrays that every process has whole -> arrays over the mesh. Each device receives its part only. Shapes become
+    shapes that know where they are to live.
+    """
 
-    def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array | jax.ShapeDtypeStruct:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

@@ -6,6 +6,7 @@ from typing import Literal
 from fv_jax.core.config import ConfigError
 from fv_jax.data.text import TextConfig
 from fv_jax.models.dit import DiTConfig
+from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
 from fv_jax.stages.base import Encoder, Stage
@@ -19,7 +20,8 @@ class StageConfig:
 
     kind: 'lowres' takes `dit`, `lowres` and `vae`; 'superres' `dit`, `superres` and `vae`; 'autoencoder'
       `autoencoder_net` and `autoencoder`.
-    vae: whose latents the stage works on: 'embedded' (the small one in the package) or a 3d-vae.pt.
+    vae: whose latents the stage works on: 'embedded' (the small one in the package) or a 3d-vae.pt. vae_dtype: what it
+      convolves in; its parameters are float32.
     text: whose embeddings of captions the stage takes; without an encoder it works without texts.
     """
 
@@ -28,6 +30,7 @@ class StageConfig:
     lowres: LowResConfig | None = None
     superres: SuperResConfig | None = None
     vae: str | None = None
+    vae_dtype: DtypeName = 'float32'
     autoencoder_net: VAEConfig | None = None
     autoencoder: AutoencoderConfig | None = None
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
@@ -36,7 +39,7 @@ class StageConfig:
         wanted = _FIELDS[self.kind]
         for field in dataclasses.fields(self):
             given = getattr(self, field.name) is not None
-            if field.name not in ('kind', 'text') and given != (field.name in wanted):
+            if field.name not in ('kind', 'text', 'vae_dtype') and given != (field.name in wanted):
                 raise ConfigError(f'{field.name}: {"missing from" if not given else "not part of"} stage {self.kind!r}')
         if self.text.encoder and 'dit' not in wanted:
             raise ConfigError(f'text.encoder={self.text.encoder}: not part of stage {self.kind!r}')

@@ -23,7 +23,7 @@ from fv_jax.weights import t5
 from fv_jax.weights.keymap import Tensors
 
 SPIECE = 'spiece.model'
-_BATCH = 8  # texts encoded at once
+BATCH = 8  # texts encoded at once
 _SAMPLES, _SAMPLE = 16, 256  # parts of a tensor that the digest reads, and elements of each
 
 
@@ -81,10 +81,10 @@ class T5Encoder:
         """(B, length, dim) float32; one executable for each number of texts up to eight, which go at once."""
         ids_BL = self._tokens(texts)
         out_BLD = np.empty((len(texts), self.length, self.dim), np.float32)
-        for first in range(0, len(texts), _BATCH):
-            rows = slice(first, first + _BATCH)
+        for first in range(0, len(texts), BATCH):
+            rows = slice(first, first + BATCH)
             ids = jnp.asarray(ids_BL[rows])
-            out_BLD[rows] = jax.device_get(_embedded(self._state, ids, self._graphdef, self._masked))
+            out_BLD[rows] = jax.device_get(embedded(self._state, ids, self._graphdef, self._masked))
         return out_BLD
 
     def truncation(self, text: str) -> Truncation | None:
@@ -94,7 +94,8 @@ class T5Encoder:
 
 # Not the encoder's own: a T5 that was let go and is opened again compiles nothing.
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _embedded(state: nnx.State, ids_BL: jax.Array, graphdef: nnx.GraphDef, masked: bool) -> jax.Array:
+def embedded(state: nnx.State, ids_BL: jax.Array, graphdef: nnx.GraphDef, masked: bool) -> jax.Array:
+    """Token ids -> embeddings: the executable of every T5."""
     mask_BL = ids_BL != tokenizer.PAD if masked else None
     return nnx.merge(graphdef, state)(ids_BL, mask_BL)
 

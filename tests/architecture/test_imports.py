@@ -30,6 +30,7 @@ COMMANDS = {'train', 'sample', 'degrade', 'evaluate', 'prepare', 'convert', 'exp
 TOP = ('api', 'assembly')  # files above all rooms
 TOP_MAY_IMPORT = ROOMS
 MAY_IMPORT['running'] = ROOMS | set(TOP)  # what stands around a training run's loop
+MAY_IMPORT['planning'] = ROOMS | {'assembly'}
 COMMANDS_MAY_IMPORT = set(MAY_IMPORT) | set(TOP)
 
 FORBIDDEN = {
@@ -175,6 +176,8 @@ def planted(tmp_path: pathlib.Path, where: str, text: str) -> pathlib.Path:
         ('training/loop.py', 'from fv_jax.checkpoints import manager', 'training may not import checkpoints'),
         ('stages/superres.py', 'from fv_jax.kernels.attention import SINGLE_DEVICE', 'stages may not import kernels'),
         ('weights/dit.py', 'from fv_jax.inference import pipeline', 'weights may not import inference.pipeline'),
+        ('assembly.py', 'from fv_jax.planning import flops', 'assembly may not import planning'),
+        ('planning/planner.py', 'from fv_jax import api', 'planning may not import api'),
         ('api.py', 'from fv_jax.sample import main', 'nothing imports a command'),
         ('train.py', 'from fv_jax import sample', 'nothing imports a command'),
         ('inference/pipeline.py', 'import fv_jax.api', 'inference may not import api'),

@@ -1,0 +1,105 @@
+"""What a run needs and costs on a slice: `python -m fv_jax.plan --config=configs/stage2.py --topology=v6e-8`.
+
+Compiles the run's own programs for a TPU slice that is not there, on any machine, and prints bytes a chip by cause,
+FLOPs, traffic, time at the roofline and cost. libtpu, an ordinary package, does the compiling; a program of full size
+takes minutes. GPUs (h100-8, h200-1) are planned by formula.
+
+    --search      finds the largest batch, and the cheapest rematerialisation, that fit the slice
+    --smallest    finds the smallest slice of a generation: --topology=v5e --smallest
+
+Exit codes: 0 it fits; 3 it does not (the lines say what to change); 2 wrong usage; 1 the compiler failed otherwise.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from fv_jax.assembly import RunConfig
+from fv_jax.core import files
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, quiet_libraries, read_config
+from fv_jax.core.config import ConfigError
+from fv_jax.planning import planner, search, slices, table
+from fv_jax.planning.advice import advice
+from fv_jax.planning.planner import PHASES, Request
+
+DOES_NOT_FIT = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (without the program's name) and returns its exit code."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except (UsageError, ConfigError) as error:
+        return _fail(error, 2)
+    except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail('interrupted', 130)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f'plan: {one_line(error)}', file=sys.stderr)
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _main(argv: Sequence[str]) -> int:
+    quiet_libraries()
+    parser = Parser('python -m fv_jax.plan', 'What a run needs and costs on a slice that is not there.', OVERRIDES)
+    parser.add_argument('--config', required=True, help='a config program and variant, configs/stage2.py')
+    parser.add_argument('--topology', required=True, help='v5e-8, v6e-8, v5p-8 (4 chips), v5p:4x8x8, h100-8, ...')
+    parser.add_argument('--phases', default=','.join(PHASES), help=f'some of {",".join(PHASES)}')
+    parser.add_argument('--only', default='', help="executables with these words in their names: 'step,decode'")
+    parser.add_argument('--json', type=Path, help='writes the figures to this file')
+    parser.add_argument('--search', action='store_true', help='find the largest batch and cheapest remat that fit')
+    parser.add_argument('--smallest', action='store_true', help='find the smallest slice of the generation')
+    arguments, overrides = parser.parse(argv)
+    if arguments.search and arguments.smallest:
+        raise UsageError('--search, --smallest: give one of them')
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise UsageError(f'--json={arguments.json}: its folder is not there')
+    phases = _words(arguments.phases)
+    if unknown := set(phases) - set(PHASES):
+        raise UsageError(f'--phases={arguments.phases}: {sorted(unknown)[0]} is none of {", ".join(PHASES)}')
+    config = read_config(RunConfig, arguments.config, overrides)
+    if arguments.smallest:
+        generation = slices.parse_generation(arguments.topology.replace(':', '-').partition('-')[0])
+        request = Request(config, slices.sizes(generation)[0])
+        where = search.smallest_slice(request, generation, _say)
+        _say(f'the smallest slice: {where}')
+        return 0
+    request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.only))
+    if arguments.search:
+        found = search.largest_batch(request, _say)
+        _say(f'the largest batch: --config.data.loader.batch_size={found.batch} --config.stage.dit.remat={found.remat}')
+        return 0
+    return _plan(request, arguments.json)
+
+
+def _plan(request: Request, to: Path | None) -> int:
+    report = planner.plan(request)
+    for line in table.lines(report):
+        _say(line)
+    changes = advice(report, request.config, planner.placement_on(request))
+    if not report.fits:
+        _say('it does not fit. What helps:')
+        for line in changes:
+            _say(f'  {line}')
+    if to is not None:
+        with files.replacing(to) as partial:
+            partial.write_text(json.dumps(report.as_dict() | {'changes': changes}, indent=1) + '\n')
+    return 0 if report.fits else DOES_NOT_FIT
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(',') if word.strip())
+
+
+if __name__ == '__main__':
+    sys.exit(main())

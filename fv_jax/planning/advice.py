@@ -1,0 +1,51 @@
+"""What to change where a plan does not fit."""
+
+from collections.abc import Iterator
+
+from fv_jax.assembly import RunConfig
+from fv_jax.core import axes
+from fv_jax.parallel.rules import Placement
+from fv_jax.planning import slices
+from fv_jax.planning.compiling import gib
+from fv_jax.planning.report import PhaseReport, Report
+
+
+def advice(report: Report, config: RunConfig, placement: Placement) -> list[str]:
+    """A line for each change that helps a phase that does not fit, the cheapest first."""
+    found: list[str] = []
+    for phase in report.phases:
+        if not phase.fits(report.where.chip):
+            found += _of_phase(phase, config, placement)
+    if found:
+        larger = [each for each in slices.sizes(report.where.generation) if each.chips > report.where.chips]
+        if larger:
+            found.append(f'a larger slice: --topology={larger[0]}, or --smallest to look for one')
+    return list(dict.fromkeys(found))
+
+
+def _of_phase(phase: PhaseReport, config: RunConfig, placement: Placement) -> Iterator[str]:
+    name = phase.largest.name
+    if phase.name == 'training':
+        yield from _of_training(phase, config, placement, name)
+    if phase.name == 'sampling' and name == 'sampler':
+        stage = config.stage.superres or config.stage.lowres
+        if stage.guidance_batched:
+            kind = 'superres' if config.stage.superres else 'lowres'
+            yield f'guidance by two evaluations in turn: --config.stage.{kind}.guidance_batched=false'
+    if name.startswith('VAE') and config.stage.vae_dtype == 'float32':
+        yield 'the VAE in half the memory: --config.stage.vae_dtype=bfloat16'
+
+
+def _of_training(phase: PhaseReport, config: RunConfig, placement: Placement, name: str) -> Iterator[str]:
+    shards = placement.shards(axes.ACT_BATCH)
+    if name == 'training step' and config.stage.dit.remat != 'full':
+        yield 'keep fewer activations: --config.stage.dit.remat=full'
+    if phase.rows > shards and config.data.token_budget is None:
+        fewer = max(phase.rows // 2 // shards, 1) * shards
+        yield f'fewer clips a step: --config.data.loader.batch_size={fewer} (at least {shards}), or --search'
+    if name.startswith('VAE'):
+        yield "encode once, before training: --config.data.cache=\"{'low_variants': 2, 'crop': None}\""
+    if placement.shards(axes.EMBED) < placement.mesh.size:
+        yield 'spread the weights over all chips: --config.parallel.data=1 --config.parallel.fsdp=-1'
+    if 'average' in phase.resident:
+        yield f'no moving average ({gib(phase.resident["average"])}): --config.optim.ema_decay=0'

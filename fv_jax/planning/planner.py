@@ -1,0 +1,111 @@
+"""From a run's configuration and a slice to a plan."""
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+
+import jax
+
+from fv_jax import weights
+from fv_jax.assembly import Assembly, RunConfig, assemble, placement_of
+from fv_jax.core.config import ConfigError
+from fv_jax.data.buckets import Bucket
+from fv_jax.data.text import BYTES
+from fv_jax.models import vae as vae_lib
+from fv_jax.models.t5 import T5Config
+from fv_jax.models.vae import VAEConfig
+from fv_jax.parallel.mesh import ParallelConfig, describe, make_mesh
+from fv_jax.parallel.rules import Placement
+from fv_jax.planning import executables, slices
+from fv_jax.planning.compiling import devices_of
+from fv_jax.planning.executables import Phase
+from fv_jax.planning.report import Report, measured
+from fv_jax.planning.slices import Slice
+
+PHASES = ('training', 'sampling', 'text')
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is planned. phases: of `PHASES`. only: executables whose name has one of these in it; () takes all."""
+
+    config: RunConfig
+    where: Slice
+    phases: tuple[str, ...] = PHASES
+    only: tuple[str, ...] = ()
+
+
+def plan(request: Request) -> Report:
+    """Raises ConfigError for a configuration that cannot be on the slice; one that does not fit is a report."""
+    placement = placement_on(request)
+    parts = assemble(request.config, placement)
+    bucket, notes = executables.largest(parts), []
+    vae = _vae_config(request.config, notes)
+    if len(request.config.data.sizes) > 1:
+        notes.append(f'of {len(request.config.data.sizes)} sizes, the one with the most work a step is planned')
+    if request.where.topology is None:
+        notes.append(
+            'nothing here compiles for this chip: what an executable needs beside what stays (~) is by formula, good '
+            'to about half; traffic is not known'
+        )
+    reports = []
+    for phase, devices in _phases(request, parts, vae, bucket, notes):
+        if request.only:
+            kept = tuple(e for e in phase.executables if any(word in e.name for word in request.only))
+            phase = dataclasses.replace(phase, executables=kept)
+        if phase.executables:
+            reports.append(measured(phase, request.where, devices))
+    return Report(request.where, str(bucket), describe(placement.mesh), tuple(reports), tuple(notes))
+
+
+def placement_on(request: Request) -> Placement:
+    """Raises ConfigError when batch, heads, tokens or parameters do not divide over the slice."""
+    if request.config.stage.dit is None:
+        raise ConfigError(f'config.stage.kind={request.config.stage.kind}: stages lowres and superres can be planned')
+    return placement_of(request.config, make_mesh(request.config.parallel, _devices(request.where)))
+
+
+def resident_bytes(request: Request) -> float:
+    """Of training, a chip: what a slice must hold at the least. Nothing is compiled."""
+    parts = assemble(request.config, placement_on(request))
+    phase = executables.training(parts, _vae_config(request.config, []), executables.largest(parts))
+    return sum(phase.resident.values())
+
+
+def _devices(where: Slice) -> Sequence[jax.Device]:
+    if where.topology is not None:
+        return devices_of(where)
+    # Nothing is compiled for GPUs: CPU devices stand for them where arrays are placed.
+    jax.config.update('jax_platforms', 'cpu')
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already; whether they are enough is seen below
+        jax.config.update('jax_num_cpu_devices', max(each.devices for each in slices.sizes(where.generation)))
+    if len(jax.devices()) < where.devices:
+        raise ConfigError(f'--topology={where}: {len(jax.devices())} CPU device(s) are too few to stand for its GPUs')
+    return jax.devices()[: where.devices]
+
+
+def _phases(
+    request: Request, parts: Assembly, vae: VAEConfig, bucket: Bucket, notes: list[str]
+) -> Iterator[tuple[Phase, int]]:
+    """Those that are asked for, each with the devices that it runs on."""
+    wanted: Collection[str] = request.phases
+    if 'training' in wanted:
+        yield executables.training(parts, vae, bucket), request.where.devices
+    if 'sampling' in wanted:
+        yield executables.sampling_phase(parts, vae, bucket), request.where.devices
+    encoder = request.config.stage.text
+    if 'text' in wanted and encoder.encoder not in ('', BYTES):
+        notes.append('T5 is taken to be XXL; it runs on one device')
+        devices = _devices(request.where.one)[:1]
+        one = Placement(make_mesh(ParallelConfig(), devices), request.config.stage.kind)
+        sizes = T5Config(dtype=encoder.dtype, param_dtype=encoder.dtype)
+        yield executables.text(sizes, encoder.length, one), 1
+
+
+def _vae_config(config: RunConfig, notes: list[str]) -> VAEConfig:
+    """Of the VAE that the configuration names; the official one where it is not here."""
+    if weights.vae_path(config.stage.vae).exists():
+        network = weights.load_vae(config.stage.vae)
+        return dataclasses.replace(network.config, dtype=config.stage.vae_dtype)
+    notes.append(f'{config.stage.vae} is not here; it is taken to be the official VAE')
+    return dataclasses.replace(vae_lib.OFFICIAL, dtype=config.stage.vae_dtype)

@@ -1,0 +1,151 @@
+"""Slices by the names that Google gives them, and GPUs: how many chips, in which shape.
+
+v4-8, v5p-8     counted in TensorCores, two a chip: 4 chips
+v7x-8           the same; JAX counts each core as a device, so 8 devices
+v5e-8, v6e-8    counted in chips
+v5p:4x8x8       the shape itself
+h100-8          GPUs, joined by NVLink
+"""
+
+import dataclasses
+import difflib
+import math
+
+from fv_jax.core.chips import CHIPS, Chip
+from fv_jax.core.config import ConfigError
+
+_FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+_CUBES = {
+    4: (2, 2, 1),
+    8: (2, 2, 2),
+    16: (2, 2, 4),
+    32: (2, 4, 4),
+    64: (4, 4, 4),
+    128: (4, 4, 8),
+    256: (4, 8, 8),
+    512: (8, 8, 8),
+    1024: (8, 8, 16),
+    2048: (8, 16, 16),
+    4096: (16, 16, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generation:
+    """shapes: by chips, those that a name without a shape means. cores: a chip's, by which names count. devices: a
+    chip's, as JAX sees them. compiler: what libtpu calls it; None for GPUs. aliases: other names of it. chip_config:
+    libtpu's name of how a chip's cores are used, where its own choice is not JAX's.
+    """
+
+    shapes: dict[int, tuple[int, ...]]
+    cores: int
+    devices: int
+    compiler: str | None
+    aliases: tuple[str, ...] = ()
+    chip_config: str | None = None
+
+
+_GPUS = {n: (n,) for n in (1, 2, 4, 8)}
+_GENERATIONS = {
+    'v4': _Generation(_CUBES, 2, 1, 'v4', chip_config='megacore'),  # both cores are one device
+    'v5e': _Generation(_FLAT, 1, 1, 'v5e', ('v5litepod', 'v5lite')),
+    'v5p': _Generation({n: s for n, s in _CUBES.items() if n <= 2048}, 2, 1, 'v5p'),
+    'v6e': _Generation(_FLAT, 1, 1, 'v6e'),
+    'v7x': _Generation({n: s for n, s in _CUBES.items() if n <= 2048}, 2, 2, 'tpu7x', ('tpu7x',)),
+    'h100': _Generation(_GPUS, 1, 1, None),
+    'h200': _Generation(_GPUS, 1, 1, None),
+}
+_NAMES = {name: known for known, g in _GENERATIONS.items() for name in (known, *g.aliases)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """generation: of `core.chips.CHIPS`. shape: chips along each direction of their own network."""
+
+    generation: str
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """As JAX counts: a v7x is two. All figures are per device."""
+        return self.chips * _GENERATIONS[self.generation].devices
+
+    @property
+    def chip(self) -> Chip:
+        """Of one device."""
+        return CHIPS[self.generation]
+
+    @property
+    def topology(self) -> str | None:
+        """Its name for libtpu, which can compile for it; None where nothing here can."""
+        compiler = _GENERATIONS[self.generation].compiler
+        return None if compiler is None else f'{compiler}:{"x".join(map(str, self.shape))}'
+
+    @property
+    def chip_config(self) -> str | None:
+        """libtpu's name of how a chip's cores are used, where it has to be said."""
+        return _GENERATIONS[self.generation].chip_config
+
+    @property
+    def one(self) -> 'Slice':
+        """One chip of it."""
+        return Slice(self.generation, (1,) * len(self.shape))
+
+    def __str__(self) -> str:
+        count = self.chips * _GENERATIONS[self.generation].cores
+        if _GENERATIONS[self.generation].shapes.get(self.chips) == self.shape:
+            return f'{self.generation}-{count}'
+        return f'{self.generation}:{"x".join(map(str, self.shape))}'
+
+
+def parse(name: str) -> Slice:
+    """'v5p-8', 'v5p:2x2x1', 'h100-8' -> the slice. Raises ConfigError for what does not exist."""
+    shaped = ':' in name
+    generation, _, size = name.partition(':' if shaped else '-')
+    generation = parse_generation(generation, name)
+    known = _GENERATIONS[generation]
+    if shaped:
+        return Slice(generation, _shape(name, generation, size))
+    if not size.isdigit() or int(size) % known.cores or int(size) // known.cores not in known.shapes:
+        sizes = ', '.join(str(n * known.cores) for n in known.shapes)
+        cores = f' ({known.cores} TensorCores a chip are counted)' if known.cores > 1 else ''
+        shape = (
+            '' if known.compiler is None else f', or a shape as in {generation}:{"x".join(map(str, known.shapes[4]))}'
+        )
+        raise ConfigError(f'--topology={name}: {generation} comes in {sizes}{cores}{shape}')
+    return Slice(generation, known.shapes[int(size) // known.cores])
+
+
+def parse_generation(name: str, whole: str | None = None) -> str:
+    """'v5litepod' -> 'v5e'. whole: what was given, for the message. Raises ConfigError for an unknown one."""
+    if name in _NAMES:
+        return _NAMES[name]
+    close = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.6)
+    hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(_GENERATIONS)}'
+    raise ConfigError(f'--topology={whole or name}: {name or "nothing"} is no known generation; {hint}')
+
+
+def sizes(generation: str) -> list[Slice]:
+    """All slices that a name without a shape can mean, from the smallest."""
+    return [Slice(generation, shape) for shape in _GENERATIONS[generation].shapes.values()]
+
+
+def _shape(name: str, generation: str, text: str) -> tuple[int, ...]:
+    known = _GENERATIONS[generation]
+    parts = text.split('x')
+    rank = len(next(iter(known.shapes.values())))
+    if known.compiler is None or len(parts) != rank or not all(part.isdigit() and int(part) for part in parts):
+        example = f'{generation}:{"x".join(map(str, known.shapes[8]))}' if known.compiler else f'{generation}-8'
+        raise ConfigError(f'--topology={name}: is no shape of {generation}; give one as in {example}')
+    shape = tuple(map(int, parts))
+    # Cubes of 4x4x4 chips are joined at will; below that there are the named ones.
+    cubes = rank == 3 and all(size % 4 == 0 for size in shape) and math.prod(shape) <= max(known.shapes)
+    if not cubes and sorted(shape) not in [sorted(each) for each in known.shapes.values()]:
+        listed = ', '.join('x'.join(map(str, each)) for each in known.shapes.values())
+        more = ', and all multiples of 4' if rank == 3 else ''
+        raise ConfigError(f'--topology={name}: there is no such slice; shapes of {generation}: {listed}{more}')
+    return shape

@@ -1,0 +1,92 @@
+"""Bytes that are sent, read from programs: written by hand, and compiled here for eight devices where there are."""
+
+import pytest
+
+from fv_jax.planning.collectives import read_traffic
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%condition (p: (s32[], f32[8,4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(LIMIT)
+  %p = (s32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%piece.1 (p.1: f32[2,4]) -> f32[8,4] {
+  %p.1 = f32[2,4]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[8,4]{1,0} all-gather(%p.1), replica_groups=[2,4]<=[8], frontend_attributes={chain_id="7"}
+}
+
+%body (q: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %q = (s32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
+  %one = s32[] constant(2)
+  %j = s32[] get-tuple-element(%q), index=0
+  %next = s32[] add(%j, %one)
+  %x = f32[8,4]{1,0:T(8,128)} get-tuple-element(%q), index=1
+  %kernel = f32[8,4] custom-call(%x), backend_config={"text":
+"a line of its own
+}}, metadata={op_name="kernel"}
+  %cut = f32[2,4]{1,0} slice(%x), slice={[0:2], [0:4]}
+  %fused = f32[8,4]{1,0} fusion(%cut), kind=kCustom, calls=%piece.1
+  %shifted = (f32[8,4]{1,0}, f32[8,4], u32[], u32[]) collective-permute-start(%fused), source_target_pairs={{0,1},{1,0}}
+  %done = f32[8,4]{1,0} collective-permute-done(%shifted)
+  ROOT %tuple.2 = (s32[]{:T(128)}, f32[8,4]{1,0}) tuple(%next, %done)
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %from = s32[] copy(%zero)
+  %tuple.1 = (s32[]{:T(128)}, f32[8,4]{1,0}) tuple(%from, %a)
+  %loop = (s32[]{:T(128)}, f32[8,4]{1,0}) while(%tuple.1), condition=%condition, body=%body
+  %y = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+  %piece = f32[2,4]{1,0} slice(%y), slice={[0:2], [0:4]}
+  %again = f32[8,4]{1,0} fusion(%piece), kind=kCustom, calls=%piece.1
+  %sum = (bf16[8,4]{1,0}, f32[4]{0}) all-reduce(%again, %y), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
+  %z = f32[1,4]{1,0} reduce-scatter(%y), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %out = f32[8,4]{1,0} all-to-all(%y), replica_groups={}, dimensions={0}
+}
+"""
+
+
+def test_a_program_in_all_its_parts():
+    traffic = read_traffic(PROGRAM.replace('LIMIT', '10'), 8)
+    assert traffic.unknown_loops == ()
+    loops = 5  # from 0 by 2 to 10
+    assert traffic.counts['collective-permute'] == loops
+    assert traffic.sent['collective-permute'] == loops * 8 * 4 * 4
+    assert traffic.sent['all-reduce'] == 2 * 3 / 4 * (8 * 4 * 2 + 4 * 4)
+    assert traffic.sent['reduce-scatter'] == 7 * 4 * 4
+    assert traffic.sent['all-to-all'] == 7 / 8 * 8 * 4 * 4
+    # One fusion that two places run: as often as both.
+    assert traffic.sent['all-gather'] == (loops + 1) * 3 / 4 * 8 * 4 * 4
+    assert traffic.total == sum(traffic.sent.values())
+
+
+def test_a_gather_in_steps_is_one_gather():
+    """The first step is outside of a loop, the others within."""
+    body = PROGRAM.replace('LIMIT', '10')
+    start = (
+        '%piece.0 (p.0: f32[2,4]) -> f32[8,4] {'
+        + body.split('%piece.1 (p.1: f32[2,4]) -> f32[8,4] {')[1].split('\n}\n')[0].replace('.1', '.0')
+        + '\n}\n\n'
+    )
+    text = body.replace('ENTRY', start + 'ENTRY').replace(
+        'fusion(%piece), kind=kCustom, calls=%piece.1', 'fusion(%piece), kind=kCustom, calls=%piece.0'
+    )
+    assert read_traffic(text, 8).counts['all-gather'] == 1
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_named():
+    text = PROGRAM.replace('constant(LIMIT)', 'negate(%p)')
+    traffic = read_traffic(text, 8)
+    assert traffic.unknown_loops == ('loop',)
+    assert traffic.counts['collective-permute'] == 1
+
+
+@pytest.mark.parametrize(
+    'text', ['', 'HloModule nothing\n\nENTRY %main () -> f32[] {\n  ROOT %c = f32[] constant(1)\n}\n']
+)
+def test_a_program_alone_sends_nothing(text):
+    assert read_traffic(text, 1).total == 0

@@ -1,0 +1,122 @@
+"""The command: what it refuses, in one line; what it says of GPUs, which need no compiler."""
+
+import json
+
+import pytest
+
+from fv_jax import plan
+from fv_jax.planning import compiling, planner, slices
+from fv_jax.planning.collectives import Traffic
+from fv_jax.planning.compiling import Compiled, TooLarge
+from fv_jax.planning.report import roofline
+
+REAL, SMOKE = 'configs/stage2.py', 'configs/stage2.py:smoke'
+
+
+def run(capsys, *flags: str) -> tuple[int, str, str]:
+    code = plan.main(flags)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--topology=v9-8',), 'v9 is no known generation'),
+        (('--topology=v6e-9',), 'v6e comes in 1, 4, 8'),
+        (('--topology=v5e-8', '--phases=trainig'), 'trainig is none of training, sampling, text'),
+        (('--topology=v5e-8', '--json=nowhere/plan.json'), 'its folder is not there'),
+        (('--topology=v5e-8', '--search', '--smallest'), 'give one of them'),
+        (('--topology=v9', '--smallest'), 'v9 is no known generation'),
+        (('--topology=h100-1', '--config.parallel.context=3'), 'there are 1 device(s)'),
+    ],
+)
+def test_wrong_usage_is_one_line(capsys, flags, message):
+    code, out, err = run(capsys, f'--config={SMOKE}', *flags)
+    assert code == 2 and message in err and err.count('\n') == 1 and not out
+
+
+def test_a_vae_is_no_stage_to_plan(capsys):
+    code, _, err = run(capsys, '--config=configs/vae.py:smoke', '--topology=h100-1')
+    assert code == 2 and 'lowres and superres can be planned' in err
+
+
+def test_without_libtpu_it_says_which_extra(capsys, monkeypatch):
+    monkeypatch.setattr(compiling.importlib.util, 'find_spec', lambda name: None)
+    code, _, err = run(capsys, f'--config={SMOKE}', '--topology=v5e-8')
+    assert code == 2 and "pip install 'fv_jax[plan]'" in err and err.count('\n') == 1
+
+
+def test_a_gpu_by_formula(capsys, tmp_path):
+    file = tmp_path / 'plan.json'
+    one_clip = '--config.data.loader.batch_size=1'
+    code, out, err = run(capsys, f'--config={REAL}', '--topology=h200-1', one_clip, f'--json={file}')
+    found = json.loads(file.read_text())
+    training, sampling = found['phases']
+    assert (code, err) == (0 if found['fits'] else plan.DOES_NOT_FIT, '')
+    assert 'by formula' in out and 'official VAE' in out
+    # 1.7 billion parameters in float32, twice that for Adam, once for the average.
+    assert training['resident']['parameters'] == pytest.approx(4 * 1.71e9, rel=0.02)
+    assert training['resident']['optimizer'] == pytest.approx(2 * training['resident']['parameters'], rel=0.01)
+    assert sampling['resident']['parameters'] == pytest.approx(training['resident']['parameters'] / 2, rel=0.01)
+    step = training['executables'][0]
+    assert step['compiled'] is None and step['flops']['attention'] == pytest.approx(7.58e15, rel=0.01)
+    # 5 evaluations, guided.
+    sampler = sampling['executables'][0]
+    assert sampler['flops']['total'] == pytest.approx(10 * step['flops']['total'] / 3, rel=0.01)
+
+
+def test_what_does_not_fit_is_a_result_with_what_to_change(capsys):
+    many = '--config.data.loader.batch_size=64'
+    code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, '--phases=training')
+    assert code == plan.DOES_NOT_FIT and not err
+    assert 'DOES NOT FIT' in out
+    for change in ('batch_size=32', 'ema_decay=0', '--topology=h100-2'):
+        assert change in out, change
+
+
+def lowered(result):
+    """Stands for a lowered program: compiling it gives the result, or raises it."""
+
+    class Lowered:
+        def compile(self):
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+    return Lowered
+
+
+class Memory:
+    argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 100, 50, 40
+    temp_size_in_bytes, generated_code_size_in_bytes = 7, 3
+
+
+class Program:
+    def memory_analysis(self):
+        return Memory
+
+    def as_text(self):
+        return ''
+
+
+def test_what_the_compiler_says():
+    found = compiling.compile_ahead(lowered(Program()), 8)
+    assert isinstance(found, Compiled) and (found.arguments, found.temporaries, found.fresh) == (100, 7, 10)
+    assert found.traffic == Traffic({}, {})
+    message = 'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: ... temporaries (20.16G) exceeds available HBM (15.75G).'
+    refused = compiling.compile_ahead(lowered(compiling.jax.errors.JaxRuntimeError(message)), 8)
+    assert isinstance(refused, TooLarge) and refused.needed == pytest.approx(20.16 * 2**30)
+    message = 'Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm.'
+    assert compiling.compile_ahead(lowered(compiling.jax.errors.JaxRuntimeError(message)), 8).needed == 2**29
+    with pytest.raises(compiling.jax.errors.JaxRuntimeError, match='Mosaic'):
+        compiling.compile_ahead(lowered(compiling.jax.errors.JaxRuntimeError('INTERNAL: Mosaic failed')), 8)
+
+
+def test_the_ceiling_that_heads_of_64_allow():
+    flops = planner.executables.Flops(attention=4e15, linear=1e15)
+    for name, share in (('v5e-8', 0.5), ('v6e-8', 0.25), ('h100-8', 1.0)):
+        where = slices.parse(name)
+        times = roofline(flops, planner.executables.Flops(), where.chip, where.devices, 64)
+        rate = 8 * where.chip.flops
+        assert times.peak == pytest.approx(5e15 / rate) and times.ceiling == pytest.approx((4e15 / share + 1e15) / rate)

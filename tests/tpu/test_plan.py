@@ -1,0 +1,30 @@
+"""The small configuration, compiled for a chip that is not there. Full size: `python -m tests.tpu.full_size`."""
+
+import importlib.util
+import json
+
+import pytest
+
+from fv_jax import plan
+
+pytestmark = [
+    pytest.mark.tpu,
+    pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install -e '.[plan]'"),
+]
+
+
+def test_a_step_on_four_chips(capsys, tmp_path):
+    file = tmp_path / 'plan.json'
+    spread = '--config.parallel.context=1', '--config.parallel.fsdp=4', '--config.data.loader.batch_size=4'
+    flags = '--config=configs/stage2.py:smoke', '--topology=v5e-4', '--phases=training', f'--json={file}'
+    assert plan.main([*flags, *spread]) == 0, capsys.readouterr().err
+    found = json.loads(file.read_text())
+    (step,) = found['phases'][0]['executables']
+    compiled = step['compiled']
+    assert compiled['temporaries'] > 0 and compiled['seconds'] > 0
+    # A chip holds a quarter of the large weights, and gathers them.
+    resident = found['phases'][0]['resident']
+    assert abs(resident['optimizer'] - 2 * resident['parameters']) < 1000
+    assert compiled['traffic']['sent'] and not compiled['traffic']['unknown_loops']
+    assert compiled['arguments'] > sum(resident.values())
+    assert 'DOES NOT FIT' not in capsys.readouterr().out
