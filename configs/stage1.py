@@ -11,6 +11,11 @@ start from, or none. It needs a TPU or GPU slice.
     :full_ft  the same without LoRA: all 5.6 billion parameters learn, in float32
     :tiny     small, trained from nothing on captioned sprites that move (previews of 17 frames at 64x96)
     :smoke    seconds: made-up film, four steps
+
+The small stage 1 that comes with the package is `:tiny`, in an hour on one core that had other work too; `python -m
+fv_jax.export --checkpoint=RUN --output=fv_jax/weights/embedded/stage1_tiny.safetensors` wrote it. Of 64 captions that
+were not in training, it shows the right object in 69 %, the right motion in 89 %, both in 61 %
+(`tests/benchmarks/small_weights.py`); 80 % and 90 % are aimed for. Backgrounds are clean, objects are still blurred.
 """
 
 from ml_collections import ConfigDict
@@ -139,4 +144,4 @@ def _small(config: ConfigDict) -> None:
         clip_norm=1.0,
         ema_decay=0.999,
     )
-    config.loop.update(num_steps=6000, log_every=50, eval_every=2000, save_every=500)
+    config.loop.update(num_steps=4500, log_every=50, eval_every=1500, save_every=500)

@@ -1,5 +1,6 @@
-"""The weights that come with the package, in 16 bits: a small VAE, trained by `configs/vae.py:tiny`, and, once they are
-trained, both small stages, as `python -m fv_jax.export` writes a run in one file.
+"""The weights that come with the package, in 16 bits: a small VAE, trained by `configs/vae.py:tiny`, and both small
+stages, trained by `configs/stage1.py:tiny` and `configs/stage2.py:tiny_sprites`, as `python -m fv_jax.export` writes a
+run in one file.
 """
 
 from pathlib import Path
