@@ -42,6 +42,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
     warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|optax|tensorboardX)\b')
+    # Of writes that a failed save leaves behind, said of no module when the process ends.
+    warnings.filterwarnings('ignore', r"coroutine '.*write_fragment' was never awaited", RuntimeWarning)
 
 
 def _unraisable(unraisable: Any) -> None:
