@@ -17,10 +17,12 @@ MEANING: dict[Cause, str] = {
     'checkpoint': 'saving or restoring a checkpoint',
 }
 
+PATIENCE: dict[Cause, int] = {'compile': 10}  # times as long: it moves, and nothing of it can be seen
+
 
 class Watchdog:
-    """Within it, a thread looks whether the run still moves. After `seconds` under one cause it prints every thread's
-    stack and ends the process; 0 never does.
+    """Within it, a thread looks whether the run still moves. After `seconds` under one cause, times its `PATIENCE`, it
+    prints every thread's stack and ends the process; 0 never does.
     """
 
     def __init__(
@@ -46,13 +48,14 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(min(self._seconds / 10, 1.0)):
             cause, since = self._goodput.current
-            if time.monotonic() - since > self._seconds:
-                self._stop(cause)
+            limit = self._seconds * PATIENCE.get(cause, 1)
+            if time.monotonic() - since > limit:
+                self._stop(cause, limit)
                 return
 
-    def _stop(self, cause: Cause) -> None:
+    def _stop(self, cause: Cause, limit: float) -> None:
         said = (
-            f'STUCK: nothing has moved for {self._seconds:.0f} s while {MEANING.get(cause, f"in {cause}")} '
+            f'STUCK: nothing has moved for {limit:.0f} s while {MEANING.get(cause, f"in {cause}")} '
             f'(config.loop.stuck_minutes). What was saved stays; the same command goes on from there. All threads:'
         )
         # A full pipe or a closed terminal must not keep the process.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,11 +120,13 @@ data.Batches.train = train
 
 
 def test_a_source_that_blocks_ends_the_run_with_every_stack(process, vae_file, tmp_path):
-    flags = *LOOP, '--config.loop.stuck_minutes=0.25'
+    flags = *LOOP, '--config.loop.stuck_minutes=0.1'
     stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=BLOCKS)
     out, err = stuck.communicate(timeout=300)
     assert stuck.returncode == exits.STUCK and 'saved step 2' in out
-    assert err.startswith('STUCK: nothing has moved for 15 s while waiting for data') and 'line 7 in train' in err
+    assert err.startswith('STUCK: nothing has moved for 6 s while waiting for data') and re.search(
+        r'"<string>", line \d+ in train\n', err
+    )
 
 
 def test_a_disk_that_stays_full_stops_a_run_and_keeps_what_was_saved(whole, process, vae_file, tmp_path):

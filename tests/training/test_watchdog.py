@@ -34,6 +34,14 @@ def test_a_run_that_moves_is_left_alone():
     assert not ended
 
 
+def test_a_program_may_take_longer_to_compile():
+    ended = []
+    goodput = Goodput()
+    with Watchdog(goodput, 0.1, ended.append), goodput.during('compile'):
+        time.sleep(0.5)
+    assert not ended
+
+
 def test_it_can_be_turned_off():
     with Watchdog(Goodput(), 0.0, lambda code: None):
         pass
