@@ -8,6 +8,7 @@ from fv_jax.core import axes
 from fv_jax.core.config import ConfigError
 from fv_jax.models.remat import Remat
 from fv_jax.planning import planner, slices
+from fv_jax.planning.compiling import gib
 from fv_jax.planning.planner import Request
 from fv_jax.planning.report import PhaseReport
 
@@ -39,7 +40,7 @@ def largest_batch(request: Request, say: Say) -> Found:
     def needed(batch: int, remat: Remat) -> float | None:
         report = _training(_with(request, batch, remat))
         fits = report.fits(request.where.chip)
-        say(f'batch {batch}, remat {remat}: {report.needed / 2**30:.2f} GiB a chip{"" if fits else ", too much"}')
+        say(f'batch {batch}, remat {remat}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
         return report.needed if fits else None
 
     return search(needed, step, request.where.chip.memory)
@@ -99,11 +100,11 @@ def smallest_slice(request: Request, generation: str, say: Say) -> slices.Slice:
             say(f'{where}: {error}')
             continue
         if resident > where.chip.memory:
-            say(f'{where}: {resident / 2**30:.2f} GiB a chip of state alone, too much')
+            say(f'{where}: {gib(resident)} a chip of state alone, too much')
             continue
         report = _training(here)
         fits = report.fits(where.chip)
-        say(f'{where}: {report.needed / 2**30:.2f} GiB a chip{"" if fits else ", too much"}')
+        say(f'{where}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
         if fits:
             return where
     raise ConfigError(f'--topology={generation}: no slice of this generation fits the run')
