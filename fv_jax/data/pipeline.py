@@ -14,7 +14,7 @@ from fv_jax.data.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.buckets import Bucket, Fit
 from fv_jax.data.degradations import Degradation, StrongConfig, Twin, WeakConfig
 from fv_jax.data.loader import Batch, LoaderConfig, Part, Source, Stream, batches, check_parts, mixed_batches
-from fv_jax.data.sources import EMBEDDED, IMAGES, STILLS, SYNTHETIC, TFDS
+from fv_jax.data.sources import EMBEDDED, IMAGES, STILLS, SWINGS, SYNTHETIC, TFDS
 from fv_jax.data.text import TextEncoder
 
 
@@ -37,7 +37,8 @@ class CacheConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """train, heldout: names of sources, as `sources.py` explains them: 'embedded', 'synthetic', a folder of shards,
-      'images:FOLDER', 'stills:NAME', joined by '+', with '@weight' behind each to mix them. heldout may be '' for none.
+      'images:FOLDER', 'stills:NAME', 'swing:NAME', joined by '+', with '@weight' behind each to mix them. heldout may
+      be '' for none.
     frames, height, width: of a clip; larger ones are cut to a window and, per `fit`, cropped or resized.
     buckets: sizes to train at in place of that one; every clip goes to the one that suits it (`Fit`).
     token_budget: video tokens of a global batch; each bucket's batch is as large as it allows, a multiple of
@@ -139,8 +140,8 @@ def _one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecords) -
         return synthetic_clips(config.eval_clips if heldout else 4, *_size(config, heldout))
     if sprites.is_name(name):
         return sprites.source(name, _size(config, heldout), heldout=heldout)
-    if kind == STILLS:
-        return sources.Stills(_one_source(rest, config, heldout, bad))
+    if kind in (STILLS, SWINGS):
+        return (sources.Stills if kind == STILLS else sources.Swings)(_one_source(rest, config, heldout, bad))
     if kind == TFDS:
         from fv_jax.data.video_dataset import Examples  # importing TFDS takes seconds
 

@@ -4,6 +4,7 @@
   synthetic           made up, for smoke tests
   sprites, sprite_crops      drawn, with captions (`sprites.source`); 'sprites:500' for 500 clips
   stills:NAME         the first frame of every clip of another source, as pictures
+  swing:NAME          every clip of another source forth, back and forth again: longer clips
   images:FOLDER       pictures (png, jpg, jpeg, webp), with captions as beside films (`captions.py`)
   tfds:FOLDER         a TFDS data set of videos, prepared there (`video_dataset.py`)
   gs://BUCKET/FOLDER  or another URL that fsspec knows: shards, copied to a local folder when opened
@@ -30,7 +31,7 @@ from fv_jax.data.captions import Captions
 from fv_jax.data.loader import Shards, Source
 from fv_jax.data.records import Record, count_records, index_of, list_shards, record_size
 
-EMBEDDED, SYNTHETIC, STILLS, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'images', 'tfds'
+EMBEDDED, SYNTHETIC, STILLS, SWINGS, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'swing', 'images', 'tfds'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 CACHE_VARIABLE = 'FV_JAX_CACHE'
 
@@ -116,8 +117,8 @@ def _decoded(source: Source, index: int) -> Record | ValueError:
         return error
 
 
-class Stills:
-    """The first frames of a source's clips, as clips of one frame."""
+class Remade:
+    """A source whose clips are made of another's, frame by frame."""
 
     def __init__(self, source: Source):
         self._source, self.sources = source, (source,)
@@ -128,16 +129,44 @@ class Stills:
     def __getitem__(self, index: int) -> Record:
         record = self._source[index]
         if (video := record.get('video')) is None:
-            raise ValueError(f'{self.record_name(index)}: has no video to take a still of')
-        first = video_io.decode(video, max_frames=1).frames if isinstance(video, bytes) else video[:1]
-        return record | {'video': first, 'frames': 1}
+            raise ValueError(f'{self.record_name(index)}: has no video')
+        frames = self._frames(video)
+        return record | {'video': frames, 'frames': len(frames)}
 
     def record_name(self, index: int) -> str:
         return record_name(self._source, index)
 
     def sizes(self) -> np.ndarray | None:
         sizes = sizes_of(self._source)
-        return None if sizes is None else np.column_stack([np.minimum(sizes[:, 0], 1), sizes[:, 1:]])
+        return None if sizes is None else np.column_stack([self._counts(sizes[:, 0]), sizes[:, 1:]])
+
+    def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _counts(self, frames: np.ndarray) -> np.ndarray:
+        """How many frames are made of so many."""
+        raise NotImplementedError
+
+
+class Stills(Remade):
+    """The first frames of a source's clips, as clips of one frame."""
+
+    def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
+        return video_io.decode(video, max_frames=1).frames if isinstance(video, bytes) else video[:1]
+
+    def _counts(self, frames: np.ndarray) -> np.ndarray:
+        return np.minimum(frames, 1)
+
+
+class Swings(Remade):
+    """A source's clips forth, back and forth again: 3 F - 2 frames of F, for nets that must see longer ones."""
+
+    def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
+        forth = video_io.decode(video).frames if isinstance(video, bytes) else video
+        return np.concatenate([forth, forth[-2::-1], forth[1:]]) if len(forth) > 1 else forth
+
+    def _counts(self, frames: np.ndarray) -> np.ndarray:
+        return np.maximum(3 * frames - 2, 0)
 
 
 class ImageFolder:

@@ -89,6 +89,23 @@ def test_stills_are_first_frames(tmp_path):
     assert stills.record_name(2) == f'{shards.paths[1]}, record 0'
 
 
+def test_swings_go_forth_and_back_and_forth(tmp_path):
+    shards = Shards(write(tmp_path))
+    swings = sources.Swings(shards)
+    forth = video_io.decode(shards[2]['video']).frames
+    frames = swings[2]['video']
+    assert len(frames) == swings[2]['frames'] == 3 * len(forth) - 2
+    np.testing.assert_array_equal(frames[: len(forth)], forth)
+    period = 2 * (len(forth) - 1)
+    np.testing.assert_array_equal(frames[period:], forth)
+    np.testing.assert_array_equal(frames[: period + 1], frames[period::-1])
+    assert swings.sizes()[:, 0].tolist() == [len(swings[i]['video']) for i in range(3)]
+    one = sources.Swings([{'video': forth[:1]}])
+    assert len(one[0]['video']) == 1 and one.sizes()[0, 0] == 1
+    with pytest.raises(ValueError, match='record 0: has no video'):
+        _ = sources.Swings([{'caption': 'a'}])[0]
+
+
 def test_shards_far_away_are_copied_once(tmp_path, monkeypatch):
     paths = write(tmp_path / 'local')
     monkeypatch.setenv(sources.CACHE_VARIABLE, str(tmp_path / 'cache'))
