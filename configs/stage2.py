@@ -66,11 +66,12 @@ PHASES = {
     },
 }
 
-# On two cores: half the film's size, then all of it; noise around the small VAE's source timestep; no preferred set.
+# On two cores: half the film's size, then all of it; noise around the small VAE's source timestep. The last phase's
+# preferred set is the same film where none is named.
 TINY_PHASES = {
-    'phase1': {'size': (17, 128, 240), 'noise': (20, 150), 'learning_rate': 1e-3, 'num_steps': 400},
-    'phase2': {'size': (17, 256, 480), 'noise': (20, 90), 'learning_rate': 5e-4, 'num_steps': 250},
-    'phase3': {'size': (17, 256, 480), 'noise': (40, 60), 'learning_rate': 1e-4, 'num_steps': 50},
+    'phase1': {'size': (17, 128, 240), 'noise': (20, 150), 'learning_rate': 2e-3, 'num_steps': 500},
+    'phase2': {'size': (17, 256, 480), 'noise': (20, 120), 'learning_rate': 1e-3, 'num_steps': 600},
+    'phase3': {'size': (17, 256, 480), 'noise': (50, 90), 'learning_rate': 2e-4, 'num_steps': 100},
 }
 
 
@@ -176,16 +177,24 @@ def _phase(config: ConfigDict, name: str) -> None:
 def _tiny_phase(config: ConfigDict, name: str) -> None:
     phase = TINY_PHASES[name]
     frames, height, width = phase['size']
+    _tiny(config)
+    # Four whole clips of either size a step, or a few more pictures.
+    token_budget = 4 * (1 + (frames - 1) // 4) * (height // 16) * (width // 16)
     config.data.update(
-        train='embedded@4+stills:embedded@1', frames=frames, height=height, width=width, fit='resize', token_budget=1200
+        train='embedded@4+stills:embedded@1',
+        frames=frames,
+        height=height,
+        width=width,
+        fit='resize',
+        token_budget=token_budget,
     )
     config.data.buckets = _buckets((phase['size'], (1, height, width)))
     config.data.update(degradations.weak_and_strong())
     config.data.cache.low_variants = 4  # of both kinds
     config.stage.superres.source_timestep_range = phase['noise']
     config.stage.superres.image_source_timestep_range = phase['noise']
-    config.optim.update(learning_rate=phase['learning_rate'], lr_schedule='constant', warmup_steps=20)
-    config.loop.update(num_steps=phase['num_steps'], eval_every=50, save_every=50)
+    config.optim.update(learning_rate=phase['learning_rate'], lr_schedule='constant')
+    config.loop.update(num_steps=phase['num_steps'], eval_every=phase['num_steps'], save_every=100)
 
 
 def _tiny(config: ConfigDict) -> None:
