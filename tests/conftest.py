@@ -1,12 +1,30 @@
-"""For every test: the CPU (unless the environment asks for a device), no silent broadcasting between ranks, and no
-compilation cache on disk, so that a test never passes on what an earlier run compiled.
+"""For every test: the CPU (unless the environment asks for a device), no silent broadcasting between ranks, and what
+makes the tests quick, most of whose time goes into compiling:
+
+* Programs that LLVM optimizes little. What runs slower is too small to show it; no tolerance is wider for it. With
+  JAX_DISABLE_MOST_OPTIMIZATIONS=false, as launch/check.sh runs tests/parity, they are those that are used.
+* What one test compiled, no other one of the same process compiles again. The cache is a folder of this process, empty
+  at its start and gone at its end, so that no test passes on what an earlier run compiled; programs that a test starts
+  do not see it: one that is killed would leave half an entry.
 """
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
 import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = tempfile.mkdtemp(prefix='fv_jax_compiled_')
+    jax.config.update('jax_compilation_cache_dir', folder)
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -168,12 +168,11 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, number: int, code: int) 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     shards = tmp_path / 'out' / 'clips'
-    deadline = time.monotonic() + 60
     while not list(shards.glob('.clips.*.partial/0')):  # the first shard has been begun
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert 'nothing was written' in err.splitlines()[-1] and 'Traceback' not in err
     assert [path.name for path in tmp_path.iterdir()] == ['long.mp4']

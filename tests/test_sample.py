@@ -17,12 +17,6 @@ from tests.data import films
 from tests.inference import tiny
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
-
-
 @pytest.fixture(scope='module')
 def stage(tmp_path_factory):
     path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'

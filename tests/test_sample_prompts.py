@@ -46,29 +46,28 @@ def weights(tmp_path_factory):
 
 
 def test_the_whole_walk(weights, tmp_path, capsys):
-    with tiny.fast_compiling():
-        run, flags = tmp_path / 'run', [f'--checkpoint={weights}', '--stage1.num_steps=2', '--batch=1']
-        assert sample.main(['--prompt', 'a dog', f'--output={run}', '--seed=5', *flags]) == 0
-        assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
-        assert f'--enhance {run}/0' in capsys.readouterr().out
-        # Later, from what is stored; the weights are those of then.
-        (run / '0' / 'preview.mp4').write_text('no film any more')
-        assert sample.main(['--enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
-        later = video_io.decode(run / '0' / 'video.mp4').frames
-        assert later.shape == (9, 64, 128, 3) and later.std() > 1
-        # In one go it is the same video, and nothing is compiled for it.
-        at_once = tmp_path / 'at_once'
-        with compiled() as programs:
-            both = [f'--output={at_once}', '--seed=5', '--yes', '--stage2.num_steps=1', *flags]
-            assert sample.main(['--prompt', 'a dog', *both]) == 0
-        assert not programs
-        assert (at_once / '0' / 'video.mp4').read_bytes() == (run / '0' / 'video.mp4').read_bytes()
-        # Again, from the mp4 alone.
-        made = record.from_json(video_io.read_comment(at_once / '0' / 'video.mp4'))
-        assert made.preview.settings.num_steps == 2 and made.enhance.settings.num_steps == 1
-        again = tmp_path / 'again.mp4'
-        assert sample.main([f'--repeat={at_once}/0/video.mp4', f'--output={again}']) == 0
-        assert again.read_bytes() == (at_once / '0' / 'video.mp4').read_bytes()
+    run, flags = tmp_path / 'run', [f'--checkpoint={weights}', '--stage1.num_steps=2', '--batch=1']
+    assert sample.main(['--prompt', 'a dog', f'--output={run}', '--seed=5', *flags]) == 0
+    assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
+    assert f'--enhance {run}/0' in capsys.readouterr().out
+    # Later, from what is stored; the weights are those of then.
+    (run / '0' / 'preview.mp4').write_text('no film any more')
+    assert sample.main(['--enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
+    later = video_io.decode(run / '0' / 'video.mp4').frames
+    assert later.shape == (9, 64, 128, 3) and later.std() > 1
+    # In one go it is the same video, and nothing is compiled for it.
+    at_once = tmp_path / 'at_once'
+    with compiled() as programs:
+        both = [f'--output={at_once}', '--seed=5', '--yes', '--stage2.num_steps=1', *flags]
+        assert sample.main(['--prompt', 'a dog', *both]) == 0
+    assert not programs
+    assert (at_once / '0' / 'video.mp4').read_bytes() == (run / '0' / 'video.mp4').read_bytes()
+    # Again, from the mp4 alone.
+    made = record.from_json(video_io.read_comment(at_once / '0' / 'video.mp4'))
+    assert made.preview.settings.num_steps == 2 and made.enhance.settings.num_steps == 1
+    again = tmp_path / 'again.mp4'
+    assert sample.main([f'--repeat={at_once}/0/video.mp4', f'--output={again}']) == 0
+    assert again.read_bytes() == (at_once / '0' / 'video.mp4').read_bytes()
 
 
 # With a pipeline that draws a grey whose level is the seed.

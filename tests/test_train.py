@@ -26,12 +26,6 @@ NO_EVAL = '--config.loop.eval_every=0'
 FIXTURES = runs.ROOT / 'tests' / 'parity' / 'official_dev'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling(tmp_path_factory):
-    with tiny.fast_compiling(), runs.shared_compiling(tmp_path_factory.mktemp('compiled')):
-        yield
-
-
 @pytest.fixture(scope='module')
 def vae_file(tmp_path_factory):
     path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'

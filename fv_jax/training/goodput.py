@@ -37,6 +37,11 @@ class Goodput:
         """Something has come forward, under the same cause."""
         self.turn_to(self.current[0])
 
+    def unmoved(self) -> tuple[Cause, float]:
+        """The current cause, and the seconds that it has been current without anything coming forward."""
+        cause, since = self.current
+        return cause, self._clock() - since
+
     @contextlib.contextmanager
     def during(self, cause: Cause) -> Iterator[None]:
         before = self.current[0]

@@ -4,7 +4,6 @@ import faulthandler
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -47,11 +46,15 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(self._seconds / 10, 1.0)):
-            cause, since = self._goodput.current
-            limit = self._seconds * PATIENCE.get(cause, 1)
-            if time.monotonic() - since > limit:
-                self._stop(cause, limit)
+            if overdue := self.overdue():
+                self._stop(*overdue)
                 return
+
+    def overdue(self) -> tuple[Cause, float] | None:
+        """Under which cause nothing has moved for longer than it may, and how many seconds it may."""
+        cause, seconds = self._goodput.unmoved()
+        limit = self._seconds * PATIENCE.get(cause, 1)
+        return (cause, limit) if seconds > limit else None
 
     def _stop(self, cause: Cause, limit: float) -> None:
         said = (

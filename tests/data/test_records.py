@@ -4,7 +4,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import ml_dtypes
@@ -161,10 +160,8 @@ def test_a_refused_write_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> No
 
 def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     """Shards are not seen before they are complete."""
-    started = time.monotonic()
     with RecordWriter(tmp_path, 'train') as writer:
         writer.write({'i': 0})
         with pytest.raises(ValueError, match='holds no'):
             records.list_shards(tmp_path)
     assert records.count_records(records.list_shards(tmp_path)) == 1
-    assert time.monotonic() - started < 30

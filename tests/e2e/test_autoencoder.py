@@ -4,18 +4,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from fv_jax import export, train
 from fv_jax.weights import load_vae
 from tests import runs
-from tests.inference import tiny
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling(tmp_path_factory):
-    with tiny.fast_compiling(), runs.shared_compiling(tmp_path_factory.mktemp('compiled')):
-        yield
 
 
 def test_a_run_of_the_vae_goes_on_as_if_it_had_not_stopped(tmp_path, capsys):

@@ -30,7 +30,7 @@ LOOP = (
 @pytest.fixture(scope='module', autouse=True)
 def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compiled')
-    with tiny.fast_compiling(), runs.shared_compiling(folder):
+    with runs.shared_compiling(folder):
         yield folder
 
 

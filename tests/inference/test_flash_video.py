@@ -25,12 +25,6 @@ DOG, CAT = 'a dog', 'a cat runs'
 pytestmark = pytest.mark.filterwarnings('ignore:prompt .*only the first:UserWarning')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pipeline')

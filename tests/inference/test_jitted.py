@@ -3,18 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from fv_jax.inference import jitted
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae import split_moments
 from tests.inference import tiny
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
 
 
 def test_latents_are_means_and_both_ways_are_chunked():

@@ -23,12 +23,6 @@ KEY = jax.random.key(0)
 WINDOWS = Windows(9, 5)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
-
-
 # The noise.
 
 

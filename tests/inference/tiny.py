@@ -36,12 +36,13 @@ SUPERRES = SuperResConfig(source_timestep=100, text_length=3, num_steps=2)
 
 @contextlib.contextmanager
 def fast_compiling() -> Iterator[None]:
-    """Half the compile time; what runs slower is too small to show it."""
+    """As tests/conftest.py has it by default."""
+    before = jax.config.values['jax_disable_most_optimizations']
     jax.config.update('jax_disable_most_optimizations', True)
     try:
         yield
     finally:
-        jax.config.update('jax_disable_most_optimizations', False)
+        jax.config.update('jax_disable_most_optimizations', before)
 
 
 def random(shapes: Any, scale: float) -> Any:

@@ -30,7 +30,7 @@ def bash(*words: str | Path, env: Mapping[str, str] | None = None, home: Path | 
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

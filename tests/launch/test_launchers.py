@@ -320,7 +320,7 @@ def test_on_a_host_a_run_starts_once_and_stops(tmp_path):
     log = tmp_path / 'fv_jax.log'
 
     def shows(text: str) -> bool:
-        for _ in range(500):
+        for _ in range(30_000):  # minutes, on a busy machine
             if log.exists() and text in log.read_text():
                 return True
             time.sleep(0.01)
@@ -349,5 +349,5 @@ def test_shellcheck():
         assert bash('-n', script).returncode == 0
     beside_python = Path(sys.executable).parent / 'shellcheck'
     command = [str(beside_python) if beside_python.exists() else 'shellcheck', '-x', '--source-path=SCRIPTDIR']
-    result = subprocess.run([*command, *scripts], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([*command, *scripts], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr

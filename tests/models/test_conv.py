@@ -8,13 +8,6 @@ from flax import nnx
 
 from fv_jax.models import conv
 from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv
-from tests.inference import tiny
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
 
 
 def normal(*shape, seed=0):

@@ -12,7 +12,6 @@ from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.models.dit import STAGE1, DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam, add_lora, merge_lora
-from tests.inference import tiny
 
 LORA = LoRAConfig(rank=3, alpha=2.0, targets=('qkv', 'attention_out', 'modulation', 'mlp'))
 PLAIN = DiTConfig(
@@ -44,12 +43,6 @@ def inputs():
     x = jnp.asarray(rng.standard_normal((2, 2, 4, 4, 3)), jnp.float32)
     text = jnp.asarray(rng.standard_normal((2, 3, 5)), jnp.float32)
     return x, jnp.asarray([900.0, 100.0]), text, jnp.full(2, 675)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -17,12 +17,6 @@ from tests.inference import tiny
 CONFIG = tiny.VAE_CONFIG
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
-
-
 @pytest.fixture(scope='module')
 def network():
     return tiny.vae()

@@ -7,8 +7,6 @@ import os
 import jax
 import pytest
 
-from tests.inference import tiny
-
 FLAG = '--xla_force_host_platform_device_count=8'
 
 
@@ -19,9 +17,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if 'tests/parallel/' in item.nodeid:
             item.add_marker(pytest.mark.skip(reason=f'needs XLA_FLAGS={FLAG}, in a process of its own'))
-
-
-@pytest.fixture(scope='session', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield

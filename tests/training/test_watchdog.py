@@ -1,22 +1,27 @@
 """A run that does not move is ended, with every stack; one that does is not."""
 
-import time
+import threading
 
 from fv_jax.core.exits import STUCK
 from fv_jax.training.goodput import Goodput
 from fv_jax.training.watchdog import Watchdog
 
 
-def stuck_in_a_source():
-    time.sleep(0.6)
+def stuck_in_a_source(until: threading.Event) -> None:
+    assert until.wait(300)
 
 
 def test_a_run_that_does_not_move_is_ended_with_every_stack(tmp_path):
-    ended = []
+    ended, over = [], threading.Event()
+
+    def end(code):
+        ended.append(code)
+        over.set()
+
     goodput = Goodput()
     with (tmp_path / 'said').open('w+') as stream:
-        with Watchdog(goodput, 0.2, ended.append, stream), goodput.during('data'):
-            stuck_in_a_source()
+        with Watchdog(goodput, 0.2, end, stream), goodput.during('data'):
+            stuck_in_a_source(over)
         stream.seek(0)
         said = stream.read()
     assert ended == [STUCK]
@@ -25,21 +30,26 @@ def test_a_run_that_does_not_move_is_ended_with_every_stack(tmp_path):
 
 
 def test_a_run_that_moves_is_left_alone():
-    ended = []
-    goodput = Goodput()
-    with Watchdog(goodput, 0.4, ended.append):
-        for _ in range(8):
-            time.sleep(0.1)
-            goodput.moved()
-    assert not ended
+    now = [0.0]
+    goodput = Goodput(lambda: now[0])
+    watchdog = Watchdog(goodput, 10.0)
+    for _ in range(8):
+        now[0] += 9.0
+        assert watchdog.overdue() is None
+        goodput.moved()
+    now[0] += 11.0
+    assert watchdog.overdue() == ('start', 10.0)
 
 
 def test_a_program_may_take_longer_to_compile():
-    ended = []
-    goodput = Goodput()
-    with Watchdog(goodput, 0.1, ended.append), goodput.during('compile'):
-        time.sleep(0.5)
-    assert not ended
+    now = [0.0]
+    goodput = Goodput(lambda: now[0])
+    watchdog = Watchdog(goodput, 10.0)
+    with goodput.during('compile'):
+        now[0] += 99.0
+        assert watchdog.overdue() is None
+        now[0] += 2.0
+        assert watchdog.overdue() == ('compile', 100.0)
 
 
 def test_it_can_be_turned_off():

@@ -19,12 +19,6 @@ WITH_LORA = dataclasses.replace(PLAIN, lora=LORA)
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compiling():
-    with tiny.fast_compiling():
-        yield
-
-
 def network(config):
     graphdef, abstract = nnx.split(nnx.eval_shape(creator(config)))
     return nnx.merge(graphdef, tiny.random(abstract, 0.2))
