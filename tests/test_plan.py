@@ -29,6 +29,8 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
         (('--topology=v5e-8', '--search', '--smallest'), 'give one of them'),
         (('--topology=v9', '--smallest'), 'v9 is no known generation'),
         (('--topology=h100-1', '--config.parallel.context=3'), 'there are 1 device(s)'),
+        (('--topology=h100-1', '--tile-size=100x64'), 'tile_size: height=100: must be a multiple of 8'),
+        (('--topology=h100-1', '--tile-overlap=8'), 'means nothing without --tile-size'),
     ],
 )
 def test_wrong_usage_is_one_line(capsys, flags, message):
@@ -64,6 +66,34 @@ def test_a_gpu_by_formula(capsys, tmp_path):
     # 5 evaluations, guided.
     sampler = sampling['executables'][0]
     assert sampler['flops']['total'] == pytest.approx(10 * step['flops']['total'] / 3, rel=0.01)
+
+
+def test_tiles_on_one_gpu(capsys, tmp_path):
+    found = {}
+    flags = f'--config={REAL}', '--topology=h100-1', '--config.data.loader.batch_size=1', '--phases=sampling'
+    for name, more in (('whole', ()), ('tiles', ('--tile-size=568x528',))):
+        file = tmp_path / f'{name}.json'
+        _, out, err = run(capsys, *flags, *more, f'--json={file}')
+        (phase,) = json.loads(file.read_text())['phases']
+        found[name] = {item['name']: item for item in phase['executables']}
+        assert not err and '1 h100 device(s)' in out and 'cpu' not in out
+        assert ('video' in phase['resident']) == bool(more)
+    assert found['whole'].keys() == found['tiles'].keys()
+    for name in found['whole']:
+        whole, tiles = found['whole'][name], found['tiles'][name]
+        if name == 'sampler':
+            assert tiles == whole
+            continue
+        assert tiles['runs'] == 8 * whole['runs']
+        assert tiles['beside'] == pytest.approx(568 * 528 / (1072 * 1920) * whole['beside'])
+        assert tiles['flops']['vae'] == pytest.approx(8 * 568 * 528 / (1072 * 1920) * whole['flops']['vae'], rel=0.01)
+
+
+def test_tiles_are_for_stage_2_on_one_device(capsys):
+    for config, words in ((REAL, 'tiles are for one device'), ('configs/stage1.py', 'previews are decoded in whole')):
+        flags = f'--config={config}', '--topology=h100-8', '--phases=sampling', '--tile-size=568x528'
+        code, out, err = run(capsys, *flags)
+        assert code == 2 and words in err and err.count('\n') == 1 and not out
 
 
 def test_what_does_not_fit_is_a_result_with_what_to_change(capsys):

@@ -159,9 +159,10 @@ class Pipeline:
             z = np.stack([previews[i].latents for i in rows])
             video = sampling.decoded(decoder.jitted, z)
             vae, sampled = second.vae.jitted, noise if settings.sampled_source else None
-            z_low = sampling.low_res_latents(vae, video, size, sampled)
+            z_low = sampling.low_res_latents(vae, video, size, sampled, settings.tiling)
             z_high = sampling.transport(loaded, z_low, rows_of(text_BLD, rows), noise, rules=self.rules)
-            frames = to_uint8(np.asarray(sampling.decoded(vae, z_high, width_slices=settings.slices)))
+            large = sampling.decoded(vae, z_high, settings.tiling, width_slices=settings.slices)
+            frames = to_uint8(np.asarray(large))
             made = {i: Enhanced(seeds[i], settings, weights) for i in rows}
             yield [
                 Video(frames[row], dataclasses.replace(previews[i].record, enhance=made[i]))

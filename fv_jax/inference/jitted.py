@@ -13,8 +13,9 @@ import jax
 from flax import nnx
 
 from fv_jax.core import axes
-from fv_jax.models import vae_chunking
+from fv_jax.models import vae_chunking, vae_tiling
 from fv_jax.models.vae import SPATIAL_FACTOR, VAE, Cache, split_moments
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Names, Placement
 
@@ -60,17 +61,24 @@ class JittedVAE(NamedTuple):
     encoder: ChunkFn
     decoder: ChunkFn
 
-    def moments(self, video_BFHWC: jax.Array) -> jax.Array:
-        """A video's moments (mean | logvar), not scaled, with the official chunks."""
-        return vae_chunking.encode(self, video_BFHWC)
+    def moments(self, video_BFHWC: jax.Array, tiling: Tiling | None = None) -> jax.Array:
+        """A video's moments (mean | logvar), not scaled, with the official chunks. tiling: None for whole frames."""
+        return (
+            vae_chunking.encode(self, video_BFHWC) if tiling is None else vae_tiling.encode(self, video_BFHWC, tiling)
+        )
 
     def latents(self, video_BFHWC: jax.Array) -> jax.Array:
         """The means of a video's latents, not scaled, with the official chunks."""
         return split_moments(self.moments(video_BFHWC))[0]
 
-    def video(self, z_BFHWC: jax.Array, *, width_slices: int = 1) -> jax.Array:
-        """Latents, not scaled, to video nominally in [-1, 1], with the official chunks; see `vae_chunking.decode`."""
-        return vae_chunking.decode(self, z_BFHWC, width_slices=width_slices)
+    def video(self, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1) -> jax.Array:
+        """Latents, not scaled, to video nominally in [-1, 1], with the official chunks; see `vae_chunking.decode`.
+        tiling: None for whole frames, or slices of them.
+        """
+        if tiling is None:
+            return vae_chunking.decode(self, z_BFHWC, width_slices=width_slices)
+        assert width_slices == 1, width_slices  # the settings refuse both
+        return vae_tiling.decode(self, z_BFHWC, tiling)
 
 
 def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:

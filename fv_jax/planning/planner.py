@@ -14,6 +14,7 @@ from fv_jax.data.text import BYTES
 from fv_jax.models import vae as vae_lib
 from fv_jax.models.t5 import T5Config
 from fv_jax.models.vae import VAEConfig
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel.mesh import ParallelConfig, describe, make_mesh
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import executables, slices
@@ -27,12 +28,15 @@ PHASES = ('training', 'sampling', 'text')
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is planned. phases: of `PHASES`. only: executables whose name has one of these in it; () takes all."""
+    """What is planned. phases: of `PHASES`. only: executables whose name has one of these in it; () takes all. tiling:
+    of the VAE when sampling; None for whole frames.
+    """
 
     config: RunConfig
     where: Slice
     phases: tuple[str, ...] = PHASES
     only: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 def plan(request: Request) -> Report:
@@ -55,7 +59,9 @@ def plan(request: Request) -> Report:
             phase = dataclasses.replace(phase, executables=kept)
         if phase.executables:
             reports.append(measured(phase, request.where, devices))
-    return Report(request.where, str(bucket), describe(placement.mesh), tuple(reports), tuple(notes))
+    # CPU devices may have stood for the slice's.
+    mesh = describe(placement.mesh, request.where.generation)
+    return Report(request.where, str(bucket), mesh, tuple(reports), tuple(notes))
 
 
 def placement_on(request: Request) -> Placement:
@@ -92,7 +98,7 @@ def _phases(
     if 'training' in wanted:
         yield executables.training(parts, vae, bucket), request.where.devices
     if 'sampling' in wanted:
-        yield executables.sampling_phase(parts, vae, bucket), request.where.devices
+        yield executables.sampling_phase(parts, vae, bucket, request.tiling), request.where.devices
     encoder = request.config.stage.text
     if 'text' in wanted and encoder.encoder not in ('', BYTES):
         notes.append('T5 is taken to be XXL; it runs on one device')
