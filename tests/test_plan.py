@@ -1,14 +1,18 @@
 """The command: what it refuses, in one line; what it says of GPUs, which need no compiler."""
 
+import dataclasses
 import json
 
 import pytest
 
 from fv_jax import plan
-from fv_jax.planning import compiling, planner, slices
+from fv_jax.assembly import RunConfig
+from fv_jax.core.command_line import read_config
+from fv_jax.planning import compiling, flops, planner, slices
 from fv_jax.planning.collectives import Traffic
 from fv_jax.planning.compiling import Compiled, TooLarge
-from fv_jax.planning.report import roofline
+from fv_jax.planning.executables import Executable, Phase
+from fv_jax.planning.report import executed, roofline
 
 REAL, SMOKE = 'configs/stage2.py', 'configs/stage2.py:smoke'
 
@@ -150,3 +154,27 @@ def test_the_ceiling_that_heads_of_64_allow():
         times = roofline(flops, planner.executables.Flops(), where.chip, where.devices, 64)
         rate = 8 * where.chip.flops
         assert times.peak == pytest.approx(5e15 / rate) and times.ceiling == pytest.approx((4e15 / share + 1e15) / rate)
+
+
+def test_wider_heads_take_half_the_time_where_the_matrix_unit_is_wider():
+    """The same model FLOPs; on GPUs heads of 64 run at full rate, and nothing is said."""
+    configs = [read_config(RunConfig, name, [('data.loader.batch_size', '1')]) for name in (REAL, f'{REAL}:head128')]
+    narrow, wide = (config.stage.dit for config in configs)
+    assert (narrow.num_heads, wide.num_heads, wide.head_dim) == (30, 15, 128)
+    assert dataclasses.replace(wide, num_heads=30) == narrow
+    row = flops.Sequence(text=226, video=13 * 67 * 120)
+    work, again = (f(narrow, row) for f in (flops.dit_training, flops.recomputed))
+    assert (work, again) == (flops.dit_training(wide, row), flops.recomputed(wide, row))
+    step = Executable('training step', lambda: None, 1, work, again, 0, 0)
+    for name, saved in (('v5e-8', 0.48), ('v6e-8', 0.49), ('h100-8', 0)):
+        where = slices.parse(name)
+        phase = Phase('training', {}, (step,), 1, narrow.head_dim)
+        before, after = (executed(phase, where, 8, size) for size in (64, 128))
+        assert 1 - after / before == pytest.approx(saved, abs=0.01)
+        said = list(planner._wider_heads(phase, planner.Request(configs[0], where), 8))
+        assert len(said) == (saved > 0)
+        if said:
+            assert (
+                f'heads of 128 (--config.stage.dit.num_heads=15) would take {after:.3g} s in place of {before:.3g}'
+                in said[0]
+            )
