@@ -30,6 +30,7 @@ import tqdm
 from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
+from fv_jax.core import speed
 from fv_jax.core.command_line import Override, Parser, UsageError, one_line, override, parse_size, quiet_libraries
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple, output_size
@@ -39,10 +40,13 @@ from fv_jax.inference import prompts, record, run_folder, walk
 from fv_jax.inference.clip_file import write_clip
 from fv_jax.inference.pipeline import Enhancer, enhance, jit_transport
 from fv_jax.inference.record import Origin
+from fv_jax.inference.results import Stored
+from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
 from fv_jax.inference.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.inference.windows import Windows
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.vae_tiling import Tiling
+from fv_jax.planning import work
 from fv_jax.stages.superres import SuperRes
 
 T = TypeVar('T')
@@ -262,12 +266,28 @@ def _preview(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     final = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
     fv.check(preview, final if arguments.yes else None)
     folders = walk.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=_say)
+    _say_previewing(fv, preview, len(folders))
     if arguments.yes:
         stored = [run_folder.load(folder) for folder in folders]
         outputs = [folder / run_folder.VIDEO for folder in folders]
         walk.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=_say)
+        _say_enhancing(fv, final, stored)
     else:
         _say(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
+
+
+def _say_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
+    _say_speed(fv, 'preview', work.preview(fv.first, settings, rows))
+
+
+def _say_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[Stored]) -> None:
+    _say_speed(fv, 'enhance', work.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
+
+
+def _say_speed(fv: api.FlashVideo, name: str, done: speed.Work) -> None:
+    seconds = fv.clock.running_s[name]
+    said = speed.line(speed.figures(done, seconds) | speed.peak_memory())
+    _say(f'{name}: {said}, in {seconds:.1f} s beside {fv.clock.compiling_s[name]:.1f} s of compiling')
 
 
 def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
@@ -284,6 +304,7 @@ def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     fv = _open_pipeline(arguments, stored[0].record.origin)
     settings = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
     walk.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=_say)
+    _say_enhancing(fv, settings, stored)
 
 
 def _repeat(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:

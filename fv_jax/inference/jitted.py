@@ -14,7 +14,7 @@ from flax import nnx
 
 from fv_jax.core import axes
 from fv_jax.models import vae_chunking, vae_tiling
-from fv_jax.models.vae import SPATIAL_FACTOR, VAE, Cache, split_moments
+from fv_jax.models.vae import SPATIAL_FACTOR, VAE, Cache, VAEConfig, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Names, Placement
@@ -56,10 +56,11 @@ class Chunk:
 
 
 class JittedVAE(NamedTuple):
-    """A VAE's two halves, compiled per chunk shape; `vae_chunking` takes it in place of a VAE."""
+    """A VAE's two halves, compiled per chunk shape; `vae_chunking` takes it in place of a VAE. config: its sizes."""
 
     encoder: ChunkFn
     decoder: ChunkFn
+    config: VAEConfig | None = None
 
     def moments(self, video_BFHWC: jax.Array, tiling: Tiling | None = None) -> jax.Array:
         """A video's moments (mean | logvar), not scaled, with the official chunks. tiling: None for whole frames."""
@@ -88,7 +89,7 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
     one device. Latents come out spread by rows of the batch alone.
     """
     if placement is None:
-        return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)))
+        return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)), vae.config)
 
     def place(x: jax.Array, names: Names, what: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, placement.sharding(names, x.shape, what))
@@ -106,7 +107,8 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
         return placement.sharding(arrays.picture_axes(placement, shape, 1), shape, 'a cache')
 
     encoder, decoder = (_replicated(half, placement) for half in (vae.encoder, vae.decoder))
-    return JittedVAE(Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached))
+    halves = Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached)
+    return JittedVAE(*halves, vae.config)
 
 
 def _replicated(module: nnx.Module, placement: Placement) -> tuple[nnx.GraphDef, nnx.State]:
