@@ -4,6 +4,17 @@
 
 The shots are those of the package, whole, 256x480. Two tiles by two, 144x256 with 32 pixels shared, are to these frames
 what 568x992 with 64 are to 1072x1920. Columns: PSNR to the truth; PSNR to what whole frames give in float32.
+
+With `--frames 9 --shots 2` and the embedded VAE (both in dB, means):
+
+    whole, float32             28.55    inf
+    whole, bfloat16            28.53   54.11
+    144x256, overlap 32        28.77   43.37
+    128x240, overlap 0         28.77   41.35
+    64x96, overlap 16          28.81   36.25
+
+This VAE was trained on small crops, which may be why tiles suit it a little better than frames; another may lose what
+it gains by them. Not measured on the official one.
 """
 
 import argparse
