@@ -21,6 +21,7 @@ from fv_jax.assembly import RunConfig
 from fv_jax.core import files
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, quiet_libraries, read_config
 from fv_jax.core.config import ConfigError
+from fv_jax.inference.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.planning import planner, search, slices, table
 from fv_jax.planning.advice import advice
 from fv_jax.planning.planner import PHASES, Request
@@ -59,6 +60,7 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument('--json', type=Path, help='writes the figures to this file')
     parser.add_argument('--search', action='store_true', help='find the largest batch and cheapest remat that fit')
     parser.add_argument('--smallest', action='store_true', help='find the smallest slice of the generation')
+    add_tiling_flags(parser)
     arguments, overrides = parser.parse(argv)
     if arguments.search and arguments.smallest:
         raise UsageError('--search, --smallest: give one of them')
@@ -67,14 +69,14 @@ def _main(argv: Sequence[str]) -> int:
     phases = _words(arguments.phases)
     if unknown := set(phases) - set(PHASES):
         raise UsageError(f'--phases={arguments.phases}: {sorted(unknown)[0]} is none of {", ".join(PHASES)}')
-    config = read_config(RunConfig, arguments.config, overrides)
+    config, tiling = read_config(RunConfig, arguments.config, overrides), read_tiling(arguments)
     if arguments.smallest:
         generation = slices.parse_generation(arguments.topology.replace(':', '-').partition('-')[0])
         request = Request(config, slices.sizes(generation)[0])
         where = search.smallest_slice(request, generation, _say)
         _say(f'the smallest slice: {where}')
         return 0
-    request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.only))
+    request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.only), tiling)
     if arguments.search:
         found = search.largest_batch(request, _say)
         _say(f'the largest batch: --config.data.loader.batch_size={found.batch} --config.stage.dit.remat={found.remat}')

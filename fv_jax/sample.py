@@ -15,7 +15,6 @@ replaced) only when they are complete.
 """
 
 import argparse
-import re
 import sys
 import tempfile
 import time
@@ -31,7 +30,8 @@ import tqdm
 from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import Override, Parser, UsageError, one_line, override, quiet_libraries
+from fv_jax.core import speed
+from fv_jax.core.command_line import Override, Parser, UsageError, one_line, override, parse_size, quiet_libraries
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple, output_size
 from fv_jax.data import video_io
@@ -40,8 +40,13 @@ from fv_jax.inference import prompts, record, run_folder, walk
 from fv_jax.inference.clip_file import write_clip
 from fv_jax.inference.pipeline import Enhancer, enhance, jit_transport
 from fv_jax.inference.record import Origin
+from fv_jax.inference.results import Stored
+from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
+from fv_jax.inference.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.inference.windows import Windows
 from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.models.vae_tiling import Tiling
+from fv_jax.planning import work
 from fv_jax.stages.superres import SuperRes
 
 T = TypeVar('T')
@@ -53,13 +58,14 @@ GROUPS = ('stage1', 'stage2')
 _WEIGHTS = ('official', 'checkpoint', 'text', 'dtype')
 _FILE = ('output', 'overwrite', 'fps', 'crf')
 _PROMPT = (*_WEIGHTS, *_FILE, 'seed', 'variants', 'yes', 'batch')
+_WINDOWS = ('overlap', 'tile_size', 'tile_overlap')
 # What each mode takes beside itself.
 MODES = {
     'prompt': _PROMPT,
     'prompts': _PROMPT,
     'enhance': (*_WEIGHTS, *_FILE, 'seed', 'batch'),
     'repeat': (*_WEIGHTS, 'output', 'overwrite'),
-    'input': ('checkpoint', 'output', 'overwrite', 'crf', 'seed', 'num_steps', 'scale', 'size', 'step', 'overlap'),
+    'input': ('checkpoint', 'output', 'overwrite', 'crf', 'seed', 'num_steps', 'scale', 'size', 'step', *_WINDOWS),
 }
 
 
@@ -147,6 +153,7 @@ def _add_flags(parser: Parser) -> None:
     size.add_argument('--size', help='output size as HEIGHTxWIDTH, multiples of 16')
     clip.add_argument('--step', type=int, help='which checkpoint of the run (default: the newest)')
     clip.add_argument('--overlap', type=int, help='frames that windows share (default: 5 of 17, 9 of 49)')
+    add_tiling_flags(clip)
 
 
 def _flag(name: str) -> str:
@@ -259,12 +266,28 @@ def _preview(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     final = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
     fv.check(preview, final if arguments.yes else None)
     folders = walk.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=_say)
+    _say_previewing(fv, preview, len(folders))
     if arguments.yes:
         stored = [run_folder.load(folder) for folder in folders]
         outputs = [folder / run_folder.VIDEO for folder in folders]
         walk.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=_say)
+        _say_enhancing(fv, final, stored)
     else:
         _say(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
+
+
+def _say_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
+    _say_speed(fv, 'preview', work.preview(fv.first, settings, rows))
+
+
+def _say_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[Stored]) -> None:
+    _say_speed(fv, 'enhance', work.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
+
+
+def _say_speed(fv: api.FlashVideo, name: str, done: speed.Work) -> None:
+    seconds = fv.clock.running_s[name]
+    said = speed.line(speed.figures(done, seconds) | speed.peak_memory())
+    _say(f'{name}: {said}, in {seconds:.1f} s beside {fv.clock.compiling_s[name]:.1f} s of compiling')
 
 
 def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
@@ -281,6 +304,7 @@ def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     fv = _open_pipeline(arguments, stored[0].record.origin)
     settings = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
     walk.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=_say)
+    _say_enhancing(fv, settings, stored)
 
 
 def _repeat(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
@@ -301,10 +325,10 @@ def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -
         raise UsageError('--checkpoint: --input needs one, the work directory of a run of stage 2')
     run = Path(arguments.checkpoint[0])
     info = _usage('--input=', lambda: video_io.probe(arguments.input))
-    size = _size(arguments, info)
+    size, tiling = _size(arguments, info), read_tiling(arguments)
     step, window_frames = _peek(run, arguments.step)
     windows = Windows.of(window_frames, arguments.overlap)
-    stage, enhancer = _open(run, step, arguments.num_steps)
+    stage, enhancer = _open(run, step, arguments.num_steps, tiling)
     shape = f'{size[0]}x{size[1]}'
     _say(
         f'{arguments.input}: {info.height}x{info.width} to {shape}, {stage.config.num_steps} step(s) of checkpoint '
@@ -330,10 +354,7 @@ def _with_bar(blocks: Iterator[np.ndarray], info: video_io.VideoInfo, windows: W
 def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int, int]:
     """(height, width) of the output."""
     if arguments.size is not None:
-        match = re.fullmatch(r'(\d+)x(\d+)', arguments.size)
-        if match is None:
-            raise UsageError(f'--size={arguments.size}: give HEIGHTxWIDTH, for example 1072x1920')
-        height, width = (int(side) for side in match.groups())
+        height, width = parse_size('--size', arguments.size)
         return check_multiple('--size: height', height), check_multiple('--size: width', width)
     scale = arguments.scale or SCALE
     try:
@@ -356,14 +377,14 @@ def _peek(run: Path, step: int | None) -> tuple[int, int]:
     return meta['step'], meta['config']['data']['frames']
 
 
-def _open(path: Path, step: int, num_steps: int | None) -> tuple[SuperRes, Enhancer]:
+def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[SuperRes, Enhancer]:
     """The stage, with the number of steps asked for, and its networks. Nothing is compiled yet."""
     run = api.open_run(path, step)
     for note in run.notes:
         _say(f'note: {note}')
     stage = run.stage.sampled_with(num_steps=num_steps)
     model = run.network.model(**run.params)
-    return stage, Enhancer(jit_transport(stage, model, rules=SINGLE_DEVICE), run.vae)
+    return stage, Enhancer(jit_transport(stage, model, rules=SINGLE_DEVICE), run.vae, tiling)
 
 
 _RUN = {'prompt': _preview, 'prompts': _preview, 'enhance': _enhance, 'repeat': _repeat, 'input': _clip}

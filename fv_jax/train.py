@@ -50,6 +50,7 @@ from fv_jax.parallel.mesh import describe, make_mesh
 from fv_jax.parallel.preemption import Preemption
 from fv_jax.parallel.rules import Placement
 from fv_jax.parallel.votes import Votes
+from fv_jax.planning import work
 from fv_jax.running import bundle, starting
 from fv_jax.running.data import Batches, find_records
 from fv_jax.running.folder import check_folder, claim_folder
@@ -197,6 +198,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
             progress=progress,
             goodput=goodput,
             validation=validation,
+            work=work.training(parts, vae.config if vae else None),
             shardings=parts.shardings,
         )
         training.run(train_state)

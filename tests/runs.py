@@ -10,10 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental.compilation_cache import compilation_cache
 
+from fv_jax.core import speed
 from tests.inference import tiny
 
 ROOT = Path(__file__).parents[1]
-TIMING = ('steps_per_s', 'clips_per_s')
+TIMING = ('steps_per_s', 'clips_per_s', *speed.NAMES)
 
 
 def autoencoder(workdir: Path, *more: str) -> list[str]:

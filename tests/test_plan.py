@@ -1,14 +1,18 @@
 """The command: what it refuses, in one line; what it says of GPUs, which need no compiler."""
 
+import dataclasses
 import json
 
 import pytest
 
 from fv_jax import plan
-from fv_jax.planning import compiling, planner, slices
+from fv_jax.assembly import RunConfig
+from fv_jax.core.command_line import read_config
+from fv_jax.planning import compiling, flops, planner, slices
 from fv_jax.planning.collectives import Traffic
 from fv_jax.planning.compiling import Compiled, TooLarge
-from fv_jax.planning.report import roofline
+from fv_jax.planning.executables import Executable, Phase
+from fv_jax.planning.report import executed, roofline
 
 REAL, SMOKE = 'configs/stage2.py', 'configs/stage2.py:smoke'
 
@@ -29,6 +33,8 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
         (('--topology=v5e-8', '--search', '--smallest'), 'give one of them'),
         (('--topology=v9', '--smallest'), 'v9 is no known generation'),
         (('--topology=h100-1', '--config.parallel.context=3'), 'there are 1 device(s)'),
+        (('--topology=h100-1', '--tile-size=100x64'), 'tile_size: height=100: must be a multiple of 8'),
+        (('--topology=h100-1', '--tile-overlap=8'), 'means nothing without --tile-size'),
     ],
 )
 def test_wrong_usage_is_one_line(capsys, flags, message):
@@ -64,6 +70,34 @@ def test_a_gpu_by_formula(capsys, tmp_path):
     # 5 evaluations, guided.
     sampler = sampling['executables'][0]
     assert sampler['flops']['total'] == pytest.approx(10 * step['flops']['total'] / 3, rel=0.01)
+
+
+def test_tiles_on_one_gpu(capsys, tmp_path):
+    found = {}
+    flags = f'--config={REAL}', '--topology=h100-1', '--config.data.loader.batch_size=1', '--phases=sampling'
+    for name, more in (('whole', ()), ('tiles', ('--tile-size=568x528',))):
+        file = tmp_path / f'{name}.json'
+        _, out, err = run(capsys, *flags, *more, f'--json={file}')
+        (phase,) = json.loads(file.read_text())['phases']
+        found[name] = {item['name']: item for item in phase['executables']}
+        assert not err and '1 h100 device(s)' in out and 'cpu' not in out
+        assert ('video' in phase['resident']) == bool(more)
+    assert found['whole'].keys() == found['tiles'].keys()
+    for name in found['whole']:
+        whole, tiles = found['whole'][name], found['tiles'][name]
+        if name == 'sampler':
+            assert tiles == whole
+            continue
+        assert tiles['runs'] == 8 * whole['runs']
+        assert tiles['beside'] == pytest.approx(568 * 528 / (1072 * 1920) * whole['beside'])
+        assert tiles['flops']['vae'] == pytest.approx(8 * 568 * 528 / (1072 * 1920) * whole['flops']['vae'], rel=0.01)
+
+
+def test_tiles_are_for_stage_2_on_one_device(capsys):
+    for config, words in ((REAL, 'tiles are for one device'), ('configs/stage1.py', 'previews are decoded in whole')):
+        flags = f'--config={config}', '--topology=h100-8', '--phases=sampling', '--tile-size=568x528'
+        code, out, err = run(capsys, *flags)
+        assert code == 2 and words in err and err.count('\n') == 1 and not out
 
 
 def test_what_does_not_fit_is_a_result_with_what_to_change(capsys):
@@ -120,3 +154,27 @@ def test_the_ceiling_that_heads_of_64_allow():
         times = roofline(flops, planner.executables.Flops(), where.chip, where.devices, 64)
         rate = 8 * where.chip.flops
         assert times.peak == pytest.approx(5e15 / rate) and times.ceiling == pytest.approx((4e15 / share + 1e15) / rate)
+
+
+def test_wider_heads_take_half_the_time_where_the_matrix_unit_is_wider():
+    """The same model FLOPs; on GPUs heads of 64 run at full rate, and nothing is said."""
+    configs = [read_config(RunConfig, name, [('data.loader.batch_size', '1')]) for name in (REAL, f'{REAL}:head128')]
+    narrow, wide = (config.stage.dit for config in configs)
+    assert (narrow.num_heads, wide.num_heads, wide.head_dim) == (30, 15, 128)
+    assert dataclasses.replace(wide, num_heads=30) == narrow
+    row = flops.Sequence(text=226, video=13 * 67 * 120)
+    work, again = (f(narrow, row) for f in (flops.dit_training, flops.recomputed))
+    assert (work, again) == (flops.dit_training(wide, row), flops.recomputed(wide, row))
+    step = Executable('training step', lambda: None, 1, work, again, 0, 0)
+    for name, saved in (('v5e-8', 0.48), ('v6e-8', 0.49), ('h100-8', 0)):
+        where = slices.parse(name)
+        phase = Phase('training', {}, (step,), 1, narrow.head_dim)
+        before, after = (executed(phase, where, 8, size) for size in (64, 128))
+        assert 1 - after / before == pytest.approx(saved, abs=0.01)
+        said = list(planner._wider_heads(phase, planner.Request(configs[0], where), 8))
+        assert len(said) == (saved > 0)
+        if said:
+            assert (
+                f'heads of 128 (--config.stage.dit.num_heads=15) would take {after:.3g} s in place of {before:.3g}'
+                in said[0]
+            )

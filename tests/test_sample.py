@@ -13,6 +13,7 @@ import pytest
 from fv_jax import sample
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.data import video_io
+from fv_jax.models.vae_tiling import Tiling
 from tests.data import films
 from tests.inference import tiny
 
@@ -86,7 +87,7 @@ def repeating(monkeypatch):
     calls = []
 
     def enhance(enhancer, frames, size, *, key, windows):
-        calls.append((size, windows))
+        calls.append((size, windows, enhancer.tiling))
         for frame in frames:
             yield np.broadcast_to(np.uint8(frame.mean()), (1, *size, 3))
 
@@ -104,11 +105,18 @@ def repeating(monkeypatch):
 )
 def test_size_and_overlap(more, size, overlap, note, clip, run, repeating, tmp_path, capsys):
     assert command(clip, run, tmp_path / 'out.mp4', *more) == 0
-    ((got, windows),) = repeating
+    ((got, windows, tiling),) = repeating
+    assert tiling is None
     assert got == size and (windows.frames, windows.overlap) == (9, overlap)
     out = capsys.readouterr().out
     assert (note in out) if note else ('note' not in out)
     assert video_io.decode(tmp_path / 'out.mp4').frames.shape == (14, *size, 3)
+
+
+def test_tiles(clip, run, repeating, tmp_path):
+    assert command(clip, run, tmp_path / 'out.mp4', '--tile-size=16x24', '--tile-overlap=8') == 0
+    ((_, _, tiling),) = repeating
+    assert tiling == Tiling((16, 24), 8)
 
 
 def test_sound_that_an_mp4_cannot_hold_is_named_and_left_out(run, repeating, tmp_path, capsys):
@@ -166,6 +174,10 @@ def refused(capsys, code: int, *words: str) -> None:
         (['--seed=-1'], ('--seed=-1', '4294967295')),
         (['--seed=x'], ('--seed', "'x'")),
         (['--overlap=4'], ('overlap=4', 'use 1 or 5')),
+        (['--tile-size=64'], ('--tile-size=64', 'HEIGHTxWIDTH')),
+        (['--tile-size=100x64'], ('tile_size: height=100', 'multiple of 8')),
+        (['--tile-size=64x64', '--tile-overlap=64'], ('tile_overlap=64', 'less than both sides of a tile')),
+        (['--tile-overlap=8'], ('--tile-overlap=8', 'without --tile-size')),
         (['--step=3'], ('has no step 3', 'it has 7')),
         (['--num-step=3'], ('--num-step:', '--num-steps')),
         (['--config.seed=3'], ('--config.seed', 'carries its config')),

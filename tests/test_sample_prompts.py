@@ -3,6 +3,7 @@ without any.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +50,13 @@ def test_the_whole_walk(weights, tmp_path, capsys):
     run, flags = tmp_path / 'run', [f'--checkpoint={weights}', '--stage1.num_steps=2', '--batch=1']
     assert sample.main(['--prompt', 'a dog', f'--output={run}', '--seed=5', *flags]) == 0
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
-    assert f'--enhance {run}/0' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f'--enhance {run}/0' in out and re.search(r'\npreview: [\d,]+ tokens/s, \S+ TFLOP/s a chip, in ', out)
     # Later, from what is stored; the weights are those of then.
     (run / '0' / 'preview.mp4').write_text('no film any more')
     assert sample.main(['--enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
+    out = capsys.readouterr().out
+    assert re.search(r'\nenhance: [\d,]+ tokens/s, \S+ TFLOP/s a chip, in \S+ s beside \S+ s of compiling', out)
     later = video_io.decode(run / '0' / 'video.mp4').frames
     assert later.shape == (9, 64, 128, 3) and later.std() > 1
     # In one go it is the same video, and nothing is compiled for it.
@@ -109,6 +113,8 @@ def grey(monkeypatch):
     settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
     fv, origins = Grey(Origin(checkpoints=('grey',), steps=(1, 1)), *settings), []
     monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
+    for name in ('_say_previewing', '_say_enhancing'):  # it computes nothing
+        monkeypatch.setattr(sample, name, lambda *arguments: None)
     fv.origins = origins
     return fv
 

@@ -55,8 +55,13 @@ _KINDS = {
 }
 
 
-def chip_of(device_kind: str) -> Chip:
-    """The chip of a `jax.Device.device_kind`; for one that is not known, `CPU`, whose ratios are a TPU's."""
+def known_chip(device_kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`; None for one that is not known."""
     if device_kind in _KINDS:
         return CHIPS[_KINDS[device_kind]]
-    return next((chip for name, chip in CHIPS.items() if name in device_kind.lower()), CPU)
+    return next((chip for name, chip in CHIPS.items() if name in device_kind.lower()), None)
+
+
+def chip_of(device_kind: str) -> Chip:
+    """The same; for one that is not known, `CPU`, whose ratios are a TPU's."""
+    return known_chip(device_kind) or CPU

@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib.util
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -98,6 +99,15 @@ def add_process_flags(parser: Parser) -> None:
     parser.add_argument('--coordinator', help='HOST:PORT of process 0, where neither a TPU nor Slurm says it')
     parser.add_argument('--num-processes', type=int, help='how many processes take part')
     parser.add_argument('--process-id', type=int, help='which one this is, from 0')
+
+
+def parse_size(flag: str, text: str) -> tuple[int, int]:
+    """'1072x1920' -> (1072, 1920), height and width. Raises UsageError for anything else."""
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if match is None:
+        raise UsageError(f'{flag}={text}: give HEIGHTxWIDTH, for example 1072x1920')
+    height, width = (int(side) for side in match.groups())
+    return height, width
 
 
 def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fv_jax import __version__
 from fv_jax.core.rules import Rules
+from fv_jax.core.speed import Clock
 from fv_jax.data.transforms import to_uint8
 from fv_jax.inference import run_folder, sampling
 from fv_jax.inference.noise import SeededNoise
@@ -35,6 +36,7 @@ class Pipeline:
 
     preview_settings, enhance_settings: what is used where a call gives none.
     notes: what a user should know of the weights, a line each.
+    clock: how long previewing ('preview') and enhancing ('enhance') ran, texts and files left out.
     """
 
     first: Part[LowRes] | None
@@ -44,6 +46,7 @@ class Pipeline:
     enhance_settings: EnhanceSettings
     rules: Rules
     notes: tuple[str, ...] = ()
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     def preview(
         self, prompt: str | Sequence[str], seed: int | Sequence[int] = 0, settings: PreviewSettings | None = None
@@ -129,8 +132,10 @@ class Pipeline:
         for rows in batches(len(prompts), batch_size):
             noise = SeededNoise.of([seeds[i] for i in rows])
             size = settings.frames, *settings.size
-            z = sampling.generate(loaded, rows_of(text_BLD, rows), noise, size, rules=self.rules)
-            frames, latents = to_uint8(np.asarray(sampling.decoded(first.vae.jitted, z))), np.asarray(z)
+            vae = first.vae.jitted
+            with self.clock.timed('preview'):
+                z = sampling.generate(loaded, rows_of(text_BLD, rows), noise, size, rules=self.rules)
+                frames, latents = to_uint8(np.asarray(sampling.decoded(vae, z))), np.asarray(z)
             made = {i: Previewed(prompts[i], seeds[i], settings, weights) for i in rows}
             yield [
                 Preview(latents[row], Record(__version__, self.origin, made[i]), frames[row])
@@ -157,11 +162,13 @@ class Pipeline:
         for rows in batches(len(previews), batch_size):
             noise = SeededNoise.of([seeds[i] for i in rows])
             z = np.stack([previews[i].latents for i in rows])
-            video = sampling.decoded(decoder.jitted, z)
             vae, sampled = second.vae.jitted, noise if settings.sampled_source else None
-            z_low = sampling.low_res_latents(vae, video, size, sampled)
-            z_high = sampling.transport(loaded, z_low, rows_of(text_BLD, rows), noise, rules=self.rules)
-            frames = to_uint8(np.asarray(sampling.decoded(vae, z_high, width_slices=settings.slices)))
+            with self.clock.timed('enhance'):
+                video = sampling.decoded(decoder.jitted, z)
+                z_low = sampling.low_res_latents(vae, video, size, sampled, settings.tiling)
+                z_high = sampling.transport(loaded, z_low, rows_of(text_BLD, rows), noise, rules=self.rules)
+                large = sampling.decoded(vae, z_high, settings.tiling, width_slices=settings.slices)
+                frames = to_uint8(np.asarray(large))
             made = {i: Enhanced(seeds[i], settings, weights) for i in rows}
             yield [
                 Video(frames[row], dataclasses.replace(previews[i].record, enhance=made[i]))

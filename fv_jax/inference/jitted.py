@@ -13,8 +13,9 @@ import jax
 from flax import nnx
 
 from fv_jax.core import axes
-from fv_jax.models import vae_chunking
-from fv_jax.models.vae import SPATIAL_FACTOR, VAE, Cache, split_moments
+from fv_jax.models import vae_chunking, vae_tiling
+from fv_jax.models.vae import SPATIAL_FACTOR, VAE, Cache, VAEConfig, split_moments
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Names, Placement
 
@@ -55,22 +56,30 @@ class Chunk:
 
 
 class JittedVAE(NamedTuple):
-    """A VAE's two halves, compiled per chunk shape; `vae_chunking` takes it in place of a VAE."""
+    """A VAE's two halves, compiled per chunk shape; `vae_chunking` takes it in place of a VAE. config: its sizes."""
 
     encoder: ChunkFn
     decoder: ChunkFn
+    config: VAEConfig | None = None
 
-    def moments(self, video_BFHWC: jax.Array) -> jax.Array:
-        """A video's moments (mean | logvar), not scaled, with the official chunks."""
-        return vae_chunking.encode(self, video_BFHWC)
+    def moments(self, video_BFHWC: jax.Array, tiling: Tiling | None = None) -> jax.Array:
+        """A video's moments (mean | logvar), not scaled, with the official chunks. tiling: None for whole frames."""
+        return (
+            vae_chunking.encode(self, video_BFHWC) if tiling is None else vae_tiling.encode(self, video_BFHWC, tiling)
+        )
 
     def latents(self, video_BFHWC: jax.Array) -> jax.Array:
         """The means of a video's latents, not scaled, with the official chunks."""
         return split_moments(self.moments(video_BFHWC))[0]
 
-    def video(self, z_BFHWC: jax.Array, *, width_slices: int = 1) -> jax.Array:
-        """Latents, not scaled, to video nominally in [-1, 1], with the official chunks; see `vae_chunking.decode`."""
-        return vae_chunking.decode(self, z_BFHWC, width_slices=width_slices)
+    def video(self, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1) -> jax.Array:
+        """Latents, not scaled, to video nominally in [-1, 1], with the official chunks; see `vae_chunking.decode`.
+        tiling: None for whole frames, or slices of them.
+        """
+        if tiling is None:
+            return vae_chunking.decode(self, z_BFHWC, width_slices=width_slices)
+        assert width_slices == 1, width_slices  # the settings refuse both
+        return vae_tiling.decode(self, z_BFHWC, tiling)
 
 
 def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
@@ -80,7 +89,7 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
     one device. Latents come out spread by rows of the batch alone.
     """
     if placement is None:
-        return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)))
+        return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)), vae.config)
 
     def place(x: jax.Array, names: Names, what: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, placement.sharding(names, x.shape, what))
@@ -98,7 +107,8 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
         return placement.sharding(arrays.picture_axes(placement, shape, 1), shape, 'a cache')
 
     encoder, decoder = (_replicated(half, placement) for half in (vae.encoder, vae.decoder))
-    return JittedVAE(Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached))
+    halves = Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached)
+    return JittedVAE(*halves, vae.config)
 
 
 def _replicated(module: nnx.Module, placement: Placement) -> tuple[nnx.GraphDef, nnx.State]:

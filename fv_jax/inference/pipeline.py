@@ -19,6 +19,7 @@ from fv_jax.inference.noise import WindowNoise
 from fv_jax.inference.windows import Windows, crossfade, cut
 from fv_jax.models import vae_chunking
 from fv_jax.models.dit import DiT
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.stages.superres import SuperRes
 
 # (low-res latents BFHWC, key, the index of their first frame in the clip) -> high-res latents; none of them scaled
@@ -35,10 +36,13 @@ def jit_transport(stage: SuperRes, model: DiT, *, rules: Rules) -> Transport:
 
 @dataclasses.dataclass(frozen=True)
 class Enhancer:
-    """Everything compiled that a window needs. Each part is compiled once per shape."""
+    """Everything compiled that a window needs. Each part is compiled once per shape. tiling: of the VAE; None for whole
+    frames.
+    """
 
     transport: Transport
     vae: JittedVAE
+    tiling: Tiling | None = None
 
     def window(self, video_FHWC: np.ndarray, size: tuple[int, int], *, key: jax.Array, first_latent: int) -> np.ndarray:
         """One window.
@@ -53,8 +57,8 @@ class Enhancer:
           float32 (F, *size, 3) in [-1, 1].
         """
         video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None])
-        z_low = sampling.low_res_latents(self.vae, video_BFHWC, size)
-        enhanced_BFHWC = sampling.decoded(self.vae, self.transport(z_low, key, first_latent))
+        z_low = sampling.low_res_latents(self.vae, video_BFHWC, size, tiling=self.tiling)
+        enhanced_BFHWC = sampling.decoded(self.vae, self.transport(z_low, key, first_latent), self.tiling)
         return np.asarray(enhanced_BFHWC[0, : len(video_FHWC)])
 
 

@@ -7,6 +7,8 @@
     z_high    = transport(source(z_low, noise), text)                stage 2: its solver and grid           FACTS 5.3
     video     = clip(decode(z_high), -1, 1)                          in slices of the width, if wanted      FACTS 4.3
 
+Encode and decode of the large video take whole frames or tiles of them (`models/vae_tiling`).
+
 All latents are as the VAE makes them, not scaled.
 """
 
@@ -24,6 +26,7 @@ from fv_jax.inference.jitted import JittedVAE
 from fv_jax.inference.noise import PreviewNoise, SourceNoise
 from fv_jax.models.dit import DiT
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, sample_latents, split_moments
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.stages.lowres import LowRes
 from fv_jax.stages.superres import SuperRes
 
@@ -85,10 +88,14 @@ def _transport(state, z_low_BFHWC, text_BLD, noise, stage, graphdef, rules):
 
 
 def low_res_latents(
-    vae: JittedVAE, video_BFHWC: jax.Array, size: tuple[int, int], noise: SourceNoise | None = None
+    vae: JittedVAE,
+    video_BFHWC: jax.Array,
+    size: tuple[int, int],
+    noise: SourceNoise | None = None,
+    tiling: Tiling | None = None,
 ) -> jax.Array:
     """The latents of a video in [-1, 1] made larger, to (height, width): their means or, given noise, a sample."""
-    moments = vae.moments(_resized(video_BFHWC, *size))
+    moments = vae.moments(_resized(video_BFHWC, *size), tiling)
     return split_moments(moments)[0] if noise is None else _sampled(moments, noise)
 
 
@@ -103,6 +110,6 @@ def _resized(video_BFHWC: jax.Array, height: int, width: int) -> jax.Array:
     return resize(video_BFHWC, height, width)
 
 
-def decoded(vae: JittedVAE, z_BFHWC: jax.Array, *, width_slices: int = 1) -> jax.Array:
+def decoded(vae: JittedVAE, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1) -> jax.Array:
     """Latents to video in [-1, 1], float32."""
-    return jnp.clip(vae.video(z_BFHWC, width_slices=width_slices).astype(jnp.float32), -1, 1)
+    return jnp.clip(vae.video(z_BFHWC, tiling, width_slices=width_slices).astype(jnp.float32), -1, 1)

@@ -12,6 +12,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple, output_size
 from fv_jax.diffusion import guidance, samplers, times
 from fv_jax.models.vae_chunking import FRAME_STEP, is_valid_length
+from fv_jax.models.vae_tiling import DEFAULT_OVERLAP, Tiling
 from fv_jax.stages import lowres, superres
 from fv_jax.stages.lowres import LowRes, LowResConfig
 from fv_jax.stages.superres import SuperRes, SuperResConfig
@@ -25,7 +26,7 @@ class PreviewSettings:
     """Stage 1 (FACTS 5.2).
 
     frames: 1 or 8k + 1. size: (height, width) in pixels, multiples of 16.
-    num_steps, guidance_kind, guidance_scale, guidance_exponent, sampler: as in `LowResConfig`.
+    num_steps, guidance_kind, guidance_scale, guidance_exponent, guidance_batched, sampler: as in `LowResConfig`.
     """
 
     frames: int = 49
@@ -34,6 +35,7 @@ class PreviewSettings:
     guidance_kind: guidance.Kind = 'official'
     guidance_scale: float = 8.0
     guidance_exponent: int = 5
+    guidance_batched: bool = True
     sampler: lowres.Sampler = 'dpmpp_2m_sde'
 
     def __post_init__(self):
@@ -54,6 +56,7 @@ class PreviewSettings:
             config.guidance_kind,
             config.guidance_scale,
             config.guidance_exponent,
+            config.guidance_batched,
             config.sampler,
         )
 
@@ -68,10 +71,13 @@ class EnhanceSettings:
     """Stage 2 (FACTS 5.3).
 
     size: (height, width) in pixels, multiples of 16. None: the preview's times `scale`, rounded down to such.
-    source_timestep, shift, num_steps, solver, guidance_scale, prompt_prefix, sampled_source: as in `SuperResConfig`.
+    source_timestep, shift, num_steps, solver, guidance_scale, guidance_batched, prompt_prefix, sampled_source: as in
+      `SuperResConfig`.
     numerics: 'exact', or 'official' for what the official bfloat16 run computes: its time grid (`diffusion/times`) and
       the last decode in two halves.
     width_slices: of the last decode; None: 1, and 2 in 'official' numerics.
+    tile_size: (height, width) in pixels, multiples of 8: VAE tiling (`models/vae_tiling`), for a device without the
+      memory for whole frames. None: off. tile_overlap: pixels that tiles share.
     """
 
     size: tuple[int, int] | None = (1072, 1920)
@@ -81,10 +87,13 @@ class EnhanceSettings:
     num_steps: int = superres.OFFICIAL.num_steps
     solver: samplers.Solver = superres.OFFICIAL.solver
     guidance_scale: float = superres.OFFICIAL.guidance_scale
+    guidance_batched: bool = superres.OFFICIAL.guidance_batched
     prompt_prefix: str = superres.OFFICIAL.prompt_prefix
     sampled_source: bool = superres.OFFICIAL.sampled_source
     numerics: times.Numerics = superres.OFFICIAL.numerics
     width_slices: int | None = None
+    tile_size: tuple[int, int] | None = None
+    tile_overlap: int = DEFAULT_OVERLAP
 
     def __post_init__(self):
         if self.size is not None:
@@ -93,6 +102,11 @@ class EnhanceSettings:
             raise ConfigError(f'scale={self.scale}: must be positive')
         if self.width_slices is not None and self.width_slices < 1:
             raise ConfigError(f'width_slices={self.width_slices}: must be at least 1')
+        if self.tiling is not None and self.slices > 1:
+            whose = '' if self.width_slices else f", those of '{self.numerics}' numerics"
+            raise ConfigError(
+                f'tile_size={self.tile_size}: goes not with width_slices={self.slices}{whose}; set width_slices=1'
+            )
 
     @classmethod
     def of(cls, config: SuperResConfig, data: Mapping[str, Any]) -> 'EnhanceSettings':
@@ -112,6 +126,11 @@ class EnhanceSettings:
     def slices(self) -> int:
         """In how many parts the last decode is made."""
         return self.width_slices or (2 if self.numerics == 'official' else 1)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """Of the VAE; None for whole frames."""
+        return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap)
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that a preview of this size becomes. Raises ValueError where that would stretch it."""

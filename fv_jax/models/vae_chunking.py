@@ -3,7 +3,7 @@
 Group norms take their statistics per chunk, so the chunks are part of the result: 49 frames are encoded
 as 17, 16, 16 and 13 latent frames decoded as 3, 2, 2, 2, 2, 2. The convolutions' caches carry over.
 `chunks=None` means these sizes for any valid length; `chunks=(n,)` with the clip's own length is the
-whole clip at once.
+whole clip at once. `vae_tiling` cuts frames, too.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,12 @@ Chunk = Callable[[jax.Array, dict], tuple[jax.Array, dict]]
 
 def is_valid_length(frames: int) -> bool:
     return frames >= 1 and frames % FRAME_STEP == 1
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises ValueError for frames that the VAE cannot take."""
+    if height % SPATIAL_FACTOR or width % SPATIAL_FACTOR:
+        raise ValueError(f'size {height}x{width}: both sides must be multiples of {SPATIAL_FACTOR}')
 
 
 def pad_to_valid(video_BFHWC: jax.Array) -> jax.Array:
@@ -72,11 +78,10 @@ def encode(vae: VAE, video_BFHWC: jax.Array, chunks: tuple[int, ...] | None = No
     Raises:
       ValueError: a length or a size that the VAE cannot take, chunks that do not add up.
     """
-    _, frames, height, width, _ = video_BFHWC.shape
+    frames = video_BFHWC.shape[1]
     if not is_valid_length(frames):
         raise ValueError(f'{frames} frames: the VAE takes 1 or 8k + 1; pad with pad_to_valid')
-    if height % SPATIAL_FACTOR or width % SPATIAL_FACTOR:
-        raise ValueError(f'size {height}x{width}: both sides must be multiples of {SPATIAL_FACTOR}')
+    check_size(*video_BFHWC.shape[2:4])
     chunks = chunk_sizes(frames, ENCODE_CHUNKS) if chunks is None else chunks
     _check(chunks, frames, TEMPORAL_FACTOR)
     return _chunked(vae.encoder, video_BFHWC, chunks)

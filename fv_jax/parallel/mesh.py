@@ -80,8 +80,8 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     return Mesh(np.asarray(array), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def describe(mesh: Mesh) -> str:
-    """'8 cpu device(s)', and along which axes where there are several."""
-    count = f'{mesh.size} {mesh.devices.flat[0].platform} device(s)'
+def describe(mesh: Mesh, kind: str | None = None) -> str:
+    """'8 cpu device(s)', and along which axes where there are several. kind: of device; None for its platform."""
+    count = f'{mesh.size} {kind or mesh.devices.flat[0].platform} device(s)'
     along = ', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)
     return f'{count} ({along})' if along else count

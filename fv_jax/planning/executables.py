@@ -17,6 +17,7 @@ from flax import nnx
 
 from fv_jax.assembly import Assembly, latents_shape
 from fv_jax.core import axes
+from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.data import tokenizer
 from fv_jax.data.buckets import Bucket
@@ -29,6 +30,7 @@ from fv_jax.models import vae_chunking
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, VAE, VAEConfig
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import estimate, flops
@@ -138,8 +140,11 @@ def _lower_step(parts: Assembly, bucket: Bucket) -> jax.stages.Lowered:
 # --- sampling ---
 
 
-def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
-    """Samples of this size from a network in its compute dtype, its LoRA merged, as an official file is opened."""
+def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket, tiling: Tiling | None = None) -> Phase:
+    """Samples of this size from a network in its compute dtype, its LoRA merged, as an official file is opened.
+
+    tiling: of the VAE, for stage 2 on one device. Raises ConfigError for others.
+    """
     config, placement = parts.config, parts.placement
     dit = dataclasses.replace(config.stage.dit, param_dtype=config.stage.dit.dtype, lora=None)
     stage = dataclasses.replace(parts.stage, dit=dit)
@@ -160,11 +165,28 @@ def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
     jitted = _abstract_vae(vae, placement)
     halves = [jitted.decoder.state] + ([jitted.encoder.state] if config.stage.kind == 'superres' else [])
     resident = {'parameters': known, 'VAE': bytes_per_chip(halves)}
-    video = _shape(placement, 'low_res_BFHWC', (rows, bucket.frames, bucket.height, bucket.width, 3))
-    encodes = _encodes(jitted, vae, video, placement, 1) if config.stage.kind == 'superres' else ()
-    z = _shape(placement, 'z_BFHWC', (rows, *_latents(bucket, vae.latent_channels)))
-    decodes = _decodes(jitted, vae, z, placement)
+    whole = _shape(placement, 'low_res_BFHWC', (rows, bucket.frames, bucket.height, bucket.width, 3))
+    (height, width), tiles = (bucket.height, bucket.width), 1
+    if tiling is not None:
+        _check_tiles(parts)
+        tiles, (height, width) = tiling.count(height, width), tiling.tile_of(height, width)
+        resident['video'] = bytes_per_chip(whole)  # that tiles are cut from, or joined to
+    video = _shape(placement, 'low_res_BFHWC', (rows, bucket.frames, height, width, 3))
+    encodes = _encodes(jitted, vae, video, placement, tiles) if config.stage.kind == 'superres' else ()
+    frames, *_ = _latents(bucket, vae.latent_channels)
+    size = height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
+    z = _shape(placement, 'z_BFHWC', (rows, frames, *size, vae.latent_channels))
+    decodes = _decodes(jitted, vae, z, placement, tiles)
     return Phase('sampling', resident, (sampler, *encodes, *decodes), rows, dit.head_dim)
+
+
+def _check_tiles(parts: Assembly) -> None:
+    if parts.config.stage.kind != 'superres':
+        raise ConfigError('--tile-size: previews are decoded in whole frames; leave it out')
+    if parts.placement.mesh.size > 1:
+        raise ConfigError(
+            f'--tile-size: tiles are for one device; over {parts.placement.mesh.size}, frames are spread by columns'
+        )
 
 
 def evaluations(stage: LowRes | SuperRes) -> int:
@@ -233,8 +255,9 @@ def _encodes(
 
 
 def _decodes(
-    jitted: JittedVAE, config: VAEConfig, z: jax.ShapeDtypeStruct, placement: Placement
+    jitted: JittedVAE, config: VAEConfig, z: jax.ShapeDtypeStruct, placement: Placement, clips: int
 ) -> Iterator[Executable]:
+    """Of so many clips a row."""
     sizes = vae_chunking.chunk_sizes(z.shape[1], vae_chunking.DECODE_CHUNKS)
     rows, _, height, width, _ = z.shape
 
@@ -243,7 +266,7 @@ def _decodes(
         made = rows, TEMPORAL_FACTOR * frames, SPATIAL_FACTOR * height, SPATIAL_FACTOR * width
         return done, estimate.vae_chunk(config, made, _picture_shards(placement))
 
-    return _chunks('VAE decode', jitted.decoder, z, sizes, work, 1)
+    return _chunks('VAE decode', jitted.decoder, z, sizes, work, clips)
 
 
 def _picture_shards(placement: Placement) -> int:

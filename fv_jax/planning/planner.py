@@ -14,12 +14,13 @@ from fv_jax.data.text import BYTES
 from fv_jax.models import vae as vae_lib
 from fv_jax.models.t5 import T5Config
 from fv_jax.models.vae import VAEConfig
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel.mesh import ParallelConfig, describe, make_mesh
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import executables, slices
 from fv_jax.planning.compiling import devices_of
 from fv_jax.planning.executables import Phase
-from fv_jax.planning.report import Report, measured
+from fv_jax.planning.report import Report, executed, measured
 from fv_jax.planning.slices import Slice
 
 PHASES = ('training', 'sampling', 'text')
@@ -27,12 +28,15 @@ PHASES = ('training', 'sampling', 'text')
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is planned. phases: of `PHASES`. only: executables whose name has one of these in it; () takes all."""
+    """What is planned. phases: of `PHASES`. only: executables whose name has one of these in it; () takes all. tiling:
+    of the VAE when sampling; None for whole frames.
+    """
 
     config: RunConfig
     where: Slice
     phases: tuple[str, ...] = PHASES
     only: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 def plan(request: Request) -> Report:
@@ -55,7 +59,10 @@ def plan(request: Request) -> Report:
             phase = dataclasses.replace(phase, executables=kept)
         if phase.executables:
             reports.append(measured(phase, request.where, devices))
-    return Report(request.where, str(bucket), describe(placement.mesh), tuple(reports), tuple(notes))
+            notes += _wider_heads(phase, request, devices)
+    # CPU devices may have stood for the slice's.
+    mesh = describe(placement.mesh, request.where.generation)
+    return Report(request.where, str(bucket), mesh, tuple(reports), tuple(notes))
 
 
 def placement_on(request: Request) -> Placement:
@@ -92,7 +99,7 @@ def _phases(
     if 'training' in wanted:
         yield executables.training(parts, vae, bucket), request.where.devices
     if 'sampling' in wanted:
-        yield executables.sampling_phase(parts, vae, bucket), request.where.devices
+        yield executables.sampling_phase(parts, vae, bucket, request.tiling), request.where.devices
     encoder = request.config.stage.text
     if 'text' in wanted and encoder.encoder not in ('', BYTES):
         notes.append('T5 is taken to be XXL; it runs on one device')
@@ -100,6 +107,19 @@ def _phases(
         one = Placement(make_mesh(ParallelConfig(), devices), request.config.stage.kind)
         sizes = T5Config(dtype=encoder.dtype, param_dtype=encoder.dtype)
         yield executables.text(sizes, encoder.length, one), 1
+
+
+def _wider_heads(phase: Phase, request: Request, devices: int) -> Iterator[str]:
+    """What heads twice as wide would save, where they are narrower than the matrix unit."""
+    if phase.name == 'text':
+        return
+    heads, head_dim = request.config.stage.dit.num_heads, phase.head_dim
+    now, wider = (executed(phase, request.where, devices, n * head_dim) for n in (1, 2))
+    if heads % 2 == 0 and wider < now:
+        yield (
+            f'{phase.name}: from scratch, heads of {2 * head_dim} (--config.stage.dit.num_heads={heads // 2}) would '
+            f'take {wider:.3g} s in place of {now:.3g}'
+        )
 
 
 def _vae_config(config: RunConfig, notes: list[str]) -> VAEConfig:

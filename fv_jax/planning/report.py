@@ -91,6 +91,16 @@ def measured(phase: Phase, where: Slice, devices: int) -> PhaseReport:
     return PhaseReport(phase.name, phase.rows, devices, phase.resident, items)
 
 
+def executed(phase: Phase, where: Slice, devices: int, head_dim: int) -> float:
+    """Seconds of the phase as executed at the ceiling, were its attention in heads of this size."""
+
+    def of(each: Executable) -> float:
+        work = each.flops * each.runs, each.again * each.runs
+        return roofline(*work, where.chip, devices, head_dim).executed
+
+    return sum(map(of, phase.executables))
+
+
 def _measured(executable: Executable, phase: Phase, where: Slice, devices: int) -> Item:
     flops, again = executable.flops * executable.runs, executable.again * executable.runs
     times = roofline(flops, again, where.chip, devices, phase.head_dim)

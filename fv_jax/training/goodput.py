@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from fv_jax.core import speed
+from fv_jax.core.speed import Work
+
 Cause = Literal['start', 'data', 'compile', 'step', 'checkpoint', 'evaluation']
 CAUSES: tuple[Cause, ...] = ('step', 'data', 'compile', 'checkpoint', 'evaluation', 'start')
 
@@ -85,20 +88,26 @@ def goodput_line(step: int, shares: dict[str, float]) -> str:
 
 
 class Rate:
-    """Steps a second over the last few steps, pauses taken out; the first step, which compiles, is not counted."""
+    """How fast the last few steps were, pauses taken out; the first step, which compiles, is not counted."""
 
     def __init__(self, window: int = 20):
         self._window = window
-        self._ticks: list[float] = []
+        self._ticks: list[tuple[float, int, Work | None]] = []
         self._paused = 0.0
 
-    def tick(self) -> float | None:
-        """Steps a second, called after each step; None after the first."""
-        self._ticks = [*self._ticks, time.perf_counter() - self._paused][-self._window - 1 :]
-        spans = len(self._ticks) - 1
-        if spans < 1:
-            return None
-        return spans / max(self._ticks[-1] - self._ticks[0], 1e-9)
+    def tick(self, rows: int, work: Work | None = None) -> dict[str, float]:
+        """Called after each step, of so many rows. `steps_per_s`, `clips_per_s` and, where the work is known, what
+        `core/speed` says of it; nothing after the first.
+        """
+        now = time.perf_counter() - self._paused
+        self._ticks = [*self._ticks, (now, rows, work)][-self._window - 1 :]
+        _, *steps = self._ticks
+        if not steps:
+            return {}
+        seconds = max(now - self._ticks[0][0], 1e-9)
+        rates = {'steps_per_s': len(steps) / seconds, 'clips_per_s': sum(rows for _, rows, _ in steps) / seconds}
+        done = [work for *_, work in steps if work is not None]
+        return rates | (speed.figures(sum(done[1:], done[0]), seconds) if len(done) == len(steps) else {})
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol
 import jax
 import numpy as np
 
+from fv_jax.core import speed
 from fv_jax.core.config import ConfigError
 from fv_jax.core.exits import PreemptedError
 from fv_jax.core.rules import Rules
@@ -101,6 +102,7 @@ class _Started:
     batch: Batch
     key: jax.Array
     asked: jax.Array | np.ndarray  # two booleans: to end, to save
+    work: speed.Work | None
 
 
 class _EnoughError(Exception):
@@ -117,6 +119,7 @@ class Loop:
     keep: keeps a case for later study.
     ask: step -> whether to end, and whether to save, two booleans that are the same in all processes. They are read
       with the step's metrics.
+    work: what is computed for a batch, its encoding among it; None where that is not known.
     trace: told which step comes next, and given the metrics of the one before, if it has not been read yet.
     """
 
@@ -136,6 +139,7 @@ class Loop:
     progress: Progress = dataclasses.field(default_factory=Progress)
     goodput: Goodput = dataclasses.field(default_factory=Goodput)
     validation: Validation | None = None
+    work: Callable[[Batch], speed.Work | None] = lambda batch: None
     shardings: TrainState | None = None  # where the state lives; None on one device
     _alarm: Alarm = dataclasses.field(init=False)
     _guard: Guard = dataclasses.field(init=False)
@@ -165,11 +169,11 @@ class Loop:
                 lambda before=before: before is not None and not before.metrics['loss'].is_ready()
             ):
                 batch = next(batches)
-            batch = self.stage.encode(batch)
+            work, batch = self.work(batch), self.stage.encode(batch)
             with self.goodput.during('step' if self._compiled(batch) else 'compile'):
                 state, metrics = step_fn(state, batch, key)
             step += 1
-            now, last = _Started(step, metrics, batch, key, self.ask(step)), step == config.num_steps
+            now, last = _Started(step, metrics, batch, key, self.ask(step), work), step == config.num_steps
             evaluates = evaluate is not None and (last or step % config.eval_every == 0)
             saves, ends, enough = last or self._save_owed or step % config.save_every == 0, False, None
             try:
@@ -244,24 +248,23 @@ class Loop:
         step = started.step
         values = {name: float(value) for name, value in started.metrics.items()}
         finding = self._guard.look(values)
-        rate = self._rate.tick()
+        rates = self._rate.tick(len(next(iter(started.batch.values()))), started.work)
         if finding is not None:
             self._handle(finding, started, values, state)
         else:
             ratio = values['update_norm'] / max(values['param_norm'], 1e-12)
             self.progress.update_ratio = max(self.progress.update_ratio, ratio)
         if finding is not None or step % self.config.log_every == 0 or step == self.config.num_steps:
-            self._write(started, values, rate)
+            self._write(started, values | rates)
         if finding is not None and finding.enough:
             times = f' ({self._guard.in_a_row} bad steps in a row)' if self._guard.in_a_row > 1 else ''
             raise _EnoughError(f'step {step}: {finding.reason}{times}')
         ends, saves = np.asarray(started.asked)
         return bool(ends), bool(saves)
 
-    def _write(self, started: _Started, values: dict[str, float], rate: float | None) -> None:
+    def _write(self, started: _Started, values: dict[str, float]) -> None:
         values |= {'bad_steps': float(self.progress.bad_steps), 'spikes': float(self.progress.spikes)}
-        if rate is not None:
-            values |= {'steps_per_s': rate, 'clips_per_s': rate * len(next(iter(started.batch.values())))}
+        values |= speed.peak_memory()
         self.writer.scalars(started.step, values, train_line(started.step, self.config.num_steps, values))
 
     def _handle(self, finding: Finding, started: _Started, values: dict[str, float], state: TrainState) -> None:

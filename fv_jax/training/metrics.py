@@ -178,7 +178,9 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 
 def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
-    """One readable line a step. Without `steps_per_s`, which the first step has not: no rates."""
+    """One readable line a step. Without `steps_per_s`, which the first step has not: no rates. Of the speed ledger only
+    the MFU or, where the chip's peak is not known, TFLOP/s a chip.
+    """
     line = (
         f'step {step:>{len(str(num_steps))}}/{num_steps}  loss {values["loss"]:.4f}  grad {values["grad_norm"]:.3g}'
         f'  update {values["update_norm"]:.2g}  lr {values["learning_rate"]:.2g}'
@@ -186,7 +188,11 @@ def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
     if 'steps_per_s' not in values:
         return line
     rate, eta_s = values['steps_per_s'], (num_steps - step) / values['steps_per_s']
-    return f'{line}  {rate:.2f} steps/s  {values["clips_per_s"]:.2f} clips/s  ETA {duration(eta_s)}'
+    if 'mfu' in values:
+        work = f'  MFU {values["mfu"]:.1%}'
+    else:
+        work = f'  {values["tflops_per_chip"]:.3g} TFLOP/s' if 'tflops_per_chip' in values else ''
+    return f'{line}  {rate:.2f} steps/s  {values["clips_per_s"]:.2f} clips/s{work}  ETA {duration(eta_s)}'
 
 
 def eval_line(step: int, means: Mapping[str, float]) -> str:

@@ -8,24 +8,21 @@ which the VAE codes alone, is a block of its own, four times the same frame.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import film
 import jax.numpy as jnp
 import numpy as np
 
 from fv_jax import api, weights
 from fv_jax.core import quality
-from fv_jax.data import pipeline
-from fv_jax.data.loader import LoaderConfig
 from fv_jax.inference.jitted import jit_vae
 from fv_jax.models.vae import VAE
 
 COMPONENTS = 16
 FRAMES, SIDE = 4, 8  # of a block
-SIZE = (256, 480)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--vae', default='embedded', help="'embedded', a file of weights, or a run's folder")
     parser.add_argument('--json', type=Path, default=None)
     arguments = parser.parse_args(argv)
-    vae, linear = jit_vae(_opened(arguments.vae)), Linear(_clips(heldout=False, frames=17))
+    vae, linear = jit_vae(_opened(arguments.vae)), Linear(film.clips(heldout=False, frames=17))
     rows = []
-    for i, clip in enumerate(_clips(heldout=True, frames=33)):
+    for i, clip in enumerate(film.clips(heldout=True, frames=33)):
         decoded = np.asarray(vae.video(vae.latents(jnp.asarray(clip)[None]))[0])
         rows.append((quality.psnr(np.clip(decoded, -1, 1), clip), quality.psnr(np.clip(linear(clip), -1, 1), clip)))
         print(f'shot {i}: VAE {rows[-1][0]:.2f} dB, linear {rows[-1][1]:.2f} dB', flush=True)
@@ -51,22 +48,6 @@ def _opened(name: str) -> VAE:
         return weights.load_vae(name)
     run = api.open_run(Path(name))
     return run.network.model(**run.params)
-
-
-def _clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
-    config = pipeline.DataConfig(
-        train='embedded',
-        heldout='embedded',
-        frames=frames,
-        height=SIZE[0],
-        width=SIZE[1],
-        fit='crop',
-        loader=LoaderConfig(batch_size=1),
-    )
-    records = pipeline.source('embedded', config, heldout=heldout)
-    transform = pipeline.pixels(config, low_res=False, training=False)
-    every = dataclasses.replace(config, eval_clips=len(records))
-    return [batch['high_res_BFHWC'][0] for batch in pipeline.heldout_batches(records, transform, every)]
 
 
 class Linear:

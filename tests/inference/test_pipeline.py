@@ -13,6 +13,7 @@ from fv_jax.inference.noise import WindowNoise
 from fv_jax.inference.pipeline import Enhancer, enhance, jit_transport
 from fv_jax.inference.windows import Windows, cut
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.stages.superres import SuperRes
 from fv_jax.training.state import Network
 from tests.data import films
@@ -84,6 +85,28 @@ def test_a_clip_in_windows_is_the_clip_at_once(frames, overlap, length):
     np.testing.assert_array_equal(video[:, :, -8:], 128)
     starts = [w.start for w in cut(films.numbered(length), windows)]
     assert firsts == [start // windows.alignment for start in starts]
+
+
+def test_tiles_are_of_what_goes_in_and_of_what_comes_out():
+    """The network between them sees whole frames."""
+    seen = []
+
+    def noted(half):
+        def run(x, cache):
+            seen.append(x.shape[2:4])
+            return half(x, cache)
+
+        return run
+
+    def transport(z, key, first):
+        seen.append(z.shape[2:4])
+        return z
+
+    vae, film = JittedVAE(noted(_encode), noted(_decode)), films.numbered(1, 8, 12)
+    tiled = Enhancer(transport, vae, Tiling((32, 32), 16)).window(film, SIZE, key=KEY, first_latent=0)
+    assert seen == [(32, 32)] * 2 + [(4, 6)] + [(4, 4)] * 2
+    whole = Enhancer(transport, KEEPING).window(film, SIZE, key=KEY, first_latent=0)
+    np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
 def test_overlapping_windows_get_the_noise_of_their_place():

@@ -9,6 +9,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core.config import ConfigError
 from fv_jax.diffusion import times
 from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.stages import superres
 from fv_jax.stages.lowres import LowRes, LowResConfig
 from fv_jax.stages.superres import SuperRes, SuperResConfig
@@ -38,6 +39,13 @@ def test_official_numerics_are_the_bfloat16_grid_and_two_slices():
     assert config.source_timestep == 675  # the index of the mixing
 
 
+def test_tiles_are_off_unless_asked_for():
+    assert EnhanceSettings().tiling is None
+    assert EnhanceSettings(tile_size=(96, 128), tile_overlap=16).tiling == Tiling((96, 128), 16)
+    official = EnhanceSettings(tile_size=(96, 128), numerics='official', width_slices=1)
+    assert (official.tiling, official.slices) == (Tiling((96, 128)), 1)
+
+
 def test_a_run_has_its_own():
     preview = PreviewSettings.of(tiny.LOWRES, {'frames': 17, 'height': 64, 'width': 96})
     assert (preview.frames, preview.size, preview.num_steps, preview.guidance_kind) == (17, (64, 96), 3, 'constant')
@@ -49,16 +57,27 @@ def test_a_run_has_its_own():
 
 
 def test_they_reach_the_stage_and_nothing_else_changes():
-    settings = PreviewSettings(num_steps=7, guidance_kind='cosine', guidance_scale=2.5, sampler='ddim')
+    settings = PreviewSettings(
+        num_steps=7, guidance_kind='cosine', guidance_scale=2.5, guidance_batched=False, sampler='ddim'
+    )
     stage = LowRes(tiny.LOWRES, tiny.FIRST_DIT)
     expected = dataclasses.replace(
-        tiny.LOWRES, num_steps=7, guidance_kind='cosine', guidance_scale=2.5, guidance_exponent=5, sampler='ddim'
+        tiny.LOWRES,
+        num_steps=7,
+        guidance_kind='cosine',
+        guidance_scale=2.5,
+        guidance_exponent=5,
+        guidance_batched=False,
+        sampler='ddim',
     )
     assert settings.apply(stage) == dataclasses.replace(stage, config=expected)
-    final = EnhanceSettings(num_steps=3, shift=1.5, source_timestep=10, solver='heun', numerics='official')
+    final = EnhanceSettings(
+        num_steps=3, shift=1.5, source_timestep=10, solver='heun', guidance_batched=False, numerics='official'
+    )
     config = final.apply(SuperRes(tiny.SUPERRES, tiny.DIT)).config
     assert (config.num_steps, config.shift, config.source_timestep, config.solver) == (3, 1.5, 10, 'heun')
     assert (config.numerics, config.text_length) == ('official', tiny.SUPERRES.text_length)
+    assert not config.guidance_batched
 
 
 @pytest.mark.parametrize(
@@ -70,6 +89,10 @@ def test_they_reach_the_stage_and_nothing_else_changes():
         (lambda: EnhanceSettings(size=(96, 100)), 'width=100'),
         (lambda: EnhanceSettings(scale=0), 'scale=0: must be positive'),
         (lambda: EnhanceSettings(width_slices=0), 'width_slices=0: must be at least 1'),
+        (lambda: EnhanceSettings(tile_size=(100, 96)), 'tile_size: height=100'),
+        (lambda: EnhanceSettings(tile_size=(96, 96), tile_overlap=96), 'tile_overlap=96: must be less'),
+        (lambda: EnhanceSettings(tile_size=(96, 96), width_slices=2), 'goes not with width_slices=2; set width_slices'),
+        (lambda: EnhanceSettings(tile_size=(96, 96), numerics='official'), "those of 'official' numerics; set"),
         (lambda: PreviewSettings(num_steps=0).apply(LowRes(tiny.LOWRES, tiny.FIRST_DIT)), 'num_steps=0'),
         (lambda: EnhanceSettings(num_steps=0).apply(SuperRes(tiny.SUPERRES, tiny.DIT)), 'num_steps=0'),
         (lambda: config_lib.build(EnhanceSettings, {'guidance': 3}), "guidance: unknown key; did you mean 'guidance_"),

@@ -14,6 +14,7 @@ from fv_jax.core.rules import Rules
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.dit import STAGE1, STAGE2, TINY, DiT, DiTConfig, sinusoid
+from fv_jax.models.rope import split_head
 from fv_jax.models.sequence import Layout
 
 SMALL = DiTConfig(latent_channels=3, embed_dim=32, num_layers=2, num_heads=2, mlp_dim=48, cond_dim=8, text_dim=5)
@@ -64,6 +65,13 @@ def count(config):
 def test_official_sizes_count_their_parameters():
     assert count(STAGE1) == 5_570_283_072
     assert count(STAGE2) == 1_696_276_288
+
+
+def test_heads_twice_as_wide_have_the_same_parameters_but_for_two_norms():
+    wide = dataclasses.replace(STAGE2, num_heads=15)
+    norms = 2 * 2 * (128 - 64)  # scale and offset of queries and keys
+    assert wide.head_dim == 128 and count(wide) == count(STAGE2) + STAGE2.num_layers * norms
+    assert split_head(128) == tuple(2 * part for part in split_head(64))
 
 
 def test_every_parameter_names_its_axes():

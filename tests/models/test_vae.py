@@ -11,6 +11,7 @@ from flax import nnx
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.models import vae as vae_lib
+from fv_jax.models.conv import GroupNorm
 from fv_jax.models.vae import OFFICIAL, VAE, SpatialNorm, VAEConfig
 from tests.inference import tiny
 
@@ -200,6 +201,26 @@ def test_latents_are_the_mean_and_noise_of_a_clipped_deviation():
     noise = normal(1, 2, 2, 2, 3, seed=1)
     np.testing.assert_allclose(vae_lib.sample_latents(moments, jnp.asarray(noise)), mean + std * noise, rtol=1e-5)
     assert vae_lib.split_moments(moments.astype(jnp.bfloat16))[1].dtype == jnp.float32
+
+
+# In bfloat16.
+
+
+@pytest.mark.parametrize('half', ['encoder', 'decoder'])
+def test_convolutions_in_bfloat16_keep_parameters_and_norms(network, half):
+    rounded = vae_lib.compute_in(tiny.vae(), 'bfloat16')
+    assert rounded.config == dataclasses.replace(network.config, dtype='bfloat16')
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(rounded), nnx.state(network))
+    x = normal(1, 5, 16, 24, 3) if half == 'encoder' else normal(1, 3, 2, 3, CONFIG.latent_channels)
+    (exact, cache), (y, cache_y) = (jax.jit(getattr(vae, half))(x, {}) for vae in (network, rounded))
+    # What a convolution keeps is what it was given.
+    assert {leaf.dtype for leaf in jax.tree.leaves((y, cache_y))} == {jnp.dtype('bfloat16')}
+    assert {leaf.dtype for leaf in jax.tree.leaves((exact, cache))} == {jnp.dtype('float32')}
+    error = np.std(np.float32(y) - exact) / np.std(exact)
+    assert 1e-4 < error < 0.02, error
+    norms = [module for _, module in nnx.iter_modules(rounded) if isinstance(module, GroupNorm)]
+    given = jnp.asarray(normal(1, 2, 4, 4, norms[0].scale.shape[0]), jnp.bfloat16)
+    assert norms[0](given).dtype == jnp.float32
 
 
 # From pictures to clips.

@@ -14,6 +14,7 @@ import sys
 from fv_jax.assembly import RunConfig
 from fv_jax.core.chips import GIB
 from fv_jax.core.command_line import read_config
+from fv_jax.models.vae_tiling import Tiling
 from fv_jax.planning import planner, slices
 from fv_jax.planning.compiling import Compiled
 from fv_jax.planning.report import PhaseReport
@@ -32,7 +33,9 @@ IN_TURN_FIRST = (('data.loader.batch_size', '1'), ('stage.lowres.guidance_batche
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """limit: GiB a chip. temporaries: of the largest program alone are limited. share: traffic of the roofline time."""
+    """limit: GiB a chip. temporaries: of the largest program alone are limited. share: traffic of the roofline time.
+    tiling: of the VAE.
+    """
 
     config: str
     topology: str
@@ -42,6 +45,7 @@ class Row:
     limit: float
     temporaries: bool = False
     share: float | None = None
+    tiling: Tiling | None = None
 
 
 ROWS = {
@@ -54,6 +58,7 @@ ROWS = {
     'decode': Row('configs/stage2.py', 'v5e-8', ONE_CLIP, 'sampling', ('decode',), 6, temporaries=True),
     'sample1': Row('configs/stage1.py', 'v5e-1', IN_TURN_FIRST, 'sampling', ('sampler',), 15),
     'sample2_one': Row('configs/stage2.py', 'v5e-1', IN_TURN, 'sampling', ('sampler',), 15),
+    'sample2_tiles': Row('configs/stage2.py', 'v5e-1', IN_TURN, 'sampling', (), 15, tiling=Tiling((568, 528), 64)),
     't5': Row('configs/stage1.py', 'v5e-1', (), 'text', (), 15),
     'pod': Row('configs/stage2.py', 'v5p:4x8x8', BATCH_64, 'training', ('step',), 95, share=0.2),
 }
@@ -62,7 +67,7 @@ ROWS = {
 def measure(row: Row) -> PhaseReport:
     """Compiles what a row names."""
     config = read_config(RunConfig, row.config, row.overrides)
-    request = planner.Request(config, slices.parse(row.topology), (row.phase,), row.only)
+    request = planner.Request(config, slices.parse(row.topology), (row.phase,), row.only, row.tiling)
     (phase,) = planner.plan(request).phases
     return phase
 

@@ -1,0 +1,135 @@
+"""Whole frames through the VAE in spatial tiles, for a chip that has no memory for all of a frame at once.
+
+Tiles are of one size, so that they share their executables, and spread evenly over the frame. Each is a clip of its
+own, with its own chunks and caches (`vae_chunking`). Where tiles overlap they are crossfaded. Along one axis, for the
+tile i from s_i to e_i:
+
+    w_i(x) = min(x + 1/2 - s_i, e_i - x - 1/2)         (1)   linear from both edges; a frame's own edge does not count
+    y(x)   = sum_i w_i(x) y_i(x) / sum_i w_i(x)        (2)   over the tiles that hold x; a product of both axes
+
+The cost: group norms take their statistics over a tile, and tiles do not see what is beside them. `python
+tests/benchmarks/vae_cost.py` measures it.
+
+Dimensions: as in `vae`; h and w are a tile's height and width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+from fv_jax.core.resize import check_multiple
+from fv_jax.models import vae_chunking
+from fv_jax.models.vae import SPATIAL_FACTOR, VAE
+
+DEFAULT_OVERLAP = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """tile_size: (height, width) in pixels, multiples of 8; a frame that is no larger than a tile is one. tile_overlap:
+    pixels that neighbours share at the least, a multiple of 8.
+    """
+
+    tile_size: tuple[int, int]
+    tile_overlap: int = DEFAULT_OVERLAP
+
+    def __post_init__(self):
+        for side, size in zip(('height', 'width'), self.tile_size, strict=True):
+            check_multiple(f'tile_size: {side}', size, SPATIAL_FACTOR)
+        if self.tile_overlap:
+            check_multiple('tile_overlap', self.tile_overlap, SPATIAL_FACTOR)
+        if self.tile_overlap >= min(self.tile_size):
+            height, width = self.tile_size
+            raise ConfigError(
+                f'tile_overlap={self.tile_overlap}: must be less than both sides of a tile, {height}x{width}; use '
+                f'{min(self.tile_size) - SPATIAL_FACTOR} at the most'
+            )
+
+    def tile_of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of each tile of frames of so many pixels."""
+        return min(height, self.tile_size[0]), min(width, self.tile_size[1])
+
+    def count(self, height: int, width: int) -> int:
+        """Of tiles, for frames of so many pixels."""
+        sides = zip((height, width), self.tile_size, strict=True)
+        down, across = (self._starts(size // SPATIAL_FACTOR, tile // SPATIAL_FACTOR) for size, tile in sides)
+        return len(down) * len(across)
+
+    def spans(self, axis: int, cells: int, points: int) -> 'list[Span]':
+        """The tiles along axis 0 (height) or 1 (width) of a frame of so many latents, with weights (2) of so many
+        points to a latent.
+        """
+        tile = min(cells, self.tile_size[axis] // SPATIAL_FACTOR)
+        starts = self._starts(cells, tile)
+        ramps_ix = np.zeros((len(starts), points * cells))
+        inner = np.arange(points * tile) + 0.5
+        for ramp_x, start in zip(ramps_ix, starts, strict=True):
+            left = inner if start > 0 else np.full_like(inner, points * cells)
+            right = inner[::-1] if start + tile < cells else np.full_like(inner, points * cells)
+            ramp_x[points * start : points * (start + tile)] = np.minimum(left, right)  # (1)
+        weights_ix = (ramps_ix / ramps_ix.sum(0)).astype(np.float32)  # (2)
+        return [
+            Span(start, tile, weight_x[points * start : points * (start + tile)])
+            for start, weight_x in zip(starts, weights_ix, strict=True)
+        ]
+
+    def _starts(self, cells: int, tile: int) -> list[int]:
+        """In latents: as few as can be, spread evenly."""
+        if tile >= cells:
+            return [0]
+        steps = -(-(cells - tile) // (tile - self.tile_overlap // SPATIAL_FACTOR))
+        return [i * (cells - tile) // steps for i in range(steps + 1)]
+
+
+class Span(NamedTuple):
+    """A tile along one axis: where it starts and how long it is, in latents; the weights of its points."""
+
+    start: int
+    length: int
+    weights: np.ndarray
+
+
+def encode(vae: VAE, video_BFHWC: jax.Array, tiling: Tiling) -> jax.Array:
+    """As `vae_chunking.encode` with the official chunks, tile by tile; float32. Raises what it raises."""
+    vae_chunking.check_size(*video_BFHWC.shape[2:4])
+    run = functools.partial(vae_chunking.encode, vae)
+    return _tiled(run, video_BFHWC, tiling, given=SPATIAL_FACTOR, made=1)
+
+
+def decode(vae: VAE, z_BFHWC: jax.Array, tiling: Tiling) -> jax.Array:
+    """As `vae_chunking.decode` with the official chunks, tile by tile; float32. Raises what it raises."""
+    return _tiled(functools.partial(vae_chunking.decode, vae), z_BFHWC, tiling, given=1, made=SPATIAL_FACTOR)
+
+
+def _tiled(
+    run: Callable[[jax.Array], jax.Array], x_BFHWC: jax.Array, tiling: Tiling, *, given: int, made: int
+) -> jax.Array:
+    """given, made: points to a latent along each side, of what goes in and of what comes out."""
+    height, width = (side // given for side in x_BFHWC.shape[2:4])
+    y_BFHWC = None
+    for rows in tiling.spans(0, height, made):
+        for columns in tiling.spans(1, width, made):
+            down, across = (slice(given * s.start, given * (s.start + s.length)) for s in (rows, columns))
+            tile_BFhwC = run(x_BFHWC[:, :, down, across])
+            if y_BFHWC is None:
+                batch, frames, *_, channels = tile_BFhwC.shape
+                y_BFHWC = jnp.zeros((batch, frames, made * height, made * width, channels), jnp.float32)
+            start = made * rows.start, made * columns.start
+            y_BFHWC = _added(y_BFHWC, tile_BFhwC, rows.weights, columns.weights, start)
+    return y_BFHWC
+
+
+@functools.partial(jax.jit, donate_argnums=0)  # one whole video at a time
+def _added(
+    y_BFHWC: jax.Array, tile_BFhwC: jax.Array, rows_h: jax.Array, columns_w: jax.Array, start: tuple[int, int]
+) -> jax.Array:
+    weighted = rows_h.reshape(1, 1, -1, 1, 1) * columns_w.reshape(1, 1, 1, -1, 1) * tile_BFhwC.astype(jnp.float32)
+    at = (0, 0, *start, 0)
+    here = jax.lax.dynamic_slice(y_BFHWC, at, tile_BFhwC.shape)
+    return jax.lax.dynamic_update_slice(y_BFHWC, here + weighted, at)

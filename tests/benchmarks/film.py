@@ -1,0 +1,27 @@
+"""The film that comes with the package, as the benchmarks of the VAE take it."""
+
+import dataclasses
+
+import numpy as np
+
+from fv_jax.data import pipeline
+from fv_jax.data.loader import LoaderConfig
+
+SIZE = (256, 480)
+
+
+def clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
+    """All its training or held-out shots, whole frames in [-1, 1], (F, *SIZE, 3) float32."""
+    config = pipeline.DataConfig(
+        train='embedded',
+        heldout='embedded',
+        frames=frames,
+        height=SIZE[0],
+        width=SIZE[1],
+        fit='crop',
+        loader=LoaderConfig(batch_size=1),
+    )
+    records = pipeline.source('embedded', config, heldout=heldout)
+    transform = pipeline.pixels(config, low_res=False, training=False)
+    every = dataclasses.replace(config, eval_clips=len(records))
+    return [batch['high_res_BFHWC'][0] for batch in pipeline.heldout_batches(records, transform, every)]

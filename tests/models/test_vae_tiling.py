@@ -1,0 +1,126 @@
+"""How frames are cut into tiles and joined, with networks that say what they are given; and that no seam is seen."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax import weights
+from fv_jax.core.config import ConfigError
+from fv_jax.inference.jitted import jit_vae
+from fv_jax.models import vae_chunking, vae_tiling
+from fv_jax.models.vae import split_moments
+from fv_jax.models.vae_tiling import Tiling
+from tests.inference import tiny
+
+SEAM = 1.2  # a tile's edge may be so many times as steep as the steepest elsewhere
+
+
+class Recorder:
+    """Copies of what it is given, larger or smaller; notes the sizes of tiles and the caches that they came with."""
+
+    def __init__(self):
+        self.sizes, self.caches = [], []
+
+    def note(self, x, cache):
+        self.sizes.append(x.shape[1:4])
+        self.caches.append(cache)
+        return {'chunks': cache.get('chunks', 0) + 1}
+
+    def encoder(self, x, cache):
+        return x[:, 3 if cache else 0 :: 4, ::8, ::8], self.note(x, cache)
+
+    def decoder(self, z, cache):
+        video = z.repeat(4, axis=1).repeat(8, axis=2).repeat(8, axis=3)
+        return video[:, 3 if not cache and z.shape[1] % 2 else 0 :], self.note(z, cache)
+
+
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (72, 80), (200, 136), (8, 8), (104, 64)])
+def test_tiles_of_one_size_cover_the_frame_and_overlap(size):
+    tiling = Tiling((64, 48), 24)
+    for axis, (pixels, tile) in enumerate(zip(size, tiling.tile_of(*size), strict=True)):
+        spans = tiling.spans(axis, pixels // 8, 8)
+        total = np.zeros(pixels)
+        for span in spans:
+            assert 8 * span.length == tile and span.weights.shape == (tile,) and span.weights.min() > 0
+            total[8 * span.start : 8 * span.start + tile] += span.weights
+        np.testing.assert_allclose(total, 1, atol=1e-6)
+        assert spans[0].start == 0 and 8 * spans[-1].start + tile == pixels
+        shared = [8 * (a.start + a.length - b.start) for a, b in itertools.pairwise(spans)]
+        assert all(pixels_shared >= 24 for pixels_shared in shared)
+        # One fewer would not do.
+        assert len(spans) == 1 or (len(spans) - 1) * tile - (len(spans) - 2) * 24 < pixels
+    assert tiling.count(*size) == len(tiling.spans(0, size[0] // 8, 1)) * len(tiling.spans(1, size[1] // 8, 1))
+
+
+def test_weights_fall_in_a_line_to_the_edge_of_a_tile():
+    first, second = Tiling((64, 64), 32).spans(1, 12, 8)
+    assert (first.start, second.start) == (0, 4)
+    np.testing.assert_array_equal(first.weights[:32], 1)
+    np.testing.assert_allclose(first.weights[32:], (31.5 - np.arange(32)) / 32, rtol=1e-6)
+    np.testing.assert_allclose(second.weights, first.weights[::-1], rtol=1e-6)
+
+
+def test_each_tile_is_a_clip_of_its_own():
+    network, x = Recorder(), normal(1, 25, 16, 40, 3)
+    z = vae_tiling.encode(network, x, Tiling((16, 24), 8))
+    assert network.sizes == [(17, 16, 24), (8, 16, 24)] * 2
+    assert network.caches == [{}, {'chunks': 1}] * 2
+    np.testing.assert_allclose(z, x[:, ::4, ::8, ::8], atol=1e-6)
+    network = Recorder()
+    video = vae_tiling.decode(network, z, Tiling((16, 24), 8))
+    assert network.sizes == [(3, 2, 3), (2, 2, 3), (2, 2, 3)] * 2
+    assert network.caches == [{}, {'chunks': 1}, {'chunks': 2}] * 2
+    np.testing.assert_allclose(video, vae_chunking.decode(network, z), atol=1e-6)
+
+
+def test_one_tile_is_the_whole_frame():
+    with tiny.fast_compiling():
+        vae, x = jit_vae(tiny.vae()), normal(2, 9, 16, 24, 3)
+        moments = vae.moments(x)
+        np.testing.assert_array_equal(vae.moments(x, Tiling((16, 24), 8)), moments)
+        z = split_moments(moments)[0]
+        np.testing.assert_array_equal(vae.video(z, Tiling((64, 64), 8)), vae.video(z))
+
+
+def test_no_seam_in_a_gradient():
+    vae, (height, width) = jit_vae(weights.load_vae('embedded')), (64, 128)
+    y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
+    picture = jnp.asarray(np.stack([1.2 * x - 0.6, 1.2 * y - 0.6, 0.5 - (x + y) / 4], axis=-1), jnp.float32)
+
+    def slopes(tiling):
+        """Of each column to the next, without the frame's own rim."""
+        z = split_moments(vae.moments(picture[None, None], tiling))[0]
+        columns = np.asarray(vae.video(z, tiling))[0, 0].mean(0)
+        return np.abs(np.diff(columns, axis=0)).mean(-1)[16:-16]
+
+    steepest = slopes(None).max()
+    assert slopes(Tiling((64, 64), 32)).max() < SEAM * steepest
+    assert slopes(Tiling((64, 64), 0)).max() > 2 * steepest  # without a crossfade there is one
+
+
+@pytest.mark.parametrize(
+    ('make', 'words'),
+    [
+        (lambda: Tiling((100, 96), 8), 'tile_size: height=100: must be a multiple of 8; use 96 or 104'),
+        (lambda: Tiling((96, 0), 8), 'tile_size: width=0: must be a multiple of 8; use 8'),
+        (lambda: Tiling((96, 96), 12), 'tile_overlap=12: must be a multiple of 8; use 8 or 16'),
+        (lambda: Tiling((96, 96), -8), 'tile_overlap=-8'),
+        (lambda: Tiling((64, 96), 64), 'tile_overlap=64: must be less than both sides of a tile, 64x96; use 56'),
+    ],
+)
+def test_what_cannot_be_is_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_a_size_that_the_vae_cannot_take_is_refused():
+    network = Recorder()
+    with pytest.raises(ValueError, match='size 12x16: both sides must be multiples of 8'):
+        vae_tiling.encode(network, normal(1, 1, 12, 16, 3), Tiling((16, 16), 8))
+    assert not network.sizes
