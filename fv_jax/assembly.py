@@ -88,7 +88,7 @@ def placement_of(config: RunConfig, mesh: Mesh) -> Placement:
         what = 'config.data.loader.batch_size'
         if data.token_budget is not None:
             what = f'config.data.batch_multiple={data.batch_multiple}: the batch of {bucket}'
-        arrays.check_rows(placement, data.batch_size(bucket), what)
+        arrays.check_rows(placement, data.batch_size(bucket), what, config.loop.microbatches)
     if config.stage.dit is not None:
         placement.sharding((axes.ACT_HEADS,), (config.stage.dit.num_heads,), 'config.stage.dit.num_heads')
         for bucket in data.sizes:

@@ -43,7 +43,7 @@ from fv_jax.models.layers import (
 )
 from fv_jax.models.lora import LoRAConfig, Target
 from fv_jax.models.patch import patch_grid, patchify, unpatchify
-from fv_jax.models.remat import ATTENTION_OUTPUT, Remat, rematerialised
+from fv_jax.models.remat import ATTENTION_OUTPUT, BLOCK_INPUT, Remat, rematerialised
 from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
 from fv_jax.models.sequence import Layout, Tokens
 
@@ -64,7 +64,8 @@ class DiTConfig:
     dtype: what the network computes in; norms, softmax, rotary positions and sinusoids stay float32.
     param_dtype: what parameters are stored in.
     remat: what the backward pass computes again: nothing; all but the outputs of linears and attention (less memory
-      and, for the traffic it saves, less time on a CPU); whole blocks.
+      and, for the traffic it saves, less time on a CPU); whole blocks; whole blocks, with what goes into each kept in
+      the host's memory ('offload').
     lora: low-rank additions to the blocks' linears, float32 whatever `param_dtype` is (`models/lora.py`).
     locality: b, where training from scratch starts: queries and keys have a bias of b, which the rotation turns into
       the logit (b^2 / sqrt(K)) sum over channels of cos(difference of angles), largest where a token meets itself.
@@ -331,6 +332,7 @@ class DiT(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(h_BMD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+            h_BMD = checkpoint_name(h_BMD, BLOCK_INPUT)
             return nnx.merge(graphdef, layer)(h_BMD, emb_BE, tokens, rules), None
 
         h_BMD, _ = jax.lax.scan(rematerialised(body, self.config.remat), h_BMD, stacked)

@@ -7,9 +7,10 @@ import jax
 
 from fv_jax.models.layers import LINEAR_OUTPUT
 
-Remat = Literal['none', 'dots', 'full']
+Remat = Literal['none', 'dots', 'full', 'offload']
 
-ATTENTION_OUTPUT = 'attention_output'  # the name under which a policy can keep it
+ATTENTION_OUTPUT = 'attention_output'  # the names under which a policy can keep them
+BLOCK_INPUT = 'block_input'
 
 
 def rematerialised(body: Callable, remat: Remat) -> Callable:
@@ -18,5 +19,12 @@ def rematerialised(body: Callable, remat: Remat) -> Callable:
         return body
     kept = (LINEAR_OUTPUT, ATTENTION_OUTPUT) if remat == 'dots' else ()
     policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    if remat == 'offload':
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[BLOCK_INPUT],
+            offload_src='device',
+            offload_dst='pinned_host',
+        )
     # Within a scan the two computations cannot be merged by common-subexpression elimination anyway.
     return jax.checkpoint(body, policy=policy, prevent_cse=False)

@@ -15,14 +15,15 @@ Tree = Any
 LATENT_STRIDE = 8  # columns of a picture to one of its latents
 
 
-def check_rows(placement: Placement, rows: int, what: str) -> None:
-    """Raises ConfigError when a batch of so many rows does not divide over the mesh."""
-    shards = placement.shards(axes.ACT_BATCH)
-    if rows % shards:
-        below = rows // shards * shards
-        sizes = f'{below} or {below + shards}' if below else f'{shards}'
+def check_rows(placement: Placement, rows: int, what: str, microbatches: int = 1) -> None:
+    """Raises ConfigError when a batch of so many rows does not divide over the mesh, each share into microbatches."""
+    parts = placement.shards(axes.ACT_BATCH) * microbatches
+    if rows % parts:
+        below = rows // parts * parts
+        sizes = f'{below} or {below + parts}' if below else f'{parts}'
         over = ' x '.join(f'{axis} {placement.mesh.shape[axis]}' for axis in ('data', 'fsdp'))
-        raise ConfigError(f'{what}={rows}: does not divide by {shards} (config.parallel: {over}); use {sizes}')
+        times = f', config.loop.microbatches={microbatches}' if microbatches > 1 else ''
+        raise ConfigError(f'{what}={rows}: does not divide by {parts} (config.parallel: {over}{times}); use {sizes}')
 
 
 def process_rows(placement: Placement) -> tuple[int, int]:

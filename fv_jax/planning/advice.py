@@ -37,9 +37,14 @@ def _of_phase(phase: PhaseReport, config: RunConfig, placement: Placement) -> It
 
 
 def _of_training(phase: PhaseReport, config: RunConfig, placement: Placement, name: str) -> Iterator[str]:
-    shards = placement.shards(axes.ACT_BATCH)
-    if name == 'training step' and config.stage.dit.remat != 'full':
+    microbatches = config.loop.microbatches
+    shards = placement.shards(axes.ACT_BATCH) * microbatches
+    if name == 'training step' and config.stage.dit.remat not in ('full', 'offload'):
         yield 'keep fewer activations: --config.stage.dit.remat=full'
+    if name == 'training step' and phase.rows % (2 * shards) == 0:
+        yield f'the batch in parts, one after the other: --config.loop.microbatches={2 * microbatches}'
+    if name == 'training step' and config.stage.dit.remat == 'full':
+        yield "keep what goes into each layer in the host's memory: --config.stage.dit.remat=offload"
     if phase.rows > shards and config.data.token_budget is None:
         fewer = max(phase.rows // 2 // shards, 1) * shards
         yield f'fewer clips a step: --config.data.loader.batch_size={fewer} (at least {shards}), or --search'
@@ -47,5 +52,8 @@ def _of_training(phase: PhaseReport, config: RunConfig, placement: Placement, na
         yield "encode once, before training: --config.data.cache=\"{'low_variants': 2, 'crop': None}\""
     if placement.shards(axes.EMBED) < placement.mesh.size:
         yield 'spread the weights over all chips: --config.parallel.data=1 --config.parallel.fsdp=-1'
+    if config.optim.momentum_dtype == 'float32':
+        half = phase.resident['optimizer'] / (4 if config.optim.algorithm == 'adamw' else 2)
+        yield f'the momentum in half the memory ({gib(half)}): --config.optim.momentum_dtype=bfloat16'
     if 'average' in phase.resident:
         yield f'no moving average ({gib(phase.resident["average"])}): --config.optim.ema_decay=0'

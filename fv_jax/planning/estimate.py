@@ -1,6 +1,7 @@
 """Temporaries by formula, for chips that nothing here compiles for: good to about half.
 
-    training   gradients as wide as the parameters; what `remat` keeps of every layer; the work of one layer
+    training   gradients as wide as the parameters, twice with microbatches; of one microbatch what `remat` keeps of
+               every layer, and the work of one layer
     sampling   the work of one layer
     VAE        six of the widest activations, as libtpu's programs for 1072x1920 take
 
@@ -26,7 +27,8 @@ def dit_layer(config: DiTConfig, tokens: float, all_tokens: float) -> float:
 def kept(config: DiTConfig, tokens: float) -> float:
     """What all layers keep for the backward pass."""
     dim, inner, item = config.embed_dim, config.mlp_dim, _itemsize(config.dtype)
-    numbers = {'full': dim, 'dots': dim + 3 * dim + 3 * dim + inner, 'none': 24 * dim + 3 * inner}[config.remat]
+    dots, none = dim + 3 * dim + 3 * dim + inner, 24 * dim + 3 * inner
+    numbers = {'offload': 0, 'full': dim, 'dots': dots, 'none': none}[config.remat]
     return config.num_layers * tokens * numbers * item
 
 

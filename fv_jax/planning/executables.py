@@ -101,7 +101,7 @@ def training(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
         'average': bytes_per_chip(state.ema),
     }
     resident = {name: size for name, size in resident.items() if size}
-    rows, known = latents_shape(config, bucket)[0], sum(resident.values())
+    rows, known, microbatches = latents_shape(config, bucket)[0], sum(resident.values()), config.loop.microbatches
     row, dit = _row(config.stage.dit, _text_length(parts), bucket), config.stage.dit
     step = Executable(
         'training step',
@@ -110,7 +110,8 @@ def training(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
         flops.dit_training(dit, row) * rows,
         flops.recomputed(dit, row) * rows,
         known,
-        bytes_per_chip(state.trainable) + _layer(dit, row, rows, parts.placement, training=True),
+        bytes_per_chip(state.trainable) * (1 if microbatches == 1 else 2)
+        + _layer(dit, row, rows / microbatches, parts.placement, training=True),
     )
     if config.data.cache is not None:
         return Phase('training', resident, (step,), rows, dit.head_dim)
@@ -132,8 +133,8 @@ def _lower_step(parts: Assembly, bucket: Bucket) -> jax.stages.Lowered:
     if config.stage.text.encoder:
         shapes['text_BLD'] = (latents[0], _text_length(parts), config.stage.dit.text_dim)
     batch = {name: _shape(placement, name, shape) for name, shape in shapes.items()}
-    num_steps = config.loop.num_steps
-    step = train_step(parts.stage, parts.network, parts.tx, config.optim, num_steps, parts.rules, parts.shardings)
+    num_steps, microbatches, where = config.loop.num_steps, config.loop.microbatches, (parts.rules, parts.shardings)
+    step = train_step(parts.stage, parts.network, parts.tx, config.optim, num_steps, *where, microbatches)
     return step.lower(parts.abstract_state, batch, _key(placement))
 
 
@@ -325,7 +326,7 @@ def text(config: T5Config, length: int | None, placement: Placement) -> Phase:
 # --- shapes ---
 
 
-def _layer(dit: DiTConfig, row: Sequence, rows: int, placement: Placement, *, training: bool) -> float:
+def _layer(dit: DiTConfig, row: Sequence, rows: float, placement: Placement, *, training: bool) -> float:
     """What a chip needs for a pass through the DiT, by formula."""
     tokens = row.tokens * rows / placement.shards(axes.ACT_BATCH)
     here = tokens / placement.shards(axes.ACT_TOKENS)

@@ -89,7 +89,7 @@ def recomputed(config: DiTConfig, row: Sequence) -> Flops:
     blocks = dit_blocks(config, row)
     products = BACKWARD_PRODUCTS - MODEL_BACKWARD_PRODUCTS
     again = Flops(attention=blocks.attention * products / FORWARD_PRODUCTS)
-    if config.remat == 'full':
+    if config.remat in ('full', 'offload'):
         return again + blocks
     if config.remat == 'dots':
         # Attention's output is kept, but not what its kernel's backward pass needs besides.

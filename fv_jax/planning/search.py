@@ -35,7 +35,8 @@ def largest_batch(request: Request, say: Say) -> Found:
     """
     if request.config.data.token_budget is not None:
         raise ConfigError('config.data.token_budget: sets the batches of every size; --search needs it to be none')
-    step = planner.placement_on(_with(request, _smallest(request), 'full')).shards(axes.ACT_BATCH)
+    here = planner.placement_on(_with(request, _smallest(request), 'full'))
+    step = here.shards(axes.ACT_BATCH) * request.config.loop.microbatches
 
     def needed(batch: int, remat: Remat) -> float | None:
         report = _training(_with(request, batch, remat))
@@ -116,8 +117,8 @@ def _training(request: Request) -> PhaseReport:
 
 
 def _smallest(request: Request) -> int:
-    """A batch that divides over any mesh of the slice."""
-    return request.where.devices
+    """A batch that divides over any mesh of the slice, and into microbatches."""
+    return request.where.devices * request.config.loop.microbatches
 
 
 def _with(request: Request, batch: int, remat: Remat) -> Request:

@@ -9,6 +9,7 @@ at: about kl_weight / 2. No adversarial or perceptual term: the small VAE is jud
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,13 @@ class AutoencoderConfig:
             raise ConfigError(f'kl_weight={self.kl_weight}: must not be negative')
 
 
+class Draw(NamedTuple):
+    """A batch, with a random key for each row."""
+
+    video_BFHWC: jax.Array
+    keys_B: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
     """The stage. A batch holds `high_res_BFHWC`, video in [-1, 1]."""
@@ -57,11 +65,16 @@ class Autoencoder:
     def encode(self, batch: Batch) -> Batch:
         return batch
 
-    def loss(self, model: VAE, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
-        video = batch['high_res_BFHWC']
+    def draw(self, batch: Batch, keys_B: jax.Array) -> Draw:
+        """The videos, and the keys of their latents' noise."""
+        return Draw(batch['high_res_BFHWC'], keys_B)
+
+    def loss_of(self, model: VAE, draw: Draw, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+        """The loss (1). Metrics: `psnr` of its first term, `kl` of its second, `latent_std` of the means."""
+        video = draw.video_BFHWC
         moments = vae_chunking.encode(model, video)
         mean, std = split_moments(moments)
-        decoded = vae_chunking.decode(model, sample_latents(moments, row_normal(keys_B, mean.shape)))
+        decoded = vae_chunking.decode(model, sample_latents(moments, row_normal(draw.keys_B, mean.shape)))
         error = jnp.mean(jnp.square(decoded.astype(jnp.float32) - video))
         kl = jnp.mean(0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std))
         metrics = {'psnr': -10 * jnp.log10(error / 4), 'kl': kl, 'latent_std': jnp.std(mean)}

@@ -7,7 +7,7 @@ split over hosts, and a resumed run gets the noise that the run before it would 
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from fv_jax.core.rules import Rules
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Draw = Any  # a tree of arrays, the rows of the batch first
 Encoder = Callable[[jax.Array], jax.Array]  # video_BFHWC in [-1, 1] -> the VAE's latents, not scaled
 
 
@@ -42,13 +43,21 @@ class Stage(Protocol):
         """
         ...
 
-    def loss(self, model: nnx.Module, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
-        """The scalar float32 loss of an encoded batch, and scalar metrics.
+    def draw(self, batch: Batch, keys_B: jax.Array) -> Draw:
+        """Everything of a step that is random, or a matter of the whole batch, for every row.
+
+        Args:
+          batch: what `encode` returned.
+          keys_B: one random key for each row of the global batch (`row_keys`).
+        """
+        ...
+
+    def loss_of(self, model: nnx.Module, draw: Draw, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+        """The scalar float32 loss of a draw, or of some of its rows, and scalar metrics. The loss is a mean over rows.
 
         Args:
           model: what `init` returned.
-          batch: what `encode` returned.
-          keys_B: one random key for each row of the global batch (`row_keys`).
+          draw: what `draw` returned.
           rules: where activations live and who computes attention.
         """
         ...

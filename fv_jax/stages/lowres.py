@@ -131,9 +131,6 @@ class LowRes:
     def encode(self, batch: Batch) -> Batch:
         return encode_videos(batch, {'high_res_BFHWC': 'z_high_BFHWC'}, self.encoder)
 
-    def loss(self, model: DiT, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
-        return self.loss_of(model, self.draw(batch, keys_B), rules=rules)
-
     def draw(self, batch: Batch, keys_B: jax.Array) -> Draw:
         """Everything random of every row, each from the row's key."""
         z, text = batch['z_high_BFHWC'], self.text(batch)

@@ -133,9 +133,6 @@ class SuperRes:
             raise ValueError('the clips have no low-quality twins: prepare them with latents.low_variants=1 or more')
         return encoded
 
-    def loss(self, model: DiT, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
-        return self.loss_of(model, self.draw(batch, keys_B), rules=rules)
-
     def draw(self, batch: Batch, keys_B: jax.Array) -> Draw:
         """Everything random of every row, each from the row's key; which row has which part of the source timesteps
         is a matter of the batch, and drawn from the first row's.

@@ -33,6 +33,8 @@ ORDER_KEYS = 2**31  # the noise of orders other than the run's own: beyond the n
 class LoopConfig:
     """num_steps: of the whole run. log_every, eval_every, save_every: in steps; eval_every 0 never evaluates.
     The last step is always saved.
+    microbatches: that a step's batch is taken in, one after the other, for the memory of one and the numbers of the
+      whole; a frozen or sharded network is gathered anew for each.
     save_minutes: saves also so long after the last save; 0 does not.
     keep: how many checkpoints stay. keep_every: those of its multiples, in steps, stay as well; 0 keeps none.
     failed_saves: in a row, that the run goes on after.
@@ -41,6 +43,7 @@ class LoopConfig:
     """
 
     num_steps: int
+    microbatches: int = 1
     log_every: int = 1
     eval_every: int = 0
     save_every: int = 1000
@@ -53,7 +56,7 @@ class LoopConfig:
     bad_steps: BadStepsConfig = dataclasses.field(default_factory=BadStepsConfig)
 
     def __post_init__(self):
-        for name in ('num_steps', 'log_every', 'save_every', 'keep', *_FROM_0):
+        for name in ('num_steps', 'microbatches', 'log_every', 'save_every', 'keep', *_FROM_0):
             low = 0 if name in _FROM_0 else 1
             if not getattr(self, name) >= low:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be at least {low}')
@@ -158,7 +161,8 @@ class Loop:
         """
         config = self.config
         tx = optim.optimizer(self.optim, config.num_steps)
-        step_fn = train_step(self.stage, self.network, tx, self.optim, config.num_steps, self.rules, self.shardings)
+        where = self.rules, self.shardings
+        step_fn = train_step(self.stage, self.network, tx, self.optim, config.num_steps, *where, config.microbatches)
         evaluate = self._evaluation()
         step, before = int(state.step), None
         batches, key = self._drawn(step)

@@ -42,7 +42,8 @@ def replay(
     keys_B = row_keys(key, step, next(iter(batch.values())).shape[0])
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-        return stage.loss(network.model(trainable, params['frozen']), batch, keys_B, rules=rules)
+        draw = stage.draw(batch, keys_B)
+        return stage.loss_of(network.model(trainable, params['frozen']), draw, rules=rules)
 
     def step_fn(trainable: Params) -> Metrics:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from fv_jax.core.config import ConfigError
+from fv_jax.planning import slices
 from tests.launch.scripts import LAUNCH, bash, refused
 
 READ = f"""
@@ -87,3 +89,70 @@ def test_every_slice_adds_up(generation):
 def test_names_that_there_are_not(tmp_path, type_, part):
     assert refused(bash('-c', READ, 'launch', type_, home=tmp_path), f'--type={type_}: ', part)
     assert not list(tmp_path.iterdir())
+
+
+# Sizes that there are and that there are not; the same by shape; and what is no name at all.
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    32,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    640,
+    1792,
+    2048,
+    4096,
+    4224,
+    8192,
+    12288,
+    18432,
+)
+SHAPES = (
+    '1x1',
+    '2x2',
+    '2x4',
+    '4x2',
+    '4x4',
+    '4x8',
+    '8x8',
+    '16x16',
+    '32x32',
+    '1x1x1',
+    '2x2x1',
+    '2x2x2',
+    '2x2x4',
+    '4x2x2',
+)
+CUBES = ('4x4x4', '4x4x12', '12x4x4', '4x8x8', '4x4x32', '16x16x24', '24x24x24', '4x4x260', '04x4x4', '4x4x', '3x4x4')
+GENERATIONS = ('v4', 'v5e', 'v5litepod', 'v5p', 'v6e', 'v7x', 'tpu7x')
+
+
+def by_plan(name: str) -> str | None:
+    try:
+        found = slices.parse(name)
+    except ConfigError:
+        return None
+    return f'{found.generation} {"x".join(map(str, found.shape))} {found.chips}'
+
+
+def test_plan_and_launch_know_the_same_slices():
+    """`fv_jax.planning.slices` reads the same names in another language."""
+    names = [f'{generation}-{number}' for generation in GENERATIONS for number in NUMBERS]
+    names += [f'{generation}:{shape}' for generation in GENERATIONS for shape in (*SHAPES, *CUBES)]
+    names += ['v5p', 'v5p-', 'v5p:', 'v3-8', 'v5p-08', 'v5p-8x', 'v5lite-8', '-8', ':4x4x4']
+    rows = [row.split() for row in read(*names)]
+    by_launch = {asked: f'{generation} {topology} {chips}' for asked, generation, _, topology, chips, *_ in rows}
+    assert {name: by_launch.get(name) for name in names} == {name: by_plan(name) for name in names}
+    assert 60 < len(by_launch) < len(names) - 60

@@ -209,7 +209,7 @@ def test_inputs_that_do_not_fit_are_refused(model, wrong, message):
         ({'num_heads': 4}, 'num_heads=4: a head of 8 channels'),
         ({'num_layers': 0}, 'num_layers=0: must be at least 1'),
         ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
-        ({'remat': 'some'}, 'remat=some: must be one of none, dots, full'),
+        ({'remat': 'some'}, 'remat=some: must be one of none, dots, full, offload'),
         ({'locality': -1.0}, 'locality=-1.0: must not be negative'),
     ],
 )
@@ -245,9 +245,20 @@ def test_a_config_survives_json():
 def test_remat_changes_no_gradient(model, loss_and_grads):
     # 'dots', the default, is held to the official gradients in tests/parity.
     params = nnx.state(model)
-    plain, again = (jax.tree.leaves(loss_and_grads(remat)(params)[1]) for remat in ('none', 'full'))
-    for actual, expected in zip(again, plain, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1e-3, np.abs(expected).max()))
+    plain, *others = (jax.tree.leaves(loss_and_grads(remat)(params)[1]) for remat in ('none', 'full', 'offload'))
+    for again in others:
+        for actual, expected in zip(again, plain, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1e-3, np.abs(expected).max()))
+
+
+def test_what_goes_into_a_block_can_wait_in_the_hosts_memory(inputs):
+    def moves(remat):
+        model = nnx.eval_shape(lambda: DiT(dataclasses.replace(SMALL, remat=remat), rngs=nnx.Rngs(0)))
+        graphdef, params = nnx.split(model)
+        grad = jax.grad(lambda params: jnp.sum(nnx.merge(graphdef, params)(*inputs)))
+        return str(jax.make_jaxpr(grad)(params)).count('MemorySpace.Host')
+
+    assert moves('offload') and not moves('full')
 
 
 def test_remat_computes_again(inputs):

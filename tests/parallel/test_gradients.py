@@ -13,10 +13,11 @@ from fv_jax.models.lora import LoRAConfig
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
+from fv_jax.planning import collectives
 from fv_jax.stages.base import row_keys
 from fv_jax.stages.lowres import LowRes, LowResConfig
 from fv_jax.stages.superres import SuperRes, SuperResConfig
-from fv_jax.training import state
+from fv_jax.training import state, step
 from tests.inference import tiny
 
 MESHES = [
@@ -61,7 +62,7 @@ def made(request):
 def loss_and_grads(stage, network, rules):
     def loss(trainable, frozen, batch):
         keys_B = row_keys(jax.random.key(0), 0, ROWS)
-        return stage.loss(network.model(trainable, frozen), batch, keys_B, rules=rules)
+        return stage.loss_of(network.model(trainable, frozen), stage.draw(batch, keys_B), rules=rules)
 
     return jax.value_and_grad(loss, has_aux=True)
 
@@ -80,8 +81,8 @@ def test_loss_and_gradients_are_those_of_one_device(made, alone, axes):
     where = placement(axes, kind)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = [arrays.place(part, s) for part, s in zip(params, shardings, strict=True)]
-    step = jax.jit(loss_and_grads(stage, network, sharding.rules_on(where)), out_shardings=((None, None), shardings[0]))
-    (loss, metrics), grads = step(*placed, arrays.to_global(batch, where))
+    of = jax.jit(loss_and_grads(stage, network, sharding.rules_on(where)), out_shardings=((None, None), shardings[0]))
+    (loss, metrics), grads = of(*placed, arrays.to_global(batch, where))
     (expected, expected_metrics), expected_grads = alone
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for name in expected_metrics:
@@ -89,6 +90,36 @@ def test_loss_and_gradients_are_those_of_one_device(made, alone, axes):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True):
         assert np.abs(b).max() > 0, path
         np.testing.assert_allclose(np.asarray(a) / np.abs(b).max(), b / np.abs(b).max(), atol=1e-5, err_msg=str(path))
+
+
+def test_microbatches_on_a_mesh_are_the_batch(made, alone):
+    kind, stage, network, params, batch = made
+    if kind == 'superres':
+        pytest.skip('one stage is enough; this one has frozen parameters as well')
+    where = placement({'fsdp': 4, 'tensor': 2}, kind)
+    parts = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
+    placed = [arrays.place(part, s) for part, s in zip(params, parts, strict=True)]
+    shardings = state.TrainState(where.replicated, *parts, {}, None)
+    of = step.gradients(stage, network, sharding.rules_on(where), shardings, microbatches=2)
+
+    def found(trainable, frozen, batch):
+        draw = stage.draw(batch, row_keys(jax.random.key(0), 0, ROWS))
+        return of(state.TrainState(np.int32(0), trainable, frozen, {}, None), draw)
+
+    (loss, _), grads = jax.jit(found)(*placed, arrays.to_global(batch, where))
+    np.testing.assert_allclose(loss, alone[0][0], rtol=1e-5)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(alone[1]), strict=True):
+        np.testing.assert_allclose(np.asarray(a) / np.abs(b).max(), b / np.abs(b).max(), atol=1e-5, err_msg=str(path))
+    for a, s in zip(jax.tree.leaves(grads), jax.tree.leaves(parts[0]), strict=True):
+        assert a.sharding.is_equivalent_to(s, a.ndim)
+
+
+def test_no_row_travels_to_its_microbatch():
+    where = placement({'data': 2, 'fsdp': 2, 'context': 2}, 'superres')
+    batch = arrays.to_global({'z_low_BFHWC': np.zeros((ROWS, *SIZE), np.float32)}, where)
+    split = jax.jit(lambda batch: step.split(batch, 2)['z_low_BFHWC'] + 1).lower(batch).compile()
+    assert not collectives.read_traffic(split.as_text(), 8).counts
+    assert split.output_shardings.spec[1] == ('data', 'fsdp')
 
 
 @pytest.mark.parametrize('axes', MESHES[1:3], ids=str)

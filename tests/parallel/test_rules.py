@@ -85,6 +85,15 @@ def test_a_batch_smaller_than_its_axes_is_refused():
             placement_of(config, make_mesh(config.parallel))
 
 
+def test_a_share_of_a_batch_that_does_not_divide_into_microbatches_is_refused():
+    sizes = {'parallel': {'data': 4, 'fsdp': 2}, 'data__loader': {'batch_size': 24}}
+    config = run_config(vae, 'smoke', loop__microbatches=2, **sizes)
+    with pytest.raises(ConfigError, match=r'batch_size=24: does not divide by 16 .*microbatches=2\); use 16 or 32'):
+        placement_of(config, make_mesh(config.parallel))
+    config = run_config(vae, 'smoke', loop__microbatches=3, **sizes)
+    placement_of(config, make_mesh(config.parallel))
+
+
 def test_every_size_that_is_trained_at_must_divide():
     clip, picture, small = (
         {'frames': frames, 'height': height, 'width': width}

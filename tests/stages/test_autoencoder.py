@@ -37,7 +37,8 @@ def stage(kl_weight=0.0):
 def loss(video, mean, logvar, kl_weight=0.0, step=0):
     batch = {'high_res_BFHWC': video}
     keys = row_keys(jax.random.key(0), step, len(video))
-    value, metrics = stage(kl_weight).loss(network(mean, logvar), batch, keys, rules=RULES)
+    here = stage(kl_weight)
+    value, metrics = here.loss_of(network(mean, logvar), here.draw(batch, keys), rules=RULES)
     assert value.shape == () and value.dtype == jnp.float32
     return float(value), {name: float(metric) for name, metric in metrics.items()}
 

@@ -217,7 +217,9 @@ def test_a_real_network_learns_through_the_stage():
         return jax.nn.dot_product_attention(q, k, v)
 
     def loss(params):
-        return here.loss(nnx.merge(graphdef, params, rest), given, keys(), rules=Rules(attention=attention))
+        return here.loss_of(
+            nnx.merge(graphdef, params, rest), here.draw(given, keys()), rules=Rules(attention=attention)
+        )
 
     (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(value, metrics['target_norm'] ** 2, rtol=1e-5)  # a new network is the zero function
@@ -228,7 +230,7 @@ def test_a_real_network_learns_through_the_stage():
 def test_a_network_without_source_embedding_is_not_told_it():
     here = SuperRes(SuperResConfig(text_length=5), dataclasses.replace(DIT, embed_source_timestep=False))
     model = Recorder(lambda x, t: jnp.zeros_like(x))
-    here.loss(model, batch(), keys(), rules=RULES)
+    here.loss_of(model, here.draw(batch(), keys()), rules=RULES)
     assert model.calls[0]['source_timestep'] is None
 
 

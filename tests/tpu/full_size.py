@@ -2,14 +2,30 @@
 
     python -m tests.tpu.full_size            # all rows: hours on two cores
     python -m tests.tpu.full_size lora t5    # rows by name
+    python -m pytest -m tpu tests/tpu/full_size.py -k lora    # the same as tests
 
 Prints a line a row, and exits with 1 when one is above its limit. Memory is what stays plus the largest program's own,
-a chip; for 'decode' the temporaries alone.
+a chip; for 'decode' the temporaries alone. By libtpu 0.0.52, in GiB a chip:
+
+    row          measured  limit
+    step_v5e8      11.5     15     in parts: the step 8.7, the VAE's encode of 17 frames 6.30 of temporaries
+    step_v6e4       -       28     not measured
+    step_v5e4      13.74    15
+    lora           13.1     15     what stays 3.44, beside it 9.6; in one piece 22.97 or more, refused
+    full            -       30     not measured; in one piece 31.82
+    sample2        11.07    14
+    decode         10.35     6     missed: 3 latent frames 10.35, 2 more 7.11 of temporaries
+    sample1        14.87    15
+    sample2_one     -       15     not measured
+    t5              9.17    15
+    pod             -       95     not measured
 """
 
 import dataclasses
 import resource
 import sys
+
+import pytest
 
 from fv_jax.assembly import RunConfig
 from fv_jax.core.chips import GIB
@@ -28,6 +44,7 @@ BATCH_64 = (
 )
 NO_AVERAGE = (*ONE_CLIP, ('optim.ema_decay', '0'), ('data.cache', "{'low_variants': 1, 'crop': None}"))
 IN_TURN = (*ONE_CLIP, ('stage.superres.guidance_batched', 'false'))
+HALVES = (('loop.microbatches', '2'),)
 IN_TURN_FIRST = (('data.loader.batch_size', '1'), ('stage.lowres.guidance_batched', 'false'))
 
 
@@ -35,6 +52,7 @@ IN_TURN_FIRST = (('data.loader.batch_size', '1'), ('stage.lowres.guidance_batche
 class Row:
     """limit: GiB a chip. temporaries: of the largest program alone are limited. share: traffic of the roofline time.
     tiling: of the VAE.
+    missed: why the limit is not reached, where it is not.
     """
 
     config: str
@@ -46,16 +64,26 @@ class Row:
     temporaries: bool = False
     share: float | None = None
     tiling: Tiling | None = None
+    missed: str = ''
 
 
 ROWS = {
     'step_v5e8': Row('configs/stage2.py', 'v5e-8', ONE_CLIP, 'training', (), 15),
     'step_v6e4': Row('configs/stage2.py', 'v6e-4', ONE_CLIP, 'training', (), 28),
     'step_v5e4': Row('configs/stage2.py', 'v5e-4', NO_AVERAGE, 'training', ('step',), 15),
-    'lora': Row('configs/stage1.py', 'v5e-8', (), 'training', ('step',), 15),
-    'full': Row('configs/stage1.py:full_ft', 'v6e-8', (), 'training', ('step',), 30),
+    'lora': Row('configs/stage1.py', 'v5e-8', HALVES, 'training', ('step',), 15),
+    'full': Row('configs/stage1.py:full_ft', 'v6e-8', HALVES, 'training', ('step',), 30),
     'sample2': Row('configs/stage2.py', 'v5e-4', ONE_CLIP, 'sampling', ('sampler',), 14),
-    'decode': Row('configs/stage2.py', 'v5e-8', ONE_CLIP, 'sampling', ('decode',), 6, temporaries=True),
+    'decode': Row(
+        'configs/stage2.py',
+        'v5e-8',
+        ONE_CLIP,
+        'sampling',
+        ('decode',),
+        6,
+        temporaries=True,
+        missed='3 latent frames at once take 10.35 GiB',
+    ),
     'sample1': Row('configs/stage1.py', 'v5e-1', IN_TURN_FIRST, 'sampling', ('sampler',), 15),
     'sample2_one': Row('configs/stage2.py', 'v5e-1', IN_TURN, 'sampling', ('sampler',), 15),
     'sample2_tiles': Row('configs/stage2.py', 'v5e-1', IN_TURN, 'sampling', (), 15, tiling=Tiling((568, 528), 64)),
@@ -101,6 +129,16 @@ def show(name: str, row: Row) -> bool:
         flush=True,
     )
     return within
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize('name', ROWS)
+def test_a_row_is_within_its_limits(name, request):
+    pytest.importorskip('libtpu')
+    row = ROWS[name]
+    if row.missed:
+        request.applymarker(pytest.mark.xfail(reason=row.missed, strict=True))
+    assert show(name, row)
 
 
 if __name__ == '__main__':

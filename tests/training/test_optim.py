@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -86,9 +87,39 @@ def test_the_average_is_float32():
     assert got['p'].dtype == jnp.float32
 
 
+@pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
+def test_momentum_can_be_kept_in_bfloat16(algorithm):
+    """The first update does not depend on what is kept; the second moment and the update itself are float32."""
+    params, grads = stack(('kernel', (8, 24)), ('bias', (24,))), stack(('kernel', (8, 24)), ('bias', (24,)))
+    half, whole = (
+        optimizer(OptimConfig(algorithm, learning_rate=0.1, clip_norm=1e9, momentum_dtype=dtype), 10)
+        for dtype in ('bfloat16', 'float32')
+    )
+    state, expected_state = half.init(params), whole.init(params)
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(state) if x.ndim}
+    assert 'bfloat16' in dtypes and {str(x.dtype) for x in jax.tree.leaves(expected_state) if x.ndim} == {'float32'}
+    for leaf, dtype in optax.tree.get_all_with_path(state, 'nu'):
+        assert {x.dtype for x in jax.tree.leaves(dtype)} == {jnp.dtype('float32')}, leaf
+    for _ in range(2):
+        update, state = half.update(grads, state, params)
+        expected, expected_state = whole.update(grads, expected_state, params)
+    for a, b in zip(jax.tree.leaves(update), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.02 * float(jnp.abs(b).max()))
+    kept = [x.dtype for x in jax.tree.leaves(half.init(params))]
+    assert [x.dtype for x in jax.tree.leaves(state)] == kept
+
+
 @pytest.mark.parametrize(
     'field',
-    [{'learning_rate': 0.0}, {'clip_norm': float('nan')}, {'b1': 1.0}, {'ema_decay': -0.1}, {'warmup_steps': -1}],
+    [
+        {'learning_rate': 0.0},
+        {'clip_norm': float('nan')},
+        {'b1': 1.0},
+        {'ema_decay': -0.1},
+        {'warmup_steps': -1},
+        {'momentum_dtype': 'float16'},
+    ],
 )
 def test_what_cannot_be_is_refused(field):
     (name,) = field

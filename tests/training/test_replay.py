@@ -16,8 +16,8 @@ STAGE = toy.Toy(noise=0.1)
 
 
 class Overflows(toy.Toy):
-    def loss(self, model, batch, keys_B, *, rules):
-        loss, metrics = super().loss(model, batch, keys_B, rules=rules)
+    def loss_of(self, model, draw, *, rules):
+        loss, metrics = super().loss_of(model, draw, rules=rules)
         return loss + jnp.exp(100 + jnp.sum(model.head['bias'][...])), metrics
 
 

@@ -103,9 +103,9 @@ def test_rows_have_noise_of_their_own(made):
     keys = []
 
     class Spy(toy.Toy):
-        def loss(self, model, batch, keys_B, *, rules):
+        def draw(self, batch, keys_B):
             keys.append(jax.random.key_data(keys_B))
-            return super().loss(model, batch, keys_B, rules=rules)
+            return super().draw(batch, keys_B)
 
     params = {'trainable': start.trainable, 'frozen': start.frozen}
     with jax.disable_jit():
@@ -218,3 +218,46 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(algorithm, wro
     # The rate is the optimizer's, which has done one update: the second of the warm-up.
     _, metrics = step_fn(after, encoded(2), KEY)
     assert float(metrics['learning_rate']) == pytest.approx(0.3 * 2 / 5)
+
+
+@pytest.mark.parametrize('microbatches', [2, 4])
+def test_a_batch_in_microbatches_is_the_batch(made, microbatches):
+    """Loss, metrics, norms and the new state; each row has the noise that it has in the whole batch."""
+    stage, network, start, whole_fn = made
+    _, _, tx = toy.new(stage, OPTIM)
+    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=microbatches)
+    whole, parts = fresh(start), fresh(start)
+    for i in range(3):
+        whole, expected = whole_fn(whole, encoded(i), KEY)
+        parts, metrics = step_fn(parts, encoded(i), KEY)
+        assert metrics.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_microbatches_keep_one_sum(made):
+    """However many there are: what a step needs beside its arguments does not grow with them."""
+    stage, network, start, _ = made
+    _, _, tx = toy.new(stage, OPTIM)
+    rows = {name: np.tile(value, (16, *[1] * (value.ndim - 1))) for name, value in encoded().items()}
+
+    def temporaries(microbatches):
+        step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=microbatches)
+        return step_fn.lower(start, rows, KEY).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(64) <= temporaries(4)
+
+
+def test_a_bad_microbatch_spoils_the_step_alone(made):
+    stage, network, start, _ = made
+    _, _, tx = toy.new(stage, OPTIM)
+    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=2)
+    given = encoded()
+    given['bad'][1] = np.inf
+    after, metrics = step_fn(fresh(start), given, KEY)
+    assert not np.isfinite(metrics['loss']) and int(after.step) == 1
+    for a, b in zip(jax.tree.leaves(after.trainable), jax.tree.leaves(start.trainable), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -49,13 +49,15 @@ class Toy:
     def encode(self, batch: Batch) -> Batch:
         return batch | {'encoded': np.ones(len(batch['x']), np.float32)}
 
-    def loss(self, model: Line, batch: Batch, keys_B: jax.Array, *, rules: Rules) -> tuple[jax.Array, Metrics]:
-        noise = row_normal(keys_B, batch['y'].shape)
-        error = model(batch['x']) - batch['y'] - self.noise * noise
+    def draw(self, batch: Batch, keys_B: jax.Array) -> Batch:
+        return batch | {'noise': row_normal(keys_B, batch['y'].shape)}
+
+    def loss_of(self, model: Line, draw: Batch, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+        error = model(draw['x']) - draw['y'] - self.noise * draw['noise']
         # The square root of zero has a finite value and no finite slope.
-        slope = jnp.sqrt(jnp.mean(batch['slope']) * jnp.sum((1 + model.head['bias'][...]) ** 2))
-        loss = jnp.mean(error**2) + jnp.mean(batch['bad']) + slope - slope
-        return loss, {'noise': jnp.mean(noise), 'encoded': jnp.mean(batch['encoded'])}
+        slope = jnp.sqrt(jnp.mean(draw['slope']) * jnp.sum((1 + model.head['bias'][...]) ** 2))
+        loss = jnp.mean(error**2) + jnp.mean(draw['bad']) + slope - slope
+        return loss, {'noise': jnp.mean(draw['noise']), 'encoded': jnp.mean(draw['encoded'])}
 
     def sample(self, model: Line, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
         return {'y': model(batch['x'])}
