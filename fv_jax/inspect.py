@@ -14,7 +14,6 @@ Exit codes: 0 done; 2 wrong usage; 1 it cannot be read, or is damaged.
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +24,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fv_jax import weights
+from fv_jax import api, weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
+from fv_jax.core.files import parse_json
 from fv_jax.running.record import RUN
 from fv_jax.stages import registry
 from fv_jax.training.metrics import JSONL
@@ -147,7 +147,7 @@ def _weights(path: Path, say: Say) -> list[Row]:
     if (kind := compact.kind_of(path)) is not None:
         config = compact.config_of(path)
         stored = {key.replace('/', '.'): tensor for key, tensor in compact.tensors(path).items()}
-        run = json.loads(compact.metadata(path).get(compact.RUN, 'null'))
+        run = api.compact_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
         say(f'{path}: a small file, {kind}{of}')
     else:
@@ -172,11 +172,17 @@ def _weights(path: Path, say: Say) -> list[Row]:
 def _starts(path: Path, say: Say) -> None:
     if not path.exists():
         return
-    starts = json.loads(path.read_text())
-    last = starts[-1]
-    devices = ', '.join(f'{count} x {kind}' for kind, count in last['devices'].items())
-    say(f'started {len(starts)} time(s), last {last["started"]} at step {last["step"]} on {devices}, git {last["git"]}')
-    say(f'  {" ".join(last["command"])}')
+    try:
+        starts = parse_json(path.read_text())
+        last = starts[-1]
+        devices = ', '.join(f'{count} x {kind}' for kind, count in last['devices'].items())
+        when = f'{last["started"]} at step {last["step"]} on {devices}, git {last["git"]}'
+        command = ' '.join(last['command'])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        say(f'how it was started cannot be read: {path}: {one_line(error)}')
+        return
+    say(f'started {len(starts)} time(s), last {when}')
+    say(f'  {command}')
 
 
 def _figures(path: Path, step: int, say: Say) -> None:
@@ -197,9 +203,10 @@ def _figures(path: Path, step: int, say: Say) -> None:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        row = parse_json(line)
+    except ValueError:
         return None  # the last row of a run that was killed while writing it
+    return row if isinstance(row, dict) and isinstance(row.get('step'), int) else None
 
 
 def _table(rows: Sequence[Row], depth: int | None, say: Say) -> None:

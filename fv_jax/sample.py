@@ -15,6 +15,7 @@ replaced) only when they are complete.
 """
 
 import argparse
+import math
 import re
 import sys
 import tempfile
@@ -167,8 +168,8 @@ def _check(mode: str, arguments: argparse.Namespace) -> None:
         if value is not None and not 0 <= value <= limit:
             raise UsageError(f'--{name}={value}: must be between 0 and {limit}')
     for name in ('scale', 'fps'):
-        if getattr(arguments, name) is not None and not getattr(arguments, name) > 0:
-            raise UsageError(f'--{name}={float(getattr(arguments, name)):g}: must be positive')
+        if getattr(arguments, name) is not None and not 0 < getattr(arguments, name) < math.inf:
+            raise UsageError(f'--{name}={float(getattr(arguments, name)):g}: must be positive and finite')
     if arguments.output is None and mode != 'enhance':
         raise UsageError(f'--output: is missing; --{mode} needs it')
     if mode in ('repeat', 'input'):
@@ -339,7 +340,7 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int,
     try:
         size = output_size(info.height, info.width, scale)
     except ValueError as error:
-        raise UsageError(f'{info.height}x{info.width} times {float(scale):g}: {error}') from None
+        raise UsageError(f'--scale={float(scale):g}: of {info.height}x{info.width}, {error}') from None
     exact = scale * info.height, scale * info.width
     if size != exact:
         height, width = (f'{float(side):g}' for side in exact)

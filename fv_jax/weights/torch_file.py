@@ -44,6 +44,7 @@ _PADDING_ID = b'FB'  # torch's name for the extra field that is only there to be
 _ZIP64_EXTRA_BYTES = 20
 _ZIP64_FROM = 2**30  # bytes of a member; below it Python's zipfile never needs the long header
 _ALIGNMENT = 64
+MAX_REPEATS = 4096  # of a storage's values in one tensor
 
 
 def read(path: str | Path) -> Any:
@@ -126,6 +127,9 @@ class _StorageType:
 
     dtype: np.dtype
 
+    def __setstate__(self, state: object) -> None:
+        raise TypeError('a storage class is not changed by a pickle')
+
 
 class _Unpickler(pickle.Unpickler):
     """Knows tensors, parameters and ordered dicts, and nothing else."""
@@ -146,6 +150,8 @@ class _Unpickler(pickle.Unpickler):
             TypeError,
             AttributeError,
             OverflowError,
+            MemoryError,
+            RecursionError,
         ) as error:
             raise ValueError(f'{self.path}: its pickle cannot be read ({error}); download the file again') from error
 
@@ -184,9 +190,13 @@ class _Unpickler(pickle.Unpickler):
     ) -> StoredTensor:
         del requires_grad, hooks, metadata
         shape, strides = tuple(shape), tuple(strides)
+        if not isinstance(storage, Storage) or not all(type(x) is int for x in (offset, *shape, *strides)):
+            raise TypeError(f'no tensor: {shape}, {strides}, {offset}')
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         bad = offset < 0 or min((*shape, *strides), default=0) < 0
-        if bad or (0 not in shape and last >= len(storage.values)):
+        # A stride of 0 repeats values: what a few bytes claim to be must not fill the memory.
+        repeated = math.prod(shape) > MAX_REPEATS * max(len(storage.values), 1)
+        if bad or repeated or (0 not in shape and last >= len(storage.values)):
             raise ValueError(
                 f'{self.path}: a tensor of shape {shape}, strides {strides} and offset {offset} does not fit its '
                 f'storage of {len(storage.values)} values; the file is damaged, download it again'
