@@ -107,7 +107,8 @@ def _checkpoint(arguments: argparse.Namespace, say: Say) -> tuple[list[Row], str
     checkpoints = Checkpoints(folder, read_only=True)
     meta = checkpoints.meta(arguments.step)
     step, config = meta['step'], meta['config']
-    say(f'{folder}: stage {config.get("stage", {}).get("kind")}, step {step} of {_listed(checkpoints.steps)}')
+    what = f'stage {config["stage"]["kind"]}' if 'stage' in config else ', '.join(config)
+    say(f'{folder}: {what}, step {step} of {_listed(checkpoints.steps)}')
     for name, digest in meta.get('digests', {}).items():
         say(f'made with the {"VAE" if name == "vae" else "text encoder"} {digest}')
     if progress := meta.get('progress'):
@@ -128,6 +129,8 @@ def _checkpoint(arguments: argparse.Namespace, say: Say) -> tuple[list[Row], str
 
 def _known(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str | None, ...] | None, bool]]:
     """Dotted path -> axes, and whether it learns, by the stage's network. Traced, not made."""
+    if 'stage' not in config:  # a text encoder
+        return {}
     stage = registry.build(config_lib.build(registry.StageConfig, config['stage'], 'config.stage'))
     network = Network.of(stage)
     return {

@@ -351,10 +351,12 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int,
 def _peek(run: Path, step: int | None) -> tuple[int, int]:
     """The checkpoint's step and the model's frames, before anything large is read."""
     meta = Checkpoints(run, read_only=True).meta(step)
-    kind = meta['config']['stage']['kind']
+    kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
     if kind != 'superres':
         raise UsageError(f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance")
-    return meta['step'], meta['config']['data']['frames']
+    if not isinstance(frames, int):
+        raise ValueError(f'{run}: its configuration does not say how many frames its clips have (data.frames)')
+    return meta['step'], frames
 
 
 def _open(path: Path, step: int, num_steps: int | None) -> tuple[SuperRes, Enhancer]:

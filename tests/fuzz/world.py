@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fv_jax.checkpoints import streamed
 from tests import runs
 from tests.data import films
 from tests.inference import tiny
@@ -69,6 +70,8 @@ def _make_runs(world: Path) -> None:
     wrong = dataclasses.replace(tiny.stage_config(world / 'vae.safetensors'), vae_dtype='float32')
     tiny.save_run(world / 'other', wrong, saved=tiny.wider(wrong))
     (world / 'bare' / 'checkpoints').mkdir(parents=True)
+    array = streamed.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
+    streamed.save(world / 't5', 0, {'frozen': {'x': array}}, {'t5': {}})
     shutil.copytree(world / 'run', world / 'no_meta')
     shutil.rmtree(world / 'no_meta' / 'checkpoints' / '7' / 'meta')
     shutil.copytree(world / 'run', world / 'bad_record')
@@ -240,7 +243,7 @@ def _sample(world: Path) -> list:
     return found
 
 
-_NO_RUNS = ('empty', 'bare', 'film.mp4', 'text.pt', 'lost_vae', 'no_meta', 'vae.safetensors', 'cut.safetensors')
+_NO_RUNS = ('empty', 'bare', 'film.mp4', 'text.pt', 'lost_vae', 'no_meta', 'vae.safetensors', 'cut.safetensors', 't5')
 
 
 def _convert(world: Path) -> list:
@@ -282,7 +285,7 @@ def _evaluate(world: Path) -> list:
 
 
 def _inspect(world: Path) -> list:
-    names = [name for name in (*_NO_RUNS, 'json') if name not in ('lost_vae', 'vae.safetensors')]
+    names = [name for name in (*_NO_RUNS, 'json') if name not in ('lost_vae', 'vae.safetensors', 't5')]
     found = [({f' {world / "run"}': ' ', f' {world / name}': None}, (name,)) for name in names]
     found += [({'--step': '8'}, ('step 8',)), ({'--depth': '0'}, ('--depth',)), ({f' {world / "run"}': ' '}, ('path',))]
     vae = {f' {world / "run"}': ' ', f' {world / "vae.safetensors"}': None}
