@@ -201,14 +201,17 @@ def save_seconds(last: state.TrainState, saver: Saver) -> list[float]:
 
 
 def table(times: Times) -> dict[str, dict[str, float]]:
-    """Medians over the rounds but the first, which compiles; `ratio` of each round to its bare one."""
+    """Medians over the rounds but the first, which compiles; `ratio` of each round to its bare one, with its error."""
     found = {}
     for kind in KINDS:
         found[kind] = {}
         for name, seconds in (('clock', times.clock), ('processor', times.processor)):
             pairs = list(zip(seconds[kind], seconds['bare'], strict=True))[1:]
             found[kind][name] = statistics.median(one for one, _ in pairs)
-            found[kind][f'{name}_ratio'] = statistics.median(one / bare for one, bare in pairs)
+            ratios = [one / bare for one, bare in pairs]
+            found[kind][f'{name}_ratio'] = statistics.median(ratios)
+            # Of a median of numbers that are spread as a Gaussian.
+            found[kind][f'{name}_error'] = 1.25 * statistics.stdev(ratios) / len(ratios) ** 0.5
     return found
 
 
@@ -232,12 +235,12 @@ def main(argv: list[str] | None = None) -> int:
     figures = table(times)
     load = ' '.join(f'{value:.1f}' for value in os.getloadavg())
     print(f'{arguments.config}, {arguments.rounds} rounds of {arguments.steps} steps of each kind; load {load}')
-    print(f'{"":8}{"s/step":>10}{"to bare":>10}{"CPU s/step":>12}{"to bare":>10}')
+    print(f'{"":8}{"s/step":>10}{"to bare":>18}{"CPU s/step":>12}{"to bare":>18}')
     for kind, row in figures.items():
-        print(
-            f'{kind:8}{row["clock"]:10.4f}{row["clock_ratio"]:10.4f}{row["processor"]:12.4f}'
-            f'{row["processor_ratio"]:10.4f}'
+        clock, processor = (
+            f'{row[f"{name}_ratio"]:.3f} +- {row[f"{name}_error"]:.3f}' for name in ('clock', 'processor')
         )
+        print(f'{kind:8}{row["clock"]:10.4f}{clock:>18}{row["processor"]:12.4f}{processor:>18}')
     print(f'a save: {statistics.median(saves):.2f} s, {size / 1e6:.1f} MB, every {config.loop.save_every} steps')
     if arguments.json:
         kept = {'figures': figures, 'rounds': dataclasses.asdict(times), 'saves': saves, 'bytes': size}

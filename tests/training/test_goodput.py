@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from fv_jax.training.goodput import Goodput, goodput_line
+from fv_jax.training.goodput import Goodput, Rate, goodput_line
 
 
 def test_time_is_counted_once_for_the_cause_that_is_current():
@@ -47,3 +47,15 @@ def test_what_moves_is_seen_to():
     time.sleep(0.001)
     goodput.moved()
     assert goodput.current[0] == 'start' and goodput.current[1] > before
+
+
+def test_pauses_do_not_count_against_the_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr('fv_jax.training.goodput.time.perf_counter', lambda: now[0])
+    rate = Rate()
+    assert rate.tick() is None
+    for _ in range(4):
+        with rate.pause():
+            now[0] += 100.0
+        now[0] += 0.5
+        assert rate.tick() == pytest.approx(2.0)

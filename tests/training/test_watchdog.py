@@ -1,8 +1,10 @@
 """A run that does not move is ended, with every stack; one that does is not."""
 
+import threading
 import time
 
 from fv_jax.core.exits import STUCK
+from fv_jax.training import watchdog
 from fv_jax.training.goodput import Goodput
 from fv_jax.training.watchdog import Watchdog
 
@@ -43,5 +45,28 @@ def test_a_program_may_take_longer_to_compile():
 
 
 def test_it_can_be_turned_off():
-    with Watchdog(Goodput(), 0.0, lambda code: None):
-        pass
+    ended = []
+    with Watchdog(Goodput(), 0.0, ended.append):
+        time.sleep(0.1)
+    assert not ended
+
+
+def test_a_stream_that_takes_nothing_does_not_keep_the_process(monkeypatch):
+    """A full pipe, a closed terminal: the process ends all the same, in its own time."""
+    ended, released = threading.Event(), threading.Event()
+
+    class Full:
+        def write(self, text):
+            released.wait(10)
+            raise BrokenPipeError
+
+    def end(code):
+        assert code == STUCK
+        ended.set()
+
+    timer = threading.Timer
+    monkeypatch.setattr(watchdog.threading, 'Timer', lambda seconds, *rest: timer(seconds / 50, *rest))
+    monkeypatch.setattr(threading, 'excepthook', lambda arguments: None)
+    with Watchdog(Goodput(), 0.1, end, Full()):
+        assert ended.wait(5)
+        released.set()
