@@ -7,7 +7,6 @@ never taken.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fv_jax import weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.config import ConfigError
+from fv_jax.core.files import parse_json
 from fv_jax.core.rules import Rules
 from fv_jax.data.text import BYTES, TextConfig, TextEncoder
 from fv_jax.diffusion.times import Numerics
@@ -119,7 +119,7 @@ def _stage_config(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
 
 def _checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
     checkpoints = Checkpoints(folder, read_only=True)
-    meta = checkpoints.meta(step)
+    meta = _checked(folder, checkpoints.meta(step))
 
     def params(stage: Stage, network: Network) -> Params:
         trainable, frozen = jax.eval_shape(functools.partial(network.init, stage), jax.random.key(0))
@@ -130,9 +130,8 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsO
 
 
 def _compact(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
-    if compact.kind_of(path) is None or (run := compact.metadata(path).get(compact.RUN)) is None:
+    if compact.kind_of(path) is None or (meta := compact_run(path)) is None:
         raise ValueError(f'{path}: is no run in one file, as `python -m fv_jax.export` writes a stage')
-    meta = json.loads(run)
     if step not in (None, meta['step']):
         raise CheckpointError(f'{path}: has no step {step}; it has {meta["step"]}')
 
@@ -142,6 +141,29 @@ def _compact(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
         return {'trainable': trainable, 'frozen': frozen}
 
     return meta, params
+
+
+def compact_run(path: Path) -> dict[str, Any] | None:
+    """What a small file says of its run: {'step', 'config', 'digests'}; None of one that says nothing.
+
+    Raises ValueError for what `export` cannot have written.
+    """
+    if (run := compact.metadata(path).get(compact.RUN)) is None:
+        return None
+    meta = parse_json(run)
+    if not isinstance(meta, dict) or not isinstance(meta.get('step'), int):
+        raise ValueError(f'{path}: what it says of its run cannot be read; export it again')
+    _checked(path, meta)
+    return meta
+
+
+def _checked(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """The same. Raises ValueError where it has no stage, or no digests as they should be."""
+    config, digests = meta.get('config'), meta.get('digests', {})
+    stage = config.get('stage') if isinstance(config, dict) else None
+    if not isinstance(stage, dict) or not isinstance(stage.get('kind'), str) or not isinstance(digests, dict):
+        raise ValueError(f'{run}: its configuration holds no stage')
+    return meta
 
 
 def open_texts(run: Run) -> TextEncoder:

@@ -40,6 +40,8 @@ class RunConfig:
     init_from: str | None = None
 
     def __post_init__(self):
+        if self.seed < 0:
+            raise ConfigError(f'seed={self.seed}: must not be negative')
         if self.stage.kind == 'superres' and self.data.cache is not None and not self.data.cache.low_variants:
             raise ConfigError('data.cache.low_variants=0: stage superres needs low-quality twins; use 1 or more')
 
@@ -99,7 +101,13 @@ def placement_of(config: RunConfig, mesh: Mesh) -> Placement:
 def layout(config: RunConfig, bucket: Bucket, rules: Rules) -> Layout:
     """The sequence of a training row of this size."""
     text = (config.stage.superres or config.stage.lowres).text_length
-    return Layout.of(text, patch_grid(latents_shape(config, bucket), config.stage.dit.patch_size), rules)
+    try:
+        grid = patch_grid(latents_shape(config, bucket), config.stage.dit.patch_size)
+    except ValueError as error:
+        cut = config.data.cache is not None and config.data.cache.crop is not None
+        where = 'config.data.cache.crop' if cut else f'config.data: {bucket}'
+        raise ConfigError(f'{where}: {error}') from None
+    return Layout.of(text, grid, rules)
 
 
 def latents_shape(config: RunConfig, bucket: Bucket) -> tuple[int, int, int, int, int]:

@@ -15,7 +15,6 @@ Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
 
 import argparse
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -136,8 +135,12 @@ def _kind(path: Path) -> str:
         return 'run'
     if path.is_dir() and not (path / t5.CONFIG).is_file():
         raise UsageError(f"--input={path}: holds neither {FOLDER}, as a run does, nor a model's {t5.CONFIG}")
-    if path.is_dir() and json.loads((path / t5.CONFIG).read_text()).get('model_type') == 't5':
-        return 't5'
+    if path.is_dir():
+        config = files.parse_json((path / t5.CONFIG).read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f'{path / t5.CONFIG}: is no configuration of a model')
+        if config.get('model_type') == 't5':
+            return 't5'
     return 'weights'
 
 

@@ -69,6 +69,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
     for name in ('frames', 'height', 'width', 'rows'):
         if getattr(arguments, name) < 1:
             raise UsageError(f'--{name}={getattr(arguments, name)}: must be at least 1')
+    if arguments.seed < 0:
+        raise UsageError(f'--seed={arguments.seed}: must not be negative')
     if arguments.output.suffix.lower() != '.png' or not arguments.output.parent.is_dir():
         raise UsageError(f'--output={arguments.output}: must be a *.png in a folder that is there')
     return arguments, read_config(Degradation, arguments.config, overrides)

@@ -40,6 +40,7 @@ from fv_jax.weights.keymap import Parameters
 
 SUFFIX = '.safetensors'
 FORWARD = 'forward'  # the folder of the forward functions
+_SIZE = r'(\d+)x(\d+)x(\d+)'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,6 +111,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f'{flag}: a file {SUFFIX} is the parameters in float16; give a folder as --output')
     if (arguments.forward is None) != (arguments.size is None):
         raise UsageError('--forward and --size: give both or neither')
+    if arguments.forward is not None:
+        _check_forward(arguments.forward.split(','), arguments.size)
+
+
+def _check_forward(platforms: Sequence[str], size: str) -> None:
+    if unknown := [name for name in platforms if name not in artefacts.PLATFORMS]:
+        raise UsageError(f'--forward={",".join(platforms)}: {unknown[0]!r} is none of {", ".join(artefacts.PLATFORMS)}')
+    if re.fullmatch(_SIZE, size) is None:
+        raise UsageError(f'--size={size}: give FRAMESxHEIGHTxWIDTH, for example 17x256x384')
 
 
 # --- what is written ---
@@ -181,23 +191,25 @@ def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespa
     network = Network.of(registry.build(exported.stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
     params = {name: keymap.nested(state, exported.values) for name, state in groups.items()}
+    forwards = _forwards(exported, arguments.size) if arguments.forward else []
     streamed.save(folder, exported.step, params, exported.config, exported.digests)
-    forwards = _write_forwards(folder / FORWARD, exported, arguments) if arguments.forward else []
-    loader = artefacts.LOADER if forwards else ''
-    card = model_card.text(folder.name, exported.config, exported.digests, exported.about, forwards, loader)
+    functions = _write_forwards(folder / FORWARD, exported, forwards, arguments.forward.split(',')) if forwards else []
+    loader = artefacts.LOADER if functions else ''
+    card = model_card.text(folder.name, exported.config, exported.digests, exported.about, functions, loader)
     (folder / model_card.NAME).write_text(card, encoding='utf-8')
 
 
-def _write_forwards(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> list[str]:
-    platforms = arguments.forward.split(',')
-    if unknown := [name for name in platforms if name not in artefacts.PLATFORMS]:
-        raise UsageError(f'--forward={arguments.forward}: {unknown[0]!r} is none of {", ".join(artefacts.PLATFORMS)}')
-    match = re.fullmatch(r'(\d+)x(\d+)x(\d+)', arguments.size)
-    if match is None:
-        raise UsageError(f'--size={arguments.size}: give FRAMESxHEIGHTxWIDTH, for example 17x256x384')
-    size, stage = tuple(int(part) for part in match.groups()), registry.build(exported.stage)
+def _forwards(exported: _Exported, size: str) -> list[artefacts.Forward]:
+    frames, height, width = (int(part) for part in re.fullmatch(_SIZE, size).groups())
     text_length = exported.stage.superres.text_length if exported.stage.superres else 0
-    forwards = artefacts.forwards(stage, size, text_length, rules=PORTABLE)
+    stage = registry.build(exported.stage)
+    return artefacts.forwards(stage, (frames, height, width), text_length, rules=PORTABLE)
+
+
+def _write_forwards(
+    folder: Path, exported: _Exported, forwards: Sequence[artefacts.Forward], platforms: Sequence[str]
+) -> list[str]:
+    stage = registry.build(exported.stage)
     folder.mkdir(parents=True)
     for forward in forwards:
         artefact = artefacts.serialized(forward, stage, platforms)

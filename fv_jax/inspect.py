@@ -14,7 +14,6 @@ Exit codes: 0 done; 2 wrong usage; 1 it cannot be read, or is damaged.
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +24,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fv_jax import weights
+from fv_jax import api, weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
+from fv_jax.core.files import parse_json
 from fv_jax.running.record import RUN
 from fv_jax.stages import registry
 from fv_jax.training.metrics import JSONL
@@ -107,7 +107,8 @@ def _checkpoint(arguments: argparse.Namespace, say: Say) -> tuple[list[Row], str
     checkpoints = Checkpoints(folder, read_only=True)
     meta = checkpoints.meta(arguments.step)
     step, config = meta['step'], meta['config']
-    say(f'{folder}: stage {config.get("stage", {}).get("kind")}, step {step} of {_listed(checkpoints.steps)}')
+    what = f'stage {config["stage"]["kind"]}' if 'stage' in config else ', '.join(config)
+    say(f'{folder}: {what}, step {step} of {_listed(checkpoints.steps)}')
     for name, digest in meta.get('digests', {}).items():
         say(f'made with the {"VAE" if name == "vae" else "text encoder"} {digest}')
     if progress := meta.get('progress'):
@@ -128,6 +129,8 @@ def _checkpoint(arguments: argparse.Namespace, say: Say) -> tuple[list[Row], str
 
 def _known(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str | None, ...] | None, bool]]:
     """Dotted path -> axes, and whether it learns, by the stage's network. Traced, not made."""
+    if 'stage' not in config:  # a text encoder
+        return {}
     stage = registry.build(config_lib.build(registry.StageConfig, config['stage'], 'config.stage'))
     network = Network.of(stage)
     return {
@@ -147,7 +150,7 @@ def _weights(path: Path, say: Say) -> list[Row]:
     if (kind := compact.kind_of(path)) is not None:
         config = compact.config_of(path)
         stored = {key.replace('/', '.'): tensor for key, tensor in compact.tensors(path).items()}
-        run = json.loads(compact.metadata(path).get(compact.RUN, 'null'))
+        run = api.compact_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
         say(f'{path}: a small file, {kind}{of}')
     else:
@@ -172,11 +175,17 @@ def _weights(path: Path, say: Say) -> list[Row]:
 def _starts(path: Path, say: Say) -> None:
     if not path.exists():
         return
-    starts = json.loads(path.read_text())
-    last = starts[-1]
-    devices = ', '.join(f'{count} x {kind}' for kind, count in last['devices'].items())
-    say(f'started {len(starts)} time(s), last {last["started"]} at step {last["step"]} on {devices}, git {last["git"]}')
-    say(f'  {" ".join(last["command"])}')
+    try:
+        starts = parse_json(path.read_text())
+        last = starts[-1]
+        devices = ', '.join(f'{count} x {kind}' for kind, count in last['devices'].items())
+        when = f'{last["started"]} at step {last["step"]} on {devices}, git {last["git"]}'
+        command = ' '.join(last['command'])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        say(f'how it was started cannot be read: {path}: {one_line(error)}')
+        return
+    say(f'started {len(starts)} time(s), last {when}')
+    say(f'  {command}')
 
 
 def _figures(path: Path, step: int, say: Say) -> None:
@@ -197,9 +206,10 @@ def _figures(path: Path, step: int, say: Say) -> None:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        row = parse_json(line)
+    except ValueError:
         return None  # the last row of a run that was killed while writing it
+    return row if isinstance(row, dict) and isinstance(row.get('step'), int) else None
 
 
 def _table(rows: Sequence[Row], depth: int | None, say: Say) -> None:

@@ -15,6 +15,7 @@ replaced) only when they are complete.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -174,8 +175,8 @@ def _check(mode: str, arguments: argparse.Namespace) -> None:
         if value is not None and not 0 <= value <= limit:
             raise UsageError(f'--{name}={value}: must be between 0 and {limit}')
     for name in ('scale', 'fps'):
-        if getattr(arguments, name) is not None and not getattr(arguments, name) > 0:
-            raise UsageError(f'--{name}={float(getattr(arguments, name)):g}: must be positive')
+        if getattr(arguments, name) is not None and not 0 < getattr(arguments, name) < math.inf:
+            raise UsageError(f'--{name}={float(getattr(arguments, name)):g}: must be positive and finite')
     if arguments.output is None and mode != 'enhance':
         raise UsageError(f'--output: is missing; --{mode} needs it')
     if mode in ('repeat', 'input'):
@@ -360,7 +361,7 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int,
     try:
         size = output_size(info.height, info.width, scale)
     except ValueError as error:
-        raise UsageError(f'{info.height}x{info.width} times {float(scale):g}: {error}') from None
+        raise UsageError(f'--scale={float(scale):g}: of {info.height}x{info.width}, {error}') from None
     exact = scale * info.height, scale * info.width
     if size != exact:
         height, width = (f'{float(side):g}' for side in exact)
@@ -371,10 +372,12 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int,
 def _peek(run: Path, step: int | None) -> tuple[int, int]:
     """The checkpoint's step and the model's frames, before anything large is read."""
     meta = Checkpoints(run, read_only=True).meta(step)
-    kind = meta['config']['stage']['kind']
+    kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
     if kind != 'superres':
         raise UsageError(f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance")
-    return meta['step'], meta['config']['data']['frames']
+    if not isinstance(frames, int):
+        raise ValueError(f'{run}: its configuration does not say how many frames its clips have (data.frames)')
+    return meta['step'], frames
 
 
 def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[SuperRes, Enhancer]:

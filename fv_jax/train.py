@@ -8,7 +8,8 @@ run.json says how it was started, each time. A config that differs from the last
 may change, other fields only where `--allow-config-change=FIELD,GROUP` names them.
 
 On SIGTERM it finishes the step, saves and exits; a second SIGTERM ends it at once. Of several processes, all end at the
-same step, whichever was told.
+same step, whichever was told. On SIGUSR1 it writes a trace of the next three steps to DIR/profile, as `--profile-steps
+10:13` does of those.
 
 Exit codes: 0 the run is complete; 2 wrong usage; 1 it stopped (the message says why; what was saved stays), or a
 replayed step went wrong again; 75 it was preempted: the same command goes on; 79 nothing moved for
@@ -63,7 +64,7 @@ from fv_jax.training.alarm import CollapseError
 from fv_jax.training.goodput import Goodput
 from fv_jax.training.metrics import MetricWriter, NoMetrics
 from fv_jax.training.profiler import FOLDER as PROFILE
-from fv_jax.training.profiler import Profiler, ProfileSteps
+from fv_jax.training.profiler import OnSignal, Profiler, ProfileSteps
 from fv_jax.training.progress import Progress
 from fv_jax.training.watchdog import Watchdog
 
@@ -122,8 +123,9 @@ def _main(argv: Sequence[str]) -> int:
     _say(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
     for change in changes:
         _say(f'changed since the last start: config.{change.field} from {change.old!r} to {change.new!r}')
-    with Preemption() as preemption:
-        run(config, arguments.workdir, Start(('python', '-m', 'fv_jax.train', *argv), profile, preemption))
+    command = ('python', '-m', 'fv_jax.train', *argv)
+    with Preemption() as preemption, OnSignal() as on_signal:
+        run(config, arguments.workdir, Start(command, profile, preemption, on_signal))
     return 0
 
 
@@ -142,11 +144,14 @@ def _replay(path: Path, overrides: Sequence[Override]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How a run was started: by which command, which steps of it are to be traced, and who is told to end it."""
+    """How a run was started: by which command, which steps of it are to be traced, and who is told to end it, or to
+    trace some more steps.
+    """
 
     command: tuple[str, ...] = ()
     profile: ProfileSteps | None = None
     preemption: Preemption = dataclasses.field(default_factory=Preemption)
+    on_signal: OnSignal = dataclasses.field(default_factory=OnSignal)
 
 
 def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
@@ -178,7 +183,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     with (
         _writer(workdir, start) as writer,
         how.preemption.after_the_step(),
-        Profiler(how.profile, workdir / PROFILE, _say) as profiler,
+        Profiler(how.profile, workdir / PROFILE, _say, how.on_signal) as profiler,
         Watchdog(goodput, 60 * config.loop.stuck_minutes),
     ):
         training = loop.Loop(

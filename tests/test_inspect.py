@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fv_jax import inspect, weights
+from fv_jax.checkpoints import streamed
 from tests import runs
 from tests.inference import tiny
 
@@ -92,3 +93,15 @@ def test_damage_is_said(run, capsys):
     assert inspect.main([str(run), '--verify']) == 1
     out, err = capsys.readouterr()
     assert 'checksums: DAMAGED: meta/metadata has' in out and 'is damaged' in err and 'qkv' in out
+
+
+def test_a_run_of_no_stage_and_records_that_are_none(tmp_path, capsys):
+    """A converted text encoder; run.json and metrics.jsonl of somebody else."""
+    array = streamed.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
+    streamed.save(tmp_path, 0, {'frozen': {'x': array}}, {'t5': {}})
+    (tmp_path / 'metrics.jsonl').write_text('3\n[]\n{"loss": 1}\n{"step": "x"}\n')
+    for text in ('[]', '[3]', '{', '[' * 100_000):
+        (tmp_path / 'run.json').write_text(text)
+        out = shown(capsys, tmp_path)
+        assert 't5, step 0' in out and 'how it was started cannot be read' in out
+    assert 'x ' in out and '1 parameters, 3 numbers' in out

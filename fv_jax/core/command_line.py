@@ -10,10 +10,13 @@ import importlib.util
 import logging
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+
+from ml_collections import ConfigDict
 
 from fv_jax.core.config import ConfigError, build, nearest, to_dict
 
@@ -150,7 +153,7 @@ def _literal(text: str) -> Any:
         return named[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three of odd or endless texts
         return text
 
 
@@ -169,10 +172,20 @@ def run_program(argument: str) -> dict[str, Any]:
     sys.path.insert(0, root)
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, 'get_config'):
-            raise UsageError(f'--config={argument}: {name} has no function get_config')
-        return module.get_config(variant).to_dict()
+        config = module.get_config(variant) if hasattr(module, 'get_config') else None
     except ConfigError as error:
         raise ConfigError(f'--config={argument}: {error}') from None
+    except Exception as error:  # the user's own program can raise anything
+        raise UsageError(f'--config={argument}: {_failure(error, path)}') from error
     finally:
         sys.path.remove(root)
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f'--config={argument}: {name} has no function get_config that returns a ConfigDict')
+    return config.to_dict()
+
+
+def _failure(error: Exception, program: Path) -> str:
+    """What a config program raised, and its line that did."""
+    places = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == program]
+    at = f', line {places[-1]}' if places else ''
+    return f'{program}{at} fails with {type(error).__name__}: {one_line(error)}'

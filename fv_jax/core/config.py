@@ -6,12 +6,15 @@ the wrong type. Commands catch `ConfigError` and print its one line.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T')
+
+INT_LIMIT = 2**32  # seeds end below it; what is larger overflows somewhere, with a trace
 
 
 class ConfigError(ValueError):
@@ -36,6 +39,8 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
     Raises:
       ConfigError: an unknown key, a missing one, a value of the wrong type, or one that `cls` refuses.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f'{path}: expected a group of fields, got {values!r}')
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -63,8 +68,6 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         (hint,) = [o for o in options if o is not type(None)]
         return _convert(hint, value, path)
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f'{path}: expected a group of fields, got {value!r}')
         return build(hint, value, path)
     if origin is tuple:
         return _convert_tuple(hint, value, path)
@@ -74,10 +77,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 f'{path}: {value!r} is not a choice; {nearest(str(value), map(str, typing.get_args(hint)))}'
             )
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) < INT_LIMIT:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f'{path}: expected {hint.__name__}, got {value!r} ({type(value).__name__})')
+    if hint is int and abs(value) >= INT_LIMIT:
+        raise ConfigError(f'{path}={value}: must be below {INT_LIMIT}')
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f'{path}={value}: must be a finite number')
     return value
 
 

@@ -1,10 +1,12 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders whole or not at all; reading JSON that others wrote."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -18,3 +20,11 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             os.replace(path, Path(folder) / f'{path.name}.replaced')
         os.replace(partial, path)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError, also for one that is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError('nested too deeply') from None

@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from fv_jax.core.files import parse_json
+
 _FILE_KEYS = ('file', 'file_name', 'filename', 'video', 'path', 'name')
 _TEXT_KEYS = ('caption', 'text', 'prompt')
 
@@ -55,10 +57,13 @@ def _read(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, str]:
+    text = _read(path)
     try:
-        content = json.loads(_read(path))
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f'{path}: not JSON (line {error.lineno}: {error.msg})') from None
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
     rows = content
     if isinstance(content, dict):
         rows = [{'file': name, 'caption': text} for name, text in content.items()]

@@ -44,8 +44,9 @@ class LatentsConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.low_variants < 0:
-            raise ConfigError(f'low_variants={self.low_variants}: must not be negative')
+        for name in ('low_variants', 'seed'):
+            if getattr(self, name) < 0:
+                raise ConfigError(f'{name}={getattr(self, name)}: must not be negative')
         _ = self.degradation
 
     @property

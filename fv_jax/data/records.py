@@ -33,6 +33,8 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+from fv_jax.core.files import parse_json
+
 SUFFIX = '.array_record'
 _SHARD = re.compile(r'(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.array_record')
 _ARRAY_KEYS = {'dtype', 'shape', 'data'}
@@ -57,6 +59,9 @@ def decode_record(data: bytes) -> Record:
     return {key: _unpack(key, value) for key, value in packed.items()}
 
 
+_PLAIN = (bool, int, float, str, bytes)
+
+
 def _pack(key: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item() if value.dtype.kind in 'biuf' else np.asarray(value)
@@ -65,18 +70,22 @@ def _pack(key: str, value: Any) -> Any:
         if sys.byteorder == 'big' or value.dtype.byteorder == '>':
             value = value.astype(value.dtype.newbyteorder('<'))
         return {'dtype': value.dtype.name, 'shape': list(value.shape), 'data': value.tobytes()}
-    if value is None or isinstance(value, bool | int | float | str | bytes):
+    if value is None or isinstance(value, _PLAIN):
         return value
     raise ValueError(f'record[{key!r}]: cannot store a {type(value).__name__}; use an array, number, string or bytes')
 
 
 def _unpack(key: str, value: Any) -> Any:
-    if not (isinstance(value, dict) and set(value) == _ARRAY_KEYS):
+    if value is None or isinstance(value, _PLAIN):
         return value
-    dtype, shape = _dtype(key, value['dtype']), value['shape']
-    if not isinstance(value['data'], bytes) or not all(isinstance(side, int) for side in shape):
+    if not (isinstance(value, dict) and set(value) == _ARRAY_KEYS):
+        raise ValueError(f'record[{key!r}]: a {type(value).__name__}, which no record holds')
+    name, shape, data = value['dtype'], value['shape'], value['data']
+    if not (isinstance(name, str) and isinstance(data, bytes) and isinstance(shape, list)):
         raise ValueError(f'record[{key!r}]: not an array')
-    return np.frombuffer(bytearray(value['data']), dtype).reshape(shape)
+    if not all(isinstance(side, int) and side >= 0 for side in shape):
+        raise ValueError(f'record[{key!r}]: not an array')
+    return np.frombuffer(bytearray(data), _dtype(key, name)).reshape(shape)
 
 
 def _dtype(key: str, name: str) -> np.dtype:
@@ -93,8 +102,10 @@ def _dtype(key: str, name: str) -> np.dtype:
 
 def record_size(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """(frames, height, width) in pixels of what a record shows; None if it does not say."""
-    if 'z_high' in record:  # 8 times smaller on each side, and of all frames but the first one in four
-        frames, height, width = record['z_high'].shape[:3]
+    z_high = record.get('z_high')
+    if isinstance(z_high, np.ndarray) and z_high.ndim == 4:
+        # 8 times smaller on each side, and of all frames but the first one in four.
+        frames, height, width = z_high.shape[:3]
         return 4 * frames - 3, 8 * height, 8 * width
     video = record.get('video')
     if isinstance(video, np.ndarray) and video.ndim == 4:
@@ -152,17 +163,43 @@ def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
 
 
 def index_of(shard: str | Path) -> dict[str, Any]:
-    """What NAME.json says of the set that a shard belongs to; {} without one. Raises ValueError if it is no JSON."""
+    """What NAME.json says of the set that a shard belongs to; {} without one. Raises ValueError if it is none."""
     path = Path(shard)
     match = _SHARD.fullmatch(path.name)
     index = path.with_name(f'{match["name"]}.json') if match else None
     if index is None or not index.is_file():
         return {}
     try:
-        found = json.loads(index.read_text(encoding='utf-8'))
+        found = parse_json(index.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{index}: cannot be read: {error}') from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise ValueError(f'{index}: is a {type(found).__name__}, and should be a map')
+    for key, fits in _INDEX.items():
+        if found.get(key) is not None and not fits(found[key]):
+            raise ValueError(f'{index}: its {key!r} is not what `prepare` writes')
+    return found
+
+
+def _counts(value: Any, length: int | None = None) -> bool:
+    """Whether it is a list of whole numbers that are not negative, of this length."""
+    fits = isinstance(value, list) and length in (None, len(value))
+    return fits and all(type(x) is int and x >= 0 for x in value)
+
+
+# What readers take of an index, and what it has to be.
+_INDEX = {
+    'shards': lambda value: isinstance(value, dict) and _counts(list(value.values())),
+    'sizes': lambda value: isinstance(value, list) and all(_counts(run, 4) for run in value),
+    'config': lambda value: isinstance(value, dict),
+    'records': lambda value: _counts([value]),
+    'latents': lambda value: isinstance(value, dict),
+    'text': lambda value: (
+        isinstance(value, dict)
+        and isinstance(value.get('digest'), str)
+        and _counts([value.get('length'), value.get('dim')])
+    ),
+}
 
 
 def count_records(shards: Sequence[str | Path]) -> int:

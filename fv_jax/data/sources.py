@@ -33,6 +33,7 @@ from fv_jax.data.records import Record, count_records, index_of, list_shards, re
 
 EMBEDDED, SYNTHETIC, STILLS, SWINGS, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'swing', 'images', 'tfds'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
+FORMATS = ('PNG', 'JPEG', 'WEBP')
 CACHE_VARIABLE = 'FV_JAX_CACHE'
 
 
@@ -188,7 +189,7 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Record:
         path = self._files[index]
         try:
-            with Image.open(path) as image:
+            with _open(path) as image:
                 frame = np.asarray(image.convert('RGB'))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f'{path}: not a picture that can be read ({error})') from None
@@ -205,10 +206,15 @@ class ImageFolder:
     def _size(self, path: Path) -> tuple[int, int]:
         """(height, width), from the file's header; zeros if it has none."""
         try:
-            with Image.open(path) as image:
+            with _open(path) as image:
                 return image.size[::-1]
         except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
             return 0, 0
+
+
+def _open(path: Path) -> Image.Image:
+    """A picture of the kinds that are looked for, whatever the file's name says: other readers run other programs."""
+    return Image.open(path, formats=FORMATS)
 
 
 def open_shards(folder: str, bad: BadRecords) -> Shards:
@@ -305,22 +311,25 @@ def _shard_sizes(source: Shards) -> np.ndarray:
         if key not in runs:
             runs[key] = _told(index)
         told, first = runs[key], _first_of(index, path)
-        known = known and first is not None and len(told) >= first + count
+        ends = np.cumsum(told[:, 3])
+        known = known and first is not None and len(ends) > 0 and ends[-1] >= first + count
         if known:
-            sizes[start : start + count] = told[first : first + count]
+            sizes[start : start + count] = told[np.searchsorted(ends, np.arange(first, first + count), 'right'), :3]
         start += count
     return sizes if known else _measured(_readable(source, i) for i in range(len(source)))
 
 
 def _told(index: dict) -> np.ndarray:
-    """The sizes of a whole set, as its NAME.json tells them; empty if it does not."""
+    """The sizes of a whole set, as its NAME.json tells them, (frames, height, width, how many) in a row; empty if it
+    does not.
+    """
     runs = index.get('sizes')
     if runs is None and isinstance(config := index.get('config'), dict):  # of sets written before sizes were noted
         sides = [config.get(key) for key in ('frames', 'height', 'width')]
         runs = [[*sides, index.get('records', 0)]] if all(isinstance(side, int) for side in sides) else None
-    if not runs or any(run[0] == 0 for run in runs):
-        return np.zeros((0, 3), int)
-    return np.repeat(np.array([run[:3] for run in runs]), [run[3] for run in runs], axis=0)
+    if not runs or any(run[0] == 0 or max(run) >= 2**40 for run in runs):
+        return np.zeros((0, 4), int)
+    return np.array(runs)
 
 
 def _first_of(index: dict, path: str) -> int | None:

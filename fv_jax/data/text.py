@@ -35,8 +35,9 @@ class TextConfig:
     def __post_init__(self):
         if self.dtype not in ('float32', 'bfloat16'):
             raise ConfigError(f'dtype={self.dtype}: must be one of float32, bfloat16')
-        if self.length is not None and self.length < 1:
-            raise ConfigError(f'length={self.length}: must be at least 1')
+        for name in ('length', 'dim'):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
         if self.dim is not None and self.encoder != BYTES:
             raise ConfigError(f"dim={self.dim}: only the encoder 'bytes' can be of any width; leave it out")
         if self.masked and self.encoder in ('', BYTES):

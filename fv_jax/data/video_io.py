@@ -25,6 +25,9 @@ PRESETS = ('ultrafast', 'superfast', 'veryfast', 'faster', 'fast', 'medium', 'sl
 DEFAULT_FPS = 25
 # What players assume of a file that does not name its colour matrix: BT.709 from this height on, BT.601 below.
 HD_HEIGHT = 720
+# What is read, whatever a file's name says. Playlists and their like are not: they make FFmpeg open other files, and
+# addresses.
+FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,mxf,yuv4mpegpipe,h264,hevc,ivf'
 _UNSPECIFIED = 2  # in FFmpeg's numbering of colour matrices
 # The scaler's fast defaults round every value down by about one level and repeat chroma: 3 dB on a round trip.
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -78,7 +81,9 @@ def _open(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vide
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f'{name}: no such file')
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        # An absolute path is never taken for an address, as a file called http:... would be.
+        place = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
+        container = av.open(place, options={'format_whitelist': FORMATS})
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f'{name}: not a video that can be read ({_reason(error)})') from None
     with container:

@@ -7,6 +7,7 @@ import json
 
 from fv_jax.core import config as config_lib
 from fv_jax.core.config import ConfigError
+from fv_jax.core.files import parse_json
 from fv_jax.data.text import TextConfig
 from fv_jax.data.video_io import DEFAULT_CRF
 from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
@@ -78,7 +79,7 @@ class Record:
 def from_json(text: str) -> Record:
     """The record that `to_json` wrote. Raises ValueError: it is none, or one of another version with other fields."""
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError:
         values = None
     if not isinstance(values, dict) or _KEY not in values:

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from fv_jax.core.config import ConfigError
 
+LOOPBACK = ('localhost', '127.0.0.1', '::1')
 TPU_DEVICES = ('/dev/accel0', '/dev/vfio/0')
 
 
@@ -64,9 +65,20 @@ def start(processes: Processes) -> None:
     if jax.distributed.is_initialized():
         return
     if processes.coordinator is not None:
-        jax.distributed.initialize(processes.coordinator, processes.num_processes, processes.process_id)
+        jax.distributed.initialize(
+            processes.coordinator,
+            processes.num_processes,
+            processes.process_id,
+            coordinator_bind_address=bind_address(processes.coordinator),
+        )
     elif surroundings(os.environ, tpu_host=_is_tpu_host()) is not None:
         jax.distributed.initialize()
+
+
+def bind_address(coordinator: str) -> str | None:
+    """Where process 0 listens: this machine alone where the others are on it; None for JAX's choice, every network."""
+    host = coordinator.rpartition(':')[0].strip('[]')
+    return coordinator if host in LOOPBACK else None
 
 
 def wait_for_all(what: str) -> None:

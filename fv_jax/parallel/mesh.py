@@ -42,6 +42,8 @@ class ParallelConfig:
                 raise ConfigError(
                     f'{name}={getattr(self, name)}: must be at least 1, or {REST} for the chips left over'
                 )
+        if self.context_heads is not None and self.context_heads < 1:
+            raise ConfigError(f'context_heads={self.context_heads}: must be at least 1')
         if len(rest := [name for name in AXES if getattr(self, name) == REST]) > 1:
             raise ConfigError(f'{" and ".join(rest)}: only one can take the chips that are left over ({REST})')
 

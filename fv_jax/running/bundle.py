@@ -6,6 +6,7 @@ DIR/bad_steps/STEP/checkpoints/   the parameters, as they were after the step
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fv_jax.assembly import Assembly, RunConfig
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import UsageError, one_line
+from fv_jax.core.files import parse_json
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.parallel import arrays
 from fv_jax.running.data import Say
@@ -28,6 +30,10 @@ from fv_jax.training.state import Network
 
 FOLDER, FILE = 'bad_steps', 'step.npz'
 _BATCH, _KEY, _RECORD = 'batch/', 'key', 'record'
+_UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
+_FIELDS = {'step', 'kind', 'reason', 'params_step', 'metrics', 'config'}  # of a record
 
 
 def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], say: Say, case: Case) -> None:
@@ -76,8 +82,10 @@ def read(path: Path) -> Bundle:
     try:
         with np.load(path, allow_pickle=False) as stored:
             batch = {name.removeprefix(_BATCH): stored[name] for name in stored.files if name.startswith(_BATCH)}
-            record, key = json.loads(str(stored[_RECORD])), jax.random.wrap_key_data(stored[_KEY])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            record, key = parse_json(str(stored[_RECORD])), jax.random.wrap_key_data(stored[_KEY])
+        if missing := _FIELDS - record.keys():
+            raise ValueError(f'its record has no {", ".join(sorted(missing))}')
+    except _UNREADABLE as error:
         raise UsageError(f'--replay={path}: is no bundle of a bad step ({one_line(error)})') from None
     return Bundle(path.parent, record, batch, key)
 

@@ -13,6 +13,7 @@ from fv_jax.assembly import RunConfig
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import UsageError, one_line
 from fv_jax.core.config import nearest
+from fv_jax.core.files import parse_json
 
 CONFIG = 'config.json'
 # How far, how fast, on what and how loud; not what is learnt.
@@ -41,10 +42,12 @@ def check_folder(workdir: Path, config: RunConfig, allowed: Sequence[str] = ()) 
     path, new = workdir / CONFIG, config_lib.to_dict(config)
     allowed = [name.removeprefix('config.') for name in allowed]
     _check_names(new, allowed)
+    if file := next((place for place in (workdir, *workdir.parents) if place.is_file()), None):
+        raise UsageError(f'--workdir={workdir}: {file} is a file; name a folder')
     if not path.exists():
         return []
     try:
-        old = config_lib.to_dict(config_lib.build(RunConfig, json.loads(path.read_text())))
+        old = config_lib.to_dict(config_lib.build(RunConfig, parse_json(path.read_text())))
     except ValueError as error:
         raise UsageError(f'{path}: cannot be read ({one_line(error)}); choose another --workdir') from None
     changes = list(_changes(old, new))

@@ -70,6 +70,8 @@ class LowResConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f'{name}={value}: must be positive')
+        if self.guidance_scale < 0:
+            raise ConfigError(f'guidance_scale={self.guidance_scale}: must not be negative')
         if self.objective == 'v' and not 2 <= self.num_steps <= schedules.NUM_TIMESTEPS:
             raise ConfigError(f'num_steps={self.num_steps}: a noise table has 2 to {schedules.NUM_TIMESTEPS} steps')
         if self.objective == 'v' and self.shift != 1:

@@ -38,7 +38,7 @@ class StageConfig:
     def __post_init__(self):
         wanted = _FIELDS[self.kind]
         for field in dataclasses.fields(self):
-            given = getattr(self, field.name) is not None
+            given = getattr(self, field.name) not in (None, '')
             if field.name not in ('kind', 'text', 'vae_dtype') and given != (field.name in wanted):
                 raise ConfigError(f'{field.name}: {"missing from" if not given else "not part of"} stage {self.kind!r}')
         if self.text.encoder and 'dit' not in wanted:

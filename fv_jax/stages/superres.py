@@ -79,6 +79,8 @@ class SuperResConfig:
         for name in ('shift', 'scale_factor', 'num_steps', 'text_length'):
             if getattr(self, name) <= 0:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be positive')
+        if self.guidance_scale < 0:
+            raise ConfigError(f'guidance_scale={self.guidance_scale}: must not be negative')
 
     def source_timesteps(self, latent_frames: int) -> tuple[int, int]:
         """(lowest, highest) that training draws from, for clips of so many latent frames."""

@@ -43,6 +43,9 @@ class AlarmConfig:
             raise ConfigError(f'after_step={self.after_step}: must be at least 0')
         if not 0 < self.energy[0] < 1 < self.energy[1]:
             raise ConfigError(f'energy={self.energy}: must lie around 1')
+        for name in ('ratio_twin', 'ratio_mean', 'detail', 'flicker', 'loss_t_growth', 'update_ratio'):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f'{name}={getattr(self, name)}: must be above 0')
 
 
 class CollapseError(RuntimeError):

@@ -26,7 +26,8 @@ from fv_jax.training.state import Network, Params, TrainState, inference_params
 from fv_jax.training.step import Evaluate, Sample, eval_step, sample_step, train_step
 
 _FROM_0 = ('eval_every', 'save_minutes', 'keep_every', 'failed_saves', 'stuck_minutes')
-ORDER_KEYS = 2**31  # the noise of orders other than the run's own: beyond the numbers of steps
+MAX_STEPS = 2**31  # int32 counts them
+ORDER_KEYS = MAX_STEPS  # the noise of orders other than the run's own: beyond the numbers of steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ class LoopConfig:
             low = 0 if name in _FROM_0 else 1
             if not getattr(self, name) >= low:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be at least {low}')
+        if self.num_steps >= MAX_STEPS:
+            raise ConfigError(f'num_steps={self.num_steps}: must be below {MAX_STEPS}')
 
 
 class Measured(Protocol):

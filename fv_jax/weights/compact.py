@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import save
 
 from fv_jax.core import config as config_lib
+from fv_jax.core.files import parse_json
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.weights import dit, keymap, safetensors_file, vae
@@ -59,7 +60,7 @@ def config_of(path: Path | str) -> VAEConfig | DiTConfig:
     kind = next((kind for kind in _KINDS if kind in known), None)
     if kind is None:
         raise ValueError(f'{path}: holds no network of this project')
-    config: Any = config_lib.build(_KINDS[kind][0], json.loads(known[kind]), kind)
+    config: Any = config_lib.build(_KINDS[kind][0], parse_json(known[kind]), kind)
     return config
 
 

@@ -15,7 +15,6 @@ that a released folder holds nothing else could not be checked.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from fv_jax.core.files import parse_json
 from fv_jax.models.dit import HEAD_NORM_EPS, DiTConfig
 from fv_jax.models.vae import TEMPORAL_FACTOR, VAEConfig
 from fv_jax.weights import dit, safetensors_file, vae
@@ -112,7 +112,7 @@ def open_folder(folder: Path, *, stage2: bool, param_dtype: str) -> Folder:
       FileNotFoundError: no config.json, or no safetensors.
       ValueError: another kind of model, or a CogVideoX that our networks cannot hold; all that is wrong is listed.
     """
-    values = json.loads((folder / CONFIG).read_text())
+    values = parse_json((folder / CONFIG).read_text())
     name = values.get('_class_name') if isinstance(values, dict) else None
     if name == 'CogVideoXTransformer3DModel':
         return _transformer(folder, values, stage2, param_dtype)

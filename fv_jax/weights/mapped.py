@@ -27,6 +27,10 @@ class MappedFile:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
+# Or a file's pickle could change, with its BUILD, what was checked: a view could reach outside of the file.
+_SETSTATE = 'a tensor in a file is not changed by a pickle'
+
+
 @dataclasses.dataclass(frozen=True)
 class Storage:
     """A run of equal values in a file. values: one-dimensional, memory-mapped."""
@@ -34,6 +38,9 @@ class Storage:
     values: np.ndarray = dataclasses.field(repr=False)
     file: MappedFile | None = None
     start: int = 0
+
+    def __setstate__(self, state: object) -> None:
+        raise TypeError(_SETSTATE)
 
     def release(self) -> None:
         """See `MappedFile.release`."""
@@ -50,6 +57,9 @@ class StoredTensor:
     storage: Storage
     offset: int
     strides: tuple[int, ...]  # in elements
+
+    def __setstate__(self, state: object) -> None:
+        raise TypeError(_SETSTATE)
 
     def numpy(self) -> np.ndarray:
         """The values, as a read-only view of the file; pages are read when they are touched."""

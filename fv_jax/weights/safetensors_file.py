@@ -9,10 +9,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from fv_jax.core.files import parse_json
 from fv_jax.weights.mapped import MappedFile, StoredTensor, contiguous
 from fv_jax.weights.torch_file import TensorSpec
 
@@ -33,6 +35,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH_BYTES = 8
 _METADATA = '__metadata__'
+_ENTRY = ('dtype', 'shape', 'data_offsets')  # of a tensor in the header
 _ALIGNMENT = 64
 
 
@@ -49,19 +52,24 @@ def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     file = MappedFile(path)
     start = _LENGTH_BYTES + int.from_bytes(file.bytes[:_LENGTH_BYTES].tobytes(), 'little')
     try:
-        header = json.loads(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
+        header = parse_json(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
     except ValueError:
         header = None
     if not isinstance(header, dict):
         raise ValueError(f'{path}: not a safetensors file, or cut short ({len(file.bytes)} bytes)')
     metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f'{path}: its metadata is no map of texts; the file is damaged, download it again')
     return {key: _tensor(path, file, start, key, entry) for key, entry in header.items()}, metadata
 
 
-def _tensor(path: Path, file: MappedFile, start: int, key: str, entry: dict) -> StoredTensor:
-    if entry['dtype'] not in _DTYPES:
-        raise ValueError(f'{path}: {key} is of type {entry["dtype"]}; known are {", ".join(_DTYPES)}')
-    dtype, shape, (first, last) = _DTYPES[entry['dtype']], tuple(entry['shape']), entry['data_offsets']
+def _tensor(path: Path, file: MappedFile, start: int, key: str, entry: Any) -> StoredTensor:
+    name, shape, offsets = (entry.get(k) for k in _ENTRY) if isinstance(entry, dict) else (None, None, None)
+    if not isinstance(name, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise ValueError(f'{path}: {key} has no {", ".join(_ENTRY)} as it should; download the file again')
+    if name not in _DTYPES:
+        raise ValueError(f'{path}: {key} is of type {name}; known are {", ".join(_DTYPES)}')
+    dtype, shape, (first, last) = _DTYPES[name], tuple(shape), offsets
     elements = math.prod(shape)
     if last - first != elements * dtype.itemsize or start + last > len(file.bytes):
         raise ValueError(
@@ -69,6 +77,11 @@ def _tensor(path: Path, file: MappedFile, start: int, key: str, entry: dict) -> 
             'cut short, download it again'
         )
     return contiguous(file.storage(start + first, dtype, elements), shape)
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a list of whole numbers that are not negative."""
+    return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
 
 
 def read_folder(folder: Path) -> dict[str, StoredTensor]:
@@ -92,7 +105,7 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
 def _indexed(index: Path) -> dict[str, StoredTensor]:
     """The tensors of the files that an index names: exactly those that it says each of them holds."""
     try:
-        weight_map = json.loads(index.read_text(encoding='utf-8'))['weight_map']
+        weight_map = parse_json(index.read_text(encoding='utf-8'))['weight_map']
         named = {(name, key) for key, name in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f'{index}: not an index (JSON with a weight_map from tensors to files)') from None

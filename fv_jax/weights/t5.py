@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from fv_jax.core.config import ConfigError
+from fv_jax.core.files import parse_json
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.weights import keymap, safetensors_file
@@ -163,7 +164,7 @@ def table(config: T5Config) -> Table:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding='utf-8'))
+        values = parse_json(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{path}: not JSON ({error})') from None
     if not isinstance(values, dict):

@@ -44,6 +44,7 @@ _PADDING_ID = b'FB'  # torch's name for the extra field that is only there to be
 _ZIP64_EXTRA_BYTES = 20
 _ZIP64_FROM = 2**30  # bytes of a member; below it Python's zipfile never needs the long header
 _ALIGNMENT = 64
+MAX_REPEATS = 4096  # of a storage's values in one tensor
 
 
 def read(path: str | Path) -> Any:
@@ -56,7 +57,7 @@ def read(path: str | Path) -> Any:
     path = Path(path)
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError):  # the latter of a zip of another version
         raise ValueError(
             f'{path}: not a torch zip file, or cut short ({path.stat().st_size} bytes); download it again, or re-save '
             'it with a torch of version 1.6 or newer'
@@ -74,11 +75,11 @@ class _Storages:
         self.members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.members if name.count('/') == 1 and name.endswith('/data.pkl')]
         if len(pickles) != 1:
-            raise ValueError(f'{path}: a zip file, but not one that torch.save wrote (no data.pkl in it)')
+            raise _RefusedError(f'{path}: a zip file, but not one that torch.save wrote (no data.pkl in it)')
         self.root = pickles[0].removesuffix('data.pkl')
         self.file = MappedFile(path)
         if f'{self.root}byteorder' in self.members and self.content(f'{self.root}byteorder') != b'little':
-            raise ValueError(f'{path}: written on a big-endian machine; re-save it on a little-endian one')
+            raise _RefusedError(f'{path}: written on a big-endian machine; re-save it on a little-endian one')
 
     def content(self, name: str) -> bytes:
         """A small member's bytes."""
@@ -89,21 +90,21 @@ class _Storages:
         """Where a member's bytes begin, and how many they are."""
         info = self.members.get(name)
         if info is None:
-            raise ValueError(f'{self.path}: {name} is missing from the archive; download the file again')
+            raise _RefusedError(f'{self.path}: {name} is missing from the archive; download the file again')
         if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(
+            raise _RefusedError(
                 f'{self.path}: {name} is compressed; re-save the file with torch.save, which does not compress'
             )
         start = info.header_offset
         header = self.file.bytes[start : start + _LOCAL_HEADER_BYTES].tobytes()
         if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER_MAGIC):
-            raise ValueError(
+            raise _RefusedError(
                 f'{self.path}: no header for {name} at byte {start}; the file is damaged, download it again'
             )
         name_bytes, extra_bytes = struct.unpack_from('<HH', header, 26)
         start += _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
         if start + info.file_size > len(self.file.bytes):
-            raise ValueError(
+            raise _RefusedError(
                 f'{self.path}: {name} ends at byte {start + info.file_size} of {len(self.file.bytes)}; the file is '
                 'cut short, download it again'
             )
@@ -113,7 +114,7 @@ class _Storages:
         """Storage `key` as `elements` values of `dtype`."""
         start, size = self.member(f'{self.root}data/{key}')
         if size != elements * dtype.itemsize:
-            raise ValueError(
+            raise _RefusedError(
                 f'{self.path}: storage {key} has {size} bytes where {elements} values of {dtype} need '
                 f'{elements * dtype.itemsize}; the file is damaged, download it again'
             )
@@ -125,6 +126,13 @@ class _StorageType:
     """Stands for a torch storage class in the pickle; it is only ever named, never called."""
 
     dtype: np.dtype
+
+    def __setstate__(self, state: object) -> None:
+        raise TypeError('a storage class is not changed by a pickle')
+
+
+class _RefusedError(ValueError):
+    """What is said of a file as it stands; other errors come from within the pickle module."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -138,7 +146,10 @@ class _Unpickler(pickle.Unpickler):
     def load(self) -> Any:
         try:
             return super().load()
+        except _RefusedError:
+            raise
         except (
+            ValueError,
             pickle.UnpicklingError,
             EOFError,
             IndexError,
@@ -146,6 +157,8 @@ class _Unpickler(pickle.Unpickler):
             TypeError,
             AttributeError,
             OverflowError,
+            MemoryError,
+            RecursionError,
         ) as error:
             raise ValueError(f'{self.path}: its pickle cannot be read ({error}); download the file again') from error
 
@@ -160,7 +173,7 @@ class _Unpickler(pickle.Unpickler):
             return tuple
         if module == 'torch' and name in _DTYPES:
             return _StorageType(_DTYPES[name])
-        raise ValueError(
+        raise _RefusedError(
             f'{self.path}: refusing to load {module}.{name}: only tensors in plain containers are read, since a '
             'pickle can run any code. If the file is trusted, re-save the weights alone: '
             "torch.save({'module': state_dict}, path)"
@@ -168,7 +181,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == 'storage' and isinstance(pid[1], _StorageType)):
-            raise ValueError(f'{self.path}: an unknown kind of storage, {pid!r}; re-save the file with torch.save')
+            raise _RefusedError(f'{self.path}: an unknown kind of storage, {pid!r}; re-save the file with torch.save')
         _, kind, key, _, elements = pid
         return self.storages.storage(key, kind.dtype, elements)
 
@@ -184,10 +197,14 @@ class _Unpickler(pickle.Unpickler):
     ) -> StoredTensor:
         del requires_grad, hooks, metadata
         shape, strides = tuple(shape), tuple(strides)
+        if not isinstance(storage, Storage) or not all(type(x) is int for x in (offset, *shape, *strides)):
+            raise TypeError(f'no tensor: {shape}, {strides}, {offset}')
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         bad = offset < 0 or min((*shape, *strides), default=0) < 0
-        if bad or (0 not in shape and last >= len(storage.values)):
-            raise ValueError(
+        # A stride of 0 repeats values: what a few bytes claim to be must not fill the memory.
+        repeated = math.prod(shape) > MAX_REPEATS * max(len(storage.values), 1)
+        if bad or repeated or (0 not in shape and last >= len(storage.values)):
+            raise _RefusedError(
                 f'{self.path}: a tensor of shape {shape}, strides {strides} and offset {offset} does not fit its '
                 f'storage of {len(storage.values)} values; the file is damaged, download it again'
             )

@@ -111,6 +111,8 @@ def test_without_a_program_the_defaults():
         ('sizes', 'none', None),
         ('sizes', '(4,)', (4,)),
         ('sizes', 'a/path', 'a/path'),
+        ('sizes', '{[]: 1}', '{[]: 1}'),
+        ('sizes', '(' * 500, '(' * 500),
     ],
 )
 def test_how_a_value_is_read(path, text, value):
@@ -142,10 +144,14 @@ def test_a_wrong_override_names_the_field(path, text, words):
 def test_a_wrong_program_is_one_line(program, tmp_path):
     (tmp_path / 'empty.py').write_text('')
     (tmp_path / 'text.txt').write_text('')
+    (tmp_path / 'raises.py').write_text('def get_config(variant):\n    return {}[variant]')
+    (tmp_path / 'number.py').write_text('def get_config(variant):\n    return 3')
     for argument, error, words in (
         ('none.py:small', UsageError, 'there is no file none.py'),
         (f'{tmp_path}/empty.py', UsageError, 'has no function get_config'),
         (f'{tmp_path}/text.txt', UsageError, 'is not a Python file'),
+        (f'{tmp_path}/raises.py:a', UsageError, "raises.py, line 2 fails with KeyError: 'a'"),
+        (f'{tmp_path}/number.py', UsageError, 'has no function get_config that returns a ConfigDict'),
         (f'{program}:smal', ConfigError, "smal: unknown variant; did you mean 'small'?"),
     ):
         with pytest.raises(error, match='--config=') as found:

@@ -77,3 +77,10 @@ def test_a_config_that_cannot_be_read_is_refused(folder):
         (folder / CONFIG).write_text(text)
         with pytest.raises(UsageError, match='cannot be read'):
             check_folder(folder, config())
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+        with pytest.raises(UsageError, match=r'--workdir=.*file is a file; name a folder'):
+            check_folder(workdir, config())

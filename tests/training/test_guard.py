@@ -39,6 +39,21 @@ def test_spikes():
     assert len(progress.losses) == WINDOW
 
 
+def test_the_first_losses_are_too_few_to_tell_a_spike():
+    guard = Guard(BadStepsConfig(), progress := Progress())
+    for step in range(LEAST):
+        assert guard.look(GOOD | {'loss': 1.0 if step else 100.0}) is None
+    assert guard.look(GOOD | {'loss': 100.0}).kind == 'spike' and progress.spikes == 1
+    guard = Guard(BadStepsConfig(), Progress(losses=[1.0] * (LEAST - 1)))
+    assert guard.look(GOOD | {'loss': 100.0}) is None
+
+
+def test_losses_that_are_all_alike_make_no_spike_of_the_next():
+    guard = Guard(BadStepsConfig(spike_sigmas=10.0), Progress(losses=[2.0] * WINDOW))
+    assert guard.look(GOOD | {'loss': 2.19}) is None  # a tenth: ten times LEAST_SPREAD of the median
+    assert guard.look(GOOD | {'loss': 2.21}).kind == 'spike'
+
+
 def test_progress_goes_there_and_back_and_knows_less_from_older_checkpoints():
     progress = Progress(order=2, bad_steps=3, losses=[1.0], best={'a': 1.0})
     assert Progress.of(progress.to_dict()) == progress

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fv_jax.training.metrics import JSONL, MetricWriter, duration, eval_line, train_line
 
@@ -153,3 +153,23 @@ def test_a_run_that_is_rolled_back_writes_its_rows_again(tmp_path):
     writer.close()
     assert written(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and lines[3] == 'said'
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
+
+
+def test_the_board_is_told_where_a_run_goes_on(tmp_path):
+    """Or it shows what an earlier start wrote past that step beside what is written now."""
+    run(tmp_path, [1, 2, 3])
+    assert not [e for e in events(tmp_path) if e.HasField('session_log')]
+    run(tmp_path, [3], start_step=2)
+    (told,) = [e for e in events(tmp_path) if e.HasField('session_log')]
+    assert told.step == 3 and told.session_log.status == SessionLog.START
+
+
+def test_a_board_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
+    def refuse(self, **fields):
+        raise OSError('no space left')
+
+    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    monkeypatch.setattr('fv_jax.training.metrics._Board._write', refuse)
+    writer.scalars(1, {'loss': 1.0}, '')
+    writer.close()
+    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]

@@ -3,6 +3,7 @@
 import threading
 
 from fv_jax.core.exits import STUCK
+from fv_jax.training import watchdog
 from fv_jax.training.goodput import Goodput
 from fv_jax.training.watchdog import Watchdog
 
@@ -32,26 +33,50 @@ def test_a_run_that_does_not_move_is_ended_with_every_stack(tmp_path):
 def test_a_run_that_moves_is_left_alone():
     now = [0.0]
     goodput = Goodput(lambda: now[0])
-    watchdog = Watchdog(goodput, 10.0)
+    dog = Watchdog(goodput, 10.0)
     for _ in range(8):
         now[0] += 9.0
-        assert watchdog.overdue() is None
+        assert dog.overdue() is None
         goodput.moved()
     now[0] += 11.0
-    assert watchdog.overdue() == ('start', 10.0)
+    assert dog.overdue() == ('start', 10.0)
 
 
 def test_a_program_may_take_longer_to_compile():
     now = [0.0]
     goodput = Goodput(lambda: now[0])
-    watchdog = Watchdog(goodput, 10.0)
+    dog = Watchdog(goodput, 10.0)
     with goodput.during('compile'):
         now[0] += 99.0
-        assert watchdog.overdue() is None
+        assert dog.overdue() is None
         now[0] += 2.0
-        assert watchdog.overdue() == ('compile', 100.0)
+        assert dog.overdue() == ('compile', 100.0)
 
 
 def test_it_can_be_turned_off():
-    with Watchdog(Goodput(), 0.0, lambda code: None):
-        pass
+    threads = threading.active_count()
+    with Watchdog(Goodput(), 0.0):
+        assert threading.active_count() == threads
+    with Watchdog(Goodput(), 60.0):
+        assert threading.active_count() == threads + 1
+
+
+def test_a_stream_that_takes_nothing_does_not_keep_the_process(monkeypatch):
+    """A full pipe, a closed terminal: the process ends all the same, in its own time."""
+    ended, released = threading.Event(), threading.Event()
+
+    class Full:
+        def write(self, text):
+            released.wait(10)
+            raise BrokenPipeError
+
+    def end(code):
+        assert code == STUCK
+        ended.set()
+
+    timer = threading.Timer
+    monkeypatch.setattr(watchdog.threading, 'Timer', lambda seconds, *rest: timer(seconds / 50, *rest))
+    monkeypatch.setattr(threading, 'excepthook', lambda arguments: None)
+    with Watchdog(Goodput(), 0.1, end, Full()):
+        assert ended.wait(5)
+        released.set()

@@ -1,0 +1,191 @@
+"""Gives every command lines that cannot be meant, many of them, and checks how each ends:
+
+    PYTHONPATH=. python tests/fuzz/bad_commands.py [--lines 1000] [--processes 20] [--at-once 2] [--seed 0]
+
+One message on the standard error, which starts with the command's name and names the field, the flag or the file; an
+exit code that is not 0; no trace; and nothing written, changed or removed. All lines are run in this process; some, of
+every command, also as processes of their own, which must end with the same code and the same message.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from fv_jax import convert, degrade, evaluate, export, inspect, plan, prepare, sample, train
+from fv_jax.inference import parts
+from fv_jax.running import starting
+from tests import runs
+from tests.fuzz import world as worlds
+from tests.fuzz.mistakes import Mistake, draw
+
+COMMANDS = {
+    'train': train, 'plan': plan, 'prepare': prepare, 'degrade': degrade, 'sample': sample, 'convert': convert,
+    'export': export, 'evaluate': evaluate, 'inspect': inspect,
+}  # fmt: skip
+SECONDS = 600  # that a process may take
+
+
+class Accepted(BaseException):
+    """A command began what it was asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command did. error: what it said on the standard error."""
+
+    code: int
+    error: str
+
+    @property
+    def said(self) -> list[str]:
+        """Without bars of progress."""
+        return [line for line in self.error.splitlines() if '%|' not in line and 'B/s' not in line and line.strip()]
+
+
+@contextlib.contextmanager
+def nothing_begins() -> Iterator[None]:
+    """Within it, what costs time or writes raises Accepted."""
+    begins = {
+        train: ('claim_folder',),
+        starting.jax: ('jit',),
+        plan.planner.executables: ('largest',),
+        prepare.clips: ('cut',),
+        degrade.degradations: ('weak',),
+        sample: ('write_clip',),
+        parts.Loaded: ('of',),
+        convert.streamed: ('save',),
+        convert.sources: ('write',),
+        export: ('_write_file',),
+        export.artefacts: ('serialized',),
+        evaluate: ('_clips',),
+        inspect: ('_table',),
+    }
+
+    def accepted(*_, **__):
+        raise Accepted
+
+    with contextlib.ExitStack() as stack:
+        for module, names in begins.items():
+            for name in names:
+                stack.enter_context(mock.patch.object(module, name, accepted))
+        yield
+
+
+def here(mistake: Mistake) -> Ended:
+    """In this process. Raises AssertionError for a command that accepts the line, or does not end by itself."""
+    out, error = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            code = COMMANDS[mistake.command].main(list(mistake.arguments))
+    except Accepted:
+        raise AssertionError(f'{mistake}: accepted') from None
+    except BaseException as raised:
+        trace = ''.join(traceback.format_exception(raised)[-3:])
+        raise AssertionError(f'{mistake}: raised {trace}') from None
+    return Ended(code, error.getvalue())
+
+
+def as_process(mistake: Mistake, folder: Path) -> Ended:
+    """In a process of its own, whose temporary files go to a folder."""
+    command = [sys.executable, '-m', f'fv_jax.{mistake.command}', *mistake.arguments]
+    environment = os.environ | {'PYTHONPATH': str(runs.ROOT), 'JAX_PLATFORMS': 'cpu', 'TMPDIR': str(folder)}
+    done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    return Ended(done.returncode, done.stderr)
+
+
+def judge(mistake: Mistake, ended: Ended) -> str:
+    """The message. Raises AssertionError when it is not as promised."""
+    assert ended.code not in (0, None), f'{mistake}: exit code {ended.code}'
+    assert len(ended.said) == 1, f'{mistake}: {len(ended.said)} lines: {ended.error}'
+    (line,) = ended.said
+    assert line.startswith(f'{mistake.command}: ') and 'Traceback' not in line, f'{mistake}: {line}'
+    assert any(word in line for word in mistake.named), f'{mistake}: none of {mistake.named} in {line}'
+    return line
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder: its size and when it was last changed."""
+    # Python keeps what it has compiled of a configuration program beside it.
+    paths = [path for path in sorted(folder.rglob('*')) if '__pycache__' not in path.parts]
+    found = {path: path.stat() for path in paths if path.name != 'programs'}
+    return {str(path): (s.st_size if path.is_file() else 0, s.st_mtime_ns) for path, s in found.items()}
+
+
+def in_one_process(world: Path, mistakes: Iterable[Mistake]) -> tuple[list[tuple[Mistake, str]], list[str]]:
+    """Mistakes with the messages that they got, and what was not as promised."""
+    found, wrong, before = [], [], state(world)
+    with nothing_begins():
+        for mistake in mistakes:
+            try:
+                found.append((mistake, judge(mistake, here(mistake))))
+            except AssertionError as error:
+                wrong.append(str(error))
+            if (after := state(world)) != before:
+                changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+                wrong.append(f'{mistake}: wrote {changed}')
+                before = after
+    return found, wrong
+
+
+def as_processes(world: Path, found: list[tuple[Mistake, str]], count: int, seed: int, at_once: int) -> list[str]:
+    """What was not as it was in one process, of mistakes of every command."""
+    of: dict[str, list[tuple[Mistake, str]]] = collections.defaultdict(list)
+    for i in np.random.default_rng(seed).permutation(len(found)):
+        of[found[i][0].command].append(found[i])
+    turns = itertools.zip_longest(*of.values())
+    chosen = [each for turn in turns for each in turn if each is not None][:count]
+
+    def wrong(each: tuple[Mistake, str]) -> str | None:
+        mistake, line = each
+        try:
+            said = judge(mistake, as_process(mistake, world / 'empty'))
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        return None if said == line else f'{mistake}: {said} as a process, {line} in one'
+
+    before = state(world)
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        lines = [line for line in pool.map(wrong, chosen) if line is not None]
+    return lines if state(world) == before else [*lines, 'the processes wrote something']
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Gives every command lines that cannot be meant.')
+    parser.add_argument('--lines', type=int, default=1000)
+    parser.add_argument('--processes', type=int, default=20)
+    parser.add_argument('--at-once', type=int, default=2, help='processes')
+    parser.add_argument('--seed', type=int, default=0)
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder) / 'world'
+        worlds.make(world)
+        mistakes = draw(world, np.random.default_rng(arguments.seed))
+        found, wrong = in_one_process(world, itertools.islice(mistakes, arguments.lines))
+        wrong += as_processes(world, found, arguments.processes, arguments.seed, arguments.at_once)
+    for line in wrong:
+        print(f'WRONG {line}')
+    by = collections.Counter(mistake.command for mistake, _ in found)
+    said = len({line for _, line in found})
+    print(f'{time.process_time():.1f} s of processor time')
+    print(f'{arguments.processes} of them also as processes')
+    print(f'{len(found)} lines of {dict(by)} refused as they should be, with {said} messages; {len(wrong)} were not')
+    return 1 if wrong else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
