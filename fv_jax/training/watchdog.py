@@ -22,14 +22,21 @@ PATIENCE: dict[Cause, int] = {'compile': 10}  # times as long: it moves, and not
 
 class Watchdog:
     """Within it, a thread looks whether the run still moves. After `seconds` under one cause, times its `PATIENCE`, it
-    prints every thread's stack and ends the process; 0 never does.
+    prints every thread's stack and ends the process; 0 never does. A save beside the steps may take as long.
     """
 
     def __init__(
-        self, goodput: Goodput, seconds: float, end: Callable[[int], None] = os._exit, stream: TextIO | None = None
+        self,
+        goodput: Goodput,
+        seconds: float,
+        end: Callable[[int], None] = os._exit,
+        stream: TextIO | None = None,
+        saving_since: Callable[[], float | None] = lambda: None,
     ):
-        """stream: a real file, where it says so; None is the standard error."""
-        self._goodput, self._seconds, self._end = goodput, seconds, end
+        """stream: a real file, where it says so; None is the standard error. saving_since: when the save that is under
+        way began, by the monotonic clock.
+        """
+        self._goodput, self._seconds, self._end, self._saving_since = goodput, seconds, end, saving_since
         self._stream = sys.__stderr__ if stream is None else stream
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
@@ -47,16 +54,19 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(self._seconds / 10, 1.0)):
-            cause, since = self._goodput.current
+            now, (cause, since), saving = time.monotonic(), self._goodput.current, self._saving_since()
             limit = self._seconds * PATIENCE.get(cause, 1)
-            if time.monotonic() - since > limit:
-                self._stop(cause, limit)
+            if now - since > limit:
+                self._stop(f'nothing has moved for {limit:.0f} s while {MEANING.get(cause, f"in {cause}")}')
+                return
+            if saving is not None and now - saving > self._seconds:
+                self._stop(f'a save beside the steps has not ended for {self._seconds:.0f} s')
                 return
 
-    def _stop(self, cause: Cause, limit: float) -> None:
+    def _stop(self, what: str) -> None:
         said = (
-            f'STUCK: nothing has moved for {limit:.0f} s while {MEANING.get(cause, f"in {cause}")} '
-            f'(config.loop.stuck_minutes). What was saved stays; the same command goes on from there. All threads:'
+            f'STUCK: {what} (config.loop.stuck_minutes). What was saved stays; the same command goes on from there. '
+            'All threads:'
         )
         # A full pipe or a closed terminal must not keep the process.
         late = threading.Timer(10.0, self._end, [STUCK])

@@ -42,6 +42,22 @@ def test_a_program_may_take_longer_to_compile():
     assert not ended
 
 
+def test_a_save_beside_the_steps_that_does_not_end_is_one_that_does_not_move(tmp_path):
+    ended, since = [], time.monotonic()
+    goodput = Goodput()
+    with (tmp_path / 'said').open('w+') as stream:
+        with Watchdog(goodput, 0.3, ended.append, stream, saving_since=lambda: since):
+            while not ended and time.monotonic() < since + 20:
+                goodput.moved()
+                time.sleep(0.02)
+        stream.seek(0)
+        assert stream.read().startswith('STUCK: a save beside the steps has not ended for 0 s')
+    assert ended == [STUCK]
+    with Watchdog(goodput, 0.3, ended.append, saving_since=lambda: None):
+        time.sleep(0.1)
+    assert ended == [STUCK]
+
+
 def test_it_can_be_turned_off():
     with Watchdog(Goodput(), 0.0, lambda code: None):
         pass
