@@ -172,19 +172,20 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     claim_folder(workdir, config)
     starting.put_aside(workdir, own)
     checkpoints = Checkpoints(workdir, keep=config.loop.keep, keep_every=config.loop.keep_every)
-    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, _say)
+    votes = Votes(placement.mesh)
+    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, _say, votes)
     batches = Batches.of(parts, records, workdir, bad, _say)
     heldout = batches.heldout()
     validation = _validation(parts, vae, heldout) if heldout else None
     _say('compiling the training step')
-    votes = Votes(placement.mesh)
     if jax.process_index() == 0:
         record_start(workdir, how.command, config_lib.to_dict(config), placement.mesh, start)
     with (
         _writer(workdir, start) as writer,
         how.preemption.after_the_step(),
         Profiler(how.profile, workdir / PROFILE, _say, how.on_signal) as profiler,
-        Watchdog(goodput, 60 * config.loop.stuck_minutes),
+        Watchdog(goodput, 60 * config.loop.stuck_minutes, saving_since=lambda: checkpoints.saving_since),
+        saver,
     ):
         training = loop.Loop(
             stage=parts.stage,
@@ -195,7 +196,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
             writer=writer,
             draw=batches.train,
-            save=saver,
+            saves=saver,
             restore=functools.partial(_restore, parts, workdir, checkpoints),
             keep=functools.partial(bundle.keep, parts, workdir, records.digests, _say),
             ask=lambda step: votes(how.preemption.noticed(step), saver.due()),

@@ -2,7 +2,11 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,6 +19,8 @@ from tests.inference import tiny
 
 ROOT = Path(__file__).parents[1]
 TIMING = ('steps_per_s', 'clips_per_s', *speed.NAMES)
+LIMIT = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({},))'
+TRAIN = 'import sys; from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
 
 
 def autoencoder(workdir: Path, *more: str) -> list[str]:
@@ -55,6 +61,52 @@ def lowres(workdir: Path, vae: Path, *more: str) -> list[str]:
         '--config.stage.dit.num_layers=1',
         *more,
     ]
+
+
+def environment(compiled: Path | None = None, devices: int = 1) -> dict[str, str]:
+    """Of a process of its own. compiled: a folder where it finds what others have compiled."""
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    found = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true', 'XLA_FLAGS': flags}
+    if compiled is not None:
+        found |= {
+            'JAX_COMPILATION_CACHE_DIR': str(compiled),
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+            'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+        }
+    return found
+
+
+def start(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    first: str = '',
+    largest_file: int | None = None,
+    before: Sequence[str] = (),
+) -> subprocess.Popen:
+    """The training command in a process of its own.
+
+    first: lines of a program that come before it. largest_file: no file may grow beyond these bytes, which is what a
+    write to a full disk meets. before: a command that is to run it.
+    """
+    program = '\n'.join([first, LIMIT.format(largest_file) if largest_file else '', TRAIN])
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    command = [*before, sys.executable, '-c', program, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=dict(environment), **pipes)
+
+
+def start_several(
+    arguments: Sequence[str], environment: Mapping[str, str], count: int, *, first: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+    """One run of so many processes, joined over gloo. first: of each of them."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    started = []
+    for i in range(count):
+        join = [f'--coordinator=127.0.0.1:{port}', f'--num-processes={count}', f'--process-id={i}']
+        started.append(start([*arguments, *join], environment, first=first[i] if first else ''))
+    return started
 
 
 @contextlib.contextmanager

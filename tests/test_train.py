@@ -175,7 +175,7 @@ def test_a_run_that_is_interrupted_goes_on_from_what_was_saved(command, whole, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.Saver, '__call__', interrupted)
+        patch.setattr(saving.Saver, 'start', interrupted)
         assert command(folder, NO_EVAL) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('train: interrupted; run the same command again')

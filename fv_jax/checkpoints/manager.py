@@ -7,28 +7,39 @@ Items of a checkpoint:
            of the networks that made what the stage learnt from: 'vae' and 'text', as far as there are any, and
            `progress`, what else a run remembers
 
-Orbax writes under a temporary name and renames, so a save that fails leaves the ones before it alone. A saved one is
-looked at again, and its files' checksums are kept beside them (`integrity.py`).
+Orbax copies the arrays to the host, and writes them in threads of its own under a temporary name that it changes at
+the end: a save that fails leaves the ones before it alone. In a thread of ours a saved one is looked at again, and its
+files' checksums are written beside them (`integrity.py`).
 """
 
+import concurrent.futures
 import contextlib
+import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from fv_jax.checkpoints import integrity
+from fv_jax.checkpoints.barrier import Barrier
+from fv_jax.parallel import distributed
 
 FOLDER = 'checkpoints'
 ARRAYS = ('state', 'params')
 META = 'meta'
+UNFINISHED = '.orbax-checkpoint-tmp'  # how Orbax calls a folder until it is whole
 WRITERS_QUIET_S = 0.3  # a failed save's folder that has not come back for so long is taken for gone
 WRITERS_END_S = 10.0
+WAIT_S = 0.2  # between two questions to the other processes
+# Orbax gives a save up by itself after so long. What is too long is the watchdog's to say.
+ORBAX_S = 24 * 3600
+FAILURES = (OSError, ValueError, RuntimeError)  # of disks, of Orbax and of JAX
 
 
 class CheckpointError(RuntimeError):
@@ -37,6 +48,19 @@ class CheckpointError(RuntimeError):
 
 class DamagedError(CheckpointError):
     """A checkpoint that was whole once, and cannot be read now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _UnderWay:
+    """A save. since: when it began, by the monotonic clock. done: how it ended in this process."""
+
+    step: int
+    since: float
+    done: concurrent.futures.Future[None]
+
+    @property
+    def failed(self) -> bool:
+        return self.done.done() and self.done.exception() is not None
 
 
 class Checkpoints:
@@ -51,10 +75,13 @@ class Checkpoints:
         self.folder = Path(run).absolute() / FOLDER
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f'{run}: holds no checkpoints (expected a folder {FOLDER!r} in it)')
+        self._keep, self._keep_every = keep, keep_every
+        self._barrier = Barrier(str(self.folder))
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, 'save')
+        self._under_way: _UnderWay | None = None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            keep_period=None if read_only else keep_every or None,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=not read_only,
+            async_options=ocp.AsyncOptions(timeout_secs=ORBAX_S, barrier_sync_fn=self._barrier),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
@@ -89,31 +116,129 @@ class Checkpoints:
         digests: Mapping[str, str] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Writes the items of `arrays` ('state' and 'params'), the configuration, the digests, and `more` JSON.
+        """`start`, and waits for the end of it. Raises CheckpointError."""
+        self.start(step, arrays, config, digests, more)
+        self.wait()
 
-        Raises CheckpointError; the checkpoints before this one are untouched.
+    def start(
+        self,
+        step: int,
+        arrays: dict[str, Any],
+        config: dict[str, Any],
+        digests: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begins to write the items of `arrays` ('state', 'params'), the configuration, the digests, and `more` JSON.
+
+        It returns when the arrays are copied: they may be donated. How it ends, `wait` says; that has to be called
+        before the next one, and both by all processes.
         """
+        assert self._under_way is None, 'wait for the save before'
         meta = meta_of(step, config, digests) | dict(more or {})
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
+        shapes = {name: _shapes(tree) for name, tree in arrays.items()}
+        since = time.monotonic()
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._barrier.renew()
         try:
-            saved = self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
-            self._manager.wait_until_finished()
-            if saved:
-                self._verify(step, arrays)
-        except (OSError, ValueError, RuntimeError) as error:
-            self._remove_unfinished(step)
-            last = self._newest_before(step)
-            good = 'there is none before it' if last is None else f'the last good one is step {last}'
-            raise CheckpointError(f'{self.folder}: step {step} could not be saved ({reason(error)}); {good}') from error
-        if not saved:
-            raise CheckpointError(f'{self.folder}: step {step} is there already')
+            self._try_to_write(step)
+            self._manager.save(step, args=args, force=True)
+        except FAILURES as error:
+            done.set_exception(error)
+        else:
+            done = self._worker.submit(self._finish, step, shapes)
+        self._under_way = _UnderWay(step, since, done)
 
-    def _verify(self, step: int, arrays: dict[str, Any]) -> None:
-        """That what is on disk is of the structure that was given; then its checksums are written down."""
-        for name, tree in arrays.items():
-            self._check(step, name, tree)
+    def _try_to_write(self, step: int) -> None:
+        """Makes a folder as Orbax will, and takes it away. Raises OSError, in all processes if one process cannot.
+
+        Where Orbax itself cannot make one, threads of all processes wait for it, five minutes, also at the end of the
+        process.
+        """
+        problem = None
         if jax.process_index() == 0:
-            integrity.seal(self.folder / str(step))
+            try:
+                trial = self.folder / f'{step}{UNFINISHED}'  # taken away at the next start, if we are killed
+                trial.mkdir()
+                trial.rmdir()
+            except OSError as error:
+                problem = error
+        if distributed.any_process(problem is not None):
+            raise problem or OSError('the first process cannot make a folder there')
+
+    def _finish(self, step: int, shapes: dict[str, Any]) -> None:
+        """What is left to do when Orbax has written, and what one process does for all: it looks whether what is on
+        disk is of the structure that was given, writes down its checksums, and only then takes away the oldest ones.
+        """
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            try:
+                for name, there in shapes.items():
+                    self._check(step, name, there)
+                integrity.seal(self.folder / str(step))
+            except BaseException:
+                self._remove(step)  # or it would be the newest one
+                raise
+            self._remove_oldest()
+
+    def _remove_oldest(self) -> None:
+        steps = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        for step in steps[: -self._keep] if self._keep else []:
+            if not self._keep_every or step % self._keep_every:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        """Under another name first: what a kill leaves of it is no checkpoint, and goes at the next start."""
+        aside = self.folder / f'{step}{UNFINISHED}'
+        os.replace(self.folder / str(step), aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    @property
+    def saving_since(self) -> float | None:
+        """When the save that is under way began, by the monotonic clock."""
+        under_way = self._under_way  # the watchdog's thread asks too
+        return None if under_way is None else under_way.since
+
+    def ended(self) -> tuple[bool, bool]:
+        """Whether the save that was started is at work, and whether it has failed, as far as this process knows."""
+        return not self._under_way.done.done(), self._under_way.failed
+
+    def wait(self) -> None:
+        """Returns when what was started is saved. All processes call it.
+
+        Raises CheckpointError if any of them could not write; the checkpoints before this one are untouched.
+        """
+        if (under_way := self._under_way) is None:
+            return
+        done = under_way.done
+        while distributed.any_process(not done.done()) and not distributed.any_process(under_way.failed):
+            concurrent.futures.wait([done], timeout=WAIT_S)
+        failed = distributed.any_process(under_way.failed)
+        if failed:
+            self._barrier.give_up()
+        self.close()
+        self._under_way = None
+        self._manager.reload()  # of what came and went it knows a part
+        if failed:
+            self._raise(under_way.step, done.exception())
+
+    def close(self) -> None:
+        """Returns when this process has nothing left to write. It asks no other: for the way out of a failure."""
+        if self._under_way is not None:
+            concurrent.futures.wait([self._under_way.done])
+
+    def _raise(self, step: int, error: BaseException | None) -> NoReturn:
+        """Clears away what is left of a save that has failed."""
+        if error is not None and not isinstance(error, FAILURES):
+            raise error
+        with contextlib.suppress(*FAILURES):
+            self._manager.wait_until_finished()  # raises what it raised before, once in every thread that asks
+        self._remove_unfinished(step)
+        last = self._newest_before(step)
+        good = 'there is none before it' if last is None else f'the last good one is step {last}'
+        why = 'another process could not write' if error is None else reason(error)
+        raise CheckpointError(f'{self.folder}: step {step} could not be saved ({why}); {good}') from error
 
     def _remove_unfinished(self, step: int) -> None:
         """Frees the disk at once; what a killed process leaves goes when the next one opens the folder.
@@ -164,7 +289,7 @@ class Checkpoints:
         step = self._step(step)
         with self._reading(step):
             for name, tree in abstract.items():
-                self._check(step, name, tree)
+                self._check(step, name, _shapes(tree))
             placed = jax.tree.map(_placed, abstract)
             args = {name: ocp.args.StandardRestore(tree) for name, tree in placed.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -192,11 +317,11 @@ class Checkpoints:
             raise CheckpointError(f'{self.folder}: has no step {step}; it has {", ".join(map(str, known))}')
         return step
 
-    def _check(self, step: int, name: str, wanted: Any) -> None:
+    def _check(self, step: int, name: str, here: dict[str, tuple[int, ...]]) -> None:
         saved = self._manager.item_metadata(step)
         if name not in saved.keys() or saved[name] is None:  # noqa: SIM118 - not a mapping
             raise DamagedError(f'{self.folder}/{step}: has no item {name!r}')
-        there, here = _shapes(saved[name].tree), _shapes(wanted)
+        there = _shapes(saved[name].tree)
         different = [path for path in sorted(there.keys() | here.keys()) if there.get(path) != here.get(path)]
         if different:
             path = different[0]

@@ -99,6 +99,19 @@ class Case:
     state: TrainState
 
 
+class Saves(Protocol):
+    """Saves states beside the steps; must leave the checkpoints before alone. All processes call it alike."""
+
+    def start(self, step: int, state: TrainState, progress: Progress) -> None:
+        """Returns when the state may be donated."""
+
+    def look(self) -> None:
+        """After every step: what has become of it."""
+
+    def wait(self) -> bool:
+        """Returns when nothing is being saved; whether the last save could be."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Started:
     """A step that the device has been given. step: how many there are with it."""
@@ -120,7 +133,6 @@ class Loop:
     """Everything a run is made of; `run` goes from the state's step to the last.
 
     draw: (step, order) -> the batches from that step on, in the run's own order (0) or another.
-    save: whether it could; must leave the checkpoints before alone.
     restore: the newest checkpoint; None where there is none.
     keep: keeps a case for later study.
     ask: step -> whether to end, and whether to save, two booleans that are the same in all processes. They are read
@@ -137,7 +149,7 @@ class Loop:
     key: jax.Array
     writer: MetricWriter | NoMetrics
     draw: Callable[[int, int], Iterator[Batch]]
-    save: Callable[[int, TrainState, Progress], bool]
+    saves: Saves
     restore: Callable[[], tuple[TrainState, Progress] | None]
     keep: Callable[[Case], None]
     ask: Callable[[int], jax.Array | np.ndarray] = lambda step: np.zeros(2, bool)
@@ -197,6 +209,7 @@ class Loop:
                 step, before = int(state.step), None
                 batches, key = self._drawn(step)
                 continue
+            self.saves.look()
             before = None if evaluates or saves else now
             if ends and not last:
                 self._end(step, state, evaluate if evaluates else None)
@@ -228,7 +241,8 @@ class Loop:
     def _end(self, step: int, state: TrainState, evaluate: Callable[[int, TrainState], None] | None) -> NoReturn:
         """Before its time. There may be seconds left: what is evaluated comes after what is saved."""
         with self._aside('checkpoint'):
-            saved = self.save(step, state, self.progress)
+            self.saves.start(step, state, self.progress)
+            saved = self.saves.wait()
         if evaluate is not None:
             evaluate(step, state)
         self._write_goodput(step)
@@ -245,7 +259,9 @@ class Loop:
         self._save_owed = self._guard.in_a_row > 0 and not last
         if not self._save_owed:
             with self._aside('checkpoint'):
-                self.save(step, state, self.progress)
+                self.saves.start(step, state, self.progress)
+                if last:
+                    self.saves.wait()
 
     def _read(self, started: _Started, state: TrainState) -> tuple[bool, bool]:
         """Waits for a step's metrics, looks at them and writes them down; whether to end and whether to save.
@@ -296,6 +312,7 @@ class Loop:
         if self.progress.order >= config.max_rollbacks:
             raise FloatingPointError(f'{reason}, after {self.progress.order} rollback(s); {advice}')
         with self._aside('checkpoint'):
+            self.saves.wait()
             found = self.restore()
         if found is None:
             raise FloatingPointError(f'{reason}, and there is no checkpoint to go back to; {advice}')

@@ -4,6 +4,7 @@ import faulthandler
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -14,6 +15,9 @@ MEANING: dict[Cause, str] = {
     'data': 'waiting for data',
     'step': 'waiting for a step: a stuck device, or a peer that is gone',
     'checkpoint': 'saving or restoring a checkpoint',
+    'compile': 'compiling',
+    'evaluation': 'evaluating',
+    'start': 'starting',
 }
 
 PATIENCE: dict[Cause, int] = {'compile': 10}  # times as long: it moves, and nothing of it can be seen
@@ -21,14 +25,21 @@ PATIENCE: dict[Cause, int] = {'compile': 10}  # times as long: it moves, and not
 
 class Watchdog:
     """Within it, a thread looks whether the run still moves. After `seconds` under one cause, times its `PATIENCE`, it
-    prints every thread's stack and ends the process; 0 never does.
+    prints every thread's stack and ends the process; 0 never does. A save beside the steps may take as long.
     """
 
     def __init__(
-        self, goodput: Goodput, seconds: float, end: Callable[[int], None] = os._exit, stream: TextIO | None = None
+        self,
+        goodput: Goodput,
+        seconds: float,
+        end: Callable[[int], None] = os._exit,
+        stream: TextIO | None = None,
+        saving_since: Callable[[], float | None] = lambda: None,
     ):
-        """stream: a real file, where it says so; None is the standard error."""
-        self._goodput, self._seconds, self._end = goodput, seconds, end
+        """stream: a real file, where it says so; None is the standard error. saving_since: when the save that is under
+        way began, by the monotonic clock.
+        """
+        self._goodput, self._seconds, self._end, self._saving_since = goodput, seconds, end, saving_since
         self._stream = sys.__stderr__ if stream is None else stream
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
@@ -46,20 +57,25 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(self._seconds / 10, 1.0)):
-            if overdue := self.overdue():
-                self._stop(*overdue)
+            if what := self.overdue():
+                self._stop(what)
                 return
 
-    def overdue(self) -> tuple[Cause, float] | None:
-        """Under which cause nothing has moved for longer than it may, and how many seconds it may."""
+    def overdue(self) -> str | None:
+        """What has not moved for longer than it may."""
         cause, seconds = self._goodput.unmoved()
         limit = self._seconds * PATIENCE.get(cause, 1)
-        return (cause, limit) if seconds > limit else None
+        if seconds > limit:
+            return f'nothing has moved for {limit:.0f} s while {MEANING[cause]}'
+        saving = self._saving_since()
+        if saving is not None and time.monotonic() - saving > self._seconds:
+            return f'a save beside the steps has not ended for {self._seconds:.0f} s'
+        return None
 
-    def _stop(self, cause: Cause, limit: float) -> None:
+    def _stop(self, what: str) -> None:
         said = (
-            f'STUCK: nothing has moved for {limit:.0f} s while {MEANING.get(cause, f"in {cause}")} '
-            f'(config.loop.stuck_minutes). What was saved stays; the same command goes on from there. All threads:'
+            f'STUCK: {what} (config.loop.stuck_minutes). What was saved stays; the same command goes on from there. '
+            'All threads:'
         )
         # A full pipe or a closed terminal must not keep the process.
         late = threading.Timer(10.0, self._end, [STUCK])

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tests.training import toy
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu'}
 OPTIM = optim.OptimConfig(ema_decay=0.9)
+ITEMS = {'params': {'w': np.zeros(3)}}
 CONFIG = {'stage': {'kind': 'toy'}, 'loop': {'num_steps': 3, 'keep': None}}
 
 
@@ -126,6 +129,76 @@ Checkpoints({str(tmp_path)!r}).save(1, {{'state': {{'step': jnp.asarray(1)}}, 'p
     w = Checkpoints(tmp_path, read_only=True).restore(items)['params']['w']
     assert w.sharding == jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     np.testing.assert_array_equal(w, np.arange(8.0))
+
+
+# Beside the steps.
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Nothing is written before it is set: the folder of a checkpoint cannot be made."""
+    gate, mkdir = threading.Event(), os.mkdir
+
+    def wait(path, *args, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            gate.wait()
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, 'mkdir', wait)
+    yield gate
+    gate.set()
+
+
+def test_what_is_saved_is_what_was_given_also_when_it_is_donated(tmp_path, gate):
+    """Steps overwrite the arrays before any of them is written."""
+    w = jnp.arange(100_000, dtype=jnp.float32)
+    step = jax.jit(lambda w: 2 * w + 1, donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.start(1, {'params': {'w': w}}, CONFIG)
+    for _ in range(3):
+        w = step(w)
+    assert float(w[1]) == 15.0
+    assert checkpoints.ended() == (True, False) and not steps(tmp_path)
+    gate.set()
+    checkpoints.wait()
+    assert checkpoints.saving_since is None and steps(tmp_path) == [1]
+    items = {'params': {'w': jax.ShapeDtypeStruct((100_000,), jnp.float32)}}
+    back = Checkpoints(tmp_path, read_only=True).restore(items)['params']['w']
+    np.testing.assert_array_equal(back, np.arange(100_000, dtype=np.float32))
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir() if path.name.isdigit())
+
+
+def test_what_turns_out_to_be_another_structure_does_not_stay_as_the_newest(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, '_check', fail_with(CheckpointError('another architecture')))
+        with pytest.raises(CheckpointError, match=r'step 2 could not be saved .*another architecture.* step 1'):
+            checkpoints.save(2, ITEMS, CONFIG)
+    assert steps(tmp_path) == [1] and checkpoints.latest_step == 1
+    checkpoints.save(2, ITEMS, CONFIG)
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_a_folder_that_nothing_can_be_made_in_costs_the_save_at_once(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'mkdir', fail_with(OSError('Read-only file system')))
+        began = time.monotonic()
+        with pytest.raises(CheckpointError, match=r'step 2 could not be saved .Read-only file system'):
+            checkpoints.save(2, ITEMS, CONFIG)
+    assert time.monotonic() - began < 300  # Orbax would wait for ten minutes
+    checkpoints.save(3, ITEMS, CONFIG)
+    assert steps(tmp_path) == [1, 3] and checkpoints.latest_step == 3
+
+
+def fail_with(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 # What cannot be read.

@@ -1,12 +1,11 @@
 """Whole runs: killed and resumed in processes of their own, and what is made of a run."""
 
+import functools
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from fv_jax import evaluate
 from fv_jax.core import exits
 from fv_jax.data import video_io
 from tests import runs
+from tests.fuzz.faults import SAVE_STUCK, SOURCE_BLOCKS
 from tests.fuzz.killed_runs import Moment, assert_as_if_nothing_had_been, kill_and_restart
 from tests.inference import tiny
 
@@ -44,25 +44,7 @@ def vae_file(tmp_path_factory):
 @pytest.fixture(scope='module')
 def process(compiled):
     """Arguments of the training command -> a process that runs it."""
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
-        'JAX_COMPILATION_CACHE_DIR': str(compiled),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    }
-
-    def start(arguments: list[str], largest_file: int | None = None, first: str = '') -> subprocess.Popen:
-        """largest_file: no file may grow beyond these bytes, which is what a write to a full disk meets. first: lines
-        of a program that come before the command.
-        """
-
-        limit = f'resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({largest_file},)); ' if largest_file else ''
-        program = f'{first}\nimport resource, sys; {limit}from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
-        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-        return subprocess.Popen([sys.executable, '-c', program, *arguments], cwd=runs.ROOT, env=environment, **pipes)
-
-    return start
+    return functools.partial(runs.start, environment=runs.environment(compiled))
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -108,25 +90,22 @@ def test_a_run_that_is_preempted_saves_and_goes_on_as_if_nothing_had_been(whole,
     assert starts[0]['command'][:3] == ['python', '-m', 'fv_jax.train'] and starts[0]['command'][3:] == arguments
 
 
-BLOCKS = """
-import itertools, threading
-from fv_jax.running import data
-drawn = data.Batches.train
-def train(self, *arguments):
-    yield from itertools.islice(drawn(self, *arguments), 3)
-    threading.Event().wait()
-data.Batches.train = train
-"""
-
-
 def test_a_source_that_blocks_ends_the_run_with_every_stack(process, vae_file, tmp_path):
     flags = *LOOP, '--config.loop.stuck_minutes=0.1'
-    stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=BLOCKS)
+    stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SOURCE_BLOCKS)
     out, err = stuck.communicate(timeout=300)
     assert stuck.returncode == exits.STUCK and 'saved step 2' in out
     assert err.startswith('STUCK: nothing has moved for 6 s while waiting for data') and re.search(
         r'"<string>", line \d+ in train\n', err
     )
+
+
+def test_a_save_that_is_stuck_ends_the_run_though_its_steps_go_on(process, vae_file, tmp_path):
+    flags = *LOOP, '--config.loop.stuck_minutes=0.1'
+    stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SAVE_STUCK)
+    out, err = stuck.communicate(timeout=300)
+    assert stuck.returncode == exits.STUCK and 'step  4/20' in out and 'saved' not in out
+    assert err.startswith('STUCK: a save beside the steps has not ended for 6 s') and 'in mkdir' in err
 
 
 def test_a_disk_that_stays_full_stops_a_run_and_keeps_what_was_saved(whole, process, vae_file, tmp_path):

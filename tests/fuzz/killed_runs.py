@@ -9,7 +9,7 @@ run that was left alone, and nothing that a killed save left may be there.
 
 import argparse
 import dataclasses
-import os
+import functools
 import signal
 import subprocess
 import sys
@@ -26,12 +26,6 @@ from tests.inference import tiny
 
 Start = Callable[[list[str]], subprocess.Popen]  # arguments of the training command -> a process that runs it
 STEPS, SAVE_EVERY = 240, 2
-ENVIRONMENT = {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         tiny.save_vae(temporary / 'vae.safetensors')
-        environment = os.environ | ENVIRONMENT | {'JAX_COMPILATION_CACHE_DIR': str(temporary / 'compiled')}
-
-        def start(flags: list[str]) -> subprocess.Popen:
-            command = [sys.executable, '-m', 'fv_jax.train', *flags]
-            pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-            return subprocess.Popen(command, cwd=runs.ROOT, env=environment, **pipes)
+        start = functools.partial(runs.start, environment=runs.environment(temporary / 'compiled'))
 
         def flags(folder: Path) -> list[str]:
             loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 60, 'keep': STEPS}

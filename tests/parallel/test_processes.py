@@ -1,10 +1,7 @@
 """A training run of two and of four processes, joined over gloo, is the run of one: same batches, same numbers."""
 
-import os
 import signal
-import socket
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -26,23 +23,12 @@ RUN = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
 def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
     """The command in so many processes."""
-    flags = f'--xla_force_host_platform_device_count={DEVICES // processes}'
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true', 'XLA_FLAGS': flags}
-    port, started = free_port(), []
-    for i in range(processes):
-        join = [f'--coordinator=127.0.0.1:{port}', f'--num-processes={processes}', f'--process-id={i}']
-        command = [sys.executable, '-m', 'fv_jax.train', *arguments, *(join if processes > 1 else [])]
-        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-        started.append(subprocess.Popen(command, cwd=runs.ROOT, env=environment, **pipes))
-    return started
+    environment = runs.environment(devices=DEVICES // processes)
+    if processes == 1:
+        return [runs.start(arguments, environment)]
+    return runs.start_several(arguments, environment, processes)
 
 
 def train(arguments: list[str], processes: int) -> list[list[str]]:

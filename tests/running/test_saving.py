@@ -1,11 +1,15 @@
 """Saving by the clock, and saves that fail; which checkpoint a run goes on from."""
 
 import contextlib
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from fv_jax.checkpoints import integrity
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core.config import ConfigError
 from fv_jax.running import saving, starting
@@ -24,7 +28,13 @@ def saver(folder, **loop):
     config = LoopConfig(num_steps=100, **loop)
     checkpoints = Checkpoints(folder, keep=config.keep, keep_every=config.keep_every)
     lines = []
-    return Saver(checkpoints, config, {'loop': {}}, {}, lines.append), lines
+    return Saver(checkpoints, config, {'loop': {}}, {}, lines.append, lambda *wishes: np.array(wishes)), lines
+
+
+def save(saver, step):
+    """From its beginning to its end."""
+    saver.start(step, train_state(step), Progress(bad_steps=step))
+    return saver.wait()
 
 
 def steps(folder):
@@ -32,9 +42,9 @@ def steps(folder):
 
 
 def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path):
-    save, lines = saver(tmp_path, keep=2, keep_every=4)
+    saves, lines = saver(tmp_path, keep=2, keep_every=4)
     for step in (2, 4, 6, 8, 10, 12, 14):
-        assert save(step, train_state(step), Progress(bad_steps=step))
+        assert save(saves, step)
     assert steps(tmp_path) == [4, 8, 12, 14] and lines[-1] == 'saved step 14'
     assert Checkpoints(tmp_path, read_only=True).meta()['progress']['bad_steps'] == 14
 
@@ -42,45 +52,83 @@ def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path):
 def test_by_the_clock(tmp_path, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(saving.time, 'monotonic', lambda: now)
-    save, _ = saver(tmp_path, save_minutes=2.0)
-    assert not save.due()
+    saves, _ = saver(tmp_path, save_minutes=2.0)
+    assert not saves.due()
     now += 119
-    assert not save.due()
+    assert not saves.due()
     now += 1
-    assert save.due()
-    with monkeypatch.context() as patch:
-        patch.setattr(save.checkpoints, 'save', lambda *_: None)
-        save(1, train_state(1), Progress())
-    assert not save.due()
+    assert saves.due()
+    saves.start(1, train_state(1), Progress())
+    assert not saves.due()
     assert not saver(tmp_path)[0].due()
 
 
 def test_failed_saves_are_said_and_a_few_are_borne(tmp_path, monkeypatch):
-    save, lines = saver(tmp_path, failed_saves=2)
-    full = CheckpointError('step could not be saved (No space left on device)')
-
-    def fail(*_):
-        raise full
-
-    with failing(monkeypatch, save.checkpoints, fail):
-        assert not save(1, train_state(1), Progress()) and not save(2, train_state(2), Progress())
-    assert [line.split('.')[0] for line in lines] == [f'WARNING: {full}'] * 2 and 'failed_saves' in lines[1]
-    assert save(3, train_state(3), Progress())  # there is room again, and counting starts anew
-    with failing(monkeypatch, save.checkpoints, fail):
-        assert not save(4, train_state(4), Progress()) and not save(5, train_state(5), Progress())
+    saves, lines = saver(tmp_path, failed_saves=2)
+    with full_disk(monkeypatch):
+        assert not save(saves, 1) and not save(saves, 2)
+    assert all(line.startswith('WARNING: ') and 'No space left' in line for line in lines)
+    assert 'step 2 could not be saved' in lines[1] and 'failed_saves' in lines[1] and len(lines) == 2
+    assert save(saves, 3)  # there is room again, and counting starts anew
+    with full_disk(monkeypatch):
+        assert not save(saves, 4) and not save(saves, 5)
         with pytest.raises(CheckpointError, match='No space left'):
-            save(6, train_state(6), Progress())
-    save, _ = saver(tmp_path, failed_saves=9)
-    with failing(monkeypatch, save.checkpoints, fail), pytest.raises(CheckpointError):  # after the last step
-        save(100, train_state(100), Progress())
+            save(saves, 6)
+    saves, _ = saver(tmp_path, failed_saves=9)
+    with full_disk(monkeypatch), pytest.raises(CheckpointError):  # after the last step
+        save(saves, 100)
     assert steps(tmp_path) == [3]
 
 
 @contextlib.contextmanager
-def failing(monkeypatch, checkpoints, fail):
+def full_disk(monkeypatch):
+    """After Orbax has written the arrays."""
+
+    def fail(*_):
+        raise OSError('No space left on device')
+
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, 'save', fail)
+        patch.setattr(integrity, 'seal', fail)
         yield
+
+
+def test_how_a_save_ended_is_said_when_it_has_and_nobody_waits(tmp_path, monkeypatch):
+    """At the steps after it; what failed counts from then on, also when another save or the end comes first."""
+    saves, lines = saver(tmp_path, failed_saves=1)
+    saves.look()
+    gate, seal = threading.Event(), integrity.seal
+    monkeypatch.setattr(integrity, 'seal', lambda folder: gate.wait() and seal(folder))
+    saves.start(1, train_state(1), Progress())
+    for _ in range(3):
+        saves.look()
+    assert not lines and saves.checkpoints.saving_since < time.monotonic()
+    gate.set()
+    look_until(saves, lines, 1)
+    assert lines == ['saved step 1'] and saves.checkpoints.saving_since is None
+    with full_disk(monkeypatch):
+        saves.start(2, train_state(2), Progress())
+        look_until(saves, lines, 2)
+        assert 'WARNING' in lines[1] and 'step 2 could not be saved' in lines[1] and saves.failed == 1
+        saves.start(3, train_state(3), Progress())
+        with pytest.raises(CheckpointError, match='step 3 could not be saved'):
+            saves.start(4, train_state(4), Progress())
+
+
+def look_until(saves, lines, count):
+    deadline = time.monotonic() + 60
+    while len(lines) < count and time.monotonic() < deadline:
+        saves.look()
+        time.sleep(0.01)
+
+
+def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatch):
+    seal = integrity.seal
+    monkeypatch.setattr(integrity, 'seal', lambda folder: time.sleep(0.3) or seal(folder))
+    saves, lines = saver(tmp_path)
+    with pytest.raises(FloatingPointError), saves:
+        saves.start(1, train_state(1), Progress())
+        raise FloatingPointError
+    assert lines == ['saved step 1'] and (tmp_path / 'checkpoints' / '1' / integrity.SUMS).is_file()
 
 
 @pytest.mark.parametrize('name', ['save_minutes', 'keep_every', 'failed_saves'])
@@ -101,9 +149,9 @@ class Parts:
 
 @pytest.fixture
 def saved(tmp_path):
-    save, _ = saver(tmp_path, keep=5)
+    saves, _ = saver(tmp_path, keep=5)
     for step in (1, 2, 3):
-        save(step, train_state(step), Progress(bad_steps=step))
+        save(saves, step)
     return tmp_path
 
 
@@ -135,8 +183,8 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, what):
     assert list(own.damaged) == [3]
     starting.put_aside(saved, own)
     assert steps(saved) == [1, 2] and (saved / 'damaged' / '3').is_dir()
-    save, lines = saver(saved)  # the step can be saved again
-    assert save(3, train_state(3), Progress()) and lines == ['saved step 3']
+    saves, lines = saver(saved)  # the step can be saved again
+    assert save(saves, 3) and lines == ['saved step 3']
     assert starting.own_checkpoints(saved).steps == [1, 2, 3]
 
 

@@ -26,7 +26,8 @@ class Diary:
 
     def __init__(self):
         self.events, self.rows, self.lines, self.videos, self.states = [], {}, [], [], {}
-        self.progress, self.cases, self.orders, self.refused = {}, [], [], ()
+        self.progress, self.cases, self.orders = {}, [], []
+        self.saving, self.copies, self.could = None, {}, True
 
     def scalars(self, step, values, text):
         kind = (
@@ -45,11 +46,22 @@ class Diary:
     def video(self, step, name, frames, fps):
         self.videos.append((step, name, frames.shape, fps))
 
-    def save(self, step, state, progress):
+    def start(self, step, state, progress):
+        assert self.saving is None or self.saving not in self.states
+        self.wait()
         self.events.append(('save', step))
-        self.states[step] = toy.copied(state)
-        self.progress[step] = progress.to_dict()
-        return step not in self.refused
+        self.saving, self.copies[step] = step, (toy.copied(state), progress.to_dict())
+
+    def look(self):
+        self.events.append(('look', self.saving))
+
+    def wait(self):
+        """What was started is there from now on."""
+        step, self.saving = self.saving, None
+        if step is not None:
+            self.events.append(('saved', step))
+            self.states[step], self.progress[step] = self.copies.pop(step)
+        return self.could
 
     def restore(self):
         if not self.states:
@@ -82,8 +94,8 @@ def show(samples):
     return [('sample', np.zeros((2, 8, 8, 3), np.uint8))]
 
 
-def run(config, *, state=None, validation=False, bad=None, health=None, progress=None, optim=OPTIM, **more):
-    stage, diary = toy.Toy(noise=0.1), Diary()
+def run(config, *, state=None, validation=False, bad=None, health=None, progress=None, optim=OPTIM, diary=None, **more):
+    stage, diary = toy.Toy(noise=0.1), diary or Diary()
     network, new, _ = toy.new(stage, optim, config.num_steps)
     state = new if state is None else jax.tree.map(jnp.array, state)
     loop = Loop(
@@ -95,7 +107,7 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
         key=jax.random.key(1),
         writer=diary,
         draw=functools.partial(diary.draw, bad or {}),
-        save=diary.save,
+        saves=diary,
         restore=diary.restore,
         keep=diary.keep,
         progress=Progress.of(progress or {}),
@@ -108,6 +120,7 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
         last = loop.run(state)
     except (FloatingPointError, CollapseError, PreemptedError) as error:
         last = error
+    diary.wait()  # as the context around a run does
     return diary, last
 
 
@@ -294,6 +307,22 @@ def test_a_run_that_is_asked_to_end_saves_and_ends_and_goes_on_as_if_nothing_had
     _, last = run(LoopConfig(num_steps=7, save_every=9), state=diary.states[2], progress=diary.progress[2])
     for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(whole[1]), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_save_goes_on_beside_the_steps_until_another_or_the_end(whole):
+    diary, _ = whole
+    at = diary.events.index
+    assert at(('save', 3)) < at(('draw', 5)) < at(('saved', 3)) < at(('save', 6)) < at(('saved', 6))
+    assert [saving for kind, saving in diary.events if kind == 'look'] == [None, None, None, 3, 3, 3, 6]
+    assert diary.events[-1] == ('goodput', 7) and at(('save', 7)) + 1 == at(('saved', 7))
+
+
+def test_a_run_that_ends_waits_for_its_save_and_says_whether_it_could():
+    diary = Diary()
+    diary.could = False
+    diary, error = run(LoopConfig(num_steps=7, save_every=9), ask=asks(ends=2), diary=diary)
+    assert str(error).startswith('preempted at step 3, which could not be saved')
+    assert diary.events[-2:] == [('saved', 3), ('goodput', 3)]
 
 
 def test_at_the_last_step_there_is_nothing_to_end():

@@ -1,6 +1,7 @@
 """A run that does not move is ended, with every stack; one that does is not."""
 
 import threading
+import time
 
 from fv_jax.core.exits import STUCK
 from fv_jax.training import watchdog
@@ -39,7 +40,7 @@ def test_a_run_that_moves_is_left_alone():
         assert dog.overdue() is None
         goodput.moved()
     now[0] += 11.0
-    assert dog.overdue() == ('start', 10.0)
+    assert dog.overdue() == 'nothing has moved for 10 s while starting'
 
 
 def test_a_program_may_take_longer_to_compile():
@@ -50,15 +51,22 @@ def test_a_program_may_take_longer_to_compile():
         now[0] += 99.0
         assert dog.overdue() is None
         now[0] += 2.0
-        assert dog.overdue() == ('compile', 100.0)
+        assert dog.overdue().startswith('nothing has moved for 100 s')
+
+
+def test_a_save_beside_the_steps_that_does_not_end_is_one_that_does_not_move():
+    began = time.monotonic()
+    assert Watchdog(Goodput(), 10.0, saving_since=lambda: began).overdue() is None
+    stuck = Watchdog(Goodput(), 10.0, saving_since=lambda: began - 11.0)
+    assert stuck.overdue() == 'a save beside the steps has not ended for 10 s'
 
 
 def test_it_can_be_turned_off():
-    threads = threading.active_count()
+    others = set(threading.enumerate())
     with Watchdog(Goodput(), 0.0):
-        assert threading.active_count() == threads
+        assert not set(threading.enumerate()) - others
     with Watchdog(Goodput(), 60.0):
-        assert threading.active_count() == threads + 1
+        assert len(set(threading.enumerate()) - others) == 1
 
 
 def test_a_stream_that_takes_nothing_does_not_keep_the_process(monkeypatch):

@@ -1,0 +1,367 @@
+"""Does to training runs, each a real process or several, what happens to runs, and prints what came of it:
+
+    PYTHONPATH=. python -m tests.fuzz.faults [--only NAME,NAME] [--folder FOLDER] [--slow 1]
+
+A line a fault: what happened, and how many steps of training were lost. What must happen is asserted: a run that can go
+on must end with the numbers, bit for bit, of one that nothing was done to (of two processes and more: to 1e-5). The
+machine's clock and disks are left alone; how a fault is made is said where it is made. On a machine with much to do
+the watchdog needs more patience: `--slow 20` gives it 20 times as much.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fv_jax.core import exits
+from tests import runs
+from tests.inference import tiny
+
+STEPS, SAVE_EVERY, AT = 12, 4, 8  # AT: the step that a run is at, saved, when something is done to it
+DEVICES = 4  # of runs of several processes, however many
+MESH = ('--config.parallel.fsdp=2', '--config.parallel.context=2', '--config.data.loader.batch_size=2')
+EXACT = '--config.optim.eps=1.0'  # or Adam makes much of the last bit of small gradients
+SECONDS = 900
+
+# Programs that come before the training command, in its process.
+SOURCE_BLOCKS = """
+import itertools, threading
+from fv_jax.running import data
+drawn = data.Batches.train
+def train(self, *arguments):
+    yield from itertools.islice(drawn(self, *arguments), 3)
+    threading.Event().wait()
+data.Batches.train = train
+"""
+# As a disk that is gone: the call that makes a checkpoint's folder does not come back, in the threads that save.
+SAVE_STUCK = """
+import os, threading
+make = os.mkdir
+def mkdir(path, *arguments, **more):
+    if '.orbax-checkpoint-tmp' in str(path) and threading.current_thread() is not threading.main_thread():
+        threading.Event().wait()
+    make(path, *arguments, **more)
+os.mkdir = mkdir
+"""
+# The loader's workers are threads: none can be killed but by itself. One ends while it makes a row.
+WORKER_DIES = """
+from fv_jax.data import loader
+made = loader._ProcessRows.__getitem__
+def row(self, index):
+    if index == 10:
+        raise SystemExit('killed')
+    return made(self, index)
+loader._ProcessRows.__getitem__ = row
+"""
+NAN = f"""
+import itertools
+from fv_jax.running import data
+drawn = data.Batches.train
+def train(self, start, order):
+    for step, batch in enumerate(drawn(self, start, order), start + 1):
+        bad = step == {AT + 2}
+        yield {{k: v * float('nan') if bad and 'float' in str(v.dtype) else v for k, v in batch.items()}}
+data.Batches.train = train
+"""
+# A day, once the run has started: what Python's and Orbax's time stamps are made of. No machine's monotonic clock does.
+CLOCK_BACK = """
+import time
+now, now_ns, start = time.time, time.time_ns, time.monotonic()
+back = lambda: 86400 if time.monotonic() > start + 5 else 0
+time.time, time.time_ns = lambda: now() - back(), lambda: now_ns() - back() * 10**9
+"""
+# In one process: a disk that is full for one save.
+CANNOT_WRITE_ONCE = f"""
+import resource
+from fv_jax.checkpoints import manager
+start = manager.Checkpoints.start
+def limited(self, step, *arguments):
+    limit = 4096 if step == {SAVE_EVERY} else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    start(self, step, *arguments)
+manager.Checkpoints.start = limited
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Came:
+    """What came of a fault. lost: steps that were done and had to be done again, or that were left out."""
+
+    what: str
+    lost: int
+
+
+class Laboratory:
+    """Runs to do something to."""
+
+    def __init__(self, folder: Path, slow: float = 1.0):
+        """slow: times as long may a run be without movement."""
+        self.slow = slow
+        self.folder, self.vae = folder, folder / 'vae.safetensors'
+        folder.mkdir(parents=True, exist_ok=True)
+        self.environment = runs.environment(folder / 'compiled')
+        tiny.save_vae(self.vae)
+
+    @functools.cached_property
+    def whole(self) -> Path:
+        """One that nothing was done to."""
+        run = self.folder / 'whole'
+        if not run.exists():
+            code, _, err = self.end(run)
+            assert code == 0 and not err, err
+        return run
+
+    def flags(self, run: Path, *more: str) -> list[str]:
+        loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 0, 'keep': 50, 'failed_saves': 0}
+        return runs.superres(run, self.vae, *(f'--config.loop.{name}={value}' for name, value in loop.items()), *more)
+
+    def stuck(self, seconds: float) -> str:
+        """After so long."""
+        return f'--config.loop.stuck_minutes={self.slow * seconds / 60}'
+
+    def at(self, name: str, step: int = AT) -> Path:
+        """A run of which `step` was the last thing saved, and the rows after it are as a kill leaves them."""
+        run = self.folder / name
+        shutil.copytree(self.whole, run)
+        for saved in runs.steps(run):
+            if saved > step:
+                shutil.rmtree(run / 'checkpoints' / str(saved))
+        return run
+
+    def end(self, run: Path, *more: str, **how: object) -> tuple[int, str, str]:
+        """Exit code, and what was said, of the command."""
+        process = runs.start(self.flags(run, *more), self.environment, **how)
+        out, err = process.communicate(timeout=SECONDS)
+        assert 'Traceback' not in err, err
+        return process.returncode, out, err
+
+    def go_on(self, run: Path, said: str) -> None:
+        """Starts it with the same command; it must end well, as if nothing had been."""
+        code, out, err = self.end(run)
+        assert code == 0 and not err and said in out, (said, out, err)
+        assert runs.steps(run)[-1] == STEPS
+        runs.assert_same(run, self.whole, STEPS)
+        assert runs.rows(run) == runs.rows(self.whole)
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1].removeprefix('train: ')[:160]
+
+
+def reached(out: str) -> int:
+    """The last step that a run said."""
+    said = [line for line in out.splitlines() if line.startswith('step ')]
+    return max((int(line.split()[1].partition('/')[0]) for line in said), default=0)
+
+
+# --- one process ---
+
+
+def disk_full(lab: Laboratory) -> Came:
+    run = lab.at('disk_full', SAVE_EVERY)
+    flags = '--config.loop.failed_saves=1', '--config.loop.num_steps=100'
+    code, out, err = lab.end(run, *flags, largest_file=32_000)
+    assert code == 1 and out.count('WARNING') == 1 and runs.steps(run) == [SAVE_EVERY], (code, out, err)
+    lab.go_on(run, f'going on from step {SAVE_EVERY}')
+    return Came(f'warned, stopped with code 1: {last_line(err)}', reached(out) - SAVE_EVERY)
+
+
+def read_only(lab: Laboratory) -> Came:
+    """A read-only bind mount in a mount namespace of the process's own; without the right to make one, chmod."""
+    run = lab.at('read_only')
+    path, before = run / 'checkpoints', ()
+    if os.geteuid() == 0:
+        mounts = f'mount --bind {path} {path} && mount -o remount,ro,bind {path} && exec "$@"'
+        before = ('unshare', '-m', 'sh', '-c', mounts, 'sh')
+    else:
+        path.chmod(0o555)
+    code, out, err = lab.end(run, before=before)
+    path.chmod(0o755)
+    assert code == 1 and 'could not be saved' in err and runs.steps(run) == [SAVE_EVERY, AT], (code, out, err)
+    lab.go_on(run, f'going on from step {AT}')
+    return Came(f'stopped with code 1: {last_line(err)}', reached(out) - AT)
+
+
+def item_deleted(lab: Laboratory) -> Came:
+    run = lab.at('item_deleted')
+    shutil.rmtree(run / 'checkpoints' / str(AT) / 'state')
+    lab.go_on(run, f'WARNING: the checkpoint of step {AT} is damaged')
+    return Came('said; went back to the one before', AT - SAVE_EVERY)
+
+
+def byte_flipped(lab: Laboratory) -> Came:
+    run = lab.at('byte_flipped')
+    files = (run / 'checkpoints' / str(AT) / 'params').rglob('d/*')
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    lab.go_on(run, f'WARNING: the checkpoint of step {AT} is damaged')
+    return Came('said; went back to the one before', AT - SAVE_EVERY)
+
+
+def nan(lab: Laboratory) -> Came:
+    run = lab.at('nan')
+    code, out, err = lab.end(run, first=NAN)
+    assert code == 0 and f'BAD STEP at step {AT + 2}' in out and runs.rows(run)[-1]['bad_steps'] == 1, (out, err)
+    assert runs.rows(run)[: AT + 1] == runs.rows(lab.whole)[: AT + 1]
+    kept = run / 'bad_steps' / str(AT + 2) / 'step.npz'
+    return Came(f'step {AT + 2} left out, counted, kept for a replay: {kept.is_file()}; the run ended well', 1)
+
+
+def worker_dies(lab: Laboratory) -> Came:
+    run = lab.at('worker_dies')
+    code, out, err = lab.end(run, lab.stuck(30), first=WORKER_DIES)
+    assert code not in (0, exits.PREEMPTED) and runs.steps(run)[:2] == [SAVE_EVERY, AT], (code, out, err)
+    newest = runs.steps(run)[-1]
+    lab.go_on(run, f'going on from step {newest}')
+    return Came(f'ended with code {code}: {err.splitlines()[0][:120]}', reached(out) - newest)
+
+
+def source_blocks(lab: Laboratory) -> Came:
+    run = lab.at('source_blocks')
+    code, out, err = lab.end(run, lab.stuck(6), first=SOURCE_BLOCKS)
+    assert code == exits.STUCK and err.startswith('STUCK: nothing has moved'), (code, out, err)
+    lab.go_on(run, f'going on from step {AT}')
+    return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - AT)
+
+
+def save_stuck(lab: Laboratory) -> Came:
+    run = lab.at('save_stuck', SAVE_EVERY)
+    code, out, err = lab.end(run, lab.stuck(6), '--config.loop.save_every=2', first=SAVE_STUCK)
+    assert code == exits.STUCK and 'a save beside the steps has not ended' in err, (code, out, err)
+    lab.go_on(run, f'going on from step {SAVE_EVERY}')
+    return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - SAVE_EVERY)
+
+
+def clock_back(lab: Laboratory) -> Came:
+    run = lab.at('clock_back')
+    code, out, err = lab.end(run, '--config.loop.save_minutes=30', first=CLOCK_BACK)
+    assert code == 0 and f'going on from step {AT}' in out, (code, out, err)
+    runs.assert_same(run, lab.whole, STEPS)
+    assert runs.rows(run) == runs.rows(lab.whole) and runs.steps(run) == runs.steps(lab.whole)
+    return Came('nothing: the same numbers', 0)
+
+
+def config_edited(lab: Laboratory) -> Came:
+    run = lab.at('config_edited')
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    code, out, err = lab.end(run, '--config.optim.learning_rate=0.5')
+    assert code == 2 and 'holds another run: optim.learning_rate' in err, (code, out, err)
+    assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
+    lab.go_on(run, f'going on from step {AT}')
+    return Came(f'refused with code 2, nothing changed: {last_line(err)}', 0)
+
+
+# --- several processes ---
+
+
+def started(lab: Laboratory, run: Path, count: int, *more: str, **how: object) -> list[subprocess.Popen]:
+    environment = runs.environment(lab.folder / 'compiled', DEVICES // count)
+    flags = lab.flags(run, *MESH, EXACT, *more)
+    return runs.start_several(flags, environment, count, **how) if count > 1 else [runs.start(flags, environment)]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    try:
+        said = [process.communicate(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def peer_killed(lab: Laboratory) -> Came:
+    run, seconds = lab.folder / 'peer_killed', 30.0
+    flags = '--config.loop.num_steps=100000', lab.stuck(seconds)
+    left, killed = processes = started(lab, run, 2, *flags)
+    for line in left.stdout:
+        if line.startswith(f'saved step {SAVE_EVERY}'):
+            killed.send_signal(signal.SIGKILL)
+            break
+    began = time.monotonic()
+    (code, out, err), _ = ended(processes)
+    took, newest = time.monotonic() - began, runs.steps(run)[-1]
+    assert code in (1, exits.STUCK) and took < lab.slow * (seconds + 30), (code, took, out, err)
+    (again, *_) = ended(started(lab, run, 1, f'--config.loop.num_steps={newest + 1}'))
+    assert again[0] == 0 and f'going on from step {newest}' in again[1], again
+    lost = max(reached(out) - newest, 0)
+    return Came(f'the other ended with code {code} after {took:.0f} s: {err.splitlines()[0][:90]}', lost)
+
+
+def one_cannot_write(lab: Laboratory) -> Came:
+    """Of two processes; the other waits for it at Orbax's barrier."""
+    run = lab.folder / 'one_cannot_write'
+    first = ['', CANNOT_WRITE_ONCE]
+    (code, out, err), (other, _, other_err) = ended(started(lab, run, 2, '--config.loop.failed_saves=1', first=first))
+    assert code == other == 0 and 'WARNING' in out, (code, other, out, err, other_err)
+    assert runs.steps(run) == [AT, STEPS]
+    return Came('warned, went on, saved the next time', 0)
+
+
+def preempted(lab: Laboratory) -> Came:
+    """SIGTERM to one of two; then one, two and four go on, with the batches of a run that was left alone."""
+    run, whole = lab.folder / 'preempted', lab.folder / 'preempted_not'
+    ((code, _, err),) = ended(started(lab, whole, 1))
+    assert code == 0, err
+    first, second = processes = started(lab, run, 2, '--config.loop.save_every=100')
+    for line in first.stdout:
+        if line.startswith('step  3/'):
+            second.send_signal(signal.SIGTERM)
+            break
+    codes = [code for code, _, _ in ended(processes)]
+    (step,) = runs.steps(run)
+    assert codes == [exits.PREEMPTED] * 2 and 3 <= step < STEPS, (codes, step)
+    for count in (1, 2, 4):
+        again = lab.folder / f'preempted_{count}'
+        shutil.copytree(run, again)
+        (code, out, err), *_ = ended(started(lab, again, count))
+        assert code == 0 and f'going on from step {step}' in out, (code, out, err)
+        rows, expected = runs.rows(again), runs.rows(whole)
+        assert [row['step'] for row in rows] == [row['step'] for row in expected] == list(range(1, STEPS + 1))
+        for row, other in zip(rows, expected, strict=True):
+            np.testing.assert_allclose(row['loss'], other['loss'], rtol=1e-5, err_msg=f'{count} at step {row["step"]}')
+    return Came(f'both ended with code 75 at step {step}; 1, 2 and 4 went on with the same batches', 0)
+
+
+FAULTS: dict[str, Callable[[Laboratory], Came]] = {
+    fault.__name__: fault
+    for fault in (
+        disk_full, read_only, item_deleted, byte_flipped, nan, worker_dies, source_blocks, save_stuck, clock_back,
+        config_edited, peer_killed, one_cannot_write, preempted,
+    )
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Does to training runs what happens to them.')
+    parser.add_argument('--only', help='names, with commas between: ' + ', '.join(FAULTS))
+    parser.add_argument('--folder', type=Path, help='where the runs stay; otherwise they go')
+    parser.add_argument('--slow', type=float, default=1.0, help='how much more patience the watchdog needs')
+    arguments = parser.parse_args(argv)
+    names = arguments.only.split(',') if arguments.only else list(FAULTS)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if arguments.folder is None else arguments.folder.absolute()
+        lab = Laboratory(folder, arguments.slow)
+        lost = 0
+        print(f'{"fault":17} {"lost":>4}  what happened')
+        for name in names:
+            came = FAULTS[name](lab)
+            lost += came.lost
+            print(f'{name:17} {came.lost:4}  {came.what}', flush=True)
+    print(f'{len(names)} faults, 0 runs lost, 0 silent differences, {lost} steps done again or left out')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
