@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Times ours beside plain PyTorch, on this machine's CPU. Needs the extras dev and torch:
+# Times ours beside PyTorch, on this machine's CPU or GPU. Needs the extras dev and torch (--gpu: cuda too):
 #   pip install -e '.[dev,torch]'
 #   bash launch/benchmark.sh [--rounds N] [--json FILE]             the DiT beside the same network
 #   bash launch/benchmark.sh --data [--clips N] [--json FILE]       the data pipeline beside a Dataset and DataLoader
+#   bash launch/benchmark.sh --gpu [--tokens N,N] [--size FxHxW] [--json FILE]      attention, and stage 2 at full width
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=dit_vs_torch
-if [[ ${1:-} == --data ]]; then program=data_vs_torch && shift; fi
+case ${1:-} in
+  --data) program=data_vs_torch && shift ;;
+  --gpu) program=gpu_speed && shift ;;
+esac
 PYTHONPATH=. exec "${PYTHON:-python}" "tests/benchmarks/$program.py" "$@"
