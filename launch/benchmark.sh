@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# Times ours on this machine's CPU, beside plain PyTorch where it says so. Needs the extras dev and torch:
+# Times ours, beside PyTorch where it says so, on this machine's CPU or GPU. Needs the extras dev and torch (--gpu: cuda
+# too; --protections: no torch):
 #   pip install -e '.[dev,torch]'
 #   bash launch/benchmark.sh [--rounds N] [--json FILE]             the DiT beside the same network
 #   bash launch/benchmark.sh --data [--clips N] [--json FILE]       the data pipeline beside a Dataset and DataLoader
-#   bash launch/benchmark.sh --protections [--rounds N] [--json FILE]    what the protections of a run cost (no torch)
+#   bash launch/benchmark.sh --gpu [--tokens N,N] [--size FxHxW] [--json FILE]      attention, and stage 2 at full width
+#   bash launch/benchmark.sh --protections [--rounds N] [--json FILE]    what the protections of a run cost
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=dit_vs_torch
-if [[ ${1:-} == --data ]]; then program=data_vs_torch && shift; fi
-if [[ ${1:-} == --protections ]]; then program=protections && shift; fi
+case ${1:-} in
+  --data) program=data_vs_torch && shift ;;
+  --gpu) program=gpu_speed && shift ;;
+  --protections) program=protections && shift ;;
+esac
 PYTHONPATH=. exec "${PYTHON:-python}" "tests/benchmarks/$program.py" "$@"

@@ -1,0 +1,218 @@
+"""Speed on one GPU: attention beside torch's, the training step and the sampler of stage 2 at full width.
+
+    bash launch/benchmark.sh --gpu [--tokens 16384,32768,104746] [--size 49x544x960] [--json gpu_speed.json]
+
+Attention: one row of 30 heads of 64 in bfloat16, ours and torch's scaled_dot_product_attention (cuDNN and
+FlashAttention), in turn in the same process. TFLOP/s are of the formula, 4 M^2 D forwards and 12 M^2 D forwards and
+backwards, whatever a kernel computes again. The training step and the sampler (5 evaluations, guided) take one clip's
+latents of the size; MFU is of the model's own FLOPs (`fv_jax.planning.flops`). Medians; the first run of each, which
+compiles, is not counted. torch is the extra [torch]; without it, or for a kernel that it refuses, the file says so.
+Not run on a GPU yet.
+
+The file holds the command, the device and the versions. On a CPU everything runs too, at sizes that fit one.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# torch needs room on the same GPU.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fv_jax.assembly import Assembly, RunConfig, assemble, placement_of
+from fv_jax.core import speed
+from fv_jax.core.command_line import read_config
+from fv_jax.inference import sampling
+from fv_jax.inference.noise import SeededNoise
+from fv_jax.inference.sampling import Loaded
+from fv_jax.kernels.attention import attention
+from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from fv_jax.parallel.mesh import make_mesh
+from fv_jax.planning import work
+from fv_jax.training.step import train_step
+
+Run = Callable[[], Any]  # dispatches one run, and returns what to wait for
+FORWARD, BOTH = 4, 12  # products of M x M x D, twice each
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='Attention, training step and sampler of stage 2 on one device.')
+    parser.add_argument('--tokens', default='16384,32768,104746', help="of attention; '' leaves it out")
+    parser.add_argument('--size', default='49x544x960', help="FRAMESxHEIGHTxWIDTH of the clip; '' leaves networks out")
+    parser.add_argument('--config', default='configs/stage2.py')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--json', type=Path, default=Path('gpu_speed.json'))
+    options = parser.parse_args(argv)
+    device = jax.devices()[0]
+    found: dict[str, Any] = {
+        'command': shlex.join(['python', 'tests/benchmarks/gpu_speed.py', *(sys.argv[1:] if argv is None else argv)]),
+        'device': device.device_kind,
+        'versions': {'jax': jax.__version__},
+    }
+    config = read_config(RunConfig, options.config, ())
+    if options.tokens:
+        heads = config.stage.dit.num_heads, config.stage.dit.head_dim
+        rows = [_attention(int(n), heads, options.rounds, found) for n in options.tokens.split(',')]
+        found['attention'] = rows
+    if options.size:
+        parts = _assembled(options.config, tuple(int(side) for side in options.size.split('x')))
+        found['networks'] = {'size': options.size} | _networks(parts, options.rounds)
+    options.json.write_text(json.dumps(found, indent=1) + '\n')
+    print(f'{options.json}: written')
+    return 0
+
+
+def seconds(run: Run, wait: Callable[[Any], Any], rounds: int) -> float:
+    """Median of a run; the first is not counted."""
+    wait(run())
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        wait(run())
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+# --- attention ---
+
+
+def _attention(tokens: int, heads: tuple[int, int], rounds: int, found: dict[str, Any]) -> dict[str, Any]:
+    """One length: TFLOP/s by kernel, forwards and both ways."""
+    rng = np.random.default_rng(0)
+    qkv = [rng.standard_normal((1, tokens, *heads), np.float32) for _ in range(3)]
+    kernels = {'jax': _jax_attention(qkv)}
+    if importlib.util.find_spec('torch') is None:
+        found['versions']['torch'] = 'not installed'
+    else:
+        kernels |= _torch_attention(qkv, found)
+    row: dict[str, Any] = {'tokens': tokens}
+    for name, (forward, both, wait) in kernels.items():
+        row[name] = {}
+        for way, run, products in (('forward', forward, FORWARD), ('both', both, BOTH)):
+            flops = products * tokens**2 * heads[0] * heads[1]
+            try:
+                row[name][way] = flops / seconds(run, wait, rounds) / 1e12
+            except RuntimeError as error:  # no kernel for this device or length, or no memory
+                row[name][way] = f'refused: {str(error).splitlines()[0][:200]}'
+        print(f'attention, {tokens} tokens, {name}: {_shown(row[name])}', flush=True)
+    return row
+
+
+def _shown(ways: dict[str, float | str]) -> str:
+    return ', '.join(f'{way} {x if isinstance(x, str) else f"{x:.4g} TFLOP/s"}' for way, x in ways.items())
+
+
+def _jax_attention(qkv: list[np.ndarray]) -> tuple[Run, Run, Callable]:
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in qkv)
+    forward = jax.jit(attention)
+    both = jax.jit(jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
+    return lambda: forward(q, k, v), lambda: both(q, k, v), jax.block_until_ready
+
+
+def _torch_attention(qkv: list[np.ndarray], found: dict[str, Any]) -> dict[str, tuple[Run, Run, Callable]]:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found['versions']['torch'] = torch.__version__
+    where = 'cuda' if torch.cuda.is_available() else 'cpu'
+    tensors = [torch.tensor(x, dtype=torch.bfloat16, device=where).transpose(1, 2).contiguous() for x in qkv]
+    backends = {'torch flash': SDPBackend.FLASH_ATTENTION}
+    if where == 'cuda':
+        backends['torch cudnn'] = SDPBackend.CUDNN_ATTENTION
+
+    def attend() -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(*tensors)
+
+    def wait(result: object) -> None:
+        if where == 'cuda':
+            torch.cuda.synchronize()
+
+    def of(backend: SDPBackend) -> tuple[Run, Run, Callable]:
+        def forward() -> torch.Tensor:
+            with sdpa_kernel([backend]), torch.inference_mode():
+                return attend()
+
+        def both() -> tuple[torch.Tensor, ...]:
+            for tensor in tensors:
+                tensor.requires_grad_(True)
+            with sdpa_kernel([backend]):
+                return torch.autograd.grad(attend().float().sum(), tensors)
+
+        return forward, both, wait
+
+    return {name: of(backend) for name, backend in backends.items()}
+
+
+# --- networks ---
+
+
+def _assembled(program: str, size: tuple[int, int, int]) -> Assembly:
+    sides = zip(('frames', 'height', 'width'), size, strict=True)
+    overrides = [(f'data.{name}', str(value)) for name, value in sides]
+    config = read_config(RunConfig, program, [*overrides, ('data.loader.batch_size', '1')])
+    return assemble(config, placement_of(config, make_mesh(config.parallel, jax.devices()[:1])))
+
+
+def _networks(parts: Assembly, rounds: int) -> dict[str, Any]:
+    data, dit = parts.config.data, parts.config.stage.dit
+    frames = 1 + (data.frames - 1) // TEMPORAL_FACTOR
+    latents = frames, data.height // SPATIAL_FACTOR, data.width // SPATIAL_FACTOR
+    key = jax.random.key(0)
+    z = [jax.random.normal(jax.random.fold_in(key, i), (1, *latents, dit.latent_channels)) for i in range(2)]
+    text_BLD = jax.random.normal(key, (1, parts.stage.config.text_length, dit.text_dim))
+    batch = {'z_high_BFHWC': z[0], 'z_low_BFHWC': z[1], 'text_BLD': text_BLD}
+    sampler = _sampler(parts, z[1], text_BLD)
+    done = {'sampler': work.sampler(parts.stage, latents, 1), 'training step': work.training(parts, None)(batch)}
+    out = {'sampler': _figures('sampler', done['sampler'], seconds(sampler, jax.block_until_ready, rounds))}
+    del sampler  # its weights
+    step = _training(parts, batch, key)
+    name = 'training step'
+    return out | {name: _figures(name, done[name], seconds(step, jax.block_until_ready, rounds))}
+
+
+def _figures(name: str, done: speed.Work, taken: float) -> dict[str, float]:
+    values = speed.figures(done, taken) | speed.peak_memory()
+    print(f'{name}: {taken:.4g} s, {speed.line(values)}', flush=True)
+    return {'seconds': taken} | values
+
+
+def _training(parts: Assembly, batch: dict[str, jax.Array], key: jax.Array) -> Run:
+    config = parts.config
+    state = [jax.jit(parts.new_state, out_shardings=parts.shardings)(key)]
+    step = train_step(
+        parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.rules, parts.shardings
+    )
+
+    def run() -> Any:
+        state[0], metrics = step(state[0], batch, key)
+        return metrics
+
+    return run
+
+
+def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
+    """As an official file is opened: the weights in the compute dtype."""
+    dit = dataclasses.replace(parts.config.stage.dit, param_dtype=parts.config.stage.dit.dtype)
+    stage = dataclasses.replace(parts.stage, dit=dit)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: stage.init(nnx.Rngs(0))))
+    weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
+    loaded, noise = Loaded(stage, graphdef, weights), SeededNoise.of([0])
+    return lambda: sampling.transport(loaded, z_low, text_BLD, noise, rules=parts.rules)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
