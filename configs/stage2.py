@@ -212,7 +212,7 @@ def _tiny(config: ConfigDict) -> None:
     config.data.cache.crop = (16, 24)
     config.data.loader.update(batch_size=4, num_threads=1)
     config.optim.update(algorithm='muon', learning_rate=2e-3, warmup_steps=20, final_lr_ratio=0.02)
-    config.loop.update(num_steps=1200, eval_every=600, save_every=300, log_every=10)
+    config.loop.update(num_steps=1600, eval_every=800, save_every=400, log_every=20)
 
 
 def _sprites(config: ConfigDict) -> None:
