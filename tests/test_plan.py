@@ -101,12 +101,32 @@ def test_tiles_are_for_stage_2_on_one_device(capsys):
 
 
 def test_what_does_not_fit_is_a_result_with_what_to_change(capsys):
-    many = '--config.data.loader.batch_size=64'
-    code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, '--phases=training')
+    many, encoded = '--config.data.loader.batch_size=64', "--config.data.cache={'low_variants': 1, 'crop': None}"
+    code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, encoded, '--phases=training')
     assert code == plan.DOES_NOT_FIT and not err
     assert 'DOES NOT FIT' in out
-    for change in ('batch_size=32', 'ema_decay=0', '--topology=h100-2'):
+    for change in (
+        'batch_size=32',
+        'microbatches=2',
+        'remat=offload',
+        'momentum_dtype=bfloat16',
+        'ema_decay=0',
+        '--topology=h100-2',
+    ):
         assert change in out, change
+
+
+def test_microbatches_take_less_memory(capsys, tmp_path):
+    """Of a large batch's activations half, for one sum of gradients."""
+    common = f'--config={SMOKE}', '--topology=h200-1', '--config.data.loader.batch_size=4', '--phases=training'
+    beside = []
+    for microbatches in (1, 2):
+        file = tmp_path / f'{microbatches}.json'
+        run(capsys, *common, f'--config.loop.microbatches={microbatches}', '--only=step', f'--json={file}')
+        (phase,) = json.loads(file.read_text())['phases']
+        beside.append(phase['executables'][0]['beside'])
+    parameters = phase['resident']['parameters']
+    assert beside[1] - 2 * parameters == pytest.approx((beside[0] - parameters) / 2)
 
 
 def lowered(result):

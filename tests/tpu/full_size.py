@@ -12,7 +12,7 @@ a chip; for 'decode' the temporaries alone. By libtpu 0.0.52, in GiB a chip:
     step_v6e4       -       28     not measured
     step_v5e4      13.74    15
     lora           13.1     15     what stays 3.44, beside it 9.6; in one piece 22.97 or more, refused
-    full            -       30     not measured; in one piece 31.82
+    full           26.9     30     what stays 11.04, beside it 15.85; in one piece 31.82
     sample2        11.07    14
     decode         10.35     6     missed: 3 latent frames 10.35, 2 more 7.11 of temporaries
     sample1        14.87    15
