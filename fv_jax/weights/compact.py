@@ -64,16 +64,13 @@ def config_of(path: Path | str) -> VAEConfig | DiTConfig:
     return config
 
 
-def load(path: Path | str) -> VAE | DiT:
-    """The network in such a file, its parameters in the types of its configuration; a VAE's are float32.
+def parameters(path: Path | str) -> Parameters:
+    """Those of the network in such a file, in the types of its configuration; a VAE's are float32.
 
     Raises FileNotFoundError, or ValueError when the file is not one, or not whole.
     """
-    path = Path(path)
-    config = config_of(path)
-    (create,) = [create for cls, create in _KINDS.values() if isinstance(config, cls)]
     stored = tensors(path)
-    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(create(config))))
+    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(_create(config_of(path)))))
     wanted = {_key(name): leaf for name, (_, leaf) in leaves.items()}
     if unknown := sorted(stored.keys() - wanted.keys()):
         raise ValueError(f'{path}: {unknown[0]} ({len(unknown)} in all) is not a part of the network')
@@ -86,7 +83,17 @@ def load(path: Path | str) -> VAE | DiT:
         dtype = np.dtype(leaf.dtype)
         return Parameter(leaf.shape, dtype, lambda: np.asarray(stored[_key(name)].numpy(), dtype))
 
-    return keymap.module_of(create(config), {name: parameter(name, leaf) for name, (_, leaf) in leaves.items()})
+    return {name: parameter(name, leaf) for name, (_, leaf) in leaves.items()}
+
+
+def load(path: Path | str) -> VAE | DiT:
+    """The network in such a file. Raises as `parameters` does."""
+    return keymap.module_of(_create(config_of(path)), parameters(path))
+
+
+def _create(config: VAEConfig | DiTConfig) -> Any:
+    (create,) = [create for cls, create in _KINDS.values() if isinstance(config, cls)]
+    return create(config)
 
 
 def _key(name: str) -> str:

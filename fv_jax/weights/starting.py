@@ -9,7 +9,7 @@ import numpy as np
 from fv_jax.core.config import ConfigError
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, add_lora
-from fv_jax.weights import dit, keymap, sources
+from fv_jax.weights import compact, dit, keymap, sources
 from fv_jax.weights.keymap import Parameters
 
 # What a file does not decide.
@@ -17,7 +17,8 @@ _CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'locality')
 
 
 def starting_dit(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:
-    """The network of `config` with the weights of an official file, or of anything else that `load_official` reads.
+    """The network of `config` with the weights of an official file, of all else that `load_official` reads, or of our
+    own small file.
 
     LoRA that the file has and the config has not is merged; LoRA that only the config has starts fresh. Where both have
     it, the file's goes on.
@@ -31,21 +32,30 @@ def starting_dit(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:
       ConfigError: the network in the file is of another size, or its LoRA of another rank or on other linears.
       FileNotFoundError, ValueError: as `load_official` does.
     """
-    start_as = 'stage2' if config.embed_source_timestep else 'stage1'
-    source = sources.open_source(path, param_dtype=config.param_dtype, start_as=start_as)
-    if not isinstance(source.config, DiTConfig):
-        raise ValueError(f'{path}: holds a VAE, not a DiT')
-    _check_sizes(path, source.config, config)
-    values, there = source.parameters(), source.config.lora
+    there, values = _read(path, config)
+    _check_sizes(path, there, config)
     if config.lora is None:
-        values, _ = dit.fold_lora(values, source.config)
-    elif there is not None:
-        _check_lora(path, there, config.lora)
+        values, _ = dit.fold_lora(values, there)
+    elif there.lora is not None:
+        _check_lora(path, there.lora, config.lora)
         values = _rescaled(values, config.lora)
-    fresh_lora = config.lora is not None and there is None
+    fresh_lora = config.lora is not None and there.lora is None
     wanted = dataclasses.replace(config, lora=None) if fresh_lora else config
     network = keymap.module_of(dit.create(wanted), values)
     return add_lora(network, config.lora, key) if fresh_lora else network
+
+
+def _read(path: str | Path, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
+    """The configuration and the parameters of the network there."""
+    if compact.kind_of(path) is not None:
+        there, values = compact.config_of(path), lambda: compact.parameters(path)
+    else:
+        start_as = 'stage2' if wanted.embed_source_timestep else 'stage1'
+        source = sources.open_source(path, param_dtype=wanted.param_dtype, start_as=start_as)
+        there, values = source.config, source.parameters
+    if not isinstance(there, DiTConfig):
+        raise ValueError(f'{path}: holds a VAE, not a DiT')
+    return there, values()
 
 
 def _check_sizes(path: str | Path, there: DiTConfig, wanted: DiTConfig) -> None:

@@ -9,7 +9,8 @@ from flax import nnx
 
 from fv_jax.core.config import ConfigError
 from fv_jax.models.lora import LoRAConfig, LoRAParam, merge_lora
-from fv_jax.weights import save_official, starting_dit
+from fv_jax.weights import compact, keymap, save_official, starting_dit
+from fv_jax.weights.embedded import VAE_TINY
 from fv_jax.weights.sources import creator
 from tests.inference import tiny
 
@@ -48,6 +49,17 @@ def test_the_same_network(files):
     model = starting_dit(files / 'lora.pt', config, KEY)
     assert model.config == config
     assert_same(model, network(WITH_LORA))
+
+
+def test_our_own_small_files(tmp_path):
+    compact.write(tmp_path / 'own.safetensors', keymap.parameters_of(nnx.state(network(PLAIN))), PLAIN)
+    rounded = jax.tree.map(lambda leaf: leaf.astype('float16').astype(leaf.dtype), nnx.state(network(PLAIN)))
+    model = starting_dit(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, remat='full'), KEY)
+    assert_same(model, nnx.merge(nnx.graphdef(network(PLAIN)), rounded))
+    with pytest.raises(ConfigError, match=r'own.safetensors: holds another network: num_layers=3 here and 2 there'):
+        starting_dit(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, num_layers=3), KEY)
+    with pytest.raises(ValueError, match='holds a VAE, not a DiT'):
+        starting_dit(VAE_TINY, PLAIN, KEY)
 
 
 def test_lora_that_the_config_has_not_is_merged(files):
