@@ -25,9 +25,9 @@ shots, 26.70 dB (25.17 to 29.37): 1.12 dB less. What brought it there:
 * size: the group norms of small crops are not those of whole frames. 128x128 brought 1.1 dB over 64x64, 192x192 another
   0.3.
 
-It took 14, 65, 20, 60, 45 and 25 minutes on one or two cores that had other work too. The schedules are as they were
-first drawn: `:tiny_large` was shortened from 900 steps after 105 and 200 of them, `:tiny_long` ended at step 375 of 450,
-`:tiny` was drawn for 150 and shortened after 30. `--config.init_from=embedded` goes on from it.
+It took 14, 65, 20, 60, 45 and 25 minutes on one or two cores that had other work too. `:tiny_large` was first drawn for
+900 steps and shortened after 105 and 200 of them, `:tiny_long` ended at step 375 of its 450, `:tiny` was first drawn
+for 150 and shortened after 30. `--config.init_from=embedded` goes on from it.
 
 `:smoke` takes seconds.
 """
