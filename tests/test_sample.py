@@ -166,7 +166,7 @@ def refused(capsys, code: int, *words: str) -> None:
         (['--size=64x8'], ('width=8', 'multiple of 16', '16')),
         (['--size=64'], ('--size=64', 'HEIGHTxWIDTH')),
         (['--size=64x64', '--scale=2'], ('--scale', '--size')),
-        (['--scale=1'], ('10x13 times 1', 'too small')),
+        (['--scale=1'], ('--scale=1: of 10x13', 'too small')),
         (['--scale=0'], ('--scale=0', 'positive')),
         (['--scale=nan'], ('--scale', 'nan')),
         (['--num-steps=0'], ('--num-steps=0', 'at least 1')),

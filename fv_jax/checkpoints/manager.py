@@ -159,9 +159,10 @@ class Checkpoints:
         problem = None
         if jax.process_index() == 0:
             try:
-                trial = self.folder / f'{step}{UNFINISHED}'  # taken away at the next start, if we are killed
-                trial.mkdir()
-                trial.rmdir()
+                trial = self.folder / f'{step}.trial{UNFINISHED}'  # taken away at the next start, if we are killed
+                trial.mkdir(exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # Orbax clears such folders away after it has started
+                    trial.rmdir()
             except OSError as error:
                 problem = error
         if distributed.any_process(problem is not None):
