@@ -63,13 +63,14 @@ class Watchdog:
 
     def overdue(self) -> str | None:
         """What has not moved for longer than it may."""
+        saving = self._saving_since()
+        # Asked first: the next save waits for it, and would be blamed.
+        if saving is not None and time.monotonic() - saving > self._seconds:
+            return f'a save beside the steps has not ended for {self._seconds:.0f} s'
         cause, seconds = self._goodput.unmoved()
         limit = self._seconds * PATIENCE.get(cause, 1)
         if seconds > limit:
             return f'nothing has moved for {limit:.0f} s while {MEANING[cause]}'
-        saving = self._saving_since()
-        if saving is not None and time.monotonic() - saving > self._seconds:
-            return f'a save beside the steps has not ended for {self._seconds:.0f} s'
         return None
 
     def _stop(self, what: str) -> None:
