@@ -197,9 +197,9 @@ class Checkpoints:
 
     @property
     def saving_since(self) -> float | None:
-        """When the save that is under way began, by the monotonic clock."""
+        """When the save that is being written began, by the monotonic clock."""
         under_way = self._under_way  # the watchdog's thread asks too
-        return None if under_way is None else under_way.since
+        return None if under_way is None or under_way.done.done() else under_way.since
 
     def ended(self) -> tuple[bool, bool]:
         """Whether the save that was started is at work, and whether it has failed, as far as this process knows."""

@@ -158,7 +158,11 @@ def test_what_cannot_be_measured_is_refused(whole, tmp_path, capsys):
     for arguments, code, words in (
         ([f'--checkpoint={tmp_path}', f'--output={tmp_path}/out'], 1, 'holds no checkpoints'),
         ([f'--checkpoint={whole}', f'--output={tmp_path}/out', '--clips=0'], 2, '--clips=0: must be at least 1'),
-        ([f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-steps=0'], 2, 'num_steps=0'),
+        (
+            [f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-steps=0'],
+            2,
+            '--num-steps=0: must be at least 1',
+        ),
         ([f'--checkpoint={whole}', '--outptu=x', f'--output={tmp_path}/out'], 2, 'did you mean --output'),
     ):
         assert evaluate.main(arguments) == code
