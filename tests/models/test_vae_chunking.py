@@ -8,28 +8,7 @@ import pytest
 
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae_chunking import DECODE_CHUNKS, ENCODE_CHUNKS, chunk_sizes, decode, encode
-
-
-class Recorder:
-    """Notes every chunk's length and the cache it came with; hands on the number of chunks so far as the cache."""
-
-    def __init__(self):
-        self.chunks, self.caches, self.widths = [], [], []
-
-    def note(self, x, cache):
-        self.chunks.append(x.shape[1])
-        self.caches.append(cache)
-        self.widths.append(x.shape[3])
-        return {'chunks': cache.get('chunks', 0) + 1}
-
-    def encoder(self, x, cache):
-        """Every fourth frame."""
-        return x[:, 3 if cache else 0 :: 4, ::8, ::8], self.note(x, cache)
-
-    def decoder(self, z, cache):
-        """Every latent is a cube of 4x8x8, the first one of 1x8x8."""
-        video = z.repeat(4, axis=1).repeat(8, axis=2).repeat(8, axis=3)
-        return video[:, 3 if not cache and z.shape[1] % 2 else 0 :], self.note(z, cache)
+from tests.models.recorder import Recorder
 
 
 @pytest.fixture
@@ -67,7 +46,7 @@ def test_there_and_back_in_the_default_chunks(network, frames):
     assert network.caches == [{'chunks': i} if i else {} for i in range(len(network.chunks))]
     assert z.shape[1] == 1 + (frames - 1) // 4
     np.testing.assert_array_equal(z[0, :, 0, 0, 0], np.arange(0, frames, 4))
-    network.chunks.clear()
+    network.sizes.clear()
     back = decode(network, z)
     assert network.chunks == list(chunk_sizes(z.shape[1], DECODE_CHUNKS))
     assert back.shape == (1, frames, 8, 8, 3)

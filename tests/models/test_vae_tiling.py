@@ -13,27 +13,9 @@ from fv_jax.models import vae_chunking, vae_tiling
 from fv_jax.models.vae import split_moments
 from fv_jax.models.vae_tiling import Tiling
 from tests.inference import tiny
+from tests.models.recorder import Recorder
 
 SEAM = 1.2  # a tile's edge may be so many times as steep as the steepest elsewhere
-
-
-class Recorder:
-    """Copies of what it is given, larger or smaller; notes the sizes of tiles and the caches that they came with."""
-
-    def __init__(self):
-        self.sizes, self.caches = [], []
-
-    def note(self, x, cache):
-        self.sizes.append(x.shape[1:4])
-        self.caches.append(cache)
-        return {'chunks': cache.get('chunks', 0) + 1}
-
-    def encoder(self, x, cache):
-        return x[:, 3 if cache else 0 :: 4, ::8, ::8], self.note(x, cache)
-
-    def decoder(self, z, cache):
-        video = z.repeat(4, axis=1).repeat(8, axis=2).repeat(8, axis=3)
-        return video[:, 3 if not cache and z.shape[1] % 2 else 0 :], self.note(z, cache)
 
 
 def normal(*shape):
