@@ -5,12 +5,12 @@
 # A part that fails stops the run. A part over its budget (seconds, on two cores) is said aloud and does not fail.
 set -euo pipefail
 
-BUDGET_INSTALL=90
-BUDGET_LINT=15
-BUDGET_PARITY=65
-BUDGET_UNIT=240
+BUDGET_INSTALL=75
+BUDGET_LINT=10
+BUDGET_PARITY=70
+BUDGET_UNIT=390
 BUDGET_DEVICES=110
-BUDGET_E2E=135
+BUDGET_E2E=115
 BUDGET_TPU=45
 
 PYTHON="${PYTHON:-python3}"

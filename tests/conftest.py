@@ -3,13 +3,16 @@ makes the tests quick, most of whose time goes into compiling:
 
 * Programs that LLVM optimizes little. What runs slower is too small to show it; no tolerance is wider for it. With
   JAX_DISABLE_MOST_OPTIMIZATIONS=false, as launch/check.sh runs tests/parity, they are those that are used.
-* What one test compiled, no other one of the same process compiles again. The cache is a folder of this process, empty
-  at its start and gone at its end, so that no test passes on what an earlier run compiled; programs that a test starts
-  do not see it: one that is killed would leave half an entry.
+* What one test compiled, no other one compiles again. The cache is a folder of this run of pytest, shared by its
+  workers, empty at its start and gone at its end, so that no test passes on what an earlier run compiled; programs that
+  a test starts do not see it: one that is killed would leave half an entry.
+
+And Ctrl-C, which a shell's background jobs ignore, is heard by what a test starts.
 """
 
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -25,6 +28,16 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    folder = tempfile.mkdtemp(prefix='fv_jax_compiled_')
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, 'workerinput'):
+        folder = config.workerinput['compiled']
+    else:
+        folder = config.compiled = tempfile.mkdtemp(prefix='fv_jax_compiled_')
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     jax.config.update('jax_compilation_cache_dir', folder)
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Of pytest-xdist: what a worker is told."""
+    node.workerinput['compiled'] = node.config.compiled

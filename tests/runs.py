@@ -30,6 +30,7 @@ def autoencoder(workdir: Path, *more: str) -> list[str]:
         f'--workdir={workdir}',
         '--config.stage.autoencoder_net.base_channels=4',
         '--config.stage.autoencoder_net.multipliers=(1, 1, 1, 1)',
+        '--config.stage.autoencoder_net.num_res_blocks=1',
         '--config.stage.autoencoder_net.latent_channels=4',
         '--config.data.height=16',
         '--config.data.width=16',
