@@ -9,8 +9,10 @@ Dimensions: B batch, M tokens, J key tokens, N heads, K head size, Q queries of 
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 QUERIES = 512  # at a time; 128 to 512 are within 10 % of each other
+LOG_SUM = 'attention_log_sum'  # the name under which it can be kept for the backward pass
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -22,21 +24,86 @@ def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
     """Attention over the first `num_keys` keys."""
-    k_BJNK, v_BJNK = k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]
-    batch, tokens, _, head_dim = q_BMNK.shape
+    heads = (x.transpose(2, 0, 1, 3) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]))
+    return _heads(*heads).transpose(1, 2, 0, 3)
+
+
+@jax.custom_vjp
+def _heads(q_NBMK: jax.Array, k_NBJK: jax.Array, v_NBJK: jax.Array) -> jax.Array:
+    return _forward(q_NBMK, k_NBJK, v_NBJK)[0]
+
+
+def _forward(q_NBMK: jax.Array, k_NBJK: jax.Array, v_NBJK: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The result, and what the gradient is made of: beside what came in, the log of the sum of exponentials."""
+
+    def head(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        q_BMK, k_BJK, v_BJK = qkv
+
+        def block(q_BQK: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits_BQJ = _logits(q_BQK, k_BJK)
+            top_BQ = logits_BQJ.max(-1)
+            weights_BQJ = jnp.exp(logits_BQJ - top_BQ[..., None])
+            total_BQ = weights_BQJ.sum(-1)
+            o_BQK = _product('bqj,bjk->bqk', weights_BQJ.astype(v_BJK.dtype), v_BJK) / total_BQ[..., None]
+            return o_BQK.astype(v_BJK.dtype), top_BQ + jnp.log(total_BQ)
+
+        o_GBQK, lse_GBQ = jax.lax.map(block, _cut(q_BMK))
+        return _joined(o_GBQK, q_BMK.shape[1]), _joined(lse_GBQ, q_BMK.shape[1])
+
+    o_NBMK, lse_NBM = jax.lax.map(head, (q_NBMK, k_NBJK, v_NBJK))
+    return o_NBMK, (q_NBMK, k_NBJK, v_NBJK, checkpoint_name(lse_NBM, LOG_SUM))
+
+
+def _backward(kept: tuple[jax.Array, ...], do_NBMK: jax.Array) -> tuple[jax.Array, ...]:
+    """With p the weights and dp = do v^T: dv = p^T do, ds = p (dp - sum_j p dp), dq = ds k, dk = ds^T q."""
+
+    def head(one: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        q_BMK, k_BJK, v_BJK, lse_BM, do_BMK = one
+
+        def block(sums: tuple[jax.Array, ...], part: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
+            dk_BJK, dv_BJK = sums
+            q_BQK, lse_BQ, do_BQK = part
+            p_BQJ = jnp.exp(_logits(q_BQK, k_BJK) - lse_BQ[..., None])
+            pdp_BQJ = p_BQJ * _product('bqk,bjk->bqj', do_BQK, v_BJK)
+            ds_BQJ = (pdp_BQJ - p_BQJ * pdp_BQJ.sum(-1, keepdims=True)) * q_BQK.shape[-1] ** -0.5
+            ds_BQJ = ds_BQJ.astype(q_BQK.dtype)
+            dv_BJK += _product('bqj,bqk->bjk', p_BQJ.astype(v_BJK.dtype), do_BQK)
+            dk_BJK += _product('bqj,bqk->bjk', ds_BQJ, q_BQK)
+            return (dk_BJK, dv_BJK), _product('bqj,bjk->bqk', ds_BQJ, k_BJK)
+
+        zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_BJK, v_BJK))
+        # What fills up the last block adds nothing: its do is 0.
+        (dk_BJK, dv_BJK), dq_GBQK = jax.lax.scan(block, zeros, tuple(map(_cut, (q_BMK, lse_BM, do_BMK))))
+        grads = _joined(dq_GBQK, q_BMK.shape[1]), dk_BJK, dv_BJK
+        return tuple(grad.astype(x.dtype) for grad, x in zip(grads, one, strict=False))
+
+    return jax.lax.map(head, (*kept, do_NBMK))
+
+
+_heads.defvjp(_forward, _backward)
+
+
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+    return _product('...qk,...jk->...qj', q, k) * q.shape[-1] ** -0.5
+
+
+def _product(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(formula, x, y, preferred_element_type=jnp.float32)
+
+
+def _cut(x_BM: jax.Array) -> jax.Array:
+    """(B, M, ...) -> (G, B, Q, ...), filled up with zeros."""
+    batch, tokens, *rest = x_BM.shape
     blocks = -(-tokens // QUERIES)
     size = -(-tokens // blocks)
-    block = jax.checkpoint(softmax_attention, prevent_cse=False)
+    padded = jnp.pad(x_BM, ((0, 0), (0, blocks * size - tokens), *[(0, 0)] * len(rest)))
+    return padded.reshape(batch, blocks, size, *rest).swapaxes(0, 1)
 
-    def head(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        q_BMK, k_BJK, v_BJK = qkv
-        padded = jnp.pad(q_BMK, ((0, 0), (0, blocks * size - tokens), (0, 0)))
-        q_GBQK = padded.reshape(batch, blocks, size, head_dim).swapaxes(0, 1)
-        o_GBQK = jax.lax.map(lambda q_BQK: block(q_BQK, k_BJK, v_BJK), q_GBQK)
-        return o_GBQK.swapaxes(0, 1).reshape(padded.shape)[:, :tokens]
 
-    o_NBMK = jax.lax.map(head, tuple(x.transpose(2, 0, 1, 3) for x in (q_BMNK, k_BJNK, v_BJNK)))
-    return o_NBMK.transpose(1, 2, 0, 3)
+def _joined(x_GBQ: jax.Array, tokens: int) -> jax.Array:
+    """The way back."""
+    x_BGQ = x_GBQ.swapaxes(0, 1)
+    return x_BGQ.reshape(x_BGQ.shape[0], -1, *x_BGQ.shape[3:])[:, :tokens]
 
 
 def attention_at_once(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:

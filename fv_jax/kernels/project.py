@@ -2,9 +2,10 @@
 
     y = x W,    dx = dy W^T,    dW = x^T dy  (summed over all leading dimensions of x)
 
-XLA for CPU multiplies by a transposed view of x at about half speed (512 x 1500 by 1500 x 2048: 64 ms on one core
-against 33), and slower still when it sums over two dimensions. A copy of x^T that it may not look through avoids both.
-Elsewhere the plain contraction stays, which the compiler lays out as it likes.
+XLA for CPU sums over one dimension at full speed and over two at half of it, with copies: so the leading dimensions are
+made one first (loss and gradient of 8 layers of 512, 1,500 tokens, without attention: 1.3 s against 2.5). A copy of x^T
+would be worse than either (2.8 s), for what computes x is then done again in the copy's order, number by number.
+Elsewhere the plain contraction stays: there, the leading dimensions may be spread over chips.
 
 Dimensions: I inputs, O outputs (one or more dimensions), `...` any leading dimensions.
 """
@@ -26,7 +27,7 @@ def _backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[ja
     x, kernel = residuals
     outputs = tuple(range(x.ndim - 1, dy.ndim))
     dx = jax.lax.dot_general(dy, kernel, ((outputs, tuple(range(1, kernel.ndim))), ((), ())))
-    return dx, jax.lax.platform_dependent(x, dy, cpu=_kernel_gradient_copied, default=_kernel_gradient)
+    return dx, jax.lax.platform_dependent(x, dy, cpu=_kernel_gradient_flat, default=_kernel_gradient)
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -34,9 +35,10 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, dy, ((leading, leading), ((), ())))
 
 
-def _kernel_gradient_copied(x: jax.Array, dy: jax.Array) -> jax.Array:
-    x_IM = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
-    return (x_IM @ dy.reshape(x_IM.shape[1], -1)).reshape(x.shape[-1], *dy.shape[x.ndim - 1 :])
+def _kernel_gradient_flat(x: jax.Array, dy: jax.Array) -> jax.Array:
+    x_MI = x.reshape(-1, x.shape[-1])
+    dkernel_IO = jax.lax.dot_general(x_MI, dy.reshape(x_MI.shape[0], -1), (((0,), (0,)), ((), ())))
+    return dkernel_IO.reshape(x.shape[-1], *dy.shape[x.ndim - 1 :])
 
 
 project.defvjp(_forward, _backward)

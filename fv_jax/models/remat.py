@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 
+from fv_jax.kernels.blocked import LOG_SUM
 from fv_jax.models.layers import LINEAR_OUTPUT
 
 Remat = Literal['none', 'dots', 'full', 'offload']
@@ -17,7 +18,7 @@ def rematerialised(body: Callable, remat: Remat) -> Callable:
     """The body of a scan over blocks under the policy of that name (`DiTConfig.remat`)."""
     if remat == 'none':
         return body
-    kept = (LINEAR_OUTPUT, ATTENTION_OUTPUT) if remat == 'dots' else ()
+    kept = (LINEAR_OUTPUT, ATTENTION_OUTPUT, LOG_SUM) if remat == 'dots' else ()
     policy = jax.checkpoint_policies.save_only_these_names(*kept)
     if remat == 'offload':
         policy = jax.checkpoint_policies.save_and_offload_only_these_names(

@@ -46,6 +46,7 @@ from fv_jax.training.goodput import Goodput
 from fv_jax.training.metrics import MetricWriter
 from fv_jax.training.optim import update_ema
 from fv_jax.training.profiler import Profiler
+from fv_jax.training.progress import Progress
 from fv_jax.training.step import train_step
 from fv_jax.training.watchdog import Watchdog
 from tests import runs
@@ -160,9 +161,8 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
     config, batches, goodput = parts.config, made_up_batches(parts), Goodput()
     key = jax.random.key(1)
     turns, votes, preemption = Turns(parts, batches, key, steps), Votes(parts.placement.mesh), Preemption()
-    saver = Saver(
-        Checkpoints(folder, keep=config.loop.keep), config.loop, config_lib.to_dict(config), {}, lambda _: None
-    )
+    checkpoints = Checkpoints(folder, keep=config.loop.keep)
+    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), {}, lambda _: None, votes)
     folder.mkdir(exist_ok=True)
     once = dataclasses.replace(config.loop, num_steps=(rounds + 1) * steps + 1, save_every=10**9, eval_every=0)
     with (
@@ -179,7 +179,7 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
             key=key,
             writer=writer,
             draw=lambda step, order: itertools.cycle(batches),
-            save=lambda *_: True,
+            saves=saver,
             restore=lambda: None,
             keep=lambda case: None,
             ask=lambda step: votes(preemption.noticed(step), saver.due()),
@@ -193,9 +193,10 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
 def save_seconds(last: state.TrainState, saver: Saver) -> list[float]:
     """Of saves, one after the other."""
     found = []
-    for step in range(1, SAVES + 1):
+    for step in range(int(last.step) + 1, int(last.step) + 1 + SAVES):
         start = time.perf_counter()
-        assert saver(step, last, loop.Progress())
+        saver.start(step, last, Progress())
+        assert saver.wait()
         found.append(time.perf_counter() - start)
     return found
 
@@ -230,7 +231,9 @@ def main(argv: list[str] | None = None) -> int:
         times, last, saver = measure(parts, Path(name) / 'run', arguments.rounds, arguments.steps)
         saves = save_seconds(last, saver)
         size = sum(
-            path.stat().st_size for path in (Path(name) / 'run' / 'checkpoints' / '1').rglob('*') if path.is_file()
+            path.stat().st_size
+            for path in (Path(name) / 'run' / 'checkpoints' / str(int(last.step) + 1)).rglob('*')
+            if path.is_file()
         )
     figures = table(times)
     load = ' '.join(f'{value:.1f}' for value in os.getloadavg())

@@ -238,6 +238,15 @@ def test_enough_of_them_in_a_row_go_back_to_what_was_saved_with_other_batches():
         np.testing.assert_array_equal(a, b)
 
 
+def test_losses_that_were_rolled_back_are_forgotten():
+    """Or spikes would be measured by steps that never were."""
+    bad = {(step, 0): NAN for step in (6, 7)}
+    config = LoopConfig(num_steps=8, save_every=4, bad_steps=BadStepsConfig(in_a_row=2))
+    diary, _ = run(config, bad=bad)
+    assert diary.orders == [(0, 0), (4, 1)] and diary.steps('log').count(5) == 2
+    assert diary.progress[8]['losses'] == [diary.rows['log', step]['loss'] for step in range(1, 9)]
+
+
 def test_noise_is_drawn_anew_as_well():
     config = LoopConfig(num_steps=3)
     (first, _), (other, _) = run(config), run(config, progress={'order': 1})
