@@ -84,10 +84,10 @@ def bare_step(parts: Assembly) -> Callable:
     stage, network, optim = parts.stage, parts.network, parts.config.optim
 
     def step(old: state.TrainState, batch: Batch, key: jax.Array) -> tuple[state.TrainState, dict[str, jax.Array]]:
-        keys_B = row_keys(key, old.step, next(iter(batch.values())).shape[0])
+        draw = stage.draw(batch, row_keys(key, old.step, next(iter(batch.values())).shape[0]))
 
         def loss_fn(trainable: state.Params) -> jax.Array:
-            return stage.loss(network.model(trainable, old.frozen), batch, keys_B, rules=parts.rules)[0]
+            return stage.loss_of(network.model(trainable, old.frozen), draw, rules=parts.rules)[0]
 
         loss, grads = jax.value_and_grad(loss_fn)(old.trainable)
         updates, opt_state = parts.tx.update(grads, old.opt_state, old.trainable)
