@@ -217,7 +217,9 @@ def _tiny(config: ConfigDict) -> None:
     # More noise gains no detail after 50 and costs PSNR. Four evaluations of a net trained on 50 alone:
     #   Euler, shift 1: -0.32 dB, 0.68    Heun, shift 2: -0.44, 0.74    shift 3: -0.46, 0.75
     #   Heun, shift 2, from index 55: -0.57, 0.78    60: -0.73, 0.82
-    # Noise beyond what the net learnt to take away stays as grain, without which film looks smoothed.
+    # Noise beyond what the net learnt to take away stays as grain, without which film looks smoothed. As it is here
+    # (launch/quickstart.sh, 16 minutes, 2.9 GB): PSNR 22.78 dB, bilinear 23.37, the VAE's ceiling 28.27; detail 0.79;
+    # loss 0.1133, the linear predictor's 0.1302.
     config.stage.superres.update(
         source_timestep=58, source_timestep_range=(50, 50), shift=2.0, solver='heun', num_steps=2
     )

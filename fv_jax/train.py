@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    print(f'train: {one_line(error)}', file=sys.stderr)
+    print(f'train: {one_line(error)}', file=sys.stderr, flush=True)
+    distributed.leave(code)
     return code
 
 

@@ -7,6 +7,8 @@ say it.
 import dataclasses
 import importlib.util
 import os
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from jax.experimental import multihost_utils
 from fv_jax.core.config import ConfigError
 
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
+GRACE = 10.0  # seconds that a process which failed waits for the others
 TPU_DEVICES = ('/dev/accel0', '/dev/vfio/0')
 
 
@@ -73,6 +76,22 @@ def start(processes: Processes) -> None:
         )
     elif surroundings(os.environ, tpu_host=_is_tpu_host()) is not None:
         jax.distributed.initialize()
+
+
+def leave(code: int) -> None:
+    """Makes sure that a process which failed ends, and with its own exit code, though others may be gone: JAX would
+    wait for them for minutes, and abort.
+    """
+    if jax.distributed.is_initialized():
+        late = threading.Timer(GRACE, _end, [code])
+        late.daemon = True
+        late.start()
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def bind_address(coordinator: str) -> str | None:

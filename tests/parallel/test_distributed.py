@@ -1,9 +1,16 @@
 """Who else takes part: said by flags or by the surroundings."""
 
+import socket
+import subprocess
+import sys
+import threading
+
 import pytest
 
 from fv_jax.core.config import ConfigError
+from fv_jax.parallel import distributed
 from fv_jax.parallel.distributed import Processes, surroundings
+from tests import runs
 
 SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NUM_TASKS': '4'}
 GKE = {'TPU_WORKER_HOSTNAMES': 'a-0.a,a-1.a', 'TPU_WORKER_ID': '1'}
@@ -43,3 +50,25 @@ def test_flags():
 def test_flags_that_cannot_be_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
         Processes(*flags)
+
+
+def test_one_that_failed_ends_with_its_own_code_though_nobody_comes():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    program = f"""
+import time
+from fv_jax.parallel import distributed
+distributed.start(distributed.Processes('127.0.0.1:{port}', 1, 0))
+distributed.GRACE = 0.1
+distributed.leave(7)
+time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, '-c', program], cwd=runs.ROOT, env=runs.environment(), timeout=50)
+    assert done.returncode == 7
+
+
+def test_one_that_is_alone_just_ends():
+    before = threading.active_count()
+    distributed.leave(7)
+    assert threading.active_count() == before
