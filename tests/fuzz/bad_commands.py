@@ -4,7 +4,8 @@
 
 One message on the standard error, which starts with the command's name and names the field, the flag or the file; an
 exit code that is not 0; no trace; and nothing written, changed or removed. All lines are run in this process; some, of
-every command, also as processes of their own, which must end with the same code and the same message.
+every command, also as processes of their own, which must end with the same code and the same message. Needs the extra
+`plan`: without libtpu, `plan` says nothing but that.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import os
@@ -171,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--at-once', type=int, default=2, help='processes')
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args(argv)
+    if importlib.util.find_spec('libtpu') is None:
+        parser.error("libtpu is not installed: pip install -e '.[plan]'")
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / 'world'
         worlds.make(world)

@@ -1,7 +1,6 @@
 """Command lines that cannot be meant, drawn from a generator: one mistake in a line that is otherwise right."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ VARIANTS = {
     'prepare': ('smoke', 'tiny', ''),
     'degradations': ('', 'weak'),
 }
-# Without libtpu nothing is placed on a TPU, whatever else is wrong.
-SLICE = 'v5e-8' if importlib.util.find_spec('libtpu') else 'h100-8'
 WEIGHTS = {'train': 9, 'plan': 3, 'prepare': 4, 'degrade': 2, 'sample': 5, 'convert': 3, 'export': 2, 'evaluate': 2,
            'inspect': 2}  # fmt: skip
 OWN = 0.45  # the share of a command's own mistakes, as long as there are any
@@ -248,7 +245,7 @@ def _commands(world: Path) -> dict[str, Flags]:
             there=('--replay', '--config'), integers=('--num-processes', '--process-id'), own=own['train'],
         ),
         'plan': Flags(
-            {'--config': smoke['stage2'], '--topology': SLICE}, ('stage1', 'stage2'), there=('--config',),
+            {'--config': smoke['stage2'], '--topology': 'v5e-8'}, ('stage1', 'stage2'), there=('--config',),
             own=own['plan'],
         ),
         'prepare': Flags(
