@@ -52,20 +52,18 @@ def own_checkpoints(workdir: Path) -> Own | None:
     own = Own(reader, reader.steps, {})
     if not own.steps:
         return None
-    # One process reads them all through.
     while distributed.any_process((problem := _problem(reader, own.steps[-1])) is not None):
         own.drop(problem or 'another process found it damaged')
     return own
 
 
 def _problem(reader: Checkpoints, step: int) -> str | None:
-    if jax.process_index():
-        return None
     try:
-        reader.meta(step)
+        reader.meta(step)  # in every process: Orbax has them wait for each other
     except DamagedError as error:
         return str(error)
-    return reader.damage(step)
+    # One process reads all of it through.
+    return None if jax.process_index() else reader.damage(step)
 
 
 def restore(parts: Assembly, own: Own) -> tuple[state.TrainState, Progress]:

@@ -9,7 +9,7 @@ from tests.parallel import joined
 
 
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
-    """With one checkpoint, from which a single process goes on, with the same batches."""
+    """With one checkpoint, from which two go on, and then one."""
     workdir = tmp_path / 'preempted'
     more = '--config.loop.num_steps=40', '--config.loop.save_every=100'
     flags = runs.superres(workdir, tmp_path / 'vae.safetensors', *joined.RUN, *more)
@@ -29,7 +29,9 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
     assert ended == [PREEMPTED] * 2, errors
     (step,) = runs.steps(workdir)
     assert 2 <= step < 40 and all(f'preempted at step {step}, which is saved' in error for error in errors)
-    go_on = f'--config.loop.num_steps={step + 1}'
-    (said,) = joined.train([*flags, go_on], 1)
-    assert f'going on from step {step} of {step + 1}' in said and runs.steps(workdir) == [step, step + 1]
-    assert [row['step'] for row in runs.rows(workdir)] == list(range(1, step + 2))
+    for processes in (2, 1):
+        said, *_ = joined.train([*flags, f'--config.loop.num_steps={step + 1}'], processes)
+        assert f'going on from step {step} of {step + 1}' in said
+        step += 1
+    assert runs.steps(workdir) == [step - 2, step - 1, step]
+    assert [row['step'] for row in runs.rows(workdir)] == list(range(1, step + 1))
