@@ -96,14 +96,18 @@ def start(
     return subprocess.Popen(command, cwd=ROOT, env=dict(environment), **pipes)
 
 
+def free_port() -> int:
+    """Of this machine, for the first process of several."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
 def start_several(
     arguments: Sequence[str], environment: Mapping[str, str], count: int, *, first: Sequence[str] = ()
 ) -> list[subprocess.Popen]:
     """One run of so many processes, joined over gloo. first: of each of them."""
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    started = []
+    port, started = free_port(), []
     for i in range(count):
         join = [f'--coordinator=127.0.0.1:{port}', f'--num-processes={count}', f'--process-id={i}']
         started.append(start([*arguments, *join], environment, first=first[i] if first else ''))

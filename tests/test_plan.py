@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,8 @@ from fv_jax.planning.collectives import Traffic
 from fv_jax.planning.compiling import Compiled, TooLarge
 from fv_jax.planning.executables import Executable, Phase
 from fv_jax.planning.report import executed, roofline
+from tests import runs
 
-ROOT = Path(__file__).parents[1]
 REAL, SMOKE = 'configs/stage2.py', 'configs/stage2.py:smoke'
 
 
@@ -103,7 +102,7 @@ def test_tiles_are_for_stage_2_on_one_device(capsys):
     assert code == 2 and 'previews are decoded in whole' in err and err.count('\n') == 1 and not out
     # CPU devices stand for eight: as many are there only in a process that has not asked for one yet.
     command = [sys.executable, '-m', 'fv_jax.plan', f'--config={REAL}', '--topology=h100-8', *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT, check=False)
     assert done.returncode == 2 and 'tiles are for one device' in done.stderr and done.stderr.count('\n') == 1
 
 

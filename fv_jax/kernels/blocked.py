@@ -17,9 +17,7 @@ LOG_SUM = 'attention_log_sum'  # the name under which it can be kept for the bac
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """(..., Q, K), (..., J, K), (..., J, K) -> (..., Q, K); logits and softmax float32."""
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum('...qk,...jk->...qj', q, k, preferred_element_type=jnp.float32) * scale
-    return jnp.einsum('...qj,...jk->...qk', jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+    return jnp.einsum('...qj,...jk->...qk', jax.nn.softmax(_logits(q, k), axis=-1).astype(v.dtype), v)
 
 
 def attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
@@ -75,7 +73,7 @@ def _backward(kept: tuple[jax.Array, ...], do_NBMK: jax.Array) -> tuple[jax.Arra
         # What fills up the last block adds nothing: its do is 0.
         (dk_BJK, dv_BJK), dq_GBQK = jax.lax.scan(block, zeros, tuple(map(_cut, (q_BMK, lse_BM, do_BMK))))
         grads = _joined(dq_GBQK, q_BMK.shape[1]), dk_BJK, dv_BJK
-        return tuple(grad.astype(x.dtype) for grad, x in zip(grads, one, strict=False))
+        return tuple(grad.astype(x.dtype) for grad, x in zip(grads, one[:3], strict=True))
 
     return jax.lax.map(head, (*kept, do_NBMK))
 
@@ -118,13 +116,11 @@ def partial_attention(
     """Attention over the first `num_keys` keys, a number that may be computed, and the log of the sum of their
     exponentials: (o_BMNK, lse_BMN), float32. To be merged with that of other keys; not for differentiation.
     """
-    scale = q_BMNK.shape[-1] ** -0.5
     known_J = jnp.arange(k_BJNK.shape[1]) < num_keys
 
     def head(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         q_BMK, k_BJK, v_BJK = qkv
-        logits_BMJ = jnp.einsum('bmk,bjk->bmj', q_BMK, k_BJK, preferred_element_type=jnp.float32) * scale
-        logits_BMJ = jnp.where(known_J[None, None, :], logits_BMJ, -jnp.inf)
+        logits_BMJ = jnp.where(known_J[None, None, :], _logits(q_BMK, k_BJK), -jnp.inf)
         lse_BM = jax.nn.logsumexp(logits_BMJ, axis=-1)
         weights_BMJ = jnp.exp(logits_BMJ - lse_BM[..., None])
         return jnp.einsum('bmj,bjk->bmk', weights_BMJ, v_BJK.astype(jnp.float32)), lse_BM

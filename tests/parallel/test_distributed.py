@@ -1,6 +1,5 @@
 """Who else takes part: said by flags or by the surroundings."""
 
-import socket
 import subprocess
 import sys
 import threading
@@ -53,13 +52,10 @@ def test_flags_that_cannot_be_are_refused(flags, message):
 
 
 def test_one_that_failed_ends_with_its_own_code_though_nobody_comes():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
     program = f"""
 import time
 from fv_jax.parallel import distributed
-distributed.start(distributed.Processes('127.0.0.1:{port}', 1, 0))
+distributed.start(distributed.Processes('127.0.0.1:{runs.free_port()}', 1, 0))
 distributed.GRACE = 0.1
 distributed.leave(7)
 time.sleep(60)
