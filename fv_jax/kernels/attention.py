@@ -6,7 +6,7 @@
     tpu   splash_tpu  JAX's splash kernel
     gpu   cudnn_gpu   cuDNN's flash attention
 
-Each also gives attention over a part of the keys, which `context_parallel` merges.
+The first two also give attention over a part of the keys, which the ring of `context_parallel` merges.
 
 Dimensions: B batch, M tokens, J key tokens, N heads, K head size.
 """
@@ -24,18 +24,19 @@ from fv_jax.kernels import blocked, cudnn_gpu, splash_tpu
 
 class Backend(NamedTuple):
     """whole: (q_BMNK, k_BJNK, v_BJNK, num_keys) -> BMNK. part: the same, with a number of keys that may be computed, ->
-    (o_BMNK, lse_BMN), float32. tile: what a chip's number of tokens should be a multiple of, given about how many.
+    (o_BMNK, lse_BMN), float32; None where no kernel can. tile: what a chip's number of tokens should be a multiple of,
+    given about how many.
     """
 
     whole: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
-    part: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    part: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None
     tile: Callable[[int], int]
 
 
 BACKENDS = {
     'cpu': Backend(blocked.attention, blocked.partial_attention, lambda tokens: 1),
     'tpu': Backend(splash_tpu.attention, splash_tpu.partial_attention, splash_tpu.tile),
-    'gpu': Backend(cudnn_gpu.attention, cudnn_gpu.partial_attention, lambda tokens: 64),
+    'gpu': Backend(cudnn_gpu.attention, None, lambda tokens: 64),
 }
 
 

@@ -1,6 +1,7 @@
 """Attention for an NVIDIA GPU: cuDNN's flash attention, through `jax.nn`.
 
-It computes in bfloat16 or float16; float32 is left to the compiler, at once.
+It computes in bfloat16 or float16; float32 is left to the compiler, at once. There is no attention over a part of the
+keys: `jax.nn` rounds the log-sums to bfloat16, and parts put together by them were 3 % off (0.11.2, H200).
 
 Dimensions: B batch, M tokens, J key tokens, N heads, K head size.
 """
@@ -13,25 +14,13 @@ DTYPES = (jnp.bfloat16, jnp.float16)
 
 def attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
     """Attention over the first `num_keys` keys."""
-    implementation = 'cudnn' if v_BJNK.dtype in DTYPES else 'xla'
-    return jax.nn.dot_product_attention(
-        q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys], implementation=implementation
-    )
+    # `jax.nn` refuses odd lengths to the backward kernel.
+    q, k, v = (_even(x) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]))
+    seen = None if k.shape[1] == num_keys else jnp.full(k.shape[0], num_keys, jnp.int32)
+    implementation = 'cudnn' if v.dtype in DTYPES else 'xla'
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=seen, implementation=implementation)
+    return out[:, : q_BMNK.shape[1]]
 
 
-def partial_attention(
-    q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """As `blocked.partial_attention`: (o_BMNK, lse_BMN), float32."""
-    lengths = (jnp.full(q_BMNK.shape[0], n, jnp.int32) for n in (q_BMNK.shape[1], num_keys))
-    queries, keys = lengths
-    o, lse = jax.nn.dot_product_attention(
-        q_BMNK,
-        k_BJNK,
-        v_BJNK,
-        query_seq_lengths=queries,
-        key_value_seq_lengths=keys,
-        implementation='cudnn' if v_BJNK.dtype in DTYPES else 'xla',
-        return_residual=True,
-    )
-    return o.astype(jnp.float32), lse.astype(jnp.float32)
+def _even(x_BMNK: jax.Array) -> jax.Array:
+    return jnp.pad(x_BMNK, ((0, 0), (0, x_BMNK.shape[1] % 2), (0, 0), (0, 0)))

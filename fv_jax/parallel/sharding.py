@@ -62,8 +62,14 @@ def context_method(placement: Placement, choice: ContextChoice, shape_BMNK: tupl
     batch, tokens, heads, head_dim = shape_BMNK
     rows, heads = batch // placement.shards(axes.ACT_BATCH), heads // placement.shards(axes.ACT_HEADS)
     work = Work(rows, tokens, heads, head_dim, itemsize, choice.training)
-    chip = chip_of(placement.mesh.devices.flat[0].device_kind)
-    return choose(work, placement.shards(axes.ACT_TOKENS), chip, heads=choice.heads, ring=choice.ring)
+    device, ring = placement.mesh.devices.flat[0], choice.ring
+    if BACKENDS[device.platform].part is None:
+        if ring:
+            raise ConfigError(
+                f'config.parallel.context_ring=True: no kernel for a {device.platform} can do it; set it to False'
+            )
+        ring = False
+    return choose(work, placement.shards(axes.ACT_TOKENS), chip_of(device.device_kind), heads=choice.heads, ring=ring)
 
 
 def padded(placement: Placement, num_tokens: int) -> int:

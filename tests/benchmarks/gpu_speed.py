@@ -2,18 +2,21 @@
 
     bash launch/benchmark.sh --gpu [--tokens 16384,32768,104746] [--size 49x544x960] [--json gpu_speed.json]
 
-Attention: one row of 30 heads of 64 in bfloat16, ours and torch's scaled_dot_product_attention (cuDNN and
-FlashAttention), in turn in the same process. TFLOP/s are of the formula, 4 M^2 D forwards and 12 M^2 D forwards and
-backwards, whatever a kernel computes again. The training step and the sampler (5 evaluations, guided) take one clip's
-latents of the size; MFU is of the model's own FLOPs (`fv_jax.planning.flops`). Medians; the first run of each, which
-compiles, is not counted. torch is the extra [torch]; without it, or for a kernel that it refuses, the file says so.
-Not run on a GPU yet.
+Attention: one row of 30 heads of 64 in bfloat16, ours, tokamax's kernel for Hopper and torch's
+scaled_dot_product_attention (cuDNN and FlashAttention), in turn in the same process. TFLOP/s are of the formula,
+4 M^2 D forwards and 12 M^2 D forwards and backwards, whatever a kernel computes again. Exactness is the distance of the
+output, and of the worst gradient, to the float32 reference over 2,048 tokens, relative to its norm. The training step
+and the sampler (5 evaluations, guided) take one clip's latents of the size; MFU is of the model's own FLOPs
+(`fv_jax.planning.flops`). Medians; the first run of each, which compiles, is not counted. torch is the extra [torch],
+tokamax a package of that name for GPUs; without them, or for a kernel that is refused, the file says so.
 
 The file holds the command, the device and the versions. On a CPU everything runs too, at sizes that fit one.
 """
 
 import argparse
 import dataclasses
+import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -35,10 +38,11 @@ from flax import nnx
 
 from fv_jax.assembly import Assembly, RunConfig, assemble, placement_of
 from fv_jax.core import speed
-from fv_jax.core.command_line import read_config
+from fv_jax.core.command_line import one_line, read_config
 from fv_jax.inference import sampling
 from fv_jax.inference.noise import SeededNoise
 from fv_jax.inference.sampling import Loaded
+from fv_jax.kernels import reference
 from fv_jax.kernels.attention import attention
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from fv_jax.parallel.mesh import make_mesh
@@ -61,19 +65,27 @@ def main(argv: list[str] | None = None) -> int:
     found: dict[str, Any] = {
         'command': shlex.join(['python', 'tests/benchmarks/gpu_speed.py', *(sys.argv[1:] if argv is None else argv)]),
         'device': device.device_kind,
-        'versions': {'jax': jax.__version__},
+        'versions': {name: _version(name) for name in ('jax', 'torch', 'tokamax')},
     }
     config = read_config(RunConfig, options.config, ())
     if options.tokens:
         heads = config.stage.dit.num_heads, config.stage.dit.head_dim
-        rows = [_attention(int(n), heads, options.rounds, found) for n in options.tokens.split(',')]
+        rows = [_attention(int(n), heads, options.rounds) for n in options.tokens.split(',')]
         found['attention'] = rows
+        found['exactness'] = _exactness(heads)
     if options.size:
         parts = _assembled(options.config, tuple(int(side) for side in options.size.split('x')))
         found['networks'] = {'size': options.size} | _networks(parts, options.rounds)
     options.json.write_text(json.dumps(found, indent=1) + '\n')
     print(f'{options.json}: written')
     return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return 'not installed'
 
 
 def seconds(run: Run, wait: Callable[[Any], Any], rounds: int) -> float:
@@ -90,15 +102,13 @@ def seconds(run: Run, wait: Callable[[Any], Any], rounds: int) -> float:
 # --- attention ---
 
 
-def _attention(tokens: int, heads: tuple[int, int], rounds: int, found: dict[str, Any]) -> dict[str, Any]:
+def _attention(tokens: int, heads: tuple[int, int], rounds: int) -> dict[str, Any]:
     """One length: TFLOP/s by kernel, forwards and both ways."""
     rng = np.random.default_rng(0)
     qkv = [rng.standard_normal((1, tokens, *heads), np.float32) for _ in range(3)]
-    kernels = {'jax': _jax_attention(qkv)}
-    if importlib.util.find_spec('torch') is None:
-        found['versions']['torch'] = 'not installed'
-    else:
-        kernels |= _torch_attention(qkv, found)
+    kernels = {name: _jax_attention(kernel, qkv) for name, kernel in _jax_kernels().items()}
+    if importlib.util.find_spec('torch') is not None:
+        kernels |= _torch_attention(qkv)
     row: dict[str, Any] = {'tokens': tokens}
     for name, (forward, both, wait) in kernels.items():
         row[name] = {}
@@ -106,8 +116,8 @@ def _attention(tokens: int, heads: tuple[int, int], rounds: int, found: dict[str
             flops = products * tokens**2 * heads[0] * heads[1]
             try:
                 row[name][way] = flops / seconds(run, wait, rounds) / 1e12
-            except RuntimeError as error:  # no kernel for this device or length, or no memory
-                row[name][way] = f'refused: {str(error).splitlines()[0][:200]}'
+            except (RuntimeError, ValueError, TypeError) as error:  # no kernel for this device or length, or no memory
+                row[name][way] = f'refused: {one_line(error)[:200]}'
         print(f'attention, {tokens} tokens, {name}: {_shown(row[name])}', flush=True)
     return row
 
@@ -116,18 +126,52 @@ def _shown(ways: dict[str, float | str]) -> str:
     return ', '.join(f'{way} {x if isinstance(x, str) else f"{x:.4g} TFLOP/s"}' for way, x in ways.items())
 
 
-def _jax_attention(qkv: list[np.ndarray]) -> tuple[Run, Run, Callable]:
+def _jax_kernels() -> dict[str, Callable]:
+    kernels: dict[str, Callable] = {'fv_jax': attention}
+    if jax.default_backend() == 'gpu' and importlib.util.find_spec('tokamax') is not None:
+        import tokamax
+
+        kernels['tokamax'] = functools.partial(tokamax.dot_product_attention, implementation='mosaic')
+    return kernels
+
+
+def _exactness(heads: tuple[int, int]) -> dict[str, dict[str, float | str]]:
+    """Relative distance to the reference in float32, which gets the same rounded numbers."""
+    rng = np.random.default_rng(1)
+    *qkv, probe = (jnp.asarray(rng.standard_normal((1, 2048, *heads), np.float32), jnp.bfloat16) for _ in range(4))
+
+    def run(kernel: Callable, inputs: list[jax.Array], cotangent: jax.Array) -> list[np.ndarray]:
+        def both(q: jax.Array, k: jax.Array, v: jax.Array, do: jax.Array) -> tuple[jax.Array, ...]:
+            out, pull = jax.vjp(kernel, q, k, v)
+            return out, *pull(do)
+
+        return [np.asarray(x, np.float64) for x in jax.jit(both)(*inputs, cotangent)]
+
+    expected = run(reference.attention, [x.astype(jnp.float32) for x in qkv], probe.astype(jnp.float32))
+    rows: dict[str, dict[str, float | str]] = {}
+    for name, kernel in _jax_kernels().items():
+        try:
+            actual = run(kernel, qkv, probe)
+        except (RuntimeError, ValueError, TypeError) as error:
+            rows[name] = {'refused': one_line(error)[:200]}
+            continue
+        out, *gradients = (np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(actual, expected, strict=True))
+        rows[name] = {'output': float(out), 'gradients': float(max(gradients))}
+    print(f'exactness: {rows}', flush=True)
+    return rows
+
+
+def _jax_attention(kernel: Callable, qkv: list[np.ndarray]) -> tuple[Run, Run, Callable]:
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in qkv)
-    forward = jax.jit(attention)
-    both = jax.jit(jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
+    forward = jax.jit(kernel)
+    both = jax.jit(jax.grad(lambda *qkv: kernel(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
     return lambda: forward(q, k, v), lambda: both(q, k, v), jax.block_until_ready
 
 
-def _torch_attention(qkv: list[np.ndarray], found: dict[str, Any]) -> dict[str, tuple[Run, Run, Callable]]:
+def _torch_attention(qkv: list[np.ndarray]) -> dict[str, tuple[Run, Run, Callable]]:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    found['versions']['torch'] = torch.__version__
     where = 'cuda' if torch.cuda.is_available() else 'cpu'
     tensors = [torch.tensor(x, dtype=torch.bfloat16, device=where).transpose(1, 2).contiguous() for x in qkv]
     backends = {'torch flash': SDPBackend.FLASH_ATTENTION}

@@ -40,7 +40,6 @@ BACKENDS = {
 PARTS = {
     'cpu': blocked.partial_attention,
     'tpu': functools.partial(splash_tpu.partial_attention, interpret=True),
-    'gpu': cudnn_gpu.partial_attention,
 }
 
 

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fv_jax.core.config import ConfigError
 from fv_jax.kernels import context_parallel, reference
+from fv_jax.kernels.attention import BACKENDS
 from fv_jax.kernels.context_cost import Method, methods
+from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
+from fv_jax.parallel.rules import Placement
 
 TOKENS, PADDED, HEADS = 50, 56, 6
 
@@ -68,3 +72,13 @@ def test_the_ring_gathers_nothing_on_the_way_forward():
         ).lower(*qkv())
         texts.append(compiled.compile().as_text())
     assert 'all-gather' in texts[0] and 'all-gather' not in texts[1] and 'collective-permute' in texts[1]
+
+
+def test_no_ring_where_no_kernel_can_do_it(monkeypatch):
+    placement = Placement(make_mesh(ParallelConfig(data=1, context=8)), 'superres')
+    shape = 1, 104_768, 30, 64
+    assert sharding.context_method(placement, sharding.ContextChoice(ring=True), shape, 2).ring
+    monkeypatch.setitem(BACKENDS, 'cpu', BACKENDS['cpu']._replace(part=None))
+    assert not sharding.context_method(placement, sharding.ContextChoice(), shape, 2).ring
+    with pytest.raises(ConfigError, match='context_ring=True: no kernel for a cpu'):
+        sharding.context_method(placement, sharding.ContextChoice(ring=True), shape, 2)
