@@ -3,10 +3,13 @@
 The shards are stamped with everything that made them; those of another VAE or other settings are refused.
 """
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +95,13 @@ def cached_latents(
     twins = f' and {variants} low-quality twin(s) of each' if variants else ''
     progress(f'encoding {len(records)} clips{twins}, once; kept in {folder}')
     said = time.monotonic()
-    with RecordWriter(folder, NAME) as writer:
-        for i in range(len(records)):
-            name, read = records.record(i)
+    made = _made_ahead(records, transform, config)
+    with RecordWriter(folder, NAME) as writer, contextlib.closing(made):
+        for i, (name, clip_and_twins) in enumerate(made):
             try:
-                writer.write(_encode(read(), transform, vae, config, i))
+                clip, twins = clip_and_twins.result()
+                text = {'text': clip['text_LD']} if 'text_LD' in clip else {}
+                writer.write(_latents(clip['high_res_FHWC'], twins, vae) | text)
             except ValueError as error:
                 bad.report(name, error)
             if i + 1 == len(records) or time.monotonic() - said > _PROGRESS_S:
@@ -126,21 +131,39 @@ def encode_pair(
     and z_low (K, F', H', W', C).
     """
 
+    return _latents(high_res, [degradation.twin(high_res, rng) for _ in range(variants)], vae)
+
+
+def _made_ahead(records: Part, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:
+    """The name of each record and, in the making while others are encoded, its clip and low-quality twins."""
+
+    def make(index: int, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        rng = np.random.default_rng([config.loader.seed, index])
+        clip = transform(read(), rng)
+        return clip, [config.degradation.twin(clip['high_res_FHWC'], rng) for _ in range(config.cache.low_variants)]
+
+    threads = max(config.loader.num_threads, 1)
+    waiting: deque[tuple[str, Future]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for i in range(len(records)):
+                name, read = records.record(i)
+                waiting.append((name, pool.submit(make, i, read)))
+                if len(waiting) > threads:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _latents(high_res: np.ndarray, twins: Sequence[np.ndarray], vae: JittedVAE) -> dict[str, np.ndarray]:
     def latents(video_FHWC: np.ndarray) -> np.ndarray:
         return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
 
-    z_high = latents(high_res)
-    z_low = [latents(degradation.twin(high_res, rng)) for _ in range(variants)]
+    z_high, z_low = latents(high_res), [latents(twin) for twin in twins]
     return {'z_high': z_high, 'z_low': np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)}
-
-
-def _encode(
-    record: dict[str, Any], transform: Transform, vae: JittedVAE, config: DataConfig, index: int
-) -> dict[str, Any]:
-    rng = np.random.default_rng([config.loader.seed, index])
-    clip = transform(record, rng)
-    text = {'text': clip['text_LD']} if 'text_LD' in clip else {}
-    return encode_pair(clip['high_res_FHWC'], config.degradation, config.cache.low_variants, vae, rng) | text
 
 
 def _stamp(config: DataConfig, name: str, records: int, made_by: str) -> str:
