@@ -15,6 +15,7 @@ Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
 
 import argparse
 import dataclasses
+import functools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from fv_jax.checkpoints import streamed
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import files
+from fv_jax.core.abstract import abstract
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
 from fv_jax.data.text import BYTES, TextConfig
@@ -246,7 +248,7 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
     tensors, table = t5.read_tensors(arguments.input), t5.table(config)
     keymap.check(str(arguments.input), tensors, table)
     config = dataclasses.replace(config, param_dtype=arguments.dtype or sources.stored_dtype(tensors))
-    state = nnx.state(nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0))))
+    state = nnx.state(abstract(functools.partial(T5, config)))
     values = keymap.parameters(tensors, table, {name: leaf for name, (_, leaf) in keymap.leaves_of(state).items()})
     meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
     with files.replacing(arguments.output.absolute()) as partial:
@@ -260,9 +262,8 @@ def _run_to_t5(arguments: argparse.Namespace, stored: streamed.Stored) -> None:
         raise UsageError(f'--output={arguments.output}: a T5 becomes a folder')
     config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
-    network = keymap.module_of(
-        lambda: T5(config, rngs=nnx.Rngs(0)), keymap.typed_as(stored.arrays(), config.param_dtype)
-    )
+    values = keymap.typed_as(stored.arrays(), config.param_dtype)
+    network = keymap.module_of(abstract(functools.partial(T5, config)), values)
     with files.replacing(arguments.output.absolute()) as partial:
         t5.save(partial, network)
         _copy_tokenizer(arguments.input, partial)
@@ -297,7 +298,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
 
 
 def _check_architecture(run: Path, values: Parameters, config: DiTConfig | VAEConfig) -> None:
-    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    leaves = keymap.leaves_of(nnx.state(sources.shapes(config)))
     wanted = {name: leaf.shape for name, (_, leaf) in leaves.items()}
     there = {name: value.shape for name, value in values.items()}
     different = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))

@@ -161,7 +161,7 @@ def _weights(path: Path, say: Say) -> list[Row]:
             say(f'note: {note}')
     for field in dataclasses.fields(config):
         say(f'  {field.name} = {getattr(config, field.name)!r}')
-    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    leaves = keymap.leaves_of(nnx.state(sources.shapes(config)))
     return [
         Row(name, tuple(stored[name].shape), np.dtype(stored[name].dtype), leaf.get_metadata().get('axes'))
         for name, (_, leaf) in leaves.items()

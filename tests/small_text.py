@@ -1,5 +1,6 @@
 """A small T5 folder, made here: a tokenizer trained on a few lines, and a network of random numbers."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import sentencepiece
 from flax import nnx
 
+from fv_jax.core.abstract import abstract
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.weights import t5
 
@@ -32,11 +34,9 @@ def spiece(**settings) -> bytes:
 
 def random_t5(config: T5Config = SMALL, seed: int = 0) -> T5:
     """A network of random numbers."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0))))
+    graphdef, shapes = nnx.split(abstract(functools.partial(T5, config)))
     rng = np.random.default_rng(seed)
-    return nnx.merge(
-        graphdef, jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), x.dtype), abstract)
-    )
+    return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), x.dtype), shapes))
 
 
 def make_folder(folder: Path, config: T5Config = SMALL, **kwargs) -> Path:

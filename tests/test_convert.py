@@ -36,7 +36,7 @@ FREQUENCIES = 'model.diffusion_model.mixins.pos_embed.freqs_sin'
 
 
 def network(config):
-    graphdef, abstract = nnx.split(nnx.eval_shape(sources.creator(config)))
+    graphdef, abstract = nnx.split(sources.shapes(config))
     return nnx.merge(graphdef, tiny.random(abstract, 0.2))
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fv_jax.core.abstract import abstract
 from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.diffusion.times import Times
@@ -105,7 +106,7 @@ def _float(*shape: int) -> jax.ShapeDtypeStruct:
 
 def serialized(forward: Forward, stage: Stage, platforms: Sequence[str]) -> bytes:
     """The artefact; nothing is computed."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: stage.init(nnx.Rngs(0))))
+    graphdef, state = nnx.split(abstract(stage.init))
     variables = nnx.to_flat_state(state)
 
     def flat(leaves: list[jax.Array], *inputs: jax.Array) -> jax.Array:
@@ -119,7 +120,7 @@ def serialized(forward: Forward, stage: Stage, platforms: Sequence[str]) -> byte
 
 def parameter_names(stage: Stage) -> list[tuple[str, np.dtype]]:
     """The parameters as artefacts take them: dotted names in order, and their types."""
-    state = nnx.state(nnx.eval_shape(lambda: stage.init(nnx.Rngs(0))))
+    state = nnx.state(abstract(stage.init))
     return [('.'.join(map(str, path)), np.dtype(leaf.dtype)) for path, leaf in nnx.to_flat_state(state)]
 
 

@@ -15,12 +15,14 @@ Dimensions: I inputs, O outputs, P parts, R rank; `...` any leading dimensions.
 """
 
 import dataclasses
+import functools
 from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fv_jax.core.abstract import abstract
 from fv_jax.core.array_typing import Array, Float
 from fv_jax.core.config import ConfigError
 from fv_jax.kernels.project import project
@@ -145,4 +147,4 @@ def add_lora(dit: Module, config: LoRAConfig, key: jax.Array) -> Module:
 
 def _abstract(dit: Module, lora: LoRAConfig | None) -> Module:
     config = dataclasses.replace(dit.config, lora=lora)
-    return nnx.eval_shape(lambda: type(dit)(config, rngs=nnx.Rngs(0)))
+    return abstract(functools.partial(type(dit), config))

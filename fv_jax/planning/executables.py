@@ -17,6 +17,7 @@ from flax import nnx
 
 from fv_jax.assembly import Assembly, latents_shape
 from fv_jax.core import axes
+from fv_jax.core.abstract import abstract
 from fv_jax.core.config import ConfigError
 from fv_jax.core.rules import Rules
 from fv_jax.data import tokenizer
@@ -218,7 +219,7 @@ def _lower_sampler(loaded: Loaded, placement: Placement, rules: Rules, rows: int
 
 
 def _loaded(stage: LowRes | SuperRes, placement: Placement) -> Loaded:
-    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+    model = abstract(stage.init)
     graphdef, state = nnx.split(model)
     return Loaded(dataclasses.replace(stage, encoder=None), graphdef, _placed(placement, state))
 
@@ -238,7 +239,7 @@ def _placed(placement: Placement, state: nnx.State) -> nnx.State:
 
 
 def _abstract_vae(config: VAEConfig, placement: Placement) -> JittedVAE:
-    return jit_vae(nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))), placement)
+    return jit_vae(abstract(functools.partial(VAE, config)), placement)
 
 
 def _encodes(
@@ -306,7 +307,7 @@ def _chunks(
 def text(config: T5Config, length: int | None, placement: Placement) -> Phase:
     """A batch of texts, on one device. length: tokens; None for the official number."""
     tokens = length or tokenizer.OFFICIAL_LENGTH
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(abstract(functools.partial(T5, config)))
     state = arrays.place(state, jax.tree.map(lambda _: placement.replicated, state))
     rows = text_weights.BATCH
     ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=placement.replicated)

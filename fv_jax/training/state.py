@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from fv_jax.core.abstract import abstract
 from fv_jax.parallel import sharding
 from fv_jax.parallel.rules import Placement
 from fv_jax.stages.base import Stage
@@ -42,7 +43,7 @@ class Network:
     @classmethod
     def of(cls, stage: Stage) -> 'Network':
         """Traced, not allocated: shapes only."""
-        model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+        model = abstract(stage.init)
         return cls(*nnx.split(model, stage.trainable(), ...))
 
     def model(self, trainable: Params, frozen: Params) -> nnx.Module:

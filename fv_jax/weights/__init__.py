@@ -1,5 +1,6 @@
 """Official weight files and our networks, both ways, without torch."""
 
+import functools
 from pathlib import Path
 from typing import Literal
 
@@ -92,8 +93,10 @@ def vae_digest(name: str) -> str:
     """
     path = vae_path(name)
     if compact.kind_of(path):
-        return parameters_digest(keymap.parameters_of(nnx.state(load_vae(name))))
-    source = sources.open_source(path)
-    if not isinstance(source.config, VAEConfig):
+        config, values = compact.config_of(path), functools.partial(compact.parameters, path)
+    else:
+        source = sources.open_source(path)
+        config, values = source.config, source.parameters
+    if not isinstance(config, VAEConfig):
         raise ValueError(f'{name}: holds a DiT, not a VAE')
-    return parameters_digest(source.parameters())
+    return parameters_digest(values())

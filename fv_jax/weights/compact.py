@@ -17,11 +17,11 @@ from fv_jax.core import config as config_lib
 from fv_jax.core.files import parse_json
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
-from fv_jax.weights import dit, keymap, safetensors_file, vae
+from fv_jax.weights import keymap, safetensors_file, sources
 from fv_jax.weights.keymap import Parameter, Parameters
 
 RUN = 'run'  # of a stage's network: {'step', 'config', 'digests'} of the run, as JSON
-_KINDS = {'vae': (VAEConfig, vae.create), 'dit': (DiTConfig, dit.create)}
+_KINDS = {'vae': VAEConfig, 'dit': DiTConfig}
 
 
 def write(
@@ -31,7 +31,7 @@ def write(
 
     Raises ValueError for a number that float16 cannot hold.
     """
-    (kind,) = [name for name, (cls, _) in _KINDS.items() if isinstance(config, cls)]
+    (kind,) = [name for name, cls in _KINDS.items() if isinstance(config, cls)]
     tensors = {_key(name): value.numpy() for name, value in keymap.typed_as(values, np.float16).items()}
     Path(path).write_bytes(save(tensors, {kind: json.dumps(config_lib.to_dict(config)), **(more or {})}))
 
@@ -60,7 +60,7 @@ def config_of(path: Path | str) -> VAEConfig | DiTConfig:
     kind = next((kind for kind in _KINDS if kind in known), None)
     if kind is None:
         raise ValueError(f'{path}: holds no network of this project')
-    config: Any = config_lib.build(_KINDS[kind][0], parse_json(known[kind]), kind)
+    config: Any = config_lib.build(_KINDS[kind], parse_json(known[kind]), kind)
     return config
 
 
@@ -69,8 +69,12 @@ def parameters(path: Path | str) -> Parameters:
 
     Raises FileNotFoundError, or ValueError when the file is not one, or not whole.
     """
+    return _parameters(path, sources.shapes(config_of(path)))
+
+
+def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
     stored = tensors(path)
-    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(_create(config_of(path)))))
+    leaves = keymap.leaves_of(nnx.state(shapes))
     wanted = {_key(name): leaf for name, (_, leaf) in leaves.items()}
     if unknown := sorted(stored.keys() - wanted.keys()):
         raise ValueError(f'{path}: {unknown[0]} ({len(unknown)} in all) is not a part of the network')
@@ -88,12 +92,8 @@ def parameters(path: Path | str) -> Parameters:
 
 def load(path: Path | str) -> VAE | DiT:
     """The network in such a file. Raises as `parameters` does."""
-    return keymap.module_of(_create(config_of(path)), parameters(path))
-
-
-def _create(config: VAEConfig | DiTConfig) -> Any:
-    (create,) = [create for cls, create in _KINDS.values() if isinstance(config, cls)]
-    return create(config)
+    shapes = sources.shapes(config_of(path))
+    return keymap.module_of(shapes, _parameters(path, shapes))
 
 
 def _key(name: str) -> str:

@@ -189,11 +189,6 @@ def _adapted_linear(adapted: Adapted, shape: Shape, lora: LoRAConfig | None) -> 
     ]
 
 
-def create(config: DiTConfig) -> Callable[[], DiT]:
-    """Makes a DiT of this config."""
-    return lambda: DiT(config, rngs=nnx.Rngs(0))
-
-
 # --- LoRA on the way ---
 
 

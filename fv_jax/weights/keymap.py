@@ -234,10 +234,10 @@ def leaves_of(state: nnx.State) -> dict[str, tuple[Path, Any]]:
     return {'.'.join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
 
 
-def module_of(create: Callable[[], Module], values: Parameters) -> Module:
-    """The module that `create` makes, with these parameters; only its shapes are evaluated, nothing is initialised."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(create))
-    leaves = leaves_of(abstract)
+def module_of(shapes: Module, values: Parameters) -> Module:
+    """The module of these shapes (`core.abstract`) with these parameters."""
+    graphdef, state = nnx.split(shapes)
+    leaves = leaves_of(state)
     assert leaves.keys() == values.keys(), f'table and module differ in {sorted(leaves.keys() ^ values.keys())}'
     filled = [(path, leaf.replace(jnp.asarray(values[name].numpy()))) for name, (path, leaf) in leaves.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))

@@ -66,4 +66,4 @@ def _opened(path: Path, dtype: DtypeName, is_second: bool) -> tuple[DiTConfig, C
     if source.config.embed_source_timestep != is_second:
         raise ValueError(f'{path}: holds stage {1 if is_second else 2}, not stage {2 if is_second else 1}')
     values, config = dit.fold_lora(source.parameters(), dataclasses.replace(source.config, dtype=dtype))
-    return config, lambda: keymap.module_of(sources.creator(config), values)
+    return config, lambda: keymap.module_of(sources.shapes(config), values)

@@ -6,7 +6,8 @@ shapes; it checks them all, so that nothing can be missing later.
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fv_jax.core.abstract import abstract
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
@@ -39,19 +41,19 @@ class Source:
     new: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def create(self) -> Callable[[], Network]:
-        """Makes a new network of the config."""
-        return creator(self.config)
-
     def parameters(self) -> Parameters:
         """Every parameter, made when it is asked for."""
-        leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(self.create())))
+        return self._parameters(shapes(self.config))
+
+    def _parameters(self, network: Network) -> Parameters:
+        leaves = keymap.leaves_of(nnx.state(network))
         found = keymap.parameters(self.tensors, self.table, {name: leaf for name, (_, leaf) in leaves.items()})
         return found | (dit.fresh(self.config, self.new) if self.new else {})
 
     def network(self) -> Network:
         """The network, ready to call."""
-        return keymap.module_of(self.create(), self.parameters())
+        network = shapes(self.config)
+        return keymap.module_of(network, self._parameters(network))
 
     def unused(self) -> dict[str, np.ndarray]:
         """What the official networks own and nothing reads: kept by whoever wants the way back to be whole."""
@@ -59,9 +61,9 @@ class Source:
         return {key: np.array(tensor.numpy()) for key, tensor in found.items()}
 
 
-def creator(config: DiTConfig | VAEConfig) -> Callable[[], Network]:
-    """Makes a network of this config."""
-    return dit.create(config) if isinstance(config, DiTConfig) else vae.create(config)
+def shapes(config: DiTConfig | VAEConfig) -> Network:
+    """The network of this config, without numbers."""
+    return abstract(functools.partial(DiT if isinstance(config, DiTConfig) else VAE, config))
 
 
 def open_source(

@@ -41,7 +41,7 @@ def starting_dit(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:
         values = _rescaled(values, config.lora)
     fresh_lora = config.lora is not None and there.lora is None
     wanted = dataclasses.replace(config, lora=None) if fresh_lora else config
-    network = keymap.module_of(dit.create(wanted), values)
+    network = keymap.module_of(sources.shapes(wanted), values)
     return add_lora(network, config.lora, key) if fresh_lora else network
 
 

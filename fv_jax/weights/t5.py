@@ -6,6 +6,7 @@ too, or instead. A decoder and its head may be there and are not read. Linears a
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from fv_jax.core.abstract import abstract
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.models.layers import DtypeName
@@ -62,11 +64,9 @@ def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: Dtype
     tensors, rows = read_tensors(folder), table(config)
     keymap.check(str(folder), tensors, rows)
 
-    def create() -> T5:
-        return T5(config, rngs=nnx.Rngs(0))
-
-    specs = {name: leaf for name, (_, leaf) in keymap.leaves_of(nnx.state(nnx.eval_shape(create))).items()}
-    return keymap.module_of(create, keymap.parameters(tensors, rows, specs))
+    shapes = abstract(functools.partial(T5, config))
+    specs = {name: leaf for name, (_, leaf) in keymap.leaves_of(nnx.state(shapes)).items()}
+    return keymap.module_of(shapes, keymap.parameters(tensors, rows, specs))
 
 
 def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> None:

@@ -5,11 +5,9 @@ Two things differ from ours in name: the official decoder counts its levels from
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from flax import nnx
-
-from fv_jax.models.vae import OFFICIAL, VAE, VAEConfig
+from fv_jax.models.vae import OFFICIAL, VAEConfig
 from fv_jax.weights import keymap
 from fv_jax.weights.keymap import Row, Tensors, affine, conv, linear, norm
 
@@ -63,11 +61,6 @@ def infer_config(tensors: Tensors) -> VAEConfig:
 def table(config: VAEConfig) -> list[Row]:
     """Every parameter of a VAE of this `config`, and the official tensor it is made of."""
     return _encoder(config) + _decoder(config)
-
-
-def create(config: VAEConfig) -> Callable[[], VAE]:
-    """Makes a VAE of this config."""
-    return lambda: VAE(config, rngs=nnx.Rngs(0))
 
 
 def _causal(official: str, ours: str, out: int, into: int) -> list[Row]:

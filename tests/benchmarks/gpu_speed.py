@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fv_jax.core.abstract import abstract
+
 # torch needs room on the same GPU.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
@@ -252,7 +254,7 @@ def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     """As an official file is opened: the weights in the compute dtype."""
     dit = dataclasses.replace(parts.config.stage.dit, param_dtype=parts.config.stage.dit.dtype)
     stage = dataclasses.replace(parts.stage, dit=dit)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: stage.init(nnx.Rngs(0))))
+    graphdef, _ = nnx.split(abstract(stage.init))
     weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
     loaded, noise = Loaded(stage, graphdef, weights), SeededNoise.of([0])
     return lambda: sampling.transport(loaded, z_low, text_BLD, noise, rules=parts.rules)

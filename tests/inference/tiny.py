@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
+from fv_jax.core.abstract import abstract
 from fv_jax.data.text import TextConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
@@ -52,7 +54,7 @@ def random(shapes: Any, scale: float) -> Any:
 
 
 def vae() -> VAE:
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: VAE(VAE_CONFIG, rngs=nnx.Rngs(0))))
+    graphdef, shapes = nnx.split(abstract(functools.partial(VAE, VAE_CONFIG)))
     return nnx.merge(graphdef, random(shapes, 0.1))
 
 

@@ -42,7 +42,7 @@ def test_what_a_number_is_kept_in_does_not_matter():
 
 def test_a_vae_has_one_digest_in_every_kind_of_file(tmp_path):
     config = VAEConfig(base_channels=32, multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=4)
-    graphdef, abstract = nnx.split(nnx.eval_shape(sources.creator(config)))
+    graphdef, abstract = nnx.split(sources.shapes(config))
     network = nnx.merge(graphdef, tiny.random(abstract, 0.2))
     known = parameters_digest(keymap.parameters_of(nnx.state(network)))
     for name in ('3d-vae.pt', 'vae.safetensors'):
@@ -57,7 +57,7 @@ def test_a_vae_has_one_digest_in_every_kind_of_file(tmp_path):
 
 def test_a_dit_is_no_vae(tmp_path):
     config = dataclasses.replace(tiny.DIT, num_layers=2)
-    graphdef, abstract = nnx.split(nnx.eval_shape(sources.creator(config)))
+    graphdef, abstract = nnx.split(sources.shapes(config))
     weights.save_official(tmp_path / 'stage2.pt', nnx.merge(graphdef, tiny.random(abstract, 0.2)))
     with pytest.raises(ValueError, match='holds a DiT, not a VAE'):
         weights.vae_digest(str(tmp_path / 'stage2.pt'))

@@ -49,7 +49,7 @@ def load(arrays, table=TABLE):
     tensors = {key: stored(x) for key, x in arrays.items()}
     keymap.check('file.pt', tensors, table)
     specs = {name: leaf for name, (_, leaf) in keymap.leaves_of(nnx.state(nnx.eval_shape(Net))).items()}
-    return keymap.module_of(Net, keymap.parameters(tensors, table, specs))
+    return keymap.module_of(nnx.eval_shape(Net), keymap.parameters(tensors, table, specs))
 
 
 def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):

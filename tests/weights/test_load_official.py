@@ -74,7 +74,7 @@ def test_every_full_size_tensor_is_consumed(full_size, name, count, config):
     table = full_size_table(name, tensors, config)
     keymap.check(name, tensors, table)
     # The rows are the abstract network's parameters, each of as many numbers as the tensors that make it.
-    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    leaves = keymap.leaves_of(nnx.state(sources.shapes(config)))
     assert leaves.keys() == {row.ours for row in table.rows}
     for row in table.rows:
         made_of = sum(int(np.prod(shape)) for i in table.layers_of(row) for _, shape in table.tensors(row, i))
@@ -83,7 +83,7 @@ def test_every_full_size_tensor_is_consumed(full_size, name, count, config):
 
 @pytest.mark.parametrize(('name', 'count', 'config'), FULL_SIZE)
 def test_every_full_size_tensor_is_produced_again(full_size, name, count, config):
-    leaves = keymap.leaves_of(nnx.state(nnx.eval_shape(sources.creator(config))))
+    leaves = keymap.leaves_of(nnx.state(sources.shapes(config)))
     dtype = np.dtype(np.float32)
     values = {key: Parameter(leaf.shape, dtype, lambda: np.ones((1,), dtype)) for key, (_, leaf) in leaves.items()}
     specs, _ = keymap.official(values, full_size_table(name, full_size[name], config))
@@ -194,7 +194,7 @@ LORA = LoRAConfig(rank=4, alpha=2.0, targets=('qkv', 'mlp'))
 def with_lora():
     """Random numbers, and in the last layer no LoRA on the first linear of the MLP."""
     config = dataclasses.replace(SMALL, lora=LORA)
-    graphdef, abstract = nnx.split(nnx.eval_shape(dit.create(config)))
+    graphdef, abstract = nnx.split(sources.shapes(config))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), abstract)
     network = nnx.merge(graphdef, jax.tree.map(jax.numpy.asarray, state))

@@ -11,7 +11,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.models.lora import LoRAConfig, LoRAParam, merge_lora
 from fv_jax.weights import compact, keymap, save_official, starting_dit
 from fv_jax.weights.embedded import VAE_TINY
-from fv_jax.weights.sources import creator
+from fv_jax.weights.sources import shapes
 from tests.inference import tiny
 
 LORA = LoRAConfig(rank=3, targets=('qkv', 'modulation'))
@@ -21,7 +21,7 @@ KEY = jax.random.key(0)
 
 
 def network(config):
-    graphdef, abstract = nnx.split(nnx.eval_shape(creator(config)))
+    graphdef, abstract = nnx.split(shapes(config))
     return nnx.merge(graphdef, tiny.random(abstract, 0.2))
 
 
