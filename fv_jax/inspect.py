@@ -85,7 +85,7 @@ def _main(argv: Sequence[str]) -> int:
         raise UsageError(f'--depth={arguments.depth}: must be at least 1')
     jax.config.update('jax_platforms', 'cpu')
     if not arguments.path.exists():
-        raise FileNotFoundError(f'{arguments.path}: is not there')
+        raise FileNotFoundError(f'{arguments.path}: is not there; name the folder of a run or export, or weights')
     if weights.is_weights(arguments.path):
         if arguments.step is not None or arguments.verify:
             raise UsageError('--step, --verify: are for folders with checkpoints')

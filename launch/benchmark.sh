@@ -7,6 +7,9 @@
 #   bash launch/benchmark.sh --gpu [--tokens N,N] [--size FxHxW] [--json FILE]      attention, and stage 2 at full width
 #   bash launch/benchmark.sh --protections [--rounds N] [--json FILE]    what the protections of a run cost
 set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [[ ${1:-} == --help ]]; then show_help && exit 0; fi
 cd "$(dirname "$0")/.."
 program=dit_vs_torch
 case ${1:-} in

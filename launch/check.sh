@@ -4,6 +4,9 @@
 # Installs the dev extra into that Python's environment, then lint, the import order and the tests, in parts.
 # A part that fails stops the run. A part over its budget (seconds, on two cores) is said aloud and does not fail.
 set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_or "${1:-}"
 
 BUDGET_INSTALL=80
 BUDGET_LINT=10

@@ -14,6 +14,14 @@ fail() {
 # The comment at the head of the script, without its marks.
 show_help() { sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"; }
 
+# help_or FIRST: for scripts that take a folder, or nothing: their help, or that an option is none of theirs.
+help_or() {
+  case $1 in
+    --help) show_help && exit 0 ;;
+    -*) fail "$1: no such option; see --help" ;;
+  esac
+}
+
 # read_options "VALUES" "SWITCHES" ARGUMENT...: --some-name=X or --some-name X sets some_name, a switch sets it to yes, and
 # what follows -- is `command`. A script gives its variables their defaults before.
 read_options() {

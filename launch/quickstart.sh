@@ -5,6 +5,9 @@
 # comes with the package, enhances held-out shots and writes FOLDER/result: input, bilinear, enhanced and truth side by
 # side as mp4, contact_sheet.png and report.json. Run it again to go on where it stopped.
 set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_or "${1:-}"
 
 PYTHON="${PYTHON:-python3}"
 if [[ $PYTHON == */* ]]; then PYTHON="$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON")"; fi

@@ -4,6 +4,9 @@
 # FOLDER/phase1 ... phase3 are the runs (configs/stage2.py:phase1 ...). Flags are given to all three phases. --tiny takes
 # minutes a phase on two CPU cores: the film and the small VAE that come with the package, and nothing to prepare.
 set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_or "${1:-}"
 
 PYTHON="${PYTHON:-python3}"
 folder="${1:?usage: bash launch/train_stage2.sh FOLDER [--tiny] [--config.FIELD=VALUE ...]}"

@@ -41,8 +41,9 @@ def load(folder: Path) -> Stored:
     """
     path = folder / LATENTS
     if not path.is_file():
-        numbers = sorted(p.parent.name for p in folder.glob(f'*/{LATENTS}')) if folder.is_dir() else []
-        hint = f'; choose one in it: {folder}/{numbers[0]}' if numbers else ''
+        run = folder if folder.is_dir() else folder.parent
+        found = sorted(run.glob(f'*/{LATENTS}'))
+        hint = f'; there is {found[0].parent}' if found else ''
         raise ValueError(f'{folder}: holds no stored preview (no {LATENTS}){hint}')
     changed = f'{folder}: was changed since it was stored'
     try:

@@ -69,6 +69,10 @@ def make_previews(
     batch = batch or batch_size(settings.frames, settings.size)
     folders, shown_all = [], []
     started = time.monotonic()
+    say(
+        f'making {len(rows.prompts)} preview(s) of {settings.frames}x{settings.size[0]}x{settings.size[1]} in '
+        f'{settings.num_steps} steps, after compiling what is new'
+    )
     for previews in fv.preview_batches(*rows, settings, batch_size=batch, note=noted(say)):
         run.mkdir(exist_ok=True)
         for preview in previews:
@@ -100,6 +104,10 @@ def make_videos(
     seeds = [preview.seed if seed is None else seed for preview in previews]
     left = iter(outputs)
     started = time.monotonic()
+    say(
+        f'enhancing {len(previews)} preview(s) to {size[0]}x{size[1]} in {settings.num_steps} steps, after compiling '
+        'what is new'
+    )
     for videos in fv.enhance_batches(previews, seeds, settings, batch_size=batch, note=noted(say)):
         for video in videos:
             output = next(left)

@@ -140,7 +140,7 @@ def test_where_nothing_is_stored(tmp_path):
     with pytest.raises(ValueError, match='none: holds no stored preview'):
         run_folder.load(tmp_path / 'none')
     run_folder.store(tmp_path / '4', preview(), fps=8, crf=18)
-    with pytest.raises(ValueError, match=rf'choose one in it: {tmp_path}/4'):
+    with pytest.raises(ValueError, match=rf'there is {tmp_path}/4'):
         run_folder.load(tmp_path)
 
 

@@ -16,6 +16,7 @@ TRAIN = ('python', '-m', 'fv_jax.train', '--config=configs/stage2.py', "--config
 TPU_VM = ('--name=run1', '--zone=us-east5-b', '--project=mine')
 JOBSET = ('--name=run1', '--image=registry/fv_jax:tpu', '--claim=disk')
 XPK = ('--name=run1', '--image=registry/fv_jax:tpu', '--cluster=c', '--zone=us-east5-a', '--project=mine')
+SOURCED = ('common.sh', 'slices.sh')  # no commands
 SLURM = ('--name=run1', '--nodes=2', '--gpus=8', '--time=2-00:00:00')
 
 CASES = {
@@ -80,10 +81,10 @@ def test_a_tool_that_fails_ends_the_script(tmp_path, case):
 # --- wrong usage ---
 
 
-@pytest.mark.parametrize('script', ['tpu_vm.sh', 'jobset.sh', 'xpk.sh', 'slurm.sh', 'run.sh', 'env.sh'])
-def test_help(script):
-    result = launch(script, '--help')
-    assert result.returncode == 0
+@pytest.mark.parametrize('script', [path.name for path in sorted(LAUNCH.glob('*.sh')) if path.name not in SOURCED])
+def test_help(script, tmp_path):
+    result = launch(script, '--help', home=tmp_path)
+    assert result.returncode == 0 and not list(tmp_path.iterdir())
     assert f'bash launch/{script}' in result.stdout
     assert '#' not in result.stdout[:1] and 'set -e' not in result.stdout
 
