@@ -8,7 +8,8 @@ import pytest
 from tests.benchmarks import gpu_speed
 
 
-def test_attention_step_and_sampler(tmp_path, capsys):
+def test_attention_step_and_sampler(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_speed, 'EXACT_TOKENS', 64)
     file = tmp_path / 'speed.json'
     flags = ['--tokens=64,100', '--size=9x32x48', '--config=configs/stage2.py:smoke', '--rounds=2', f'--json={file}']
     assert gpu_speed.main(flags) == 0
