@@ -234,11 +234,12 @@ def _tiny(config: ConfigDict) -> None:
 
 def _sprites(config: ConfigDict) -> None:
     config.stage.dit.update(embed_dim=128, num_heads=2, num_layers=4, mlp_dim=512, cond_dim=32)
-    config.data.update(train='sprites:160', heldout='sprites', height=256, width=384, weak={'low': 4.0, 'high': 4.0})
+    # The stage that comes with the package: five minutes on an H200.
+    config.data.update(train='sprites:1200', heldout='sprites', height=256, width=384, weak={'low': 4.0, 'high': 4.0})
     config.data.cache = {'low_variants': 1, 'crop': (16, 24)}
-    config.data.loader.update(batch_size=4, num_threads=1)
+    config.data.loader.update(batch_size=8, num_threads=4)
     config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
-    config.loop.update(num_steps=1500, eval_every=500, save_every=250, log_every=20)
+    config.loop.update(num_steps=6000, eval_every=2000, save_every=1000, log_every=100)
 
 
 def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:

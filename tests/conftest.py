@@ -7,9 +7,12 @@ makes the tests quick, most of whose time goes into compiling:
   workers, empty at its start and gone at its end, so that no test passes on what an earlier run compiled; programs that
   a test starts do not see it: one that is killed would leave half an entry.
 
+* Garbage is looked for rarely: to walk through all that JAX keeps took a fifth of the time.
+
 And Ctrl-C, which a shell's background jobs ignore, is heard by what a test starts.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -22,6 +25,8 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 import jax
 import pytest
 
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

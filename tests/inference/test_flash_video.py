@@ -1,6 +1,7 @@
 """Prompt to preview to video, with two small random stages."""
 
 import dataclasses
+import gc
 import inspect
 import warnings
 
@@ -224,6 +225,7 @@ def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
         return generate(*args, **kwargs)
 
     fv.first.text.open = opened
+    gc.collect()  # what wrote the folder
     monkeypatch.setattr(sampling, 'generate', generated)
     fv.preview('a ladybug')
     assert alive == [1, 0]
