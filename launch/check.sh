@@ -46,13 +46,15 @@ part() {
 has_tests() { [[ -n $(find "$1" -name 'test_*.py' -print -quit 2>/dev/null) ]]; }
 
 # tests NAME BUDGET FOLDER...: one pytest run as a part of its own; a folder without tests yet is said, not hidden.
+# WORKERS: a third one where much is waiting for other processes.
+WORKERS=2
 tests() {
   local name=$1 budget=$2 folder folders=()
   shift 2
   for folder in "$@"; do
     if has_tests "$folder"; then folders+=("$folder"); else printf '\n== %s: no tests in %s\n' "$name" "$folder"; fi
   done
-  ((${#folders[@]} == 0)) || part "$name" "$budget" "$PYTHON" -m pytest -q -n 2 --dist loadfile "${folders[@]}"
+  ((${#folders[@]} == 0)) || part "$name" "$budget" "$PYTHON" -m pytest -q -n "$WORKERS" --dist loadfile "${folders[@]}"
 }
 
 install() {
@@ -82,10 +84,10 @@ tests unit "$BUDGET_UNIT" "${unit_folders[@]}"
 
 # The number of devices is fixed when a process first asks for one: these tests get processes of their own.
 export XLA_FLAGS="--xla_force_host_platform_device_count=8 ${XLA_FLAGS:-}"
-tests 'several devices' "$BUDGET_DEVICES" tests/parallel
+WORKERS=3 tests 'several devices' "$BUDGET_DEVICES" tests/parallel
 export XLA_FLAGS="${XLA_FLAGS#--xla_force_host_platform_device_count=8 }"
 
-tests 'end to end' "$BUDGET_E2E" tests/e2e
+WORKERS=3 tests 'end to end' "$BUDGET_E2E" tests/e2e
 tests 'absent TPU' "$BUDGET_TPU" tests/tpu # skipped without libtpu
 
 printf '\n== all parts passed under %s\n' "$("$PYTHON" --version)"
