@@ -141,8 +141,9 @@ class _Latents:
         rng = np.random.default_rng([self.config.seed, number])
         video = to_float(video_io.decode(record['video']).frames)
         rest = {key: value for key, value in record.items() if key != 'video'}
-        made = latent_cache.encode_pair(video, self.config.degradation, self.config.low_variants, self.vae, rng)
-        return rest | made
+        # One at a time: a twin is as large as its clip.
+        twins = (self.config.degradation.twin(video, rng) for _ in range(self.config.low_variants))
+        return rest | latent_cache.encode_pair(video, twins, self.vae)
 
 
 def _latents(config: clips.LatentsConfig) -> _Latents | None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# launch/check.sh once more (bash launch/check_py312.sh), under Python 3.12, in a virtual environment that is removed afterwards.
+# launch/check.sh once more, under Python 3.12, in a virtual environment that is removed afterwards:
+#   bash launch/check_py312.sh
 # The interpreter is PYTHON312 if set, else python3.12 on the PATH, else one that pyenv keeps.
 set -euo pipefail
 # shellcheck source=launch/common.sh

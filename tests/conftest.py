@@ -6,7 +6,6 @@ makes the tests quick, most of whose time goes into compiling:
 * What one test compiled, no other one compiles again. The cache is a folder of this run of pytest, shared by its
   workers, empty at its start and gone at its end, so that no test passes on what an earlier run compiled; programs that
   a test starts do not see it: one that is killed would leave half an entry.
-
 * Garbage is looked for rarely: to walk through all that JAX keeps took a fifth of the time.
 
 And Ctrl-C, which a shell's background jobs ignore, is heard by what a test starts.

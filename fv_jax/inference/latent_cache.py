@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 
 from fv_jax.core import config as config_lib
 from fv_jax.data.bad_records import BadRecords
-from fv_jax.data.degradations import Degradation
 from fv_jax.data.loader import Part, Shards, Source, Stream
 from fv_jax.data.pipeline import DataConfig, Group, training_pixels
 from fv_jax.data.records import RecordWriter, list_shards
@@ -101,7 +100,7 @@ def cached_latents(
             try:
                 clip, twins = clip_and_twins.result()
                 text = {'text': clip['text_LD']} if 'text_LD' in clip else {}
-                writer.write(_latents(clip['high_res_FHWC'], twins, vae) | text)
+                writer.write(encode_pair(clip['high_res_FHWC'], twins, vae) | text)
             except ValueError as error:
                 bad.report(name, error)
             if i + 1 == len(records) or time.monotonic() - said > _PROGRESS_S:
@@ -124,14 +123,16 @@ def vae_stamp(digest: str) -> dict[str, Any]:
     return {'vae': digest, 'chunks': list(vae_chunking.ENCODE_CHUNKS)}
 
 
-def encode_pair(
-    high_res: np.ndarray, degradation: Degradation, variants: int, vae: JittedVAE, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """The latents of a clip FHWC in [-1, 1] and of so many (K) low-quality twins of it, float16: z_high (F', H', W', C)
-    and z_low (K, F', H', W', C).
+def encode_pair(high_res: np.ndarray, twins: Iterable[np.ndarray], vae: JittedVAE) -> dict[str, np.ndarray]:
+    """The latents of a clip FHWC in [-1, 1] and of its K low-quality twins, float16: z_high (F', H', W', C) and z_low
+    (K, F', H', W', C).
     """
 
-    return _latents(high_res, [degradation.twin(high_res, rng) for _ in range(variants)], vae)
+    def latents(video_FHWC: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
+
+    z_high, z_low = latents(high_res), [latents(twin) for twin in twins]
+    return {'z_high': z_high, 'z_low': np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)}
 
 
 def _made_ahead(records: Part, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:
@@ -156,14 +157,6 @@ def _made_ahead(records: Part, transform: Transform, config: DataConfig) -> Iter
         finally:
             for _, future in waiting:
                 future.cancel()
-
-
-def _latents(high_res: np.ndarray, twins: Sequence[np.ndarray], vae: JittedVAE) -> dict[str, np.ndarray]:
-    def latents(video_FHWC: np.ndarray) -> np.ndarray:
-        return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
-
-    z_high, z_low = latents(high_res), [latents(twin) for twin in twins]
-    return {'z_high': z_high, 'z_low': np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)}
 
 
 def _stamp(config: DataConfig, name: str, records: int, made_by: str) -> str:
