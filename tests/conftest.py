@@ -1,8 +1,9 @@
 """For every test: the CPU (unless the environment asks for a device), no silent broadcasting between ranks, and what
 makes the tests quick, most of whose time goes into compiling:
 
-* Programs that LLVM optimizes little. What runs slower is too small to show it; no tolerance is wider for it. With
-  JAX_DISABLE_MOST_OPTIMIZATIONS=false, as launch/check.sh runs tests/parity, they are those that are used.
+* Programs that are optimized little, by XLA's emitters of before. What runs slower is too small to show it; no
+  tolerance is wider for it. With JAX_DISABLE_MOST_OPTIMIZATIONS=false, as launch/check.sh runs tests/parity, they are
+  those that are used.
 * What one test compiled, no other one compiles again. The cache is a folder of this run of pytest, shared by its
   workers, empty at its start and gone at its end, so that no test passes on what an earlier run compiled; programs that
   a test starts do not see it: one that is killed would leave half an entry.
@@ -24,6 +25,10 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 import jax
 import pytest
 
+from tests import compiling
+
+if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] != 'false':
+    os.environ['XLA_FLAGS'] = f'{compiling.QUICKLY} {os.environ.get("XLA_FLAGS", "")}'
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental.compilation_cache import compilation_cache
 
 from fv_jax.core import speed
+from tests import compiling
 from tests.inference import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def lowres(workdir: Path, vae: Path, *more: str) -> list[str]:
 
 def environment(compiled: Path | None = None, devices: int = 1) -> dict[str, str]:
     """Of a process of its own. compiled: a folder where it finds what others have compiled."""
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    flags = f'{compiling.QUICKLY} --xla_force_host_platform_device_count={devices}'
     found = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true', 'XLA_FLAGS': flags}
     if compiled is not None:
         found |= {
