@@ -1,5 +1,7 @@
 """The VAE's convolutions and its group norm: references in numpy, causality, caches, dtypes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,15 @@ import pytest
 from flax import nnx
 
 from fv_jax.models import conv
-from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv
+from fv_jax.models.conv import CausalConv3d, FrameConv, Frames, GroupNorm, PointwiseConv
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def clip(x):
+    return Frames.of(jnp.asarray(x))
 
 
 def causal(dtype='float32', channels=(2, 3)):
@@ -22,11 +28,11 @@ def causal(dtype='float32', channels=(2, 3)):
 
 def conv3d_in_numpy(x, kernel):
     """Valid in time, zeros around the picture: the definition, tap by tap."""
-    frames, (height, width) = x.shape[1] - 2, x.shape[2:4]
+    frames, (height, width) = x.shape[1] - len(kernel) + 1, x.shape[2:4]
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).astype(np.float64)
     return sum(
         padded[:, t : t + frames, i : i + height, j : j + width] @ kernel[t, i, j]
-        for t in range(3)
+        for t in range(len(kernel))
         for i in range(3)
         for j in range(3)
     )
@@ -35,27 +41,58 @@ def conv3d_in_numpy(x, kernel):
 # Convolutions.
 
 
-@pytest.mark.parametrize('formulation', [conv._conv3d_native, conv._conv3d_by_frames, conv.conv3d])
-def test_both_formulations_are_the_convolution(formulation):
-    x, kernel = normal(2, 5, 4, 6, 3), normal(3, 3, 3, 3, 5, seed=1)
-    got = formulation(jnp.asarray(x), jnp.asarray(kernel))
-    assert got.shape == (2, 3, 4, 6, 5)
-    np.testing.assert_allclose(got, conv3d_in_numpy(x, kernel), atol=1e-4)
+def read(x):
+    """A clip whose frames are made on reading: here doubled, and with what belongs to each frame, and to all, added."""
+    each, shared = normal(2, 5, 1, 1, 3, seed=2), normal(2, 1, 1, 1, 3, seed=3)
+    parts = tuple(jnp.asarray(part) for part in (x, each, shared))
+    return Frames(lambda x, each, shared: x + each + shared, parts).map(lambda x: 2 * x), 2 * (x + each + shared)
+
+
+@pytest.mark.parametrize('narrow', [2, 32])
+@pytest.mark.parametrize('taps', [1, 3])
+@pytest.mark.parametrize('began', [True, False])
+@pytest.mark.parametrize('form', [conv._at_once, conv._one_by_one])
+def test_both_forms_are_the_convolution(form, began, taps, narrow, monkeypatch):
+    monkeypatch.setattr(conv, 'NARROW', narrow)
+    x, made = read(normal(2, 5, 4, 6, 3))
+    kernel, bias = normal(taps, 3, 3, 3, 5, seed=1), normal(1, 1, 1, 5, seed=4)
+    past = normal(2, taps - 1, 4, 6, 3, seed=5) if began else np.repeat(made[:, :1], taps - 1, axis=1)
+    y, last = form(x, jnp.asarray(past) if began else None, jnp.asarray(kernel), jnp.asarray(bias), 1)
+    seen = np.concatenate([past, made], axis=1)
+    np.testing.assert_allclose(y, conv3d_in_numpy(seen, kernel) + bias, atol=1e-4)
+    np.testing.assert_allclose(last, seen[:, 5:], atol=1e-6)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_both_forms_have_the_same_gradients(stride):
+    arrays = normal(2, 5, 4, 6, 3), normal(2, 5, 1, 1, 3, seed=1), normal(2, 2, 4, 6, 3, seed=2), normal(3, 3, 3, 3, 5)
+
+    def loss(form, x, each, past, kernel):
+        read = Frames(lambda x, each: jnp.tanh(x * each), (x, each))
+        y, last = form(read, past, kernel, jnp.zeros((1, 1, 1, 5)), stride)
+        return jnp.sum(jnp.square(y)) + jnp.sum(last)
+
+    found = [
+        jax.grad(functools.partial(loss, form), range(4))(*map(jnp.asarray, arrays))
+        for form in (conv._at_once, conv._one_by_one)
+    ]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
 
 
 def test_the_past_of_a_first_frame_is_that_frame():
     layer, x = causal(), normal(1, 4, 3, 5, 2)
     past = np.repeat(x[:, :1], 2, axis=1)
     expected = conv3d_in_numpy(np.concatenate([past, x], axis=1), np.asarray(layer.kernel[...]))
-    y, _ = layer(jnp.asarray(x), None)
+    y, _ = layer(clip(x), None)
     np.testing.assert_allclose(y, expected + np.asarray(layer.bias[...]), atol=1e-5)
 
 
 def test_a_picture_is_a_clip_that_stands_still():
     layer, x = causal(), jnp.asarray(normal(1, 1, 3, 5, 2))
-    picture, cache = layer(x, None)
-    clip, _ = layer(jnp.repeat(x, 4, axis=1), None)
-    np.testing.assert_allclose(picture, clip[:, -1:], atol=1e-6)
+    picture, cache = layer(clip(x), None)
+    still, _ = layer(clip(jnp.repeat(x, 4, axis=1)), None)
+    np.testing.assert_allclose(picture, still[:, -1:], atol=1e-6)
     np.testing.assert_array_equal(cache, jnp.repeat(x, 2, axis=1))
 
 
@@ -63,7 +100,7 @@ def test_a_picture_is_a_clip_that_stands_still():
 def test_no_frame_sees_the_future(frame):
     """By gradients: of the output at one frame, to the input at every frame."""
     layer, x = causal(), jnp.asarray(normal(1, 5, 3, 3, 2))
-    gradient = jax.grad(lambda x: jnp.sum(jnp.square(layer(x, None)[0][:, frame])))(x)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.square(layer(clip(x), None)[0][:, frame])))(x)
     seen = np.abs(np.asarray(gradient)).max((0, 2, 3, 4)) > 0
     assert seen.tolist() == [frame - 2 <= f <= frame for f in range(5)]
 
@@ -71,10 +108,10 @@ def test_no_frame_sees_the_future(frame):
 @pytest.mark.parametrize('chunks', [(3, 2, 4), (1, 1, 7), (8, 1)])
 def test_chunks_with_caches_are_the_whole(chunks):
     layer, x = causal(), jnp.asarray(normal(2, 9, 3, 4, 2))
-    whole, last = layer(x, None)
+    whole, last = layer(clip(x), None)
     parts, cache, start = [], None, 0
     for size in chunks:
-        part, cache = layer(x[:, start : start + size], cache)
+        part, cache = layer(clip(x[:, start : start + size]), cache)
         parts.append(part)
         start += size
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)
@@ -84,8 +121,8 @@ def test_chunks_with_caches_are_the_whole(chunks):
 
 def test_a_cache_matters():
     layer, x = causal(), jnp.asarray(normal(1, 2, 3, 3, 2))
-    fresh, _ = layer(x, None)
-    after, _ = layer(x, jnp.asarray(normal(1, 2, 3, 3, 2, seed=3)))
+    fresh, _ = layer(clip(x), None)
+    after, _ = layer(clip(x), jnp.asarray(normal(1, 2, 3, 3, 2, seed=3)))
     assert np.abs(fresh - after)[:, 0].max() > 0.1
 
 
@@ -100,16 +137,16 @@ def test_halving_pads_right_and_below_only():
     padded = np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)))
     kernel = np.asarray(layer.kernel[...])
     expected = sum(padded[:, :, i : i + 3 : 2, j : j + 5 : 2] @ kernel[i, j] for i in range(3) for j in range(3))
-    y = layer(jnp.asarray(x))
+    y = layer(clip(x))
     assert y.shape == (1, 2, 2, 3, 2)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_a_convolution_of_frames_keeps_the_size_and_the_frames_apart():
     layer, x = FrameConv(2, dtype='float32', rngs=nnx.Rngs(0)), jnp.asarray(normal(1, 3, 4, 6, 2))
-    y = layer(x)
+    y = layer(clip(x))
     assert y.shape == x.shape
-    np.testing.assert_allclose(y[:, 1:2], layer(x[:, 1:2]), atol=1e-6)
+    np.testing.assert_allclose(y[:, 1:2], layer(clip(x[:, 1:2])), atol=1e-6)
 
 
 @pytest.mark.parametrize('shape', [(3, 3, 3, 16, 64), (3, 3, 64, 64), (256, 256)])
@@ -136,7 +173,7 @@ def test_a_group_is_its_channels_in_all_frames_rows_and_columns():
     scale, bias = normal(6, seed=1), normal(6, seed=2)
     norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
     expected = group_norm_in_numpy(x, 3, 1e-6) * scale + bias
-    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x)).whole(), expected, atol=1e-5)
 
 
 def test_the_eps_is_a_millionth():
@@ -144,7 +181,7 @@ def test_the_eps_is_a_millionth():
     d = 1e-3
     x = np.full((1, 2, 4, 4, 4), d, np.float32)
     x[:, :, ::2] *= -1
-    normed = np.asarray(GroupNorm(4, 2)(jnp.asarray(x)))
+    normed = np.asarray(GroupNorm(4, 2)(jnp.asarray(x)).whole())
     np.testing.assert_allclose(np.abs(normed), d / np.sqrt(d**2 + 1e-6), rtol=1e-4)
     np.testing.assert_array_equal(np.sign(normed), np.sign(x))
 
@@ -152,7 +189,7 @@ def test_the_eps_is_a_millionth():
 def test_a_large_offset_does_not_drown_the_variance():
     """Centred first: the mean of squares minus the square of the mean would lose everything here."""
     x = 1000 + 0.1 * normal(1, 4, 8, 8, 4)
-    np.testing.assert_allclose(GroupNorm(4, 2)(jnp.asarray(x)), group_norm_in_numpy(x, 2, 1e-6), atol=0.02)
+    np.testing.assert_allclose(GroupNorm(4, 2)(jnp.asarray(x)).whole(), group_norm_in_numpy(x, 2, 1e-6), atol=0.02)
 
 
 # Dtypes and axes.
@@ -160,11 +197,11 @@ def test_a_large_offset_does_not_drown_the_variance():
 
 def test_convolutions_compute_in_their_dtype_and_norms_in_float32():
     x = jnp.asarray(normal(1, 3, 4, 4, 2), jnp.bfloat16)
-    y, cache = causal('bfloat16')(x, None)
+    y, cache = causal('bfloat16')(clip(x), None)
     assert y.dtype == cache.dtype == jnp.bfloat16
     assert PointwiseConv(2, 3, dtype='bfloat16', rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
-    assert FrameConv(2, dtype='bfloat16', rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
-    normed = GroupNorm(2, 1)(x)
+    assert FrameConv(2, dtype='bfloat16', rngs=nnx.Rngs(0))(clip(x)).dtype == jnp.bfloat16
+    normed = GroupNorm(2, 1)(x).whole()
     assert normed.dtype == jnp.float32
     np.testing.assert_allclose(normed, group_norm_in_numpy(np.asarray(x, np.float32), 1, 1e-6), atol=1e-5)
 
