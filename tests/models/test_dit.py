@@ -271,7 +271,8 @@ def test_remat_computes_again(inputs):
     # The linears' and attention's results are kept by `dots`; what lies between them (here GELU's tanh) is not, nor
     # are attention's logits.
     assert count('none', 'tanh') < count('dots', 'tanh')
-    assert count('dots', 'dot_general') <= count('none', 'dot_general') + 1
+    swaps = 2  # of rotary pairs, of queries and of keys: matrices for accelerators, quickly done again
+    assert count('dots', 'dot_general') <= count('none', 'dot_general') + 1 + swaps
     assert count('dots', 'dot_general') + 5 <= count('full', 'dot_general')
 
 

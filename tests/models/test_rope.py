@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fv_jax.models import rope as rope_lib
 from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
 
 
@@ -70,3 +71,9 @@ def test_another_size_gives_another_table():
 def test_float32_whatever_comes_in():
     x = jnp.ones((1, 4, 1, 16), jnp.bfloat16)
     assert apply_rope(x, rope_table(1, 2, 2, 16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('form', [rope_lib._rolled, rope_lib._multiplied, rope_lib.swap_pairs])
+def test_pairs_are_swapped_exactly(form):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3, 32)) * 1e3, jnp.float32)
+    np.testing.assert_array_equal(form(x).reshape(-1, 2), x.reshape(-1, 2)[:, ::-1])
