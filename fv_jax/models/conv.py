@@ -42,7 +42,7 @@ class Frames:
 
     A convolution on TPU and GPU takes one frame after another: what lies between it and what is in memory, norms and
     activations in float32 at full size, then never is there as a whole clip. 9 frames of 1072x1920 decoded on eight
-    chips take 3.3 GiB of each so and 10.3 at once, in less than half of the cycles (as the compiler counts them).
+    chips take 3.4 GiB of each so and 10.3 at once, in less than half of the cycles (as the compiler counts them).
 
     parts: (B, F, ...) each, or (B, 1, ...) where all frames share it. make: these, or a frame of each, to the clip's
     frames (B, F, H, W, C), or to its frame (B, H, W, C).

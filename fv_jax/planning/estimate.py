@@ -3,7 +3,7 @@
     training   gradients as wide as the parameters, twice with microbatches; of one microbatch what `remat` keeps of
                every layer, and the work of one layer
     sampling   the work of one layer
-    VAE        six of the widest activations, as libtpu's programs for 1072x1920 take
+    VAE        five of the widest activations: four to five are what libtpu's programs for 1072x1920 take
 
 A layer's work: float32 norms and gates, queries, keys, values and their gradients, the MLP's inner activation twice,
 and the keys and values of all tokens where they are gathered.
@@ -14,7 +14,7 @@ import math
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
 
-_ACTIVATIONS = 6
+_ACTIVATIONS = 5
 
 
 def dit_layer(config: DiTConfig, tokens: float, all_tokens: float) -> float:
