@@ -112,6 +112,8 @@ def _one_by_one(
 
     past = jnp.repeat(x.first[:, None], len(kernel) - 1, axis=1) if past is None else past
     parts = [jnp.broadcast_to(part, (part.shape[0], x.length, *part.shape[2:])) for part in x.parts]
+    # A gradient makes the frames again: kept, they took more memory than whole clips do, and so they take half of it.
+    step = jax.checkpoint(step, prevent_cse=False)
     last, y_FBHWC = lax.scan(step, tuple(jnp.moveaxis(past, 1, 0)), tuple(jnp.moveaxis(part, 1, 0) for part in parts))
     # Of a kernel of one frame, none.
     last = jnp.concatenate([past[:, :0], *(frame[:, None] for frame in last)], axis=1)
