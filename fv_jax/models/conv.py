@@ -44,7 +44,7 @@ class Frames:
     activations in float32 at full size, then never is there as a whole clip. 9 frames of 1072x1920 decoded on eight
     chips take 3.4 GiB of each so and 10.3 at once, in less than half of the cycles (as the compiler counts them).
 
-    parts: (B, F, ...) each, or (B, 1, ...) where all frames share it. make: these, or a frame of each, to the clip's
+    parts: (B, F, ...) each, with 1 for B or F where all share it. make: these, or a frame of each, to the clip's
     frames (B, F, H, W, C), or to its frame (B, H, W, C).
     """
 
@@ -224,12 +224,12 @@ class GroupNorm(nnx.Module):
         wide = x_BFHWC.astype(jnp.float32)
         mean = self._over_groups(wide.mean((1, 2, 3), keepdims=True))
         var = self._over_groups(jnp.square(wide - mean).mean((1, 2, 3), keepdims=True))
-        scale, bias = lax.rsqrt(var + self.eps) * _per_channel(self.scale), self.bias[...]
+        scale = lax.rsqrt(var + self.eps) * _per_channel(self.scale)
 
-        def make(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
-            return (x.astype(jnp.float32) - mean) * scale + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        def make(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            return (x.astype(jnp.float32) - mean) * scale + bias
 
-        return Frames(make, (x_BFHWC, mean, scale))
+        return Frames(make, (x_BFHWC, mean, scale, _per_channel(self.bias)))
 
     def _over_groups(self, stat_B111C: jax.Array) -> jax.Array:
         grouped = stat_B111C.reshape(*stat_B111C.shape[:-1], self.groups, -1).mean(-1, keepdims=True)
