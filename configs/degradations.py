@@ -20,7 +20,7 @@ STRONG_PROBABILITY = 0.5  # FV
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """See above. The fields are those of `fv_jax.data.degradations.Degradation`."""
+    """See above. The fields are those of `fv_jax.data.degradation.degradations.Degradation`."""
     name, _ = parse_variant(variant, ('weak',))
     if name == 'weak':
         return ConfigDict({'weak': WEAK, 'strong': None, 'strong_probability': 0.0})
@@ -33,7 +33,7 @@ def weak_and_strong() -> dict[str, Any]:
 
 
 def strong() -> dict[str, Any]:
-    """The published second-order model; fields of `fv_jax.data.degradations.StrongConfig`."""
+    """The published second-order model; fields of `fv_jax.data.degradation.degradations.StrongConfig`."""
     return {
         'first': {
             'blur': _blur(probability=1.0, sigma=(0.2, 3.0)),  # RE, RB

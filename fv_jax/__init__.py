@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fv_jax.api import FlashVideo
+    from fv_jax.api import FlashVideo, open_run
 
 __version__ = '0.1.0'
-__all__ = ['FlashVideo']
+__all__ = ['FlashVideo', 'open_run']
 
 
 def __getattr__(name: str) -> Any:
-    """`fv_jax.FlashVideo`, imported when it is first asked for: everything else is an import of its own."""
-    if name == 'FlashVideo':
-        from fv_jax.api import FlashVideo
+    """`fv_jax.FlashVideo` and `fv_jax.open_run` are imported when they are first used; all else is its own import."""
+    if name in __all__:
+        from fv_jax import api
 
-        return FlashVideo
+        return getattr(api, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -28,29 +28,30 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fv_jax import weights
-from fv_jax.checkpoints import streamed
+from fv_jax.checkpoints import streaming
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import files
-from fv_jax.core.abstract import abstract
+from fv_jax.core.abstract_module import abstract
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
-from fv_jax.data.text import BYTES, TextConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAEConfig
-from fv_jax.stages import registry, superres
+from fv_jax.stages import registry, super_res
 from fv_jax.stages.autoencoder import AutoencoderConfig
-from fv_jax.stages.lowres import LowResConfig
+from fv_jax.stages.low_res import LowResConfig
+from fv_jax.text.encoder import BYTES, TextConfig
 from fv_jax.training.state import Network
-from fv_jax.weights import dit, keymap, sources, t5
-from fv_jax.weights.keymap import KeysError, Parameters
-from fv_jax.weights.text import text_stamp
+from fv_jax.weights import reader
+from fv_jax.weights.layouts import key_table, official_dit, t5_folder
+from fv_jax.weights.layouts.key_table import KeysError, Parameters
+from fv_jax.weights.text_encoders import text_stamp
 
 SUFFIXES = ('.pt', '.safetensors')
 UNUSED = 'unused.safetensors'  # in a work directory: what the official file had and nothing reads
 TOKENIZER = ('spiece.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
-T5_FILES = (t5.CONFIG, *TOKENIZER)
+T5_FILES = (t5_folder.CONFIG, *TOKENIZER)
 FRAMES, SIZES = 49, {'lowres': (256, 480), 'superres': (1072, 1920)}  # of the official clips
 OFFICIAL_VAE, OFFICIAL_TEXT = '3d-vae.pt', 't5-v1_1-xxl'  # beside an official file
 
@@ -135,12 +136,12 @@ def _kind(path: Path) -> str:
     """What is to be converted: 'weights' (official or diffusers'), 't5' or 'run'."""
     if path.is_dir() and (path / FOLDER).is_dir():
         return 'run'
-    if path.is_dir() and not (path / t5.CONFIG).is_file():
-        raise UsageError(f"--input={path}: holds neither {FOLDER}, as a run does, nor a model's {t5.CONFIG}")
+    if path.is_dir() and not (path / t5_folder.CONFIG).is_file():
+        raise UsageError(f"--input={path}: holds neither {FOLDER}, as a run does, nor a model's {t5_folder.CONFIG}")
     if path.is_dir():
-        config = files.parse_json((path / t5.CONFIG).read_text())
+        config = files.parse_json((path / t5_folder.CONFIG).read_text())
         if not isinstance(config, dict):
-            raise ValueError(f'{path / t5.CONFIG}: is no configuration of a model')
+            raise ValueError(f'{path / t5_folder.CONFIG}: is no configuration of a model')
         if config.get('model_type') == 't5':
             return 't5'
     return 'weights'
@@ -151,28 +152,28 @@ def _kind(path: Path) -> str:
 
 def _to_run(arguments: argparse.Namespace) -> None:
     _folder_wanted(arguments)
-    source = sources.open_source(arguments.input, param_dtype=arguments.dtype, start_as=arguments.start_as)
+    source = reader.open_source(arguments.input, param_dtype=arguments.dtype, start_as=arguments.start_as)
     values, config = source.parameters(), source.config
     if isinstance(config, VAEConfig) and arguments.dtype == 'bfloat16':
         raise UsageError('--dtype=bfloat16: a VAE is kept in float32')
     if isinstance(config, DiTConfig):
         config = dataclasses.replace(config, dtype=config.param_dtype)
         if arguments.lora == 'merge':
-            values, config = dit.fold_lora(values, config)
+            values, config = official_dit.fold_lora(values, config)
     stage = _stage(config, arguments)
     digests = _digests(stage)
     network = Network.of(registry.build(stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
-    params = {name: keymap.nested(state, values) for name, state in groups.items()}
+    params = {name: key_table.nested(state, values) for name, state in groups.items()}
     meta = {'stage': config_lib.to_dict(stage), 'data': _clips(stage.kind), 'converted_from': str(arguments.input)}
     unused = source.unused()
     with files.replacing(arguments.output.absolute()) as partial:
-        streamed.save(partial, 0, params, meta, digests)
+        streaming.save(partial, 0, params, meta, digests)
         if unused:
             save_file(unused, partial / UNUSED)
     for note in source.notes:
         _say(f'note: {note}')
-    if report := dit.frames_embedding_report(values):
+    if report := official_dit.frames_embedding_report(values):
         _say(report)
     _say(f'{arguments.output}: {_describe(stage.kind, config, values)}')
 
@@ -191,7 +192,7 @@ def _stage(config: DiTConfig | VAEConfig, arguments: argparse.Namespace) -> regi
     vae = arguments.vae or _beside(arguments.input, OFFICIAL_VAE, 'vae')
     text = TextConfig(arguments.text or _beside(arguments.input, OFFICIAL_TEXT, 'text_encoder'))
     if config.embed_source_timestep:
-        return registry.StageConfig('superres', dit=config, superres=superres.OFFICIAL, vae=vae, text=text)
+        return registry.StageConfig('superres', dit=config, superres=super_res.OFFICIAL, vae=vae, text=text)
     return registry.StageConfig('lowres', dit=config, lowres=LowResConfig(), vae=vae, text=text)
 
 
@@ -244,28 +245,30 @@ def _describe(kind: str, config: Any, values: Parameters) -> str:
 
 def _t5_to_run(arguments: argparse.Namespace) -> None:
     _folder_wanted(arguments)
-    config = t5.read_config(arguments.input)
-    tensors, table = t5.read_tensors(arguments.input), t5.table(config)
-    keymap.check(str(arguments.input), tensors, table)
-    config = dataclasses.replace(config, param_dtype=arguments.dtype or sources.stored_dtype(tensors))
+    config = t5_folder.read_config(arguments.input)
+    tensors, table = t5_folder.read_tensors(arguments.input), t5_folder.table(config)
+    key_table.check(str(arguments.input), tensors, table)
+    config = dataclasses.replace(config, param_dtype=arguments.dtype or reader.stored_dtype(tensors))
     state = nnx.state(abstract(functools.partial(T5, config)))
-    values = keymap.parameters(tensors, table, {name: leaf for name, (_, leaf) in keymap.leaves_of(state).items()})
+    values = key_table.parameters(
+        tensors, table, {name: leaf for name, (_, leaf) in key_table.leaves_of(state).items()}
+    )
     meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
     with files.replacing(arguments.output.absolute()) as partial:
-        streamed.save(partial, 0, {'frozen': keymap.nested(state, values)}, meta)
+        streaming.save(partial, 0, {'frozen': key_table.nested(state, values)}, meta)
         _copy_tokenizer(arguments.input, partial)
     _say(f'{arguments.output}: {_describe("t5", config, values)}')
 
 
-def _run_to_t5(arguments: argparse.Namespace, stored: streamed.Stored) -> None:
+def _run_to_t5(arguments: argparse.Namespace, stored: streaming.Stored) -> None:
     if arguments.output.suffix in SUFFIXES:
         raise UsageError(f'--output={arguments.output}: a T5 becomes a folder')
     config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
-    values = keymap.typed_as(stored.arrays(), config.param_dtype)
-    network = keymap.module_of(abstract(functools.partial(T5, config)), values)
+    values = key_table.typed_as(stored.arrays(), config.param_dtype)
+    network = key_table.module_of(abstract(functools.partial(T5, config)), values)
     with files.replacing(arguments.output.absolute()) as partial:
-        t5.save(partial, network)
+        t5_folder.save(partial, network)
         _copy_tokenizer(arguments.input, partial)
     _say(f'{arguments.output}: a T5 folder')
 
@@ -280,25 +283,25 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _from_run(arguments: argparse.Namespace) -> None:
-    stored = streamed.Stored(arguments.input, arguments.step)
+    stored = streaming.Stored(arguments.input, arguments.step)
     if 't5' in stored.meta['config']:
         return _run_to_t5(arguments, stored)
     if arguments.output.suffix not in SUFFIXES:
         raise UsageError(f'--output={arguments.output}: a run becomes a file; it must end in {" or ".join(SUFFIXES)}')
     stage = config_lib.build(registry.StageConfig, stored.meta['config']['stage'], 'config.stage')
     config = stage.dit or stage.autoencoder_net
-    values = keymap.typed_as(stored.arrays())
+    values = key_table.typed_as(stored.arrays())
     _check_architecture(arguments.input, values, config)
     unused = load_file(arguments.input / UNUSED) if (arguments.input / UNUSED).is_file() else None
     with files.replacing(arguments.output.absolute()) as partial:
-        count = sources.write(partial, values, config, lora=arguments.lora, dtype=arguments.dtype, unused=unused)
+        count = reader.write(partial, values, config, lora=arguments.lora, dtype=arguments.dtype, unused=unused)
     size = arguments.output.stat().st_size
     _say(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')
     return None
 
 
 def _check_architecture(run: Path, values: Parameters, config: DiTConfig | VAEConfig) -> None:
-    leaves = keymap.leaves_of(nnx.state(sources.shapes(config)))
+    leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
     wanted = {name: leaf.shape for name, (_, leaf) in leaves.items()}
     there = {name: value.shape for name, value in values.items()}
     different = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))

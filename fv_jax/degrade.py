@@ -15,11 +15,12 @@ import numpy as np
 
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, read_config
 from fv_jax.core.config import ConfigError
-from fv_jax.data import degradations, video_io
-from fv_jax.data.degradations import Degradation
-from fv_jax.data.resizing import crop_to_aspect, resize_uint8
+from fv_jax.data.degradation import degradations
+from fv_jax.data.degradation.degradations import Degradation
+from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.transforms import to_float, to_uint8
-from fv_jax.inference.comparison import contact_sheet
+from fv_jax.data.video import video_io
+from fv_jax.data.video.contact_sheet import contact_sheet
 
 COLUMNS = 3  # strong twins beside each other
 

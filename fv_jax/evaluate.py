@@ -26,24 +26,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
-from fv_jax.core import quality
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries, read_config
 from fv_jax.core.config import ConfigError
-from fv_jax.data import degradations, pipeline, video_io
-from fv_jax.data.degradations import Degradation, StrongConfig, WeakConfig
-from fv_jax.data.records import read_records
-from fv_jax.data.resizing import resize_bilinear
+from fv_jax.data import pipeline
+from fv_jax.data.degradation import degradations
+from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
+from fv_jax.data.numpy_resize import resize_bilinear
+from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import to_uint8
+from fv_jax.data.video import contact_sheet, video_io
 from fv_jax.diffusion import samplers
-from fv_jax.inference import comparison, latent_cache
-from fv_jax.inference.linear_baseline import LinearPredictor
-from fv_jax.inference.pipeline import jit_transport
+from fv_jax.evaluation import metrics
+from fv_jax.evaluation.linear_baseline import LinearPredictor
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.stages.base import Batch, row_keys
-from fv_jax.stages.superres import Draw, SuperRes
+from fv_jax.sampling.clip_enhancer import jit_transport
+from fv_jax.stages.protocol import Batch, row_keys
+from fv_jax.stages.super_res import Draw, SuperRes
+from fv_jax.training.run import latent_cache
+from fv_jax.weights import trained_runs
 
 FPS = 24  # of what is written
 STRATA = 4  # of t, in the loss
@@ -106,7 +108,7 @@ def evaluate(
     checkpoint: Path, output: Path, clips: int, num_steps: int | None, strong: StrongConfig | None = None
 ) -> dict[str, Any]:
     """Does all of it; returns what report.json holds. strong: degrades the clips so; None makes them smaller only."""
-    run = api.open_run(checkpoint)
+    run = trained_runs.open_run(checkpoint)
     for note in run.notes:
         _say(f'note: {note}')
     if not isinstance(run.stage, SuperRes):
@@ -127,12 +129,12 @@ def evaluate(
         figures.append(_figures(clip, enhanced, ceiling))
         _say(f'clip {i}, {clip.factor:.1f} times smaller: enhanced to {figures[-1]["psnr_enhanced"]:.2f} dB')
         videos = _videos(clip, enhanced)
-        video_io.encode(output / f'clip_{i}.mp4', comparison.side_by_side(videos), FPS)
+        video_io.encode(output / f'clip_{i}.mp4', contact_sheet.side_by_side(videos), FPS)
         if i == 0:
             height, width = (side // 2 * 2 for side in clip.small.shape[1:3])  # H.264 takes even sides
             video_io.encode(output / 'small.mp4', to_uint8(clip.small[:, :height, :width]), FPS)
         rows.append((f'clip {i}, {clip.factor:.1f}x', videos))
-    comparison.contact_sheet(rows).save(output / 'contact_sheet.png')
+    contact_sheet.contact_sheet(rows).save(output / 'contact_sheet.png')
     _say('measuring the loss, and fitting the linear predictor that it is compared with')
     report = {
         'checkpoint_step': run.step,
@@ -170,16 +172,16 @@ def _clips(data: pipeline.DataConfig, strong: StrongConfig | None) -> Iterator[C
 def _figures(clip: Clip, enhanced: np.ndarray, ceiling: np.ndarray) -> dict[str, float]:
     """PSNR in dB, to the truth; detail as a share of the ceiling's."""
     enhanced, ceiling = np.clip(enhanced, -1, 1), np.clip(ceiling, -1, 1)
-    full = max(quality.detail(ceiling), 1e-6)
+    full = max(metrics.detail(ceiling), 1e-6)
     return {
         'factor': clip.factor,
-        'psnr_bilinear': quality.psnr(clip.bilinear, clip.truth),
-        'psnr_enhanced': quality.psnr(enhanced, clip.truth),
-        'psnr_vae_ceiling': quality.psnr(ceiling, clip.truth),
-        'detail_bilinear': quality.detail(clip.bilinear) / full,
-        'detail_enhanced': quality.detail(enhanced) / full,
-        'detail_truth': quality.detail(clip.truth) / full,
-        'flicker_enhanced': quality.flicker(enhanced) / max(quality.flicker(ceiling), 1e-6),
+        'psnr_bilinear': metrics.psnr(clip.bilinear, clip.truth),
+        'psnr_enhanced': metrics.psnr(enhanced, clip.truth),
+        'psnr_vae_ceiling': metrics.psnr(ceiling, clip.truth),
+        'detail_bilinear': metrics.detail(clip.bilinear) / full,
+        'detail_enhanced': metrics.detail(enhanced) / full,
+        'detail_truth': metrics.detail(clip.truth) / full,
+        'flicker_enhanced': metrics.flicker(enhanced) / max(metrics.flicker(ceiling), 1e-6),
     }
 
 
@@ -196,7 +198,9 @@ def _videos(clip: Clip, enhanced: np.ndarray) -> dict[str, np.ndarray]:
     return {name: to_uint8(video) for name, video in videos.items()}
 
 
-def _losses(run: api.Run, data: pipeline.DataConfig, checkpoint: Path, held_out: list[Batch]) -> dict[str, float]:
+def _losses(
+    run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: Path, held_out: list[Batch]
+) -> dict[str, float]:
     """The held-out flow-matching loss and the best linear predictor's on the same latents, noise and t."""
     stage, network = run.stage, run.network
     loss = jax.jit(lambda params, draw: stage.loss_of(network.model(**params), draw, rules=SINGLE_DEVICE)[0])
@@ -218,7 +222,7 @@ def _draw(stage: SuperRes, batch: Batch, key: jax.Array, index: int) -> Draw:
     return stage.draw(tiled, row_keys(key, index, STRATA))
 
 
-def _training_latents(run: api.Run, data: pipeline.DataConfig, checkpoint: Path) -> Iterator[Batch]:
+def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: Path) -> Iterator[Batch]:
     """What the run trained on: its cached latents, or its clips encoded now."""
     if data.cache is not None:
         for record in read_records(latent_cache.cached_shards(checkpoint / latent_cache.FOLDER)):

@@ -2,7 +2,7 @@
 
 OUT is a folder, which opens like a run's: the parameters as an Orbax checkpoint, and README.md, the model card. Or it
 is a file, *.safetensors: a small network in float16, with its configuration; a config takes that of a VAE as
-`stage.vae`, and `fv_jax.api.open_run` that of a stage as a run. The file in the package was made so.
+`stage.vae`, and `fv_jax.open_run` that of a stage as a run. The file in the package was made so.
 
     --parameters last        those after the last step, where the run keeps an average too (default: the average)
     --lora merge             LoRA as part of the weights; default: kept apart
@@ -24,19 +24,19 @@ from typing import Any
 
 import jax
 
-from fv_jax.checkpoints import streamed
+from fv_jax.checkpoints import streaming
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import files
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
-from fv_jax.inference import artefacts
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.stages import registry
 from fv_jax.training.state import Network
-from fv_jax.weights import compact, dit, keymap, model_card
-from fv_jax.weights.digests import parameters_digest
-from fv_jax.weights.keymap import Parameters
+from fv_jax.weights import exported_functions, model_card, single_file
+from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.layouts import key_table, official_dit
+from fv_jax.weights.layouts.key_table import Parameters
 
 SUFFIX = '.safetensors'
 FORWARD = 'forward'  # the folder of the forward functions
@@ -116,8 +116,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _check_forward(platforms: Sequence[str], size: str) -> None:
-    if unknown := [name for name in platforms if name not in artefacts.PLATFORMS]:
-        raise UsageError(f'--forward={",".join(platforms)}: {unknown[0]!r} is none of {", ".join(artefacts.PLATFORMS)}')
+    if unknown := [name for name in platforms if name not in exported_functions.PLATFORMS]:
+        raise UsageError(
+            f'--forward={",".join(platforms)}: {unknown[0]!r} is none of {", ".join(exported_functions.PLATFORMS)}'
+        )
     if re.fullmatch(_SIZE, size) is None:
         raise UsageError(f'--size={size}: give FRAMESxHEIGHTxWIDTH, for example 17x256x384')
 
@@ -139,15 +141,15 @@ class _Exported:
 
 def _opened(arguments: argparse.Namespace) -> _Exported:
     """Nothing large is read yet but for the hash."""
-    stored = streamed.Stored(arguments.checkpoint, arguments.step)
+    stored = streaming.Stored(arguments.checkpoint, arguments.step)
     meta = stored.meta
     if 'stage' not in meta['config']:
         raise UsageError(f'--checkpoint={arguments.checkpoint}: holds no stage; a T5 is exported by fv_jax.convert')
     stage = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     arrays = stored.arrays()
     if arguments.parameters == 'last':
-        arrays |= streamed.Stored(arguments.checkpoint, meta['step'], streamed.STATE).arrays()
-    values, stage = _as_asked(keymap.typed_as(arrays), stage, arguments)
+        arrays |= streaming.Stored(arguments.checkpoint, meta['step'], streaming.STATE).arrays()
+    values, stage = _as_asked(key_table.typed_as(arrays), stage, arguments)
     about = {
         'source': str(arguments.checkpoint),
         'step': str(meta['step']),
@@ -165,12 +167,12 @@ def _as_asked(
     if stage.dit is not None:
         config = stage.dit
         if arguments.lora == 'merge':
-            values, config = dit.fold_lora(values, config)
+            values, config = official_dit.fold_lora(values, config)
         # float16 is how numbers are stored, never what a network holds.
         if arguments.dtype in ('float32', 'bfloat16'):
             config = dataclasses.replace(config, param_dtype=arguments.dtype)
         stage = dataclasses.replace(stage, dit=config)
-    return keymap.typed_as(values, arguments.dtype), stage
+    return key_table.typed_as(values, arguments.dtype), stage
 
 
 def _which(config: dict[str, Any], parameters: str) -> str:
@@ -181,42 +183,42 @@ def _which(config: dict[str, Any], parameters: str) -> str:
 def _write_file(path: Path, exported: _Exported) -> None:
     stage = exported.stage
     if stage.autoencoder_net is not None:
-        compact.write(path, exported.values, stage.autoencoder_net)
+        single_file.write(path, exported.values, stage.autoencoder_net)
         return
     run = {'step': exported.step, 'config': exported.config, 'digests': exported.digests}
-    compact.write(path, exported.values, stage.dit, {compact.RUN: json.dumps(run)})
+    single_file.write(path, exported.values, stage.dit, {single_file.RUN: json.dumps(run)})
 
 
 def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> None:
     network = Network.of(registry.build(exported.stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
-    params = {name: keymap.nested(state, exported.values) for name, state in groups.items()}
+    params = {name: key_table.nested(state, exported.values) for name, state in groups.items()}
     forwards = _forwards(exported, arguments.size) if arguments.forward else []
-    streamed.save(folder, exported.step, params, exported.config, exported.digests)
+    streaming.save(folder, exported.step, params, exported.config, exported.digests)
     functions = _write_forwards(folder / FORWARD, exported, forwards, arguments.forward.split(',')) if forwards else []
-    loader = artefacts.LOADER if functions else ''
+    loader = exported_functions.LOADER if functions else ''
     card = model_card.text(folder.name, exported.config, exported.digests, exported.about, functions, loader)
     (folder / model_card.NAME).write_text(card, encoding='utf-8')
 
 
-def _forwards(exported: _Exported, size: str) -> list[artefacts.Forward]:
+def _forwards(exported: _Exported, size: str) -> list[exported_functions.Forward]:
     frames, height, width = (int(part) for part in re.fullmatch(_SIZE, size).groups())
     text_length = exported.stage.superres.text_length if exported.stage.superres else 0
     stage = registry.build(exported.stage)
-    return artefacts.forwards(stage, (frames, height, width), text_length, rules=PORTABLE)
+    return exported_functions.forwards(stage, (frames, height, width), text_length, rules=PORTABLE)
 
 
 def _write_forwards(
-    folder: Path, exported: _Exported, forwards: Sequence[artefacts.Forward], platforms: Sequence[str]
+    folder: Path, exported: _Exported, forwards: Sequence[exported_functions.Forward], platforms: Sequence[str]
 ) -> list[str]:
     stage = registry.build(exported.stage)
     folder.mkdir(parents=True)
     for forward in forwards:
-        artefact = artefacts.serialized(forward, stage, platforms)
-        (folder / f'{forward.name}{artefacts.SUFFIX}').write_bytes(artefact)
-    wanted = artefacts.parameter_names(stage)
+        artefact = exported_functions.serialized(forward, stage, platforms)
+        (folder / f'{forward.name}{exported_functions.SUFFIX}').write_bytes(artefact)
+    wanted = exported_functions.parameter_names(stage)
     arrays = ((name, exported.values[name].numpy().astype(dtype)) for name, dtype in wanted)
-    artefacts.write_parameters(folder / artefacts.PARAMETERS, arrays)
+    exported_functions.write_parameters(folder / exported_functions.PARAMETERS, arrays)
     return [f'{forward}, for {", ".join(platforms)}' for forward in forwards]
 
 

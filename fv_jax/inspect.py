@@ -24,17 +24,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fv_jax import api, weights
+from fv_jax import weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
-from fv_jax.running.record import RUN
 from fv_jax.stages import registry
-from fv_jax.training.metrics import JSONL
+from fv_jax.training.monitoring.metric_writer import JSONL
+from fv_jax.training.run.launch_record import RUN
 from fv_jax.training.state import Network
-from fv_jax.weights import compact, keymap, sources
+from fv_jax.weights import reader, single_file, trained_runs
+from fv_jax.weights.layouts import key_table
 
 Say = Callable[[str], None]
 
@@ -136,7 +137,7 @@ def _known(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str | None, ...] 
     return {
         name: (leaf.get_metadata().get('axes'), learns)
         for part, learns in ((network.trainable, True), (network.frozen, False))
-        for name, (_, leaf) in keymap.leaves_of(part).items()
+        for name, (_, leaf) in key_table.leaves_of(part).items()
     }
 
 
@@ -147,21 +148,21 @@ def _row(path: str, shape: tuple[int, ...], dtype: np.dtype, known: Mapping[str,
 
 
 def _weights(path: Path, say: Say) -> list[Row]:
-    if (kind := compact.kind_of(path)) is not None:
-        config = compact.config_of(path)
-        stored = {key.replace('/', '.'): tensor for key, tensor in compact.tensors(path).items()}
-        run = api.compact_run(path)
+    if (kind := single_file.kind_of(path)) is not None:
+        config = single_file.config_of(path)
+        stored = {key.replace('/', '.'): tensor for key, tensor in single_file.tensors(path).items()}
+        run = trained_runs.compact_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
         say(f'{path}: a small file, {kind}{of}')
     else:
-        source = sources.open_source(path, param_dtype=None)
+        source = reader.open_source(path, param_dtype=None)
         config, stored = source.config, source.parameters()
         say(f'{path}: official layout, {type(config).__name__.removesuffix("Config")}')
         for note in source.notes:
             say(f'note: {note}')
     for field in dataclasses.fields(config):
         say(f'  {field.name} = {getattr(config, field.name)!r}')
-    leaves = keymap.leaves_of(nnx.state(sources.shapes(config)))
+    leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
     return [
         Row(name, tuple(stored[name].shape), np.dtype(stored[name].dtype), leaf.get_metadata().get('axes'))
         for name, (_, leaf) in leaves.items()

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import jax
 
-from fv_jax.assembly import RunConfig
 from fv_jax.core import files
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, quiet_libraries, read_config
 from fv_jax.core.config import ConfigError
-from fv_jax.inference.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.planning import planner, search, slices, table
 from fv_jax.planning.advice import advice
 from fv_jax.planning.planner import PHASES, Request
+from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
+from fv_jax.training.run.setup import RunConfig
 
 DOES_NOT_FIT = 3
 

@@ -2,7 +2,7 @@
 
 Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one file), finds its shots, cuts them into
 clips of the length, size and rate that the config asks for, and writes ArrayRecord shards. Captions are taken
-from sidecar .txt, captions.json or captions.csv beside the films where there are any (`data/captions.py`).
+from sidecar .txt, captions.json or captions.csv beside the films where there are any (`data/video/captions.py`).
 
 With `--config.text.encoder=T5_FOLDER` (or `=bytes`) every record holds the embedding of its caption as `text`, float16.
 Clips without a caption then hold zeros, which is the unconditional input.
@@ -34,14 +34,14 @@ from fv_jax import weights
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, read_config
 from fv_jax.core.config import ConfigError
-from fv_jax.data import clips, video_io
-from fv_jax.data.captions import Captions
-from fv_jax.data.records import Record, RecordWriter
-from fv_jax.data.text import TextEncoder
+from fv_jax.data.shards.records import Record, RecordWriter
 from fv_jax.data.transforms import to_float
-from fv_jax.inference import latent_cache
-from fv_jax.inference.jitted import JittedVAE, jit_vae
-from fv_jax.weights.text import open_text_encoder
+from fv_jax.data.video import clips, video_io
+from fv_jax.data.video.captions import Captions
+from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
+from fv_jax.text.encoder import TextEncoder
+from fv_jax.training.run import latent_cache
+from fv_jax.weights.text_encoders import open_text_encoder
 
 SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 CODES = (

@@ -31,24 +31,25 @@ import tqdm
 from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core import speed
+from fv_jax.core import throughput
 from fv_jax.core.command_line import Override, Parser, UsageError, one_line, override, parse_size, quiet_libraries
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple, output_size
-from fv_jax.data import video_io
-from fv_jax.data.text import TextConfig
-from fv_jax.inference import prompts, record, run_folder, walk
-from fv_jax.inference.clip_file import write_clip
-from fv_jax.inference.pipeline import Enhancer, enhance, jit_transport
-from fv_jax.inference.record import Origin
-from fv_jax.inference.results import Stored
-from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
-from fv_jax.inference.tiling_flags import add_tiling_flags, read_tiling
-from fv_jax.inference.windows import Windows
+from fv_jax.data.video import video_io
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.vae_tiling import Tiling
-from fv_jax.planning import work
-from fv_jax.stages.superres import SuperRes
+from fv_jax.planning import step_cost
+from fv_jax.sampling import batch, metadata, preview_store, prompts
+from fv_jax.sampling.clip_enhancer import Enhancer, enhance, jit_transport
+from fv_jax.sampling.clip_writer import write_clip
+from fv_jax.sampling.metadata import Origin
+from fv_jax.sampling.results import Stored
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
+from fv_jax.sampling.windows import Windows
+from fv_jax.stages.super_res import SuperRes
+from fv_jax.text.encoder import TextConfig
+from fv_jax.weights import trained_runs
 
 T = TypeVar('T')
 
@@ -145,7 +146,7 @@ def _add_flags(parser: Parser) -> None:
     add('--seed', type=int, help='of the first preview, or of the noise (default: 0; of --enhance: as previewed)')
     add('--variants', type=int, help='previews of each prompt (default: 1)')
     add('--batch', type=int, help='how many go at once (default: as many as are small enough)')
-    add('--fps', type=float, help=f'frames a second (default: {record.FPS:g})')
+    add('--fps', type=float, help=f'frames a second (default: {metadata.FPS:g})')
     add('--crf', type=float, help=f"x264's rate factor, less is better (default: {video_io.DEFAULT_CRF})")
     clip = parser.add_argument_group('of --input')
     clip.add_argument('--num-steps', type=int, help="solver steps (the checkpoint's config says, if this does not)")
@@ -247,9 +248,9 @@ def _settings(settings: T, group: str, overrides: list[Override]) -> T:
     return config_lib.build(type(settings), values, f'--{group}')
 
 
-def _file(arguments: argparse.Namespace) -> walk.File:
+def _file(arguments: argparse.Namespace) -> batch.File:
     crf = video_io.DEFAULT_CRF if arguments.crf is None else arguments.crf
-    return walk.File(arguments.fps or record.FPS, crf)
+    return batch.File(arguments.fps or metadata.FPS, crf)
 
 
 # --- prompts and previews ---
@@ -261,33 +262,33 @@ def _preview(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     else:
         texts = [_usage('--', lambda: prompts.check_prompt(arguments.prompt))]
     texts = _usage('--prompts: ', lambda: prompts.check_prompts(texts))
-    rows = _usage('--', lambda: walk.Rows.of(texts, arguments.seed or 0, arguments.variants or 1))
+    rows = _usage('--', lambda: batch.Rows.of(texts, arguments.seed or 0, arguments.variants or 1))
     fv, file = _open_pipeline(arguments), _file(arguments)
     preview = _settings(fv.preview_settings, 'stage1', overrides['stage1'])
     final = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
     fv.check(preview, final if arguments.yes else None)
-    folders = walk.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=_say)
+    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=_say)
     _say_previewing(fv, preview, len(folders))
     if arguments.yes:
-        stored = [run_folder.load(folder) for folder in folders]
-        outputs = [folder / run_folder.VIDEO for folder in folders]
-        walk.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=_say)
+        stored = [preview_store.load(folder) for folder in folders]
+        outputs = [folder / preview_store.VIDEO for folder in folders]
+        batch.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=_say)
         _say_enhancing(fv, final, stored)
     else:
         _say(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
 
 
 def _say_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
-    _say_speed(fv, 'preview', work.preview(fv.first, settings, rows))
+    _say_speed(fv, 'preview', step_cost.preview(fv.first, settings, rows))
 
 
 def _say_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[Stored]) -> None:
-    _say_speed(fv, 'enhance', work.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
+    _say_speed(fv, 'enhance', step_cost.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
 
 
-def _say_speed(fv: api.FlashVideo, name: str, done: speed.Work) -> None:
+def _say_speed(fv: api.FlashVideo, name: str, done: throughput.Work) -> None:
     seconds = fv.clock.running_s[name]
-    said = speed.line(speed.figures(done, seconds) | speed.peak_memory())
+    said = throughput.line(throughput.figures(done, seconds) | throughput.peak_memory())
     _say(f'{name}: {said}, in {seconds:.1f} s beside {fv.clock.compiling_s[name]:.1f} s of compiling')
 
 
@@ -295,8 +296,8 @@ def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     folders = arguments.enhance
     if arguments.output is not None and len(folders) > 1:
         raise UsageError(f'--output={arguments.output}: {len(folders)} previews are enhanced; leave it out')
-    outputs = [arguments.output or folder / run_folder.VIDEO for folder in folders]
-    stored = [_usage('--enhance=', lambda folder=folder: run_folder.load(folder)) for folder in folders]
+    outputs = [arguments.output or folder / preview_store.VIDEO for folder in folders]
+    stored = [_usage('--enhance=', lambda folder=folder: preview_store.load(folder)) for folder in folders]
     for output in outputs:
         _check_file(output, arguments.overwrite, '--output=' if arguments.output else '')
     origins = {preview.record.origin for preview in stored}
@@ -304,15 +305,15 @@ def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
         raise UsageError('--enhance: the previews were made with different weights; name some, or enhance them apart')
     fv = _open_pipeline(arguments, stored[0].record.origin)
     settings = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    walk.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=_say)
+    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=_say)
     _say_enhancing(fv, settings, stored)
 
 
 def _repeat(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
     del overrides
     text = _usage('--repeat=', lambda: video_io.read_comment(arguments.repeat))
-    made = _usage(f'--repeat={arguments.repeat}: ', lambda: record.from_json(text))
-    again = walk.repeat(_open_pipeline(arguments, made.origin), made, say=_say)
+    made = _usage(f'--repeat={arguments.repeat}: ', lambda: metadata.from_json(text))
+    again = batch.repeat(_open_pipeline(arguments, made.origin), made, say=_say)
     again.save(arguments.output, fps=made.fps, crf=made.crf)
     _say(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, again')
 
@@ -340,7 +341,7 @@ def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -
     blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed or 0), windows=windows)
     file = _file(arguments)
     bar = _with_bar(blocks, info, windows)
-    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf, note=walk.noted(_say))
+    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf, note=batch.noted(_say))
     seconds = time.monotonic() - started
     _say(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
 
@@ -382,7 +383,7 @@ def _peek(run: Path, step: int | None) -> tuple[int, int]:
 
 def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[SuperRes, Enhancer]:
     """The stage, with the number of steps asked for, and its networks. Nothing is compiled yet."""
-    run = api.open_run(path, step)
+    run = trained_runs.open_run(path, step)
     for note in run.notes:
         _say(f'note: {note}')
     stage = run.stage.sampled_with(num_steps=num_steps)

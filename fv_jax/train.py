@@ -26,11 +26,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fv_jax import api
-from fv_jax.assembly import Assembly, RunConfig, assemble, placement_of
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core import exits
+from fv_jax.core import exit_codes
 from fv_jax.core.command_line import (
     OVERRIDES,
     Override,
@@ -42,31 +40,33 @@ from fv_jax.core.command_line import (
     read_config,
 )
 from fv_jax.core.config import ConfigError
-from fv_jax.data.bad_records import BadRecords
+from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
-from fv_jax.inference.health import HealthCheck
-from fv_jax.inference.jitted import JittedVAE
+from fv_jax.evaluation.diagnostics import HealthCheck
 from fv_jax.parallel import arrays, distributed
+from fv_jax.parallel.cross_host import Votes
 from fv_jax.parallel.mesh import describe, make_mesh
 from fv_jax.parallel.preemption import Preemption
 from fv_jax.parallel.rules import Placement
-from fv_jax.parallel.votes import Votes
-from fv_jax.planning import work
-from fv_jax.running import bundle, starting
-from fv_jax.running.data import Batches, find_records
-from fv_jax.running.folder import check_folder, claim_folder
-from fv_jax.running.record import record_start
-from fv_jax.running.saving import Saver
-from fv_jax.stages.base import Batch
-from fv_jax.stages.superres import SuperRes
-from fv_jax.training import loop, state
-from fv_jax.training.alarm import CollapseError
-from fv_jax.training.goodput import Goodput
-from fv_jax.training.metrics import MetricWriter, NoMetrics
-from fv_jax.training.profiler import FOLDER as PROFILE
-from fv_jax.training.profiler import OnSignal, Profiler, ProfileSteps
+from fv_jax.planning import step_cost
+from fv_jax.stages.frozen_vae import JittedVAE
+from fv_jax.stages.protocol import Batch
+from fv_jax.stages.super_res import SuperRes
+from fv_jax.training import state, trainer
+from fv_jax.training.monitoring.collapse import CollapseError
+from fv_jax.training.monitoring.goodput import Goodput
+from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics
+from fv_jax.training.monitoring.profiler import FOLDER as PROFILE
+from fv_jax.training.monitoring.profiler import OnSignal, Profiler, ProfileSteps
+from fv_jax.training.monitoring.watchdog import Watchdog
 from fv_jax.training.progress import Progress
-from fv_jax.training.watchdog import Watchdog
+from fv_jax.training.run import bad_step_dumps, initialization
+from fv_jax.training.run.datasets import Batches, find_records
+from fv_jax.training.run.launch_record import record_start
+from fv_jax.training.run.save_policy import Saver
+from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
+from fv_jax.training.run.workdir import check_folder, claim_folder
+from fv_jax.weights import trained_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,10 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.errors.JaxRuntimeError,
     ) as error:
         return _fail(error, 1)
-    except exits.PreemptedError as error:
-        return _fail(error, exits.PREEMPTED)
+    except exit_codes.PreemptedError as error:
+        return _fail(error, exit_codes.PREEMPTED)
     except KeyboardInterrupt:
-        return _fail('interrupted; run the same command again to go on from the last checkpoint', exits.INTERRUPTED)
+        return _fail(
+            'interrupted; run the same command again to go on from the last checkpoint', exit_codes.INTERRUPTED
+        )
 
 
 def _fail(error: object, code: int) -> int:
@@ -134,9 +136,9 @@ def _replay(path: Path, overrides: Sequence[Override]) -> int:
     if overrides:
         raise UsageError(f'--config.{overrides[0][0]}: a replay takes its config from the bundle')
     jax.config.update('jax_platforms', 'cpu')
-    kept = bundle.read(path)
-    found = bundle.run_again(kept)
-    bundle.report(kept, found, _say)
+    kept = bad_step_dumps.read(path)
+    found = bad_step_dumps.run_again(kept)
+    bad_step_dumps.report(kept, found, _say)
     return 0 if found.finite else 1
 
 
@@ -159,19 +161,19 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     """Wires a run together and trains it to the end. What can be wrong is found before anything is written."""
     how, goodput = how or Start(), Goodput()
     placement = placement_of(config, make_mesh(config.parallel))
-    vae = api.frozen_vae(config.stage, placement)
+    vae = trained_runs.frozen_vae(config.stage, placement)
     parts = assemble(config, placement, encoder=vae.latents if vae else None)
     bad = BadRecords(config.data.bad_records, functools.partial(print, flush=True))  # each process names its own
-    own = starting.own_checkpoints(workdir)
-    records = find_records(config, bad, _say, functools.partial(starting.check_digests, own, workdir))
-    train_state, progress = starting.starting_state(parts, own, _say)
+    own = initialization.own_checkpoints(workdir)
+    records = find_records(config, bad, _say, functools.partial(initialization.check_digests, own, workdir))
+    train_state, progress = initialization.starting_state(parts, own, _say)
     start = int(train_state.step)
     _introduce(parts, train_state)
     if start >= config.loop.num_steps:
         _say('complete: nothing to do; --config.loop.num_steps=N goes on to step N')
         return
     claim_folder(workdir, config)
-    starting.put_aside(workdir, own)
+    initialization.put_aside(workdir, own)
     checkpoints = Checkpoints(workdir, keep=config.loop.keep, keep_every=config.loop.keep_every)
     votes = Votes(placement.mesh)
     saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, _say, votes)
@@ -188,7 +190,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
         Watchdog(goodput, 60 * config.loop.stuck_minutes, saving_since=lambda: checkpoints.saving_since),
         saver,
     ):
-        training = loop.Loop(
+        training = trainer.Loop(
             stage=parts.stage,
             network=parts.network,
             optim=config.optim,
@@ -199,13 +201,13 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
             draw=batches.train,
             saves=saver,
             restore=functools.partial(_restore, parts, workdir, checkpoints),
-            keep=functools.partial(bundle.keep, parts, workdir, records.digests, _say),
+            keep=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests, _say),
             ask=lambda step: votes(how.preemption.noticed(step), saver.due()),
             trace=profiler,
             progress=progress,
             goodput=goodput,
             validation=validation,
-            work=work.training(parts, vae.config if vae else None),
+            work=step_cost.training(parts, vae.config if vae else None),
             shardings=parts.shardings,
         )
         training.run(train_state)
@@ -227,7 +229,7 @@ def _introduce(parts: Assembly, train_state: state.TrainState) -> None:
     _say(f'{"going on from" if step else "starting at"} step {step} of {config.loop.num_steps}')
 
 
-def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> loop.Validation:
+def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> trainer.Validation:
     _say(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
     encoded = [parts.stage.encode(batch) for batch in heldout]
     health = None
@@ -242,16 +244,16 @@ def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) ->
             key=jax.random.fold_in(jax.random.key(parts.config.seed), 2),
             to_host=functools.partial(arrays.to_host, placement=parts.placement),
         )
-    return loop.Validation(encoded, functools.partial(_videos, vae, parts.placement), health=health)
+    return trainer.Validation(encoded, functools.partial(_videos, vae, parts.placement), health=health)
 
 
 def _restore(parts: Assembly, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:
     """The newest checkpoint that is whole, in the middle of a run."""
-    own = starting.own_checkpoints(workdir)
+    own = initialization.own_checkpoints(workdir)
     if own is None:
         return None
-    found = starting.restore(parts, own)
-    starting.put_aside(workdir, own)
+    found = initialization.restore(parts, own)
+    initialization.put_aside(workdir, own)
     checkpoints.reload()
     return found
 

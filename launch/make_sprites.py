@@ -4,8 +4,8 @@
     pip install resvg-py==0.5.0
     python launch/make_sprites.py package/icons.json
 
-One cell a named object, in the order of `fv_jax.data.sprites.OBJECTS`, scaled so that the larger side of what is not
-transparent fills the cell but for a margin of a pixel; 256 colours in all.
+One cell a named object, in the order of `fv_jax.data.synthetic.sprites.OBJECTS`, scaled so that the larger side of what
+is not transparent fills the cell but for a margin of a pixel; 256 colours in all.
 """
 
 import io
@@ -18,8 +18,8 @@ import resvg_py
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fv_jax.data.sprite_drawing import CELL, COLUMNS, SHEET
-from fv_jax.data.sprites import OBJECTS
+from fv_jax.data.synthetic.sprite_drawing import CELL, COLUMNS, SHEET
+from fv_jax.data.synthetic.sprites import OBJECTS
 
 MARGIN, LARGE = 1, 4  # pixels around a sprite; how much larger it is drawn before it is cut out and scaled
 

@@ -14,12 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental.compilation_cache import compilation_cache
 
-from fv_jax.core import speed
+from fv_jax.core import throughput
 from tests import compiling
-from tests.inference import tiny
+from tests.sampling import tiny
 
 ROOT = Path(__file__).parents[1]
-TIMING = ('steps_per_s', 'clips_per_s', *speed.NAMES)
+TIMING = ('steps_per_s', 'clips_per_s', *throughput.NAMES)
 LIMIT = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({},))'
 TRAIN = 'import sys; from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
 

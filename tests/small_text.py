@@ -10,9 +10,9 @@ import numpy as np
 import sentencepiece
 from flax import nnx
 
-from fv_jax.core.abstract import abstract
+from fv_jax.core.abstract_module import abstract
 from fv_jax.models.t5 import T5, T5Config
-from fv_jax.weights import t5
+from fv_jax.weights.layouts import t5_folder
 
 LINES = (
     'a ladybug moves from left to right over a beach',
@@ -41,6 +41,6 @@ def random_t5(config: T5Config = SMALL, seed: int = 0) -> T5:
 
 def make_folder(folder: Path, config: T5Config = SMALL, **kwargs) -> Path:
     """Writes a folder as Hugging Face lays it out; `kwargs` are those of `t5.save`."""
-    t5.save(folder, random_t5(config), **kwargs)
+    t5_folder.save(folder, random_t5(config), **kwargs)
     (folder / 'spiece.model').write_bytes(spiece())
     return folder

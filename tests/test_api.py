@@ -5,17 +5,18 @@ import shutil
 
 import pytest
 
-from fv_jax import api, weights
+from fv_jax import weights
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import one_line
 from fv_jax.core.config import ConfigError
-from fv_jax.data.text import TextConfig
 from fv_jax.stages import registry
 from fv_jax.stages.registry import StageConfig
+from fv_jax.text.encoder import TextConfig
 from fv_jax.training import state
-from fv_jax.weights.text import text_stamp
-from tests.inference import tiny
+from fv_jax.weights import trained_runs
+from fv_jax.weights.text_encoders import text_stamp
+from tests.sampling import tiny
 from tests.small_text import make_folder
 
 STAGE = {
@@ -33,14 +34,14 @@ def stage(latent_channels: int) -> StageConfig:
 
 def test_a_vae_whose_latents_do_not_fit_the_network():
     with pytest.raises(ConfigError) as error:
-        api.frozen_vae(stage(8))
+        trained_runs.frozen_vae(stage(8))
     text = one_line(error.value)
     assert 'config.stage.vae=embedded' in text and 'have 16 channels' in text
     assert 'config.stage.dit.latent_channels=8; set that to 16' in text
 
 
 def test_a_vae_that_fits():
-    assert api.frozen_vae(stage(16)) is not None
+    assert trained_runs.frozen_vae(stage(16)) is not None
 
 
 # The VAE and the text encoder that a checkpoint names.
@@ -65,26 +66,26 @@ def test_the_vae_is_found_in_the_folder_and_beside_it(vae, tmp_path):
     path, digest = vae
     run = saved(tmp_path / 'run', digests={'vae': digest})
     with pytest.raises(FileNotFoundError, match=r'its VAE is not there; looked for vae.safetensors, .*run/vae'):
-        api.open_run(run)
+        trained_runs.open_run(run)
     shutil.copy(path, tmp_path / 'vae.safetensors')
-    opened = api.open_run(run)
+    opened = trained_runs.open_run(run)
     assert opened.vae is not None and opened.notes == () and opened.digests == {'vae': digest}
     shutil.move(tmp_path / 'vae.safetensors', run / 'vae.safetensors')
-    assert api.open_run(run).vae is not None
+    assert trained_runs.open_run(run).vae is not None
 
 
 def test_another_vae_is_refused(vae, tmp_path):
     path, digest = vae
     run = saved(tmp_path / 'run', str(path), digests={'vae': '0' * 16})
     with pytest.raises(ValueError, match=f'made with the VAE {"0" * 16}, and .*vae.safetensors is {digest}; put') as e:
-        api.open_run(run)
+        trained_runs.open_run(run)
     assert '\n' not in str(e.value)
 
 
 def test_a_checkpoint_of_before_there_were_digests_says_so(vae, tmp_path):
     run = saved(tmp_path / 'run', str(vae[0]), text=TextConfig('bytes', length=3, dim=8))
-    opened = api.open_run(run)
-    assert opened.digests == {} and api.open_texts(opened).length == 3
+    opened = trained_runs.open_run(run)
+    assert opened.digests == {} and trained_runs.open_texts(opened).length == 3
     first, second = opened.notes
     assert 'by hash which VAE it was made with' in first and str(vae[0]) in first
     assert 'by hash which text encoder it was made with; bytes is taken' in second
@@ -95,17 +96,17 @@ def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
     config = TextConfig(str(source), length=9, dtype='float32')
     digests = {'vae': vae[1], 'text': text_stamp(config).digest}
     run = saved(tmp_path / 'run', str(vae[0]), text=dataclasses.replace(config, encoder='t5'), digests=digests)
-    opened = api.open_run(run)
+    opened = trained_runs.open_run(run)
     with pytest.raises(FileNotFoundError, match='its text encoder is not there; looked for t5, '):
-        api.open_texts(opened)
+        trained_runs.open_texts(opened)
     shutil.copytree(source, tmp_path / 't5')
-    assert api.open_texts(opened).digest == digests['text']
+    assert trained_runs.open_texts(opened).digest == digests['text']
     other = dataclasses.replace(opened, text=dataclasses.replace(opened.text, length=8))
     with pytest.raises(ValueError, match=f'made with the text encoder {digests["text"]}, and .* is '):
-        api.open_texts(other)
+        trained_runs.open_texts(other)
 
 
 def test_a_run_without_texts_has_no_encoder(vae, tmp_path):
     run = saved(tmp_path / 'run', str(vae[0]), digests={'vae': vae[1]})
     with pytest.raises(ConfigError, match='the stage was trained without texts'):
-        api.open_texts(api.open_run(run))
+        trained_runs.open_texts(trained_runs.open_run(run))

@@ -12,14 +12,16 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fv_jax import api, convert, weights
+from fv_jax import convert, weights
 from fv_jax.checkpoints.manager import Checkpoints
-from fv_jax.data.text import TextConfig
 from fv_jax.models.lora import LoRAConfig, merge_lora
 from fv_jax.models.vae import VAEConfig
-from fv_jax.weights import dit, keymap, safetensors_file, sources, torch_file
-from fv_jax.weights.text import text_stamp
-from tests.inference import tiny
+from fv_jax.text.encoder import TextConfig
+from fv_jax.weights import reader, trained_runs
+from fv_jax.weights.formats import safetensors_file, torch_zip
+from fv_jax.weights.layouts import key_table, official_dit
+from fv_jax.weights.text_encoders import text_stamp
+from tests.sampling import tiny
 from tests.small_text import SMALL, make_folder
 
 STAGE1 = dataclasses.replace(
@@ -36,7 +38,7 @@ FREQUENCIES = 'model.diffusion_model.mixins.pos_embed.freqs_sin'
 
 
 def network(config):
-    graphdef, abstract = nnx.split(sources.shapes(config))
+    graphdef, abstract = nnx.split(reader.shapes(config))
     return nnx.merge(graphdef, tiny.random(abstract, 0.2))
 
 
@@ -50,7 +52,7 @@ def files(tmp_path_factory):
         if name != 'vae':
             arrays = tensors(folder / f'{name}.pt')
             table = np.random.default_rng(1).standard_normal((64, config.embed_dim)).astype(np.float32)
-            write(folder / f'{name}.pt', arrays | {dit.POSITION_TABLE: table})
+            write(folder / f'{name}.pt', arrays | {official_dit.POSITION_TABLE: table})
     return folder
 
 
@@ -67,15 +69,15 @@ def runs(files, tmp_path_factory):
 
 
 def write(path, arrays, outer='module'):
-    specs = {key: torch_file.TensorSpec(x.shape, x.dtype) for key, x in arrays.items()}
-    torch_file.write(path, outer, specs, arrays.items())
+    specs = {key: torch_zip.TensorSpec(x.shape, x.dtype) for key, x in arrays.items()}
+    torch_zip.write(path, outer, specs, arrays.items())
     return path
 
 
 def tensors(path):
     if path.suffix == '.safetensors':
         return load_file(path)
-    (found,) = torch_file.read(path).values()
+    (found,) = torch_zip.read(path).values()
     return {key: np.array(tensor.numpy()) for key, tensor in found.items()}
 
 
@@ -112,7 +114,7 @@ def test_every_tensor_comes_back_bit_for_bit(files, runs, tmp_path, name, suffix
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_what_is_written_opens_as_a_run(files, runs, name):
-    opened = api.open_run(runs / name)
+    opened = trained_runs.open_run(runs / name)
     assert opened.step == 0 and opened.config['converted_from'] == str(files / f'{name}.pt')
     expected = weights.load_official(files / f'{name}.pt')
     model = opened.network.model(**opened.params)
@@ -144,7 +146,7 @@ def test_lora_merged_in_either_direction_is_the_same(files, runs, tmp_path):
     expected = merge_lora(weights.load_official(files / 'stage1.pt'))
     weights.save_official(tmp_path / 'c.pt', expected)
     before = tensors(tmp_path / 'c.pt')
-    for key in before.keys() - {dit.POSITION_TABLE}:  # compiled otherwise, and thus rounded otherwise
+    for key in before.keys() - {official_dit.POSITION_TABLE}:  # compiled otherwise, and thus rounded otherwise
         np.testing.assert_allclose(merged[key], before[key], rtol=0, atol=1e-6, err_msg=key)
 
 
@@ -154,7 +156,7 @@ def test_sixteen_bits_on_the_way(files, tmp_path, capsys):
     assert 'in bfloat16' in capsys.readouterr().out
     saved = Checkpoints(tmp_path / 'run', read_only=True).meta()['config']['stage']['dit']
     assert saved['param_dtype'] == saved['dtype'] == 'bfloat16'
-    model = (opened := api.open_run(tmp_path / 'run')).network.model(**opened.params)
+    model = (opened := trained_runs.open_run(tmp_path / 'run')).network.model(**opened.params)
     assert model.blocks.attention.qkv.kernel.dtype == jnp.bfloat16
     assert model.blocks.attention.qkv.lora.a.dtype == jnp.float32
     assert run('--input', tmp_path / 'run', '--output', tmp_path / 'x.pt', '--dtype=bfloat16') == 0
@@ -171,8 +173,8 @@ def test_a_run_that_was_trained_becomes_a_file_too(files, tmp_path):
     tiny.save_run(tmp_path / 'run', stage)
     assert run('--input', tmp_path / 'run', '--output', tmp_path / 'x.pt', '--step', 7) == 0
     found = tensors(tmp_path / 'x.pt')
-    assert found[dit.POSITION_TABLE].shape == (64, 32) and not np.any(found[dit.POSITION_TABLE])
-    opened = api.open_run(tmp_path / 'run')
+    assert found[official_dit.POSITION_TABLE].shape == (64, 32) and not np.any(found[official_dit.POSITION_TABLE])
+    opened = trained_runs.open_run(tmp_path / 'run')
     model = weights.load_official(tmp_path / 'x.pt')
     np.testing.assert_array_equal(model.text_embed.kernel[...], opened.params['trainable']['text_embed']['kernel'])
 
@@ -207,13 +209,13 @@ def test_a_t5_there_and_back(tmp_path, capsys):
 
 
 def test_a_diffusers_folder(tmp_path, capsys):
-    """Its layout is tested in tests/weights/test_diffusers.py; here, what the command says of it."""
+    """Its layout is tested in tests/weights/layouts/test_diffusers_folder.py; here, what the command says of it."""
     config = dataclasses.replace(STAGE1, lora=None, mlp_dim=128)
     folder = tmp_path / 'transformer'
     folder.mkdir()
-    rows = [sources.diffusers._renamed(row) for row in dit.table(config)]
-    values = keymap.parameters_of(nnx.state(network(config)))
-    save_file(dict(keymap.official(values, keymap.Table(rows, 2))[1]), folder / 'x.safetensors')
+    rows = [reader.diffusers._renamed(row) for row in official_dit.table(config)]
+    values = key_table.parameters_of(nnx.state(network(config)))
+    save_file(dict(key_table.official(values, key_table.Table(rows, 2))[1]), folder / 'x.safetensors')
     values = {'num_attention_heads': 1, 'attention_head_dim': 32, 'in_channels': 4, 'out_channels': 4, 'num_layers': 2}
     values |= {'_class_name': 'CogVideoXTransformer3DModel', 'text_embed_dim': 8, 'time_embed_dim': 8}
     (folder / 'config.json').write_text(json.dumps(values))
@@ -235,9 +237,9 @@ def test_the_text_encoder_beside_a_file_is_named_by_hash(files, tmp_path, capsys
     wide = dataclasses.replace(SMALL, embed_dim=8)
     assert run(*argv, '--text', make_folder(tmp_path / 'right', wide)) == 0
     assert 'text encoder' not in capsys.readouterr().out
-    opened = api.open_run(tmp_path / 'run')
+    opened = trained_runs.open_run(tmp_path / 'run')
     assert opened.digests['text'] == text_stamp(TextConfig(str(tmp_path / 'right'))).digest and not opened.notes
-    assert api.open_texts(opened).dim == 8 and folder.is_dir()
+    assert trained_runs.open_texts(opened).dim == 8 and folder.is_dir()
 
 
 # Whole or not at all.
@@ -271,7 +273,7 @@ def test_what_is_there_is_replaced_only_when_asked(files, runs, tmp_path, capsys
     argv = ('--input', files / 'stage2.pt', '--output', target, '--vae', vae)
     assert 'is there already; choose another name or give --overwrite' in failed(capsys, 2, *argv)
     assert run(*argv, '--overwrite') == 0
-    assert api.open_run(target).config['stage']['kind'] == 'superres'
+    assert trained_runs.open_run(target).config['stage']['kind'] == 'superres'
     (target / 'notes.txt').write_text('mine')
     assert "holds notes.txt, which is not this command's" in failed(capsys, 2, *argv, '--overwrite')
     path = tmp_path / 'x.pt'
@@ -288,10 +290,10 @@ def test_a_full_disk_leaves_nothing(files, runs, tmp_path, capsys, monkeypatch, 
         raise OSError(28, 'No space left on device')
 
     if direction == 'there':
-        monkeypatch.setattr(keymap, '_assemble', full)
+        monkeypatch.setattr(key_table, '_assemble', full)
         argv = '--input', files / 'stage2.pt', '--output', tmp_path / 'run', '--vae', files / '3d-vae.pt.safetensors'
     else:
-        monkeypatch.setattr(keymap, 'official', full)
+        monkeypatch.setattr(key_table, 'official', full)
         argv = '--input', runs / 'stage2', '--output', tmp_path / 'x.safetensors'
     assert 'No space left on device' in failed(capsys, 1, *argv)
     assert list(tmp_path.iterdir()) == []

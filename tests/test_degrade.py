@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fv_jax import degrade
-from fv_jax.data import video_io
+from fv_jax.data.video import video_io
 from tests.data import films
 
 ROOT = Path(__file__).parents[1]

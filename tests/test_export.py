@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fv_jax import api, export, weights
+from fv_jax import export, weights
 from fv_jax.checkpoints.manager import Checkpoints
-from fv_jax.data.text import TextConfig
-from fv_jax.diffusion.times import Times
+from fv_jax.diffusion.time_grids import Times
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models import vae_chunking
 from fv_jax.models.lora import LoRAConfig, merge_lora
 from fv_jax.stages import registry
 from fv_jax.stages.autoencoder import AutoencoderConfig
-from fv_jax.stages.lowres import LowResConfig
+from fv_jax.stages.low_res import LowResConfig
 from fv_jax.stages.registry import StageConfig
+from fv_jax.text.encoder import TextConfig
 from fv_jax.training import state
-from fv_jax.weights import compact, keymap
-from fv_jax.weights.digests import parameters_digest
-from tests.inference import tiny
+from fv_jax.weights import single_file, trained_runs
+from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.layouts import key_table
+from tests.sampling import tiny
 
 STEP = 7
 WORDS = TextConfig('bytes', length=3, dim=8)
@@ -64,11 +65,11 @@ def run(*argv):
 
 def exported(runs, output, name, *more):
     assert run('--checkpoint', runs / name, '--output', output, *more) == 0
-    return api.open_run(output)
+    return trained_runs.open_run(output)
 
 
 def numbers(opened):
-    return keymap.parameters_of(nnx.state(opened.network.model(**opened.params)))
+    return key_table.parameters_of(nnx.state(opened.network.model(**opened.params)))
 
 
 def assert_same(first, second, dtype=np.float32):
@@ -83,7 +84,7 @@ def assert_same(first, second, dtype=np.float32):
 
 @pytest.mark.parametrize('name', ['superres', 'lowres', 'autoencoder'])
 def test_a_folder_opens_like_the_run(runs, tmp_path, name):
-    before, after = api.open_run(runs / name), exported(runs, tmp_path / 'out', name, '--license', 'CC0-1.0')
+    before, after = trained_runs.open_run(runs / name), exported(runs, tmp_path / 'out', name, '--license', 'CC0-1.0')
     assert after.stage.config == before.stage.config and (after.step, after.notes) == (STEP, ())
     assert after.digests == before.digests
     assert_same(numbers(after), numbers(before))
@@ -105,7 +106,10 @@ def test_a_folder_opens_like_the_run(runs, tmp_path, name):
 
 
 def test_the_parameters_of_the_last_step(runs, tmp_path):
-    average, last = api.open_run(runs / 'lowres'), exported(runs, tmp_path / 'out', 'lowres', '--parameters', 'last')
+    average, last = (
+        trained_runs.open_run(runs / 'lowres'),
+        exported(runs, tmp_path / 'out', 'lowres', '--parameters', 'last'),
+    )
     for before, after in zip(*(jax.tree.leaves(x.params['trainable']) for x in (average, last)), strict=True):
         np.testing.assert_array_equal(after, before + 1)
     for before, after in zip(*(jax.tree.leaves(x.params['frozen']) for x in (average, last)), strict=True):
@@ -117,7 +121,7 @@ def test_the_parameters_of_the_last_step(runs, tmp_path):
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
 def test_numbers_in_fewer_bits(runs, tmp_path, dtype):
-    before, after = api.open_run(runs / 'lowres'), exported(runs, tmp_path / 'out', 'lowres', '--dtype', dtype)
+    before, after = trained_runs.open_run(runs / 'lowres'), exported(runs, tmp_path / 'out', 'lowres', '--dtype', dtype)
     assert_same(numbers(after), numbers(before), jnp.dtype(dtype))
     kernel = after.params['frozen']['text_embed']['kernel']
     assert kernel.dtype == (jnp.bfloat16 if dtype == 'bfloat16' else jnp.float32)
@@ -126,10 +130,10 @@ def test_numbers_in_fewer_bits(runs, tmp_path, dtype):
 
 
 def test_lora_becomes_part_of_the_weights(runs, tmp_path):
-    before = api.open_run(runs / 'lowres')
+    before = trained_runs.open_run(runs / 'lowres')
     after = exported(runs, tmp_path / 'out', 'lowres', '--lora', 'merge')
     assert after.stage.dit.lora is None and not after.params['frozen']
-    merged = keymap.parameters_of(nnx.state(merge_lora(before.network.model(**before.params))))
+    merged = key_table.parameters_of(nnx.state(merge_lora(before.network.model(**before.params))))
     for name, value in numbers(after).items():
         np.testing.assert_allclose(value.numpy(), merged[name].numpy(), rtol=0, atol=1e-6, err_msg=name)
 
@@ -139,7 +143,7 @@ def test_lora_becomes_part_of_the_weights(runs, tmp_path):
 
 @pytest.mark.parametrize('name', ['superres', 'lowres'])
 def test_a_stage_in_one_file_opens_like_the_run(runs, tmp_path, name):
-    before, after = api.open_run(runs / name), exported(runs, tmp_path / 'x.safetensors', name)
+    before, after = trained_runs.open_run(runs / name), exported(runs, tmp_path / 'x.safetensors', name)
     assert (after.stage.config, after.stage.dit) == (before.stage.config, before.stage.dit)
     assert (after.step, after.digests, after.notes) == (STEP, before.digests, ())
     assert after.config['data'] == before.config['data'] and after.vae is not None
@@ -152,15 +156,17 @@ def test_a_vae_in_one_file(runs, tmp_path, capsys):
     assert run('--checkpoint', runs / 'autoencoder', '--output', tmp_path / 'vae.safetensors') == 0
     assert f'step {STEP}, ' in capsys.readouterr().out
     vae = weights.load_vae(str(tmp_path / 'vae.safetensors'))
-    assert_same(keymap.parameters_of(nnx.state(vae)), numbers(api.open_run(runs / 'autoencoder')), np.float16)
+    assert_same(
+        key_table.parameters_of(nnx.state(vae)), numbers(trained_runs.open_run(runs / 'autoencoder')), np.float16
+    )
     with pytest.raises(ValueError, match='is no run in one file'):
-        api.open_run(tmp_path / 'vae.safetensors')
+        trained_runs.open_run(tmp_path / 'vae.safetensors')
 
 
 def test_a_number_that_float16_cannot_hold_is_named(tmp_path):
-    values = {'a.b': keymap.Parameter((1,), np.dtype(np.float32), lambda: np.full(1, 1e5, np.float32))}
+    values = {'a.b': key_table.Parameter((1,), np.dtype(np.float32), lambda: np.full(1, 1e5, np.float32))}
     with pytest.raises(ValueError, match=r'a\.b: holds 100000, and float16 ends at 65504'):
-        compact.write(tmp_path / 'x.safetensors', values, tiny.DIT)
+        single_file.write(tmp_path / 'x.safetensors', values, tiny.DIT)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fv_jax import inspect, weights
-from fv_jax.checkpoints import streamed
+from fv_jax.checkpoints import streaming
 from tests import runs
-from tests.inference import tiny
+from tests.sampling import tiny
 
 FIXTURES = runs.ROOT / 'tests' / 'parity' / 'official_dev'
 
@@ -97,8 +97,8 @@ def test_damage_is_said(run, capsys):
 
 def test_a_run_of_no_stage_and_records_that_are_none(tmp_path, capsys):
     """A converted text encoder; run.json and metrics.jsonl of somebody else."""
-    array = streamed.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
-    streamed.save(tmp_path, 0, {'frozen': {'x': array}}, {'t5': {}})
+    array = streaming.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
+    streaming.save(tmp_path, 0, {'frozen': {'x': array}}, {'t5': {}})
     (tmp_path / 'metrics.jsonl').write_text('3\n[]\n{"loss": 1}\n{"step": "x"}\n')
     for text in ('[]', '[3]', '{', '[' * 100_000):
         (tmp_path / 'run.json').write_text(text)

@@ -12,13 +12,13 @@ from fv_jax import export, weights
 from fv_jax.api import FlashVideo
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core.config import ConfigError
-from fv_jax.data.bytes_encoder import BytesEncoder
-from fv_jax.data.text import TextConfig
-from fv_jax.diffusion.times import flow_times
-from fv_jax.inference.record import Origin
-from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
+from fv_jax.diffusion.time_grids import flow_times
+from fv_jax.sampling.metadata import Origin
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.text.encoder import TextConfig
+from fv_jax.text.hash_encoder import BytesEncoder
 from fv_jax.weights import embedded
-from tests.inference import tiny
+from tests.sampling import tiny
 
 OFFICIAL = Path(__file__).parent / 'parity' / 'official_dev'
 

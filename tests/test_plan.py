@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from fv_jax import plan
-from fv_jax.assembly import RunConfig
 from fv_jax.core.command_line import read_config
 from fv_jax.planning import compiling, flops, planner, slices
 from fv_jax.planning.collectives import Traffic
 from fv_jax.planning.compiling import Compiled, TooLarge
-from fv_jax.planning.executables import Executable, Phase
+from fv_jax.planning.programs import Executable, Phase
 from fv_jax.planning.report import executed, roofline
+from fv_jax.training.run.setup import RunConfig
 from tests import runs
 
 REAL, SMOKE = 'configs/stage2.py', 'configs/stage2.py:smoke'

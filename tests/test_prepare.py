@@ -15,19 +15,21 @@ from configs.prepare import get_config
 from fv_jax import prepare, weights
 from fv_jax.core import config as config_lib
 from fv_jax.core.config import ConfigError
-from fv_jax.data import pipeline, records, stamps, text_stamps, transforms, video_io
-from fv_jax.data.bad_records import BadRecords
-from fv_jax.data.bytes_encoder import BytesEncoder
-from fv_jax.data.clips import ClipsConfig, LatentsConfig
+from fv_jax.data import pipeline, transforms
 from fv_jax.data.loader import LoaderConfig, batches, mixed_batches
-from fv_jax.data.text import TextConfig
-from fv_jax.inference.jitted import jit_vae
+from fv_jax.data.shards import provenance, records, text_provenance
+from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.video import video_io
+from fv_jax.data.video.clips import ClipsConfig, LatentsConfig
 from fv_jax.models.dit import TINY
-from fv_jax.stages.superres import SuperRes, SuperResConfig
-from fv_jax.weights.text import text_stamp
+from fv_jax.stages.frozen_vae import jit_vae
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
+from fv_jax.text.encoder import TextConfig
+from fv_jax.text.hash_encoder import BytesEncoder
+from fv_jax.weights.text_encoders import text_stamp
 from tests import small_text
 from tests.data import films
-from tests.inference import tiny
+from tests.sampling import tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs' / 'prepare.py')
@@ -254,16 +256,16 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     )
     bad = BadRecords(data.bad_records, print)
     parts = pipeline.training_parts(data, bad)
-    stamps.check_latents(parts, stamp)
+    provenance.check_latents(parts, stamp)
     groups = pipeline.groups(parts, data, print)
     batch = next(mixed_batches(pipeline.streams(groups, data, low_res=True), data.loader))
     assert batch['z_high_BFHWC'].shape == batch['z_low_BFHWC'].shape == (2, *latents[1]['z_high'].shape)
     with pytest.raises(
         ValueError, match=r'its latents were made with vae \w+, and this run has other; prepare them again'
     ):
-        stamps.check_latents(parts, {'vae': 'other', 'chunks': [17, 16]})
+        provenance.check_latents(parts, {'vae': 'other', 'chunks': [17, 16]})
     with pytest.raises(ValueError, match='chunks'):
-        stamps.check_latents(parts, stamp | {'chunks': [13, 12]})
+        provenance.check_latents(parts, stamp | {'chunks': [13, 12]})
     wider = dataclasses.replace(data, width=80)
     with pytest.raises(ValueError, match='of 9x64x96, which is no size that is trained at'):
         pipeline.groups(parts, wider, print)
@@ -292,11 +294,11 @@ def test_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) ->
         run(folder, tmp_path / name, *flags)
     data = pipeline.DataConfig(LoaderConfig(batch_size=2), train=f'{tmp_path}/a@1+{tmp_path}/b@1')
     parts = pipeline.training_parts(data, BadRecords(data.bad_records, print))
-    config, found = TextConfig('bytes', length=8), [text_stamps.of(part.name, part.source) for part in parts]
+    config, found = TextConfig('bytes', length=8), [text_provenance.of(part.name, part.source) for part in parts]
     own = text_stamp(config)
-    assert text_stamps.check(found[0], config, own, own.dim) == own
+    assert text_provenance.check(found[0], config, own, own.dim) == own
     with pytest.raises(ConfigError, match=r'b/clips.json: its text embeddings are of encoder \w+.*with one encoder'):
-        text_stamps.check(found[0] | found[1], config, own, own.dim)
+        text_provenance.check(found[0] | found[1], config, own, own.dim)
 
 
 def test_embeddings_of_t5_and_what_it_cuts_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

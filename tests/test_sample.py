@@ -12,10 +12,10 @@ import pytest
 
 from fv_jax import sample
 from fv_jax.checkpoints.manager import Checkpoints
-from fv_jax.data import video_io
+from fv_jax.data.video import video_io
 from fv_jax.models.vae_tiling import Tiling
 from tests.data import films
-from tests.inference import tiny
+from tests.sampling import tiny
 
 
 @pytest.fixture(scope='module')

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from fv_jax import api, sample
-from fv_jax.data import video_io
-from fv_jax.inference import record, run_folder, walk
-from fv_jax.inference.record import Enhanced, Origin, Previewed, Record, Weights
-from fv_jax.inference.results import Preview, Video
-from fv_jax.inference.settings import EnhanceSettings, PreviewSettings
+from fv_jax.data.video import video_io
+from fv_jax.sampling import batch, metadata, preview_store
+from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record, Weights
+from fv_jax.sampling.results import Preview, Video
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from tests.compiling import compiled
-from tests.inference import tiny
+from tests.sampling import tiny
 
 WEIGHTS = Weights('a' * 16, 'b' * 16, 'c' * 16)
 
@@ -67,7 +67,7 @@ def test_the_whole_walk(weights, tmp_path, capsys):
     assert not programs
     assert (at_once / '0' / 'video.mp4').read_bytes() == (run / '0' / 'video.mp4').read_bytes()
     # Again, from the mp4 alone.
-    made = record.from_json(video_io.read_comment(at_once / '0' / 'video.mp4'))
+    made = metadata.from_json(video_io.read_comment(at_once / '0' / 'video.mp4'))
     assert made.preview.settings.num_steps == 2 and made.enhance.settings.num_steps == 1
     again = tmp_path / 'again.mp4'
     assert sample.main([f'--repeat={at_once}/0/video.mp4', f'--output={again}']) == 0
@@ -129,11 +129,11 @@ def test_a_file_of_prompts(grey, tmp_path, capsys):
     assert grey.origins == [Origin(checkpoints=('embedded',))]
     files = [f'{i}/{name}' for i in range(4) for name in ('latents.safetensors', 'preview.mp4')]
     assert names(run) == [*files, 'contact_sheet.png']
-    stored = run_folder.load(run / '3')
+    stored = preview_store.load(run / '3')
     assert stored.prompt == 'سلحفاة 🐢' and stored.seed == 1004 and stored.latents[0, 0, 0, 0] == 1004
     film = video_io.decode(run / '2' / 'preview.mp4')
     assert film.fps == 12 and np.abs(film.frames.astype(int) - 4).max() <= 1
-    made = record.from_json(video_io.read_comment(run / '2' / 'preview.mp4'))
+    made = metadata.from_json(video_io.read_comment(run / '2' / 'preview.mp4'))
     assert (made.fps, made.crf, made.preview.seed) == (12, 0, 4)
     assert Image.open(run / 'contact_sheet.png').size[1] > 4 * 22
     out = capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
     chosen = [f'{run}/2', f'{run}/0']
     assert sample.main(['--enhance', *chosen, '--stage2.num_steps=3', '--stage2.numerics=official']) == 0
     settings = dataclasses.replace(grey.enhance_settings, num_steps=3, numerics='official')
-    assert grey.calls[-1] == ('enhance', ['a dog'] * 2, [2000, 0], settings, walk.batch_size(9, (64, 128)))
+    assert grey.calls[-1] == ('enhance', ['a dog'] * 2, [2000, 0], settings, batch.batch_size(9, (64, 128)))
     assert grey.origins[-1] == grey.origin  # of the previews
     assert video_io.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
     assert not (run / '1' / 'video.mp4').exists()
@@ -190,11 +190,11 @@ def test_what_was_there_is_kept_or_replaced_whole(grey, tmp_path, capsys):
     said(capsys, 2, f'--output={run}', 'is not empty', '--overwrite')
     assert sample.main(['--enhance', f'{run}/0']) == 2
     said(capsys, 2, f'{run}/0/video.mp4', 'is there already', '--overwrite')
-    assert run_folder.load(run / '0').prompt == 'a dog'
+    assert preview_store.load(run / '0').prompt == 'a dog'
     assert sample.main(['--enhance', f'{run}/0', '--overwrite', '--seed=77']) == 0
     assert sample.main(['--prompt=a cat', f'--output={run}', '--overwrite']) == 0
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
-    assert run_folder.load(run / '0').prompt == 'a cat'
+    assert preview_store.load(run / '0').prompt == 'a cat'
 
 
 def test_an_interruption_leaves_what_is_complete(grey, tmp_path, capsys):
@@ -205,8 +205,8 @@ def test_an_interruption_leaves_what_is_complete(grey, tmp_path, capsys):
 
 
 def test_how_many_go_at_once():
-    assert walk.batch_size(49, (256, 480)) == 1 and walk.batch_size(49, (1072, 1920)) == 1
-    assert walk.batch_size(17, (64, 96)) == 10_000 // (5 * 4 * 6)
+    assert batch.batch_size(49, (256, 480)) == 1 and batch.batch_size(49, (1072, 1920)) == 1
+    assert batch.batch_size(17, (64, 96)) == 10_000 // (5 * 4 * 6)
 
 
 # Bad input: one line, and nothing is done.

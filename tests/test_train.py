@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from configs import stage1, stage2, vae
-from fv_jax import api, train, weights
+from fv_jax import train, weights
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.data import pipeline
-from fv_jax.data.bad_records import BadRecords
-from fv_jax.data.records import RecordWriter, count_records, list_shards
-from fv_jax.data.text import TextConfig
-from fv_jax.running import saving
-from fv_jax.weights.text import text_stamp
+from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shards.records import RecordWriter, count_records, list_shards
+from fv_jax.text.encoder import TextConfig
+from fv_jax.training.run import save_policy
+from fv_jax.weights import trained_runs
+from fv_jax.weights.text_encoders import text_stamp
 from tests import runs
-from tests.inference import tiny
+from tests.sampling import tiny
 
 NO_EVAL = '--config.loop.eval_every=0'
 FIXTURES = runs.ROOT / 'tests' / 'parity' / 'official_dev'
@@ -86,7 +87,7 @@ def test_what_a_run_leaves_behind(whole):
     assert evaluated['step'] == 4
     config = json.loads((whole / 'config.json').read_text())
     assert to_dict(build(train.RunConfig, config)) == config
-    run = api.open_run(whole)
+    run = trained_runs.open_run(whole)
     assert (run.step, run.config) == (4, config)
     first = jax.local_devices()[0]
     assert all(leaf.devices() == {first} for leaf in jax.tree.leaves(run.params))
@@ -125,9 +126,9 @@ def test_stage_1_trains(vae_file, tmp_path):
     assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.loop.num_steps=2')) == 0
     assert [set(row) >= {'loss_near_noise', 'loss_near_data', 'target_norm'} for row in runs.rows(folder)] == [True] * 2
     assert not list((folder / 'checkpoints' / '2').glob('*low*'))
-    run, words = api.open_run(folder), text_stamp(TextConfig('bytes', length=4, dim=32))
+    run, words = trained_runs.open_run(folder), text_stamp(TextConfig('bytes', length=4, dim=32))
     assert run.digests == {'vae': weights.vae_digest(str(vae_file)), 'text': words.digest}
-    encoder = api.open_texts(run)
+    encoder = trained_runs.open_texts(run)
     assert (encoder.digest, encoder.length, encoder.dim) == (words.digest, 4, 32)
 
 
@@ -145,7 +146,7 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, capsys):
     config.loop.update(num_steps=1, eval_every=0)
     train.run(build(train.RunConfig, config.to_dict()), tmp_path / 'run')
     assert f'with the parameters of {merged}' in capsys.readouterr().out
-    run = api.open_run(tmp_path / 'run')
+    run = trained_runs.open_run(tmp_path / 'run')
     kernel = run.params['frozen']['blocks']['attention']['qkv']['kernel']
     np.testing.assert_array_equal(kernel, weights.load_official(merged).blocks.attention.qkv.kernel[...])
     learnt = jax.tree_util.tree_leaves_with_path(run.params['trainable'])
@@ -175,7 +176,7 @@ def test_a_run_that_is_interrupted_goes_on_from_what_was_saved(command, whole, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.Saver, 'start', interrupted)
+        patch.setattr(save_policy.Saver, 'start', interrupted)
         assert command(folder, NO_EVAL) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('train: interrupted; run the same command again')

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints import integrity
+from fv_jax.checkpoints import checksums
 from fv_jax.checkpoints.barrier import Barrier
 from fv_jax.parallel import distributed
 
@@ -106,7 +106,7 @@ class Checkpoints:
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the files of a checkpoint, by their checksums, in words. Reads them all."""
-        return integrity.damage(self.folder / str(step))
+        return checksums.damage(self.folder / str(step))
 
     def save(
         self,
@@ -177,7 +177,7 @@ class Checkpoints:
             try:
                 for name, there in shapes.items():
                     self._check(step, name, there)
-                integrity.seal(self.folder / str(step))
+                checksums.seal(self.folder / str(step))
             except BaseException:
                 self._remove(step)  # or it would be the newest one
                 raise

@@ -24,9 +24,9 @@ import grain
 import numpy as np
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data.bad_records import BadRecordConfig, BadRecordError, BadRecords
 from fv_jax.data.buckets import Schedule
-from fv_jax.data.records import Record, count_records, decode_record
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
+from fv_jax.data.shards.records import Record, count_records, decode_record
 from fv_jax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]

@@ -9,13 +9,15 @@ import numpy as np
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple
 from fv_jax.data import buckets as bucketing
-from fv_jax.data import sources, sprites, stamps, transforms
-from fv_jax.data.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data import sources, transforms
 from fv_jax.data.buckets import Bucket, Fit
-from fv_jax.data.degradations import Degradation, StrongConfig, Twin, WeakConfig
+from fv_jax.data.degradation.degradations import Degradation, StrongConfig, Twin, WeakConfig
 from fv_jax.data.loader import Batch, LoaderConfig, Part, Source, Stream, batches, check_parts, mixed_batches
+from fv_jax.data.shards import provenance
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.sources import EMBEDDED, IMAGES, STILLS, SWINGS, SYNTHETIC, TFDS
-from fv_jax.data.text import TextEncoder
+from fv_jax.data.synthetic import sprites
+from fv_jax.text.encoder import TextEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecords) -
     if kind in (STILLS, SWINGS):
         return (sources.Stills if kind == STILLS else sources.Swings)(_one_source(rest, config, heldout, bad))
     if kind == TFDS:
-        from fv_jax.data.video_dataset import Examples  # importing TFDS takes seconds
+        from fv_jax.data.shards.tfds_builder import Examples
 
         return Examples(rest)
     if kind == IMAGES:
@@ -212,7 +214,7 @@ def _assigned(part: Part, config: DataConfig, say: Callable[[str], None]) -> dic
         if config.buckets:
             raise ConfigError(f'buckets: {part.name} is drawn at one size; leave buckets empty, or leave it out')
         return {config.sizes[0]: part}
-    fit = bucketing.EXACT if stamps.holds_latents(part.source) else config.clip_fit
+    fit = bucketing.EXACT if provenance.holds_latents(part.source) else config.clip_fit
     assignment = bucketing.assign(sizes, config.sizes, fit)
     for reason, count in assignment.left_out.items():
         say(f'left out: {count} of {len(part)} clips of {part.name}: {reason}')
@@ -236,7 +238,7 @@ def streams(
     """
     made = []
     for group in found:
-        kinds = {stamps.holds_latents(part.source) for part in group.parts}
+        kinds = {provenance.holds_latents(part.source) for part in group.parts}
         if len(kinds) > 1:
             raise ConfigError(f'train: of size {group.bucket} there are both clips and latents; train on one of them')
         transform = training_pixels(config, group.bucket, low_res=low_res, text=text)

@@ -25,11 +25,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data import embedded, video_io
-from fv_jax.data.bad_records import BadRecords
-from fv_jax.data.captions import Captions
+from fv_jax.data import embedded
 from fv_jax.data.loader import Shards, Source
-from fv_jax.data.records import Record, count_records, index_of, list_shards, record_size
+from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shards.records import Record, count_records, index_of, list_shards, record_size
+from fv_jax.data.video import video_io
+from fv_jax.data.video.captions import Captions
 
 EMBEDDED, SYNTHETIC, STILLS, SWINGS, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'swing', 'images', 'tfds'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp')

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data import video_io
-from fv_jax.data.records import Record
-from fv_jax.data.resizing import crop_to_aspect, resize_uint8
-from fv_jax.data.text import TextEncoder
+from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
+from fv_jax.data.shards.records import Record
+from fv_jax.data.video import video_io
+from fv_jax.text.encoder import TextEncoder
 
 # Arrays that come from a record as they are: whatever made them may have let a NaN through.
 _STORED = frozenset({'text_LD', 'z_high_FHWC', 'z_low_FHWC'})

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fv_jax.diffusion.schedules import NUM_TIMESTEPS
-from fv_jax.diffusion.times import Times
+from fv_jax.diffusion.noise_schedules import NUM_TIMESTEPS
+from fv_jax.diffusion.time_grids import Times
 
 FlowFn = Callable[[jax.Array, Times], jax.Array]  # (x, one time) -> velocity or x0, shaped like x
 CondFn = Callable[[jax.Array, Times, jax.Array], jax.Array]  # (x, one time, condition) -> the same

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fv_jax.diffusion.guidance import FlowFn
-from fv_jax.diffusion.times import Times
+from fv_jax.diffusion.time_grids import Times
 
 Solver = Literal['euler', 'heun', 'rk4']
 Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (velocity_fn, x, from, to) -> what is added to x

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 
 from fv_jax.core.array_typing import Array, Float, typed
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels import blocked, cudnn_gpu, splash_tpu
 
 

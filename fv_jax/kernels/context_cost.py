@@ -16,8 +16,8 @@ pass, 4.5 (1), twice (2), (4) and twice (3). Not counted: latency, and other tra
 import dataclasses
 from typing import NamedTuple
 
-from fv_jax.core.chips import Chip
 from fv_jax.core.config import ConfigError
+from fv_jax.core.hardware import Chip
 
 
 class Method(NamedTuple):

@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float, Int, typed
 from fv_jax.core.config import ConfigError
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import (
     MLP,

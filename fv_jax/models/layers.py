@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float
-from fv_jax.kernels.project import project
+from fv_jax.kernels.linear import project
 from fv_jax.models.lora import LoRA, LoRAConfig, Module
 
 LINEAR_OUTPUT = 'linear_output'  # the name under which a remat policy can keep every linear's result

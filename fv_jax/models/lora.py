@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fv_jax.core.abstract import abstract
+from fv_jax.core.abstract_module import abstract
 from fv_jax.core.array_typing import Array, Float
 from fv_jax.core.config import ConfigError
-from fv_jax.kernels.project import project
+from fv_jax.kernels.linear import project
 
 Module = TypeVar('Module', bound=nnx.Module)
 Target = Literal['qkv', 'attention_out', 'modulation', 'mlp']

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.rope import Rope
 

@@ -24,9 +24,9 @@ from jaxtyping import Bool
 from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float, Int, typed
 from fv_jax.core.config import ConfigError
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.kernels.project import project
+from fv_jax.kernels.linear import project
 from fv_jax.models.layers import Axes, DtypeName, Dtypes, gelu_tanh, stacked, xavier_uniform
 
 RESIDUAL = (axes.ACT_BATCH, None, axes.ACT_EMBED)  # text is short: its tokens are never sharded

@@ -9,7 +9,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from fv_jax.core.exits import PreemptedError
+from fv_jax.core.exit_codes import PreemptedError
 
 
 class Preemption:

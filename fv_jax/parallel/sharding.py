@@ -9,9 +9,9 @@ import jax
 from flax import nnx
 
 from fv_jax.core import axes
-from fv_jax.core.chips import chip_of
 from fv_jax.core.config import ConfigError
-from fv_jax.core.rules import Rules
+from fv_jax.core.hardware import chip_of
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels import context_parallel
 from fv_jax.kernels.attention import BACKENDS, attention
 from fv_jax.kernels.context_cost import Method, Work, choose

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from fv_jax.assembly import RunConfig
 from fv_jax.core import axes
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import slices
 from fv_jax.planning.compiling import gib
 from fv_jax.planning.report import PhaseReport, Report
+from fv_jax.training.run.setup import RunConfig
 
 
 def advice(report: Report, config: RunConfig, placement: Placement) -> list[str]:

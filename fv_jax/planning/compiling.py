@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.experimental import topologies
 
-from fv_jax.core.chips import GIB
 from fv_jax.core.config import ConfigError
+from fv_jax.core.hardware import GIB
 from fv_jax.planning.collectives import Traffic, read_traffic
 from fv_jax.planning.slices import Slice
 

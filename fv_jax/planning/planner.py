@@ -7,21 +7,21 @@ from collections.abc import Collection, Iterator, Sequence
 import jax
 
 from fv_jax import weights
-from fv_jax.assembly import Assembly, RunConfig, assemble, placement_of
 from fv_jax.core.config import ConfigError
 from fv_jax.data.buckets import Bucket
-from fv_jax.data.text import BYTES
 from fv_jax.models import vae as vae_lib
 from fv_jax.models.t5 import T5Config
 from fv_jax.models.vae import VAEConfig
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel.mesh import ParallelConfig, describe, make_mesh
 from fv_jax.parallel.rules import Placement
-from fv_jax.planning import executables, slices
+from fv_jax.planning import programs, slices
 from fv_jax.planning.compiling import devices_of
-from fv_jax.planning.executables import Phase
+from fv_jax.planning.programs import Phase
 from fv_jax.planning.report import Report, executed, measured
 from fv_jax.planning.slices import Slice
+from fv_jax.text.encoder import BYTES
+from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
 
 PHASES = ('training', 'sampling', 'text')
 
@@ -43,7 +43,7 @@ def plan(request: Request) -> Report:
     """Raises ConfigError for a configuration that cannot be on the slice; one that does not fit is a report."""
     placement = placement_on(request)
     parts = assemble(request.config, placement)
-    bucket, notes = executables.largest(parts), []
+    bucket, notes = programs.largest(parts), []
     vae = _vae_config(request.config, notes)
     if len(request.config.data.sizes) > 1:
         notes.append(f'of {len(request.config.data.sizes)} sizes, the one with the most work a step is planned')
@@ -75,7 +75,7 @@ def placement_on(request: Request) -> Placement:
 def resident_bytes(request: Request) -> float:
     """Of training, a chip: what a slice must hold at the least. Nothing is compiled."""
     parts = assemble(request.config, placement_on(request))
-    phase = executables.training(parts, _vae_config(request.config, []), executables.largest(parts))
+    phase = programs.training(parts, _vae_config(request.config, []), programs.largest(parts))
     return sum(phase.resident.values())
 
 
@@ -97,16 +97,16 @@ def _phases(
     """Those that are asked for, each with the devices that it runs on."""
     wanted: Collection[str] = request.phases
     if 'training' in wanted:
-        yield executables.training(parts, vae, bucket), request.where.devices
+        yield programs.training(parts, vae, bucket), request.where.devices
     if 'sampling' in wanted:
-        yield executables.sampling_phase(parts, vae, bucket, request.tiling), request.where.devices
+        yield programs.sampling_phase(parts, vae, bucket, request.tiling), request.where.devices
     encoder = request.config.stage.text
     if 'text' in wanted and encoder.encoder not in ('', BYTES):
         notes.append('T5 is taken to be XXL; it runs on one device')
         devices = _devices(request.where.one)[:1]
         one = Placement(make_mesh(ParallelConfig(), devices), request.config.stage.kind)
         sizes = T5Config(dtype=encoder.dtype, param_dtype=encoder.dtype)
-        yield executables.text(sizes, encoder.length, one), 1
+        yield programs.text(sizes, encoder.length, one), 1
 
 
 def _wider_heads(phase: Phase, request: Request, devices: int) -> Iterator[str]:

@@ -12,10 +12,10 @@ that do not stay. All bytes and all times are a chip's; a v7x counts as two, as 
 import dataclasses
 from typing import Any
 
-from fv_jax.core.chips import Chip
+from fv_jax.core.hardware import Chip
 from fv_jax.planning.compiling import Compiled, TooLarge, compile_ahead
-from fv_jax.planning.executables import Executable, Phase
 from fv_jax.planning.flops import Flops
+from fv_jax.planning.programs import Executable, Phase
 from fv_jax.planning.slices import Slice
 
 

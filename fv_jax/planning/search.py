@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-from fv_jax.assembly import RunConfig
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError
 from fv_jax.models.remat import Remat
@@ -11,6 +10,7 @@ from fv_jax.planning import planner, slices
 from fv_jax.planning.compiling import gib
 from fv_jax.planning.planner import Request
 from fv_jax.planning.report import PhaseReport
+from fv_jax.training.run.setup import RunConfig
 
 CHEAPEST_FIRST: tuple[Remat, ...] = ('none', 'dots', 'full')  # by what they compute again
 _MAX_COMPILES = 8  # of the search for a batch; each takes a minute or more

@@ -14,8 +14,8 @@ import difflib
 import math
 import re
 
-from fv_jax.core.chips import CHIPS, Chip
 from fv_jax.core.config import ConfigError
+from fv_jax.core.hardware import CHIPS, Chip
 
 _FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 _CUBE = 64  # chips: 4x4x4, joined at will

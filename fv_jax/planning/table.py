@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fv_jax.core.chips import GIB
+from fv_jax.core.hardware import GIB
 from fv_jax.planning.compiling import Compiled, TooLarge, gib
 from fv_jax.planning.report import Item, PhaseReport, Report, chip_seconds
 from fv_jax.planning.slices import Slice

@@ -17,10 +17,10 @@ from flax import nnx
 from flax.nnx.filterlib import Filter
 
 from fv_jax.core.config import ConfigError
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae import VAE, VAEConfig, forget_past, sample_latents, split_moments
-from fv_jax.stages.base import Batch, Metrics, row_normal
+from fv_jax.stages.protocol import Batch, Metrics, row_normal
 
 
 @dataclasses.dataclass(frozen=True)

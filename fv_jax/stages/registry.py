@@ -4,14 +4,14 @@ import dataclasses
 from typing import Literal
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data.text import TextConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
-from fv_jax.stages.base import Encoder, Stage
-from fv_jax.stages.lowres import LowRes, LowResConfig
-from fv_jax.stages.superres import SuperRes, SuperResConfig
+from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.protocol import Encoder, Stage
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
+from fv_jax.text.encoder import TextConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fv_jax.core.abstract import abstract
+from fv_jax.core.abstract_module import abstract
 from fv_jax.parallel import sharding
 from fv_jax.parallel.rules import Placement
-from fv_jax.stages.base import Stage
+from fv_jax.stages.protocol import Stage
 
 Params = dict[str, Any]  # nested, of arrays
 

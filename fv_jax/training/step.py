@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fv_jax.core.rules import Rules
-from fv_jax.stages.base import Batch, Draw, Metrics, Stage, row_keys
-from fv_jax.training.optim import OptimConfig, learning_rates, update_ema
+from fv_jax.core.parallel_context import Rules
+from fv_jax.stages.protocol import Batch, Draw, Metrics, Stage, row_keys
+from fv_jax.training.optimizer import OptimConfig, learning_rates, update_ema
 from fv_jax.training.state import Network, Params, TrainState
 
 Tree = Any

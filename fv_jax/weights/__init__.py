@@ -10,9 +10,10 @@ from fv_jax.core import files
 from fv_jax.models.dit import DiT
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
-from fv_jax.weights import compact, diffusers, embedded, keymap, sources
-from fv_jax.weights.digests import parameters_digest
-from fv_jax.weights.starting import starting_dit
+from fv_jax.weights import embedded, reader, single_file
+from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.init_from import starting_dit
+from fv_jax.weights.layouts import diffusers_folder, key_table
 
 __all__ = ['is_weights', 'load_official', 'load_vae', 'save_official', 'starting_dit', 'vae_digest', 'vae_path']
 
@@ -23,7 +24,7 @@ def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT |
     What the file holds is told from its keys, every size from its tensors' shapes. Stage 1 comes with its LoRA in
     effect (`config.lora` is set; `models.lora.merge_lora` makes it part of the weights); a file in which it is merged,
     or merged in some linears, is as good. So are the same tensors in a .safetensors file, and a `transformer` or `vae`
-    folder of a diffusers CogVideoX pipeline (`weights/diffusers.py` says what of it has no counterpart).
+    folder of a diffusers CogVideoX pipeline (`weights/layouts/diffusers_folder.py` says what of it has no counterpart).
 
     Args:
       path: the file or folder.
@@ -34,7 +35,7 @@ def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT |
       ValueError: not a whole torch file, one that holds more than tensors, one of no known kind, or one whose tensors
         do not make a whole network (the message lists every unknown, missing and misshapen key).
     """
-    return sources.open_source(path, param_dtype=param_dtype).network()
+    return reader.open_source(path, param_dtype=param_dtype).network()
 
 
 def save_official(
@@ -55,7 +56,7 @@ def save_official(
     Raises ValueError for another suffix, OSError where it cannot be written.
     """
     with files.replacing(Path(path)) as partial:
-        sources.write(partial, keymap.parameters_of(nnx.state(network)), network.config, lora=lora, dtype=dtype)
+        reader.write(partial, key_table.parameters_of(nnx.state(network)), network.config, lora=lora, dtype=dtype)
 
 
 def is_weights(name: str | Path) -> bool:
@@ -66,7 +67,7 @@ def is_weights(name: str | Path) -> bool:
     if path.suffix in ('.pt', '.safetensors'):
         return True
     # A run's folder has a config.json too.
-    return (path / diffusers.CONFIG).is_file() and not (path / 'checkpoints').exists()
+    return (path / diffusers_folder.CONFIG).is_file() and not (path / 'checkpoints').exists()
 
 
 def vae_path(name: str) -> Path:
@@ -81,7 +82,7 @@ def load_vae(name: str) -> VAE:
     Raises FileNotFoundError or ValueError as `load_official` does, and when the file holds something else.
     """
     path = vae_path(name)
-    network = compact.load(path) if compact.kind_of(path) else load_official(path)
+    network = single_file.load(path) if single_file.kind_of(path) else load_official(path)
     if not isinstance(network, VAE):
         raise ValueError(f'{name}: holds a {type(network).__name__}, not a VAE')
     return network
@@ -92,10 +93,10 @@ def vae_digest(name: str) -> str:
     time. Raises what `load_vae` does.
     """
     path = vae_path(name)
-    if compact.kind_of(path):
-        config, values = compact.config_of(path), functools.partial(compact.parameters, path)
+    if single_file.kind_of(path):
+        config, values = single_file.config_of(path), functools.partial(single_file.parameters, path)
     else:
-        source = sources.open_source(path)
+        source = reader.open_source(path)
         config, values = source.config, source.parameters
     if not isinstance(config, VAEConfig):
         raise ValueError(f'{name}: holds a DiT, not a VAE')

@@ -41,7 +41,7 @@ def text(
             ]
         ),
         'The folder opens like the folder of a run:\n\n'
-        "```python\nfrom fv_jax import api\n\nrun = api.open_run('FOLDER')\n"
+        "```python\nimport fv_jax\n\nrun = fv_jax.open_run('FOLDER')\n"
         'network = run.network.model(**run.params)\n```',
     ]
     if forwards:

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source by `ast` and never by importing it; and how long things may be.
 
-The tables are the plan of the house. A package that is not in them is an error too, so that a new room gets a layer.
+A package imports packages of lower levels only. One that is not in the table is an error too, so that every new package
+gets a level. README's map shows the same table.
 """
 
 import ast
@@ -11,27 +12,43 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = 'fv_jax'
 
-# package -> what it may import of fv_jax, beside itself and the top level's version.
-MAY_IMPORT = {
-    'core': set(),
-    'diffusion': {'core'},
-    'kernels': {'core'},
-    'models': {'core', 'kernels'},
-    'parallel': {'core', 'kernels'},
-    'data': {'core'},
-    'stages': {'core', 'diffusion', 'models', 'data.text'},
-    'training': {'core', 'parallel', 'stages.base'},
-    'checkpoints': {'core', 'parallel'},
-    'inference': {'core', 'diffusion', 'models', 'parallel', 'stages', 'data'},
-    'weights': {'core', 'models', 'data'},
+# A package may import itself and packages of lower levels. `training/run` is a package of its own here.
+LEVELS = {
+    'core': 0,
+    'diffusion': 1,
+    'kernels': 1,
+    'models': 2,
+    'parallel': 2,
+    'text': 3,
+    'data': 4,
+    'stages': 4,
+    'checkpoints': 5,
+    'training': 5,
+    'weights': 6,
+    'evaluation': 7,
+    'sampling': 7,
+    'training.run': 7,
+    'planning': 8,
+    'api': 9,
 }
-ROOMS = set(MAY_IMPORT)
 COMMANDS = {'train', 'sample', 'degrade', 'evaluate', 'prepare', 'convert', 'export', 'plan', 'inspect'}
-TOP = ('api', 'assembly')  # files above all rooms
-TOP_MAY_IMPORT = ROOMS
-MAY_IMPORT['running'] = ROOMS | set(TOP)  # what stands around a training run's loop
-MAY_IMPORT['planning'] = ROOMS | {'assembly'}
-COMMANDS_MAY_IMPORT = set(MAY_IMPORT) | set(TOP)
+# What a package may not import although its level allows it, and why.
+EXCEPT = {
+    'models': ('diffusion',),  # a network knows nothing of what it is trained for
+    'data': ('diffusion', 'kernels', 'models', 'parallel'),  # NumPy only, in worker threads and processes
+    'stages': ('kernels',),  # attention comes with the parallel context
+    # The trainer knows the Stage protocol alone.
+    'training': (
+        'models',
+        'diffusion',
+        'data',
+        'stages.registry',
+        'stages.low_res',
+        'stages.super_res',
+        'stages.autoencoder',
+    ),
+    'checkpoints': ('diffusion', 'kernels', 'models', 'data', 'stages'),  # arrays and JSON, whatever they are
+}
 
 FORBIDDEN = {
     'tensorflow',
@@ -72,43 +89,42 @@ def starts_with(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + '.')
 
 
-def layer_problem(room: str, name: str) -> str | None:
-    """What is wrong with `name` (inside fv_jax, dotted, without `fv_jax.`) being imported in `room`, if anything."""
-    target = name.split('.')[0]
+def package_of(dotted: str) -> str:
+    """The package in the table that a module, dotted and without `fv_jax.`, belongs to."""
+    return 'training.run' if starts_with(dotted, 'training.run') else dotted.split('.')[0]
+
+
+def layer_problem(importer: str, name: str) -> str | None:
+    """What is wrong with `name` being imported by a package, if anything; both dotted, without `fv_jax.`."""
+    target = package_of(name)
     if target in COMMANDS:
         return f'imports the command {target}; nothing imports a command'
-    if target == '__version__' or target == room:
+    if target in ('__version__', importer):
         return None
-    if target not in MAY_IMPORT and target not in TOP:
-        return f'imports {target}, which has no layer; give it one in this test'
-    allowed = (
-        COMMANDS_MAY_IMPORT
-        if room in COMMANDS
-        else TOP_MAY_IMPORT
-        if room in TOP
-        else {'api'}  # what `import fv_jax` shows
-        if room == '__init__'
-        else MAY_IMPORT.get(room)
-    )
-    if allowed is None:
-        return f'{room} has no layer; give it one in this test'
-    if any(starts_with(name, a) for a in allowed):
+    if target not in LEVELS:
+        return f'imports {target}, which has no level; give it one in this test'
+    if importer == '__init__':  # what `import fv_jax` shows
+        return None if target == 'api' else f'the top level may import api only, not {name}'
+    if importer in COMMANDS:
         return None
-    return f'{room} may not import {name}; it may import {sorted(allowed)}'
+    if LEVELS[target] >= LEVELS[importer] or any(starts_with(name, other) for other in EXCEPT.get(importer, ())):
+        return f'{importer} may not import {name}'
+    return None
 
 
 def layer_violations(root: pathlib.Path) -> list[str]:
     problems = []
     for path in python_files(root, PACKAGE):
         where = path.relative_to(root)
-        room = where.parts[1].removesuffix('.py')
-        if room not in {*MAY_IMPORT, *COMMANDS, *TOP, '__init__'}:
-            problems.append(f'{where}: {room} has no layer; give it one in this test')
+        importer = package_of('.'.join(where.with_suffix('').parts[1:]))
+        if importer not in {*LEVELS, *COMMANDS, '__init__'}:
+            problems.append(f'{where}: {importer} has no level; give it one in this test')
+            continue
         for line, name in imported_modules(path, root):
             if any(starts_with(name, bad) for bad in FORBIDDEN):
                 problems.append(f'{where}:{line}: imports {name}; fv_jax runs without TensorFlow and torch')
             elif name.startswith(PACKAGE + '.'):
-                problem = layer_problem(room, name.removeprefix(PACKAGE + '.'))
+                problem = layer_problem(importer, name.removeprefix(PACKAGE + '.'))
                 problems += [f'{where}:{line}: {problem}'] if problem else []
     return problems
 
@@ -168,23 +184,32 @@ def planted(tmp_path: pathlib.Path, where: str, text: str) -> pathlib.Path:
         ('models/dit.py', 'from fv_jax.diffusion import process', 'models may not import diffusion.process'),
         ('models/dit.py', 'from fv_jax import stages', 'models may not import stages'),
         ('models/dit.py', 'from ..diffusion import process', 'models may not import diffusion.process'),
-        ('models/dit.py', 'def f():\n    import fv_jax.training.loop', 'models may not import training.loop'),
-        ('models/dit.py', "import importlib\nimportlib.import_module('fv_jax.data.records')", 'may not import data'),
+        ('models/dit.py', 'def f():\n    import fv_jax.training.trainer', 'models may not import training.trainer'),
+        (
+            'models/dit.py',
+            "import importlib\nimportlib.import_module('fv_jax.data.shards.records')",
+            'may not import data',
+        ),
         ('core/config.py', 'import fv_jax.kernels.attention', 'core may not import kernels.attention'),
         ('kernels/attention.py', 'from fv_jax.models import dit', 'kernels may not import models.dit'),
-        ('training/loop.py', 'from fv_jax.stages import superres', 'training may not import stages.superres'),
-        ('training/loop.py', 'from fv_jax.checkpoints import manager', 'training may not import checkpoints'),
-        ('stages/superres.py', 'from fv_jax.kernels.attention import SINGLE_DEVICE', 'stages may not import kernels'),
-        ('weights/dit.py', 'from fv_jax.inference import pipeline', 'weights may not import inference.pipeline'),
-        ('assembly.py', 'from fv_jax.planning import flops', 'assembly may not import planning'),
+        ('training/trainer.py', 'from fv_jax.stages import super_res', 'training may not import stages.super_res'),
+        ('training/trainer.py', 'from fv_jax.training.run import setup', 'training may not import training.run.setup'),
+        ('training/trainer.py', 'from fv_jax.checkpoints import manager', 'training may not import checkpoints'),
+        ('stages/super_res.py', 'from fv_jax.kernels.attention import SINGLE_DEVICE', 'stages may not import kernels'),
+        (
+            'weights/layouts/official_dit.py',
+            'from fv_jax.sampling import settings',
+            'weights may not import sampling.settings',
+        ),
+        ('training/run/setup.py', 'from fv_jax.planning import flops', 'training.run may not import planning'),
         ('planning/planner.py', 'from fv_jax import api', 'planning may not import api'),
         ('api.py', 'from fv_jax.sample import main', 'nothing imports a command'),
         ('train.py', 'from fv_jax import sample', 'nothing imports a command'),
-        ('inference/pipeline.py', 'import fv_jax.api', 'inference may not import api'),
-        ('data/records.py', 'import tensorflow as tf', 'without TensorFlow and torch'),
-        ('weights/torch_file.py', 'from torch import nn', 'without TensorFlow and torch'),
-        ('helpers/misc.py', 'import os', 'helpers has no layer'),
-        ('models/dit.py', 'from fv_jax.helpers import misc', 'helpers, which has no layer'),
+        ('sampling/clip_enhancer.py', 'import fv_jax.api', 'sampling may not import api'),
+        ('data/shards/records.py', 'import tensorflow as tf', 'without TensorFlow and torch'),
+        ('weights/formats/torch_zip.py', 'from torch import nn', 'without TensorFlow and torch'),
+        ('helpers/misc.py', 'import os', 'helpers has no level'),
+        ('models/dit.py', 'from fv_jax.helpers import misc', 'helpers, which has no level'),
     ],
 )
 def test_a_planted_import_is_found(tmp_path: pathlib.Path, where: str, text: str, message: str) -> None:
@@ -195,11 +220,12 @@ def test_a_planted_import_is_found(tmp_path: pathlib.Path, where: str, text: str
 @pytest.mark.parametrize(
     ('where', 'text'),
     [
-        ('training/loop.py', 'from fv_jax.stages.base import Stage\nfrom fv_jax.stages import base'),
-        ('training/loop.py', 'from fv_jax.parallel import mesh\nfrom fv_jax.training import step'),
-        ('train.py', 'from fv_jax import api, __version__\nfrom fv_jax.training import loop'),
-        ('data/records.py', 'import tensorflow_datasets as tfds\nimport tensorboardX'),
-        ('models/dit.py', 'from . import layers\nfrom ..kernels import attention\nfrom fv_jax.core import rules'),
+        ('training/trainer.py', 'from fv_jax.stages.protocol import Stage\nfrom fv_jax.stages import base'),
+        ('training/trainer.py', 'from fv_jax.parallel import mesh\nfrom fv_jax.training import step'),
+        ('training/run/setup.py', 'from fv_jax.training import trainer\nfrom fv_jax import weights'),
+        ('train.py', 'from fv_jax import api, __version__\nfrom fv_jax.training import trainer'),
+        ('data/shards/records.py', 'import tensorflow_datasets as tfds\nimport tensorboardX'),
+        ('models/dit.py', 'from . import layers\nfrom ..kernels import attention\nfrom fv_jax.core import axes'),
     ],
 )
 def test_what_is_allowed_is_not_reported(tmp_path: pathlib.Path, where: str, text: str) -> None:

@@ -21,11 +21,11 @@ import torch
 
 from configs import degradations as published
 from fv_jax.core.config import build
-from fv_jax.data import video_io
-from fv_jax.data.degradations import Degradation
-from fv_jax.data.degradations import Twin as TwinTransform
+from fv_jax.data.degradation.degradations import Degradation
+from fv_jax.data.degradation.degradations import Twin as TwinTransform
 from fv_jax.data.loader import LoaderConfig, batches
 from fv_jax.data.transforms import Flip, chain, decode_video, keep_arrays, to_high_res
+from fv_jax.data.video import video_io
 from tests.benchmarks import plain_torch_data
 
 SIZES = {'270p': (256, 480), '1080p': (1072, 1920)}  # cut to multiples of 16, as they are trained on

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fv_jax.core.abstract import abstract
+from fv_jax.core.abstract_module import abstract
 
 # torch needs room on the same GPU.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -38,17 +38,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fv_jax.assembly import Assembly, RunConfig, assemble, placement_of
-from fv_jax.core import speed
+from fv_jax.core import throughput
 from fv_jax.core.command_line import one_line, read_config
-from fv_jax.inference import sampling
-from fv_jax.inference.noise import SeededNoise
-from fv_jax.inference.sampling import Loaded
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import attention
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from fv_jax.parallel.mesh import make_mesh
-from fv_jax.planning import work
+from fv_jax.planning import step_cost
+from fv_jax.sampling import programs
+from fv_jax.sampling.noise import SeededNoise
+from fv_jax.sampling.programs import Loaded
+from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
 from fv_jax.training.step import train_step
 
 Run = Callable[[], Any]  # dispatches one run, and returns what to wait for
@@ -224,7 +224,10 @@ def _networks(parts: Assembly, rounds: int) -> dict[str, Any]:
     text_BLD = jax.random.normal(key, (1, parts.stage.config.text_length, dit.text_dim))
     batch = {'z_high_BFHWC': z[0], 'z_low_BFHWC': z[1], 'text_BLD': text_BLD}
     sampler = _sampler(parts, z[1], text_BLD)
-    done = {'sampler': work.sampler(parts.stage, latents, 1), 'training step': work.training(parts, None)(batch)}
+    done = {
+        'sampler': step_cost.sampler(parts.stage, latents, 1),
+        'training step': step_cost.training(parts, None)(batch),
+    }
     out = {'sampler': _figures('sampler', done['sampler'], seconds(sampler, jax.block_until_ready, rounds))}
     del sampler  # its weights
     step = _training(parts, batch, key)
@@ -232,9 +235,9 @@ def _networks(parts: Assembly, rounds: int) -> dict[str, Any]:
     return out | {name: _figures(name, done[name], seconds(step, jax.block_until_ready, rounds))}
 
 
-def _figures(name: str, done: speed.Work, taken: float) -> dict[str, float]:
-    values = speed.figures(done, taken) | speed.peak_memory()
-    print(f'{name}: {taken:.4g} s, {speed.line(values)}', flush=True)
+def _figures(name: str, done: throughput.Work, taken: float) -> dict[str, float]:
+    values = throughput.figures(done, taken) | throughput.peak_memory()
+    print(f'{name}: {taken:.4g} s, {throughput.line(values)}', flush=True)
     return {'seconds': taken} | values
 
 
@@ -259,7 +262,7 @@ def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     graphdef, _ = nnx.split(abstract(stage.init))
     weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
     loaded, noise = Loaded(stage, graphdef, weights), SeededNoise.of([0])
-    return lambda: sampling.transport(loaded, z_low, text_BLD, noise, rules=parts.rules)
+    return lambda: programs.transport(loaded, z_low, text_BLD, noise, rules=parts.rules)
 
 
 if __name__ == '__main__':

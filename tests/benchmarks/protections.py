@@ -32,23 +32,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fv_jax.assembly import Assembly, RunConfig, assemble, latents_shape, placement_of
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import quiet_libraries, read_config
+from fv_jax.parallel.cross_host import Votes
 from fv_jax.parallel.mesh import make_mesh
 from fv_jax.parallel.preemption import Preemption
-from fv_jax.parallel.votes import Votes
-from fv_jax.running.saving import Saver
-from fv_jax.stages.base import Batch, row_keys
-from fv_jax.training import loop, state
-from fv_jax.training.goodput import Goodput
-from fv_jax.training.metrics import MetricWriter
-from fv_jax.training.optim import update_ema
-from fv_jax.training.profiler import Profiler
+from fv_jax.stages.protocol import Batch, row_keys
+from fv_jax.training import state, trainer
+from fv_jax.training.monitoring.goodput import Goodput
+from fv_jax.training.monitoring.metric_writer import MetricWriter
+from fv_jax.training.monitoring.profiler import Profiler
+from fv_jax.training.monitoring.watchdog import Watchdog
+from fv_jax.training.optimizer import update_ema
 from fv_jax.training.progress import Progress
+from fv_jax.training.run.save_policy import Saver
+from fv_jax.training.run.setup import Assembly, RunConfig, assemble, latents_shape, placement_of
 from fv_jax.training.step import train_step
-from fv_jax.training.watchdog import Watchdog
 from tests import runs
 
 KINDS = ('bare', 'step', 'whole')
@@ -170,7 +170,7 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
         preemption.after_the_step(),
         Watchdog(goodput, 60 * config.loop.stuck_minutes),
     ):
-        last = loop.Loop(
+        last = trainer.Loop(
             stage=parts.stage,
             network=parts.network,
             optim=config.optim,

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax import api
-from fv_jax.core import quality
-from fv_jax.data import sprite_measures, sprites
-from fv_jax.data.resizing import resize_bilinear
+from fv_jax.data.numpy_resize import resize_bilinear
+from fv_jax.data.synthetic import sprites
 from fv_jax.data.transforms import to_float, to_uint8
-from fv_jax.inference import comparison, sampling
-from fv_jax.inference.noise import SeededNoise
+from fv_jax.data.video import contact_sheet
+from fv_jax.evaluation import metrics
+from fv_jax.sampling import programs
+from fv_jax.sampling.noise import SeededNoise
+from tests.benchmarks import sprite_measures
 
 BATCH = 16  # prompts a call
 ROWS = 8  # shown
@@ -59,7 +61,7 @@ def previews(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
             seen = sprite_measures.object_of(preview.frames), sprite_measures.motion_of(preview.frames)
             right.append((seen[0] == scene.object, seen[1] == scene.motion))
             rows.append((f'{preview.prompt} (seen: {seen[0]}, {seen[1]})', preview.frames))
-    comparison.preview_sheet(rows[:ROWS]).save(output / 'previews.png')
+    contact_sheet.preview_sheet(rows[:ROWS]).save(output / 'previews.png')
     hits = np.array(right)
     return {
         'prompts': count,
@@ -76,19 +78,19 @@ def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
     found, rows = [], []
     for i, scene in enumerate(sprites.heldout_prompts(count, seed=1)):
         small, truth = (to_float(sprites.draw(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))
-        z_low = sampling.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
-        z_high = sampling.transport(loaded, z_low, None, SeededNoise.of([i]), rules=fv.rules)
+        z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
+        z_high = programs.transport(loaded, z_low, None, SeededNoise.of([i]), rules=fv.rules)
         ceiling = part.vae.jitted.latents(jnp.asarray(truth)[None])
         shown = {
             'bilinear': resize_bilinear(small, size),
-            'enhanced': np.asarray(sampling.decoded(part.vae.jitted, z_high)[0]),
-            'ceiling': np.asarray(sampling.decoded(part.vae.jitted, ceiling)[0]),
+            'enhanced': np.asarray(programs.decoded(part.vae.jitted, z_high)[0]),
+            'ceiling': np.asarray(programs.decoded(part.vae.jitted, ceiling)[0]),
         }
-        row = {f'psnr_{name}': quality.psnr(video, truth) for name, video in shown.items()}
-        row |= {f'detail_{name}': quality.detail(video) / quality.detail(truth) for name, video in shown.items()}
+        row = {f'psnr_{name}': metrics.psnr(video, truth) for name, video in shown.items()}
+        row |= {f'detail_{name}': metrics.detail(video) / metrics.detail(truth) for name, video in shown.items()}
         found.append(row)
         rows.append((scene.caption, {name: to_uint8(video) for name, video in (shown | {'truth': truth}).items()}))
-    comparison.contact_sheet(rows[:ROWS]).save(output / 'enhanced.png')
+    contact_sheet.contact_sheet(rows[:ROWS]).save(output / 'enhanced.png')
     return {'clips': count} | {key: float(np.mean([row[key] for row in found])) for key in found[0]}
 
 

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax import weights
-from fv_jax.core import quality
-from fv_jax.inference.jitted import JittedVAE, jit_vae
+from fv_jax.evaluation import metrics
 from fv_jax.models.vae import compute_in, split_moments
 from fv_jax.models.vae_tiling import Tiling
+from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 
 TILES = {
     '144x256, overlap 32': Tiling((144, 256), 32),
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, (vae, tiling) in ways.items():
             video = _there_and_back(vae, clip, tiling)
             whole = video if whole is None else whole
-            found[name].append((quality.psnr(video, clip), quality.psnr(video, whole)))
+            found[name].append((metrics.psnr(video, clip), metrics.psnr(video, whole)))
             print(f'shot {i}, {name}: {found[name][-1][0]:.3f} dB, {found[name][-1][1]:.2f} dB', flush=True)
     means = {name: np.mean(rows, axis=0).tolist() for name, rows in found.items()}
     for name, (truth, whole) in means.items():

@@ -16,10 +16,11 @@ import film
 import jax.numpy as jnp
 import numpy as np
 
-from fv_jax import api, weights
-from fv_jax.core import quality
-from fv_jax.inference.jitted import jit_vae
+from fv_jax import weights
+from fv_jax.evaluation import metrics
 from fv_jax.models.vae import VAE
+from fv_jax.stages.frozen_vae import jit_vae
+from fv_jax.weights import trained_runs
 
 COMPONENTS = 16
 FRAMES, SIDE = 4, 8  # of a block
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for i, clip in enumerate(film.clips(heldout=True, frames=33)):
         decoded = np.asarray(vae.video(vae.latents(jnp.asarray(clip)[None]))[0])
-        rows.append((quality.psnr(np.clip(decoded, -1, 1), clip), quality.psnr(np.clip(linear(clip), -1, 1), clip)))
+        rows.append((metrics.psnr(np.clip(decoded, -1, 1), clip), metrics.psnr(np.clip(linear(clip), -1, 1), clip)))
         print(f'shot {i}: VAE {rows[-1][0]:.2f} dB, linear {rows[-1][1]:.2f} dB', flush=True)
     mean = np.mean(rows, axis=0)
     print(f'mean: VAE {mean[0]:.2f} dB, linear {mean[1]:.2f} dB, {mean[0] - mean[1]:+.2f} dB')
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def _opened(name: str) -> VAE:
     if weights.is_weights(name):
         return weights.load_vae(name)
-    run = api.open_run(Path(name))
+    run = trained_runs.open_run(Path(name))
     return run.network.model(**run.params)
 
 

@@ -15,19 +15,19 @@ import pytest
 
 from fv_jax.checkpoints import manager
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
-from fv_jax.training import optim, state
+from fv_jax.training import optimizer, state
 from tests.training import toy
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu'}
-OPTIM = optim.OptimConfig(ema_decay=0.9)
+OPTIM = optimizer.OptimConfig(ema_decay=0.9)
 ITEMS = {'params': {'w': np.zeros(3)}}
 CONFIG = {'stage': {'kind': 'toy'}, 'loop': {'num_steps': 3, 'keep': None}}
 
 
 def train_state(ema=True):
     """Every number another one, and none that float16 or a short decimal could hold."""
-    _, start, _ = toy.new(toy.Toy(), optim.OptimConfig(ema_decay=0.9 if ema else 0.0))
+    _, start, _ = toy.new(toy.Toy(), optimizer.OptimConfig(ema_decay=0.9 if ema else 0.0))
     rng = np.random.default_rng(0)
     filled = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), start)
     counts = [x for x in jax.tree.leaves(filled.opt_state) if x.dtype == jnp.int32]

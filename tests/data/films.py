@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from fv_jax.data import video_io
+from fv_jax.data.video import video_io
 
 
 def pattern(frames: int, height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:

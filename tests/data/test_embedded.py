@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from configs import prepare
-from fv_jax.data import embedded, records, video_io
+from fv_jax.data import embedded
+from fv_jax.data.shards import records
+from fv_jax.data.video import video_io
 
 
 @pytest.fixture(scope='module')

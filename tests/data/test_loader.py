@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data import loader, records
+from fv_jax.data import loader
 from fv_jax.data.loader import LoaderConfig, Part, Stream, batches, mixed_batches
-from fv_jax.data.records import Record
+from fv_jax.data.shards import records
+from fv_jax.data.shards.records import Record
 
 RECORDS = 10  # 4 rows a batch do not divide it: every other epoch ends inside a batch
 BATCH = 4

@@ -7,14 +7,15 @@ import pytest
 from PIL import Image
 
 from fv_jax.core.config import ConfigError, build
-from fv_jax.data import embedded, pipeline, video_io
-from fv_jax.data.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data import embedded, pipeline
 from fv_jax.data.buckets import Bucket
-from fv_jax.data.degradations import WeakConfig
+from fv_jax.data.degradation.degradations import WeakConfig
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.pipeline import CacheConfig, DataConfig
-from fv_jax.data.records import RecordWriter
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data.shards.records import RecordWriter
 from fv_jax.data.transforms import to_float
+from fv_jax.data.video import video_io
 from tests.data import films
 
 SMALL = DataConfig(

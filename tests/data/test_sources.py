@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data import sources, video_io
-from fv_jax.data.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data import sources
 from fv_jax.data.loader import Shards
-from fv_jax.data.records import RecordWriter, list_shards
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data.shards.records import RecordWriter, list_shards
+from fv_jax.data.video import video_io
 from tests.data import films
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data import transforms, video_io
+from fv_jax.data import transforms
 from fv_jax.data.transforms import Crop, Flip, Latents, Resize, Window
+from fv_jax.data.video import video_io
 from tests.data import films
 
 

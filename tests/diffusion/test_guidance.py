@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fv_jax.diffusion import guidance
-from fv_jax.diffusion.times import Times
+from fv_jax.diffusion.time_grids import Times
 
 TIME = Times(jnp.float32(0.5), jnp.float32(500))
 

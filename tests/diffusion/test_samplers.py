@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fv_jax.diffusion import samplers
-from fv_jax.diffusion.times import Times, flow_times
+from fv_jax.diffusion.time_grids import Times, flow_times
 
 ALL = sorted(samplers.SOLVERS)
 

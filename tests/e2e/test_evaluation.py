@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from fv_jax import evaluate, train
-from fv_jax.data import video_io
+from fv_jax.data.video import video_io
 from tests import runs
-from tests.inference import tiny
+from tests.sampling import tiny
 
 
 @pytest.fixture(scope='module')

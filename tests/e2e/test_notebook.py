@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fv_jax.data import video_io
-from fv_jax.inference import record
-from tests.inference import tiny
+from fv_jax.data.video import video_io
+from fv_jax.sampling import metadata
+from tests.sampling import tiny
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / 'launch' / 'flashvideo_colab.ipynb'
@@ -104,7 +104,7 @@ def test_from_start_to_end(tmp_path):
     captions = ['a dog (seed 5)', 'a cat (seed 6)', 'a cat (seed 6)', 'a cat (seed 6)']  # the last is the video
     assert [caption in html for caption, html in zip(captions, shown, strict=True)] == [True] * 4
     assert all('<video' in html and 'data:video/mp4' in html for html in shown)
-    made = record.from_json(video_io.read_comment(tmp_path / 'video.mp4'))
+    made = metadata.from_json(video_io.read_comment(tmp_path / 'video.mp4'))
     assert (made.preview.prompt, made.preview.seed, made.enhance.seed) == ('a cat', 6, 6)
     frames = video_io.decode(tmp_path / 'video.mp4').frames
     assert frames.shape == (9, 64, 128, 3) and np.std(frames) > 1

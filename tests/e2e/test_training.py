@@ -9,11 +9,11 @@ import subprocess
 
 import pytest
 
-from fv_jax.core import exits
+from fv_jax.core import exit_codes
 from tests import runs
 from tests.fuzz.faults import SAVE_STUCK, SOURCE_BLOCKS
 from tests.fuzz.killed_runs import Moment, assert_as_if_nothing_had_been, kill_and_restart
-from tests.inference import tiny
+from tests.sampling import tiny
 
 LOOP = (
     '--config.loop.num_steps=20',
@@ -75,7 +75,7 @@ def test_a_run_that_is_preempted_saves_and_goes_on_as_if_nothing_had_been(whole,
             if line.startswith('step  5/'):
                 preempted.send_signal(signal.SIGTERM)
         (line,) = preempted.stderr.read().splitlines()
-    assert preempted.returncode == exits.PREEMPTED == 75
+    assert preempted.returncode == exit_codes.PREEMPTED == 75
     saved = runs.steps(folder)[-1]
     assert f'preempted at step {saved}, which is saved; run the same command again' in line and 5 <= saved < 20
     assert f'going on from step {saved} of 20' in finish(process(arguments))
@@ -90,7 +90,7 @@ def test_a_source_that_blocks_ends_the_run_with_every_stack(process, vae_file, t
     flags = *LOOP, '--config.loop.stuck_minutes=0.1'
     stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SOURCE_BLOCKS)
     _, err = stuck.communicate(timeout=300)
-    assert stuck.returncode == exits.STUCK and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
+    assert stuck.returncode == exit_codes.STUCK and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
     assert err.startswith('STUCK: nothing has moved for 6 s while waiting for data') and re.search(
         r'"<string>", line \d+ in train\n', err
     )
@@ -100,7 +100,7 @@ def test_a_save_that_is_stuck_ends_the_run_though_its_steps_go_on(process, vae_f
     flags = *LOOP, '--config.loop.stuck_minutes=0.1'
     stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SAVE_STUCK)
     out, err = stuck.communicate(timeout=300)
-    assert stuck.returncode == exits.STUCK and 'step  4/20' in out and 'saved' not in out
+    assert stuck.returncode == exit_codes.STUCK and 'step  4/20' in out and 'saved' not in out
     assert err.startswith('STUCK: a save beside the steps has not ended for 6 s') and 'in mkdir' in err
 
 

@@ -29,8 +29,8 @@ from unittest import mock
 import numpy as np
 
 from fv_jax import convert, degrade, evaluate, export, inspect, plan, prepare, sample, train
-from fv_jax.inference import parts
-from fv_jax.running import starting
+from fv_jax.sampling import lazy_stages
+from fv_jax.training.run import initialization
 from tests import runs
 from tests.fuzz import world as worlds
 from tests.fuzz.mistakes import Mistake, draw
@@ -64,12 +64,12 @@ def nothing_begins() -> Iterator[None]:
     """Within it, what costs time or writes raises Accepted."""
     begins = {
         train: ('claim_folder',),
-        starting.jax: ('jit',),
+        initialization.jax: ('jit',),
         plan.planner.executables: ('largest',),
         prepare.clips: ('cut',),
         degrade.degradations: ('weak',),
         sample: ('write_clip',),
-        parts.Loaded: ('of',),
+        lazy_stages.Loaded: ('of',),
         convert.streamed: ('save',),
         convert.sources: ('write',),
         export: ('_write_file',),

@@ -22,9 +22,9 @@ import numpy as np
 
 from fv_jax import prepare
 from fv_jax.data import sources
-from fv_jax.data.bad_records import BadRecordConfig, BadRecordError, BadRecords
 from fv_jax.data.loader import LoaderConfig, Part, Stream, mixed_batches
-from fv_jax.data.records import RecordWriter
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
+from fv_jax.data.shards.records import RecordWriter
 from tests.data import films
 from tests.fuzz.damage import damaged
 

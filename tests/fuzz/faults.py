@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fv_jax.core import exits
+from fv_jax.core import exit_codes
 from tests import runs
-from tests.inference import tiny
+from tests.sampling import tiny
 
 STEPS, SAVE_EVERY, AT = 12, 4, 8  # AT: the step that a run is at, saved, when something is done to it
 DEVICES = 4  # of runs of several processes, however many
@@ -36,12 +36,12 @@ SECONDS = 900
 # Programs that come before the training command, in its process.
 SOURCE_BLOCKS = """
 import itertools, threading
-from fv_jax.running import data
-drawn = data.Batches.train
+from fv_jax.training.run import datasets
+drawn = datasets.Batches.train
 def train(self, *arguments):
     yield from itertools.islice(drawn(self, *arguments), 3)
     threading.Event().wait()
-data.Batches.train = train
+datasets.Batches.train = train
 """
 # As a disk that is gone: the call that makes a checkpoint's folder does not come back, in the threads that save.
 SAVE_STUCK = """
@@ -65,13 +65,13 @@ loader._ProcessRows.__getitem__ = row
 """
 NAN = f"""
 import itertools
-from fv_jax.running import data
-drawn = data.Batches.train
+from fv_jax.training.run import datasets
+drawn = datasets.Batches.train
 def train(self, start, order):
     for step, batch in enumerate(drawn(self, start, order), start + 1):
         bad = step == {AT + 2}
         yield {{k: v * float('nan') if bad and 'float' in str(v.dtype) else v for k, v in batch.items()}}
-data.Batches.train = train
+datasets.Batches.train = train
 """
 # A day, once the run has started: what Python's and Orbax's time stamps are made of. No machine's monotonic clock does.
 CLOCK_BACK = """
@@ -222,7 +222,7 @@ def nan(lab: Laboratory) -> Came:
 def worker_dies(lab: Laboratory) -> Came:
     run = lab.at('worker_dies')
     code, out, err = lab.end(run, lab.stuck(30), first=WORKER_DIES)
-    assert code not in (0, exits.PREEMPTED) and runs.steps(run)[:2] == [SAVE_EVERY, AT], (code, out, err)
+    assert code not in (0, exit_codes.PREEMPTED) and runs.steps(run)[:2] == [SAVE_EVERY, AT], (code, out, err)
     newest = runs.steps(run)[-1]
     lab.go_on(run, f'going on from step {newest}')
     return Came(f'ended with code {code}: {err.splitlines()[0][:120]}', reached(out) - newest)
@@ -231,7 +231,7 @@ def worker_dies(lab: Laboratory) -> Came:
 def source_blocks(lab: Laboratory) -> Came:
     run = lab.at('source_blocks')
     code, out, err = lab.end(run, lab.stuck(6), first=SOURCE_BLOCKS)
-    assert code == exits.STUCK and err.startswith('STUCK: nothing has moved'), (code, out, err)
+    assert code == exit_codes.STUCK and err.startswith('STUCK: nothing has moved'), (code, out, err)
     lab.go_on(run, f'going on from step {AT}')
     return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - AT)
 
@@ -239,7 +239,7 @@ def source_blocks(lab: Laboratory) -> Came:
 def save_stuck(lab: Laboratory) -> Came:
     run = lab.at('save_stuck', SAVE_EVERY)
     code, out, err = lab.end(run, lab.stuck(6), '--config.loop.save_every=2', first=SAVE_STUCK)
-    assert code == exits.STUCK and 'a save beside the steps has not ended' in err, (code, out, err)
+    assert code == exit_codes.STUCK and 'a save beside the steps has not ended' in err, (code, out, err)
     lab.go_on(run, f'going on from step {SAVE_EVERY}')
     return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - SAVE_EVERY)
 
@@ -292,7 +292,7 @@ def peer_killed(lab: Laboratory) -> Came:
     began = time.monotonic()
     (code, out, err), _ = ended(processes)
     took, newest = time.monotonic() - began, runs.steps(run)[-1]
-    assert code in (1, exits.STUCK) and took < lab.slow * (seconds + 15), (code, took, out, err)
+    assert code in (1, exit_codes.STUCK) and took < lab.slow * (seconds + 15), (code, took, out, err)
     (again, *_) = ended(started(lab, run, 1, f'--config.loop.num_steps={newest + 1}'))
     assert again[0] == 0 and f'going on from step {newest}' in again[1], again
     lost = max(reached(out) - newest, 0)
@@ -321,7 +321,7 @@ def preempted(lab: Laboratory) -> Came:
             break
     codes = [code for code, _, _ in ended(processes)]
     (step,) = runs.steps(run)
-    assert codes == [exits.PREEMPTED] * 2 and 3 <= step < STEPS, (codes, step)
+    assert codes == [exit_codes.PREEMPTED] * 2 and 3 <= step < STEPS, (codes, step)
     for count in (1, 2, 4):
         again = lab.folder / f'preempted_{count}'
         shutil.copytree(run, again)

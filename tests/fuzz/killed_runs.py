@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tests import runs
-from tests.inference import tiny
+from tests.sampling import tiny
 
 Start = Callable[[list[str]], subprocess.Popen]  # arguments of the training command -> a process that runs it
 STEPS, SAVE_EVERY = 240, 2

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from configs import degradations, prepare, stage1, stage2, vae
-from fv_jax.assembly import RunConfig
 from fv_jax.core.config import build, to_dict
-from fv_jax.data.clips import ClipsConfig
-from fv_jax.data.degradations import Degradation
+from fv_jax.data.degradation.degradations import Degradation
+from fv_jax.data.video.clips import ClipsConfig
+from fv_jax.training.run.setup import RunConfig
 from tests import runs
 from tests.fuzz.world import own_mistakes
 

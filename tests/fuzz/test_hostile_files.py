@@ -14,12 +14,15 @@ from PIL import Image
 
 from fv_jax.core import files
 from fv_jax.core.command_line import UsageError
-from fv_jax.data import records, sources, video_io
-from fv_jax.data.bad_records import BadRecordConfig, BadRecords
-from fv_jax.data.captions import Captions
+from fv_jax.data import sources
+from fv_jax.data.shards import records
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data.video import video_io
+from fv_jax.data.video.captions import Captions
 from fv_jax.parallel import distributed
-from fv_jax.running import bundle
-from fv_jax.weights import compact, safetensors_file, torch_file
+from fv_jax.training.run import bad_step_dumps
+from fv_jax.weights import single_file
+from fv_jax.weights.formats import safetensors_file, torch_zip
 from tests.data import films
 
 DEEP = '[' * 100_000
@@ -62,7 +65,7 @@ def tensor_pickle(shape, strides=(1,), then: bytes = b'') -> bytes:
 def test_a_pickle_runs_nothing(tmp_path):
     path = torch_archive(tmp_path / 'w.pt', pickle.dumps({'module': Harm(tmp_path / 'harm')}, 2))
     with pytest.raises(ValueError, match='refusing to load'):
-        torch_file.read(path)
+        torch_zip.read(path)
     assert not (tmp_path / 'harm').exists()
 
 
@@ -70,9 +73,9 @@ def test_a_pickle_cannot_change_a_tensor_that_was_checked(tmp_path):
     """Or the view would show memory that is not the file's."""
     state = pickle.dumps({'shape': (10**9,)}, 2)[2:-1]
     path = torch_archive(tmp_path / 'w.pt', tensor_pickle((4,), then=state + pickle.BUILD))
-    assert torch_file.read(torch_archive(tmp_path / 'good.pt', tensor_pickle((4,)))).shape == (4,)
+    assert torch_zip.read(torch_archive(tmp_path / 'good.pt', tensor_pickle((4,)))).shape == (4,)
     with pytest.raises(ValueError, match='pickle cannot be read'):
-        torch_file.read(path)
+        torch_zip.read(path)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +83,15 @@ def test_a_pickle_cannot_change_a_tensor_that_was_checked(tmp_path):
 )
 def test_a_tensor_is_not_more_than_its_bytes(tmp_path, shape, strides):
     with pytest.raises(ValueError, match=r'does not fit|cannot be read'):
-        torch_file.read(torch_archive(tmp_path / 'w.pt', tensor_pickle(shape, strides)))
+        torch_zip.read(torch_archive(tmp_path / 'w.pt', tensor_pickle(shape, strides)))
 
 
 def test_a_pickle_without_end_is_refused(tmp_path):
     nested = pickle.PROTO + b'\x02' + pickle.EMPTY_TUPLE + pickle.TUPLE1 * 10**4 + pickle.STOP
-    assert torch_file.read(torch_archive(tmp_path / 'deep.pt', nested)) is not None  # read without recursion
+    assert torch_zip.read(torch_archive(tmp_path / 'deep.pt', nested)) is not None  # read without recursion
     claims = pickle.PROTO + b'\x02' + pickle.BINUNICODE8 + struct.pack('<Q', 2**62) + b'x' + pickle.STOP
     with pytest.raises(ValueError, match='cannot be read'):
-        torch_file.read(torch_archive(tmp_path / 'claims.pt', claims))
+        torch_zip.read(torch_archive(tmp_path / 'claims.pt', claims))
 
 
 def safetensors(path, header, length=None):
@@ -136,7 +139,7 @@ def test_an_index_names_files_beside_it_alone(tmp_path, name):
 @pytest.mark.parametrize('text', ['[1]', '3', '{"x": 1}', '{"base_channels": "x"}', DEEP, '{'])
 def test_a_network_whose_sizes_are_none_is_refused(tmp_path, text):
     with pytest.raises(ValueError):
-        compact.config_of(safetensors(tmp_path / 'x.safetensors', {'__metadata__': {'vae': text}}))
+        single_file.config_of(safetensors(tmp_path / 'x.safetensors', {'__metadata__': {'vae': text}}))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,7 @@ def test_a_bundle_runs_nothing_and_claims_nothing(tmp_path):
     np.savez(tmp_path / 'd.npz', record=np.array('{"step": 3}'), key=np.zeros(2, np.uint32))
     for name in 'abcd':
         with pytest.raises(UsageError, match=f'--replay=.*{name}.npz: is no bundle'):
-            bundle.read(tmp_path / f'{name}.npz')
+            bad_step_dumps.read(tmp_path / f'{name}.npz')
     assert not (tmp_path / 'harm').exists()
 
 

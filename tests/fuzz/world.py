@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fv_jax.checkpoints import streamed
+from fv_jax.checkpoints import streaming
 from tests import runs
 from tests.data import films
-from tests.inference import tiny
+from tests.sampling import tiny
 
 Own = dict[str, tuple[tuple[dict[str, str | None], tuple[str, ...]], ...]]
 OFFICIAL = runs.ROOT / 'tests/parity/official_dev'
@@ -70,8 +70,8 @@ def _make_runs(world: Path) -> None:
     wrong = dataclasses.replace(tiny.stage_config(world / 'vae.safetensors'), vae_dtype='float32')
     tiny.save_run(world / 'other', wrong, saved=tiny.wider(wrong))
     (world / 'bare' / 'checkpoints').mkdir(parents=True)
-    array = streamed.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
-    streamed.save(world / 't5', 0, {'frozen': {'x': array}}, {'t5': {}})
+    array = streaming.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
+    streaming.save(world / 't5', 0, {'frozen': {'x': array}}, {'t5': {}})
     shutil.copytree(world / 'run', world / 'no_meta')
     shutil.rmtree(world / 'no_meta' / 'checkpoints' / '7' / 'meta')
     shutil.copytree(world / 'run', world / 'bad_record')

@@ -1,11 +1,11 @@
 """Golden values: what this code computes, recorded before a change and compared after it.
 
-    python -m tests.golden.measure --output before.json      before a change
-    python -m tests.golden.measure --compare before.json     after it, on the same machine and jax: equal to the last bit
-    python -m tests.golden.measure --record                  writes tests/golden/golden.json and parameters.txt anew
+    python -m tests.golden.measure --output before.json     before a change
+    python -m tests.golden.measure --compare before.json    after it, on the same machine and jax: the same bits
+    python -m tests.golden.measure --record                 writes tests/golden/golden.json and parameters.txt anew
 
-`test_golden.py` holds the recorded values to a tolerance, on any machine and version. Record anew only where a change is
-meant to compute something else, and say so in its commit.
+`test_golden.py` compares with the recorded values within a tolerance, on any machine and version. Record anew only
+where a change is meant to compute something else, and say so in its commit.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from flax import nnx
 
 import fv_jax
 from fv_jax import train
-from fv_jax.core.abstract import abstract
+from fv_jax.core.abstract_module import abstract
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig
 from fv_jax.models.t5 import T5, T5Config

@@ -10,7 +10,7 @@ from tests.golden import measure
 
 GOLDEN = json.loads(measure.GOLDEN.read_text())
 ADVICE = (
-    'If this change was meant to compute something else, record anew with `python -m tests.golden.measure --record` and '
+    'If this change is meant to compute something else, record anew with `python -m tests.golden.measure --record` and '
     'say so in the commit; else find what changed (bit for bit on one machine: --output before, --compare after)'
 )
 
@@ -23,7 +23,9 @@ def test_golden_steps(config: str, tmp_path: Path) -> None:
     for step, (golden, now) in enumerate(zip(GOLDEN['steps'][config], found, strict=True), 1):
         for name in golden:
             expected, value = float.fromhex(golden[name]), float.fromhex(now[name])
-            assert abs(value / expected - 1) < 1e-5, f'{config} step {step}: {name} {value}, golden {expected}. {ADVICE}'
+            assert abs(value / expected - 1) < 1e-5, (
+                f'{config} step {step}: {name} {value}, golden {expected}. {ADVICE}'
+            )
 
 
 def test_golden_samples() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fv_jax.core.chips import CHIPS
 from fv_jax.core.config import ConfigError
+from fv_jax.core.hardware import CHIPS
 from fv_jax.kernels.context_cost import Method, Work, choose, methods, seconds
 
 STAGE2 = Work(rows=1, tokens=104_746, heads=30, head_dim=64)

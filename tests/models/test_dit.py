@@ -10,7 +10,7 @@ from flax import nnx
 
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.dit import STAGE1, STAGE2, TINY, DiT, DiTConfig, sinusoid

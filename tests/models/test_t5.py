@@ -10,7 +10,7 @@ from flax import nnx
 
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import attention
 from fv_jax.models.t5 import T5, XXL, T5Config, relative_buckets
 from tests.small_text import SMALL, random_t5

@@ -13,7 +13,7 @@ from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.models import vae as vae_lib
 from fv_jax.models.conv import Frames, GroupNorm
 from fv_jax.models.vae import OFFICIAL, VAE, SpatialNorm, VAEConfig
-from tests.inference import tiny
+from tests.sampling import tiny
 
 CONFIG = tiny.VAE_CONFIG
 

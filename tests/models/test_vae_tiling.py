@@ -8,12 +8,12 @@ import pytest
 
 from fv_jax import weights
 from fv_jax.core.config import ConfigError
-from fv_jax.inference.jitted import jit_vae
 from fv_jax.models import vae_chunking, vae_tiling
 from fv_jax.models.vae import split_moments
 from fv_jax.models.vae_tiling import Tiling
-from tests.inference import tiny
+from fv_jax.stages.frozen_vae import jit_vae
 from tests.models.recorder import Recorder
+from tests.sampling import tiny
 
 SEAM = 1.2  # a tile's edge may be so many times as steep as the steepest elsewhere
 

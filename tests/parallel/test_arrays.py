@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from configs import stage2
-from fv_jax.assembly import RunConfig, assemble, placement_of
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core.config import build
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
 from fv_jax.training import state
+from fv_jax.training.run.setup import RunConfig, assemble, placement_of
 
 
 def placement(strategy='superres', **parallel):

@@ -14,11 +14,11 @@ from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import collectives
-from fv_jax.stages.base import row_keys
-from fv_jax.stages.lowres import LowRes, LowResConfig
-from fv_jax.stages.superres import SuperRes, SuperResConfig
+from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.protocol import row_keys
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.training import state, step
-from tests.inference import tiny
+from tests.sampling import tiny
 
 MESHES = [
     {'data': 8},

@@ -2,10 +2,10 @@
 
 import signal
 
-from fv_jax.core.exits import PREEMPTED
+from fv_jax.core.exit_codes import PREEMPTED
 from tests import runs
-from tests.inference import tiny
 from tests.parallel import joined
+from tests.sampling import tiny
 
 
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from fv_jax.core.exits import PreemptedError
-from fv_jax.parallel import votes
+from fv_jax.core.exit_codes import PreemptedError
+from fv_jax.parallel import cross_host
+from fv_jax.parallel.cross_host import Votes
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.preemption import Preemption
-from fv_jax.parallel.votes import Votes
 
 
 def test_a_first_signal_is_remembered_and_the_second_is_the_kernels():
@@ -36,7 +36,7 @@ def test_what_one_wants_is_known_to_all(monkeypatch):
     mesh = make_mesh(ParallelConfig(data=2, fsdp=-1))
     vote = Votes(mesh)
     assert list(vote(False, True)) == [False, True]
-    monkeypatch.setattr(votes.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(cross_host.jax, 'process_count', lambda: 2)
     for wishes in ((False, False), (True, False), (True, True)):
         found = vote(*wishes)
         assert found.sharding.spec == PartitionSpec() and list(np.asarray(found)) == list(wishes)

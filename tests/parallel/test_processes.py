@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests import runs
-from tests.inference import tiny
 from tests.parallel import joined
+from tests.sampling import tiny
 
 
 @pytest.fixture(scope='module')

@@ -6,12 +6,12 @@ import jax
 import pytest
 
 from configs import stage1, stage2, vae
-from fv_jax.assembly import RunConfig, assemble, placement_of
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build
 from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from fv_jax.parallel.rules import TABLE, Placement
+from fv_jax.training.run.setup import RunConfig, assemble, placement_of
 
 LOGICAL = {value for name, value in vars(axes).items() if name.isupper()}
 

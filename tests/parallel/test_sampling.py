@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fv_jax.inference.jitted import jit_vae
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
-from fv_jax.stages.superres import SuperRes, SuperResConfig
+from fv_jax.stages.frozen_vae import jit_vae
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.training import state
 from fv_jax.training.step import sample_step
-from tests.inference import tiny
+from tests.sampling import tiny
 
 STAGE = SuperRes(SuperResConfig(text_length=5, num_steps=2, guidance_batched=True), tiny.DIT)
 

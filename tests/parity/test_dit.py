@@ -13,8 +13,8 @@ from fv_jax.models.dit import sinusoid
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.rope import rope_table
 from fv_jax.models.sequence import Layout
-from fv_jax.weights import dit as dit_weights
 from fv_jax.weights import load_official
+from fv_jax.weights.layouts import official_dit as dit_weights
 
 TOLERANCE = 1e-4  # maximum absolute; gradients: of each tensor's maximum
 GRADIENT = 'grad__'

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from fv_jax.api import FlashVideo
-from fv_jax.data.text import TextConfig
-from fv_jax.diffusion import dpm
-from fv_jax.inference import sampling
-from fv_jax.inference.settings import EnhanceSettings
+from fv_jax.diffusion import dpm_solver
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.stages import superres
-from fv_jax.stages.lowres import LowResConfig
+from fv_jax.sampling import programs
+from fv_jax.sampling.settings import EnhanceSettings
+from fv_jax.stages import super_res
+from fv_jax.stages.low_res import LowResConfig
+from fv_jax.text.encoder import TextConfig
 
 TEXT, LATENTS, FRAMES = 1e-4, 1e-3, 0.1
 
@@ -37,7 +37,7 @@ class Recorded:
 
     def preview(self, shape):
         assert shape == self.start.shape
-        return self.start, dpm.given(self.steps)
+        return self.start, dpm_solver.given(self.steps)
 
     def posterior(self, shape):
         assert shape == self.vae.shape
@@ -78,7 +78,7 @@ def info(official):
 
 @pytest.fixture(scope='module')
 def noise(recorded, info):
-    draws = dpm.used_draws(recorded['s1_noises'], info['steps'])
+    draws = dpm_solver.used_draws(recorded['s1_noises'], info['steps'])
     return Recorded(
         of_network(recorded['s1_x_T']),
         of_network(draws),
@@ -106,8 +106,8 @@ def previewed(fv, info, noise, texts):
     """Latents and video of stage 1."""
     settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
     first = fv.first.loaded.sampled_as(settings.apply(fv.first.stage))
-    z = sampling.generate(first, texts[0], noise, (settings.frames, *settings.size), rules=SINGLE_DEVICE)
-    return z, sampling.decoded(fv.first.vae.jitted, z)
+    z = programs.generate(first, texts[0], noise, (settings.frames, *settings.size), rules=SINGLE_DEVICE)
+    return z, programs.decoded(fv.first.vae.jitted, z)
 
 
 @pytest.fixture(scope='module')
@@ -117,9 +117,9 @@ def enhanced(fv, recorded, noise, texts, previewed):
     settings = dataclasses.replace(fv.enhance_settings, size=size, width_slices=2)
     second = fv.second.loaded.sampled_as(settings.apply(fv.second.stage))
     assert settings.sampled_source
-    z_low = sampling.low_res_latents(vae, previewed[1], size, noise)
-    z_high = sampling.transport(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)
-    return z_low, z_high, sampling.decoded(vae, z_high, width_slices=settings.slices)
+    z_low = programs.low_res_latents(vae, previewed[1], size, noise)
+    z_high = programs.transport(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)
+    return z_low, z_high, programs.decoded(vae, z_high, width_slices=settings.slices)
 
 
 def test_texts(texts, recorded, info):
@@ -135,11 +135,11 @@ def test_preview(previewed, recorded):
 
 
 def test_source(enhanced, recorded):
-    scale = superres.OFFICIAL.scale_factor
+    scale = super_res.OFFICIAL.scale_factor
     assert_close(scale * enhanced[0], of_vae(recorded['s2_ref_latent']), LATENTS)
 
 
 def test_final_video(enhanced, recorded):
     _, z, video = enhanced
-    assert_close(superres.OFFICIAL.scale_factor * z, of_network(recorded['s2_latent']), LATENTS)
+    assert_close(super_res.OFFICIAL.scale_factor * z, of_network(recorded['s2_latent']), LATENTS)
     assert_close(levels(video), recorded['s2_frames'], FRAMES)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fv_jax.diffusion import dpm, guidance, objectives, schedules, times
+from fv_jax.diffusion import dpm_solver, guidance, noise_schedules, prediction_types, time_grids
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.stages.lowres import LowRes, LowResConfig
+from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.weights import load_official
 
 TRAJECTORY = 1e-3
@@ -51,15 +51,15 @@ def test_guidance_in_float64(tables):
     for match, expected in named(tables, r'f64_steps(\d+)_guidance_scale(\d+)_exp(\d+)'):
         num_steps, scale, exponent = map(int, match.groups())
         table = guidance.scales('official', scale, exponent, num_steps)
-        assert_close(table[schedules.noise_table(num_steps).timesteps], expected, 1e-6)
+        assert_close(table[noise_schedules.noise_table(num_steps).timesteps], expected, 1e-6)
 
 
 def test_the_denoisers_quantised_a(tables):
     for match, expected in named(tables, r'steps(\d+)_denoiser_index_shift1'):
-        table = schedules.noise_table(int(match[1]))
-        np.testing.assert_array_equal(schedules.nearest_timesteps(table.sqrt_alphas), expected)
+        table = noise_schedules.noise_table(int(match[1]))
+        np.testing.assert_array_equal(noise_schedules.nearest_timesteps(table.sqrt_alphas), expected)
         values = tables[f'steps{match[1]}_denoiser_value_shift1']
-        assert_close(schedules.denoiser_sqrt_alphas(table)[table.timesteps], values, 1e-7)
+        assert_close(noise_schedules.denoiser_sqrt_alphas(table)[table.timesteps], values, 1e-7)
 
 
 # Trajectories.
@@ -90,7 +90,7 @@ def generate(stage, model, data):
 
     @jax.jit
     def run(params, x, text, noises):
-        return stage.generate(nnx.merge(graphdef, params), x, text, dpm.given(noises), rules=SINGLE_DEVICE)
+        return stage.generate(nnx.merge(graphdef, params), x, text, dpm_solver.given(noises), rules=SINGLE_DEVICE)
 
     return run(params, ours(data['x_T']), data['context'], ours(data['noise_used'][:-1]))
 
@@ -100,11 +100,11 @@ def test_what_every_step_is_told(request, model, name):
     """Timesteps, shares of signal, the denoiser's own, guidance, the batch's order."""
     data = request.getfixturevalue(name)
     config = stage_of(model, data).config
-    table = schedules.noise_table(config.num_steps)
+    table = noise_schedules.noise_table(config.num_steps)
     np.testing.assert_array_equal(table.timesteps, data['timestep'])
     np.testing.assert_array_equal(np.stack([table.timesteps] * 2, 1), data['net_timesteps'])
     assert_close([*table.sqrt_alphas, 1], [*data['alpha'], data['next_alpha'][-1]], 1e-7)
-    assert_close(schedules.denoiser_sqrt_alphas(table)[table.timesteps], data['denoiser_sigma_quantised'], 1e-7)
+    assert_close(noise_schedules.denoiser_sqrt_alphas(table)[table.timesteps], data['denoiser_sigma_quantised'], 1e-7)
     w = guidance.scales(config.guidance_kind, config.guidance_scale, config.guidance_exponent, config.num_steps)
     assert_close(w[table.timesteps], data['f64_guidance_scale'], 1e-6)
     assert bool(np.all(data['uncond_first']))
@@ -120,15 +120,15 @@ def test_every_step(model, short):
     @jax.jit
     def denoise(params, x, timestep):
         predict_fn = stage.predict_fn(nnx.merge(graphdef, params), text, rules=SINGLE_DEVICE)
-        return objectives.v_denoiser(predict_fn, num_steps)(x, times.Times(timestep / 1000, timestep))
+        return prediction_types.v_denoiser(predict_fn, num_steps)(x, time_grids.Times(timestep / 1000, timestep))
 
-    weights = dpm.sde_weights(schedules.noise_table(num_steps))
+    weights = dpm_solver.sde_weights(noise_schedules.noise_table(num_steps))
     previous = np.zeros_like(ours(short['x_T']))
     for i in range(num_steps):
         x, noise = ours(short['x_in'][i]), ours(short['noise_used'][i])
         denoised = denoise(params, x, jnp.float32(short['timestep'][i]))
         assert_close(denoised, ours(short['denoised'][i]), TRAJECTORY)
-        w = dpm.Weights(*(part[i] for part in weights))
+        w = dpm_solver.Weights(*(part[i] for part in weights))
         # The official x0 from here on, so that an error is found where it is made.
         denoised = ours(short['denoised'][i])
         after = w.x * x + w.denoised * denoised + w.previous * previous + (w.noise and w.noise * noise)
@@ -147,7 +147,7 @@ def test_short_trajectory_with_another_guidance(model, short):
 
 
 def test_the_draws_that_are_used(short):
-    used = dpm.used_draws(jnp.asarray(short['all_noise_draws']), len(short['timestep']))
+    used = dpm_solver.used_draws(jnp.asarray(short['all_noise_draws']), len(short['timestep']))
     np.testing.assert_array_equal(used, short['noise_used'][:-1])
 
 

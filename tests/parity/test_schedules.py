@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from fv_jax.diffusion import schedules, times
+from fv_jax.diffusion import noise_schedules, time_grids
 
 
 @pytest.fixture(scope='module')
@@ -28,27 +28,29 @@ def named(tables, pattern):
 
 def test_alphas_cumprod_is_exact_in_float64(tables):
     for match, expected in named(tables, r'f64_alphas_cumprod_shift([\d.]+)'):
-        np.testing.assert_allclose(schedules.alphas_cumprod(float(match[1])), expected, rtol=1e-12)
+        np.testing.assert_allclose(noise_schedules.alphas_cumprod(float(match[1])), expected, rtol=1e-12)
 
 
 def test_the_table_of_1000(tables):
     for match, expected in named(tables, r'sqrt_alphas_cumprod_1000_shift([\d.]+)'):
-        np.testing.assert_allclose(schedules.sqrt_alphas_by_timestep(float(match[1])), expected, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(
+            noise_schedules.sqrt_alphas_by_timestep(float(match[1])), expected, rtol=0, atol=1e-7
+        )
 
 
 def test_tables_of_fewer_steps(tables):
     for match, expected in named(tables, r'steps(\d+)_sqrt_alphas_cumprod_shift([\d.]+)'):
-        a = schedules.noise_table(int(match[1]), float(match[2])).sqrt_alphas
+        a = noise_schedules.noise_table(int(match[1]), float(match[2])).sqrt_alphas
         np.testing.assert_allclose([*a, 1], expected, rtol=0, atol=1e-7)  # the official sequence ends with clean data
 
 
 def test_timesteps_of_fewer_steps(tables):
     for match, expected in named(tables, r'steps(\d+)_timesteps'):
-        np.testing.assert_array_equal(schedules.noise_table(int(match[1])).timesteps, expected)
+        np.testing.assert_array_equal(noise_schedules.noise_table(int(match[1])).timesteps, expected)
 
 
 def test_signal_share_of_the_source(grids):
-    a = schedules.sqrt_alphas_by_timestep()
+    a = noise_schedules.sqrt_alphas_by_timestep()
     expected = grids['ref_alpha_sqrt_at_675_650_700_750']
     np.testing.assert_allclose(a[[675, 650, 700, 750]], expected, rtol=0, atol=1e-7)
 
@@ -56,7 +58,7 @@ def test_signal_share_of_the_source(grids):
 def test_exact_grids(grids):
     for match, expected in named(grids, r'grid_f32_n(\d+)_shift([\d.]+)_t'):
         n, shift = match[1], match[2]
-        ours = times.flow_times(int(n), float(shift))
+        ours = time_grids.flow_times(int(n), float(shift))
         np.testing.assert_allclose(1 - ours.t, expected, rtol=0, atol=1e-6)
         np.testing.assert_allclose(ours.timestep, grids[f'grid_f32_n{n}_shift{shift}_idx'], rtol=1e-6, atol=1e-6)
 
@@ -64,6 +66,6 @@ def test_exact_grids(grids):
 def test_official_grids_bit_for_bit(grids):
     for match, expected in named(grids, r'grid_bf16cpu_n(\d+)_shift([\d.]+)_t'):
         n, shift = match[1], match[2]
-        ours = times.flow_times(int(n), float(shift), 'official')
+        ours = time_grids.flow_times(int(n), float(shift), 'official')
         np.testing.assert_array_equal(1 - ours.t, expected)
         np.testing.assert_array_equal(ours.timestep, grids[f'grid_bf16cpu_n{n}_shift{shift}_idx'])

@@ -14,9 +14,10 @@ from fv_jax.models.lora import LoRAConfig, LoRAParam, merge_lora
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.rope import rope_table
 from fv_jax.models.sequence import Layout
-from fv_jax.weights import load_official, save_official, torch_file
-from fv_jax.weights.dit import POSITION_TABLE
-from tests.inference import tiny
+from fv_jax.weights import load_official, save_official
+from fv_jax.weights.formats import torch_zip
+from fv_jax.weights.layouts.official_dit import POSITION_TABLE
+from tests.sampling import tiny
 
 TOLERANCE = 1e-4  # maximum absolute
 FILES = {'stage1.pt': 'module', 'stage2.pt': 'module', '3d-vae.pt': 'state_dict'}
@@ -125,7 +126,7 @@ def test_block_by_block(model, io, layout):
 
 
 def arrays(path):
-    (tensors,) = torch_file.read(path).values()
+    (tensors,) = torch_zip.read(path).values()
     return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
@@ -178,8 +179,8 @@ def test_plain_and_left_over_tensors(official, tmp_path, model, merged, io, inpu
         'first_stage_model.encoder.conv_in.conv.weight': np.zeros(3, np.float32),
         'conditioner.embedders.0.shared.weight': np.zeros(3, np.float32),
     }
-    specs = {key: torch_file.TensorSpec(x.shape, x.dtype) for key, x in mixed.items()}
-    torch_file.write(tmp_path / 'mixed.pt', 'module', specs, mixed.items())
+    specs = {key: torch_zip.TensorSpec(x.shape, x.dtype) for key, x in mixed.items()}
+    torch_zip.write(tmp_path / 'mixed.pt', 'module', specs, mixed.items())
     network = load_official(tmp_path / 'mixed.pt')
     assert network.config == model.config
     close(run(network, inputs), bfhwc(io['output']))

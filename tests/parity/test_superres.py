@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fv_jax.diffusion import process, times
+from fv_jax.diffusion import process, time_grids
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.stages.superres import Draw, SuperRes, SuperResConfig
-from fv_jax.weights import dit as dit_weights
+from fv_jax.stages.super_res import Draw, SuperRes, SuperResConfig
 from fv_jax.weights import load_official
+from fv_jax.weights.layouts import official_dit as dit_weights
 
 TRAJECTORY, GRADIENT = 1e-3, 1e-4
 TIMESTEP = 1e-4  # one rounding of a float32 number near 1000 is 6e-5
@@ -76,7 +76,7 @@ def draw_of(train, train_stage, t_B, rows=slice(None)):
 @pytest.fixture(scope='module')
 def shifted(train, train_stage, loss_and_gradients):
     """The draw that `u` and the shift make, its loss and its gradients."""
-    draw = draw_of(train, train_stage, times.shift_times(1 - train['u'], float(train['shift_t'])))
+    draw = draw_of(train, train_stage, time_grids.shift_times(1 - train['u'], float(train['shift_t'])))
     return draw, *loss_and_gradients(draw)
 
 
@@ -186,12 +186,12 @@ def test_sampling_source(run, sampled):
 def test_every_step(run):
     """Each official state, through our velocity and Euler's step, gives the next official state."""
     data, stage, velocity, _ = run
-    grid = times.flow_times(stage.config.num_steps, stage.config.shift)
+    grid = time_grids.flow_times(stage.config.num_steps, stage.config.shift)
     assert_close(1 - grid.t[:-1], data['t'], 1e-6)
     assert_close(grid.timestep[:-1], data['net_timesteps'][:, 0], TIMESTEP)
     states = [*data['x'], data['final']]
     for i in range(stage.config.num_steps):
-        v = velocity(jnp.asarray(ours(states[i])), times.Times(grid.t[i], grid.timestep[i]))
+        v = velocity(jnp.asarray(ours(states[i])), time_grids.Times(grid.t[i], grid.timestep[i]))
         assert_close(-v, ours(data['v'][i]), TRAJECTORY)
         assert_close(ours(states[i]) + (grid.t[i + 1] - grid.t[i]) * v, ours(states[i + 1]), TRAJECTORY)
 
@@ -205,9 +205,9 @@ def test_trajectory(run):
 def test_our_own_states_on_the_way(run):
     """The same trajectory step by step, so that errors add up from the source on."""
     data, stage, velocity, _ = run
-    grid = times.flow_times(stage.config.num_steps, stage.config.shift)
+    grid = time_grids.flow_times(stage.config.num_steps, stage.config.shift)
     x = jnp.asarray(ours(data['x0_noised_ref']))
     for i in range(stage.config.num_steps):
         assert_close(x, ours(data['x'][i]), TRAJECTORY)
-        x = x + (grid.t[i + 1] - grid.t[i]) * velocity(x, times.Times(grid.t[i], grid.timestep[i]))
+        x = x + (grid.t[i + 1] - grid.t[i]) * velocity(x, time_grids.Times(grid.t[i], grid.timestep[i]))
     assert_close(x, ours(data['final']), TRAJECTORY)

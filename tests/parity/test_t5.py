@@ -10,10 +10,10 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from fv_jax.data.text import TextConfig
-from fv_jax.data.tokenizer import Tokenizer
-from fv_jax.weights import t5
-from fv_jax.weights.text import open_text_encoder
+from fv_jax.text.encoder import TextConfig
+from fv_jax.text.tokenizer import Tokenizer
+from fv_jax.weights.layouts import t5_folder
+from fv_jax.weights.text_encoders import open_text_encoder
 
 TOLERANCE = 1e-4  # maximum absolute
 
@@ -35,7 +35,7 @@ def info(official):
 
 @pytest.fixture(scope='module')
 def model(official):
-    return t5.load(official / 't5')
+    return t5_folder.load(official / 't5')
 
 
 @pytest.fixture(scope='module')
@@ -83,15 +83,15 @@ def test_texts(official, io, info):
 
 
 def test_the_way_back_gives_the_official_files_tensors(official, model, tmp_path):
-    t5.save(tmp_path, model)
-    ours, theirs = load_file(tmp_path / t5.SINGLE), load_file(official / 't5' / t5.SINGLE)
+    t5_folder.save(tmp_path, model)
+    ours, theirs = load_file(tmp_path / t5_folder.SINGLE), load_file(official / 't5' / t5_folder.SINGLE)
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         np.testing.assert_array_equal(ours[key], tensor)
         assert ours[key].dtype == tensor.dtype
-    with safe_open(tmp_path / t5.SINGLE, 'numpy') as file:
+    with safe_open(tmp_path / t5_folder.SINGLE, 'numpy') as file:
         assert file.metadata() == {'format': 'pt'}  # which Hugging Face's loaders insist on
-    assert t5.read_config(tmp_path) == t5.read_config(official / 't5')
+    assert t5_folder.read_config(tmp_path) == t5_folder.read_config(official / 't5')
     values = json.loads((tmp_path / 'config.json').read_text())
     reference = json.loads((official / 't5' / 'config.json').read_text())
     assert values.items() <= reference.items()

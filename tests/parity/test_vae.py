@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.inference.jitted import jit_vae
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae import sample_latents, split_moments
+from fv_jax.stages.frozen_vae import jit_vae
 from fv_jax.weights import load_official
-from tests.inference import tiny
+from tests.sampling import tiny
 
 TOLERANCE = 1e-4  # maximum absolute, of latents, moments and video in [-1, 1]
 SCALE = 1.15258426  # of the latents that stage 2 works on (FACTS 4.1)

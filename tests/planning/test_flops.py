@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.blocked import attention_at_once
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam

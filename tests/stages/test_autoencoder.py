@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from fv_jax.core.config import ConfigError
-from fv_jax.core.rules import Rules
+from fv_jax.core.parallel_context import Rules
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
-from fv_jax.stages.base import row_keys
-from tests.inference import tiny
+from fv_jax.stages.protocol import row_keys
+from tests.sampling import tiny
 
 RULES = Rules(attention=lambda q, k, v: v)
 

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.data.text import TextConfig
 from fv_jax.stages import registry
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
-from fv_jax.stages.lowres import LowRes, LowResConfig
+from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.registry import StageConfig
-from fv_jax.stages.superres import SuperRes
-from tests.inference import tiny
+from fv_jax.stages.super_res import SuperRes
+from fv_jax.text.encoder import TextConfig
+from tests.sampling import tiny
 
 SUPERRES = tiny.stage_config('embedded')
 LOWRES = StageConfig('lowres', dit=tiny.DIT, lowres=LowResConfig(), vae='embedded')

@@ -28,13 +28,13 @@ import sys
 
 import pytest
 
-from fv_jax.assembly import RunConfig
-from fv_jax.core.chips import GIB
 from fv_jax.core.command_line import read_config
+from fv_jax.core.hardware import GIB
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.planning import planner, slices
 from fv_jax.planning.compiling import Compiled
 from fv_jax.planning.report import PhaseReport
+from fv_jax.training.run.setup import RunConfig
 
 ONE_CLIP = (('data.loader.batch_size', '1'),)
 BATCH_64 = (

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from fv_jax.training import state, step
-from fv_jax.training.optim import OptimConfig, update_ema
+from fv_jax.training.optimizer import OptimConfig, update_ema
 from fv_jax.training.step import eval_step, sample_step, train_step
 from tests.training import toy
 

@@ -9,9 +9,9 @@ import optax
 from flax import nnx
 from flax.nnx.filterlib import Filter
 
-from fv_jax.core.rules import Rules
-from fv_jax.stages.base import Batch, Metrics, row_normal
-from fv_jax.training import optim, state
+from fv_jax.core.parallel_context import Rules
+from fv_jax.stages.protocol import Batch, Metrics, row_normal
+from fv_jax.training import optimizer, state
 
 RULES = Rules(attention=lambda q, k, v: v)
 ROWS, IN, OUT = 4, 3, 2
@@ -71,9 +71,9 @@ def batch(step: int = 0, *, bad: float = 0.0, slope: float = 1.0) -> Batch:
 
 
 def new(
-    stage: Toy, config: optim.OptimConfig, num_steps: int = 100
+    stage: Toy, config: optimizer.OptimConfig, num_steps: int = 100
 ) -> tuple[state.Network, state.TrainState, optax.GradientTransformation]:
-    network, tx = state.Network.of(stage), optim.optimizer(config, num_steps)
+    network, tx = state.Network.of(stage), optimizer.make_optimizer(config, num_steps)
     return network, state.new_state(network, stage, tx, jax.random.key(0), ema=config.ema_decay > 0), tx
 
 

@@ -23,9 +23,10 @@ import numpy as np
 
 from fv_jax.models.dit import STAGE1, DiTConfig
 from fv_jax.models.lora import LoRAConfig
-from fv_jax.weights import dit, torch_file
-from fv_jax.weights.keymap import Table
-from fv_jax.weights.torch_file import TensorSpec
+from fv_jax.weights.formats import torch_zip
+from fv_jax.weights.formats.torch_zip import TensorSpec
+from fv_jax.weights.layouts import official_dit
+from fv_jax.weights.layouts.key_table import Table
 
 POOL = 2**26  # random numbers; every tensor is a piece of them
 INTERVAL_S = 0.2
@@ -61,8 +62,8 @@ def main() -> int:
 def make(path: Path, config: DiTConfig) -> None:
     """A file with every official key, of random numbers."""
     dtype = np.dtype(ml_dtypes.bfloat16)
-    keys = Table(dit.table(config), config.num_layers).keys()
-    keys |= {key: x.shape for key, x in dit.position_table(config, dtype).items()}
+    keys = Table(official_dit.table(config), config.num_layers).keys()
+    keys |= {key: x.shape for key, x in official_dit.position_table(config, dtype).items()}
     specs = {key: TensorSpec(shape, dtype) for key, shape in keys.items()}
     rng = np.random.default_rng(0)
     pool = (0.02 * rng.standard_normal(POOL, np.float32)).astype(dtype)
@@ -74,7 +75,7 @@ def make(path: Path, config: DiTConfig) -> None:
 
     print(f'{path}: {sum(spec.size for spec in specs.values()):,} numbers in {len(specs):,} tensors')
     partial = path.with_suffix('.partial')
-    torch_file.write(partial, 'module', specs, tensors())
+    torch_zip.write(partial, 'module', specs, tensors())
     partial.rename(path)
 
 
@@ -107,7 +108,7 @@ def resident(pid: int) -> tuple[int, int] | None:
 
 def equal(first: Path, second: Path) -> bool:
     """Whether two files hold the same tensors."""
-    a, b = (torch_file.read(path)['module'] for path in (first, second))
+    a, b = (torch_zip.read(path)['module'] for path in (first, second))
     if a.keys() != b.keys():
         return False
     for key in a:

@@ -7,7 +7,7 @@ frames each). `configs/prepare.py:embedded` says which, and how they were made a
 
 from pathlib import Path
 
-from fv_jax.data.records import list_shards
+from fv_jax.data.shards.records import list_shards
 
 _FOLDER = Path(__file__).parent
 

@@ -1,0 +1,1 @@
+"""Degradations: what turns a high-quality clip into its low-quality input."""

@@ -1,0 +1,1 @@
+"""Clips in ArrayRecord shards: records, provenance, and what happens to bad ones."""

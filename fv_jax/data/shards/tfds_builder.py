@@ -1,0 +1,109 @@
+"""A TFDS data set of a folder of videos with captions, for those who keep their data as TFDS; no TensorFlow is needed.
+
+    VideoFolder(films, config, data_dir=DATA).download_and_prepare()
+
+cuts the films as `prepare` does and writes the clips to DATA/video_folder/1.0.0. `tfds.data_source`, `tfds.builder`'s
+`as_data_source`, and our source `tfds:DATA/video_folder/1.0.0` read them: examples are records (`records.py`), their
+video as H.264 bytes, their caption empty where there is none.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fv_jax.data.shards.records import Record
+from fv_jax.data.video import clips, video_io
+from fv_jax.data.video.captions import Captions
+from fv_jax.data.video.clips import ClipsConfig
+
+SPLIT = 'train'
+SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
+
+
+class VideoFolder(tfds.core.GeneratorBasedBuilder):
+    """The builder. A film that cannot be used is skipped and named in `skipped`.
+
+    Attributes:
+      skipped: film -> why, after `download_and_prepare`.
+    """
+
+    VERSION = tfds.core.Version('1.0.0')
+    code_path = None  # TFDS looks for checksums of downloads beside the code; there are none
+
+    def __init__(self, films: str | Path, config: ClipsConfig, *, data_dir: str | Path):
+        """films: a folder of films, searched to the bottom. config: how they are cut. data_dir: where to write."""
+        self._films, self._clips = Path(films), config
+        self.skipped: dict[str, str] = {}
+        super().__init__(data_dir=str(data_dir), file_format='array_record')
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    'video': tfds.features.Tensor(shape=(), dtype=np.object_),
+                    'caption': tfds.features.Text(),
+                    'source': tfds.features.Text(),
+                    'fps': np.float64,
+                    'frames': np.int64,
+                    'height': np.int64,
+                    'width': np.int64,
+                    'start_frame': np.int64,
+                }
+            )
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Record]]]:
+        del dl_manager
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, Record]]:
+        captions = Captions(self._films)
+        for path in sorted(p for p in self._films.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()):
+            name = path.relative_to(self._films).as_posix()
+            try:
+                caption = captions.of(path) or ''
+                planned = clips.scan_file(path, self._clips, video_io.probe(path))
+                for record in clips.cut(path, planned, self._clips):
+                    if record is not None:
+                        yield f'{name}-{record["start_frame"]}', record | {'source': name, 'caption': caption}
+            except ValueError as error:
+                self.skipped[name] = str(error).removeprefix(f'{path}: ')
+
+
+class Examples:
+    """The examples of a prepared TFDS data set, as records."""
+
+    def __init__(self, folder: str):
+        try:
+            self._source = tfds.builder_from_directory(folder).as_data_source(split=SPLIT)
+        except Exception as error:  # TFDS raises what its many parts raise
+            raise ValueError(
+                f'{folder}: not a TFDS data set with a split {SPLIT!r}: {str(error).splitlines()[0]}'
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        example = {key: _plain(value) for key, value in self._source[int(index)].items()}
+        for key in ('caption', 'source'):
+            if isinstance(example.get(key), bytes):
+                example[key] = example[key].decode()  # what is not UTF-8 raises a ValueError of its own
+        if not example.get('caption'):
+            example.pop('caption', None)
+        return example
+
+    def sizes(self) -> np.ndarray:
+        """TFDS keeps no index of them: every example is read."""
+        keys = ('frames', 'height', 'width')
+        return np.array([[self[i].get(key, 0) for key in keys] for i in range(len(self))]).reshape(-1, 3)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and texts out of NumPy's scalars and arrays of none dimension."""
+    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    return value

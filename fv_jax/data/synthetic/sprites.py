@@ -1,0 +1,302 @@
+"""The captioned data set that comes with the package: a named object that moves over a landscape.
+
+A clip is a `Scene`: one of 20 objects, one of 8 motions, one of 6 landscapes, and where exactly. Record i of a
+split is a function of (seed, split, i) and nothing else; nothing is on disk but the art (Noto Emoji, Apache-2.0: see
+embedded/sprites_NOTICE; `launch/make_sprites.py` made the sheet).
+
+The splits share no combination. With object o of 20, round r of 6, the held-out ones are
+
+  (object o, motion (3 o + 5 r) mod 8, landscape (o + r) mod 6)                                       (1)
+
+so that every object is held out once over each landscape, with six of its motions, and any 20 that follow each
+other hold every object. The other 840 are for training, among them every pair of object and motion, object and
+landscape, motion and landscape.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Literal
+
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data.shards.records import Record
+from fv_jax.data.synthetic import sprite_drawing
+
+# As a caption says it, and the name of its picture in the set of icons.
+OBJECTS = {
+    'ladybug': 'lady-beetle',
+    'butterfly': 'butterfly',
+    'frog': 'frog',
+    'panda': 'panda',
+    'pig': 'pig-face',
+    'lion': 'lion',
+    'penguin': 'penguin',
+    'crab': 'crab',
+    'pineapple': 'pineapple',
+    'pumpkin': 'jack-o-lantern',
+    'mushroom': 'mushroom',
+    'doughnut': 'doughnut',
+    'soccer ball': 'soccer-ball',
+    'star': 'star',
+    'purple heart': 'purple-heart',
+    'umbrella': 'umbrella',
+    'robot': 'robot',
+    'rocket': 'rocket',
+    'red car': 'automobile',
+    'balloon': 'balloon',
+}
+
+# A motion's direction (down, right), and how else it is called.
+MOTIONS = {
+    'left to right': ((0, 1), 'to the right'),
+    'right to left': ((0, -1), 'to the left'),
+    'bottom to top': ((-1, 0), 'up'),
+    'top to bottom': ((1, 0), 'down'),
+    'top left to bottom right': ((1, 1), 'down and to the right'),
+    'bottom right to top left': ((-1, -1), 'up and to the left'),
+    'bottom left to top right': ((-1, 1), 'up and to the right'),
+    'top right to bottom left': ((1, -1), 'down and to the left'),
+}
+
+# A landscape as `sprite_drawing` knows it, and as a caption says it.
+BACKGROUNDS = {
+    'beach': 'a beach',
+    'meadow': 'a meadow',
+    'town': 'a town at night',
+    'sea': 'the sea',
+    'desert': 'a desert',
+    'mountains': 'snowy mountains',
+}
+
+Split = Literal['train', 'heldout']
+Combination = tuple[str, str, str]  # object, motion, background
+
+PREVIEW, FINAL = (17, 64, 96), (17, 256, 384)  # frames, height, width that the small weights are made for
+FPS = 8.0
+
+# What a data configuration calls them, and how many clips they have if it does not say.
+WHOLE, CROPS = 'sprites', 'sprite_crops'
+TRAIN_CLIPS, HELDOUT_CLIPS = 4096, 120
+
+CANONICAL = '{thing} moves from {motion} over {place}'
+PARAPHRASES = (
+    '{thing} moving from {motion} over {place}',
+    '{thing} moves {direction} over {place}',
+    '{thing} glides {direction} above {place}',
+    'over {place}, {thing} moves from {motion}',
+    'above {place}: {thing} that moves {direction}',
+)
+_PARAPHRASED = 0.5  # of the training captions
+_ASPECT = FINAL[2] / FINAL[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A clip in words and numbers; lengths in picture heights.
+
+    object, motion, background: keys of OBJECTS, MOTIONS and BACKGROUNDS.
+    size: of the side of the sprite's art.
+    start, end: (y, x) of the sprite's middle in the first and in the last frame; it goes straight at one speed.
+    details: seed of the landscape's details.
+    """
+
+    object: str
+    motion: str
+    background: str
+    size: float
+    start: tuple[float, float]
+    end: tuple[float, float]
+    details: int
+
+    @property
+    def caption(self) -> str:
+        """The canonical caption, the prompt of a held-out scene: 'a ladybug moves from left to right over a beach'."""
+        return self.worded(CANONICAL)
+
+    def worded(self, pattern: str) -> str:
+        """The caption in the words of CANONICAL or one of PARAPHRASES."""
+        article = 'an' if self.object[0] in 'aeiou' else 'a'
+        return pattern.format(
+            thing=f'{article} {self.object}',
+            motion=self.motion,
+            direction=MOTIONS[self.motion][1],
+            place=BACKGROUNDS[self.background],
+        )
+
+    def centres(self, frames: int) -> np.ndarray:
+        """(frames, 2): where the sprite's middle is, (y, x)."""
+        return np.linspace(self.start, self.end, frames)
+
+
+def heldout_combinations() -> list[Combination]:
+    """The 120 combinations of (1), round after round."""
+    objects, motions, backgrounds = list(OBJECTS), list(MOTIONS), list(BACKGROUNDS)
+    return [
+        (objects[o], motions[(3 * o + 5 * r) % len(motions)], backgrounds[(o + r) % len(backgrounds)])
+        for r in range(len(backgrounds))
+        for o in range(len(objects))
+    ]
+
+
+def train_combinations() -> list[Combination]:
+    """All the others."""
+    heldout = set(heldout_combinations())
+    return [c for c in itertools.product(OBJECTS, MOTIONS, BACKGROUNDS) if c not in heldout]
+
+
+def new_scene(combination: Combination, rng: np.random.Generator, aspect: float = _ASPECT) -> Scene:
+    """A scene of this combination, in a picture of width / height `aspect`.
+
+    The sprite stays in the picture but for a tenth of its half at most. It goes straight, near the middle of what
+    room that leaves, at most 0.75 picture heights far: 3 pixels a frame of the preview, 12 a frame of its latents.
+    """
+    direction = MOTIONS[combination[1]][0]
+    size = rng.uniform(0.35, 0.43)
+    room = np.array([1 - 0.9 * size, aspect - 0.9 * size])
+    angle = math.atan2(*direction) + rng.uniform(-0.1, 0.1)
+    along = np.array([math.sin(angle), math.cos(angle)])
+    longest = (room / np.maximum(np.abs(along), 1e-9)).min()
+    path = along * min(longest, 0.75) * rng.uniform(0.8, 1)
+    middle = np.array([0.5, aspect / 2])
+    # Along the way it stays near the middle, so that it starts on the side that the caption says.
+    loose = np.where(np.array(direction) == 0, 0.5, 0.25)
+    middle = middle + (room - np.abs(path)) * loose * rng.uniform(-1, 1, 2)
+    ends = (tuple(float(c) for c in middle + sign * path / 2) for sign in (-1, 1))
+    return Scene(*combination, float(size), *ends, int(rng.integers(2**31)))
+
+
+def draw(scene: Scene, size: tuple[int, int, int], art: np.ndarray | None = None) -> np.ndarray:
+    """The scene as uint8 FHWC.
+
+    Args:
+      scene: what is to be seen. Its lengths are in picture heights: a wider picture shows more to the right.
+      size: (frames, height, width). The preview and the final size of one scene show the same.
+      art: all of `load_art`, for those who draw often; read from the package if None.
+    """
+    art = load_art() if art is None else art
+    rng = np.random.default_rng(scene.details)
+    backdrop = sprite_drawing.landscape(scene.background, rng, size[1:])
+    sprite = art[list(OBJECTS).index(scene.object)]
+    return sprite_drawing.glide(backdrop, sprite, scene.centres(size[0]), scene.size)
+
+
+def load_art() -> np.ndarray:
+    """The art of all OBJECTS, in their order: see `sprite_drawing`."""
+    return sprite_drawing.load_art(len(OBJECTS))
+
+
+class SpriteClips:
+    """Records of drawn clips, by index, for the loader: `video` (uint8 FHWC), `caption` and the scene's names.
+
+    split: 'train' draws its combinations at random and words half of its captions otherwise; 'heldout' goes through its
+      combinations in turn, with canonical captions.
+    count: how many clips there are; more than 120 held-out ones show the combinations again, elsewhere.
+    size: (frames, height, width) of every clip.
+    smallest_height: if given, a clip is drawn at a height between this and `size`'s, its width to match, as often
+      in every octave: for training on crops that shall show sprites large and small.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        count: int,
+        size: tuple[int, int, int] = FINAL,
+        *,
+        seed: int = 0,
+        smallest_height: int | None = None,
+    ):
+        if count < 1:
+            raise ConfigError(f'{count} clips of sprites: must be at least 1')
+        if 2 * size[2] < size[1]:
+            raise ConfigError(f'height={size[1]}, width={size[2]}: sprites need a width of at least half the height')
+        self._key = (seed, ('train', 'heldout').index(split))
+        self._combinations = train_combinations() if split == 'train' else heldout_combinations()
+        self._split, self._count, self._size, self._smallest = split, count, size, smallest_height
+        self._art = load_art()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        scene, caption, size = self._plan(int(index))
+        return {
+            'video': draw(scene, size, self._art),
+            'fps': FPS,
+            'frames': size[0],
+            'height': size[1],
+            'width': size[2],
+            'source': 'sprites',
+            'caption': caption,
+            'object': scene.object,
+            'motion': scene.motion,
+            'background': scene.background,
+        }
+
+    def scene(self, index: int) -> Scene:
+        """What record `index` shows."""
+        return self._plan(int(index))[0]
+
+    def caption(self, index: int) -> str:
+        """The caption of record `index`, without drawing it."""
+        return self._plan(int(index))[1]
+
+    def _plan(self, index: int) -> tuple[Scene, str, tuple[int, int, int]]:
+        if not 0 <= index < self._count:
+            raise IndexError(f'clip {index} of {self._count}')
+        rng = np.random.default_rng([*self._key, index])
+        pick = rng.integers(len(self._combinations)) if self._split == 'train' else index % len(self._combinations)
+        scene = new_scene(self._combinations[pick], rng, self._size[2] / self._size[1])
+        pattern = CANONICAL
+        if self._split == 'train' and rng.random() < _PARAPHRASED:
+            pattern = PARAPHRASES[rng.integers(len(PARAPHRASES))]
+        frames, height, width = self._size
+        if self._smallest is not None:
+            drawn = round(self._smallest * (height / self._smallest) ** rng.random())
+            height, width = drawn, math.ceil(width * drawn / height)
+        return scene, scene.worded(pattern), (frames, height, width)
+
+
+def is_name(name: str) -> bool:
+    """Whether `source` knows this name."""
+    return name.partition(':')[0] in (WHOLE, CROPS)
+
+
+def source(name: str, size: tuple[int, int, int], *, heldout: bool) -> SpriteClips:
+    """The clips of a data configuration.
+
+    Args:
+      name: 'sprites': whole scenes, drawn at `size`, for whatever reads captions (do not mirror or cut those).
+        'sprite_crops': in training drawn at all heights from the preview's to the final one that `size` can be cut out
+        of, for a VAE. Either may say how many clips: 'sprites:500'.
+      size: (frames, height, width) of what is trained on.
+
+    Raises ConfigError for a number of clips that is none.
+    """
+    kind, colon, text = name.partition(':')
+    count = HELDOUT_CLIPS if heldout else TRAIN_CLIPS
+    if colon:
+        if not text.isdecimal():
+            raise ConfigError(f'{name}: expected a number of clips after the colon, like {kind}:{count}')
+        count = int(text)
+    split = 'heldout' if heldout else 'train'
+    if kind == WHOLE or heldout:
+        return SpriteClips(split, count, size)
+    smallest = max(PREVIEW[1], size[1], math.ceil(size[2] / _ASPECT))
+    largest = max(FINAL[1], smallest)
+    whole = max(FINAL[0], size[0]), largest, math.ceil(largest * _ASPECT)
+    return SpriteClips(split, count, whole, smallest_height=smallest)
+
+
+def heldout_prompts(count: int, *, seed: int = 0) -> list[Scene]:
+    """The first `count` held-out scenes, those of SpriteClips('heldout', ...). `.caption` is the prompt; `draw` gives
+    the truth at any size of 2:3.
+
+    Raises ValueError for more than there are held-out combinations.
+    """
+    available = len(heldout_combinations())
+    if not 1 <= count <= available:
+        raise ValueError(f'count={count}: there are 1 to {available} held-out combinations')
+    clips = SpriteClips('heldout', count, FINAL, seed=seed)
+    return [clips.scene(i) for i in range(count)]

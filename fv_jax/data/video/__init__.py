@@ -1,0 +1,1 @@
+"""Video files: decoding and encoding, shots, clips, captions, contact sheets."""

@@ -1,0 +1,236 @@
+"""From a film file to clips: which frames make a clip, and the records of them.
+
+Output frame j, at time j / fps, shows the source frame i(j) whose timestamp is nearest; a shot of source frames [a, b)
+is the output frames with a <= i(j) < b, less a margin at each end, and clips are cut from it one after the other.
+Without an fps every source frame is an output frame.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+from fv_jax.core.resize import check_multiple
+from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
+from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
+from fv_jax.data.shards.records import Record
+from fv_jax.data.transforms import check_frames
+from fv_jax.data.video import video_io
+from fv_jax.data.video.shots import Detector, Timeline, scan
+from fv_jax.text.encoder import TextConfig
+
+_TIE = 2e-3  # seconds: containers round timestamps to a millisecond; of two frames as near, the earlier is shown
+_BLACK = 6.0  # mean level (of 255) under which a frame counts as black
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsConfig:
+    """Clips stored as latents, for training that never decodes or encodes.
+
+    vae: '' stores clips as video; else the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt, a .safetensors of ours.
+    low_variants: how many low-quality twins of each clip, all of it as long as the clip. Stage 1 needs none.
+    weak, strong, strong_probability: how they are made (`Degradation`; `configs/degradations.py`).
+    seed: of the twins.
+    """
+
+    vae: str = ''
+    low_variants: int = 4
+    weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
+    strong: StrongConfig | None = None
+    strong_probability: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ('low_variants', 'seed'):
+            if getattr(self, name) < 0:
+                raise ConfigError(f'{name}={getattr(self, name)}: must not be negative')
+        _ = self.degradation
+
+    @property
+    def degradation(self) -> Degradation:
+        return Degradation(self.weak, self.strong, self.strong_probability)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipsConfig:
+    """How films are cut.
+
+    name: first part of the shards' names.
+    frames: length of a clip, 1 or 8k+1.
+    height, width: pixels of a clip, multiples of 16. A film is cropped to their ratio in the middle and scaled.
+    fps: frames a second; frames of the film are dropped or repeated. None keeps them all.
+    max_upscale: films that would have to be enlarged by more are skipped: enlarged film teaches a model to blur.
+    detector, threshold, min_shot_frames: shot detection (see `shots.scan`).
+    margin: frames left out at both ends of a shot, where cuts may blend.
+    clips_per_shot: at most so many, spread evenly; None takes all that fit.
+    ranges: (first, last) seconds of film that clips may come from, in order; empty means everywhere.
+    drop_black: leave out clips that hold a black frame (fades, leaders).
+    crf, preset: of the H.264 that clips are stored as.
+    shard_records: clips a shard.
+    text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
+    latents: the VAE whose latents are stored in place of the clips; by default none.
+    """
+
+    name: str = 'clips'
+    frames: int = 49
+    height: int = 1072
+    width: int = 1920
+    fps: float | None = None
+    max_upscale: float = 1.0
+    detector: Detector = 'adaptive'
+    threshold: float | None = None
+    min_shot_frames: int = 15
+    margin: int = 2
+    clips_per_shot: int | None = None
+    ranges: tuple[tuple[float, float], ...] = ()
+    drop_black: bool = True
+    crf: float = 18.0
+    preset: str = 'medium'
+    shard_records: int = 256
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    latents: LatentsConfig = dataclasses.field(default_factory=LatentsConfig)
+
+    def __post_init__(self):
+        check_frames('frames', self.frames)
+        check_multiple('height', self.height)
+        check_multiple('width', self.width)
+        if not self.name or not self.name.replace('-', '').replace('_', '').isalnum():
+            raise ConfigError(f'name={self.name!r}: use letters, digits, - and _')
+        for field in ('fps', 'threshold', 'clips_per_shot', 'max_upscale'):
+            value = getattr(self, field)
+            if value is not None and value <= 0:
+                raise ConfigError(f'{field}={value}: must be above 0')
+        for field, least in (('margin', 0), ('min_shot_frames', 1), ('shard_records', 1)):
+            if getattr(self, field) < least:
+                raise ConfigError(f'{field}={getattr(self, field)}: must be at least {least}')
+        if not 0 <= self.crf <= 51:
+            raise ConfigError(f'crf={self.crf}: must be from 0 (lossless) to 51')
+        if self.preset not in video_io.PRESETS:
+            raise ConfigError(f'preset={self.preset!r}: must be one of {", ".join(video_io.PRESETS)}')
+        for first, last in self.ranges:
+            if not 0 <= first < last:
+                raise ConfigError(f'ranges={(first, last)}: must be (first, last) seconds with 0 <= first < last')
+        for (_, last), (first, _) in itertools.pairwise(self.ranges):
+            if first < last:
+                raise ConfigError(f'ranges: {first} comes after {last}; they must be in order and apart')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which source frames make which clip.
+
+    fps: of the clips.
+    clips: for each its first output frame and its source frames, repeats included, in order.
+    """
+
+    fps: float
+    clips: tuple[tuple[int, np.ndarray], ...]
+
+
+def check_size(info: video_io.VideoInfo, config: ClipsConfig) -> None:
+    """Raises ValueError when a film of this size would have to be enlarged more than allowed."""
+    needed = max(config.height / info.height, config.width / info.width)
+    if needed > config.max_upscale * (1 + 1e-6):
+        raise ValueError(
+            f'{info.height}x{info.width} is too small for clips of {config.height}x{config.width}; '
+            f'choose a smaller height and width, or allow max_upscale={np.ceil(needed * 100) / 100:g}'
+        )
+
+
+def plan(timeline: Timeline, fps: float, config: ClipsConfig) -> Plan:
+    """Which clips a film gives.
+
+    Args:
+      timeline: of the film.
+      fps: the film's mean rate, used where the config keeps all frames.
+    """
+    source = np.arange(len(timeline.seconds))
+    if config.fps is not None:
+        fps = config.fps
+        count = int(np.floor((timeline.seconds[-1] + 1e-6) * fps)) + 1
+        source = _nearest(timeline.seconds, np.arange(count) / fps)
+    clips = []
+    for first, last in _allowed(timeline, source, fps, config):
+        starts = np.arange(first, last - config.frames + 1, config.frames)
+        if config.clips_per_shot is not None and len(starts) > config.clips_per_shot:
+            space = (last - first) / config.clips_per_shot
+            middles = first + (np.arange(config.clips_per_shot) + 0.5) * space
+            starts = np.round(middles - config.frames / 2).astype(int)
+        clips += [(int(j), source[j : j + config.frames]) for j in starts]
+    return Plan(fps, tuple(clips))
+
+
+def _nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    after = np.clip(np.searchsorted(seconds, wanted), 0, len(seconds) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(seconds[after] - wanted < wanted - seconds[before] - _TIE, after, before)
+
+
+def _allowed(timeline: Timeline, source: np.ndarray, fps: float, config: ClipsConfig) -> Iterator[tuple[int, int]]:
+    """Spans of output frames [first, last) that lie in one shot and, if there are any, in one range."""
+    end = len(source)
+    ranges = [(0, end)]
+    if config.ranges:
+        bounds = np.rint(np.asarray(config.ranges) * fps).astype(int)
+        if config.fps is None:  # of frames that may not be evenly spaced, by their timestamps
+            bounds = np.searchsorted(timeline.seconds, np.asarray(config.ranges) - 0.5 / fps)
+        ranges = [(int(first), min(int(last), end)) for first, last in bounds]
+    for a, b in timeline.shots:
+        first, last = (int(j) for j in np.searchsorted(source, (a, b)))
+        # The film's own two ends are no cuts.
+        first, last = first + config.margin * (a > 0), last - config.margin * (b < len(timeline.seconds))
+        for low, high in ranges:
+            if max(first, low) < min(last, high):
+                yield max(first, low), min(last, high)
+
+
+def cut(
+    path: Path, planned: Plan, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
+) -> Iterator[Record]:
+    """Decodes the film again and yields a record for each planned clip, None in place of one that was dropped.
+
+    Holds the frames of one clip at a time. `source`, `caption` and `text` are the caller's to add.
+    """
+    size = config.height, config.width
+    waiting = list(planned.clips)[::-1]
+    frames: list[np.ndarray] = []
+    for index, frame in enumerate(video_io.iter_frames(path)):
+        if not waiting:
+            return
+        on_frame()
+        # A frame can be in two clips: where frames are repeated, the last of one clip and the first of the next.
+        while waiting and (repeats := int(np.count_nonzero(waiting[-1][1] == index))):
+            scaled = resize_uint8(crop_to_aspect(frame.pixels()[None], size), size)[0]
+            frames += [scaled] * repeats
+            if len(frames) < config.frames:
+                break
+            start, _ = waiting.pop()
+            yield _record(frames, start, planned.fps, config)
+            frames = []
+    if waiting:
+        raise ValueError(f'{path}: gave fewer frames than when it was first read; was it changed?')
+
+
+def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfig) -> Record | None:
+    if config.drop_black and min(frame.mean() for frame in frames) < _BLACK:
+        return None
+    return {
+        'video': video_io.encode_bytes(frames, fps, config.crf, config.preset),
+        'fps': float(fps),
+        'frames': len(frames),
+        'height': config.height,
+        'width': config.width,
+        'start_frame': start,
+    }
+
+
+def scan_file(
+    path: Path, config: ClipsConfig, info: video_io.VideoInfo, on_frame: Callable[[], None] = lambda: None
+) -> Plan:
+    """The plan for a file, from one look at all of it. Raises ValueError when it cannot be used."""
+    check_size(info, config)
+    timeline = scan(path, info, config.detector, config.threshold, config.min_shot_frames, on_frame)
+    return plan(timeline, float(info.fps or video_io.DEFAULT_FPS), config)

@@ -1,0 +1,78 @@
+"""Where a film cuts, found by PySceneDetect on small frames of our own decoding, and when each frame is shown."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
+
+from fv_jax.data.video import video_io
+
+Detector = Literal['adaptive', 'content', 'none']
+
+# Shots are looked for at this height: enough to tell them apart, and little to compute.
+_SCAN_HEIGHT = 144
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """What one look at a whole file tells.
+
+    seconds: when each frame is shown, from 0 on, increasing.
+    shots: (first frame, frame after the last) of every shot, in order, covering all frames.
+    """
+
+    seconds: np.ndarray
+    shots: tuple[tuple[int, int], ...]
+
+
+def scan(
+    path: str | Path,
+    info: video_io.VideoInfo,
+    detector: Detector = 'adaptive',
+    threshold: float | None = None,
+    min_frames: int = 15,
+    on_frame: Callable[[], None] = lambda: None,
+) -> Timeline:
+    """Decodes the whole file once, so that damage anywhere in it is found.
+
+    Args:
+      path: the file, and `info` what `video_io.probe` said of it.
+      detector: 'adaptive' compares a frame's change with that around it, which leaves fast pans whole; 'content' has
+        one threshold for all; 'none' takes the file as one shot.
+      threshold: the detector's; None is PySceneDetect's default.
+      min_frames: the shortest shot.
+      on_frame: called once a frame, for a progress bar.
+
+    Raises:
+      ValueError: damaged at frame n, or no frames.
+    """
+    detect = _detector(detector, threshold, min_frames)
+    size = _SCAN_HEIGHT, max(round(_SCAN_HEIGHT * info.width / info.height), 1)
+    rate = float(info.fps or video_io.DEFAULT_FPS)
+    seconds, cuts = [], []
+    for index, frame in enumerate(video_io.iter_frames(path)):
+        seconds.append(frame.seconds)
+        if detect is not None:
+            bgr = np.ascontiguousarray(frame.pixels(size)[..., ::-1])
+            cuts += detect.process_frame(FrameTimecode(index, rate), bgr)
+        on_frame()
+    if not seconds:
+        raise ValueError(f'{path}: holds no frames')
+    if detect is not None:
+        cuts += detect.post_process(FrameTimecode(len(seconds) - 1, rate))
+    bounds = [0, *sorted({cut.frame_num for cut in cuts} - {0}), len(seconds)]
+    return Timeline(np.maximum.accumulate(seconds), tuple(itertools.pairwise(bounds)))
+
+
+def _detector(name: Detector, threshold: float | None, min_frames: int) -> SceneDetector | None:
+    if name == 'none':
+        return None
+    if name == 'adaptive':
+        options = {} if threshold is None else {'adaptive_threshold': threshold}
+        return AdaptiveDetector(min_scene_len=min_frames, **options)
+    options = {} if threshold is None else {'threshold': threshold}
+    return ContentDetector(min_scene_len=min_frames, **options)

@@ -1,0 +1,117 @@
+"""Diffusion times: the shift, the grid a solver walks, and the times a training step draws (FACTS 5.3 and 7).
+
+t = 1 at the source, 0 at the data. With w uniform in [0, 1] (1 at the source) and shift s,
+
+    t = s w / (1 + (s - 1) w)         (1)   s > 1 pushes towards the source; the inverse is the same with 1/s
+    grid: w_i = 1 - i/n, i = 0..n     (2)
+    timestep = 1000 t                 (3)   what the network embeds
+
+The official code counts 1 - t. In 'exact' numerics the grid is (1) in float64. In 'official' numerics it is what the
+official code makes in bfloat16, rounded after every operation: with n = 5, s = 2.5 the timesteps are 1000, 904, 784,
+624, 384 in place of 1000, 909.09, 789.47, 625, 384.62, and (3) holds only roughly.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from fv_jax.diffusion.noise_schedules import NUM_TIMESTEPS
+
+Numerics = Literal['exact', 'official']
+
+# What a solver's state and the timesteps told to the network are kept in.
+STATE_DTYPES: dict[str, Any] = {'exact': jnp.float32, 'official': jnp.bfloat16}
+
+
+class Times(NamedTuple):
+    """Pairs (t, timestep): two arrays of n + 1 for the grid of n steps, two scalars for one time of it."""
+
+    t: Any
+    timestep: Any
+
+
+def shift_times(w: Any, shift: float) -> Any:
+    """(1): moves times in [0, 1] towards the source (1) for shift > 1, towards the data (0) for shift < 1."""
+    return shift * w / (1 + (shift - 1) * w)
+
+
+def flow_times(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exact') -> Times:
+    """The grid of `num_steps` intervals from source (t = 1) to data (t = 0), float32 arrays of num_steps + 1."""
+    if num_steps < 1:
+        raise ValueError(f'num_steps={num_steps}: at least 1 step is needed')
+    if shift <= 0:
+        raise ValueError(f'shift={shift}: must be positive (1 leaves the times evenly spaced)')
+    t, timestep = _GRIDS[numerics](num_steps, shift)
+    return Times(t.astype(np.float32), timestep.astype(np.float32))
+
+
+def embedded_timestep(timestep: jax.Array, numerics: Numerics = 'exact') -> jax.Array:
+    """Timesteps as the network is told them, float32: 'official' rounds them to bfloat16 (675 -> 676, 650 -> 648)."""
+    kept = jnp.finfo(STATE_DTYPES[numerics])
+    # Not a cast there and back, which a compiler that allows excess precision removes.
+    return jax.lax.reduce_precision(jnp.asarray(timestep, jnp.float32), kept.nexp, kept.nmant)
+
+
+def stratified_times(keys_B: jax.Array, shift: float = 1.0) -> jax.Array:
+    """A t for each row of the global batch, (B,) float32 in [0, 1]: w_b = 1 - (b + uniform) / B, shifted by (1).
+
+    Each of B equal parts of [0, 1] holds exactly one w, which makes the loss of a batch less noisy; over many steps a
+    row's t is uniform in its part only, so rows must not be sorted.
+    """
+    num_rows = keys_B.shape[0]
+    within_B = jax.vmap(jax.random.uniform)(keys_B)
+    u_B = (jnp.arange(num_rows, dtype=jnp.float32) + within_B) / num_rows
+    return shift_times(1 - u_B, shift)
+
+
+def stratified_integers(keys_B: jax.Array, key: jax.Array, low: int, high: int) -> jax.Array:
+    """An integer from low to high, both included, for each row of the global batch, (B,) int32.
+
+    As in `stratified_times`, each of B equal parts of the range holds exactly one; which row has which part is drawn
+    from `key`, one for the whole batch, so that the integers do not go with the rows' t.
+    """
+    num_rows = keys_B.shape[0]
+    within_B = jax.vmap(jax.random.uniform)(keys_B)
+    part_B = jax.random.permutation(key, num_rows)
+    drawn_B = low + jnp.floor((part_B + within_B) / num_rows * (high + 1 - low)).astype(jnp.int32)
+    return jnp.minimum(drawn_B, high)  # float32 may round the last part's end up
+
+
+def table_timesteps(t: jax.Array) -> jax.Array:
+    """The entries of the noise table that times in [0, 1] fall on, int32 0 ... 999: ceil(1000 t) - 1, so that a uniform
+    t gives every entry alike.
+    """
+    index = jnp.ceil(NUM_TIMESTEPS * t).astype(jnp.int32) - 1
+    return jnp.clip(index, 0, NUM_TIMESTEPS - 1)
+
+
+def _to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Rounded to bfloat16 from float32, kept as float32."""
+    return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def _exact_grid(num_steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    t = shift_times(1 - np.arange(num_steps + 1, dtype=np.float64) / num_steps, shift)
+    return t, 1000 * t
+
+
+def _official_grid(num_steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    r = _to_bfloat16
+    s, s_less_1 = np.float32(shift), np.float32(shift - 1)  # scalars stay in float32 while arrays are bfloat16
+    index = np.arange(num_steps + 1, dtype=np.float32)
+    step = r(np.float32(1) / np.float32(num_steps))
+    # Evenly spaced from both ends to the middle, as torch's linspace does it.
+    u = np.where(index < (num_steps + 1) // 2, r(step * index), r(1 - r(step * (num_steps - index))))
+    w = r(1 - u)
+    towards_data = r(1 - r(r(s * w) / r(1 + r(s_less_1 * w))))
+    return 1 - towards_data, r(1000 - r(1000 * towards_data))
+
+
+_GRIDS: dict[str, Callable[[int, float], tuple[np.ndarray, np.ndarray]]] = {
+    'exact': _exact_grid,
+    'official': _official_grid,
+}

@@ -1,0 +1,120 @@
+"""What a run and a sample compute, by formula, for the speed ledger (`core/throughput`).
+
+Text encoders, norms, resizing and what rematerialisation and tiles compute again are left out.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+
+from fv_jax.core import hardware, throughput
+from fv_jax.models import vae_chunking
+from fv_jax.models.dit import DiTConfig
+from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, VAEConfig
+from fv_jax.planning import flops
+from fv_jax.planning.flops import Flops
+from fv_jax.planning.programs import evaluations
+from fv_jax.planning.report import roofline
+from fv_jax.sampling.lazy_stages import Part
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.stages.low_res import LowRes
+from fv_jax.stages.protocol import Batch
+from fv_jax.stages.super_res import SuperRes
+from fv_jax.training.run.setup import Assembly
+
+_BACKWARD = 3  # a forward pass, and twice as much backwards
+_HEAD_DIM = 64  # where there is no attention
+
+
+def training(parts: Assembly, vae: VAEConfig | None) -> Callable[[Batch], throughput.Work]:
+    """A batch, before it is encoded -> what its step computes. vae: of the frozen one, which encodes what is video."""
+    config, devices = parts.config, parts.placement.mesh.devices.flatten()
+    dit = config.stage.dit
+
+    def of(batch: Batch) -> throughput.Work:
+        if dit is None:
+            rows, *video, _ = batch['high_res_BFHWC'].shape
+            done = _encode(config.stage.autoencoder_net, video) + _decode(config.stage.autoencoder_net, video)
+            # Nothing makes patches here: tokens are those that the stages would make of its latents.
+            return _work(done * (_BACKWARD * rows), rows * _tokens(_latents(*video)), devices, _HEAD_DIM)
+        videos = [x.shape for name, x in batch.items() if name in ('high_res_BFHWC', 'low_res_BFHWC')]
+        rows, *size, _ = batch['z_high_BFHWC'].shape if 'z_high_BFHWC' in batch else videos[0]
+        row = _row(dit, _text_length(parts, batch), _latents(*size) if videos else size)
+        done = flops.dit_training(dit, row) + _sum(_encode(vae, video) for _, *video, _ in videos)
+        return _work(done * rows, rows * row.video, devices, dit.head_dim)
+
+    return of
+
+
+def sampler(stage: LowRes | SuperRes, latents: Sequence[int], rows: int) -> throughput.Work:
+    """Of the network alone, for so many samples of these latents (F', H', W')."""
+    done, row = _sampler(stage, latents)
+    return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
+
+
+def preview(part: Part, settings: PreviewSettings, rows: int) -> throughput.Work:
+    """Of so many previews: stage 1's sampler, and the decode."""
+    stage, video = settings.apply(part.stage), (settings.frames, *settings.size)
+    done, row = _sampler(stage, _latents(*video))
+    done += _decode(part.vae.jitted.config, video)
+    return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
+
+
+def enhancement(part: Part, settings: EnhanceSettings, latents: tuple[int, int, int], rows: int) -> throughput.Work:
+    """Of so many previews of these latents (F', H', W'): their decode, the encode, stage 2's sampler, the decode."""
+    stage, small = settings.apply(part.stage), _video(*latents)
+    large, vae = (small[0], *settings.size_for(*small[1:])), part.vae.jitted.config
+    done, row = _sampler(stage, _latents(*large))
+    done += _decode(vae, small) + _encode(vae, large) + _decode(vae, large)
+    return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
+
+
+def _sampler(stage: LowRes | SuperRes, latents: Sequence[int]) -> tuple[Flops, flops.Sequence]:
+    row = _row(stage.dit, stage.config.text_length, latents)
+    return flops.dit_forward(stage.dit, row) * evaluations(stage), row
+
+
+def _work(done: Flops, tokens: int, devices: Sequence[jax.Device], head_dim: int) -> throughput.Work:
+    chip = hardware.known_chip(devices[0].device_kind)
+    if chip is None:
+        return throughput.Work(tokens, done.total, len(devices))
+    times = roofline(done, Flops(), chip, len(devices), head_dim)
+    return throughput.Work(tokens, done.total, len(devices), times.peak, times.ceiling)
+
+
+def _encode(config: VAEConfig, video: Sequence[int]) -> Flops:
+    frames, height, width = video
+    sizes = vae_chunking.chunk_sizes(frames, vae_chunking.ENCODE_CHUNKS)
+    return _sum(flops.vae_encode(config, n, height, width, first=i == 0) for i, n in enumerate(sizes))
+
+
+def _decode(config: VAEConfig, video: Sequence[int]) -> Flops:
+    frames, height, width = _latents(*video)
+    sizes = vae_chunking.chunk_sizes(frames, vae_chunking.DECODE_CHUNKS)
+    return _sum(flops.vae_decode(config, n, height, width, first=i == 0) for i, n in enumerate(sizes))
+
+
+def _sum(each: Iterable[Flops]) -> Flops:
+    return sum(each, Flops())
+
+
+def _latents(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    return 1 + (frames - 1) // TEMPORAL_FACTOR, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
+
+
+def _video(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Of latents: the video's size."""
+    return 1 + TEMPORAL_FACTOR * (frames - 1), SPATIAL_FACTOR * height, SPATIAL_FACTOR * width
+
+
+def _tokens(latents: Sequence[int], patch: int = 2) -> int:
+    frames, height, width = latents
+    return frames * (height // patch) * (width // patch)
+
+
+def _row(dit: DiTConfig, text_length: int, latents: Sequence[int]) -> flops.Sequence:
+    return flops.Sequence(text_length, _tokens(latents, dit.patch_size))
+
+
+def _text_length(parts: Assembly, batch: Batch) -> int:
+    return batch['text_BLD'].shape[1] if 'text_BLD' in batch else parts.stage.config.text_length

@@ -1,0 +1,1 @@
+"""From a prompt to a preview to a video, and clips of any length enhanced."""

@@ -1,0 +1,130 @@
+"""What a pipeline is put together from: stages, VAEs and text encoders that are read when they are first used.
+
+Opening a pipeline only looks at what is there. A network then stays in memory; a text encoder is let go as soon as it
+has encoded, before the network of the stage runs.
+"""
+
+import dataclasses
+import functools
+import gc
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Generic
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+from fv_jax.models.dit import DiT
+from fv_jax.sampling.metadata import Weights
+from fv_jax.sampling.programs import Loaded, S
+from fv_jax.sampling.prompts import shown
+from fv_jax.stages.frozen_vae import JittedVAE
+from fv_jax.text.encoder import TextEncoder
+
+Note = Callable[[str], None]  # takes a line for the user
+_SAMPLES = 4096  # elements of a parameter that its digest reads
+
+
+@dataclasses.dataclass(eq=False)
+class VAEPart:
+    """read: gives the network. read_digest: names it."""
+
+    read: Callable[[], JittedVAE]
+    read_digest: Callable[[], str]
+
+    @functools.cached_property
+    def jitted(self) -> JittedVAE:
+        return self.read()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return self.read_digest()
+
+
+@dataclasses.dataclass(eq=False)
+class TextPart:
+    """open: gives the encoder, which is not kept. name: as messages call it."""
+
+    name: str
+    open: Callable[[], TextEncoder]
+
+
+@dataclasses.dataclass(eq=False)
+class Part(Generic[S]):
+    """A stage.
+
+    name: as messages call it. read: gives its network. text: None where it was trained without.
+    """
+
+    name: str
+    stage: S
+    read: Callable[[], DiT]
+    vae: VAEPart
+    text: TextPart | None
+
+    @functools.cached_property
+    def loaded(self) -> Loaded[S]:
+        return Loaded.of(self.stage, self.read())
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return params_digest(self.loaded.state)
+
+    def weights(self, text_digest: str) -> Weights:
+        return Weights(self.digest, self.vae.digest, text_digest)
+
+    def embedded(self, texts: Sequence[str], note: Note) -> tuple[np.ndarray | None, str]:
+        """The texts' embeddings (B, L, D) and the encoder's digest; (None, '') without an encoder.
+
+        Raises ConfigError for an encoder that does not fit the network, ValueError for a text that it reads nothing in.
+        """
+        if self.text is None:
+            return None, ''
+        encoder = self.text.open()
+        if encoder.dim != self.stage.dit.text_dim:
+            raise ConfigError(
+                f'{self.name}: was trained on text embeddings {self.stage.dit.text_dim} wide, and those of '
+                f'{self.text.name} are {encoder.dim}'
+            )
+        for text in texts:
+            if truncation := encoder.truncation(text):
+                note(f'prompt {shown(text)}: {truncation}')
+        embeddings_BLD, digest = encoder.encode(texts), encoder.digest
+        del encoder
+        gc.collect()  # Flax leaves cycles behind that hold the weights
+        for text, embedding_LD in zip(texts, embeddings_BLD, strict=True):
+            if not np.any(embedding_LD):
+                raise ValueError(f'prompt {shown(text)}: holds nothing that {self.text.name} can read; use words')
+        return embeddings_BLD, digest
+
+
+def params_digest(params: jax.typing.ArrayLike) -> str:
+    """Names a tree of arrays, in 16 hexadecimal digits: a hash of each one's path, shape, dtype and 4,096 elements that
+    are evenly spread. It tells networks apart; a change of a few values may go unseen.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    digest = hashlib.sha256()
+    for (path, leaf), sample in zip(leaves, jax.device_get(_samples([leaf for _, leaf in leaves])), strict=True):
+        digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'.encode())
+        digest.update(np.asarray(sample).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _samples(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [x.reshape(-1)[np.linspace(0, x.size - 1, min(x.size, _SAMPLES)).astype(np.int64)] for x in leaves]
+
+
+def batches(rows: int, size: int | None) -> list[list[int]]:
+    """The indices of rows in batches of one size: the last one is filled up with the last row, so that no batch is of
+    another shape. None: all at once.
+    """
+    size = min(size or rows, rows)
+    return [[min(i, rows - 1) for i in range(first, first + size)] for first in range(0, rows, size)]
+
+
+def rows_of(array: np.ndarray | None, rows: list[int]) -> jax.Array | None:
+    """These rows of an array, on the device."""
+    return None if array is None else jnp.asarray(array[rows])

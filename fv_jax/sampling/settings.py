@@ -1,0 +1,163 @@
+"""How a prompt is previewed and a preview enhanced: everything that a user may choose. The defaults are official.
+
+A pipeline has its own defaults (`FlashVideo.preview_settings`, `.enhance_settings`): those of its checkpoints' configs.
+`dataclasses.replace` makes others of them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fv_jax.core.config import ConfigError
+from fv_jax.core.resize import check_multiple, output_size
+from fv_jax.diffusion import guidance, samplers, time_grids
+from fv_jax.models.vae_chunking import FRAME_STEP, is_valid_length
+from fv_jax.models.vae_tiling import DEFAULT_OVERLAP, Tiling
+from fv_jax.stages import low_res, super_res
+from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
+
+OFFICIAL_SCALE = 4.0
+MAX_STRETCH = 1.1  # of a preview, in one direction: the official 256x480 becomes 1072x1920, 1.05
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewSettings:
+    """Stage 1 (FACTS 5.2).
+
+    frames: 1 or 8k + 1. size: (height, width) in pixels, multiples of 16.
+    num_steps, guidance_kind, guidance_scale, guidance_exponent, guidance_batched, sampler: as in `LowResConfig`.
+    """
+
+    frames: int = 49
+    size: tuple[int, int] = (256, 480)
+    num_steps: int = 51
+    guidance_kind: guidance.Kind = 'official'
+    guidance_scale: float = 8.0
+    guidance_exponent: int = 5
+    guidance_batched: bool = True
+    sampler: low_res.Sampler = 'dpmpp_2m_sde'
+
+    def __post_init__(self):
+        if not is_valid_length(self.frames):
+            below = max((self.frames - 1) // FRAME_STEP * FRAME_STEP + 1, 1)
+            raise ConfigError(f'frames={self.frames}: must be 1 or 8k + 1; use {below} or {below + FRAME_STEP}')
+        _check_size('size', self.size)
+
+    @classmethod
+    def of(cls, config: LowResConfig, data: Mapping[str, Any]) -> 'PreviewSettings':
+        """Those of a run: its stage's configuration and, as far as it has them, its clips' `frames`, `height` and
+        `width`.
+        """
+        return cls(
+            data.get('frames', cls.frames),
+            _size_of(data, cls.size),
+            config.num_steps,
+            config.guidance_kind,
+            config.guidance_scale,
+            config.guidance_exponent,
+            config.guidance_batched,
+            config.sampler,
+        )
+
+    def apply(self, stage: LowRes) -> LowRes:
+        """The stage that samples so."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ('frames', 'size')}
+        return dataclasses.replace(stage, config=dataclasses.replace(stage.config, **fields))
+
+
+@dataclasses.dataclass(frozen=True)
+class EnhanceSettings:
+    """Stage 2 (FACTS 5.3).
+
+    size: (height, width) in pixels, multiples of 16. None: the preview's times `scale`, rounded down to such.
+    source_timestep, shift, num_steps, solver, guidance_scale, guidance_batched, prompt_prefix, sampled_source: as in
+      `SuperResConfig`.
+    numerics: 'exact', or 'official' for what the official bfloat16 run computes: its time grid
+      (`diffusion/time_grids`) and the last decode in two halves.
+    width_slices: of the last decode; None: 1, and 2 in 'official' numerics.
+    tile_size: (height, width) in pixels, multiples of 8: VAE tiling (`models/vae_tiling`), for a device without the
+      memory for whole frames. None: off. tile_overlap: pixels that tiles share.
+    """
+
+    size: tuple[int, int] | None = (1072, 1920)
+    scale: float = OFFICIAL_SCALE
+    source_timestep: int = super_res.OFFICIAL.source_timestep
+    shift: float = super_res.OFFICIAL.shift
+    num_steps: int = super_res.OFFICIAL.num_steps
+    solver: samplers.Solver = super_res.OFFICIAL.solver
+    guidance_scale: float = super_res.OFFICIAL.guidance_scale
+    guidance_batched: bool = super_res.OFFICIAL.guidance_batched
+    prompt_prefix: str = super_res.OFFICIAL.prompt_prefix
+    sampled_source: bool = super_res.OFFICIAL.sampled_source
+    numerics: time_grids.Numerics = super_res.OFFICIAL.numerics
+    width_slices: int | None = None
+    tile_size: tuple[int, int] | None = None
+    tile_overlap: int = DEFAULT_OVERLAP
+
+    def __post_init__(self):
+        if self.size is not None:
+            _check_size('size', self.size)
+        if not self.scale > 0:
+            raise ConfigError(f'scale={self.scale}: must be positive')
+        if self.width_slices is not None and self.width_slices < 1:
+            raise ConfigError(f'width_slices={self.width_slices}: must be at least 1')
+        if self.tiling is not None and self.slices > 1:
+            whose = '' if self.width_slices else f", those of '{self.numerics}' numerics"
+            raise ConfigError(
+                f'tile_size={self.tile_size}: goes not with width_slices={self.slices}{whose}; set width_slices=1'
+            )
+
+    @classmethod
+    def of(cls, config: SuperResConfig, data: Mapping[str, Any]) -> 'EnhanceSettings':
+        """Those of a run: its stage's configuration, and the size of the pictures that it was trained on, if those were
+        whole ones; else four times the preview's.
+        """
+        whole = data.get('fit', 'resize') == 'resize'
+        fields = {name: getattr(config, name) for name in _OF_SUPERRES}
+        return cls(size=_size_of(data, None) if whole else None, **fields)
+
+    def apply(self, stage: SuperRes) -> SuperRes:
+        """The stage that enhances so."""
+        fields = {name: getattr(self, name) for name in _OF_SUPERRES}
+        return dataclasses.replace(stage, config=dataclasses.replace(stage.config, **fields))
+
+    @property
+    def slices(self) -> int:
+        """In how many parts the last decode is made."""
+        return self.width_slices or (2 if self.numerics == 'official' else 1)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """Of the VAE; None for whole frames."""
+        return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap)
+
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a preview of this size becomes. Raises ValueError where that would stretch it."""
+        if self.size is None:
+            return output_size(height, width, self.scale)
+        stretch = (self.size[0] * width) / (self.size[1] * height)
+        if not 1 / MAX_STRETCH <= stretch <= MAX_STRETCH:
+            fitting = output_size(height, width, self.scale)
+            raise ValueError(
+                f'size={self.size}: would stretch a preview of {height}x{width}; use {fitting}, or None for '
+                f'{self.scale:g} times the preview'
+            )
+        return self.size
+
+
+# The fields that `EnhanceSettings` has in common with `SuperResConfig`.
+_OF_SUPERRES = tuple(
+    field.name
+    for field in dataclasses.fields(EnhanceSettings)
+    if field.name in {f.name for f in dataclasses.fields(SuperResConfig)}
+)
+
+
+def _check_size(name: str, size: tuple[int, int]) -> None:
+    for side, value in zip(('height', 'width'), size, strict=True):
+        check_multiple(f'{name}: {side}', value)
+
+
+def _size_of(data: Mapping[str, Any], default: tuple[int, int] | None) -> tuple[int, int] | None:
+    return (data['height'], data['width']) if 'height' in data and 'width' in data else default

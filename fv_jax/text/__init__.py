@@ -1,0 +1,1 @@
+"""Text encoders: the protocol, tokenizers, and the encoders themselves."""

@@ -1,0 +1,98 @@
+"""A text encoder without files and without training: a fixed-seed hash of each word, its left neighbour and its place.
+
+It stands in for T5 where the networks are small. What it gives is frozen, as T5's embeddings are; a network's text
+projection learns what to make of it. A text is its UTF-8 bytes. Words are the runs of ASCII letters (in lower case),
+digits and bytes from 128 on, cut after 24 bytes; everything else separates them. Word i, of bytes w_i, is one token
+
+    [ (word(w_i) + spelling(w_i) / 2) / sqrt(5/4)  |  pair(w_{i-1}, w_i)  |  place(i) ]        5 : 2 : 1 of the width
+
+word, pair    a hash to numbers of mean 0 and variance 1: two words have nothing to do with one another
+spelling      the sum of such hashes of the word's three-byte pieces, ends included, over the root of their number:
+              "ladybugs" is near "ladybug"
+place         triangle waves of i, so that near places are near
+
+The pair tells "from left to right" from "from right to left" in single tokens; without it their words are the same.
+Tokens after the last word are zeros. A text without words is all zeros, which is the unconditional input.
+
+The hash is SHAKE-256, sums are of integers, and all else is exact or correctly rounded: every machine gives the same
+bits. Dimensions: B batch, L tokens, D width.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from fv_jax.core.config import ConfigError
+from fv_jax.text.encoder import Truncation, check_text
+
+LENGTH, DIM = 16, 64
+_VERSION = 'fv_jax bytes encoder 1'  # changes whenever the numbers do
+_WORD = re.compile(rb'[a-z0-9\x80-\xff]{1,24}')
+_LEVELS = 2**16
+
+
+class BytesEncoder:
+    """A `TextEncoder`. See the module."""
+
+    def __init__(self, length: int = LENGTH, dim: int = DIM):
+        """Args:
+        length: tokens, and so words, of a text.
+        dim: their width, a multiple of 8.
+        """
+        if length < 1:
+            raise ConfigError(f'length={length}: must be at least 1')
+        if dim < 8 or dim % 8:
+            raise ConfigError(f'dim={dim}: must be a multiple of 8; use {max(dim // 8 * 8, 8)} or {dim // 8 * 8 + 8}')
+        self.length, self.dim = length, dim
+        self.digest = hashlib.sha256(f'{_VERSION}, {length} x {dim}'.encode()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """(B, length, dim) float32, about 1 in size. Raises ValueError for a text that is not Unicode."""
+        out_BLD = np.zeros((len(texts), self.length, self.dim), np.float32)
+        eighth = self.dim // 8
+        for out_LD, text in zip(out_BLD, texts, strict=True):
+            before = b''
+            for i, word in enumerate(_words(text)[: self.length]):
+                pair = _hashed(b'pair', before + b' ' + word, 2 * eighth)
+                out_LD[i] = np.concatenate([_spelled(word, 5 * eighth), _scaled(pair, 1.0), _place(i, eighth)])
+                before = word
+        return out_BLD
+
+    def truncation(self, text: str) -> Truncation | None:
+        """How many words of a text are left out, if any are."""
+        count = len(_words(text))
+        return Truncation(count, self.length) if count > self.length else None
+
+
+def _words(text: str) -> list[bytes]:
+    return _WORD.findall(check_text(text).encode().lower())  # of bytes, `lower` is ASCII's
+
+
+def _hashed(kind: bytes, value: bytes, size: int) -> np.ndarray:
+    """(size,) int64: odd numbers, evenly spread between -2^16 and 2^16."""
+    digest = hashlib.shake_256(kind + b':' + value).digest(2 * size)
+    return 2 * np.frombuffer(digest, '<u2').astype(np.int64) - (_LEVELS - 1)
+
+
+def _scaled(numbers: np.ndarray, variance: float) -> np.ndarray:
+    """Sums of hashes, as if of variance 1, where they have `variance` times that of one hash."""
+    return numbers * (np.sqrt(3 / variance) / _LEVELS)
+
+
+def _spelled(word: bytes, size: int) -> np.ndarray:
+    ends = b'<' + word + b'>'
+    pieces = [ends[i : i + 3] for i in range(len(ends) - 2)]
+    spelling = sum(_hashed(b'piece', piece, size) for piece in pieces)
+    whole = _hashed(b'word', word, size)
+    return (_scaled(whole, 1.0) + 0.5 * _scaled(spelling, len(pieces))) / np.sqrt(1.25)
+
+
+def _place(i: int, size: int) -> np.ndarray:
+    """(size,): triangle waves between -1.5 and 1.5, in pairs a quarter apart, of periods 64, 32, 16, 8 words, then 64
+    again."""
+    waves = np.arange(size)
+    period = 64 >> (waves // 2 % 4)
+    phase = (i / period + waves % 2 / 4) % 1
+    return 6 * np.abs(phase - 0.5) - 1.5

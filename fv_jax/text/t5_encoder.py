@@ -1,0 +1,53 @@
+"""T5 as a `TextEncoder`: texts, tokens, embeddings.
+
+An encoder holds T5's weights until the last reference to it is gone; nothing else keeps them.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fv_jax.models.t5 import T5
+from fv_jax.text import tokenizer
+from fv_jax.text.encoder import Truncation
+from fv_jax.text.tokenizer import Tokenizer
+
+BATCH = 8  # texts encoded at once
+
+
+class T5Encoder:
+    """A `TextEncoder`: T5 as FlashVideo runs it (FACTS 6), or with the padding hidden."""
+
+    def __init__(self, model: T5, tokens: Tokenizer, digest: str, *, masked: bool = False):
+        """`model` and `tokens` are of one folder, `digest` is its `t5_digest`. masked: hide the padding from the text;
+        the padding's own outputs are kept in any case.
+        """
+        self._graphdef, self._state = nnx.split(model)
+        self._tokens, self._masked = tokens, masked
+        self.length, self.dim, self.digest = tokens.length, model.config.embed_dim, digest
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """(B, length, dim) float32; one executable for each number of texts up to eight, which go at once."""
+        ids_BL = self._tokens(texts)
+        out_BLD = np.empty((len(texts), self.length, self.dim), np.float32)
+        for first in range(0, len(texts), BATCH):
+            rows = slice(first, first + BATCH)
+            ids = jnp.asarray(ids_BL[rows])
+            out_BLD[rows] = jax.device_get(embedded(self._state, ids, self._graphdef, self._masked))
+        return out_BLD
+
+    def truncation(self, text: str) -> Truncation | None:
+        """What is cut from the end of a text; the tokens are SentencePiece's."""
+        return self._tokens.truncation(text)
+
+
+# Not the encoder's own: a T5 that was let go and is opened again compiles nothing.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def embedded(state: nnx.State, ids_BL: jax.Array, graphdef: nnx.GraphDef, masked: bool) -> jax.Array:
+    """Token ids -> embeddings: the executable of every T5."""
+    mask_BL = ids_BL != tokenizer.PAD if masked else None
+    return nnx.merge(graphdef, state)(ids_BL, mask_BL)

@@ -1,0 +1,71 @@
+"""T5's tokenizer: SentencePiece ids, the end, then padding, always to one length (FACTS 6).
+
+    ids = [pieces of the text ..., 1, 0, 0, ...]
+
+The text is given to SentencePiece as it is: not lower-cased, not cleaned, not stripped. A text that is too long keeps
+its first pieces, and the end stays last.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from fv_jax.text.encoder import Truncation, check_text
+
+PAD, EOS = 0, 1
+OFFICIAL_LENGTH = 226
+
+
+class Tokenizer:
+    """Texts to ids.
+
+    length: ids of a text, the end included.
+    vocab_size: ids are below it.
+    """
+
+    def __init__(self, model: bytes, length: int = OFFICIAL_LENGTH):
+        """Args:
+          model: the contents of a spiece.model.
+          length: at least 1.
+
+        Raises:
+          ValueError: this is no SentencePiece model, or not one of T5's kind.
+        """
+        if length < 1:
+            raise ValueError(f'length={length}: must be at least 1, the end of the text')
+        self.length = length
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise ValueError('not a SentencePiece model, or damaged; download it again') from None
+        self.vocab_size = self._processor.vocab_size()
+        found = self._processor.pad_id(), self._processor.eos_id()
+        if found != (PAD, EOS):
+            raise ValueError(f'not a tokenizer of T5: padding and end are {found}, and should be {(PAD, EOS)}')
+
+    @classmethod
+    def open(cls, path: str | Path, length: int = OFFICIAL_LENGTH) -> 'Tokenizer':
+        """The tokenizer in the file `path`. Raises FileNotFoundError, or ValueError naming the file."""
+        try:
+            return cls(Path(path).read_bytes(), length)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(B, length) int32. Raises ValueError for a text that is not Unicode."""
+        ids_BL = np.full((len(texts), self.length), PAD, np.int32)
+        for row, text in zip(ids_BL, texts, strict=True):
+            pieces = self._pieces(text)[: self.length - 1]
+            row[: len(pieces) + 1] = [*pieces, EOS]
+        return ids_BL
+
+    def truncation(self, text: str) -> Truncation | None:
+        """How much of a text is left out, if any is. The end is not counted."""
+        count = len(self._pieces(text))
+        return Truncation(count, self.length - 1) if count >= self.length else None
+
+    def _pieces(self, text: str) -> list[int]:
+        return self._processor.encode(check_text(text))

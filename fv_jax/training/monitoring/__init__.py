@@ -1,0 +1,1 @@
+"""What watches a training run: metrics, goodput, anomalies, collapse, stalls, profiles."""

@@ -1,0 +1,1 @@
+"""What surrounds the trainer: work directory, data, initialization, checkpoint policy, launch record."""

@@ -1,0 +1,133 @@
+"""Bundles: bad steps kept in a run's folder, and run again by `--replay` on the CPU in float32.
+
+DIR/bad_steps/STEP/step.npz       the encoded batch, the key, and as JSON the step, the reason, the configuration
+DIR/bad_steps/STEP/checkpoints/   the parameters, as they were after the step
+"""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.core import config as config_lib
+from fv_jax.core.command_line import UsageError, one_line
+from fv_jax.core.files import parse_json
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.parallel import arrays
+from fv_jax.stages import registry
+from fv_jax.training.monitoring.replay import Replay, replay
+from fv_jax.training.run.datasets import Say
+from fv_jax.training.run.setup import Assembly, RunConfig
+from fv_jax.training.state import Network
+from fv_jax.training.trainer import Case
+
+FOLDER, FILE = 'bad_steps', 'step.npz'
+_BATCH, _KEY, _RECORD = 'batch/', 'key', 'record'
+_UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
+_FIELDS = {'step', 'kind', 'reason', 'params_step', 'metrics', 'config'}  # of a record
+
+
+def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], say: Say, case: Case) -> None:
+    """Writes a bundle. All processes call it. One that cannot be written is said, and costs the run nothing."""
+    folder = workdir / FOLDER / str(case.step)
+    batch = arrays.to_host(case.batch, parts.placement)
+    config = config_lib.to_dict(parts.config)
+    try:
+        params = {'trainable': case.state.trainable, 'frozen': case.state.frozen}
+        Checkpoints(folder).save(case.step, {'params': params}, config, digests)
+        if jax.process_index() == 0:
+            _write(folder / FILE, batch, case, config)
+    except (CheckpointError, OSError) as error:
+        say(f'WARNING: step {case.step} could not be kept for a replay ({one_line(error)})')
+        return
+    say(f'kept for study: python -m fv_jax.train --replay {folder / FILE}')
+
+
+def _write(path: Path, batch: Mapping[str, np.ndarray], case: Case, config: dict[str, Any]) -> None:
+    record = {
+        'step': case.step,
+        'kind': case.finding.kind,
+        'reason': case.finding.reason,
+        'params_step': int(case.state.step),
+        'metrics': {name: str(value) for name, value in case.metrics.items()},
+        'config': config,
+    }
+    # NumPy's files know no bfloat16; float32 holds its numbers exactly.
+    plain = {name: x if x.dtype.isbuiltin else x.astype(np.float32) for name, x in batch.items()}
+    data = {_BATCH + name: x for name, x in plain.items()}
+    np.savez(path, **data, **{_KEY: np.asarray(jax.random.key_data(case.key)), _RECORD: np.array(json.dumps(record))})
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """record: the step, the reason, the configuration."""
+
+    folder: Path
+    record: dict[str, Any]
+    batch: dict[str, np.ndarray]
+    key: jax.Array
+
+
+def read(path: Path) -> Bundle:
+    """A bundle's file. Raises UsageError when it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            batch = {name.removeprefix(_BATCH): stored[name] for name in stored.files if name.startswith(_BATCH)}
+            record, key = parse_json(str(stored[_RECORD])), jax.random.wrap_key_data(stored[_KEY])
+        if missing := _FIELDS - record.keys():
+            raise ValueError(f'its record has no {", ".join(sorted(missing))}')
+    except _UNREADABLE as error:
+        raise UsageError(f'--replay={path}: is no bundle of a bad step ({one_line(error)})') from None
+    return Bundle(path.parent, record, batch, key)
+
+
+def in_float32(config: RunConfig) -> RunConfig:
+    """The same run with its networks in float32."""
+    nets = {name: getattr(config.stage, name) for name in ('dit', 'autoencoder_net')}
+    nets = {name: dataclasses.replace(net, dtype='float32') for name, net in nets.items() if net is not None}
+    return dataclasses.replace(config, stage=dataclasses.replace(config.stage, **nets))
+
+
+def run_again(bundle: Bundle) -> Replay:
+    """The bundle's step, on this process's first device. Raises ConfigError, CheckpointError."""
+    config = in_float32(config_lib.build(RunConfig, bundle.record['config']))
+    stage = registry.build(config.stage)
+    network = Network.of(stage)
+    trainable, frozen = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))
+    abstract = {'params': {'trainable': trainable, 'frozen': frozen}}
+    params = Checkpoints(bundle.folder, read_only=True).restore(abstract)['params']
+    params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    batch = {name: jnp.asarray(value) for name, value in bundle.batch.items()}
+    # A step's keys are folded from the number of steps before it.
+    return replay(stage, network, params, batch, bundle.key, bundle.record['step'] - 1, SINGLE_DEVICE)
+
+
+def report(bundle: Bundle, found: Replay, say: Say) -> None:
+    """What was found, in words."""
+    record = bundle.record
+    say(f'step {record["step"]}, kept as a {record["kind"]}: {record["reason"]}')
+    if record['params_step'] > record['step'] and record['kind'] == 'bad step':
+        say('its parameters are those of one step later: the next one was under way')
+    for name, value in bundle.batch.items():
+        if value.dtype.kind == 'f':
+            say(f'batch {name} {list(value.shape)}: from {np.min(value):.4g} to {np.max(value):.4g}')
+    for name, value in found.figures.items():
+        was = record['metrics'].get(name)
+        say(f'{name} {value:.6g} in float32' + (f', was {float(was):.6g}' if was is not None else ''))
+    for line in found.inputs:
+        say(f'NOT FINITE: {line}')
+    if found.where is not None:
+        say(f'WHERE: {found.where}')
+    dtype = (record['config']['stage']['dit'] or record['config']['stage']['autoencoder_net'])['dtype']
+    if found.finite:
+        again = f'; the run computes in {dtype}' if dtype != 'float32' else ''
+        say(f'all is finite in float32{again}')

@@ -1,0 +1,135 @@
+"""What a training run learns from: its records, the networks that these depend on, its batches over the mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fv_jax import weights
+from fv_jax.core import axes
+from fv_jax.data import pipeline
+from fv_jax.data.loader import Part, Stream
+from fv_jax.data.shards import provenance, text_provenance
+from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.parallel import arrays, distributed
+from fv_jax.stages import registry
+from fv_jax.stages.protocol import Batch
+from fv_jax.text.encoder import BYTES, TextEncoder, TextStamp
+from fv_jax.training.run import latent_cache
+from fv_jax.training.run.setup import Assembly, RunConfig
+from fv_jax.weights import trained_runs
+from fv_jax.weights.text_encoders import open_text_encoder, text_stamp
+
+Digests = dict[str, str]  # 'vae' and 'text' -> 16 hexadecimal digits
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """groups: the records to train on, by size. heldout: those that are evaluated, if any. digests: of the networks
+    that make what the stage learns from.
+    """
+
+    groups: list[pipeline.Group]
+    heldout: pipeline.Source | None
+    digests: Digests
+
+
+def find_records(config: RunConfig, bad: BadRecords, say: Say, check: Callable[[Digests], None]) -> Records:
+    """The run's records. check: refuses digests that the run cannot go on with.
+
+    Raises ConfigError, ValueError or OSError when there are none, or they do not go with the run's networks.
+    """
+    data = config.data
+    heldout = pipeline.source(data.heldout, data, heldout=True) if data.heldout and config.loop.eval_every else None
+    clips = pipeline.training_parts(data, bad)
+    digests = _digests(config, clips, heldout, say)
+    check(digests)
+    provenance.check_latents(clips, latent_cache.vae_stamp(digests['vae']) if 'vae' in digests else None)
+    return Records(pipeline.groups(clips, data, say), heldout, digests)
+
+
+def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None, say: Say) -> Digests:
+    """Of the VAE and the text encoder that make what the stage learns from; checkpoints name them by it."""
+    if config.stage.dit is None:
+        return {}
+    text = _text_stamp(config, clips, heldout, say)
+    return {'vae': weights.vae_digest(config.stage.vae)} | ({'text': text.digest} if text else {})
+
+
+def _text_stamp(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None, say: Say) -> TextStamp | None:
+    """Whose embeddings the run learns from; the clips' must be those of its encoder."""
+    chosen, own, found = config.stage.text, None, {}
+    for part in clips:
+        found |= text_provenance.of(part.name, part.source)
+    if heldout is not None:
+        found |= text_provenance.of(config.data.heldout, heldout)
+    if chosen.encoder == BYTES or (chosen.encoder and Path(chosen.encoder).is_dir()):
+        own = text_stamp(chosen)
+    whose = text_provenance.check(found, chosen, own, config.stage.dit.text_dim)
+    if chosen.encoder and own is None:
+        say(f'note: {chosen.encoder} is not here; the clips hold text embeddings of encoder {whose}, taken to be its')
+    return whose
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The run's batches, over the mesh."""
+
+    parts: Assembly
+    records: Records
+    streams: list[Stream]
+    text: TextEncoder | None
+    bad: BadRecords
+
+    @classmethod
+    def of(cls, parts: Assembly, records: Records, workdir: Path, bad: BadRecords, say: Say) -> 'Batches':
+        """Latents that are to be encoded once are encoded here."""
+        config = parts.config
+        # Words are embedded as they are read; T5's embeddings come with the clips.
+        text = open_text_encoder(config.stage.text) if config.stage.text.encoder == BYTES else None
+        encoded = any(provenance.holds_latents(part.source) for group in records.groups for part in group.parts)
+        if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
+            streams = _cached_streams(config, records, workdir, bad, text, say)
+        else:
+            low_res = registry.needs_low_res(config.stage)
+            streams = pipeline.streams(records.groups, config.data, low_res=low_res, text=text)
+        return cls(parts, records, streams, text, bad)
+
+    def train(self, start_step: int, order: int) -> Iterator[Batch]:
+        """Those of training, from a step on. order: 0 is the run's own; any other draws the clips and their random
+        numbers anew, from the same seed.
+        """
+        data, placement = self.parts.config.data, self.parts.placement
+        if order:
+            (seed,) = np.random.SeedSequence([data.loader.seed, order]).generate_state(1)
+            data = dataclasses.replace(data, loader=dataclasses.replace(data.loader, seed=int(seed)))
+        rows = arrays.process_rows(placement)
+        drawn = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=rows)
+        return (arrays.to_global(batch, placement) for batch in drawn)
+
+    def heldout(self) -> list[Batch]:
+        """Those of every evaluation."""
+        if self.records.heldout is None:
+            return []
+        data, placement = self.parts.config.data, self.parts.placement
+        low_res = registry.needs_low_res(self.parts.config.stage)
+        transform = pipeline.pixels(data, low_res=low_res, training=False, text=self.text)
+        rows, process = placement.shards(axes.ACT_BATCH), arrays.process_rows(placement)
+        found = pipeline.heldout_batches(self.records.heldout, transform, data, rows=rows, process=process)
+        return [arrays.to_global(batch, placement) for batch in found]
+
+
+def _cached_streams(
+    config: RunConfig, records: Records, workdir: Path, bad: BadRecords, text: TextEncoder | None, say: Say
+) -> list[Stream]:
+    """Every clip's latents. The first process encodes, on its first device; the others wait."""
+    folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)
+    arguments = folder, records.groups, vae, config.data, records.digests['vae']
+    cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, progress=say, text=text)
+    found = cached() if jax.process_index() == 0 else None
+    distributed.wait_for_all('latents')
+    return cached() if found is None else found

@@ -1,0 +1,131 @@
+"""A run's configuration, and what it stands for on a mesh: shared by those who run it and those who plan it."""
+
+import dataclasses
+import functools
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from fv_jax.core import axes
+from fv_jax.core.config import ConfigError
+from fv_jax.core.parallel_context import Rules
+from fv_jax.data.buckets import Bucket
+from fv_jax.data.pipeline import DataConfig
+from fv_jax.models.patch import patch_grid
+from fv_jax.models.sequence import Layout
+from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from fv_jax.parallel import arrays, sharding
+from fv_jax.parallel.mesh import ParallelConfig
+from fv_jax.parallel.rules import Placement
+from fv_jax.stages import registry
+from fv_jax.stages.protocol import Encoder, Stage
+from fv_jax.training import optimizer, state, trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run.
+
+    init_from: what its parameters start from: the folder of another run (its newest checkpoint), or a file or folder
+      that `fv_jax.weights` reads, such as stage1.pt. None: new ones.
+    """
+
+    stage: registry.StageConfig
+    data: DataConfig
+    optim: optimizer.OptimConfig
+    loop: trainer.LoopConfig
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    seed: int = 0
+    init_from: str | None = None
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ConfigError(f'seed={self.seed}: must not be negative')
+        if self.stage.kind == 'superres' and self.data.cache is not None and not self.data.cache.low_variants:
+            raise ConfigError('data.cache.low_variants=0: stage superres needs low-quality twins; use 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """A run's parts. Nothing is allocated or compiled.
+
+    shardings: where each part of the training state lives.
+    """
+
+    config: RunConfig
+    placement: Placement
+    rules: Rules
+    stage: Stage
+    network: state.Network
+    tx: optax.GradientTransformation
+    shardings: state.TrainState
+
+    @property
+    def ema(self) -> bool:
+        return self.config.optim.ema_decay > 0
+
+    def new_state(self, key: jax.Array) -> state.TrainState:
+        """Step 0. To be compiled with `out_shardings=self.shardings`, so that no chip ever has all of it."""
+        return state.new_state(self.network, self.stage, self.tx, key, ema=self.ema)
+
+    def state_of(self, trainable: state.Params, frozen: state.Params) -> state.TrainState:
+        """Step 0 from given numbers; otherwise as `new_state`."""
+        return state.state_of(trainable, frozen, self.tx, ema=self.ema)
+
+    @functools.cached_property
+    def abstract_state(self) -> state.TrainState:
+        """Shapes that know where they are to live."""
+        return sharding.abstract(self.new_state, jax.random.key(0), shardings=self.shardings)
+
+
+def placement_of(config: RunConfig, mesh: Mesh) -> Placement:
+    """Where the run's arrays live.
+
+    Raises ConfigError when its batch, its heads or its tokens do not divide over the mesh.
+    """
+    placement = Placement(mesh, config.stage.kind)
+    data = config.data
+    for bucket in data.sizes:
+        what = 'config.data.loader.batch_size'
+        if data.token_budget is not None:
+            what = f'config.data.batch_multiple={data.batch_multiple}: the batch of {bucket}'
+        arrays.check_rows(placement, data.batch_size(bucket), what, config.loop.microbatches)
+    if config.stage.dit is not None:
+        placement.sharding((axes.ACT_HEADS,), (config.stage.dit.num_heads,), 'config.stage.dit.num_heads')
+        for bucket in data.sizes:
+            layout(config, bucket, sharding.rules_on(placement))
+    return placement
+
+
+def layout(config: RunConfig, bucket: Bucket, rules: Rules) -> Layout:
+    """The sequence of a training row of this size."""
+    text = (config.stage.superres or config.stage.lowres).text_length
+    try:
+        grid = patch_grid(latents_shape(config, bucket), config.stage.dit.patch_size)
+    except ValueError as error:
+        cut = config.data.cache is not None and config.data.cache.crop is not None
+        where = 'config.data.cache.crop' if cut else f'config.data: {bucket}'
+        raise ConfigError(f'{where}: {error}') from None
+    return Layout.of(text, grid, rules)
+
+
+def latents_shape(config: RunConfig, bucket: Bucket) -> tuple[int, int, int, int, int]:
+    """(B, F, H, W, C) of the latents of a training batch of this size."""
+    data, channels = config.data, config.stage.dit.latent_channels
+    size = bucket.height // SPATIAL_FACTOR, bucket.width // SPATIAL_FACTOR
+    if data.cache is not None and data.cache.crop is not None:
+        size = data.cache.crop
+    return (data.batch_size(bucket), 1 + (bucket.frames - 1) // TEMPORAL_FACTOR, *size, channels)
+
+
+def assemble(config: RunConfig, placement: Placement, encoder: Encoder | None = None) -> Assembly:
+    """The parts of a run. encoder: the frozen VAE's, for batches that hold video.
+
+    Raises ConfigError naming a parameter that does not divide over the mesh.
+    """
+    stage = registry.build(config.stage, encoder=encoder)
+    network, tx = state.Network.of(stage), optimizer.make_optimizer(config.optim, config.loop.num_steps)
+    shardings = state.state_shardings(network, tx, placement, ema=config.optim.ema_decay > 0)
+    choice = sharding.ContextChoice(config.parallel.context_heads, config.parallel.context_ring)
+    return Assembly(config, placement, sharding.rules_on(placement, choice), stage, network, tx, shardings)

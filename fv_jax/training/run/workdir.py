@@ -1,0 +1,91 @@
+"""A training run's folder: whose it is, and what may change between two starts of the same run."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fv_jax.core import config as config_lib
+from fv_jax.core.command_line import UsageError, one_line
+from fv_jax.core.config import nearest
+from fv_jax.core.files import parse_json
+from fv_jax.training.run.setup import RunConfig
+
+CONFIG = 'config.json'
+# How far, how fast, on what and how loud; not what is learnt.
+HARMLESS = ('loop', 'parallel', 'data.loader.num_threads', 'data.loader.prefetch_batches')
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A field of the configuration, as it is in the folder and as it was asked for."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def under(self, prefixes: Sequence[str]) -> bool:
+        """Whether the field is one of these, or in one of these groups."""
+        return any(self.field == prefix or self.field.startswith(f'{prefix}.') for prefix in prefixes)
+
+
+def check_folder(workdir: Path, config: RunConfig, allowed: Sequence[str] = ()) -> list[Change]:
+    """What is different from the configuration that the folder's run had at its last start.
+
+    allowed: fields and groups that may be, beside `HARMLESS`. Raises UsageError for a difference in any other, and for
+    a name of `allowed` that no field has.
+    """
+    path, new = workdir / CONFIG, config_lib.to_dict(config)
+    allowed = [name.removeprefix('config.') for name in allowed]
+    _check_names(new, allowed)
+    if file := next((place for place in (workdir, *workdir.parents) if place.is_file()), None):
+        raise UsageError(f'--workdir={workdir}: {file} is a file; name a folder')
+    if not path.exists():
+        return []
+    try:
+        old = config_lib.to_dict(config_lib.build(RunConfig, parse_json(path.read_text())))
+    except ValueError as error:
+        raise UsageError(f'{path}: cannot be read ({one_line(error)}); choose another --workdir') from None
+    changes = list(_changes(old, new))
+    refused = [change for change in changes if not change.under((*HARMLESS, *allowed))]
+    if refused:
+        first = f'{refused[0].field} is {refused[0].old!r} there and {refused[0].new!r} here'
+        more = f' and {len(refused) - 1} more' if len(refused) > 1 else ''
+        names = ','.join([*allowed, *(change.field for change in refused)])
+        raise UsageError(
+            f'{workdir}: holds another run: {first}{more}; choose another --workdir, or, to go on all the same, '
+            f'--allow-config-change={names}'
+        )
+    return changes
+
+
+def _changes(old: Any, new: Any, path: str = '') -> Iterator[Change]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _changes(old.get(key), new.get(key), f'{path}.{key}' if path else key)
+    elif old != new:
+        yield Change(path, old, new)
+
+
+def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        group: Any = values
+        for key in name.split('.'):
+            if not isinstance(group, dict) or key not in group:
+                known = group if isinstance(group, dict) else values
+                raise UsageError(f'--allow-config-change={name}: no field {key!r}; {nearest(key, known)}')
+            group = group[key]
+
+
+def claim_folder(workdir: Path, config: RunConfig) -> None:
+    """Makes the folder this run's."""
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / CONFIG
+        partial = path.with_suffix('.partial')
+        partial.write_text(json.dumps(config_lib.to_dict(config), indent=1) + '\n')
+        os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""File formats: the zip archives of torch, safetensors, memory maps."""

@@ -1,0 +1,153 @@
+"""Reads and writes safetensors files tensor by tensor.
+
+Such a file is eight bytes (the length of the header, little-endian), the header (JSON: for each tensor its type, its
+shape and where its bytes are) and the bytes. The safetensors package reads whole tensors and writes from memory;
+here a tensor stays in the file until it is asked for, and is written when it has been made.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fv_jax.core.files import parse_json
+from fv_jax.weights.formats.memory_map import MappedFile, StoredTensor, contiguous
+from fv_jax.weights.formats.torch_zip import TensorSpec
+
+INDEX = '*.safetensors.index.json'  # of a model in several files
+
+_DTYPES = {
+    'F64': np.dtype(np.float64),
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+    'I64': np.dtype(np.int64),
+    'I32': np.dtype(np.int32),
+    'I16': np.dtype(np.int16),
+    'I8': np.dtype(np.int8),
+    'U8': np.dtype(np.uint8),
+    'BOOL': np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LENGTH_BYTES = 8
+_METADATA = '__metadata__'
+_ENTRY = ('dtype', 'shape', 'data_offsets')  # of a tensor in the header
+_ALIGNMENT = 64
+
+
+def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors and the metadata of a file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a whole safetensors file.
+    """
+    path = Path(path)
+    if path.stat().st_size < _LENGTH_BYTES:
+        raise ValueError(f'{path}: not a safetensors file ({path.stat().st_size} bytes)')
+    file = MappedFile(path)
+    start = _LENGTH_BYTES + int.from_bytes(file.bytes[:_LENGTH_BYTES].tobytes(), 'little')
+    try:
+        header = parse_json(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f'{path}: not a safetensors file, or cut short ({len(file.bytes)} bytes)')
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f'{path}: its metadata is no map of texts; the file is damaged, download it again')
+    return {key: _tensor(path, file, start, key, entry) for key, entry in header.items()}, metadata
+
+
+def _tensor(path: Path, file: MappedFile, start: int, key: str, entry: Any) -> StoredTensor:
+    name, shape, offsets = (entry.get(k) for k in _ENTRY) if isinstance(entry, dict) else (None, None, None)
+    if not isinstance(name, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise ValueError(f'{path}: {key} has no {", ".join(_ENTRY)} as it should; download the file again')
+    if name not in _DTYPES:
+        raise ValueError(f'{path}: {key} is of type {name}; known are {", ".join(_DTYPES)}')
+    dtype, shape, (first, last) = _DTYPES[name], tuple(shape), offsets
+    elements = math.prod(shape)
+    if last - first != elements * dtype.itemsize or start + last > len(file.bytes):
+        raise ValueError(
+            f'{path}: {key} of shape {shape} ends at byte {start + last} of {len(file.bytes)}; the file is damaged or '
+            'cut short, download it again'
+        )
+    return contiguous(file.storage(start + first, dtype, elements), shape)
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a list of whole numbers that are not negative."""
+    return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
+
+
+def read_folder(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder's *.safetensors files: those its index names where it has one, else its only file.
+
+    Raises:
+      FileNotFoundError: no such file in it, or one that the index names is missing.
+      ValueError: a damaged file, several and no index, or an index that does not say what its files hold.
+    """
+    indexes, files = sorted(folder.glob(INDEX)), sorted(folder.glob('*.safetensors'))
+    if len(indexes) == 1:
+        return _indexed(indexes[0])
+    if not files:
+        raise FileNotFoundError(f'{folder}: holds no .safetensors file')
+    if len(indexes) > 1 or len(files) > 1:
+        names = ', '.join(path.name for path in indexes or files)
+        raise ValueError(f'{folder}: holds {names}; keep those of one variant')
+    return read(files[0])[0]
+
+
+def _indexed(index: Path) -> dict[str, StoredTensor]:
+    """The tensors of the files that an index names: exactly those that it says each of them holds."""
+    try:
+        weight_map = parse_json(index.read_text(encoding='utf-8'))['weight_map']
+        named = {(name, key) for key, name in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f'{index}: not an index (JSON with a weight_map from tensors to files)') from None
+    if strange := next((name for name, _ in named if not isinstance(name, str) or Path(name).name != name), None):
+        raise ValueError(f'{index}: names the file {strange!r}; it must be one in the same folder')
+    contents = {name: read(index.parent / name)[0] for name in sorted({name for name, _ in named})}
+    there = {(name, key) for name, tensors in contents.items() for key in tensors}
+    if different := sorted(named ^ there):
+        name, key = different[0]
+        what = 'is not in it' if (name, key) in named else 'is in it, and not by the index'
+        raise ValueError(
+            f'{index}: does not fit {name}: {key} {what} ({len(different)} differences); the files are of different '
+            'downloads, get all of them again'
+        )
+    return {key: tensor for tensors in contents.values() for key, tensor in tensors.items()}
+
+
+def write(
+    path: Path,
+    metadata: Mapping[str, str],
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+) -> None:
+    """Writes a file. `tensors`: every key of `specs` once, in any order; they are asked for one by one."""
+    header, offset = {_METADATA: dict(metadata)}, 0
+    for key, spec in specs.items():
+        size = spec.size * spec.dtype.itemsize
+        header[key] = {
+            'dtype': _NAMES[spec.dtype],
+            'shape': list(spec.shape),
+            'data_offsets': [offset, offset + size],
+        }
+        offset += size
+    raw = json.dumps(header, separators=(',', ':')).encode()
+    raw += b' ' * (-(_LENGTH_BYTES + len(raw)) % _ALIGNMENT)
+    left = set(specs)
+    with path.open('wb') as file:
+        file.write(len(raw).to_bytes(_LENGTH_BYTES, 'little') + raw)
+        for key, tensor in tensors:
+            spec = specs[key]
+            assert (tensor.shape, tensor.dtype) == (spec.shape, spec.dtype), (key, tensor.shape, tensor.dtype, spec)
+            left.remove(key)
+            file.seek(_LENGTH_BYTES + len(raw) + header[key]['data_offsets'][0])
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    assert not left, f'not written: {sorted(left)[:3]}'

@@ -1,0 +1,252 @@
+"""CogVideoX in Hugging Face diffusers' layout as starting weights: a folder with config.json and safetensors.
+
+The same tensors as the official ones under other names: the rows of `official_dit` and `official_vae`, renamed. Two are
+packed otherwise: q | k | v are three tensors, and the twelve modulations are two, of attention (norm1) and of the MLP
+(norm2), each with the video's three before the text's.
+
+What has no counterpart is said, not skipped (`Folder.notes`):
+  * the position table of a network without rotary positions (the 2B model adds it to its tokens; ours rotates);
+  * the last norm's eps (1e-5 there, 1e-6 here);
+  * stage 2's two extra embeddings, which no CogVideoX has: they start as a new network's.
+Networks of another shape are refused: version 1.5 (patches in time), image to video (32 input channels).
+
+Names, packing and defaults are those of diffusers' modules and of its conversion script for CogVideoX as published;
+that a released folder holds nothing else could not be checked.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fv_jax.core.files import parse_json
+from fv_jax.models.dit import HEAD_NORM_EPS, DiTConfig
+from fv_jax.models.vae import TEMPORAL_FACTOR, VAEConfig
+from fv_jax.weights.formats import safetensors_file
+from fv_jax.weights.layouts import official_dit, official_vae
+from fv_jax.weights.layouts.key_table import Layout, Row, Shape, Table, Tensors
+
+CONFIG = 'config.json'
+POSITION_TABLE = 'patch_embed.pos_embedding'
+BLOCK = 'transformer_blocks.{i}.'
+
+# diffusers writes no value that is the class's default.
+_TRANSFORMER = {
+    'num_attention_heads': 30,
+    'attention_head_dim': 64,
+    'in_channels': 16,
+    'out_channels': 16,
+    'time_embed_dim': 512,
+    'text_embed_dim': 4096,
+    'num_layers': 30,
+    'patch_size': 2,
+    'norm_eps': 1e-5,
+    'use_rotary_positional_embeddings': False,
+}
+_VAE = {'block_out_channels': [128, 256, 256, 512], 'latent_channels': 16, 'layers_per_block': 3, 'norm_num_groups': 32}
+# What our networks are without a choice: a folder that says otherwise holds another network.
+_TRANSFORMER_MUST = {
+    'patch_size_t': None,
+    'ofs_embed_dim': None,
+    'flip_sin_to_cos': True,
+    'freq_shift': 0,
+    'activation_fn': 'gelu-approximate',
+    'timestep_activation_fn': 'silu',
+    'attention_bias': True,
+    'patch_bias': True,
+    'norm_elementwise_affine': True,
+}
+_VAE_MUST = {
+    'in_channels': 3,
+    'out_channels': 3,
+    'act_fn': 'silu',
+    'norm_eps': 1e-6,
+    'temporal_compression_ratio': TEMPORAL_FACTOR,
+    'use_quant_conv': False,
+    'use_post_quant_conv': False,
+}
+
+_DIT_NAMES = (
+    (f'{official_dit.MIXINS}patch_embed.', 'patch_embed.'),
+    (f'{official_dit.PREFIX}time_embed.0.', 'time_embedding.linear_1.'),
+    (f'{official_dit.PREFIX}time_embed.2.', 'time_embedding.linear_2.'),
+    (f'{official_dit.Q_NORM}.', f'{BLOCK}attn1.norm_q.'),
+    (f'{official_dit.K_NORM}.', f'{BLOCK}attn1.norm_k.'),
+    (f'{official_dit.LAYER}input_layernorm.', f'{BLOCK}norm1.norm.'),
+    (f'{official_dit.LAYER}post_attention_layernorm.', f'{BLOCK}norm2.norm.'),
+    (f'{official_dit.LAYER}attention.dense.', f'{BLOCK}attn1.to_out.0.'),
+    (f'{official_dit.LAYER}mlp.dense_h_to_4h.', f'{BLOCK}ff.net.0.proj.'),
+    (f'{official_dit.LAYER}mlp.dense_4h_to_h.', f'{BLOCK}ff.net.2.'),
+    (f'{official_dit.PREFIX}transformer.final_layernorm.', 'norm_final.'),
+    (f'{official_dit.MIXINS}final_layer.norm_final.', 'norm_out.norm.'),
+    (f'{official_dit.MIXINS}final_layer.adaLN_modulation.1.', 'norm_out.linear.'),
+    (f'{official_dit.MIXINS}final_layer.linear.', 'proj_out.'),
+)
+_QKV = f'{official_dit.LAYER}attention.query_key_value.'
+_MODULATIONS = f'{official_dit.MODULATIONS}.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What a folder holds. new: the first names of our parameters that it has nothing for. notes: a line each."""
+
+    config: DiTConfig | VAEConfig
+    table: Table
+    tensors: Tensors
+    new: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def open_folder(folder: Path, *, stage2: bool, param_dtype: str) -> Folder:
+    """Names and shapes of a folder, `transformer` or `vae` of a CogVideoX pipeline.
+
+    Args:
+      folder: holds config.json and the safetensors.
+      stage2: a transformer becomes a stage 2, whose extra embeddings are new, and not a stage 1.
+      param_dtype: of a transformer's parameters.
+
+    Raises:
+      FileNotFoundError: no config.json, or no safetensors.
+      ValueError: another kind of model, or a CogVideoX that our networks cannot hold; all that is wrong is listed.
+    """
+    values = parse_json((folder / CONFIG).read_text())
+    name = values.get('_class_name') if isinstance(values, dict) else None
+    if name == 'CogVideoXTransformer3DModel':
+        return _transformer(folder, values, stage2, param_dtype)
+    if name == 'AutoencoderKLCogVideoX':
+        return _vae(folder, values)
+    raise ValueError(
+        f"{folder}: its {CONFIG} names {name!r}; known are 'CogVideoXTransformer3DModel' and 'AutoencoderKLCogVideoX'"
+    )
+
+
+def _transformer(folder: Path, values: Mapping[str, Any], stage2: bool, param_dtype: str) -> Folder:
+    given = _TRANSFORMER | values
+    problems = _differences(values, _TRANSFORMER_MUST)
+    if given['in_channels'] != given['out_channels']:
+        problems.append(
+            f'in_channels is {given["in_channels"]} and out_channels {given["out_channels"]}: image to video'
+        )
+    _refuse(folder, problems)
+    dim = given['num_attention_heads'] * given['attention_head_dim']
+    config = DiTConfig(
+        latent_channels=given['in_channels'],
+        patch_size=given['patch_size'],
+        embed_dim=dim,
+        num_layers=given['num_layers'],
+        num_heads=given['num_attention_heads'],
+        mlp_dim=4 * dim,
+        cond_dim=given['time_embed_dim'],
+        text_dim=given['text_embed_dim'],
+        embed_num_frames=stage2,
+        embed_source_timestep=stage2,
+        param_dtype=param_dtype,
+    )
+    new = ('frames_embed', 'source_embed') if stage2 else ()
+    rows = [_renamed(row) for row in official_dit.table(config) if row.ours.split('.')[0] not in new]
+    tensors = safetensors_file.read_folder(folder)
+    learned = tensors.pop(POSITION_TABLE, None) is not None
+    return Folder(config, Table(rows, config.num_layers), tensors, new, tuple(_notes(given, learned, new)))
+
+
+def _notes(given: Mapping[str, Any], learned: bool, new: tuple[str, ...]) -> list[str]:
+    notes = []
+    if not given['use_rotary_positional_embeddings']:
+        notes.append(
+            'without a counterpart: its position table (sine and cosine, added to the tokens); ours rotates queries '
+            'and keys, so that it must be trained before it is of use'
+        )
+    if learned:
+        notes.append(f'without a counterpart: {POSITION_TABLE}, learned positions that are added to the tokens')
+    if given['norm_eps'] != HEAD_NORM_EPS:
+        notes.append(f'norm_out.norm: its eps is {given["norm_eps"]:g} there and {HEAD_NORM_EPS:g} here')
+    notes += [f'not in the folder, newly initialised: {name}' for name in new]
+    return notes
+
+
+def _vae(folder: Path, values: Mapping[str, Any]) -> Folder:
+    given = _VAE | values
+    _refuse(folder, _differences(values, _VAE_MUST))
+    widths = given['block_out_channels']
+    base = math.gcd(*widths)
+    config = VAEConfig(
+        base_channels=base,
+        multipliers=tuple(width // base for width in widths),
+        num_res_blocks=given['layers_per_block'],
+        latent_channels=given['latent_channels'],
+        groups=given['norm_num_groups'],
+    )
+    rows = [dataclasses.replace(row, official=_vae_names(row, len(widths))) for row in official_vae.table(config)]
+    factor = given.get('scaling_factor')
+    notes = [] if factor is None else [f"its latents are multiplied by {factor}: a stage's scale_factor must say so"]
+    return Folder(config, Table(rows), safetensors_file.read_folder(folder), (), tuple(notes))
+
+
+def _differences(values: Mapping[str, Any], must: Mapping[str, Any]) -> list[str]:
+    return [
+        f'{name} is {values[name]!r}, ours is always {wanted!r}'
+        for name, wanted in must.items()
+        if name in values and values[name] != wanted
+    ]
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f'{folder}: a CogVideoX that our networks cannot hold: {"; ".join(problems)}')
+
+
+# --- names ---
+
+
+def _renamed(row: Row) -> Row:
+    """A row of the official DiT's table with diffusers' tensors."""
+    ((key, shape),) = row.official
+    kind = key.rpartition('.')[2]
+    if key.startswith(_QKV):
+        part = (shape[0] // 3, *shape[1:])
+        keys = [f'{BLOCK}attn1.to_{name}.{kind}' for name in 'qkv']
+        return Row(row.ours, tuple((key, part) for key in keys), _joined(row.layout, shape, (1, 1, 1), (0, 1, 2)))
+    if key.startswith(_MODULATIONS):
+        half = (shape[0] // 2, *shape[1:])
+        keys = [f'{BLOCK}norm{i}.linear.{kind}' for i in (1, 2)]
+        # Halves of each: video's three of attention, video's of the MLP, then the text's.
+        return Row(row.ours, tuple((key, half) for key in keys), _joined(row.layout, shape, (2, 2), (0, 2, 1, 3)))
+    (renamed,) = [new + key.removeprefix(old) for old, new in _DIT_NAMES if key.startswith(old)]
+    return dataclasses.replace(row, official=((renamed, shape),))
+
+
+def _joined(layout: Layout, shape: Shape, pieces: tuple[int, ...], order: tuple[int, ...]) -> Layout:
+    """`layout` of a tensor of `shape` that is made of several: the j-th is cut into pieces[j] along its rows, and the
+    pieces of all, counted through, are put into `order`.
+    """
+
+    def make(*tensors: np.ndarray) -> np.ndarray:
+        cut = [piece for x, n in zip(tensors, pieces, strict=True) for piece in np.split(x, n)]
+        return layout.make(np.concatenate([cut[i] for i in order]))
+
+    def take(parameter: np.ndarray, shapes: tuple[Shape, ...]) -> tuple[np.ndarray, ...]:
+        (whole,) = layout.take(parameter, (shape,))
+        cut = np.split(whole, len(order))
+        counted = [cut[order.index(i)] for i in range(len(order))]
+        starts = np.cumsum([0, *pieces])
+        return tuple(np.concatenate(counted[starts[j] : starts[j + 1]]) for j in range(len(shapes)))
+
+    return Layout(make, take)
+
+
+def _vae_names(row: Row, levels: int) -> tuple[tuple[str, Shape], ...]:
+    """A row's official tensors by diffusers' names. It counts the decoder's levels from the coarsest, as we do."""
+
+    def renamed(key: str) -> str:
+        key = re.sub(r'^decoder\.up\.(\d+)', lambda m: f'decoder.up_blocks.{levels - 1 - int(m[1])}', key)
+        key = re.sub(r'^encoder\.down\.', 'encoder.down_blocks.', key)
+        key = re.sub(r'\.mid\.block_(\d+)\.', lambda m: f'.mid_block.resnets.{int(m[1]) - 1}.', key)
+        for old, new in (('.block.', '.resnets.'), ('.nin_shortcut.', '.conv_shortcut.')):
+            key = key.replace(old, new)
+        return re.sub(r'\.(down|up)sample\.', r'.\1samplers.0.', key)
+
+    return tuple((renamed(key), shape) for key, shape in row.official)

@@ -1,0 +1,198 @@
+"""A Hugging Face T5 v1.1 folder as our T5, and back (FACTS 6).
+
+A folder holds config.json and the tensors: model.safetensors, or several files and model.safetensors.index.json, which
+says which holds what. The embedding is shared.weight; encoder.embed_tokens.weight is the same tensor and may be there
+too, or instead. A decoder and its head may be there and are not read. Linears are (out, in).
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from fv_jax.core.abstract_module import abstract
+from fv_jax.core.config import ConfigError
+from fv_jax.core.files import parse_json
+from fv_jax.models.layers import DtypeName
+from fv_jax.models.t5 import T5, T5Config
+from fv_jax.weights.formats import safetensors_file
+from fv_jax.weights.formats.memory_map import StoredTensor
+from fv_jax.weights.layouts import key_table
+from fv_jax.weights.layouts.key_table import Layout, Row, Table, linear, vector
+
+CONFIG = 'config.json'
+SINGLE = 'model.safetensors'
+INDEX = f'{SINGLE}.index.json'
+SHARED, TIED = 'shared.weight', 'encoder.embed_tokens.weight'
+UNUSED = ('decoder.', 'lm_head.')
+SHARD_BYTES = 5 * 10**9
+
+# Hugging Face's names of our sizes. The last three may be absent from old files, which then mean our defaults.
+_FIELDS = {
+    'vocab_size': 'vocab_size',
+    'd_model': 'embed_dim',
+    'num_layers': 'num_layers',
+    'num_heads': 'num_heads',
+    'd_kv': 'head_dim',
+    'd_ff': 'mlp_dim',
+    'relative_attention_num_buckets': 'num_buckets',
+    'relative_attention_max_distance': 'max_distance',
+    'layer_norm_epsilon': 'norm_eps',
+}
+_OPTIONAL = ('num_buckets', 'max_distance', 'norm_eps')
+_GATED_GELU = 'gated-gelu'  # what sets v1.1 apart; T5 1.0 has a plain ReLU
+_FILE = re.compile(r'model(-\d{5}-of-\d{5})?\.safetensors')
+
+
+def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: DtypeName = 'float32') -> T5:
+    """The encoder in a folder, computing in `dtype`, its parameters stored in `param_dtype`.
+
+    Holds the parameters once, and the largest of them twice.
+
+    Raises:
+      FileNotFoundError: no such folder, or a file of it is missing.
+      ValueError: no T5 v1.1, or its tensors are not those that config.json asks for; the message lists every unknown,
+        missing and misshapen key.
+    """
+    folder = Path(folder)
+    config = dataclasses.replace(read_config(folder), dtype=dtype, param_dtype=param_dtype)
+    tensors, rows = read_tensors(folder), table(config)
+    key_table.check(str(folder), tensors, rows)
+
+    shapes = abstract(functools.partial(T5, config))
+    specs = {name: leaf for name, (_, leaf) in key_table.leaves_of(nnx.state(shapes)).items()}
+    return key_table.module_of(shapes, key_table.parameters(tensors, rows, specs))
+
+
+def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes config.json and the tensors, in the dtype of the parameters, as `load` and Hugging Face read them.
+
+    Args:
+      folder: made if it is not there; the encoder that was in it is replaced. The tokenizer is not ours to write.
+      shard_bytes: tensors of more bytes than this in all go to several files of at most so many each.
+
+    Raises:
+      OSError: the disk refuses.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    specs, tensors = key_table.official(key_table.parameters_of(nnx.state(model)), table(model.config))
+    sizes = {key: spec.size * spec.dtype.itemsize for key, spec in specs.items()}
+    shards = _shards(sizes, shard_bytes)
+    names = [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
+    names = names if len(shards) > 1 else [SINGLE]
+    for name, keys in zip(names, shards, strict=True):
+        partial, part = folder / f'{name}.partial', {key: specs[key] for key in keys}
+        # 'pt' or Hugging Face's loaders refuse the file. The tensors come in the order of `specs`.
+        safetensors_file.write(partial, {'format': 'pt'}, part, itertools.islice(tensors, len(keys)))
+        partial.replace(folder / name)
+    for path in folder.iterdir():
+        if _FILE.fullmatch(path.name) and path.name not in names:
+            path.unlink()
+    (folder / INDEX).unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+    (folder / CONFIG).write_text(json.dumps(_hf_config(model.config), indent=2) + '\n')
+
+
+def read_config(folder: str | Path) -> T5Config:
+    """The sizes in a folder's config.json. Raises FileNotFoundError, or ValueError for another network's."""
+    path = Path(folder) / CONFIG
+    values = _read_json(path)
+    activation = values.get('feed_forward_proj')
+    if values.get('model_type') != 't5' or activation != _GATED_GELU:
+        raise ValueError(
+            f'{path}: not a T5 v1.1: model_type is {values.get("model_type")!r} and feed_forward_proj {activation!r}, '
+            f"and should be 't5' and {_GATED_GELU!r}"
+        )
+    missing = [key for key, ours in _FIELDS.items() if key not in values and ours not in _OPTIONAL]
+    if missing:
+        raise ValueError(f'{path}: has no {", ".join(missing)}')
+    try:
+        return T5Config(**{ours: values[key] for key, ours in _FIELDS.items() if key in values})
+    except (ConfigError, TypeError) as error:
+        raise ValueError(f'{path}: {error}') from None
+
+
+def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
+    """The encoder's tensors in a folder, wherever they lie; the embedding is always `shared.weight`."""
+    tensors = safetensors_file.read_folder(Path(folder))
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(UNUSED)}
+    if TIED not in tensors:
+        return tensors
+    tied = tensors.pop(TIED)
+    if SHARED in tensors and not np.array_equal(tied.numpy(), tensors[SHARED].numpy()):
+        raise ValueError(f'{folder}: {TIED} and {SHARED} are one tensor in a T5, and differ here')
+    return {SHARED: tied} | tensors
+
+
+def table(config: T5Config) -> Table:
+    """Every parameter of a T5 of this `config`, and the tensor it is made of."""
+    dim, inner, heads = config.embed_dim, config.mlp_dim, config.num_heads * config.head_dim
+    layer = 'encoder.block.{i}.layer.'
+    attention, mlp = f'{layer}0.SelfAttention', f'{layer}1.DenseReluDense'
+
+    def row(ours: str, key: str, *shape: int, layout: Layout = linear) -> Row:
+        return Row(ours, ((f'{key}.weight', shape),), layout)
+
+    rows = [
+        row('embedding', 'shared', config.vocab_size, dim, layout=vector),
+        row(
+            'relative_bias',
+            'encoder.block.0.layer.0.SelfAttention.relative_attention_bias',
+            *(config.num_buckets, config.num_heads),
+            layout=vector,
+        ),
+        row('blocks.attention_norm.scale', f'{layer}0.layer_norm', dim, layout=vector),
+        *(row(f'blocks.{name}.kernel', f'{attention}.{name}', heads, dim) for name in 'qkv'),
+        row('blocks.attention_out.kernel', f'{attention}.o', dim, heads),
+        row('blocks.mlp_norm.scale', f'{layer}1.layer_norm', dim, layout=vector),
+        row('blocks.gate.kernel', f'{mlp}.wi_0', inner, dim),
+        row('blocks.hidden.kernel', f'{mlp}.wi_1', inner, dim),
+        row('blocks.mlp_out.kernel', f'{mlp}.wo', dim, inner),
+        row('final_norm.scale', 'encoder.final_layer_norm', dim, layout=vector),
+    ]
+    return Table(rows, config.num_layers)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = parse_json(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path}: not JSON ({error})') from None
+    if not isinstance(values, dict):
+        raise ValueError(f'{path}: expected a map, found a {type(values).__name__}')
+    return values
+
+
+def _hf_config(config: T5Config) -> dict[str, Any]:
+    fixed = {
+        'architectures': ['T5EncoderModel'],
+        'model_type': 't5',
+        'feed_forward_proj': _GATED_GELU,
+        'dtype': config.param_dtype,
+        'pad_token_id': 0,
+        'eos_token_id': 1,
+    }
+    return fixed | {key: getattr(config, ours) for key, ours in _FIELDS.items()}
+
+
+def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Keys in order, in as few groups of at most `limit` bytes as that order allows; a larger tensor is alone."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for key, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(key)
+        filled += size
+    return shards

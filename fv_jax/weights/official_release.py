@@ -1,0 +1,70 @@
+"""The folder of an official release: both stages, the VAE and T5, looked at before anything large is read."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from fv_jax.models.dit import DiT, DiTConfig
+from fv_jax.models.layers import DtypeName
+from fv_jax.models.vae import VAEConfig
+from fv_jax.text.encoder import TextConfig
+from fv_jax.weights import reader
+from fv_jax.weights.layouts import key_table, official_dit, t5_folder
+from fv_jax.weights.text_encoders import SPIECE
+
+STAGE1, STAGE2, VAE_FILE, T5_FOLDER = 'stage1.pt', 'stage2.pt', '3d-vae.pt', 't5-v1_1-xxl'
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialFolder:
+    """configs: of the networks that `read` gives, by file; stage 1 with its LoRA merged. text: the T5 in the folder."""
+
+    configs: dict[str, DiTConfig]
+    read: dict[str, Callable[[], DiT]]
+    vae: Path
+    text: TextConfig
+
+
+def open_folder(folder: Path, dtype: DtypeName, text: TextConfig | None) -> OfficialFolder:
+    """Checks that all is there and fits together.
+
+    Args:
+      folder: with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl in it.
+      dtype: what the DiTs keep their weights in and compute in.
+      text: an encoder in place of t5-v1_1-xxl, which need not be there then.
+
+    Raises:
+      FileNotFoundError: no such folder, or something is missing from it; all that is missing is named.
+      ValueError: a file is damaged, is another one, or does not fit the others.
+    """
+    wanted = [STAGE1, STAGE2, VAE_FILE]
+    wanted += [] if text else [f'{T5_FOLDER}/{name}' for name in (t5_folder.CONFIG, SPIECE)]
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: no such folder; it should hold {", ".join(wanted)}')
+    if missing := [name for name in wanted if not (folder / name).exists()]:
+        raise FileNotFoundError(f'{folder}: has no {", ".join(missing)}')
+    text = text or TextConfig(str(folder / T5_FOLDER), dtype=dtype)
+    configs, read = {}, {}
+    for name, is_second in ((STAGE1, False), (STAGE2, True)):
+        configs[name], read[name] = _opened(folder / name, dtype, is_second)
+    vae = reader.open_source(folder / VAE_FILE).config
+    if not isinstance(vae, VAEConfig):
+        raise ValueError(f'{folder / VAE_FILE}: holds a DiT, not a VAE')
+    for name, config in configs.items():
+        if config.latent_channels != vae.latent_channels:
+            raise ValueError(
+                f'{folder / name}: takes latents of {config.latent_channels} channels, and those of {VAE_FILE} have '
+                f'{vae.latent_channels}; they do not belong together'
+            )
+    return OfficialFolder(configs, read, folder / VAE_FILE, text)
+
+
+def _opened(path: Path, dtype: DtypeName, is_second: bool) -> tuple[DiTConfig, Callable[[], DiT]]:
+    """The network in an official file, with its LoRA merged: its config, and what reads it."""
+    source = reader.open_source(path, param_dtype=dtype)
+    if not isinstance(source.config, DiTConfig):
+        raise ValueError(f'{path}: holds a VAE, not a DiT')
+    if source.config.embed_source_timestep != is_second:
+        raise ValueError(f'{path}: holds stage {1 if is_second else 2}, not stage {2 if is_second else 1}')
+    values, config = official_dit.fold_lora(source.parameters(), dataclasses.replace(source.config, dtype=dtype))
+    return config, lambda: key_table.module_of(reader.shapes(config), values)

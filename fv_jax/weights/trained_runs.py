@@ -1,0 +1,211 @@
+"""Trained runs, ready to use: a checkpoint's stage, its parameters, its VAE and its text encoder.
+
+A checkpoint names its VAE and its text encoder by digest, a hash of their numbers (`weights/fingerprints.py` and
+`weights/text_encoders.py`). Both are looked for where the configuration says, in the run's folder and beside it;
+another one is never taken.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fv_jax import weights
+from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.core import config as config_lib
+from fv_jax.core.config import ConfigError
+from fv_jax.core.files import parse_json
+from fv_jax.models.vae import compute_in
+from fv_jax.parallel.rules import Placement
+from fv_jax.stages import registry
+from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
+from fv_jax.stages.protocol import Stage
+from fv_jax.text.encoder import BYTES, TextConfig, TextEncoder
+from fv_jax.training.state import Network, Params, numbers_of
+from fv_jax.weights import single_file
+from fv_jax.weights.text_encoders import open_text_encoder, text_stamp
+
+EMBEDDED = 'embedded'  # what comes with the package: the small VAE, the small stages
+
+ParamsOf = Callable[[Stage, Network], Params]  # read when the stage is known
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checkpoint's stage with its parameters for sampling.
+
+    config: the whole configuration, as a nested dict. params: for `network.model(**params)`. vae: the frozen one that
+    the stage's latents come from; None where the stage has none. step: of the checkpoint. text: the encoder of the
+    stage's texts, where it was found (`open_texts`). digests: of the VAE and the text encoder, as the checkpoint has
+    them. notes: what a user should know of it, a line each.
+    """
+
+    config: dict[str, Any]
+    stage: Stage
+    network: Network
+    params: Params
+    vae: JittedVAE | None
+    step: int
+    folder: Path
+    text: TextConfig
+    digests: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def frozen_vae(config: registry.StageConfig, placement: Placement | None = None) -> JittedVAE | None:
+    """The VAE whose latents the stage works on, on a mesh if one is given; None where the stage needs none.
+
+    Raises ConfigError when its latents do not fit the stage's network, and what `weights.load_vae` raises.
+    """
+    if not registry.needs_vae(config):
+        return None
+    vae = compute_in(weights.load_vae(config.vae), config.vae_dtype)
+    there, wanted = vae.config.latent_channels, config.dit.latent_channels
+    if there != wanted:
+        raise ConfigError(
+            f'config.stage.vae={config.vae}: its latents have {there} channels, and config.stage.dit.latent_channels='
+            f'{wanted}; set that to {there} or name another VAE'
+        )
+    return jit_vae(vae, placement)
+
+
+def open_run(folder: Path | str, step: int | None = None) -> Run:
+    """The newest checkpoint of a work directory or an exported folder, or the one of `step`; or a run in one file.
+
+    Raises:
+      CheckpointError: none there, or damaged.
+      ConfigError, ValueError, FileNotFoundError: its configuration, or the VAE that it names, cannot be used; or the
+        VAE is not there, or is another one.
+    """
+    folder = Path(folder)
+    meta, params_of = open_checkpoint(folder, step)
+    stage_config, digests = stage_config_of(folder, meta), meta.get('digests', {})
+    vae = frozen_vae(stage_config)
+    stage = registry.build(stage_config, encoder=vae.latents if vae else None)
+    network = Network.of(stage)
+    notes = tuple(unverified(stage_config, digests))
+    params = params_of(stage, network)
+    return Run(meta['config'], stage, network, params, vae, meta['step'], folder, stage_config.text, digests, notes)
+
+
+def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+    """What a run, in a folder or in one file, says of itself, and what reads its parameters."""
+    return _compact(run, step) if run.is_file() else _checkpoint(run, step)
+
+
+def stage_config_of(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
+    """A checkpoint's, with the VAE where it was found."""
+    config = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
+    if not registry.needs_vae(config):
+        return config
+    found = _found('VAE', config.vae, run, meta.get('digests', {}).get('vae'), weights.vae_digest)
+    return dataclasses.replace(config, vae=found)
+
+
+def _checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+    checkpoints = Checkpoints(folder, read_only=True)
+    meta = _checked(folder, checkpoints.meta(step))
+
+    def params(stage: Stage, network: Network) -> Params:
+        trainable, frozen = jax.eval_shape(functools.partial(network.init, stage), jax.random.key(0))
+        abstract = {'params': {'trainable': trainable, 'frozen': frozen}}
+        return checkpoints.restore(abstract, meta['step'])['params']
+
+    return meta, params
+
+
+def _compact(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+    if single_file.kind_of(path) is None or (meta := compact_run(path)) is None:
+        raise ValueError(f'{path}: is no run in one file, as `python -m fv_jax.export` writes a stage')
+    if step not in (None, meta['step']):
+        raise CheckpointError(f'{path}: has no step {step}; it has {meta["step"]}')
+
+    def params(stage: Stage, network: Network) -> Params:
+        del network
+        trainable, frozen = numbers_of(stage, single_file.load(path))
+        return {'trainable': trainable, 'frozen': frozen}
+
+    return meta, params
+
+
+def compact_run(path: Path) -> dict[str, Any] | None:
+    """What a small file says of its run: {'step', 'config', 'digests'}; None of one that says nothing.
+
+    Raises ValueError for what `export` cannot have written.
+    """
+    if (run := single_file.metadata(path).get(single_file.RUN)) is None:
+        return None
+    meta = parse_json(run)
+    if not isinstance(meta, dict) or not isinstance(meta.get('step'), int):
+        raise ValueError(f'{path}: what it says of its run cannot be read; export it again')
+    _checked(path, meta)
+    return meta
+
+
+def _checked(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """The same. Raises ValueError where it has no stage, or no digests as they should be."""
+    config, digests = meta.get('config'), meta.get('digests', {})
+    stage = config.get('stage') if isinstance(config, dict) else None
+    if not isinstance(stage, dict) or not isinstance(stage.get('kind'), str) or not isinstance(digests, dict):
+        raise ValueError(f'{run}: its configuration holds no stage')
+    return meta
+
+
+def open_texts(run: Run) -> TextEncoder:
+    """The text encoder that a run's stage was trained with.
+
+    Raises:
+      ConfigError: it was trained without texts.
+      FileNotFoundError: the encoder's folder is nowhere.
+      ValueError: what is there is another one, or not whole.
+    """
+    if not run.text.encoder:
+        raise ConfigError(f'{run.folder}: config.stage.text names no encoder; the stage was trained without texts')
+
+    return open_text_encoder(find_text_encoder(run.folder, run.text, run.digests.get('text')))
+
+
+def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> TextConfig:
+    """The text encoder that a run's configuration names, where it was found."""
+
+    def named(name: str) -> TextConfig:
+        return dataclasses.replace(config, encoder=name)
+
+    def digest(name: str) -> str:
+        return text_stamp(named(name)).digest
+
+    return named(_found('text encoder', config.encoder, run, wanted, digest))
+
+
+def _found(what: str, name: str, run: Path, wanted: str | None, digest: Callable[[str], str]) -> str:
+    """Where the network of this name and digest is. wanted: None takes the first that is there."""
+    if name in (EMBEDDED, BYTES):
+        there = [name]
+    else:
+        places = [Path(name), run / Path(name).name, run.absolute().parent / Path(name).name]
+        there = [str(place) for place in dict.fromkeys(places) if place.exists()]
+        if not there:
+            looked = ', '.join(map(str, dict.fromkeys(places)))
+            raise FileNotFoundError(f'{run}: its {what} is not there; looked for {looked}')
+    if wanted is None:
+        return there[0]
+    others = {}
+    for place in there:
+        others[place] = digest(place)
+        if others[place] == wanted:
+            return place
+    listed = ', '.join(f'{place} is {found}' for place, found in others.items())
+    raise ValueError(f'{run}: was made with the {what} {wanted}, and {listed}; put {wanted} in one of these places')
+
+
+def unverified(config: registry.StageConfig, digests: dict[str, str]) -> list[str]:
+    """What has to be believed of a checkpoint that has no digests."""
+    named = {'vae': ('VAE', config.vae), 'text': ('text encoder', config.text.encoder)}
+    return [
+        f'the checkpoint does not say by hash which {what} it was made with; {name} is taken to be it'
+        for key, (what, name) in named.items()
+        if name and key not in digests
+    ]

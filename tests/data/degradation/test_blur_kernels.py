@@ -1,0 +1,58 @@
+"""Kernels against their equations."""
+
+import numpy as np
+import pytest
+
+from fv_jax.data.degradation import blur_kernels
+from fv_jax.data.degradation.blur_kernels import bell, sinc
+
+
+def moments(kernel: np.ndarray) -> np.ndarray:
+    """The covariance of a kernel taken as a distribution, [[xx, xy], [xy, yy]]."""
+    half = len(kernel) // 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    return np.array(
+        [[(kernel * x * x).sum(), (kernel * x * y).sum()], [(kernel * x * y).sum(), (kernel * y * y).sum()]]
+    )
+
+
+@pytest.mark.parametrize(
+    'kernel', [bell(9, 'gaussian', (2, 1), 0.4), bell(7, 'plateau', (3, 3), beta=2), sinc(21, 1.0)]
+)
+def test_kernels_sum_to_one_and_have_a_middle(kernel: np.ndarray) -> None:
+    np.testing.assert_allclose(kernel.sum(), 1, atol=1e-6)
+    np.testing.assert_allclose(kernel, kernel[::-1, ::-1], atol=1e-9)
+    assert kernel.dtype == np.float32 and kernel.argmax() == kernel.size // 2
+
+
+def test_a_gaussian_has_the_covariance_asked_for() -> None:
+    angle = 0.6
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    expected = turn @ np.diag([2.0**2, 1.2**2]) @ turn.T
+    np.testing.assert_allclose(moments(bell(41, 'gaussian', (2.0, 1.2), angle)), expected, atol=1e-3)
+
+
+def test_an_exponent_of_one_is_the_gaussian_and_more_is_flatter() -> None:
+    plain = bell(15, 'gaussian', (2, 2))
+    np.testing.assert_allclose(bell(15, 'generalized', (2, 2), beta=1.0), plain, atol=1e-8)
+    middle = plain[7, 7] / plain[7, 8]
+    flat = bell(15, 'generalized', (2, 2), beta=3.0)
+    assert 1 <= flat[7, 7] / flat[7, 8] < middle
+    plateau = bell(15, 'plateau', (2, 2), beta=1.0)
+    np.testing.assert_allclose(plateau[7, 7] / plateau[7, 9], 2, atol=1e-5)  # 1 + m, where m = 1
+
+
+def test_a_sinc_passes_what_is_below_its_cutoff_and_stops_what_is_above() -> None:
+    kernel = sinc(41, 1.2)
+    half = np.arange(-20, 21)
+
+    def response(frequency: float) -> float:
+        return float((kernel * np.cos(frequency * half)[None, :]).sum())
+
+    assert response(0.6) > 0.9 and abs(response(2.2)) < 0.1
+    assert kernel.min() < -1e-3  # it rings
+
+
+def test_even_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match='a kernel of 8 pixels has no centre'):
+        blur_kernels.sinc(8, 1.0)

@@ -1,0 +1,103 @@
+"""Records that cannot be used: counted, named, replaced; or the run stops."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fv_jax.core.config import ConfigError
+from fv_jax.data.loader import LoaderConfig, Part, Stream, check_parts, mixed_batches
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
+
+BAD = {3, 7}
+
+
+class Damaged:
+    """A source some of whose records cannot be read."""
+
+    def __init__(self, count: int = 12, bad=BAD):
+        self._count, self._bad = count, bad
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict:
+        if index in self._bad:
+            raise ValueError(f'the film, record {index}: damaged: of no use')
+        return {'i': index}
+
+    def record_name(self, index: int) -> str:
+        return f'the film, record {index}'
+
+
+def draw(record: dict, rng: np.random.Generator) -> dict:
+    return {'i': np.array([[record['i']]]), 'noise': rng.normal(size=(1, 1))}
+
+
+def stream(source=None, **fields) -> Stream:
+    return Stream((Part('the film', source or Damaged()),), draw, 4, **fields)
+
+
+def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, streams=None) -> list[dict]:
+    config = LoaderConfig(4, seed=1, num_threads=threads)
+    return list(itertools.islice(mixed_batches(streams or [stream()], config, process=process, bad=bad), count))
+
+
+def test_bad_records_are_counted_and_named_once_and_replaced() -> None:
+    lines = []
+    bad = BadRecords(BadRecordConfig('skip', budget=2), lines.append)
+    drawn = np.concatenate([batch['i'].ravel() for batch in run(bad)])
+    assert not BAD & set(drawn.tolist()) and len(drawn) == 48
+    assert bad.found == {f'the film, record {i}': 'damaged: of no use' for i in BAD}
+    assert len(lines) == 2 and lines[0].startswith('bad record 1 of at most 2: the film, record ')
+
+
+def test_what_replaces_them_does_not_depend_on_the_processes_or_threads() -> None:
+    skip = BadRecordConfig('skip', budget=2)
+    alone = run(BadRecords(skip, print), threads=0)
+    parts = [run(BadRecords(skip, print), process=(p, 2), threads=5) for p in (0, 1)]
+    for whole, first, second in zip(alone, *parts, strict=True):
+        for name in whole:
+            np.testing.assert_array_equal(whole[name], np.concatenate([first[name], second[name]]))
+
+
+def test_the_budget() -> None:
+    bad = BadRecords(BadRecordConfig('skip', budget=1), lambda line: None)
+    with pytest.raises(BadRecordError, match=r'2 records are bad and .*budget=1; the last is the film, record [37]'):
+        run(bad)
+
+
+def test_fail_stops_at_the_first_and_says_how_to_go_on() -> None:
+    with pytest.raises(BadRecordError, match=r'the film, record [37]: damaged: of no use; .*on_bad_record=skip'):
+        run(BadRecords(BadRecordConfig('fail'), print))
+
+
+def test_a_source_that_is_wholly_bad_stops_at_once_with_its_name() -> None:
+    nothing = stream(Damaged(bad=range(12)))
+    with pytest.raises(BadRecordError, match='the film: none of its first 12 records can be used; the film, record 11'):
+        check_parts([stream(), nothing])
+    check_parts([stream()])
+    with pytest.raises(BadRecordError, match='the film: 16 records in a row are bad'):
+        run(BadRecords(BadRecordConfig('skip', budget=100), lambda line: None), streams=[nothing])
+
+
+@pytest.mark.parametrize('fault', [RuntimeError('a bug'), SystemExit(3), MemoryError()])
+@pytest.mark.parametrize('threads', [0, 3])
+def test_a_worker_that_dies_stops_the_run(fault: BaseException, threads: int) -> None:
+    """What is not a record's fault is never skipped, and nobody waits for a thread that is gone."""
+
+    def dies(record: dict, rng: np.random.Generator) -> dict:
+        if record['i'] == 5:
+            raise fault
+        return draw(record, rng)
+
+    here = Stream((Part('the film', Damaged(bad=())),), dies, 4)
+    with pytest.raises(type(fault)):
+        run(BadRecords(BadRecordConfig('skip'), print), threads=threads, streams=[here])
+
+
+def test_policies_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="on_bad_record='ignore'"):
+        BadRecordConfig('ignore')
+    with pytest.raises(ConfigError, match='budget=-1'):
+        BadRecordConfig(budget=-1)

@@ -1,0 +1,43 @@
+"""A folder of films as a TFDS data set, without TensorFlow."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from fv_jax.data import pipeline
+from fv_jax.data.loader import LoaderConfig
+from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shards.tfds_builder import Examples, VideoFolder
+from fv_jax.data.video.clips import ClipsConfig
+from tests.data import films
+
+
+def test_films_to_examples_to_batches(tmp_path):
+    (tmp_path / 'in').mkdir()
+    films.two_shots(tmp_path / 'in' / 'a.mp4')
+    (tmp_path / 'in' / 'a.txt').write_text('two patterns')
+    films.two_shots(tmp_path / 'in' / 'b.mp4')
+    (tmp_path / 'in' / 'c.mp4').write_bytes(b'no film')
+    config = ClipsConfig(frames=9, height=64, width=96, preset='ultrafast')
+    builder = VideoFolder(tmp_path / 'in', config, data_dir=tmp_path / 'out')
+    builder.download_and_prepare()
+    assert builder.skipped.keys() == {'c.mp4'} and 'not a video' in builder.skipped['c.mp4']
+    folder = tmp_path / 'out' / 'video_folder' / '1.0.0'
+    examples = Examples(str(folder))
+    assert len(examples) == 8 and (examples.sizes() == [9, 64, 96]).all()
+    captions = [examples[i].get('caption') for i in range(8)]
+    assert captions.count('two patterns') == 4 and captions.count(None) == 4
+    assert {examples[i]['source'] for i in range(8)} == {'a.mp4', 'b.mp4'}
+
+    data = pipeline.DataConfig(
+        LoaderConfig(batch_size=2, num_threads=0), train=f'tfds:{folder}', frames=9, height=64, width=96
+    )
+    bad = BadRecords(data.bad_records, print)
+    drawn = pipeline.streams(pipeline.groups(pipeline.training_parts(data, bad), data, print), data, low_res=True)
+    batch = next(pipeline.train_batches(drawn, data, bad, start_step=0, process=(0, 1)))
+    assert batch['low_res_BFHWC'].shape == (2, 9, 64, 96, 3) and np.isfinite(batch['low_res_BFHWC']).all()
+    assert 'tensorflow' not in sys.modules
+    with pytest.raises(ValueError, match=f'{tmp_path}: not a TFDS data set'):
+        pipeline.source(f'tfds:{tmp_path}', dataclasses.replace(data, train='x'), heldout=False)

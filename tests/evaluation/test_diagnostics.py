@@ -1,0 +1,122 @@
+"""What a health check says of networks that are perfect, know nothing, or are broken in one place."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax.core.parallel_context import Rules
+from fv_jax.data.degradation.degradations import WeakConfig, weak
+from fv_jax.data.transforms import to_uint8
+from fv_jax.evaluation.diagnostics import HealthCheck, compared, probes
+from fv_jax.models.dit import DiTConfig
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
+from fv_jax.training.monitoring.collapse import Alarm, AlarmConfig
+from tests.data import films
+
+CONFIG = SuperResConfig(
+    source_timestep_range=(100, 300), text_length=2, guidance_scale=1.0, scale_factor=2.0, num_steps=3
+)
+STAGE = SuperRes(CONFIG, DiTConfig(embed_dim=64, num_layers=1, num_heads=1, mlp_dim=64, cond_dim=16, text_dim=8))
+ALARM = AlarmConfig(after_step=0)
+
+
+class Pixels:
+    """Stands in for the VAE: the latents are the pixels."""
+
+    def video(self, z_BFHWC):
+        return z_BFHWC
+
+
+def clip():
+    rng = np.random.default_rng(0)
+    film = films.pattern(3, 32, 48) + rng.normal(0, 20, (3, 32, 48, 3))
+    high = np.clip(film / 127.5 - 1, -1, 1).astype(np.float32)
+    return high[None], weak(high, rng, WeakConfig(3, 3))[None]
+
+
+HIGH, LOW = clip()
+
+
+def check_of(answer, stage=STAGE):
+    """A health check of a 'network' that gives answer(x, t, data, twin): scaled latents, in place of data - source."""
+
+    def model_of(params):
+        def model(x, timestep_B, text, source_timestep_B, *, rules):
+            t = timestep_B[:, None, None, None, None] / 1000
+            return (answer(x, t, 2.0 * HIGH, 2.0 * LOW) - x) / t
+
+        return model
+
+    return HealthCheck(
+        stage=stage,
+        model_of=model_of,
+        vae=Pixels(),
+        rules=Rules(attention=lambda q, k, v: v),
+        batches=[{'z_high_BFHWC': jnp.asarray(HIGH), 'z_low_BFHWC': jnp.asarray(LOW)}],
+        truths=[HIGH],
+        key=jax.random.key(0),
+    )
+
+
+def test_a_perfect_network_has_nothing_wrong():
+    health = check_of(lambda x, t, data, twin: data)({})
+    figures = health.figures
+    assert figures['ratio_twin'] < 1e-6 and figures['ratio_mean'] < 1e-6
+    assert figures['psnr'] > 50 and figures['psnr_twin'] < 30
+    for name in ('energy', 'detail', 'flicker'):
+        np.testing.assert_allclose(figures[name], 1, atol=1e-3)
+    assert figures['detail_twin'] < 0.5
+    assert {f'loss_{kind}/{k}' for kind in ('t', 'noise') for k in range(10)} <= figures.keys()
+    assert Alarm(ALARM).check(0, figures) == []
+    ((name, video),) = health.videos
+    assert name == 'heldout_0' and video.shape == (3, 32, 3 * 48, 3) and video.dtype == np.uint8
+    np.testing.assert_allclose(video[:, :, 48:96], video[:, :, 96:], atol=1)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'rings'),
+    [
+        (lambda x, t, data, twin: twin, {'ratio_twin'}),
+        (lambda x, t, data, twin: jnp.zeros_like(x), {'ratio_mean', 'energy', 'detail', 'ratio_twin'}),
+        (lambda x, t, data, twin: 2 * data, {'energy'}),
+        (lambda x, t, data, twin: data + 1.5 * jnp.sign(jnp.sin(1e4 * x)), {'detail', 'psnr'}),
+    ],
+)
+def test_networks_that_are_broken_ring_by_the_figure_that_shows_it(answer, rings):
+    found = {line.split()[0] for line in Alarm(ALARM).check(0, check_of(answer)({}).figures)}
+    assert rings <= found, found
+
+
+def test_a_break_in_one_tenth_shows_there_alone():
+    w, s = probes(STAGE, 3)
+    t = 2.5 * w / (1 + 1.5 * w)
+    broken = 7
+    check = check_of(lambda x, u, data, twin: jnp.where(jnp.abs(u - t[broken]) < 1e-3, data + 0.5 * u, data))
+    figures = check({}).figures
+    assert figures['loss_t/7'] > 0.2 and figures[f'loss_noise/{3 * broken % 10}'] == figures['loss_t/7']
+    assert all(figures[f'loss_t/{k}'] < 1e-6 for k in range(10) if k != broken)
+    assert sorted(s) == [110, 130, 150, 170, 190, 210, 230, 250, 270, 290]
+
+
+def test_the_same_noise_every_time_and_no_noise_tenths_without_a_range():
+    fixed = SuperRes(dataclasses.replace(CONFIG, source_timestep_range=None), STAGE.dit)
+    check = check_of(lambda x, t, data, twin: twin, fixed)
+    figures = check({}).figures
+    assert figures == check({}).figures and not any(name.startswith('loss_noise') for name in figures)
+
+
+def test_without_the_truth_the_ceiling_stands_for_it():
+    check = dataclasses.replace(check_of(lambda x, t, data, twin: data), truths=[None])
+    assert check({}).figures['psnr_ceiling'] == 99
+
+
+def test_flicker_is_measured_against_the_ceiling():
+    rng = np.random.default_rng(0)
+    still = np.repeat(HIGH[0][:1], 4, axis=0)
+    moving = np.clip(still + rng.normal(0, 0.1, still.shape), -1, 1).astype(np.float32)
+    videos = {'enhanced': moving, 'twin': still, 'ceiling': np.roll(moving, 1, 0), 'truth': still}
+    figures = compared({name: to_uint8(video) for name, video in videos.items()})
+    assert 0.7 < figures['flicker'] < 1.4 and figures['flicker_twin'] == 0

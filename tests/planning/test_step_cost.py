@@ -1,0 +1,79 @@
+"""What the ledger counts is what the plan counts."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fv_jax.core.command_line import read_config
+from fv_jax.models.dit import STAGE1, STAGE2
+from fv_jax.models.vae import OFFICIAL
+from fv_jax.parallel.mesh import make_mesh
+from fv_jax.planning import programs, step_cost
+from fv_jax.sampling.lazy_stages import Part, VAEPart
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.stages import super_res
+from fv_jax.stages.frozen_vae import JittedVAE
+from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.super_res import SuperRes
+from fv_jax.training.run.setup import RunConfig, assemble, placement_of
+
+VAE = VAEPart(lambda: JittedVAE(None, None, OFFICIAL), lambda: '')
+
+
+def assembled(program, *overrides):
+    config = read_config(RunConfig, program, [('data.loader.batch_size', '1'), *overrides])
+    return assemble(config, placement_of(config, make_mesh(config.parallel, jax.devices()[:1])))
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def total(phase):
+    return sum(each.flops.total * each.runs for each in phase.executables)
+
+
+@pytest.mark.parametrize(('program', 'twins'), [('configs/stage2.py', 2), ('configs/stage1.py', 1)])
+def test_a_training_step_is_the_plans(program, twins):
+    parts = assembled(program, ('data.cache', 'none'))
+    bucket = programs.largest(parts)
+    video = shape(1, bucket.frames, bucket.height, bucket.width, 3)
+    batch = dict(zip(('high_res_BFHWC', 'low_res_BFHWC')[:twins], [video] * twins, strict=True))
+    found = step_cost.training(parts, OFFICIAL)(batch)
+    assert found.flops == pytest.approx(total(programs.training(parts, OFFICIAL, bucket)))
+    assert (found.tokens, found.devices, found.peak) == (bucket.tokens, 1, None)  # a CPU's peak is not known
+    latents = shape(1, 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8, 16)
+    encoded = step_cost.training(parts, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
+    cached = assembled(program, ('data.cache', "{'low_variants': 1, 'crop': None}"))
+    assert encoded.flops == pytest.approx(total(programs.training(cached, OFFICIAL, bucket)))
+    assert encoded.tokens == found.tokens
+
+
+def test_a_vae_is_counted_forwards_and_backwards():
+    parts = assembled('configs/vae.py:smoke')
+    net = parts.config.stage.autoencoder_net
+    found = step_cost.training(parts, None)({'high_res_BFHWC': shape(2, 9, 32, 48, 3)})
+    once = step_cost._encode(net, (9, 32, 48)) + step_cost._decode(net, (9, 32, 48))
+    assert found.flops == pytest.approx(3 * 2 * once.vae) and found.tokens == 2 * 3 * 2 * 3
+
+
+def test_samples_are_the_plans():
+    first = Part('1', LowRes(LowResConfig(), STAGE1), None, VAE, None)
+    second = Part('2', SuperRes(super_res.OFFICIAL, STAGE2), None, VAE, None)
+    for program, found in (
+        ('configs/stage1.py', step_cost.preview(first, PreviewSettings(), 2)),
+        ('configs/stage2.py', step_cost.enhancement(second, EnhanceSettings(), (13, 32, 60), 2)),
+    ):
+        parts = assembled(program)
+        planned = total(programs.sampling_phase(parts, OFFICIAL, programs.largest(parts)))
+        # Enhancing decodes the preview too, and official stage 1 has the same steps and guidance as its config.
+        assert found.flops == pytest.approx(2 * planned, rel=0.01) and found.flops >= 2 * planned
+        assert found.tokens == 2 * programs.largest(parts).tokens
+
+
+def test_of_a_known_chip_there_is_a_peak(monkeypatch):
+    class Device:
+        device_kind = 'TPU v5 lite'
+
+    done = step_cost._work(step_cost.Flops(attention=197e12, linear=197e12), 10, [Device()] * 2, 64)
+    assert (done.peak, done.ceiling) == (1.0, 1.5)

@@ -1,0 +1,210 @@
+"""Enhancing: in closed form with networks that keep what they see, and with small real ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax.core.parallel_context import Rules
+from fv_jax.core.resize import resize
+from fv_jax.data.transforms import to_float
+from fv_jax.kernels.attention import SINGLE_DEVICE, attention
+from fv_jax.models.vae_tiling import Tiling
+from fv_jax.sampling.clip_enhancer import Enhancer, enhance, jit_transport
+from fv_jax.sampling.noise import WindowNoise
+from fv_jax.sampling.windows import Windows, cut
+from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
+from fv_jax.stages.super_res import SuperRes
+from fv_jax.training.state import Network
+from tests.data import films
+from tests.sampling import tiny
+
+SIZE = (32, 48)
+KEY = jax.random.key(0)
+WINDOWS = Windows(9, 5)
+
+
+# The noise.
+
+
+def latent_noise(key, first, shape):
+    return WindowNoise(key, first).source(shape)
+
+
+def test_noise_belongs_to_the_latent_frame_and_not_to_the_window():
+    shape = (1, 5, 2, 3, 4)
+    noise = latent_noise(KEY, 0, shape)
+    np.testing.assert_array_equal(latent_noise(KEY, 3, (1, 2, 2, 3, 4)), noise[:, 3:])
+    assert abs(float(noise.mean())) < 0.3 and 0.7 < float(noise.std()) < 1.3
+    frames = np.asarray(noise[0]).reshape(5, -1)
+    assert len({tuple(f) for f in frames}) == 5
+    assert not np.allclose(latent_noise(jax.random.key(1), 0, shape), noise)
+
+
+# With a VAE that averages 8x8 pixels and keeps the last of every 4 frames.
+
+
+def _encode(video_BFHWC, cache):
+    """Frames 0, 4, 8 ... of the first chunk, whose cache is empty, and 3, 7 ... of a later one."""
+    kept = video_BFHWC[:, 3 if cache else 0 :: 4]
+    b, f, h, w, c = kept.shape
+    mean = kept.reshape(b, f, h // 8, 8, w // 8, 8, c).mean((3, 5))
+    return jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1), {'seen': True}
+
+
+def _decode(z_BFHWC, cache):
+    large = z_BFHWC.repeat(4, axis=1).repeat(8, axis=2).repeat(8, axis=3)
+    return (large if cache else large[:, 3:]), {'seen': True}
+
+
+KEEPING = JittedVAE(_encode, _decode)
+
+
+def enhanced(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
+    blocks = list(enhance(enhancer, iter(video_FHWC), size, key=key, windows=windows))
+    assert len(blocks) == windows.count(len(video_FHWC))
+    video = np.concatenate(blocks)
+    assert video.dtype == np.uint8 and video.shape == (len(video_FHWC), *size, 3)
+    return video
+
+
+@pytest.mark.parametrize(('frames', 'overlap'), [(9, 5), (9, 1), (17, 5), (1, 0)])
+@pytest.mark.parametrize('length', [1, 5, 9, 23])
+def test_a_clip_in_windows_is_the_clip_at_once(frames, overlap, length):
+    """Every latent frame is where it would be in the whole clip: the windows agree, and the blend changes nothing."""
+    windows, firsts = Windows(frames, overlap), []
+
+    def transport(z, key, first):
+        assert key is KEY
+        firsts.append(first)
+        return z
+
+    video = enhanced(Enhancer(transport, KEEPING), films.numbered(length, 8, 12), windows)
+    held = [min(-(-f // 4) * 4, length - 1) if frames > 1 else f for f in range(length)]
+    np.testing.assert_array_equal(video[:, 4, 4, 0], [16 + 4 * f for f in held])
+    np.testing.assert_array_equal(video[:, :, -8:], 128)
+    starts = [w.start for w in cut(films.numbered(length), windows)]
+    assert firsts == [start // windows.alignment for start in starts]
+
+
+def test_tiles_are_of_what_goes_in_and_of_what_comes_out():
+    """The network between them sees whole frames."""
+    seen = []
+
+    def noted(half):
+        def run(x, cache):
+            seen.append(x.shape[2:4])
+            return half(x, cache)
+
+        return run
+
+    def transport(z, key, first):
+        seen.append(z.shape[2:4])
+        return z
+
+    vae, film = JittedVAE(noted(_encode), noted(_decode)), films.numbered(1, 8, 12)
+    tiled = Enhancer(transport, vae, Tiling((32, 32), 16)).window(film, SIZE, key=KEY, first_latent=0)
+    assert seen == [(32, 32)] * 2 + [(4, 6)] + [(4, 4)] * 2
+    whole = Enhancer(transport, KEEPING).window(film, SIZE, key=KEY, first_latent=0)
+    np.testing.assert_allclose(tiled, whole, atol=1e-6)
+
+
+def test_overlapping_windows_get_the_noise_of_their_place():
+    firsts = []
+
+    def transport(z, key, first):
+        firsts.append(first)
+        return z + 0.01 * latent_noise(key, first, z.shape)
+
+    grey = np.full((23, 8, 12, 3), 100, np.uint8)
+    video = enhanced(Enhancer(transport, KEEPING), grey)
+    assert firsts == [0, 1, 2, 3, 4]
+    # Frames 4f-3 ... 4f are latent frame f, in every window.
+    noise = latent_noise(KEY, 0, (1, 7, 4, 6, 3))[0]
+    for f in range(23):
+        expected = 100 + 1.275 * np.asarray(noise[-(-f // 4)]).repeat(8, axis=0).repeat(8, axis=1)
+        np.testing.assert_allclose(video[f], expected, atol=0.51)
+
+
+def test_values_outside_are_clipped_before_they_are_blended():
+    levels = iter((-3.0, 1.0))
+    enhancer = Enhancer(lambda z, key, first: jnp.full_like(z, next(levels)), KEEPING)
+    video = enhanced(enhancer, np.zeros((13, 8, 12, 3), np.uint8))
+    expected = [0] * 4 + [255 * i / 6 for i in (1, 2, 3, 4, 5)] + [255] * 4
+    np.testing.assert_allclose(video[:, 0, 0, 0], expected, atol=0.51)
+
+
+# With networks.
+
+
+class Traced:
+    """The attention of one device, and the batch size of every trace of it."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, q, k, v, num_tokens):
+        self.batches.append(q.shape[0])
+        return attention(q, k, v, num_tokens)
+
+
+@pytest.fixture(scope='module')
+def networks():
+    stage = SuperRes(tiny.SUPERRES, tiny.DIT)
+    state = tiny.train_state(stage)
+    return stage, Network.of(stage).model(state.trainable, state.frozen), jit_vae(tiny.vae())
+
+
+@pytest.fixture(scope='module')
+def traced():
+    return Traced()
+
+
+@pytest.fixture(scope='module')
+def enhancer(networks, traced):
+    stage, model, vae = networks
+    return Enhancer(jit_transport(stage, model, rules=Rules(attention=traced)), vae)
+
+
+@pytest.fixture(scope='module')
+def long_video(enhancer):
+    return enhanced(enhancer, films.pattern(23, 10, 13))
+
+
+def test_a_window_is_the_stage_with_its_guidance(networks, enhancer):
+    """Guidance is left out because it cannot matter; everything else is the stage, applied to what was resized."""
+    stage, model, vae = networks
+    assert stage.config.guidance_scale == 13
+    film = films.pattern(8, 10, 13)
+    padded = np.concatenate([film, film[-1:]])
+    z_low = vae.latents(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
+    source = stage.source(z_low, latent_noise(KEY, 6, z_low.shape))
+    text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
+    moved = jax.jit(lambda s: stage.transport(model, s, text, rules=SINGLE_DEVICE))(source)
+    expected = np.clip(vae.video(moved / stage.config.scale_factor)[0, :8], -1, 1)
+    got = enhancer.window(film, SIZE, key=KEY, first_latent=6)
+    assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+    assert got.std() > 0.05 and np.abs(moved - source).max() > 0.05
+
+
+def test_every_window_takes_the_same_executable(enhancer, traced, long_video):
+    assert long_video.shape == (23, *SIZE, 3)
+    before = list(traced.batches)
+    assert set(before) == {1}  # no second half for guidance
+    enhanced(enhancer, films.pattern(14, 10, 13))
+    enhanced(enhancer, films.pattern(7, 10, 13))
+    assert traced.batches == before
+
+
+def test_the_first_window_is_that_of_the_clip_cut_short(enhancer, long_video):
+    alone = enhanced(enhancer, films.pattern(9, 10, 13))
+    np.testing.assert_array_equal(long_video[:4], alone[:4])
+    assert not np.array_equal(long_video[4:9], alone[4:9])
+
+
+def test_a_seed_is_a_clip(enhancer):
+    film = films.pattern(5, 10, 13)
+    once, again = enhanced(enhancer, film), enhanced(enhancer, film)
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, enhanced(enhancer, film, key=jax.random.key(1)))

@@ -1,0 +1,177 @@
+"""Results: saved with their record, shown in a notebook, stored and found unchanged."""
+
+import base64
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from fv_jax.data.video import contact_sheet, video_io
+from fv_jax.sampling import metadata, preview_store
+from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record, Weights
+from fv_jax.sampling.results import Preview, Video
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.text.encoder import TextConfig
+from tests.data import films
+
+WEIGHTS = Weights('a' * 16, 'b' * 16, '')
+PROMPT = '<b>שלום</b> 🐞 "quoted"'
+PREVIEWED = Previewed(PROMPT, 7, PreviewSettings(frames=9, size=(16, 32)), WEIGHTS)
+RECORD = Record('1.2', Origin(official='weights', text=TextConfig('t5', length=4)), PREVIEWED)
+ENHANCED = Enhanced(8, EnhanceSettings(numerics='official', size=(64, 128)), WEIGHTS)
+
+
+def preview(prompt=PROMPT):
+    latents = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
+    made = dataclasses.replace(RECORD, preview=dataclasses.replace(PREVIEWED, prompt=prompt))
+    return Preview(latents, made, films.pattern(9, 16, 32))
+
+
+def video():
+    return Video(films.pattern(9, 64, 128), dataclasses.replace(RECORD, enhance=ENHANCED))
+
+
+def test_a_record_comes_back_from_its_text():
+    for made in (RECORD, dataclasses.replace(RECORD, enhance=ENHANCED, fps=12.5, crf=3)):
+        text = made.to_json()
+        assert text.isascii() and '\n' not in text
+        assert metadata.from_json(text) == made
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('', 'holds no record of how it was made'),
+        ('a film about dogs', 'holds no record'),
+        ('[1]', 'holds no record'),
+        (
+            RECORD.to_json().replace('"prompt"', '"promt"'),
+            r'made by fv_jax 1\.2 .*\(record\.preview\.promt: unknown key',
+        ),
+        (RECORD.to_json().replace('51', '"many"'), r'record\.preview\.settings\.num_steps: expected int'),
+        ('{"fv_jax": 3}', 'cannot be read here'),
+    ],
+)
+def test_what_is_no_record(text, words):
+    with pytest.raises(ValueError, match=words):
+        metadata.from_json(text)
+
+
+@pytest.mark.parametrize('made', [preview(), video()], ids=['preview', 'video'])
+def test_saved_with_everything_in_it(made, tmp_path):
+    path = tmp_path / 'x.mp4'
+    made.save(path, fps=12, crf=20)
+    info = video_io.probe(path)
+    assert (info.height, info.width, info.fps, info.frames) == (*made.frames.shape[1:3], 12, 9)
+    assert metadata.from_json(video_io.read_comment(path)) == dataclasses.replace(made.record, fps=12.0, crf=20.0)
+    assert [p.name for p in tmp_path.iterdir()] == ['x.mp4']
+
+
+def test_saved_as_officially():
+    assert metadata.FPS == 8
+
+
+def test_what_cannot_be_saved(tmp_path):
+    with pytest.raises(FileNotFoundError, match='there is no folder'):
+        preview().save(tmp_path / 'none' / 'x.mp4')
+    with pytest.raises(ValueError, match='fps=0'):
+        preview().save(tmp_path / 'x.mp4', fps=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comment_of_any_length():
+    data = video_io.encode_bytes(films.pattern(2, 16, 16), 8, comment='x' * 50_000)
+    assert video_io.read_comment(data) == 'x' * 50_000
+    assert video_io.read_comment(video_io.encode_bytes(films.pattern(2, 16, 16), 8)) == ''
+
+
+@pytest.mark.parametrize('made', [preview(), video()], ids=['preview', 'video'])
+def test_shown_in_a_notebook(made):
+    html = made._repr_html_()
+    (data,) = re.findall(r'src="data:video/mp4;base64,([^"]+)"', html)
+    assert video_io.decode(base64.b64decode(data)).frames.shape == made.frames.shape
+    assert '&lt;b&gt;שלום&lt;/b&gt; 🐞 &quot;quoted&quot; (seed 7)' in html and '<b>' not in html
+    assert f'9 frames of {made.frames.shape[1]}x{made.frames.shape[2]}' in repr(made)
+
+
+# On disk.
+
+
+def test_what_is_stored_is_found(tmp_path):
+    made = preview()
+    preview_store.store(tmp_path / '3', made, fps=8, crf=18)
+    assert sorted(p.name for p in (tmp_path / '3').iterdir()) == ['latents.safetensors', 'preview.mp4']
+    stored = preview_store.load(tmp_path / '3')
+    np.testing.assert_array_equal(stored.latents, made.latents)
+    assert stored.record == made.record and stored.prompt == PROMPT and stored.seed == 7
+    # The mp4 is never read.
+    (tmp_path / '3' / 'preview.mp4').write_text('edited')
+    np.testing.assert_array_equal(preview_store.load(tmp_path / '3').latents, made.latents)
+
+
+def test_what_was_edited_is_refused(tmp_path):
+    preview_store.store(tmp_path / '0', preview(), fps=8, crf=18)
+    path = tmp_path / '0' / 'latents.safetensors'
+    whole = path.read_bytes()
+    tensors = load_file(path)
+    edits = {
+        'a latent': whole[:-1] + bytes([whole[-1] ^ 1]),
+        'the prompt': whole.replace(b'quoted', b'quotes'),
+        'the seed': whole.replace(rb'\"seed\": 7', rb'\"seed\": 8'),
+    }
+    for what, edited in edits.items():
+        assert edited != whole, what
+        path.write_bytes(edited)
+        with pytest.raises(ValueError, match=r'/0: was changed since it was stored: its latents or its record'):
+            preview_store.load(tmp_path / '0')
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r'was changed since it was stored: .* cannot be read'):
+        preview_store.load(tmp_path / '0')
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r'was changed since it was stored: .* has no record'):
+        preview_store.load(tmp_path / '0')
+
+
+def test_where_nothing_is_stored(tmp_path):
+    with pytest.raises(ValueError, match='none: holds no stored preview'):
+        preview_store.load(tmp_path / 'none')
+    preview_store.store(tmp_path / '4', preview(), fps=8, crf=18)
+    with pytest.raises(ValueError, match=rf'there is {tmp_path}/4'):
+        preview_store.load(tmp_path)
+
+
+def test_what_an_earlier_run_left_is_removed(tmp_path):
+    for name in ('0', '1', '2'):
+        preview_store.store(tmp_path / name, preview(), fps=8, crf=18)
+    (tmp_path / '5').mkdir()
+    (tmp_path / 'notes').mkdir()
+    preview_store.remove_from(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['0', '5', 'notes']
+
+
+def test_the_contact_sheet(tmp_path):
+    preview_store.write_sheet(tmp_path / 'sheet.png', [('0', preview()), ('1', preview('two\nlines\0 ' * 1000))])
+    sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
+    zoom, row = 800 // (4 * 32), 22 + 16 * (800 // (4 * 32)) + 4
+    assert sheet.shape == (2 * row, 4 * 32 * zoom + 3 * 4, 3)
+    frames = preview().frames
+    shown = sheet[22 : 22 + 16 * zoom : zoom, : 32 * zoom : zoom]
+    np.testing.assert_array_equal(shown, frames[0])
+    last = sheet[22 : 22 + 16 * zoom : zoom, 3 * (32 * zoom + 4) :: zoom]
+    np.testing.assert_array_equal(last, frames[8])
+    assert (sheet[:22] == 255).any()  # the prompt
+
+
+def test_a_sheet_of_large_single_frames():
+    sheet = contact_sheet.preview_sheet([('0', np.zeros((1, 16, 900, 3), np.uint8))])
+    assert sheet.size == (900, 22 + 16 + 4)
+
+
+def test_the_json_has_every_setting():
+    values = json.loads(dataclasses.replace(RECORD, enhance=ENHANCED).to_json())['fv_jax']
+    assert values['preview']['settings'].keys() == {f.name for f in dataclasses.fields(PreviewSettings)}
+    assert values['enhance']['settings'].keys() == {f.name for f in dataclasses.fields(EnhanceSettings)}

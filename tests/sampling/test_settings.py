@@ -1,0 +1,114 @@
+"""The settings of both stages: official by default, a run's own, and what is refused."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from fv_jax.core import config as config_lib
+from fv_jax.core.config import ConfigError
+from fv_jax.diffusion import time_grids
+from fv_jax.models.vae_tiling import Tiling
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.stages import super_res
+from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
+from tests.sampling import tiny
+
+
+def test_the_defaults_are_official():
+    preview, final = PreviewSettings(), EnhanceSettings()
+    assert (preview.frames, preview.size, preview.num_steps) == (49, (256, 480), 51)
+    assert (preview.guidance_kind, preview.guidance_scale, preview.guidance_exponent) == ('official', 8, 5)
+    assert (final.size, final.source_timestep, final.shift, final.num_steps) == ((1072, 1920), 675, 2.5, 5)
+    assert (final.guidance_scale, final.prompt_prefix, final.sampled_source) == (13, 'medium motion,', True)
+    assert final.size_for(256, 480) == (1072, 1920)
+    assert preview == PreviewSettings.of(LowResConfig(), {})
+    official = EnhanceSettings.of(super_res.OFFICIAL, {'height': 1072, 'width': 1920, 'fit': 'resize'})
+    assert official == final
+
+
+def test_official_numerics_are_the_bfloat16_grid_and_two_slices():
+    exact, official = EnhanceSettings(), EnhanceSettings(numerics='official')
+    assert (exact.numerics, exact.slices, official.slices) == ('exact', 1, 2)
+    assert EnhanceSettings(width_slices=2).slices == 2
+    config = official.apply(SuperRes(SuperResConfig(), tiny.DIT)).config
+    grid = time_grids.flow_times(config.num_steps, config.shift, config.numerics)
+    assert grid.timestep[:-1].tolist() == [1000, 904, 784, 624, 384]
+    assert float(time_grids.embedded_timestep(config.source_timestep, config.numerics)) == 676
+    assert config.source_timestep == 675  # the index of the mixing
+
+
+def test_tiles_are_off_unless_asked_for():
+    assert EnhanceSettings().tiling is None
+    assert EnhanceSettings(tile_size=(96, 128), tile_overlap=16).tiling == Tiling((96, 128), 16)
+    official = EnhanceSettings(tile_size=(96, 128), numerics='official', width_slices=1)
+    assert (official.tiling, official.slices) == (Tiling((96, 128)), 1)
+
+
+def test_a_run_has_its_own():
+    preview = PreviewSettings.of(tiny.LOWRES, {'frames': 17, 'height': 64, 'width': 96})
+    assert (preview.frames, preview.size, preview.num_steps, preview.guidance_kind) == (17, (64, 96), 3, 'constant')
+    final = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'})
+    assert final.size is None and final.size_for(64, 96) == (256, 384)  # it never saw whole pictures
+    assert (final.source_timestep, final.prompt_prefix, final.sampled_source) == (100, '', False)
+    whole = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'})
+    assert whole.size == (256, 384)
+
+
+def test_they_reach_the_stage_and_nothing_else_changes():
+    settings = PreviewSettings(
+        num_steps=7, guidance_kind='cosine', guidance_scale=2.5, guidance_batched=False, sampler='ddim'
+    )
+    stage = LowRes(tiny.LOWRES, tiny.FIRST_DIT)
+    expected = dataclasses.replace(
+        tiny.LOWRES,
+        num_steps=7,
+        guidance_kind='cosine',
+        guidance_scale=2.5,
+        guidance_exponent=5,
+        guidance_batched=False,
+        sampler='ddim',
+    )
+    assert settings.apply(stage) == dataclasses.replace(stage, config=expected)
+    final = EnhanceSettings(
+        num_steps=3, shift=1.5, source_timestep=10, solver='heun', guidance_batched=False, numerics='official'
+    )
+    config = final.apply(SuperRes(tiny.SUPERRES, tiny.DIT)).config
+    assert (config.num_steps, config.shift, config.source_timestep, config.solver) == (3, 1.5, 10, 'heun')
+    assert (config.numerics, config.text_length) == ('official', tiny.SUPERRES.text_length)
+    assert not config.guidance_batched
+
+
+@pytest.mark.parametrize(
+    ('make', 'words'),
+    [
+        (lambda: PreviewSettings(frames=10), 'frames=10: must be 1 or 8k . 1; use 9 or 17'),
+        (lambda: PreviewSettings(frames=0), 'frames=0: .* use 1 or 9'),
+        (lambda: PreviewSettings(size=(100, 96)), 'height=100: must be a multiple of 16; use 96 or 112'),
+        (lambda: EnhanceSettings(size=(96, 100)), 'width=100'),
+        (lambda: EnhanceSettings(scale=0), 'scale=0: must be positive'),
+        (lambda: EnhanceSettings(width_slices=0), 'width_slices=0: must be at least 1'),
+        (lambda: EnhanceSettings(tile_size=(100, 96)), 'tile_size: height=100'),
+        (lambda: EnhanceSettings(tile_size=(96, 96), tile_overlap=96), 'tile_overlap=96: must be less'),
+        (lambda: EnhanceSettings(tile_size=(96, 96), width_slices=2), 'goes not with width_slices=2; set width_slices'),
+        (lambda: EnhanceSettings(tile_size=(96, 96), numerics='official'), "those of 'official' numerics; set"),
+        (lambda: PreviewSettings(num_steps=0).apply(LowRes(tiny.LOWRES, tiny.FIRST_DIT)), 'num_steps=0'),
+        (lambda: EnhanceSettings(num_steps=0).apply(SuperRes(tiny.SUPERRES, tiny.DIT)), 'num_steps=0'),
+        (lambda: config_lib.build(EnhanceSettings, {'guidance': 3}), "guidance: unknown key; did you mean 'guidance_"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_a_preview_is_not_stretched():
+    with pytest.raises(ValueError, match=r'would stretch a preview of 480x256; use \(1920, 1024\)'):
+        EnhanceSettings().size_for(480, 256)
+
+
+def test_every_field_is_explained():
+    for settings in (PreviewSettings, EnhanceSettings):
+        for field in dataclasses.fields(settings):
+            assert field.name in inspect.getdoc(settings), field.name

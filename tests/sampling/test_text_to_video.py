@@ -1,0 +1,267 @@
+"""Prompt to preview to video, with two small random stages."""
+
+import dataclasses
+import gc
+import inspect
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax.api import FlashVideo
+from fv_jax.core.config import ConfigError
+from fv_jax.data.transforms import to_uint8
+from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.sampling import preview_store, programs, text_to_video
+from fv_jax.sampling.lazy_stages import batches, params_digest
+from fv_jax.sampling.noise import SeededNoise
+from fv_jax.text.encoder import TextConfig
+from tests.compiling import compiled
+from tests.sampling import tiny
+from tests.small_text import SMALL, make_folder
+
+DOG, CAT = 'a dog', 'a cat runs'
+pytestmark = pytest.mark.filterwarnings('ignore:prompt .*only the first:UserWarning')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pipeline')
+    tiny.save_vae(folder / 'vae.safetensors')
+    tiny.save_pipeline(folder, folder / 'vae.safetensors')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def fv(folder):
+    return FlashVideo.from_checkpoint(folder)
+
+
+@pytest.fixture(scope='module')
+def both(fv):
+    """Two previews of one call."""
+    return fv.preview([DOG, CAT], seed=[3, 4])
+
+
+@pytest.fixture(scope='module')
+def videos(fv, both):
+    return fv.enhance(both)
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max())
+
+
+def alike(a, b):
+    """uint8 frames, up to rounding."""
+    assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_a_preview_is_stage_1_and_the_vae(fv, both):
+    text = jnp.asarray(fv.first.text.open().encode([DOG, CAT]))
+    z = programs.generate(fv.first.loaded, text, SeededNoise.of([3, 4]), (9, 16, 32), rules=SINGLE_DEVICE)
+    preview = both[1]
+    assert preview.latents.shape == (3, 2, 4, 4) and preview.latents.dtype == np.float32
+    np.testing.assert_array_equal(preview.latents, z[1])
+    assert preview.frames.shape == (9, 16, 32, 3) and preview.frames.dtype == np.uint8 and preview.frames.std() > 1
+    np.testing.assert_array_equal(preview.frames, to_uint8(np.asarray(programs.decoded(fv.first.vae.jitted, z)))[1])
+    assert (preview.prompt, preview.seed) == (CAT, 4)
+
+
+def test_a_row_is_its_prompt_and_seed_alone(fv, both):
+    """In any batch, also one that is filled up."""
+    close(fv.preview(f' {CAT}\n', seed=4).latents, both[1].latents)
+    split = [p for batch in fv.preview_batches([DOG, CAT, DOG], [3, 4, 5], batch_size=2) for p in batch]
+    assert [p.seed for p in split] == [3, 4, 5]
+    for got, expected in zip(split, both, strict=False):
+        close(got.latents, expected.latents)
+    assert not np.allclose(split[2].latents, split[0].latents, atol=0.1)  # the seed
+    other = fv.preview([DOG, CAT], seed=4)
+    assert not np.allclose(other[0].latents, both[1].latents, atol=1e-3)  # the prompt
+
+
+def test_a_video_is_stage_2_with_the_previews_text(fv, both, videos):
+    stage, vae = fv.second.loaded, fv.second.vae.jitted
+    z = jnp.stack([preview.latents for preview in both])
+    z_low = programs.low_res_latents(vae, programs.decoded(vae, z), (64, 128))
+    text, noise = jnp.asarray(fv.second.text.open().encode([DOG, CAT])), SeededNoise.of([3, 4])
+    z_high = programs.transport(stage, z_low, text, noise, rules=SINGLE_DEVICE)
+    frames = to_uint8(np.asarray(programs.decoded(vae, z_high)))
+    assert frames.shape == (2, 9, 64, 128, 3) and frames.std() > 1
+    for video, expected in zip(videos, frames, strict=True):
+        np.testing.assert_array_equal(video.frames, expected)
+    swapped = programs.transport(stage, z_low, text[::-1], noise, rules=SINGLE_DEVICE)
+    assert not np.allclose(swapped, z_high, atol=1e-3)
+
+
+def test_settings_of_a_call(fv, both, videos):
+    """Each one changes the video: the seed, the prefix, the sampled source, the numerics, slices, tiles."""
+    base = fv.enhance_settings
+    assert base.size is None and base.prompt_prefix == '' and not base.sampled_source
+    changes = [{'prompt_prefix': 'slow, '}, {'sampled_source': True}, {'numerics': 'official'}, {'width_slices': 2}]
+    changes.append({'tile_size': (64, 72), 'tile_overlap': 16})
+    for settings in (dataclasses.replace(base, **change) for change in changes):
+        made = fv.enhance(both, settings=settings)
+        assert made[0].record.enhance.settings == settings
+        assert not np.array_equal(made[0].frames, videos[0].frames), settings
+    reseeded = fv.enhance(both, seed=9)
+    assert [video.seed for video in reseeded] == [9, 10]
+    assert np.abs(reseeded[0].frames.astype(int) - videos[0].frames).max() > 3
+
+
+def test_a_batch_is_one_call_and_a_second_one_compiles_nothing(fv, both, videos, monkeypatch):
+    calls = []
+    for name in ('_generate', '_transport'):
+        function = getattr(programs, name)
+        monkeypatch.setattr(programs, name, lambda *args, f=function, n=name: calls.append(n) or f(*args))
+    with compiled() as new_programs:
+        again = fv.enhance(fv.preview([CAT, DOG], seed=8))
+    assert calls == ['_generate', '_transport'] and not new_programs
+    assert not np.array_equal(again[0].frames, videos[0].frames)
+
+
+def test_loading_again_compiles_nothing(folder, both, videos):
+    with compiled() as new_programs:
+        again = FlashVideo.from_checkpoint(folder)
+        previews = again.preview([DOG, CAT], seed=[3, 4])
+        made = again.enhance(previews)
+    assert not new_programs
+    np.testing.assert_array_equal(previews[0].latents, both[0].latents)
+    np.testing.assert_array_equal(made[1].frames, videos[1].frames)
+
+
+def test_the_record_says_how(fv, folder, both, videos):
+    record = videos[1].record
+    assert dataclasses.replace(record, enhance=None) == both[1].record
+    assert (record.preview.prompt, record.preview.seed, record.enhance.seed) == (CAT, 4, 4)
+    assert record.preview.settings == fv.preview_settings and record.enhance.settings == fv.enhance_settings
+    assert record.origin.checkpoints == (str(folder),) and record.origin.steps == (7, 7)
+    first, second = record.preview.weights, record.enhance.weights
+    assert first.vae == second.vae and first.text == second.text and first.network != second.network
+
+
+def test_a_stored_preview_gives_the_same_video(fv, both, videos, tmp_path):
+    preview_store.store(tmp_path / '0', both[0], fps=8, crf=18)
+    opened = fv.open_preview(tmp_path / '0')
+    alike(opened.frames, both[0].frames)
+    np.testing.assert_array_equal(opened.latents, both[0].latents)
+    alike(fv.enhance([opened, both[1]])[0].frames, videos[0].frames)
+
+
+def test_latents_of_another_vae_are_refused(fv, both):
+    weights = dataclasses.replace(both[0].record.preview.weights, vae='f' * 16)
+    previewed = dataclasses.replace(both[0].record.preview, weights=weights)
+    other = dataclasses.replace(both[0], record=dataclasses.replace(both[0].record, preview=previewed))
+    with pytest.raises(ValueError, match='latents are those of another VAE, ffff'):
+        fv.enhance(other)
+
+
+def test_previews_of_several_sizes_are_refused(fv, both):
+    other = dataclasses.replace(both[0], latents=both[0].latents[:1])
+    with pytest.raises(ValueError, match='of several sizes'):
+        fv.enhance([both[0], other])
+
+
+def test_one_stage_alone(folder, both):
+    alone = FlashVideo.from_checkpoint(folder / 'stage1')
+    with pytest.raises(ValueError, match='stage1: holds no stage 2, and cannot enhance'):
+        alone.enhance(both[0])
+    alone = FlashVideo.from_checkpoint(folder / 'stage2')
+    with pytest.raises(ValueError, match='stage2: holds no stage 1, and cannot preview'):
+        alone.preview(DOG)
+    assert alone.enhance(both)[0].frames.shape == (9, 64, 128, 3)  # its VAE is the previews'
+
+
+# Texts.
+
+
+def test_what_is_cut_off_is_said(fv):
+    with pytest.warns(UserWarning, match=r"prompt 'w0 w1 .*\.\.\.': the text has 2500 tokens, .* first 3 are") as told:
+        long = fv.preview(' '.join(f'w{i}' for i in range(2500)))
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        close(long.latents, fv.preview('w0 w1 w2').latents)
+
+
+@pytest.mark.parametrize('prompt', ['🐞 over 🏖️', 'سلحفاة تسبح', 'חתול רץ', '犬が走る'])
+def test_any_script_is_a_prompt(fv, both, prompt):
+    assert not np.allclose(fv.preview(prompt, seed=3).latents, both[0].latents, atol=1e-3)
+
+
+def test_a_prompt_without_words_is_refused(fv):
+    with pytest.raises(ValueError, match="prompt '!!!': holds nothing that bytes can read"):
+        fv.preview('!!!')
+
+
+def test_bad_prompts_and_seeds_are_refused_before_anything_is_read(fv, monkeypatch):
+    monkeypatch.setattr(text_to_video.Pipeline, 'preview_batches', None)
+    for prompt, seed in (('', 0), (7, 0), ([], 0), (DOG, 'x'), ([DOG, CAT], [1])):
+        with pytest.raises(ValueError, match=r'prompt|seed'):
+            fv.preview(prompt, seed)
+
+
+def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
+    """And is opened again, without compiling."""
+    t5 = TextConfig(str(make_folder(tmp_path / 't5')), length=5, dtype='float32')
+    wide = dataclasses.replace(tiny.FIRST_DIT, text_dim=SMALL.embed_dim)
+    vae = folder / 'vae.safetensors'
+    tiny.save_run(tmp_path / 'run', tiny.first_stage_config(vae, t5, wide), size=tiny.PREVIEW)
+    fv = FlashVideo.from_checkpoint(tmp_path / 'run')
+    fv.first.loaded  # noqa: B018 - has weights of its own
+    embedding = SMALL.vocab_size, SMALL.embed_dim
+    alive = []
+    generate, open_text = programs.generate, fv.first.text.open
+
+    def opened():
+        encoder = open_text()
+        alive.append([x.shape for x in jax.live_arrays()].count(embedding))
+        return encoder
+
+    def generated(*args, **kwargs):
+        alive.append([x.shape for x in jax.live_arrays()].count(embedding))
+        return generate(*args, **kwargs)
+
+    fv.first.text.open = opened
+    gc.collect()  # what wrote the folder
+    monkeypatch.setattr(programs, 'generate', generated)
+    fv.preview('a ladybug')
+    assert alive == [1, 0]
+    with compiled() as new_programs:
+        fv.preview('a meadow')
+    assert alive == [1, 0, 1, 0] and not new_programs
+
+
+def test_a_text_encoder_that_does_not_fit(folder):
+    fv = FlashVideo.from_checkpoint(folder, text=TextConfig('bytes', dim=16))
+    with pytest.raises(ConfigError, match='text embeddings 8 wide, and those of bytes are 16'):
+        fv.preview(DOG)
+
+
+# What it is made of.
+
+
+def test_batches():
+    assert batches(5, 2) == [[0, 1], [2, 3], [4, 4]]
+    assert batches(2, None) == [[0, 1]] and batches(2, 8) == [[0, 1]]
+
+
+def test_a_digest_tells_networks_apart():
+    params = {'a': jnp.arange(6.0).reshape(2, 3), 'b': jnp.ones(10_000)}
+    known = params_digest(params)
+    assert len(known) == 16 and params_digest(dict(params)) == known
+    others = [params | {'a': params['a'] + 1}, params | {'a': params['a'].T}, {'c': params['a'], 'b': params['b']}]
+    assert len({known, *map(params_digest, others)}) == 4
+
+
+def test_the_front_doors_are_explained():
+    """Shapes, ranges, units, errors and the paper's section."""
+    for method, words in (
+        (FlashVideo.preview, ('(F, H, W, 3) uint8', '0 to 2^32 - 1', 'frames a second', 'Low-Resolution Stage I')),
+        (FlashVideo.enhance, ('(F, H, W, 3) uint8', '1072 x 1920', 'High-Resolution Stage II')),
+    ):
+        text = inspect.getdoc(method)
+        for word in ('Args:', 'Returns:', 'Raises:', 'ValueError', 'FileNotFoundError', 'arXiv 2502.05179', *words):
+            assert word in text, word

@@ -1,0 +1,47 @@
+"""The compiled VAE is the VAE, and is compiled once for each shape of chunk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.models import vae_chunking
+from fv_jax.models.vae import split_moments
+from fv_jax.stages import frozen_vae
+from tests.sampling import tiny
+
+
+def test_latents_are_means_and_both_ways_are_chunked():
+    """25 frames are encoded as 17 and 8 and decoded as 3, 2 and 2."""
+    network, traces = tiny.vae(), []
+
+    class Noted:
+        """A half of the network that notes the chunks that it is traced for."""
+
+        def __init__(self, name, module):
+            self.name, self.module = name, module
+
+        def __call__(self, x, cache):
+            traces.append((self.name, x.shape[1], bool(cache)))
+            return self.module(x, cache)
+
+    halves = {name: Noted(name, getattr(network, name)) for name in ('encoder', 'decoder')}
+    vae = frozen_vae.JittedVAE(*(jax.jit(half) for half in halves.values()))
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 25, 8, 16, 3)), jnp.float32)
+    z = vae.latents(x)
+    assert z.shape == (1, 7, 1, 2, tiny.VAE_CONFIG.latent_channels)
+    video = vae.video(z)
+    assert video.shape == x.shape
+    assert traces == [('encoder', 17, False), ('encoder', 8, True), ('decoder', 3, False), ('decoder', 2, True)]
+    compiled = frozen_vae.jit_vae(network)
+    np.testing.assert_allclose(compiled.latents(x), split_moments(vae_chunking.encode(vae, x))[0], atol=1e-5)
+    np.testing.assert_allclose(compiled.video(z), video, atol=1e-4)
+    assert len(traces) == 4  # none again, for the same shapes
+
+
+def test_a_video_in_two_slices():
+    network = tiny.vae()
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 1, 2, 4)), jnp.float32)
+    compiled = frozen_vae.jit_vae(network)
+    two = vae_chunking.decode(network, z, width_slices=2)
+    np.testing.assert_allclose(compiled.video(z, width_slices=2), two, atol=1e-4)
+    assert not np.allclose(compiled.video(z), two, atol=1e-3)

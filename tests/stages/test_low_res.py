@@ -1,0 +1,296 @@
+"""Stage 1 in closed form: draws, scales, guidance, noise. The official numbers are in tests/parity."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import stage1
+from fv_jax.core.config import ConfigError, build, to_dict
+from fv_jax.core.parallel_context import Rules
+from fv_jax.diffusion import dpm_solver, guidance, noise_schedules
+from fv_jax.diffusion.time_grids import Times
+from fv_jax.models.dit import STAGE1, DiTConfig
+from fv_jax.models.lora import LoRAConfig, LoRAParam
+from fv_jax.stages.low_res import LowRes, LowResConfig, drawn_noise
+from fv_jax.stages.protocol import row_keys
+from fv_jax.stages.registry import StageConfig
+
+DIT = DiTConfig(
+    embed_dim=64,
+    num_layers=1,
+    num_heads=1,
+    mlp_dim=64,
+    cond_dim=16,
+    text_dim=8,
+    embed_num_frames=False,
+    embed_source_timestep=False,
+)
+RULES = Rules(attention=lambda q, k, v: v)  # no network with attention is called with these
+SHAPE = (4, 2, 4, 4, 16)
+FLOW = {'objective': 'flow', 'sampler': 'euler'}
+
+
+def stage(**fields):
+    return LowRes(LowResConfig(text_length=5, **fields), DIT)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def batch():
+    return {'z_high_BFHWC': normal(*SHAPE)}
+
+
+def keys(step=0):
+    return row_keys(jax.random.key(1), step, SHAPE[0])
+
+
+class Recorder:
+    """Stands in for the network: notes what it is told, answers with `answer(x, timestep)`."""
+
+    def __init__(self, answer):
+        self.answer, self.calls = answer, []
+
+    def __call__(self, x, timestep, text, *, rules):
+        self.calls.append({'x': x, 'timestep': timestep, 'text': text})
+        return self.answer(x, timestep)
+
+
+def shares(timestep_B):
+    a = noise_schedules.sqrt_alphas_by_timestep()[np.asarray(timestep_B)][:, None, None, None, None]
+    return a, np.sqrt(1 - a**2)
+
+
+def test_v_prediction():
+    """The network sees x_k and k, whole numbers, one in each stratum of the global batch; its target is v."""
+    here = stage()
+    draw = here.draw(batch(), keys())
+    model = Recorder(lambda x, k: jnp.zeros_like(x))
+    loss, metrics = here.loss_of(model, draw, rules=RULES)
+    (call,) = model.calls
+    assert call['timestep'].dtype == jnp.int32
+    assert (np.asarray(call['timestep']) // 250).tolist() == [3, 2, 1, 0]
+    a, s = shares(call['timestep'])
+    np.testing.assert_allclose(call['x'], a * draw.data_BFHWC + s * draw.noise_BFHWC, atol=1e-6)
+    v = a * draw.noise_BFHWC - s * draw.data_BFHWC
+    np.testing.assert_allclose(loss, np.mean(v**2), rtol=1e-5)
+    np.testing.assert_allclose(metrics['target_norm'] ** 2, loss, rtol=1e-5)
+    np.testing.assert_allclose((metrics['loss_near_noise'] + metrics['loss_near_data']) / 2, loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics['loss_near_noise'], np.mean(v[:2] ** 2), rtol=1e-5)
+    right, _ = here.loss_of(Recorder(lambda x, k: jnp.asarray(v)), draw, rules=RULES)
+    assert right.dtype == jnp.float32 and right.shape == () and right < 1e-12
+
+
+def test_the_loss_is_the_weighted_one_of_x0():
+    """1 / (1 - a^2) on x0 = a x - sqrt(1 - a^2) v."""
+    here = stage()
+    draw = here.draw(batch(), keys())
+    model = Recorder(lambda x, k: jnp.sin(x))
+    loss, _ = here.loss_of(model, draw, rules=RULES)
+    (call,) = model.calls
+    a, s = shares(call['timestep'])
+    x0 = a * np.asarray(call['x']) - s * np.sin(call['x'])
+    np.testing.assert_allclose(loss, np.mean((x0 - draw.data_BFHWC) ** 2 / (1 - a**2)), rtol=1e-4)
+
+
+def test_flow():
+    here = stage(shift=2.0, **FLOW)
+    draw = here.draw(batch(), keys())
+    model = Recorder(lambda x, t: draw.noise_BFHWC - draw.data_BFHWC)
+    loss, _ = here.loss_of(model, draw, rules=RULES)
+    assert loss == 0
+    (call,) = model.calls
+    t = np.asarray(draw.t_B)[:, None, None, None, None]
+    np.testing.assert_allclose(call['x'], t * draw.noise_BFHWC + (1 - t) * draw.data_BFHWC, atol=1e-6)
+    np.testing.assert_allclose(call['timestep'], 1000 * draw.t_B)
+    w = draw.t_B / (2 - draw.t_B)  # shifted back, evenly spread
+    assert np.floor(4 * np.asarray(w)).tolist() == [3, 2, 1, 0]
+
+
+def test_a_rows_draw_does_not_depend_on_the_other_rows():
+    here = stage(caption_dropout=0.5)
+    given = batch() | {'text_BLD': jnp.ones((4, 5, 8))}
+    other = jax.tree.map(lambda x: x.at[0].set(7.0), given)
+    one, two = here.draw(given, keys()), here.draw(other, keys())
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a[1:], b[1:])
+    assert np.any(one.data_BFHWC[0] != two.data_BFHWC[0])
+    assert abs(float(one.noise_BFHWC.std()) - 1) < 0.05
+    assert np.any(here.draw(given, keys(1)).noise_BFHWC != one.noise_BFHWC)
+
+
+def test_caption_dropout():
+    given = batch() | {'text_BLD': jnp.ones((4, 5, 8), jnp.bfloat16)}
+    for rate, expected in ((0.0, 1.0), (1.0, 0.0)):
+        text = stage(caption_dropout=rate).draw(given, keys()).text_BLD
+        assert text.dtype == jnp.float32
+        np.testing.assert_array_equal(text, expected)
+    draw = jax.jit(lambda step: stage(caption_dropout=0.25).draw(given, keys(step)).text_BLD[:, 0, 0])
+    rows = np.concatenate([draw(step) for step in range(50)])
+    assert set(rows.tolist()) == {0.0, 1.0} and abs(rows.mean() - 0.75) < 0.1
+    np.testing.assert_array_equal(stage().draw(batch(), keys()).text_BLD, np.zeros((4, 5, 8)))
+
+
+@pytest.mark.parametrize('batched', [True, False])
+def test_guidance_is_against_zero_text_which_stands_first(batched):
+    here = stage(guidance_batched=batched, num_steps=51)
+    texts = []
+
+    def network(x, timestep, text, *, rules):
+        texts.append(np.asarray(text[:, 0, 0]).tolist())
+        assert timestep.shape == x.shape[:1]
+        return (x + text.sum((1, 2))[:, None, None, None, None]).astype(jnp.bfloat16)
+
+    text = jnp.full((4, 5, 8), 0.25)
+    out = here.predict_fn(network, text, rules=RULES)(jnp.ones(SHAPE), Times(jnp.float32(0.999), jnp.float32(999)))
+    w = guidance.scales('official', 8.0, 5, 51)[999]
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, 1 + w * 10, rtol=1e-6)
+    assert texts == ([[0] * 4 + [0.25] * 4] if batched else [[0.25] * 4, [0] * 4])
+
+
+def test_official_guidance_has_an_n_of_its_own():
+    def scale(**fields):
+        predict = stage(**fields).predict_fn(
+            lambda x, k, text, *, rules: text[:, :1, :1, None, None] + 0 * x, jnp.ones((1, 5, 8)), rules=RULES
+        )
+        return float(predict(jnp.zeros((1, 1, 1, 1, 1)), Times(jnp.float32(0.979), jnp.float32(979)))[0, 0, 0, 0, 0])
+
+    assert scale(num_steps=20) == pytest.approx(guidance.scales('official', 8.0, 5, 20)[979])
+    assert scale(num_steps=20, guidance_steps=51) == pytest.approx(4.004, abs=1e-3)
+    assert scale(guidance_exponent=3) == pytest.approx(guidance.scales('official', 8.0, 3, 51)[979])
+    assert scale(guidance_kind='cosine', guidance_scale=1.0) == 1
+
+
+def v_of_data(data, num_steps):
+    """A network that knows the (scaled) data."""
+    alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.noise_table(num_steps))
+
+    def answer(x, timestep):
+        a = jnp.asarray(alphas)[timestep.astype(jnp.int32)][:, None, None, None, None]
+        return (a * x - data) / jnp.sqrt(1 - a**2)
+
+    return answer
+
+
+def test_noise_becomes_data_by_v():
+    z = normal(*SHAPE)
+    noise, step_noise = normal(*SHAPE, seed=1), normal(3, *SHAPE, seed=2)
+    here = stage(scale_factor=2.0, num_steps=4, guidance_kind='constant', guidance_scale=1.0)
+    for sampler in dpm_solver.SAMPLERS:
+        model = Recorder(v_of_data(2 * z, 4))
+        sampled = here.sampled_with(sampler=sampler)
+        out = sampled.generate(model, noise, jnp.zeros((4, 5, 8)), dpm_solver.given(step_noise), rules=RULES)
+        assert out.dtype == jnp.float32 and len(model.calls) == 1  # one trace: a scan
+        np.testing.assert_allclose(out, z, atol=1e-5)
+
+
+def test_noise_becomes_data_by_the_flow():
+    z, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
+    here = stage(scale_factor=2.0, num_steps=4, guidance_scale=3.0, guidance_kind='constant', **FLOW)
+    out = here.generate(Recorder(lambda x, t: _pair(noise - 2 * z)), noise, jnp.zeros((4, 5, 8)), None, rules=RULES)
+    np.testing.assert_allclose(out, z, atol=1e-5)
+
+
+def _pair(x):
+    return jnp.concatenate([x, x])
+
+
+def test_samples_depend_on_their_own_keys_alone():
+    here = stage(num_steps=3, guidance_kind='constant', guidance_scale=1.0)
+    model = Recorder(lambda x, k: jnp.tanh(x))
+
+    def sample(rows):
+        given = {'z_high_BFHWC': jnp.zeros((rows, *SHAPE[1:]))}
+        return here.sample(model, given, jax.random.key(0), rules=RULES)
+
+    four, two = sample(4), sample(2)
+    assert four.keys() == {'z_sample_BFHWC', 'z_high_BFHWC'}
+    np.testing.assert_allclose(four['z_sample_BFHWC'][:2], two['z_sample_BFHWC'], atol=1e-6)
+    assert len(np.unique(np.asarray(four['z_sample_BFHWC'][:, 0, 0, 0, 0]))) == 4
+
+
+def test_every_step_has_noise_of_its_own_for_every_row():
+    shape = (2, 3, 50, 40)
+    x, noise_fn = drawn_noise(row_keys(jax.random.key(0), 0, 2), shape)
+    noises = [x, noise_fn(0), noise_fn(1), jax.jit(noise_fn)(jnp.int32(49))]
+    rows = np.stack([np.asarray(n).reshape(2, -1) for n in noises]).reshape(8, -1)
+    assert np.abs(np.corrcoef(rows) - np.eye(8)).max() < 0.06
+    assert np.abs(rows.std(axis=1) - 1).max() < 0.04 and noises[1].dtype == jnp.float32
+    alone, alone_fn = drawn_noise(row_keys(jax.random.key(0), 0, 1), (1, *shape[1:]))
+    np.testing.assert_array_equal(alone[0], x[0])
+    np.testing.assert_array_equal(alone_fn(1)[0], noises[2][0])
+
+
+def test_encode_takes_videos_and_leaves_latents():
+    given = batch()
+    assert stage().encode(given) == given
+    here = dataclasses.replace(stage(), encoder=lambda video: video[..., :1] + 1)
+    encoded = here.encode({'high_res_BFHWC': jnp.zeros((1, 1, 8, 8, 3))})
+    assert encoded.keys() == {'z_high_BFHWC'} and float(encoded['z_high_BFHWC'].max()) == 1
+    with pytest.raises(ValueError, match='made without an encoder'):
+        stage().encode({'high_res_BFHWC': jnp.zeros((1, 1, 8, 8, 3))})
+
+
+@pytest.mark.parametrize('targets', [None, ('qkv', 'attention_out', 'modulation')])
+def test_lora_is_all_that_learns_where_there_is_any(targets):
+    lora = None if targets is None else LoRAConfig(rank=4, targets=targets)
+    here = dataclasses.replace(stage(), dit=dataclasses.replace(DIT, lora=lora))
+    model = nnx.eval_shape(lambda: here.init(nnx.Rngs(0)))
+    _, learns, rest = nnx.split(model, here.trainable(), ...)
+    kinds = {type(variable) for _, variable in nnx.to_flat_state(learns)}
+    if lora is None:
+        assert kinds == {nnx.Param} and not jax.tree.leaves(rest)
+    else:
+        assert kinds == {LoRAParam} and len(jax.tree.leaves(learns)) == 6  # two matrices for each of three linears
+        assert LoRAParam not in {type(variable) for _, variable in nnx.to_flat_state(rest)}
+
+
+def test_a_sampler_can_be_asked_for():
+    here = stage().sampled_with(num_steps=7, guidance_scale=2.0, guidance_kind='cosine', guidance_exponent=1)
+    config = dataclasses.replace(
+        stage().config, num_steps=7, guidance_scale=2.0, guidance_kind='cosine', guidance_exponent=1
+    )
+    assert here == dataclasses.replace(stage(), config=config)
+    assert stage().sampled_with() == stage()
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'objective': 'flows'}, "objective=flows: did you mean 'flow'?"),
+        ({'sampler': 'euler'}, "sampler=euler: objective 'v' takes dpmpp_2m_sde, dpmpp_2m, ddim"),
+        ({'objective': 'flow'}, "sampler=dpmpp_2m_sde: objective 'flow' takes euler, heun, rk4"),
+        ({'guidance_kind': 'fixed'}, 'guidance_kind=fixed: known: constant, cosine, official'),
+        ({'guidance_steps': 0}, 'guidance_steps=0: must be positive'),
+        ({'guidance_exponent': 0}, 'guidance_exponent=0: must be positive'),
+        ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be between 0 and 1'),
+        ({'num_steps': 1}, 'num_steps=1: a noise table has 2 to 1000 steps'),
+        ({'num_steps': 1001}, 'num_steps=1001: a noise table has 2 to 1000 steps'),
+        ({'scale_factor': 0.0}, 'scale_factor=0.0: must be positive'),
+        ({'shift': 2.0}, "shift=2.0: objective 'v' draws all timesteps alike; leave it at 1"),
+    ],
+)
+def test_impossible_configs(fields, message):
+    with pytest.raises(ConfigError) as error:
+        LowResConfig(**fields)
+    assert str(error.value).startswith(message)
+
+
+def test_config_round_trip():
+    for config in (LowResConfig(guidance_steps=51), LowResConfig(shift=3.0, num_steps=1, **FLOW)):
+        assert build(LowResConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(('variant', 'lora', 'stored'), [('', LoRAConfig(), 'bfloat16'), ('full_ft', None, 'float32')])
+def test_the_real_runs_are_of_the_official_system(variant, lora, stored):
+    config = build(StageConfig, stage1.get_config(variant).stage.to_dict())
+    assert config.lowres == LowResConfig()
+    assert (config.dit.lora, config.dit.param_dtype, config.dit.dtype) == (lora, stored, 'bfloat16')
+    same = {name: getattr(STAGE1, name) for name in ('lora', 'param_dtype', 'dtype', 'remat')}
+    assert dataclasses.replace(config.dit, **same) == STAGE1

@@ -1,0 +1,33 @@
+"""Which text encoders can be asked for."""
+
+import pytest
+
+from fv_jax.core.config import ConfigError, build, to_dict
+from fv_jax.text.encoder import TextConfig, check_text
+
+
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
+        ({'encoder': 'bytes', 'length': 0}, 'length=0: must be at least 1'),
+        ({'encoder': 't5', 'dim': 64}, "dim=64: only the encoder 'bytes'"),
+        ({'dim': 64}, "dim=64: only the encoder 'bytes'"),
+        ({'encoder': 'bytes', 'masked': True}, 'masked=True: is a choice of T5'),
+    ],
+)
+def test_what_cannot_be_is_refused(fields: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TextConfig(**fields)
+
+
+def test_the_config_survives_a_round_trip() -> None:
+    for config in (TextConfig(), TextConfig('bytes', 8, 32), TextConfig('folder/t5', masked=True, dtype='float32')):
+        assert build(TextConfig, to_dict(config)) == config
+
+
+def test_texts_are_checked_and_not_changed() -> None:
+    text = ' Ein Häschen 🐇\n'
+    assert check_text(text) is text
+    with pytest.raises(ValueError, match='half a character at position 0; was it read as UTF-8'):
+        check_text('\udc80')

@@ -1,0 +1,175 @@
+"""What a run writes down: rows, lines, TensorBoard."""
+
+import io
+import json
+import resource
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from fv_jax.training.monitoring.metric_writer import JSONL, MetricWriter, duration, eval_line, train_line
+
+VALUES = {'loss': 0.5, 'grad_norm': 2.0, 'update_norm': 0.1, 'learning_rate': 1e-3}
+
+
+def written(folder):
+    return [json.loads(line) for line in (folder / JSONL).read_text().splitlines()]
+
+
+def run(folder, steps, start_step=0):
+    lines = []
+    writer = MetricWriter(folder, start_step=start_step, line=lines.append)
+    for step in steps:
+        writer.scalars(step, {'loss': step / 10}, f'line {step}')
+    writer.close()
+    return lines
+
+
+def events(folder):
+    """The events of a folder's files: each is a length, a checksum, the message and another checksum."""
+    found = []
+    for path in sorted((folder / 'tensorboard').iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack('<Q', data[:8])
+            event = Event()
+            event.ParseFromString(data[12 : 12 + length])
+            found.append(event)
+            data = data[16 + length :]
+    return found
+
+
+def test_a_row_a_scalar_and_a_line(tmp_path):
+    assert run(tmp_path, [1, 2]) == ['line 1', 'line 2']
+    assert written(tmp_path) == [{'step': 1, 'loss': 0.1}, {'step': 2, 'loss': 0.2}]
+    scalars = {
+        (e.step, v.tag): v.simple_value for e in events(tmp_path) for v in e.summary.value if v.HasField('simple_value')
+    }
+    assert scalars == {(1, 'loss'): np.float32(0.1), (2, 'loss'): np.float32(0.2)}
+
+
+def test_a_number_that_is_none_is_still_json(tmp_path):
+    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    writer.scalars(1, {'loss': float('nan'), 'psnr': float('inf')}, '')
+    writer.close()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    row = json.loads((tmp_path / JSONL).read_text(), parse_constant=refuse)
+    assert row == {'step': 1, 'loss': 'nan', 'psnr': 'inf'}
+
+
+def test_rows_are_there_while_the_run_goes_on(tmp_path):
+    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    writer.scalars(1, {'loss': 1.0}, '')
+    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]
+    writer.close()
+
+
+def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
+    run(tmp_path, [1, 2, 3, 4])
+    run(tmp_path, [3], start_step=2)
+    assert [row['step'] for row in written(tmp_path)] == [1, 2, 3]
+    run(tmp_path, [1])
+    assert [row['step'] for row in written(tmp_path)] == [1]
+    assert not list(tmp_path.glob('*.partial'))
+
+
+@pytest.mark.parametrize(('cut', 'kept'), [(1, [1, 2, 3]), (2, [1, 2]), (5, [1, 2]), (14, [1, 2])])
+def test_a_last_row_that_was_cut_off(tmp_path, cut, kept):
+    """Without its newline a row is whole; without more it is dropped. Either way the next one has a line of its own."""
+    run(tmp_path, [1, 2, 3])
+    path = tmp_path / JSONL
+    path.write_text(path.read_text()[:-cut])
+    run(tmp_path, [4], start_step=3)
+    assert [row['step'] for row in written(tmp_path)] == [*kept, 4]
+
+
+def test_a_video_becomes_a_moving_picture(tmp_path):
+    video = np.zeros((3, 8, 12, 3), np.uint8)
+    video[:, :, :, 0] = np.array([0, 120, 240])[:, None, None]
+    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    writer.video(7, 'sample', video, 10.0)
+    writer.close()
+    ((event, value),) = [(e, v) for e in events(tmp_path) for v in e.summary.value]
+    assert (event.step, value.tag) == (7, 'sample')
+    assert (value.image.height, value.image.width) == (8, 12)
+    gif = Image.open(io.BytesIO(value.image.encoded_image_string))
+    assert gif.format == 'GIF' and gif.n_frames == 3 and gif.info['duration'] == 100
+    for i in range(3):
+        gif.seek(i)
+        np.testing.assert_allclose(np.asarray(gif.convert('RGB')), video[i], atol=8)
+
+
+def test_a_line_of_training():
+    line = train_line(9, 100, VALUES | {'steps_per_s': 0.5, 'clips_per_s': 1.0})
+    for part in ('step   9/100', 'loss 0.5000', 'grad 2 ', 'lr 0.001', '0.50 steps/s', '1.00 clips/s', 'ETA 3:02'):
+        assert part in line
+    rates = {'steps_per_s': 0.5, 'clips_per_s': 1.0, 'tokens_per_s': 9.0, 'tflops_per_chip': 1.25}
+    assert '1.00 clips/s  1.25 TFLOP/s  ETA' in train_line(9, 100, VALUES | rates)
+    assert '1.00 clips/s  MFU 31.2%  ETA' in train_line(9, 100, VALUES | rates | {'mfu': 0.312, 'roofline_share': 0.6})
+    assert 'ETA' not in train_line(1, 100, VALUES) and 'loss 0.5000' in train_line(1, 100, VALUES)
+
+
+def test_a_line_of_evaluation():
+    assert eval_line(8, {'eval/loss': 0.25, 'eval/psnr': 30.0}) == 'eval at step 8: loss 0.2500  psnr 30.0000'
+
+
+@pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (59.6, '1:00'), (125, '2:05'), (3723, '1:02:03')])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_rows_that_a_full_disk_does_not_take_come_later(tmp_path):
+    """What was half written is written over, so that no row is cut or there twice."""
+    lines = []
+    writer = MetricWriter(tmp_path, start_step=0, line=lines.append)
+    writer.scalars(1, {'loss': 1.0}, '1')
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JSONL).stat().st_size + 5, limit[1]))
+    try:
+        writer.scalars(2, {'loss': 2.0}, '2')
+        writer.scalars(3, {'loss': 3.0}, '3')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [line.startswith('WARNING') for line in lines] == [False, True, False, True, False]
+    assert 'cannot be written' in lines[1] and '2 row(s) are kept in memory' in lines[3]
+    writer.scalars(4, {'loss': 4.0}, '4')
+    writer.close()
+    assert written(tmp_path) == [{'step': i, 'loss': float(i)} for i in (1, 2, 3, 4)]
+
+
+def test_a_run_that_is_rolled_back_writes_its_rows_again(tmp_path):
+    writer = MetricWriter(tmp_path, start_step=0, line=(lines := []).append)
+    for step in (1, 2, 3):
+        writer.scalars(step, {'loss': 1.0}, '')
+    writer.rewind(1)
+    writer.note('said')
+    writer.scalars(2, {'loss': 5.0}, '')
+    writer.close()
+    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and lines[3] == 'said'
+    assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
+
+
+def test_the_board_is_told_where_a_run_goes_on(tmp_path):
+    """Or it shows what an earlier start wrote past that step beside what is written now."""
+    run(tmp_path, [1, 2, 3])
+    assert not [e for e in events(tmp_path) if e.HasField('session_log')]
+    run(tmp_path, [3], start_step=2)
+    (told,) = [e for e in events(tmp_path) if e.HasField('session_log')]
+    assert told.step == 3 and told.session_log.status == SessionLog.START
+
+
+def test_a_board_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
+    def refuse(self, **fields):
+        raise OSError('no space left')
+
+    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    monkeypatch.setattr('fv_jax.training.monitoring.metric_writer._Board._write', refuse)
+    writer.scalars(1, {'loss': 1.0}, '')
+    writer.close()
+    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]

@@ -1,0 +1,90 @@
+"""A run that does not move is ended, with every stack; one that does is not."""
+
+import threading
+import time
+
+from fv_jax.core.exit_codes import STUCK
+from fv_jax.training.monitoring import watchdog
+from fv_jax.training.monitoring.goodput import Goodput
+from fv_jax.training.monitoring.watchdog import Watchdog
+
+
+def stuck_in_a_source(until: threading.Event) -> None:
+    assert until.wait(300)
+
+
+def test_a_run_that_does_not_move_is_ended_with_every_stack(tmp_path):
+    ended, over = [], threading.Event()
+
+    def end(code):
+        ended.append(code)
+        over.set()
+
+    goodput = Goodput()
+    with (tmp_path / 'said').open('w+') as stream:
+        with Watchdog(goodput, 0.2, end, stream), goodput.during('data'):
+            stuck_in_a_source(over)
+        stream.seek(0)
+        said = stream.read()
+    assert ended == [STUCK]
+    assert said.startswith('STUCK: nothing has moved for 0 s while waiting for data') and 'stuck_minutes' in said
+    assert 'stuck_in_a_source' in said and said.count('hread 0x') >= 2
+
+
+def test_a_run_that_moves_is_left_alone():
+    now = [0.0]
+    goodput = Goodput(lambda: now[0])
+    dog = Watchdog(goodput, 10.0)
+    for _ in range(8):
+        now[0] += 9.0
+        assert dog.overdue() is None
+        goodput.moved()
+    now[0] += 11.0
+    assert dog.overdue() == 'nothing has moved for 10 s while starting'
+
+
+def test_a_program_may_take_longer_to_compile():
+    now = [0.0]
+    goodput = Goodput(lambda: now[0])
+    dog = Watchdog(goodput, 10.0)
+    with goodput.during('compile'):
+        now[0] += 99.0
+        assert dog.overdue() is None
+        now[0] += 2.0
+        assert dog.overdue().startswith('nothing has moved for 100 s')
+
+
+def test_a_save_beside_the_steps_that_does_not_end_is_one_that_does_not_move():
+    began = time.monotonic()
+    assert Watchdog(Goodput(), 10.0, saving_since=lambda: began).overdue() is None
+    stuck = Watchdog(Goodput(), 10.0, saving_since=lambda: began - 11.0)
+    assert stuck.overdue() == 'a save beside the steps has not ended for 10 s'
+
+
+def test_it_can_be_turned_off():
+    others = set(threading.enumerate())
+    with Watchdog(Goodput(), 0.0):
+        assert not set(threading.enumerate()) - others
+    with Watchdog(Goodput(), 60.0):
+        assert len(set(threading.enumerate()) - others) == 1
+
+
+def test_a_stream_that_takes_nothing_does_not_keep_the_process(monkeypatch):
+    """A full pipe, a closed terminal: the process ends all the same, in its own time."""
+    ended, released = threading.Event(), threading.Event()
+
+    class Full:
+        def write(self, text):
+            released.wait(10)
+            raise BrokenPipeError
+
+    def end(code):
+        assert code == STUCK
+        ended.set()
+
+    timer = threading.Timer
+    monkeypatch.setattr(watchdog.threading, 'Timer', lambda seconds, *rest: timer(seconds / 50, *rest))
+    monkeypatch.setattr(threading, 'excepthook', lambda arguments: None)
+    with Watchdog(Goodput(), 0.1, end, Full()):
+        assert ended.wait(5)
+        released.set()

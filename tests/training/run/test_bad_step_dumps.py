@@ -1,0 +1,47 @@
+"""Bundles of bad steps: what they are run again as."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+
+from configs import stage1, stage2, vae
+from fv_jax.checkpoints.manager import Checkpoints
+from fv_jax.core.config import build, to_dict
+from fv_jax.stages import registry
+from fv_jax.training.run import bad_step_dumps
+from fv_jax.training.run.setup import RunConfig, latents_shape
+from fv_jax.training.state import Network
+from tests.sampling import tiny
+
+
+@pytest.mark.parametrize('program', [stage1, stage2, vae])
+def test_a_step_is_run_again_in_float32(program):
+    """The real runs compute in bfloat16; nothing but that changes."""
+    config = build(RunConfig, program.get_config().to_dict())
+    again = bad_step_dumps.in_float32(config)
+    was, now = (c.stage.dit or c.stage.autoencoder_net for c in (config, again))
+    assert (was.dtype, now.dtype) == ('bfloat16', 'float32')
+    assert (again.data, again.optim, again.seed) == (config.data, config.optim, config.seed)
+
+
+def test_what_is_found_does_not_depend_on_the_type_that_the_run_computes_in(tmp_path):
+    program = stage2.get_config('smoke')
+    program.stage.dit.update(num_layers=1, dtype='bfloat16')
+    config = build(RunConfig, program.to_dict())
+    stage = registry.build(config.stage)
+    network = Network.of(stage)
+    shapes = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))
+    trainable, frozen = tiny.random(shapes, 0.1)
+    Checkpoints(tmp_path).save(3, {'params': {'trainable': trainable, 'frozen': frozen}}, to_dict(config), {})
+    size, rng = latents_shape(config, config.data.sizes[0]), np.random.default_rng(0)
+    batch = {name: rng.normal(size=size).astype(np.float32) for name in ('z_high_BFHWC', 'z_low_BFHWC')}
+    record = {'step': 3, 'kind': 'bad step', 'reason': '', 'params_step': 2, 'metrics': {}, 'config': to_dict(config)}
+    other = copy.deepcopy(record)
+    other['config']['stage']['dit']['dtype'] = 'float32'
+    found, expected = (
+        bad_step_dumps.run_again(bad_step_dumps.Bundle(tmp_path, each, batch, jax.random.key(0)))
+        for each in (record, other)
+    )
+    assert found.finite and found.figures == expected.figures and found.figures['loss'] > 0

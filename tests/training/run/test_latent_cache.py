@@ -1,0 +1,189 @@
+"""Clips encoded once: what is kept, that twins are twins, and that stale latents are refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fv_jax.data import pipeline
+from fv_jax.data.buckets import Bucket
+from fv_jax.data.degradation.degradations import WeakConfig
+from fv_jax.data.loader import LoaderConfig, Part, batches
+from fv_jax.data.pipeline import CacheConfig, DataConfig
+from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shards.records import read_records
+from fv_jax.data.transforms import Latents, chain, keep_arrays
+from fv_jax.text.hash_encoder import BytesEncoder
+from fv_jax.training.run import latent_cache
+
+CONFIG = DataConfig(
+    LoaderConfig(batch_size=1, num_threads=0),
+    train='synthetic',
+    frames=1,
+    height=16,
+    width=32,
+    weak=WeakConfig(2.0, 4.0),
+    cache=CacheConfig(low_variants=3),
+)
+
+
+class Pixels:
+    """Stands in for the VAE: the pixels are the latents."""
+
+    def __init__(self):
+        self.videos = []
+
+    def latents(self, video_BFHWC):
+        self.videos.append(np.asarray(video_BFHWC[0]))
+        return video_BFHWC
+
+
+def cached(folder, config=CONFIG, digest='abc', vae=None, lines=None):
+    records = pipeline.source('synthetic', config, heldout=False)
+    transform = pipeline.pixels(config, low_res=False, training=True)
+    progress = (lines if lines is not None else []).append
+    bad = BadRecords(config.bad_records, print)
+    part = Part('synthetic', records)
+    return latent_cache.cached_latents(
+        folder, part, transform, vae or Pixels(), config, digest, bad=bad, progress=progress
+    )
+
+
+def luma_correlation(a, b):
+    return np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+
+
+def test_what_is_kept(tmp_path):
+    lines = []
+    records = cached(tmp_path / 'latents', lines=lines)
+    assert len(records) == 4
+    for i in range(4):
+        record = records[i]
+        assert record['z_high'].shape == (1, 16, 32, 3) and record['z_low'].shape == (3, 1, 16, 32, 3)
+        assert record['z_high'].dtype == record['z_low'].dtype == np.float16
+    assert 'encoding 4 clips and 3 low-quality twin(s)' in lines[0] and lines[-1] == 'encoded 4/4 clips'
+
+
+def test_without_twins_the_clips_alone_are_kept_and_drawn(tmp_path):
+    vae = Pixels()
+    config = dataclasses.replace(CONFIG, cache=CacheConfig(low_variants=0))
+    records = cached(tmp_path / 'latents', config, vae=vae)
+    assert len(vae.videos) == len(records) == 4
+    assert records[0]['z_low'].shape == (0, 1, 16, 32, 3)
+    drawn = Latents(crop=(8, 8))(records[0], np.random.default_rng(0))
+    assert drawn.keys() == {'z_high_FHWC'} and drawn['z_high_FHWC'].shape == (1, 8, 8, 3)
+
+
+def test_a_twin_is_of_its_own_clip(tmp_path):
+    """Clips are mirrored at random: the twins must be mirrored with them."""
+    records = cached(tmp_path / 'latents')
+    originals = [r['video'] for r in pipeline.source('synthetic', CONFIG, heldout=False)]
+    mirrored = []
+    for i in range(4):
+        high, lows = records[i]['z_high'], records[i]['z_low']
+        for low in lows:
+            assert luma_correlation(high, low) > 0.8 > luma_correlation(high[:, :, ::-1], low)
+            assert np.abs(high - low).mean() > 0.01
+        mirrored.append(bool(luma_correlation(originals[i], high) < 0.8))
+        assert len({low.tobytes() for low in lows}) > 1  # factors of their own, few sizes of so few pixels
+    assert len(set(mirrored)) == 2
+
+
+def test_the_latents_are_the_same_again_and_another_seed_is_others(tmp_path):
+    first, again = cached(tmp_path / 'a'), cached(tmp_path / 'b')
+    other = cached(tmp_path / 'c', dataclasses.replace(CONFIG, loader=LoaderConfig(batch_size=1, seed=5)))
+    np.testing.assert_array_equal(first[1]['z_low'], again[1]['z_low'])
+    assert not np.array_equal(first[1]['z_low'], other[1]['z_low'])
+
+
+def test_they_are_made_once(tmp_path):
+    vae, lines = Pixels(), []
+    cached(tmp_path / 'latents', vae=vae)
+    assert len(vae.videos) == 16
+    later = dataclasses.replace(CONFIG, loader=LoaderConfig(batch_size=2), eval_clips=1, heldout='')
+    records = cached(tmp_path / 'latents', later, vae=vae, lines=lines)
+    assert len(vae.videos) == 16 and lines == [] and len(records) == 4
+    crop = dataclasses.replace(CONFIG, cache=CacheConfig(low_variants=3, crop=(8, 8)))
+    assert len(cached(tmp_path / 'latents', crop, vae=vae)) == 4 and len(vae.videos) == 16
+
+
+@pytest.mark.parametrize(
+    ('field', 'digest'),
+    [
+        ({}, 'def'),
+        ({'weak': WeakConfig(2.0, 3.0)}, 'abc'),
+        ({'flip': False}, 'abc'),
+        ({'cache': CacheConfig(low_variants=2)}, 'abc'),
+        ({'loader': LoaderConfig(batch_size=1, seed=1)}, 'abc'),
+        ({'train': 'elsewhere'}, 'abc'),
+    ],
+)
+def test_those_of_something_else_are_refused(tmp_path, field, digest):
+    cached(tmp_path / 'latents')
+    before = (tmp_path / 'latents' / 'latents.json').read_text()
+    with pytest.raises(ValueError, match=r'holds latents of another VAE or other data .*; delete it'):
+        cached(tmp_path / 'latents', dataclasses.replace(CONFIG, **field), digest)
+    assert (tmp_path / 'latents' / 'latents.json').read_text() == before and json.loads(before)['stamp']
+
+
+def test_an_interrupted_encoding_leaves_nothing(tmp_path):
+    class Failing(Pixels):
+        def latents(self, video_BFHWC):
+            if len(self.videos) == 6:
+                raise KeyboardInterrupt
+            return super().latents(video_BFHWC)
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / 'latents', vae=Failing())
+    assert not (tmp_path / 'latents').exists()
+    assert len(cached(tmp_path / 'latents')) == 4
+
+
+def test_they_are_trained_on(tmp_path):
+    records = cached(tmp_path / 'latents')
+    transform = chain(Latents((8, 8)), keep_arrays)
+    batch = next(batches(records, transform, CONFIG.loader))
+    assert {name: value.shape for name, value in batch.items()} == {
+        'z_high_BFHWC': (1, 1, 8, 8, 3),
+        'z_low_BFHWC': (1, 1, 8, 8, 3),
+    }
+
+
+def test_text_embeddings_come_along(tmp_path):
+    text = np.ones((4, 8), np.float32)
+    clips = [record | {'text': text} for record in pipeline.synthetic_clips(1, 1, 16, 32)]
+    transform = pipeline.pixels(CONFIG, low_res=False, training=True)
+    bad = BadRecords(CONFIG.bad_records, print)
+    part = Part('clips', clips)
+    latent_cache.cached_latents(tmp_path, part, transform, Pixels(), CONFIG, 'abc', bad=bad, progress=print)
+    (record,) = read_records(sorted(tmp_path.glob('*.array_record')))
+    np.testing.assert_array_equal(record['text'], text)
+
+
+def test_captions_are_embedded_as_they_are_read(tmp_path):
+    """In every bucket; and what another encoder embedded is refused."""
+    clips = [
+        record | {'caption': 'a wave'}
+        for size in ((16, 32), (32, 16))
+        for record in pipeline.synthetic_clips(1, 1, *size)
+    ]
+    bad, words = BadRecords(CONFIG.bad_records, print), BytesEncoder(4, 32)
+    parts = [Part('clips', clips)]
+    config = dataclasses.replace(CONFIG, buckets=(Bucket(1, 16, 32), Bucket(1, 32, 16)))
+    groups = pipeline.groups(parts, config, print)
+    assert len(groups) == 2
+
+    def streams(text):
+        return latent_cache.cached_streams(
+            tmp_path, groups, Pixels(), config, 'abc', bad=bad, progress=print, text=text
+        )
+
+    expected = words.encode(['a wave'])[0].astype(np.float16)
+    for made in (streams(words), pipeline.streams(groups, config, low_res=True, text=words)):
+        for stream in made:
+            _, read = stream.parts[0].record(0)
+            row = stream.transform(read(), np.random.default_rng(0))
+            np.testing.assert_array_equal(row['text_LD'], expected)
+    with pytest.raises(ValueError, match='holds latents of another VAE or other data'):
+        streams(BytesEncoder(8, 32))

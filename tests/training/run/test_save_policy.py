@@ -1,0 +1,209 @@
+"""Saving by the clock, and saves that fail; which checkpoint a run goes on from."""
+
+import contextlib
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax.checkpoints import checksums
+from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.core.config import ConfigError
+from fv_jax.training.progress import Progress
+from fv_jax.training.run import initialization, save_policy
+from fv_jax.training.run.save_policy import Saver
+from fv_jax.training.state import TrainState
+from fv_jax.training.trainer import LoopConfig
+
+
+def train_state(step):
+    w = {'w': jnp.full(3, step)}
+    return TrainState(jnp.asarray(step), w, {'f': jnp.zeros(2)}, {'m': jnp.ones(3)}, w)
+
+
+def saver(folder, **loop):
+    config = LoopConfig(num_steps=100, **loop)
+    checkpoints = Checkpoints(folder, keep=config.keep, keep_every=config.keep_every)
+    lines = []
+    return Saver(checkpoints, config, {'loop': {}}, {}, lines.append, lambda *wishes: np.array(wishes)), lines
+
+
+def save(saver, step):
+    """From its beginning to its end."""
+    saver.start(step, train_state(step), Progress(bad_steps=step))
+    return saver.wait()
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir())
+
+
+def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path):
+    saves, lines = saver(tmp_path, keep=2, keep_every=4)
+    for step in (2, 4, 6, 8, 10, 12, 14):
+        assert save(saves, step)
+    assert steps(tmp_path) == [4, 8, 12, 14] and lines[-1] == 'saved step 14'
+    assert Checkpoints(tmp_path, read_only=True).meta()['progress']['bad_steps'] == 14
+
+
+def test_by_the_clock(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(save_policy.time, 'monotonic', lambda: now)
+    saves, _ = saver(tmp_path, save_minutes=2.0)
+    assert not saves.due()
+    now += 119
+    assert not saves.due()
+    now += 1
+    assert saves.due()
+    saves.start(1, train_state(1), Progress())
+    assert not saves.due()
+    assert not saver(tmp_path)[0].due()
+
+
+def test_failed_saves_are_said_and_a_few_are_borne(tmp_path, monkeypatch):
+    saves, lines = saver(tmp_path, failed_saves=2)
+    with full_disk(monkeypatch):
+        assert not save(saves, 1) and not save(saves, 2)
+    assert all(line.startswith('WARNING: ') and 'No space left' in line for line in lines)
+    assert 'step 2 could not be saved' in lines[1] and 'failed_saves' in lines[1] and len(lines) == 2
+    assert save(saves, 3)  # there is room again, and counting starts anew
+    with full_disk(monkeypatch):
+        assert not save(saves, 4) and not save(saves, 5)
+        with pytest.raises(CheckpointError, match='No space left'):
+            save(saves, 6)
+    saves, _ = saver(tmp_path, failed_saves=9)
+    with full_disk(monkeypatch), pytest.raises(CheckpointError):  # after the last step
+        save(saves, 100)
+    assert steps(tmp_path) == [3]
+
+
+@contextlib.contextmanager
+def full_disk(monkeypatch):
+    """After Orbax has written the arrays."""
+
+    def fail(*_):
+        raise OSError('No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, 'seal', fail)
+        yield
+
+
+def test_how_a_save_ended_is_said_when_it_has_and_nobody_waits(tmp_path, monkeypatch):
+    """At the steps after it; what failed counts from then on, also when another save or the end comes first."""
+    saves, lines = saver(tmp_path, failed_saves=1)
+    saves.look()
+    gate, seal = threading.Event(), checksums.seal
+    monkeypatch.setattr(checksums, 'seal', lambda folder: gate.wait() and seal(folder))
+    saves.start(1, train_state(1), Progress())
+    for _ in range(3):
+        saves.look()
+    assert not lines and saves.checkpoints.saving_since < time.monotonic()
+    gate.set()
+    look_until(saves, lines, 1)
+    assert lines == ['saved step 1'] and saves.checkpoints.saving_since is None
+    with full_disk(monkeypatch):
+        saves.start(2, train_state(2), Progress())
+        look_until(saves, lines, 2)
+        assert 'WARNING' in lines[1] and 'step 2 could not be saved' in lines[1] and saves.failed == 1
+        saves.start(3, train_state(3), Progress())
+        with pytest.raises(CheckpointError, match='step 3 could not be saved'):
+            saves.start(4, train_state(4), Progress())
+
+
+def look_until(saves, lines, count):
+    deadline = time.monotonic() + 60
+    while len(lines) < count and time.monotonic() < deadline:
+        saves.look()
+        time.sleep(0.01)
+
+
+def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatch):
+    seal = checksums.seal
+    monkeypatch.setattr(checksums, 'seal', lambda folder: time.sleep(0.3) or seal(folder))
+    saves, lines = saver(tmp_path)
+    with pytest.raises(FloatingPointError), saves:
+        saves.start(1, train_state(1), Progress())
+        raise FloatingPointError
+    assert lines == ['saved step 1'] and (tmp_path / 'checkpoints' / '1' / checksums.SUMS).is_file()
+
+
+@pytest.mark.parametrize('name', ['save_minutes', 'keep_every', 'failed_saves'])
+def test_what_cannot_be_is_refused(name):
+    with pytest.raises(ConfigError, match=f'{name}=-1: must be at least 0'):
+        LoopConfig(num_steps=1, **{name: -1})
+
+
+# Which one is gone on from.
+
+
+class Parts:
+    """What `restore` needs of an assembly."""
+
+    ema = True
+    abstract_state = jax.eval_shape(lambda: train_state(0))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    saves, _ = saver(tmp_path, keep=5)
+    for step in (1, 2, 3):
+        save(saves, step)
+    return tmp_path
+
+
+def damage(folder, step, what):
+    files = [p for p in sorted((folder / 'checkpoints' / str(step)).rglob('*')) if p.is_file()]
+    if what == 'byte':
+        path = max((p for p in files if p.parent.name == 'd'), key=lambda p: p.stat().st_size)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif what == 'item':
+        for path in files:
+            if path.parts[-2] == 'state' or 'state' in path.parts:
+                path.unlink()
+    elif what == 'meta':
+        next(p for p in files if p.parent.name == 'meta').write_text('{')
+    if what == 'item without checksums':
+        damage(folder, step, 'item')
+        next(p for p in files if p.name == 'checksums.json').unlink()
+
+
+@pytest.mark.parametrize('what', ['byte', 'item', 'meta', 'item without checksums'])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, what):
+    damage(saved, 3, what)
+    lines = []
+    own = initialization.own_checkpoints(saved)
+    state, progress = initialization.restore(Parts, own)
+    assert int(state.step) == 2 and progress.bad_steps == 2 and state.trainable['w'].tolist() == [2, 2, 2]
+    assert list(own.damaged) == [3]
+    initialization.put_aside(saved, own)
+    assert steps(saved) == [1, 2] and (saved / 'damaged' / '3').is_dir()
+    saves, lines = saver(saved)  # the step can be saved again
+    assert save(saves, 3) and lines == ['saved step 3']
+    assert initialization.own_checkpoints(saved).steps == [1, 2, 3]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(saved):
+    for step in (1, 2, 3):
+        damage(saved, step, 'byte')
+    with pytest.raises(CheckpointError, match=r'no checkpoint is whole; of step 3, .*choose another --workdir'):
+        initialization.own_checkpoints(saved)
+
+
+def test_another_architecture_is_no_damage(saved):
+    class Other(Parts):
+        abstract_state = jax.eval_shape(lambda: TrainState(**(vars(train_state(0)) | {'frozen': {'f': jnp.zeros(9)}})))
+
+    with pytest.raises(CheckpointError, match='another architecture'):
+        initialization.restore(Other, initialization.own_checkpoints(saved))
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path):
+    assert initialization.own_checkpoints(tmp_path) is None
+    (tmp_path / 'checkpoints').mkdir()
+    assert initialization.own_checkpoints(tmp_path) is None

@@ -1,0 +1,86 @@
+"""What may change between two starts of a run."""
+
+import json
+
+import pytest
+
+from configs import stage2
+from fv_jax.core.command_line import UsageError, override
+from fv_jax.core.config import build, to_dict
+from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.workdir import CONFIG, check_folder, claim_folder
+
+
+def config(**fields):
+    values = to_dict(build(RunConfig, stage2.get_config('smoke').to_dict()))
+    for path, value in fields.items():
+        override(values, path.replace('__', '.'), str(value))
+    return build(RunConfig, values)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    claim_folder(tmp_path, config())
+    return tmp_path
+
+
+def test_the_same_is_the_same(folder, tmp_path):
+    assert check_folder(folder, config()) == [] == check_folder(tmp_path / 'new', config())
+
+
+def test_what_is_harmless_passes_and_is_named(folder):
+    changes = check_folder(folder, config(loop__num_steps=9, parallel__fsdp=2, data__loader__num_threads=3))
+    assert [(change.field, change.new) for change in changes] == [
+        ('data.loader.num_threads', 3), ('loop.num_steps', 9), ('parallel.fsdp', 2),
+    ]  # fmt: skip
+
+
+HARMFUL = config(optim__learning_rate=0.5, data__loader__seed=1, stage__dit__num_layers=3, loop__num_steps=9)
+
+
+@pytest.mark.parametrize(
+    ('allowed', 'refused'),
+    [
+        ([], 'data.loader.seed'),
+        (['optim'], 'data.loader.seed'),
+        (['optim', 'data.loader'], 'stage.dit.num_layers'),
+        (['optim.learning_rate', 'data.loader.seed', 'stage.dit'], None),
+        (['optim.learning_rate', 'data.loader.seed', 'stage', 'seed'], None),
+    ],
+)
+def test_what_is_harmful_passes_only_by_name(folder, allowed, refused):
+    if refused is None:
+        assert len(check_folder(folder, HARMFUL, allowed)) == 4
+        return
+    with pytest.raises(UsageError) as error:
+        check_folder(folder, HARMFUL, allowed)
+    text = str(error.value)
+    assert f'{refused} is ' in text and 'choose another --workdir' in text
+    # What the message says is what to say.
+    names = text.partition('--allow-config-change=')[2].split(',')
+    assert len(check_folder(folder, HARMFUL, names)) == 4
+
+
+def test_a_name_is_no_prefix_of_another(folder):
+    with pytest.raises(UsageError, match=r'data\.loader\.seed is'):
+        check_folder(folder, config(data__loader__seed=1), ['seed'])
+
+
+@pytest.mark.parametrize('name', ['optimm', 'optim.learning_rat', 'optim.eps.more', 'optim.'])
+def test_a_name_that_no_field_has_is_refused(folder, name):
+    with pytest.raises(UsageError, match=f'--allow-config-change={name}: no field'):
+        check_folder(folder, config(), [name])
+
+
+def test_a_config_that_cannot_be_read_is_refused(folder):
+    for text in ('{', '[]', json.dumps({'stage': 1})):
+        (folder / CONFIG).write_text(text)
+        with pytest.raises(UsageError, match='cannot be read'):
+            check_folder(folder, config())
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+        with pytest.raises(UsageError, match=r'--workdir=.*file is a file; name a folder'):
+            check_folder(workdir, config())

@@ -1,0 +1,392 @@
+"""The loop, with a toy stage: when it saves, evaluates and speaks, when it stops, and that it can go on."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fv_jax.core.config import ConfigError
+from fv_jax.core.exit_codes import PreemptedError
+from fv_jax.training.monitoring.anomalies import BadStepsConfig
+from fv_jax.training.monitoring.collapse import AlarmConfig, CollapseError
+from fv_jax.training.optimizer import OptimConfig
+from fv_jax.training.progress import Progress
+from fv_jax.training.trainer import Loop, LoopConfig, Validation
+from tests.training import toy
+
+OPTIM = OptimConfig(learning_rate=0.3, clip_norm=1e3, ema_decay=0.9, lr_schedule='cosine')
+
+
+class Diary:
+    """A writer, and a place to save to, that note what happens in what order."""
+
+    def __init__(self):
+        self.events, self.rows, self.lines, self.videos, self.states = [], {}, [], [], {}
+        self.progress, self.cases, self.orders = {}, [], []
+        self.saving, self.copies, self.could = None, {}, True
+
+    def scalars(self, step, values, text):
+        kind = (
+            'goodput'
+            if 'goodput/step' in values
+            else 'eval'
+            if 'eval/loss' in values
+            else 'health'
+            if 'health/alarms' in values
+            else 'log'
+        )
+        self.events.append((kind, step))
+        self.rows[kind, step] = dict(values)
+        self.lines.append(text)
+
+    def video(self, step, name, frames, fps):
+        self.videos.append((step, name, frames.shape, fps))
+
+    def start(self, step, state, progress):
+        assert self.saving is None or self.saving not in self.states
+        self.wait()
+        self.events.append(('save', step))
+        self.saving, self.copies[step] = step, (toy.copied(state), progress.to_dict())
+
+    def look(self):
+        self.events.append(('look', self.saving))
+
+    def wait(self):
+        """What was started is there from now on."""
+        step, self.saving = self.saving, None
+        if step is not None:
+            self.events.append(('saved', step))
+            self.states[step], self.progress[step] = self.copies.pop(step)
+        return self.could
+
+    def restore(self):
+        if not self.states:
+            return None
+        step = max(self.states)
+        return jax.tree.map(jnp.array, self.states[step]), Progress.of(self.progress[step])
+
+    def keep(self, case):
+        self.cases.append(case)
+
+    def note(self, text):
+        self.lines.append(text)
+
+    def rewind(self, step):
+        self.events.append(('rewind', step))
+
+    def steps(self, kind):
+        return [step for k, step in self.events if k == kind]
+
+    def draw(self, bad, start, order):
+        """bad: (step, order) or step -> what is wrong with the batch."""
+        self.orders.append((start, order))
+        for step in itertools.count(start):
+            self.events.append(('draw', step + 1))
+            yield toy.batch(step + 1000 * order, **bad.get((step + 1, order), bad.get(step + 1, {})))
+
+
+def show(samples):
+    assert samples['y'].shape == (toy.ROWS, toy.OUT)
+    return [('sample', np.zeros((2, 8, 8, 3), np.uint8))]
+
+
+def run(config, *, state=None, validation=False, bad=None, health=None, progress=None, optim=OPTIM, diary=None, **more):
+    stage, diary = toy.Toy(noise=0.1), diary or Diary()
+    network, new, _ = toy.new(stage, optim, config.num_steps)
+    state = new if state is None else jax.tree.map(jnp.array, state)
+    loop = Loop(
+        stage=stage,
+        network=network,
+        optim=optim,
+        config=config,
+        rules=toy.RULES,
+        key=jax.random.key(1),
+        writer=diary,
+        draw=functools.partial(diary.draw, bad or {}),
+        saves=diary,
+        restore=diary.restore,
+        keep=diary.keep,
+        progress=Progress.of(progress or {}),
+        **more,
+        validation=Validation([stage.encode(toy.batch(s)) for s in (90, 91)], show, 12.0, health)
+        if validation
+        else None,
+    )
+    try:
+        last = loop.run(state)
+    except (FloatingPointError, CollapseError, PreemptedError) as error:
+        last = error
+    diary.wait()  # as the context around a run does
+    return diary, last
+
+
+@pytest.fixture(scope='module')
+def whole():
+    return run(LoopConfig(num_steps=7, save_every=3, eval_every=2), validation=True)
+
+
+def test_when_it_saves_and_evaluates(whole):
+    diary, last = whole
+    assert diary.steps('save') == [3, 6, 7]
+    assert diary.steps('eval') == [2, 4, 6, 7]
+    assert diary.steps('log') == list(range(1, 8))
+    assert diary.videos == [(step, 'sample', (2, 8, 8, 3), 12.0) for step in (2, 4, 6, 7)]
+    assert int(last.step) == 7
+    np.testing.assert_array_equal(last.trainable['head']['kernel'], diary.states[7].trainable['head']['kernel'])
+
+
+def test_a_step_is_started_before_the_one_before_is_read(whole):
+    diary, _ = whole
+    order = [event for event in diary.events if event[0] in ('draw', 'log')]
+    assert order.index(('draw', 2)) < order.index(('log', 1))
+    # What is saved or evaluated was looked at first.
+    for step in (2, 3, 4, 6, 7):
+        assert order.index(('log', step)) < (order.index(('draw', step + 1)) if step < 7 else len(order))
+    for kind, step in diary.events:
+        if kind in ('save', 'eval'):
+            assert diary.events.index(('log', step)) < diary.events.index((kind, step))
+
+
+def test_rows(whole):
+    diary, _ = whole
+    assert 'steps_per_s' not in diary.rows['log', 1]
+    row = diary.rows['log', 2]
+    assert row['steps_per_s'] > 0 and row['clips_per_s'] == pytest.approx(toy.ROWS * row['steps_per_s'])
+    assert diary.rows['eval', 2].keys() == {'eval/loss', 'eval/noise', 'eval/encoded'}
+    assert next(iter(diary.rows['eval', 2])) == 'eval/loss'
+    assert diary.rows['eval', 4]['eval/noise'] == diary.rows['eval', 2]['eval/noise']
+    assert diary.rows['eval', 7]['eval/loss'] < diary.rows['eval', 2]['eval/loss']
+    assert all('step' in line for line in diary.lines)
+
+
+def test_batches_are_encoded(whole):
+    diary, _ = whole
+    assert diary.rows['log', 1]['encoded'] == diary.rows['eval', 2]['eval/encoded'] == 1
+
+
+def test_a_run_that_goes_on_is_the_run_that_did_not_stop(whole):
+    diary, last = whole
+    again, end = run(LoopConfig(num_steps=7, save_every=3), state=diary.states[3])
+    assert again.steps('log') == [4, 5, 6, 7]
+    for step in (4, 5, 6, 7):
+        rows = again.rows['log', step], diary.rows['log', step]
+        assert all(rows[0][name] == rows[1][name] for name in rows[0] if not name.endswith('_per_s'))
+    for a, b in zip(jax.tree.leaves(end), jax.tree.leaves(last), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_that_is_complete_does_nothing(whole):
+    diary, _ = whole
+    again, end = run(LoopConfig(num_steps=7), state=diary.states[7])
+    assert again.events == [] and int(end.step) == 7
+
+
+def test_lines_can_be_rarer():
+    diary, _ = run(LoopConfig(num_steps=5, log_every=2, save_every=3))
+    assert diary.steps('log') == [2, 4, 5]
+    assert diary.steps('save') == [3, 5]
+
+
+NAN, INF, NO_SLOPE = {'bad': float('nan')}, {'bad': float('inf')}, {'slope': 0.0}
+
+
+@pytest.mark.parametrize(
+    ('batch', 'name'), [(NAN, 'loss is nan'), (INF, 'loss is inf'), (NO_SLOPE, 'grad_norm is nan')]
+)
+def test_a_step_that_is_not_finite_is_left_out_counted_and_kept(batch, name, whole):
+    """Also at a step that would be saved: that waits until the numbers are good again."""
+    diary, last = run(LoopConfig(num_steps=7, save_every=3), bad={3: batch})
+    assert int(last.step) == 7 and diary.steps('save') == [4, 6, 7] and diary.steps('log') == list(range(1, 8))
+    assert [diary.rows['log', step]['bad_steps'] for step in range(1, 8)] == [0, 0, 1, 1, 1, 1, 1]
+    assert diary.rows['log', 3]['update_norm'] == 0 and np.isfinite(diary.rows['log', 3]['param_norm'])
+    (case,) = diary.cases
+    assert (case.step, case.finding.kind, case.finding.enough) == (3, 'bad step', False)
+    assert name in case.finding.reason and any(f'BAD STEP at step 3: {name}' in line for line in diary.lines)
+    np.testing.assert_array_equal(case.batch['x'], toy.batch(2)['x'])
+    assert diary.progress[7]['bad_steps'] == 1
+    # The steps before and the one after are those of a run without it.
+    other, _ = whole
+    assert diary.rows['log', 2]['loss'] == other.rows['log', 2]['loss']
+    assert diary.rows['log', 4]['loss'] != other.rows['log', 4]['loss']
+
+
+def test_rows_of_bad_steps_are_always_written():
+    diary, _ = run(LoopConfig(num_steps=5, log_every=5), bad={2: NAN})
+    assert diary.steps('log') == [2, 5]
+
+
+def test_enough_of_them_in_a_row_go_back_to_what_was_saved_with_other_batches():
+    bad = {(step, 0): NAN for step in (5, 6, 7)}
+    config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(in_a_row=3))
+    diary, last = run(config, bad=bad)
+    assert int(last.step) == 8 and diary.orders == [(0, 0), (4, 1)]
+    assert diary.events.index(('rewind', 4)) > diary.events.index(('log', 7))
+    assert diary.steps('save') == [2, 4, 6, 8]
+    assert diary.progress[4]['order'] == 0 and diary.progress[6]['order'] == 1 and diary.progress[8]['bad_steps'] == 3
+    assert any('ROLLED BACK to step 4 (step 7: loss is nan (3 bad steps in a row))' in line for line in diary.lines)
+    # A run that was stopped after it goes on with the same batches and the same noise.
+    again, end = run(config, bad=bad, state=diary.states[6], progress=diary.progress[6])
+    assert again.orders == [(6, 1)]
+    for step in (7, 8):
+        assert again.rows['log', step]['loss'] == diary.rows['log', step]['loss']
+        assert again.rows['log', step]['bad_steps'] == 3
+    for a, b in zip(jax.tree.leaves(end), jax.tree.leaves(last), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_losses_that_were_rolled_back_are_forgotten():
+    """Or spikes would be measured by steps that never were."""
+    bad = {(step, 0): NAN for step in (6, 7)}
+    config = LoopConfig(num_steps=8, save_every=4, bad_steps=BadStepsConfig(in_a_row=2))
+    diary, _ = run(config, bad=bad)
+    assert diary.orders == [(0, 0), (4, 1)] and diary.steps('log').count(5) == 2
+    assert diary.progress[8]['losses'] == [diary.rows['log', step]['loss'] for step in range(1, 9)]
+
+
+def test_noise_is_drawn_anew_as_well():
+    config = LoopConfig(num_steps=3)
+    (first, _), (other, _) = run(config), run(config, progress={'order': 1})
+    assert first.rows['log', 1]['noise'] != other.rows['log', 1]['noise']
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        ({'then': 'stop'}, 'step 5: loss is nan (2 bad steps in a row); what was saved before it stays'),
+        ({'max_rollbacks': 0}, 'after 0 rollback(s)'),
+        ({'max_rollbacks': 2}, 'after 2 rollback(s)'),
+    ],
+)
+def test_a_run_that_cannot_be_saved_from_them_stops(config, words):
+    bad = {step: NAN for step in range(4, 9)}
+    config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(in_a_row=2, **config))
+    diary, error = run(config, bad=bad)
+    assert isinstance(error, FloatingPointError) and words in str(error) and '--config.init_from' in str(error)
+    assert set(diary.steps('save')) == {2}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(diary.states[2]))
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to():
+    _, error = run(LoopConfig(num_steps=8), bad={step: NAN for step in range(1, 9)})
+    assert 'step 3: loss is nan (3 bad steps in a row), and there is no checkpoint' in str(error)
+
+
+def test_parameters_that_overflow_are_enough_at_once():
+    with_rate = dataclasses.replace(OPTIM, learning_rate=1e30)
+    diary, error = run(LoopConfig(num_steps=8), optim=with_rate)
+    assert isinstance(error, FloatingPointError) and 'step 1: update_norm is inf' in str(error)
+    assert not diary.states
+
+
+def test_a_loss_that_leaps_is_said_counted_and_kept():
+    config = LoopConfig(num_steps=40, log_every=10, bad_steps=BadStepsConfig(spike_sigmas=50.0, bundles=1))
+    diary, last = run(config, bad={step: {'bad': 1e4} for step in (5, 30, 32)})
+    assert int(last.step) == 40
+    said = [line for line in diary.lines if line.startswith('SPIKE')]
+    assert [line.split(':')[0] for line in said] == ['SPIKE at step 30', 'SPIKE at step 32']  # 5: nothing to compare to
+    assert diary.rows['log', 40]['spikes'] == 2 and diary.rows['log', 40]['bad_steps'] == 0
+    assert [case.step for case in diary.cases] == [30] and diary.steps('log') == [10, 20, 30, 32, 40]
+    assert len(diary.progress[40]['losses']) == 38
+    none = dataclasses.replace(config, bad_steps=BadStepsConfig(spike_sigmas=0.0))
+    diary, _ = run(none, bad={30: {'bad': 1e4}})
+    assert diary.rows['log', 40]['spikes'] == 0
+
+
+def asks(ends=None, saves=()):
+    return lambda step: np.array([step == ends, step in saves])
+
+
+def test_a_run_that_is_asked_to_end_saves_and_ends_and_goes_on_as_if_nothing_had_been(whole):
+    """The wish is read with the step's metrics, when the next is under way: that one is finished."""
+    config = LoopConfig(num_steps=7, save_every=3, eval_every=2)
+    diary, error = run(config, validation=True, ask=asks(ends=3))
+    # Step 3 was to be saved, so it was read at once; what is asked at step 4 is read there, for it is evaluated.
+    assert isinstance(error, PreemptedError) and str(error).startswith('preempted at step 3, which is saved')
+    assert diary.steps('save') == [3] and diary.steps('goodput')[-1] == 3
+    diary, error = run(config, validation=True, ask=asks(ends=4))
+    assert 'step 4' in str(error) and diary.steps('save') == [3, 4]
+    # What is evaluated comes after what is saved: there may be seconds left.
+    assert diary.events.index(('save', 4)) < diary.events.index(('eval', 4))
+    diary, error = run(LoopConfig(num_steps=7, save_every=9), ask=asks(ends=1))
+    assert 'step 2' in str(error) and diary.steps('save') == [2]
+    _, last = run(LoopConfig(num_steps=7, save_every=9), state=diary.states[2], progress=diary.progress[2])
+    for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(whole[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_save_goes_on_beside_the_steps_until_another_or_the_end(whole):
+    diary, _ = whole
+    at = diary.events.index
+    assert at(('save', 3)) < at(('draw', 5)) < at(('saved', 3)) < at(('save', 6)) < at(('saved', 6))
+    assert [saving for kind, saving in diary.events if kind == 'look'] == [None, None, None, 3, 3, 3, 6]
+    assert diary.events[-1] == ('goodput', 7) and at(('save', 7)) + 1 == at(('saved', 7))
+
+
+def test_a_run_that_ends_waits_for_its_save_and_says_whether_it_could():
+    diary = Diary()
+    diary.could = False
+    diary, error = run(LoopConfig(num_steps=7, save_every=9), ask=asks(ends=2), diary=diary)
+    assert str(error).startswith('preempted at step 3, which could not be saved')
+    assert diary.events[-2:] == [('saved', 3), ('goodput', 3)]
+
+
+def test_at_the_last_step_there_is_nothing_to_end():
+    diary, last = run(LoopConfig(num_steps=3), ask=asks(ends=3))
+    assert int(last.step) == 3 and diary.steps('save') == [3]
+
+
+def test_a_run_that_is_asked_to_save_does_and_goes_on():
+    diary, last = run(LoopConfig(num_steps=9, save_every=5), ask=asks(saves=(2, 7)))
+    assert diary.steps('save') == [3, 5, 8, 9] and int(last.step) == 9
+
+
+def test_goodput_is_written_at_every_evaluation_and_at_the_end_and_adds_up(whole):
+    diary, _ = whole
+    assert diary.steps('goodput') == [2, 4, 6, 7]
+    row = diary.rows['goodput', 7]
+    assert sum(value for name, value in row.items() if name != 'goodput/seconds') == pytest.approx(1)
+    assert row['goodput/compile'] > 0 and row['goodput/evaluation'] > 0 and row['goodput/checkpoint'] > 0
+
+
+def test_the_tracer_is_told_every_step():
+    told = []
+    run(LoopConfig(num_steps=4, save_every=2), trace=lambda step, before: told.append((step, before is None)))
+    assert told == [(1, True), (2, False), (3, True), (4, False)]
+
+
+@pytest.mark.parametrize('field', ['num_steps', 'log_every', 'save_every', 'keep'])
+def test_what_cannot_be_is_refused(field):
+    with pytest.raises(ConfigError, match=f'{field}=0: must be at least 1'):
+        LoopConfig(**{'num_steps': 3, field: 0})
+
+
+@dataclasses.dataclass
+class Measured:
+    figures: dict
+    videos: list
+
+
+def test_a_health_check_is_written_shown_and_rings():
+    """It measures what is kept for inference, the average where there is one."""
+    seen = []
+
+    def health(params):
+        seen.append(params['trainable']['head']['kernel'])
+        return Measured({'energy': 0.2, 'psnr': 30.0}, [('heldout_0', np.zeros((1, 8, 8, 3), np.uint8))])
+
+    alarm = AlarmConfig(after_step=3, update_ratio=1e9)
+    diary, last = run(LoopConfig(num_steps=4, eval_every=2, alarm=alarm), validation=True, health=health)
+    assert diary.steps('health') == [2, 4] and int(last.step) == 4
+    assert [diary.rows['health', step]['health/alarms'] for step in (2, 4)] == [0, 1]
+    assert diary.rows['health', 4]['health/energy'] == 0.2 and diary.rows['health', 4]['health/update_ratio'] > 0
+    assert [video[:2] for video in diary.videos] == [(2, 'heldout_0'), (4, 'heldout_0')]
+    assert any('ALARM at step 4: energy 0.2 is below 0.6' in line for line in diary.lines)
+    np.testing.assert_array_equal(seen[1], diary.states[4].ema['head']['kernel'])
+    stop = dataclasses.replace(alarm, stop=True, after_step=2)
+    diary, last = run(LoopConfig(num_steps=4, eval_every=2, alarm=stop), validation=True, health=health)
+    assert isinstance(last, CollapseError) and 'step 2: energy 0.2 is below 0.6' in str(last)
+    assert diary.steps('log') == [1, 2] and diary.steps('health') == [2]

@@ -1,0 +1,184 @@
+"""The mapping engine: sizes by majority, one error for everything, layers stacked, and back again."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax.core import axes
+from fv_jax.weights.formats.memory_map import Storage, StoredTensor
+from fv_jax.weights.layouts import key_table
+from fv_jax.weights.layouts.key_table import Layout, Row, Table
+
+
+class Net(nnx.Module):
+    """Two layers of 2 -> 3, stacked, and a norm."""
+
+    def __init__(self):
+        self.kernel = axes.param(np.zeros((2, 2, 3), np.float32), (None, None, None))
+        self.bias = axes.param(np.zeros((2, 3), np.float32), (None, None))
+        self.scale = axes.param(np.zeros(3, np.float32), (None,))
+
+
+# The mean and half of the difference: a parameter of two tensors.
+MEAN = Layout(lambda a, b: (a + b) / 2, lambda p, shapes: (p - 1, p + 1))
+TABLE = Table(
+    [
+        Row('kernel', (('layer.{i}.weight', (3, 2)),), key_table.linear),
+        Row('bias', (('layer.{i}.bias', (3,)),), key_table.vector),
+        Row('scale', (('norm.weight', (3,)), ('norm.extra', (3,))), MEAN),
+    ],
+    layers=2,
+)
+
+
+def stored(array):
+    array = np.asarray(array)
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    return StoredTensor(array.shape, array.dtype, Storage(array.reshape(-1)), 0, strides)
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    shapes = {'layer.0.weight': (3, 2), 'layer.0.bias': (3,), 'layer.1.weight': (3, 2), 'layer.1.bias': (3,)}
+    shapes |= {'norm.weight': (3,), 'norm.extra': (3,)}
+    return {key: rng.standard_normal(shape).astype(np.float16) for key, shape in shapes.items()}
+
+
+def load(arrays, table=TABLE):
+    tensors = {key: stored(x) for key, x in arrays.items()}
+    key_table.check('file.pt', tensors, table)
+    specs = {name: leaf for name, (_, leaf) in key_table.leaves_of(nnx.state(nnx.eval_shape(Net))).items()}
+    return key_table.module_of(nnx.eval_shape(Net), key_table.parameters(tensors, table, specs))
+
+
+def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):
+    net = load(arrays)
+    for i in range(2):
+        np.testing.assert_array_equal(net.kernel[i], arrays[f'layer.{i}.weight'].astype(np.float32).T)
+        np.testing.assert_array_equal(net.bias[i], arrays[f'layer.{i}.bias'].astype(np.float32))
+    np.testing.assert_array_equal(net.scale[...], (arrays['norm.weight'] + arrays['norm.extra']) / 2)
+    assert {str(leaf.dtype) for _, leaf in nnx.to_flat_state(nnx.state(net))} == {'float32'}
+
+
+def test_and_back(arrays):
+    arrays['norm.extra'] = arrays['norm.weight'] + 2
+    values = key_table.parameters_of(nnx.state(load(arrays)))
+    specs, tensors = key_table.official(values, TABLE)
+    back = dict(tensors)
+    assert specs.keys() == back.keys() == arrays.keys()
+    for key, array in arrays.items():
+        assert (back[key].shape, back[key].dtype) == (specs[key].shape, specs[key].dtype) == (array.shape, np.float32)
+        assert back[key].flags.c_contiguous
+        np.testing.assert_allclose(back[key], array, atol=2e-3 if 'norm' in key else 0)
+    _, tensors = key_table.official(values, TABLE, np.dtype(np.float16))
+    assert {tensor.dtype for _, tensor in tensors} == {np.dtype(np.float16)}
+
+
+def test_other_parameters_than_the_table_s_are_not_written(arrays):
+    values = key_table.parameters_of(nnx.state(load(arrays)))
+    values['more'] = values.pop('bias')
+    with pytest.raises(ValueError, match='not the parameters of this network: bias, more'):
+        key_table.official(values, TABLE)
+
+
+def test_a_file_s_own_names_and_zeros_for_what_it_has_not(arrays):
+    names = {'layer.1.weight': 'layer.1.plain', 'layer.0.bias': None}
+    table = Table(TABLE.rows, 2, names)
+    arrays['layer.1.plain'] = arrays.pop('layer.1.weight')
+    del arrays['layer.0.bias']
+    net = load(arrays, table)
+    np.testing.assert_array_equal(net.kernel[1], arrays['layer.1.plain'].astype(np.float32).T)
+    np.testing.assert_array_equal(net.bias[0], np.zeros(3))
+    specs, tensors = key_table.official(key_table.parameters_of(nnx.state(net)), table)
+    assert specs.keys() == dict(tensors).keys() == arrays.keys()
+    del arrays['layer.1.plain']
+    with pytest.raises(key_table.KeysError, match=r'1 missing:\n  layer.1.plain'):
+        load(arrays, table)
+
+
+def test_nothing_is_made_before_it_is_asked_for():
+    made = []
+    lazy = {'kernel': (2, 2, 3), 'bias': (2, 3), 'scale': (3,)}
+    values = {
+        name: key_table.Parameter(shape, np.dtype(np.float32), lambda n=name, s=shape: made.append(n) or np.zeros(s))
+        for name, shape in lazy.items()
+    }
+    _, tensors = key_table.official(values, TABLE)
+    assert not made
+    assert next(tensors)[0] == 'layer.0.weight' and made == ['kernel']
+
+
+def test_all_that_is_wrong_is_listed_at_once(arrays):
+    del arrays['layer.0.bias'], arrays['norm.extra']
+    arrays |= {'layer.2.bias': np.zeros(3), 'other': np.zeros(3), 'layer.1.weight': np.zeros((2, 3))}
+    arrays['norm.weight'] = np.zeros(3, np.int64)
+    with pytest.raises(ValueError) as error:
+        load(arrays)
+    assert str(error.value) == (
+        'file.pt: not the tensors of the network that its shapes imply\n'
+        '2 unknown:\n  layer.2.bias\n  other\n'
+        '2 missing:\n  layer.0.bias\n  norm.extra\n'
+        '2 misshapen:\n'
+        '  layer.1.weight: (2, 3) float64, expected (3, 2) floating point\n'
+        '  norm.weight: (3,) int64, expected (3,) floating point'
+    )
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'model.diffusion_model.transformer.position_embeddings.weight',
+        'model.diffusion_model.mixins.pos_embed.freqs_sin',
+        'model.diffusion_model.mixins.pos_embed.freqs_cos',
+        'loss.discriminator.weight',
+        'first_stage_model.encoder.conv_in.conv.weight',
+        'conditioner.embedders.0.transformer.shared.weight',
+    ],
+)
+def test_known_unused_keys_are_passed_over(arrays, key):
+    load(arrays | {key: np.zeros(3)})
+    with pytest.raises(ValueError, match=r'1 unknown:\n  my_'):
+        load(arrays | {f'my_{key.rpartition(".")[2]}': np.zeros(3)})
+
+
+def test_conv_kernels_become_channels_last():
+    x = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
+    made = key_table.conv.make(x)
+    assert made.shape == (4, 5, 6, 3, 2)
+    assert made[1, 2, 3, 2, 1] == x[1, 2, 1, 2, 3]
+    np.testing.assert_array_equal(key_table.conv.take(made, (x.shape,))[0], x)
+
+
+def test_a_patch_convolution_becomes_a_linear_of_channel_row_column():
+    x = np.arange(5 * 3 * 2 * 2).reshape(5, 3, 2, 2)
+    made = key_table.linear.make(x)
+    assert made.shape == (12, 5)
+    assert made[(1 * 2 + 1) * 2 + 0, 4] == x[4, 1, 1, 0]
+    np.testing.assert_array_equal(key_table.linear.take(made, (x.shape,))[0], x)
+
+
+def test_low_rank_matrices_of_three_parts():
+    rng = np.random.default_rng(0)
+    a, b = ([rng.standard_normal(shape) for _ in range(3)] for shape in ((2, 7), (5, 2)))
+    made_a, made_b = key_table.lora_a.make(*a), key_table.lora_b.make(*b)
+    assert made_a.shape == (7, 3, 2) and made_b.shape == (3, 2, 5)
+    expected = np.concatenate([y @ x for x, y in zip(a, b, strict=True)])  # rows: q, k, v
+    product = np.einsum('ipr,pro->ipo', made_a, made_b)
+    np.testing.assert_allclose(product.reshape(7, 15).T, expected)
+    for layout, made, parts in ((key_table.lora_a, made_a, a), (key_table.lora_b, made_b, b)):
+        for mine, part in zip(layout.take(made, tuple(x.shape for x in parts)), parts, strict=True):
+            np.testing.assert_array_equal(mine, part)
+
+
+def test_the_common_size_outvotes_a_misshapen_tensor():
+    tensors = {f'layer.{i}.weight': stored(np.zeros((3, 2))) for i in range(3)} | {'norm': stored(np.zeros(4))}
+    assert key_table.common_size(tensors, [('norm', 0), ('layer.*.weight', 0)], default=9) == 3
+    assert key_table.common_size(tensors, [('layer.*.weight', 1)], default=9) == 2
+    assert key_table.common_size(tensors, [('nothing', 0), ('norm', 1)], default=9) == 9
+
+
+def test_the_common_count():
+    tensors = {f'a.{i}.x': None for i in range(12)} | {f'b.{i}': None for i in range(12)} | {'c.99': None}
+    assert key_table.common_count(tensors, ['a.{i}.x', 'b.{i}', 'c.{i}'], default=5) == 12
+    assert key_table.common_count(tensors, ['d.{i}'], default=5) == 5

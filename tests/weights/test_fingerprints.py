@@ -1,0 +1,72 @@
+"""Digests of networks: of the numbers, not of the file."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fv_jax import weights
+from fv_jax.models.vae import VAEConfig
+from fv_jax.text.encoder import TextConfig
+from fv_jax.weights import reader
+from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.layouts import key_table
+from fv_jax.weights.layouts.key_table import Parameter
+from fv_jax.weights.text_encoders import open_text_encoder, text_stamp
+from tests.sampling import tiny
+from tests.small_text import make_folder
+
+VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def digest(**arrays):
+    return parameters_digest({k: Parameter(x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()})
+
+
+def test_a_digest_is_of_names_shapes_and_values():
+    known = digest(a=VALUES, b=VALUES)
+    assert len(known) == 16 and int(known, 16) >= 0
+    assert digest(b=VALUES, a=VALUES) == known
+    changed = VALUES.copy()
+    changed[1, 2] = np.nextafter(changed[1, 2], 9)
+    others = [digest(a=VALUES, b=changed), digest(a=VALUES, c=VALUES), digest(a=VALUES, b=VALUES.reshape(3, 2))]
+    assert len({known, *others}) == 4
+
+
+def test_what_a_number_is_kept_in_does_not_matter():
+    for dtype in (np.float16, jnp.bfloat16, np.float64, '>f4'):
+        assert digest(a=VALUES.astype(dtype)) == digest(a=VALUES)
+    assert digest(a=np.asfortranarray(VALUES)) == digest(a=VALUES)
+
+
+def test_a_vae_has_one_digest_in_every_kind_of_file(tmp_path):
+    config = VAEConfig(base_channels=32, multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=4)
+    graphdef, abstract = nnx.split(reader.shapes(config))
+    network = nnx.merge(graphdef, tiny.random(abstract, 0.2))
+    known = parameters_digest(key_table.parameters_of(nnx.state(network)))
+    for name in ('3d-vae.pt', 'vae.safetensors'):
+        weights.save_official(tmp_path / name, network)
+        assert weights.vae_digest(str(tmp_path / name)) == known
+    path = str(tmp_path / 'ours.safetensors')
+    tiny.save_vae(tmp_path / 'ours.safetensors')
+    ours = weights.vae_digest(path)
+    assert ours == parameters_digest(key_table.parameters_of(nnx.state(weights.load_vae(path))))
+    assert ours != known != weights.vae_digest('embedded') != ours
+
+
+def test_a_dit_is_no_vae(tmp_path):
+    config = dataclasses.replace(tiny.DIT, num_layers=2)
+    graphdef, abstract = nnx.split(reader.shapes(config))
+    weights.save_official(tmp_path / 'stage2.pt', nnx.merge(graphdef, tiny.random(abstract, 0.2)))
+    with pytest.raises(ValueError, match='holds a DiT, not a VAE'):
+        weights.vae_digest(str(tmp_path / 'stage2.pt'))
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_a_text_encoder_is_known_without_being_opened(tmp_path, masked):
+    t5 = TextConfig(str(make_folder(tmp_path / 't5')), length=9, masked=masked, dtype='float32')
+    for config in (t5, TextConfig('bytes', length=5, dim=16)):
+        opened, stamp = open_text_encoder(config), text_stamp(config)
+        assert (stamp.digest, stamp.length, stamp.dim) == (opened.digest, opened.length, opened.dim)

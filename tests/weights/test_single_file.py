@@ -1,0 +1,88 @@
+"""Our own VAE files: there and back, small, and refused when they are not one."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from fv_jax import weights
+from fv_jax.weights import single_file
+from fv_jax.weights.layouts import key_table
+from tests.sampling import tiny
+
+
+def params(network):
+    return nnx.to_pure_dict(nnx.split(network)[1])
+
+
+@pytest.fixture
+def path(tmp_path):
+    found = tmp_path / 'vae.safetensors'
+    tiny.save_vae(found)
+    return found
+
+
+def test_there_and_back_to_sixteen_bits(path):
+    network = tiny.vae()
+    back = weights.load_vae(str(path))
+    assert back.config == network.config
+    leaves = zip(jax.tree.leaves(params(back)), jax.tree.leaves(params(network)), strict=True)
+    for after, before in leaves:
+        assert after.dtype == np.float32
+        np.testing.assert_array_equal(after, np.asarray(before).astype(np.float16))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params(network)))
+    assert 2 * count < path.stat().st_size < 2 * count + 40_000
+    x = np.zeros((1, 1, 8, 8, 3), np.float32)
+    assert back.encoder(x, {})[0].shape == (1, 1, 1, 1, 2 * tiny.VAE_CONFIG.latent_channels)
+
+
+def test_saved_numbers_save_to_the_same_file(path, tmp_path):
+    again = tmp_path / 'again.safetensors'
+    single_file.write(again, key_table.parameters_of(nnx.state(single_file.load(path))), tiny.VAE_CONFIG)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def changed(path, change):
+    tensors = load_file(path)
+    name = next(iter(sorted(tensors)))
+    change(tensors, name)
+    metadata = single_file.metadata(path)
+    save_file(tensors, path, metadata)
+    return name
+
+
+def test_a_file_that_is_not_whole_is_refused(path):
+    name = changed(path, lambda tensors, name: tensors.pop(name))
+    with pytest.raises(ValueError, match=f'{name} is absent in the file, the network needs'):
+        single_file.load(path)
+
+
+def test_a_tensor_of_another_shape_is_refused(path):
+    name = changed(path, lambda tensors, name: tensors.update({name: np.zeros(3, np.float16)}))
+    with pytest.raises(ValueError, match=rf'{name} is \(3,\) in the file'):
+        single_file.load(path)
+
+
+def test_a_tensor_too_many_is_refused(path):
+    changed(path, lambda tensors, name: tensors.update(more=np.zeros(3, np.float16)))
+    with pytest.raises(ValueError, match=r'more .1 in all. is not a part of the network'):
+        single_file.load(path)
+
+
+def test_what_is_no_vae_of_ours_is_refused(tmp_path):
+    text = tmp_path / 'text.safetensors'
+    text.write_text('no weights')
+    with pytest.raises(ValueError, match=r'text.safetensors: not a safetensors file'):
+        single_file.load(text)
+    other = tmp_path / 'other.safetensors'
+    save_file({'x': np.zeros(3)}, other)
+    with pytest.raises(ValueError, match='holds no network of this project'):
+        single_file.load(other)
+    with pytest.raises(FileNotFoundError, match='none'):
+        weights.load_vae(str(tmp_path / 'none.safetensors'))
+
+
+def test_which_file_a_configuration_means(tmp_path):
+    assert weights.vae_path('embedded').name == 'vae_tiny.safetensors'
+    assert weights.vae_path(str(tmp_path / '3d-vae.pt')) == tmp_path / '3d-vae.pt'

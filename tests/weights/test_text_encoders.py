@@ -1,0 +1,110 @@
+"""The one door to the text encoders: what is opened, what names it, that it can be let go."""
+
+import gc
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from fv_jax.text.encoder import TextConfig
+from fv_jax.text.hash_encoder import BytesEncoder
+from fv_jax.weights.layouts import t5_folder
+from fv_jax.weights.text_encoders import open_text_encoder, t5_digest
+from tests.compiling import compiled
+from tests.small_text import LINES, SMALL, make_folder, random_t5, spiece
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp('text') / 't5')
+
+
+def test_bytes():
+    encoder = open_text_encoder(TextConfig('bytes'))
+    assert isinstance(encoder, BytesEncoder) and (encoder.length, encoder.dim) == (16, 64)
+    assert encoder.digest == BytesEncoder().digest
+    encoder = open_text_encoder(TextConfig('bytes', length=4, dim=32))
+    assert encoder.encode(['a b']).shape == (1, 4, 32)
+
+
+def test_t5_encodes_any_number_of_texts_each_for_itself(folder):
+    encoder = open_text_encoder(TextConfig(str(folder), length=9, dtype='float32'))
+    texts = [*LINES, *(line[:20] for line in LINES), '', 'left', 'right', 'up']
+    out = encoder.encode(texts)
+    assert out.shape == (10, 9, SMALL.embed_dim) == (len(texts), encoder.length, encoder.dim)
+    assert out.dtype == np.float32 and encoder.encode([]).shape == (0, 9, SMALL.embed_dim)
+    np.testing.assert_allclose(out[8:], encoder.encode([*texts[8:]]), atol=1e-6)
+    np.testing.assert_allclose(encoder.encode([texts[9], texts[0]]), out[[9, 0]], atol=1e-5)
+    assert encoder.truncation('left') is None and encoder.truncation(LINES[0]).used == 8
+
+
+def test_t5_as_it_is_by_default(folder):
+    encoder = open_text_encoder(TextConfig(str(folder)))
+    assert encoder.length == 226 and not np.array_equal(encoder.encode(['left']), encoder.encode(['right']))
+
+
+def test_the_mask_is_a_choice(folder):
+    plain, masked = (
+        open_text_encoder(TextConfig(str(folder), length=9, masked=m, dtype='float32')) for m in (False, True)
+    )
+    assert np.abs(plain.encode(['left']) - masked.encode(['left'])).max() > 1e-3
+    assert plain.digest != masked.digest
+
+
+def test_t5_is_released_with_its_last_reference(folder):
+    """Sampling drops T5 before the DiT runs: no cache may keep its weights."""
+    before = {id(array) for array in jax.live_arrays()}
+    encoder = open_text_encoder(TextConfig(str(folder), length=9))
+    encoder.encode(['left'])
+    held = [array.shape for array in jax.live_arrays() if id(array) not in before]
+    assert (SMALL.vocab_size, SMALL.embed_dim) in held
+    del encoder
+    gc.collect()  # as sampling does
+    assert [array.shape for array in jax.live_arrays() if id(array) not in before] == []
+
+
+def test_a_t5_that_is_opened_again_compiles_nothing(folder):
+    config = TextConfig(str(folder), length=7, dtype='float32')
+    with compiled() as first:
+        once = open_text_encoder(config).encode([LINES[0], 'a' * 7])
+    with compiled() as second:
+        again = open_text_encoder(config).encode(['b' * 7, LINES[0]])
+    assert len(first) > 0 and not second
+    np.testing.assert_allclose(again[1], once[0], atol=1e-6)
+
+
+def test_the_digest_names_what_the_embeddings_depend_on(folder, tmp_path):
+    known = t5_digest(folder, 9, False)
+    assert len(known) == 16 and known == open_text_encoder(TextConfig(str(folder), length=9)).digest
+    # Not what does not matter: where the folder is, how its tensors are spread, what it computes in.
+    copy = make_folder(tmp_path / 'copy', shard_bytes=3000)
+    assert t5_digest(copy, 9, False) == known
+    assert open_text_encoder(TextConfig(str(folder), length=9, dtype='float32')).digest == known
+    others = {known, t5_digest(folder, 10, False), t5_digest(folder, 9, True)}
+    t5_folder.save(copy, random_t5(seed=1))
+    others.add(t5_digest(copy, 9, False))
+    shutil.copytree(folder, tmp_path / 'other')
+    (tmp_path / 'other' / 'spiece.model').write_bytes(spiece(pad_id=0, unk_surface='?'))
+    others.add(t5_digest(tmp_path / 'other', 9, False))
+    config = tmp_path / 'other' / 'config.json'
+    config.write_text(config.read_text().replace('1e-06', '1e-05'))
+    others.add(t5_digest(tmp_path / 'other', 9, False))
+    assert len(others) == 6
+
+
+def test_wrong_folders_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="encoder='': no text encoder"):
+        open_text_encoder(TextConfig())
+    with pytest.raises(FileNotFoundError, match=r"byts: no such folder; a text encoder is 'bytes' or a T5 folder"):
+        open_text_encoder(TextConfig('byts'))
+    with pytest.raises(FileNotFoundError, match=r'holds no spiece\.model, the tokenizer'):
+        open_text_encoder(TextConfig(str(tmp_path)))
+    shutil.copytree(folder, tmp_path / 't5')
+    config = tmp_path / 't5' / 'config.json'
+    config.write_text(config.read_text().replace('"vocab_size": 50', '"vocab_size": 30'))
+    with pytest.raises(ValueError, match='the tokenizer has 40 ids and the network 30; they are not of one model'):
+        open_text_encoder(TextConfig(str(tmp_path / 't5')))
+    (tmp_path / 't5' / 'spiece.model').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'spiece\.model: not a SentencePiece model'):
+        open_text_encoder(TextConfig(str(tmp_path / 't5')))
