@@ -52,7 +52,7 @@ from fv_jax.planning import step_cost
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.protocol import Batch
 from fv_jax.stages.super_res import SuperRes
-from fv_jax.training import state, trainer
+from fv_jax.training import state
 from fv_jax.training.monitoring.collapse import CollapseError
 from fv_jax.training.monitoring.goodput import Goodput
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics
@@ -66,6 +66,8 @@ from fv_jax.training.run.launch_record import record_start
 from fv_jax.training.run.save_policy import Saver
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
 from fv_jax.training.run.workdir import check_folder, claim_folder
+from fv_jax.training.trainer import Trainer
+from fv_jax.training.validation import Validation
 from fv_jax.weights import trained_runs
 
 
@@ -190,7 +192,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
         Watchdog(goodput, 60 * config.loop.stuck_minutes, saving_since=lambda: checkpoints.saving_since),
         saver,
     ):
-        training = trainer.Loop(
+        trainer = Trainer(
             stage=parts.stage,
             network=parts.network,
             optim=config.optim,
@@ -198,19 +200,19 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
             rules=parts.rules,
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
             writer=writer,
-            draw=batches.train,
-            saves=saver,
+            make_batches=batches.train,
+            checkpointer=saver,
             restore=functools.partial(_restore, parts, workdir, checkpoints),
-            keep=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests, _say),
-            ask=lambda step: votes(how.preemption.noticed(step), saver.due()),
-            trace=profiler,
+            dump_bad_step=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests, _say),
+            poll_signals=lambda step: votes(how.preemption.noticed(step), saver.due()),
+            profile=profiler,
             progress=progress,
             goodput=goodput,
             validation=validation,
-            work=step_cost.training(parts, vae.config if vae else None),
+            step_cost=step_cost.training(parts, vae.config if vae else None),
             shardings=parts.shardings,
         )
-        training.run(train_state)
+        trainer.run(train_state)
     if bad.found:
         _say(f'{len(bad.found)} bad record(s) were skipped')
     _say(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}')
@@ -229,7 +231,7 @@ def _introduce(parts: Assembly, train_state: state.TrainState) -> None:
     _say(f'{"going on from" if step else "starting at"} step {step} of {config.loop.num_steps}')
 
 
-def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> trainer.Validation:
+def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> Validation:
     _say(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
     encoded = [parts.stage.encode(batch) for batch in heldout]
     health = None
@@ -244,7 +246,7 @@ def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) ->
             key=jax.random.fold_in(jax.random.key(parts.config.seed), 2),
             to_host=functools.partial(arrays.to_host, placement=parts.placement),
         )
-    return trainer.Validation(encoded, functools.partial(_videos, vae, parts.placement), health=health)
+    return Validation(encoded, functools.partial(_videos, vae, parts.placement), health=health)
 
 
 def _restore(parts: Assembly, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:

@@ -170,7 +170,7 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
         preemption.after_the_step(),
         Watchdog(goodput, 60 * config.loop.stuck_minutes),
     ):
-        last = trainer.Loop(
+        last = trainer.Trainer(
             stage=parts.stage,
             network=parts.network,
             optim=config.optim,
@@ -178,12 +178,12 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
             rules=parts.rules,
             key=key,
             writer=writer,
-            draw=lambda step, order: itertools.cycle(batches),
-            saves=saver,
+            make_batches=lambda step, order: itertools.cycle(batches),
+            checkpointer=saver,
             restore=lambda: None,
-            keep=lambda case: None,
-            ask=lambda step: votes(preemption.noticed(step), saver.due()),
-            trace=turns,
+            dump_bad_step=lambda bad_step: None,
+            poll_signals=lambda step: votes(preemption.noticed(step), saver.due()),
+            profile=turns,
             goodput=goodput,
             shardings=parts.shardings,
         ).run(new_state(parts))

@@ -11,11 +11,13 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.core.exit_codes import PreemptedError
+from fv_jax.training.config import LoopConfig
 from fv_jax.training.monitoring.anomalies import BadStepsConfig
 from fv_jax.training.monitoring.collapse import AlarmConfig, CollapseError
 from fv_jax.training.optimizer import OptimConfig
 from fv_jax.training.progress import Progress
-from fv_jax.training.trainer import Loop, LoopConfig, Validation
+from fv_jax.training.trainer import Trainer
+from fv_jax.training.validation import Validation
 from tests.training import toy
 
 OPTIM = OptimConfig(learning_rate=0.3, clip_norm=1e3, ema_decay=0.9, lr_schedule='cosine')
@@ -98,7 +100,7 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
     stage, diary = toy.Toy(noise=0.1), diary or Diary()
     network, new, _ = toy.new(stage, optim, config.num_steps)
     state = new if state is None else jax.tree.map(jnp.array, state)
-    loop = Loop(
+    trainer = Trainer(
         stage=stage,
         network=network,
         optim=optim,
@@ -106,10 +108,10 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
         rules=toy.RULES,
         key=jax.random.key(1),
         writer=diary,
-        draw=functools.partial(diary.draw, bad or {}),
-        saves=diary,
+        make_batches=functools.partial(diary.draw, bad or {}),
+        checkpointer=diary,
         restore=diary.restore,
-        keep=diary.keep,
+        dump_bad_step=diary.keep,
         progress=Progress.of(progress or {}),
         **more,
         validation=Validation([stage.encode(toy.batch(s)) for s in (90, 91)], show, 12.0, health)
@@ -117,7 +119,7 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
         else None,
     )
     try:
-        last = loop.run(state)
+        last = trainer.run(state)
     except (FloatingPointError, CollapseError, PreemptedError) as error:
         last = error
     diary.wait()  # as the context around a run does
@@ -204,8 +206,8 @@ def test_a_step_that_is_not_finite_is_left_out_counted_and_kept(batch, name, who
     assert [diary.rows['log', step]['bad_steps'] for step in range(1, 8)] == [0, 0, 1, 1, 1, 1, 1]
     assert diary.rows['log', 3]['update_norm'] == 0 and np.isfinite(diary.rows['log', 3]['param_norm'])
     (case,) = diary.cases
-    assert (case.step, case.finding.kind, case.finding.enough) == (3, 'bad step', False)
-    assert name in case.finding.reason and any(f'BAD STEP at step 3: {name}' in line for line in diary.lines)
+    assert (case.step, case.anomaly.kind, case.anomaly.enough) == (3, 'bad step', False)
+    assert name in case.anomaly.reason and any(f'BAD STEP at step 3: {name}' in line for line in diary.lines)
     np.testing.assert_array_equal(case.batch['x'], toy.batch(2)['x'])
     assert diary.progress[7]['bad_steps'] == 1
     # The steps before and the one after are those of a run without it.
@@ -303,15 +305,15 @@ def asks(ends=None, saves=()):
 def test_a_run_that_is_asked_to_end_saves_and_ends_and_goes_on_as_if_nothing_had_been(whole):
     """The wish is read with the step's metrics, when the next is under way: that one is finished."""
     config = LoopConfig(num_steps=7, save_every=3, eval_every=2)
-    diary, error = run(config, validation=True, ask=asks(ends=3))
+    diary, error = run(config, validation=True, poll_signals=asks(ends=3))
     # Step 3 was to be saved, so it was read at once; what is asked at step 4 is read there, for it is evaluated.
     assert isinstance(error, PreemptedError) and str(error).startswith('preempted at step 3, which is saved')
     assert diary.steps('save') == [3] and diary.steps('goodput')[-1] == 3
-    diary, error = run(config, validation=True, ask=asks(ends=4))
+    diary, error = run(config, validation=True, poll_signals=asks(ends=4))
     assert 'step 4' in str(error) and diary.steps('save') == [3, 4]
     # What is evaluated comes after what is saved: there may be seconds left.
     assert diary.events.index(('save', 4)) < diary.events.index(('eval', 4))
-    diary, error = run(LoopConfig(num_steps=7, save_every=9), ask=asks(ends=1))
+    diary, error = run(LoopConfig(num_steps=7, save_every=9), poll_signals=asks(ends=1))
     assert 'step 2' in str(error) and diary.steps('save') == [2]
     _, last = run(LoopConfig(num_steps=7, save_every=9), state=diary.states[2], progress=diary.progress[2])
     for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(whole[1]), strict=True):
@@ -329,18 +331,18 @@ def test_a_save_goes_on_beside_the_steps_until_another_or_the_end(whole):
 def test_a_run_that_ends_waits_for_its_save_and_says_whether_it_could():
     diary = Diary()
     diary.could = False
-    diary, error = run(LoopConfig(num_steps=7, save_every=9), ask=asks(ends=2), diary=diary)
+    diary, error = run(LoopConfig(num_steps=7, save_every=9), poll_signals=asks(ends=2), diary=diary)
     assert str(error).startswith('preempted at step 3, which could not be saved')
     assert diary.events[-2:] == [('saved', 3), ('goodput', 3)]
 
 
 def test_at_the_last_step_there_is_nothing_to_end():
-    diary, last = run(LoopConfig(num_steps=3), ask=asks(ends=3))
+    diary, last = run(LoopConfig(num_steps=3), poll_signals=asks(ends=3))
     assert int(last.step) == 3 and diary.steps('save') == [3]
 
 
 def test_a_run_that_is_asked_to_save_does_and_goes_on():
-    diary, last = run(LoopConfig(num_steps=9, save_every=5), ask=asks(saves=(2, 7)))
+    diary, last = run(LoopConfig(num_steps=9, save_every=5), poll_signals=asks(saves=(2, 7)))
     assert diary.steps('save') == [3, 5, 8, 9] and int(last.step) == 9
 
 
@@ -354,7 +356,7 @@ def test_goodput_is_written_at_every_evaluation_and_at_the_end_and_adds_up(whole
 
 def test_the_tracer_is_told_every_step():
     told = []
-    run(LoopConfig(num_steps=4, save_every=2), trace=lambda step, before: told.append((step, before is None)))
+    run(LoopConfig(num_steps=4, save_every=2), profile=lambda step, before: told.append((step, before is None)))
     assert told == [(1, True), (2, False), (3, True), (4, False)]
 
 

@@ -1,4 +1,4 @@
-"""Numbers that go wrong: steps whose loss or gradient is not finite, and losses that leap.
+"""The anomaly guard: steps whose loss or gradient is not finite, and loss spikes.
 
 The step itself leaves the state alone where its numbers are not finite (`step.train_step`). Here the host, which reads
 a step's metrics while the next one runs, counts them and says when it is enough.
@@ -10,8 +10,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Literal
 
+import jax
+
 from fv_jax.core.config import ConfigError
+from fv_jax.stages.protocol import Batch
 from fv_jax.training.progress import Progress
+from fv_jax.training.state import TrainState
 
 WINDOW = 100  # good losses that a spike is measured by
 LEAST = 20  # of them; before, there are no spikes
@@ -44,7 +48,7 @@ class BadStepsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Anomaly:
     """reason: what is wrong, in words. enough: the run cannot go on like this."""
 
     kind: Literal['bad step', 'spike']
@@ -52,14 +56,33 @@ class Finding:
     enough: bool = False
 
 
-class Guard:
+@dataclasses.dataclass(frozen=True)
+class BadStep:
+    """A step with an anomaly, as it is stored for a replay.
+
+    Attributes:
+      step: counted from 1.
+      metrics: what `train_step` returned.
+      batch: encoded. key: what the noise of its examples was folded from.
+      state: after the step, or after the next one where that had been dispatched already.
+    """
+
+    step: int
+    anomaly: Anomaly
+    metrics: dict[str, float]
+    batch: Batch
+    key: jax.Array
+    state: TrainState
+
+
+class AnomalyGuard:
     """Looks at every step's metrics, in order."""
 
     def __init__(self, config: BadStepsConfig, progress: Progress):
         self._config, self._progress = config, progress
         self.in_a_row = 0  # bad steps, up to the last one looked at
 
-    def look(self, values: Mapping[str, float]) -> Finding | None:
+    def look(self, values: Mapping[str, float]) -> Anomaly | None:
         """What is wrong with a step, counted in the progress. `values` are `train_step`'s metrics."""
         progress = self._progress
         wrong = [f'{name} is {values[name]}' for name in ('loss', 'grad_norm') if not math.isfinite(values[name])]
@@ -70,12 +93,12 @@ class Guard:
         if wrong or broken:
             self.in_a_row += 1
             progress.bad_steps += 1
-            return Finding('bad step', (wrong or broken)[0], bool(broken) or self.in_a_row >= self._config.in_a_row)
+            return Anomaly('bad step', (wrong or broken)[0], bool(broken) or self.in_a_row >= self._config.in_a_row)
         self.in_a_row = 0
         reason = self._spike(values['loss'])
         if reason is not None:
             progress.spikes += 1
-            return Finding('spike', reason)
+            return Anomaly('spike', reason)
         progress.losses = [*progress.losses, values['loss']][-WINDOW:]
         return None
 

@@ -22,11 +22,11 @@ from fv_jax.core.files import parse_json
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.parallel import arrays
 from fv_jax.stages import registry
+from fv_jax.training.monitoring.anomalies import BadStep
 from fv_jax.training.monitoring.replay import Replay, replay
 from fv_jax.training.run.datasets import Say
 from fv_jax.training.run.setup import Assembly, RunConfig
 from fv_jax.training.state import Network
-from fv_jax.training.trainer import Case
 
 FOLDER, FILE = 'bad_steps', 'step.npz'
 _BATCH, _KEY, _RECORD = 'batch/', 'key', 'record'
@@ -36,35 +36,37 @@ _UNREADABLE = (
 _FIELDS = {'step', 'kind', 'reason', 'params_step', 'metrics', 'config'}  # of a record
 
 
-def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], say: Say, case: Case) -> None:
+def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], say: Say, bad_step: BadStep) -> None:
     """Writes a bundle. All processes call it. One that cannot be written is said, and costs the run nothing."""
-    folder = workdir / FOLDER / str(case.step)
-    batch = arrays.to_host(case.batch, parts.placement)
+    folder = workdir / FOLDER / str(bad_step.step)
+    batch = arrays.to_host(bad_step.batch, parts.placement)
     config = config_lib.to_dict(parts.config)
     try:
-        params = {'trainable': case.state.trainable, 'frozen': case.state.frozen}
-        Checkpoints(folder).save(case.step, {'params': params}, config, digests)
+        params = {'trainable': bad_step.state.trainable, 'frozen': bad_step.state.frozen}
+        Checkpoints(folder).save(bad_step.step, {'params': params}, config, digests)
         if jax.process_index() == 0:
-            _write(folder / FILE, batch, case, config)
+            _write(folder / FILE, batch, bad_step, config)
     except (CheckpointError, OSError) as error:
-        say(f'WARNING: step {case.step} could not be kept for a replay ({one_line(error)})')
+        say(f'WARNING: step {bad_step.step} could not be kept for a replay ({one_line(error)})')
         return
     say(f'kept for study: python -m fv_jax.train --replay {folder / FILE}')
 
 
-def _write(path: Path, batch: Mapping[str, np.ndarray], case: Case, config: dict[str, Any]) -> None:
+def _write(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, config: dict[str, Any]) -> None:
     record = {
-        'step': case.step,
-        'kind': case.finding.kind,
-        'reason': case.finding.reason,
-        'params_step': int(case.state.step),
-        'metrics': {name: str(value) for name, value in case.metrics.items()},
+        'step': bad_step.step,
+        'kind': bad_step.anomaly.kind,
+        'reason': bad_step.anomaly.reason,
+        'params_step': int(bad_step.state.step),
+        'metrics': {name: str(value) for name, value in bad_step.metrics.items()},
         'config': config,
     }
     # NumPy's files know no bfloat16; float32 holds its numbers exactly.
     plain = {name: x if x.dtype.isbuiltin else x.astype(np.float32) for name, x in batch.items()}
     data = {_BATCH + name: x for name, x in plain.items()}
-    np.savez(path, **data, **{_KEY: np.asarray(jax.random.key_data(case.key)), _RECORD: np.array(json.dumps(record))})
+    np.savez(
+        path, **data, **{_KEY: np.asarray(jax.random.key_data(bad_step.key)), _RECORD: np.array(json.dumps(record))}
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.training import state
+from fv_jax.training.config import LoopConfig
 from fv_jax.training.progress import PROGRESS, Progress
 from fv_jax.training.run.datasets import Say
-from fv_jax.training.trainer import LoopConfig
 
 
 @dataclasses.dataclass

@@ -20,7 +20,8 @@ from fv_jax.parallel.mesh import ParallelConfig
 from fv_jax.parallel.rules import Placement
 from fv_jax.stages import registry
 from fv_jax.stages.protocol import Encoder, Stage
-from fv_jax.training import optimizer, state, trainer
+from fv_jax.training import optimizer, state
+from fv_jax.training.config import LoopConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RunConfig:
     stage: registry.StageConfig
     data: DataConfig
     optim: optimizer.OptimConfig
-    loop: trainer.LoopConfig
+    loop: LoopConfig
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     seed: int = 0
     init_from: str | None = None

@@ -3,7 +3,7 @@
 import pytest
 
 from fv_jax.core.config import ConfigError
-from fv_jax.training.monitoring.anomalies import LEAST, WINDOW, BadStepsConfig, Guard
+from fv_jax.training.monitoring.anomalies import LEAST, WINDOW, AnomalyGuard, BadStepsConfig
 from fv_jax.training.progress import Progress
 
 GOOD = {'loss': 1.0, 'grad_norm': 1.0, 'update_norm': 1.0, 'param_norm': 1.0}
@@ -11,7 +11,7 @@ NAN = float('nan')
 
 
 def test_bad_steps_are_counted_in_a_row_and_in_all():
-    guard = Guard(BadStepsConfig(in_a_row=2), progress := Progress())
+    guard = AnomalyGuard(BadStepsConfig(in_a_row=2), progress := Progress())
     found = [guard.look(GOOD | more) for more in ({}, {'loss': NAN}, {}, {'grad_norm': NAN}, {'loss': NAN}, {})]
     assert [finding and (finding.reason, finding.enough) for finding in found] == [
         None, ('loss is nan', False), None, ('grad_norm is nan', False), ('loss is nan', True), None,
@@ -20,12 +20,12 @@ def test_bad_steps_are_counted_in_a_row_and_in_all():
 
 
 def test_parameters_that_are_not_finite_are_enough():
-    found = Guard(BadStepsConfig(in_a_row=9), Progress()).look(GOOD | {'param_norm': float('inf')})
+    found = AnomalyGuard(BadStepsConfig(in_a_row=9), Progress()).look(GOOD | {'param_norm': float('inf')})
     assert found.enough and found.reason == 'param_norm is inf'
 
 
 def test_spikes():
-    guard = Guard(BadStepsConfig(spike_sigmas=10.0), progress := Progress())
+    guard = AnomalyGuard(BadStepsConfig(spike_sigmas=10.0), progress := Progress())
     losses = [1.0 + 0.01 * (i % 5) for i in range(LEAST)]
     assert guard.look(GOOD | {'loss': 50.0}) is None  # too early to know
     assert all(guard.look(GOOD | {'loss': loss}) is None for loss in losses)
@@ -40,16 +40,16 @@ def test_spikes():
 
 
 def test_the_first_losses_are_too_few_to_tell_a_spike():
-    guard = Guard(BadStepsConfig(), progress := Progress())
+    guard = AnomalyGuard(BadStepsConfig(), progress := Progress())
     for step in range(LEAST):
         assert guard.look(GOOD | {'loss': 1.0 if step else 100.0}) is None
     assert guard.look(GOOD | {'loss': 100.0}).kind == 'spike' and progress.spikes == 1
-    guard = Guard(BadStepsConfig(), Progress(losses=[1.0] * (LEAST - 1)))
+    guard = AnomalyGuard(BadStepsConfig(), Progress(losses=[1.0] * (LEAST - 1)))
     assert guard.look(GOOD | {'loss': 100.0}) is None
 
 
 def test_losses_that_are_all_alike_make_no_spike_of_the_next():
-    guard = Guard(BadStepsConfig(spike_sigmas=10.0), Progress(losses=[2.0] * WINDOW))
+    guard = AnomalyGuard(BadStepsConfig(spike_sigmas=10.0), Progress(losses=[2.0] * WINDOW))
     assert guard.look(GOOD | {'loss': 2.19}) is None  # a tenth: ten times LEAST_SPREAD of the median
     assert guard.look(GOOD | {'loss': 2.21}).kind == 'spike'
 

@@ -12,11 +12,11 @@ import pytest
 from fv_jax.checkpoints import checksums
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core.config import ConfigError
+from fv_jax.training.config import LoopConfig
 from fv_jax.training.progress import Progress
 from fv_jax.training.run import initialization, save_policy
 from fv_jax.training.run.save_policy import Saver
 from fv_jax.training.state import TrainState
-from fv_jax.training.trainer import LoopConfig
 
 
 def train_state(step):

@@ -1,0 +1,98 @@
+"""Evaluation inside a training run: the held-out loss, samples to look at, and the collapse monitor's figures."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from fv_jax.core.parallel_context import Rules
+from fv_jax.stages.protocol import Batch, Stage
+from fv_jax.training.monitoring.collapse import Alarm, AlarmConfig, CollapseError
+from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, eval_line, health_line
+from fv_jax.training.progress import Progress
+from fv_jax.training.state import Network, Params
+from fv_jax.training.step import eval_step, sample_step
+
+Video = tuple[str, np.ndarray]  # its name, uint8 (F, H, W, 3)
+
+
+class Measured(Protocol):
+    """What a health check returns: figures by name, and videos."""
+
+    figures: dict[str, float]
+    videos: Sequence[Video]
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What is evaluated.
+
+    Attributes:
+      batches: encoded held-out batches, the same at every evaluation.
+      show: turns what `Stage.sample` returns into videos for the writer. fps: of those videos.
+      health: measures parameters further, and gives videos in place of `show`'s; None for stages without.
+    """
+
+    batches: Sequence[Batch]
+    show: Callable[[dict[str, jax.Array]], Sequence[Video]]
+    fps: float = 24.0
+    health: Callable[[Params], Measured] | None = None
+
+
+class Validator:
+    """Evaluates parameters and writes the results."""
+
+    def __init__(
+        self,
+        validation: Validation,
+        stage: Stage,
+        network: Network,
+        rules: Rules,
+        key: jax.Array,
+        writer: MetricWriter | NoMetrics,
+        alarm: AlarmConfig,
+        progress: Progress,
+    ):
+        """key: the same noise and times at every evaluation. progress: holds the best losses and the largest update."""
+        self._validation, self._key, self._writer, self._progress = validation, key, writer, progress
+        self._eval_step, self._sample_step = eval_step(stage, network, rules), sample_step(stage, network, rules)
+        self._alarm, self._stop = Alarm(alarm, progress.best), alarm.stop
+
+    def evaluate(self, step: int, params: Params, heartbeat: Callable[[], None]) -> None:
+        """Writes rows `eval/...` and `health/...` and videos of these inference parameters.
+
+        Args:
+          step: of the training run.
+          params: what is sampled with, the moving average where there is one.
+          heartbeat: called after every batch, so that a long evaluation does not look like a stall.
+
+        Raises CollapseError if the collapse monitor reports a fault and the run is configured to stop then.
+        """
+        rows = []
+        for i, batch in enumerate(self._validation.batches):
+            rows.append(self._eval_step(params, batch, self._key, i))
+            heartbeat()
+        names = ['loss', *(name for name in rows[0] if name != 'loss')]
+        means = {f'eval/{name}': float(np.mean([float(row[name]) for row in rows])) for name in names}
+        self._writer.scalars(step, means, eval_line(step, means))
+        if self._validation.health is None:
+            samples = self._sample_step(params, self._validation.batches[0], self._key)
+            self._write_videos(step, self._validation.show(samples))
+            return
+        measured = self._validation.health(params)
+        self._write_videos(step, measured.videos)
+        self._check_health(step, measured.figures | {'update_ratio': self._progress.update_ratio})
+        self._progress.update_ratio = 0.0
+
+    def _write_videos(self, step: int, videos: Sequence[Video]) -> None:
+        for name, frames in videos:
+            self._writer.video(step, name, frames, self._validation.fps)
+
+    def _check_health(self, step: int, figures: dict[str, float]) -> None:
+        wrong = self._alarm.check(step, figures)
+        row = {f'health/{name}': value for name, value in figures.items()} | {'health/alarms': float(len(wrong))}
+        self._writer.scalars(step, row, health_line(step, figures, wrong))
+        if wrong and self._stop:
+            raise CollapseError(f'step {step}: {wrong[0]}; what was saved before it stays')
