@@ -4,8 +4,8 @@
         batch -> step n is dispatched -> the metrics of step n - 1 are read -> checkpoint and evaluation where due
 
 Metrics are read one step late. JAX dispatches asynchronously: reading the metrics of step n right away would wait for
-the device, which would then wait for the host to prepare step n + 1. They are read at once only where the state of step n
-is about to be saved or evaluated, for a bad step must be known before its state becomes a checkpoint.
+the device, which would then wait for the host to prepare step n + 1. They are read at once only where the state of
+step n is about to be saved or evaluated, for a bad step must be known before its state becomes a checkpoint.
 """
 
 import contextlib
