@@ -174,10 +174,10 @@ def test_what_the_compiler_says():
 
 
 def test_the_ceiling_that_heads_of_64_allow():
-    flops = planner.executables.Flops(attention=4e15, linear=1e15)
+    flops = planner.programs.Flops(attention=4e15, linear=1e15)
     for name, share in (('v5e-8', 0.5), ('v6e-8', 0.25), ('h100-8', 1.0)):
         where = slices.parse(name)
-        times = roofline(flops, planner.executables.Flops(), where.chip, where.devices, 64)
+        times = roofline(flops, planner.programs.Flops(), where.chip, where.devices, 64)
         rate = 8 * where.chip.flops
         assert times.peak == pytest.approx(5e15 / rate) and times.ceiling == pytest.approx((4e15 / share + 1e15) / rate)
 
