@@ -1,4 +1,7 @@
-"""fv_jax: FlashVideo in JAX. Text to 1080p video in two stages, trained and sampled on TPU, GPU or CPU."""
+"""fv_jax: FlashVideo in JAX. Text to 1080p video in two stages, trained and sampled on TPU, GPU or CPU.
+
+"model guide" in docstrings and comments is `fv_jax/models/README.md`, by section.
+"""
 
 from typing import TYPE_CHECKING, Any
 

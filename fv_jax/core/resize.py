@@ -1,7 +1,7 @@
 """Bilinear resizing with antialiasing, and the sizes that the networks accept.
 
-A triangle filter of half-pixel centres, widened by the ratio when the image shrinks (FACTS 5.4). Along one axis, with
-r the ratio input/output and w = max(r, 1):
+A triangle filter of half-pixel centres, widened by the ratio when the image shrinks (model guide 5.4). Along one axis,
+with r the ratio input/output and w = max(r, 1):
 
     centre_i = r (i + 1/2)                              (1)
     weight_ij ~ max(0, 1 - |j + 1/2 - centre_i| / w)    (2)   over the input pixels j that exist, each row summing to 1
@@ -74,7 +74,7 @@ def downscale(image_HWC: jax.Array, factor: float) -> jax.Array:
 
 
 def round_to_multiple(size: float, multiple: int = MULTIPLE) -> int:
-    """The largest multiple of `multiple` that is not larger than `size` (FACTS 0)."""
+    """The largest multiple of `multiple` that is not larger than `size` (model guide 0)."""
     rounded = int(size) // multiple * multiple
     if rounded < multiple:
         raise ValueError(f'a side of {size} pixels is too small: at least {multiple} are needed')

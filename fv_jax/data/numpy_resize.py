@@ -5,7 +5,7 @@ of the inputs j weighted by
 
   w_ij = k((j + 1/2 - (i + 1/2) s) / r)                                                         (1)
 
-normalised over j, where k is the triangle (bilinear: the official resize between the stages, FACTS 5.4;
+normalised over j, where k is the triangle (bilinear: the official resize between the stages, model guide 5.4;
 `core/resize.py` is the same in JAX) or Keys' cubic with a = -1/2 (bicubic: sharper, for cutting clips from
 larger film).
 """

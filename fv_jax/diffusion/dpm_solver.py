@@ -1,4 +1,6 @@
-"""Samplers that know only a denoiser: from noise to data over a table of noise (FACTS 5.2).
+"""Samplers that know only a denoiser: from noise to data over a table of noise (model guide 5.2).
+
+DPM-Solver++ is arXiv:2211.01095, DDIM arXiv:2010.02502.
 
 `denoise_fn(x, time) -> x0` is all they are told of the network; how x0 comes about (v, guidance, the rounding of a) is
 decided outside. At step i = 0 ... n - 1 the state is x_i = a_i x0 + s_i eps with s = sqrt(1 - a^2), from a_0 = 0 (pure

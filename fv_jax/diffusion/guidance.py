@@ -1,4 +1,4 @@
-"""Classifier-free guidance: a function that takes denoisers or velocities and returns one.
+"""Classifier-free guidance (arXiv:2207.12598): a function that takes denoisers or velocities and returns one.
 
     guided(x, time) = null + w (cond - null)                       (1)   w = 1 is cond alone
 
@@ -8,7 +8,7 @@ exponent:
 
     constant  w = g                                                (2)   off at g = 1
     cosine    w = 1 + (g - 1) (1 - cos(pi (1 - k/1000)^p)) / 2     (3)   off at g = 1
-    official  w = 1 + g (1 - cos(pi ((n - k)/n)^p)) / 2            (4)   off at g = 0; FACTS 5.2
+    official  w = 1 + g (1 - cos(pi ((n - k)/n)^p)) / 2            (4)   off at g = 0; model guide 5.2
 
 (3) rises from 1 at the noise to g at the data. (4) was meant to, but subtracts the timestep k, up to 999, from the
 number of steps n: the base is negative and large, and w looks random in [1, 1 + g]. The official samples were made

@@ -1,4 +1,4 @@
-"""The zero-terminal-SNR noise schedule (FACTS 5.1).
+"""The noise schedule with zero terminal SNR (arXiv:2305.08891; model guide 5.1).
 
 Over N = 1000 timesteps k, in float64 on the host:
 
@@ -12,8 +12,8 @@ and for any choice of timesteps, from here on in float32, with first and last ta
 so that a, the signal's share, is exactly 0 at timestep 999. The noise's share is sqrt(1 - a^2). Because of (3) the
 table of 51 steps is not a subset of the table of 1000.
 
-The official denoiser does not take the sampler's a but the table of 1000's entry nearest to it (FACTS 5.2), which may
-be that of the timestep before.
+The official denoiser does not take the sampler's a but the table of 1000's entry nearest to it (model guide 5.2), which
+may be that of the timestep before.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """What a network that makes data from noise is trained to predict, and how its predictions carry noise to data.
 
-'v', the official first stage's (FACTS 5.1, 5.2). With a_k the noise table's signal share at timestep k = 0 ... 999,
-exactly 0 at 999, and s_k = sqrt(1 - a_k^2):
+'v' (arXiv:2202.00512), the official first stage's (model guide 5.1, 5.2). With a_k the noise table's signal share at
+timestep k = 0 ... 999, exactly 0 at 999, and s_k = sqrt(1 - a_k^2):
 
     x_k  = a_k data + s_k noise                                          (1)
     v    = a_k noise - s_k data                                          (2)   what the network predicts
@@ -13,7 +13,7 @@ The two sides of (4) are equal: (1) and (2) solved for the data give data = a_k 
 10^-3 near the data. A sampler of `dpm` walks a table of n steps by (3), with a_k rounded to the table of 1000's nearest
 entry, as the official denoiser does.
 
-'flow', the second stage's with noise for a source (`process`, `samplers`):
+'flow' (arXiv:2210.02747), the second stage's with noise for a source (`process`, `samplers`):
 
     x_t      = t noise + (1 - t) data                                    (5)
     velocity = dx/dt = noise - data                                      (6)   what the network predicts

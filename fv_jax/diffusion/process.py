@@ -1,15 +1,18 @@
 """The linear flow between a source and data, the noising of a source, and v.
 
-Time t runs from 1 at the source to 0 at the data:
+Time t runs from 1 at the source to 0 at the data (flow matching, arXiv:2210.02747; between any two distributions,
+rectified flow, arXiv:2209.03003):
 
     x_t = t source + (1 - t) data                 (1)
     velocity = dx/dt = source - data              (2)
 
-A source is made from clean latents z at an index of the noise table with signal share a (`schedules`):
+A source is made from clean latents z at an index of the noise table with signal share a (`noise_schedules`;
+the noise augmentation of a cascade, arXiv:2106.15282):
 
     source = a z + sqrt(1 - a^2) noise            (3)
 
-Noising data by (3) gives the diffusion's own x_k. Its network predicts v, from which x0, the data, follows:
+Noising data by (3) gives the diffusion's own x_k. Its network predicts v (arXiv:2202.00512), from which x0, the data,
+follows:
 
     v  = a noise - sqrt(1 - a^2) data             (4)
     x0 = a x_k - sqrt(1 - a^2) v                  (5)

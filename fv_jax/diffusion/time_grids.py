@@ -1,8 +1,9 @@
-"""Diffusion times: the shift, the grid a solver walks, and the times a training step draws (FACTS 5.3 and 7).
+"""Diffusion times: the shift, the grid a solver walks, and the times a training step draws (model guide 5.3 and 7).
 
 t = 1 at the source, 0 at the data. With w uniform in [0, 1] (1 at the source) and shift s,
 
-    t = s w / (1 + (s - 1) w)         (1)   s > 1 pushes towards the source; the inverse is the same with 1/s
+    t = s w / (1 + (s - 1) w)         (1)   s > 1 pushes towards the source; the inverse is the same with 1/s; it is
+                                            the time shift of arXiv:2403.03206
     grid: w_i = 1 - i/n, i = 0..n     (2)
     timestep = 1000 t                 (3)   what the network embeds
 

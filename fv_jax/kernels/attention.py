@@ -1,6 +1,6 @@
 """The attention that networks call: one entry, and the kernels of each platform behind it.
 
-    out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j]                                  FACTS 1.4
+    out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j]                                  model guide 1.4
 
     cpu   blocked     one head and some hundred queries at a time
     tpu   splash_tpu  JAX's splash kernel

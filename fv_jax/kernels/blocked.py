@@ -1,8 +1,8 @@
 """Attention for a CPU: one head and some hundred queries at a time.
 
 The logits of all heads, 72 MB for 8 heads and 1,500 tokens, cost more to move through memory than to compute. Cut so
-small they stay in the cache; the backward pass computes them again rather than keep them. About twice as fast as the
-formula at once, and memory that grows with M instead of M^2.
+small they stay in the cache; the backward pass recomputes them rather than keep them, as in flash attention
+(arXiv:2205.14135). About twice as fast as the formula at once, and memory that grows with M instead of M^2.
 
 Dimensions: B batch, M tokens, J key tokens, N heads, K head size, Q queries of a block, G blocks.
 """

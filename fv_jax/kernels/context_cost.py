@@ -1,5 +1,7 @@
 """How to attend over a sequence spread over chips: what each way costs, and the cheapest.
 
+The ways are those of `context_parallel`: Ulysses (arXiv:2309.14509), gathered keys, ring attention (arXiv:2310.01889).
+
 With c chips, r = c / u groups of u, B rows of M tokens, N heads of K (N' = N rounded up to a multiple of u), e bytes a
 number, attention at R operations a second, links of W and memory of V bytes a second, one forward pass takes
 

@@ -1,6 +1,8 @@
 """Attention over a sequence whose tokens are spread over a mesh axis of c chips.
 
-    out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j],    m of one chip, j of all             FACTS 1.4
+    out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j],    m of one chip, j of all             model guide 1.4
+
+Ring attention is arXiv:2310.01889, Ulysses arXiv:2309.14509, both at once arXiv:2405.07719.
 
 Text and video are one sequence, cut into equal parts, so that every chip has as much to do; padding is at its end.
 

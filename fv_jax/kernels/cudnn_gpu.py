@@ -1,4 +1,4 @@
-"""Attention for an NVIDIA GPU: cuDNN's flash attention, through `jax.nn`.
+"""Attention for an NVIDIA GPU: cuDNN's flash attention (arXiv:2205.14135), through `jax.nn`.
 
 It computes in bfloat16 or float16; float32 is left to the compiler, at once. There is no attention over a part of the
 keys: `jax.nn` rounds the log-sums to bfloat16, and parts put together by them were 3 % off (0.11.2, H200).

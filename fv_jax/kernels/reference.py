@@ -1,6 +1,6 @@
-"""Attention as the formula reads, in float32: slow, obviously right, the judge of every other kernel.
+"""Attention as the formula (arXiv:1706.03762) reads, in float32: the slow reference that other kernels are tested with.
 
-    out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j]                                  FACTS 1.4
+    out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j]                                  model guide 1.4
 
 Dimensions: B batch, M tokens, N heads, K head size.
 """

@@ -1,4 +1,4 @@
-"""Attention for a TPU: JAX's splash kernel, whole or over a part of the keys.
+"""Attention for a TPU: JAX's splash kernel, whole or over a part of the keys; flash attention (arXiv:2205.14135).
 
 The kernel takes heads of 64 as they are; padded to 128 they would cost twice the memory traffic for nothing. Its
 backward pass is the unfused one: at 106,000 tokens on 4 chips the fused one needs 8 to 23 GiB of temporaries for

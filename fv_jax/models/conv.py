@@ -1,4 +1,4 @@
-"""Convolutions of the causal video VAE (FACTS 4).
+"""Convolutions of the causal video VAE (model guide 4).
 
 Dimensions: B batch, F frames, H height, W width, C channels; kernels are (time, height, width, in, out)
 or (height, width, in, out). A causal convolution sees the present and the past only: the past of a

@@ -1,9 +1,11 @@
-"""The diffusion transformer of both stages: joint attention over text and video tokens (FACTS 1).
+"""The diffusion transformer of both stages: joint attention over text and video tokens (model guide 1).
 
-    e    = time(sinusoid(timestep)) [+ frames(sinusoid(F)) + source(sinusoid(source timestep))]     FACTS 1.1
-    h    = [text W_t + b_t | patches W_p + b_p]                                                     FACTS 1.2
-    h    = h + gate_a attention(modulate_a(norm1 h));  h = h + gate_m mlp(modulate_m(norm2 h))      FACTS 1.3
-    out  = unpatchify(W (modulate(norm(final_norm(h video)))))                                      FACTS 1.6
+DiT is arXiv:2212.09748; a modulation for text and one for video are CogVideoX's, arXiv:2408.06072.
+
+    e    = time(sinusoid(timestep)) [+ frames(sinusoid(F)) + source(sinusoid(source timestep))]     model guide 1.1
+    h    = [text W_t + b_t | patches W_p + b_p]                                                     model guide 1.2
+    h    = h + gate_a attention(modulate_a(norm1 h));  h = h + gate_m mlp(modulate_m(norm2 h))      model guide 1.3
+    out  = unpatchify(W (modulate(norm(final_norm(h video)))))                                      model guide 1.6
 
 Text and video tokens share every weight of a block and have modulations of their own. The network maps
 `(x, timestep, text)` to a tensor shaped like `x`; it does not know whether that is a velocity or v.
@@ -47,7 +49,7 @@ from fv_jax.models.remat import ATTENTION_OUTPUT, BLOCK_INPUT, Remat, rematerial
 from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
 from fv_jax.models.sequence import Layout, Tokens
 
-# Official constants (FACTS 1.3, 1.4, 1.6). They differ, and each is visible in the output.
+# Official constants (model guide 1.3, 1.4, 1.6). They differ, and each is visible in the output.
 BLOCK_NORM_EPS = 1e-5
 FINAL_NORM_EPS = 1e-5
 QK_NORM_EPS = 1e-6
@@ -129,7 +131,7 @@ TINY = DiTConfig(embed_dim=256, num_layers=6, num_heads=4, mlp_dim=1024, cond_di
 
 @typed
 def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
-    """[cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1; float32 (FACTS 1.1)."""
+    """[cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1; float32 (model guide 1.1)."""
     half = dim // 2
     # The exponent is rounded to float32, as the official code does: at a timestep of 1000 the last bit of a frequency
     # is worth 6e-5 of a radian. The exponential itself is rounded once, from float64.
@@ -140,7 +142,7 @@ def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
 
 
 class JointAttention(nnx.Module):
-    """Self-attention over all tokens, with normalised and rotated queries and keys (FACTS 1.4)."""
+    """Self-attention over all tokens, with normalised and rotated queries and keys (model guide 1.4)."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
@@ -170,7 +172,7 @@ class JointAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each between a modulated norm and a gate (FACTS 1.3)."""
+    """Attention and MLP, each between a modulated norm and a gate (model guide 1.3)."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
@@ -213,7 +215,7 @@ class Block(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Norm, modulation and projection to patch features (FACTS 1.6)."""
+    """Norm, modulation and projection to patch features (model guide 1.6)."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
@@ -285,7 +287,7 @@ class DiT(nnx.Module):
     def embed_cond(
         self, timestep_B: jax.Array, num_frames: int, source_timestep_B: jax.Array | None = None
     ) -> Float[Array, 'b e']:
-        """The conditioning vector: timestep, number of LATENT frames and source timestep (FACTS 1.1)."""
+        """The conditioning vector: timestep, number of LATENT frames and source timestep (model guide 1.1)."""
         config = self.config
         if config.embed_source_timestep and source_timestep_B is None:
             raise ValueError('this network embeds the source timestep: pass source_timestep, an index from 0 to 999')
@@ -308,7 +310,7 @@ class DiT(nnx.Module):
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
-        """The joint sequence: text tokens, then patches (FACTS 1.2), then padding."""
+        """The joint sequence: text tokens, then patches (model guide 1.2), then padding."""
         # Each part is made as long as the whole and then chosen from: joined, they would have to be cut anew.
         num_text, after_text = layout.num_text, layout.length - layout.num_text
         patches_BSP = patchify(x_BFHWC, self.config.patch_size)
@@ -360,7 +362,7 @@ class DiT(nnx.Module):
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
-        """Final norm, the video tokens' projection, and back to latents (FACTS 1.6)."""
+        """Final norm, the video tokens' projection, and back to latents (model guide 1.6)."""
         # All tokens are projected and the video's are taken from what is 30 times narrower: tokens may be sharded.
         patches_BMP = self.output(self.final_norm(h_BMD), emb_BE)
         patches_BMP = rules.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None))

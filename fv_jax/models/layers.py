@@ -2,7 +2,7 @@
 
     Linear      y = x W + b, W stored (in, *out), and a low-rank addition where there is one (models/lora.py)
     LayerNorm   y = (x - mean x) / sqrt(var x + eps) * scale + bias, in float32
-    modulate    y = x (1 + scale) + shift                                                 FACTS 1.3
+    modulate    y = x (1 + scale) + shift                                                 model guide 1.3
 
 Parameters are kept in `Dtypes.param` and used in `Dtypes.compute`. Every parameter names its axes.
 
@@ -149,7 +149,7 @@ class MLP(nnx.Module):
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU in its tanh approximation (FACTS 1.3)."""
+    """GELU in its tanh approximation (model guide 1.3)."""
     return jax.nn.gelu(x, approximate=True)
 
 

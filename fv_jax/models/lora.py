@@ -1,4 +1,4 @@
-"""Low-rank additions to linears (LoRA, Hu et al. 2021), as the official stage 1 has them (FACTS 2).
+"""Low-rank additions to linears (LoRA, arXiv:2106.09685), as the official stage 1 has them (model guide 2).
 
     y     = x W + b + s [x A_1 B_1 | ... | x A_p B_p],    s = alpha / rank                                 (1)
     W_eff = W + s [A_1 B_1 | ... | A_p B_p]                                                                (2)

@@ -1,4 +1,4 @@
-"""Latents to patch tokens and back (FACTS 1.2, 1.6).
+"""Latents to patch tokens and back (model guide 1.2, 1.6).
 
 A token is one latent frame's P x P patch; its features run channel first, then the patch's row, then its
 column. Tokens run frame, row, column.

@@ -1,4 +1,4 @@
-"""Three-dimensional rotary positions (FACTS 1.5).
+"""Rotary positions (RoPE, arXiv:2104.09864) in three dimensions (model guide 1.5).
 
 A head's channels are split t | h | w. Within a part of width c, pair j of adjacent channels (2j, 2j+1)
 turns by the angle position * 10000^(-2j/c), where positions are plain integers from 0 in units of

@@ -1,4 +1,4 @@
-"""The T5 v1.1 encoder: token ids to embeddings (FACTS 6).
+"""The T5 v1.1 encoder (arXiv:1910.10683, 2002.05202): token ids to embeddings (model guide 6).
 
     h   = embedding[ids]                                                                  not scaled
     h   = h + W_o softmax(q k^T + bias) v,     q, k, v = W norm(h)                        no 1 / sqrt(K)

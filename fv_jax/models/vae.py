@@ -1,9 +1,10 @@
-"""The causal 3-D VAE: video to latents, 8 times smaller in space and 4 times in time, and back (FACTS 4).
+"""The causal 3-D VAE: video to latents, 8 times smaller in space and 4 times in time, and back (model guide 4).
 
 Dimensions: B batch, F frames, H height, W width, C channels (legend of `conv.py`); `z_` marks latents.
 A clip of 1 + 8k frames becomes 1 + 2k latent frames. One call here is one *chunk*: group norms take
 their statistics over it, and the causal convolutions' caches go in and come out. `vae_chunking` cuts a
-clip into chunks as the official system does.
+clip into chunks as the official system does. The network is CogVideoX's (arXiv:2408.06072), the decoder's norm MoVQ's
+(arXiv:2209.09002).
 
     residual block   x + conv2(silu(norm2(conv1(silu(norm1(x))))))
     decoder's norm   group_norm(x) * conv_y(z) + conv_b(z), z resized to x by nearest neighbour
@@ -82,7 +83,7 @@ def _stretch(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 def stretch_time(z_BFHWC: jax.Array, frames: int) -> jax.Array:
     """Nearest neighbour as the decoder does it: output i reads input floor(i * in / out); an odd number of
-    frames above one keeps the first frame apart (FACTS 4)."""
+    frames above one keeps the first frame apart (model guide 4)."""
     if frames > 1 and frames % 2:
         return jnp.concatenate([z_BFHWC[:, :1], _stretch(z_BFHWC[:, 1:], 1, frames - 1)], axis=1)
     return _stretch(z_BFHWC, 1, frames)
@@ -245,7 +246,7 @@ def split_moments(moments_BFHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def sample_latents(moments_BFHWC: jax.Array, noise_BFHWC: jax.Array) -> jax.Array:
-    """z = mean + std * noise, as the official encode always does (FACTS 4)."""
+    """z = mean + std * noise, as the official encode always does (model guide 4)."""
     mean, std = split_moments(moments_BFHWC)
     return mean + std * noise_BFHWC
 

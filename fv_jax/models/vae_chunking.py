@@ -1,4 +1,4 @@
-"""Whole clips through the VAE, cut into chunks of frames as the official system cuts them (FACTS 4.3).
+"""Whole clips through the VAE, cut into chunks of frames as the official system cuts them (model guide 4.3).
 
 Group norms take their statistics per chunk, so the chunks are part of the result: 49 frames are encoded
 as 17, 16, 16 and 13 latent frames decoded as 3, 2, 2, 2, 2, 2. The convolutions' caches carry over.

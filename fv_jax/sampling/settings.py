@@ -23,7 +23,7 @@ MAX_STRETCH = 1.1  # of a preview, in one direction: the official 256x480 become
 
 @dataclasses.dataclass(frozen=True)
 class PreviewSettings:
-    """Stage 1 (FACTS 5.2).
+    """Stage 1 (model guide 5.2).
 
     frames: 1 or 8k + 1. size: (height, width) in pixels, multiples of 16.
     num_steps, guidance_kind, guidance_scale, guidance_exponent, guidance_batched, sampler: as in `LowResConfig`.
@@ -68,7 +68,7 @@ class PreviewSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EnhanceSettings:
-    """Stage 2 (FACTS 5.3).
+    """Stage 2 (model guide 5.3).
 
     size: (height, width) in pixels, multiples of 16. None: the preview's times `scale`, rounded down to such.
     source_timestep, shift, num_steps, solver, guidance_scale, guidance_batched, prompt_prefix, sampled_source: as in

@@ -1,7 +1,7 @@
 """A clip of any length as windows of the model's length, and the enhanced windows as one clip again.
 
-The causal VAE turns frame 0 of a window into one latent frame and every 4 frames after it into another (FACTS 4), so
-windows start at multiples of 4: latent frame j of a window that starts at frame s ends at frame s + 4 j, like latent
+The causal VAE turns frame 0 of a window into one latent frame and every 4 frames after it into another (model guide 4),
+so windows start at multiples of 4: latent frame j of a window that starts at frame s ends at frame s + 4 j, like latent
 frame s/4 + j of the whole clip. With W frames of the model and an overlap of o, windows start every W - o frames; the
 last one is moved back so that it ends with the clip, to the next such multiple (0 to 3 frames are missing then).
 

@@ -1,4 +1,4 @@
-"""Stage 1: noise and a text to a low-resolution preview's latents (FACTS 5.1 and 5.2).
+"""Stage 1: noise and a text to a low-resolution preview's latents (model guide 5.1 and 5.2).
 
 With z the clip's latents and c the latent scale factor, a network is trained on (c z, noise) by v-prediction, or by the
 flow from noise to data (`diffusion/prediction_types`, with the equations):
@@ -6,7 +6,8 @@ flow from noise to data (`diffusion/prediction_types`, with the equations):
     loss = mean (prediction_theta - prediction)^2, float32                  (1)
          = mean 1/(1 - a^2) (x0_theta - c z)^2 for v-prediction
 
-There are no 'official' numerics as in stage 2: the official timesteps are whole numbers, the state float32 (FACTS 1.7).
+There are no 'official' numerics as in stage 2: the official timesteps are whole numbers, the state float32
+(model guide 1.7).
 """
 
 import dataclasses
@@ -185,7 +186,7 @@ class LowRes:
         return x / config.scale_factor
 
     def predict_fn(self, model: DiT, text_BLD: jax.Array, *, rules: Rules) -> guidance.FlowFn:
-        """What the network predicts, float32, guided against all-zero text (FACTS 6), which stands first."""
+        """What the network predicts, float32, guided against all-zero text (model guide 6), which stands first."""
 
         def predict(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
             return model(x, jnp.full(x.shape[:1], time.timestep), text_BLD, rules=rules).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Stage 2: low-res latents to high-res latents by flow matching (FACTS 5.3 and 7).
+"""Stage 2: low-res latents to high-res latents by flow matching (arXiv:2210.02747; model guide 5.3 and 7).
 
 With z_low the latents of the upsampled low-res clip, z_high those of the high-res clip, c the latent scale factor and a
 the noise table's signal share at the source timestep:
@@ -11,8 +11,8 @@ the noise table's signal share at the source timestep:
 The official network counts time the other way and predicts data - source: `_velocity` flips that sign, and nothing else
 does. It embeds 1000 t, which is 1000 at the source in both countings.
 
-'official' numerics are those of the official bfloat16 run (FACTS 5.3): its time grid, the *embedded* source timestep
-rounded to bfloat16 (676 for 675, in training too; the table is read at 675) and the solver state in bfloat16.
+'official' numerics are those of the official bfloat16 run (model guide 5.3): its time grid, the *embedded* source
+timestep rounded to bfloat16 (676 for 675, in training too; the table is read at 675) and the solver state in bfloat16.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ class SuperResConfig:
         return of_clips if latent_frames > 1 else self.image_source_timestep_range or of_clips
 
 
-OFFICIAL = SuperResConfig(prompt_prefix='medium motion,', sampled_source=True)  # FACTS 4 and 6
+OFFICIAL = SuperResConfig(prompt_prefix='medium motion,', sampled_source=True)  # model guide 4 and 6
 
 
 class Draw(NamedTuple):
@@ -201,7 +201,7 @@ class SuperRes:
         return samplers.SOLVERS[config.solver](velocity_fn, state, grid).astype(jnp.float32)
 
     def velocity_fn(self, model: DiT, text_BLD: jax.Array, *, rules: Rules) -> guidance.FlowFn:
-        """Our velocity, guided against all-zero text (FACTS 6), at the config's source timestep."""
+        """Our velocity, guided against all-zero text (model guide 6), at the config's source timestep."""
 
         def velocity(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
             timestep_B = jnp.full(x.shape[:1], time.timestep)

@@ -1,7 +1,7 @@
 """What every text encoder is to the rest of the house: prompts in, embeddings out, and a digest that names it.
 
 An encoder gives every text the same number of tokens, so that embeddings can be stored beside clips and stacked.
-"No text", the unconditional input, is not the empty text: it is all zeros (FACTS 6).
+"No text", the unconditional input, is not the empty text: it is all zeros (model guide 6).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class TextConfig:
     encoder: '' for none, 'bytes' (`bytes_encoder.py`), or a T5 folder (config.json, spiece.model, *.safetensors).
     length: tokens a text; None is the encoder's own: 226 of T5, 16 of 'bytes'.
     dim: width, of 'bytes' only; None is 64.
-    masked: hide the padding within T5. FlashVideo does not (FACTS 6), and its weights expect that.
+    masked: hide the padding within T5. FlashVideo does not (model guide 6), and its weights expect that.
     dtype: what T5 keeps its weights in and multiplies in. The official run is bfloat16, 9.5 GB of XXL.
     """
 

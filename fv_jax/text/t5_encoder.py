@@ -20,7 +20,7 @@ BATCH = 8  # texts encoded at once
 
 
 class T5Encoder:
-    """A `TextEncoder`: T5 as FlashVideo runs it (FACTS 6), or with the padding hidden."""
+    """A `TextEncoder`: T5 as FlashVideo runs it (model guide 6), or with the padding hidden."""
 
     def __init__(self, model: T5, tokens: Tokenizer, digest: str, *, masked: bool = False):
         """`model` and `tokens` are of one folder, `digest` is its `t5_digest`. masked: hide the padding from the text;

@@ -1,4 +1,4 @@
-"""T5's tokenizer: SentencePiece ids, the end, then padding, always to one length (FACTS 6).
+"""T5's tokenizer: SentencePiece ids, the end, then padding, always to one length (model guide 6).
 
     ids = [pieces of the text ..., 1, 0, 0, ...]
 

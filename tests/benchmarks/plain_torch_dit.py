@@ -1,4 +1,4 @@
-"""The DiT of fv_jax/models/dit.py written plainly in PyTorch, as a yardstick for speed (FACTS 1).
+"""The DiT of fv_jax/models/dit.py written plainly in PyTorch, as a yardstick for speed (model guide 1).
 
 Modules are named as ours, so that weights map by name. Dimensions as there.
 """

@@ -120,7 +120,7 @@ def test_a_state_keeps_its_share_of_signal_and_noise(sampler):
 
 
 def test_the_official_update_in_full():
-    """FACTS 5.2, written out with its logarithms, on denoisers' answers that mean nothing."""
+    """Model guide 5.2, written out with its logarithms, on denoisers' answers that mean nothing."""
     n = 7
     table = noise_table(n)
     rng = np.random.default_rng(0)

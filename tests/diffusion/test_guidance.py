@@ -67,7 +67,7 @@ def test_guidance_of_guidance_is_a_function_of_the_same_kind():
 
 
 def test_the_official_scale_looks_random():
-    """FACTS 5.2: of the timestep, not of the step's index; between 1 and 1 + scale."""
+    """Model guide 5.2: of the timestep, not of the step's index; between 1 and 1 + scale."""
     table = guidance.scales('official', 8.0, 5, 51)
     assert table.dtype == np.float64 and table.shape == (1000,)
     np.testing.assert_allclose(

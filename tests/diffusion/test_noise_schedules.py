@@ -48,7 +48,7 @@ def test_impossible_tables():
 
 
 def test_the_denoisers_a_is_the_long_tables_nearest():
-    """FACTS 5.2: 11 of 51 fall on the timestep before; off by up to 5.2e-4."""
+    """Model guide 5.2: 11 of 51 fall on the timestep before; off by up to 5.2e-4."""
     table, long = noise_schedules.noise_table(51), noise_schedules.sqrt_alphas_by_timestep()
     nearest = noise_schedules.nearest_timesteps(table.sqrt_alphas)
     assert set((table.timesteps - nearest).tolist()) == {0, 1} and np.sum(nearest != table.timesteps) == 11

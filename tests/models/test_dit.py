@@ -293,7 +293,7 @@ def test_parameters_can_be_stored_in_bfloat16():
 
 
 def test_final_norms_show_their_eps(model):
-    # The official fixtures hardly show the first (FACTS 9). Inputs of variance 1e-6, far below 1e-5.
+    # The official fixtures hardly show the first (model guide 9). Inputs of variance 1e-6, far below 1e-5.
     dim = SMALL.embed_dim
     x = 1e-3 * np.random.default_rng(0).standard_normal((1, 4, dim))
     centred = x - x.mean(-1, keepdims=True)

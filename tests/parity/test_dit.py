@@ -1,4 +1,4 @@
-"""The DiT against the official one: every intermediate, the one-frame case, and the gradients (FACTS 1, 7, 8)."""
+"""The DiT against the official one: every intermediate, the one-frame case, and the gradients (model guide 1, 7, 8)."""
 
 import json
 import re

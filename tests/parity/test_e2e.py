@@ -1,4 +1,4 @@
-"""The whole pipeline against the official one, from the recorded noises to the final frames (FACTS 8).
+"""The whole pipeline against the official one, from the recorded noises to the final frames (model guide 8).
 
 Float32 throughout, with the exact time grid, and the official draws: the VAE's latents are sampled before stage 2 and
 the last decode is made in two halves. The official layout is (B, T, C, H, W) around the networks and (B, C, T, H, W)

@@ -1,4 +1,4 @@
-"""Resizing against the official one (FACTS 5.4). Official layout (T, C, H, W); ours (T, H, W, C)."""
+"""Resizing against the official one (model guide 5.4). Official layout (T, C, H, W); ours (T, H, W, C)."""
 
 import numpy as np
 import pytest

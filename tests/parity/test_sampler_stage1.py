@@ -1,4 +1,4 @@
-"""Stage 1's tables, guidance and trajectories against the official ones (FACTS 5.1, 5.2 and 8).
+"""Stage 1's tables, guidance and trajectories against the official ones (model guide 5.1, 5.2 and 8).
 
 Official layout (B, T, C, H, W); ours BFHWC. The latents in these files are scaled, so the stage's scale factor is 1
 here.

@@ -1,4 +1,4 @@
-"""Noise tables and time grids against the official ones (FACTS 5.1 and 5.3)."""
+"""Noise tables and time grids against the official ones (model guide 5.1 and 5.3)."""
 
 import re
 

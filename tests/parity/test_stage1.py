@@ -1,4 +1,4 @@
-"""Stage 1 against the official one: LoRA apart, merged and left out (FACTS 2), and its file there and back."""
+"""Stage 1 against the official one: LoRA apart, merged and left out (model guide 2), and its file there and back."""
 
 import dataclasses
 import json

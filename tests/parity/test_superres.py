@@ -1,4 +1,4 @@
-"""Stage 2's loss, gradients and sampling against the official ones (FACTS 5.3 and 7).
+"""Stage 2's loss, gradients and sampling against the official ones (model guide 5.3 and 7).
 
 Official layout (B, T, C, H, W) and time from source to data; ours BFHWC and the other way. The latents in these files
 are scaled already, so the stage's scale factor is 1 here.

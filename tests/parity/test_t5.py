@@ -1,4 +1,4 @@
-"""T5 and its tokenizer against the official ones: every kind of mask, a long text, real texts (FACTS 6, 8)."""
+"""T5 and its tokenizer against the official ones: every kind of mask, a long text, real texts (model guide 6, 8)."""
 
 import json
 

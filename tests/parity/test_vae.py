@@ -1,4 +1,4 @@
-"""The VAE against the official one: video, image, long clips in chunks, sampled latents, two-slice decode (FACTS 4)."""
+"""The VAE against the official one: video, image, long clips in chunks, sampled latents, two slices (model guide 4)."""
 
 import json
 
@@ -13,7 +13,7 @@ from fv_jax.weights import load_official
 from tests.sampling import tiny
 
 TOLERANCE = 1e-4  # maximum absolute, of latents, moments and video in [-1, 1]
-SCALE = 1.15258426  # of the latents that stage 2 works on (FACTS 4.1)
+SCALE = 1.15258426  # of the latents that stage 2 works on (model guide 4.1)
 
 
 def close(actual, expected, tolerance=TOLERANCE):

@@ -1,8 +1,8 @@
 """Low-quality twins: what stage 2 learns to undo.
 
 weak: antialiased bilinear down by a factor drawn from U(low, high), one for the whole clip, and back up to the size it
-had. This is what the first stage's output looks like after the resize between the stages (FACTS 5.4, 7). The smaller
-size is floor(size / factor) on each side.
+had. This is what the first stage's output looks like after the resize between the stages (model guide 5.4, 7). The
+smaller size is floor(size / factor) on each side.
 
 strong: the second-order model for film found in the wild, in the order of RealBasicVSR (arXiv:2111.12704), which
 carries Real-ESRGAN (arXiv:2107.10833) over to video:

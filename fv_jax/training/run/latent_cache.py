@@ -119,7 +119,7 @@ def cached_shards(folder: Path) -> list[str]:
 
 
 def vae_stamp(digest: str) -> dict[str, Any]:
-    """What latents depend on besides their clip: the VAE's numbers, and how clips are cut in time (FACTS 4.3)."""
+    """What latents depend on besides their clip: the VAE's numbers, and how clips are cut in time (model guide 4.3)."""
     return {'vae': digest, 'chunks': list(vae_chunking.ENCODE_CHUNKS)}
 
 

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 Path = tuple[str | int, ...]
 Module = TypeVar('Module', bound=nnx.Module)
 
-# What official files carry beside the networks, and no computation reads (FACTS 3).
+# What official files carry beside the networks, and no computation reads (model guide 3).
 POSITION_TABLE = '*.position_embeddings.weight'
 UNUSED = (POSITION_TABLE, '*.freqs_sin', '*.freqs_cos', 'loss*', 'first_stage_model.*', 'conditioner.*')
 

@@ -1,4 +1,4 @@
-"""The official DiT checkpoints (stage1.pt, stage2.pt) and our DiT: sizes from shapes, and the table (FACTS 2, 3).
+"""The official DiT checkpoints (stage1.pt, stage2.pt) and our DiT: sizes from shapes, and the table (model guide 2, 3).
 
 Official linears are (out, in); packed outputs (q | k | v, the twelve modulations, shift | scale) are rows one after
 the other, which become the middle dimension of our kernels.

@@ -1,4 +1,4 @@
-"""The official VAE file (3d-vae.pt) and our VAE: sizes from shapes, and the table (FACTS 3).
+"""The official VAE file (3d-vae.pt) and our VAE: sizes from shapes, and the table (model guide 3).
 
 Two things differ from ours in name: the official decoder counts its levels from the finest, ours from the coarsest
 (the order in which they run), and causal convolutions have an inner `.conv`. All kernels become channels-last.

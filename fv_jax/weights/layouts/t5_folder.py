@@ -1,4 +1,4 @@
-"""A Hugging Face T5 v1.1 folder as our T5, and back (FACTS 6).
+"""A Hugging Face T5 v1.1 folder as our T5, and back (model guide 6).
 
 A folder holds config.json and the tensors: model.safetensors, or several files and model.safetensors.index.json, which
 says which holds what. The embedding is shared.weight; encoder.embed_tokens.weight is the same tensor and may be there
