@@ -16,13 +16,13 @@ Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
 import argparse
 import dataclasses
 import functools
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -31,10 +31,11 @@ from fv_jax import weights
 from fv_jax.checkpoints import streaming
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core import config as config_lib
-from fv_jax.core import files
+from fv_jax.core import exit_codes, files
 from fv_jax.core.abstract_module import abstract
-from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
-from fv_jax.core.config import ConfigError
+from fv_jax.core.command_line import Parser, UsageError
+from fv_jax.core.commands import run_command
+from fv_jax.core.console import print_error
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAEConfig
@@ -48,6 +49,8 @@ from fv_jax.weights.layouts import key_table, official_dit, t5_folder
 from fv_jax.weights.layouts.key_table import KeysError, Parameters
 from fv_jax.weights.text_encoders import text_stamp
 
+log = logging.getLogger('fv_jax.convert')
+
 SUFFIXES = ('.pt', '.safetensors')
 UNUSED = 'unused.safetensors'  # in a work directory: what the official file had and nothing reads
 TOKENIZER = ('spiece.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
@@ -58,32 +61,18 @@ OFFICIAL_VAE, OFFICIAL_TEXT = '3d-vae.pt', 't5-v1_1-xxl'  # beside an official f
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except KeysError as error:
-        print(f'convert: {error}', file=sys.stderr)  # a line for each key
-        return 1
-    except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
-    except (CheckpointError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-        return _fail(error, 1)
+    return run_command('convert', _convert, argv, errors={CheckpointError: exit_codes.FAILED})
 
 
-def _fail(error: object, code: int) -> int:
-    print(f'convert: {one_line(error)}', file=sys.stderr)
-    return code
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _main(argv: Sequence[str]) -> int:
-    quiet_libraries()
+def _convert(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     _check(arguments)
     kind = _kind(arguments.input)
-    _CONVERSIONS[kind](arguments)
+    try:
+        _CONVERSIONS[kind](arguments)
+    except KeysError as error:
+        print_error('convert', str(error))  # a line for each key
+        return exit_codes.FAILED
     return 0
 
 
@@ -172,10 +161,10 @@ def _to_run(arguments: argparse.Namespace) -> None:
         if unused:
             save_file(unused, partial / UNUSED)
     for note in source.notes:
-        _say(f'note: {note}')
+        log.info(f'note: {note}')
     if report := official_dit.frames_embedding_report(values):
-        _say(report)
-    _say(f'{arguments.output}: {_describe(stage.kind, config, values)}')
+        log.info(report)
+    log.info(f'{arguments.output}: {_describe(stage.kind, config, values)}')
 
 
 def _folder_wanted(arguments: argparse.Namespace) -> None:
@@ -214,7 +203,7 @@ def _digests(stage: registry.StageConfig) -> dict[str, str]:
     if weights.vae_path(stage.vae).exists():
         digests['vae'] = weights.vae_digest(stage.vae)
     else:
-        _say(f'note: the checkpoint names {stage.vae} as its VAE, which is not there; its hash is left out (--vae)')
+        log.info(f'note: the checkpoint names {stage.vae} as its VAE, which is not there; its hash is left out (--vae)')
     name = stage.text.encoder
     if name == BYTES or Path(name).is_dir():
         stamp = text_stamp(stage.text)
@@ -224,7 +213,7 @@ def _digests(stage: registry.StageConfig) -> dict[str, str]:
             )
         digests['text'] = stamp.digest
     else:
-        _say(
+        log.info(
             f'note: the checkpoint names {name} as its text encoder, which is not there; its hash is left out (--text)'
         )
     return digests
@@ -257,7 +246,7 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
     with files.replacing(arguments.output.absolute()) as partial:
         streaming.save(partial, 0, {'frozen': key_table.nested(state, values)}, meta)
         _copy_tokenizer(arguments.input, partial)
-    _say(f'{arguments.output}: {_describe("t5", config, values)}')
+    log.info(f'{arguments.output}: {_describe("t5", config, values)}')
 
 
 def _run_to_t5(arguments: argparse.Namespace, stored: streaming.Stored) -> None:
@@ -270,7 +259,7 @@ def _run_to_t5(arguments: argparse.Namespace, stored: streaming.Stored) -> None:
     with files.replacing(arguments.output.absolute()) as partial:
         t5_folder.save(partial, network)
         _copy_tokenizer(arguments.input, partial)
-    _say(f'{arguments.output}: a T5 folder')
+    log.info(f'{arguments.output}: a T5 folder')
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -296,7 +285,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
     with files.replacing(arguments.output.absolute()) as partial:
         count = reader.write(partial, values, config, lora=arguments.lora, dtype=arguments.dtype, unused=unused)
     size = arguments.output.stat().st_size
-    _say(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')
+    log.info(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')
     return None
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, read_config
-from fv_jax.core.config import ConfigError
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
+from fv_jax.core.commands import run_command
+from fv_jax.core.console import print_result
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -27,20 +28,10 @@ COLUMNS = 3  # strong twins beside each other
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
-    except (OSError, ValueError) as error:
-        return _fail(error, 1)
+    return run_command('degrade', _degrade, argv)
 
 
-def _fail(error: object, code: int) -> int:
-    print(f'degrade: {one_line(error)}', file=sys.stderr)
-    return code
-
-
-def _main(argv: Sequence[str]) -> int:
+def _degrade(argv: Sequence[str]) -> int:
     arguments, config = _parse(argv)
     clip = _clip(arguments.input, (arguments.height, arguments.width), arguments.frames)
     rows = []
@@ -48,11 +39,11 @@ def _main(argv: Sequence[str]) -> int:
         rng = np.random.default_rng([arguments.seed, row])
         videos = {'clip': clip, 'weak': degradations.weak(clip, rng, config.weak)}
         for column, (name, twin) in enumerate(_strong_twins(clip, rng, config)):
-            print(f'row {row}, strong {column}: {name}')
+            print_result(f'row {row}, strong {column}: {name}')
             videos[f'strong {column}'] = twin
         rows.append((f'row {row}', {name: to_uint8(video) for name, video in videos.items()}))
     contact_sheet(rows).save(arguments.output)
-    print(f'written: {arguments.output}')
+    print_result(f'written: {arguments.output}')
     return 0
 
 

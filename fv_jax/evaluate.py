@@ -17,6 +17,7 @@ Exit codes: 0 done; 2 wrong usage; 1 failed.
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,8 +29,10 @@ import numpy as np
 
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries, read_config
-from fv_jax.core.config import ConfigError
+from fv_jax.core import exit_codes
+from fv_jax.core.command_line import Parser, UsageError, read_config
+from fv_jax.core.commands import run_command
+from fv_jax.core.console import print_result
 from fv_jax.data import pipeline
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
@@ -47,6 +50,8 @@ from fv_jax.stages.super_res import Draw, SuperRes
 from fv_jax.training.run import latent_cache
 from fv_jax.weights import trained_runs
 
+log = logging.getLogger('fv_jax.evaluate')
+
 FPS = 24  # of what is written
 STRATA = 4  # of t, in the loss
 TRAIN_CLIPS = 64  # that the linear predictor is fitted on where no latents are cached
@@ -54,27 +59,10 @@ TRAIN_CLIPS = 64  # that the linear predictor is fitted on where no latents are 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
-    except (CheckpointError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail('interrupted', 130)
+    return run_command('evaluate', _evaluate, argv, errors={CheckpointError: exit_codes.FAILED})
 
 
-def _fail(error: object, code: int) -> int:
-    print(f'evaluate: {one_line(error)}', file=sys.stderr)
-    return code
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _main(argv: Sequence[str]) -> int:
-    quiet_libraries()
+def _evaluate(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.evaluate', 'Measures a stage-2 run on its held-out clips.')
     parser.add_argument('--checkpoint', type=Path, required=True, help='the work directory of a run')
     parser.add_argument('--output', type=Path, required=True, help='the folder to write to')
@@ -89,8 +77,8 @@ def _main(argv: Sequence[str]) -> int:
     if arguments.strong and strong is None:
         raise UsageError(f'--strong={arguments.strong}: has no strong degradations; use configs/degradations.py')
     report = evaluate(arguments.checkpoint, arguments.output, arguments.clips, arguments.num_steps, strong)
-    _say(_summary(report))
-    _say(f'written: contact_sheet.png, report.json and the clips, in {arguments.output}')
+    print_result(_summary(report))
+    log.info(f'written: contact_sheet.png, report.json and the clips, in {arguments.output}')
     return 0
 
 
@@ -110,7 +98,7 @@ def evaluate(
     """Does all of it; returns what report.json holds. strong: degrades the clips so; None makes them smaller only."""
     run = trained_runs.open_run(checkpoint)
     for note in run.notes:
-        _say(f'note: {note}')
+        log.info(f'note: {note}')
     if not isinstance(run.stage, SuperRes):
         raise UsageError(f'{checkpoint}: holds a stage {run.config["stage"]["kind"]!r}; only superres can be evaluated')
     run = dataclasses.replace(run, stage=run.stage.sampled_with(num_steps=num_steps))
@@ -118,7 +106,7 @@ def evaluate(
     if not data.heldout:
         raise UsageError(f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)')
     output.mkdir(parents=True, exist_ok=True)
-    _say(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} solver step(s)')
+    log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} solver step(s)')
     transport = jit_transport(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
     rows, figures, held_out = [], [], []
     for i, clip in enumerate(_clips(data, strong)):
@@ -127,7 +115,7 @@ def evaluate(
         enhanced = np.asarray(run.vae.video(transport(z_low, jax.random.key(i), 0))[0])
         ceiling = np.asarray(run.vae.video(z_high)[0])
         figures.append(_figures(clip, enhanced, ceiling))
-        _say(f'clip {i}, {clip.factor:.1f} times smaller: enhanced to {figures[-1]["psnr_enhanced"]:.2f} dB')
+        log.info(f'clip {i}, {clip.factor:.1f} times smaller: enhanced to {figures[-1]["psnr_enhanced"]:.2f} dB')
         videos = _videos(clip, enhanced)
         video_io.encode(output / f'clip_{i}.mp4', contact_sheet.side_by_side(videos), FPS)
         if i == 0:
@@ -135,7 +123,7 @@ def evaluate(
             video_io.encode(output / 'small.mp4', to_uint8(clip.small[:, :height, :width]), FPS)
         rows.append((f'clip {i}, {clip.factor:.1f}x', videos))
     contact_sheet.contact_sheet(rows).save(output / 'contact_sheet.png')
-    _say('measuring the loss, and fitting the linear predictor that it is compared with')
+    log.info('measuring the loss, and fitting the linear predictor that it is compared with')
     report = {
         'checkpoint_step': run.step,
         'solver': run.stage.config.solver,

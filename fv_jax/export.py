@@ -16,20 +16,19 @@ Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
 import argparse
 import dataclasses
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from fv_jax.checkpoints import streaming
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
-from fv_jax.core import files
-from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
-from fv_jax.core.config import ConfigError
+from fv_jax.core import exit_codes, files
+from fv_jax.core.command_line import Parser, UsageError
+from fv_jax.core.commands import run_command
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.stages import registry
 from fv_jax.training.state import Network
@@ -38,6 +37,8 @@ from fv_jax.weights.fingerprints import parameters_digest
 from fv_jax.weights.layouts import key_table, official_dit
 from fv_jax.weights.layouts.key_table import Parameters
 
+log = logging.getLogger('fv_jax.export')
+
 SUFFIX = '.safetensors'
 FORWARD = 'forward'  # the folder of the forward functions
 _SIZE = r'(\d+)x(\d+)x(\d+)'
@@ -45,21 +46,10 @@ _SIZE = r'(\d+)x(\d+)x(\d+)'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
-    except (CheckpointError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-        return _fail(error, 1)
+    return run_command('export', _export, argv, errors={CheckpointError: exit_codes.FAILED})
 
 
-def _fail(error: object, code: int) -> int:
-    print(f'export: {one_line(error)}', file=sys.stderr)
-    return code
-
-
-def _main(argv: Sequence[str]) -> int:
-    quiet_libraries()
+def _export(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     _check(arguments)
     exported = _opened(arguments)
@@ -71,7 +61,7 @@ def _main(argv: Sequence[str]) -> int:
         else:
             _write_folder(partial, exported, arguments)
             size = sum(path.stat().st_size for path in partial.rglob('*') if path.is_file())
-    print(f'{arguments.output}: step {exported.step}, {size:,} bytes')
+    log.info(f'{arguments.output}: step {exported.step}, {size:,} bytes')
     return 0
 
 

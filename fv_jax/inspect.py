@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import Parser, UsageError, one_line, quiet_libraries
-from fv_jax.core.config import ConfigError
+from fv_jax.core import exit_codes
+from fv_jax.core.command_line import Parser, UsageError, format_error
+from fv_jax.core.commands import run_command
+from fv_jax.core.console import print_result
 from fv_jax.core.files import parse_json
 from fv_jax.stages import registry
 from fv_jax.training.monitoring.metric_writer import JSONL
@@ -36,8 +38,6 @@ from fv_jax.training.run.launch_record import RUN
 from fv_jax.training.state import Network
 from fv_jax.weights import reader, single_file, trained_runs
 from fv_jax.weights.layouts import key_table
-
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +61,10 @@ class Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
-    except (CheckpointError, OSError, ValueError) as error:
-        return _fail(error, 1)
+    return run_command('inspect', _inspect, argv, errors={CheckpointError: exit_codes.FAILED})
 
 
-def _fail(error: object, code: int) -> int:
-    print(f'inspect: {one_line(error)}', file=sys.stderr)
-    return code
-
-
-def _main(argv: Sequence[str]) -> int:
-    quiet_libraries()
+def _inspect(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.inspect', 'Shows what a run, an exported folder or a file of weights holds.')
     parser.add_argument('path', type=Path, help="a run's or an exported folder, or weights")
     parser.add_argument('--step', type=int, help='another checkpoint than the newest')
@@ -90,40 +79,40 @@ def _main(argv: Sequence[str]) -> int:
     if weights.is_weights(arguments.path):
         if arguments.step is not None or arguments.verify:
             raise UsageError('--step, --verify: are for folders with checkpoints')
-        rows, problem = _weights(arguments.path, print), None
+        rows, problem = _weights(arguments.path), None
     else:
-        rows, problem = _checkpoint(arguments, print)
-    _table(rows, arguments.depth, print)
+        rows, problem = _checkpoint(arguments)
+    _table(rows, arguments.depth)
     if problem is not None:
-        return _fail(f'{arguments.path}: is damaged: {problem}', 1)
+        raise CheckpointError(f'{arguments.path}: is damaged: {problem}')
     return 0
 
 
 # --- what is read ---
 
 
-def _checkpoint(arguments: argparse.Namespace, say: Say) -> tuple[list[Row], str | None]:
+def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
     """The parameters, and what is wrong with the checkpoint, if that was asked for."""
     folder = arguments.path
     checkpoints = Checkpoints(folder, read_only=True)
     meta = checkpoints.meta(arguments.step)
     step, config = meta['step'], meta['config']
     what = f'stage {config["stage"]["kind"]}' if 'stage' in config else ', '.join(config)
-    say(f'{folder}: {what}, step {step} of {_listed(checkpoints.steps)}')
+    print_result(f'{folder}: {what}, step {step} of {_listed(checkpoints.steps)}')
     for name, digest in meta.get('digests', {}).items():
-        say(f'made with the {"VAE" if name == "vae" else "text encoder"} {digest}')
+        print_result(f'made with the {"VAE" if name == "vae" else "text encoder"} {digest}')
     if progress := meta.get('progress'):
         said = ', '.join(f'{name} {progress[name]}' for name in ('bad_steps', 'spikes', 'order') if name in progress)
-        say(f'numbers that went wrong until then: {said}')
+        print_result(f'numbers that went wrong until then: {said}')
     problem = checkpoints.damage(step) if arguments.verify else None
     if arguments.verify:
-        say(f'checksums: {"DAMAGED: " + problem if problem else "as it was written"}')
-    _starts(folder / RUN, say)
-    _figures(folder / JSONL, step, say)
+        print_result(f'checksums: {"DAMAGED: " + problem if problem else "as it was written"}')
+    _starts(folder / RUN)
+    _figures(folder / JSONL, step)
     there = checkpoints.contents(step)
     for item, leaves in there.items():
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves.values())
-        say(f'item {item}: {len(leaves)} arrays, {_bytes(size)}')
+        print_result(f'item {item}: {len(leaves)} arrays, {_bytes(size)}')
     known = _known(config)
     return [_row(path, *leaf, known) for path, leaf in there.get('params', {}).items()], problem
 
@@ -147,21 +136,21 @@ def _row(path: str, shape: tuple[int, ...], dtype: np.dtype, known: Mapping[str,
     return Row(name, shape, dtype, axes, learns)
 
 
-def _weights(path: Path, say: Say) -> list[Row]:
+def _weights(path: Path) -> list[Row]:
     if (kind := single_file.kind_of(path)) is not None:
         config = single_file.config_of(path)
         stored = {key.replace('/', '.'): tensor for key, tensor in single_file.tensors(path).items()}
         run = trained_runs.compact_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
-        say(f'{path}: a small file, {kind}{of}')
+        print_result(f'{path}: a small file, {kind}{of}')
     else:
         source = reader.open_source(path, param_dtype=None)
         config, stored = source.config, source.parameters()
-        say(f'{path}: official layout, {type(config).__name__.removesuffix("Config")}')
+        print_result(f'{path}: official layout, {type(config).__name__.removesuffix("Config")}')
         for note in source.notes:
-            say(f'note: {note}')
+            print_result(f'note: {note}')
     for field in dataclasses.fields(config):
-        say(f'  {field.name} = {getattr(config, field.name)!r}')
+        print_result(f'  {field.name} = {getattr(config, field.name)!r}')
     leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
     return [
         Row(name, tuple(stored[name].shape), np.dtype(stored[name].dtype), leaf.get_metadata().get('axes'))
@@ -173,7 +162,7 @@ def _weights(path: Path, say: Say) -> list[Row]:
 # --- what is said ---
 
 
-def _starts(path: Path, say: Say) -> None:
+def _starts(path: Path) -> None:
     if not path.exists():
         return
     try:
@@ -183,13 +172,13 @@ def _starts(path: Path, say: Say) -> None:
         when = f'{last["started"]} at step {last["step"]} on {devices}, git {last["git"]}'
         command = ' '.join(last['command'])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        say(f'how it was started cannot be read: {path}: {one_line(error)}')
+        print_result(f'how it was started cannot be read: {path}: {format_error(error)}')
         return
-    say(f'started {len(starts)} time(s), last {when}')
-    say(f'  {command}')
+    print_result(f'started {len(starts)} time(s), last {when}')
+    print_result(f'  {command}')
 
 
-def _figures(path: Path, step: int, say: Say) -> None:
+def _figures(path: Path, step: int) -> None:
     """The last figures of each kind until the step."""
     if not path.exists():
         return
@@ -202,7 +191,7 @@ def _figures(path: Path, step: int, say: Say) -> None:
     for kind, row in newest.items():
         values = {name.removeprefix(f'{kind}/'): value for name, value in row.items() if name != 'step'}
         said = '  '.join(f'{n} {v:.4g}' if isinstance(v, float) else f'{n} {v}' for n, v in values.items())
-        say(f'{kind} at step {row["step"]}: {said}')
+        print_result(f'{kind} at step {row["step"]}: {said}')
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -213,12 +202,12 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get('step'), int) else None
 
 
-def _table(rows: Sequence[Row], depth: int | None, say: Say) -> None:
+def _table(rows: Sequence[Row], depth: int | None) -> None:
     for line in _lines(rows) if depth is None else _summed(rows, depth):
-        say(line)
+        print_result(line)
     total, learning = sum(row.size for row in rows), sum(row.size for row in rows if row.learns)
     learns = '' if all(row.learns is None for row in rows) else f', {learning:,} of them learn'
-    say(f'{len(rows)} parameters, {total:,} numbers{learns}, {_bytes(sum(row.bytes for row in rows))}')
+    print_result(f'{len(rows)} parameters, {total:,} numbers{learns}, {_bytes(sum(row.bytes for row in rows))}')
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[str]:

@@ -15,11 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from fv_jax.core import files
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, quiet_libraries, read_config
-from fv_jax.core.config import ConfigError
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
+from fv_jax.core.commands import run_command
+from fv_jax.core.console import print_result
 from fv_jax.planning import planner, search, slices, table
 from fv_jax.planning.advice import advice
 from fv_jax.planning.planner import PHASES, Request
@@ -31,27 +30,10 @@ DOES_NOT_FIT = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
-    except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail('interrupted', 130)
+    return run_command('plan', _plan, argv)
 
 
-def _fail(error: object, code: int) -> int:
-    print(f'plan: {one_line(error)}', file=sys.stderr)
-    return code
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _main(argv: Sequence[str]) -> int:
-    quiet_libraries()
+def _plan(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.plan', 'What a run needs and costs on a slice that is not there.', OVERRIDES)
     parser.add_argument('--config', required=True, help='a config program and variant, configs/stage2.py')
     parser.add_argument('--topology', required=True, help='v5e-8, v6e-8, v5p-8 (4 chips), v5p:4x8x8, h100-8, ...')
@@ -73,26 +55,28 @@ def _main(argv: Sequence[str]) -> int:
     if arguments.smallest:
         generation = slices.parse_generation(arguments.topology.replace(':', '-').partition('-')[0])
         request = Request(config, slices.sizes(generation)[0])
-        where = search.smallest_slice(request, generation, _say)
-        _say(f'the smallest slice: {where}')
+        where = search.smallest_slice(request, generation)
+        print_result(f'the smallest slice: {where}')
         return 0
     request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.only), tiling)
     if arguments.search:
-        found = search.largest_batch(request, _say)
-        _say(f'the largest batch: --config.data.loader.batch_size={found.batch} --config.stage.dit.remat={found.remat}')
+        found = search.largest_batch(request)
+        print_result(
+            f'the largest batch: --config.data.loader.batch_size={found.batch} --config.stage.dit.remat={found.remat}'
+        )
         return 0
-    return _plan(request, arguments.json)
+    return _report(request, arguments.json)
 
 
-def _plan(request: Request, to: Path | None) -> int:
+def _report(request: Request, to: Path | None) -> int:
     report = planner.plan(request)
     for line in table.lines(report):
-        _say(line)
+        print_result(line)
     changes = advice(report, request.config, planner.placement_on(request))
     if not report.fits:
-        _say('it does not fit. What helps:')
+        print_result('it does not fit. What helps:')
         for line in changes:
-            _say(f'  {line}')
+            print_result(f'  {line}')
     if to is not None:
         with files.replacing(to) as partial:
             partial.write_text(json.dumps(report.as_dict() | {'changes': changes}, indent=1) + '\n')

@@ -19,6 +19,7 @@ Exit codes: 0 all is well; 3 written, but some files were skipped; 2 wrong usage
 import argparse
 import contextlib
 import dataclasses
+import logging
 import signal
 import sys
 import time
@@ -26,14 +27,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
 
 from fv_jax import weights
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, read_config
-from fv_jax.core.config import ConfigError
+from fv_jax.core import exit_codes
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, read_config
+from fv_jax.core.commands import run_command
 from fv_jax.data.shards.records import Record, RecordWriter
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, video_io
@@ -43,12 +44,15 @@ from fv_jax.text.encoder import TextEncoder
 from fv_jax.training.run import latent_cache
 from fv_jax.weights.text_encoders import open_text_encoder
 
+log = logging.getLogger('fv_jax.prepare')
+
 SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 CODES = (
     'Exit codes: 0 all is well, 3 some files were skipped, 2 wrong usage or nothing written, '
     '1 the disk or the device refused.'
 )
-OK, DISK, USAGE, SKIPPED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+SKIPPED = 3  # exit code
+NOTHING_WRITTEN = 'nothing was written'
 
 
 class _Terminated(BaseException):
@@ -57,29 +61,25 @@ class _Terminated(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        with _terminable():
-            arguments, config = _parse(sys.argv[1:] if argv is None else list(argv))
-            return _prepare(arguments, config)
-    except (UsageError, ConfigError) as error:
-        return _fail(str(error), USAGE)
-    except (OSError, jax.errors.JaxRuntimeError) as error:
-        return _fail(f'nothing was written: {one_line(error)}', DISK)
-    except KeyboardInterrupt:
-        return _fail('interrupted; nothing was written', INTERRUPTED)
-    except _Terminated:
-        return _fail('terminated; nothing was written', TERMINATED)
+    return run_command(
+        'prepare',
+        _run,
+        argv,
+        errors={_Terminated: exit_codes.TERMINATED},
+        failed=f'{NOTHING_WRITTEN}: ',
+        interrupted=f'interrupted; {NOTHING_WRITTEN}',
+    )
 
 
-def _fail(line: str, code: int) -> int:
-    print(f'prepare: {line}', file=sys.stderr)
-    return code
+def _run(argv: Sequence[str]) -> int:
+    with _terminable():
+        return _prepare(*_parse(argv))
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     def terminate(number, frame):
-        raise _Terminated
+        raise _Terminated(f'terminated; {NOTHING_WRITTEN}')
 
     try:
         before = signal.signal(signal.SIGTERM, terminate)
@@ -92,7 +92,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
     parser = Parser(
         'python -m fv_jax.prepare',
         'Cuts films into clips and writes them as ArrayRecord shards.',
@@ -125,7 +125,7 @@ def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
     try:
         return open_text_encoder(config.text)
     except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f'--config.text.encoder: {one_line(error)}') from None
+        raise UsageError(f'--config.text.encoder: {format_error(error)}') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _latents(config: clips.LatentsConfig) -> _Latents | None:
         vae = jit_vae(weights.load_vae(config.vae))
         stamp = latent_cache.vae_stamp(weights.vae_digest(config.vae))
     except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f'--config.latents.vae: {one_line(error)}') from None
+        raise UsageError(f'--config.latents.vae: {format_error(error)}') from None
     return _Latents(config, vae, stamp)
 
 
@@ -190,8 +190,8 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
                 'dim': encoder.dim,
                 'truncated': tally.truncated,
             }
-    print(_summary(arguments.output, writer, tally, config))
-    return SKIPPED if tally.skipped else OK
+    log.info(_summary(arguments.output, writer, tally, config))
+    return SKIPPED if tally.skipped else 0
 
 
 def _texts(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str | None]:

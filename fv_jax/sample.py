@@ -15,6 +15,7 @@ replaced) only when they are complete.
 """
 
 import argparse
+import logging
 import math
 import sys
 import tempfile
@@ -31,9 +32,9 @@ import tqdm
 from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core import throughput
-from fv_jax.core.command_line import Override, Parser, UsageError, one_line, override, parse_size, quiet_libraries
-from fv_jax.core.config import ConfigError
+from fv_jax.core import exit_codes, throughput
+from fv_jax.core.command_line import Override, Parser, UsageError, override, parse_size
+from fv_jax.core.commands import run_command
 from fv_jax.core.resize import check_multiple, output_size
 from fv_jax.data.video import video_io
 from fv_jax.kernels.attention import SINGLE_DEVICE
@@ -52,6 +53,8 @@ from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import trained_runs
 
 T = TypeVar('T')
+
+log = logging.getLogger('fv_jax.sample')
 
 SCALE = Fraction(4)
 SUFFIX = '.mp4'
@@ -73,31 +76,20 @@ MODES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError, CheckpointError) as error:
-        return _fail(error, 2)
-    except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail('interrupted; nothing was written but what is complete', 130)
+    return run_command(
+        'sample',
+        _sample,
+        argv,
+        errors={CheckpointError: exit_codes.USAGE},
+        interrupted='interrupted; nothing was written but what is complete',
+    )
 
 
-def _fail(error: object, code: int) -> int:
-    print(f'sample: {one_line(error)}', file=sys.stderr)
-    return code
-
-
-def _main(argv: Sequence[str]) -> int:
-    quiet_libraries()
+def _sample(argv: Sequence[str]) -> int:
     mode, arguments, overrides = _parse(argv)
     _check(mode, arguments)
     _RUN[mode](arguments, overrides)
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 # --- what was asked for ---
@@ -108,7 +100,7 @@ def _parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace, dict[str, list
     parser.epilog = 'A setting of a stage: --stage1.FIELD=VALUE, --stage2.FIELD=VALUE.'
     _add_modes(parser)
     _add_flags(parser)
-    arguments, overrides = parser.parse_groups(argv, ('config', *GROUPS))
+    arguments, overrides = parser.parse_with_overrides(argv, ('config', *GROUPS))
     if found := overrides.pop('config'):
         raise UsageError(f'--config.{found[0][0]}: a checkpoint carries its config, which cannot be changed here')
     (mode,) = [mode for mode in MODES if getattr(arguments, mode) is not None]
@@ -237,7 +229,7 @@ def _open_pipeline(arguments: argparse.Namespace, origin: Origin | None = None) 
         origin = Origin(checkpoints=tuple(arguments.checkpoint or (api.EMBEDDED,)), text=text)
     fv = api.FlashVideo.from_origin(origin)
     for note in fv.notes:
-        _say(f'note: {note}')
+        log.info(f'note: {note}')
     return fv
 
 
@@ -267,29 +259,29 @@ def _preview(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     preview = _settings(fv.preview_settings, 'stage1', overrides['stage1'])
     final = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
     fv.check(preview, final if arguments.yes else None)
-    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=_say)
-    _say_previewing(fv, preview, len(folders))
+    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=log.info)
+    _report_previewing(fv, preview, len(folders))
     if arguments.yes:
         stored = [preview_store.load(folder) for folder in folders]
         outputs = [folder / preview_store.VIDEO for folder in folders]
-        batch.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=_say)
-        _say_enhancing(fv, final, stored)
+        batch.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=log.info)
+        _report_enhancing(fv, final, stored)
     else:
-        _say(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
+        log.info(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
 
 
-def _say_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
-    _say_speed(fv, 'preview', step_cost.preview(fv.first, settings, rows))
+def _report_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
+    _report_speed(fv, 'preview', step_cost.preview(fv.first, settings, rows))
 
 
-def _say_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[Stored]) -> None:
-    _say_speed(fv, 'enhance', step_cost.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
+def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[Stored]) -> None:
+    _report_speed(fv, 'enhance', step_cost.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
 
 
-def _say_speed(fv: api.FlashVideo, name: str, done: throughput.Work) -> None:
+def _report_speed(fv: api.FlashVideo, name: str, done: throughput.Work) -> None:
     seconds = fv.clock.running_s[name]
     said = throughput.line(throughput.figures(done, seconds) | throughput.peak_memory())
-    _say(f'{name}: {said}, in {seconds:.1f} s beside {fv.clock.compiling_s[name]:.1f} s of compiling')
+    log.info(f'{name}: {said}, in {seconds:.1f} s beside {fv.clock.compiling_s[name]:.1f} s of compiling')
 
 
 def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
@@ -305,17 +297,17 @@ def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
         raise UsageError('--enhance: the previews were made with different weights; name some, or enhance them apart')
     fv = _open_pipeline(arguments, stored[0].record.origin)
     settings = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=_say)
-    _say_enhancing(fv, settings, stored)
+    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=log.info)
+    _report_enhancing(fv, settings, stored)
 
 
 def _repeat(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
     del overrides
     text = _usage('--repeat=', lambda: video_io.read_comment(arguments.repeat))
     made = _usage(f'--repeat={arguments.repeat}: ', lambda: metadata.from_json(text))
-    again = batch.repeat(_open_pipeline(arguments, made.origin), made, say=_say)
+    again = batch.repeat(_open_pipeline(arguments, made.origin), made, say=log.info)
     again.save(arguments.output, fps=made.fps, crf=made.crf)
-    _say(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, again')
+    log.info(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, again')
 
 
 # --- a clip ---
@@ -332,7 +324,7 @@ def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -
     windows = Windows.of(window_frames, arguments.overlap)
     stage, enhancer = _open(run, step, arguments.num_steps, tiling)
     shape = f'{size[0]}x{size[1]}'
-    _say(
+    log.info(
         f'{arguments.input}: {info.height}x{info.width} to {shape}, {stage.config.num_steps} step(s) of checkpoint '
         f'{step}, windows of {windows.frames} frame(s)'
     )
@@ -341,9 +333,9 @@ def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -
     blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed or 0), windows=windows)
     file = _file(arguments)
     bar = _with_bar(blocks, info, windows)
-    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf, note=batch.noted(_say))
+    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf, note=batch.noted(log.info))
     seconds = time.monotonic() - started
-    _say(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
+    log.info(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
 
 
 def _with_bar(blocks: Iterator[np.ndarray], info: video_io.VideoInfo, windows: Windows) -> Iterator[np.ndarray]:
@@ -366,7 +358,7 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int,
     exact = scale * info.height, scale * info.width
     if size != exact:
         height, width = (f'{float(side):g}' for side in exact)
-        _say(f'note: {height}x{width} is rounded down to {size[0]}x{size[1]}, multiples of 16')
+        log.info(f'note: {height}x{width} is rounded down to {size[0]}x{size[1]}, multiples of 16')
     return size
 
 
@@ -385,7 +377,7 @@ def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -
     """The stage, with the number of steps asked for, and its networks. Nothing is compiled yet."""
     run = trained_runs.open_run(path, step)
     for note in run.notes:
-        _say(f'note: {note}')
+        log.info(f'note: {note}')
     stage = run.stage.sampled_with(num_steps=num_steps)
     model = run.network.model(**run.params)
     return stage, Enhancer(jit_transport(stage, model, rules=SINGLE_DEVICE), run.vae, tiling)

@@ -18,6 +18,7 @@ replayed step went wrong again; 75 it was preempted: the same command goes on; 7
 
 import dataclasses
 import functools
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,11 +36,9 @@ from fv_jax.core.command_line import (
     Parser,
     UsageError,
     add_process_flags,
-    one_line,
-    quiet_libraries,
     read_config,
 )
-from fv_jax.core.config import ConfigError
+from fv_jax.core.commands import run_command
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import HealthCheck
@@ -70,43 +69,25 @@ from fv_jax.training.trainer import Trainer
 from fv_jax.training.validation import Validation
 from fv_jax.weights import trained_runs
 
+log = logging.getLogger('fv_jax.train')
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except (UsageError, ConfigError) as error:
-        return _fail(error, 2)
-    except (
-        CheckpointError,
-        CollapseError,
-        FloatingPointError,
-        OSError,
-        ValueError,
-        jax.errors.JaxRuntimeError,
-    ) as error:
-        return _fail(error, 1)
-    except exit_codes.PreemptedError as error:
-        return _fail(error, exit_codes.PREEMPTED)
-    except KeyboardInterrupt:
-        return _fail(
-            'interrupted; run the same command again to go on from the last checkpoint', exit_codes.INTERRUPTED
-        )
-
-
-def _fail(error: object, code: int) -> int:
-    print(f'train: {one_line(error)}', file=sys.stderr, flush=True)
-    distributed.leave(code)
+    failures = CheckpointError, CollapseError, FloatingPointError
+    code = run_command(
+        'train',
+        _train,
+        argv,
+        errors=dict.fromkeys(failures, exit_codes.FAILED),
+        interrupted='interrupted; run the same command again to go on from the last checkpoint',
+    )
+    if code != 0:
+        distributed.leave(code)
     return code
 
 
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, flush=True)
-
-
-def _main(argv: Sequence[str]) -> int:
-    quiet_libraries()
+def _train(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.train', 'Trains a stage of FlashVideo.', OVERRIDES)
     parser.add_argument('--config', help='a config program and variant, configs/stage2.py:tiny')
     parser.add_argument('--workdir', type=Path, help='where the run is kept; made if it is not there')
@@ -125,9 +106,9 @@ def _main(argv: Sequence[str]) -> int:
     config = read_config(RunConfig, arguments.config, overrides)
     allowed = [name for name in arguments.allow_config_change.split(',') if name]
     changes = check_folder(arguments.workdir, config, allowed)
-    _say(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
+    log.info(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
     for change in changes:
-        _say(f'changed since the last start: config.{change.field} from {change.old!r} to {change.new!r}')
+        log.info(f'changed since the last start: config.{change.field} from {change.old!r} to {change.new!r}')
     command = ('python', '-m', 'fv_jax.train', *argv)
     with Preemption() as preemption, OnSignal() as on_signal:
         run(config, arguments.workdir, Start(command, profile, preemption, on_signal))
@@ -140,7 +121,7 @@ def _replay(path: Path, overrides: Sequence[Override]) -> int:
     jax.config.update('jax_platforms', 'cpu')
     kept = bad_step_dumps.read(path)
     found = bad_step_dumps.run_again(kept)
-    bad_step_dumps.report(kept, found, _say)
+    bad_step_dumps.report(kept, found, log.info)
     return 0 if found.finite else 1
 
 
@@ -167,28 +148,28 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     parts = assemble(config, placement, encoder=vae.latents if vae else None)
     bad = BadRecords(config.data.bad_records, functools.partial(print, flush=True))  # each process names its own
     own = initialization.own_checkpoints(workdir)
-    records = find_records(config, bad, _say, functools.partial(initialization.check_digests, own, workdir))
-    train_state, progress = initialization.starting_state(parts, own, _say)
+    records = find_records(config, bad, log.info, functools.partial(initialization.check_digests, own, workdir))
+    train_state, progress = initialization.starting_state(parts, own, log.info)
     start = int(train_state.step)
     _introduce(parts, train_state)
     if start >= config.loop.num_steps:
-        _say('complete: nothing to do; --config.loop.num_steps=N goes on to step N')
+        log.info('complete: nothing to do; --config.loop.num_steps=N goes on to step N')
         return
     claim_folder(workdir, config)
     initialization.put_aside(workdir, own)
     checkpoints = Checkpoints(workdir, keep=config.loop.keep, keep_every=config.loop.keep_every)
     votes = Votes(placement.mesh)
-    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, _say, votes)
-    batches = Batches.of(parts, records, workdir, bad, _say)
+    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, log.info, votes)
+    batches = Batches.of(parts, records, workdir, bad, log.info)
     heldout = batches.heldout()
     validation = _validation(parts, vae, heldout) if heldout else None
-    _say('compiling the training step')
+    log.info('compiling the training step')
     if jax.process_index() == 0:
         record_start(workdir, how.command, config_lib.to_dict(config), placement.mesh, start)
     with (
         _writer(workdir, start) as writer,
         how.preemption.after_the_step(),
-        Profiler(how.profile, workdir / PROFILE, _say, how.on_signal) as profiler,
+        Profiler(how.profile, workdir / PROFILE, log.info, how.on_signal) as profiler,
         Watchdog(goodput, 60 * config.loop.stuck_minutes, saving_since=lambda: checkpoints.saving_since),
         saver,
     ):
@@ -203,7 +184,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
             make_batches=batches.train,
             checkpointer=saver,
             restore=functools.partial(_restore, parts, workdir, checkpoints),
-            dump_bad_step=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests, _say),
+            dump_bad_step=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests, log.info),
             poll_signals=lambda step: votes(how.preemption.noticed(step), saver.due()),
             profile=profiler,
             progress=progress,
@@ -214,25 +195,25 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
         )
         trainer.run(train_state)
     if bad.found:
-        _say(f'{len(bad.found)} bad record(s) were skipped')
-    _say(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}')
+        log.info(f'{len(bad.found)} bad record(s) were skipped')
+    log.info(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}')
 
 
 def _writer(workdir: Path, start: int) -> MetricWriter | NoMetrics:
-    return MetricWriter(workdir, start_step=start, line=_say) if jax.process_index() == 0 else NoMetrics()
+    return MetricWriter(workdir, start_step=start, line=log.info) if jax.process_index() == 0 else NoMetrics()
 
 
 def _introduce(parts: Assembly, train_state: state.TrainState) -> None:
     step, config = int(train_state.step), parts.config
-    _say(
+    log.info(
         f'{_count(train_state.trainable):,} trainable parameters on {describe(parts.placement.mesh)}, '
         f'{len(config.data.sizes)} size(s)'
     )
-    _say(f'{"going on from" if step else "starting at"} step {step} of {config.loop.num_steps}')
+    log.info(f'{"going on from" if step else "starting at"} step {step} of {config.loop.num_steps}')
 
 
 def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> Validation:
-    _say(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
+    log.info(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
     encoded = [parts.stage.encode(batch) for batch in heldout]
     health = None
     if isinstance(parts.stage, SuperRes):

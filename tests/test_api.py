@@ -8,7 +8,7 @@ import pytest
 from fv_jax import weights
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import one_line
+from fv_jax.core.command_line import format_error
 from fv_jax.core.config import ConfigError
 from fv_jax.stages import registry
 from fv_jax.stages.registry import StageConfig
@@ -35,7 +35,7 @@ def stage(latent_channels: int) -> StageConfig:
 def test_a_vae_whose_latents_do_not_fit_the_network():
     with pytest.raises(ConfigError) as error:
         trained_runs.frozen_vae(stage(8))
-    text = one_line(error.value)
+    text = format_error(error.value)
     assert 'config.stage.vae=embedded' in text and 'have 16 channels' in text
     assert 'config.stage.dit.latent_channels=8; set that to 16' in text
 

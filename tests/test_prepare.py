@@ -14,6 +14,7 @@ from configs.common import parse_variant
 from configs.prepare import get_config
 from fv_jax import prepare, weights
 from fv_jax.core import config as config_lib
+from fv_jax.core import exit_codes
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline, transforms
 from fv_jax.data.loader import LoaderConfig, batches, mixed_batches
@@ -87,15 +88,13 @@ def test_films_become_records_and_what_is_no_film_is_named(
 def test_one_good_film_is_no_complaint_and_shards_are_not_replaced_unasked(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert run(folder / 'a.mp4', tmp_path) == prepare.OK
+    assert run(folder / 'a.mp4', tmp_path) == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert run(folder / 'a.mp4', tmp_path) == prepare.USAGE
+    assert run(folder / 'a.mp4', tmp_path) == exit_codes.USAGE
     assert 'already holds 1 shard(s) named clips' in capsys.readouterr().err
-    assert run(folder / 'text.webm', tmp_path, '--overwrite') == prepare.USAGE  # nothing better to put there
+    assert run(folder / 'text.webm', tmp_path, '--overwrite') == exit_codes.USAGE  # nothing better to put there
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert (
-        run(folder / 'a.mp4', tmp_path, '--overwrite', '--config.frames=1', '--config.clips_per_shot=2') == prepare.OK
-    )
+    assert run(folder / 'a.mp4', tmp_path, '--overwrite', '--config.frames=1', '--config.clips_per_shot=2') == 0
     assert records.count_records(records.list_shards(tmp_path)) == 4
 
 
@@ -105,7 +104,7 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
         == ClipsConfig()
     )
     code = prepare.main([f'--input={folder / "a.mp4"}', f'--output={tmp_path / "out"}'])
-    assert code == prepare.USAGE and not (tmp_path / 'out').exists()
+    assert code == exit_codes.USAGE and not (tmp_path / 'out').exists()
     assert 'a.mp4: 64x96 is too small for clips of 1072x1920' in capsys.readouterr().err
 
 
@@ -133,7 +132,7 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
 def test_wrong_usage_is_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str
 ) -> None:
-    assert run(folder, tmp_path / 'out', *flags) == prepare.USAGE
+    assert run(folder, tmp_path / 'out', *flags) == exit_codes.USAGE
     out, err = capsys.readouterr()
     assert out == '' and message in err and err.count('\n') == 1 and err.startswith('prepare: ')
     assert not (tmp_path / 'out').exists()
@@ -143,14 +142,14 @@ def test_an_empty_folder_and_unreadable_captions_are_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / 'in').mkdir()
-    assert run(tmp_path / 'in', tmp_path / 'out') == prepare.USAGE
+    assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.USAGE
     assert f'--input={tmp_path / "in"}: holds no films (mp4, mov, m4v, webm, mkv, avi)' in capsys.readouterr().err
     (tmp_path / 'in' / 'a.mp4').write_bytes((folder / 'a.mp4').read_bytes())
     (tmp_path / 'in' / 'captions.json').write_text('{')
-    assert run(tmp_path / 'in', tmp_path / 'out') == prepare.USAGE
+    assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.USAGE
     assert 'captions.json: not JSON' in capsys.readouterr().err
     (tmp_path / 'in' / 'captions.json').unlink()
-    assert run(tmp_path / 'in', tmp_path / 'out', '--config.frames=49') == prepare.USAGE
+    assert run(tmp_path / 'in', tmp_path / 'out', '--config.frames=49') == exit_codes.USAGE
     assert 'nothing written: no shot in 1 file(s) has 49 frames' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
@@ -284,7 +283,7 @@ def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path,
     assert '  a.mp4: ' in said and 'a.txt: not UTF-8 text' in said
     assert {r['source'] for r in records.read_records(records.list_shards(tmp_path / 'out'))} == {'b.mp4'}
     (tmp_path / 'in' / 'captions.csv').write_bytes(b'\xff\xfe')
-    assert run(tmp_path / 'in', tmp_path / 'other') == prepare.USAGE
+    assert run(tmp_path / 'in', tmp_path / 'other') == exit_codes.USAGE
     assert 'captions.csv: not UTF-8 text' in capsys.readouterr().err
 
 

@@ -113,7 +113,7 @@ def grey(monkeypatch):
     settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
     fv, origins = Grey(Origin(checkpoints=('grey',), steps=(1, 1)), *settings), []
     monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
-    for name in ('_say_previewing', '_say_enhancing'):  # it computes nothing
+    for name in ('_report_previewing', '_report_enhancing'):  # it computes nothing
         monkeypatch.setattr(sample, name, lambda *arguments: None)
     fv.origins = origins
     return fv

@@ -7,11 +7,9 @@ import argparse
 import ast
 import difflib
 import importlib.util
-import logging
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -31,29 +29,9 @@ class UsageError(Exception):
     """Wrong usage. The message is one line with the fix; nothing was done."""
 
 
-def one_line(error: object) -> str:
-    """What an error says, as one line of bounded length."""
+def format_error(error: object) -> str:
+    """An error's message as one line of bounded length."""
     return ' '.join(str(error).split())[:MAX_LINE] or type(error).__name__
-
-
-def quiet_libraries() -> None:
-    """Silences what libraries tell their developers: our own lines are printed, not logged, and stay.
-
-    Orbax and Grain log through absl: at length that what is only read cannot be written. A save that meets a full disk
-    leaves pages of traces there, with asyncio and from threads, beside the exception that we report.
-    """
-    for name in ('absl', 'asyncio'):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _unraisable
-    warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|optax|tensorboardX)\b')
-    # Of writes that a failed save leaves behind, said of no module when the process ends.
-    warnings.filterwarnings('ignore', r"coroutine '.*write_fragment' was never awaited", RuntimeWarning)
-
-
-def _unraisable(unraisable: Any) -> None:
-    """Python's own hook, but for writes that end after a failed save has closed their event loop."""
-    if str(unraisable.exc_value) != 'Event loop is closed':
-        sys.__unraisablehook__(unraisable)
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,10 +52,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Override]]:
         """The arguments, and the `--config.FIELD=VALUE` among them."""
-        arguments, overrides = self.parse_groups(argv, ('config',))
+        arguments, overrides = self.parse_with_overrides(argv, ('config',))
         return arguments, overrides['config']
 
-    def parse_groups(
+    def parse_with_overrides(
         self, argv: Sequence[str], groups: Sequence[str]
     ) -> tuple[argparse.Namespace, dict[str, list[Override]]]:
         """The arguments, and for each of `groups` the `--GROUP.FIELD=VALUE` among them."""
@@ -120,7 +98,7 @@ def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
       UsageError: no such program.
       ConfigError: a variant or a field that does not exist (the nearest is named), or a value that cannot be.
     """
-    config = build(cls, run_program(program)) if program else cls()
+    config = build(cls, load_config_file(program)) if program else cls()
     values = to_dict(config)  # with every default, so that any field can be set
     for path, text in overrides:
         override(values, path, text)
@@ -157,7 +135,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def run_program(argument: str) -> dict[str, Any]:
+def load_config_file(argument: str) -> dict[str, Any]:
     """The values of a config program 'path.py:variant', as nested dicts."""
     name, _, variant = argument.partition(':')
     path = Path(name)
@@ -188,4 +166,4 @@ def _failure(error: Exception, program: Path) -> str:
     """What a config program raised, and its line that did."""
     places = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == program]
     at = f', line {places[-1]}' if places else ''
-    return f'{program}{at} fails with {type(error).__name__}: {one_line(error)}'
+    return f'{program}{at} fails with {type(error).__name__}: {format_error(error)}'

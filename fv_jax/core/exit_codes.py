@@ -1,8 +1,11 @@
-"""Exit codes that tell whoever started a run what to do next, beside 0, 1 (stopped) and 2 (wrong usage)."""
+"""Exit codes of the commands, beside 0, which tell whoever started one what to do next."""
 
+FAILED = 1
+USAGE = 2  # as argparse has it: the command line or the config must change
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 STUCK = 79  # the watchdog ended a run that did not move; sysexits.h ends at 78
-INTERRUPTED = 130  # from the keyboard, as shells say it
+INTERRUPTED = 130  # from the keyboard, as shells say it: 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
 
 
 class PreemptedError(Exception):

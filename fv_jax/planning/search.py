@@ -1,6 +1,7 @@
 """The largest batch and the cheapest remat that fit a slice; the smallest slice that a run fits."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
 from fv_jax.core import axes
@@ -12,10 +13,11 @@ from fv_jax.planning.planner import Request
 from fv_jax.planning.report import PhaseReport
 from fv_jax.training.run.setup import RunConfig
 
+log = logging.getLogger(__name__)
+
 CHEAPEST_FIRST: tuple[Remat, ...] = ('none', 'dots', 'full')  # by what they compute again
 _MAX_COMPILES = 8  # of the search for a batch; each takes a minute or more
 
-Say = Callable[[str], None]
 Needed = Callable[[int, Remat], float | None]  # batch, remat -> bytes a chip; None where it does not fit
 
 
@@ -28,7 +30,7 @@ class Found:
     needed: float
 
 
-def largest_batch(request: Request, say: Say) -> Found:
+def largest_batch(request: Request) -> Found:
     """The largest batch that fits with full rematerialisation, then the cheapest policy that fits with it.
 
     Raises ConfigError when not even the smallest batch fits.
@@ -41,7 +43,7 @@ def largest_batch(request: Request, say: Say) -> Found:
     def needed(batch: int, remat: Remat) -> float | None:
         report = _training(_with(request, batch, remat))
         fits = report.fits(request.where.chip)
-        say(f'batch {batch}, remat {remat}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
+        log.info(f'batch {batch}, remat {remat}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
         return report.needed if fits else None
 
     return search(needed, step, request.where.chip.memory)
@@ -88,7 +90,7 @@ def _next(fitting: dict[int, float], too_large: int | None, step: int, memory: f
     return min(max(guess, best + step), too_large - step)
 
 
-def smallest_slice(request: Request, generation: str, say: Say) -> slices.Slice:
+def smallest_slice(request: Request, generation: str) -> slices.Slice:
     """The first slice of a generation, from the smallest, on which training fits.
 
     Raises ConfigError when there is none.
@@ -98,14 +100,14 @@ def smallest_slice(request: Request, generation: str, say: Say) -> slices.Slice:
         try:
             resident = planner.resident_bytes(here)
         except ConfigError as error:
-            say(f'{where}: {error}')
+            log.info(f'{where}: {error}')
             continue
         if resident > where.chip.memory:
-            say(f'{where}: {gib(resident)} a chip of state alone, too much')
+            log.info(f'{where}: {gib(resident)} a chip of state alone, too much')
             continue
         report = _training(here)
         fits = report.fits(where.chip)
-        say(f'{where}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
+        log.info(f'{where}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
         if fits:
             return where
     raise ConfigError(f'--topology={generation}: no slice of this generation fits the run')

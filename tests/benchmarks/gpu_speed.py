@@ -39,7 +39,7 @@ import numpy as np
 from flax import nnx
 
 from fv_jax.core import throughput
-from fv_jax.core.command_line import one_line, read_config
+from fv_jax.core.command_line import format_error, read_config
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import attention
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
@@ -120,7 +120,7 @@ def _attention(tokens: int, heads: tuple[int, int], rounds: int) -> dict[str, An
             try:
                 row[name][way] = flops / seconds(run, wait, rounds) / 1e12
             except (RuntimeError, ValueError, TypeError) as error:  # no kernel for this device or length, or no memory
-                row[name][way] = f'refused: {one_line(error)[:200]}'
+                row[name][way] = f'refused: {format_error(error)[:200]}'
         print(f'attention, {tokens} tokens, {name}: {_shown(row[name])}', flush=True)
     return row
 
@@ -157,7 +157,7 @@ def _exactness(heads: tuple[int, int]) -> dict[str, dict[str, float | str]]:
         try:
             actual = run(kernel, qkv, probe)
         except (RuntimeError, ValueError, TypeError) as error:
-            rows[name] = {'refused': one_line(error)[:200]}
+            rows[name] = {'refused': format_error(error)[:200]}
             continue
         out, *gradients = (np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(actual, expected, strict=True))
         rows[name] = {'output': float(out), 'gradients': float(max(gradients))}

@@ -34,7 +34,8 @@ import optax
 
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import quiet_libraries, read_config
+from fv_jax.core.command_line import read_config
+from fv_jax.core.commands import silence_third_party_logs
 from fv_jax.parallel.cross_host import Votes
 from fv_jax.parallel.mesh import make_mesh
 from fv_jax.parallel.preemption import Preemption
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--config', default='configs/stage2.py:tiny')
     parser.add_argument('--json', type=Path, help='also write the figures here')
     arguments = parser.parse_args(argv)
-    quiet_libraries()
+    silence_third_party_logs()
     config = read_config(RunConfig, arguments.config, ())
     placement = placement_of(config, make_mesh(config.parallel))
     with tempfile.TemporaryDirectory() as name, runs.shared_compiling(Path(name) / 'compiled'):

@@ -1,15 +1,12 @@
 """Flags, config programs and overrides: what is read, and what is said when it cannot be."""
 
 import dataclasses
-import logging
-import sys
-import warnings
 from typing import Literal
 
 import pytest
 
 from fv_jax.core import command_line
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, one_line, override, quiet_libraries, read_config
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, override, read_config
 from fv_jax.core.config import ConfigError
 
 PROGRAM = """
@@ -169,37 +166,6 @@ def test_the_path_is_as_it_was_after_a_program(program):
 
 
 def test_one_line_of_bounded_length():
-    assert one_line(ValueError('a\n  b\n')) == 'a b'
-    assert one_line(ValueError()) == 'ValueError'
-    assert len(one_line('x' * 10_000)) == command_line.MAX_LINE
-
-
-class Failing:
-    """Raises where nobody can catch it."""
-
-    def __init__(self, text):
-        self.text = text
-
-    def __del__(self):
-        raise RuntimeError(self.text)
-
-
-def test_libraries_are_quiet_and_we_are_not(capsys, monkeypatch):
-    absl, level = logging.getLogger('absl'), logging.getLogger('absl').level
-    monkeypatch.setattr(sys, 'unraisablehook', sys.__unraisablehook__)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        quiet_libraries()
-        try:
-            assert not absl.isEnabledFor(logging.ERROR)
-            assert logging.getLogger('fv_jax').isEnabledFor(logging.WARNING)
-            warnings.warn_explicit('theirs', UserWarning, 'x.py', 1, module='orbax.checkpoint.handlers')
-            warnings.warn_explicit('ours', UserWarning, 'x.py', 1, module='fv_jax.data.loader')
-            for text in ('Event loop is closed', 'something of ours'):
-                Failing(text)
-            print('a line')
-        finally:
-            absl.setLevel(level)
-    assert [str(w.message) for w in caught] == ['ours']
-    out, err = capsys.readouterr()
-    assert out == 'a line\n' and 'something of ours' in err and 'Event loop' not in err
+    assert format_error(ValueError('a\n  b\n')) == 'a b'
+    assert format_error(ValueError()) == 'ValueError'
+    assert len(format_error('x' * 10_000)) == command_line.MAX_LINE

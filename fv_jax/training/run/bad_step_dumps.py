@@ -17,7 +17,7 @@ import numpy as np
 
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import UsageError, one_line
+from fv_jax.core.command_line import UsageError, format_error
 from fv_jax.core.files import parse_json
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.parallel import arrays
@@ -47,7 +47,7 @@ def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], say: Say, b
         if jax.process_index() == 0:
             _write(folder / FILE, batch, bad_step, config)
     except (CheckpointError, OSError) as error:
-        say(f'WARNING: step {bad_step.step} could not be kept for a replay ({one_line(error)})')
+        say(f'WARNING: step {bad_step.step} could not be kept for a replay ({format_error(error)})')
         return
     say(f'kept for study: python -m fv_jax.train --replay {folder / FILE}')
 
@@ -88,7 +88,7 @@ def read(path: Path) -> Bundle:
         if missing := _FIELDS - record.keys():
             raise ValueError(f'its record has no {", ".join(sorted(missing))}')
     except _UNREADABLE as error:
-        raise UsageError(f'--replay={path}: is no bundle of a bad step ({one_line(error)})') from None
+        raise UsageError(f'--replay={path}: is no bundle of a bad step ({format_error(error)})') from None
     return Bundle(path.parent, record, batch, key)
 
 

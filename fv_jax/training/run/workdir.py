@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import UsageError, one_line
+from fv_jax.core.command_line import UsageError, format_error
 from fv_jax.core.config import nearest
 from fv_jax.core.files import parse_json
 from fv_jax.training.run.setup import RunConfig
@@ -49,7 +49,7 @@ def check_folder(workdir: Path, config: RunConfig, allowed: Sequence[str] = ()) 
     try:
         old = config_lib.to_dict(config_lib.build(RunConfig, parse_json(path.read_text())))
     except ValueError as error:
-        raise UsageError(f'{path}: cannot be read ({one_line(error)}); choose another --workdir') from None
+        raise UsageError(f'{path}: cannot be read ({format_error(error)}); choose another --workdir') from None
     changes = list(_changes(old, new))
     refused = [change for change in changes if not change.under((*HARMLESS, *allowed))]
     if refused:

@@ -1,0 +1,87 @@
+"""What commands write to the terminal: log records, results and errors. Nothing else in the package prints.
+
+A module reports through `log = logging.getLogger(__name__)`, a command through `logging.getLogger('fv_jax.COMMAND')`,
+since `__name__` is '__main__' there. Only a command configures logging; a program that imports fv_jax does it itself.
+"""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+PACKAGE = 'fv_jax'
+EVERY_PROCESS = {'every_process': True}  # `extra` of a record that each process reports for itself
+
+log = logging.getLogger(__name__)
+
+
+class Notice(UserWarning):
+    """A warning of the Python API about what it was given. Commands report it as a note."""
+
+
+class StdoutHandler(logging.Handler):
+    """Writes the message alone, below its level from WARNING on, to what `sys.stdout` is at that time.
+
+    Records come from process 0 alone, unless their `extra` is EVERY_PROCESS. As with `print`, a closed pipe or a full
+    disk raises OSError where the record is made.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.addFilter(_is_shown)
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f'{record.levelname}: ' if record.levelno >= logging.WARNING else ''
+        return level + super().format(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    # Not `process_index` alone: it starts a backend, which most commands' first lines are too early for.
+    first = not jax.distributed.is_initialized() or jax.process_index() == 0
+    return first or getattr(record, 'every_process', False)
+
+
+@contextlib.contextmanager
+def log_to_stdout() -> Iterator[None]:
+    """Shows the package's records from INFO on, and its notices, while it lasts."""
+    logger, handler = logging.getLogger(PACKAGE), StdoutHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            _show_notices_as_notes()
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _show_notices_as_notes() -> None:
+    show_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            log.info(f'note: {message}')
+        else:
+            show_others(message, category, *place, **more)
+
+    warnings.simplefilter('always', Notice)
+    warnings.showwarning = show
+
+
+def print_result(text: str) -> None:
+    """Writes what a command was asked for, as opposed to what it reports on the way, to the standard output."""
+    print(text, flush=True)
+
+
+def print_error(command: str, text: str) -> None:
+    """Writes why a command ended to the standard error."""
+    print(f'{command}: {text}', file=sys.stderr, flush=True)
