@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_stage_1_trains(vae_file, tmp_path):
     assert (encoder.digest, encoder.length, encoder.dim) == (words.digest, 4, 32)
 
 
-def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, capsys):
+def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, caplog):
     """From the official fixture with its own LoRA merged."""
     official = weights.load_official(FIXTURES / 'stage1.pt')
     merged = tmp_path / 'merged.safetensors'
@@ -144,8 +145,9 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, capsys):
     config.stage.text.update(encoder='', length=None, dim=None)
     config.init_from = str(merged)
     config.loop.update(num_steps=1, eval_every=0)
+    caplog.set_level(logging.INFO, 'fv_jax')
     train.run(build(train.RunConfig, config.to_dict()), tmp_path / 'run')
-    assert f'with the parameters of {merged}' in capsys.readouterr().out
+    assert f'with the parameters of {merged}' in caplog.messages
     run = trained_runs.open_run(tmp_path / 'run')
     kernel = run.params['frozen']['blocks']['attention']['qkv']['kernel']
     np.testing.assert_array_equal(kernel, weights.load_official(merged).blocks.attention.qkv.kernel[...])
