@@ -121,7 +121,7 @@ def _replay(path: Path, overrides: Sequence[Override]) -> int:
     jax.config.update('jax_platforms', 'cpu')
     kept = bad_step_dumps.read(path)
     found = bad_step_dumps.run_again(kept)
-    bad_step_dumps.report(kept, found, log.info)
+    bad_step_dumps.report(kept, found)
     return 0 if found.finite else 1
 
 
@@ -146,10 +146,10 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     placement = placement_of(config, make_mesh(config.parallel))
     vae = trained_runs.frozen_vae(config.stage, placement)
     parts = assemble(config, placement, encoder=vae.latents if vae else None)
-    bad = BadRecords(config.data.bad_records, functools.partial(print, flush=True))  # each process names its own
+    bad = BadRecords(config.data.bad_records)
     own = initialization.own_checkpoints(workdir)
-    records = find_records(config, bad, log.info, functools.partial(initialization.check_digests, own, workdir))
-    train_state, progress = initialization.starting_state(parts, own, log.info)
+    records = find_records(config, bad, functools.partial(initialization.check_digests, own, workdir))
+    train_state, progress = initialization.starting_state(parts, own)
     start = int(train_state.step)
     _introduce(parts, train_state)
     if start >= config.loop.num_steps:
@@ -159,8 +159,8 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     initialization.put_aside(workdir, own)
     checkpoints = Checkpoints(workdir, keep=config.loop.keep, keep_every=config.loop.keep_every)
     votes = Votes(placement.mesh)
-    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, log.info, votes)
-    batches = Batches.of(parts, records, workdir, bad, log.info)
+    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, votes)
+    batches = Batches.of(parts, records, workdir, bad)
     heldout = batches.heldout()
     validation = _validation(parts, vae, heldout) if heldout else None
     log.info('compiling the training step')
@@ -169,7 +169,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
     with (
         _writer(workdir, start) as writer,
         how.preemption.after_the_step(),
-        Profiler(how.profile, workdir / PROFILE, log.info, how.on_signal) as profiler,
+        Profiler(how.profile, workdir / PROFILE, how.on_signal) as profiler,
         Watchdog(goodput, 60 * config.loop.stuck_minutes, saving_since=lambda: checkpoints.saving_since),
         saver,
     ):
@@ -184,7 +184,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
             make_batches=batches.train,
             checkpointer=saver,
             restore=functools.partial(_restore, parts, workdir, checkpoints),
-            dump_bad_step=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests, log.info),
+            dump_bad_step=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests),
             poll_signals=lambda step: votes(how.preemption.noticed(step), saver.due()),
             profile=profiler,
             progress=progress,
@@ -200,7 +200,7 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
 
 
 def _writer(workdir: Path, start: int) -> MetricWriter | NoMetrics:
-    return MetricWriter(workdir, start_step=start, line=log.info) if jax.process_index() == 0 else NoMetrics()
+    return MetricWriter(workdir, start_step=start) if jax.process_index() == 0 else NoMetrics()
 
 
 def _introduce(parts: Assembly, train_state: state.TrainState) -> None:

@@ -13,10 +13,12 @@ And Ctrl-C, which a shell's background jobs ignore, is heard by what a test star
 """
 
 import gc
+import logging
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
@@ -25,6 +27,7 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 import jax
 import pytest
 
+from fv_jax.core import console
 from tests import compiling
 
 if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] != 'false':
@@ -50,3 +53,24 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node) -> None:
     """Of pytest-xdist: what a worker is told."""
     node.workerinput['compiled'] = node.config.compiled
+
+
+class _Lines(console.StdoutHandler):
+    def __init__(self):
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """What a command would show of the records that a test makes without one; it grows."""
+    logger, handler = logging.getLogger(console.PACKAGE), _Lines()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -253,10 +253,10 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     data = pipeline.DataConfig(
         LoaderConfig(batch_size=2, num_threads=0), train=str(tmp_path / 'latents'), frames=9, height=64, width=96
     )
-    bad = BadRecords(data.bad_records, print)
+    bad = BadRecords(data.bad_records)
     parts = pipeline.training_parts(data, bad)
     provenance.check_latents(parts, stamp)
-    groups = pipeline.groups(parts, data, print)
+    groups = pipeline.groups(parts, data)
     batch = next(mixed_batches(pipeline.streams(groups, data, low_res=True), data.loader))
     assert batch['z_high_BFHWC'].shape == batch['z_low_BFHWC'].shape == (2, *latents[1]['z_high'].shape)
     with pytest.raises(
@@ -267,10 +267,10 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
         provenance.check_latents(parts, stamp | {'chunks': [13, 12]})
     wider = dataclasses.replace(data, width=80)
     with pytest.raises(ValueError, match='of 9x64x96, which is no size that is trained at'):
-        pipeline.groups(parts, wider, print)
+        pipeline.groups(parts, wider)
     both = dataclasses.replace(data, train=f'{tmp_path}/latents@1+{tmp_path}/clips@1')
     with pytest.raises(ConfigError, match='of size 9x64x96 there are both clips and latents'):
-        pipeline.streams(pipeline.groups(pipeline.training_parts(both, bad), both, print), both, low_res=True)
+        pipeline.streams(pipeline.groups(pipeline.training_parts(both, bad), both), both, low_res=True)
 
 
 def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -292,7 +292,7 @@ def test_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) ->
         flags = ['--config.clips_per_shot=1', '--config.text.encoder=bytes', f'--config.text.length={length}']
         run(folder, tmp_path / name, *flags)
     data = pipeline.DataConfig(LoaderConfig(batch_size=2), train=f'{tmp_path}/a@1+{tmp_path}/b@1')
-    parts = pipeline.training_parts(data, BadRecords(data.bad_records, print))
+    parts = pipeline.training_parts(data, BadRecords(data.bad_records))
     config, found = TextConfig('bytes', length=8), [text_provenance.of(part.name, part.source) for part in parts]
     own = text_stamp(config)
     assert text_provenance.check(found[0], config, own, own.dim) == own

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -133,7 +132,7 @@ def test_stage_1_trains(vae_file, tmp_path):
     assert (encoder.digest, encoder.length, encoder.dim) == (words.digest, 4, 32)
 
 
-def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, caplog):
+def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
     """From the official fixture with its own LoRA merged."""
     official = weights.load_official(FIXTURES / 'stage1.pt')
     merged = tmp_path / 'merged.safetensors'
@@ -145,9 +144,8 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, caplog):
     config.stage.text.update(encoder='', length=None, dim=None)
     config.init_from = str(merged)
     config.loop.update(num_steps=1, eval_every=0)
-    caplog.set_level(logging.INFO, 'fv_jax')
     train.run(build(train.RunConfig, config.to_dict()), tmp_path / 'run')
-    assert f'with the parameters of {merged}' in caplog.messages
+    assert f'with the parameters of {merged}' in log_lines
     run = trained_runs.open_run(tmp_path / 'run')
     kernel = run.params['frozen']['blocks']['attention']['qkv']['kernel']
     np.testing.assert_array_equal(kernel, weights.load_official(merged).blocks.attention.qkv.kernel[...])
@@ -385,10 +383,10 @@ def test_the_phases_of_stage_2(size):
             assert min(tokens) > 1.4e6 and max(tokens) <= 1.7e6
 
 
-def test_the_clips_of_the_small_phases():
+def test_the_clips_of_the_small_phases(log_lines):
     for i in (1, 2):
         data = build(train.RunConfig, stage2.get_config(f'phase{i},tiny=true').to_dict()).data
-        bad = BadRecords(data.bad_records, print)
-        lines = []
-        groups = pipeline.groups(pipeline.training_parts(data, bad), data, lines.append)
-        assert [sum(map(len, group.parts)) for group in groups] == [66, 66] and len(lines) == 2
+        bad = BadRecords(data.bad_records)
+        log_lines.clear()
+        groups = pipeline.groups(pipeline.training_parts(data, bad), data)
+        assert [sum(map(len, group.parts)) for group in groups] == [66, 66] and len(log_lines) == 2

@@ -252,7 +252,7 @@ def mixed_batches(
         a damaged record, or records that do not fit in one batch.
     """
     _check(streams, start_step, process)
-    bad = bad or BadRecords(BadRecordConfig(), lambda line: None)
+    bad = bad or BadRecords(BadRecordConfig())
     schedule = Schedule(tuple(stream.share for stream in streams), seed=config.seed)
     rows = [_stream_rows(stream, config.seed, i, bad) for i, stream in enumerate(streams)]
     mine = _ProcessRows(streams, rows, schedule, process)

@@ -1,7 +1,8 @@
 """From a data configuration to batches: which records, and what happens to them on the way."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.sources import EMBEDDED, IMAGES, STILLS, SWINGS, SYNTHETIC, TFDS
 from fv_jax.data.synthetic import sprites
 from fv_jax.text.encoder import TextEncoder
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,7 @@ def source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords | No
 
     bad: where shards that cannot be opened are counted; without it, the first stops.
     """
-    bad = bad or BadRecords(BadRecordConfig(), lambda line: None)
+    bad = bad or BadRecords(BadRecordConfig())
     found = [_one_source(part, config, heldout, bad) for part, _ in sources.parse(name)]
     return found[0] if len(found) == 1 else sources.Joined(found)
 
@@ -176,11 +179,11 @@ class Group:
         )
 
 
-def groups(parts: Sequence[Part], config: DataConfig, say: Callable[[str], None]) -> list[Group]:
+def groups(parts: Sequence[Part], config: DataConfig) -> list[Group]:
     """Which records of which part are trained on at which size.
 
-    say: receives a line for each size that is trained at, which are the shapes that will be compiled, and one for
-      every reason why clips are left out.
+    Reports each size that is trained at, which are the shapes that will be compiled, and every reason why clips are
+    left out.
 
     Raises ValueError when a source has no clips that fit, naming it.
     """
@@ -188,7 +191,7 @@ def groups(parts: Sequence[Part], config: DataConfig, say: Callable[[str], None]
     rows = dict.fromkeys(config.sizes, 0.0)
     total = sum(part.weight for part in parts)
     for part in parts:
-        kept = _assigned(part, config, say)
+        kept = _assigned(part, config)
         fitting = sum(map(len, kept.values()))
         for bucket, some in kept.items():
             if len(some):
@@ -200,15 +203,15 @@ def groups(parts: Sequence[Part], config: DataConfig, say: Callable[[str], None]
     found = []
     for bucket, some in members.items():
         if not some:
-            say(f'{bucket}: no clips')
+            log.info(f'{bucket}: no clips')
             continue
         share = steps[bucket] / sum(steps.values())
         found.append(Group(bucket, tuple(some), config.batch_size(bucket), share))
-        say(str(found[-1]))
+        log.info(str(found[-1]))
     return found
 
 
-def _assigned(part: Part, config: DataConfig, say: Callable[[str], None]) -> dict[Bucket, Part]:
+def _assigned(part: Part, config: DataConfig) -> dict[Bucket, Part]:
     sizes = sources.sizes_of(part.source)
     if sizes is None:  # it draws its clips at the one size that is asked for
         if config.buckets:
@@ -217,7 +220,7 @@ def _assigned(part: Part, config: DataConfig, say: Callable[[str], None]) -> dic
     fit = bucketing.EXACT if provenance.holds_latents(part.source) else config.clip_fit
     assignment = bucketing.assign(sizes, config.sizes, fit)
     for reason, count in assignment.left_out.items():
-        say(f'left out: {count} of {len(part)} clips of {part.name}: {reason}')
+        log.info(f'left out: {count} of {len(part)} clips of {part.name}: {reason}')
     if not any(map(len, assignment.members.values())):
         reasons = '; '.join(f'{count} {reason}' for reason, count in assignment.left_out.items())
         raise ValueError(f'{part.name}: none of its {len(part)} clips can be trained on: {reasons}')

@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     loader = {'batch_size': 1, 'num_threads': 1, 'prefetch_batches': 2}
     fields = {'train': arguments.train, 'frames': 17, 'height': height, 'width': width, 'fit': 'resize'}
     config = build(DataConfig, fields | {'loader': loader} | published.weak_and_strong())
-    bad = BadRecords(config.bad_records, print)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config, print)
+    bad = BadRecords(config.bad_records)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config)
     drawn = pipeline.streams(groups, config, low_res=True)
     found = []
     for i, _ in enumerate(pipeline.train_batches(drawn, config, bad, start_step=0, process=(0, 1))):

@@ -122,7 +122,7 @@ class Turns:
         )
         self._kinds = {'bare': bare_step(parts), 'step': guarded}
         self._states = {kind: new_state(parts) for kind in self._kinds}
-        self._quiet = Profiler(None, Path(), print)
+        self._quiet = Profiler(None, Path())
 
     def __call__(self, step: int, before: Any) -> None:
         if (step - 1) % self._steps == 0 and before is not None:
@@ -163,11 +163,11 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
     key = jax.random.key(1)
     turns, votes, preemption = Turns(parts, batches, key, steps), Votes(parts.placement.mesh), Preemption()
     checkpoints = Checkpoints(folder, keep=config.loop.keep)
-    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), {}, lambda _: None, votes)
+    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), {}, votes)
     folder.mkdir(exist_ok=True)
     once = dataclasses.replace(config.loop, num_steps=(rounds + 1) * steps + 1, save_every=10**9, eval_every=0)
     with (
-        MetricWriter(folder, start_step=0, line=lambda _: None) as writer,
+        MetricWriter(folder, start_step=0) as writer,
         preemption.after_the_step(),
         Watchdog(goodput, 60 * config.loop.stuck_minutes),
     ):

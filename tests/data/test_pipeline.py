@@ -32,8 +32,8 @@ SMALL = DataConfig(
 
 
 def first_batches(config, start_step=0, count=2, process=(0, 1)):
-    bad = BadRecords(config.bad_records, print)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config, print)
+    bad = BadRecords(config.bad_records)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config)
     drawn = pipeline.streams(groups, config, low_res=True)
     found = pipeline.train_batches(drawn, config, bad, start_step=start_step, process=process)
     return [next(found) for _ in range(count)]
@@ -150,7 +150,7 @@ def test_what_cannot_be_built_is_refused():
         build(DataConfig, {'loader': {'batch_size': 1}, 'fit': 'stretch'})
 
 
-def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path):
+def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path, log_lines):
     with RecordWriter(tmp_path / 'clips', 'clips') as writer:
         for size in [(9, 32, 48)] * 3 + [(17, 64, 64), (9, 40, 32), (5, 64, 64)]:
             writer.write({'video': np.full((*size, 3), size[0], np.uint8), 'caption': 'grey'})
@@ -161,13 +161,12 @@ def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path):
     config = dataclasses.replace(
         SMALL, train=f'{tmp_path}/clips@3+images:{tmp_path}@1', buckets=buckets, token_budget=72, flip=False
     )
-    lines = []
-    bad = BadRecords(config.bad_records, print)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config, lines.append)
+    bad = BadRecords(config.bad_records)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config)
     assert [str(group.bucket) for group in groups] == ['9x32x48', '1x32x48', '9x16x16', '17x64x64']
     assert [group.batch_size for group in groups] == [4, 12, 24, 1]
-    assert lines[0] == f'left out: 1 of 6 clips of {tmp_path}/clips: of fewer than 9 frames'
-    assert lines[1].startswith('9x32x48: 3 clips, batch 4 (72 tokens), ') and lines[-1] == '33x16x16: no clips'
+    assert log_lines[0] == f'left out: 1 of 6 clips of {tmp_path}/clips: of fewer than 9 frames'
+    assert log_lines[1].startswith('9x32x48: 3 clips, batch 4 (72 tokens), ') and log_lines[-1] == '33x16x16: no clips'
     # Rows, not batches, are 3 to 1: batches are weighted by how many rows they hold.
     rows = np.array([group.share * group.batch_size for group in groups])
     np.testing.assert_allclose(rows / rows.sum(), [3 / 4 * 3 / 5, 1 / 4, 3 / 4 / 5, 3 / 4 / 5])

@@ -18,7 +18,7 @@ from tests.data import films
 
 
 def strict() -> BadRecords:
-    return BadRecords(BadRecordConfig('fail'), print)
+    return BadRecords(BadRecordConfig('fail'))
 
 
 def test_names_and_weights():

@@ -76,7 +76,7 @@ def _good_shard(folder: Path) -> Path:
 
 def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
     """How many records are bad; None if the shard cannot be opened."""
-    bad = BadRecords(BadRecordConfig('skip', budget=10**6), lambda line: None)
+    bad = BadRecords(BadRecordConfig('skip', budget=10**6))
     try:
         source = sources.open_shards(str(folder), bad)
     except ValueError as error:

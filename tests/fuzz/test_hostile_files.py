@@ -181,7 +181,7 @@ def shards(folder, index: str):
     with records.RecordWriter(folder, 'clips') as writer:
         writer.write({'frames': 1, 'height': 2, 'width': 3, 'video': b'x'})
     (folder / 'clips.json').write_text(index)
-    return sources.open_shards(str(folder), BadRecords(BadRecordConfig(), print))
+    return sources.open_shards(str(folder), BadRecords(BadRecordConfig()))
 
 
 def test_json_without_end_is_refused(tmp_path):

@@ -7,11 +7,14 @@ counted and named once. A shard that cannot be opened counts as one, and is left
 """
 
 import dataclasses
+import logging
 import threading
-from collections.abc import Callable
 from typing import Literal
 
 from fv_jax.core.config import ConfigError
+from fv_jax.core.console import EVERY_PROCESS
+
+log = logging.getLogger(__name__)
 
 
 class BadRecordError(ValueError):
@@ -38,10 +41,9 @@ class BadRecords:
     found: name -> reason.
     """
 
-    def __init__(self, config: BadRecordConfig, say: Callable[[str], None]):
-        """say: receives a line for each new one."""
+    def __init__(self, config: BadRecordConfig):
         self.config, self.found = config, {}
-        self._say, self._lock = say, threading.Lock()
+        self._lock = threading.Lock()
 
     def report(self, name: str, error: ValueError) -> None:
         """Counts a bad record. Raises BadRecordError if the run has to stop."""
@@ -59,4 +61,4 @@ class BadRecords:
                 raise BadRecordError(
                     f'{count} records are bad and config.data.bad_records.budget={budget}; the last is {name}: {reason}'
                 ) from None
-            self._say(f'bad record {count} of at most {budget}: {name}: {reason}')
+            log.info(f'bad record {count} of at most {budget}: {name}: {reason}', extra=EVERY_PROCESS)

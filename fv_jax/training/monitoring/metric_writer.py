@@ -1,4 +1,4 @@
-"""Records of a run, from one place: the terminal, `metrics.jsonl` and TensorBoard.
+"""Records of a run, from one place: the log, `metrics.jsonl` and TensorBoard.
 
 `metrics.jsonl` holds one object a row, each with `step`; rows of training have `loss`, rows of evaluation
 `eval/...`. A resumed run first drops the rows that it is about to write again.
@@ -7,11 +7,12 @@
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +21,24 @@ from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+log = logging.getLogger(__name__)
+
 JSONL = 'metrics.jsonl'
 BOARD = 'tensorboard'
 _FLUSH_S = 30.0
 
 
 class MetricWriter:
-    """Writes to a run's folder; `line` receives what a person should read."""
+    """Writes to a run's folder, and logs what a person should read."""
 
-    def __init__(self, folder: Path, *, start_step: int, line: Callable[[str], None]):
-        self._folder, self._line = folder, line
+    def __init__(self, folder: Path, *, start_step: int):
+        self._folder = folder
         self._open(start_step)
 
     def _open(self, start_step: int) -> None:
         path = self._folder / JSONL
         _drop_rows_after(path, start_step)
-        self._rows = _Rows(path, self._line)
+        self._rows = _Rows(path)
         self._board = _Board(self._folder / BOARD, start_step)
 
     def __enter__(self) -> 'MetricWriter':
@@ -51,7 +54,7 @@ class MetricWriter:
         row = {'step': step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
         self._rows.add(json.dumps(row) + '\n')
         self._board.add(step, *(Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
-        self._line(text)
+        log.info(text)
 
     def video(self, step: int, name: str, frames_FHWC: np.ndarray, fps: float) -> None:
         """A uint8 video, as an animated GIF in TensorBoard."""
@@ -64,7 +67,7 @@ class MetricWriter:
 
     def note(self, text: str) -> None:
         """A line of text alone."""
-        self._line(text)
+        log.info(text)
 
     def rewind(self, step: int) -> None:
         """Drops the rows past a step, which will be written again."""
@@ -81,8 +84,8 @@ class _Rows:
     with the next line.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]):
-        self._path, self._say = path, say
+    def __init__(self, path: Path):
+        self._path = path
         self._file = path.open('ab', buffering=0)
         self._end, self._waiting = self._file.tell(), b''
 
@@ -100,7 +103,7 @@ class _Rows:
 
     def _warn(self, why: str) -> None:
         rows = self._waiting.count(b'\n')
-        self._say(f'WARNING: {self._path}: cannot be written ({why}); {rows} row(s) are kept in memory')
+        log.warning(f'{self._path}: cannot be written ({why}); {rows} row(s) are kept in memory')
 
     def close(self) -> None:
         """Raises OSError when rows are left that could not be written."""

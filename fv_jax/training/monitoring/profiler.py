@@ -1,10 +1,10 @@
 """Traces of a few steps, for xprof (`pip install xprof; xprof DIR/profile`): asked for by step, or by a signal."""
 
 import dataclasses
+import logging
 import re
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import jax
 
 from fv_jax.core.config import ConfigError
+
+log = logging.getLogger(__name__)
 
 FOLDER = 'profile'  # in a run's folder
 MOST_STEPS = 20  # a trace grows by megabytes a step
@@ -67,10 +69,8 @@ class OnSignal:
 class Profiler:
     """Called before each step; `close` ends a trace that is still open."""
 
-    def __init__(
-        self, steps: ProfileSteps | None, folder: Path, say: Callable[[str], None], on_signal: OnSignal | None = None
-    ):
-        self._steps, self._folder, self._say = steps, folder, say
+    def __init__(self, steps: ProfileSteps | None, folder: Path, on_signal: OnSignal | None = None):
+        self._steps, self._folder = steps, folder
         self._on_signal, self._left = on_signal or OnSignal(), MOST_ON_SIGNAL
         self._open, self._size_before = False, 0
 
@@ -91,7 +91,7 @@ class Profiler:
 
     def _ask(self, step: int) -> None:
         if not self._left:
-            self._say(f'no profile: {MOST_ON_SIGNAL} were asked for by signal already')
+            log.info(f'no profile: {MOST_ON_SIGNAL} were asked for by signal already')
             return
         self._left -= 1
         self._steps = ProfileSteps(step, step + STEPS_ON_SIGNAL - 1)
@@ -101,7 +101,7 @@ class Profiler:
             self._open = False
             jax.profiler.stop_trace()
             size = (self._size() - self._size_before) / 1e6
-            self._say(f'profile of steps {self._steps.first} to {self._steps.last}: {self._folder} ({size:.1f} MB)')
+            log.info(f'profile of steps {self._steps.first} to {self._steps.last}: {self._folder} ({size:.1f} MB)')
 
     def _size(self) -> int:
         """Bytes of all traces that are there."""

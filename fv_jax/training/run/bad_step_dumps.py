@@ -6,6 +6,7 @@ DIR/bad_steps/STEP/checkpoints/   the parameters, as they were after the step
 
 import dataclasses
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,10 @@ from fv_jax.parallel import arrays
 from fv_jax.stages import registry
 from fv_jax.training.monitoring.anomalies import BadStep
 from fv_jax.training.monitoring.replay import Replay, replay
-from fv_jax.training.run.datasets import Say
 from fv_jax.training.run.setup import Assembly, RunConfig
 from fv_jax.training.state import Network
+
+log = logging.getLogger(__name__)
 
 FOLDER, FILE = 'bad_steps', 'step.npz'
 _BATCH, _KEY, _RECORD = 'batch/', 'key', 'record'
@@ -36,7 +38,7 @@ _UNREADABLE = (
 _FIELDS = {'step', 'kind', 'reason', 'params_step', 'metrics', 'config'}  # of a record
 
 
-def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], say: Say, bad_step: BadStep) -> None:
+def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], bad_step: BadStep) -> None:
     """Writes a bundle. All processes call it. One that cannot be written is said, and costs the run nothing."""
     folder = workdir / FOLDER / str(bad_step.step)
     batch = arrays.to_host(bad_step.batch, parts.placement)
@@ -47,9 +49,9 @@ def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], say: Say, b
         if jax.process_index() == 0:
             _write(folder / FILE, batch, bad_step, config)
     except (CheckpointError, OSError) as error:
-        say(f'WARNING: step {bad_step.step} could not be kept for a replay ({format_error(error)})')
+        log.warning(f'step {bad_step.step} could not be kept for a replay ({format_error(error)})')
         return
-    say(f'kept for study: python -m fv_jax.train --replay {folder / FILE}')
+    log.info(f'kept for study: python -m fv_jax.train --replay {folder / FILE}')
 
 
 def _write(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, config: dict[str, Any]) -> None:
@@ -113,23 +115,23 @@ def run_again(bundle: Bundle) -> Replay:
     return replay(stage, network, params, batch, bundle.key, bundle.record['step'] - 1, SINGLE_DEVICE)
 
 
-def report(bundle: Bundle, found: Replay, say: Say) -> None:
+def report(bundle: Bundle, found: Replay) -> None:
     """What was found, in words."""
     record = bundle.record
-    say(f'step {record["step"]}, kept as a {record["kind"]}: {record["reason"]}')
+    log.info(f'step {record["step"]}, kept as a {record["kind"]}: {record["reason"]}')
     if record['params_step'] > record['step'] and record['kind'] == 'bad step':
-        say('its parameters are those of one step later: the next one was under way')
+        log.info('its parameters are those of one step later: the next one was under way')
     for name, value in bundle.batch.items():
         if value.dtype.kind == 'f':
-            say(f'batch {name} {list(value.shape)}: from {np.min(value):.4g} to {np.max(value):.4g}')
+            log.info(f'batch {name} {list(value.shape)}: from {np.min(value):.4g} to {np.max(value):.4g}')
     for name, value in found.figures.items():
         was = record['metrics'].get(name)
-        say(f'{name} {value:.6g} in float32' + (f', was {float(was):.6g}' if was is not None else ''))
+        log.info(f'{name} {value:.6g} in float32' + (f', was {float(was):.6g}' if was is not None else ''))
     for line in found.inputs:
-        say(f'NOT FINITE: {line}')
+        log.info(f'NOT FINITE: {line}')
     if found.where is not None:
-        say(f'WHERE: {found.where}')
+        log.info(f'WHERE: {found.where}')
     dtype = (record['config']['stage']['dit'] or record['config']['stage']['autoencoder_net'])['dtype']
     if found.finite:
         again = f'; the run computes in {dtype}' if dtype != 'float32' else ''
-        say(f'all is finite in float32{again}')
+        log.info(f'all is finite in float32{again}')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from fv_jax.weights import trained_runs
 from fv_jax.weights.text_encoders import open_text_encoder, text_stamp
 
 Digests = dict[str, str]  # 'vae' and 'text' -> 16 hexadecimal digits
-Say = Callable[[str], None]
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Records:
     digests: Digests
 
 
-def find_records(config: RunConfig, bad: BadRecords, say: Say, check: Callable[[Digests], None]) -> Records:
+def find_records(config: RunConfig, bad: BadRecords, check: Callable[[Digests], None]) -> Records:
     """The run's records. check: refuses digests that the run cannot go on with.
 
     Raises ConfigError, ValueError or OSError when there are none, or they do not go with the run's networks.
@@ -46,21 +48,21 @@ def find_records(config: RunConfig, bad: BadRecords, say: Say, check: Callable[[
     data = config.data
     heldout = pipeline.source(data.heldout, data, heldout=True) if data.heldout and config.loop.eval_every else None
     clips = pipeline.training_parts(data, bad)
-    digests = _digests(config, clips, heldout, say)
+    digests = _digests(config, clips, heldout)
     check(digests)
     provenance.check_latents(clips, latent_cache.vae_stamp(digests['vae']) if 'vae' in digests else None)
-    return Records(pipeline.groups(clips, data, say), heldout, digests)
+    return Records(pipeline.groups(clips, data), heldout, digests)
 
 
-def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None, say: Say) -> Digests:
+def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> Digests:
     """Of the VAE and the text encoder that make what the stage learns from; checkpoints name them by it."""
     if config.stage.dit is None:
         return {}
-    text = _text_stamp(config, clips, heldout, say)
+    text = _text_stamp(config, clips, heldout)
     return {'vae': weights.vae_digest(config.stage.vae)} | ({'text': text.digest} if text else {})
 
 
-def _text_stamp(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None, say: Say) -> TextStamp | None:
+def _text_stamp(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> TextStamp | None:
     """Whose embeddings the run learns from; the clips' must be those of its encoder."""
     chosen, own, found = config.stage.text, None, {}
     for part in clips:
@@ -71,7 +73,8 @@ def _text_stamp(config: RunConfig, clips: list[Part], heldout: pipeline.Source |
         own = text_stamp(chosen)
     whose = text_provenance.check(found, chosen, own, config.stage.dit.text_dim)
     if chosen.encoder and own is None:
-        say(f'note: {chosen.encoder} is not here; the clips hold text embeddings of encoder {whose}, taken to be its')
+        held = f'the clips hold text embeddings of encoder {whose}'
+        log.info(f'note: {chosen.encoder} is not here; {held}, taken to be its')
     return whose
 
 
@@ -86,14 +89,14 @@ class Batches:
     bad: BadRecords
 
     @classmethod
-    def of(cls, parts: Assembly, records: Records, workdir: Path, bad: BadRecords, say: Say) -> 'Batches':
+    def of(cls, parts: Assembly, records: Records, workdir: Path, bad: BadRecords) -> 'Batches':
         """Latents that are to be encoded once are encoded here."""
         config = parts.config
         # Words are embedded as they are read; T5's embeddings come with the clips.
         text = open_text_encoder(config.stage.text) if config.stage.text.encoder == BYTES else None
         encoded = any(provenance.holds_latents(part.source) for group in records.groups for part in group.parts)
         if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
-            streams = _cached_streams(config, records, workdir, bad, text, say)
+            streams = _cached_streams(config, records, workdir, bad, text)
         else:
             low_res = registry.needs_low_res(config.stage)
             streams = pipeline.streams(records.groups, config.data, low_res=low_res, text=text)
@@ -124,12 +127,12 @@ class Batches:
 
 
 def _cached_streams(
-    config: RunConfig, records: Records, workdir: Path, bad: BadRecords, text: TextEncoder | None, say: Say
+    config: RunConfig, records: Records, workdir: Path, bad: BadRecords, text: TextEncoder | None
 ) -> list[Stream]:
     """Every clip's latents. The first process encodes, on its first device; the others wait."""
     folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)
     arguments = folder, records.groups, vae, config.data, records.digests['vae']
-    cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, progress=say, text=text)
+    cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=text)
     found = cached() if jax.process_index() == 0 else None
     distributed.wait_for_all('latents')
     return cached() if found is None else found

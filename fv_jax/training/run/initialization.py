@@ -1,6 +1,7 @@
 """The state that a training run starts from: its own newest checkpoint, another run's parameters, a file's, or new."""
 
 import dataclasses
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -15,8 +16,10 @@ from fv_jax.core.config import ConfigError
 from fv_jax.parallel import arrays, distributed
 from fv_jax.training import state
 from fv_jax.training.progress import PROGRESS, Progress
-from fv_jax.training.run.datasets import Digests, Say
+from fv_jax.training.run.datasets import Digests
 from fv_jax.training.run.setup import Assembly, RunConfig
+
+log = logging.getLogger(__name__)
 
 DAMAGED = 'damaged'  # in a run's folder
 
@@ -80,19 +83,19 @@ def restore(parts: Assembly, own: Own) -> tuple[state.TrainState, Progress]:
         own.drop(problem or 'another process found it damaged')
 
 
-def starting_state(parts: Assembly, own: Own | None, say: Say) -> tuple[state.TrainState, Progress]:
+def starting_state(parts: Assembly, own: Own | None) -> tuple[state.TrainState, Progress]:
     """The newest checkpoint of this run, or the parameters of another, or new ones; over the mesh from the start."""
     config = parts.config
     if own is not None:
         found = restore(parts, own)
         for step, problem in own.damaged.items():
-            say(f'WARNING: the checkpoint of step {step} is damaged: {problem}. Going back to step {own.steps[-1]}')
+            log.warning(f'the checkpoint of step {step} is damaged: {problem}. Going back to step {own.steps[-1]}')
         return found
     # Placed alike in all cases, so that the step is one program: a resumed run's numbers are those of the first.
     if config.init_from is None:
         return jax.jit(parts.new_state, out_shardings=parts.shardings)(jax.random.key(config.seed)), Progress()
     numbers = _given_numbers(parts, config.init_from, state.to_items(parts.abstract_state)['params'])
-    say(f'with the parameters of {config.init_from}')
+    log.info(f'with the parameters of {config.init_from}')
     given = jax.jit(parts.state_of, donate_argnums=(0, 1), out_shardings=parts.shardings)(*numbers)
     return given, Progress()
 

@@ -6,6 +6,7 @@ The shards are stamped with everything that made them; those of another VAE or o
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,9 +27,11 @@ from fv_jax.models import vae_chunking
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.text.encoder import TextEncoder
 
+log = logging.getLogger(__name__)
+
 FOLDER = 'latents'  # in a run's folder
 NAME = 'latents'  # of the shards in it
-_PROGRESS_S = 5.0  # seconds between two lines of progress
+_PROGRESS_S = 5.0  # seconds between two reports of progress
 
 
 def cached_streams(
@@ -39,7 +42,6 @@ def cached_streams(
     vae_digest: str,
     *,
     bad: BadRecords,
-    progress: Callable[[str], None],
     text: TextEncoder | None = None,
 ) -> list[Stream]:
     """What is drawn of each group: z_high_FHWC and z_low_FHWC, from latents encoded once, and text_LD as in
@@ -54,7 +56,7 @@ def cached_streams(
         parts = []
         for i, part in enumerate(group.parts):
             where = folder if alone else folder / f'{group.bucket}-{i}'
-            source = cached_latents(where, part, pixels, vae, config, made_by, bad=bad, progress=progress)
+            source = cached_latents(where, part, pixels, vae, config, made_by, bad=bad)
             parts.append(Part(part.name, source, weight=part.weight))
         streams.append(Stream(tuple(parts), transform, group.batch_size, group.share))
     return streams
@@ -69,7 +71,6 @@ def cached_latents(
     made_by: str,
     *,
     bad: BadRecords,
-    progress: Callable[[str], None],
 ) -> Source:
     """Records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each of `records` that is not bad.
 
@@ -79,7 +80,6 @@ def cached_latents(
         for each low variant of what it gave.
       made_by: the digests of the VAE and, where words are embedded, of the text encoder.
       bad: where records that cannot be used are counted.
-      progress: receives a line every few seconds.
 
     Raises:
       ValueError: the folder holds latents that something else made.
@@ -92,8 +92,8 @@ def cached_latents(
         return Shards(list_shards(folder, NAME))
     variants = config.cache.low_variants
     twins = f' and {variants} low-quality twin(s) of each' if variants else ''
-    progress(f'encoding {len(records)} clips{twins}, once; kept in {folder}')
-    said = time.monotonic()
+    log.info(f'encoding {len(records)} clips{twins}, once; kept in {folder}')
+    reported = time.monotonic()
     made = _made_ahead(records, transform, config)
     with RecordWriter(folder, NAME) as writer, contextlib.closing(made):
         for i, (name, clip_and_twins) in enumerate(made):
@@ -103,9 +103,9 @@ def cached_latents(
                 writer.write(encode_pair(clip['high_res_FHWC'], twins, vae) | text)
             except ValueError as error:
                 bad.report(name, error)
-            if i + 1 == len(records) or time.monotonic() - said > _PROGRESS_S:
-                progress(f'encoded {i + 1}/{len(records)} clips')
-                said = time.monotonic()
+            if i + 1 == len(records) or time.monotonic() - reported > _PROGRESS_S:
+                log.info(f'encoded {i + 1}/{len(records)} clips')
+                reported = time.monotonic()
         writer.summary = {'stamp': stamp}
     return Shards(list_shards(folder, NAME))
 

@@ -1,6 +1,7 @@
 """When a run is saved, and what happens when it cannot be."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +13,8 @@ from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.training import state
 from fv_jax.training.config import LoopConfig
 from fv_jax.training.progress import PROGRESS, Progress
-from fv_jax.training.run.datasets import Say
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -23,7 +25,6 @@ class Saver:
     loop: LoopConfig
     config: Mapping[str, Any]
     digests: Mapping[str, str]
-    say: Say
     votes: Callable[[bool, bool], jax.Array | np.ndarray]
     failed: int = 0  # saves in a row
     _last: float = dataclasses.field(default_factory=lambda: time.monotonic())  # no clock that can be set back
@@ -71,13 +72,13 @@ class Saver:
             # At the end of a run there is nothing to go on with.
             if self.failed > self.loop.failed_saves or step >= self.loop.num_steps:
                 raise
-            self.say(
-                f'WARNING: {problem}. The run goes on; {self.failed} save(s) in a row have failed, and after '
+            log.warning(
+                f'{problem}. The run goes on; {self.failed} save(s) in a row have failed, and after '
                 f'{self.loop.failed_saves} it stops (config.loop.failed_saves). Make room now'
             )
             return False
         self.failed = 0
-        self.say(f'saved step {step}')
+        log.info(f'saved step {step}')
         return True
 
     def __enter__(self) -> 'Saver':
@@ -88,4 +89,7 @@ class Saver:
         self.checkpoints.close()
         if self._step is not None:
             _, failed = self.checkpoints.ended()
-            self.say(f'WARNING: step {self._step} could not be saved' if failed else f'saved step {self._step}')
+            if failed:
+                log.warning(f'step {self._step} could not be saved')
+            else:
+                log.info(f'saved step {self._step}')

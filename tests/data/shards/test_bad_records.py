@@ -43,33 +43,32 @@ def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, stre
     return list(itertools.islice(mixed_batches(streams or [stream()], config, process=process, bad=bad), count))
 
 
-def test_bad_records_are_counted_and_named_once_and_replaced() -> None:
-    lines = []
-    bad = BadRecords(BadRecordConfig('skip', budget=2), lines.append)
+def test_bad_records_are_counted_and_named_once_and_replaced(log_lines: list[str]) -> None:
+    bad = BadRecords(BadRecordConfig('skip', budget=2))
     drawn = np.concatenate([batch['i'].ravel() for batch in run(bad)])
     assert not BAD & set(drawn.tolist()) and len(drawn) == 48
     assert bad.found == {f'the film, record {i}': 'damaged: of no use' for i in BAD}
-    assert len(lines) == 2 and lines[0].startswith('bad record 1 of at most 2: the film, record ')
+    assert len(log_lines) == 2 and log_lines[0].startswith('bad record 1 of at most 2: the film, record ')
 
 
 def test_what_replaces_them_does_not_depend_on_the_processes_or_threads() -> None:
     skip = BadRecordConfig('skip', budget=2)
-    alone = run(BadRecords(skip, print), threads=0)
-    parts = [run(BadRecords(skip, print), process=(p, 2), threads=5) for p in (0, 1)]
+    alone = run(BadRecords(skip), threads=0)
+    parts = [run(BadRecords(skip), process=(p, 2), threads=5) for p in (0, 1)]
     for whole, first, second in zip(alone, *parts, strict=True):
         for name in whole:
             np.testing.assert_array_equal(whole[name], np.concatenate([first[name], second[name]]))
 
 
 def test_the_budget() -> None:
-    bad = BadRecords(BadRecordConfig('skip', budget=1), lambda line: None)
+    bad = BadRecords(BadRecordConfig('skip', budget=1))
     with pytest.raises(BadRecordError, match=r'2 records are bad and .*budget=1; the last is the film, record [37]'):
         run(bad)
 
 
 def test_fail_stops_at_the_first_and_says_how_to_go_on() -> None:
     with pytest.raises(BadRecordError, match=r'the film, record [37]: damaged: of no use; .*on_bad_record=skip'):
-        run(BadRecords(BadRecordConfig('fail'), print))
+        run(BadRecords(BadRecordConfig('fail')))
 
 
 def test_a_source_that_is_wholly_bad_stops_at_once_with_its_name() -> None:
@@ -78,7 +77,7 @@ def test_a_source_that_is_wholly_bad_stops_at_once_with_its_name() -> None:
         check_parts([stream(), nothing])
     check_parts([stream()])
     with pytest.raises(BadRecordError, match='the film: 16 records in a row are bad'):
-        run(BadRecords(BadRecordConfig('skip', budget=100), lambda line: None), streams=[nothing])
+        run(BadRecords(BadRecordConfig('skip', budget=100)), streams=[nothing])
 
 
 @pytest.mark.parametrize('fault', [RuntimeError('a bug'), SystemExit(3), MemoryError()])
@@ -93,7 +92,7 @@ def test_a_worker_that_dies_stops_the_run(fault: BaseException, threads: int) ->
 
     here = Stream((Part('the film', Damaged(bad=())),), dies, 4)
     with pytest.raises(type(fault)):
-        run(BadRecords(BadRecordConfig('skip'), print), threads=threads, streams=[here])
+        run(BadRecords(BadRecordConfig('skip')), threads=threads, streams=[here])
 
 
 def test_policies_that_cannot_be() -> None:

@@ -34,8 +34,8 @@ def test_films_to_examples_to_batches(tmp_path):
     data = pipeline.DataConfig(
         LoaderConfig(batch_size=2, num_threads=0), train=f'tfds:{folder}', frames=9, height=64, width=96
     )
-    bad = BadRecords(data.bad_records, print)
-    drawn = pipeline.streams(pipeline.groups(pipeline.training_parts(data, bad), data, print), data, low_res=True)
+    bad = BadRecords(data.bad_records)
+    drawn = pipeline.streams(pipeline.groups(pipeline.training_parts(data, bad), data), data, low_res=True)
     batch = next(pipeline.train_batches(drawn, data, bad, start_step=0, process=(0, 1)))
     assert batch['low_res_BFHWC'].shape == (2, 9, 64, 96, 3) and np.isfinite(batch['low_res_BFHWC']).all()
     assert 'tensorflow' not in sys.modules

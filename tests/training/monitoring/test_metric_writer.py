@@ -20,12 +20,10 @@ def written(folder):
 
 
 def run(folder, steps, start_step=0):
-    lines = []
-    writer = MetricWriter(folder, start_step=start_step, line=lines.append)
+    writer = MetricWriter(folder, start_step=start_step)
     for step in steps:
         writer.scalars(step, {'loss': step / 10}, f'line {step}')
     writer.close()
-    return lines
 
 
 def events(folder):
@@ -42,8 +40,9 @@ def events(folder):
     return found
 
 
-def test_a_row_a_scalar_and_a_line(tmp_path):
-    assert run(tmp_path, [1, 2]) == ['line 1', 'line 2']
+def test_a_row_a_scalar_and_a_line(tmp_path, log_lines):
+    run(tmp_path, [1, 2])
+    assert log_lines == ['line 1', 'line 2']
     assert written(tmp_path) == [{'step': 1, 'loss': 0.1}, {'step': 2, 'loss': 0.2}]
     scalars = {
         (e.step, v.tag): v.simple_value for e in events(tmp_path) for v in e.summary.value if v.HasField('simple_value')
@@ -52,7 +51,7 @@ def test_a_row_a_scalar_and_a_line(tmp_path):
 
 
 def test_a_number_that_is_none_is_still_json(tmp_path):
-    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': float('nan'), 'psnr': float('inf')}, '')
     writer.close()
 
@@ -64,7 +63,7 @@ def test_a_number_that_is_none_is_still_json(tmp_path):
 
 
 def test_rows_are_there_while_the_run_goes_on(tmp_path):
-    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': 1.0}, '')
     assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]
     writer.close()
@@ -92,7 +91,7 @@ def test_a_last_row_that_was_cut_off(tmp_path, cut, kept):
 def test_a_video_becomes_a_moving_picture(tmp_path):
     video = np.zeros((3, 8, 12, 3), np.uint8)
     video[:, :, :, 0] = np.array([0, 120, 240])[:, None, None]
-    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    writer = MetricWriter(tmp_path, start_step=0)
     writer.video(7, 'sample', video, 10.0)
     writer.close()
     ((event, value),) = [(e, v) for e in events(tmp_path) for v in e.summary.value]
@@ -124,10 +123,9 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_rows_that_a_full_disk_does_not_take_come_later(tmp_path):
+def test_rows_that_a_full_disk_does_not_take_come_later(tmp_path, log_lines):
     """What was half written is written over, so that no row is cut or there twice."""
-    lines = []
-    writer = MetricWriter(tmp_path, start_step=0, line=lines.append)
+    writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': 1.0}, '1')
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JSONL).stat().st_size + 5, limit[1]))
@@ -136,22 +134,22 @@ def test_rows_that_a_full_disk_does_not_take_come_later(tmp_path):
         writer.scalars(3, {'loss': 3.0}, '3')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert [line.startswith('WARNING') for line in lines] == [False, True, False, True, False]
-    assert 'cannot be written' in lines[1] and '2 row(s) are kept in memory' in lines[3]
+    assert [line.startswith('WARNING') for line in log_lines] == [False, True, False, True, False]
+    assert 'cannot be written' in log_lines[1] and '2 row(s) are kept in memory' in log_lines[3]
     writer.scalars(4, {'loss': 4.0}, '4')
     writer.close()
     assert written(tmp_path) == [{'step': i, 'loss': float(i)} for i in (1, 2, 3, 4)]
 
 
-def test_a_run_that_is_rolled_back_writes_its_rows_again(tmp_path):
-    writer = MetricWriter(tmp_path, start_step=0, line=(lines := []).append)
+def test_a_run_that_is_rolled_back_writes_its_rows_again(tmp_path, log_lines):
+    writer = MetricWriter(tmp_path, start_step=0)
     for step in (1, 2, 3):
         writer.scalars(step, {'loss': 1.0}, '')
     writer.rewind(1)
     writer.note('said')
     writer.scalars(2, {'loss': 5.0}, '')
     writer.close()
-    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and lines[3] == 'said'
+    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and log_lines[3] == 'said'
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
 
 
@@ -168,7 +166,7 @@ def test_a_board_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
     def refuse(self, **fields):
         raise OSError('no space left')
 
-    writer = MetricWriter(tmp_path, start_step=0, line=lambda line: None)
+    writer = MetricWriter(tmp_path, start_step=0)
     monkeypatch.setattr('fv_jax.training.monitoring.metric_writer._Board._write', refuse)
     writer.scalars(1, {'loss': 1.0}, '')
     writer.close()

@@ -12,19 +12,19 @@ from fv_jax.training.monitoring import profiler
 from fv_jax.training.monitoring.profiler import MOST_ON_SIGNAL, STEPS_ON_SIGNAL, OnSignal, Profiler, ProfileSteps
 
 
-def test_from_the_first_to_the_last(tmp_path, monkeypatch):
-    events, lines = [], []
+def test_from_the_first_to_the_last(tmp_path, monkeypatch, log_lines):
+    events = []
     monkeypatch.setattr(profiler.jax.profiler, 'start_trace', lambda folder, **_: events.append('start'))
     monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', lambda: events.append('stop'))
     (tmp_path / 'another').write_bytes(bytes(10**6))  # a trace of before
-    with Profiler(ProfileSteps.parse('2:3'), tmp_path, lines.append) as trace:
+    with Profiler(ProfileSteps.parse('2:3'), tmp_path) as trace:
         for step in range(1, 7):
             trace(step, None)
             events.append(step)
     assert events == [1, 'start', 2, 3, 'stop', 4, 5, 6]
-    assert lines == [f'profile of steps 2 to 3: {tmp_path} (0.0 MB)']
+    assert log_lines == [f'profile of steps 2 to 3: {tmp_path} (0.0 MB)']
     events.clear()
-    with Profiler(ProfileSteps.parse('2'), tmp_path, lines.append) as trace:  # the run ends before
+    with Profiler(ProfileSteps.parse('2'), tmp_path) as trace:  # the run ends before
         trace(2, None)
     assert events == ['start', 'stop']
 
@@ -36,11 +36,11 @@ def test_what_cannot_be_is_refused(text):
 
 
 def test_a_signal_asks_for_the_next_steps(tmp_path, monkeypatch):
-    events, lines = [], []
+    events = []
     monkeypatch.setattr(profiler.jax.profiler, 'start_trace', lambda folder, **_: events.append('start'))
     monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', lambda: events.append('stop'))
     before = signal.getsignal(signal.SIGUSR1)
-    with OnSignal() as on_signal, Profiler(ProfileSteps.parse('2'), tmp_path, lines.append, on_signal) as trace:
+    with OnSignal() as on_signal, Profiler(ProfileSteps.parse('2'), tmp_path, on_signal) as trace:
         for step in range(1, 9):
             if step in (4, 5):  # the second one comes within a trace, and is of the steps after it
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -50,22 +50,22 @@ def test_a_signal_asks_for_the_next_steps(tmp_path, monkeypatch):
     assert events == [1, 'start', 2, 'stop', 3, 'start', 4, 5, 6, 'stop', 'start', 7, 8, 'stop']
 
 
-def test_signals_do_not_fill_a_disk(tmp_path, monkeypatch):
-    started, lines = [], []
+def test_signals_do_not_fill_a_disk(tmp_path, monkeypatch, log_lines):
+    started = []
     monkeypatch.setattr(profiler.jax.profiler, 'start_trace', lambda folder, **_: started.append(folder))
     monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', lambda: None)
-    with OnSignal() as on_signal, Profiler(None, tmp_path, lines.append, on_signal) as trace:
+    with OnSignal() as on_signal, Profiler(None, tmp_path, on_signal) as trace:
         for step in range(1, 100):
             os.kill(os.getpid(), signal.SIGUSR1)
             trace(step, None)
-    assert len(started) == MOST_ON_SIGNAL and any(line.startswith('no profile') for line in lines)
+    assert len(started) == MOST_ON_SIGNAL and any(line.startswith('no profile') for line in log_lines)
 
 
-def test_what_is_written_can_be_read(tmp_path):
+def test_what_is_written_can_be_read(tmp_path, log_lines):
     """By JAX's own reader of what xprof reads: the steps' operations are in it, and its size is said."""
     step = jax.jit(lambda x: jnp.sin(x @ x))
-    x, lines = step(jnp.ones((64, 64))), []
-    with Profiler(ProfileSteps.parse('2:3'), tmp_path, lines.append) as trace:
+    x = step(jnp.ones((64, 64)))
+    with Profiler(ProfileSteps.parse('2:3'), tmp_path) as trace:
         for number in range(1, 5):
             trace(number, x)
             x = step(x)
@@ -74,4 +74,4 @@ def test_what_is_written_can_be_read(tmp_path):
     names = [event.name for plane in data.planes for line in plane.lines for event in line.events]
     assert 2 <= sum('sine' in name or 'sin' in name for name in names) <= 100, names[:50]
     written = sum(file.stat().st_size for file in tmp_path.rglob('*') if file.is_file()) / 1e6
-    assert path.stat().st_size and lines == [f'profile of steps 2 to 3: {tmp_path} ({written:.1f} MB)']
+    assert path.stat().st_size and log_lines == [f'profile of steps 2 to 3: {tmp_path} ({written:.1f} MB)']

@@ -39,30 +39,26 @@ class Pixels:
         return video_BFHWC
 
 
-def cached(folder, config=CONFIG, digest='abc', vae=None, lines=None):
+def cached(folder, config=CONFIG, digest='abc', vae=None):
     records = pipeline.source('synthetic', config, heldout=False)
     transform = pipeline.pixels(config, low_res=False, training=True)
-    progress = (lines if lines is not None else []).append
-    bad = BadRecords(config.bad_records, print)
+    bad = BadRecords(config.bad_records)
     part = Part('synthetic', records)
-    return latent_cache.cached_latents(
-        folder, part, transform, vae or Pixels(), config, digest, bad=bad, progress=progress
-    )
+    return latent_cache.cached_latents(folder, part, transform, vae or Pixels(), config, digest, bad=bad)
 
 
 def luma_correlation(a, b):
     return np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
 
 
-def test_what_is_kept(tmp_path):
-    lines = []
-    records = cached(tmp_path / 'latents', lines=lines)
+def test_what_is_kept(tmp_path, log_lines):
+    records = cached(tmp_path / 'latents')
     assert len(records) == 4
     for i in range(4):
         record = records[i]
         assert record['z_high'].shape == (1, 16, 32, 3) and record['z_low'].shape == (3, 1, 16, 32, 3)
         assert record['z_high'].dtype == record['z_low'].dtype == np.float16
-    assert 'encoding 4 clips and 3 low-quality twin(s)' in lines[0] and lines[-1] == 'encoded 4/4 clips'
+    assert 'encoding 4 clips and 3 low-quality twin(s)' in log_lines[0] and log_lines[-1] == 'encoded 4/4 clips'
 
 
 def test_without_twins_the_clips_alone_are_kept_and_drawn(tmp_path):
@@ -97,13 +93,14 @@ def test_the_latents_are_the_same_again_and_another_seed_is_others(tmp_path):
     assert not np.array_equal(first[1]['z_low'], other[1]['z_low'])
 
 
-def test_they_are_made_once(tmp_path):
-    vae, lines = Pixels(), []
+def test_they_are_made_once(tmp_path, log_lines):
+    vae = Pixels()
     cached(tmp_path / 'latents', vae=vae)
     assert len(vae.videos) == 16
+    log_lines.clear()
     later = dataclasses.replace(CONFIG, loader=LoaderConfig(batch_size=2), eval_clips=1, heldout='')
-    records = cached(tmp_path / 'latents', later, vae=vae, lines=lines)
-    assert len(vae.videos) == 16 and lines == [] and len(records) == 4
+    records = cached(tmp_path / 'latents', later, vae=vae)
+    assert len(vae.videos) == 16 and log_lines == [] and len(records) == 4
     crop = dataclasses.replace(CONFIG, cache=CacheConfig(low_variants=3, crop=(8, 8)))
     assert len(cached(tmp_path / 'latents', crop, vae=vae)) == 4 and len(vae.videos) == 16
 
@@ -154,9 +151,9 @@ def test_text_embeddings_come_along(tmp_path):
     text = np.ones((4, 8), np.float32)
     clips = [record | {'text': text} for record in pipeline.synthetic_clips(1, 1, 16, 32)]
     transform = pipeline.pixels(CONFIG, low_res=False, training=True)
-    bad = BadRecords(CONFIG.bad_records, print)
+    bad = BadRecords(CONFIG.bad_records)
     part = Part('clips', clips)
-    latent_cache.cached_latents(tmp_path, part, transform, Pixels(), CONFIG, 'abc', bad=bad, progress=print)
+    latent_cache.cached_latents(tmp_path, part, transform, Pixels(), CONFIG, 'abc', bad=bad)
     (record,) = read_records(sorted(tmp_path.glob('*.array_record')))
     np.testing.assert_array_equal(record['text'], text)
 
@@ -168,16 +165,14 @@ def test_captions_are_embedded_as_they_are_read(tmp_path):
         for size in ((16, 32), (32, 16))
         for record in pipeline.synthetic_clips(1, 1, *size)
     ]
-    bad, words = BadRecords(CONFIG.bad_records, print), BytesEncoder(4, 32)
+    bad, words = BadRecords(CONFIG.bad_records), BytesEncoder(4, 32)
     parts = [Part('clips', clips)]
     config = dataclasses.replace(CONFIG, buckets=(Bucket(1, 16, 32), Bucket(1, 32, 16)))
-    groups = pipeline.groups(parts, config, print)
+    groups = pipeline.groups(parts, config)
     assert len(groups) == 2
 
     def streams(text):
-        return latent_cache.cached_streams(
-            tmp_path, groups, Pixels(), config, 'abc', bad=bad, progress=print, text=text
-        )
+        return latent_cache.cached_streams(tmp_path, groups, Pixels(), config, 'abc', bad=bad, text=text)
 
     expected = words.encode(['a wave'])[0].astype(np.float16)
     for made in (streams(words), pipeline.streams(groups, config, low_res=True, text=words)):

@@ -27,8 +27,7 @@ def train_state(step):
 def saver(folder, **loop):
     config = LoopConfig(num_steps=100, **loop)
     checkpoints = Checkpoints(folder, keep=config.keep, keep_every=config.keep_every)
-    lines = []
-    return Saver(checkpoints, config, {'loop': {}}, {}, lines.append, lambda *wishes: np.array(wishes)), lines
+    return Saver(checkpoints, config, {'loop': {}}, {}, lambda *wishes: np.array(wishes))
 
 
 def save(saver, step):
@@ -41,18 +40,18 @@ def steps(folder):
     return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir())
 
 
-def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path):
-    saves, lines = saver(tmp_path, keep=2, keep_every=4)
+def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path, log_lines):
+    saves = saver(tmp_path, keep=2, keep_every=4)
     for step in (2, 4, 6, 8, 10, 12, 14):
         assert save(saves, step)
-    assert steps(tmp_path) == [4, 8, 12, 14] and lines[-1] == 'saved step 14'
+    assert steps(tmp_path) == [4, 8, 12, 14] and log_lines[-1] == 'saved step 14'
     assert Checkpoints(tmp_path, read_only=True).meta()['progress']['bad_steps'] == 14
 
 
 def test_by_the_clock(tmp_path, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(save_policy.time, 'monotonic', lambda: now)
-    saves, _ = saver(tmp_path, save_minutes=2.0)
+    saves = saver(tmp_path, save_minutes=2.0)
     assert not saves.due()
     now += 119
     assert not saves.due()
@@ -60,21 +59,21 @@ def test_by_the_clock(tmp_path, monkeypatch):
     assert saves.due()
     saves.start(1, train_state(1), Progress())
     assert not saves.due()
-    assert not saver(tmp_path)[0].due()
+    assert not saver(tmp_path).due()
 
 
-def test_failed_saves_are_said_and_a_few_are_borne(tmp_path, monkeypatch):
-    saves, lines = saver(tmp_path, failed_saves=2)
+def test_failed_saves_are_said_and_a_few_are_borne(tmp_path, monkeypatch, log_lines):
+    saves = saver(tmp_path, failed_saves=2)
     with full_disk(monkeypatch):
         assert not save(saves, 1) and not save(saves, 2)
-    assert all(line.startswith('WARNING: ') and 'No space left' in line for line in lines)
-    assert 'step 2 could not be saved' in lines[1] and 'failed_saves' in lines[1] and len(lines) == 2
+    assert all(line.startswith('WARNING: ') and 'No space left' in line for line in log_lines)
+    assert 'step 2 could not be saved' in log_lines[1] and 'failed_saves' in log_lines[1] and len(log_lines) == 2
     assert save(saves, 3)  # there is room again, and counting starts anew
     with full_disk(monkeypatch):
         assert not save(saves, 4) and not save(saves, 5)
         with pytest.raises(CheckpointError, match='No space left'):
             save(saves, 6)
-    saves, _ = saver(tmp_path, failed_saves=9)
+    saves = saver(tmp_path, failed_saves=9)
     with full_disk(monkeypatch), pytest.raises(CheckpointError):  # after the last step
         save(saves, 100)
     assert steps(tmp_path) == [3]
@@ -92,23 +91,23 @@ def full_disk(monkeypatch):
         yield
 
 
-def test_how_a_save_ended_is_said_when_it_has_and_nobody_waits(tmp_path, monkeypatch):
+def test_how_a_save_ended_is_said_when_it_has_and_nobody_waits(tmp_path, monkeypatch, log_lines):
     """At the steps after it; what failed counts from then on, also when another save or the end comes first."""
-    saves, lines = saver(tmp_path, failed_saves=1)
+    saves = saver(tmp_path, failed_saves=1)
     saves.look()
     gate, seal = threading.Event(), checksums.seal
     monkeypatch.setattr(checksums, 'seal', lambda folder: gate.wait() and seal(folder))
     saves.start(1, train_state(1), Progress())
     for _ in range(3):
         saves.look()
-    assert not lines and saves.checkpoints.saving_since < time.monotonic()
+    assert not log_lines and saves.checkpoints.saving_since < time.monotonic()
     gate.set()
-    look_until(saves, lines, 1)
-    assert lines == ['saved step 1'] and saves.checkpoints.saving_since is None
+    look_until(saves, log_lines, 1)
+    assert log_lines == ['saved step 1'] and saves.checkpoints.saving_since is None
     with full_disk(monkeypatch):
         saves.start(2, train_state(2), Progress())
-        look_until(saves, lines, 2)
-        assert 'WARNING' in lines[1] and 'step 2 could not be saved' in lines[1] and saves.failed == 1
+        look_until(saves, log_lines, 2)
+        assert 'WARNING' in log_lines[1] and 'step 2 could not be saved' in log_lines[1] and saves.failed == 1
         saves.start(3, train_state(3), Progress())
         with pytest.raises(CheckpointError, match='step 3 could not be saved'):
             saves.start(4, train_state(4), Progress())
@@ -121,14 +120,14 @@ def look_until(saves, lines, count):
         time.sleep(0.01)
 
 
-def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatch):
+def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatch, log_lines):
     seal = checksums.seal
     monkeypatch.setattr(checksums, 'seal', lambda folder: time.sleep(0.3) or seal(folder))
-    saves, lines = saver(tmp_path)
+    saves = saver(tmp_path)
     with pytest.raises(FloatingPointError), saves:
         saves.start(1, train_state(1), Progress())
         raise FloatingPointError
-    assert lines == ['saved step 1'] and (tmp_path / 'checkpoints' / '1' / checksums.SUMS).is_file()
+    assert log_lines == ['saved step 1'] and (tmp_path / 'checkpoints' / '1' / checksums.SUMS).is_file()
 
 
 @pytest.mark.parametrize('name', ['save_minutes', 'keep_every', 'failed_saves'])
@@ -149,7 +148,7 @@ class Parts:
 
 @pytest.fixture
 def saved(tmp_path):
-    saves, _ = saver(tmp_path, keep=5)
+    saves = saver(tmp_path, keep=5)
     for step in (1, 2, 3):
         save(saves, step)
     return tmp_path
@@ -174,17 +173,17 @@ def damage(folder, step, what):
 
 
 @pytest.mark.parametrize('what', ['byte', 'item', 'meta', 'item without checksums'])
-def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, what):
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, what, log_lines):
     damage(saved, 3, what)
-    lines = []
     own = initialization.own_checkpoints(saved)
     state, progress = initialization.restore(Parts, own)
     assert int(state.step) == 2 and progress.bad_steps == 2 and state.trainable['w'].tolist() == [2, 2, 2]
     assert list(own.damaged) == [3]
     initialization.put_aside(saved, own)
     assert steps(saved) == [1, 2] and (saved / 'damaged' / '3').is_dir()
-    saves, lines = saver(saved)  # the step can be saved again
-    assert save(saves, 3) and lines == ['saved step 3']
+    log_lines.clear()
+    saves = saver(saved)  # the step can be saved again
+    assert save(saves, 3) and log_lines == ['saved step 3']
     assert initialization.own_checkpoints(saved).steps == [1, 2, 3]
 
 
