@@ -73,7 +73,7 @@ def _dit() -> dict:
         'cond_dim': 512,
         'text_dim': 4096,
         'embed_num_frames': False,
-        'embed_source_timestep': False,
+        'embed_noise_augmentation_timestep': False,
         'dtype': 'bfloat16',
         'param_dtype': 'bfloat16',
         'remat': 'full',
@@ -83,7 +83,7 @@ def _dit() -> dict:
 
 def _lowres() -> dict:
     return {
-        'objective': 'v',
+        'prediction_type': 'v_prediction',
         'scale_factor': 0.7,
         'caption_dropout': 0.1,
         'text_length': 226,

@@ -77,8 +77,8 @@ PHASES = {
     },
 }
 
-# On two cores: half the film's size, then all of it; noise around the small VAE's source timestep. The last phase's
-# preferred set is the same film where none is named.
+# On two cores: half the film's size, then all of it; noise around the small VAE's noise-augmentation timestep. The last
+# phase's preferred set is the same film where none is named.
 TINY_PHASES = {
     'phase1': {'size': (17, 128, 240), 'noise': (20, 150), 'learning_rate': 2e-3, 'num_steps': 500},
     'phase2': {'size': (17, 256, 480), 'noise': (20, 120), 'learning_rate': 1e-3, 'num_steps': 600},
@@ -140,16 +140,16 @@ def _dit() -> dict:
 
 def _superres() -> dict:
     return {
-        'source_timestep': 675,
-        'source_timestep_range': None,
-        'image_source_timestep_range': None,
+        'noise_augmentation_timestep': 675,
+        'noise_augmentation_timestep_range': None,
+        'image_noise_augmentation_timestep_range': None,
         'shift': 2.5,
         'scale_factor': 1.15258426,
         'caption_dropout': 0.1,
         'text_length': 226,
         'guidance_scale': 13.0,
         'num_steps': 5,
-        'solver': 'euler',
+        'sampler': 'euler',
         'numerics': 'exact',
     }
 
@@ -181,8 +181,8 @@ def _phase(config: ConfigDict, name: str) -> None:
     config.data.buckets = _buckets(phase['sizes'])
     # What 8, 16 and more shards of the data divide; a batch of the largest size has 16 clips.
     config.data.batch_multiple = 16
-    config.stage.superres.source_timestep_range = phase['noise']
-    config.stage.superres.image_source_timestep_range = phase['picture_noise']
+    config.stage.superres.noise_augmentation_timestep_range = phase['noise']
+    config.stage.superres.image_noise_augmentation_timestep_range = phase['picture_noise']
     config.optim.learning_rate = phase['learning_rate']
     config.loop.num_steps = phase['num_steps']
 
@@ -204,8 +204,8 @@ def _tiny_phase(config: ConfigDict, name: str) -> None:
     config.data.buckets = _buckets((phase['size'], (1, height, width)))
     config.data.update(degradations.weak_and_strong())
     config.data.cache.low_variants = 4  # of both kinds
-    config.stage.superres.source_timestep_range = phase['noise']
-    config.stage.superres.image_source_timestep_range = phase['noise']
+    config.stage.superres.noise_augmentation_timestep_range = phase['noise']
+    config.stage.superres.image_noise_augmentation_timestep_range = phase['noise']
     config.optim.update(learning_rate=phase['learning_rate'], lr_schedule='constant')
     config.loop.update(num_steps=phase['num_steps'], eval_every=phase['num_steps'], save_every=100)
 
@@ -226,7 +226,11 @@ def _tiny(config: ConfigDict) -> None:
     # (launch/quickstart.sh, 16 minutes, 2.9 GB): PSNR 22.78 dB, bilinear 23.37, the VAE's ceiling 28.27; detail 0.79;
     # loss 0.1133, the linear predictor's 0.1302.
     config.stage.superres.update(
-        source_timestep=58, source_timestep_range=(50, 50), shift=2.0, solver='heun', num_steps=2
+        noise_augmentation_timestep=58,
+        noise_augmentation_timestep_range=(50, 50),
+        shift=2.0,
+        sampler='heun',
+        num_steps=2,
     )
     config.optim.update(algorithm='muon', learning_rate=2e-3, warmup_steps=20, final_lr_ratio=0.02)
     config.loop.update(num_steps=1600, eval_every=800, save_every=400, log_every=20)
@@ -257,7 +261,7 @@ def _small(config: ConfigDict) -> None:
     # loss was 0.129 with it and 0.134 without; the linear predictor's 0.108.
     config.stage.dit.locality = 2.0
     config.stage.superres.update(
-        source_timestep=50, shift=1.0, scale_factor=1.0, text_length=4, guidance_scale=1.0, num_steps=4
+        noise_augmentation_timestep=50, shift=1.0, scale_factor=1.0, text_length=4, guidance_scale=1.0, num_steps=4
     )
     config.data.update(train='embedded', heldout='embedded', frames=17, height=256, width=480, fit='crop')
     # Weak alone, as the quickstart's figures are.

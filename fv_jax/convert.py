@@ -180,7 +180,7 @@ def _stage(config: DiTConfig | VAEConfig, arguments: argparse.Namespace) -> regi
         return registry.StageConfig('autoencoder', autoencoder_net=config, autoencoder=AutoencoderConfig())
     vae = arguments.vae or _beside(arguments.input, OFFICIAL_VAE, 'vae')
     text = TextConfig(arguments.text or _beside(arguments.input, OFFICIAL_TEXT, 'text_encoder'))
-    if config.embed_source_timestep:
+    if config.embed_noise_augmentation_timestep:
         return registry.StageConfig('superres', dit=config, superres=super_res.OFFICIAL, vae=vae, text=text)
     return registry.StageConfig('lowres', dit=config, lowres=LowResConfig(), vae=vae, text=text)
 

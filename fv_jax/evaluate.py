@@ -67,7 +67,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument('--checkpoint', type=Path, required=True, help='the work directory of a run')
     parser.add_argument('--output', type=Path, required=True, help='the folder to write to')
     parser.add_argument('--clips', type=int, default=4, help='how many held-out clips')
-    parser.add_argument('--num-steps', type=int, default=None, help="solver steps; default: the run's")
+    parser.add_argument('--num-steps', type=int, default=None, help="sampler steps; default: the run's")
     parser.add_argument('--strong', default='', help='a config program of degradations: degrade the clips strongly')
     arguments = parser.parse_flags(argv)
     for flag, value in (('--clips', arguments.clips), ('--num-steps', arguments.num_steps)):
@@ -106,7 +106,7 @@ def evaluate(
     if not data.heldout:
         raise UsageError(f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)')
     output.mkdir(parents=True, exist_ok=True)
-    log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} solver step(s)')
+    log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} sampler step(s)')
     transport = jit_transport(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
     rows, figures, held_out = [], [], []
     for i, clip in enumerate(_clips(data, strong)):
@@ -126,9 +126,9 @@ def evaluate(
     log.info('measuring the loss, and fitting the linear predictor that it is compared with')
     report = {
         'checkpoint_step': run.step,
-        'solver': run.stage.config.solver,
-        'nfe': run.stage.config.num_steps * samplers.NFE_PER_STEP[run.stage.config.solver],
-        'source_timestep': run.stage.config.source_timestep,
+        'sampler': run.stage.config.sampler,
+        'nfe': run.stage.config.num_steps * samplers.SAMPLERS[run.stage.config.sampler].evaluations,
+        'noise_augmentation_timestep': run.stage.config.noise_augmentation_timestep,
         'mean': {key: float(np.mean([f[key] for f in figures])) for key in figures[0]},
         'clips': figures,
         'flow_matching_loss': _losses(run, data, checkpoint, held_out),

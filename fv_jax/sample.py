@@ -141,7 +141,7 @@ def _add_flags(parser: Parser) -> None:
     add('--fps', type=float, help=f'frames a second (default: {metadata.FPS:g})')
     add('--crf', type=float, help=f"x264's rate factor, less is better (default: {video_io.DEFAULT_CRF})")
     clip = parser.add_argument_group('of --input')
-    clip.add_argument('--num-steps', type=int, help="solver steps (the checkpoint's config says, if this does not)")
+    clip.add_argument('--num-steps', type=int, help="sampler steps (the checkpoint's config says, if this does not)")
     size = clip.add_mutually_exclusive_group()
     size.add_argument('--scale', type=number, help=f'output size / input size (default: {SCALE})')
     size.add_argument('--size', help='output size as HEIGHTxWIDTH, multiples of 16')

@@ -28,7 +28,7 @@ STAGE1 = dataclasses.replace(
     tiny.DIT,
     num_layers=2,
     embed_num_frames=False,
-    embed_source_timestep=False,
+    embed_noise_augmentation_timestep=False,
     lora=LoRAConfig(rank=3, targets=('qkv', 'modulation')),
 )
 STAGE2 = dataclasses.replace(tiny.DIT, num_layers=2)

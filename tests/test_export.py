@@ -34,7 +34,7 @@ WORDS = TextConfig('bytes', length=3, dim=8)
 LORA = dataclasses.replace(
     tiny.DIT,
     embed_num_frames=False,
-    embed_source_timestep=False,
+    embed_noise_augmentation_timestep=False,
     lora=LoRAConfig(rank=2, targets=('qkv', 'modulation')),
 )
 

@@ -156,7 +156,7 @@ def test_the_embedded_stages(folder, monkeypatch):
     assert fv.first.stage.config == tiny.LOWRES and fv.preview_settings.size == tiny.PREVIEW
     assert fv.origin.checkpoints == ('embedded',) and fv.origin.steps == (7, 7)
     assert fv.first.digest == same.first.digest
-    assert [part.read().config.embed_source_timestep for part in (fv.first, fv.second)] == [False, True]
+    assert [part.read().config.embed_noise_augmentation_timestep for part in (fv.first, fv.second)] == [False, True]
 
 
 def with_digests(folder: Path, vae: str, text: str) -> None:

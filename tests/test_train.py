@@ -370,7 +370,7 @@ def test_the_phases_of_stage_2(size):
     """One network through all of them, nearer to the source each time, and batches of about as many tokens."""
     phases = [build(train.RunConfig, stage2.get_config(f'phase{i}{size}').to_dict()) for i in (1, 2, 3)]
     assert len({phase.stage.dit for phase in phases}) == 1 and len({phase.stage.vae for phase in phases}) == 1
-    ranges = [phase.stage.superres.source_timesteps(latent_frames=5) for phase in phases]
+    ranges = [phase.stage.superres.noise_augmentation_timesteps(latent_frames=5) for phase in phases]
     assert ranges[0][1] > ranges[1][1] >= ranges[2][1] and ranges[2][0] >= ranges[1][0]
     rates = [phase.optim.learning_rate for phase in phases]
     assert rates == sorted(rates, reverse=True) and all(phase.optim.lr_schedule == 'constant' for phase in phases)

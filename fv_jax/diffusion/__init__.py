@@ -1,1 +1,1 @@
-"""Diffusion as mathematics on arrays: noise tables, the linear flow, time grids, guidance, solvers. No networks."""
+"""Diffusion as mathematics on arrays: noise schedules, the linear flow, time grids, guidance, samplers. No networks."""

@@ -1,10 +1,10 @@
-"""Samplers that know only a denoiser: from noise to data over a table of noise (model guide 5.2).
+"""Samplers that know only a denoiser: from noise to data over a noise schedule (model guide 5.2).
 
 DPM-Solver++ is arXiv:2211.01095, DDIM arXiv:2010.02502.
 
 `denoise_fn(x, time) -> x0` is all they are told of the network; how x0 comes about (v, guidance, the rounding of a) is
 decided outside. At step i = 0 ... n - 1 the state is x_i = a_i x0 + s_i eps with s = sqrt(1 - a^2), from a_0 = 0 (pure
-noise) to the table's last a; a_n = 1 is data. With lambda = ln(a / s), h = lambda_{i+1} - lambda_i,
+noise) to the schedule's last a; a_n = 1 is data. With lambda = ln(a / s), h = lambda_{i+1} - lambda_i,
 r = (lambda_i - lambda_{i-1}) / h, D_i = denoise_fn(x_i, time_i) and
 
     D' = D_i + (D_i - D_{i-1}) / (2 r)                                                               (1)
@@ -18,7 +18,7 @@ a step is
 At the first step lambda = -inf, so that e^{-h} = 0 and there is no D_{i-1}; at the second lambda_{i-1} = -inf, so that
 D' = D_i; the last one is x_n = D_{n-1} (officially too D_{n-2} has no part in it, though r = 0 there).
 
-So every step is a sum of x_i, D_i, D_{i-1} and noise_i with weights that depend on the table alone: they are made in
+So every step is a sum of x_i, D_i, D_{i-1} and noise_i with weights that depend on the schedule alone: they are made in
 float64 on the host, and one `jax.lax.scan` adds up in the state's dtype, float32 at least.
 """
 
@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.diffusion.guidance import FlowFn
-from fv_jax.diffusion.noise_schedules import NUM_TIMESTEPS, NoiseTable
+from fv_jax.diffusion.noise_schedules import NUM_TIMESTEPS, NoiseSchedule
 from fv_jax.diffusion.time_grids import Times
 
 NoiseFn = Callable[[jax.Array], jax.Array]  # a step's index, int32 -> unit Gaussian noise shaped like the state
 
 
-class Weights(NamedTuple):
+class Coefficients(NamedTuple):
     """What each step's next state is made of, float64 (n,) each."""
 
     x: np.ndarray
@@ -45,101 +45,75 @@ class Weights(NamedTuple):
     noise: np.ndarray
 
 
-def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, table: NoiseTable, noise_fn: NoiseFn) -> jax.Array:
+def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn) -> jax.Array:
     """DPM-Solver++(2M) SDE (2), stochastic, second order in the denoiser: the official stage 1. nfe = n.
 
     Args:
-      denoise_fn: (x, time) -> x0; `time` has t = timestep / 1000 and the table's timestep, both float32 scalars.
+      denoise_fn: (x, time) -> x0; `time` has t = timestep / 1000 and the schedule's timestep, both float32 scalars.
       x: unit Gaussian noise.
-      table: n steps, from a = 0 up.
-      noise_fn: the noise of step i = 0 ... n - 2; `given` makes one of an array.
+      schedule: n steps, from a = 0 up.
+      noise_fn: the noise of step i = 0 ... n - 2; `fixed_noise` makes one of an array.
     """
-    return _solve(sde_weights(table), denoise_fn, x, table, noise_fn)
+    return _solve(dpmpp_sde_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
-def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, table: NoiseTable, noise_fn: NoiseFn | None = None) -> jax.Array:
+def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
     """DPM-Solver++(2M) (3), deterministic, second order. nfe = n. `noise_fn` is never called."""
-    return _solve(ode_weights(table), denoise_fn, x, table, noise_fn)
+    return _solve(dpmpp_ode_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
-def ddim(denoise_fn: FlowFn, x: jax.Array, table: NoiseTable, noise_fn: NoiseFn | None = None) -> jax.Array:
+def ddim(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
     """DDIM (4), eta = 0: deterministic, first order. nfe = n. `noise_fn` is never called."""
-    return _solve(ddim_weights(table), denoise_fn, x, table, noise_fn)
+    return _solve(ddim_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
-SAMPLERS: dict[str, Callable[[FlowFn, jax.Array, NoiseTable, NoiseFn], jax.Array]] = {
-    'dpmpp_2m_sde': dpmpp_2m_sde,
-    'dpmpp_2m': dpmpp_2m,
-    'ddim': ddim,
-}
-
-
-def given(noises: jax.Array) -> NoiseFn:
+def fixed_noise(noises: jax.Array) -> NoiseFn:
     """The noise of an array (n - 1, ...): that of step i is its entry i."""
     return lambda step: jnp.asarray(noises)[step]
 
 
-def used_draws(draws: jax.Array, num_steps: int) -> jax.Array:
-    """The noises that the official sampler uses of those it draws: it draws one at the first step, two at every middle
-    step, of which it throws the first away, and none at the last.
-
-    Args:
-      draws: all of them in order, (2 num_steps - 3, ...).
-      num_steps: n, 2 or more.
-
-    Returns:
-      (num_steps - 1, ...), for `given`.
-    """
-    if draws.shape[0] != 2 * num_steps - 3:
-        raise ValueError(
-            f'{draws.shape[0]} draws: {num_steps} official steps draw {2 * num_steps - 3} times, 1 at the first, 2 at '
-            f'each middle one, 0 at the last'
-        )
-    return draws[::2]
-
-
-def sde_weights(table: NoiseTable) -> Weights:
-    """Of (2)."""
-    a_next, s, s_next, ratio = _shares(table)
-    more = _extrapolation(table)
+def dpmpp_sde_coefficients(schedule: NoiseSchedule) -> Coefficients:
+    """The coefficients of every step of (2)."""
+    a_next, s, s_next, ratio = _shares(schedule)
+    more = _extrapolation(schedule)
     denoised = a_next * (1 - ratio**2)
     noise = s_next * np.sqrt(1 - ratio**2)
-    return Weights(s_next / s * ratio, denoised * (1 + more), -denoised * more, noise)
+    return Coefficients(s_next / s * ratio, denoised * (1 + more), -denoised * more, noise)
 
 
-def ode_weights(table: NoiseTable) -> Weights:
-    """Of (3)."""
-    first_order, more = ddim_weights(table), _extrapolation(table)
+def dpmpp_ode_coefficients(schedule: NoiseSchedule) -> Coefficients:
+    """The coefficients of every step of (3)."""
+    first_order, more = ddim_coefficients(schedule), _extrapolation(schedule)
     return first_order._replace(denoised=first_order.denoised * (1 + more), previous=-first_order.denoised * more)
 
 
-def ddim_weights(table: NoiseTable) -> Weights:
-    """Of (4)."""
-    a_next, s, s_next, ratio = _shares(table)
+def ddim_coefficients(schedule: NoiseSchedule) -> Coefficients:
+    """The coefficients of every step of (4)."""
+    a_next, s, s_next, ratio = _shares(schedule)
     none = np.zeros_like(s)
-    return Weights(s_next / s, a_next * (1 - ratio), none, none)
+    return Coefficients(s_next / s, a_next * (1 - ratio), none, none)
 
 
-def _shares(table: NoiseTable) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _shares(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(a_{i+1}, s_i, s_{i+1}, e^{-h}) of every step. e^{-h} is made without lambda, which is infinite at both ends."""
-    a = np.append(table.sqrt_alphas.astype(np.float64), 1.0)
+    a = np.append(schedule.sqrt_alphas.astype(np.float64), 1.0)
     s = np.sqrt(1 - a**2)
     return a[1:], s[:-1], s[1:], a[:-1] * s[1:] / (s[:-1] * a[1:])
 
 
-def _extrapolation(table: NoiseTable) -> np.ndarray:
+def _extrapolation(schedule: NoiseSchedule) -> np.ndarray:
     """1 / (2 r) of (1) by step; 0 at the first, the second and the last."""
-    a = table.sqrt_alphas.astype(np.float64)[1:]
+    a = schedule.sqrt_alphas.astype(np.float64)[1:]
     steps = np.diff(np.log(a) - np.log1p(-(a**2)) / 2)  # h of the steps 1 ... n - 2
-    more = np.zeros(len(table.sqrt_alphas))
+    more = np.zeros(len(schedule.sqrt_alphas))
     more[2:-1] = steps[1:] / steps[:-1] / 2
     return more
 
 
 def _solve(
-    weights: Weights, denoise_fn: FlowFn, x: jax.Array, table: NoiseTable, noise_fn: NoiseFn | None
+    coefficients: Coefficients, denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None
 ) -> jax.Array:
-    num_steps, stochastic = len(table.timesteps), bool(np.any(weights.noise))
+    num_steps, stochastic = len(schedule.timesteps), bool(np.any(coefficients.noise))
     if stochastic and noise_fn is None:
         raise ValueError('this sampler adds noise at every step but the last: give it a noise_fn')
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -153,11 +127,11 @@ def _solve(
             x += w.noise * noise_fn(jnp.minimum(i, num_steps - 2)).astype(dtype)  # the last one's weight is 0
         return (x, denoised), None
 
-    timesteps = jnp.asarray(table.timesteps, jnp.float32)
+    timesteps = jnp.asarray(schedule.timesteps, jnp.float32)
     steps = (
         jnp.arange(num_steps),
         Times(timesteps / NUM_TIMESTEPS, timesteps),
-        Weights(*(jnp.asarray(w, dtype) for w in weights)),
+        Coefficients(*(jnp.asarray(w, dtype) for w in coefficients)),
     )
     start = x.astype(dtype)
     (last, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), steps)

@@ -24,7 +24,7 @@ NUM_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
 
 
-class NoiseTable(NamedTuple):
+class NoiseSchedule(NamedTuple):
     """From noise to data: timesteps (n,) int64, falling from 999; sqrt_alphas (n,) float32, rising from exactly 0."""
 
     timesteps: np.ndarray
@@ -38,26 +38,26 @@ def alphas_cumprod(shift: float = 1.0) -> np.ndarray:
     return abar / (shift + (1.0 - shift) * abar)
 
 
-def chosen_timesteps(num_steps: int) -> np.ndarray:
-    """The timesteps of an n-step table: 1000 evenly spaced ones from 999 down, cut to whole numbers, int64 (n,)."""
+def trailing_timesteps(num_steps: int) -> np.ndarray:
+    """The timesteps of an n-step schedule: 1000 evenly spaced ones from 999 down, cut to whole numbers, int64 (n,)."""
     if not 2 <= num_steps <= NUM_TIMESTEPS:
-        raise ValueError(f'num_steps={num_steps}: a noise table has between 2 and {NUM_TIMESTEPS} steps')
+        raise ValueError(f'num_steps={num_steps}: a noise schedule has between 2 and {NUM_TIMESTEPS} steps')
     if num_steps == NUM_TIMESTEPS:
         return np.arange(NUM_TIMESTEPS)[::-1].copy()
     return np.linspace(NUM_TIMESTEPS - 1, 0, num_steps, endpoint=False).astype(np.int64)
 
 
-def noise_table(num_steps: int = NUM_TIMESTEPS, shift: float = 1.0) -> NoiseTable:
-    """The table (3) of n steps, from noise to data."""
-    timesteps = chosen_timesteps(num_steps)
+def zero_snr_schedule(num_steps: int = NUM_TIMESTEPS, shift: float = 1.0) -> NoiseSchedule:
+    """The schedule (3) of n steps, from noise to data."""
+    timesteps = trailing_timesteps(num_steps)
     a = np.sqrt(alphas_cumprod(shift)[timesteps].astype(np.float32))
     first, last = a[-1], a[0]  # by timestep: the one with most signal is the schedule's first
-    return NoiseTable(timesteps, (a - last) * (first / (first - last)))
+    return NoiseSchedule(timesteps, (a - last) * (first / (first - last)))
 
 
 def sqrt_alphas_by_timestep(shift: float = 1.0) -> np.ndarray:
-    """a of the full table indexed by timestep, float32 (1000,): what a `source_timestep` looks up."""
-    return noise_table(NUM_TIMESTEPS, shift).sqrt_alphas[::-1].copy()
+    """a of the full table indexed by timestep, float32 (1000,): what a `noise_augmentation_timestep` looks up."""
+    return zero_snr_schedule(NUM_TIMESTEPS, shift).sqrt_alphas[::-1].copy()
 
 
 def nearest_timesteps(sqrt_alphas: np.ndarray) -> np.ndarray:
@@ -66,11 +66,11 @@ def nearest_timesteps(sqrt_alphas: np.ndarray) -> np.ndarray:
     return np.argmin(distances, axis=-1)
 
 
-def denoiser_sqrt_alphas(table: NoiseTable) -> np.ndarray:
-    """The a that a denoiser uses at each timestep while a sampler walks `table`, float32 (1000,): at the timesteps of
-    the table the entry nearest to its a; elsewhere, where no sampler is, the timestep's own.
+def denoiser_sqrt_alphas(schedule: NoiseSchedule) -> np.ndarray:
+    """The a that a denoiser uses at each timestep while a sampler takes `schedule`, float32 (1000,): at its
+    timesteps the entry of the table of 1000 nearest to its a; elsewhere, where no sampler is, the timestep's own.
     """
     by_timestep = sqrt_alphas_by_timestep()
     out = by_timestep.copy()
-    out[table.timesteps] = by_timestep[nearest_timesteps(table.sqrt_alphas)]
+    out[schedule.timesteps] = by_timestep[nearest_timesteps(schedule.sqrt_alphas)]
     return out

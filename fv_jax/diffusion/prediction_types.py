@@ -1,7 +1,7 @@
 """What a network that makes data from noise is trained to predict, and how its predictions carry noise to data.
 
-'v' (arXiv:2202.00512), the official first stage's (model guide 5.1, 5.2). With a_k the noise table's signal share at
-timestep k = 0 ... 999, exactly 0 at 999, and s_k = sqrt(1 - a_k^2):
+'v_prediction' (arXiv:2202.00512), the official first stage's (model guide 5.1, 5.2). With a_k the noise schedule's
+signal share at timestep k = 0 ... 999, exactly 0 at 999, and s_k = sqrt(1 - a_k^2):
 
     x_k  = a_k data + s_k noise                                          (1)
     v    = a_k noise - s_k data                                          (2)   what the network predicts
@@ -10,7 +10,7 @@ timestep k = 0 ... 999, exactly 0 at 999, and s_k = sqrt(1 - a_k^2):
 
 The two sides of (4) are equal: (1) and (2) solved for the data give data = a_k x_k - s_k v, so that x0 - data =
 -s_k (v_theta - v), and s_k^2 = 1 - a_k^2 cancels. The right one is computed: nothing is divided by a number that is
-10^-3 near the data. A sampler of `dpm` walks a table of n steps by (3), with a_k rounded to the table of 1000's nearest
+10^-3 near the data. A sampler of `dpm_solver` takes n steps by (3), with a_k rounded to the table of 1000's nearest
 entry, as the official denoiser does.
 
 'flow' (arXiv:2210.02747), the second stage's with noise for a source (`process`, `samplers`):
@@ -29,46 +29,47 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fv_jax.diffusion import dpm_solver, noise_schedules, process, samplers, time_grids
+from fv_jax.diffusion import noise_schedules, process, time_grids
+from fv_jax.diffusion.dpm_solver import NoiseFn
 from fv_jax.diffusion.guidance import FlowFn
+from fv_jax.diffusion.samplers import SAMPLERS, Predicted
 
 
-class Pair(NamedTuple):
-    """What a network is shown in training, and what it should say. timestep_B: as the network is told it."""
+class TrainingExample(NamedTuple):
+    """What a network is given in training, and what it should predict. timestep_B: as the network is given it."""
 
     x: jax.Array
     target: jax.Array
     timestep_B: jax.Array
 
 
-class Walk(NamedTuple):
-    """How to go from noise to data. shift: of the time grid; for 'flow' only."""
+class Steps(NamedTuple):
+    """Steps from noise to data. sampler: a name of `samplers.SAMPLERS`. shift: of the time grid, for 'flow' only."""
 
     sampler: str
     num_steps: int
     shift: float = 1.0
 
 
-class Objective(NamedTuple):
-    """pair: (data, noise, t_B in [0, 1]) -> the training pair. transport: the data that a network's predictions carry
-    noise to; `noise_fn` is for samplers that add noise. samplers: those that its transport knows.
+class PredictionType(NamedTuple):
+    """example: (data, noise, t_B in [0, 1]) -> the training example. integrate: (what the network predicts, noise,
+    steps, the noise that a stochastic sampler adds) -> data.
     """
 
-    samplers: tuple[str, ...]
-    pair: Callable[[jax.Array, jax.Array, jax.Array], Pair]
-    transport: Callable[[FlowFn, jax.Array, Walk, dpm_solver.NoiseFn | None], jax.Array]
+    example: Callable[[jax.Array, jax.Array, jax.Array], TrainingExample]
+    integrate: Callable[[FlowFn, jax.Array, Steps, NoiseFn | None], jax.Array]
 
 
-def v_pair(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> Pair:
-    """(1) and (2) at the table's timestep of each t."""
+def v_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
+    """(1) and (2) at the timestep of each t."""
     timestep_B = time_grids.table_timesteps(t_B)
     a_B = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep())[timestep_B]
-    return Pair(process.add_noise(data, noise, a_B), process.v_target(data, noise, a_B), timestep_B)
+    return TrainingExample(process.add_noise(data, noise, a_B), process.v_target(data, noise, a_B), timestep_B)
 
 
 def v_denoiser(predict_fn: FlowFn, num_steps: int) -> FlowFn:
-    """(3) for a sampler that walks a table of `num_steps`."""
-    sqrt_alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.noise_table(num_steps))
+    """(3) for a sampler of `num_steps` steps."""
+    sqrt_alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.zero_snr_schedule(num_steps))
 
     def denoise(x: jax.Array, time: time_grids.Times) -> jax.Array:
         a = jnp.asarray(sqrt_alphas)[time.timestep.astype(jnp.int32)]
@@ -77,23 +78,23 @@ def v_denoiser(predict_fn: FlowFn, num_steps: int) -> FlowFn:
     return denoise
 
 
-def v_transport(predict_fn: FlowFn, noise: jax.Array, walk: Walk, noise_fn: dpm_solver.NoiseFn | None) -> jax.Array:
-    """Along the noise table, by a sampler of `dpm`."""
-    denoise_fn = v_denoiser(predict_fn, walk.num_steps)
-    return dpm_solver.SAMPLERS[walk.sampler](denoise_fn, noise, noise_schedules.noise_table(walk.num_steps), noise_fn)
+def _integrate_v(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> jax.Array:
+    """Over the noise schedule."""
+    denoise_fn, schedule = v_denoiser(predict_fn, steps.num_steps), noise_schedules.zero_snr_schedule(steps.num_steps)
+    return SAMPLERS[steps.sampler].run(denoise_fn, noise, schedule, noise_fn)
 
 
-def flow_pair(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> Pair:
+def flow_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
     """(5) and (6)."""
-    return Pair(process.interpolate(noise, data, t_B), process.velocity(noise, data), 1000 * t_B)
+    return TrainingExample(process.interpolate(noise, data, t_B), process.velocity(noise, data), 1000 * t_B)
 
 
-def flow_transport(predict_fn: FlowFn, noise: jax.Array, walk: Walk, noise_fn: dpm_solver.NoiseFn | None) -> jax.Array:
-    """Along the flow, by a solver of `samplers`; `noise_fn` is never called."""
-    return samplers.SOLVERS[walk.sampler](predict_fn, noise, time_grids.flow_times(walk.num_steps, walk.shift))
+def _integrate_flow(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> jax.Array:
+    """Over the time grid; `noise_fn` is never called."""
+    return SAMPLERS[steps.sampler].run(predict_fn, noise, time_grids.flow_times(steps.num_steps, steps.shift))
 
 
-OBJECTIVES: dict[str, Objective] = {
-    'v': Objective(tuple(dpm_solver.SAMPLERS), v_pair, v_transport),
-    'flow': Objective(tuple(samplers.SOLVERS), flow_pair, flow_transport),
+PREDICTION_TYPES: dict[Predicted, PredictionType] = {
+    'v_prediction': PredictionType(v_example, _integrate_v),
+    'flow': PredictionType(flow_example, _integrate_flow),
 }

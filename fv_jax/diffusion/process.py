@@ -6,7 +6,7 @@ rectified flow, arXiv:2209.03003):
     x_t = t source + (1 - t) data                 (1)
     velocity = dx/dt = source - data              (2)
 
-A source is made from clean latents z at an index of the noise table with signal share a (`noise_schedules`;
+A source is made from clean latents z at an index of the noise schedule with signal share a (`noise_schedules`;
 the noise augmentation of a cascade, arXiv:2106.15282):
 
     source = a z + sqrt(1 - a^2) noise            (3)

@@ -1,20 +1,25 @@
-"""Solvers of dx/dt = velocity_fn(x, time) over a grid of times.
+"""The registry of samplers, and the solvers of dx/dt = velocity_fn(x, time) over a grid of times.
 
 A solver knows the velocity function and nothing else: not the network, not the text, not the guidance. `times` is a
-grid of n intervals (`times.Times` of arrays of n + 1); `velocity_fn` gets one `Times` of scalars. Each solver is one
-`jax.lax.scan` and returns the last state only, in the dtype of the first.
+grid of n intervals (`time_grids.Times` of arrays of n + 1); `velocity_fn` gets one `Times` of scalars. Each solver is
+one `jax.lax.scan` and returns the last state only, in the dtype of the first.
+
+`SAMPLERS` is the only list of samplers: configurations, plans and messages read it. A new solver is its step, its
+function and its entry there.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fv_jax.core.config import ConfigError, nearest
+from fv_jax.diffusion import dpm_solver
 from fv_jax.diffusion.guidance import FlowFn
 from fv_jax.diffusion.time_grids import Times
 
-Solver = Literal['euler', 'heun', 'rk4']
+Predicted = Literal['v_prediction', 'flow']  # see `prediction_types`
 Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (velocity_fn, x, from, to) -> what is added to x
 
 
@@ -36,8 +41,43 @@ def rk4(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
     return _solve(_rk4_step, velocity_fn, x, times)
 
 
-SOLVERS: dict[str, Callable[[FlowFn, jax.Array, Times], jax.Array]] = {'euler': euler, 'heun': heun, 'rk4': rk4}
-NFE_PER_STEP: dict[str, int] = {'euler': 1, 'heun': 2, 'rk4': 4}
+class Sampler(NamedTuple):
+    """How noise, or another source, becomes data.
+
+    Attributes:
+      run: for 'flow' (velocity_fn, x, times) -> data; for 'v_prediction' (denoise_fn, x, schedule, noise_fn) -> data,
+        as in `dpm_solver`.
+      prediction_type: what the network must have been trained to predict.
+      evaluations: function evaluations in each step.
+    """
+
+    run: Callable[..., jax.Array]
+    prediction_type: Predicted
+    evaluations: int
+
+
+SAMPLERS: dict[str, Sampler] = {
+    'dpmpp_2m_sde': Sampler(dpm_solver.dpmpp_2m_sde, 'v_prediction', 1),
+    'dpmpp_2m': Sampler(dpm_solver.dpmpp_2m, 'v_prediction', 1),
+    'ddim': Sampler(dpm_solver.ddim, 'v_prediction', 1),
+    'euler': Sampler(euler, 'flow', 1),
+    'heun': Sampler(heun, 'flow', 2),
+    'rk4': Sampler(rk4, 'flow', 4),
+}
+
+
+def names(prediction_type: Predicted) -> tuple[str, ...]:
+    """The samplers of networks trained for this prediction type."""
+    return tuple(name for name, sampler in SAMPLERS.items() if sampler.prediction_type == prediction_type)
+
+
+def check_sampler(name: str, prediction_type: Predicted) -> None:
+    """Raises ConfigError for a sampler that does not exist, or that needs another prediction type."""
+    known = names(prediction_type)
+    if name in SAMPLERS and name not in known:
+        raise ConfigError(f'sampler={name}: prediction type {prediction_type!r} takes {", ".join(known)}')
+    if name not in SAMPLERS:
+        raise ConfigError(f'sampler={name}: {nearest(name, known)}')
 
 
 def _solve(step: Step, velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:

@@ -83,8 +83,8 @@ def stratified_integers(keys_B: jax.Array, key: jax.Array, low: int, high: int) 
 
 
 def table_timesteps(t: jax.Array) -> jax.Array:
-    """The entries of the noise table that times in [0, 1] fall on, int32 0 ... 999: ceil(1000 t) - 1, so that a uniform
-    t gives every entry alike.
+    """The entries of the noise schedule that times in [0, 1] fall on, int32 0 ... 999: ceil(1000 t) - 1, so that a
+    uniform t gives every entry alike.
     """
     index = jnp.ceil(NUM_TIMESTEPS * t).astype(jnp.int32) - 1
     return jnp.clip(index, 0, NUM_TIMESTEPS - 1)

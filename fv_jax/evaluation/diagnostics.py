@@ -4,7 +4,7 @@ not show it" (FlashVideo's author).
 Of every held-out clip, on fixed noise:
 
   loss_t/k       the loss where t is in the middle of the k-th tenth of its distribution; 0 is next to the data
-  loss_noise/k   the loss where the source timestep is in the middle of the k-th tenth of its range
+  loss_noise/k   the loss where the noise-augmentation timestep is in the middle of the k-th tenth of its range
   ratio_twin     the loss over that of a predictor that gives the low-res twin's latents back
   ratio_mean     the loss over that of a predictor that gives the clip's mean latents
 
@@ -87,7 +87,7 @@ class HealthCheck:
         found = [jax.device_get(self._probe(params, batch, index, t[k], s[k])) for k in range(TENTHS)]
         losses = np.array([float(loss) for loss, _, _ in found])
         figures = {f'loss_t/{k}': losses[k] for k in range(TENTHS)}
-        low, high = self.stage.config.source_timesteps(batch['z_low_BFHWC'].shape[1])
+        low, high = self.stage.config.noise_augmentation_timesteps(batch['z_low_BFHWC'].shape[1])
         if low < high:
             figures |= {f'loss_noise/{k * _STRIDE % TENTHS}': losses[k] for k in range(TENTHS)}
         _, twin, mean = (float(value) for value in found[0])
@@ -98,13 +98,13 @@ class HealthCheck:
 
     @functools.cached_property
     def _probe(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-        """(params, batch, its index, t, source timestep) -> losses: the network's, and the two predictors'."""
+        """(params, batch, its index, t, noise-augmentation timestep) -> losses: the network's, the two predictors'."""
 
         @jax.jit
-        def probe(params, batch, index, t, source_timestep):
+        def probe(params, batch, index, t, noise_augmentation_timestep):
             rows = batch['z_low_BFHWC'].shape[0]
             keys_B = row_keys(self.key, index, rows)
-            draw = self.stage.draw_at(batch, keys_B, jnp.full(rows, t), jnp.full(rows, source_timestep))
+            draw = self.stage.draw_at(batch, keys_B, jnp.full(rows, t), jnp.full(rows, noise_augmentation_timestep))
             loss, _ = self.stage.loss_of(self.model_of(params), draw, rules=self.rules)
             data = draw.data_BFHWC
             twin = jnp.mean((data - self.stage.scaled(batch['z_low_BFHWC'])) ** 2)
@@ -147,7 +147,7 @@ def probes(stage: SuperRes, latent_frames: int) -> tuple[np.ndarray, np.ndarray]
     timesteps that go with them.
     """
     middle = (np.arange(TENTHS) + 0.5) / TENTHS
-    low, high = stage.config.source_timesteps(latent_frames)
+    low, high = stage.config.noise_augmentation_timesteps(latent_frames)
     s = np.rint(low + (high - low) * middle[np.arange(TENTHS) * _STRIDE % TENTHS]).astype(np.int32)
     return middle.astype(np.float32), s
 

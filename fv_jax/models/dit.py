@@ -2,7 +2,8 @@
 
 DiT is arXiv:2212.09748; a modulation for text and one for video are CogVideoX's, arXiv:2408.06072.
 
-    e    = time(sinusoid(timestep)) [+ frames(sinusoid(F)) + source(sinusoid(source timestep))]     model guide 1.1
+    e    = time(sinusoid(timestep)) [+ frames(sinusoid(F))
+           + source(sinusoid(noise-augmentation timestep))]                                        model guide 1.1
     h    = [text W_t + b_t | patches W_p + b_p]                                                     model guide 1.2
     h    = h + gate_a attention(modulate_a(norm1 h));  h = h + gate_m mlp(modulate_m(norm2 h))      model guide 1.3
     out  = unpatchify(W (modulate(norm(final_norm(h video)))))                                      model guide 1.6
@@ -62,7 +63,7 @@ RESIDUAL = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_EMBED)
 class DiTConfig:
     """Sizes and numerics of a DiT. The defaults are the official stage 2.
 
-    embed_num_frames, embed_source_timestep: the extra embeddings that stage 2 adds to the timestep's.
+    embed_num_frames, embed_noise_augmentation_timestep: the extra embeddings that stage 2 adds to the timestep's.
     dtype: what the network computes in; norms, softmax, rotary positions and sinusoids stay float32.
     param_dtype: what parameters are stored in.
     remat: what the backward pass computes again: nothing; all but the outputs of linears and attention (less memory
@@ -84,7 +85,7 @@ class DiTConfig:
     cond_dim: int = 512
     text_dim: int = 4096
     embed_num_frames: bool = True
-    embed_source_timestep: bool = True
+    embed_noise_augmentation_timestep: bool = True
     dtype: DtypeName = 'float32'
     param_dtype: DtypeName = 'float32'
     remat: Remat = 'dots'
@@ -124,7 +125,12 @@ class DiTConfig:
 
 STAGE2 = DiTConfig()
 STAGE1 = DiTConfig(
-    embed_dim=3072, num_layers=42, num_heads=48, mlp_dim=12288, embed_num_frames=False, embed_source_timestep=False
+    embed_dim=3072,
+    num_layers=42,
+    num_heads=48,
+    mlp_dim=12288,
+    embed_num_frames=False,
+    embed_noise_augmentation_timestep=False,
 )
 TINY = DiTConfig(embed_dim=256, num_layers=6, num_heads=4, mlp_dim=1024, cond_dim=128, text_dim=64)
 
@@ -248,7 +254,7 @@ class DiT(nnx.Module):
         self.time_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs)
         if config.embed_num_frames:
             self.frames_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
-        if config.embed_source_timestep:
+        if config.embed_noise_augmentation_timestep:
             self.source_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
         self.blocks = stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
         self.final_norm = LayerNorm(dim, eps=FINAL_NORM_EPS, dtypes=dtypes)
@@ -260,7 +266,7 @@ class DiT(nnx.Module):
         x_BFHWC: Float[Array, 'b f h w c'],
         timestep_B: Float[Array, ' b'] | Int[Array, ' b'],
         text_BLD: Float[Array, 'b l t'],
-        source_timestep_B: Float[Array, ' b'] | Int[Array, ' b'] | None = None,
+        noise_augmentation_timestep_B: Float[Array, ' b'] | Int[Array, ' b'] | None = None,
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
@@ -270,36 +276,37 @@ class DiT(nnx.Module):
           x_BFHWC: latents, multiplied by the stage's scale factor; height and width multiples of the patch.
           timestep_B: 1000 t, one per sample: 1000 at the source, 0 at data.
           text_BLD: the text encoder's output; every token is attended to.
-          source_timestep_B: index into the 1000-step noise table to which the source was noised. For a network with
-            `embed_source_timestep`, and only for it.
+          noise_augmentation_timestep_B: index into the 1000-step noise schedule to which the source was noised. For a
+            network with `embed_noise_augmentation_timestep`, and only for it.
           rules: where activations live and who computes attention.
 
         Raises:
-          ValueError: sizes that do not fit the configuration, or a source timestep missing or not wanted.
+          ValueError: sizes that do not fit the configuration, or a noise-augmentation timestep missing or not wanted.
         """
         self._check(x_BFHWC, text_BLD)
         layout = Layout.of(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), rules)
-        emb_BE = self.embed_cond(timestep_B, layout.grid[0], source_timestep_B)
+        emb_BE = self.embed_cond(timestep_B, layout.grid[0], noise_augmentation_timestep_B)
         h_BMD = self.embed_tokens(x_BFHWC, text_BLD, layout, rules=rules)
         h_BMD = self.run_blocks(h_BMD, emb_BE, layout, rules=rules)
         return self.head(h_BMD, emb_BE, layout, rules=rules)
 
     def embed_cond(
-        self, timestep_B: jax.Array, num_frames: int, source_timestep_B: jax.Array | None = None
+        self, timestep_B: jax.Array, num_frames: int, noise_augmentation_timestep_B: jax.Array | None = None
     ) -> Float[Array, 'b e']:
-        """The conditioning vector: timestep, number of LATENT frames and source timestep (model guide 1.1)."""
+        """The conditioning vector: timestep, number of LATENT frames, noise-augmentation timestep (model guide 1.1)."""
         config = self.config
-        if config.embed_source_timestep and source_timestep_B is None:
-            raise ValueError('this network embeds the source timestep: pass source_timestep, an index from 0 to 999')
-        if not config.embed_source_timestep and source_timestep_B is not None:
+        if config.embed_noise_augmentation_timestep and noise_augmentation_timestep_B is None:
+            raise ValueError('this network embeds noise_augmentation_timestep: pass it, an index from 0 to 999')
+        if not config.embed_noise_augmentation_timestep and noise_augmentation_timestep_B is not None:
             raise ValueError(
-                'source_timestep was given, but this network has embed_source_timestep=False: leave it out'
+                'noise_augmentation_timestep was given, but this network has '
+                'embed_noise_augmentation_timestep=False: leave it out'
             )
         emb_BE = self.time_embed(self._sinusoid(timestep_B))
         if config.embed_num_frames:
             emb_BE += self.frames_embed(self._sinusoid(jnp.full(timestep_B.shape, num_frames)))
-        if config.embed_source_timestep:
-            emb_BE += self.source_embed(self._sinusoid(source_timestep_B))
+        if config.embed_noise_augmentation_timestep:
+            emb_BE += self.source_embed(self._sinusoid(noise_augmentation_timestep_B))
         return emb_BE
 
     def embed_tokens(

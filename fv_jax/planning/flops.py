@@ -126,7 +126,7 @@ def _inputs(config: DiTConfig, row: Sequence) -> float:
 
 def _embeddings(config: DiTConfig) -> float:
     """The conditioning vector."""
-    count = 1 + config.embed_num_frames + config.embed_source_timestep
+    count = 1 + config.embed_num_frames + config.embed_noise_augmentation_timestep
     return 2 * count * (config.embed_dim * config.cond_dim + config.cond_dim**2)
 
 

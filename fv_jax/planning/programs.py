@@ -193,9 +193,8 @@ def _check_tiles(parts: Assembly) -> None:
 def evaluations(stage: LowRes | SuperRes) -> int:
     """Of the network, for one sample."""
     config, is_second = stage.config, isinstance(stage, SuperRes)
-    solver = config.solver if is_second else config.sampler
     guided = not guidance.is_off(config.guidance_scale) or not is_second
-    return config.num_steps * samplers.NFE_PER_STEP.get(solver, 1) * (_GUIDED if guided else 1)
+    return config.num_steps * samplers.SAMPLERS[config.sampler].evaluations * (_GUIDED if guided else 1)
 
 
 def _lower_sampler(loaded: Loaded, placement: Placement, rules: Rules, rows: int, bucket: Bucket) -> jax.stages.Lowered:

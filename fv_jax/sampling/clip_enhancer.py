@@ -27,7 +27,7 @@ Transport = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 def jit_transport(stage: SuperRes, model: DiT, *, rules: Rules) -> Transport:
-    """One executable per latent shape: noise, source and solver. The text is all zeros."""
+    """One executable per latent shape: noise, source and sampler. The text is all zeros."""
     loaded = programs.Loaded.of(stage, model)
     return lambda z_low_BFHWC, key, first: programs.transport(
         loaded, z_low_BFHWC, None, WindowNoise(key, first), rules=rules

@@ -11,7 +11,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from fv_jax.diffusion import dpm_solver
+from fv_jax.diffusion.dpm_solver import NoiseFn
 from fv_jax.stages.low_res import drawn_noise
 from fv_jax.stages.protocol import row_normal
 
@@ -21,7 +21,7 @@ _PREVIEW, _POSTERIOR, _SOURCE = range(3)
 class PreviewNoise(Protocol):
     """A pytree."""
 
-    def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, dpm_solver.NoiseFn]:
+    def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
         """Unit noise of a batch of latents (B, F, H, W, C): the start, and what is added at each step."""
         ...
 
@@ -50,7 +50,7 @@ class SeededNoise:
         """A row for each seed, 0 to 2^32 - 1."""
         return cls(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
 
-    def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, dpm_solver.NoiseFn]:
+    def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
         return drawn_noise(self._keys(_PREVIEW), shape)
 
     def posterior(self, shape: tuple[int, ...]) -> jax.Array:

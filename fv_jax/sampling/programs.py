@@ -4,7 +4,7 @@
     preview   = clip(decode(z_preview), -1, 1)                       official chunks                     model guide 4.3
     x         = resize(preview)                                      antialiased bilinear, never rounded model guide 5.4
     z_low     = mean or sample of the VAE's latents of x             official chunks                     model guide 4
-    z_high    = transport(source(z_low, noise), text)                stage 2: its solver and grid        model guide 5.3
+    z_high    = transport(source(z_low, noise), text)                stage 2: its sampler and grid       model guide 5.3
     video     = clip(decode(z_high), -1, 1)                          in slices of the width, if wanted   model guide 4.3
 
 Encode and decode of the large video take whole frames or tiles of them (`models/vae_tiling`).

@@ -10,10 +10,10 @@ from typing import Any
 
 from fv_jax.core.config import ConfigError
 from fv_jax.core.resize import check_multiple, output_size
-from fv_jax.diffusion import guidance, samplers, time_grids
+from fv_jax.diffusion import guidance, time_grids
 from fv_jax.models.vae_chunking import FRAME_STEP, is_valid_length
 from fv_jax.models.vae_tiling import DEFAULT_OVERLAP, Tiling
-from fv_jax.stages import low_res, super_res
+from fv_jax.stages import super_res
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 
@@ -36,7 +36,7 @@ class PreviewSettings:
     guidance_scale: float = 8.0
     guidance_exponent: int = 5
     guidance_batched: bool = True
-    sampler: low_res.Sampler = 'dpmpp_2m_sde'
+    sampler: str = 'dpmpp_2m_sde'
 
     def __post_init__(self):
         if not is_valid_length(self.frames):
@@ -71,8 +71,8 @@ class EnhanceSettings:
     """Stage 2 (model guide 5.3).
 
     size: (height, width) in pixels, multiples of 16. None: the preview's times `scale`, rounded down to such.
-    source_timestep, shift, num_steps, solver, guidance_scale, guidance_batched, prompt_prefix, sampled_source: as in
-      `SuperResConfig`.
+    noise_augmentation_timestep, shift, num_steps, sampler, guidance_scale, guidance_batched, prompt_prefix,
+      sample_posterior: as in `SuperResConfig`.
     numerics: 'exact', or 'official' for what the official bfloat16 run computes: its time grid
       (`diffusion/time_grids`) and the last decode in two halves.
     width_slices: of the last decode; None: 1, and 2 in 'official' numerics.
@@ -82,14 +82,14 @@ class EnhanceSettings:
 
     size: tuple[int, int] | None = (1072, 1920)
     scale: float = OFFICIAL_SCALE
-    source_timestep: int = super_res.OFFICIAL.source_timestep
+    noise_augmentation_timestep: int = super_res.OFFICIAL.noise_augmentation_timestep
     shift: float = super_res.OFFICIAL.shift
     num_steps: int = super_res.OFFICIAL.num_steps
-    solver: samplers.Solver = super_res.OFFICIAL.solver
+    sampler: str = super_res.OFFICIAL.sampler
     guidance_scale: float = super_res.OFFICIAL.guidance_scale
     guidance_batched: bool = super_res.OFFICIAL.guidance_batched
     prompt_prefix: str = super_res.OFFICIAL.prompt_prefix
-    sampled_source: bool = super_res.OFFICIAL.sampled_source
+    sample_posterior: bool = super_res.OFFICIAL.sample_posterior
     numerics: time_grids.Numerics = super_res.OFFICIAL.numerics
     width_slices: int | None = None
     tile_size: tuple[int, int] | None = None

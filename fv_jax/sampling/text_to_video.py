@@ -162,7 +162,7 @@ class Pipeline:
         for rows in batches(len(previews), batch_size):
             noise = SeededNoise.of([seeds[i] for i in rows])
             z = np.stack([previews[i].latents for i in rows])
-            vae, sampled = second.vae.jitted, noise if settings.sampled_source else None
+            vae, sampled = second.vae.jitted, noise if settings.sample_posterior else None
             with self.clock.timed('enhance'):
                 video = programs.decoded(decoder.jitted, z)
                 z_low = programs.low_res_latents(vae, video, size, sampled, settings.tiling)

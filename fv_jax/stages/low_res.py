@@ -12,7 +12,7 @@ There are no 'official' numerics as in stage 2: the official timesteps are whole
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +21,19 @@ from flax.nnx.filterlib import Filter
 
 from fv_jax.core.config import ConfigError, nearest
 from fv_jax.core.parallel_context import Rules
-from fv_jax.diffusion import dpm_solver, guidance, noise_schedules, process, time_grids
-from fv_jax.diffusion.prediction_types import OBJECTIVES, Walk
+from fv_jax.diffusion import guidance, noise_schedules, process, samplers, time_grids
+from fv_jax.diffusion.dpm_solver import NoiseFn
+from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAParam
 from fv_jax.stages.protocol import Batch, Encoder, Metrics, encode_videos, row_keys, row_normal, text_or_zeros
-
-Sampler = Literal['dpmpp_2m_sde', 'dpmpp_2m', 'ddim', 'euler', 'heun', 'rk4']
 
 
 @dataclasses.dataclass(frozen=True)
 class LowResConfig:
     """How stage 1 is trained and sampled. The defaults are the official ones.
 
-    shift: of the objective 'flow'; pushes t towards the noise, in training and in the sampler's grid; 1 = off.
+    shift: of the prediction type 'flow'; pushes t towards the noise, in training and in the sampler's grid; 1 = off.
     scale_factor: what the VAE's latents are multiplied by.
     caption_dropout: the share of training rows whose text is replaced by zeros.
     text_length: number of all-zero text tokens where a batch has no text.
@@ -42,10 +41,10 @@ class LowResConfig:
     guidance_scale: 1 = off, of 'official' 0. guidance_exponent: of 'official' and 'cosine'.
     guidance_steps: the n of 'official'; None for num_steps.
     guidance_batched: one evaluation at twice the batch, or two (less memory).
-    sampler: dpmpp_2m_sde, dpmpp_2m or ddim for the objective 'v'; euler, heun or rk4 for 'flow'.
+    sampler: one of `samplers.SAMPLERS` for the prediction type.
     """
 
-    objective: Literal['v', 'flow'] = 'v'
+    prediction_type: samplers.Predicted = 'v_prediction'
     shift: float = 1.0
     scale_factor: float = 0.7
     caption_dropout: float = 0.1
@@ -56,29 +55,27 @@ class LowResConfig:
     guidance_steps: int | None = None
     guidance_batched: bool = True
     num_steps: int = 51
-    sampler: Sampler = 'dpmpp_2m_sde'
+    sampler: str = 'dpmpp_2m_sde'
 
     def __post_init__(self):
         if not 0 <= self.caption_dropout <= 1:
             raise ConfigError(f'caption_dropout={self.caption_dropout}: must be between 0 and 1')
-        for name, known in (('objective', OBJECTIVES), ('guidance_kind', guidance.TABLES)):
+        for name, known in (('prediction_type', PREDICTION_TYPES), ('guidance_kind', guidance.TABLES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f'{name}={getattr(self, name)}: {nearest(getattr(self, name), known)}')
-        known = OBJECTIVES[self.objective].samplers
-        if self.sampler not in known:
-            raise ConfigError(f'sampler={self.sampler}: objective {self.objective!r} takes {", ".join(known)}')
+        samplers.check_sampler(self.sampler, self.prediction_type)
         for name in ('shift', 'scale_factor', 'text_length', 'guidance_exponent', 'num_steps', 'guidance_steps'):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f'{name}={value}: must be positive')
         if self.guidance_scale < 0:
             raise ConfigError(f'guidance_scale={self.guidance_scale}: must not be negative')
-        if self.objective == 'v' and not 2 <= self.num_steps <= noise_schedules.NUM_TIMESTEPS:
+        if self.prediction_type == 'v_prediction' and not 2 <= self.num_steps <= noise_schedules.NUM_TIMESTEPS:
             raise ConfigError(
-                f'num_steps={self.num_steps}: a noise table has 2 to {noise_schedules.NUM_TIMESTEPS} steps'
+                f'num_steps={self.num_steps}: a noise schedule has 2 to {noise_schedules.NUM_TIMESTEPS} steps'
             )
-        if self.objective == 'v' and self.shift != 1:
-            raise ConfigError(f"shift={self.shift}: objective 'v' draws all timesteps alike; leave it at 1")
+        if self.prediction_type == 'v_prediction' and self.shift != 1:
+            raise ConfigError(f"shift={self.shift}: 'v_prediction' draws all timesteps alike; leave it at 1")
 
 
 class Draw(NamedTuple):
@@ -90,7 +87,7 @@ class Draw(NamedTuple):
     t_B: jax.Array
 
 
-def drawn_noise(keys_B: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, dpm_solver.NoiseFn]:
+def drawn_noise(keys_B: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
     """The noise that a sampler starts from and what it adds at each step, each row's from its own key alone."""
 
     def draw(number: jax.Array | int) -> jax.Array:
@@ -116,7 +113,7 @@ class LowRes:
         guidance_scale: float | None = None,
         guidance_kind: guidance.Kind | None = None,
         guidance_exponent: int | None = None,
-        sampler: Sampler | None = None,
+        sampler: str | None = None,
     ) -> 'LowRes':
         """The same stage with another number of steps, guidance or sampler; None keeps what it has."""
         asked = (num_steps, guidance_scale, guidance_kind, guidance_exponent, sampler)
@@ -152,15 +149,15 @@ class LowRes:
         """The loss (1) of a given draw. Metrics: the loss of the rows in the upper and lower half of the distribution
         of t (each taken to be half of the batch, as in a stratified one of even size); root mean squares of (1).
         """
-        pair = OBJECTIVES[self.config.objective].pair(draw.data_BFHWC, draw.noise_BFHWC, draw.t_B)
-        predicted = model(pair.x, pair.timestep_B, draw.text_BLD, rules=rules).astype(jnp.float32)
-        loss_B = jnp.mean((predicted - pair.target) ** 2, axis=(1, 2, 3, 4))
+        example = PREDICTION_TYPES[self.config.prediction_type].example(draw.data_BFHWC, draw.noise_BFHWC, draw.t_B)
+        predicted = model(example.x, example.timestep_B, draw.text_BLD, rules=rules).astype(jnp.float32)
+        loss_B = jnp.mean((predicted - example.target) ** 2, axis=(1, 2, 3, 4))
         near_noise_B = draw.t_B >= time_grids.shift_times(0.5, self.config.shift)
         return jnp.mean(loss_B), {
             'loss_near_noise': 2 * jnp.mean(jnp.where(near_noise_B, loss_B, 0)),
             'loss_near_data': 2 * jnp.mean(jnp.where(near_noise_B, 0, loss_B)),
             'prediction_norm': jnp.sqrt(jnp.mean(predicted**2)),
-            'target_norm': jnp.sqrt(jnp.mean(pair.target**2)),
+            'target_norm': jnp.sqrt(jnp.mean(example.target**2)),
         }
 
     def sample(self, model: DiT, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
@@ -172,17 +169,17 @@ class LowRes:
         return latents | {'z_sample_BFHWC': z}
 
     def generate(
-        self, model: DiT, noise: jax.Array, text_BLD: jax.Array, noise_fn: dpm_solver.NoiseFn | None, *, rules: Rules
+        self, model: DiT, noise: jax.Array, text_BLD: jax.Array, noise_fn: NoiseFn | None, *, rules: Rules
     ) -> jax.Array:
         """From unit noise (B, F, H, W, C) and text to latents as the VAE decodes them, not scaled, float32.
 
-        noise_fn: what the sampler adds at each step: the second of `drawn_noise`, or `dpm.given(...)`. Only
-        dpmpp_2m_sde needs it.
+        noise_fn: what the sampler adds at each step: the second of `drawn_noise`, or
+        `dpm_solver.fixed_noise`. Only dpmpp_2m_sde needs it.
         """
         config = self.config
         predict_fn = self.predict_fn(model, text_BLD, rules=rules)
-        walk = Walk(config.sampler, config.num_steps, config.shift)
-        x = OBJECTIVES[config.objective].transport(predict_fn, noise.astype(jnp.float32), walk, noise_fn)
+        steps = Steps(config.sampler, config.num_steps, config.shift)
+        x = PREDICTION_TYPES[config.prediction_type].integrate(predict_fn, noise.astype(jnp.float32), steps, noise_fn)
         return x / config.scale_factor
 
     def predict_fn(self, model: DiT, text_BLD: jax.Array, *, rules: Rules) -> guidance.FlowFn:

@@ -51,7 +51,7 @@ def _read(path: str | Path, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
     if single_file.kind_of(path) is not None:
         there, values = single_file.config_of(path), lambda: single_file.parameters(path)
     else:
-        start_as = 'stage2' if wanted.embed_source_timestep else 'stage1'
+        start_as = 'stage2' if wanted.embed_noise_augmentation_timestep else 'stage1'
         source = reader.open_source(path, param_dtype=wanted.param_dtype, start_as=start_as)
         there, values = source.config, source.parameters
     if not isinstance(there, DiTConfig):

@@ -64,7 +64,7 @@ def _opened(path: Path, dtype: DtypeName, is_second: bool) -> tuple[DiTConfig, C
     source = reader.open_source(path, param_dtype=dtype)
     if not isinstance(source.config, DiTConfig):
         raise ValueError(f'{path}: holds a VAE, not a DiT')
-    if source.config.embed_source_timestep != is_second:
+    if source.config.embed_noise_augmentation_timestep != is_second:
         raise ValueError(f'{path}: holds stage {1 if is_second else 2}, not stage {2 if is_second else 1}')
     values, config = official_dit.fold_lora(source.parameters(), dataclasses.replace(source.config, dtype=dtype))
     return config, lambda: key_table.module_of(reader.shapes(config), values)

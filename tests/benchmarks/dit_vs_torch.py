@@ -45,7 +45,7 @@ def random_params(config: DiTConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def random_inputs(config: DiTConfig) -> list[np.ndarray]:
-    """Latents, timestep, text, source timestep and target."""
+    """Latents, timestep, text, noise-augmentation timestep and target."""
     rng = np.random.default_rng(1)
     shape = (*LATENTS, config.latent_channels)
     text = rng.standard_normal((LATENTS[0], TEXT_TOKENS, config.text_dim))

@@ -128,13 +128,13 @@ class TorchDiT(nn.Module):
         self.output = Output(config)
 
     def forward(
-        self, x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, source_timestep: torch.Tensor
+        self, x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, noise_augmentation_timestep: torch.Tensor
     ) -> torch.Tensor:
         """(B, F, H, W, C) latents -> the same shape."""
         dim, p = self.config.embed_dim, self.config.patch_size
         batch, frames, height, width, channels = x.shape
         rows, columns = height // p, width // p
-        emb = self.time_embed(sinusoid(timestep, dim)) + self.source_embed(sinusoid(source_timestep, dim))
+        emb = self.time_embed(sinusoid(timestep, dim)) + self.source_embed(sinusoid(noise_augmentation_timestep, dim))
         emb = emb + self.frames_embed(sinusoid(torch.full_like(timestep, frames), dim))
         patches = x.reshape(batch, frames, rows, p, columns, p, channels).permute(0, 1, 2, 4, 6, 3, 5)
         h = torch.cat([self.text_embed(text), self.patch_embed(patches.reshape(batch, frames * rows * columns, -1))], 1)

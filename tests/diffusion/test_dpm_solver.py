@@ -5,12 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.diffusion import dpm_solver
-from fv_jax.diffusion.noise_schedules import NoiseTable, noise_table
+from fv_jax.diffusion import dpm_solver, samplers
+from fv_jax.diffusion.noise_schedules import NoiseSchedule, zero_snr_schedule
 
-ALL = sorted(dpm_solver.SAMPLERS)
+ALL = sorted(samplers.names('v_prediction'))
 DETERMINISTIC = ['ddim', 'dpmpp_2m']
-WEIGHTS = {'dpmpp_2m_sde': dpm_solver.sde_weights, 'dpmpp_2m': dpm_solver.ode_weights, 'ddim': dpm_solver.ddim_weights}
+WEIGHTS = {
+    'dpmpp_2m_sde': dpm_solver.dpmpp_sde_coefficients,
+    'dpmpp_2m': dpm_solver.dpmpp_ode_coefficients,
+    'ddim': dpm_solver.ddim_coefficients,
+}
 
 
 def curved_table(num_steps, first=0.05, last=0.99):
@@ -18,7 +22,7 @@ def curved_table(num_steps, first=0.05, last=0.99):
     ends = [np.log(a / np.sqrt(1 - a**2)) for a in (first, last)]
     lambdas = ends[0] + (ends[1] - ends[0]) * np.linspace(0, 1, num_steps - 1) ** 1.3
     a = np.sqrt(1 / (1 + np.exp(-2 * lambdas)))
-    return NoiseTable(np.arange(num_steps)[::-1], np.append(0.0, a))
+    return NoiseSchedule(np.arange(num_steps)[::-1], np.append(0.0, a))
 
 
 def gaussian_denoiser(table, mean, std):
@@ -34,8 +38,8 @@ def gaussian_denoiser(table, mean, std):
 
 
 def solve(sampler, table, x, denoise_fn, noises=None):
-    noise_fn = dpm_solver.given(jnp.zeros((len(table.timesteps) - 1, *x.shape)) if noises is None else noises)
-    return dpm_solver.SAMPLERS[sampler](denoise_fn, x, table, noise_fn)
+    noise_fn = dpm_solver.fixed_noise(jnp.zeros((len(table.timesteps) - 1, *x.shape)) if noises is None else noises)
+    return samplers.SAMPLERS[sampler].run(denoise_fn, x, table, noise_fn)
 
 
 def exact(table, x, mean, std):
@@ -75,7 +79,7 @@ def final_spread(table, std):
 
 def spread_error_of_the_sde(num_steps, std):
     """Of its samples' standard deviation, exactly: each noise by itself is carried to the end."""
-    table = noise_table(num_steps)
+    table = zero_snr_schedule(num_steps)
     x = jnp.zeros(num_steps).at[-1].set(1.0)
     noises = jnp.eye(num_steps - 1, num_steps)
     out = np.asarray(solve('dpmpp_2m_sde', table, x, gaussian_denoiser(table, 0.0, std), noises))
@@ -92,7 +96,7 @@ def test_the_sdes_samples_have_the_right_spread():
 @pytest.mark.parametrize(('sampler', 'tolerance'), [('ddim', 0.04), ('dpmpp_2m', 0.005)])
 def test_the_odes_samples_have_the_right_mean_and_spread(sampler, tolerance):
     mean, std = 0.7, 0.4
-    table = noise_table(51)
+    table = zero_snr_schedule(51)
     x = jnp.array([-1.5, 0.0, 2.0])
     out = np.asarray(solve(sampler, table, x, gaussian_denoiser(table, mean, std)))
     np.testing.assert_allclose(out[1], mean, atol=1e-6)
@@ -104,13 +108,15 @@ def test_the_odes_samples_have_the_right_mean_and_spread(sampler, tolerance):
 def test_known_data_is_reached(sampler, num_steps):
     x, data = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 3, 4)), jnp.float32)
     noises = jnp.ones((num_steps - 1, 2, 3, 4))
-    np.testing.assert_allclose(solve(sampler, noise_table(num_steps), x, lambda x, t: data, noises), data, atol=1e-6)
+    np.testing.assert_allclose(
+        solve(sampler, zero_snr_schedule(num_steps), x, lambda x, t: data, noises), data, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize('sampler', ALL)
 def test_a_state_keeps_its_share_of_signal_and_noise(sampler):
     """With data known, x_i = a_i data + s_i noise stays of that form: exactly the table's shares."""
-    table = noise_table(51)
+    table = zero_snr_schedule(51)
     w = WEIGHTS[sampler](table)
     a = np.append(table.sqrt_alphas.astype(np.float64), 1)
     s = np.sqrt(1 - a**2)
@@ -122,7 +128,7 @@ def test_a_state_keeps_its_share_of_signal_and_noise(sampler):
 def test_the_official_update_in_full():
     """Model guide 5.2, written out with its logarithms, on denoisers' answers that mean nothing."""
     n = 7
-    table = noise_table(n)
+    table = zero_snr_schedule(n)
     rng = np.random.default_rng(0)
     denoised, noises = rng.normal(size=(n, 5)), rng.normal(size=(n, 5))
     a = np.append(table.sqrt_alphas.astype(np.float64), 1)
@@ -154,13 +160,13 @@ def test_the_official_update_in_full():
 
 
 def test_the_first_the_second_and_the_last_step():
-    w = dpm_solver.sde_weights(noise_table(51))
+    w = dpm_solver.dpmpp_sde_coefficients(zero_snr_schedule(51))
     assert w.x[0] == 0 and np.all(w.x[1:-1] > 0)
     assert np.all(w.previous[[0, 1, -1]] == 0) and np.all(w.previous[2:-1] < 0)
     assert (w.x[-1], w.denoised[-1], w.noise[-1]) == (0, 1, 0)
-    ode = dpm_solver.ode_weights(noise_table(51))
+    ode = dpm_solver.dpmpp_ode_coefficients(zero_snr_schedule(51))
     assert ode.x[0] > 0 and np.all(ode.previous[[0, 1, -1]] == 0) and np.all(ode.previous[2:-1] < 0)
-    assert not np.any(dpm_solver.ddim_weights(noise_table(51)).previous)
+    assert not np.any(dpm_solver.ddim_coefficients(zero_snr_schedule(51)).previous)
 
 
 @pytest.mark.parametrize('sampler', ALL)
@@ -175,7 +181,7 @@ def test_evaluations_and_noises(sampler):
         jax.debug.callback(lambda i: asked.append(int(i)), step, ordered=True)
         return jnp.zeros(2)
 
-    jax.block_until_ready(dpm_solver.SAMPLERS[sampler](denoise, jnp.zeros(2), noise_table(6), noise))
+    jax.block_until_ready(samplers.SAMPLERS[sampler].run(denoise, jnp.zeros(2), zero_snr_schedule(6), noise))
     jax.effects_barrier()
     timesteps = [999, 832, 666, 499, 333, 166]
     assert [k for _, k in times] == timesteps
@@ -185,24 +191,16 @@ def test_evaluations_and_noises(sampler):
 
 @pytest.mark.parametrize('sampler', ALL)
 def test_the_state_is_float32_at_least(sampler):
-    out = solve(sampler, noise_table(3), jnp.ones(2, jnp.bfloat16), lambda x, t: x.astype(jnp.bfloat16))
+    out = solve(sampler, zero_snr_schedule(3), jnp.ones(2, jnp.bfloat16), lambda x, t: x.astype(jnp.bfloat16))
     assert out.dtype == jnp.float32
 
 
 def test_a_stochastic_sampler_needs_noise():
     with pytest.raises(ValueError, match='give it a noise_fn'):
-        dpm_solver.dpmpp_2m_sde(lambda x, time: x, jnp.zeros(2), noise_table(3), None)
-    assert dpm_solver.ddim(lambda x, time: x, jnp.zeros(2), noise_table(3)).shape == (2,)
+        dpm_solver.dpmpp_2m_sde(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3), None)
+    assert dpm_solver.ddim(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3)).shape == (2,)
 
 
 def test_given_noises_are_used_in_order():
-    noise_fn = dpm_solver.given(np.arange(6.0).reshape(3, 2))
+    noise_fn = dpm_solver.fixed_noise(np.arange(6.0).reshape(3, 2))
     np.testing.assert_array_equal(jax.jit(noise_fn)(1), [2, 3])
-
-
-@pytest.mark.parametrize(('num_steps', 'used'), [(2, [0]), (3, [0, 2]), (6, [0, 2, 4, 6, 8])])
-def test_the_first_of_two_official_draws_is_thrown_away(num_steps, used):
-    draws = jnp.arange(2 * num_steps - 3)
-    assert dpm_solver.used_draws(draws, num_steps).tolist() == used
-    with pytest.raises(ValueError, match=f'{len(draws)} draws: {num_steps + 1} official steps draw'):
-        dpm_solver.used_draws(draws, num_steps + 1)

@@ -9,7 +9,7 @@ from fv_jax.diffusion import noise_schedules
 @pytest.mark.parametrize('num_steps', [2, 6, 51, 999, 1000])
 @pytest.mark.parametrize('shift', [1.0, 3.0])
 def test_a_table_starts_at_pure_noise_and_rises(num_steps, shift):
-    timesteps, a = noise_schedules.noise_table(num_steps, shift)
+    timesteps, a = noise_schedules.zero_snr_schedule(num_steps, shift)
     assert timesteps.shape == a.shape == (num_steps,)
     assert a.dtype == np.float32 and timesteps.dtype == np.int64
     assert timesteps[0] == 999 and a[0] == 0
@@ -18,12 +18,12 @@ def test_a_table_starts_at_pure_noise_and_rises(num_steps, shift):
 
 def test_the_cleanest_entry_is_left_as_it_was():
     for num_steps in (6, 51):
-        timesteps, a = noise_schedules.noise_table(num_steps)
+        timesteps, a = noise_schedules.zero_snr_schedule(num_steps)
         np.testing.assert_allclose(a[-1], np.sqrt(noise_schedules.alphas_cumprod()[timesteps[-1]]), rtol=1e-6)
 
 
 def test_a_short_table_is_not_a_subset_of_the_long_one():
-    timesteps, a = noise_schedules.noise_table(51)
+    timesteps, a = noise_schedules.zero_snr_schedule(51)
     long = noise_schedules.sqrt_alphas_by_timestep()
     assert 1e-5 < np.abs(a - long[timesteps]).max() < 1e-3
 
@@ -44,12 +44,12 @@ def test_shift_divides_the_signal_to_noise_ratio():
 def test_impossible_tables():
     for num_steps in (1, 1001):
         with pytest.raises(ValueError, match=f'num_steps={num_steps}: .* between 2 and 1000'):
-            noise_schedules.noise_table(num_steps)
+            noise_schedules.zero_snr_schedule(num_steps)
 
 
 def test_the_denoisers_a_is_the_long_tables_nearest():
     """Model guide 5.2: 11 of 51 fall on the timestep before; off by up to 5.2e-4."""
-    table, long = noise_schedules.noise_table(51), noise_schedules.sqrt_alphas_by_timestep()
+    table, long = noise_schedules.zero_snr_schedule(51), noise_schedules.sqrt_alphas_by_timestep()
     nearest = noise_schedules.nearest_timesteps(table.sqrt_alphas)
     assert set((table.timesteps - nearest).tolist()) == {0, 1} and np.sum(nearest != table.timesteps) == 11
     by_timestep = noise_schedules.denoiser_sqrt_alphas(table)
@@ -62,7 +62,7 @@ def test_the_denoisers_a_is_the_long_tables_nearest():
 
 
 def test_each_entry_of_the_long_table_is_nearest_to_itself():
-    table = noise_schedules.noise_table()
+    table = noise_schedules.zero_snr_schedule()
     np.testing.assert_array_equal(noise_schedules.nearest_timesteps(table.sqrt_alphas), table.timesteps)
     np.testing.assert_array_equal(
         noise_schedules.denoiser_sqrt_alphas(table), noise_schedules.sqrt_alphas_by_timestep()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fv_jax.diffusion import dpm_solver, noise_schedules, prediction_types, process
-from fv_jax.diffusion.prediction_types import OBJECTIVES, Walk
+from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
+from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.diffusion.time_grids import Times
 
 SHAPE = (4, 2, 3, 5)
@@ -31,9 +32,9 @@ def test_the_mean_square_of_v_is_the_weighted_one_of_x0():
         np.testing.assert_allclose(weighted, ((v_theta - v) ** 2).mean(1), rtol=1e-9)
 
 
-def test_the_v_pair_is_of_the_table():
+def test_v_example_is_of_the_noise_schedule():
     data, noise = data_and_noise()
-    x, target, timestep_B = prediction_types.v_pair(data, noise, jnp.array([0.0, 0.5, 0.9991, 1.0]))
+    x, target, timestep_B = prediction_types.v_example(data, noise, jnp.array([0.0, 0.5, 0.9991, 1.0]))
     assert timestep_B.dtype == jnp.int32 and timestep_B.tolist() == [0, 499, 999, 999]
     a = noise_schedules.sqrt_alphas_by_timestep()[499]
     np.testing.assert_allclose(x[1], a * data[1] + np.sqrt(1 - a**2) * noise[1], atol=1e-6)
@@ -42,9 +43,9 @@ def test_the_v_pair_is_of_the_table():
     np.testing.assert_array_equal(target[2:], -data[2:])
 
 
-def test_the_flow_pair():
+def test_flow_example():
     data, noise = data_and_noise()
-    x, target, timestep_B = prediction_types.flow_pair(data, noise, jnp.array([0.0, 0.25, 0.5, 1.0]))
+    x, target, timestep_B = prediction_types.flow_example(data, noise, jnp.array([0.0, 0.25, 0.5, 1.0]))
     np.testing.assert_array_equal(timestep_B, [0, 250, 500, 1000])
     np.testing.assert_allclose(x[1], 0.25 * noise[1] + 0.75 * data[1], atol=1e-6)
     np.testing.assert_array_equal(x[3], noise[3])
@@ -53,30 +54,29 @@ def test_the_flow_pair():
 
 def oracle(name, data, noise, num_steps):
     """The prediction of a network that knows the data; of v from the state, which the SDE's noise changes."""
-    alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.noise_table(num_steps))
+    alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.zero_snr_schedule(num_steps))
 
     def v(x, time):
         a = jnp.asarray(alphas)[time.timestep.astype(jnp.int32)]
         return (a * x - data) / jnp.sqrt(1 - a**2)
 
-    return {'v': v, 'flow': lambda x, time: noise - data}[name]
+    return {'v_prediction': v, 'flow': lambda x, time: noise - data}[name]
 
 
-@pytest.mark.parametrize(
-    ('name', 'sampler'), [(name, sampler) for name, objective in OBJECTIVES.items() for sampler in objective.samplers]
-)
-def test_a_network_that_knows_the_data_is_led_there(name, sampler):
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_a_network_that_knows_the_data_is_led_there(sampler):
+    name = SAMPLERS[sampler].prediction_type
     data, noise = data_and_noise()
     num_steps = 6
     step_noise = normal(num_steps - 1, SHAPE)
-    walk = Walk(sampler, num_steps, 2.0 if name == 'flow' else 1.0)
+    steps = Steps(sampler, num_steps, 2.0 if name == 'flow' else 1.0)
     predict = oracle(name, data, noise, num_steps)
-    out = OBJECTIVES[name].transport(predict, noise, walk, dpm_solver.given(step_noise))
+    out = PREDICTION_TYPES[name].integrate(predict, noise, steps, dpm_solver.fixed_noise(step_noise))
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 
 def test_the_denoiser_rounds_a_to_the_table_of_1000():
-    table = noise_schedules.noise_table(51)
+    table = noise_schedules.zero_snr_schedule(51)
     used = noise_schedules.sqrt_alphas_by_timestep()[noise_schedules.nearest_timesteps(table.sqrt_alphas)]
     assert 5e-4 < np.abs(used - table.sqrt_alphas).max() < 6e-4
     denoise = prediction_types.v_denoiser(lambda x, time: jnp.zeros_like(x), 51)

@@ -8,41 +8,43 @@ import pytest
 from fv_jax.diffusion import samplers
 from fv_jax.diffusion.time_grids import Times, flow_times
 
-ALL = sorted(samplers.SOLVERS)
+ALL = sorted(samplers.names('flow'))
 
 
-def error_on_a_curved_field(solver, num_steps):
+def error_on_a_curved_field(sampler, num_steps):
     """dx/dt = -x sin(5 t), x(1) = 1: x(0) = exp((1 - cos 5) / 5) by separation of variables."""
     with jax.enable_x64(True):
         t = np.linspace(1, 0, num_steps + 1) ** 1.2
         grid = Times(t, 1000 * t)
-        x = samplers.SOLVERS[solver](lambda x, time: -x * jnp.sin(5 * time.t), jnp.ones(3, jnp.float64), grid)
+        x = samplers.SAMPLERS[sampler].run(lambda x, time: -x * jnp.sin(5 * time.t), jnp.ones(3, jnp.float64), grid)
         return float(jnp.abs(x - np.exp((1 - np.cos(5.0)) / 5)).max())
 
 
-@pytest.mark.parametrize(('solver', 'order'), [('euler', 1), ('heun', 2), ('rk4', 4)])
-def test_order_of_convergence(solver, order):
+@pytest.mark.parametrize(('sampler', 'order'), [('euler', 1), ('heun', 2), ('rk4', 4)])
+def test_order_of_convergence(sampler, order):
     steps = (64, 128)
-    coarse, fine = (error_on_a_curved_field(solver, n) for n in steps)
+    coarse, fine = (error_on_a_curved_field(sampler, n) for n in steps)
     assert abs(np.log2(coarse / fine) - order) < 0.25, (coarse, fine)
 
 
-@pytest.mark.parametrize('solver', ALL)
-def test_exact_on_constant_fields(solver):
+@pytest.mark.parametrize('sampler', ALL)
+def test_exact_on_constant_fields(sampler):
     source, data = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
     for num_steps in (1, 5):
-        out = samplers.SOLVERS[solver](lambda x, time: source - data, source, flow_times(num_steps, 2.5))
+        out = samplers.SAMPLERS[sampler].run(lambda x, time: source - data, source, flow_times(num_steps, 2.5))
         np.testing.assert_allclose(out, data, atol=1e-5)
 
 
-@pytest.mark.parametrize(('solver', 'power'), [('euler', 0), ('heun', 1), ('rk4', 3)])
-def test_exact_on_polynomials_of_time(solver, power):
-    out = samplers.SOLVERS[solver](lambda x, time: time.t**power * jnp.ones_like(x), jnp.zeros(2), flow_times(3, 2.0))
+@pytest.mark.parametrize(('sampler', 'power'), [('euler', 0), ('heun', 1), ('rk4', 3)])
+def test_exact_on_polynomials_of_time(sampler, power):
+    out = samplers.SAMPLERS[sampler].run(
+        lambda x, time: time.t**power * jnp.ones_like(x), jnp.zeros(2), flow_times(3, 2.0)
+    )
     np.testing.assert_allclose(out, -1 / (power + 1), rtol=1e-5)
 
 
-@pytest.mark.parametrize('solver', ALL)
-def test_evaluations_and_timesteps(solver):
+@pytest.mark.parametrize('sampler', ALL)
+def test_evaluations_and_timesteps(sampler):
     seen = []
 
     def velocity(x, time):
@@ -52,19 +54,19 @@ def test_evaluations_and_timesteps(solver):
         return jnp.zeros_like(x)
 
     grid = Times(np.array([1, 0.5, 0], np.float32), np.array([1000, 504, 0], np.float32))
-    jax.block_until_ready(samplers.SOLVERS[solver](velocity, jnp.zeros(1), grid))
+    jax.block_until_ready(samplers.SAMPLERS[sampler].run(velocity, jnp.zeros(1), grid))
     jax.effects_barrier()
-    assert len(seen) == 2 * samplers.NFE_PER_STEP[solver]
+    assert len(seen) == 2 * samplers.SAMPLERS[sampler].evaluations
     expected = {
         'euler': [(1, 1000), (0.5, 504)],
         'heun': [(1, 1000), (0.5, 504), (0.5, 504), (0, 0)],
         'rk4': [(1, 1000), *2 * [(0.75, 752)], (0.5, 504), (0.5, 504), *2 * [(0.25, 252)], (0, 0)],
     }
-    assert seen == expected[solver]
+    assert seen == expected[sampler]
 
 
-@pytest.mark.parametrize('solver', ALL)
-def test_the_state_keeps_its_dtype(solver):
+@pytest.mark.parametrize('sampler', ALL)
+def test_the_state_keeps_its_dtype(sampler):
     x = jnp.ones((2, 2), jnp.bfloat16)
     dtypes = []
 
@@ -72,7 +74,7 @@ def test_the_state_keeps_its_dtype(solver):
         dtypes.append(x.dtype)
         return x.astype(jnp.float32)
 
-    assert samplers.SOLVERS[solver](velocity, x, flow_times(3)).dtype == jnp.bfloat16
+    assert samplers.SAMPLERS[sampler].run(velocity, x, flow_times(3)).dtype == jnp.bfloat16
     assert set(dtypes) == {jnp.dtype(jnp.bfloat16)}
 
 

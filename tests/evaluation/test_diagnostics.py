@@ -17,7 +17,7 @@ from fv_jax.training.monitoring.collapse import Alarm, AlarmConfig
 from tests.data import films
 
 CONFIG = SuperResConfig(
-    source_timestep_range=(100, 300), text_length=2, guidance_scale=1.0, scale_factor=2.0, num_steps=3
+    noise_augmentation_timestep_range=(100, 300), text_length=2, guidance_scale=1.0, scale_factor=2.0, num_steps=3
 )
 STAGE = SuperRes(CONFIG, DiTConfig(embed_dim=64, num_layers=1, num_heads=1, mlp_dim=64, cond_dim=16, text_dim=8))
 ALARM = AlarmConfig(after_step=0)
@@ -44,7 +44,7 @@ def check_of(answer, stage=STAGE):
     """A health check of a 'network' that gives answer(x, t, data, twin): scaled latents, in place of data - source."""
 
     def model_of(params):
-        def model(x, timestep_B, text, source_timestep_B, *, rules):
+        def model(x, timestep_B, text, noise_augmentation_timestep_B, *, rules):
             t = timestep_B[:, None, None, None, None] / 1000
             return (answer(x, t, 2.0 * HIGH, 2.0 * LOW) - x) / t
 
@@ -102,7 +102,7 @@ def test_a_break_in_one_tenth_shows_there_alone():
 
 
 def test_the_same_noise_every_time_and_no_noise_tenths_without_a_range():
-    fixed = SuperRes(dataclasses.replace(CONFIG, source_timestep_range=None), STAGE.dit)
+    fixed = SuperRes(dataclasses.replace(CONFIG, noise_augmentation_timestep_range=None), STAGE.dit)
     check = check_of(lambda x, t, data, twin: twin, fixed)
     figures = check({}).figures
     assert figures == check({}).figures and not any(name.startswith('loss_noise') for name in figures)

@@ -142,8 +142,9 @@ def _contradictions(world: Path) -> list:
         ('stage.text.encoder', world / 'empty'), ('stage.text.encoder', world / 'nowhere'),
         ('stage.text.dim', '3'), ('stage.text.masked', 'true'),
         ('stage.kind', 'lowres'), ('stage.kind', 'autoencoder'), ('stage.kind', 'superess'),
-        ('stage.superres', 'none'), ('stage.superres.source_timestep', '1000'), ('stage.superres.solver', 'eulr'),
-        ('stage.superres.source_timestep_range', '(9, 3)'), ('stage.superres.caption_dropout', '1.5'),
+        ('stage.superres', 'none'), ('stage.superres.noise_augmentation_timestep', '1000'),
+        ('stage.superres.sampler', 'eulr'),
+        ('stage.superres.noise_augmentation_timestep_range', '(9, 3)'), ('stage.superres.caption_dropout', '1.5'),
         ('optim.algorithm', 'adam'), ('optim.lr_schedule', 'linear'), ('optim.b1', '1'), ('optim.b2', '1.5'),
         ('optim.ema_decay', '1'), ('optim.learning_rate', '0'), ('optim.warmup_steps', '-1'),
         ('loop.num_steps', '0'), ('loop.num_steps', '3000000000'), ('loop.keep', '0'), ('loop.save_every', '0'),
@@ -225,7 +226,7 @@ def _sample(world: Path) -> list:
     found += [({f'--{field}': value}, (field.rpartition('.')[2],)) for field, value in (
         ('stage1.num_steps', '0'), ('stage1.num_stepss', '3'), ('stage1.frames', '8'), ('stage1.size', '(30, 40)'),
         ('stage1.sampler', 'euler'), ('stage1.guidance_kind', 'x'), ('stage1.guidance_scale', '-1'),
-        ('stage2.numerics', 'other'), ('stage2.scale', '0'), ('stage2.width_slices', '0'), ('stage2.solver', 'x'),
+        ('stage2.numerics', 'other'), ('stage2.scale', '0'), ('stage2.width_slices', '0'), ('stage2.sampler', 'x'),
         ('stage2.num_steps', '1.5'), ('stage2.shift', '1e999'), ('stage1.size', '(256,)'), ('stage2.size', '3'),
         ('config.seed', '3'), ('stage3.seed', '1'), ('overlap', '3'), ('scale', '2'), ('num-steps', '3'),
     )]  # fmt: skip

@@ -46,7 +46,7 @@ OFFICIAL_STAGE2 = DiTConfig(
     cond_dim=512,
     text_dim=4096,
     embed_num_frames=True,
-    embed_source_timestep=True,
+    embed_noise_augmentation_timestep=True,
 )
 
 

@@ -174,18 +174,18 @@ def test_the_number_of_frames_is_embedded(model, inputs):
 
 
 def test_without_extra_embeddings():
-    config = dataclasses.replace(SMALL, embed_num_frames=False, embed_source_timestep=False)
+    config = dataclasses.replace(SMALL, embed_num_frames=False, embed_noise_augmentation_timestep=False)
     model = make(config)
     x, timestep, text, source = make_inputs()
     assert jax.eval_shape(lambda: model(x, timestep, text)).shape == x.shape
     paths = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model))}
     assert not paths & {'frames_embed', 'source_embed'}
-    with pytest.raises(ValueError, match='embed_source_timestep=False'):
+    with pytest.raises(ValueError, match='embed_noise_augmentation_timestep=False'):
         model(x, timestep, text, source)
 
 
-def test_a_missing_source_timestep_is_an_error(model, inputs):
-    with pytest.raises(ValueError, match='pass source_timestep'):
+def test_a_missing_noise_augmentation_timestep_is_an_error(model, inputs):
+    with pytest.raises(ValueError, match='embeds noise_augmentation_timestep: pass it'):
         model(*inputs[:3])
 
 

@@ -33,7 +33,10 @@ ROWS = 8
 SIZE = (3, 6, 10, 4)
 DIT = DiTConfig(latent_channels=4, embed_dim=32, num_layers=2, num_heads=2, mlp_dim=48, cond_dim=8, text_dim=8)
 LORA = dataclasses.replace(
-    DIT, embed_num_frames=False, embed_source_timestep=False, lora=LoRAConfig(rank=2, targets=('qkv', 'modulation'))
+    DIT,
+    embed_num_frames=False,
+    embed_noise_augmentation_timestep=False,
+    lora=LoRAConfig(rank=2, targets=('qkv', 'modulation')),
 )
 STAGES = {
     'superres': SuperRes(SuperResConfig(text_length=5), DIT),

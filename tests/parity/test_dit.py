@@ -67,7 +67,7 @@ def test_sizes_are_read_from_the_file(official, model):
     assert config.cond_dim == expected['time_embed_dim']
     assert config.text_dim == expected['text_hidden_size']
     assert (config.patch_size, config.latent_channels) == (expected['patch_size'], expected['in_channels'])
-    assert config.embed_num_frames and config.embed_source_timestep
+    assert config.embed_num_frames and config.embed_noise_augmentation_timestep
 
 
 def test_embeddings(model, io, inputs, layout):

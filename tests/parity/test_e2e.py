@@ -21,6 +21,7 @@ from fv_jax.sampling.settings import EnhanceSettings
 from fv_jax.stages import super_res
 from fv_jax.stages.low_res import LowResConfig
 from fv_jax.text.encoder import TextConfig
+from tests.parity.official_noise import used_draws
 
 TEXT, LATENTS, FRAMES = 1e-4, 1e-3, 0.1
 
@@ -37,7 +38,7 @@ class Recorded:
 
     def preview(self, shape):
         assert shape == self.start.shape
-        return self.start, dpm_solver.given(self.steps)
+        return self.start, dpm_solver.fixed_noise(self.steps)
 
     def posterior(self, shape):
         assert shape == self.vae.shape
@@ -78,7 +79,7 @@ def info(official):
 
 @pytest.fixture(scope='module')
 def noise(recorded, info):
-    draws = dpm_solver.used_draws(recorded['s1_noises'], info['steps'])
+    draws = used_draws(recorded['s1_noises'], info['steps'])
     return Recorded(
         of_network(recorded['s1_x_T']),
         of_network(draws),
@@ -116,7 +117,7 @@ def enhanced(fv, recorded, noise, texts, previewed):
     size, vae = recorded['s2_frames'].shape[1:3], fv.second.vae.jitted
     settings = dataclasses.replace(fv.enhance_settings, size=size, width_slices=2)
     second = fv.second.loaded.sampled_as(settings.apply(fv.second.stage))
-    assert settings.sampled_source
+    assert settings.sample_posterior
     z_low = programs.low_res_latents(vae, previewed[1], size, noise)
     z_high = programs.transport(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)
     return z_low, z_high, programs.decoded(vae, z_high, width_slices=settings.slices)

@@ -16,6 +16,7 @@ from fv_jax.diffusion import dpm_solver, guidance, noise_schedules, prediction_t
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.weights import load_official
+from tests.parity.official_noise import used_draws
 
 TRAJECTORY = 1e-3
 
@@ -51,12 +52,12 @@ def test_guidance_in_float64(tables):
     for match, expected in named(tables, r'f64_steps(\d+)_guidance_scale(\d+)_exp(\d+)'):
         num_steps, scale, exponent = map(int, match.groups())
         table = guidance.scales('official', scale, exponent, num_steps)
-        assert_close(table[noise_schedules.noise_table(num_steps).timesteps], expected, 1e-6)
+        assert_close(table[noise_schedules.zero_snr_schedule(num_steps).timesteps], expected, 1e-6)
 
 
 def test_the_denoisers_quantised_a(tables):
     for match, expected in named(tables, r'steps(\d+)_denoiser_index_shift1'):
-        table = noise_schedules.noise_table(int(match[1]))
+        table = noise_schedules.zero_snr_schedule(int(match[1]))
         np.testing.assert_array_equal(noise_schedules.nearest_timesteps(table.sqrt_alphas), expected)
         values = tables[f'steps{match[1]}_denoiser_value_shift1']
         assert_close(noise_schedules.denoiser_sqrt_alphas(table)[table.timesteps], values, 1e-7)
@@ -90,7 +91,7 @@ def generate(stage, model, data):
 
     @jax.jit
     def run(params, x, text, noises):
-        return stage.generate(nnx.merge(graphdef, params), x, text, dpm_solver.given(noises), rules=SINGLE_DEVICE)
+        return stage.generate(nnx.merge(graphdef, params), x, text, dpm_solver.fixed_noise(noises), rules=SINGLE_DEVICE)
 
     return run(params, ours(data['x_T']), data['context'], ours(data['noise_used'][:-1]))
 
@@ -100,7 +101,7 @@ def test_what_every_step_is_told(request, model, name):
     """Timesteps, shares of signal, the denoiser's own, guidance, the batch's order."""
     data = request.getfixturevalue(name)
     config = stage_of(model, data).config
-    table = noise_schedules.noise_table(config.num_steps)
+    table = noise_schedules.zero_snr_schedule(config.num_steps)
     np.testing.assert_array_equal(table.timesteps, data['timestep'])
     np.testing.assert_array_equal(np.stack([table.timesteps] * 2, 1), data['net_timesteps'])
     assert_close([*table.sqrt_alphas, 1], [*data['alpha'], data['next_alpha'][-1]], 1e-7)
@@ -122,13 +123,13 @@ def test_every_step(model, short):
         predict_fn = stage.predict_fn(nnx.merge(graphdef, params), text, rules=SINGLE_DEVICE)
         return prediction_types.v_denoiser(predict_fn, num_steps)(x, time_grids.Times(timestep / 1000, timestep))
 
-    weights = dpm_solver.sde_weights(noise_schedules.noise_table(num_steps))
+    weights = dpm_solver.dpmpp_sde_coefficients(noise_schedules.zero_snr_schedule(num_steps))
     previous = np.zeros_like(ours(short['x_T']))
     for i in range(num_steps):
         x, noise = ours(short['x_in'][i]), ours(short['noise_used'][i])
         denoised = denoise(params, x, jnp.float32(short['timestep'][i]))
         assert_close(denoised, ours(short['denoised'][i]), TRAJECTORY)
-        w = dpm_solver.Weights(*(part[i] for part in weights))
+        w = dpm_solver.Coefficients(*(part[i] for part in weights))
         # The official x0 from here on, so that an error is found where it is made.
         denoised = ours(short['denoised'][i])
         after = w.x * x + w.denoised * denoised + w.previous * previous + (w.noise and w.noise * noise)
@@ -146,8 +147,16 @@ def test_short_trajectory_with_another_guidance(model, short):
         assert_close(generate(stage, model, short), ours(expected), TRAJECTORY)
 
 
+@pytest.mark.parametrize(('num_steps', 'used'), [(2, [0]), (3, [0, 2]), (6, [0, 2, 4, 6, 8])])
+def test_the_first_of_two_official_draws_is_thrown_away(num_steps, used):
+    draws = jnp.arange(2 * num_steps - 3)
+    assert used_draws(draws, num_steps).tolist() == used
+    with pytest.raises(ValueError, match=f'{len(draws)} draws: {num_steps + 1} official steps draw'):
+        used_draws(draws, num_steps + 1)
+
+
 def test_the_draws_that_are_used(short):
-    used = dpm_solver.used_draws(jnp.asarray(short['all_noise_draws']), len(short['timestep']))
+    used = used_draws(jnp.asarray(short['all_noise_draws']), len(short['timestep']))
     np.testing.assert_array_equal(used, short['noise_used'][:-1])
 
 

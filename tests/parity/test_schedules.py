@@ -40,13 +40,13 @@ def test_the_table_of_1000(tables):
 
 def test_tables_of_fewer_steps(tables):
     for match, expected in named(tables, r'steps(\d+)_sqrt_alphas_cumprod_shift([\d.]+)'):
-        a = noise_schedules.noise_table(int(match[1]), float(match[2])).sqrt_alphas
+        a = noise_schedules.zero_snr_schedule(int(match[1]), float(match[2])).sqrt_alphas
         np.testing.assert_allclose([*a, 1], expected, rtol=0, atol=1e-7)  # the official sequence ends with clean data
 
 
 def test_timesteps_of_fewer_steps(tables):
     for match, expected in named(tables, r'steps(\d+)_timesteps'):
-        np.testing.assert_array_equal(noise_schedules.noise_table(int(match[1])).timesteps, expected)
+        np.testing.assert_array_equal(noise_schedules.zero_snr_schedule(int(match[1])).timesteps, expected)
 
 
 def test_signal_share_of_the_source(grids):

@@ -74,7 +74,7 @@ def test_sizes_and_lora_are_read_from_the_file(official, model):
     assert (config.embed_dim, config.num_layers) == (expected['hidden_size'], expected['num_layers'])
     assert (config.num_heads, config.head_dim) == (expected['num_attention_heads'], expected['head_dim'])
     assert (config.cond_dim, config.text_dim) == (expected['time_embed_dim'], expected['text_hidden_size'])
-    assert not config.embed_num_frames and not config.embed_source_timestep
+    assert not config.embed_num_frames and not config.embed_noise_augmentation_timestep
     assert config.lora == LoRAConfig(rank=expected['lora_r'])
     assert config.lora.scale == expected['lora_scaling']
 

@@ -48,7 +48,7 @@ def train(official):
 
 @pytest.fixture(scope='module')
 def train_stage(train, model):
-    return stage_of(model, source_timestep=int(train['ref_noise_step']), shift=float(train['shift_t']))
+    return stage_of(model, noise_augmentation_timestep=int(train['ref_noise_step']), shift=float(train['shift_t']))
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,7 @@ def draw_of(train, train_stage, t_B, rows=slice(None)):
         data_BFHWC=jnp.asarray(ours(train['x_hr'][rows])),
         text_BLD=jnp.asarray(train['context'][rows]),
         t_B=jnp.asarray(t_B, jnp.float32),
-        source_timestep_B=jnp.full(z_low.shape[0], int(train['ref_noise_step'])),
+        noise_augmentation_timestep_B=jnp.full(z_low.shape[0], int(train['ref_noise_step'])),
     )
 
 
@@ -158,7 +158,7 @@ def run(request, sampled, model):
     data = {key.removeprefix(f'{request.param}_'): value for key, value in sampled.items()}
     stage = stage_of(
         model,
-        source_timestep=int(sampled['ref_step']),
+        noise_augmentation_timestep=int(sampled['ref_step']),
         shift=float(data['shift_t']),
         guidance_scale=float(data['cfg']),
         num_steps=int(data['num_steps']),

@@ -20,8 +20,8 @@ def test_the_defaults_are_official():
     preview, final = PreviewSettings(), EnhanceSettings()
     assert (preview.frames, preview.size, preview.num_steps) == (49, (256, 480), 51)
     assert (preview.guidance_kind, preview.guidance_scale, preview.guidance_exponent) == ('official', 8, 5)
-    assert (final.size, final.source_timestep, final.shift, final.num_steps) == ((1072, 1920), 675, 2.5, 5)
-    assert (final.guidance_scale, final.prompt_prefix, final.sampled_source) == (13, 'medium motion,', True)
+    assert (final.size, final.noise_augmentation_timestep, final.shift, final.num_steps) == ((1072, 1920), 675, 2.5, 5)
+    assert (final.guidance_scale, final.prompt_prefix, final.sample_posterior) == (13, 'medium motion,', True)
     assert final.size_for(256, 480) == (1072, 1920)
     assert preview == PreviewSettings.of(LowResConfig(), {})
     official = EnhanceSettings.of(super_res.OFFICIAL, {'height': 1072, 'width': 1920, 'fit': 'resize'})
@@ -35,8 +35,8 @@ def test_official_numerics_are_the_bfloat16_grid_and_two_slices():
     config = official.apply(SuperRes(SuperResConfig(), tiny.DIT)).config
     grid = time_grids.flow_times(config.num_steps, config.shift, config.numerics)
     assert grid.timestep[:-1].tolist() == [1000, 904, 784, 624, 384]
-    assert float(time_grids.embedded_timestep(config.source_timestep, config.numerics)) == 676
-    assert config.source_timestep == 675  # the index of the mixing
+    assert float(time_grids.embedded_timestep(config.noise_augmentation_timestep, config.numerics)) == 676
+    assert config.noise_augmentation_timestep == 675  # the index of the mixing
 
 
 def test_tiles_are_off_unless_asked_for():
@@ -51,7 +51,7 @@ def test_a_run_has_its_own():
     assert (preview.frames, preview.size, preview.num_steps, preview.guidance_kind) == (17, (64, 96), 3, 'constant')
     final = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'})
     assert final.size is None and final.size_for(64, 96) == (256, 384)  # it never saw whole pictures
-    assert (final.source_timestep, final.prompt_prefix, final.sampled_source) == (100, '', False)
+    assert (final.noise_augmentation_timestep, final.prompt_prefix, final.sample_posterior) == (100, '', False)
     whole = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'})
     assert whole.size == (256, 384)
 
@@ -72,10 +72,15 @@ def test_they_reach_the_stage_and_nothing_else_changes():
     )
     assert settings.apply(stage) == dataclasses.replace(stage, config=expected)
     final = EnhanceSettings(
-        num_steps=3, shift=1.5, source_timestep=10, solver='heun', guidance_batched=False, numerics='official'
+        num_steps=3,
+        shift=1.5,
+        noise_augmentation_timestep=10,
+        sampler='heun',
+        guidance_batched=False,
+        numerics='official',
     )
     config = final.apply(SuperRes(tiny.SUPERRES, tiny.DIT)).config
-    assert (config.num_steps, config.shift, config.source_timestep, config.solver) == (3, 1.5, 10, 'heun')
+    assert (config.num_steps, config.shift, config.noise_augmentation_timestep, config.sampler) == (3, 1.5, 10, 'heun')
     assert (config.numerics, config.text_length) == ('official', tiny.SUPERRES.text_length)
     assert not config.guidance_batched
 

@@ -99,8 +99,8 @@ def test_a_video_is_stage_2_with_the_previews_text(fv, both, videos):
 def test_settings_of_a_call(fv, both, videos):
     """Each one changes the video: the seed, the prefix, the sampled source, the numerics, slices, tiles."""
     base = fv.enhance_settings
-    assert base.size is None and base.prompt_prefix == '' and not base.sampled_source
-    changes = [{'prompt_prefix': 'slow, '}, {'sampled_source': True}, {'numerics': 'official'}, {'width_slices': 2}]
+    assert base.size is None and base.prompt_prefix == '' and not base.sample_posterior
+    changes = [{'prompt_prefix': 'slow, '}, {'sample_posterior': True}, {'numerics': 'official'}, {'width_slices': 2}]
     changes.append({'tile_size': (64, 72), 'tile_overlap': 16})
     for settings in (dataclasses.replace(base, **change) for change in changes):
         made = fv.enhance(both, settings=settings)

@@ -11,7 +11,7 @@ from flax import nnx
 from configs import stage1
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.parallel_context import Rules
-from fv_jax.diffusion import dpm_solver, guidance, noise_schedules
+from fv_jax.diffusion import dpm_solver, guidance, noise_schedules, samplers
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.models.dit import STAGE1, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam
@@ -27,11 +27,11 @@ DIT = DiTConfig(
     cond_dim=16,
     text_dim=8,
     embed_num_frames=False,
-    embed_source_timestep=False,
+    embed_noise_augmentation_timestep=False,
 )
 RULES = Rules(attention=lambda q, k, v: v)  # no network with attention is called with these
 SHAPE = (4, 2, 4, 4, 16)
-FLOW = {'objective': 'flow', 'sampler': 'euler'}
+FLOW = {'prediction_type': 'flow', 'sampler': 'euler'}
 
 
 def stage(**fields):
@@ -169,7 +169,7 @@ def test_official_guidance_has_an_n_of_its_own():
 
 def v_of_data(data, num_steps):
     """A network that knows the (scaled) data."""
-    alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.noise_table(num_steps))
+    alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.zero_snr_schedule(num_steps))
 
     def answer(x, timestep):
         a = jnp.asarray(alphas)[timestep.astype(jnp.int32)][:, None, None, None, None]
@@ -182,10 +182,10 @@ def test_noise_becomes_data_by_v():
     z = normal(*SHAPE)
     noise, step_noise = normal(*SHAPE, seed=1), normal(3, *SHAPE, seed=2)
     here = stage(scale_factor=2.0, num_steps=4, guidance_kind='constant', guidance_scale=1.0)
-    for sampler in dpm_solver.SAMPLERS:
+    for sampler in samplers.names('v_prediction'):
         model = Recorder(v_of_data(2 * z, 4))
         sampled = here.sampled_with(sampler=sampler)
-        out = sampled.generate(model, noise, jnp.zeros((4, 5, 8)), dpm_solver.given(step_noise), rules=RULES)
+        out = sampled.generate(model, noise, jnp.zeros((4, 5, 8)), dpm_solver.fixed_noise(step_noise), rules=RULES)
         assert out.dtype == jnp.float32 and len(model.calls) == 1  # one trace: a scan
         np.testing.assert_allclose(out, z, atol=1e-5)
 
@@ -263,17 +263,17 @@ def test_a_sampler_can_be_asked_for():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'objective': 'flows'}, "objective=flows: did you mean 'flow'?"),
-        ({'sampler': 'euler'}, "sampler=euler: objective 'v' takes dpmpp_2m_sde, dpmpp_2m, ddim"),
-        ({'objective': 'flow'}, "sampler=dpmpp_2m_sde: objective 'flow' takes euler, heun, rk4"),
+        ({'prediction_type': 'flows'}, "prediction_type=flows: did you mean 'flow'?"),
+        ({'sampler': 'euler'}, "sampler=euler: prediction type 'v_prediction' takes dpmpp_2m_sde, dpmpp_2m, ddim"),
+        ({'prediction_type': 'flow'}, "sampler=dpmpp_2m_sde: prediction type 'flow' takes euler, heun, rk4"),
         ({'guidance_kind': 'fixed'}, 'guidance_kind=fixed: known: constant, cosine, official'),
         ({'guidance_steps': 0}, 'guidance_steps=0: must be positive'),
         ({'guidance_exponent': 0}, 'guidance_exponent=0: must be positive'),
         ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be between 0 and 1'),
-        ({'num_steps': 1}, 'num_steps=1: a noise table has 2 to 1000 steps'),
-        ({'num_steps': 1001}, 'num_steps=1001: a noise table has 2 to 1000 steps'),
+        ({'num_steps': 1}, 'num_steps=1: a noise schedule has 2 to 1000 steps'),
+        ({'num_steps': 1001}, 'num_steps=1001: a noise schedule has 2 to 1000 steps'),
         ({'scale_factor': 0.0}, 'scale_factor=0.0: must be positive'),
-        ({'shift': 2.0}, "shift=2.0: objective 'v' draws all timesteps alike; leave it at 1"),
+        ({'shift': 2.0}, "shift=2.0: 'v_prediction' draws all timesteps alike; leave it at 1"),
     ],
 )
 def test_impossible_configs(fields, message):

@@ -39,8 +39,10 @@ class Recorder:
     def __init__(self, answer):
         self.answer, self.calls = answer, []
 
-    def __call__(self, x, timestep, text, source_timestep=None, *, rules):
-        self.calls.append({'x': x, 'timestep': timestep, 'text': text, 'source_timestep': source_timestep})
+    def __call__(self, x, timestep, text, noise_augmentation_timestep=None, *, rules):
+        self.calls.append(
+            {'x': x, 'timestep': timestep, 'text': text, 'noise_augmentation_timestep': noise_augmentation_timestep}
+        )
         return self.answer(x, timestep)
 
 
@@ -55,9 +57,9 @@ def test_a_network_that_predicts_data_minus_source_has_no_loss():
     np.testing.assert_allclose(metrics['velocity_norm'], metrics['target_norm'])
 
 
-@pytest.mark.parametrize('solver', ['euler', 'heun', 'rk4'])
-def test_transport_follows_the_officially_signed_velocity_to_the_data(solver):
-    here = stage(solver=solver, guidance_scale=1.0)
+@pytest.mark.parametrize('sampler', ['euler', 'heun', 'rk4'])
+def test_transport_follows_the_officially_signed_velocity_to_the_data(sampler):
+    here = stage(sampler=sampler, guidance_scale=1.0)
     source, data = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     out = here.transport(Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), rules=RULES)
     np.testing.assert_allclose(out, data, atol=1e-5)
@@ -72,7 +74,7 @@ def test_the_network_sees_x_t_and_1000_t():
     t = np.asarray(draw.t_B)[:, None, None, None, None]
     np.testing.assert_allclose(call['x'], t * draw.source_BFHWC + (1 - t) * draw.data_BFHWC, atol=1e-6)
     np.testing.assert_allclose(call['timestep'], 1000 * draw.t_B)
-    np.testing.assert_array_equal(call['source_timestep'], np.full(4, 675.0))
+    np.testing.assert_array_equal(call['noise_augmentation_timestep'], np.full(4, 675.0))
     np.testing.assert_allclose(loss, np.mean((np.asarray(draw.source_BFHWC) - draw.data_BFHWC) ** 2), rtol=1e-6)
 
 
@@ -99,7 +101,7 @@ def test_source_mixes_scaled_latents_with_noise_from_the_shift_1_table():
 
 
 def test_latents_are_scaled_once_on_the_way_in_and_once_out():
-    here = stage(scale_factor=2.0, guidance_scale=1.0, source_timestep=999)
+    here = stage(scale_factor=2.0, guidance_scale=1.0, noise_augmentation_timestep=999)
     given = batch()
     draw = here.draw(given, keys())
     np.testing.assert_array_equal(draw.data_BFHWC, 2 * given['z_high_BFHWC'])
@@ -110,22 +112,22 @@ def test_latents_are_scaled_once_on_the_way_in_and_once_out():
 
 
 def test_pictures_have_a_range_of_their_own():
-    here = stage(source_timestep_range=(600, 750), image_source_timestep_range=(100, 110))
-    clips = here.draw(batch(), keys()).source_timestep_B
-    pictures = here.draw({name: z[:, :1] for name, z in batch().items()}, keys()).source_timestep_B
+    here = stage(noise_augmentation_timestep_range=(600, 750), image_noise_augmentation_timestep_range=(100, 110))
+    clips = here.draw(batch(), keys()).noise_augmentation_timestep_B
+    pictures = here.draw({name: z[:, :1] for name, z in batch().items()}, keys()).noise_augmentation_timestep_B
     assert clips.min() >= 600 and pictures.max() <= 110 and pictures.min() >= 100
-    same = stage(source_timestep_range=(600, 750))
-    assert same.config.source_timesteps(1) == same.config.source_timesteps(13) == (600, 750)
+    same = stage(noise_augmentation_timestep_range=(600, 750))
+    assert same.config.noise_augmentation_timesteps(1) == same.config.noise_augmentation_timesteps(13) == (600, 750)
 
 
-def test_source_timestep_range_is_drawn_per_row_and_told_to_the_network():
-    here = stage(source_timestep=50, source_timestep_range=(20, 22))
-    drawn = np.concatenate([here.draw(batch(), keys(step)).source_timestep_B for step in range(8)])
+def test_noise_augmentation_timestep_range_is_drawn_per_row_and_told_to_the_network():
+    here = stage(noise_augmentation_timestep=50, noise_augmentation_timestep_range=(20, 22))
+    drawn = np.concatenate([here.draw(batch(), keys(step)).noise_augmentation_timestep_B for step in range(8)])
     assert set(drawn.tolist()) == {20, 21, 22}
     assert all({20, 22} <= set(one.tolist()) for one in drawn.reshape(8, 4))  # stratified over the batch
     model = Recorder(lambda x, t: jnp.zeros_like(x))
     here.loss_of(model, here.draw(batch(), keys()), rules=RULES)
-    np.testing.assert_array_equal(model.calls[0]['source_timestep'], drawn[:4])
+    np.testing.assert_array_equal(model.calls[0]['noise_augmentation_timestep'], drawn[:4])
     a = noise_schedules.sqrt_alphas_by_timestep()[drawn[:4]][:, None, None, None, None]
     left = here.draw(batch(), keys()).source_BFHWC - a * here.scaled(batch()['z_low_BFHWC'])
     np.testing.assert_allclose(
@@ -134,7 +136,7 @@ def test_source_timestep_range_is_drawn_per_row_and_told_to_the_network():
 
 
 def test_a_rows_draw_does_not_depend_on_the_other_rows():
-    here = stage(source_timestep_range=(0, 999), caption_dropout=0.5)
+    here = stage(noise_augmentation_timestep_range=(0, 999), caption_dropout=0.5)
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8))}
     other = jax.tree.map(lambda x: x.at[0].set(7.0), given)
     one, two = here.draw(given, keys()), here.draw(other, keys())
@@ -162,7 +164,7 @@ def test_text_is_zeros_where_there_is_none():
 def test_guidance_is_against_zero_text(batched):
     here = stage(guidance_scale=13.0, guidance_batched=batched)
 
-    def network(x, timestep, text, source_timestep, *, rules):
+    def network(x, timestep, text, noise_augmentation_timestep, *, rules):
         return x + text.sum((1, 2))[:, None, None, None, None]
 
     text = jnp.full((4, 5, 8), 0.01)
@@ -173,25 +175,27 @@ def test_guidance_is_against_zero_text(batched):
 
 
 @pytest.mark.parametrize(
-    ('numerics', 'timesteps', 'source_timestep', 'dtype'),
+    ('numerics', 'timesteps', 'noise_augmentation_timestep', 'dtype'),
     [
         ('exact', [1000, 1000 * 10 / 11, 1000 * 15 / 19, 625, 1000 * 5 / 13], 675, jnp.float32),
         ('official', [1000, 904, 784, 624, 384], 676, jnp.bfloat16),
     ],
 )
-def test_numerics(numerics, timesteps, source_timestep, dtype):
+def test_numerics(numerics, timesteps, noise_augmentation_timestep, dtype):
     here, seen = stage(numerics=numerics, guidance_scale=1.0), []
 
-    def network(x, timestep, text, source_timestep, *, rules):
+    def network(x, timestep, text, noise_augmentation_timestep, *, rules):
         assert x.dtype == dtype
-        jax.debug.callback(lambda *v: seen.append([float(i) for i in v]), timestep[0], source_timestep[0], ordered=True)
+        jax.debug.callback(
+            lambda *v: seen.append([float(i) for i in v]), timestep[0], noise_augmentation_timestep[0], ordered=True
+        )
         return jnp.zeros_like(x)
 
     run = jax.jit(lambda source: here.transport(network, source, jnp.zeros((4, 5, 8)), rules=RULES))
     assert run(jnp.ones(SHAPE)).dtype == jnp.float32
     jax.effects_barrier()
     np.testing.assert_allclose([t for t, _ in seen], timesteps, rtol=1e-6)
-    assert {s for _, s in seen} == {source_timestep}
+    assert {s for _, s in seen} == {noise_augmentation_timestep}
     draw = here.draw(batch(), keys())
     a = noise_schedules.sqrt_alphas_by_timestep()[675]  # the table is read at 675 in both
     np.testing.assert_allclose(np.var(draw.source_BFHWC - a * here.scaled(batch()['z_low_BFHWC'])), 1 - a**2, rtol=0.1)
@@ -230,10 +234,10 @@ def test_a_real_network_learns_through_the_stage():
 
 
 def test_a_network_without_source_embedding_is_not_told_it():
-    here = SuperRes(SuperResConfig(text_length=5), dataclasses.replace(DIT, embed_source_timestep=False))
+    here = SuperRes(SuperResConfig(text_length=5), dataclasses.replace(DIT, embed_noise_augmentation_timestep=False))
     model = Recorder(lambda x, t: jnp.zeros_like(x))
     here.loss_of(model, here.draw(batch(), keys()), rules=RULES)
-    assert model.calls[0]['source_timestep'] is None
+    assert model.calls[0]['noise_augmentation_timestep'] is None
 
 
 def test_latents_of_two_sizes_are_refused():
@@ -257,16 +261,19 @@ def test_encode_takes_videos_and_leaves_latents():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'source_timestep': 1000}, 'source_timestep=1000: must be between 0 and 999'),
+        ({'noise_augmentation_timestep': 1000}, 'noise_augmentation_timestep=1000: must be between 0 and 999'),
         (
-            {'image_source_timestep_range': (0, 1000)},
-            'image_source_timestep_range=(0, 1000): must be lowest <= highest',
+            {'image_noise_augmentation_timestep_range': (0, 1000)},
+            'image_noise_augmentation_timestep_range=(0, 1000): must be lowest <= highest',
         ),
-        ({'source_timestep_range': (100, 20)}, 'source_timestep_range=(100, 20): must be lowest <= highest'),
+        (
+            {'noise_augmentation_timestep_range': (100, 20)},
+            'noise_augmentation_timestep_range=(100, 20): must be lowest <= highest',
+        ),
         ({'shift': 0.0}, 'shift=0.0: must be positive'),
         ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be between 0 and 1'),
         ({'num_steps': 0}, 'num_steps=0: must be positive'),
-        ({'solver': 'eular'}, "solver=eular: did you mean 'euler'?"),
+        ({'sampler': 'eular'}, "sampler=eular: did you mean 'euler'?"),
         ({'numerics': 'bf16'}, 'numerics=bf16: known: exact, official'),
     ],
 )
@@ -277,5 +284,7 @@ def test_impossible_configs(fields, message):
 
 
 def test_config_round_trip():
-    config = SuperResConfig(source_timestep=50, source_timestep_range=(20, 100), numerics='official')
+    config = SuperResConfig(
+        noise_augmentation_timestep=50, noise_augmentation_timestep_range=(20, 100), numerics='official'
+    )
     assert build(SuperResConfig, to_dict(config)) == config

@@ -143,7 +143,7 @@ def _transformer(folder: Path, values: Mapping[str, Any], stage2: bool, param_dt
         cond_dim=given['time_embed_dim'],
         text_dim=given['text_embed_dim'],
         embed_num_frames=stage2,
-        embed_source_timestep=stage2,
+        embed_noise_augmentation_timestep=stage2,
         param_dtype=param_dtype,
     )
     new = ('frames_embed', 'source_embed') if stage2 else ()

@@ -98,7 +98,7 @@ def infer_config(tensors: Tensors) -> DiTConfig:
         cond_dim=size(STAGE2.cond_dim, *cond_sizes, (f'{MODULATIONS}.weight', 1)),
         text_dim=size(STAGE2.text_dim, (f'{MIXINS}patch_embed.text_proj.weight', 1)),
         embed_num_frames=any(key.startswith(FRAMES_EMBED) for key in tensors),
-        embed_source_timestep=any(key.startswith(SOURCE_EMBED) for key in tensors),
+        embed_noise_augmentation_timestep=any(key.startswith(SOURCE_EMBED) for key in tensors),
         lora=lora,
     )
 
@@ -171,7 +171,7 @@ def table(config: DiTConfig) -> list[Row]:
         rows += _adapted_linear(adapted, in_blocks[adapted.ours], config.lora_on(adapted.target))
     if config.embed_num_frames:
         rows += mlp(FRAMES_EMBED, 'frames_embed')
-    if config.embed_source_timestep:
+    if config.embed_noise_augmentation_timestep:
         rows += mlp(SOURCE_EMBED, 'source_embed')
     return rows
 

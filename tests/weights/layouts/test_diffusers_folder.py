@@ -45,7 +45,7 @@ CONFIG = DiTConfig(
     cond_dim=8,
     text_dim=5,
     embed_num_frames=False,
-    embed_source_timestep=False,
+    embed_noise_augmentation_timestep=False,
 )
 
 
@@ -197,7 +197,7 @@ def test_what_has_no_counterpart_is_said(tmp_path, tensors):
         values['source_embed.hidden.kernel'].numpy()
     )
     network = source.network()
-    assert network.config.embed_num_frames and network.config.embed_source_timestep
+    assert network.config.embed_num_frames and network.config.embed_noise_augmentation_timestep
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(network)))
 
 
