@@ -5,7 +5,7 @@
 Without a variant: the clips of the real stage 2, 49 frames at 1072x1920 (`prepare` without a config does the same).
 Films smaller than that are skipped. One core cuts about 9 frames a second.
 
-With --config.text.encoder=T5_FOLDER (or =bytes, for small networks) every clip carries the embedding of its caption,
+With --config.text.encoder=T5_FOLDER (or =hash, for small networks) every clip carries the embedding of its caption,
 226 x 4096 values of T5 XXL, 1.9 MB a clip, so that training never holds T5.
 
 With --config.latents.vae=3d-vae.pt (or =embedded) the latents of every clip and of four low-quality twins are stored in

@@ -114,7 +114,7 @@ def _data() -> dict:
 def _small(config: ConfigDict) -> None:
     config.init_from = None
     config.stage.vae, config.stage.vae_dtype = 'embedded', 'float32'
-    config.stage.text.encoder = 'bytes'
+    config.stage.text.encoder = 'hash'
     config.stage.dit.lora = None
     config.stage.dit.update(
         embed_dim=192,

@@ -12,7 +12,7 @@ from fv_jax.core.parallel_context import Rules
 from fv_jax.diffusion.time_grids import Numerics
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import DtypeName
-from fv_jax.sampling.lazy_stages import Part, TextPart, VAEPart
+from fv_jax.sampling.lazy_stages import LazyTextEncoder, Part, VAEPart
 from fv_jax.sampling.metadata import Origin
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.text_to_video import Pipeline
@@ -23,7 +23,7 @@ from fv_jax.stages.super_res import SuperRes
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import Network
 from fv_jax.weights import embedded, official_release
-from fv_jax.weights.text_encoders import open_text_encoder
+from fv_jax.weights.text_encoders import CHOICES, open_text_encoder
 from fv_jax.weights.trained_runs import (
     EMBEDDED,
     find_text_encoder,
@@ -80,7 +80,7 @@ class FlashVideo(Pipeline):
         there = official_release.open_folder(Path(folder), dtype, text)
         name = str(there.vae)
         vae = VAEPart(lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_digest(name))
-        encoder = TextPart(there.text.encoder, lambda: open_text_encoder(there.text))
+        encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
         stages = (
             (official_release.STAGE1, lambda dit: LowRes(LowResConfig(), dit)),
             (official_release.STAGE2, lambda dit: SuperRes(super_res.OFFICIAL, dit)),
@@ -178,12 +178,12 @@ def _open_part(
     vae = vaes.setdefault((config.vae, config.vae_dtype, config.dit.latent_channels), vae)
     notes = unverified(config, digests)
     if text is not None and (kind == 'lowres' or config.text.encoder):
-        encoder = TextPart(text.encoder, lambda: open_text_encoder(text))
+        encoder = LazyTextEncoder(text.encoder, lambda: open_text_encoder(text))
     elif config.text.encoder:
         found = find_text_encoder(run, config.text, digests.get('text'))
-        encoder = TextPart(found.encoder, lambda: open_text_encoder(found))
+        encoder = LazyTextEncoder(found.encoder, lambda: open_text_encoder(found))
     elif kind == 'lowres':
-        raise ConfigError(f"{run}: was trained without texts, or names no encoder; name one, 'bytes' or a T5 folder")
+        raise ConfigError(f'{run}: was trained without texts, or names no encoder; name one, {CHOICES}')
     else:
         encoder = None
 

@@ -42,12 +42,12 @@ from fv_jax.models.vae import VAEConfig
 from fv_jax.stages import registry, super_res
 from fv_jax.stages.autoencoder import AutoencoderConfig
 from fv_jax.stages.low_res import LowResConfig
-from fv_jax.text.encoder import BYTES, TextConfig
+from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import Network
 from fv_jax.weights import reader
 from fv_jax.weights.layouts import key_table, official_dit, t5_folder
 from fv_jax.weights.layouts.key_table import KeysError, Parameters
-from fv_jax.weights.text_encoders import text_stamp
+from fv_jax.weights.text_encoders import is_available, text_fingerprint
 
 log = logging.getLogger('fv_jax.convert')
 
@@ -205,13 +205,13 @@ def _digests(stage: registry.StageConfig) -> dict[str, str]:
     else:
         log.info(f'note: the checkpoint names {stage.vae} as its VAE, which is not there; its hash is left out (--vae)')
     name = stage.text.encoder
-    if name == BYTES or Path(name).is_dir():
-        stamp = text_stamp(stage.text)
-        if stamp.dim != stage.dit.text_dim:
+    if is_available(stage.text):
+        text = text_fingerprint(stage.text)
+        if text.dim != stage.dit.text_dim:
             raise UsageError(
-                f'--text={name}: its embeddings are {stamp.dim} wide, the network takes {stage.dit.text_dim}'
+                f'--text={name}: its embeddings are {text.dim} wide, the network takes {stage.dit.text_dim}'
             )
-        digests['text'] = stamp.digest
+        digests['text'] = text.digest
     else:
         log.info(
             f'note: the checkpoint names {name} as its text encoder, which is not there; its hash is left out (--text)'

@@ -33,7 +33,7 @@ from fv_jax.kernels.attention import PORTABLE
 from fv_jax.stages import registry
 from fv_jax.training.state import Network
 from fv_jax.weights import exported_functions, model_card, single_file
-from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.layouts import key_table, official_dit
 from fv_jax.weights.layouts.key_table import Parameters
 
@@ -144,7 +144,7 @@ def _opened(arguments: argparse.Namespace) -> _Exported:
         'source': str(arguments.checkpoint),
         'step': str(meta['step']),
         'parameters': _which(meta['config'], arguments.parameters),
-        'hash': parameters_digest(values),
+        'hash': params_fingerprint(values),
         'license': arguments.license,
     }
     config = meta['config'] | {'stage': config_lib.to_dict(stage), 'exported': about}

@@ -4,7 +4,7 @@ Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one fi
 clips of the length, size and rate that the config asks for, and writes ArrayRecord shards. Captions are taken
 from sidecar .txt, captions.json or captions.csv beside the films where there are any (`data/video/captions.py`).
 
-With `--config.text.encoder=T5_FOLDER` (or `=bytes`) every record holds the embedding of its caption as `text`, float16.
+With `--config.text.encoder=T5_FOLDER` (or `=hash`) every record holds the embedding of its caption as `text`, float16.
 Clips without a caption then hold zeros, which is the unconditional input.
 
 With `--config.latents.vae=3d-vae.pt` (or `=embedded`) every record holds the latents of its clip and of several
@@ -40,7 +40,7 @@ from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, video_io
 from fv_jax.data.video.captions import Captions
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
-from fv_jax.text.encoder import TextEncoder
+from fv_jax.text.encoder import TextEncoder, embed_caption
 from fv_jax.training.run import latent_cache
 from fv_jax.weights.text_encoders import open_text_encoder
 
@@ -184,12 +184,7 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         if latents is not None:
             writer.summary['latents'] = latents.stamp
         if encoder is not None:
-            writer.summary['text'] = {
-                'digest': encoder.digest,
-                'length': encoder.length,
-                'dim': encoder.dim,
-                'truncated': tally.truncated,
-            }
+            writer.summary['text'] = dataclasses.asdict(encoder.fingerprint) | {'truncated': tally.truncated}
     log.info(_summary(arguments.output, writer, tally, config))
     return SKIPPED if tally.skipped else 0
 
@@ -241,10 +236,8 @@ class _Caption:
         fields: Record = {} if self.text is None else {'caption': self.text}
         if self.encoder is None:
             return fields
-        if self.text is None:  # what training replaces a dropped caption by
-            return {'text': np.zeros((self.encoder.length, self.encoder.dim), np.float16)}
         try:
-            embedding = self.encoder.encode([self.text])[0].astype(np.float16)
+            embedding = embed_caption(self.encoder, self.text)
         except ValueError as error:
             raise ValueError(f'its caption cannot be encoded: {error}') from None
         if not np.isfinite(embedding).all():

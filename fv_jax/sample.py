@@ -51,6 +51,7 @@ from fv_jax.sampling.windows import Windows
 from fv_jax.stages.super_res import SuperRes
 from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import trained_runs
+from fv_jax.weights.text_encoders import CHOICES
 
 T = TypeVar('T')
 
@@ -132,7 +133,7 @@ def _add_flags(parser: Parser) -> None:
     add('--overwrite', action='store_true', help='replace the output if it is there')
     add('--official', type=Path, help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl')
     add('--checkpoint', nargs='+', help='a folder with runs stage1 and stage2 in it, or runs; --input takes one run')
-    add('--text', help="the text encoder: 'bytes' or a T5 folder (default: the one that the weights name)")
+    add('--text', help=f'the text encoder: {CHOICES} (default: the one that the weights name)')
     add('--dtype', choices=('bfloat16', 'float32'), help='of the official networks (default: bfloat16)')
     add('--yes', action='store_true', help='enhance all previews at once')
     add('--seed', type=int, help='of the first preview, or of the noise (default: 0; of --enhance: as previewed)')

@@ -15,7 +15,7 @@ from fv_jax.stages.registry import StageConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training import state
 from fv_jax.weights import trained_runs
-from fv_jax.weights.text_encoders import text_stamp
+from fv_jax.weights.text_encoders import text_fingerprint
 from tests.sampling import tiny
 from tests.small_text import make_folder
 
@@ -83,24 +83,24 @@ def test_another_vae_is_refused(vae, tmp_path):
 
 
 def test_a_checkpoint_of_before_there_were_digests_says_so(vae, tmp_path):
-    run = saved(tmp_path / 'run', str(vae[0]), text=TextConfig('bytes', length=3, dim=8))
+    run = saved(tmp_path / 'run', str(vae[0]), text=TextConfig('hash', length=3, dim=8))
     opened = trained_runs.open_run(run)
-    assert opened.digests == {} and trained_runs.open_texts(opened).length == 3
+    assert opened.digests == {} and trained_runs.open_texts(opened).fingerprint.length == 3
     first, second = opened.notes
     assert 'by hash which VAE it was made with' in first and str(vae[0]) in first
-    assert 'by hash which text encoder it was made with; bytes is taken' in second
+    assert 'by hash which text encoder it was made with; hash is taken' in second
 
 
 def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
     source = make_folder(tmp_path / 'elsewhere' / 't5')
     config = TextConfig(str(source), length=9, dtype='float32')
-    digests = {'vae': vae[1], 'text': text_stamp(config).digest}
+    digests = {'vae': vae[1], 'text': text_fingerprint(config).digest}
     run = saved(tmp_path / 'run', str(vae[0]), text=dataclasses.replace(config, encoder='t5'), digests=digests)
     opened = trained_runs.open_run(run)
     with pytest.raises(FileNotFoundError, match='its text encoder is not there; looked for t5, '):
         trained_runs.open_texts(opened)
     shutil.copytree(source, tmp_path / 't5')
-    assert trained_runs.open_texts(opened).digest == digests['text']
+    assert trained_runs.open_texts(opened).fingerprint.digest == digests['text']
     other = dataclasses.replace(opened, text=dataclasses.replace(opened.text, length=8))
     with pytest.raises(ValueError, match=f'made with the text encoder {digests["text"]}, and .* is '):
         trained_runs.open_texts(other)

@@ -20,7 +20,7 @@ from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import reader, trained_runs
 from fv_jax.weights.formats import safetensors_file, torch_zip
 from fv_jax.weights.layouts import key_table, official_dit
-from fv_jax.weights.text_encoders import text_stamp
+from fv_jax.weights.text_encoders import text_fingerprint
 from tests.sampling import tiny
 from tests.small_text import SMALL, make_folder
 
@@ -238,8 +238,8 @@ def test_the_text_encoder_beside_a_file_is_named_by_hash(files, tmp_path, capsys
     assert run(*argv, '--text', make_folder(tmp_path / 'right', wide)) == 0
     assert 'text encoder' not in capsys.readouterr().out
     opened = trained_runs.open_run(tmp_path / 'run')
-    assert opened.digests['text'] == text_stamp(TextConfig(str(tmp_path / 'right'))).digest and not opened.notes
-    assert trained_runs.open_texts(opened).dim == 8 and folder.is_dir()
+    assert opened.digests['text'] == text_fingerprint(TextConfig(str(tmp_path / 'right'))).digest and not opened.notes
+    assert trained_runs.open_texts(opened).fingerprint.dim == 8 and folder.is_dir()
 
 
 # Whole or not at all.

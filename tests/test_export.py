@@ -25,12 +25,12 @@ from fv_jax.stages.registry import StageConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training import state
 from fv_jax.weights import single_file, trained_runs
-from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.layouts import key_table
 from tests.sampling import tiny
 
 STEP = 7
-WORDS = TextConfig('bytes', length=3, dim=8)
+WORDS = TextConfig('hash', length=3, dim=8)
 LORA = dataclasses.replace(
     tiny.DIT,
     embed_num_frames=False,
@@ -96,7 +96,7 @@ def test_a_folder_opens_like_the_run(runs, tmp_path, name):
     for words in (
         f'source run: `{runs / name}`, step {STEP}',
         'parameters: average (decay 0.99)',
-        f'hash of the parameters: `{parameters_digest(numbers(before))}`',
+        f'hash of the parameters: `{params_fingerprint(numbers(before))}`',
         'license: "CC0-1.0"',
         *(f'hash `{digest}`' for digest in before.digests.values()),
     ):

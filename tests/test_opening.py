@@ -16,7 +16,7 @@ from fv_jax.diffusion.time_grids import flow_times
 from fv_jax.sampling.metadata import Origin
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig
-from fv_jax.text.hash_encoder import BytesEncoder
+from fv_jax.text.hash_encoder import HashTextEncoder
 from fv_jax.weights import embedded
 from tests.sampling import tiny
 
@@ -50,7 +50,7 @@ def test_an_official_folder(official):
     assert {part.stage.dit.param_dtype for part in (fv.first, fv.second)} == {'bfloat16'}
     assert fv.first.vae is fv.second.vae and fv.first.text is fv.second.text
     encoder = fv.first.text.open()
-    assert (encoder.length, encoder.dim) == (226, fv.first.stage.dit.text_dim)
+    assert (encoder.fingerprint.length, encoder.fingerprint.dim) == (226, fv.first.stage.dit.text_dim)
     config = FlashVideo.from_official(official, numerics='official').enhance_settings.apply(fv.second.stage).config
     assert flow_times(config.num_steps, config.shift, config.numerics).timestep[1] == 904
     again = FlashVideo.from_origin(fv.origin)
@@ -77,7 +77,7 @@ def test_all_that_is_missing_is_named(tmp_path):
 def test_another_text_encoder_needs_no_t5(official):
     (official / 't5-v1_1-xxl').unlink()
     fv = FlashVideo.from_official(official, text=TextConfig(str(OFFICIAL / 't5'), length=10))
-    assert fv.first.text.open().length == 10
+    assert fv.first.text.open().fingerprint.length == 10
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
     """The VAE is moved into the run; another one lies where it was."""
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
-    vae, text = weights.vae_digest(str(path)), BytesEncoder(3, 8).digest
+    vae, text = weights.vae_digest(str(path)), HashTextEncoder(3, 8).fingerprint.digest
     with_digests(tmp_path, vae, text)
     shutil.move(path, tmp_path / 'run' / 'vae.safetensors')
     shutil.copy(embedded.VAE_TINY, path)
     fv = FlashVideo.from_checkpoint(tmp_path / 'run')
     assert fv.notes == () and fv.first.vae.digest == vae
-    assert fv.first.vae.jitted is not None and fv.first.text.open().digest == text
+    assert fv.first.vae.jitted is not None and fv.first.text.open().fingerprint.digest == text
     (tmp_path / 'run' / 'vae.safetensors').unlink()
     with pytest.raises(ValueError, match=f'made with the VAE {vae}'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
@@ -190,17 +190,17 @@ def test_another_text_encoder_is_refused_and_can_be_insisted_on(tmp_path):
     with_digests(tmp_path, weights.vae_digest(str(path)), 'f' * 16)
     with pytest.raises(ValueError, match='made with the text encoder ffff'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
-    fv = FlashVideo.from_checkpoint(tmp_path / 'run', text=TextConfig('bytes', dim=8))
-    assert fv.first.text.open().dim == 8
+    fv = FlashVideo.from_checkpoint(tmp_path / 'run', text=TextConfig('hash', dim=8))
+    assert fv.first.text.open().fingerprint.dim == 8
 
 
 def test_a_first_stage_needs_a_text_encoder_and_a_second_does_not(tmp_path):
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
     tiny.save_pipeline(tmp_path / 'both', path, TextConfig())
-    with pytest.raises(ConfigError, match=r"stage1: was trained without texts, .*name one, 'bytes' or a T5 folder"):
+    with pytest.raises(ConfigError, match=r"stage1: was trained without texts, .*name one, 'hash' or a T5 folder"):
         FlashVideo.from_checkpoint(tmp_path / 'both')
-    fv = FlashVideo.from_checkpoint(tmp_path / 'both', text=TextConfig('bytes', dim=8))
+    fv = FlashVideo.from_checkpoint(tmp_path / 'both', text=TextConfig('hash', dim=8))
     assert fv.first.text is not None and fv.second.text is None
     assert fv.second.embedded(['a dog'], note=print) == (None, '')
 

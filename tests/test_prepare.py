@@ -26,8 +26,8 @@ from fv_jax.models.dit import TINY
 from fv_jax.stages.frozen_vae import jit_vae
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.text.encoder import TextConfig
-from fv_jax.text.hash_encoder import BytesEncoder
-from fv_jax.weights.text_encoders import text_stamp
+from fv_jax.text.hash_encoder import HashTextEncoder
+from fv_jax.weights.text_encoders import text_fingerprint
 from tests import small_text
 from tests.data import films
 from tests.sampling import tiny
@@ -123,10 +123,13 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
         ([f'--config={CONFIG}:smok'], "smok: unknown variant; did you mean 'smoke'?"),
         ([f'--config={CONFIG}:embedded,spilt=heldout'], "spilt: unknown field of the variant; did you mean 'split'?"),
         ([f'--config={CONFIG}:embedded,split=held'], "split=held: did you mean 'heldout'?"),
-        (['--config.text.encoder=byts'], "byts: no such folder; a text encoder is 'bytes' or a T5 folder"),
+        (['--config.text.encoder=byts'], "byts: no such folder; a text encoder is 'hash' or a T5 folder"),
         (['--config.text.encoder=tests'], 'tests: holds no spiece.model'),
-        (['--config.text.encoder=bytes', '--config.text.dim=60'], 'dim=60: must be a multiple of 8; use 56 or 64'),
-        (['--config.text.encoder=bytes', '--config.text.masked=true'], 'config.text.masked=True: is a choice of T5'),
+        (['--config.text.encoder=hash', '--config.text.dim=60'], 'dim=60: must be a multiple of 8; use 56 or 64'),
+        (
+            ['--config.text.encoder=hash', '--config.text.masked=true'],
+            "text.masked=True: is no option of the text encoder 'hash'",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -206,9 +209,9 @@ def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, ca
     """From a caption beside a film to the text that a stage conditions on; a film without one has the zeros that stand
     for no text.
     """
-    assert run(folder, tmp_path, '--config.text.encoder=bytes') == prepare.SKIPPED
+    assert run(folder, tmp_path, '--config.text.encoder=hash') == prepare.SKIPPED
     assert 'text embeddings: 4 clip(s) with one, 4 with zeros, the unconditional input' in capsys.readouterr().out
-    encoder = BytesEncoder()
+    encoder = HashTextEncoder()
     expected = encoder.encode(['two patterns'])[0].astype(np.float16)
     read = list(records.read_records(records.list_shards(tmp_path)))
     for record in read:
@@ -216,8 +219,8 @@ def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, ca
         assert record['text'].dtype == np.float16
         np.testing.assert_array_equal(record['text'], embedding)
     index = json.loads((tmp_path / 'clips.json').read_text())
-    assert index['text'] == {'digest': encoder.digest, 'length': 16, 'dim': 64, 'truncated': {}}
-    assert index['config']['text']['encoder'] == 'bytes'
+    assert index['text'] == {'digest': encoder.fingerprint.digest, 'length': 16, 'dim': 64, 'truncated': {}}
+    assert index['config']['text']['encoder'] == 'hash'
 
     data = pipeline.DataConfig(
         LoaderConfig(batch_size=8, num_threads=0), train=str(tmp_path), frames=9, height=64, width=96
@@ -289,15 +292,15 @@ def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path,
 
 def test_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) -> None:
     for name, length in (('a', 8), ('b', 12)):
-        flags = ['--config.clips_per_shot=1', '--config.text.encoder=bytes', f'--config.text.length={length}']
+        flags = ['--config.clips_per_shot=1', '--config.text.encoder=hash', f'--config.text.length={length}']
         run(folder, tmp_path / name, *flags)
     data = pipeline.DataConfig(LoaderConfig(batch_size=2), train=f'{tmp_path}/a@1+{tmp_path}/b@1')
     parts = pipeline.training_parts(data, BadRecords(data.bad_records))
-    config, found = TextConfig('bytes', length=8), [text_provenance.of(part.name, part.source) for part in parts]
-    own = text_stamp(config)
-    assert text_provenance.check(found[0], config, own, own.dim) == own
+    config, found = TextConfig('hash', length=8), [text_provenance.of(part.name, part.source) for part in parts]
+    own = text_fingerprint(config)
+    assert text_provenance.check(found[0], config, own, own.dim, online=True) == own
     with pytest.raises(ConfigError, match=r'b/clips.json: its text embeddings are of encoder \w+.*with one encoder'):
-        text_provenance.check(found[0] | found[1], config, own, own.dim)
+        text_provenance.check(found[0] | found[1], config, own, own.dim, online=True)
 
 
 def test_embeddings_of_t5_and_what_it_cuts_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

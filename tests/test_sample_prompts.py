@@ -152,10 +152,10 @@ def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
     assert video_io.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
     assert not (run / '1' / 'video.mp4').exists()
     # Elsewhere, with another seed and other weights.
-    more = [f'--output={tmp_path}/x.mp4', '--seed=9', '--checkpoint', 'a', 'b', '--text=bytes']
+    more = [f'--output={tmp_path}/x.mp4', '--seed=9', '--checkpoint', 'a', 'b', '--text=hash']
     assert sample.main(['--enhance', f'{run}/1', *more]) == 0
     assert grey.calls[-1][2] == [9] and grey.origins[-1].checkpoints == ('a', 'b')
-    assert grey.origins[-1].text.encoder == 'bytes'
+    assert grey.origins[-1].text.encoder == 'hash'
 
 
 def test_which_weights(grey, tmp_path):

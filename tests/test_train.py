@@ -19,7 +19,7 @@ from fv_jax.data.shards.records import RecordWriter, count_records, list_shards
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.run import save_policy
 from fv_jax.weights import trained_runs
-from fv_jax.weights.text_encoders import text_stamp
+from fv_jax.weights.text_encoders import text_fingerprint
 from tests import runs
 from tests.sampling import tiny
 
@@ -126,10 +126,10 @@ def test_stage_1_trains(vae_file, tmp_path):
     assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.loop.num_steps=2')) == 0
     assert [set(row) >= {'loss_near_noise', 'loss_near_data', 'target_norm'} for row in runs.rows(folder)] == [True] * 2
     assert not list((folder / 'checkpoints' / '2').glob('*low*'))
-    run, words = trained_runs.open_run(folder), text_stamp(TextConfig('bytes', length=4, dim=32))
+    run, words = trained_runs.open_run(folder), text_fingerprint(TextConfig('hash', length=4, dim=32))
     assert run.digests == {'vae': weights.vae_digest(str(vae_file)), 'text': words.digest}
     encoder = trained_runs.open_texts(run)
-    assert (encoder.digest, encoder.length, encoder.dim) == (words.digest, 4, 32)
+    assert encoder.fingerprint == words and (words.length, words.dim) == (4, 32)
 
 
 def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
@@ -291,7 +291,7 @@ def test_clips_with_the_embeddings_of_another_encoder_are_refused(vae_file, tmp_
         writer.summary = {'text': {'digest': 'f' * 16, 'length': 4, 'dim': 32}}
     flags = NO_EVAL, f'--config.data.train={tmp_path / "clips"}'
     assert train.main(runs.lowres(tmp_path / 'run', vae_file, *flags)) == 2
-    refused(capsys, 2, 'x.json: its text embeddings are of encoder ffffffffffffffff', 'those of bytes are of')
+    refused(capsys, 2, 'x.json: its text embeddings are of encoder ffffffffffffffff', 'those of hash are of')
     flags += ('--config.stage.text.encoder=', '--config.stage.text.length=None', '--config.stage.text.dim=None')
     assert train.main(runs.lowres(tmp_path / 'run', vae_file, *flags)) == 2
     refused(capsys, 2, 'config.stage.text.encoder is empty', 'name the encoder that prepare used')

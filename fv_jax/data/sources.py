@@ -14,7 +14,6 @@ Several are joined by '+', and are then one source, each record as likely as any
 'data/film@3+images:photos@1', rows are drawn from them in that proportion, however many records they have.
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fv_jax.core.config import ConfigError
+from fv_jax.core.hashing import fingerprint
 from fv_jax.data import embedded
 from fv_jax.data.loader import Shards, Source
 from fv_jax.data.shards.bad_records import BadRecords
@@ -251,7 +251,7 @@ def local_copy(url: str) -> str:
     if not wanted:
         raise ValueError(f'{url}: holds no shards')
     folder = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / 'fv_jax_cache')
-    folder = folder / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = folder / fingerprint([url])
     folder.mkdir(parents=True, exist_ok=True)
     for name, info in wanted.items():
         target = folder / name.rpartition('/')[2]

@@ -22,7 +22,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import video_io
-from fv_jax.text.encoder import TextEncoder
+from fv_jax.text.encoder import TextEncoder, embed_caption
 
 # Arrays that come from a record as they are: whatever made them may have let a NaN through.
 _STORED = frozenset({'text_LD', 'z_high_FHWC', 'z_low_FHWC'})
@@ -229,11 +229,7 @@ class EmbedCaption:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         del rng
-        if 'text' in record:
-            return record
-        if 'caption' not in record:
-            return record | {'text': np.zeros((self.encoder.length, self.encoder.dim), np.float16)}
-        return record | {'text': self.encoder.encode([record['caption']])[0].astype(np.float16)}
+        return record if 'text' in record else record | {'text': embed_caption(self.encoder, record.get('caption'))}
 
 
 def keep_arrays(record: Mapping[str, object], rng: np.random.Generator) -> Record:

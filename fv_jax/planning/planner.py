@@ -20,8 +20,8 @@ from fv_jax.planning.compiling import devices_of
 from fv_jax.planning.programs import Phase
 from fv_jax.planning.report import Report, executed, measured
 from fv_jax.planning.slices import Slice
-from fv_jax.text.encoder import BYTES
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
+from fv_jax.weights import t5_text, text_encoders
 
 PHASES = ('training', 'sampling', 'text')
 
@@ -101,7 +101,7 @@ def _phases(
     if 'sampling' in wanted:
         yield programs.sampling_phase(parts, vae, bucket, request.tiling), request.where.devices
     encoder = request.config.stage.text
-    if 'text' in wanted and encoder.encoder not in ('', BYTES):
+    if 'text' in wanted and encoder.encoder and text_encoders.kind_of(encoder, 'config.stage.text') is t5_text.KIND:
         notes.append('T5 is taken to be XXL; it runs on one device')
         devices = _devices(request.where.one)[:1]
         one = Placement(make_mesh(ParallelConfig(), devices), request.config.stage.kind)

@@ -312,7 +312,7 @@ def text(config: T5Config, length: int | None, placement: Placement) -> Phase:
     known = bytes_per_chip(state)
     encode = Executable(
         'T5',
-        lambda: t5_encoder.embedded.lower(state, ids, graphdef, False),
+        lambda: t5_encoder.embed_ids.lower(state, ids, graphdef, False),
         1,
         flops.t5_forward(config, tokens) * rows,
         Flops(),

@@ -7,7 +7,6 @@ has encoded, before the network of the stage runs.
 import dataclasses
 import functools
 import gc
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Generic
 
@@ -22,9 +21,9 @@ from fv_jax.sampling.programs import Loaded, S
 from fv_jax.sampling.prompts import shown
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.text.encoder import TextEncoder
+from fv_jax.weights.fingerprints import sampled_fingerprint
 
 Note = Callable[[str], None]  # takes a line for the user
-_SAMPLES = 4096  # elements of a parameter that its digest reads
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,7 +43,7 @@ class VAEPart:
 
 
 @dataclasses.dataclass(eq=False)
-class TextPart:
+class LazyTextEncoder:
     """open: gives the encoder, which is not kept. name: as messages call it."""
 
     name: str
@@ -62,7 +61,7 @@ class Part(Generic[S]):
     stage: S
     read: Callable[[], DiT]
     vae: VAEPart
-    text: TextPart | None
+    text: LazyTextEncoder | None
 
     @functools.cached_property
     def loaded(self) -> Loaded[S]:
@@ -70,7 +69,7 @@ class Part(Generic[S]):
 
     @functools.cached_property
     def digest(self) -> str:
-        return params_digest(self.loaded.state)
+        return sampled_fingerprint(self.loaded.state)
 
     def weights(self, text_digest: str) -> Weights:
         return Weights(self.digest, self.vae.digest, text_digest)
@@ -83,38 +82,21 @@ class Part(Generic[S]):
         if self.text is None:
             return None, ''
         encoder = self.text.open()
-        if encoder.dim != self.stage.dit.text_dim:
+        if encoder.fingerprint.dim != self.stage.dit.text_dim:
             raise ConfigError(
                 f'{self.name}: was trained on text embeddings {self.stage.dit.text_dim} wide, and those of '
-                f'{self.text.name} are {encoder.dim}'
+                f'{self.text.name!r} are {encoder.fingerprint.dim}'
             )
         for text in texts:
             if truncation := encoder.truncation(text):
                 note(f'prompt {shown(text)}: {truncation}')
-        embeddings_BLD, digest = encoder.encode(texts), encoder.digest
+        embeddings_BLD, digest = encoder.encode(texts), encoder.fingerprint.digest
         del encoder
         gc.collect()  # Flax leaves cycles behind that hold the weights
         for text, embedding_LD in zip(texts, embeddings_BLD, strict=True):
             if not np.any(embedding_LD):
-                raise ValueError(f'prompt {shown(text)}: holds nothing that {self.text.name} can read; use words')
+                raise ValueError(f'prompt {shown(text)}: holds nothing that {self.text.name!r} can read; use words')
         return embeddings_BLD, digest
-
-
-def params_digest(params: jax.typing.ArrayLike) -> str:
-    """Names a tree of arrays, in 16 hexadecimal digits: a hash of each one's path, shape, dtype and 4,096 elements that
-    are evenly spread. It tells networks apart; a change of a few values may go unseen.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    digest = hashlib.sha256()
-    for (path, leaf), sample in zip(leaves, jax.device_get(_samples([leaf for _, leaf in leaves])), strict=True):
-        digest.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'.encode())
-        digest.update(np.asarray(sample).tobytes())
-    return digest.hexdigest()[:16]
-
-
-@jax.jit
-def _samples(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [x.reshape(-1)[np.linspace(0, x.size - 1, min(x.size, _SAMPLES)).astype(np.int64)] for x in leaves]
 
 
 def batches(rows: int, size: int | None) -> list[list[int]]:

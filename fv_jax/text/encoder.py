@@ -1,29 +1,32 @@
-"""What every text encoder is to the rest of the house: prompts in, embeddings out, and a digest that names it.
+"""The `TextEncoder` protocol, its configuration, and what text encoders have in common.
 
 An encoder gives every text the same number of tokens, so that embeddings can be stored beside clips and stacked.
 "No text", the unconditional input, is not the empty text: it is all zeros (model guide 6).
+
+A new encoder is one file with a `TextEncoderKind`, and one entry in the registry, `weights/text_encoders.py`.
+Dimensions: B batch, L tokens, D width.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 
 from fv_jax.core.config import ConfigError
 
-BYTES = 'bytes'  # the name of the encoder that needs no files
-
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Which text encoder, and how it is run.
 
-    encoder: '' for none, 'bytes' (`bytes_encoder.py`), or a T5 folder (config.json, spiece.model, *.safetensors).
-    length: tokens a text; None is the encoder's own: 226 of T5, 16 of 'bytes'.
-    dim: width, of 'bytes' only; None is 64.
-    masked: hide the padding within T5. FlashVideo does not (model guide 6), and its weights expect that.
-    dtype: what T5 keeps its weights in and multiplies in. The official run is bfloat16, 9.5 GB of XXL.
+    Attributes:
+      encoder: '' for none, a name in the registry such as 'hash', or a folder such as T5's (config.json, spiece.model,
+        *.safetensors).
+      length: tokens of a text; None is the encoder's own: 226 of T5, 16 of 'hash'.
+      dim: width, where an encoder can be of any; None is its own: 64 of 'hash'.
+      masked: hide the padding within T5. FlashVideo does not (model guide 6), and its weights expect that.
+      dtype: what T5 keeps its weights in and multiplies in. The official run is bfloat16, 9.5 GB of XXL.
     """
 
     encoder: str = ''
@@ -38,10 +41,9 @@ class TextConfig:
         for name in ('length', 'dim'):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
-        if self.dim is not None and self.encoder != BYTES:
-            raise ConfigError(f"dim={self.dim}: only the encoder 'bytes' can be of any width; leave it out")
-        if self.masked and self.encoder in ('', BYTES):
-            raise ConfigError('masked=True: is a choice of T5; leave it out')
+        for name in ('dim', 'masked'):
+            if not self.encoder and getattr(self, name):
+                raise ConfigError(f'{name}={getattr(self, name)}: no text encoder is named; leave it out or name one')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,14 @@ class Truncation:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextStamp:
-    """What embeddings depend on, and their size: `TextEncoder`'s attributes, known without opening one."""
+class TextEncoderFingerprint:
+    """What embeddings depend on, and their size.
+
+    Attributes:
+      digest: 16 hexadecimal digits. Two encoders of one digest agree, up to rounding.
+      length: tokens of a text.
+      dim: their width.
+    """
 
     digest: str
     length: int
@@ -68,24 +76,44 @@ class TextStamp:
 
 
 class TextEncoder(Protocol):
-    """Texts to embeddings.
+    """Texts to embeddings."""
 
-    length, dim: tokens of a text and their width.
-    digest: names what the embeddings depend on, in 16 hexadecimal digits. Two encoders of one digest agree, up to
-      rounding.
-    """
-
-    length: int
-    dim: int
-    digest: str
+    fingerprint: TextEncoderFingerprint
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(B, length, dim) float32, each text independent of the others. Raises ValueError for what is no text."""
+        """(B, L, D) float32, each text independent of the others. Raises ValueError for what is no text."""
         ...
 
     def truncation(self, text: str) -> Truncation | None:
         """What `encode` leaves out of a text that is too long; None when it uses all of it."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoderKind:
+    """How the text encoders of one kind are opened.
+
+    Attributes:
+      open: gives the encoder that a configuration names. Raises FileNotFoundError or ValueError where it cannot.
+      fingerprint: that of the encoder which `open` would give, without reading its weights. Raises the same.
+      options: the fields of `TextConfig`, besides `encoder`, that this kind takes.
+      online: captions are embedded as clips are read; otherwise `prepare` embeds them beforehand.
+    """
+
+    open: Callable[[TextConfig], TextEncoder]
+    fingerprint: Callable[[TextConfig], TextEncoderFingerprint]
+    options: frozenset[str]
+    online: bool
+
+
+def embed_caption(encoder: TextEncoder, caption: str | None) -> np.ndarray:
+    """A caption's embedding (L, D) as records store it, float16; zeros, the unconditional input, for None.
+
+    Raises ValueError for a caption that is not Unicode.
+    """
+    if caption is None:
+        return np.zeros((encoder.fingerprint.length, encoder.fingerprint.dim), np.float16)
+    return encoder.encode([caption])[0].astype(np.float16)
 
 
 def check_text(text: str) -> str:

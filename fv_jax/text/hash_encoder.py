@@ -25,15 +25,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from fv_jax.core.config import ConfigError
-from fv_jax.text.encoder import Truncation, check_text
+from fv_jax.core.hashing import fingerprint
+from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint, TextEncoderKind, Truncation, check_text
 
 LENGTH, DIM = 16, 64
-_VERSION = 'fv_jax bytes encoder 1'  # changes whenever the numbers do
+_VERSION = 'fv_jax bytes encoder 1'  # the fingerprint is made of it; it changes whenever the embeddings do
 _WORD = re.compile(rb'[a-z0-9\x80-\xff]{1,24}')
 _LEVELS = 2**16
 
 
-class BytesEncoder:
+class HashTextEncoder:
     """A `TextEncoder`. See the module."""
 
     def __init__(self, length: int = LENGTH, dim: int = DIM):
@@ -45,16 +46,16 @@ class BytesEncoder:
             raise ConfigError(f'length={length}: must be at least 1')
         if dim < 8 or dim % 8:
             raise ConfigError(f'dim={dim}: must be a multiple of 8; use {max(dim // 8 * 8, 8)} or {dim // 8 * 8 + 8}')
-        self.length, self.dim = length, dim
-        self.digest = hashlib.sha256(f'{_VERSION}, {length} x {dim}'.encode()).hexdigest()[:16]
+        self.fingerprint = TextEncoderFingerprint(fingerprint([f'{_VERSION}, {length} x {dim}']), length, dim)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """(B, length, dim) float32, about 1 in size. Raises ValueError for a text that is not Unicode."""
-        out_BLD = np.zeros((len(texts), self.length, self.dim), np.float32)
-        eighth = self.dim // 8
+        length, dim = self.fingerprint.length, self.fingerprint.dim
+        out_BLD = np.zeros((len(texts), length, dim), np.float32)
+        eighth = dim // 8
         for out_LD, text in zip(out_BLD, texts, strict=True):
             before = b''
-            for i, word in enumerate(_words(text)[: self.length]):
+            for i, word in enumerate(_words(text)[:length]):
                 pair = _hashed(b'pair', before + b' ' + word, 2 * eighth)
                 out_LD[i] = np.concatenate([_spelled(word, 5 * eighth), _scaled(pair, 1.0), _place(i, eighth)])
                 before = word
@@ -62,8 +63,8 @@ class BytesEncoder:
 
     def truncation(self, text: str) -> Truncation | None:
         """How many words of a text are left out, if any are."""
-        count = len(_words(text))
-        return Truncation(count, self.length) if count > self.length else None
+        count, length = len(_words(text)), self.fingerprint.length
+        return Truncation(count, length) if count > length else None
 
 
 def _words(text: str) -> list[bytes]:
@@ -96,3 +97,12 @@ def _place(i: int, size: int) -> np.ndarray:
     period = 64 >> (waves // 2 % 4)
     phase = (i / period + waves % 2 / 4) % 1
     return 6 * np.abs(phase - 0.5) - 1.5
+
+
+def _open(config: TextConfig) -> HashTextEncoder:
+    return HashTextEncoder(config.length or LENGTH, config.dim or DIM)
+
+
+KIND = TextEncoderKind(
+    _open, lambda config: _open(config).fingerprint, options=frozenset({'length', 'dim'}), online=True
+)

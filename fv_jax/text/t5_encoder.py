@@ -13,7 +13,7 @@ from flax import nnx
 
 from fv_jax.models.t5 import T5
 from fv_jax.text import tokenizer
-from fv_jax.text.encoder import Truncation
+from fv_jax.text.encoder import TextEncoderFingerprint, Truncation
 from fv_jax.text.tokenizer import Tokenizer
 
 BATCH = 8  # texts encoded at once
@@ -22,22 +22,22 @@ BATCH = 8  # texts encoded at once
 class T5Encoder:
     """A `TextEncoder`: T5 as FlashVideo runs it (model guide 6), or with the padding hidden."""
 
-    def __init__(self, model: T5, tokens: Tokenizer, digest: str, *, masked: bool = False):
-        """`model` and `tokens` are of one folder, `digest` is its `t5_digest`. masked: hide the padding from the text;
+    def __init__(self, model: T5, tokens: Tokenizer, fingerprint: TextEncoderFingerprint, *, masked: bool = False):
+        """`model`, `tokens` and `fingerprint` are of one folder. masked: hide the padding from the text;
         the padding's own outputs are kept in any case.
         """
         self._graphdef, self._state = nnx.split(model)
         self._tokens, self._masked = tokens, masked
-        self.length, self.dim, self.digest = tokens.length, model.config.embed_dim, digest
+        self.fingerprint = fingerprint
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """(B, length, dim) float32; one executable for each number of texts up to eight, which go at once."""
         ids_BL = self._tokens(texts)
-        out_BLD = np.empty((len(texts), self.length, self.dim), np.float32)
+        out_BLD = np.empty((len(texts), self.fingerprint.length, self.fingerprint.dim), np.float32)
         for first in range(0, len(texts), BATCH):
             rows = slice(first, first + BATCH)
             ids = jnp.asarray(ids_BL[rows])
-            out_BLD[rows] = jax.device_get(embedded(self._state, ids, self._graphdef, self._masked))
+            out_BLD[rows] = jax.device_get(embed_ids(self._state, ids, self._graphdef, self._masked))
         return out_BLD
 
     def truncation(self, text: str) -> Truncation | None:
@@ -47,7 +47,7 @@ class T5Encoder:
 
 # Not the encoder's own: a T5 that was let go and is opened again compiles nothing.
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def embedded(state: nnx.State, ids_BL: jax.Array, graphdef: nnx.GraphDef, masked: bool) -> jax.Array:
+def embed_ids(state: nnx.State, ids_BL: jax.Array, graphdef: nnx.GraphDef, masked: bool) -> jax.Array:
     """Token ids -> embeddings: the executable of every T5."""
     mask_BL = ids_BL != tokenizer.PAD if masked else None
     return nnx.merge(graphdef, state)(ids_BL, mask_BL)

@@ -11,7 +11,7 @@ from fv_jax.models.dit import DiT
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.weights import embedded, reader, single_file
-from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.init_from import starting_dit
 from fv_jax.weights.layouts import diffusers_folder, key_table
 
@@ -100,4 +100,4 @@ def vae_digest(name: str) -> str:
         config, values = source.config, source.parameters
     if not isinstance(config, VAEConfig):
         raise ValueError(f'{name}: holds a DiT, not a VAE')
-    return parameters_digest(values())
+    return params_fingerprint(values())

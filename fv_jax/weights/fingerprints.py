@@ -1,25 +1,50 @@
-"""Short names for networks: equal for equal numbers, whatever kind of file they came from.
+"""Fingerprints of networks: equal for equal parameters, whatever kind of file they came from.
 
-A checkpoint names by them the VAE and the text encoder that its latents and embeddings come from. They tell networks
-apart; they do not guard against a forger.
+A checkpoint names by them the VAE and the text encoder that its latents and embeddings come from.
 """
 
-import hashlib
+from collections.abc import Iterator
 
+import jax
 import numpy as np
 
+from fv_jax.core.hashing import fingerprint
 from fv_jax.weights.layouts.key_table import Parameters
 
+_SAMPLES = 4096  # elements of a parameter that `sampled_fingerprint` reads
 
-def parameters_digest(values: Parameters) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over every parameter's name, shape and values as float32.
 
-    float16 and bfloat16 are exact in float32, so that a number's digest does not depend on the type it is kept in. One
-    parameter is in memory at a time.
+def params_fingerprint(values: Parameters) -> str:
+    """Of every parameter's name, shape and values as float32, in 16 hexadecimal digits.
+
+    float16 and bfloat16 are exact in float32, so that a fingerprint does not depend on the dtype that a parameter is
+    stored in. One parameter is in memory at a time.
     """
-    digest = hashlib.sha256()
-    for name in sorted(values):
-        array = np.ascontiguousarray(values[name].numpy(), '<f4')
-        digest.update(f'{name} {list(array.shape)}\n'.encode())
-        digest.update(array.reshape(-1).view(np.uint8))
-    return digest.hexdigest()[:16]
+
+    def parts() -> Iterator[str | np.ndarray]:
+        for name in sorted(values):
+            array = np.ascontiguousarray(values[name].numpy(), '<f4')
+            yield f'{name} {list(array.shape)}\n'
+            yield array.reshape(-1).view(np.uint8)
+
+    return fingerprint(parts())
+
+
+def sampled_fingerprint(params: jax.typing.ArrayLike) -> str:
+    """Of each path, shape and dtype in a tree of arrays, and of 4,096 elements of each array that are evenly spread, in
+    16 hexadecimal digits. It tells networks apart; a change of a few values may go unseen.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    samples = jax.device_get(_samples([leaf for _, leaf in leaves]))
+
+    def parts() -> Iterator[str | bytes]:
+        for (path, leaf), sample in zip(leaves, samples, strict=True):
+            yield f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'
+            yield np.asarray(sample).tobytes()
+
+    return fingerprint(parts())
+
+
+@jax.jit
+def _samples(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [x.reshape(-1)[np.linspace(0, x.size - 1, min(x.size, _SAMPLES)).astype(np.int64)] for x in leaves]

@@ -10,7 +10,7 @@ from fv_jax.models.vae import VAEConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import reader
 from fv_jax.weights.layouts import key_table, official_dit, t5_folder
-from fv_jax.weights.text_encoders import SPIECE
+from fv_jax.weights.t5_text import SPIECE
 
 STAGE1, STAGE2, VAE_FILE, T5_FOLDER = 'stage1.pt', 'stage2.pt', '3d-vae.pt', 't5-v1_1-xxl'
 

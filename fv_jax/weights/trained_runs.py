@@ -1,13 +1,13 @@
 """Trained runs, ready to use: a checkpoint's stage, its parameters, its VAE and its text encoder.
 
-A checkpoint names its VAE and its text encoder by digest, a hash of their numbers (`weights/fingerprints.py` and
-`weights/text_encoders.py`). Both are looked for where the configuration says, in the run's folder and beside it;
+A checkpoint names its VAE and its text encoder by digest, a hash of their parameters (`weights/fingerprints.py` and
+`weights/t5_text.py`). Both are looked for where the configuration says, in the run's folder and beside it;
 another one is never taken.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from fv_jax.parallel.rules import Placement
 from fv_jax.stages import registry
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.protocol import Stage
-from fv_jax.text.encoder import BYTES, TextConfig, TextEncoder
+from fv_jax.text.encoder import TextConfig, TextEncoder
 from fv_jax.training.state import Network, Params, numbers_of
-from fv_jax.weights import single_file
-from fv_jax.weights.text_encoders import open_text_encoder, text_stamp
+from fv_jax.weights import single_file, text_encoders
 
 EMBEDDED = 'embedded'  # what comes with the package: the small VAE, the small stages
 
@@ -101,7 +100,7 @@ def stage_config_of(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
     config = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     if not registry.needs_vae(config):
         return config
-    found = _found('VAE', config.vae, run, meta.get('digests', {}).get('vae'), weights.vae_digest)
+    found = _found('VAE', config.vae, run, meta.get('digests', {}).get('vae'), weights.vae_digest, {EMBEDDED})
     return dataclasses.replace(config, vae=found)
 
 
@@ -165,7 +164,7 @@ def open_texts(run: Run) -> TextEncoder:
     if not run.text.encoder:
         raise ConfigError(f'{run.folder}: config.stage.text names no encoder; the stage was trained without texts')
 
-    return open_text_encoder(find_text_encoder(run.folder, run.text, run.digests.get('text')))
+    return text_encoders.open_text_encoder(find_text_encoder(run.folder, run.text, run.digests.get('text')))
 
 
 def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> TextConfig:
@@ -175,14 +174,18 @@ def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> Text
         return dataclasses.replace(config, encoder=name)
 
     def digest(name: str) -> str:
-        return text_stamp(named(name)).digest
+        return text_encoders.text_fingerprint(named(name)).digest
 
-    return named(_found('text encoder', config.encoder, run, wanted, digest))
+    return named(_found('text encoder', config.encoder, run, wanted, digest, text_encoders.NAMED))
 
 
-def _found(what: str, name: str, run: Path, wanted: str | None, digest: Callable[[str], str]) -> str:
-    """Where the network of this name and digest is. wanted: None takes the first that is there."""
-    if name in (EMBEDDED, BYTES):
+def _found(
+    what: str, name: str, run: Path, wanted: str | None, digest: Callable[[str], str], no_files: Collection[str]
+) -> str:
+    """Where the network of this name and digest is. wanted: None takes the first that exists. no_files: names that are
+    not of files.
+    """
+    if name in no_files:
         there = [name]
     else:
         places = [Path(name), run / Path(name).name, run.absolute().parent / Path(name).name]

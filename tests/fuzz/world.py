@@ -232,7 +232,7 @@ def _sample(world: Path) -> list:
     )]  # fmt: skip
     found += [(clip | {f'--{flag}': value}, (flag,)) for flag, value in (
         ('scale', '0'), ('scale', 'nan'), ('scale', '0.01'), ('size', '10x'), ('size', '15x16'), ('size', '0x0'),
-        ('overlap', '-1'), ('overlap', '9'), ('step', '8'), ('num-steps', '0'), ('variants', '2'), ('text', 'bytes'),
+        ('overlap', '-1'), ('overlap', '9'), ('step', '8'), ('num-steps', '0'), ('variants', '2'), ('text', 'hash'),
         ('stage2.num_steps', '3'), ('crf', '99'), ('scale', 'inf'),
     )]  # fmt: skip
     found += [(clip | {'--checkpoint': str(world / name)}, (name,)) for name in ('first', *_NO_RUNS)]

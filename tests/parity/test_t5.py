@@ -76,7 +76,7 @@ def test_ids_are_the_official_ones(official, io, info):
 
 def test_texts(official, io, info):
     encoder = open_text_encoder(TextConfig(str(official / 't5'), length=info['max_length'], dtype='float32'))
-    assert (encoder.length, encoder.dim) == io['text_crossattn'].shape[1:]
+    assert (encoder.fingerprint.length, encoder.fingerprint.dim) == io['text_crossattn'].shape[1:]
     close(encoder.encode(info['texts']), io['text_crossattn'])
     cut = [encoder.truncation(text) is not None for text in info['texts']]
     assert cut == [len(row) == row.tolist().index(1) + 1 for row in io['text_input_ids']]

@@ -31,7 +31,7 @@ FRAMES = 9
 PREVIEW = (16, 32)  # height and width of what the first stage makes
 VAE_CONFIG = VAEConfig(base_channels=8, multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=4, groups=4)
 DIT = DiTConfig(latent_channels=4, embed_dim=32, num_layers=1, num_heads=1, mlp_dim=32, cond_dim=8, text_dim=8)
-TEXT = TextConfig('bytes', length=3, dim=DIT.text_dim)
+TEXT = TextConfig('hash', length=3, dim=DIT.text_dim)
 FIRST_DIT = dataclasses.replace(DIT, embed_num_frames=False, embed_noise_augmentation_timestep=False)
 LOWRES = LowResConfig(text_length=3, guidance_kind='constant', guidance_scale=2.0, num_steps=3, scale_factor=1.0)
 SUPERRES = SuperResConfig(noise_augmentation_timestep=100, text_length=3, num_steps=2)

@@ -32,7 +32,7 @@ def test_a_name_becomes_its_stage():
     assert not registry.needs_vae(AUTOENCODER) and not registry.needs_low_res(AUTOENCODER)
 
 
-@pytest.mark.parametrize('config', [LOWRES, dataclasses.replace(SUPERRES, text=TextConfig('bytes')), AUTOENCODER])
+@pytest.mark.parametrize('config', [LOWRES, dataclasses.replace(SUPERRES, text=TextConfig('hash')), AUTOENCODER])
 def test_a_config_survives_json(config):
     assert build(StageConfig, to_dict(config)) == config
 
@@ -47,7 +47,7 @@ def test_a_config_survives_json(config):
         (LOWRES, {'kind': 'superres'}, "lowres: not part of stage 'superres'"),
         (AUTOENCODER, {'vae': 'embedded'}, "vae: not part of stage 'autoencoder'"),
         (AUTOENCODER, {'kind': 'superres'}, "missing from stage 'superres'"),
-        (AUTOENCODER, {'text': TextConfig('bytes')}, "text.encoder=bytes: not part of stage 'autoencoder'"),
+        (AUTOENCODER, {'text': TextConfig('hash')}, "text.encoder=hash: not part of stage 'autoencoder'"),
     ],
 )
 def test_a_stage_has_what_it_needs_and_nothing_else(config, field, words):

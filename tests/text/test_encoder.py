@@ -10,10 +10,9 @@ from fv_jax.text.encoder import TextConfig, check_text
     ('fields', 'words'),
     [
         ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
-        ({'encoder': 'bytes', 'length': 0}, 'length=0: must be at least 1'),
-        ({'encoder': 't5', 'dim': 64}, "dim=64: only the encoder 'bytes'"),
-        ({'dim': 64}, "dim=64: only the encoder 'bytes'"),
-        ({'encoder': 'bytes', 'masked': True}, 'masked=True: is a choice of T5'),
+        ({'encoder': 'hash', 'length': 0}, 'length=0: must be at least 1'),
+        ({'dim': 64}, 'dim=64: no text encoder is named; leave it out'),
+        ({'masked': True}, 'masked=True: no text encoder is named; leave it out'),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict, words: str) -> None:
@@ -22,7 +21,7 @@ def test_what_cannot_be_is_refused(fields: dict, words: str) -> None:
 
 
 def test_the_config_survives_a_round_trip() -> None:
-    for config in (TextConfig(), TextConfig('bytes', 8, 32), TextConfig('folder/t5', masked=True, dtype='float32')):
+    for config in (TextConfig(), TextConfig('hash', 8, 32), TextConfig('folder/t5', masked=True, dtype='float32')):
         assert build(TextConfig, to_dict(config)) == config
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.text.encoder import Truncation
-from fv_jax.text.hash_encoder import BytesEncoder
+from fv_jax.text.hash_encoder import HashTextEncoder
 
-ENCODER = BytesEncoder()
+ENCODER = HashTextEncoder()
 OBJECTS = ('ladybug', 'rocket', 'apple', 'dolphin', 'bicycle', 'owl', 'guitar', 'snail')
 MOTIONS = (
     'from left to right',
@@ -101,10 +101,10 @@ def test_the_numbers_never_change() -> None:
     or change the version in the module, and so the digest, on purpose.
     """
     texts = ['a ladybug moves from left to right over a beach', 'Ünïcode 🐞 خنفساء 犬', 'x' * 100]
-    content = hashlib.sha256(BytesEncoder().encode(texts).tobytes() + BytesEncoder(5, 8).encode(texts).tobytes())
+    content = hashlib.sha256(HashTextEncoder().encode(texts).tobytes() + HashTextEncoder(5, 8).encode(texts).tobytes())
     assert content.hexdigest()[:16] == '5878b0be22364dab'
-    assert BytesEncoder().digest == '6dbd415ba9be2d35'
-    digests = {BytesEncoder(length, dim).digest for length in (5, 16) for dim in (8, 64)}
+    assert HashTextEncoder().fingerprint.digest == '6dbd415ba9be2d35'
+    digests = {HashTextEncoder(length, dim).fingerprint.digest for length in (5, 16) for dim in (8, 64)}
     assert len(digests) == 4 and all(len(digest) == 16 for digest in digests)
 
 
@@ -126,8 +126,8 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match='half a character at position 1'):
         ENCODER.encode(['fine', 'a\ud800'])
     with pytest.raises(ConfigError, match='dim=60: must be a multiple of 8; use 56 or 64'):
-        BytesEncoder(16, 60)
+        HashTextEncoder(16, 60)
     with pytest.raises(ConfigError, match='dim=4: must be a multiple of 8; use 8'):
-        BytesEncoder(16, 4)
+        HashTextEncoder(16, 4)
     with pytest.raises(ConfigError, match='length=0: must be at least 1'):
-        BytesEncoder(0)
+        HashTextEncoder(0)

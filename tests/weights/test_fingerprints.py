@@ -11,10 +11,10 @@ from fv_jax import weights
 from fv_jax.models.vae import VAEConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import reader
-from fv_jax.weights.fingerprints import parameters_digest
+from fv_jax.weights.fingerprints import params_fingerprint, sampled_fingerprint
 from fv_jax.weights.layouts import key_table
 from fv_jax.weights.layouts.key_table import Parameter
-from fv_jax.weights.text_encoders import open_text_encoder, text_stamp
+from fv_jax.weights.text_encoders import open_text_encoder, text_fingerprint
 from tests.sampling import tiny
 from tests.small_text import make_folder
 
@@ -22,7 +22,7 @@ VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 def digest(**arrays):
-    return parameters_digest({k: Parameter(x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()})
+    return params_fingerprint({k: Parameter(x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()})
 
 
 def test_a_digest_is_of_names_shapes_and_values():
@@ -45,14 +45,14 @@ def test_a_vae_has_one_digest_in_every_kind_of_file(tmp_path):
     config = VAEConfig(base_channels=32, multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=4)
     graphdef, abstract = nnx.split(reader.shapes(config))
     network = nnx.merge(graphdef, tiny.random(abstract, 0.2))
-    known = parameters_digest(key_table.parameters_of(nnx.state(network)))
+    known = params_fingerprint(key_table.parameters_of(nnx.state(network)))
     for name in ('3d-vae.pt', 'vae.safetensors'):
         weights.save_official(tmp_path / name, network)
         assert weights.vae_digest(str(tmp_path / name)) == known
     path = str(tmp_path / 'ours.safetensors')
     tiny.save_vae(tmp_path / 'ours.safetensors')
     ours = weights.vae_digest(path)
-    assert ours == parameters_digest(key_table.parameters_of(nnx.state(weights.load_vae(path))))
+    assert ours == params_fingerprint(key_table.parameters_of(nnx.state(weights.load_vae(path))))
     assert ours != known != weights.vae_digest('embedded') != ours
 
 
@@ -67,6 +67,13 @@ def test_a_dit_is_no_vae(tmp_path):
 @pytest.mark.parametrize('masked', [False, True])
 def test_a_text_encoder_is_known_without_being_opened(tmp_path, masked):
     t5 = TextConfig(str(make_folder(tmp_path / 't5')), length=9, masked=masked, dtype='float32')
-    for config in (t5, TextConfig('bytes', length=5, dim=16)):
-        opened, stamp = open_text_encoder(config), text_stamp(config)
-        assert (stamp.digest, stamp.length, stamp.dim) == (opened.digest, opened.length, opened.dim)
+    for config in (t5, TextConfig('hash', length=5, dim=16)):
+        assert text_fingerprint(config) == open_text_encoder(config).fingerprint
+
+
+def test_sampled_fingerprint_tells_networks_apart():
+    params = {'a': jnp.arange(6.0).reshape(2, 3), 'b': jnp.ones(10_000)}
+    known = sampled_fingerprint(params)
+    assert len(known) == 16 and sampled_fingerprint(dict(params)) == known
+    others = [params | {'a': params['a'] + 1}, params | {'a': params['a'].T}, {'c': params['a'], 'b': params['b']}]
+    assert len({known, *map(sampled_fingerprint, others)}) == 4

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from fv_jax.core.config import ConfigError
 from fv_jax.text.encoder import TextConfig
-from fv_jax.text.hash_encoder import BytesEncoder
+from fv_jax.text.hash_encoder import HashTextEncoder
 from fv_jax.weights.layouts import t5_folder
-from fv_jax.weights.text_encoders import open_text_encoder, t5_digest
+from fv_jax.weights.text_encoders import kind_of, open_text_encoder, text_fingerprint
 from tests.compiling import compiled
 from tests.small_text import LINES, SMALL, make_folder, random_t5, spiece
 
@@ -20,11 +21,14 @@ def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp('text') / 't5')
 
 
-def test_bytes():
-    encoder = open_text_encoder(TextConfig('bytes'))
-    assert isinstance(encoder, BytesEncoder) and (encoder.length, encoder.dim) == (16, 64)
-    assert encoder.digest == BytesEncoder().digest
-    encoder = open_text_encoder(TextConfig('bytes', length=4, dim=32))
+def digest(folder, length, masked):
+    return text_fingerprint(TextConfig(str(folder), length=length, masked=masked)).digest
+
+
+def test_hash():
+    encoder = open_text_encoder(TextConfig('hash'))
+    assert isinstance(encoder, HashTextEncoder) and encoder.fingerprint == HashTextEncoder(16, 64).fingerprint
+    encoder = open_text_encoder(TextConfig('hash', length=4, dim=32))
     assert encoder.encode(['a b']).shape == (1, 4, 32)
 
 
@@ -32,7 +36,7 @@ def test_t5_encodes_any_number_of_texts_each_for_itself(folder):
     encoder = open_text_encoder(TextConfig(str(folder), length=9, dtype='float32'))
     texts = [*LINES, *(line[:20] for line in LINES), '', 'left', 'right', 'up']
     out = encoder.encode(texts)
-    assert out.shape == (10, 9, SMALL.embed_dim) == (len(texts), encoder.length, encoder.dim)
+    assert out.shape == (10, 9, SMALL.embed_dim) == (len(texts), encoder.fingerprint.length, encoder.fingerprint.dim)
     assert out.dtype == np.float32 and encoder.encode([]).shape == (0, 9, SMALL.embed_dim)
     np.testing.assert_allclose(out[8:], encoder.encode([*texts[8:]]), atol=1e-6)
     np.testing.assert_allclose(encoder.encode([texts[9], texts[0]]), out[[9, 0]], atol=1e-5)
@@ -41,7 +45,7 @@ def test_t5_encodes_any_number_of_texts_each_for_itself(folder):
 
 def test_t5_as_it_is_by_default(folder):
     encoder = open_text_encoder(TextConfig(str(folder)))
-    assert encoder.length == 226 and not np.array_equal(encoder.encode(['left']), encoder.encode(['right']))
+    assert encoder.fingerprint.length == 226 and not np.array_equal(encoder.encode(['left']), encoder.encode(['right']))
 
 
 def test_the_mask_is_a_choice(folder):
@@ -49,7 +53,7 @@ def test_the_mask_is_a_choice(folder):
         open_text_encoder(TextConfig(str(folder), length=9, masked=m, dtype='float32')) for m in (False, True)
     )
     assert np.abs(plain.encode(['left']) - masked.encode(['left'])).max() > 1e-3
-    assert plain.digest != masked.digest
+    assert plain.fingerprint.digest != masked.fingerprint.digest
 
 
 def test_t5_is_released_with_its_last_reference(folder):
@@ -75,28 +79,28 @@ def test_a_t5_that_is_opened_again_compiles_nothing(folder):
 
 
 def test_the_digest_names_what_the_embeddings_depend_on(folder, tmp_path):
-    known = t5_digest(folder, 9, False)
-    assert len(known) == 16 and known == open_text_encoder(TextConfig(str(folder), length=9)).digest
+    known = digest(folder, 9, masked=False)
+    assert len(known) == 16 and known == open_text_encoder(TextConfig(str(folder), length=9)).fingerprint.digest
     # Not what does not matter: where the folder is, how its tensors are spread, what it computes in.
     copy = make_folder(tmp_path / 'copy', shard_bytes=3000)
-    assert t5_digest(copy, 9, False) == known
-    assert open_text_encoder(TextConfig(str(folder), length=9, dtype='float32')).digest == known
-    others = {known, t5_digest(folder, 10, False), t5_digest(folder, 9, True)}
+    assert digest(copy, 9, masked=False) == known
+    assert open_text_encoder(TextConfig(str(folder), length=9, dtype='float32')).fingerprint.digest == known
+    others = {known, digest(folder, 10, masked=False), digest(folder, 9, masked=True)}
     t5_folder.save(copy, random_t5(seed=1))
-    others.add(t5_digest(copy, 9, False))
+    others.add(digest(copy, 9, masked=False))
     shutil.copytree(folder, tmp_path / 'other')
     (tmp_path / 'other' / 'spiece.model').write_bytes(spiece(pad_id=0, unk_surface='?'))
-    others.add(t5_digest(tmp_path / 'other', 9, False))
+    others.add(digest(tmp_path / 'other', 9, masked=False))
     config = tmp_path / 'other' / 'config.json'
     config.write_text(config.read_text().replace('1e-06', '1e-05'))
-    others.add(t5_digest(tmp_path / 'other', 9, False))
+    others.add(digest(tmp_path / 'other', 9, masked=False))
     assert len(others) == 6
 
 
 def test_wrong_folders_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="encoder='': no text encoder"):
         open_text_encoder(TextConfig())
-    with pytest.raises(FileNotFoundError, match=r"byts: no such folder; a text encoder is 'bytes' or a T5 folder"):
+    with pytest.raises(FileNotFoundError, match=r"byts: no such folder; a text encoder is 'hash' or a T5 folder"):
         open_text_encoder(TextConfig('byts'))
     with pytest.raises(FileNotFoundError, match=r'holds no spiece\.model, the tokenizer'):
         open_text_encoder(TextConfig(str(tmp_path)))
@@ -108,3 +112,16 @@ def test_wrong_folders_are_named(folder, tmp_path):
     (tmp_path / 't5' / 'spiece.model').write_bytes(b'')
     with pytest.raises(ValueError, match=r'spiece\.model: not a SentencePiece model'):
         open_text_encoder(TextConfig(str(tmp_path / 't5')))
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        (TextConfig('hash', masked=True), "config.stage.text.masked=True: is no option of the text encoder 'hash'"),
+        (TextConfig('hash', dtype='float32'), 'dtype=float32: .* takes dim, length; leave it out'),
+        (TextConfig('t5', dim=64), "dim=64: is no option of the text encoder 't5', which takes dtype, length, masked"),
+    ],
+)
+def test_options_of_another_kind_are_refused(config, words):
+    with pytest.raises(ConfigError, match=words):
+        kind_of(config, 'config.stage.text')

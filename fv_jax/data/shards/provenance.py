@@ -1,4 +1,4 @@
-"""What made the latents that shards hold; of their text embeddings, `text_stamps.py`.
+"""What made the latents that shards hold; of their text embeddings, `text_provenance.py`.
 
 `prepare` writes into NAME.json, under `latents`, the digest of the VAE and how it cut the clips in time. Latents of
 another VAE are numbers like any other: only the stamp tells.

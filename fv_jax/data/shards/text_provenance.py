@@ -1,4 +1,4 @@
-"""Whose text embeddings a data set holds: `prepare` stamps shards with the digest of the encoder."""
+"""Which text encoder made the embeddings in a data set: `prepare` writes its fingerprint beside the shards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,12 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data import sources
 from fv_jax.data.loader import Shards, Source
 from fv_jax.data.shards.records import index_of, read_records, set_name
-from fv_jax.text.encoder import BYTES, TextConfig, TextStamp
+from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint
 
 
-def of(name: str, source: Source) -> dict[str, TextStamp | None]:
-    """The stamp of each set of clips behind a source, by the path of a set's NAME.json or by the source's own name;
-    None for one without embeddings.
+def of(name: str, source: Source) -> dict[str, TextEncoderFingerprint | None]:
+    """The encoder's fingerprint for each set of clips behind a source, by the path of a set's NAME.json or by the
+    source's own name; None for one without embeddings.
 
     Raises ValueError for embeddings that nothing says the encoder of.
     """
@@ -28,15 +28,16 @@ def of(name: str, source: Source) -> dict[str, TextStamp | None]:
     return found
 
 
-def _of_shards(shards: Shards) -> dict[str, TextStamp | None]:
+def _of_shards(shards: Shards) -> dict[str, TextEncoderFingerprint | None]:
     firsts = {Path(shard).with_name(f'{set_name(shard)}.json'): shard for shard in reversed(shards.paths)}
-    stamps = {}
+    fingerprints = {}
     for path, shard in firsts.items():
         text = index_of(shard).get('text')
         if text is None and _holds_text(shard):
             raise ValueError(f'{shard}: holds text embeddings, and {path} does not say whose; prepare the clips again')
-        stamps[str(path)] = text and TextStamp(text['digest'], text['length'], text['dim'])
-    return stamps
+        known = text and TextEncoderFingerprint(text['digest'], text['length'], text['dim'])
+        fingerprints[str(path)] = known
+    return fingerprints
 
 
 def _holds_text(shard: str) -> bool:
@@ -47,41 +48,46 @@ def _holds_text(shard: str) -> bool:
 
 
 def check(
-    stamps: Mapping[str, TextStamp | None], config: TextConfig, own: TextStamp | None, text_dim: int
-) -> TextStamp | None:
-    """The stamp of the embeddings that a run learns from; None where it learns without texts.
+    found: Mapping[str, TextEncoderFingerprint | None],
+    config: TextConfig,
+    own: TextEncoderFingerprint | None,
+    text_dim: int,
+    *,
+    online: bool,
+) -> TextEncoderFingerprint | None:
+    """The fingerprint of the encoder whose embeddings a run learns from; None where it learns without texts.
 
     Args:
-      stamps: of every set of clips, by its name. One without embeddings is embedded as it is read if the encoder is
-        'bytes', and wrong with any other.
+      found: of every set of clips, by its name, as `of` gives it.
       config: the run's encoder.
-      own: its stamp; None where there is none, or where its files are not at hand and the clips are believed.
+      own: its fingerprint; None where there is none, or where its files do not exist here and the clips are believed.
       text_dim: what the network takes.
+      online: captions are embedded as they are read. Otherwise a set without embeddings is an error.
 
     Raises:
       ConfigError: embeddings that are missing, of different encoders, of another one than the run's, or not of the
         network's width.
     """
-    given = {name: stamp for name, stamp in stamps.items() if stamp is not None}
+    given = {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
     if not config.encoder:
         if given:
-            name, stamp = next(iter(given.items()))
+            name, fingerprint = next(iter(given.items()))
             raise ConfigError(
-                f'config.stage.text.encoder is empty, and {name} holds text embeddings, of encoder {stamp}; name the '
-                'encoder that prepare used'
+                f'config.stage.text.encoder is empty, and {name} holds text embeddings, of encoder {fingerprint}; '
+                'name the encoder that prepare used'
             )
         return None
-    if config.encoder != BYTES and (without := [name for name in stamps if name not in given]):
+    if not online and (without := [name for name in found if name not in given]):
         raise ConfigError(
             f'{without[0]}: holds no text embeddings, and config.stage.text.encoder={config.encoder}; prepare them '
             f'with --config.text.encoder={config.encoder}, or leave config.stage.text.encoder empty'
         )
     whose, wanted = (config.encoder, own) if own else next(iter(given.items()))
-    for name, stamp in given.items():
-        if stamp != wanted:
+    for name, fingerprint in given.items():
+        if fingerprint != wanted:
             raise ConfigError(
-                f'{name}: its text embeddings are of encoder {stamp}, those of {whose} are of {wanted}; prepare the '
-                'clips with one encoder, and name that one in config.stage.text'
+                f'{name}: its text embeddings are of encoder {fingerprint}, those of {whose} are of {wanted}; prepare '
+                'the clips with one encoder, and name that one in config.stage.text'
             )
     if wanted.dim != text_dim:
         raise ConfigError(

@@ -18,11 +18,10 @@ from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.parallel import arrays, distributed
 from fv_jax.stages import registry
 from fv_jax.stages.protocol import Batch
-from fv_jax.text.encoder import BYTES, TextEncoder, TextStamp
+from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint
 from fv_jax.training.run import latent_cache
 from fv_jax.training.run.setup import Assembly, RunConfig
-from fv_jax.weights import trained_runs
-from fv_jax.weights.text_encoders import open_text_encoder, text_stamp
+from fv_jax.weights import text_encoders, trained_runs
 
 Digests = dict[str, str]  # 'vae' and 'text' -> 16 hexadecimal digits
 
@@ -58,24 +57,30 @@ def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | No
     """Of the VAE and the text encoder that make what the stage learns from; checkpoints name them by it."""
     if config.stage.dit is None:
         return {}
-    text = _text_stamp(config, clips, heldout)
+    text = _text_fingerprint(config, clips, heldout)
     return {'vae': weights.vae_digest(config.stage.vae)} | ({'text': text.digest} if text else {})
 
 
-def _text_stamp(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> TextStamp | None:
-    """Whose embeddings the run learns from; the clips' must be those of its encoder."""
-    chosen, own, found = config.stage.text, None, {}
+def _text_fingerprint(
+    config: RunConfig, clips: list[Part], heldout: pipeline.Source | None
+) -> TextEncoderFingerprint | None:
+    """Of the encoder whose embeddings the run learns from; the clips' must be of the same."""
+    chosen, found = config.stage.text, {}
     for part in clips:
         found |= text_provenance.of(part.name, part.source)
     if heldout is not None:
         found |= text_provenance.of(config.data.heldout, heldout)
-    if chosen.encoder == BYTES or (chosen.encoder and Path(chosen.encoder).is_dir()):
-        own = text_stamp(chosen)
-    whose = text_provenance.check(found, chosen, own, config.stage.dit.text_dim)
+    online = _embeds_online(chosen)
+    own = text_encoders.text_fingerprint(chosen) if text_encoders.is_available(chosen) else None
+    whose = text_provenance.check(found, chosen, own, config.stage.dit.text_dim, online=online)
     if chosen.encoder and own is None:
         held = f'the clips hold text embeddings of encoder {whose}'
         log.info(f'note: {chosen.encoder} is not here; {held}, taken to be its')
     return whose
+
+
+def _embeds_online(text: TextConfig) -> bool:
+    return bool(text.encoder) and text_encoders.kind_of(text, 'config.stage.text').online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +97,8 @@ class Batches:
     def of(cls, parts: Assembly, records: Records, workdir: Path, bad: BadRecords) -> 'Batches':
         """Latents that are to be encoded once are encoded here."""
         config = parts.config
-        # Words are embedded as they are read; T5's embeddings come with the clips.
-        text = open_text_encoder(config.stage.text) if config.stage.text.encoder == BYTES else None
+        # Otherwise the embeddings come with the clips.
+        text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
         encoded = any(provenance.holds_latents(part.source) for group in records.groups for part in group.parts)
         if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
             streams = _cached_streams(config, records, workdir, bad, text)

@@ -4,7 +4,6 @@ The shards are stamped with everything that made them; those of another VAE or o
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import time
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 
 from fv_jax.core import config as config_lib
+from fv_jax.core.hashing import fingerprint
 from fv_jax.data.loader import Part, Shards, Source, Stream
 from fv_jax.data.pipeline import DataConfig, Group, training_pixels
 from fv_jax.data.shards.bad_records import BadRecords
@@ -48,7 +48,7 @@ def cached_streams(
     `pipeline.pixels`. See `cached_latents`.
     """
     transform = chain(Latents(config.cache.crop), keep_arrays)
-    made_by = vae_digest if text is None else f'{vae_digest} {text.digest}'
+    made_by = vae_digest if text is None else f'{vae_digest} {text.fingerprint.digest}'
     alone = len(groups) == 1 and len(groups[0].parts) == 1
     streams = []
     for group in groups:
@@ -164,5 +164,4 @@ def _stamp(config: DataConfig, name: str, records: int, made_by: str) -> str:
     others = ('loader', 'in_memory', 'heldout', 'heldout_size', 'eval_clips', 'token_budget', 'batch_multiple')
     values = {k: v for k, v in config_lib.to_dict(config).items() if k not in others}
     values |= {'cache': config.cache.low_variants, 'seed': config.loader.seed, 'name': name, 'records': records}
-    text = json.dumps([values, made_by], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return fingerprint([json.dumps([values, made_by], sort_keys=True)])

@@ -9,10 +9,10 @@ from fv_jax.data.loader import LoaderConfig, Shards
 from fv_jax.data.pipeline import DataConfig
 from fv_jax.data.shards import text_provenance
 from fv_jax.data.shards.records import RecordWriter, list_shards
-from fv_jax.text.encoder import TextConfig, TextStamp
+from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint
 
-A, B = TextStamp('a' * 16, 4, 8), TextStamp('b' * 16, 4, 8)
-BYTES, T5, NONE = TextConfig('bytes'), TextConfig('t5'), TextConfig()
+A, B = TextEncoderFingerprint('a' * 16, 4, 8), TextEncoderFingerprint('b' * 16, 4, 8)
+HASH, T5, NONE = TextConfig('hash'), TextConfig('t5'), TextConfig()
 
 
 def shards(folder, name, text, summary):
@@ -43,10 +43,10 @@ def test_embeddings_of_nobody_are_refused(tmp_path, summary):
 
 
 def test_a_run_and_its_clips_agree():
-    assert text_provenance.check({'x': A, 'y': A}, T5, A, 8) == A
-    assert text_provenance.check({'x': A}, T5, None, 8) == A  # the folder is not at hand
-    assert text_provenance.check({'x': None}, NONE, None, 8) is None
-    assert text_provenance.check({'x': None, 'y': A}, BYTES, A, 8) == A  # embedded as they are read
+    assert text_provenance.check({'x': A, 'y': A}, T5, A, 8, online=False) == A
+    assert text_provenance.check({'x': A}, T5, None, 8, online=False) == A  # the folder is not at hand
+    assert text_provenance.check({'x': None}, NONE, None, 8, online=False) is None
+    assert text_provenance.check({'x': None, 'y': A}, HASH, A, 8, online=True) == A  # embedded as they are read
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_run_and_its_clips_agree():
     [
         ({'x': A, 'y': B}, T5, A, 8, 'y: its text embeddings are of encoder bbbb.* those of t5 are of aaaa'),
         ({'x': A, 'y': B}, T5, None, 8, 'y: its text embeddings are of encoder bbbb.* those of x are of aaaa'),
-        ({'x': B}, BYTES, A, 8, 'x: its text embeddings are of encoder bbbb.* those of bytes are of aaaa'),
+        ({'x': B}, HASH, A, 8, 'x: its text embeddings are of encoder bbbb.* those of hash are of aaaa'),
         ({'x': A}, NONE, None, 8, 'config.stage.text.encoder is empty, and x holds text embeddings, of encoder aaaa'),
         ({'x': A, 'y': None}, T5, A, 8, 'y: holds no text embeddings, and config.stage.text.encoder=t5; prepare'),
         ({'x': A}, T5, A, 16, 'config.stage.dit.text_dim=16: the text embeddings of t5 are 8 wide'),
@@ -62,5 +62,5 @@ def test_a_run_and_its_clips_agree():
 )
 def test_what_does_not_fit_is_refused_in_one_line(stamps, config, own, dim, words):
     with pytest.raises(ConfigError, match=words) as error:
-        text_provenance.check(stamps, config, own, dim)
+        text_provenance.check(stamps, config, own, dim, online=config is HASH)
     assert '\n' not in str(error.value)

@@ -14,7 +14,7 @@ from fv_jax.data.pipeline import CacheConfig, DataConfig
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import Latents, chain, keep_arrays
-from fv_jax.text.hash_encoder import BytesEncoder
+from fv_jax.text.hash_encoder import HashTextEncoder
 from fv_jax.training.run import latent_cache
 
 CONFIG = DataConfig(
@@ -165,7 +165,7 @@ def test_captions_are_embedded_as_they_are_read(tmp_path):
         for size in ((16, 32), (32, 16))
         for record in pipeline.synthetic_clips(1, 1, *size)
     ]
-    bad, words = BadRecords(CONFIG.bad_records), BytesEncoder(4, 32)
+    bad, words = BadRecords(CONFIG.bad_records), HashTextEncoder(4, 32)
     parts = [Part('clips', clips)]
     config = dataclasses.replace(CONFIG, buckets=(Bucket(1, 16, 32), Bucket(1, 32, 16)))
     groups = pipeline.groups(parts, config)
@@ -181,4 +181,4 @@ def test_captions_are_embedded_as_they_are_read(tmp_path):
             row = stream.transform(read(), np.random.default_rng(0))
             np.testing.assert_array_equal(row['text_LD'], expected)
     with pytest.raises(ValueError, match='holds latents of another VAE or other data'):
-        streams(BytesEncoder(8, 32))
+        streams(HashTextEncoder(8, 32))
