@@ -260,12 +260,12 @@ def _preview(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
     preview = _settings(fv.preview_settings, 'stage1', overrides['stage1'])
     final = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
     fv.check(preview, final if arguments.yes else None)
-    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch, file, say=log.info)
+    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch, file)
     _report_previewing(fv, preview, len(folders))
     if arguments.yes:
         stored = [preview_store.load(folder) for folder in folders]
         outputs = [folder / preview_store.VIDEO for folder in folders]
-        batch.make_videos(fv, stored, outputs, final, None, arguments.batch, file, say=log.info)
+        batch.make_videos(fv, stored, outputs, final, None, arguments.batch, file)
         _report_enhancing(fv, final, stored)
     else:
         log.info(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
@@ -298,7 +298,7 @@ def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]
         raise UsageError('--enhance: the previews were made with different weights; name some, or enhance them apart')
     fv = _open_pipeline(arguments, stored[0].record.origin)
     settings = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments), say=log.info)
+    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments))
     _report_enhancing(fv, settings, stored)
 
 
@@ -306,7 +306,7 @@ def _repeat(arguments: argparse.Namespace, overrides: dict[str, list[Override]])
     del overrides
     text = _usage('--repeat=', lambda: video_io.read_comment(arguments.repeat))
     made = _usage(f'--repeat={arguments.repeat}: ', lambda: metadata.from_json(text))
-    again = batch.repeat(_open_pipeline(arguments, made.origin), made, say=log.info)
+    again = batch.repeat(_open_pipeline(arguments, made.origin), made)
     again.save(arguments.output, fps=made.fps, crf=made.crf)
     log.info(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, again')
 
@@ -334,7 +334,7 @@ def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -
     blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed or 0), windows=windows)
     file = _file(arguments)
     bar = _with_bar(blocks, info, windows)
-    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf, note=batch.noted(log.info))
+    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf)
     seconds = time.monotonic() - started
     log.info(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
 

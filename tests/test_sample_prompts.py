@@ -4,6 +4,7 @@ without any.
 
 import dataclasses
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fv_jax import api, sample
+from fv_jax.core.console import Notice
 from fv_jax.data.video import video_io
 from fv_jax.sampling import batch, metadata, preview_store
 from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record, Weights
@@ -91,9 +93,9 @@ class Grey:
     def check(self, preview, enhance):
         self.calls.append(('check', preview, enhance))
 
-    def preview_batches(self, prompts, seeds, settings, *, batch_size=None, note):
+    def preview_batches(self, prompts, seeds, settings, *, batch_size=None):
         self.calls.append(('preview', list(prompts), list(seeds), settings, batch_size))
-        note('a note of the prompts')
+        warnings.warn('a note of the prompts', Notice, stacklevel=2)
         for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             made = Record('1', self.origin, Previewed(prompt, seed, settings, self.weights))
             frames = np.full((9, 16, 32, 3), seed % 256, np.uint8)
@@ -101,7 +103,7 @@ class Grey:
                 raise KeyboardInterrupt
             yield [Preview(np.full((3, 2, 4, 4), seed, np.float32), made, frames)]
 
-    def enhance_batches(self, previews, seeds, settings, *, batch_size=None, note):
+    def enhance_batches(self, previews, seeds, settings, *, batch_size=None):
         self.calls.append(('enhance', [p.prompt for p in previews], list(seeds), settings, batch_size))
         for preview, seed in zip(previews, seeds, strict=True):
             made = dataclasses.replace(preview.record, enhance=Enhanced(seed, settings, self.weights))

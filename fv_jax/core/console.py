@@ -52,16 +52,18 @@ def _is_shown(record: logging.LogRecord) -> bool:
 def log_to_stdout() -> Iterator[None]:
     """Shows the package's records from INFO on, and its notices, while it lasts."""
     logger, handler = logging.getLogger(PACKAGE), StdoutHandler()
-    level = logger.level
+    before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # libraries call `logging.basicConfig`: all would be shown again on stderr
     try:
         with warnings.catch_warnings():
             _show_notices_as_notes()
             yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def _show_notices_as_notes() -> None:

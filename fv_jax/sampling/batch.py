@@ -2,21 +2,22 @@
 soon as it is there.
 """
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from fv_jax.sampling import preview_store
-from fv_jax.sampling.lazy_stages import Note
 from fv_jax.sampling.metadata import Record
 from fv_jax.sampling.prompts import MAX_SEED, shown
 from fv_jax.sampling.results import Preview, Stored, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.text_to_video import Pipeline
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 REPEAT_SEEDS = 1000  # between the seeds of a prompt's variants, as in the official script
 BATCH_TOKENS = 10_000  # of video, at once: one official preview has 6,240, one official video 104,520
 _PATCH = 2
@@ -48,11 +49,6 @@ class Rows(NamedTuple):
         return cls([p for p, _ in pairs], [s for _, s in pairs])
 
 
-def noted(say: Say) -> Note:
-    """Says what a user should know."""
-    return lambda line: say(f'note: {line}')
-
-
 def batch_size(frames: int, size: tuple[int, int]) -> int:
     """How many videos of this size go at once, if the user does not say."""
     across, down = (side // (SPATIAL_FACTOR * _PATCH) for side in size)
@@ -60,7 +56,7 @@ def batch_size(frames: int, size: tuple[int, int]) -> int:
 
 
 def make_previews(
-    fv: Pipeline, rows: Rows, run: Path, settings: PreviewSettings, batch: int | None, file: File, *, say: Say
+    fv: Pipeline, rows: Rows, run: Path, settings: PreviewSettings, batch: int | None, file: File
 ) -> list[Path]:
     """Previews all rows into run/0, run/1, ... and draws the contact sheet; returns their folders.
 
@@ -69,20 +65,20 @@ def make_previews(
     batch = batch or batch_size(settings.frames, settings.size)
     folders, shown_all = [], []
     started = time.monotonic()
-    say(
+    log.info(
         f'making {len(rows.prompts)} preview(s) of {settings.frames}x{settings.size[0]}x{settings.size[1]} in '
         f'{settings.num_steps} steps, after compiling what is new'
     )
-    for previews in fv.preview_batches(*rows, settings, batch_size=batch, note=noted(say)):
+    for previews in fv.preview_batches(*rows, settings, batch_size=batch):
         run.mkdir(exist_ok=True)
         for preview in previews:
             folders.append(run / str(len(folders)))
             preview_store.store(folders[-1], preview, fps=file.fps, crf=file.crf)
             shown_all.append((folders[-1].name, preview))
-            say(f'{folders[-1]}: {shown(preview.prompt)}, seed {preview.seed}')
+            log.info(f'{folders[-1]}: {shown(preview.prompt)}, seed {preview.seed}')
     preview_store.remove_from(run, len(folders))
     preview_store.write_sheet(run / preview_store.SHEET, shown_all)
-    say(f'{run / preview_store.SHEET}: {len(folders)} preview(s) in {time.monotonic() - started:.1f} s')
+    log.info(f'{run / preview_store.SHEET}: {len(folders)} preview(s) in {time.monotonic() - started:.1f} s')
     return folders
 
 
@@ -94,8 +90,6 @@ def make_videos(
     seed: int | None,
     batch: int | None,
     file: File,
-    *,
-    say: Say,
 ) -> None:
     """Enhances previews of one size and writes each as soon as it is there. seed: None for the previews' own."""
     frames, height, width, _ = previews[0].latents.shape
@@ -104,26 +98,26 @@ def make_videos(
     seeds = [preview.seed if seed is None else seed for preview in previews]
     left = iter(outputs)
     started = time.monotonic()
-    say(
+    log.info(
         f'enhancing {len(previews)} preview(s) to {size[0]}x{size[1]} in {settings.num_steps} steps, after compiling '
         'what is new'
     )
-    for videos in fv.enhance_batches(previews, seeds, settings, batch_size=batch, note=noted(say)):
+    for videos in fv.enhance_batches(previews, seeds, settings, batch_size=batch):
         for video in videos:
             output = next(left)
             video.save(output, fps=file.fps, crf=file.crf)
-            say(f'{output}: {shown(video.record.preview.prompt)}, {size[0]}x{size[1]}')
-    say(f'{len(previews)} video(s) in {time.monotonic() - started:.1f} s')
+            log.info(f'{output}: {shown(video.record.preview.prompt)}, {size[0]}x{size[1]}')
+    log.info(f'{len(previews)} video(s) in {time.monotonic() - started:.1f} s')
 
 
-def repeat(fv: Pipeline, record: Record, *, say: Say) -> Preview | Video:
+def repeat(fv: Pipeline, record: Record) -> Preview | Video:
     """Makes again what a record is of. Raises ValueError where the weights are not those of the record."""
     first = record.preview
-    ((made,),) = fv.preview_batches([first.prompt], [first.seed], first.settings, note=noted(say))
+    ((made,),) = fv.preview_batches([first.prompt], [first.seed], first.settings)
     _check_weights(first.weights, made.record.preview.weights, 'first')
     if record.enhance is None:
         return made
-    ((video,),) = fv.enhance_batches([made], [record.enhance.seed], record.enhance.settings, note=noted(say))
+    ((video,),) = fv.enhance_batches([made], [record.enhance.seed], record.enhance.settings)
     _check_weights(record.enhance.weights, video.record.enhance.weights, 'second')
     return video
 

@@ -1,12 +1,15 @@
 """An enhanced clip as a file: frames as they come, the input's rate and sound, all of it or nothing."""
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from fv_jax.core.files import replacing
 from fv_jax.data.video import video_io
+
+log = logging.getLogger(__name__)
 
 
 def write_clip(
@@ -16,11 +19,10 @@ def write_clip(
     info: video_io.VideoInfo,
     *,
     crf: float,
-    note: Callable[[str], None],
 ) -> int:
     """Writes blocks of frames (uint8 FHWC), and the audio of `source`; returns how many frames there were.
 
-    info: of `source`. note: is told what cannot be kept, before the work.
+    info: of `source`. What cannot be kept is reported before the work.
     """
     count = 0
 
@@ -33,18 +35,18 @@ def write_clip(
 
     fps = info.fps or video_io.DEFAULT_FPS
     with replacing(output) as partial:
-        audio = info.has_audio and _can_hold_audio(partial, source, fps, note)
+        audio = info.has_audio and _can_hold_audio(partial, source, fps)
         video_io.encode(partial, frames(), fps, crf=crf)
         if audio:
             video_io.copy_audio(source, partial)
     return count
 
 
-def _can_hold_audio(partial: Path, source: Path, fps: float, note: Callable[[str], None]) -> bool:
+def _can_hold_audio(partial: Path, source: Path, fps: float) -> bool:
     """Tries the audio on a film of one frame; where an mp4 cannot hold it, says so."""
     video_io.encode(partial, np.zeros((1, 16, 16, 3), np.uint8), fps)
     try:
         return video_io.copy_audio(source, partial)
     except ValueError as error:
-        note(f'{error}; the output will be silent')
+        log.info(f'note: {error}; the output will be silent')
         return False

@@ -7,6 +7,7 @@ has encoded, before the network of the stage runs.
 import dataclasses
 import functools
 import gc
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Generic
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.core.config import ConfigError
+from fv_jax.core.console import Notice
 from fv_jax.models.dit import DiT
 from fv_jax.sampling.metadata import Weights
 from fv_jax.sampling.programs import Loaded, S
@@ -22,8 +24,6 @@ from fv_jax.sampling.prompts import shown
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.text.encoder import TextEncoder
 from fv_jax.weights.fingerprints import sampled_fingerprint
-
-Note = Callable[[str], None]  # takes a line for the user
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,8 +74,9 @@ class Part(Generic[S]):
     def weights(self, text_digest: str) -> Weights:
         return Weights(self.digest, self.vae.digest, text_digest)
 
-    def embedded(self, texts: Sequence[str], note: Note) -> tuple[np.ndarray | None, str]:
-        """The texts' embeddings (B, L, D) and the encoder's digest; (None, '') without an encoder.
+    def embedded(self, texts: Sequence[str]) -> tuple[np.ndarray | None, str]:
+        """The texts' embeddings (B, L, D) and the encoder's digest; (None, '') without an encoder. Warns of each text
+        that is cut off.
 
         Raises ConfigError for an encoder that does not fit the network, ValueError for a text that it reads nothing in.
         """
@@ -89,7 +90,8 @@ class Part(Generic[S]):
             )
         for text in texts:
             if truncation := encoder.truncation(text):
-                note(f'prompt {shown(text)}: {truncation}')
+                notice = f'prompt {shown(text)}: {truncation}'
+                warnings.warn(notice, Notice, stacklevel=4)  # the line that called `preview` or `enhance`
         embeddings_BLD, digest = encoder.encode(texts), encoder.fingerprint.digest
         del encoder
         gc.collect()  # Flax leaves cycles behind that hold the weights

@@ -1,7 +1,6 @@
 """Prompt to preview to video: the lines of `sampling`, with texts, seeds and records around them."""
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +13,7 @@ from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
 from fv_jax.models.vae import SPATIAL_FACTOR
 from fv_jax.sampling import preview_store, programs
-from fv_jax.sampling.lazy_stages import Note, Part, VAEPart, batches, rows_of
+from fv_jax.sampling.lazy_stages import Part, VAEPart, batches, rows_of
 from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, several
@@ -24,10 +23,6 @@ from fv_jax.stages.low_res import LowRes
 from fv_jax.stages.super_res import SuperRes
 
 P = TypeVar('P', Part[LowRes], Part[SuperRes])
-
-
-def _warn(line: str) -> None:
-    warnings.warn(line, stacklevel=5)  # the line that called `preview` or `enhance`
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -119,15 +114,14 @@ class Pipeline:
         settings: PreviewSettings | None = None,
         *,
         batch_size: int | None = None,
-        note: Note = _warn,
     ) -> Iterator[list[Preview]]:
         """`preview` of many prompts, batch by batch; all texts are encoded at once. None: one batch.
 
-        prompts, seeds: checked ones. note: takes what the user should know.
+        prompts, seeds: checked ones.
         """
         first, settings = self._part(self.first, 'stage 1', 'preview'), settings or self.preview_settings
         stage = settings.apply(first.stage)
-        text_BLD, text_digest = first.embedded(prompts, note)
+        text_BLD, text_digest = first.embedded(prompts)
         loaded, weights = first.loaded.sampled_as(stage), first.weights(text_digest)
         for rows in batches(len(prompts), batch_size):
             noise = SeededNoise.of([seeds[i] for i in rows])
@@ -149,7 +143,6 @@ class Pipeline:
         settings: EnhanceSettings | None = None,
         *,
         batch_size: int | None = None,
-        note: Note = _warn,
     ) -> Iterator[list[Video]]:
         """`enhance` of many previews, batch by batch, as `preview_batches` does it."""
         second, settings = self._part(self.second, 'stage 2', 'enhance'), settings or self.enhance_settings
@@ -157,7 +150,7 @@ class Pipeline:
         decoder = self._vae_of(previews[0])
         if any(self._vae_of(preview) is not decoder for preview in previews):
             raise ValueError('previews of several VAEs: enhance each by itself')
-        text_BLD, text_digest = second.embedded([settings.prompt_prefix + p.prompt for p in previews], note)
+        text_BLD, text_digest = second.embedded([settings.prompt_prefix + p.prompt for p in previews])
         loaded, weights = second.loaded.sampled_as(stage), second.weights(text_digest)
         for rows in batches(len(previews), batch_size):
             noise = SeededNoise.of([seeds[i] for i in rows])

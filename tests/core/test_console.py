@@ -13,7 +13,8 @@ from fv_jax.core import console
 log = logging.getLogger('fv_jax.data.example')
 
 
-def test_records_of_the_package_within_a_command_alone(capsys):
+def test_records_of_the_package_within_a_command_alone(capsys, caplog):
+    """Once, although a library has given the root logger a handler, as `caplog` does."""
     log.info('before')
     with console.log_to_stdout():
         log.info('one\ntwo 100%')
@@ -23,15 +24,16 @@ def test_records_of_the_package_within_a_command_alone(capsys):
     log.info('after')
     out, err = capsys.readouterr()
     assert out == 'one\ntwo 100%\nWARNING: a disk is full\n' and 'before' not in err
+    assert [record.message for record in caplog.records] == ['of a library']
 
 
 def test_a_level_that_was_set_is_there_again():
     logger = logging.getLogger('fv_jax')
-    before = logger.level, list(logger.handlers)
+    before = logger.level, logger.propagate, list(logger.handlers)
     with contextlib.suppress(KeyError), console.log_to_stdout():
         assert logger.level == logging.INFO
         raise KeyError
-    assert (logger.level, logger.handlers) == before
+    assert (logger.level, logger.propagate, logger.handlers) == before
 
 
 def test_stdout_is_looked_up_for_each_record(capsys):

@@ -97,8 +97,8 @@ def fv(official, recorded):
 @pytest.fixture(scope='module')
 def texts(fv, info):
     """Of both stages."""
-    first, _ = fv.first.embedded([info['text']], note=print)
-    second, _ = fv.second.embedded([fv.enhance_settings.prompt_prefix + info['text']], note=print)
+    first, _ = fv.first.embedded([info['text']])
+    second, _ = fv.second.embedded([fv.enhance_settings.prompt_prefix + info['text']])
     return jnp.asarray(first), jnp.asarray(second)
 
 
