@@ -156,7 +156,7 @@ def _to_run(arguments: argparse.Namespace) -> None:
     params = {name: key_table.nested(state, values) for name, state in groups.items()}
     meta = {'stage': config_lib.to_dict(stage), 'data': _clips(stage.kind), 'converted_from': str(arguments.input)}
     unused = source.unused()
-    with files.replacing(arguments.output.absolute()) as partial:
+    with files.atomic_write(arguments.output.absolute()) as partial:
         streaming.save(partial, 0, params, meta, digests)
         if unused:
             save_file(unused, partial / UNUSED)
@@ -243,7 +243,7 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
         tensors, table, {name: leaf for name, (_, leaf) in key_table.leaves_of(state).items()}
     )
     meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
-    with files.replacing(arguments.output.absolute()) as partial:
+    with files.atomic_write(arguments.output.absolute()) as partial:
         streaming.save(partial, 0, {'frozen': key_table.nested(state, values)}, meta)
         _copy_tokenizer(arguments.input, partial)
     log.info(f'{arguments.output}: {_describe("t5", config, values)}')
@@ -256,7 +256,7 @@ def _run_to_t5(arguments: argparse.Namespace, stored: streaming.Stored) -> None:
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
     values = key_table.typed_as(stored.arrays(), config.param_dtype)
     network = key_table.module_of(abstract(functools.partial(T5, config)), values)
-    with files.replacing(arguments.output.absolute()) as partial:
+    with files.atomic_write(arguments.output.absolute()) as partial:
         t5_folder.save(partial, network)
         _copy_tokenizer(arguments.input, partial)
     log.info(f'{arguments.output}: a T5 folder')
@@ -282,7 +282,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
     values = key_table.typed_as(stored.arrays())
     _check_architecture(arguments.input, values, config)
     unused = load_file(arguments.input / UNUSED) if (arguments.input / UNUSED).is_file() else None
-    with files.replacing(arguments.output.absolute()) as partial:
+    with files.atomic_write(arguments.output.absolute()) as partial:
         count = reader.write(partial, values, config, lora=arguments.lora, dtype=arguments.dtype, unused=unused)
     size = arguments.output.stat().st_size
     log.info(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')

@@ -16,7 +16,6 @@ Exit codes: 0 done; 2 wrong usage; 1 failed.
 """
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from fv_jax.core import exit_codes
 from fv_jax.core.command_line import Parser, UsageError, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
+from fv_jax.core.files import write_json
 from fv_jax.data import pipeline
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
@@ -133,7 +133,7 @@ def evaluate(
         'clips': figures,
         'flow_matching_loss': _losses(run, data, checkpoint, held_out),
     }
-    (output / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
+    write_json(output / 'report.json', report)
     return report
 
 

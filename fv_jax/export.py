@@ -54,7 +54,7 @@ def _export(argv: Sequence[str]) -> int:
     _check(arguments)
     exported = _opened(arguments)
     output = arguments.output.absolute()
-    with files.replacing(output) as partial:
+    with files.atomic_write(output) as partial:
         if output.suffix == SUFFIX:
             _write_file(partial, exported)
             size = partial.stat().st_size

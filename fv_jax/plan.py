@@ -10,7 +10,6 @@ takes minutes. GPUs (h100-8, h200-1) are planned by formula.
 Exit codes: 0 it fits; 3 it does not (the lines say what to change); 2 wrong usage; 1 the compiler failed otherwise.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,8 +77,7 @@ def _report(request: Request, to: Path | None) -> int:
         for line in changes:
             print_result(f'  {line}')
     if to is not None:
-        with files.replacing(to) as partial:
-            partial.write_text(json.dumps(report.as_dict() | {'changes': changes}, indent=1) + '\n')
+        files.write_json(to, report.as_dict() | {'changes': changes})
     return 0 if report.fits else DOES_NOT_FIT
 
 

@@ -4,9 +4,10 @@ It finds what a disk or a copy did to a file. It does not find what was wrong in
 """
 
 import json
-import os
 import zlib
 from pathlib import Path
+
+from fv_jax.core.files import write_json
 
 SUMS = 'checksums.json'  # in a checkpoint's folder
 _BLOCK = 2**22
@@ -15,9 +16,7 @@ _BLOCK = 2**22
 def seal(folder: Path) -> None:
     """Writes down what is there. Raises OSError."""
     sums = {str(path.relative_to(folder)): [path.stat().st_size, _crc(path)] for path in _files(folder)}
-    partial = folder / f'{SUMS}.partial'
-    partial.write_text(json.dumps(sums, indent=1))
-    os.replace(partial, folder / SUMS)
+    write_json(folder / SUMS, sums)
 
 
 def damage(folder: Path) -> str | None:

@@ -261,7 +261,7 @@ def synthetic_clips(count: int, frames: int, height: int, width: int) -> list[di
         down = np.sin((row + (i + 2) * frame) / (5 + i))[..., None]
         across = np.cos(column[..., None] / (7 + i) + np.arange(3))
         wave = down * across
-        clips.append({'video': np.rint(127.5 + 127.5 * wave).astype(np.uint8)})
+        clips.append({'video': transforms.to_uint8(wave)})
     return clips
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fv_jax.core.config import ConfigError
+from fv_jax.core.files import atomic_write
 from fv_jax.core.hashing import fingerprint
 from fv_jax.data import embedded
 from fv_jax.data.loader import Shards, Source
@@ -256,9 +257,8 @@ def local_copy(url: str) -> str:
     for name, info in wanted.items():
         target = folder / name.rpartition('/')[2]
         if not target.is_file() or target.stat().st_size != info['size']:
-            partial = target.with_name(f'.{target.name}.{os.getpid()}')
-            files.get_file(name, str(partial))
-            os.replace(partial, target)
+            with atomic_write(target) as partial:
+                files.get_file(name, str(partial))
     return str(folder)
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from fv_jax.core.parallel_context import Rules
+from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.diffusion import time_grids
 from fv_jax.evaluation import metrics
 from fv_jax.stages.frozen_vae import JittedVAE
@@ -126,7 +127,7 @@ class HealthCheck:
         found = []
         for batch, truth in zip(self.batches, self.truths, strict=True):
             twin, ceiling = (self._decoded(batch[name]) for name in ('z_low_BFHWC', 'z_high_BFHWC'))
-            seen = ceiling if truth is None else _levels(self.to_host(truth)[0])
+            seen = ceiling if truth is None else to_uint8(self.to_host(truth)[0])
             found.append({'twin': twin, 'ceiling': ceiling, 'truth': seen})
         return found
 
@@ -139,7 +140,7 @@ class HealthCheck:
 
     def _decoded(self, z_BFHWC: jax.Array) -> np.ndarray:
         """The first clip. All are decoded: over a mesh, rows stay where they are."""
-        return _levels(self.to_host(self.vae.video(z_BFHWC))[0].astype(np.float32))
+        return to_uint8(self.to_host(self.vae.video(z_BFHWC))[0].astype(np.float32))
 
 
 def probes(stage: SuperRes, latent_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +155,7 @@ def probes(stage: SuperRes, latent_frames: int) -> tuple[np.ndarray, np.ndarray]
 
 def compared(seen: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The figures in pixels, from the uint8 videos `enhanced`, `twin`, `ceiling` and `truth`."""
-    seen = {name: video.astype(np.float32) * np.float32(2 / 255) - 1 for name, video in seen.items()}
+    seen = {name: to_float(video) for name, video in seen.items()}
     detail = max(metrics.detail(seen['ceiling']), _LEAST)
     flicker = max(metrics.flicker(seen['ceiling']), _LEAST)
     return {
@@ -166,10 +167,6 @@ def compared(seen: Mapping[str, np.ndarray]) -> dict[str, float]:
         'flicker': metrics.flicker(seen['enhanced']) / flicker,
         'flicker_twin': metrics.flicker(seen['twin']) / flicker,
     }
-
-
-def _levels(video_FHWC: np.ndarray) -> np.ndarray:
-    return np.rint((np.clip(video_FHWC, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def _rms(x: jax.Array) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fv_jax.core.files import replacing
+from fv_jax.core.files import atomic_write
 from fv_jax.data.video import video_io
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def write_clip(
                 yield frame
 
     fps = info.fps or video_io.DEFAULT_FPS
-    with replacing(output) as partial:
+    with atomic_write(output) as partial:
         audio = info.has_audio and _can_hold_audio(partial, source, fps)
         video_io.encode(partial, frames(), fps, crf=crf)
         if audio:

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fv_jax.core.files import replacing
+from fv_jax.core.files import atomic_write
 from fv_jax.data.video import contact_sheet
 from fv_jax.sampling import metadata
 from fv_jax.sampling.results import Preview, Stored
@@ -26,7 +26,7 @@ _RECORD, _DIGEST = 'record', 'sha256'
 
 def store(folder: Path, preview: Preview, *, fps: float, crf: float) -> None:
     """Writes a preview as the folder N; it appears when it is whole. Raises OSError."""
-    with replacing(folder) as partial:
+    with atomic_write(folder) as partial:
         partial.mkdir()
         preview.save(partial / PREVIEW, fps=fps, crf=crf)
         latents = np.ascontiguousarray(preview.latents, np.float32)
@@ -79,5 +79,5 @@ def remove_from(run: Path, first: int) -> None:
 def write_sheet(path: Path, previews: Sequence[tuple[str, Preview]]) -> None:
     """A contact sheet of (name, preview); it appears when it is whole."""
     rows = [(f'{name}: {preview.prompt} (seed {preview.seed})', preview.frames) for name, preview in previews]
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         contact_sheet.preview_sheet(rows).save(partial, format='PNG')

@@ -55,7 +55,7 @@ def save_official(
 
     Raises ValueError for another suffix, OSError where it cannot be written.
     """
-    with files.replacing(Path(path)) as partial:
+    with files.atomic_write(Path(path)) as partial:
         reader.write(partial, key_table.parameters_of(nnx.state(network)), network.config, lora=lora, dtype=dtype)
 
 

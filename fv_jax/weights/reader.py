@@ -144,7 +144,7 @@ def write(
     """Writes parameters in the official layout, as .pt or .safetensors by the path's suffix; returns how many tensors.
 
     Args:
-      path: the file; see `files.replacing` for writing it whole or not at all.
+      path: the file; see `files.atomic_write` for writing it whole or not at all.
       values: parameter by parameter, so that the network never is in memory.
       config: of the network.
       lora: kept apart, as the official stage1.pt has it, or part of the weights.

@@ -1,14 +1,16 @@
-"""Files and folders written whole or not at all."""
+"""Atomic writes of files and folders."""
+
+import json
 
 import pytest
 
-from fv_jax.core.files import replacing
+from fv_jax.core.files import atomic_write, write_json, write_text
 
 
 def test_a_file_and_a_folder_are_replaced(tmp_path):
     for path in (tmp_path / 'file', tmp_path / 'folder'):
         for text in ('first', 'second'):
-            with replacing(path) as partial:
+            with atomic_write(path) as partial:
                 inside = partial if path.name == 'file' else partial / 'inside'
                 inside.parent.mkdir(exist_ok=True)
                 inside.write_text(text)
@@ -18,7 +20,19 @@ def test_a_file_and_a_folder_are_replaced(tmp_path):
 
 def test_what_fails_leaves_what_was_there(tmp_path):
     (tmp_path / 'file').write_text('precious')
-    with pytest.raises(RuntimeError), replacing(tmp_path / 'file') as partial:
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / 'file') as partial:
         partial.write_text('half')
         raise RuntimeError
     assert [p.read_text() for p in tmp_path.iterdir()] == ['precious']
+
+
+def test_write_text_and_json_replace_a_file(tmp_path):
+    for text in ('first', 'zwei \u00fc'):
+        write_text(tmp_path / 'a.txt', text)
+        write_json(tmp_path / 'a.json', {'text': text})
+        assert (tmp_path / 'a.txt').read_bytes() == text.encode()
+        assert json.loads((tmp_path / 'a.json').read_text()) == {'text': text}
+    with pytest.raises(TypeError):
+        write_json(tmp_path / 'a.json', {'text': object()})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'a.txt']
+    assert json.loads((tmp_path / 'a.json').read_text()) == {'text': text}

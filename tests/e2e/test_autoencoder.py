@@ -35,7 +35,7 @@ def exports(run: Path, folder: Path, capsys) -> None:
     kernel = averages["params['trainable']['decoder']['conv_in']['kernel']"]
     np.testing.assert_array_equal(network.decoder.conv_in.kernel[...], kernel.astype(np.float16))
     assert network.config.widths == (4, 4, 4, 4)
-    assert not list(folder.glob('*.partial'))
+    assert not list(folder.glob('.*'))
     for arguments, code, words in (
         ([f'--checkpoint={run}', f'--output={folder}/vae.pt'], 2, 'must end in .safetensors'),
         ([f'--checkpoint={run}', f'--output={folder}/none/vae.safetensors'], 2, 'there is no folder'),

@@ -7,8 +7,6 @@ video stream, damaged at frame n, a size that cannot be encoded.
 import contextlib
 import dataclasses
 import io
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+
+from fv_jax.core.files import atomic_write
 
 Source = str | Path | bytes
 
@@ -237,18 +237,8 @@ def encode(
     comment: str = '',
 ) -> None:
     """Like `encode_bytes`, to the file `path`, which appears (or is replaced) only when it is complete."""
-    with _complete_or_nothing(Path(path)) as temporary:
-        _write(str(temporary), frames, fps, crf, preset, comment)
-
-
-@contextlib.contextmanager
-def _complete_or_nothing(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(4)}{path.suffix or ".mp4"}')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(Path(path)) as partial:
+        _write(str(partial), frames, fps, crf, preset, comment)
 
 
 def read_comment(source: Source) -> str:
@@ -319,9 +309,9 @@ def copy_audio(source: str | Path, target: str | Path) -> bool:
         if not audio_in.streams.audio:
             return False
         audio = audio_in.streams.audio[0]
-        with _complete_or_nothing(Path(target)) as temporary:
+        with atomic_write(Path(target)) as partial:
             try:
-                with av.open(str(temporary), 'w', format='mp4') as out:
+                with av.open(str(partial), 'w', format='mp4') as out:
                     _remux(out, video_in, video, audio_in, audio)
             except (av.FFmpegError, ValueError) as error:
                 codec = audio.codec_context.name

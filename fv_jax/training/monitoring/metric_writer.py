@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import math
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,8 @@ from PIL import Image
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+
+from fv_jax.core.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -175,9 +176,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
         except json.JSONDecodeError:  # the last row of a run that was killed while writing it
             continue
         kept.append(row.rstrip('\n') + '\n')
-    partial = path.with_suffix('.partial')
-    partial.write_text(''.join(kept), encoding='utf-8')
-    os.replace(partial, path)
+    write_text(path, ''.join(kept))
 
 
 def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:

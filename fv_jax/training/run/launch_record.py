@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 import fv_jax
+from fv_jax.core.files import write_json
 
 RUN = 'run.json'
 PACKAGES = (
@@ -26,9 +27,7 @@ PACKAGES = (
 def record_start(workdir: Path, command: Sequence[str], config: dict[str, Any], mesh: Mesh, step: int) -> None:
     """Adds an entry for this start. One that cannot be read is put aside, not lost."""
     path = workdir / RUN
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps([*_entries(path), _entry(command, config, mesh, step)], indent=1) + '\n')
-    os.replace(partial, path)
+    write_json(path, [*_entries(path), _entry(command, config, mesh, step)])
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,6 @@
 """A training run's folder: whose it is, and what may change between two starts of the same run."""
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import jax
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import UsageError, format_error
 from fv_jax.core.config import nearest
-from fv_jax.core.files import parse_json
+from fv_jax.core.files import parse_json, write_json
 from fv_jax.training.run.setup import RunConfig
 
 CONFIG = 'config.json'
@@ -85,7 +83,4 @@ def claim_folder(workdir: Path, config: RunConfig) -> None:
     """Makes the folder this run's."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / CONFIG
-        partial = path.with_suffix('.partial')
-        partial.write_text(json.dumps(config_lib.to_dict(config), indent=1) + '\n')
-        os.replace(partial, path)
+        write_json(workdir / CONFIG, config_lib.to_dict(config))

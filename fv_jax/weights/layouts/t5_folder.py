@@ -18,7 +18,7 @@ from flax import nnx
 
 from fv_jax.core.abstract_module import abstract
 from fv_jax.core.config import ConfigError
-from fv_jax.core.files import parse_json
+from fv_jax.core.files import atomic_write, parse_json
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.weights.formats import safetensors_file
@@ -88,10 +88,10 @@ def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> No
     names = [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
     names = names if len(shards) > 1 else [SINGLE]
     for name, keys in zip(names, shards, strict=True):
-        partial, part = folder / f'{name}.partial', {key: specs[key] for key in keys}
-        # 'pt' or Hugging Face's loaders refuse the file. The tensors come in the order of `specs`.
-        safetensors_file.write(partial, {'format': 'pt'}, part, itertools.islice(tensors, len(keys)))
-        partial.replace(folder / name)
+        part = {key: specs[key] for key in keys}
+        with atomic_write(folder / name) as partial:
+            # 'pt' or Hugging Face's loaders refuse the file. The tensors come in the order of `specs`.
+            safetensors_file.write(partial, {'format': 'pt'}, part, itertools.islice(tensors, len(keys)))
     for path in folder.iterdir():
         if _FILE.fullmatch(path.name) and path.name not in names:
             path.unlink()

@@ -75,7 +75,7 @@ def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
     assert [row['step'] for row in written(tmp_path)] == [1, 2, 3]
     run(tmp_path, [1])
     assert [row['step'] for row in written(tmp_path)] == [1]
-    assert not list(tmp_path.glob('*.partial'))
+    assert not list(tmp_path.glob('.*'))
 
 
 @pytest.mark.parametrize(('cut', 'kept'), [(1, [1, 2, 3]), (2, [1, 2]), (5, [1, 2]), (14, [1, 2])])
