@@ -60,11 +60,11 @@ from fv_jax.training.monitoring.profiler import OnSignal, Profiler, ProfileSteps
 from fv_jax.training.monitoring.watchdog import Watchdog
 from fv_jax.training.progress import Progress
 from fv_jax.training.run import bad_step_dumps, initialization
-from fv_jax.training.run.datasets import Batches, find_records
+from fv_jax.training.run.datasets import TrainBatches, open_datasets
 from fv_jax.training.run.launch_record import record_start
-from fv_jax.training.run.save_policy import Saver
+from fv_jax.training.run.save_policy import SavePolicy
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
-from fv_jax.training.run.workdir import check_folder, claim_folder
+from fv_jax.training.run.workdir import check_folder, write_run_config
 from fv_jax.training.trainer import Trainer
 from fv_jax.training.validation import Validation
 from fv_jax.weights import trained_runs
@@ -111,7 +111,7 @@ def _train(argv: Sequence[str]) -> int:
         log.info(f'changed since the last start: config.{change.field} from {change.old!r} to {change.new!r}')
     command = ('python', '-m', 'fv_jax.train', *argv)
     with Preemption() as preemption, OnSignal() as on_signal:
-        run(config, arguments.workdir, Start(command, profile, preemption, on_signal))
+        run(config, arguments.workdir, LaunchInfo(command, profile, preemption, on_signal))
     return 0
 
 
@@ -119,9 +119,9 @@ def _replay(path: Path, overrides: Sequence[Override]) -> int:
     if overrides:
         raise UsageError(f'--config.{overrides[0][0]}: a replay takes its config from the bundle')
     jax.config.update('jax_platforms', 'cpu')
-    kept = bad_step_dumps.read(path)
-    found = bad_step_dumps.run_again(kept)
-    bad_step_dumps.report(kept, found)
+    dump = bad_step_dumps.read(path)
+    found = bad_step_dumps.replay_dump(dump)
+    bad_step_dumps.report(dump, found)
     return 0 if found.finite else 1
 
 
@@ -129,9 +129,14 @@ def _replay(path: Path, overrides: Sequence[Override]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """How a run was started: by which command, which steps of it are to be traced, and who is told to end it, or to
-    trace some more steps.
+class LaunchInfo:
+    """How a run was started.
+
+    Attributes:
+      command: goes to run.json.
+      profile: the steps to trace.
+      preemption: notices that the run should stop.
+      on_signal: notices that more steps should be traced.
     """
 
     command: tuple[str, ...] = ()
@@ -140,38 +145,37 @@ class Start:
     on_signal: OnSignal = dataclasses.field(default_factory=OnSignal)
 
 
-def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
+def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
     """Wires a run together and trains it to the end. What can be wrong is found before anything is written."""
-    how, goodput = how or Start(), Goodput()
+    launch, goodput = launch or LaunchInfo(), Goodput()
     placement = placement_of(config, make_mesh(config.parallel))
     vae = trained_runs.frozen_vae(config.stage, placement)
     parts = assemble(config, placement, encoder=vae.latents if vae else None)
     bad = BadRecords(config.data.bad_records)
-    own = initialization.own_checkpoints(workdir)
-    records = find_records(config, bad, functools.partial(initialization.check_digests, own, workdir))
-    train_state, progress = initialization.starting_state(parts, own)
+    history = initialization.valid_checkpoints(workdir)
+    datasets = open_datasets(config, bad, functools.partial(initialization.check_digests, history, workdir))
+    train_state, progress = initialization.starting_state(parts, history)
     start = int(train_state.step)
-    _introduce(parts, train_state)
+    _log_run_header(parts, train_state)
     if start >= config.loop.num_steps:
         log.info('complete: nothing to do; --config.loop.num_steps=N goes on to step N')
         return
-    claim_folder(workdir, config)
-    initialization.put_aside(workdir, own)
+    write_run_config(workdir, config)
+    initialization.quarantine(workdir, history)
     checkpoints = Checkpoints(workdir, keep=config.loop.keep, keep_every=config.loop.keep_every)
     votes = Votes(placement.mesh)
-    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), records.digests, votes)
-    batches = Batches.of(parts, records, workdir, bad)
-    heldout = batches.heldout()
-    validation = _validation(parts, vae, heldout) if heldout else None
+    save_policy = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), datasets.digests, votes)
+    batches = TrainBatches.of(parts, datasets, workdir, bad)
+    validation = _validation(parts, vae, batches.heldout())
     log.info('compiling the training step')
     if jax.process_index() == 0:
-        record_start(workdir, how.command, config_lib.to_dict(config), placement.mesh, start)
+        record_start(workdir, launch.command, config_lib.to_dict(config), placement.mesh, start)
     with (
         _writer(workdir, start) as writer,
-        how.preemption.after_the_step(),
-        Profiler(how.profile, workdir / PROFILE, how.on_signal) as profiler,
+        launch.preemption.after_the_step(),
+        Profiler(launch.profile, workdir / PROFILE, launch.on_signal) as profiler,
         Watchdog(goodput, 60 * config.loop.stuck_minutes, saving_since=lambda: checkpoints.saving_since),
-        saver,
+        save_policy,
     ):
         trainer = Trainer(
             stage=parts.stage,
@@ -182,10 +186,10 @@ def run(config: RunConfig, workdir: Path, how: Start | None = None) -> None:
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
             writer=writer,
             make_batches=batches.train,
-            checkpointer=saver,
+            checkpointer=save_policy,
             restore=functools.partial(_restore, parts, workdir, checkpoints),
-            dump_bad_step=functools.partial(bad_step_dumps.keep, parts, workdir, records.digests),
-            poll_signals=lambda step: votes(how.preemption.noticed(step), saver.due()),
+            dump_bad_step=functools.partial(bad_step_dumps.write, parts, workdir, datasets.digests),
+            poll_signals=lambda step: votes(launch.preemption.noticed(step), save_policy.due()),
             profile=profiler,
             progress=progress,
             goodput=goodput,
@@ -203,7 +207,7 @@ def _writer(workdir: Path, start: int) -> MetricWriter | NoMetrics:
     return MetricWriter(workdir, start_step=start) if jax.process_index() == 0 else NoMetrics()
 
 
-def _introduce(parts: Assembly, train_state: state.TrainState) -> None:
+def _log_run_header(parts: Assembly, train_state: state.TrainState) -> None:
     step, config = int(train_state.step), parts.config
     log.info(
         f'{_count(train_state.trainable):,} trainable parameters on {describe(parts.placement.mesh)}, '
@@ -212,7 +216,10 @@ def _introduce(parts: Assembly, train_state: state.TrainState) -> None:
     log.info(f'{"going on from" if step else "starting at"} step {step} of {config.loop.num_steps}')
 
 
-def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> Validation:
+def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> Validation | None:
+    """What is evaluated; None without held-out clips."""
+    if not heldout:
+        return None
     log.info(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
     encoded = [parts.stage.encode(batch) for batch in heldout]
     health = None
@@ -232,11 +239,11 @@ def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) ->
 
 def _restore(parts: Assembly, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:
     """The newest checkpoint that is whole, in the middle of a run."""
-    own = initialization.own_checkpoints(workdir)
-    if own is None:
+    history = initialization.valid_checkpoints(workdir)
+    if history is None:
         return None
-    found = initialization.restore(parts, own)
-    initialization.put_aside(workdir, own)
+    found = initialization.restore(parts, history)
+    initialization.quarantine(workdir, history)
     checkpoints.reload()
     return found
 

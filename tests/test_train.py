@@ -176,7 +176,7 @@ def test_a_run_that_is_interrupted_goes_on_from_what_was_saved(command, whole, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(save_policy.Saver, 'start', interrupted)
+        patch.setattr(save_policy.SavePolicy, 'start', interrupted)
         assert command(folder, NO_EVAL) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('train: interrupted; run the same command again')

@@ -47,7 +47,7 @@ from fv_jax.training.monitoring.profiler import Profiler
 from fv_jax.training.monitoring.watchdog import Watchdog
 from fv_jax.training.optimizer import update_ema
 from fv_jax.training.progress import Progress
-from fv_jax.training.run.save_policy import Saver
+from fv_jax.training.run.save_policy import SavePolicy
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, latents_shape, placement_of
 from fv_jax.training.step import train_step
 from tests import runs
@@ -157,13 +157,13 @@ def made_up_batches(parts: Assembly, count: int = 4) -> list[Batch]:
     return [{name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name in names} for _ in range(count)]
 
 
-def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Times, state.TrainState, Saver]:
+def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Times, state.TrainState, SavePolicy]:
     """The loop to its end, with the other kinds in turn, in a run's folder."""
     config, batches, goodput = parts.config, made_up_batches(parts), Goodput()
     key = jax.random.key(1)
     turns, votes, preemption = Turns(parts, batches, key, steps), Votes(parts.placement.mesh), Preemption()
     checkpoints = Checkpoints(folder, keep=config.loop.keep)
-    saver = Saver(checkpoints, config.loop, config_lib.to_dict(config), {}, votes)
+    saver = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), {}, votes)
     folder.mkdir(exist_ok=True)
     once = dataclasses.replace(config.loop, num_steps=(rounds + 1) * steps + 1, save_every=10**9, eval_every=0)
     with (
@@ -191,7 +191,7 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
     return turns.watch.times, last, saver
 
 
-def save_seconds(last: state.TrainState, saver: Saver) -> list[float]:
+def save_seconds(last: state.TrainState, saver: SavePolicy) -> list[float]:
     """Of saves, one after the other."""
     found = []
     for step in range(int(last.step) + 1, int(last.step) + 1 + SAVES):

@@ -63,7 +63,7 @@ class Ended:
 def nothing_begins() -> Iterator[None]:
     """Within it, what costs time or writes raises Accepted."""
     begins = {
-        train: ('claim_folder',),
+        train: ('write_run_config',),
         initialization.jax: ('jit',),
         plan.planner.programs: ('largest',),
         prepare.clips: ('cut',),

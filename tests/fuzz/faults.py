@@ -37,11 +37,11 @@ SECONDS = 900
 SOURCE_BLOCKS = """
 import itertools, threading
 from fv_jax.training.run import datasets
-drawn = datasets.Batches.train
+drawn = datasets.TrainBatches.train
 def train(self, *arguments):
     yield from itertools.islice(drawn(self, *arguments), 3)
     threading.Event().wait()
-datasets.Batches.train = train
+datasets.TrainBatches.train = train
 """
 # As a disk that is gone: the call that makes a checkpoint's folder does not come back, in the threads that save.
 SAVE_STUCK = """
@@ -66,12 +66,12 @@ loader._ProcessRows.__getitem__ = row
 NAN = f"""
 import itertools
 from fv_jax.training.run import datasets
-drawn = datasets.Batches.train
+drawn = datasets.TrainBatches.train
 def train(self, start, order):
     for step, batch in enumerate(drawn(self, start, order), start + 1):
         bad = step == {AT + 2}
         yield {{k: v * float('nan') if bad and 'float' in str(v.dtype) else v for k, v in batch.items()}}
-datasets.Batches.train = train
+datasets.TrainBatches.train = train
 """
 # A day, once the run has started: what Python's and Orbax's time stamps are made of. No machine's monotonic clock does.
 CLOCK_BACK = """

@@ -1,4 +1,4 @@
-"""Bundles: bad steps kept in a run's folder, and run again by `--replay` on the CPU in float32.
+"""Dumps of bad steps in a run's folder, which `--replay` computes again on the CPU in float32.
 
 DIR/bad_steps/STEP/step.npz       the encoded batch, the key, and as JSON the step, the reason, the configuration
 DIR/bad_steps/STEP/checkpoints/   the parameters, as they were after the step
@@ -38,8 +38,8 @@ _UNREADABLE = (
 _FIELDS = {'step', 'kind', 'reason', 'params_step', 'metrics', 'config'}  # of a record
 
 
-def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], bad_step: BadStep) -> None:
-    """Writes a bundle. All processes call it. One that cannot be written is said, and costs the run nothing."""
+def write(parts: Assembly, workdir: Path, digests: Mapping[str, str], bad_step: BadStep) -> None:
+    """Writes a dump. All processes call it. A failure to write it is reported, and does not stop the run."""
     folder = workdir / FOLDER / str(bad_step.step)
     batch = arrays.to_host(bad_step.batch, parts.placement)
     config = config_lib.to_dict(parts.config)
@@ -47,14 +47,14 @@ def keep(parts: Assembly, workdir: Path, digests: Mapping[str, str], bad_step: B
         params = {'trainable': bad_step.state.trainable, 'frozen': bad_step.state.frozen}
         Checkpoints(folder).save(bad_step.step, {'params': params}, config, digests)
         if jax.process_index() == 0:
-            _write(folder / FILE, batch, bad_step, config)
+            _write_npz(folder / FILE, batch, bad_step, config)
     except (CheckpointError, OSError) as error:
         log.warning(f'step {bad_step.step} could not be kept for a replay ({format_error(error)})')
         return
     log.info(f'kept for study: python -m fv_jax.train --replay {folder / FILE}')
 
 
-def _write(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, config: dict[str, Any]) -> None:
+def _write_npz(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, config: dict[str, Any]) -> None:
     record = {
         'step': bad_step.step,
         'kind': bad_step.anomaly.kind,
@@ -72,7 +72,7 @@ def _write(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, confi
 
 
 @dataclasses.dataclass(frozen=True)
-class Bundle:
+class BadStepDump:
     """record: the step, the reason, the configuration."""
 
     folder: Path
@@ -81,8 +81,8 @@ class Bundle:
     key: jax.Array
 
 
-def read(path: Path) -> Bundle:
-    """A bundle's file. Raises UsageError when it is none."""
+def read(path: Path) -> BadStepDump:
+    """Reads the file of a dump. Raises UsageError when it is none."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             batch = {name.removeprefix(_BATCH): stored[name] for name in stored.files if name.startswith(_BATCH)}
@@ -91,7 +91,7 @@ def read(path: Path) -> Bundle:
             raise ValueError(f'its record has no {", ".join(sorted(missing))}')
     except _UNREADABLE as error:
         raise UsageError(f'--replay={path}: is no bundle of a bad step ({format_error(error)})') from None
-    return Bundle(path.parent, record, batch, key)
+    return BadStepDump(path.parent, record, batch, key)
 
 
 def in_float32(config: RunConfig) -> RunConfig:
@@ -101,27 +101,27 @@ def in_float32(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, stage=dataclasses.replace(config.stage, **nets))
 
 
-def run_again(bundle: Bundle) -> Replay:
-    """The bundle's step, on this process's first device. Raises ConfigError, CheckpointError."""
-    config = in_float32(config_lib.build(RunConfig, bundle.record['config']))
+def replay_dump(dump: BadStepDump) -> Replay:
+    """Computes the step again, on this process's first device. Raises ConfigError, CheckpointError."""
+    config = in_float32(config_lib.build(RunConfig, dump.record['config']))
     stage = registry.build(config.stage)
     network = Network.of(stage)
     trainable, frozen = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))
     abstract = {'params': {'trainable': trainable, 'frozen': frozen}}
-    params = Checkpoints(bundle.folder, read_only=True).restore(abstract)['params']
+    params = Checkpoints(dump.folder, read_only=True).restore(abstract)['params']
     params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-    batch = {name: jnp.asarray(value) for name, value in bundle.batch.items()}
+    batch = {name: jnp.asarray(value) for name, value in dump.batch.items()}
     # A step's keys are folded from the number of steps before it.
-    return replay(stage, network, params, batch, bundle.key, bundle.record['step'] - 1, SINGLE_DEVICE)
+    return replay(stage, network, params, batch, dump.key, dump.record['step'] - 1, SINGLE_DEVICE)
 
 
-def report(bundle: Bundle, found: Replay) -> None:
-    """What was found, in words."""
-    record = bundle.record
+def report(dump: BadStepDump, found: Replay) -> None:
+    """Reports what was found."""
+    record = dump.record
     log.info(f'step {record["step"]}, kept as a {record["kind"]}: {record["reason"]}')
     if record['params_step'] > record['step'] and record['kind'] == 'bad step':
         log.info('its parameters are those of one step later: the next one was under way')
-    for name, value in bundle.batch.items():
+    for name, value in dump.batch.items():
         if value.dtype.kind == 'f':
             log.info(f'batch {name} {list(value.shape)}: from {np.min(value):.4g} to {np.max(value):.4g}')
     for name, value in found.figures.items():

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
+class Datasets:
     """groups: the records to train on, by size. heldout: those that are evaluated, if any. digests: of the networks
     that make what the stage learns from.
     """
@@ -39,7 +39,7 @@ class Records:
     digests: Digests
 
 
-def find_records(config: RunConfig, bad: BadRecords, check: Callable[[Digests], None]) -> Records:
+def open_datasets(config: RunConfig, bad: BadRecords, check: Callable[[Digests], None]) -> Datasets:
     """The run's records. check: refuses digests that the run cannot go on with.
 
     Raises ConfigError, ValueError or OSError when there are none, or they do not go with the run's networks.
@@ -50,7 +50,7 @@ def find_records(config: RunConfig, bad: BadRecords, check: Callable[[Digests], 
     digests = _digests(config, clips, heldout)
     check(digests)
     provenance.check_latents(clips, latent_cache.vae_stamp(digests['vae']) if 'vae' in digests else None)
-    return Records(pipeline.groups(clips, data), heldout, digests)
+    return Datasets(pipeline.groups(clips, data), heldout, digests)
 
 
 def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> Digests:
@@ -84,28 +84,28 @@ def _embeds_online(text: TextConfig) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
+class TrainBatches:
     """The run's batches, over the mesh."""
 
     parts: Assembly
-    records: Records
+    datasets: Datasets
     streams: list[Stream]
     text: TextEncoder | None
     bad: BadRecords
 
     @classmethod
-    def of(cls, parts: Assembly, records: Records, workdir: Path, bad: BadRecords) -> 'Batches':
+    def of(cls, parts: Assembly, datasets: Datasets, workdir: Path, bad: BadRecords) -> 'TrainBatches':
         """Latents that are to be encoded once are encoded here."""
         config = parts.config
         # Otherwise the embeddings come with the clips.
         text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
-        encoded = any(provenance.holds_latents(part.source) for group in records.groups for part in group.parts)
+        encoded = any(provenance.holds_latents(part.source) for group in datasets.groups for part in group.parts)
         if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
-            streams = _cached_streams(config, records, workdir, bad, text)
+            streams = _cached_streams(config, datasets, workdir, bad, text)
         else:
             low_res = registry.needs_low_res(config.stage)
-            streams = pipeline.streams(records.groups, config.data, low_res=low_res, text=text)
-        return cls(parts, records, streams, text, bad)
+            streams = pipeline.streams(datasets.groups, config.data, low_res=low_res, text=text)
+        return cls(parts, datasets, streams, text, bad)
 
     def train(self, start_step: int, order: int) -> Iterator[Batch]:
         """Those of training, from a step on. order: 0 is the run's own; any other draws the clips and their random
@@ -121,22 +121,22 @@ class Batches:
 
     def heldout(self) -> list[Batch]:
         """Those of every evaluation."""
-        if self.records.heldout is None:
+        if self.datasets.heldout is None:
             return []
         data, placement = self.parts.config.data, self.parts.placement
         low_res = registry.needs_low_res(self.parts.config.stage)
         transform = pipeline.pixels(data, low_res=low_res, training=False, text=self.text)
         rows, process = placement.shards(axes.ACT_BATCH), arrays.process_rows(placement)
-        found = pipeline.heldout_batches(self.records.heldout, transform, data, rows=rows, process=process)
+        found = pipeline.heldout_batches(self.datasets.heldout, transform, data, rows=rows, process=process)
         return [arrays.to_global(batch, placement) for batch in found]
 
 
 def _cached_streams(
-    config: RunConfig, records: Records, workdir: Path, bad: BadRecords, text: TextEncoder | None
+    config: RunConfig, datasets: Datasets, workdir: Path, bad: BadRecords, text: TextEncoder | None
 ) -> list[Stream]:
     """Every clip's latents. The first process encodes, on its first device; the others wait."""
     folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)
-    arguments = folder, records.groups, vae, config.data, records.digests['vae']
+    arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']
     cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=text)
     found = cached() if jax.process_index() == 0 else None
     distributed.wait_for_all('latents')

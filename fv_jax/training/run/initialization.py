@@ -25,7 +25,7 @@ DAMAGED = 'damaged'  # in a run's folder
 
 
 @dataclasses.dataclass
-class Own:
+class CheckpointHistory:
     """The run's checkpoints that can be gone on from. steps: ascending. damaged: what is wrong with newer ones, a line
     each, by their steps.
     """
@@ -44,7 +44,7 @@ class Own:
             )
 
 
-def own_checkpoints(workdir: Path) -> Own | None:
+def valid_checkpoints(workdir: Path) -> CheckpointHistory | None:
     """The run's own checkpoints, the newest of which is as it was written; None where it has none yet.
 
     Raises CheckpointError when it has some and none is whole.
@@ -52,12 +52,12 @@ def own_checkpoints(workdir: Path) -> Own | None:
     if not (workdir / FOLDER).is_dir():
         return None
     reader = Checkpoints(workdir, read_only=True)
-    own = Own(reader, reader.steps, {})
-    if not own.steps:
+    history = CheckpointHistory(reader, reader.steps, {})
+    if not history.steps:
         return None
-    while distributed.any_process((problem := _problem(reader, own.steps[-1])) is not None):
-        own.drop(problem or 'another process found it damaged')
-    return own
+    while distributed.any_process((problem := _problem(reader, history.steps[-1])) is not None):
+        history.drop(problem or 'another process found it damaged')
+    return history
 
 
 def _problem(reader: Checkpoints, step: int) -> str | None:
@@ -69,52 +69,52 @@ def _problem(reader: Checkpoints, step: int) -> str | None:
     return None if jax.process_index() else reader.damage(step)
 
 
-def restore(parts: Assembly, own: Own) -> tuple[state.TrainState, Progress]:
+def restore(parts: Assembly, history: CheckpointHistory) -> tuple[state.TrainState, Progress]:
     """The state and the progress of the newest checkpoint that can be read. Raises CheckpointError."""
     while True:
-        step, problem = own.steps[-1], None
+        step, problem = history.steps[-1], None
         try:
-            meta = own.checkpoints.meta(step)
-            items = own.checkpoints.restore(state.to_items(parts.abstract_state), step)
+            meta = history.checkpoints.meta(step)
+            items = history.checkpoints.restore(state.to_items(parts.abstract_state), step)
         except DamagedError as error:
             problem = str(error)
         if not distributed.any_process(problem is not None):
             return state.from_items(items, ema=parts.ema), Progress.of(meta.get(PROGRESS, {}))
-        own.drop(problem or 'another process found it damaged')
+        history.drop(problem or 'another process found it damaged')
 
 
-def starting_state(parts: Assembly, own: Own | None) -> tuple[state.TrainState, Progress]:
+def starting_state(parts: Assembly, history: CheckpointHistory | None) -> tuple[state.TrainState, Progress]:
     """The newest checkpoint of this run, or the parameters of another, or new ones; over the mesh from the start."""
     config = parts.config
-    if own is not None:
-        found = restore(parts, own)
-        for step, problem in own.damaged.items():
-            log.warning(f'the checkpoint of step {step} is damaged: {problem}. Going back to step {own.steps[-1]}')
+    if history is not None:
+        found = restore(parts, history)
+        for step, problem in history.damaged.items():
+            log.warning(f'the checkpoint of step {step} is damaged: {problem}. Going back to step {history.steps[-1]}')
         return found
     # Placed alike in all cases, so that the step is one program: a resumed run's numbers are those of the first.
     if config.init_from is None:
         return jax.jit(parts.new_state, out_shardings=parts.shardings)(jax.random.key(config.seed)), Progress()
-    numbers = _given_numbers(parts, config.init_from, state.to_items(parts.abstract_state)['params'])
+    numbers = _load_init_params(parts, config.init_from, state.to_items(parts.abstract_state)['params'])
     log.info(f'with the parameters of {config.init_from}')
     given = jax.jit(parts.state_of, donate_argnums=(0, 1), out_shardings=parts.shardings)(*numbers)
     return given, Progress()
 
 
-def put_aside(workdir: Path, own: Own | None) -> None:
+def quarantine(workdir: Path, history: CheckpointHistory | None) -> None:
     """Moves damaged checkpoints out of the way of those that will be saved, to DIR/damaged/STEP."""
-    if own is not None and jax.process_index() == 0:
-        for step in own.damaged:
+    if history is not None and jax.process_index() == 0:
+        for step in history.damaged:
             (workdir / DAMAGED).mkdir(exist_ok=True)
             shutil.rmtree(workdir / DAMAGED / str(step), ignore_errors=True)
             os.replace(workdir / FOLDER / str(step), workdir / DAMAGED / str(step))
     distributed.wait_for_all('damaged checkpoints')
 
 
-def check_digests(own: Own | None, workdir: Path, digests: Digests) -> None:
+def check_digests(history: CheckpointHistory | None, workdir: Path, digests: Digests) -> None:
     """Refuses to go on with another VAE or text encoder under the same name."""
-    if own is None:
+    if history is None:
         return
-    before = own.checkpoints.meta(own.steps[-1]).get('digests', {})
+    before = history.checkpoints.meta(history.steps[-1]).get('digests', {})
     for name, digest in before.items():
         if digests.get(name, digest) != digest:
             raise ConfigError(
@@ -123,20 +123,20 @@ def check_digests(own: Own | None, workdir: Path, digests: Digests) -> None:
             )
 
 
-def _given_numbers(parts: Assembly, name: str, abstract: Any) -> tuple[Any, Any]:
+def _load_init_params(parts: Assembly, name: str, abstract: Any) -> tuple[Any, Any]:
     """The parameters that `init_from` names: (trainable, frozen), over the mesh."""
     if not weights.is_weights(name):
         model = parts.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
         parts.stage.start_from(model)
         return state.numbers_of(parts.stage, model)
     with arrays.in_host_memory():
-        model = _given_network(parts.config, name)
+        model = _load_init_network(parts.config, name)
         parts.stage.start_from(model)
         numbers = state.numbers_of(parts.stage, model)
     return arrays.place(numbers, (parts.shardings.trainable, parts.shardings.frozen))
 
 
-def _given_network(config: RunConfig, name: str) -> nnx.Module:
+def _load_init_network(config: RunConfig, name: str) -> nnx.Module:
     """The network that `init_from` names a file of."""
     if config.stage.dit is not None:
         return weights.starting_dit(name, config.stage.dit, jax.random.key(config.seed))

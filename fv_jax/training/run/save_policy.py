@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
-class Saver:
+class SavePolicy:
     """Saves a run's state beside its steps. config: the run's, as a dict. votes: which of two things is so anywhere."""
 
     checkpoints: Checkpoints
@@ -81,7 +81,7 @@ class Saver:
         log.info(f'saved step {step}')
         return True
 
-    def __enter__(self) -> 'Saver':
+    def __enter__(self) -> 'SavePolicy':
         return self
 
     def __exit__(self, kind: type | None, error: object, traceback: object) -> None:

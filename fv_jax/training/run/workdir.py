@@ -79,7 +79,7 @@ def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
             group = group[key]
 
 
-def claim_folder(workdir: Path, config: RunConfig) -> None:
+def write_run_config(workdir: Path, config: RunConfig) -> None:
     """Makes the folder this run's."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def test_what_is_found_does_not_depend_on_the_type_that_the_run_computes_in(tmp_
     other = copy.deepcopy(record)
     other['config']['stage']['dit']['dtype'] = 'float32'
     found, expected = (
-        bad_step_dumps.run_again(bad_step_dumps.Bundle(tmp_path, each, batch, jax.random.key(0)))
+        bad_step_dumps.replay_dump(bad_step_dumps.BadStepDump(tmp_path, each, batch, jax.random.key(0)))
         for each in (record, other)
     )
     assert found.finite and found.figures == expected.figures and found.figures['loss'] > 0

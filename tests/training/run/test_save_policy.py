@@ -15,7 +15,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.training.config import LoopConfig
 from fv_jax.training.progress import Progress
 from fv_jax.training.run import initialization, save_policy
-from fv_jax.training.run.save_policy import Saver
+from fv_jax.training.run.save_policy import SavePolicy
 from fv_jax.training.state import TrainState
 
 
@@ -27,7 +27,7 @@ def train_state(step):
 def saver(folder, **loop):
     config = LoopConfig(num_steps=100, **loop)
     checkpoints = Checkpoints(folder, keep=config.keep, keep_every=config.keep_every)
-    return Saver(checkpoints, config, {'loop': {}}, {}, lambda *wishes: np.array(wishes))
+    return SavePolicy(checkpoints, config, {'loop': {}}, {}, lambda *wishes: np.array(wishes))
 
 
 def save(saver, step):
@@ -175,23 +175,23 @@ def damage(folder, step, what):
 @pytest.mark.parametrize('what', ['byte', 'item', 'meta', 'item without checksums'])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, what, log_lines):
     damage(saved, 3, what)
-    own = initialization.own_checkpoints(saved)
+    own = initialization.valid_checkpoints(saved)
     state, progress = initialization.restore(Parts, own)
     assert int(state.step) == 2 and progress.bad_steps == 2 and state.trainable['w'].tolist() == [2, 2, 2]
     assert list(own.damaged) == [3]
-    initialization.put_aside(saved, own)
+    initialization.quarantine(saved, own)
     assert steps(saved) == [1, 2] and (saved / 'damaged' / '3').is_dir()
     log_lines.clear()
     saves = saver(saved)  # the step can be saved again
     assert save(saves, 3) and log_lines == ['saved step 3']
-    assert initialization.own_checkpoints(saved).steps == [1, 2, 3]
+    assert initialization.valid_checkpoints(saved).steps == [1, 2, 3]
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(saved):
     for step in (1, 2, 3):
         damage(saved, step, 'byte')
     with pytest.raises(CheckpointError, match=r'no checkpoint is whole; of step 3, .*choose another --workdir'):
-        initialization.own_checkpoints(saved)
+        initialization.valid_checkpoints(saved)
 
 
 def test_another_architecture_is_no_damage(saved):
@@ -199,10 +199,10 @@ def test_another_architecture_is_no_damage(saved):
         abstract_state = jax.eval_shape(lambda: TrainState(**(vars(train_state(0)) | {'frozen': {'f': jnp.zeros(9)}})))
 
     with pytest.raises(CheckpointError, match='another architecture'):
-        initialization.restore(Other, initialization.own_checkpoints(saved))
+        initialization.restore(Other, initialization.valid_checkpoints(saved))
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
-    assert initialization.own_checkpoints(tmp_path) is None
+    assert initialization.valid_checkpoints(tmp_path) is None
     (tmp_path / 'checkpoints').mkdir()
-    assert initialization.own_checkpoints(tmp_path) is None
+    assert initialization.valid_checkpoints(tmp_path) is None

@@ -8,7 +8,7 @@ from configs import stage2
 from fv_jax.core.command_line import UsageError, override
 from fv_jax.core.config import build, to_dict
 from fv_jax.training.run.setup import RunConfig
-from fv_jax.training.run.workdir import CONFIG, check_folder, claim_folder
+from fv_jax.training.run.workdir import CONFIG, check_folder, write_run_config
 
 
 def config(**fields):
@@ -20,7 +20,7 @@ def config(**fields):
 
 @pytest.fixture
 def folder(tmp_path):
-    claim_folder(tmp_path, config())
+    write_run_config(tmp_path, config())
     return tmp_path
 
 
