@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -26,6 +26,53 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'did you mean {close[0]!r}?' if close else f'known: {", ".join(known)}'
+
+
+def check_choice(config: Any, *names: str, choices: Collection[str]) -> None:
+    """Raises ConfigError for a field of a dataclass, one of `names`, whose value is not one of `choices`."""
+    for name in names:
+        value = getattr(config, name)
+        if value not in choices:
+            close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+            hint = f'; did you mean {close[0]!r}?' if close else ''
+            raise ConfigError(f'{name}={value}: must be one of {", ".join(choices)}{hint}')
+
+
+def check_range(
+    config: Any,
+    *names: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    hint: str = '',
+) -> None:
+    """Raises ConfigError for a field of a dataclass, one of `names`, that is not in the range.
+
+    A field that is None passes. Of a tuple every value must be in the range, none smaller than the one before it.
+
+    Args:
+      low, high: the smallest and the largest value.
+      above, below: limits that a value must not reach.
+      hint: how to get what the refused value may have been meant for; ends the message.
+    """
+    limits, hint = _limits(low, high, above, below), hint and f'; {hint}'
+    for name in names:
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(low <= each <= high and above < each < below for each in values):
+            raise ConfigError(f'{name}={value}: must be {limits}{hint}')
+        if list(values) != sorted(values):
+            raise ConfigError(f'{name}={value}: must be {limits}, the smaller first{hint}')
+
+
+def _limits(low: float, high: float, above: float, below: float) -> str:
+    if -math.inf < low and high < math.inf:
+        return f'from {low} to {high}'
+    if above == 0 and below == high == math.inf:
+        return 'positive'
+    named = {'at least': low, 'above': above, 'at most': high, 'below': below}
+    return ' and '.join(f'{words} {limit}' for words, limit in named.items() if math.isfinite(limit))
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:

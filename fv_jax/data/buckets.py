@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import check_range
 from fv_jax.core.resize import check_multiple
 from fv_jax.data.transforms import check_frames
 
@@ -60,8 +60,8 @@ class Fit:
     exact: bool = False
 
     def __post_init__(self):
-        if not self.max_upscale > 0 or not 0 <= self.max_cut < 1:
-            raise ConfigError(f'max_upscale={self.max_upscale}, max_cut={self.max_cut}: must be above 0, and in [0, 1)')
+        check_range(self, 'max_upscale', above=0)
+        check_range(self, 'max_cut', low=0, below=1)
 
     def bucket(self, size: Size, buckets: Sequence[Bucket]) -> Bucket | str:
         """The bucket that a clip of this size goes to, or why there is none."""

@@ -23,7 +23,7 @@ from typing import Protocol
 import grain
 import numpy as np
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import check_range
 from fv_jax.data.buckets import Schedule
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
 from fv_jax.data.shards.records import Record, count_records, decode_record
@@ -50,9 +50,8 @@ class LoaderConfig:
     prefetch_batches: int = 2
 
     def __post_init__(self):
-        for name, least in (('batch_size', 1), ('seed', 0), ('num_threads', 0), ('prefetch_batches', 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least {least}')
+        check_range(self, 'batch_size', 'prefetch_batches', low=1)
+        check_range(self, 'seed', 'num_threads', low=0)
 
 
 class Source(Protocol):

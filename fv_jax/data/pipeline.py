@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.resize import check_multiple
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources, transforms
@@ -35,8 +36,7 @@ class CacheConfig:
     crop: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if self.low_variants < 0:
-            raise ConfigError(f'low_variants={self.low_variants}: must not be negative')
+        check_range(self, 'low_variants', low=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +90,9 @@ class DataConfig:
             transforms.check_frames('heldout_size[0]', self.heldout_size[0])
             for i in (1, 2):
                 check_multiple(f'heldout_size[{i}]', self.heldout_size[i])
-        if self.max_pan < 0:
-            raise ConfigError(f'max_pan={self.max_pan}: must not be negative; 0 keeps crops still')
-        if self.eval_clips < 1:
-            raise ConfigError(f'eval_clips={self.eval_clips}: must be at least 1')
-        if len(set(self.buckets)) != len(self.buckets):
-            raise ConfigError('buckets: the same size twice')
-        for name in ('batch_multiple', 'token_budget'):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
+        check_range(self, 'max_pan', low=0, hint='0 keeps crops still')
+        check_range(self, 'eval_clips', 'batch_multiple', 'token_budget', low=1)
+        require(len(set(self.buckets)) == len(self.buckets), 'buckets: the same size twice', ConfigError)
         _ = self.degradation, self.clip_fit  # what they refuse is refused here, not when the first clip is drawn
 
     @property

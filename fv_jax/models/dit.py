@@ -29,7 +29,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float, Int, typed
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import (
@@ -93,22 +94,18 @@ class DiTConfig:
     locality: float = 0.0
 
     def __post_init__(self):
-        for name in [field.name for field in dataclasses.fields(self) if field.type is int]:
-            if getattr(self, name) < 1:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
-        if not self.locality >= 0:
-            raise ConfigError(f'locality={self.locality}: must not be negative')
-        if self.embed_dim % self.num_heads:
-            raise ConfigError(f'embed_dim={self.embed_dim}: not a multiple of num_heads={self.num_heads}')
-        if self.embed_dim % 2:
-            raise ConfigError(f'embed_dim={self.embed_dim}: must be even, the sinusoids are half cosine, half sine')
+        check_range(self, *(field.name for field in dataclasses.fields(self) if field.type is int), low=1)
+        check_range(self, 'locality', low=0)
+        dim, heads = f'embed_dim={self.embed_dim}', f'num_heads={self.num_heads}'
+        require(self.embed_dim % self.num_heads == 0, f'{dim}: not a multiple of {heads}', ConfigError)
+        wrong = f'{dim}: must be even, the sinusoids are half cosine, half sine'
+        require(self.embed_dim % 2 == 0, wrong, ConfigError)
         try:
             split_head(self.head_dim)
         except ValueError as error:
-            raise ConfigError(f'num_heads={self.num_heads}: {error} (embed_dim={self.embed_dim})') from None
-        for name, known in (('dtype', DtypeName), ('param_dtype', DtypeName), ('remat', Remat)):
-            if getattr(self, name) not in known.__args__:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be one of {", ".join(known.__args__)}')
+            raise ConfigError(f'{heads}: {error} ({dim})') from None
+        check_choice(self, 'dtype', 'param_dtype', choices=DtypeName.__args__)
+        check_choice(self, 'remat', choices=Remat.__args__)
 
     @property
     def head_dim(self) -> int:

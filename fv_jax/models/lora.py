@@ -24,7 +24,8 @@ from flax import nnx
 
 from fv_jax.core.abstract_module import abstract
 from fv_jax.core.array_typing import Array, Float
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_range
 from fv_jax.kernels.linear import project
 
 Module = TypeVar('Module', bound=nnx.Module)
@@ -45,13 +46,12 @@ class LoRAConfig:
     targets: tuple[Target, ...] = ('qkv', 'attention_out', 'modulation')
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ConfigError(f'rank={self.rank}: must be at least 1; for a network without LoRA leave out `lora`')
-        if not self.alpha > 0:
-            raise ConfigError(f'alpha={self.alpha}: must be positive')
-        known = Target.__args__
-        if not self.targets or set(self.targets) - set(known) or len(set(self.targets)) < len(self.targets):
-            raise ConfigError(f'targets={self.targets}: must be one or more of {", ".join(known)}, each once')
+        check_range(self, 'rank', low=1, hint='for a network without LoRA leave out `lora`')
+        check_range(self, 'alpha', above=0)
+        known, given = Target.__args__, set(self.targets)
+        valid = self.targets and given <= set(known) and len(given) == len(self.targets)
+        wrong = f'targets={self.targets}: must be one or more of {", ".join(known)}, each once'
+        require(valid, wrong, ConfigError)
 
     @property
     def scale(self) -> float:

@@ -23,7 +23,8 @@ from jaxtyping import Bool
 
 from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float, Int, typed
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.kernels.linear import project
@@ -57,21 +58,17 @@ class T5Config:
     param_dtype: DtypeName = 'float32'
 
     def __post_init__(self):
-        for name in ('vocab_size', 'embed_dim', 'num_layers', 'num_heads', 'head_dim', 'mlp_dim'):
-            if getattr(self, name) < 1:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
-        if self.num_buckets < 4 or self.num_buckets % 4:
-            raise ConfigError(f'num_buckets={self.num_buckets}: must be a multiple of 4, at least 4')
-        if self.max_distance <= self.num_buckets // 4:
-            raise ConfigError(
-                f'max_distance={self.max_distance}: must be above {self.num_buckets // 4}, a quarter of num_buckets, '
-                'up to which every distance has a bucket of its own'
-            )
-        if self.norm_eps <= 0:
-            raise ConfigError(f'norm_eps={self.norm_eps}: must be positive')
-        for name in ('dtype', 'param_dtype'):
-            if getattr(self, name) not in DtypeName.__args__:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be one of {", ".join(DtypeName.__args__)}')
+        check_range(self, 'vocab_size', 'embed_dim', 'num_layers', 'num_heads', 'head_dim', 'mlp_dim', low=1)
+        buckets = self.num_buckets >= 4 and self.num_buckets % 4 == 0
+        require(buckets, f'num_buckets={self.num_buckets}: must be a multiple of 4, at least 4', ConfigError)
+        require(
+            self.max_distance > self.num_buckets // 4,
+            f'max_distance={self.max_distance}: must be above {self.num_buckets // 4}, a quarter of num_buckets, '
+            'up to which every distance has a bucket of its own',
+            ConfigError,
+        )
+        check_range(self, 'norm_eps', above=0)
+        check_choice(self, 'dtype', 'param_dtype', choices=DtypeName.__args__)
 
 
 XXL = T5Config()

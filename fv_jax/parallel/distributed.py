@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
@@ -34,17 +35,18 @@ class Processes:
     def __post_init__(self):
         given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
         flags = [f'--{field.name.replace("_", "-")}' for field in dataclasses.fields(self)]
-        if given and len(given) < len(flags):
-            raise ConfigError(f'{", ".join(flags)}: give all three, or none to let the surroundings decide')
+        wrong = f'{", ".join(flags)}: give all three, or none to let the surroundings decide'
+        require(len(given) in (0, len(flags)), wrong, ConfigError)
         if not given:
             return
         host, colon, port = self.coordinator.rpartition(':')
-        if not (host and colon and port.isdigit()):
-            raise ConfigError(f'--coordinator={self.coordinator}: must be HOST:PORT of process 0')
-        if not 0 <= self.process_id < self.num_processes:
-            raise ConfigError(
-                f'--process-id={self.process_id}: must be from 0 to {self.num_processes - 1}, one of --num-processes'
-            )
+        is_address = host and colon and port.isdigit()
+        require(is_address, f'--coordinator={self.coordinator}: must be HOST:PORT of process 0', ConfigError)
+        require(
+            0 <= self.process_id < self.num_processes,
+            f'--process-id={self.process_id}: must be from 0 to {self.num_processes - 1}, one of --num-processes',
+            ConfigError,
+        )
 
 
 def surroundings(environment: Mapping[str, str], *, tpu_host: bool) -> str | None:

@@ -15,7 +15,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_range
 
 DATA, FSDP, CONTEXT, TENSOR = AXES = ('data', 'fsdp', 'context', 'tensor')
 REST = -1
@@ -42,10 +43,10 @@ class ParallelConfig:
                 raise ConfigError(
                     f'{name}={getattr(self, name)}: must be at least 1, or {REST} for the chips left over'
                 )
-        if self.context_heads is not None and self.context_heads < 1:
-            raise ConfigError(f'context_heads={self.context_heads}: must be at least 1')
-        if len(rest := [name for name in AXES if getattr(self, name) == REST]) > 1:
-            raise ConfigError(f'{" and ".join(rest)}: only one can take the chips that are left over ({REST})')
+        check_range(self, 'context_heads', low=1)
+        rest = [name for name in AXES if getattr(self, name) == REST]
+        wrong = f'{" and ".join(rest)}: only one can take the chips that are left over ({REST})'
+        require(len(rest) <= 1, wrong, ConfigError)
 
     def shape(self, num_devices: int) -> tuple[int, ...]:
         """Chips along each of `AXES`. Raises ConfigError when they do not make up `num_devices`."""

@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_choice, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +37,11 @@ class TextConfig:
     dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
 
     def __post_init__(self):
-        if self.dtype not in ('float32', 'bfloat16'):
-            raise ConfigError(f'dtype={self.dtype}: must be one of float32, bfloat16')
-        for name in ('length', 'dim'):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
-        for name in ('dim', 'masked'):
-            if not self.encoder and getattr(self, name):
-                raise ConfigError(f'{name}={getattr(self, name)}: no text encoder is named; leave it out or name one')
+        check_choice(self, 'dtype', choices=('float32', 'bfloat16'))
+        check_range(self, 'length', 'dim', low=1)
+        for name in () if self.encoder else ('dim', 'masked'):
+            value = getattr(self, name)
+            require(not value, f'{name}={value}: no text encoder is named; leave it out or name one', ConfigError)
 
 
 @dataclasses.dataclass(frozen=True)

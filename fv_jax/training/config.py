@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import check_range
 from fv_jax.training.monitoring.anomalies import BadStepsConfig
 from fv_jax.training.monitoring.collapse import AlarmConfig
 
@@ -42,9 +42,6 @@ class LoopConfig:
     bad_steps: BadStepsConfig = dataclasses.field(default_factory=BadStepsConfig)
 
     def __post_init__(self):
-        for name in (*_FROM_1, *_FROM_0):
-            low = 0 if name in _FROM_0 else 1
-            if not getattr(self, name) >= low:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least {low}')
-        if self.num_steps >= MAX_STEPS:
-            raise ConfigError(f'num_steps={self.num_steps}: must be below {MAX_STEPS}')
+        check_range(self, *_FROM_1, low=1)
+        check_range(self, *_FROM_0, low=0)
+        check_range(self, 'num_steps', below=MAX_STEPS)

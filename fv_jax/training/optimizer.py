@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import check_choice, check_range
 
 MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2  # of an update at a rate of 1: about AdamW's (Liu et al. 2025)
@@ -44,17 +44,10 @@ class OptimConfig:
     ema_decay: float = 0.999
 
     def __post_init__(self):
-        for name in ('learning_rate', 'clip_norm', 'eps'):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be positive')
-        for name in ('b1', 'b2', 'ema_decay'):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 0 and below 1')
-        if self.momentum_dtype not in (known := ('float32', 'bfloat16')):
-            raise ConfigError(f'momentum_dtype={self.momentum_dtype}: must be one of {", ".join(known)}')
-        for name in ('warmup_steps', 'weight_decay', 'final_lr_ratio'):
-            if getattr(self, name) < 0:
-                raise ConfigError(f'{name}={getattr(self, name)}: must not be negative')
+        check_range(self, 'learning_rate', 'clip_norm', 'eps', above=0)
+        check_range(self, 'b1', 'b2', 'ema_decay', low=0, below=1)
+        check_range(self, 'warmup_steps', 'weight_decay', 'final_lr_ratio', low=0)
+        check_choice(self, 'momentum_dtype', choices=('float32', 'bfloat16'))
 
 
 def learning_rates(config: OptimConfig, num_steps: int) -> optax.Schedule:

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from fv_jax.core import config
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import ConfigError, check_choice, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +79,43 @@ def test_one_clear_line(values, message):
 def test_nearest():
     assert config.nearest('lerning_rate', ['learning_rate', 'batch']) == "did you mean 'learning_rate'?"
     assert config.nearest('q', ['b', 'a']) == 'known: a, b'
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    number: float | None = 3
+    pair: tuple[float, float] = (1, 2)
+    choice: str = 'full'
+
+
+@pytest.mark.parametrize(
+    ('values', 'limits', 'message'),
+    [
+        ({'number': 0}, {'low': 1}, 'number=0: must be at least 1'),
+        ({'number': 0}, {'above': 0}, 'number=0: must be positive'),
+        ({'number': 1, 'pair': (2, 3)}, {'above': 1, 'hint': 'use 2'}, 'number=1: must be above 1; use 2'),
+        ({'number': 4}, {'low': 0, 'high': 3.5}, 'number=4: must be from 0 to 3.5'),
+        ({'number': 1.0}, {'low': 0, 'below': 1}, 'number=1.0: must be at least 0 and below 1'),
+        ({'number': float('nan')}, {'above': 0}, 'number=nan: must be positive'),
+        ({'pair': (0, 2)}, {'low': 1}, 'pair=(0, 2): must be at least 1'),
+        ({'pair': (3, 2)}, {'low': 1, 'high': 9}, 'pair=(3, 2): must be from 1 to 9, the smaller first'),
+    ],
+)
+def test_check_range_names_field_value_and_limits(values, limits, message):
+    with pytest.raises(ConfigError) as error:
+        check_range(Fields(**values), 'number', 'pair', **limits)
+    assert str(error.value) == message
+
+
+def test_check_range_takes_what_is_in_the_range():
+    check_range(Fields(), 'number', 'pair', low=1, high=3)
+    check_range(Fields(number=None, pair=(2, 2)), 'number', 'pair', above=0, below=3)
+
+
+def test_check_choice_names_the_choices_and_the_nearest():
+    check_choice(Fields(), 'choice', choices=('none', 'full'))
+    with pytest.raises(ConfigError) as error:
+        check_choice(Fields(choice='ful'), 'choice', choices=('none', 'full'))
+    assert str(error.value) == "choice=ful: must be one of none, full; did you mean 'full'?"
+    with pytest.raises(ConfigError, match=r'choice=x: must be one of none, full$'):
+        check_choice(Fields(choice='x'), 'choice', choices=('none', 'full'))

@@ -210,7 +210,7 @@ def test_inputs_that_do_not_fit_are_refused(model, wrong, message):
         ({'num_layers': 0}, 'num_layers=0: must be at least 1'),
         ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
         ({'remat': 'some'}, 'remat=some: must be one of none, dots, full, offload'),
-        ({'locality': -1.0}, 'locality=-1.0: must not be negative'),
+        ({'locality': -1.0}, 'locality=-1.0: must be at least 0'),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong, message):

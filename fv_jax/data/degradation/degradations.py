@@ -21,7 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_range
 from fv_jax.data.degradation import blur_kernels
 from fv_jax.data.degradation import operations as steps
 from fv_jax.data.degradation.compression import CODECS
@@ -33,6 +34,7 @@ Range = tuple[float, float]
 
 # The shapes that a blur kernel is drawn from, in the order of BlurConfig.shapes.
 SHAPES = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso', 'sinc')
+_PI = math.pi + 1e-3  # so that pi can be written with few digits
 _SMALL_KERNEL = 13  # pixels: a sinc of a smaller size cannot have the lowest cutoffs (Real-ESRGAN)
 
 
@@ -44,8 +46,8 @@ class WeakConfig:
     high: float = 8.0
 
     def __post_init__(self):
-        if not 1 <= self.low <= self.high < math.inf:
-            raise ConfigError(f'low={self.low}: must be 1 <= low <= high (here {self.high})')
+        wrong = f'low={self.low}: must be 1 <= low <= high (here {self.high})'
+        require(1 <= self.low <= self.high < math.inf, wrong, ConfigError)
 
     def size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """The smaller size drawn for a clip of `size`. Raises ValueError when nothing would be left of it."""
@@ -72,12 +74,11 @@ class BlurConfig:
 
     def __post_init__(self):
         _check_shares(self, 'shapes', len(SHAPES))
-        _check_range(self, 'probability', 0, 1)
-        _check_range(self, 'sizes', 3, 99)
-        _check_range(self, 'sigma', 0.1, 99)
-        _check_range(self, 'angle', -math.pi - 1e-3, math.pi + 1e-3)
-        for name in ('generalized_beta', 'plateau_beta'):
-            _check_range(self, name, 0.1, 99)
+        check_range(self, 'probability', low=0, high=1)
+        check_range(self, 'sizes', low=3, high=99)
+        check_range(self, 'sigma', low=0.1, high=99)
+        check_range(self, 'angle', low=-_PI, high=_PI)
+        check_range(self, 'generalized_beta', 'plateau_beta', low=0.1, high=99)
         _check_odd(self)
 
 
@@ -92,9 +93,8 @@ class ResizeConfig:
 
     def __post_init__(self):
         _check_shares(self, 'modes', 3)
-        _check_range(self, 'scale', 0.01, 4)
-        if not self.scale[0] <= 1 <= self.scale[1]:
-            raise ConfigError(f'scale={self.scale}: must lie around 1')
+        check_range(self, 'scale', low=0.01, high=4)
+        require(self.scale[0] <= 1 <= self.scale[1], f'scale={self.scale}: must lie around 1', ConfigError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +110,9 @@ class NoiseConfig:
 
     def __post_init__(self):
         for name in ('poisson', 'grey'):
-            _check_range(self, name, 0, 1)
-        _check_range(self, 'gaussian_sigma', 0, 255)
-        _check_range(self, 'poisson_scale', 0, 99)
+            check_range(self, name, low=0, high=1)
+        check_range(self, 'gaussian_sigma', low=0, high=255)
+        check_range(self, 'poisson_scale', low=0, high=99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class VideoConfig:
 
     def __post_init__(self):
         _check_shares(self, 'codecs', len(CODECS))
-        _check_range(self, 'bits_per_pixel', 1e-3, 24)
+        check_range(self, 'bits_per_pixel', low=1e-3, high=24)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +136,9 @@ class SincConfig:
     omega: Range
 
     def __post_init__(self):
-        _check_range(self, 'probability', 0, 1)
-        _check_range(self, 'sizes', 3, 99)
-        _check_range(self, 'omega', 0.1, math.pi + 1e-3)
+        check_range(self, 'probability', low=0, high=1)
+        check_range(self, 'sizes', low=3, high=99)
+        check_range(self, 'omega', low=0.1, high=_PI)
         _check_odd(self)
 
 
@@ -152,7 +152,7 @@ class RoundConfig:
     quality: tuple[int, int]
 
     def __post_init__(self):
-        _check_range(self, 'quality', 1, 100)
+        check_range(self, 'quality', low=1, high=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +163,6 @@ class StrongConfig:
     second: RoundConfig
     video: VideoConfig
     sinc: SincConfig
-
-
-def _check_range(config: object, name: str, low: float, high: float) -> None:
-    value = getattr(config, name)
-    first, last = value if isinstance(value, tuple) else (value, value)
-    if not low <= first <= last <= high:
-        raise ConfigError(f'{name}={value}: must be from {low:g} to {high:g}, the smaller first')
 
 
 def _check_shares(config: object, name: str, count: int) -> None:
@@ -321,9 +314,9 @@ class Degradation:
     strong_probability: float = 0.0
 
     def __post_init__(self):
-        _check_range(self, 'strong_probability', 0, 1)
-        if self.strong_probability > 0 and self.strong is None:
-            raise ConfigError(f'strong_probability={self.strong_probability}: needs the ranges of `strong`')
+        check_range(self, 'strong_probability', low=0, high=1)
+        wrong = f'strong_probability={self.strong_probability}: needs the ranges of `strong`'
+        require(self.strong is not None or self.strong_probability == 0, wrong, ConfigError)
 
     def twin(self, frames_FHWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The twin of a clip in [-1, 1]: float32 of its shape. Raises ValueError for a clip smaller than the factor."""

@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import Literal
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import check_choice, check_range
 from fv_jax.core.console import EVERY_PROCESS
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,8 @@ class BadRecordConfig:
     budget: int = 100
 
     def __post_init__(self):
-        if self.on_bad_record not in ('skip', 'fail'):
-            raise ConfigError(f"on_bad_record={self.on_bad_record!r}: must be 'skip' or 'fail'")
-        if self.budget < 0:
-            raise ConfigError(f'budget={self.budget}: must be at least 0')
+        check_choice(self, 'on_bad_record', choices=('skip', 'fail'))
+        check_range(self, 'budget', low=0)
 
 
 class BadRecords:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.resize import check_multiple
 from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -44,9 +45,7 @@ class LatentsConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ('low_variants', 'seed'):
-            if getattr(self, name) < 0:
-                raise ConfigError(f'{name}={getattr(self, name)}: must not be negative')
+        check_range(self, 'low_variants', 'seed', low=0)
         _ = self.degradation
 
     @property
@@ -97,25 +96,19 @@ class ClipsConfig:
         check_frames('frames', self.frames)
         check_multiple('height', self.height)
         check_multiple('width', self.width)
-        if not self.name or not self.name.replace('-', '').replace('_', '').isalnum():
-            raise ConfigError(f'name={self.name!r}: use letters, digits, - and _')
-        for field in ('fps', 'threshold', 'clips_per_shot', 'max_upscale'):
-            value = getattr(self, field)
-            if value is not None and value <= 0:
-                raise ConfigError(f'{field}={value}: must be above 0')
-        for field, least in (('margin', 0), ('min_shot_frames', 1), ('shard_records', 1)):
-            if getattr(self, field) < least:
-                raise ConfigError(f'{field}={getattr(self, field)}: must be at least {least}')
-        if not 0 <= self.crf <= 51:
-            raise ConfigError(f'crf={self.crf}: must be from 0 (lossless) to 51')
-        if self.preset not in video_io.PRESETS:
-            raise ConfigError(f'preset={self.preset!r}: must be one of {", ".join(video_io.PRESETS)}')
-        for first, last in self.ranges:
-            if not 0 <= first < last:
-                raise ConfigError(f'ranges={(first, last)}: must be (first, last) seconds with 0 <= first < last')
+        is_name = self.name.replace('-', '').replace('_', '').isalnum()
+        require(is_name, f'name={self.name!r}: use letters, digits, - and _', ConfigError)
+        check_range(self, 'fps', 'threshold', 'clips_per_shot', 'max_upscale', above=0)
+        check_range(self, 'margin', low=0)
+        check_range(self, 'min_shot_frames', 'shard_records', low=1)
+        check_range(self, 'crf', low=0, high=51, hint='0 is lossless')
+        check_choice(self, 'preset', choices=video_io.PRESETS)
+        for pair in self.ranges:
+            wrong = f'ranges={pair}: must be (first, last) seconds with 0 <= first < last'
+            require(0 <= pair[0] < pair[1], wrong, ConfigError)
         for (_, last), (first, _) in itertools.pairwise(self.ranges):
-            if first < last:
-                raise ConfigError(f'ranges: {first} comes after {last}; they must be in order and apart')
+            wrong = f'ranges: {first} comes after {last}; they must be in order and apart'
+            require(last <= first, wrong, ConfigError)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import jax
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import check_range
 from fv_jax.stages.protocol import Batch
 from fv_jax.training.progress import Progress
 from fv_jax.training.state import TrainState
@@ -42,9 +42,8 @@ class BadStepsConfig:
     bundles: int = 2
 
     def __post_init__(self):
-        for name, low in (('in_a_row', 1), ('max_rollbacks', 0), ('spike_sigmas', 0), ('bundles', 0)):
-            if not getattr(self, name) >= low:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least {low}')
+        check_range(self, 'in_a_row', low=1)
+        check_range(self, 'max_rollbacks', 'spike_sigmas', 'bundles', low=0)
 
 
 @dataclasses.dataclass(frozen=True)

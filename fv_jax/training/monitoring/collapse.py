@@ -7,7 +7,8 @@ Before `after_step` nothing rings: an untrained network has every one of these f
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_range
 
 Range = tuple[float, float]
 
@@ -39,13 +40,10 @@ class AlarmConfig:
     update_ratio: float = 0.05
 
     def __post_init__(self):
-        if self.after_step < 0:
-            raise ConfigError(f'after_step={self.after_step}: must be at least 0')
-        if not 0 < self.energy[0] < 1 < self.energy[1]:
-            raise ConfigError(f'energy={self.energy}: must lie around 1')
-        for name in ('ratio_twin', 'ratio_mean', 'detail', 'flicker', 'loss_t_growth', 'update_ratio'):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be above 0')
+        check_range(self, 'after_step', low=0)
+        require(0 < self.energy[0] < 1 < self.energy[1], f'energy={self.energy}: must lie around 1', ConfigError)
+        names = ('ratio_twin', 'ratio_mean', 'detail', 'flicker', 'loss_t_growth', 'update_ratio')
+        check_range(self, *names, above=0)
 
 
 class CollapseError(RuntimeError):

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from fv_jax.core import axes
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.parallel_context import Rules
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.pipeline import DataConfig
@@ -41,8 +41,7 @@ class RunConfig:
     init_from: str | None = None
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise ConfigError(f'seed={self.seed}: must not be negative')
+        check_range(self, 'seed', low=0)
         if self.stage.kind == 'superres' and self.data.cache is not None and not self.data.cache.low_variants:
             raise ConfigError('data.cache.low_variants=0: stage superres needs low-quality twins; use 1 or more')
 
