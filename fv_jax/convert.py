@@ -33,6 +33,7 @@ from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, files
 from fv_jax.core.abstract_module import abstract
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_error
@@ -104,12 +105,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check(arguments: argparse.Namespace) -> None:
     """What can be told from the arguments and the file system alone."""
     given, output = arguments.input, arguments.output
-    if not given.exists():
-        raise UsageError(f'--input={given}: is not there')
+    require(given.exists(), f'--input={given}: is not there', UsageError)
     if not output.absolute().parent.is_dir():
         raise UsageError(f'--output={output}: there is no folder {output.absolute().parent}')
-    if given.resolve() == output.resolve():
-        raise UsageError(f'--output={output}: is the input')
+    require(given.resolve() != output.resolve(), f'--output={output}: is the input', UsageError)
     if output.exists() and not arguments.overwrite:
         raise UsageError(f'--output={output}: is there already; choose another name or give --overwrite')
     if output.is_dir() and output.suffix in SUFFIXES:
@@ -170,8 +169,7 @@ def _to_run(arguments: argparse.Namespace) -> None:
 def _folder_wanted(arguments: argparse.Namespace) -> None:
     if arguments.output.suffix in SUFFIXES:
         raise UsageError(f'--output={arguments.output}: official weights become a work directory, not a file')
-    if arguments.step is not None:
-        raise UsageError(f'--step={arguments.step}: only a run has steps')
+    require(arguments.step is None, f'--step={arguments.step}: only a run has steps', UsageError)
 
 
 def _stage(config: DiTConfig | VAEConfig, arguments: argparse.Namespace) -> registry.StageConfig:
@@ -207,10 +205,11 @@ def _digests(stage: registry.StageConfig) -> dict[str, str]:
     name = stage.text.encoder
     if is_available(stage.text):
         text = text_fingerprint(stage.text)
-        if text.dim != stage.dit.text_dim:
-            raise UsageError(
-                f'--text={name}: its embeddings are {text.dim} wide, the network takes {stage.dit.text_dim}'
-            )
+        require(
+            text.dim == stage.dit.text_dim,
+            f'--text={name}: its embeddings are {text.dim} wide, the network takes {stage.dit.text_dim}',
+            UsageError,
+        )
         digests['text'] = text.digest
     else:
         log.info(
@@ -250,8 +249,7 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
 
 
 def _run_to_t5(arguments: argparse.Namespace, stored: streaming.Stored) -> None:
-    if arguments.output.suffix in SUFFIXES:
-        raise UsageError(f'--output={arguments.output}: a T5 becomes a folder')
+    require(arguments.output.suffix not in SUFFIXES, f'--output={arguments.output}: a T5 becomes a folder', UsageError)
     config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
     values = key_table.typed_as(stored.arrays(), config.param_dtype)

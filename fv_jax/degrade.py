@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
@@ -61,8 +62,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
     for name in ('frames', 'height', 'width', 'rows'):
         if getattr(arguments, name) < 1:
             raise UsageError(f'--{name}={getattr(arguments, name)}: must be at least 1')
-    if arguments.seed < 0:
-        raise UsageError(f'--seed={arguments.seed}: must not be negative')
+    require(arguments.seed >= 0, f'--seed={arguments.seed}: must not be negative', UsageError)
     if arguments.output.suffix.lower() != '.png' or not arguments.output.parent.is_dir():
         raise UsageError(f'--output={arguments.output}: must be a *.png in a folder that is there')
     return arguments, read_config(Degradation, arguments.config, overrides)

@@ -29,6 +29,7 @@ import numpy as np
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
@@ -103,8 +104,7 @@ def evaluate(
         raise UsageError(f'{checkpoint}: holds a stage {run.config["stage"]["kind"]!r}; only superres can be evaluated')
     run = dataclasses.replace(run, stage=run.stage.sampled_with(num_steps=num_steps))
     data = config_lib.build(pipeline.DataConfig, run.config['data'] | {'eval_clips': clips}, 'config.data')
-    if not data.heldout:
-        raise UsageError(f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)')
+    require(data.heldout, f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)', UsageError)
     output.mkdir(parents=True, exist_ok=True)
     log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} sampler step(s)')
     transport = jit_transport(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)

@@ -27,6 +27,7 @@ from fv_jax.checkpoints import streaming
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, files
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
 from fv_jax.kernels.attention import PORTABLE
@@ -87,8 +88,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f'--output={output}: there is no folder {output.absolute().parent}')
     if output.suffix and output.suffix != SUFFIX:
         raise UsageError(f'--output={output}: must end in {SUFFIX}, or be a folder')
-    if output.resolve() == arguments.checkpoint.resolve():
-        raise UsageError(f'--output={output}: is the run')
+    require(output.resolve() != arguments.checkpoint.resolve(), f'--output={output}: is the run', UsageError)
     if output.is_dir() and not arguments.overwrite:
         raise UsageError(f'--output={output}: is there already; choose another name or give --overwrite')
     # Another run would be lost.

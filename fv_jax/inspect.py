@@ -28,6 +28,7 @@ from fv_jax import weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, format_error
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
@@ -83,8 +84,7 @@ def _inspect(argv: Sequence[str]) -> int:
     else:
         rows, problem = _checkpoint(arguments)
     _table(rows, arguments.depth)
-    if problem is not None:
-        raise CheckpointError(f'{arguments.path}: is damaged: {problem}')
+    require(problem is None, f'{arguments.path}: is damaged: {problem}', CheckpointError)
     return 0
 
 

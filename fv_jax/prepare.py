@@ -33,6 +33,7 @@ import tqdm
 from fv_jax import weights
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.data.shards.records import Record, RecordWriter
@@ -205,8 +206,7 @@ def _texts(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str |
 def _films(source: Path, output: Path) -> list[Path]:
     if source.is_file():
         return [source]
-    if not source.is_dir():
-        raise UsageError(f'--input={source}: no such file or folder')
+    require(source.is_dir(), f'--input={source}: no such file or folder', UsageError)
     output = output.resolve()
     files = [
         path

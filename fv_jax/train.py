@@ -30,6 +30,7 @@ import numpy as np
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import (
     OVERRIDES,
     Override,
@@ -99,8 +100,7 @@ def _train(argv: Sequence[str]) -> int:
     if arguments.replay is not None:
         return _replay(arguments.replay, overrides)
     for name in ('config', 'workdir'):
-        if getattr(arguments, name) is None:
-            raise UsageError(f'--{name}: is required; --help tells more')
+        require(getattr(arguments, name) is not None, f'--{name}: is required; --help tells more', UsageError)
     profile = None if arguments.profile_steps is None else ProfileSteps.parse(arguments.profile_steps)
     distributed.start(distributed.Processes(arguments.coordinator, arguments.num_processes, arguments.process_id))
     config = read_config(RunConfig, arguments.config, overrides)

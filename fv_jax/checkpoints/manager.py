@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 
 from fv_jax.checkpoints import checksums
 from fv_jax.checkpoints.barrier import Barrier
+from fv_jax.core.checks import require
 from fv_jax.parallel import distributed
 
 FOLDER = 'checkpoints'
@@ -310,8 +311,7 @@ class Checkpoints:
 
     def _step(self, step: int | None) -> int:
         known = sorted(self._manager.all_steps())
-        if not known:
-            raise CheckpointError(f'{self.folder}: holds no finished checkpoint')
+        require(known, f'{self.folder}: holds no finished checkpoint', CheckpointError)
         if step is None:
             return known[-1]
         if step not in known:

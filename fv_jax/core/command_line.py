@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ml_collections import ConfigDict
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, build, nearest, to_dict
 
 T = TypeVar('T')
@@ -65,8 +66,7 @@ class Parser(argparse.ArgumentParser):
             flag, equals, value = text.partition('=')
             group, dot, field = flag.removeprefix('--').partition('.')
             if flag.startswith('--') and dot and group in overrides:
-                if not equals:
-                    raise UsageError(f'{flag}: needs a value, as in {flag}=VALUE')
+                require(equals, f'{flag}: needs a value, as in {flag}=VALUE', UsageError)
                 overrides[group].append((field, value))
             else:
                 known = sorted(option for action in self._actions for option in action.option_strings)
@@ -85,8 +85,7 @@ def add_process_flags(parser: Parser) -> None:
 def parse_size(flag: str, text: str) -> tuple[int, int]:
     """'1072x1920' -> (1072, 1920), height and width. Raises UsageError for anything else."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if match is None:
-        raise UsageError(f'{flag}={text}: give HEIGHTxWIDTH, for example 1072x1920')
+    require(match is not None, f'{flag}={text}: give HEIGHTxWIDTH, for example 1072x1920', UsageError)
     height, width = (int(side) for side in match.groups())
     return height, width
 
@@ -139,8 +138,7 @@ def load_config_file(argument: str) -> dict[str, Any]:
     """The values of a config program 'path.py:variant', as nested dicts."""
     name, _, variant = argument.partition(':')
     path = Path(name)
-    if not path.is_file():
-        raise UsageError(f'--config={argument}: there is no file {name}')
+    require(path.is_file(), f'--config={argument}: there is no file {name}', UsageError)
     spec = importlib.util.spec_from_file_location(f'_config_{path.stem}', path)
     if spec is None or spec.loader is None:
         raise UsageError(f'--config={argument}: {name} is not a Python file')

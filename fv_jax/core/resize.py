@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 
 MULTIPLE = 16  # 8 of the VAE times 2 of the DiT's patch
@@ -30,8 +31,7 @@ def resize_matrix(size_in: int, size_out: int, ratio: float | None = None) -> np
       size_in, size_out: numbers of pixels.
       ratio: input pixels per output pixel, where it is not size_in / size_out (a scale that does not divide).
     """
-    if size_in < 1 or size_out < 1:
-        raise ValueError(f'cannot resize {size_in} pixels to {size_out}: both must be at least 1')
+    require(size_in >= 1 and size_out >= 1, f'cannot resize {size_in} pixels to {size_out}: both must be at least 1')
     ratio = np.float32(size_in) / np.float32(size_out) if ratio is None else np.float32(ratio)
     half, one = np.float32(0.5), np.float32(1)
     centres = ratio * (np.arange(size_out, dtype=np.float32) + half)  # (1)
@@ -53,8 +53,7 @@ def resize(
       height, width: the output's size in pixels.
       ratio: input pixels per output pixel, one number or (height's, width's). None means input size / output size.
     """
-    if image_HWC.ndim < 3:
-        raise ValueError(f'expected (..., height, width, channels), got shape {image_HWC.shape}')
+    require(image_HWC.ndim >= 3, f'expected (..., height, width, channels), got shape {image_HWC.shape}')
     if not jnp.issubdtype(image_HWC.dtype, jnp.floating):
         raise ValueError(f'expected floating point values, got {image_HWC.dtype}; convert to float32 first')
     ratio_h, ratio_w = ratio if isinstance(ratio, tuple) else (ratio, ratio)
@@ -76,8 +75,7 @@ def downscale(image_HWC: jax.Array, factor: float) -> jax.Array:
 def round_to_multiple(size: float, multiple: int = MULTIPLE) -> int:
     """The largest multiple of `multiple` that is not larger than `size` (model guide 0)."""
     rounded = int(size) // multiple * multiple
-    if rounded < multiple:
-        raise ValueError(f'a side of {size} pixels is too small: at least {multiple} are needed')
+    require(rounded >= multiple, f'a side of {size} pixels is too small: at least {multiple} are needed')
     return rounded
 
 

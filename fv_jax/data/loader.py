@@ -23,6 +23,7 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import check_range
 from fv_jax.data.buckets import Schedule
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
@@ -67,8 +68,7 @@ class Shards:
 
     def __init__(self, paths: Sequence[str]):
         self._paths = [str(path) for path in paths]
-        if count_records(self._paths) == 0:
-            raise ValueError(f'no records in {", ".join(self._paths) or "an empty list of shards"}')
+        require(count_records(self._paths) != 0, f'no records in {", ".join(self._paths) or "an empty list of shards"}')
         self._source = grain.sources.ArrayRecordDataSource(self._paths)
 
     def __len__(self) -> int:
@@ -299,14 +299,11 @@ def _check(streams: Sequence[Stream], start_step: int, process: tuple[int, int])
             low = batch_size // count * count
             sizes = f'{low} or {low + count}' if low else f'{count}'
             raise ValueError(f'batch_size={batch_size}: does not divide over {count} processes; use {sizes}')
-    if not 0 <= index < count:
-        raise ValueError(f'process_index={index}: must be from 0 to {count - 1}')
-    if start_step < 0:
-        raise ValueError(f'start_step={start_step}: must be at least 0')
+    require(0 <= index < count, f'process_index={index}: must be from 0 to {count - 1}')
+    require(start_step >= 0, f'start_step={start_step}: must be at least 0')
     for stream in streams:
         for part in stream.parts:
-            if len(part) == 0:
-                raise ValueError(f'{part.name}: no records to draw batches from')
+            require(len(part) != 0, f'{part.name}: no records to draw batches from')
 
 
 def stack(elements: Sequence[dict[str, np.ndarray]]) -> Batch:

@@ -315,11 +315,12 @@ def heldout_batches(
     Raises ConfigError when the clips do not make up batches.
     """
     count = min(config.eval_clips, len(records))
-    if count % rows:
-        raise ConfigError(
-            f'config.data.eval_clips={config.eval_clips}: {count} of {len(records)} held-out clips do not make batches '
-            f'of {rows}; use a multiple of {rows}, or set config.loop.eval_every=0'
-        )
+    require(
+        count % rows == 0,
+        f'config.data.eval_clips={config.eval_clips}: {count} of {len(records)} held-out clips do not make batches '
+        f'of {rows}; use a multiple of {rows}, or set config.loop.eval_every=0',
+        ConfigError,
+    )
     one = LoaderConfig(batch_size=1, num_threads=0)
     share = rows // process[1]
     out = []

@@ -23,6 +23,7 @@ import fsspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write
 from fv_jax.core.hashing import fingerprint
@@ -51,8 +52,7 @@ def parse(names: str) -> list[tuple[str, float | None]]:
             value = float(weight)
         except ValueError:
             value = 0.0
-        if not 0 < value < float('inf'):
-            raise ConfigError(f'{part}: expected a weight above 0 after the @')
+        require(0 < value < float('inf'), f'{part}: expected a weight above 0 after the @', ConfigError)
         parts.append((name, value))
     weighted = [weight is not None for _, weight in parts]
     if any(weighted) and not all(weighted):
@@ -177,8 +177,7 @@ class ImageFolder:
 
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
-        if not self._folder.is_dir():
-            raise ValueError(f'{folder}: no such folder')
+        require(self._folder.is_dir(), f'{folder}: no such folder')
         files = sorted(path for path in self._folder.rglob('*') if path.suffix.lower() in PICTURES and path.is_file())
         self._files = [path for path in files if not path.name.startswith('.')]
         if not self._files:
@@ -249,8 +248,7 @@ def local_copy(url: str) -> str:
     except (ImportError, ValueError, OSError) as error:
         raise ValueError(f'{url}: cannot be read ({error})') from None
     wanted = {name: info for name, info in found.items() if name.endswith(('.array_record', '.json'))}
-    if not wanted:
-        raise ValueError(f'{url}: holds no shards')
+    require(wanted, f'{url}: holds no shards')
     folder = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / 'fv_jax_cache')
     folder = folder / fingerprint([url])
     folder.mkdir(parents=True, exist_ok=True)

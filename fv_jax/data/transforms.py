@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
@@ -61,8 +62,7 @@ def decode_video(record: Record, rng: np.random.Generator) -> Record:
     """
     del rng
     record = dict(record)
-    if 'video' not in record:
-        raise ValueError(f'the record has no video; it has {", ".join(sorted(record))}')
+    require('video' in record, f'the record has no video; it has {", ".join(sorted(record))}')
     video = record.pop('video')
     frames = video_io.decode(video).frames if isinstance(video, bytes) else np.asarray(video)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
@@ -89,8 +89,7 @@ class Window:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         video = record['video_FHWC']
         spare = len(video) - self.frames
-        if spare < 0:
-            raise ValueError(f'its video has {len(video)} frames, and {self.frames} are needed')
+        require(spare >= 0, f'its video has {len(video)} frames, and {self.frames} are needed')
         start = _offset(spare, rng if self.random else None)
         return record | {'video_FHWC': video[start : start + self.frames]}
 
@@ -240,6 +239,5 @@ def keep_arrays(record: Mapping[str, object], rng: np.random.Generator) -> Recor
     del rng
     renamed = {'text_LD' if key == 'text' else key: value for key, value in record.items()}
     for key in sorted(renamed.keys() & _STORED):
-        if not np.isfinite(np.asarray(renamed[key], np.float32)).all():
-            raise ValueError(f'{key} holds values that are not finite')
+        require(np.isfinite(np.asarray(renamed[key], np.float32)).all(), f'{key} holds values that are not finite')
     return {key: np.ascontiguousarray(v) for key, v in renamed.items() if isinstance(v, np.ndarray) and v.ndim > 1}

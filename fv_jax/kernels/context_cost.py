@@ -18,6 +18,7 @@ pass, 4.5 (1), twice (2), (4) and twice (3). Not counted: latency, and other tra
 import dataclasses
 from typing import NamedTuple
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.hardware import Chip
 
@@ -70,9 +71,10 @@ def choose(work: Work, chips: int, chip: Chip, *, heads: int | None = None, ring
     Raises ConfigError when there is none.
     """
     allowed = [m for m in methods(chips) if heads in (None, m.heads) and ring in (None, m.ring)]
-    if not allowed:
-        raise ConfigError(
-            f'config.parallel: attention over {chips} chips of the context axis cannot have heads={heads} and ring='
-            f'{ring}; heads must divide {chips}, and between the groups of one there is no ring'
-        )
+    require(
+        allowed,
+        f'config.parallel: attention over {chips} chips of the context axis cannot have heads={heads} and ring='
+        f'{ring}; heads must divide {chips}, and between the groups of one there is no ring',
+        ConfigError,
+    )
     return min(allowed, key=lambda method: seconds(method, work, chips, chip))

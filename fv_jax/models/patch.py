@@ -10,6 +10,7 @@ P a patch's features.
 from einops import rearrange
 
 from fv_jax.core.array_typing import Array, Float, typed
+from fv_jax.core.checks import require
 
 
 def patch_grid(shape_BFHWC: tuple[int, ...], patch: int) -> tuple[int, int, int]:
@@ -19,11 +20,11 @@ def patch_grid(shape_BFHWC: tuple[int, ...], patch: int) -> tuple[int, int, int]
       ValueError: height or width is not a multiple of the patch (the official code drops the rest).
     """
     _, frames, height, width, _ = shape_BFHWC
-    if height % patch or width % patch:
-        raise ValueError(
-            f'latents of {height}x{width} do not divide into {patch}x{patch} patches; use a height and a width '
-            f'that are multiples of {patch} (in pixels, of {patch} times the VAE stride)'
-        )
+    require(
+        height % patch == 0 and width % patch == 0,
+        f'latents of {height}x{width} do not divide into {patch}x{patch} patches; use a height and a width '
+        f'that are multiples of {patch} (in pixels, of {patch} times the VAE stride)',
+    )
     return frames, height // patch, width // patch
 
 

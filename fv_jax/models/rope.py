@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.core.array_typing import Array, Float, typed
+from fv_jax.core.checks import require
 
 BASE = 10000.0
 
@@ -40,10 +41,10 @@ def split_head(head_dim: int) -> tuple[int, int, int]:
     """
     t = head_dim // 4
     h = (head_dim - t) // 2
-    if head_dim % 4 or t % 2 or h % 2 or t + 2 * h != head_dim:
-        raise ValueError(
-            f'a head of {head_dim} channels does not split into even t | h | w parts; use a multiple of 16'
-        )
+    require(
+        head_dim % 4 == 0 and t % 2 == 0 and h % 2 == 0 and t + 2 * h == head_dim,
+        f'a head of {head_dim} channels does not split into even t | h | w parts; use a multiple of 16',
+    )
     return t, h, h
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fv_jax.core.checks import require
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, VAE
 
 ENCODE_CHUNKS = (17, 16)  # the first, every later one
@@ -79,8 +80,7 @@ def encode(vae: VAE, video_BFHWC: jax.Array, chunks: tuple[int, ...] | None = No
       ValueError: a length or a size that the VAE cannot take, chunks that do not add up.
     """
     frames = video_BFHWC.shape[1]
-    if not is_valid_length(frames):
-        raise ValueError(f'{frames} frames: the VAE takes 1 or 8k + 1; pad with pad_to_valid')
+    require(is_valid_length(frames), f'{frames} frames: the VAE takes 1 or 8k + 1; pad with pad_to_valid')
     check_size(*video_BFHWC.shape[2:4])
     chunks = chunk_sizes(frames, ENCODE_CHUNKS) if chunks is None else chunks
     _check(chunks, frames, TEMPORAL_FACTOR)
@@ -107,8 +107,7 @@ def decode(vae: VAE, z_BFHWC: jax.Array, chunks: tuple[int, ...] | None = None, 
     _, frames, _, width, _ = z_BFHWC.shape
     chunks = chunk_sizes(frames, DECODE_CHUNKS) if chunks is None else chunks
     _check(chunks, frames, DECODE_STEP)
-    if not 1 <= width_slices <= width:
-        raise ValueError(f"width_slices={width_slices}: must be from 1 to {width}, the latents' width")
+    require(1 <= width_slices <= width, f"width_slices={width_slices}: must be from 1 to {width}, the latents' width")
     if width_slices == 1:
         return _chunked(vae.decoder, z_BFHWC, chunks)
     overlap = SLICE_OVERLAP if width >= SLICE_OVERLAP * width_slices else 0

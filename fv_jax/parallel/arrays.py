@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fv_jax.core import axes
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.parallel.rules import Names, Placement
 
@@ -37,11 +38,12 @@ def process_rows(placement: Placement) -> tuple[int, int]:
     indices = placement.sharding((axes.ACT_BATCH,), (shards,), 'rows').addressable_devices_indices_map((shards,))
     mine = sorted({index.indices(shards)[0] for (index,) in indices.values()})
     first, count = mine[0], len(mine)
-    if mine != list(range(first, first + count)) or shards % count or first % count:
-        raise ConfigError(
-            f'config.parallel: this process would hold rows {mine} of every {shards}, which is not one part of equal '
-            'ones; let data x fsdp be a multiple of the processes, or context x tensor a multiple of their devices'
-        )
+    require(
+        mine == list(range(first, first + count)) and shards % count == 0 and first % count == 0,
+        f'config.parallel: this process would hold rows {mine} of every {shards}, which is not one part of equal '
+        'ones; let data x fsdp be a multiple of the processes, or context x tensor a multiple of their devices',
+        ConfigError,
+    )
     return first // count, shards // count
 
 

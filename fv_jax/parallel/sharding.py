@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from fv_jax.core import axes
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.hardware import chip_of
 from fv_jax.core.parallel_context import Rules
@@ -64,10 +65,11 @@ def context_method(placement: Placement, choice: ContextChoice, shape_BMNK: tupl
     work = Work(rows, tokens, heads, head_dim, itemsize, choice.training)
     device, ring = placement.mesh.devices.flat[0], choice.ring
     if BACKENDS[device.platform].part is None:
-        if ring:
-            raise ConfigError(
-                f'config.parallel.context_ring=True: no kernel for a {device.platform} can do it; set it to False'
-            )
+        require(
+            not ring,
+            f'config.parallel.context_ring=True: no kernel for a {device.platform} can do it; set it to False',
+            ConfigError,
+        )
         ring = False
     return choose(work, placement.shards(axes.ACT_TOKENS), chip_of(device.device_kind), heads=choice.heads, ring=ring)
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.hashing import fingerprint
 from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint, TextEncoderKind, Truncation, check_text
@@ -42,8 +43,7 @@ class HashTextEncoder:
         length: tokens, and so words, of a text.
         dim: their width, a multiple of 8.
         """
-        if length < 1:
-            raise ConfigError(f'length={length}: must be at least 1')
+        require(length >= 1, f'length={length}: must be at least 1', ConfigError)
         if dim < 8 or dim % 8:
             raise ConfigError(f'dim={dim}: must be a multiple of 8; use {max(dim // 8 * 8, 8)} or {dim // 8 * 8 + 8}')
         self.fingerprint = TextEncoderFingerprint(fingerprint([f'{_VERSION}, {length} x {dim}']), length, dim)

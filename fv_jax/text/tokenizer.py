@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from fv_jax.core.checks import require
 from fv_jax.text.encoder import Truncation, check_text
 
 PAD, EOS = 0, 1
@@ -33,8 +34,7 @@ class Tokenizer:
         Raises:
           ValueError: this is no SentencePiece model, or not one of T5's kind.
         """
-        if length < 1:
-            raise ValueError(f'length={length}: must be at least 1, the end of the text')
+        require(length >= 1, f'length={length}: must be at least 1, the end of the text')
         self.length = length
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -43,8 +43,7 @@ class Tokenizer:
             raise ValueError('not a SentencePiece model, or damaged; download it again') from None
         self.vocab_size = self._processor.vocab_size()
         found = self._processor.pad_id(), self._processor.eos_id()
-        if found != (PAD, EOS):
-            raise ValueError(f'not a tokenizer of T5: padding and end are {found}, and should be {(PAD, EOS)}')
+        require(found == (PAD, EOS), f'not a tokenizer of T5: padding and end are {found}, and should be {(PAD, EOS)}')
 
     @classmethod
     def open(cls, path: str | Path, length: int = OFFICIAL_LENGTH) -> 'Tokenizer':

@@ -7,6 +7,7 @@ from typing import Literal
 from flax import nnx
 
 from fv_jax.core import files
+from fv_jax.core.checks import require
 from fv_jax.models.dit import DiT
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
@@ -83,8 +84,7 @@ def load_vae(name: str) -> VAE:
     """
     path = vae_path(name)
     network = single_file.load(path) if single_file.kind_of(path) else load_official(path)
-    if not isinstance(network, VAE):
-        raise ValueError(f'{name}: holds a {type(network).__name__}, not a VAE')
+    require(isinstance(network, VAE), f'{name}: holds a {type(network).__name__}, not a VAE')
     return network
 
 
@@ -98,6 +98,5 @@ def vae_digest(name: str) -> str:
     else:
         source = reader.open_source(path)
         config, values = source.config, source.parameters
-    if not isinstance(config, VAEConfig):
-        raise ValueError(f'{name}: holds a DiT, not a VAE')
+    require(isinstance(config, VAEConfig), f'{name}: holds a DiT, not a VAE')
     return params_fingerprint(values())

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, add_lora
@@ -54,8 +55,7 @@ def _read(path: str | Path, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
         start_as = 'stage2' if wanted.embed_noise_augmentation_timestep else 'stage1'
         source = reader.open_source(path, param_dtype=wanted.param_dtype, start_as=start_as)
         there, values = source.config, source.parameters
-    if not isinstance(there, DiTConfig):
-        raise ValueError(f'{path}: holds a VAE, not a DiT')
+    require(isinstance(there, DiTConfig), f'{path}: holds a VAE, not a DiT')
     return there, values()
 
 
@@ -63,16 +63,16 @@ def _check_sizes(path: str | Path, there: DiTConfig, wanted: DiTConfig) -> None:
     names = [field.name for field in dataclasses.fields(DiTConfig) if field.name not in _CHOICES]
     pairs = [(name, getattr(wanted, name), getattr(there, name)) for name in names]
     different = [f'{name}={ours} here and {theirs} there' for name, ours, theirs in pairs if ours != theirs]
-    if different:
-        raise ConfigError(f'{path}: holds another network: {"; ".join(different)}')
+    require(not different, f'{path}: holds another network: {"; ".join(different)}', ConfigError)
 
 
 def _check_lora(path: str | Path, there: LoRAConfig, wanted: LoRAConfig) -> None:
-    if there.rank != wanted.rank or set(there.targets) != set(wanted.targets):
-        raise ConfigError(
-            f'lora.rank={wanted.rank}, lora.targets={wanted.targets}: {path} has rank {there.rank} on '
-            f'{", ".join(there.targets)}; take these, or a file in which LoRA is merged (fv_jax.convert --lora merge)'
-        )
+    require(
+        there.rank == wanted.rank and set(there.targets) == set(wanted.targets),
+        f'lora.rank={wanted.rank}, lora.targets={wanted.targets}: {path} has rank {there.rank} on '
+        f'{", ".join(there.targets)}; take these, or a file in which LoRA is merged (fv_jax.convert --lora merge)',
+        ConfigError,
+    )
 
 
 def _rescaled(values: Parameters, lora: LoRAConfig) -> Parameters:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from fv_jax.core.checks import require
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
@@ -39,8 +40,7 @@ def open_folder(folder: Path, dtype: DtypeName, text: TextConfig | None) -> Offi
     """
     wanted = [STAGE1, STAGE2, VAE_FILE]
     wanted += [] if text else [f'{T5_FOLDER}/{name}' for name in (t5_folder.CONFIG, SPIECE)]
-    if not folder.is_dir():
-        raise FileNotFoundError(f'{folder}: no such folder; it should hold {", ".join(wanted)}')
+    require(folder.is_dir(), f'{folder}: no such folder; it should hold {", ".join(wanted)}', FileNotFoundError)
     if missing := [name for name in wanted if not (folder / name).exists()]:
         raise FileNotFoundError(f'{folder}: has no {", ".join(missing)}')
     text = text or TextConfig(str(folder / T5_FOLDER), dtype=dtype)
@@ -62,8 +62,7 @@ def open_folder(folder: Path, dtype: DtypeName, text: TextConfig | None) -> Offi
 def _opened(path: Path, dtype: DtypeName, is_second: bool) -> tuple[DiTConfig, Callable[[], DiT]]:
     """The network in an official file, with its LoRA merged: its config, and what reads it."""
     source = reader.open_source(path, param_dtype=dtype)
-    if not isinstance(source.config, DiTConfig):
-        raise ValueError(f'{path}: holds a VAE, not a DiT')
+    require(isinstance(source.config, DiTConfig), f'{path}: holds a VAE, not a DiT')
     if source.config.embed_noise_augmentation_timestep != is_second:
         raise ValueError(f'{path}: holds stage {1 if is_second else 2}, not stage {2 if is_second else 1}')
     values, config = official_dit.fold_lora(source.parameters(), dataclasses.replace(source.config, dtype=dtype))

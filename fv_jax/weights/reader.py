@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from fv_jax.core.abstract_module import abstract
+from fv_jax.core.checks import require
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
@@ -112,8 +113,7 @@ def _tensors(path: Path) -> tuple[str, Tensors]:
         found = [(kind, contents) for kind, is_kind in kinds if is_kind(contents)]
     else:
         contents = torch_zip.read(path)
-        if not isinstance(contents, dict):
-            raise ValueError(f'{path}: holds a {type(contents).__name__}, not an official checkpoint')
+        require(isinstance(contents, dict), f'{path}: holds a {type(contents).__name__}, not an official checkpoint')
         inner = [(kind, contents.get(OUTER[kind]), is_kind) for kind, is_kind in kinds]
         found = [(kind, tensors) for kind, tensors, is_kind in inner if isinstance(tensors, dict) and is_kind(tensors)]
     if not found:

@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import save
 
 from fv_jax.core import config as config_lib
+from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
@@ -60,8 +61,7 @@ def config_of(path: Path | str) -> VAEConfig | DiTConfig:
     """Of the network in such a file. Raises FileNotFoundError, or ValueError when the file is not one."""
     known = metadata(path)
     kind = next((kind for kind in _KINDS if kind in known), None)
-    if kind is None:
-        raise ValueError(f'{path}: holds no network of this project')
+    require(kind is not None, f'{path}: holds no network of this project')
     config: Any = config_lib.build(_KINDS[kind], parse_json(known[kind]), kind)
     return config
 

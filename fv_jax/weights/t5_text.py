@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fv_jax.core import config as config_lib
+from fv_jax.core.checks import require
 from fv_jax.core.hashing import fingerprint
 from fv_jax.text import tokenizer
 from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint, TextEncoderKind
@@ -27,15 +28,14 @@ def open_folder(config: TextConfig) -> T5Encoder:
       ValueError: the folder does not hold a whole T5 v1.1 and its tokenizer.
     """
     folder = Path(config.encoder)
-    if not (folder / SPIECE).is_file():
-        raise FileNotFoundError(f'{folder}: holds no {SPIECE}, the tokenizer')
+    require((folder / SPIECE).is_file(), f'{folder}: holds no {SPIECE}, the tokenizer', FileNotFoundError)
     tokens = Tokenizer.open(folder / SPIECE, _length(config))
     sizes = t5_folder.read_config(folder)
-    if tokens.vocab_size > sizes.vocab_size:
-        raise ValueError(
-            f'{folder}: the tokenizer has {tokens.vocab_size} ids and the network {sizes.vocab_size}; they are not '
-            'of one model'
-        )
+    require(
+        tokens.vocab_size <= sizes.vocab_size,
+        f'{folder}: the tokenizer has {tokens.vocab_size} ids and the network {sizes.vocab_size}; they are not '
+        'of one model',
+    )
     model = t5_folder.load(folder, dtype=config.dtype, param_dtype=config.dtype)
     return T5Encoder(model, tokens, read_fingerprint(config), masked=config.masked)
 

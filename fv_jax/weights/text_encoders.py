@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.text import hash_encoder
 from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint, TextEncoderKind
@@ -59,8 +60,7 @@ def text_fingerprint(config: TextConfig) -> TextEncoderFingerprint:
 
 
 def _checked_kind(config: TextConfig) -> TextEncoderKind:
-    if not config.encoder:
-        raise ValueError(f"encoder='': no text encoder is named; use {CHOICES}")
+    require(config.encoder, f"encoder='': no text encoder is named; use {CHOICES}")
     if config.encoder not in NAMED and not Path(config.encoder).is_dir():
         raise FileNotFoundError(f'{config.encoder}: no such folder; a text encoder is {CHOICES}')
     return kind_of(config)

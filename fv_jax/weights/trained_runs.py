@@ -16,6 +16,7 @@ import jax
 from fv_jax import weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.models.vae import compute_in
@@ -63,11 +64,12 @@ def frozen_vae(config: registry.StageConfig, placement: Placement | None = None)
         return None
     vae = compute_in(weights.load_vae(config.vae), config.vae_dtype)
     there, wanted = vae.config.latent_channels, config.dit.latent_channels
-    if there != wanted:
-        raise ConfigError(
-            f'config.stage.vae={config.vae}: its latents have {there} channels, and config.stage.dit.latent_channels='
-            f'{wanted}; set that to {there} or name another VAE'
-        )
+    require(
+        there == wanted,
+        f'config.stage.vae={config.vae}: its latents have {there} channels, and config.stage.dit.latent_channels='
+        f'{wanted}; set that to {there} or name another VAE',
+        ConfigError,
+    )
     return jit_vae(vae, placement)
 
 

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import scipy.special
 
+from fv_jax.core.checks import require
+
 Profile = Literal['gaussian', 'generalized', 'plateau']
 
 
@@ -51,8 +53,7 @@ def separated(kernel_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _offsets(size: int) -> tuple[np.ndarray, np.ndarray]:
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f'a kernel of {size} pixels has no centre: its size must be odd')
+    require(size >= 1 and size % 2 != 0, f'a kernel of {size} pixels has no centre: its size must be odd')
     half = size // 2
     return np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
 

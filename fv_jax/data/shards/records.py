@@ -33,6 +33,7 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
 
 SUFFIX = '.array_record'
@@ -54,8 +55,7 @@ def decode_record(data: bytes) -> Record:
         packed = msgpack.unpackb(data, raw=False)
     except (ValueError, msgpack.UnpackException) as error:
         raise ValueError(f'not a record: {error or type(error).__name__}') from None
-    if not isinstance(packed, dict):
-        raise ValueError(f'not a record: expected a map, found {type(packed).__name__}')
+    require(isinstance(packed, dict), f'not a record: expected a map, found {type(packed).__name__}')
     return {key: _unpack(key, value) for key, value in packed.items()}
 
 
@@ -83,8 +83,7 @@ def _unpack(key: str, value: Any) -> Any:
     name, shape, data = value['dtype'], value['shape'], value['data']
     if not (isinstance(name, str) and isinstance(data, bytes) and isinstance(shape, list)):
         raise ValueError(f'record[{key!r}]: not an array')
-    if not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise ValueError(f'record[{key!r}]: not an array')
+    require(all(isinstance(side, int) and side >= 0 for side in shape), f'record[{key!r}]: not an array')
     return np.frombuffer(bytearray(data), _dtype(key, name)).reshape(shape)
 
 
@@ -129,12 +128,10 @@ def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
       ValueError: no such folder, no such shards, or a shard of a set is missing.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f'{folder}: no such folder')
+    require(folder.is_dir(), f'{folder}: no such folder')
     matches = [(path, _SHARD.fullmatch(path.name)) for path in sorted(folder.iterdir())]
     found = [(path, m) for path, m in matches if m and name in (None, m['name'])]
-    if not found:
-        raise ValueError(f'{folder}: holds no {name + "-" if name else ""}*{SUFFIX} shards; `prepare` writes them')
+    require(found, f'{folder}: holds no {name + "-" if name else ""}*{SUFFIX} shards; `prepare` writes them')
     sets: dict[tuple[str, int], set[int]] = {}
     for _, m in found:
         sets.setdefault((m['name'], int(m['count'])), set()).add(int(m['index']))
@@ -173,8 +170,7 @@ def index_of(shard: str | Path) -> dict[str, Any]:
         found = parse_json(index.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{index}: cannot be read: {error}') from None
-    if not isinstance(found, dict):
-        raise ValueError(f'{index}: is a {type(found).__name__}, and should be a map')
+    require(isinstance(found, dict), f'{index}: is a {type(found).__name__}, and should be a map')
     for key, fits in _INDEX.items():
         if found.get(key) is not None and not fits(found[key]):
             raise ValueError(f'{index}: its {key!r} is not what `prepare` writes')
@@ -213,8 +209,7 @@ def count_records(shards: Sequence[str | Path]) -> int:
 
 
 def _open(shard: str | Path) -> array_record_module.ArrayRecordReader:
-    if not Path(shard).is_file():
-        raise ValueError(f'{shard}: no such shard')
+    require(Path(shard).is_file(), f'{shard}: no such shard')
     try:
         reader = array_record_module.ArrayRecordReader(str(shard))
         if not reader.ok():
@@ -257,8 +252,7 @@ class RecordWriter:
         Raises:
           ValueError: there are shards of this name and they may not be overwritten.
         """
-        if shard_records < 1:
-            raise ValueError(f'shard_records={shard_records}: must be at least 1')
+        require(shard_records >= 1, f'shard_records={shard_records}: must be at least 1')
         self.summary: dict[str, Any] = {}
         self._folder, self._name, self._shard_records = Path(folder), name, shard_records
         self._counts: list[int] = []

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.data import sources
 from fv_jax.data.loader import Shards, Source
@@ -84,13 +85,15 @@ def check(
         )
     whose, wanted = (config.encoder, own) if own else next(iter(given.items()))
     for name, fingerprint in given.items():
-        if fingerprint != wanted:
-            raise ConfigError(
-                f'{name}: its text embeddings are of encoder {fingerprint}, those of {whose} are of {wanted}; prepare '
-                'the clips with one encoder, and name that one in config.stage.text'
-            )
-    if wanted.dim != text_dim:
-        raise ConfigError(
-            f'config.stage.dit.text_dim={text_dim}: the text embeddings of {config.encoder} are {wanted.dim} wide'
+        require(
+            fingerprint == wanted,
+            f'{name}: its text embeddings are of encoder {fingerprint}, those of {whose} are of {wanted}; prepare '
+            'the clips with one encoder, and name that one in config.stage.text',
+            ConfigError,
         )
+    require(
+        wanted.dim == text_dim,
+        f'config.stage.dit.text_dim={text_dim}: the text embeddings of {config.encoder} are {wanted.dim} wide',
+        ConfigError,
+    )
     return wanted

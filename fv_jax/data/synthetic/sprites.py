@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.data.shards.records import Record
 from fv_jax.data.synthetic import sprite_drawing
@@ -207,8 +208,7 @@ class SpriteClips:
         seed: int = 0,
         smallest_height: int | None = None,
     ):
-        if count < 1:
-            raise ConfigError(f'{count} clips of sprites: must be at least 1')
+        require(count >= 1, f'{count} clips of sprites: must be at least 1', ConfigError)
         if 2 * size[2] < size[1]:
             raise ConfigError(f'height={size[1]}, width={size[2]}: sprites need a width of at least half the height')
         self._key = (seed, ('train', 'heldout').index(split))
@@ -296,7 +296,6 @@ def heldout_prompts(count: int, *, seed: int = 0) -> list[Scene]:
     Raises ValueError for more than there are held-out combinations.
     """
     available = len(heldout_combinations())
-    if not 1 <= count <= available:
-        raise ValueError(f'count={count}: there are 1 to {available} held-out combinations')
+    require(1 <= count <= available, f'count={count}: there are 1 to {available} held-out combinations')
     clips = SpriteClips('heldout', count, FINAL, seed=seed)
     return [clips.scene(i) for i in range(count)]

@@ -203,8 +203,7 @@ def cut(
             start, _ = waiting.pop()
             yield _record(frames, start, planned.fps, config)
             frames = []
-    if waiting:
-        raise ValueError(f'{path}: gave fewer frames than when it was first read; was it changed?')
+    require(not waiting, f'{path}: gave fewer frames than when it was first read; was it changed?')
 
 
 def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfig) -> Record | None:

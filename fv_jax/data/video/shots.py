@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
+from fv_jax.core.checks import require
 from fv_jax.data.video import video_io
 
 Detector = Literal['adaptive', 'content', 'none']
@@ -60,8 +61,7 @@ def scan(
             bgr = np.ascontiguousarray(frame.pixels(size)[..., ::-1])
             cuts += detect.process_frame(FrameTimecode(index, rate), bgr)
         on_frame()
-    if not seconds:
-        raise ValueError(f'{path}: holds no frames')
+    require(seconds, f'{path}: holds no frames')
     if detect is not None:
         cuts += detect.post_process(FrameTimecode(len(seconds) - 1, rate))
     bounds = [0, *sorted({cut.frame_num for cut in cuts} - {0}), len(seconds)]

@@ -15,6 +15,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
+from fv_jax.core.checks import require
 from fv_jax.core.files import atomic_write
 
 Source = str | Path | bytes
@@ -90,10 +91,8 @@ def _open(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vide
         # A cover picture of an audio file is a video stream too, but not film.
         cover = av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & cover]
-        if not streams:
-            raise ValueError(f'{name}: has no video stream')
-        if streams[0].codec_context is None:
-            raise ValueError(f'{name}: its video is in a format that cannot be decoded here')
+        require(streams, f'{name}: has no video stream')
+        require(streams[0].codec_context is not None, f'{name}: its video is in a format that cannot be decoded here')
         _check_complete(source, streams[0])
         yield container, streams[0]
 
@@ -135,8 +134,7 @@ def _decoded(name: str, container: av.container.InputContainer, stream: av.Video
     try:
         for frame in container.decode(stream):
             # The decoder conceals missing data; a clip with a grey or smeared frame is not what was filmed.
-            if frame.is_corrupt:
-                raise ValueError(f'{name}: damaged at frame {count}')
+            require(not frame.is_corrupt, f'{name}: damaged at frame {count}')
             yield frame
             count += 1
     except av.FFmpegError as error:
@@ -250,8 +248,7 @@ def read_comment(source: Source) -> str:
 def _write(
     target: str | io.BytesIO, frames: Iterable[np.ndarray], fps: float | Fraction, crf: float, preset: str, comment: str
 ) -> None:
-    if not fps > 0:
-        raise ValueError(f'fps={fps}: must be above 0')
+    require(fps > 0, f'fps={fps}: must be above 0')
     # A BytesIO has no name to tell the format by, a path may have an unusual one.
     with av.open(target, 'w', format='mp4') as container:
         if comment:
@@ -272,8 +269,7 @@ def _write(
                 raise ValueError(f'frame {index} is {height}x{width}, the first {stream.height}x{stream.width}')
             for packet in stream.encode(to_yuv(frame)):
                 container.mux(packet)
-        if stream is None:
-            raise ValueError('cannot encode a video of no frames')
+        require(stream is not None, 'cannot encode a video of no frames')
         for packet in stream.encode():
             container.mux(packet)
 

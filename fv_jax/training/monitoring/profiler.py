@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,7 @@ class ProfileSteps:
     def parse(cls, text: str) -> 'ProfileSteps':
         """'10:13' or '10'. Raises ConfigError."""
         match = re.fullmatch(r'(\d+)(?::(\d+))?', text)
-        if match is None:
-            raise ConfigError(f'--profile-steps={text}: must be FIRST:LAST, as in 10:13')
+        require(match is not None, f'--profile-steps={text}: must be FIRST:LAST, as in 10:13', ConfigError)
         first, last = int(match[1]), int(match[2] or match[1])
         if not 1 <= first <= last < first + MOST_STEPS:
             raise ConfigError(f'--profile-steps={text}: must be from 1 on, upwards, at most {MOST_STEPS} steps')

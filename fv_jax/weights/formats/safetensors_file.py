@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
 from fv_jax.weights.formats.memory_map import MappedFile, StoredTensor, contiguous
 from fv_jax.weights.formats.torch_zip import TensorSpec
@@ -55,8 +56,7 @@ def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         header = parse_json(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
     except ValueError:
         header = None
-    if not isinstance(header, dict):
-        raise ValueError(f'{path}: not a safetensors file, or cut short ({len(file.bytes)} bytes)')
+    require(isinstance(header, dict), f'{path}: not a safetensors file, or cut short ({len(file.bytes)} bytes)')
     metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f'{path}: its metadata is no map of texts; the file is damaged, download it again')
@@ -67,15 +67,14 @@ def _tensor(path: Path, file: MappedFile, start: int, key: str, entry: Any) -> S
     name, shape, offsets = (entry.get(k) for k in _ENTRY) if isinstance(entry, dict) else (None, None, None)
     if not isinstance(name, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f'{path}: {key} has no {", ".join(_ENTRY)} as it should; download the file again')
-    if name not in _DTYPES:
-        raise ValueError(f'{path}: {key} is of type {name}; known are {", ".join(_DTYPES)}')
+    require(name in _DTYPES, f'{path}: {key} is of type {name}; known are {", ".join(_DTYPES)}')
     dtype, shape, (first, last) = _DTYPES[name], tuple(shape), offsets
     elements = math.prod(shape)
-    if last - first != elements * dtype.itemsize or start + last > len(file.bytes):
-        raise ValueError(
-            f'{path}: {key} of shape {shape} ends at byte {start + last} of {len(file.bytes)}; the file is damaged or '
-            'cut short, download it again'
-        )
+    require(
+        last - first == elements * dtype.itemsize and start + last <= len(file.bytes),
+        f'{path}: {key} of shape {shape} ends at byte {start + last} of {len(file.bytes)}; the file is damaged or '
+        'cut short, download it again',
+    )
     return contiguous(file.storage(start + first, dtype, elements), shape)
 
 
@@ -94,8 +93,7 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
     indexes, files = sorted(folder.glob(INDEX)), sorted(folder.glob('*.safetensors'))
     if len(indexes) == 1:
         return _indexed(indexes[0])
-    if not files:
-        raise FileNotFoundError(f'{folder}: holds no .safetensors file')
+    require(files, f'{folder}: holds no .safetensors file', FileNotFoundError)
     if len(indexes) > 1 or len(files) > 1:
         names = ', '.join(path.name for path in indexes or files)
         raise ValueError(f'{folder}: holds {names}; keep those of one variant')

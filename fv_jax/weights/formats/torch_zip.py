@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.weights.formats.memory_map import MappedFile, Storage, StoredTensor
 
 _DTYPES = {
@@ -91,33 +92,37 @@ class _Storages:
         info = self.members.get(name)
         if info is None:
             raise _RefusedError(f'{self.path}: {name} is missing from the archive; download the file again')
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise _RefusedError(
-                f'{self.path}: {name} is compressed; re-save the file with torch.save, which does not compress'
-            )
+        require(
+            info.compress_type == zipfile.ZIP_STORED,
+            f'{self.path}: {name} is compressed; re-save the file with torch.save, which does not compress',
+            _RefusedError,
+        )
         start = info.header_offset
         header = self.file.bytes[start : start + _LOCAL_HEADER_BYTES].tobytes()
-        if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_LOCAL_HEADER_MAGIC):
-            raise _RefusedError(
-                f'{self.path}: no header for {name} at byte {start}; the file is damaged, download it again'
-            )
+        require(
+            len(header) >= _LOCAL_HEADER_BYTES and header.startswith(_LOCAL_HEADER_MAGIC),
+            f'{self.path}: no header for {name} at byte {start}; the file is damaged, download it again',
+            _RefusedError,
+        )
         name_bytes, extra_bytes = struct.unpack_from('<HH', header, 26)
         start += _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-        if start + info.file_size > len(self.file.bytes):
-            raise _RefusedError(
-                f'{self.path}: {name} ends at byte {start + info.file_size} of {len(self.file.bytes)}; the file is '
-                'cut short, download it again'
-            )
+        require(
+            start + info.file_size <= len(self.file.bytes),
+            f'{self.path}: {name} ends at byte {start + info.file_size} of {len(self.file.bytes)}; the file is '
+            'cut short, download it again',
+            _RefusedError,
+        )
         return start, info.file_size
 
     def storage(self, key: str, dtype: np.dtype, elements: int) -> Storage:
         """Storage `key` as `elements` values of `dtype`."""
         start, size = self.member(f'{self.root}data/{key}')
-        if size != elements * dtype.itemsize:
-            raise _RefusedError(
-                f'{self.path}: storage {key} has {size} bytes where {elements} values of {dtype} need '
-                f'{elements * dtype.itemsize}; the file is damaged, download it again'
-            )
+        require(
+            size == elements * dtype.itemsize,
+            f'{self.path}: storage {key} has {size} bytes where {elements} values of {dtype} need '
+            f'{elements * dtype.itemsize}; the file is damaged, download it again',
+            _RefusedError,
+        )
         return self.file.storage(start, dtype, elements)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
 from fv_jax.models.dit import HEAD_NORM_EPS, DiTConfig
 from fv_jax.models.vae import TEMPORAL_FACTOR, VAEConfig
@@ -195,8 +196,7 @@ def _differences(values: Mapping[str, Any], must: Mapping[str, Any]) -> list[str
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
-    if problems:
-        raise ValueError(f'{folder}: a CogVideoX that our networks cannot hold: {"; ".join(problems)}')
+    require(not problems, f'{folder}: a CogVideoX that our networks cannot hold: {"; ".join(problems)}')
 
 
 # --- names ---

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from fv_jax.core.abstract_module import abstract
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write, parse_json
 from fv_jax.models.layers import DtypeName
@@ -114,8 +115,7 @@ def read_config(folder: str | Path) -> T5Config:
             f"and should be 't5' and {_GATED_GELU!r}"
         )
     missing = [key for key, ours in _FIELDS.items() if key not in values and ours not in _OPTIONAL]
-    if missing:
-        raise ValueError(f'{path}: has no {", ".join(missing)}')
+    require(not missing, f'{path}: has no {", ".join(missing)}')
     try:
         return T5Config(**{ours: values[key] for key, ours in _FIELDS.items() if key in values})
     except (ConfigError, TypeError) as error:
@@ -168,8 +168,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = parse_json(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{path}: not JSON ({error})') from None
-    if not isinstance(values, dict):
-        raise ValueError(f'{path}: expected a map, found a {type(values).__name__}')
+    require(isinstance(values, dict), f'{path}: expected a map, found a {type(values).__name__}')
     return values
 
 
