@@ -7,6 +7,7 @@ from typing import Any
 
 from fv_jax import weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.parallel_context import Rules
 from fv_jax.diffusion.time_grids import Numerics
@@ -153,11 +154,12 @@ def _runs(folder: str | Path) -> list[Path]:
         return [path]
     found = [path / name for name in STAGES if (path / name / FOLDER).is_dir()]
     found += [path / f'{name}{SUFFIX}' for name in STAGES if (path / f'{name}{SUFFIX}').is_file()]
-    if not found:
-        raise CheckpointError(
-            f'{folder}: holds no checkpoints (expected {FOLDER!r} in it, or runs called {" and ".join(STAGES)}, as '
-            f'folders or {SUFFIX} files)'
-        )
+    require(
+        found,
+        f'{folder}: holds no checkpoints (expected {FOLDER!r} in it, or runs called {" and ".join(STAGES)}, as '
+        f'folders or {SUFFIX} files)',
+        CheckpointError,
+    )
     return found
 
 

@@ -33,8 +33,8 @@ import tqdm
 from fv_jax import weights
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
-from fv_jax.core.checks import require
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, read_config
+from fv_jax.core.checks import error_context, require
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.data.shards.records import Record, RecordWriter
 from fv_jax.data.transforms import to_float
@@ -123,10 +123,8 @@ def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
     """The encoder that the config asks for, opened before anything is read, so that a wrong one is found at once."""
     if not config.text.encoder:
         return None
-    try:
+    with error_context('--config.text.encoder: ', (FileNotFoundError, ValueError), UsageError):
         return open_text_encoder(config.text)
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f'--config.text.encoder: {format_error(error)}') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +149,9 @@ def _latents(config: clips.LatentsConfig) -> _Latents | None:
     """What the config asks for, opened before anything is read, so that a wrong file is found at once."""
     if not config.vae:
         return None
-    try:
+    with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
         vae = jit_vae(weights.load_vae(config.vae))
         stamp = latent_cache.vae_stamp(weights.vae_digest(config.vae))
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f'--config.latents.vae: {format_error(error)}') from None
     return _Latents(config, vae, stamp)
 
 
@@ -164,11 +160,9 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     files = _films(arguments.input, arguments.output)
     tally = _Tally()
     encoder, latents = _text_encoder(config), _latents(config.latents)
-    try:
+    with error_context('', error=UsageError):
         texts = _texts(files, root, tally)
         writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     with writer, _Progress(files) as progress:
         for path in texts:
             name = path.relative_to(root).as_posix()
@@ -236,12 +230,10 @@ class _Caption:
         fields: Record = {} if self.text is None else {'caption': self.text}
         if self.encoder is None:
             return fields
-        try:
+        with error_context('its caption cannot be encoded: '):
             embedding = embed_caption(self.encoder, self.text)
-        except ValueError as error:
-            raise ValueError(f'its caption cannot be encoded: {error}') from None
-        if not np.isfinite(embedding).all():
-            raise ValueError('the embedding of its caption is not finite, or beyond what float16 can hold')
+        finite = np.isfinite(embedding).all()
+        require(finite, 'the embedding of its caption is not finite, or beyond what float16 can hold')
         return fields | {'text': embedding}
 
 

@@ -33,6 +33,7 @@ from fv_jax import api
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, throughput
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import Override, Parser, UsageError, override, parse_size
 from fv_jax.core.commands import run_command
 from fv_jax.core.resize import check_multiple, output_size
@@ -181,12 +182,9 @@ def _check(mode: str, arguments: argparse.Namespace) -> None:
 
 def _check_file(output: Path, overwrite: bool, flag: str = '--output=') -> None:
     """That an mp4 may be written there."""
-    if output.suffix.lower() != SUFFIX:
-        raise UsageError(f'{flag}{output}: must end in {SUFFIX}')
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f'{flag}{output}: there is no folder {output.parent}')
-    if output.is_dir():
-        raise UsageError(f'{flag}{output}: is a folder')
+    require(output.suffix.lower() == SUFFIX, f'{flag}{output}: must end in {SUFFIX}', UsageError)
+    require(output.absolute().parent.is_dir(), f'{flag}{output}: there is no folder {output.parent}', UsageError)
+    require(not output.is_dir(), f'{flag}{output}: is a folder', UsageError)
     if output.exists() and not overwrite:
         raise UsageError(f'{flag}{output}: is there already; choose another name or give --overwrite')
     _check_writable(output.absolute().parent, f'{flag}{output}')
@@ -199,8 +197,7 @@ def _check_run(output: Path, overwrite: bool) -> None:
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise UsageError(f'--output={output}: is not empty; choose another folder or give --overwrite')
     folder = output if output.is_dir() else output.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f'--output={output}: there is no folder {output.parent}')
+    require(folder.is_dir(), f'--output={output}: there is no folder {output.parent}', UsageError)
     _check_writable(folder, f'--output={output}')
 
 
@@ -213,10 +210,8 @@ def _check_writable(folder: Path, what: str) -> None:
 
 def _usage(flag: str, check: Callable[[], T]) -> T:
     """What `check` returns; its ValueError as a wrong use of the flag."""
-    try:
+    with error_context(flag, error=UsageError):
         return check()
-    except ValueError as error:
-        raise UsageError(f'{flag}{error}') from None
 
 
 def _open_pipeline(arguments: argparse.Namespace, origin: Origin | None = None) -> api.FlashVideo:
@@ -352,10 +347,8 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int,
         height, width = parse_size('--size', arguments.size)
         return check_multiple('--size: height', height), check_multiple('--size: width', width)
     scale = arguments.scale or SCALE
-    try:
+    with error_context(f'--scale={float(scale):g}: of {info.height}x{info.width}, ', error=UsageError):
         size = output_size(info.height, info.width, scale)
-    except ValueError as error:
-        raise UsageError(f'--scale={float(scale):g}: of {info.height}x{info.width}, {error}') from None
     exact = scale * info.height, scale * info.width
     if size != exact:
         height, width = (f'{float(side):g}' for side in exact)
@@ -367,8 +360,7 @@ def _peek(run: Path, step: int | None) -> tuple[int, int]:
     """The checkpoint's step and the model's frames, before anything large is read."""
     meta = Checkpoints(run, read_only=True).meta(step)
     kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
-    if kind != 'superres':
-        raise UsageError(f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance")
+    require(kind == 'superres', f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance", UsageError)
     if not isinstance(frames, int):
         raise ValueError(f'{run}: its configuration does not say how many frames its clips have (data.frames)')
     return meta['step'], frames

@@ -1,7 +1,21 @@
 """Checks of values from outside that read as what must hold."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 def require(condition: object, message: str, error: type[Exception] = ValueError) -> None:
     """Raises `error(message)` unless the condition holds. The message says value, limit and fix."""
     if not condition:
         raise error(message)
+
+
+@contextlib.contextmanager
+def error_context(
+    prefix: str, catch: type[Exception] | tuple[type[Exception], ...] = ValueError, error: type[Exception] = ValueError
+) -> Iterator[None]:
+    """Raises an error of the types `catch` as `error`, its message in one line and after `prefix`."""
+    try:
+        yield
+    except catch as caught:
+        raise error(f'{prefix}{" ".join(str(caught).split()) or type(caught).__name__}') from None

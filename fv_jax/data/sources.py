@@ -23,7 +23,7 @@ import fsspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write
 from fv_jax.core.hashing import fingerprint
@@ -189,11 +189,9 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Record:
         path = self._files[index]
-        try:
-            with _open(path) as image:
-                frame = np.asarray(image.convert('RGB'))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f'{path}: not a picture that can be read ({error})') from None
+        unreadable = OSError, SyntaxError, Image.DecompressionBombError
+        with error_context(f'{path}: not a picture that can be read: ', unreadable), _open(path) as image:
+            frame = np.asarray(image.convert('RGB'))
         record = {'video': frame[None], 'fps': 1.0, 'frames': 1, 'height': frame.shape[0], 'width': frame.shape[1]}
         caption = self._captions.of(path)
         return record | {'source': path.name} | ({} if caption is None else {'caption': caption})
@@ -242,11 +240,9 @@ def local_copy(url: str) -> str:
     It lies under $FV_JAX_CACHE, or else under the system's folder for temporary files. ArrayRecord's reader opens local
     files only.
     """
-    try:
+    with error_context(f'{url}: cannot be read: ', (ImportError, ValueError, OSError)):
         files, root = fsspec.core.url_to_fs(url)
         found = files.find(root, maxdepth=1, detail=True)
-    except (ImportError, ValueError, OSError) as error:
-        raise ValueError(f'{url}: cannot be read ({error})') from None
     wanted = {name: info for name, info in found.items() if name.endswith(('.array_record', '.json'))}
     require(wanted, f'{url}: holds no shards')
     folder = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / 'fv_jax_cache')

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, nearest
 from fv_jax.diffusion import dpm_solver
 from fv_jax.diffusion.guidance import FlowFn
@@ -76,8 +77,7 @@ def check_sampler(name: str, prediction_type: Predicted) -> None:
     known = names(prediction_type)
     if name in SAMPLERS and name not in known:
         raise ConfigError(f'sampler={name}: prediction type {prediction_type!r} takes {", ".join(known)}')
-    if name not in SAMPLERS:
-        raise ConfigError(f'sampler={name}: {nearest(name, known)}')
+    require(name in SAMPLERS, f'sampler={name}: {nearest(name, known)}', ConfigError)
 
 
 def _solve(step: Step, velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:

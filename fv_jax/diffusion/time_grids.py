@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.diffusion.noise_schedules import NUM_TIMESTEPS
 
 Numerics = Literal['exact', 'official']
@@ -42,10 +43,8 @@ def shift_times(w: Any, shift: float) -> Any:
 
 def flow_times(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exact') -> Times:
     """The grid of `num_steps` intervals from source (t = 1) to data (t = 0), float32 arrays of num_steps + 1."""
-    if num_steps < 1:
-        raise ValueError(f'num_steps={num_steps}: at least 1 step is needed')
-    if shift <= 0:
-        raise ValueError(f'shift={shift}: must be positive (1 leaves the times evenly spaced)')
+    require(num_steps >= 1, f'num_steps={num_steps}: at least 1 step is needed')
+    require(shift > 0, f'shift={shift}: must be positive (1 leaves the times evenly spaced)')
     t, timestep = _GRIDS[numerics](num_steps, shift)
     return Times(t.astype(np.float32), timestep.astype(np.float32))
 

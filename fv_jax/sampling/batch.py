@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fv_jax.core.checks import require
 from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from fv_jax.sampling import preview_store
 from fv_jax.sampling.metadata import Record
@@ -43,8 +44,7 @@ class Rows(NamedTuple):
         Raises ValueError where a seed would be too large.
         """
         last = seed + len(prompts) - 1 + REPEAT_SEEDS * (variants - 1)
-        if last > MAX_SEED:
-            raise ValueError(f'seed={seed}: the last preview would have {last}; seeds end at {MAX_SEED}')
+        require(last <= MAX_SEED, f'seed={seed}: the last preview would have {last}; seeds end at {MAX_SEED}')
         pairs = [(p, seed + i + REPEAT_SEEDS * v) for i, p in enumerate(prompts) for v in range(variants)]
         return cls([p for p, _ in pairs], [s for _, s in pairs])
 
@@ -123,5 +123,4 @@ def repeat(fv: Pipeline, record: Record) -> Preview | Video:
 
 
 def _check_weights(wanted: object, found: object, stage: str) -> None:
-    if wanted != found:
-        raise ValueError(f'the {stage} stage is not the one that made it: it was {wanted}, and here is {found}')
+    require(wanted == found, f'the {stage} stage is not the one that made it: it was {wanted}, and here is {found}')

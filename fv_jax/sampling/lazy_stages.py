@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.console import Notice
 from fv_jax.models.dit import DiT
@@ -83,11 +84,12 @@ class Part(Generic[S]):
         if self.text is None:
             return None, ''
         encoder = self.text.open()
-        if encoder.fingerprint.dim != self.stage.dit.text_dim:
-            raise ConfigError(
-                f'{self.name}: was trained on text embeddings {self.stage.dit.text_dim} wide, and those of '
-                f'{self.text.name!r} are {encoder.fingerprint.dim}'
-            )
+        require(
+            encoder.fingerprint.dim == self.stage.dit.text_dim,
+            f'{self.name}: was trained on text embeddings {self.stage.dit.text_dim} wide, and those of '
+            f'{self.text.name!r} are {encoder.fingerprint.dim}',
+            ConfigError,
+        )
         for text in texts:
             if truncation := encoder.truncation(text):
                 notice = f'prompt {shown(text)}: {truncation}'

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from fv_jax.core import config as config_lib
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.data.video.video_io import DEFAULT_CRF
@@ -82,8 +83,7 @@ def from_json(text: str) -> Record:
         values = parse_json(text)
     except ValueError:
         values = None
-    if not isinstance(values, dict) or _KEY not in values:
-        raise ValueError('holds no record of how it was made')
+    require(isinstance(values, dict) and _KEY in values, 'holds no record of how it was made')
     found = values[_KEY]
     version = found.get('version') if isinstance(found, dict) else None
     try:

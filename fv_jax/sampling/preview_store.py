@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.files import atomic_write
 from fv_jax.data.video import contact_sheet
 from fv_jax.sampling import metadata
@@ -52,14 +53,11 @@ def load(folder: Path) -> Stored:
             header, latents = file.metadata() or {}, file.get_tensor('latents')
     except (SafetensorError, OSError) as error:
         raise ValueError(f'{changed}: {LATENTS} cannot be read ({error}); make the preview again') from None
-    if _RECORD not in header or _DIGEST not in header:
-        raise ValueError(f'{changed}: {LATENTS} has no record; make the preview again')
+    require(_RECORD in header and _DIGEST in header, f'{changed}: {LATENTS} has no record; make the preview again')
     if _digest(header[_RECORD], latents) != header[_DIGEST]:
         raise ValueError(f'{changed}: its latents or its record are not those of its digest; make the preview again')
-    try:
+    with error_context(f'{folder}: '):
         return Stored(latents, metadata.from_json(header[_RECORD]))
-    except ValueError as error:
-        raise ValueError(f'{folder}: {error}') from None
 
 
 def _digest(record_text: str, latents: np.ndarray) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fv_jax.core.checks import error_context, require
 from fv_jax.text.encoder import check_text
 
 MAX_SEED = 2**32 - 1
@@ -29,21 +30,16 @@ def check_prompt(prompt: Any, where: str = 'prompt') -> str:
 
     Raises ValueError: it is not a text, not Unicode, or there is nothing in it.
     """
-    if not isinstance(prompt, str):
-        raise ValueError(f'{where}={prompt!r}: must be a text, not a {type(prompt).__name__}')
-    try:
+    require(isinstance(prompt, str), f'{where}={prompt!r}: must be a text, not a {type(prompt).__name__}')
+    with error_context(f'{where}: '):
         check_text(prompt)
-    except ValueError as error:
-        raise ValueError(f'{where}: {error}') from None
-    if not prompt.strip():
-        raise ValueError(f'{where}={prompt!r}: is empty; say what is to be seen')
+    require(prompt.strip(), f'{where}={prompt!r}: is empty; say what is to be seen')
     return prompt.strip()
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
     """Several, at least one. A message numbers the prompts from 0."""
-    if not len(prompts):
-        raise ValueError('no prompts: give at least one')
+    require(len(prompts), 'no prompts: give at least one')
     return [check_prompt(prompt, f'prompt {i}') for i, prompt in enumerate(prompts)]
 
 
@@ -66,8 +62,7 @@ def check_seeds(seed: Any, rows: int) -> list[int]:
     if not several(seed):
         first = check_seed(seed)
         return [check_seed(first + i) for i in range(rows)]
-    if len(seed) != rows:
-        raise ValueError(f'seed: {len(seed)} seeds for {rows} prompt(s); give one for each, or a number')
+    require(len(seed) == rows, f'seed: {len(seed)} seeds for {rows} prompt(s); give one for each, or a number')
     return [check_seed(s, f'seed {i}') for i, s in enumerate(seed)]
 
 
@@ -83,6 +78,5 @@ def read_prompts(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f'{path}: is not UTF-8 (byte {error.start}); save it as UTF-8') from None
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not len(prompts):
-        raise ValueError(f'{path}: holds no prompts; write one on each line')
+    require(len(prompts), f'{path}: holds no prompts; write one on each line')
     return prompts

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.data.video import video_io
 from fv_jax.data.video.video_io import DEFAULT_CRF
 from fv_jax.sampling.metadata import FPS, Record
@@ -32,8 +33,7 @@ class _Playable:
         Raises ValueError for an fps that is none, OSError where it cannot be written.
         """
         path = Path(path)
-        if not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f'{path}: there is no folder {path.parent}')
+        require(path.absolute().parent.is_dir(), f'{path}: there is no folder {path.parent}', FileNotFoundError)
         comment = dataclasses.replace(self.record, fps=float(fps), crf=float(crf)).to_json()
         video_io.encode(path, self.frames, fps, crf=crf, comment=comment)
 

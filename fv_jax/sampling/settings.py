@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.resize import check_multiple, output_size
 from fv_jax.diffusion import guidance, time_grids
 from fv_jax.models.vae_chunking import FRAME_STEP, is_valid_length
@@ -98,10 +98,8 @@ class EnhanceSettings:
     def __post_init__(self):
         if self.size is not None:
             _check_size('size', self.size)
-        if not self.scale > 0:
-            raise ConfigError(f'scale={self.scale}: must be positive')
-        if self.width_slices is not None and self.width_slices < 1:
-            raise ConfigError(f'width_slices={self.width_slices}: must be at least 1')
+        check_range(self, 'scale', above=0)
+        check_range(self, 'width_slices', low=1)
         if self.tiling is not None and self.slices > 1:
             whose = '' if self.width_slices else f", those of '{self.numerics}' numerics"
             raise ConfigError(

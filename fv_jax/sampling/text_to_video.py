@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from fv_jax import __version__
+from fv_jax.core.checks import require
 from fv_jax.core.parallel_context import Rules
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
@@ -101,8 +102,7 @@ class Pipeline:
         """
         single = isinstance(preview, Stored)
         previews = [preview] if single else list(preview)
-        if not previews:
-            raise ValueError('no previews: give at least one')
+        require(previews, 'no previews: give at least one')
         seeds = [p.seed for p in previews] if seed is None else seed
         (videos,) = self.enhance_batches(previews, check_seeds(seeds, len(previews)), settings)
         return videos[0] if single else videos

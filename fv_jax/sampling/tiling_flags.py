@@ -3,6 +3,7 @@
 import argparse
 from typing import Protocol
 
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError, parse_size
 from fv_jax.models.vae_tiling import DEFAULT_OVERLAP, Tiling
 
@@ -23,7 +24,6 @@ def read_tiling(arguments: argparse.Namespace) -> Tiling | None:
     """What they say; None for whole frames. Raises UsageError or ConfigError for tiles that cannot be."""
     overlap = arguments.tile_overlap
     if arguments.tile_size is None:
-        if overlap is not None:
-            raise UsageError(f'--tile-overlap={overlap}: means nothing without --tile-size')
+        require(overlap is None, f'--tile-overlap={overlap}: means nothing without --tile-size', UsageError)
         return None
     return Tiling(parse_size('--tile-size', arguments.tile_size), DEFAULT_OVERLAP if overlap is None else overlap)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.models.vae import TEMPORAL_FACTOR
 from fv_jax.models.vae_chunking import is_valid_length
@@ -83,8 +84,7 @@ def cut(frames: Iterable[np.ndarray], windows: Windows) -> Iterator[Window]:
     """
     source = _of_one_size(frames)
     start, held = 0, list(itertools.islice(source, windows.frames))
-    if not held:
-        raise ValueError('the clip holds no frames')
+    require(held, 'the clip holds no frames')
     while True:
         new = list(itertools.islice(source, windows.stride))
         yield Window(start, np.stack(held), last=not new)

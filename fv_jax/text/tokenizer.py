@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 from fv_jax.text.encoder import Truncation, check_text
 
 PAD, EOS = 0, 1
@@ -48,10 +48,8 @@ class Tokenizer:
     @classmethod
     def open(cls, path: str | Path, length: int = OFFICIAL_LENGTH) -> 'Tokenizer':
         """The tokenizer in the file `path`. Raises FileNotFoundError, or ValueError naming the file."""
-        try:
+        with error_context(f'{path}: '):
             return cls(Path(path).read_bytes(), length)
-        except ValueError as error:
-            raise ValueError(f'{path}: {error}') from None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """(B, length) int32. Raises ValueError for a text that is not Unicode."""

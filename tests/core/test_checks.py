@@ -2,7 +2,7 @@
 
 import pytest
 
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 
 
 def test_require():
@@ -11,3 +11,14 @@ def test_require():
         require(0, 'size=0: must be positive')
     with pytest.raises(OSError, match='full'):
         require(False, 'full', OSError)
+
+
+def test_error_context_prefixes_the_message_and_changes_the_type():
+    with pytest.raises(OSError, match=r'^--size=3: too small, use 4$'), error_context('--size=3: ', error=OSError):
+        raise ValueError('too small,\n use 4')
+    with pytest.raises(ValueError, match=r'^a: KeyError$'), error_context('a: ', (KeyError, TypeError)):
+        raise KeyError
+    with pytest.raises(TypeError, match=r'^not caught$'), error_context('a: '):
+        raise TypeError('not caught')
+    with error_context('a: '):
+        pass

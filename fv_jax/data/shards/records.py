@@ -33,7 +33,7 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.files import parse_json
 
 SUFFIX = '.array_record'
@@ -51,10 +51,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
 
 def decode_record(data: bytes) -> Record:
     """The inverse of `encode_record`; arrays come back writable. Raises ValueError if `data` is not a record."""
-    try:
+    with error_context('not a record: ', (ValueError, msgpack.UnpackException)):
         packed = msgpack.unpackb(data, raw=False)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ValueError(f'not a record: {error or type(error).__name__}') from None
     require(isinstance(packed, dict), f'not a record: expected a map, found {type(packed).__name__}')
     return {key: _unpack(key, value) for key, value in packed.items()}
 
@@ -166,10 +164,8 @@ def index_of(shard: str | Path) -> dict[str, Any]:
     index = path.with_name(f'{match["name"]}.json') if match else None
     if index is None or not index.is_file():
         return {}
-    try:
+    with error_context(f'{index}: cannot be read: '):
         found = parse_json(index.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{index}: cannot be read: {error}') from None
     require(isinstance(found, dict), f'{index}: is a {type(found).__name__}, and should be a map')
     for key, fits in _INDEX.items():
         if found.get(key) is not None and not fits(found[key]):

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from fv_jax.core import config as config_lib
-from fv_jax.core.command_line import UsageError, format_error
+from fv_jax.core.checks import error_context
+from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import nearest
 from fv_jax.core.files import parse_json, write_json
 from fv_jax.training.run.setup import RunConfig
@@ -44,10 +45,8 @@ def check_folder(workdir: Path, config: RunConfig, allowed: Sequence[str] = ()) 
         raise UsageError(f'--workdir={workdir}: {file} is a file; name a folder')
     if not path.exists():
         return []
-    try:
+    with error_context(f'{path}: cannot be read; choose another --workdir: ', error=UsageError):
         old = config_lib.to_dict(config_lib.build(RunConfig, parse_json(path.read_text())))
-    except ValueError as error:
-        raise UsageError(f'{path}: cannot be read ({format_error(error)}); choose another --workdir') from None
     changes = list(_changes(old, new))
     refused = [change for change in changes if not change.under((*HARMLESS, *allowed))]
     if refused:

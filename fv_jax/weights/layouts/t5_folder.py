@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from fv_jax.core.abstract_module import abstract
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write, parse_json
 from fv_jax.models.layers import DtypeName
@@ -116,10 +116,8 @@ def read_config(folder: str | Path) -> T5Config:
         )
     missing = [key for key, ours in _FIELDS.items() if key not in values and ours not in _OPTIONAL]
     require(not missing, f'{path}: has no {", ".join(missing)}')
-    try:
+    with error_context(f'{path}: ', (ConfigError, TypeError)):
         return T5Config(**{ours: values[key] for key, ours in _FIELDS.items() if key in values})
-    except (ConfigError, TypeError) as error:
-        raise ValueError(f'{path}: {error}') from None
 
 
 def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
@@ -164,10 +162,8 @@ def table(config: T5Config) -> Table:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
+    with error_context(f'{path}: not JSON: '):
         values = parse_json(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path}: not JSON ({error})') from None
     require(isinstance(values, dict), f'{path}: expected a map, found a {type(values).__name__}')
     return values
 
