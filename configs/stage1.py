@@ -41,7 +41,7 @@ def get_config(variant: str = '') -> ConfigDict:
             },
             'data': _data(),
             'optim': official_optim(learning_rate=1e-4),
-            'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'keep': 3},
+            'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'max_to_keep': 3},
             'parallel': {'data': 1, 'fsdp': -1},  # clips over all chips, and a share of the weights on each
             'seed': 0,
             'init_from': 'stage1.pt',

@@ -101,7 +101,7 @@ def get_config(variant: str = '') -> ConfigDict:
             },
             'data': _data(),
             'optim': official_optim(learning_rate=2e-5),
-            'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'keep': 3},
+            'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'max_to_keep': 3},
             'parallel': {'data': 1, 'context': -1},  # one clip's tokens over all chips
             'seed': 0,
             'init_from': None,

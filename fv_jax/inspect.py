@@ -102,8 +102,10 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
     for name, digest in meta.get('digests', {}).items():
         print_result(f'made with the {"VAE" if name == "vae" else "text encoder"} {digest}')
     if progress := meta.get('progress'):
-        said = ', '.join(f'{name} {progress[name]}' for name in ('bad_steps', 'spikes', 'order') if name in progress)
-        print_result(f'numbers that went wrong until then: {said}')
+        said = ', '.join(
+            f'{name} {progress[name]}' for name in ('bad_steps', 'spikes', 'num_rollbacks') if name in progress
+        )
+        print_result(f'anomalies so far: {said}')
     problem = checkpoints.damage(step) if arguments.verify else None
     if arguments.verify:
         print_result(f'checksums: {"DAMAGED: " + problem if problem else "as it was written"}')

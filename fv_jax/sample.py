@@ -274,9 +274,9 @@ def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Seq
     _report_speed(fv, 'enhance', step_cost.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
 
 
-def _report_speed(fv: api.FlashVideo, name: str, done: throughput.Work) -> None:
+def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> None:
     seconds = fv.clock.running_s[name]
-    said = throughput.line(throughput.figures(done, seconds) | throughput.peak_memory())
+    said = throughput.format_metrics(throughput.throughput_metrics(done, seconds) | throughput.peak_memory())
     log.info(f'{name}: {said}, in {seconds:.1f} s beside {fv.clock.compiling_s[name]:.1f} s of compiling')
 
 

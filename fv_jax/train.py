@@ -13,7 +13,7 @@ same step, whichever was told. On SIGUSR1 it writes a trace of the next three st
 
 Exit codes: 0 the run is complete; 2 wrong usage; 1 it stopped (the message says why; what was saved stays), or a
 replayed step went wrong again; 75 it was preempted: the same command goes on; 79 nothing moved for
-`config.loop.stuck_minutes`: all stacks were printed.
+`config.loop.stall_timeout_minutes`: all stacks were printed.
 """
 
 import dataclasses
@@ -162,7 +162,7 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
         return
     write_run_config(workdir, config)
     initialization.quarantine(workdir, history)
-    checkpoints = Checkpoints(workdir, keep=config.loop.keep, keep_every=config.loop.keep_every)
+    checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
     votes = Votes(placement.mesh)
     save_policy = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), datasets.digests, votes)
     batches = TrainBatches.of(parts, datasets, workdir, bad)
@@ -174,7 +174,7 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
         _writer(workdir, start) as writer,
         launch.preemption.after_the_step(),
         Profiler(launch.profile, workdir / PROFILE, launch.on_signal) as profiler,
-        Watchdog(goodput, 60 * config.loop.stuck_minutes, saving_since=lambda: checkpoints.saving_since),
+        Watchdog(goodput, 60 * config.loop.stall_timeout_minutes, saving_since=lambda: checkpoints.saving_since),
         save_policy,
     ):
         trainer = Trainer(

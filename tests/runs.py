@@ -19,7 +19,7 @@ from tests import compiling
 from tests.sampling import tiny
 
 ROOT = Path(__file__).parents[1]
-TIMING = ('steps_per_s', 'clips_per_s', *throughput.NAMES)
+TIMING = ('steps_per_s', 'clips_per_s', *throughput.METRIC_NAMES)
 LIMIT = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({},))'
 TRAIN = 'import sys; from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
 

@@ -53,12 +53,12 @@ def test_the_whole_walk(weights, tmp_path, capsys):
     assert sample.main(['--prompt', 'a dog', f'--output={run}', '--seed=5', *flags]) == 0
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
     out = capsys.readouterr().out
-    assert f'--enhance {run}/0' in out and re.search(r'\npreview: [\d,]+ tokens/s, \S+ TFLOP/s a chip, in ', out)
+    assert f'--enhance {run}/0' in out and re.search(r'\npreview: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in ', out)
     # Later, from what is stored; the weights are those of then.
     (run / '0' / 'preview.mp4').write_text('no film any more')
     assert sample.main(['--enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
     out = capsys.readouterr().out
-    assert re.search(r'\nenhance: [\d,]+ tokens/s, \S+ TFLOP/s a chip, in \S+ s beside \S+ s of compiling', out)
+    assert re.search(r'\nenhance: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in \S+ s beside \S+ s of compiling', out)
     later = video_io.decode(run / '0' / 'video.mp4').frames
     assert later.shape == (9, 64, 128, 3) and later.std() > 1
     # In one go it is the same video, and nothing is compiled for it.

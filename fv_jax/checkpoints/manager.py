@@ -68,15 +68,28 @@ class Checkpoints:
     """The checkpoints under `run`, a run's folder."""
 
     def __init__(
-        self, run: Path | str, *, keep: int | None = None, keep_every: int | None = None, read_only: bool = False
+        self,
+        run: Path | str,
+        *,
+        max_to_keep: int | None = None,
+        keep_period: int | None = None,
+        read_only: bool = False,
     ):
-        """keep: how many of the newest stay; None keeps all. keep_every: multiples of it stay too. read_only: never
-        write or clean up.
+        """Opens the checkpoints of a run.
+
+        Args:
+          run: the run's folder; the checkpoints are in its folder 'checkpoints'.
+          max_to_keep: number of the newest checkpoints that a save leaves; None keeps all.
+          keep_period: checkpoints of steps that are multiples of it are kept as well.
+          read_only: never writes, deletes or creates anything.
+
+        Raises:
+          CheckpointError: `read_only`, and the folder does not exist.
         """
         self.folder = Path(run).absolute() / FOLDER
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f'{run}: holds no checkpoints (expected a folder {FOLDER!r} in it)')
-        self._keep, self._keep_every = keep, keep_every
+        self._max_to_keep, self._keep_period = max_to_keep, keep_period
         self._barrier = Barrier(str(self.folder))
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'save')
         self._under_way: _UnderWay | None = None
@@ -186,8 +199,8 @@ class Checkpoints:
 
     def _remove_oldest(self) -> None:
         steps = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
-        for step in steps[: -self._keep] if self._keep else []:
-            if not self._keep_every or step % self._keep_every:
+        for step in steps[: -self._max_to_keep] if self._max_to_keep else []:
+            if not self._keep_period or step % self._keep_period:
                 self._remove(step)
 
     def _remove(self, step: int) -> None:

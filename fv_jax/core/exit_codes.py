@@ -3,7 +3,7 @@
 FAILED = 1
 USAGE = 2  # as argparse has it: the command line or the config must change
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
-STUCK = 79  # the watchdog ended a run that did not move; sysexits.h ends at 78
+STALLED = 79  # the watchdog ended a run that did not move; sysexits.h ends at 78
 INTERRUPTED = 130  # from the keyboard, as shells say it: 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 

@@ -1,12 +1,12 @@
-"""The speed ledger: how fast work was done, beside what the chip could do.
+"""Throughput metrics: how fast something was computed, relative to what the chip can do.
 
-    tokens_per_s      video tokens, over all devices
-    tflops_per_chip   the model's own FLOPs / (devices x seconds); what is computed again does not count
-    mfu               the same, of the chip's peak rate
-    roofline_share    seconds that the chip's rates allow, attention at the ceiling of its head size / seconds
-    peak_memory_gib   the most that a device of this process has held
+    tokens_per_s           video tokens per second, over all devices
+    tflops_per_chip        model FLOPs / (devices x seconds), in 10^12; recomputation does not count
+    mfu                    model FLOPs utilization: the same relative to the chip's peak rate (arXiv:2204.02311)
+    roofline_utilization   roofline seconds / seconds; the roofline has attention at the rate of its head size
+    peak_memory_gib        the largest memory use of a device of this process so far
 
-What is not known is left out: a CPU's peak, memory where the device does not report it.
+Metrics that are not known are left out: the peak rate of a CPU, memory where the device does not report it.
 """
 
 import contextlib
@@ -18,62 +18,73 @@ import jax
 
 from fv_jax.core.hardware import GIB
 
-NAMES = ('tokens_per_s', 'tflops_per_chip', 'mfu', 'roofline_share', 'peak_memory_gib')
+METRIC_NAMES = ('tokens_per_s', 'tflops_per_chip', 'mfu', 'roofline_utilization', 'peak_memory_gib')
 _COMPILING = '/jax/core/compile/backend_compile_duration'
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """tokens: of video. flops: the model's own, over all devices. peak, ceiling: seconds that it takes at the chip's
-    rate, and at the one that its heads allow; None where the chip is not known.
+class StepCost:
+    """What a step, or any other computation, costs.
+
+    Attributes:
+      tokens: number of video tokens.
+      flops: model FLOPs without recomputation, over all devices.
+      devices: number of devices that share it.
+      peak_seconds: time at the chip's peak rate; None where the chip is not known.
+      roofline_seconds: the same with attention at the rate that its head size allows.
     """
 
     tokens: int
     flops: float
     devices: int
-    peak: float | None = None
-    ceiling: float | None = None
+    peak_seconds: float | None = None
+    roofline_seconds: float | None = None
 
-    def __add__(self, other: 'Work') -> 'Work':
-        def both(mine: float | None, theirs: float | None) -> float | None:
+    def __add__(self, other: 'StepCost') -> 'StepCost':
+        def add(mine: float | None, theirs: float | None) -> float | None:
             return None if mine is None or theirs is None else mine + theirs
 
-        peak, ceiling = both(self.peak, other.peak), both(self.ceiling, other.ceiling)
-        return Work(self.tokens + other.tokens, self.flops + other.flops, self.devices, peak, ceiling)
+        return StepCost(
+            self.tokens + other.tokens,
+            self.flops + other.flops,
+            self.devices,
+            add(self.peak_seconds, other.peak_seconds),
+            add(self.roofline_seconds, other.roofline_seconds),
+        )
 
 
-def figures(work: Work, seconds: float) -> dict[str, float]:
-    """Of work that took so long, by the names above, without memory."""
-    found = {
-        'tokens_per_s': work.tokens / seconds,
-        'tflops_per_chip': work.flops / (work.devices * seconds) / 1e12,
-        'mfu': None if work.peak is None else work.peak / seconds,
-        'roofline_share': None if work.ceiling is None else work.ceiling / seconds,
+def throughput_metrics(cost: StepCost, seconds: float) -> dict[str, float]:
+    """Returns the metrics above, but for memory, of a computation of this cost that took `seconds`."""
+    metrics = {
+        'tokens_per_s': cost.tokens / seconds,
+        'tflops_per_chip': cost.flops / (cost.devices * seconds) / 1e12,
+        'mfu': None if cost.peak_seconds is None else cost.peak_seconds / seconds,
+        'roofline_utilization': None if cost.roofline_seconds is None else cost.roofline_seconds / seconds,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def peak_memory() -> dict[str, float]:
-    """`peak_memory_gib`, where this process's devices report it."""
+    """Returns `peak_memory_gib`, or nothing where this process's devices do not report it."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     found = [each['peak_bytes_in_use'] for each in stats if 'peak_bytes_in_use' in each]
     return {'peak_memory_gib': max(found) / GIB} if found else {}
 
 
-def line(values: dict[str, float]) -> str:
-    """The figures that there are, for a person."""
+def format_metrics(values: dict[str, float]) -> str:
+    """Formats those of the metrics above that `values` has, as one line."""
     formats = {
         'tokens_per_s': '{:,.0f} tokens/s',
-        'tflops_per_chip': '{:.3g} TFLOP/s a chip',
+        'tflops_per_chip': '{:.3g} TFLOP/s per chip',
         'mfu': 'MFU {:.1%}',
-        'roofline_share': '{:.1%} of the roofline',
-        'peak_memory_gib': 'at most {:.2f} GiB a chip',
+        'roofline_utilization': '{:.1%} of the roofline',
+        'peak_memory_gib': 'peak memory {:.2f} GiB per chip',
     }
     return ', '.join(text.format(values[name]) for name, text in formats.items() if name in values)
 
 
 class Clock:
-    """Seconds of running, and of compiling, by name."""
+    """Accumulates seconds of running and of compiling, by name."""
 
     def __init__(self):
         self.running_s: dict[str, float] = {}
@@ -81,7 +92,7 @@ class Clock:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """What is done within, up to its results being there, counts for `name`."""
+        """A context whose time counts for `name`. It must wait for its results: JAX dispatches asynchronously."""
         compiling = 0.0
 
         def listen(event: str, duration: float, **_: object) -> None:

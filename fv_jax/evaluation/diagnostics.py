@@ -5,15 +5,15 @@ Of every held-out clip, on fixed noise:
 
   loss_t/k       the loss where t is in the middle of the k-th tenth of its distribution; 0 is next to the data
   loss_noise/k   the loss where the noise-augmentation timestep is in the middle of the k-th tenth of its range
-  ratio_twin     the loss over that of a predictor that gives the low-res twin's latents back
-  ratio_mean     the loss over that of a predictor that gives the clip's mean latents
+  loss_vs_copy   the loss over that of a predictor that gives the degraded clip's latents back
+  loss_vs_mean   the loss over that of a predictor that gives the clip's mean latents
 
 both predictors knowing the source, so that their errors are c (z_high - z_low) and c (z_high - mean), at any t. And of
 every clip enhanced with the real sampler, in 8-bit pixels:
 
-  psnr           to the truth, in dB; psnr_twin is the twin's own, psnr_ceiling that of the truth after the VAE
-  detail         mean gradient magnitude over that of the ceiling; detail_twin is the twin's
-  flicker        change from frame to frame over the ceiling's; flicker_twin is the twin's
+  psnr           to the truth, in dB; psnr_degraded is the degraded clip's, psnr_ceiling that of the truth after the VAE
+  detail         mean gradient magnitude over that of the ceiling; detail_degraded is the degraded clip's
+  flicker        change from frame to frame over the ceiling's; flicker_degraded is the degraded clip's
   energy         root mean square of the enhanced latents over that of z_high
 """
 
@@ -93,8 +93,8 @@ class HealthCheck:
             figures |= {f'loss_noise/{k * _STRIDE % TENTHS}': losses[k] for k in range(TENTHS)}
         _, twin, mean = (float(value) for value in found[0])
         return figures | {
-            'ratio_twin': losses.mean() / max(twin, _LEAST),
-            'ratio_mean': losses.mean() / max(mean, _LEAST),
+            'loss_vs_copy': losses.mean() / max(twin, _LEAST),
+            'loss_vs_mean': losses.mean() / max(mean, _LEAST),
         }
 
     @functools.cached_property
@@ -160,12 +160,12 @@ def compared(seen: Mapping[str, np.ndarray]) -> dict[str, float]:
     flicker = max(metrics.flicker(seen['ceiling']), _LEAST)
     return {
         'psnr': min(metrics.psnr(seen['enhanced'], seen['truth']), _MOST_DB),
-        'psnr_twin': min(metrics.psnr(seen['twin'], seen['truth']), _MOST_DB),
+        'psnr_degraded': min(metrics.psnr(seen['twin'], seen['truth']), _MOST_DB),
         'psnr_ceiling': min(metrics.psnr(seen['ceiling'], seen['truth']), _MOST_DB),
         'detail': metrics.detail(seen['enhanced']) / detail,
-        'detail_twin': metrics.detail(seen['twin']) / detail,
+        'detail_degraded': metrics.detail(seen['twin']) / detail,
         'flicker': metrics.flicker(seen['enhanced']) / flicker,
-        'flicker_twin': metrics.flicker(seen['twin']) / flicker,
+        'flicker_degraded': metrics.flicker(seen['twin']) / flicker,
     }
 
 

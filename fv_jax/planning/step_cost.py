@@ -26,12 +26,12 @@ _BACKWARD = 3  # a forward pass, and twice as much backwards
 _HEAD_DIM = 64  # where there is no attention
 
 
-def training(parts: Assembly, vae: VAEConfig | None) -> Callable[[Batch], throughput.Work]:
+def training(parts: Assembly, vae: VAEConfig | None) -> Callable[[Batch], throughput.StepCost]:
     """A batch, before it is encoded -> what its step computes. vae: of the frozen one, which encodes what is video."""
     config, devices = parts.config, parts.placement.mesh.devices.flatten()
     dit = config.stage.dit
 
-    def of(batch: Batch) -> throughput.Work:
+    def of(batch: Batch) -> throughput.StepCost:
         if dit is None:
             rows, *video, _ = batch['high_res_BFHWC'].shape
             done = _encode(config.stage.autoencoder_net, video) + _decode(config.stage.autoencoder_net, video)
@@ -46,13 +46,13 @@ def training(parts: Assembly, vae: VAEConfig | None) -> Callable[[Batch], throug
     return of
 
 
-def sampler(stage: LowRes | SuperRes, latents: Sequence[int], rows: int) -> throughput.Work:
+def sampler(stage: LowRes | SuperRes, latents: Sequence[int], rows: int) -> throughput.StepCost:
     """Of the network alone, for so many samples of these latents (F', H', W')."""
     done, row = _sampler(stage, latents)
     return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
 
 
-def preview(part: Part, settings: PreviewSettings, rows: int) -> throughput.Work:
+def preview(part: Part, settings: PreviewSettings, rows: int) -> throughput.StepCost:
     """Of so many previews: stage 1's sampler, and the decode."""
     stage, video = settings.apply(part.stage), (settings.frames, *settings.size)
     done, row = _sampler(stage, _latents(*video))
@@ -60,7 +60,7 @@ def preview(part: Part, settings: PreviewSettings, rows: int) -> throughput.Work
     return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
 
 
-def enhancement(part: Part, settings: EnhanceSettings, latents: tuple[int, int, int], rows: int) -> throughput.Work:
+def enhancement(part: Part, settings: EnhanceSettings, latents: tuple[int, int, int], rows: int) -> throughput.StepCost:
     """Of so many previews of these latents (F', H', W'): their decode, the encode, stage 2's sampler, the decode."""
     stage, small = settings.apply(part.stage), _video(*latents)
     large, vae = (small[0], *settings.size_for(*small[1:])), part.vae.jitted.config
@@ -74,12 +74,12 @@ def _sampler(stage: LowRes | SuperRes, latents: Sequence[int]) -> tuple[Flops, f
     return flops.dit_forward(stage.dit, row) * evaluations(stage), row
 
 
-def _work(done: Flops, tokens: int, devices: Sequence[jax.Device], head_dim: int) -> throughput.Work:
+def _work(done: Flops, tokens: int, devices: Sequence[jax.Device], head_dim: int) -> throughput.StepCost:
     chip = hardware.known_chip(devices[0].device_kind)
     if chip is None:
-        return throughput.Work(tokens, done.total, len(devices))
+        return throughput.StepCost(tokens, done.total, len(devices))
     times = roofline(done, Flops(), chip, len(devices), head_dim)
-    return throughput.Work(tokens, done.total, len(devices), times.peak, times.ceiling)
+    return throughput.StepCost(tokens, done.total, len(devices), times.peak, times.ceiling)
 
 
 def _encode(config: VAEConfig, video: Sequence[int]) -> Flops:

@@ -66,7 +66,7 @@ class InFlightStep:
     batch: Batch
     key: jax.Array
     signals: jax.Array | np.ndarray
-    work: throughput.Work | None
+    work: throughput.StepCost | None
 
 
 @dataclasses.dataclass
@@ -113,7 +113,7 @@ class Trainer:
     progress: Progress = dataclasses.field(default_factory=Progress)
     goodput: Goodput = dataclasses.field(default_factory=Goodput)
     validation: Validation | None = None
-    step_cost: Callable[[Batch], throughput.Work | None] = lambda batch: None
+    step_cost: Callable[[Batch], throughput.StepCost | None] = lambda batch: None
     shardings: TrainState | None = None
     _guard: AnomalyGuard = dataclasses.field(init=False)
     _validator: Validator | None = dataclasses.field(init=False, default=None)
@@ -124,9 +124,9 @@ class Trainer:
     def __post_init__(self):
         self._guard = AnomalyGuard(self.config.bad_steps, self.progress)
         if self.validation is not None and self.config.eval_every:
-            key, alarm = jax.random.fold_in(self.key, EVAL_KEY), self.config.alarm
+            key, monitor = jax.random.fold_in(self.key, EVAL_KEY), self.config.collapse_monitor
             programs = self.stage, self.network, self.rules, key
-            self._validator = Validator(self.validation, *programs, self.writer, alarm, self.progress)
+            self._validator = Validator(self.validation, *programs, self.writer, monitor, self.progress)
 
     def run(self, state: TrainState) -> TrainState:
         """Trains, and returns the last state, saved.
@@ -142,11 +142,11 @@ class Trainer:
         step_fn = train_step(self.stage, self.network, tx, self.optim, config.num_steps, *where)
         step, in_flight = int(state.step), None
         batches, key = self._new_batches(step)
-        self.goodput.turn_to('step')
+        self.goodput.switch_to('step')
         while step < config.num_steps:
             self.profile(step + 1, None if in_flight is None else in_flight.metrics)
             batch, work = self._next_batch(batches, in_flight)
-            with self.goodput.during('step' if self._is_compiled(batch) else 'compile'):
+            with self.goodput.track('step' if self._is_compiled(batch) else 'compile'):
                 # The state is donated: the new one takes its memory, and the old one cannot be read any more.
                 state, metrics = step_fn(state, batch, key)
             step += 1
@@ -177,15 +177,15 @@ class Trainer:
 
     def _new_batches(self, step: int) -> tuple[Iterator[Batch], jax.Array]:
         """The batches from a step on, and the key of their noise: both depend on how often the run was rolled back."""
-        order = self.progress.order
+        order = self.progress.num_rollbacks
         key = self.key if order == 0 else jax.random.fold_in(self.key, ORDER_KEYS + order)
         return self.make_batches(step, order), key
 
     def _next_batch(
         self, batches: Iterator[Batch], in_flight: InFlightStep | None
-    ) -> tuple[Batch, throughput.Work | None]:
+    ) -> tuple[Batch, throughput.StepCost | None]:
         """The next batch, encoded, and what it costs. Waiting for it counts as such only while the device is idle."""
-        with self.goodput.waiting(lambda: in_flight is not None and not in_flight.metrics['loss'].is_ready()):
+        with self.goodput.track_data_wait(lambda: in_flight is not None and not in_flight.metrics['loss'].is_ready()):
             batch = next(batches)
         return self.stage.encode(batch), self.step_cost(batch)
 
@@ -208,7 +208,7 @@ class Trainer:
         """
         step = in_flight.step
         values = {name: float(value) for name, value in in_flight.metrics.items()}
-        anomaly = self._guard.look(values)
+        anomaly = self._guard.check(values)
         rates = self._rate.tick(len(next(iter(in_flight.batch.values()))), in_flight.work)
         if anomaly is not None:
             self._report(anomaly, in_flight, values, state)
@@ -219,8 +219,8 @@ class Trainer:
             counts = {'bad_steps': float(self.progress.bad_steps), 'spikes': float(self.progress.spikes)}
             row = values | rates | counts | throughput.peak_memory()
             self.writer.scalars(step, row, train_line(step, self.config.num_steps, row))
-        if anomaly is not None and anomaly.enough:
-            times = f' ({self._guard.in_a_row} bad steps in a row)' if self._guard.in_a_row > 1 else ''
+        if anomaly is not None and anomaly.needs_rollback:
+            times = f' ({self._guard.consecutive} bad steps in a row)' if self._guard.consecutive > 1 else ''
             raise RollbackRequired(f'step {step}: {anomaly.reason}{times}')
         stop, save = np.asarray(in_flight.signals)
         due.stop |= bool(stop)
@@ -238,12 +238,12 @@ class Trainer:
     @contextlib.contextmanager
     def _untimed(self, cause: Cause) -> Iterator[None]:
         """Within it the time belongs to `cause` and does not count against the rate of steps."""
-        with self._rate.pause(), self.goodput.during(cause):
+        with self._rate.pause(), self.goodput.track(cause):
             yield
 
     def _write_goodput(self, step: int) -> None:
-        shares = self.goodput.shares()
-        self.writer.scalars(step, shares, goodput_line(step, shares))
+        fractions = self.goodput.fractions()
+        self.writer.scalars(step, fractions, goodput_line(step, fractions))
 
     # --- checkpoints and evaluation ---
 
@@ -251,7 +251,7 @@ class Trainer:
         """Starts a save, but not among bad steps: the state may be their cause, and must not become a checkpoint that
         a rollback restores. The save is made up for at the next good step.
         """
-        self._save_pending = self._guard.in_a_row > 0 and not last
+        self._save_pending = self._guard.consecutive > 0 and not last
         if self._save_pending:
             return
         with self._untimed('checkpoint'):
@@ -261,7 +261,7 @@ class Trainer:
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         with self._untimed('evaluation'):
-            self._validator.evaluate(step, inference_params(state), self.goodput.moved)
+            self._validator.evaluate(step, inference_params(state), self.goodput.heartbeat)
         if step != self.config.num_steps:  # then it is written at the very end
             self._write_goodput(step)
 
@@ -280,8 +280,8 @@ class Trainer:
     def _report(self, anomaly: Anomaly, in_flight: InFlightStep, values: dict[str, float], state: TrainState) -> None:
         step = in_flight.step
         self.writer.note(f'{anomaly.kind.upper()} at step {step}: {anomaly.reason}')
-        if self.progress.bundles < self.config.bad_steps.bundles:
-            self.progress.bundles += 1
+        if self.progress.num_dumps < self.config.bad_steps.max_dumps:
+            self.progress.num_dumps += 1
             with self._untimed('checkpoint'):
                 self.dump_bad_step(BadStep(step, anomaly, values, in_flight.batch, in_flight.key, state))
 
@@ -290,8 +290,8 @@ class Trainer:
 
         Raises FloatingPointError if the run is to stop instead, or has no checkpoint.
         """
-        config, order = self.config.bad_steps, self.progress.order
-        if config.then == 'stop':
+        config, order = self.config.bad_steps, self.progress.num_rollbacks
+        if config.on_limit == 'stop':
             raise FloatingPointError(f'{reason}; {_ADVICE}')
         if order >= config.max_rollbacks:
             raise FloatingPointError(f'{reason}, after {order} rollback(s); {_ADVICE}')
@@ -304,7 +304,7 @@ class Trainer:
         step = int(state.step)
         self.writer.rewind(step)
         self.progress.losses, self._save_pending = progress.losses, False
-        self._guard.rolled_back()
-        count = f'rollback {self.progress.order} of at most {config.max_rollbacks}'
+        self._guard.reset_after_rollback()
+        count = f'rollback {self.progress.num_rollbacks} of at most {config.max_rollbacks}'
         self.writer.note(f'ROLLED BACK to step {step} ({reason}), with clips and noise drawn anew; {count}')
         return state

@@ -9,7 +9,7 @@ import numpy as np
 
 from fv_jax.core.parallel_context import Rules
 from fv_jax.stages.protocol import Batch, Stage
-from fv_jax.training.monitoring.collapse import Alarm, AlarmConfig, CollapseError
+from fv_jax.training.monitoring.collapse import CollapseError, CollapseMonitor, CollapseMonitorConfig
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, eval_line, health_line
 from fv_jax.training.progress import Progress
 from fv_jax.training.state import Network, Params
@@ -52,13 +52,13 @@ class Validator:
         rules: Rules,
         key: jax.Array,
         writer: MetricWriter | NoMetrics,
-        alarm: AlarmConfig,
+        monitor: CollapseMonitorConfig,
         progress: Progress,
     ):
         """key: the same noise and times at every evaluation. progress: holds the best losses and the largest update."""
         self._validation, self._key, self._writer, self._progress = validation, key, writer, progress
         self._eval_step, self._sample_step = eval_step(stage, network, rules), sample_step(stage, network, rules)
-        self._alarm, self._stop = Alarm(alarm, progress.best), alarm.stop
+        self._monitor, self._stop = CollapseMonitor(monitor, progress.best), monitor.stop
 
     def evaluate(self, step: int, params: Params, heartbeat: Callable[[], None]) -> None:
         """Writes rows `eval/...` and `health/...` and videos of these inference parameters.
@@ -91,8 +91,10 @@ class Validator:
             self._writer.video(step, name, frames, self._validation.fps)
 
     def _check_health(self, step: int, figures: dict[str, float]) -> None:
-        wrong = self._alarm.check(step, figures)
-        row = {f'health/{name}': value for name, value in figures.items()} | {'health/alarms': float(len(wrong))}
-        self._writer.scalars(step, row, health_line(step, figures, wrong))
-        if wrong and self._stop:
-            raise CollapseError(f'step {step}: {wrong[0]}; what was saved before it stays')
+        violations = self._monitor.check(step, figures)
+        row = {f'health/{name}': value for name, value in figures.items()} | {
+            'health/collapse_warnings': float(len(violations))
+        }
+        self._writer.scalars(step, row, health_line(step, figures, violations))
+        if violations and self._stop:
+            raise CollapseError(f'step {step}: {violations[0]}; earlier checkpoints are kept')

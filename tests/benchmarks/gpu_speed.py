@@ -235,9 +235,9 @@ def _networks(parts: Assembly, rounds: int) -> dict[str, Any]:
     return out | {name: _figures(name, done[name], seconds(step, jax.block_until_ready, rounds))}
 
 
-def _figures(name: str, done: throughput.Work, taken: float) -> dict[str, float]:
-    values = throughput.figures(done, taken) | throughput.peak_memory()
-    print(f'{name}: {taken:.4g} s, {throughput.line(values)}', flush=True)
+def _figures(name: str, done: throughput.StepCost, taken: float) -> dict[str, float]:
+    values = throughput.throughput_metrics(done, taken) | throughput.peak_memory()
+    print(f'{name}: {taken:.4g} s, {throughput.format_metrics(values)}', flush=True)
     return {'seconds': taken} | values
 
 

@@ -162,14 +162,14 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
     config, batches, goodput = parts.config, made_up_batches(parts), Goodput()
     key = jax.random.key(1)
     turns, votes, preemption = Turns(parts, batches, key, steps), Votes(parts.placement.mesh), Preemption()
-    checkpoints = Checkpoints(folder, keep=config.loop.keep)
+    checkpoints = Checkpoints(folder, max_to_keep=config.loop.max_to_keep)
     saver = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), {}, votes)
     folder.mkdir(exist_ok=True)
     once = dataclasses.replace(config.loop, num_steps=(rounds + 1) * steps + 1, save_every=10**9, eval_every=0)
     with (
         MetricWriter(folder, start_step=0) as writer,
         preemption.after_the_step(),
-        Watchdog(goodput, 60 * config.loop.stuck_minutes),
+        Watchdog(goodput, 60 * config.loop.stall_timeout_minutes),
     ):
         last = trainer.Trainer(
             stage=parts.stage,

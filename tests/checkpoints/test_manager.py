@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu'}
 OPTIM = optimizer.OptimConfig(ema_decay=0.9)
 ITEMS = {'params': {'w': np.zeros(3)}}
-CONFIG = {'stage': {'kind': 'toy'}, 'loop': {'num_steps': 3, 'keep': None}}
+CONFIG = {'stage': {'kind': 'toy'}, 'loop': {'num_steps': 3, 'max_to_keep': None}}
 
 
 def train_state(ema=True):
@@ -42,8 +42,8 @@ def abstract(tree):
     return jax.eval_shape(lambda: tree)
 
 
-def save(folder, *steps, keep=None, items=None):
-    checkpoints = Checkpoints(folder, keep=keep)
+def save(folder, *steps, max_to_keep=None, items=None):
+    checkpoints = Checkpoints(folder, max_to_keep=max_to_keep)
     for step in steps:
         checkpoints.save(
             step, items or {'state': {'step': jnp.asarray(step)}, 'params': {'w': jnp.full(3, step)}}, CONFIG
@@ -95,7 +95,7 @@ def test_the_configuration_and_the_position_come_with_it(tmp_path):
 
 
 def test_the_newest_stay(tmp_path):
-    checkpoints = save(tmp_path, 1, 2, 3, 4, keep=2)
+    checkpoints = save(tmp_path, 1, 2, 3, 4, max_to_keep=2)
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['3', '4']
     assert checkpoints.latest_step == 4
     assert restored(tmp_path).tolist() == [4, 4, 4] and restored(tmp_path, 3).tolist() == [3, 3, 3]
@@ -106,7 +106,7 @@ def test_a_reader_changes_nothing(tmp_path):
     debris = tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp'
     debris.mkdir()
     before = sorted(tmp_path.rglob('*'))
-    reader = Checkpoints(tmp_path, keep=1, read_only=True)
+    reader = Checkpoints(tmp_path, max_to_keep=1, read_only=True)
     assert reader.latest_step == 3
     restored(tmp_path)
     assert sorted(tmp_path.rglob('*')) == before
@@ -278,7 +278,7 @@ import jax.numpy as jnp
 import numpy as np
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 
-checkpoints = Checkpoints(sys.argv[1], keep=1)
+checkpoints = Checkpoints(sys.argv[1], max_to_keep=1)
 for step in (1, 2):
     numbers = np.random.default_rng(step).standard_normal(50_000)
     try:
@@ -303,7 +303,7 @@ def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path):
     expected = np.random.default_rng(1).standard_normal(50_000).astype(np.float32)
     np.testing.assert_array_equal(reader.restore(items)['params']['w'], expected)
     # The same command again, with room.
-    save(tmp_path, 2, keep=1)
+    save(tmp_path, 2, max_to_keep=1)
     assert [p.name for p in reader.folder.iterdir()] == ['2']
 
 

@@ -19,7 +19,7 @@ LOOP = (
     '--config.loop.num_steps=20',
     '--config.loop.save_every=2',
     '--config.loop.eval_every=20',
-    '--config.loop.keep=50',
+    '--config.loop.max_to_keep=50',
 )
 
 
@@ -87,21 +87,21 @@ def test_a_run_that_is_preempted_saves_and_goes_on_as_if_nothing_had_been(whole,
 
 
 def test_a_source_that_blocks_ends_the_run_with_every_stack(process, vae_file, tmp_path):
-    flags = *LOOP, '--config.loop.stuck_minutes=0.1'
+    flags = *LOOP, '--config.loop.stall_timeout_minutes=0.1'
     stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SOURCE_BLOCKS)
     _, err = stuck.communicate(timeout=300)
-    assert stuck.returncode == exit_codes.STUCK and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
-    assert err.startswith('STUCK: nothing has moved for 6 s while waiting for data') and re.search(
+    assert stuck.returncode == exit_codes.STALLED and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
+    assert err.startswith('STALLED: no progress for 6 s while waiting for data') and re.search(
         r'"<string>", line \d+ in train\n', err
     )
 
 
 def test_a_save_that_is_stuck_ends_the_run_though_its_steps_go_on(process, vae_file, tmp_path):
-    flags = *LOOP, '--config.loop.stuck_minutes=0.1'
+    flags = *LOOP, '--config.loop.stall_timeout_minutes=0.1'
     stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SAVE_STUCK)
     out, err = stuck.communicate(timeout=300)
-    assert stuck.returncode == exit_codes.STUCK and 'step  4/20' in out and 'saved' not in out
-    assert err.startswith('STUCK: a save beside the steps has not ended for 6 s') and 'in mkdir' in err
+    assert stuck.returncode == exit_codes.STALLED and 'step  4/20' in out and 'saved' not in out
+    assert err.startswith('STALLED: an asynchronous save has not ended for 6 s') and 'in mkdir' in err
 
 
 def test_a_disk_that_stays_full_stops_a_run_and_keeps_what_was_saved(whole, process, vae_file, tmp_path):
@@ -110,11 +110,11 @@ def test_a_disk_that_stays_full_stops_a_run_and_keeps_what_was_saved(whole, proc
     for step in runs.steps(folder):
         if step > 4:
             shutil.rmtree(folder / 'checkpoints' / str(step))
-    flags = *LOOP, '--config.loop.failed_saves=1'
+    flags = *LOOP, '--config.loop.max_failed_saves=1'
     out, line = (full := process(runs.superres(folder, vae_file, *flags), largest_file=32_000)).communicate(timeout=300)
     assert full.returncode == 1 and len(line.splitlines()) == 1, line
     (warning,) = [said for said in out.splitlines() if said.startswith('WARNING')]
-    assert 'step 6 could not be saved' in warning and 'config.loop.failed_saves' in warning
+    assert 'step 6 could not be saved' in warning and 'config.loop.max_failed_saves' in warning
     assert line.startswith('train: ') and 'step 8 could not be saved' in line and 'good one is step 4' in line
     assert runs.steps(folder) == [2, 4]
     runs.assert_same(folder, whole, 4)

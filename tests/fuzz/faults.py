@@ -122,12 +122,12 @@ class Laboratory:
         return run
 
     def flags(self, run: Path, *more: str) -> list[str]:
-        loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 0, 'keep': 50, 'failed_saves': 0}
+        loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 0, 'max_to_keep': 50, 'max_failed_saves': 0}
         return runs.superres(run, self.vae, *(f'--config.loop.{name}={value}' for name, value in loop.items()), *more)
 
     def stuck(self, seconds: float) -> str:
         """After so long."""
-        return f'--config.loop.stuck_minutes={self.slow * seconds / 60}'
+        return f'--config.loop.stall_timeout_minutes={self.slow * seconds / 60}'
 
     def at(self, name: str, step: int = AT) -> Path:
         """A run of which `step` was the last thing saved, and the rows after it are as a kill leaves them."""
@@ -169,7 +169,7 @@ def reached(out: str) -> int:
 
 def disk_full(lab: Laboratory) -> Came:
     run = lab.at('disk_full', SAVE_EVERY)
-    flags = '--config.loop.failed_saves=1', '--config.loop.num_steps=100'
+    flags = '--config.loop.max_failed_saves=1', '--config.loop.num_steps=100'
     code, out, err = lab.end(run, *flags, largest_file=32_000)
     assert code == 1 and out.count('WARNING') == 1 and runs.steps(run) == [SAVE_EVERY], (code, out, err)
     lab.go_on(run, f'going on from step {SAVE_EVERY}')
@@ -231,7 +231,7 @@ def worker_dies(lab: Laboratory) -> Came:
 def source_blocks(lab: Laboratory) -> Came:
     run = lab.at('source_blocks')
     code, out, err = lab.end(run, lab.stuck(6), first=SOURCE_BLOCKS)
-    assert code == exit_codes.STUCK and err.startswith('STUCK: nothing has moved'), (code, out, err)
+    assert code == exit_codes.STALLED and err.startswith('STALLED: no progress'), (code, out, err)
     lab.go_on(run, f'going on from step {AT}')
     return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - AT)
 
@@ -239,7 +239,7 @@ def source_blocks(lab: Laboratory) -> Came:
 def save_stuck(lab: Laboratory) -> Came:
     run = lab.at('save_stuck', SAVE_EVERY)
     code, out, err = lab.end(run, lab.stuck(6), '--config.loop.save_every=2', first=SAVE_STUCK)
-    assert code == exit_codes.STUCK and 'a save beside the steps has not ended' in err, (code, out, err)
+    assert code == exit_codes.STALLED and 'an asynchronous save has not ended' in err, (code, out, err)
     lab.go_on(run, f'going on from step {SAVE_EVERY}')
     return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - SAVE_EVERY)
 
@@ -292,7 +292,7 @@ def peer_killed(lab: Laboratory) -> Came:
     began = time.monotonic()
     (code, out, err), _ = ended(processes)
     took, newest = time.monotonic() - began, runs.steps(run)[-1]
-    assert code in (1, exit_codes.STUCK) and took < lab.slow * (seconds + 15), (code, took, out, err)
+    assert code in (1, exit_codes.STALLED) and took < lab.slow * (seconds + 15), (code, took, out, err)
     (again, *_) = ended(started(lab, run, 1, f'--config.loop.num_steps={newest + 1}'))
     assert again[0] == 0 and f'going on from step {newest}' in again[1], again
     lost = max(reached(out) - newest, 0)
@@ -303,7 +303,9 @@ def one_cannot_write(lab: Laboratory) -> Came:
     """Of two processes; the other waits for it at Orbax's barrier."""
     run = lab.folder / 'one_cannot_write'
     first = ['', CANNOT_WRITE_ONCE]
-    (code, out, err), (other, _, other_err) = ended(started(lab, run, 2, '--config.loop.failed_saves=1', first=first))
+    (code, out, err), (other, _, other_err) = ended(
+        started(lab, run, 2, '--config.loop.max_failed_saves=1', first=first)
+    )
     assert code == other == 0 and 'WARNING' in out, (code, other, out, err, other_err)
     assert runs.steps(run) == [AT, STEPS]
     return Came('warned, went on, saved the next time', 0)

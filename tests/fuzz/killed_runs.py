@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         start = functools.partial(runs.start, environment=runs.environment(temporary / 'compiled'))
 
         def flags(folder: Path) -> list[str]:
-            loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 60, 'keep': STEPS}
+            loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 60, 'max_to_keep': STEPS}
             more = [f'--config.loop.{field}={value}' for field, value in loop.items()]
             return runs.superres(folder, temporary / 'vae.safetensors', *more)
 

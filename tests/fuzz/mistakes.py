@@ -33,7 +33,7 @@ VARIANTS = {
 WEIGHTS = {'train': 9, 'plan': 3, 'prepare': 4, 'degrade': 2, 'sample': 5, 'convert': 3, 'export': 2, 'evaluate': 2,
            'inspect': 2}  # fmt: skip
 OWN = 0.45  # the share of a command's own mistakes, as long as there are any
-BELOW_ZERO = ('psnr_below_twin', 'angle')  # numbers that may be negative
+BELOW_ZERO = ('max_psnr_deficit', 'angle')  # numbers that may be negative
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_a_training_step_is_the_plans(program, twins):
     batch = dict(zip(('high_res_BFHWC', 'low_res_BFHWC')[:twins], [video] * twins, strict=True))
     found = step_cost.training(parts, OFFICIAL)(batch)
     assert found.flops == pytest.approx(total(programs.training(parts, OFFICIAL, bucket)))
-    assert (found.tokens, found.devices, found.peak) == (bucket.tokens, 1, None)  # a CPU's peak is not known
+    assert (found.tokens, found.devices, found.peak_seconds) == (bucket.tokens, 1, None)  # a CPU's peak is not known
     latents = shape(1, 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8, 16)
     encoded = step_cost.training(parts, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
     cached = assembled(program, ('data.cache', "{'low_variants': 1, 'crop': None}"))
@@ -76,4 +76,4 @@ def test_of_a_known_chip_there_is_a_peak(monkeypatch):
         device_kind = 'TPU v5 lite'
 
     done = step_cost._work(step_cost.Flops(attention=197e12, linear=197e12), 10, [Device()] * 2, 64)
-    assert (done.peak, done.ceiling) == (1.0, 1.5)
+    assert (done.peak_seconds, done.roofline_seconds) == (1.0, 1.5)

@@ -13,7 +13,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.exit_codes import PreemptedError
 from fv_jax.training.config import LoopConfig
 from fv_jax.training.monitoring.anomalies import BadStepsConfig
-from fv_jax.training.monitoring.collapse import AlarmConfig, CollapseError
+from fv_jax.training.monitoring.collapse import CollapseError, CollapseMonitorConfig
 from fv_jax.training.optimizer import OptimConfig
 from fv_jax.training.progress import Progress
 from fv_jax.training.trainer import Trainer
@@ -38,7 +38,7 @@ class Diary:
             else 'eval'
             if 'eval/loss' in values
             else 'health'
-            if 'health/alarms' in values
+            if 'health/collapse_warnings' in values
             else 'log'
         )
         self.events.append((kind, step))
@@ -69,7 +69,7 @@ class Diary:
         if not self.states:
             return None
         step = max(self.states)
-        return jax.tree.map(jnp.array, self.states[step]), Progress.of(self.progress[step])
+        return jax.tree.map(jnp.array, self.states[step]), Progress.from_dict(self.progress[step])
 
     def keep(self, case):
         self.cases.append(case)
@@ -112,7 +112,7 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
         checkpointer=diary,
         restore=diary.restore,
         dump_bad_step=diary.keep,
-        progress=Progress.of(progress or {}),
+        progress=Progress.from_dict(progress or {}),
         **more,
         validation=Validation([stage.encode(toy.batch(s)) for s in (90, 91)], show, 12.0, health)
         if validation
@@ -206,7 +206,7 @@ def test_a_step_that_is_not_finite_is_left_out_counted_and_kept(batch, name, who
     assert [diary.rows['log', step]['bad_steps'] for step in range(1, 8)] == [0, 0, 1, 1, 1, 1, 1]
     assert diary.rows['log', 3]['update_norm'] == 0 and np.isfinite(diary.rows['log', 3]['param_norm'])
     (case,) = diary.cases
-    assert (case.step, case.anomaly.kind, case.anomaly.enough) == (3, 'bad step', False)
+    assert (case.step, case.anomaly.kind, case.anomaly.needs_rollback) == (3, 'bad step', False)
     assert name in case.anomaly.reason and any(f'BAD STEP at step 3: {name}' in line for line in diary.lines)
     np.testing.assert_array_equal(case.batch['x'], toy.batch(2)['x'])
     assert diary.progress[7]['bad_steps'] == 1
@@ -223,12 +223,16 @@ def test_rows_of_bad_steps_are_always_written():
 
 def test_enough_of_them_in_a_row_go_back_to_what_was_saved_with_other_batches():
     bad = {(step, 0): NAN for step in (5, 6, 7)}
-    config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(in_a_row=3))
+    config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(max_consecutive=3))
     diary, last = run(config, bad=bad)
     assert int(last.step) == 8 and diary.orders == [(0, 0), (4, 1)]
     assert diary.events.index(('rewind', 4)) > diary.events.index(('log', 7))
     assert diary.steps('save') == [2, 4, 6, 8]
-    assert diary.progress[4]['order'] == 0 and diary.progress[6]['order'] == 1 and diary.progress[8]['bad_steps'] == 3
+    assert (
+        diary.progress[4]['num_rollbacks'] == 0
+        and diary.progress[6]['num_rollbacks'] == 1
+        and diary.progress[8]['bad_steps'] == 3
+    )
     assert any('ROLLED BACK to step 4 (step 7: loss is nan (3 bad steps in a row))' in line for line in diary.lines)
     # A run that was stopped after it goes on with the same batches and the same noise.
     again, end = run(config, bad=bad, state=diary.states[6], progress=diary.progress[6])
@@ -243,7 +247,7 @@ def test_enough_of_them_in_a_row_go_back_to_what_was_saved_with_other_batches():
 def test_losses_that_were_rolled_back_are_forgotten():
     """Or spikes would be measured by steps that never were."""
     bad = {(step, 0): NAN for step in (6, 7)}
-    config = LoopConfig(num_steps=8, save_every=4, bad_steps=BadStepsConfig(in_a_row=2))
+    config = LoopConfig(num_steps=8, save_every=4, bad_steps=BadStepsConfig(max_consecutive=2))
     diary, _ = run(config, bad=bad)
     assert diary.orders == [(0, 0), (4, 1)] and diary.steps('log').count(5) == 2
     assert diary.progress[8]['losses'] == [diary.rows['log', step]['loss'] for step in range(1, 9)]
@@ -251,21 +255,21 @@ def test_losses_that_were_rolled_back_are_forgotten():
 
 def test_noise_is_drawn_anew_as_well():
     config = LoopConfig(num_steps=3)
-    (first, _), (other, _) = run(config), run(config, progress={'order': 1})
+    (first, _), (other, _) = run(config), run(config, progress={'num_rollbacks': 1})
     assert first.rows['log', 1]['noise'] != other.rows['log', 1]['noise']
 
 
 @pytest.mark.parametrize(
     ('config', 'words'),
     [
-        ({'then': 'stop'}, 'step 5: loss is nan (2 bad steps in a row); what was saved before it stays'),
+        ({'on_limit': 'stop'}, 'step 5: loss is nan (2 bad steps in a row); what was saved before it stays'),
         ({'max_rollbacks': 0}, 'after 0 rollback(s)'),
         ({'max_rollbacks': 2}, 'after 2 rollback(s)'),
     ],
 )
 def test_a_run_that_cannot_be_saved_from_them_stops(config, words):
     bad = {step: NAN for step in range(4, 9)}
-    config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(in_a_row=2, **config))
+    config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(max_consecutive=2, **config))
     diary, error = run(config, bad=bad)
     assert isinstance(error, FloatingPointError) and words in str(error) and '--config.init_from' in str(error)
     assert set(diary.steps('save')) == {2}
@@ -285,7 +289,7 @@ def test_parameters_that_overflow_are_enough_at_once():
 
 
 def test_a_loss_that_leaps_is_said_counted_and_kept():
-    config = LoopConfig(num_steps=40, log_every=10, bad_steps=BadStepsConfig(spike_sigmas=50.0, bundles=1))
+    config = LoopConfig(num_steps=40, log_every=10, bad_steps=BadStepsConfig(spike_sigmas=50.0, max_dumps=1))
     diary, last = run(config, bad={step: {'bad': 1e4} for step in (5, 30, 32)})
     assert int(last.step) == 40
     said = [line for line in diary.lines if line.startswith('SPIKE')]
@@ -360,7 +364,7 @@ def test_the_tracer_is_told_every_step():
     assert told == [(1, True), (2, False), (3, True), (4, False)]
 
 
-@pytest.mark.parametrize('field', ['num_steps', 'log_every', 'save_every', 'keep'])
+@pytest.mark.parametrize('field', ['num_steps', 'log_every', 'save_every', 'max_to_keep'])
 def test_what_cannot_be_is_refused(field):
     with pytest.raises(ConfigError, match=f'{field}=0: must be at least 1'):
         LoopConfig(**{'num_steps': 3, field: 0})
@@ -380,15 +384,17 @@ def test_a_health_check_is_written_shown_and_rings():
         seen.append(params['trainable']['head']['kernel'])
         return Measured({'energy': 0.2, 'psnr': 30.0}, [('heldout_0', np.zeros((1, 8, 8, 3), np.uint8))])
 
-    alarm = AlarmConfig(after_step=3, update_ratio=1e9)
-    diary, last = run(LoopConfig(num_steps=4, eval_every=2, alarm=alarm), validation=True, health=health)
+    collapse_monitor = CollapseMonitorConfig(after_step=3, update_ratio=1e9)
+    diary, last = run(
+        LoopConfig(num_steps=4, eval_every=2, collapse_monitor=collapse_monitor), validation=True, health=health
+    )
     assert diary.steps('health') == [2, 4] and int(last.step) == 4
-    assert [diary.rows['health', step]['health/alarms'] for step in (2, 4)] == [0, 1]
+    assert [diary.rows['health', step]['health/collapse_warnings'] for step in (2, 4)] == [0, 1]
     assert diary.rows['health', 4]['health/energy'] == 0.2 and diary.rows['health', 4]['health/update_ratio'] > 0
     assert [video[:2] for video in diary.videos] == [(2, 'heldout_0'), (4, 'heldout_0')]
-    assert any('ALARM at step 4: energy 0.2 is below 0.6' in line for line in diary.lines)
+    assert any('COLLAPSE at step 4: energy 0.2 is below 0.6' in line for line in diary.lines)
     np.testing.assert_array_equal(seen[1], diary.states[4].ema['head']['kernel'])
-    stop = dataclasses.replace(alarm, stop=True, after_step=2)
-    diary, last = run(LoopConfig(num_steps=4, eval_every=2, alarm=stop), validation=True, health=health)
+    stop = dataclasses.replace(collapse_monitor, stop=True, after_step=2)
+    diary, last = run(LoopConfig(num_steps=4, eval_every=2, collapse_monitor=stop), validation=True, health=health)
     assert isinstance(last, CollapseError) and 'step 2: energy 0.2 is below 0.6' in str(last)
     assert diary.steps('log') == [1, 2] and diary.steps('health') == [2]

@@ -1,7 +1,7 @@
-"""The anomaly guard: steps whose loss or gradient is not finite, and loss spikes.
+"""The anomaly guard: detects steps with a non-finite loss or gradient, and loss spikes.
 
-The step itself leaves the state alone where its numbers are not finite (`step.train_step`). Here the host, which reads
-a step's metrics while the next one runs, counts them and says when it is enough.
+A step whose loss or gradient is not finite leaves the state unchanged on the device (`step.train_step`). The host reads
+the metrics of a step while the next one runs; here it counts such steps and decides when the run must be rolled back.
 """
 
 import dataclasses
@@ -17,42 +17,50 @@ from fv_jax.stages.protocol import Batch
 from fv_jax.training.progress import Progress
 from fv_jax.training.state import TrainState
 
-WINDOW = 100  # good losses that a spike is measured by
-LEAST = 20  # of them; before, there are no spikes
-LEAST_SPREAD = 0.01  # of the median: losses that are all alike make no spike of the next
-MAD_SIGMAS = 1.4826  # standard deviations of a Gaussian to one median absolute deviation
+WINDOW = 100  # number of good losses whose median and spread define a spike
+MIN_LOSSES = 20  # with fewer of them no spike is detected
+MIN_RELATIVE_SPREAD = 0.01  # of the median: nearly equal losses would make a spike of any small change
+SIGMAS_PER_MAD = 1.4826  # standard deviations of a Gaussian per median absolute deviation
 
 
 @dataclasses.dataclass(frozen=True)
 class BadStepsConfig:
-    """What happens when a step's loss or gradient is not finite. Its update is never done.
+    """What happens when a step's loss or gradient is not finite. The update of such a step is always skipped.
 
-    in_a_row: so many of them are enough.
-    then: 'rollback' goes on from the newest checkpoint, with clips and noise drawn anew; 'stop' ends the run.
-    max_rollbacks: of a run. One more ends it.
-    spike_sigmas: a loss so many robust standard deviations above the median of the last good ones is said and counted
-      as a spike; its update is done. 0 looks for none.
-    bundles: how many bad steps and spikes are kept for `--replay`, each with the parameters; 0 keeps none.
+    Attributes:
+      max_consecutive: number of consecutive bad steps at which `on_limit` applies.
+      on_limit: 'rollback' continues from the newest checkpoint, with another data order and new noise; 'stop' ends the
+        run.
+      max_rollbacks: number of rollbacks in a run after which it is ended instead.
+      spike_sigmas: a loss this many robust standard deviations above the median of the last good losses is reported
+        and counted as a spike; its update is applied. 0 detects none.
+      max_dumps: number of bad steps and spikes of a run that are stored for `--replay`, each with the parameters.
     """
 
-    in_a_row: int = 3
-    then: Literal['rollback', 'stop'] = 'rollback'
+    max_consecutive: int = 3
+    on_limit: Literal['rollback', 'stop'] = 'rollback'
     max_rollbacks: int = 2
     spike_sigmas: float = 12.0
-    bundles: int = 2
+    max_dumps: int = 2
 
     def __post_init__(self):
-        check_range(self, 'in_a_row', low=1)
-        check_range(self, 'max_rollbacks', 'spike_sigmas', 'bundles', low=0)
+        check_range(self, 'max_consecutive', low=1)
+        check_range(self, 'max_rollbacks', 'spike_sigmas', 'max_dumps', low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Anomaly:
-    """reason: what is wrong, in words. enough: the run cannot go on like this."""
+    """What is wrong with a step.
+
+    Attributes:
+      kind: a bad step has a non-finite metric; a spike has a finite loss far above the last ones.
+      reason: one line with the metric and its value.
+      needs_rollback: whether the run cannot continue from its current state.
+    """
 
     kind: Literal['bad step', 'spike']
     reason: str
-    enough: bool = False
+    needs_rollback: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,44 +83,47 @@ class BadStep:
 
 
 class AnomalyGuard:
-    """Looks at every step's metrics, in order."""
+    """Checks the metrics of every step, in order, and keeps the counts in the run's progress."""
 
     def __init__(self, config: BadStepsConfig, progress: Progress):
         self._config, self._progress = config, progress
-        self.in_a_row = 0  # bad steps, up to the last one looked at
+        self.consecutive = 0  # bad steps up to the last one checked
 
-    def look(self, values: Mapping[str, float]) -> Anomaly | None:
-        """What is wrong with a step, counted in the progress. `values` are `train_step`'s metrics."""
+    def check(self, metrics: Mapping[str, float]) -> Anomaly | None:
+        """Returns what is wrong with a step, or None, and counts it. `metrics` are those of `train_step`."""
         progress = self._progress
-        wrong = [f'{name} is {values[name]}' for name in ('loss', 'grad_norm') if not math.isfinite(values[name])]
-        # An update that overflows is seen too late to be left out.
-        broken = [
-            f'{name} is {values[name]}' for name in ('update_norm', 'param_norm') if not math.isfinite(values[name])
-        ]
-        if wrong or broken:
-            self.in_a_row += 1
+        skipped = _not_finite(metrics, 'loss', 'grad_norm')
+        # An update that overflows is known only after it was applied: the parameters are lost.
+        applied = _not_finite(metrics, 'update_norm', 'param_norm')
+        if skipped or applied:
+            self.consecutive += 1
             progress.bad_steps += 1
-            return Anomaly('bad step', (wrong or broken)[0], bool(broken) or self.in_a_row >= self._config.in_a_row)
-        self.in_a_row = 0
-        reason = self._spike(values['loss'])
+            needs_rollback = bool(applied) or self.consecutive >= self._config.max_consecutive
+            return Anomaly('bad step', (skipped or applied)[0], needs_rollback)
+        self.consecutive = 0
+        reason = self._spike(metrics['loss'])
         if reason is not None:
             progress.spikes += 1
             return Anomaly('spike', reason)
-        progress.losses = [*progress.losses, values['loss']][-WINDOW:]
+        progress.losses = [*progress.losses, metrics['loss']][-WINDOW:]
         return None
 
-    def rolled_back(self) -> None:
-        """Begins anew."""
-        self.in_a_row = 0
-        self._progress.order += 1
+    def reset_after_rollback(self) -> None:
+        """Resets the count of consecutive bad steps, and counts the rollback."""
+        self.consecutive = 0
+        self._progress.num_rollbacks += 1
 
     def _spike(self, loss: float) -> str | None:
         losses, sigmas = self._progress.losses, self._config.spike_sigmas
-        if not sigmas or len(losses) < LEAST:
+        if not sigmas or len(losses) < MIN_LOSSES:
             return None
         median = statistics.median(losses)
-        spread = MAD_SIGMAS * statistics.median(abs(value - median) for value in losses)
-        spread = max(spread, LEAST_SPREAD * abs(median))
-        if not loss > median + sigmas * spread or not loss > median:
+        spread = SIGMAS_PER_MAD * statistics.median(abs(value - median) for value in losses)
+        spread = max(spread, MIN_RELATIVE_SPREAD * abs(median))
+        if not loss > median + sigmas * spread:
             return None
-        return f'loss {loss:.4g} beside a median of {median:.4g} and a spread of {spread:.2g}'
+        return f'loss {loss:.4g}; the last losses have a median of {median:.4g} and a spread of {spread:.2g}'
+
+
+def _not_finite(metrics: Mapping[str, float], *names: str) -> list[str]:
+    return [f'{name} is {metrics[name]}' for name in names if not math.isfinite(metrics[name])]

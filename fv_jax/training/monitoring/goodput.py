@@ -1,11 +1,11 @@
-"""Where a run's time goes, by cause, and how fast it is.
+"""Goodput: wall-clock accounting of a run by cause, and its step rate.
 
-start       everything before the loop
-data        waiting for a batch, where the device had nothing left to do
-compile     the first step of each shape
-step        steps of training; what the loop does beside them is hidden behind the device's work
+start       everything before the training loop
+data        waiting for a batch while the device is idle
+compile     the first step of each batch shape
+step        training steps, with the host's work that overlaps with the device's
 checkpoint  saving and restoring
-evaluation  evaluations, their compilation among it
+evaluation  evaluations, their compilation included
 """
 
 import contextlib
@@ -14,66 +14,71 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from fv_jax.core import throughput
-from fv_jax.core.throughput import Work
+from fv_jax.core.throughput import StepCost
 
 Cause = Literal['start', 'data', 'compile', 'step', 'checkpoint', 'evaluation']
 CAUSES: tuple[Cause, ...] = ('step', 'data', 'compile', 'checkpoint', 'evaluation', 'start')
 
 
 class Goodput:
-    """Time is always counted for one cause, the current one."""
+    """Attributes the wall-clock time to one cause at a time, the current one; the first is 'start'."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._seconds = dict.fromkeys(CAUSES, 0.0)
-        # Read by the watchdog's thread: set at once, as one.
+        # The watchdog reads it from another thread: one assignment, so that the pair is always consistent.
         self.current: tuple[Cause, float] = ('start', clock())
 
-    def turn_to(self, cause: Cause) -> None:
-        """From now on."""
+    def switch_to(self, cause: Cause) -> None:
+        """Starts to attribute time to `cause`."""
         before, since = self.current
         now = self._clock()
         self._seconds[before] += now - since
         self.current = (cause, now)
 
-    def moved(self) -> None:
-        """Something has come forward, under the same cause."""
-        self.turn_to(self.current[0])
+    def heartbeat(self) -> None:
+        """Tells the watchdog of progress under the current cause."""
+        self.switch_to(self.current[0])
 
-    def unmoved(self) -> tuple[Cause, float]:
-        """The current cause, and the seconds that it has been current without anything coming forward."""
+    def idle_time(self) -> tuple[Cause, float]:
+        """Returns the current cause, and the seconds since it began or since its last heartbeat."""
         cause, since = self.current
         return cause, self._clock() - since
 
     @contextlib.contextmanager
-    def during(self, cause: Cause) -> Iterator[None]:
+    def track(self, cause: Cause) -> Iterator[None]:
+        """A context whose time is attributed to `cause`; afterwards the cause before it is the current one again."""
         before = self.current[0]
-        self.turn_to(cause)
+        self.switch_to(cause)
         try:
             yield
         finally:
-            self.turn_to(before)
+            self.switch_to(before)
 
     @contextlib.contextmanager
-    def waiting(self, hidden: Callable[[], bool]) -> Iterator[None]:
-        """For data. hidden: asked afterwards, whether the device was still at work; then it is a step's time."""
+    def track_data_wait(self, device_is_busy: Callable[[], bool]) -> Iterator[None]:
+        """A context in which the run waits for a batch.
+
+        device_is_busy: called at the end of it. If the device is still computing then, the wait was hidden behind it,
+        and counts as 'step'.
+        """
         before, data = self.current[0], self._seconds['data']
-        self.turn_to('data')
+        self.switch_to('data')
         try:
             yield
         finally:
-            self.turn_to(before)
-            if hidden():
+            self.switch_to(before)
+            if device_is_busy():
                 self._seconds['step'] += self._seconds['data'] - data
                 self._seconds['data'] = data
 
     def seconds(self) -> dict[Cause, float]:
-        """Until now, by cause."""
-        self.moved()
+        """Returns the seconds so far by cause."""
+        self.heartbeat()
         return dict(self._seconds)
 
-    def shares(self) -> dict[str, float]:
-        """`goodput/CAUSE`: its share of all the time until now; `goodput/seconds`: all of it."""
+    def fractions(self) -> dict[str, float]:
+        """Returns `goodput/CAUSE`, its fraction of the time so far, and `goodput/seconds`, that time."""
         seconds = self.seconds()
         total = sum(seconds.values())
         return {f'goodput/{cause}': value / max(total, 1e-9) for cause, value in seconds.items()} | {
@@ -81,36 +86,46 @@ class Goodput:
         }
 
 
-def goodput_line(step: int, shares: dict[str, float]) -> str:
-    """One readable line."""
-    said = '  '.join(f'{cause} {shares[f"goodput/{cause}"]:.1%}' for cause in CAUSES)
-    return f'time until step {step}: {said}  of {shares["goodput/seconds"]:.0f} s'
+def goodput_line(step: int, fractions: dict[str, float]) -> str:
+    """Formats what `Goodput.fractions` returns as one line."""
+    parts = '  '.join(f'{cause} {fractions[f"goodput/{cause}"]:.1%}' for cause in CAUSES)
+    return f'goodput at step {step}: {parts}  of {fractions["goodput/seconds"]:.0f} s'
 
 
 class Rate:
-    """How fast the last few steps were, pauses taken out; the first step, which compiles, is not counted."""
+    """Mean rate of the last `window` steps, without pauses and without the first step, which compiles."""
 
     def __init__(self, window: int = 20):
         self._window = window
-        self._ticks: list[tuple[float, int, Work | None]] = []
+        self._ticks: list[tuple[float, int, StepCost | None]] = []
         self._paused = 0.0
 
-    def tick(self, rows: int, work: Work | None = None) -> dict[str, float]:
-        """Called after each step, of so many rows. `steps_per_s`, `clips_per_s` and, where the work is known, what
-        `core/throughput` says of it; nothing after the first.
+    def tick(self, num_examples: int, cost: StepCost | None = None) -> dict[str, float]:
+        """Counts a step that has just ended.
+
+        Args:
+          num_examples: clips in its batch.
+          cost: what it computed, where that is known.
+
+        Returns:
+          `steps_per_s`, `clips_per_s` and, where the cost of every step in the window is known, the metrics of
+          `core/throughput`; nothing at the first step.
         """
         now = time.perf_counter() - self._paused
-        self._ticks = [*self._ticks, (now, rows, work)][-self._window - 1 :]
+        self._ticks = [*self._ticks, (now, num_examples, cost)][-self._window - 1 :]
         _, *steps = self._ticks
         if not steps:
             return {}
         seconds = max(now - self._ticks[0][0], 1e-9)
-        rates = {'steps_per_s': len(steps) / seconds, 'clips_per_s': sum(rows for _, rows, _ in steps) / seconds}
-        done = [work for *_, work in steps if work is not None]
-        return rates | (throughput.figures(sum(done[1:], done[0]), seconds) if len(done) == len(steps) else {})
+        rates = {'steps_per_s': len(steps) / seconds, 'clips_per_s': sum(count for _, count, _ in steps) / seconds}
+        costs = [cost for *_, cost in steps if cost is not None]
+        if len(costs) < len(steps):
+            return rates
+        return rates | throughput.throughput_metrics(sum(costs[1:], costs[0]), seconds)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
+        """A context whose time does not count."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

@@ -181,7 +181,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
     """One readable line a step. Without `steps_per_s`, which the first step has not: no rates. Of the speed ledger only
-    the MFU or, where the chip's peak is not known, TFLOP/s a chip.
+    the MFU or, where the chip's peak is not known, TFLOP/s per chip.
     """
     line = (
         f'step {step:>{len(str(num_steps))}}/{num_steps}  loss {values["loss"]:.4f}  grad {values["grad_norm"]:.3g}'
@@ -203,10 +203,10 @@ def eval_line(step: int, means: Mapping[str, float]) -> str:
     return f'eval at step {step}: {figures}'
 
 
-def health_line(step: int, figures: Mapping[str, float], wrong: Sequence[str]) -> str:
-    """The figures of a health check that have no tenths, and a line for each alarm."""
+def health_line(step: int, figures: Mapping[str, float], violations: Sequence[str]) -> str:
+    """Formats the metrics of a health check, those by decile left out, and one line for each violated limit."""
     said = '  '.join(f'{name} {value:.3g}' for name, value in figures.items() if '/' not in name)
-    return '\n'.join([f'health at step {step}: {said}', *(f'ALARM at step {step}: {line}' for line in wrong)])
+    return '\n'.join([f'health at step {step}: {said}', *(f'COLLAPSE at step {step}: {line}' for line in violations)])
 
 
 def duration(seconds: float) -> str:

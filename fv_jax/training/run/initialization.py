@@ -79,7 +79,7 @@ def restore(parts: Assembly, history: CheckpointHistory) -> tuple[state.TrainSta
         except DamagedError as error:
             problem = str(error)
         if not distributed.any_process(problem is not None):
-            return state.from_items(items, ema=parts.ema), Progress.of(meta.get(PROGRESS, {}))
+            return state.from_items(items, ema=parts.ema), Progress.from_dict(meta.get(PROGRESS, {}))
         history.drop(problem or 'another process found it damaged')
 
 

@@ -70,11 +70,11 @@ class SavePolicy:
         except CheckpointError as problem:
             self.failed += 1
             # At the end of a run there is nothing to go on with.
-            if self.failed > self.loop.failed_saves or step >= self.loop.num_steps:
+            if self.failed > self.loop.max_failed_saves or step >= self.loop.num_steps:
                 raise
             log.warning(
                 f'{problem}. The run goes on; {self.failed} save(s) in a row have failed, and after '
-                f'{self.loop.failed_saves} it stops (config.loop.failed_saves). Make room now'
+                f'{self.loop.max_failed_saves} it stops (config.loop.max_failed_saves). Make room now'
             )
             return False
         self.failed = 0

@@ -110,7 +110,9 @@ def test_a_line_of_training():
         assert part in line
     rates = {'steps_per_s': 0.5, 'clips_per_s': 1.0, 'tokens_per_s': 9.0, 'tflops_per_chip': 1.25}
     assert '1.00 clips/s  1.25 TFLOP/s  ETA' in train_line(9, 100, VALUES | rates)
-    assert '1.00 clips/s  MFU 31.2%  ETA' in train_line(9, 100, VALUES | rates | {'mfu': 0.312, 'roofline_share': 0.6})
+    assert '1.00 clips/s  MFU 31.2%  ETA' in train_line(
+        9, 100, VALUES | rates | {'mfu': 0.312, 'roofline_utilization': 0.6}
+    )
     assert 'ETA' not in train_line(1, 100, VALUES) and 'loss 0.5000' in train_line(1, 100, VALUES)
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from fv_jax.core.exit_codes import STUCK
+from fv_jax.core.exit_codes import STALLED
 from fv_jax.training.monitoring import watchdog
 from fv_jax.training.monitoring.goodput import Goodput
 from fv_jax.training.monitoring.watchdog import Watchdog
@@ -22,12 +22,12 @@ def test_a_run_that_does_not_move_is_ended_with_every_stack(tmp_path):
 
     goodput = Goodput()
     with (tmp_path / 'said').open('w+') as stream:
-        with Watchdog(goodput, 0.2, end, stream), goodput.during('data'):
+        with Watchdog(goodput, 0.2, end, stream), goodput.track('data'):
             stuck_in_a_source(over)
         stream.seek(0)
         said = stream.read()
-    assert ended == [STUCK]
-    assert said.startswith('STUCK: nothing has moved for 0 s while waiting for data') and 'stuck_minutes' in said
+    assert ended == [STALLED]
+    assert said.startswith('STALLED: no progress for 0 s while waiting for data') and 'stall_timeout_minutes' in said
     assert 'stuck_in_a_source' in said and said.count('hread 0x') >= 2
 
 
@@ -38,27 +38,27 @@ def test_a_run_that_moves_is_left_alone():
     for _ in range(8):
         now[0] += 9.0
         assert dog.overdue() is None
-        goodput.moved()
+        goodput.heartbeat()
     now[0] += 11.0
-    assert dog.overdue() == 'nothing has moved for 10 s while starting'
+    assert dog.overdue() == 'no progress for 10 s while starting'
 
 
 def test_a_program_may_take_longer_to_compile():
     now = [0.0]
     goodput = Goodput(lambda: now[0])
     dog = Watchdog(goodput, 10.0)
-    with goodput.during('compile'):
+    with goodput.track('compile'):
         now[0] += 99.0
         assert dog.overdue() is None
         now[0] += 2.0
-        assert dog.overdue().startswith('nothing has moved for 100 s')
+        assert dog.overdue().startswith('no progress for 100 s')
 
 
 def test_a_save_beside_the_steps_that_does_not_end_is_one_that_does_not_move():
     began = time.monotonic()
     assert Watchdog(Goodput(), 10.0, saving_since=lambda: began).overdue() is None
     stuck = Watchdog(Goodput(), 10.0, saving_since=lambda: began - 11.0)
-    assert stuck.overdue() == 'a save beside the steps has not ended for 10 s'
+    assert stuck.overdue() == 'an asynchronous save has not ended for 10 s'
 
 
 def test_it_can_be_turned_off():
@@ -79,7 +79,7 @@ def test_a_stream_that_takes_nothing_does_not_keep_the_process(monkeypatch):
             raise BrokenPipeError
 
     def end(code):
-        assert code == STUCK
+        assert code == STALLED
         ended.set()
 
     timer = threading.Timer

@@ -26,7 +26,7 @@ def train_state(step):
 
 def saver(folder, **loop):
     config = LoopConfig(num_steps=100, **loop)
-    checkpoints = Checkpoints(folder, keep=config.keep, keep_every=config.keep_every)
+    checkpoints = Checkpoints(folder, max_to_keep=config.max_to_keep, keep_period=config.keep_period)
     return SavePolicy(checkpoints, config, {'loop': {}}, {}, lambda *wishes: np.array(wishes))
 
 
@@ -41,7 +41,7 @@ def steps(folder):
 
 
 def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path, log_lines):
-    saves = saver(tmp_path, keep=2, keep_every=4)
+    saves = saver(tmp_path, max_to_keep=2, keep_period=4)
     for step in (2, 4, 6, 8, 10, 12, 14):
         assert save(saves, step)
     assert steps(tmp_path) == [4, 8, 12, 14] and log_lines[-1] == 'saved step 14'
@@ -63,17 +63,17 @@ def test_by_the_clock(tmp_path, monkeypatch):
 
 
 def test_failed_saves_are_said_and_a_few_are_borne(tmp_path, monkeypatch, log_lines):
-    saves = saver(tmp_path, failed_saves=2)
+    saves = saver(tmp_path, max_failed_saves=2)
     with full_disk(monkeypatch):
         assert not save(saves, 1) and not save(saves, 2)
     assert all(line.startswith('WARNING: ') and 'No space left' in line for line in log_lines)
-    assert 'step 2 could not be saved' in log_lines[1] and 'failed_saves' in log_lines[1] and len(log_lines) == 2
+    assert 'step 2 could not be saved' in log_lines[1] and 'max_failed_saves' in log_lines[1] and len(log_lines) == 2
     assert save(saves, 3)  # there is room again, and counting starts anew
     with full_disk(monkeypatch):
         assert not save(saves, 4) and not save(saves, 5)
         with pytest.raises(CheckpointError, match='No space left'):
             save(saves, 6)
-    saves = saver(tmp_path, failed_saves=9)
+    saves = saver(tmp_path, max_failed_saves=9)
     with full_disk(monkeypatch), pytest.raises(CheckpointError):  # after the last step
         save(saves, 100)
     assert steps(tmp_path) == [3]
@@ -93,7 +93,7 @@ def full_disk(monkeypatch):
 
 def test_how_a_save_ended_is_said_when_it_has_and_nobody_waits(tmp_path, monkeypatch, log_lines):
     """At the steps after it; what failed counts from then on, also when another save or the end comes first."""
-    saves = saver(tmp_path, failed_saves=1)
+    saves = saver(tmp_path, max_failed_saves=1)
     saves.look()
     gate, seal = threading.Event(), checksums.seal
     monkeypatch.setattr(checksums, 'seal', lambda folder: gate.wait() and seal(folder))
@@ -130,7 +130,7 @@ def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatc
     assert log_lines == ['saved step 1'] and (tmp_path / 'checkpoints' / '1' / checksums.SUMS).is_file()
 
 
-@pytest.mark.parametrize('name', ['save_minutes', 'keep_every', 'failed_saves'])
+@pytest.mark.parametrize('name', ['save_minutes', 'keep_period', 'max_failed_saves'])
 def test_what_cannot_be_is_refused(name):
     with pytest.raises(ConfigError, match=f'{name}=-1: must be at least 0'):
         LoopConfig(num_steps=1, **{name: -1})
@@ -148,7 +148,7 @@ class Parts:
 
 @pytest.fixture
 def saved(tmp_path):
-    saves = saver(tmp_path, keep=5)
+    saves = saver(tmp_path, max_to_keep=5)
     for step in (1, 2, 3):
         save(saves, step)
     return tmp_path
