@@ -156,7 +156,7 @@ def _runs(folder: str | Path) -> list[Path]:
     found += [path / f'{name}{SUFFIX}' for name in STAGES if (path / f'{name}{SUFFIX}').is_file()]
     require(
         found,
-        f'{folder}: holds no checkpoints (expected {FOLDER!r} in it, or runs called {" and ".join(STAGES)}, as '
+        f'{folder}: contains no checkpoints (expected {FOLDER!r} in it, or runs called {" and ".join(STAGES)}, as '
         f'folders or {SUFFIX} files)',
         CheckpointError,
     )

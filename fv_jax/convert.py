@@ -248,7 +248,7 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
     log.info(f'{arguments.output}: {_describe("t5", config, values)}')
 
 
-def _run_to_t5(arguments: argparse.Namespace, stored: streaming.Stored) -> None:
+def _run_to_t5(arguments: argparse.Namespace, stored: streaming.CheckpointReader) -> None:
     require(arguments.output.suffix not in SUFFIXES, f'--output={arguments.output}: a T5 becomes a folder', UsageError)
     config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
@@ -270,7 +270,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _from_run(arguments: argparse.Namespace) -> None:
-    stored = streaming.Stored(arguments.input, arguments.step)
+    stored = streaming.CheckpointReader(arguments.input, arguments.step)
     if 't5' in stored.meta['config']:
         return _run_to_t5(arguments, stored)
     if arguments.output.suffix not in SUFFIXES:

@@ -131,14 +131,14 @@ class _Exported:
 
 def _opened(arguments: argparse.Namespace) -> _Exported:
     """Nothing large is read yet but for the hash."""
-    stored = streaming.Stored(arguments.checkpoint, arguments.step)
+    stored = streaming.CheckpointReader(arguments.checkpoint, arguments.step)
     meta = stored.meta
     if 'stage' not in meta['config']:
         raise UsageError(f'--checkpoint={arguments.checkpoint}: holds no stage; a T5 is exported by fv_jax.convert')
     stage = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     arrays = stored.arrays()
     if arguments.parameters == 'last':
-        arrays |= streaming.Stored(arguments.checkpoint, meta['step'], streaming.STATE).arrays()
+        arrays |= streaming.CheckpointReader(arguments.checkpoint, meta['step'], streaming.STATE).arrays()
     values, stage = _as_asked(key_table.typed_as(arrays), stage, arguments)
     about = {
         'source': str(arguments.checkpoint),

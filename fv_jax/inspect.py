@@ -106,7 +106,7 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
             f'{name} {progress[name]}' for name in ('bad_steps', 'spikes', 'num_rollbacks') if name in progress
         )
         print_result(f'anomalies so far: {said}')
-    problem = checkpoints.damage(step) if arguments.verify else None
+    problem = checkpoints.verify(step) if arguments.verify else None
     if arguments.verify:
         print_result(f'checksums: {"DAMAGED: " + problem if problem else "as it was written"}')
     _starts(folder / RUN)

@@ -125,7 +125,7 @@ def test_numbers_in_fewer_bits(runs, tmp_path, dtype):
     assert_same(numbers(after), numbers(before), jnp.dtype(dtype))
     kernel = after.params['frozen']['text_embed']['kernel']
     assert kernel.dtype == (jnp.bfloat16 if dtype == 'bfloat16' else jnp.float32)
-    stored = export.streaming.Stored(tmp_path / 'out').arrays()
+    stored = export.streaming.CheckpointReader(tmp_path / 'out').arrays()
     assert {str(x.dtype) for x in stored.values()} == {dtype}
 
 

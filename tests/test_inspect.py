@@ -74,7 +74,7 @@ def test_what_cannot_be_shown(run, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     for arguments, code, words in (
         ([tmp_path / 'none'], 1, 'is not there'),
-        ([tmp_path / 'empty'], 1, 'holds no checkpoints'),
+        ([tmp_path / 'empty'], 1, 'contains no checkpoints'),
         ([tmp_path / 'text.safetensors'], 1, 'text.safetensors'),
         ([run, '--step=3'], 1, 'has no step 3; it has 7'),
         ([run, '--depth=0'], 2, '--depth=0'),
@@ -97,7 +97,7 @@ def test_damage_is_said(run, capsys):
 
 def test_a_run_of_no_stage_and_records_that_are_none(tmp_path, capsys):
     """A converted text encoder; run.json and metrics.jsonl of somebody else."""
-    array = streaming.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
+    array = streaming.LazyArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
     streaming.save(tmp_path, 0, {'frozen': {'x': array}}, {'t5': {}})
     (tmp_path / 'metrics.jsonl').write_text('3\n[]\n{"loss": 1}\n{"step": "x"}\n')
     for text in ('[]', '[3]', '{', '[' * 100_000):

@@ -130,7 +130,7 @@ def test_a_folder_of_both_or_both_folders(folder):
 def test_what_is_no_pipeline(folder, tmp_path):
     stage1, stage2 = folder / 'stage1', folder / 'stage2'
     cases = [
-        ([tmp_path / 'none'], CheckpointError, 'none: holds no checkpoints .*stage1 and stage2'),
+        ([tmp_path / 'none'], CheckpointError, 'none: contains no checkpoints .*stage1 and stage2'),
         ([folder, stage1], ValueError, 'hold the same stage; give one of each'),
         ([stage2, stage2], ValueError, 'hold the same stage'),
     ]

@@ -217,7 +217,7 @@ def test_a_bad_output_is_refused(clip, run, tmp_path, capsys):
 def test_a_bad_checkpoint_is_refused(clip, stage, tmp_path, capsys):
     output = tmp_path / 'out.mp4'
     assert command(clip, tmp_path / 'none', output) == 2
-    refused(capsys, 2, 'none', 'holds no checkpoints')
+    refused(capsys, 2, 'none', 'contains no checkpoints')
     (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
     assert command(clip, tmp_path / 'empty', output) == 2
     refused(capsys, 2, 'empty', 'no finished checkpoint')

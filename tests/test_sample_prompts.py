@@ -306,7 +306,7 @@ def test_an_mp4_of_something_else_is_not_repeated(grey, tmp_path, capsys):
 def test_weights_that_are_not_there(tmp_path, capsys):
     for flags, code, word in (
         (['--official=none'], 1, 'none: no such folder'),
-        (['--checkpoint=none'], 2, 'none: holds no checkpoints'),
+        (['--checkpoint=none'], 2, 'none: contains no checkpoints'),
     ):
         assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', *flags]) == code
         said(capsys, code, word)

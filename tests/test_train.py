@@ -255,8 +255,8 @@ def test_a_bad_config_program_is_refused(tmp_path, capsys):
         (['--config.data.train={tmp}/empty'], ('empty', 'holds no', 'prepare')),
         (['--config.data.train={tmp}/none'], ('none', 'no such folder')),
         (['--config.data.heldout={tmp}/empty'], ('empty', 'holds no')),
-        (['--config.init_from={tmp}/empty'], ('empty', 'holds no checkpoints')),
-        (['--config.init_from={tmp}/none'], ('none', 'holds no checkpoints')),
+        (['--config.init_from={tmp}/empty'], ('empty', 'contains no checkpoints')),
+        (['--config.init_from={tmp}/none'], ('none', 'contains no checkpoints')),
         (['--config.init_from={tmp}/stage1.pt'], ('stage1.pt', 'No such file')),
     ],
 )

@@ -1,1 +1,1 @@
-"""Saving and restoring with Orbax."""
+"""Checkpoints of runs: saved asynchronously with Orbax, verified by checksums, restored whole or tensor by tensor."""

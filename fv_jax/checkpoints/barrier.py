@@ -1,4 +1,4 @@
-"""Where the threads that write a checkpoint, one in each process, wait for each other."""
+"""Cross-process barrier of the threads that write a checkpoint, one in each process; it can be aborted."""
 
 import collections
 import concurrent.futures
@@ -8,63 +8,68 @@ import jax
 import orbax.checkpoint as ocp
 
 POLL_S = 0.1
-# Where Orbax only agrees on what `is_saving_in_progress` says. A process that could not write comes there, too, and its
-# failure would be known to nobody, itself among them, until the others had come.
-NEEDLESS = 'ThreadSaveMultiHostValueHolder'
+# A barrier at which Orbax only synchronizes the value of `is_saving_in_progress`. It is skipped: a process whose write
+# failed would wait there for the others, and could not report its failure before all had come.
+SKIPPED_BARRIER = 'ThreadSaveMultiHostValueHolder'
 
 
-class GivenUpError(RuntimeError):
-    """There is nothing to wait for: another process could not write."""
+class BarrierAbortedError(RuntimeError):
+    """Raised in the threads that wait at a barrier when it is aborted: another process could not write."""
 
 
 class Barrier:
-    """Orbax's own, over JAX's coordination service, but for one thing: it can be given up.
+    """Orbax's own barrier, over JAX's coordination service, with the addition that it can be aborted.
 
-    A process that could not write never comes to the barrier that the others wait at before they commit. Orbax's waits
-    until the save's time is out, which has to be long enough for the slowest disk.
+    A process that could not write never reaches the barrier at which the others wait before they commit. Orbax's own
+    barrier waits there for the time-out of the save, which must be long enough for the slowest disk.
     """
 
     def __init__(self, name: str):
-        """name: the same in all processes; no two barriers of a process may have it."""
+        """name: the same in all processes, and different for every barrier of a process."""
         self._name = name
         self._wait = ocp.multihost.get_barrier_sync_fn()
-        self._given_up = threading.Event()
-        self._saves = 0
-        self._times: collections.Counter[str] = collections.Counter()
+        self._aborted = threading.Event()
+        self._generation = 0
+        self._calls: collections.Counter[str] = collections.Counter()
 
-    def renew(self) -> None:
-        """For another save. All processes call it the same number of times: no two saves meet."""
-        self._saves += 1
-        self._times.clear()
-        self._given_up.clear()
+    def reset(self) -> None:
+        """Prepares for the next save. All processes call it equally often, so that no two saves share a key."""
+        self._generation += 1
+        self._calls.clear()
+        self._aborted.clear()
 
-    def give_up(self) -> None:
-        """Lets every thread go that waits or will wait, until `renew`."""
-        self._given_up.set()
+    def abort(self) -> None:
+        """Makes every thread that waits now, or comes before the next `reset`, raise BarrierAbortedError."""
+        self._aborted.set()
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
-        """Returns when all processes have come here. Raises GivenUpError, or JAX's own error when the time is out."""
-        if jax.process_count() == 1 or NEEDLESS in key:
+        """Returns when all processes have called it with this key.
+
+        Raises BarrierAbortedError, or JAX's own error after the time-out.
+        """
+        if jax.process_count() == 1 or SKIPPED_BARRIER in key:
             return
-        self._go_on()
-        self._times[key] += 1
-        place = f'{self._name}:{key}:{self._saves}.{self._times[key]}'
-        met: concurrent.futures.Future[None] = concurrent.futures.Future()
-        # It cannot be interrupted: where it is given up, it stays behind until the time is out.
-        threading.Thread(target=self._meet, args=(met, place, timeout_ms), name='barrier', daemon=True).start()
-        while not met.done():
-            self._go_on()
-            concurrent.futures.wait([met], timeout=POLL_S)
-        met.result()
+        self._raise_if_aborted()
+        self._calls[key] += 1
+        unique_key = f'{self._name}:{key}:{self._generation}.{self._calls[key]}'
+        reached: concurrent.futures.Future[None] = concurrent.futures.Future()
+        # JAX's barrier cannot be interrupted: after an abort this thread stays behind until its time-out.
+        threading.Thread(
+            target=self._wait_for_all, args=(reached, unique_key, timeout_ms), name='barrier', daemon=True
+        ).start()
+        while not reached.done():
+            self._raise_if_aborted()
+            concurrent.futures.wait([reached], timeout=POLL_S)
+        reached.result()
 
-    def _go_on(self) -> None:
-        if self._given_up.is_set():
-            raise GivenUpError('another process could not write its part')
+    def _raise_if_aborted(self) -> None:
+        if self._aborted.is_set():
+            raise BarrierAbortedError('another process could not write its part')
 
-    def _meet(self, met: concurrent.futures.Future[None], place: str, timeout_ms: int) -> None:
+    def _wait_for_all(self, reached: concurrent.futures.Future[None], key: str, timeout_ms: int) -> None:
         try:
-            self._wait(key=place, timeout_ms=timeout_ms)
+            self._wait(key=key, timeout_ms=timeout_ms)
         except Exception as error:
-            met.set_exception(error)  # raised by the thread that waits for it
+            reached.set_exception(error)  # raised in the thread that waits for this one
         else:
-            met.set_result(None)
+            reached.set_result(None)

@@ -1,15 +1,15 @@
 """Checkpoints of a run: DIR/checkpoints/STEP, each with its arrays and its configuration.
 
 Items of a checkpoint:
-  state    what training needs beside `params`: step, trainable variables, optimizer state
-  params   what sampling needs: {'trainable', 'frozen'}, averaged where the run keeps an average
+  state    what training needs besides `params`: step, trainable variables, optimizer state
+  params   what sampling needs: {'trainable', 'frozen'}, the moving average (EMA) where the run keeps one
   meta     JSON: step, data position (the step again: the loader needs no more), the whole configuration, `digests`
-           of the networks that made what the stage learnt from: 'vae' and 'text', as far as there are any, and
-           `progress`, what else a run remembers
+           (fingerprints) of the networks that made the training data, 'vae' and 'text' as far as there are any, and
+           `progress`, the state of the run besides arrays
 
-Orbax copies the arrays to the host, and writes them in threads of its own under a temporary name that it changes at
-the end: a save that fails leaves the ones before it alone. In a thread of ours a saved one is looked at again, and its
-files' checksums are written beside them (`integrity.py`).
+Orbax copies the arrays to the host and writes them in its own threads under a temporary name, which it changes at the
+end: a save that fails leaves the earlier checkpoints alone. Then a thread of ours verifies the structure of what was
+written and stores the checksums of its files (`checksums.py`).
 """
 
 import concurrent.futures
@@ -34,13 +34,13 @@ from fv_jax.parallel import distributed
 FOLDER = 'checkpoints'
 ARRAYS = ('state', 'params')
 META = 'meta'
-UNFINISHED = '.orbax-checkpoint-tmp'  # how Orbax calls a folder until it is whole
-WRITERS_QUIET_S = 0.3  # a failed save's folder that has not come back for so long is taken for gone
-WRITERS_END_S = 10.0
-WAIT_S = 0.2  # between two questions to the other processes
-# Orbax gives a save up by itself after so long. What is too long is the watchdog's to say.
-ORBAX_S = 24 * 3600
-FAILURES = (OSError, ValueError, RuntimeError)  # of disks, of Orbax and of JAX
+TEMPORARY_SUFFIX = '.orbax-checkpoint-tmp'  # Orbax's, of a folder that is not complete
+QUIET_S = 0.3  # a failed save's folder is gone once it has not been created again for this long
+MAX_REMOVAL_S = 10.0
+POLL_S = 0.2  # between two collective checks of whether all processes have finished
+# Orbax's own time-out of a save: longer than any. Stalls are the watchdog's task.
+ORBAX_TIMEOUT_S = 24 * 3600
+SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # raised by disks, Orbax and JAX
 
 
 class CheckpointError(RuntimeError):
@@ -48,12 +48,17 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that was whole once, and cannot be read now."""
+    """A checkpoint that was completed once, and cannot be read now."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _UnderWay:
-    """A save. since: when it began, by the monotonic clock. done: how it ended in this process."""
+class PendingSave:
+    """A save in progress.
+
+    Attributes:
+      since: when it began, by the monotonic clock.
+      done: completes when this process has written its part, with the error if it could not.
+    """
 
     step: int
     since: float
@@ -65,7 +70,7 @@ class _UnderWay:
 
 
 class Checkpoints:
-    """The checkpoints under `run`, a run's folder."""
+    """Saves, verifies, restores and deletes the checkpoints of one run."""
 
     def __init__(
         self,
@@ -88,39 +93,40 @@ class Checkpoints:
         """
         self.folder = Path(run).absolute() / FOLDER
         if read_only and not self.folder.is_dir():
-            raise CheckpointError(f'{run}: holds no checkpoints (expected a folder {FOLDER!r} in it)')
+            raise CheckpointError(f'{run}: contains no checkpoints (expected a folder {FOLDER!r} in it)')
         self._max_to_keep, self._keep_period = max_to_keep, keep_period
         self._barrier = Barrier(str(self.folder))
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'save')
-        self._under_way: _UnderWay | None = None
+        self._pending: PendingSave | None = None
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=not read_only,
-            async_options=ocp.AsyncOptions(timeout_secs=ORBAX_S, barrier_sync_fn=self._barrier),
+            async_options=ocp.AsyncOptions(timeout_secs=ORBAX_TIMEOUT_S, barrier_sync_fn=self._barrier),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
         )
-        # Named here, or a manager that has not saved itself knows no item's shapes.
+        # Without the handlers a manager that has not saved anything itself cannot read the shapes of an item.
         arrays = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
         handlers = {**arrays, META: ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     @property
     def latest_step(self) -> int | None:
+        """The newest completed checkpoint."""
         return self._manager.latest_step()
 
     def reload(self) -> None:
-        """To be called when somebody else has changed the folder."""
+        """Reads the folder again, after another process or object has changed it."""
         self._manager.reload()
 
     @property
     def steps(self) -> list[int]:
-        """Of the finished checkpoints, ascending."""
+        """The steps of the completed checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def damage(self, step: int) -> str | None:
-        """What is wrong with the files of a checkpoint, by their checksums, in words. Reads them all."""
-        return checksums.damage(self.folder / str(step))
+    def verify(self, step: int) -> str | None:
+        """Returns what is wrong with the files of a checkpoint by their checksums, or None. Reads all of them."""
+        return checksums.verify_checksums(self.folder / str(step))
 
     def save(
         self,
@@ -130,7 +136,7 @@ class Checkpoints:
         digests: Mapping[str, str] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        """`start`, and waits for the end of it. Raises CheckpointError."""
+        """Saves synchronously: `start`, then `wait`. Raises CheckpointError."""
         self.start(step, arrays, config, digests, more)
         self.wait()
 
@@ -142,58 +148,69 @@ class Checkpoints:
         digests: Mapping[str, str] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begins to write the items of `arrays` ('state', 'params'), the configuration, the digests, and `more` JSON.
+        """Starts an asynchronous save. All processes call it, and then `wait` before the next one.
 
-        It returns when the arrays are copied: they may be donated. How it ends, `wait` says; that has to be called
-        before the next one, and both by all processes.
+        It returns when the arrays have been copied to the host: they may be donated. It does not raise when the save
+        fails; `wait` does.
+
+        Args:
+          step: number of updates done.
+          arrays: item ('state', 'params') -> tree of arrays.
+          config: the whole configuration of the run.
+          digests: network ('vae', 'text') -> its fingerprint.
+          more: further entries of the JSON.
         """
-        assert self._under_way is None, 'wait for the save before'
+        assert self._pending is None, 'call wait() for the previous save first'
         meta = meta_of(step, config, digests) | dict(more or {})
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
         shapes = {name: _shapes(tree) for name, tree in arrays.items()}
         since = time.monotonic()
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._barrier.renew()
+        self._barrier.reset()
         try:
-            self._try_to_write(step)
+            self._check_writable(step)
             self._manager.save(step, args=args, force=True)
-        except FAILURES as error:
+        except SAVE_ERRORS as error:
             done.set_exception(error)
         else:
             done = self._worker.submit(self._finish, step, shapes)
-        self._under_way = _UnderWay(step, since, done)
+        self._pending = PendingSave(step, since, done)
 
-    def _try_to_write(self, step: int) -> None:
-        """Makes a folder as Orbax will, and takes it away. Raises OSError, in all processes if one process cannot.
+    def _check_writable(self, step: int) -> None:
+        """Creates a folder as Orbax will, and removes it. Raises OSError in all processes if the first one cannot.
 
-        Where Orbax itself cannot make one, threads of all processes wait for it, five minutes, also at the end of the
-        process.
+        If Orbax itself fails to create its folder, threads of all processes wait for it for five minutes, even when the
+        process ends.
         """
         problem = None
         if jax.process_index() == 0:
             try:
-                trial = self.folder / f'{step}.trial{UNFINISHED}'  # taken away at the next start, if we are killed
+                trial = (
+                    self.folder / f'{step}.trial{TEMPORARY_SUFFIX}'
+                )  # removed at the next start if this process is killed
                 trial.mkdir(exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # Orbax clears such folders away after it has started
+                with contextlib.suppress(FileNotFoundError):  # Orbax may have removed it as a temporary folder
                     trial.rmdir()
             except OSError as error:
                 problem = error
         if distributed.any_process(problem is not None):
-            raise problem or OSError('the first process cannot make a folder there')
+            raise problem or OSError('the first process cannot create a folder')
 
     def _finish(self, step: int, shapes: dict[str, Any]) -> None:
-        """What is left to do when Orbax has written, and what one process does for all: it looks whether what is on
-        disk is of the structure that was given, writes down its checksums, and only then takes away the oldest ones.
+        """Completes a save when Orbax has written it; runs in the worker thread.
+
+        The first process verifies that the structure on disk is the one that was given, writes the checksums, and only
+        then deletes the oldest checkpoints.
         """
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             try:
-                for name, there in shapes.items():
-                    self._check(step, name, there)
-                checksums.seal(self.folder / str(step))
+                for name, expected in shapes.items():
+                    self._check_structure(step, name, expected)
+                checksums.write_checksums(self.folder / str(step))
             except BaseException:
-                self._remove(step)  # or it would be the newest one
+                self._remove(step)  # a resumed run would take it as the newest one
                 raise
             self._remove_oldest()
 
@@ -204,65 +221,65 @@ class Checkpoints:
                 self._remove(step)
 
     def _remove(self, step: int) -> None:
-        """Under another name first: what a kill leaves of it is no checkpoint, and goes at the next start."""
-        aside = self.folder / f'{step}{UNFINISHED}'
-        os.replace(self.folder / str(step), aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        """Renames it first: if the process is killed, the rest is no checkpoint, and is removed at the next start."""
+        temporary = self.folder / f'{step}{TEMPORARY_SUFFIX}'
+        os.replace(self.folder / str(step), temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
 
     @property
     def saving_since(self) -> float | None:
-        """When the save that is being written began, by the monotonic clock."""
-        under_way = self._under_way  # the watchdog's thread asks too
-        return None if under_way is None or under_way.done.done() else under_way.since
+        """When the save in progress began, by the monotonic clock; None while there is none."""
+        pending = self._pending  # one read: the watchdog calls this from its own thread
+        return None if pending is None or pending.done.done() else pending.since
 
-    def ended(self) -> tuple[bool, bool]:
-        """Whether the save that was started is at work, and whether it has failed, as far as this process knows."""
-        return not self._under_way.done.done(), self._under_way.failed
+    def poll(self) -> tuple[bool, bool]:
+        """Returns whether the started save is in progress, and whether it has failed, both in this process alone."""
+        return not self._pending.done.done(), self._pending.failed
 
     def wait(self) -> None:
-        """Returns when what was started is saved. All processes call it.
+        """Waits for the started save, if there is one. All processes call it.
 
-        Raises CheckpointError if any of them could not write; the checkpoints before this one are untouched.
+        Raises CheckpointError if any of them could not write; earlier checkpoints are untouched.
         """
-        if (under_way := self._under_way) is None:
+        if (pending := self._pending) is None:
             return
-        done = under_way.done
-        while distributed.any_process(not done.done()) and not distributed.any_process(under_way.failed):
-            concurrent.futures.wait([done], timeout=WAIT_S)
-        failed = distributed.any_process(under_way.failed)
+        done = pending.done
+        while distributed.any_process(not done.done()) and not distributed.any_process(pending.failed):
+            concurrent.futures.wait([done], timeout=POLL_S)
+        failed = distributed.any_process(pending.failed)
         if failed:
-            self._barrier.give_up()
+            self._barrier.abort()
         self.close()
-        self._under_way = None
-        self._manager.reload()  # of what came and went it knows a part
+        self._pending = None
+        self._manager.reload()  # Orbax's list does not know what this class has deleted
         if failed:
-            self._raise(under_way.step, done.exception())
+            self._raise(pending.step, done.exception())
 
     def close(self) -> None:
-        """Returns when this process has nothing left to write. It asks no other: for the way out of a failure."""
-        if self._under_way is not None:
-            concurrent.futures.wait([self._under_way.done])
+        """Waits until this process has nothing left to write. It does not communicate: for use after a failure."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending.done])
 
     def _raise(self, step: int, error: BaseException | None) -> NoReturn:
-        """Clears away what is left of a save that has failed."""
-        if error is not None and not isinstance(error, FAILURES):
+        """Removes the rest of a failed save and raises CheckpointError."""
+        if error is not None and not isinstance(error, SAVE_ERRORS):
             raise error
-        with contextlib.suppress(*FAILURES):
-            self._manager.wait_until_finished()  # raises what it raised before, once in every thread that asks
+        with contextlib.suppress(*SAVE_ERRORS):
+            self._manager.wait_until_finished()  # raises its error again, once in every thread that calls it
         self._remove_unfinished(step)
         last = self._newest_before(step)
-        good = 'there is none before it' if last is None else f'the last good one is step {last}'
+        newest = 'there is no earlier checkpoint' if last is None else f'the newest checkpoint is step {last}'
         why = 'another process could not write' if error is None else reason(error)
-        raise CheckpointError(f'{self.folder}: step {step} could not be saved ({why}); {good}') from error
+        raise CheckpointError(f'{self.folder}: step {step} could not be saved ({why}); {newest}') from error
 
     def _remove_unfinished(self, step: int) -> None:
-        """Frees the disk at once; what a killed process leaves goes when the next one opens the folder.
+        """Frees the disk at once. (What a killed process leaves is removed when the next one opens the folder.)
 
-        Orbax's other writers may still be at work on the same folder after the first has failed: it is removed until it
-        has stayed away.
+        After one of Orbax's writers has failed, others may still create files in the folder: it is removed repeatedly
+        until it has stayed away for QUIET_S.
         """
-        gone_since, deadline = time.monotonic(), time.monotonic() + WRITERS_END_S
-        while time.monotonic() < min(gone_since + WRITERS_QUIET_S, deadline):
+        gone_since, deadline = time.monotonic(), time.monotonic() + MAX_REMOVAL_S
+        while time.monotonic() < min(gone_since + QUIET_S, deadline):
             for path in self.folder.glob(f'{step}.*'):
                 shutil.rmtree(path, ignore_errors=True)
                 gone_since = time.monotonic()
@@ -273,13 +290,13 @@ class Checkpoints:
         return max(steps, default=None)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON of a checkpoint; None takes the newest."""
+        """Returns the JSON of a checkpoint; step None is the newest. Raises CheckpointError."""
         step = self._step(step)
         with self._reading(step):
             return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
 
     def contents(self, step: int | None = None) -> dict[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
-        """Item -> path ('trainable/head/kernel') -> shape and type. No array is read."""
+        """Returns item -> path ('trainable/head/kernel') -> (shape, dtype), without reading arrays."""
         step = self._step(step)
         with self._reading(step):
             saved = self._manager.item_metadata(step)
@@ -290,21 +307,24 @@ class Checkpoints:
             }
 
     def restore(self, abstract: dict[str, Any], step: int | None = None) -> dict[str, Any]:
-        """Arrays of the given items, shaped, typed and placed like `abstract`.
+        """Restores the given items with the shapes, dtypes and shardings of `abstract`.
 
         Args:
-          abstract: item -> tree of ShapeDtypeStructs (or arrays). What names no sharding goes to the first device,
-            wherever it was when it was saved.
-          step: which; None takes the newest.
+          abstract: item -> tree of ShapeDtypeStructs (or arrays). Leaves without a sharding are put on the first
+            device, wherever they were when they were saved.
+          step: None is the newest.
+
+        Returns:
+          item -> tree of arrays.
 
         Raises:
-          CheckpointError: no such checkpoint, a damaged one, or one of another architecture (the first difference is
-            named).
+          DamagedError: the checkpoint cannot be read.
+          CheckpointError: no such checkpoint, or one of another architecture; the first difference is named.
         """
         step = self._step(step)
         with self._reading(step):
             for name, tree in abstract.items():
-                self._check(step, name, _shapes(tree))
+                self._check_structure(step, name, _shapes(tree))
             placed = jax.tree.map(_placed, abstract)
             args = {name: ocp.args.StandardRestore(tree) for name, tree in placed.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -319,34 +339,34 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             others = ', '.join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or 'none'
             raise DamagedError(
-                f'{self.folder}/{step}: cannot be read; other steps there: {others} ({reason(error)})'
+                f'{self.folder}/{step}: cannot be read; other steps: {others} ({reason(error)})'
             ) from error
 
     def _step(self, step: int | None) -> int:
         known = sorted(self._manager.all_steps())
-        require(known, f'{self.folder}: holds no finished checkpoint', CheckpointError)
+        require(known, f'{self.folder}: contains no completed checkpoint', CheckpointError)
         if step is None:
             return known[-1]
         if step not in known:
             raise CheckpointError(f'{self.folder}: has no step {step}; it has {", ".join(map(str, known))}')
         return step
 
-    def _check(self, step: int, name: str, here: dict[str, tuple[int, ...]]) -> None:
+    def _check_structure(self, step: int, name: str, expected: dict[str, tuple[int, ...]]) -> None:
         saved = self._manager.item_metadata(step)
         if name not in saved.keys() or saved[name] is None:  # noqa: SIM118 - not a mapping
             raise DamagedError(f'{self.folder}/{step}: has no item {name!r}')
-        there = _shapes(saved[name].tree)
-        different = [path for path in sorted(there.keys() | here.keys()) if there.get(path) != here.get(path)]
+        found = _shapes(saved[name].tree)
+        different = [path for path in sorted(found.keys() | expected.keys()) if found.get(path) != expected.get(path)]
         if different:
             path = different[0]
             raise CheckpointError(
-                f'{self.folder}/{step}: made by another architecture: {path} is {there.get(path, "absent")} there and '
-                f'{here.get(path, "absent")} in this configuration ({len(different)} differences in {name!r})'
+                f'{self.folder}/{step}: has another architecture: {path} is {found.get(path, "absent")} there and '
+                f'{expected.get(path, "absent")} in this configuration ({len(different)} differences in {name!r})'
             )
 
 
 def meta_of(step: int, config: dict[str, Any], digests: Mapping[str, str] | None) -> dict[str, Any]:
-    """The JSON of a checkpoint. digests: None leaves them out, as checkpoints once did."""
+    """Returns the JSON of a checkpoint. digests: None leaves them out."""
     meta = {'step': step, 'data_position': step, 'config': config}
     return meta if digests is None else meta | {'digests': dict(digests)}
 
@@ -368,10 +388,10 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _key(key: Any) -> str:
-    """Dict keys, sequence indices and field names alike: Orbax's metadata knows containers by their keys only."""
+    """Returns a dict key, a sequence index or a field name as text: Orbax's metadata does not tell them apart."""
     return str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line of bearable length."""
+    """Returns an error's message as one line of at most 300 characters."""
     return ' '.join(str(error).split())[:300] or type(error).__name__

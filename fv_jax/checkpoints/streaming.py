@@ -1,7 +1,7 @@
-"""The parameters of a checkpoint written and read array by array, for networks that do not fit into memory twice.
+"""Streaming reader and writer: a checkpoint's parameters array by array, for networks that fit into memory only once.
 
-What `save` writes is a checkpoint like any other, with 'params' and 'meta': `Checkpoints` reads it. What `Stored` reads
-may have been written by either.
+What `save` writes is a checkpoint like any other, with 'params' and 'meta', which `Checkpoints` reads too.
+`CheckpointReader` reads the checkpoints of both.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoint
 
 PARAMS, STATE = 'params', 'state'
 GROUPS = ('trainable', 'frozen')
-CHUNK_BYTES = 2**27  # of an array on disk: what is compressed at once
-BATCH_BYTES = 2**28  # of arrays that are written together: each write waits for the disk
-SMALL_BYTES = 2**25  # of an array that is read together with others
+CHUNK_BYTES = 2**27  # of an array on disk: the unit of compression
+BATCH_BYTES = 2**28  # of arrays that are written together, since each write waits for the disk
+SMALL_BYTES = 2**25  # arrays up to this size are read together
 
 
 class Array(Protocol):
-    """An array that is made when it is asked for."""
+    """An array whose values are computed or read only when `numpy` is called."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -37,8 +37,8 @@ class Array(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """What Orbax must know of an array before it is made."""
+class _LazyLeaf:
+    """What Orbax must know of an array before its values exist."""
 
     array: Array
 
@@ -63,14 +63,14 @@ class _Leaf:
         return self.size * self.dtype.itemsize
 
 
-class _InTurn(ocp.type_handlers.NumpyHandler):
-    """Makes a few arrays, or a large one, writes them, lets them go, and only then makes the next."""
+class _SequentialHandler(ocp.type_handlers.NumpyHandler):
+    """Computes a few arrays or one large one, writes and frees them, and only then computes the next."""
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
 
     async def serialize(
-        self, values: Sequence[_Leaf], infos: Sequence[Any], args: Sequence[ocp.SaveArgs] | None = None
+        self, values: Sequence[_LazyLeaf], infos: Sequence[Any], args: Sequence[ocp.SaveArgs] | None = None
     ) -> Sequence[Any]:
         args = args or [ocp.SaveArgs()] * len(values)
         rest = list(zip(values, infos, args, strict=True))
@@ -81,8 +81,8 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
             await self._write(*(list(column) for column in zip(*batch, strict=True)))
         return []
 
-    async def _write(self, values: list[_Leaf], infos: list[Any], args: list[ocp.SaveArgs]) -> None:
-        # Nothing that outlives this call may hold the arrays.
+    async def _write(self, values: list[_LazyLeaf], infos: list[Any], args: list[ocp.SaveArgs]) -> None:
+        # Nothing that outlives this call may refer to the arrays, so that they can be freed.
         for future in await super().serialize([value.array.numpy() for value in values], infos, args):
             await asyncio.to_thread(future.result)
 
@@ -94,17 +94,25 @@ def save(
     config: dict[str, Any],
     digests: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a checkpoint of nested dicts of `Array`s, 'trainable' and 'frozen', the configuration and the digests.
+    """Writes a checkpoint with at most one large array in memory at a time.
 
-    No more than one large array exists at a time. Raises CheckpointError.
+    Args:
+      run: the run's folder.
+      step: number of updates done.
+      params: {'trainable', 'frozen'}, each nested dicts of `Array`.
+      config: the whole configuration of the run.
+      digests: network ('vae', 'text') -> its fingerprint.
+
+    Raises:
+      CheckpointError: it cannot be written.
     """
-    registry = ocp.type_handlers.create_type_handler_registry((_Leaf, _InTurn()))
+    registry = ocp.type_handlers.create_type_handler_registry((_LazyLeaf, _SequentialHandler()))
     handlers = {
         PARAMS: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         META: ocp.JsonCheckpointHandler(),
     }
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    leaves = jax.tree.map(_Leaf, params)
+    leaves = jax.tree.map(_LazyLeaf, params)
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     meta = meta_of(step, config, digests)
     items = {PARAMS: ocp.args.PyTreeSave(leaves, save_args=chunks), META: ocp.args.JsonSave(meta)}
@@ -117,40 +125,48 @@ def save(
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredArray:
-    """An array in a checkpoint."""
+class LazyArray:
+    """An array in a checkpoint, read when `numpy` is called and not kept."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     numpy: Callable[[], np.ndarray]
 
 
-class Stored:
-    """A checkpoint's configuration and parameters; an array is read when it is asked for, and not kept.
+class CheckpointReader:
+    """Reads a checkpoint's configuration (`meta`) and its parameters lazily.
 
-    Small arrays are read together, when the first of them is asked for, and kept: each read opens the checkpoint anew.
+    Each read opens the checkpoint again; small arrays are therefore read together with the first of them, and kept.
     """
 
     def __init__(self, run: Path, step: int | None = None, item: str = PARAMS):
-        """step: which; None takes the newest. item: 'params', averaged where the run keeps an average, or 'state', of
-        which this has what learns as it was after the last step. Raises CheckpointError: none there, or damaged.
+        """Opens a checkpoint.
+
+        Args:
+          run: the run's folder.
+          step: None is the newest.
+          item: 'params', the moving average where the run keeps one, or 'state', the trainable parameters as they were
+            after the last step.
+
+        Raises:
+          CheckpointError: it does not exist, or cannot be read.
         """
         self.meta = Checkpoints(run, read_only=True).meta(step)
         self._folder = run.absolute() / FOLDER / str(self.meta['step']) / item
         if not self._folder.is_dir():
-            raise CheckpointError(f'{self._folder}: is not there; the checkpoint has no item {item!r}')
+            raise CheckpointError(f'{self._folder}: does not exist; the checkpoint has no item {item!r}')
         self._handler = ocp.PyTreeCheckpointHandler()
         with _errors(f'{self._folder}: cannot be read'):
             tree = self._handler.metadata(self._folder).tree
             leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
-        # Beside them 'state' holds what training needs.
+        # 'state' also has the step and the optimizer state.
         found = [(path, leaf) for path, leaf in leaves if str(path[0].key) in GROUPS]
         self._found = {tuple(str(key.key) for key in path): leaf for path, leaf in found}
 
-    def arrays(self) -> dict[str, StoredArray]:
-        """Every parameter by its dotted path in the network, trainable and frozen alike."""
+    def arrays(self) -> dict[str, LazyArray]:
+        """Returns dotted path in the network -> array, for trainable and frozen parameters alike."""
         return {
-            '.'.join(path[1:]): StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype), lambda path=path: self._read(path))
+            '.'.join(path[1:]): LazyArray(tuple(leaf.shape), np.dtype(leaf.dtype), lambda path=path: self._read(path))
             for path, leaf in self._found.items()
         }
 

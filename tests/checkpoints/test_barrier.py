@@ -1,4 +1,4 @@
-"""Threads of several processes that wait for each other, and that can be let go. Threads stand in for the processes."""
+"""The barrier of several processes, and its abort. Threads stand in for the processes."""
 
 import threading
 import time
@@ -7,12 +7,12 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 
-from fv_jax.checkpoints.barrier import Barrier, GivenUpError
+from fv_jax.checkpoints.barrier import Barrier, BarrierAbortedError
 
 
 @pytest.fixture
 def barriers(monkeypatch):
-    """Two, as two processes have them."""
+    """Two barriers of one name, as two processes have them."""
     places, lock = {}, threading.Lock()
 
     def wait(*, key, timeout_ms):
@@ -24,7 +24,7 @@ def barriers(monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     found = Barrier('run'), Barrier('run')
     for barrier in found:
-        barrier.renew()
+        barrier.reset()
     return found
 
 
@@ -32,16 +32,16 @@ def come(barrier, key, said):
     def run():
         try:
             barrier(key=key, timeout_ms=20_000)
-            said.append('met')
-        except GivenUpError:
-            said.append('given up')
+            said.append('reached')
+        except BarrierAbortedError:
+            said.append('aborted')
 
     thread = threading.Thread(target=run)
     thread.start()
     return thread
 
 
-def test_all_wait_for_all_at_every_place(barriers):
+def test_barrier_waits_for_all_processes_at_each_key(barriers):
     first, second = barriers
     for key in ('write', 'commit', 'write'):
         said = []
@@ -50,30 +50,30 @@ def test_all_wait_for_all_at_every_place(barriers):
         assert one.is_alive()
         other = come(second, key, said)
         one.join(), other.join()
-        assert said == ['met', 'met']
+        assert said == ['reached', 'reached']
 
 
-def test_who_waits_for_one_that_will_not_come_is_let_go_and_meets_it_at_the_next_save(barriers):
+def test_barrier_abort_releases_waiting_threads_until_reset(barriers):
     first, second = barriers
     said, began = [], time.monotonic()
     waits = come(first, 'write', said)
     failed = come(second, 'end', said)  # it could not write, and is further on
     for barrier in barriers:
-        barrier.give_up()
+        barrier.abort()
     waits.join(), failed.join()
     come(first, 'end', said).join()
-    assert said == ['given up'] * 3 and time.monotonic() - began < 10
+    assert said == ['aborted'] * 3 and time.monotonic() - began < 10
     for barrier in barriers:
-        barrier.renew()
+        barrier.reset()
     said = []
     for thread in [come(barrier, 'write', said) for barrier in barriers]:
         thread.join()
-    assert said == ['met', 'met']
+    assert said == ['reached', 'reached']
 
 
-def test_one_that_could_not_write_is_not_held_up_on_its_way_to_say_so(barriers):
+def test_barrier_is_skipped_where_orbax_only_synchronizes_a_value(barriers):
     barriers[0](key='ThreadSaveMultiHostValueHolder:set_value_start', timeout_ms=20_000)
 
 
-def test_one_process_waits_for_nobody(monkeypatch):
+def test_barrier_of_one_process_returns_at_once(monkeypatch):
     Barrier('run')(key='write', timeout_ms=1)

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files: every damage that a disk or a person does is found and named."""
+"""Checksums of a checkpoint detect and name every damage of its files."""
 
 import json
 
@@ -15,31 +15,31 @@ def folder(tmp_path):
         path = tmp_path / 'checkpoint' / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(np.random.default_rng(size).bytes(size))
-    checksums.seal(tmp_path / 'checkpoint')
+    checksums.write_checksums(tmp_path / 'checkpoint')
     return tmp_path / 'checkpoint'
 
 
-def test_what_was_sealed_is_whole_and_what_was_not_is_not_doubted(folder, tmp_path):
-    assert checksums.damage(folder) is None
-    assert set(json.loads((folder / checksums.SUMS).read_text())) == {'state/d/0', 'params/manifest', 'empty'}
-    assert checksums.damage(tmp_path) is None
+def test_checksums_verify_and_are_not_required(folder, tmp_path):
+    assert checksums.verify_checksums(folder) is None
+    assert set(json.loads((folder / checksums.CHECKSUMS).read_text())) == {'state/d/0', 'params/manifest', 'empty'}
+    assert checksums.verify_checksums(tmp_path) is None
 
 
-def test_any_damage_of_a_file_is_found(folder):
+def test_checksums_detect_any_damage_of_a_file(folder):
     path = folder / 'state' / 'd' / '0'
     good = path.read_bytes()
     for case in range(200):
         path.write_bytes(damaged(good, np.random.default_rng(case)))
-        assert 'state/d/0' in checksums.damage(folder)
+        assert 'state/d/0' in checksums.verify_checksums(folder)
     flipped = bytearray(good)
     flipped[1234] ^= 1
     path.write_bytes(flipped)
-    assert checksums.damage(folder) == 'state/d/0 is not what was written (CRC-32)'
+    assert checksums.verify_checksums(folder) == 'state/d/0 differs from what was written (CRC-32)'
     path.unlink()
-    assert checksums.damage(folder) == 'state/d/0 is missing'
+    assert checksums.verify_checksums(folder) == 'state/d/0 is missing'
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"a": 1}', '{"empty": ["x", 0]}'])
-def test_damaged_checksums_are_damage(folder, text):
-    (folder / checksums.SUMS).write_text(text)
-    assert checksums.damage(folder)
+def test_checksums_that_are_damaged_themselves_are_reported(folder, text):
+    (folder / checksums.CHECKSUMS).write_text(text)
+    assert checksums.verify_checksums(folder)

@@ -63,11 +63,11 @@ def one_line(error):
     return text
 
 
-# There and back.
+# Round trip.
 
 
 @pytest.mark.parametrize('ema', [True, False])
-def test_a_state_comes_back_bit_for_bit_to_a_fresh_reader(tmp_path, ema):
+def test_restore_is_bit_exact(tmp_path, ema):
     saved = train_state(ema)
     Checkpoints(tmp_path).save(5, state.to_items(saved), CONFIG)
     items = Checkpoints(tmp_path).restore(abstract(state.to_items(saved)))
@@ -79,7 +79,7 @@ def test_a_state_comes_back_bit_for_bit_to_a_fresh_reader(tmp_path, ema):
     assert int(back.step) == 5
 
 
-def test_parameters_can_be_read_by_themselves(tmp_path):
+def test_restore_of_params_alone(tmp_path):
     saved = train_state()
     Checkpoints(tmp_path).save(5, state.to_items(saved), CONFIG)
     params = Checkpoints(tmp_path, read_only=True).restore(abstract({'params': state.inference_params(saved)}))
@@ -87,21 +87,21 @@ def test_parameters_can_be_read_by_themselves(tmp_path):
     np.testing.assert_array_equal(params['params']['trainable']['head']['kernel'], saved.ema['head']['kernel'])
 
 
-def test_the_configuration_and_the_position_come_with_it(tmp_path):
+def test_meta_has_the_configuration_and_the_data_position(tmp_path):
     save(tmp_path, 1, 2)
     reader = Checkpoints(tmp_path, read_only=True)
     assert reader.meta() == {'step': 2, 'data_position': 2, 'config': CONFIG}
     assert reader.meta(1)['step'] == 1
 
 
-def test_the_newest_stay(tmp_path):
+def test_max_to_keep_deletes_the_oldest(tmp_path):
     checkpoints = save(tmp_path, 1, 2, 3, 4, max_to_keep=2)
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['3', '4']
     assert checkpoints.latest_step == 4
     assert restored(tmp_path).tolist() == [4, 4, 4] and restored(tmp_path, 3).tolist() == [3, 3, 3]
 
 
-def test_a_reader_changes_nothing(tmp_path):
+def test_read_only_changes_nothing(tmp_path):
     save(tmp_path, 1, 2, 3)
     debris = tmp_path / 'checkpoints' / '4.orbax-checkpoint-tmp'
     debris.mkdir()
@@ -112,7 +112,7 @@ def test_a_reader_changes_nothing(tmp_path):
     assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_what_is_read_goes_to_the_first_device_wherever_it_was_written(tmp_path):
+def test_restore_puts_arrays_on_the_first_device_by_default(tmp_path):
     """Written by a process with two devices, over both."""
     program = f"""
 import jax, jax.numpy as jnp
@@ -131,12 +131,12 @@ Checkpoints({str(tmp_path)!r}).save(1, {{'state': {{'step': jnp.asarray(1)}}, 'p
     np.testing.assert_array_equal(w, np.arange(8.0))
 
 
-# Beside the steps.
+# Asynchronous saves.
 
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Nothing is written before it is set: the folder of a checkpoint cannot be made."""
+    """An event before which nothing is written: creating the folder of a checkpoint blocks."""
     gate, mkdir = threading.Event(), os.mkdir
 
     def wait(path, *args, **kwargs):
@@ -149,7 +149,7 @@ def gate(monkeypatch):
     gate.set()
 
 
-def test_what_is_saved_is_what_was_given_also_when_it_is_donated(tmp_path, gate):
+def test_save_is_of_the_arrays_before_they_were_donated(tmp_path, gate):
     """Steps overwrite the arrays before any of them is written."""
     w = jnp.arange(100_000, dtype=jnp.float32)
     step = jax.jit(lambda w: 2 * w + 1, donate_argnums=0)
@@ -158,7 +158,7 @@ def test_what_is_saved_is_what_was_given_also_when_it_is_donated(tmp_path, gate)
     for _ in range(3):
         w = step(w)
     assert float(w[1]) == 15.0
-    assert checkpoints.ended() == (True, False) and not steps(tmp_path)
+    assert checkpoints.poll() == (True, False) and not steps(tmp_path)
     gate.set()
     checkpoints.wait()
     assert checkpoints.saving_since is None and steps(tmp_path) == [1]
@@ -171,10 +171,10 @@ def steps(folder):
     return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir() if path.name.isdigit())
 
 
-def test_what_turns_out_to_be_another_structure_does_not_stay_as_the_newest(tmp_path, monkeypatch):
+def test_save_with_another_structure_on_disk_is_removed(tmp_path, monkeypatch):
     checkpoints = save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, '_check', fail_with(CheckpointError('another architecture')))
+        patch.setattr(checkpoints, '_check_structure', fail_with(CheckpointError('another architecture')))
         with pytest.raises(CheckpointError, match=r'step 2 could not be saved .*another architecture.* step 1'):
             checkpoints.save(2, ITEMS, CONFIG)
     assert steps(tmp_path) == [1] and checkpoints.latest_step == 1
@@ -182,7 +182,7 @@ def test_what_turns_out_to_be_another_structure_does_not_stay_as_the_newest(tmp_
     assert steps(tmp_path) == [1, 2]
 
 
-def test_a_folder_that_nothing_can_be_made_in_costs_the_save_at_once(tmp_path, monkeypatch):
+def test_save_fails_at_once_in_a_folder_that_is_not_writable(tmp_path, monkeypatch):
     checkpoints = save(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, 'mkdir', fail_with(OSError('Read-only file system')))
@@ -201,10 +201,10 @@ def fail_with(error):
     return fail
 
 
-# What cannot be read.
+# Errors of reading.
 
 
-def test_another_architecture_is_named_with_both_shapes(tmp_path):
+def test_restore_names_the_first_difference_to_another_architecture(tmp_path):
     items = state.to_items(train_state())
     Checkpoints(tmp_path).save(1, items, CONFIG)
     wanted = abstract({'params': items['params']})
@@ -213,7 +213,7 @@ def test_another_architecture_is_named_with_both_shapes(tmp_path):
     with pytest.raises(CheckpointError) as error:
         Checkpoints(tmp_path).restore(wanted)
     text = one_line(error)
-    assert 'made by another architecture: trainable/head/kernel is (3, 2) there and (3, 4) in this' in text
+    assert 'has another architecture: trainable/head/kernel is (3, 2) there and (3, 4) in this' in text
     assert "1 differences in 'params'" in text
     del head['kernel']
     head['more'] = jax.ShapeDtypeStruct((7,), jnp.float32)
@@ -225,7 +225,7 @@ def test_another_architecture_is_named_with_both_shapes(tmp_path):
         Checkpoints(tmp_path).restore(wanted | {'state': abstract(items['state'])})
 
 
-def test_another_optimizer_is_another_architecture(tmp_path):
+def test_restore_refuses_the_state_of_another_optimizer(tmp_path):
     items = state.to_items(train_state())
     Checkpoints(tmp_path).save(1, items, CONFIG)
     wanted = abstract(items)
@@ -234,28 +234,28 @@ def test_another_optimizer_is_another_architecture(tmp_path):
         Checkpoints(tmp_path).restore(wanted)
 
 
-def test_no_checkpoints_no_finished_one_and_no_such_step(tmp_path):
-    with pytest.raises(CheckpointError, match=r"none: holds no checkpoints .*'checkpoints'"):
+def test_restore_without_checkpoints_or_of_an_absent_step(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none: contains no checkpoints .*'checkpoints'"):
         Checkpoints(tmp_path / 'none', read_only=True)
     assert not (tmp_path / 'none').exists()
     (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
     empty = Checkpoints(tmp_path / 'empty', read_only=True)
     assert empty.latest_step is None
-    with pytest.raises(CheckpointError, match='holds no finished checkpoint'):
+    with pytest.raises(CheckpointError, match='contains no completed checkpoint'):
         empty.meta()
     save(tmp_path, 2, 4)
     with pytest.raises(CheckpointError, match='has no step 3; it has 2, 4'):
         Checkpoints(tmp_path, read_only=True).meta(3)
 
 
-def test_an_item_that_is_not_there(tmp_path):
+def test_restore_of_an_absent_item(tmp_path):
     save(tmp_path, 1, items={'params': {'w': jnp.ones(3)}})
     with pytest.raises(CheckpointError, match="has no item 'state'"):
         Checkpoints(tmp_path).restore({'state': {'step': jax.ShapeDtypeStruct((), jnp.int32)}})
 
 
 @pytest.mark.parametrize('damage', ['arrays', 'meta'])
-def test_a_damaged_one_is_named_and_so_are_the_others(tmp_path, damage):
+def test_restore_of_a_damaged_checkpoint_names_the_other_steps(tmp_path, damage):
     save(tmp_path, 1, 2)
     newest = tmp_path / 'checkpoints' / '2'
     for path in [p for p in newest.rglob('*') if p.is_file()]:
@@ -265,11 +265,11 @@ def test_a_damaged_one_is_named_and_so_are_the_others(tmp_path, damage):
             path.write_text('{')
     with pytest.raises(CheckpointError) as error:
         restored(tmp_path) if damage == 'arrays' else Checkpoints(tmp_path, read_only=True).meta()
-    assert 'checkpoints/2: cannot be read; other steps there: 1' in one_line(error)
+    assert 'checkpoints/2: cannot be read; other steps: 1' in one_line(error)
     assert restored(tmp_path, 1).tolist() == [1, 1, 1]
 
 
-# What cannot be saved.
+# Errors of saving.
 
 
 FULL_DISK = """
@@ -290,13 +290,13 @@ for step in (1, 2):
 """
 
 
-def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path):
+def test_save_to_a_full_disk_leaves_earlier_checkpoints(tmp_path):
     """In a process of its own: the library's threads do not survive it unharmed."""
     command = [sys.executable, '-c', FULL_DISK, str(tmp_path)]
     done = subprocess.run(command, check=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     (text,) = done.stdout.splitlines()
     assert len(text) < 700
-    assert 'step 2 could not be saved' in text and 'the last good one is step 1' in text
+    assert 'step 2 could not be saved' in text and 'the newest checkpoint is step 1' in text
     items = {'params': {'w': jax.ShapeDtypeStruct((50_000,), jnp.float32)}}
     reader = Checkpoints(tmp_path, read_only=True)
     assert [p.name for p in reader.folder.iterdir()] == ['1']  # the disk is as free as before
@@ -307,21 +307,21 @@ def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path):
     assert [p.name for p in reader.folder.iterdir()] == ['2']
 
 
-def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
+def test_save_failure_is_one_line(tmp_path, monkeypatch):
     checkpoints = save(tmp_path, 1, 3)
 
     def fail(*args, **kwargs):
         raise ValueError('pages\nof ' + 1000 * 'noise ')
 
     monkeypatch.setattr(checkpoints._manager, 'save', fail)
-    for step, words in ((2, 'the last good one is step 1'), (0, 'there is none before it')):
+    for step, words in ((2, 'the newest checkpoint is step 1'), (0, 'there is no earlier checkpoint')):
         with pytest.raises(CheckpointError) as error:
             checkpoints.save(step, {}, CONFIG)
         text = one_line(error)
         assert f'step {step} could not be saved' in text and 'pages of noise' in text and words in text
 
 
-def test_what_other_writers_still_write_goes_too(tmp_path, monkeypatch):
+def test_save_failure_removes_what_other_writers_still_write(tmp_path, monkeypatch):
     checkpoints = save(tmp_path, 1, 3)
     debris = checkpoints.folder / '2.orbax-checkpoint-tmp'
     now, late = [0.0], [0.05 * i for i in range(10)]
@@ -346,7 +346,7 @@ def test_what_other_writers_still_write_goes_too(tmp_path, monkeypatch):
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['1', '3']
 
 
-def test_what_a_killed_process_left_goes(tmp_path):
+def test_opening_removes_what_a_killed_process_left(tmp_path):
     checkpoints = save(tmp_path, 1)
     debris = checkpoints.folder / '3.orbax-checkpoint-tmp'
     debris.mkdir()
@@ -356,7 +356,7 @@ def test_what_a_killed_process_left_goes(tmp_path):
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['1', '2']
 
 
-def test_a_step_is_never_written_twice(tmp_path):
+def test_save_never_overwrites_a_step(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(CheckpointError, match='step 1'):
         save(tmp_path, 1)

@@ -1,4 +1,4 @@
-"""Checkpoints written and read array by array are checkpoints like any other."""
+"""Streaming writes and reads the same checkpoints, with few arrays in memory."""
 
 import weakref
 
@@ -14,11 +14,11 @@ CONFIG = {'stage': {'kind': 'toy'}}
 
 
 class Tracked(np.ndarray):
-    """Can be referred to weakly."""
+    """An array that weak references can point to."""
 
 
 class Lazy:
-    """Counts in `counts` how many arrays of all that share it were there at once."""
+    """Appends to `counts` how many of the arrays that share it exist at the same time."""
 
     def __init__(self, value, alive=None, counts=None):
         self.value, self.shape, self.dtype = value, value.shape, value.dtype
@@ -51,7 +51,7 @@ def run(tmp_path, params):
     return tmp_path / 'run'
 
 
-def test_the_other_reader_reads_it(run, params):
+def test_streaming_save_is_read_by_checkpoints(run, params):
     checkpoints = Checkpoints(run, read_only=True)
     assert checkpoints.meta() == {'step': 3, 'data_position': 3, 'config': CONFIG}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -64,13 +64,13 @@ def test_the_other_reader_reads_it(run, params):
 
 @pytest.mark.parametrize('small', [0, 2**25])
 @pytest.mark.parametrize('writer', ['streamed', 'manager'])
-def test_arrays_are_read_one_by_one_whoever_wrote_them(tmp_path, run, params, writer, small, monkeypatch):
+def test_streaming_reader_reads_checkpoints_of_both_writers(tmp_path, run, params, writer, small, monkeypatch):
     monkeypatch.setattr(streaming, 'SMALL_BYTES', small)
     if writer == 'manager':
         run = tmp_path / 'other'
         arrays = {'params': jax.tree.map(jnp.asarray, params), 'state': {'step': jnp.asarray(3)}}
         Checkpoints(run).save(3, arrays, CONFIG)
-    stored = streaming.Stored(run)
+    stored = streaming.CheckpointReader(run)
     assert stored.meta['step'] == 3
     arrays = stored.arrays()
     assert arrays.keys() == {'lora', 'blocks.0.kernel', 'blocks.1.kernel'}
@@ -83,23 +83,23 @@ def test_arrays_are_read_one_by_one_whoever_wrote_them(tmp_path, run, params, wr
         np.testing.assert_array_equal(found, wanted[name])
 
 
-def test_one_array_at_a_time(tmp_path, monkeypatch):
+def test_streaming_save_has_one_large_array_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, 'BATCH_BYTES', 4 * 1000)
     alive, counts = [], []
     tree = {f'x{i}': Lazy(np.full(1000, i, np.float32), alive, counts) for i in range(6)}
     tree |= {f'small{i}': Lazy(np.full(300, i, np.float32), alive, counts) for i in range(6)}
     streaming.save(tmp_path / 'run', 0, {'frozen': tree}, CONFIG)
     assert sorted(counts) == [1] * 6 + [1, 1, 2, 2, 3, 3]  # three small ones are one batch
-    np.testing.assert_array_equal(streaming.Stored(tmp_path / 'run').arrays()['x4'].numpy(), np.full(1000, 4))
+    np.testing.assert_array_equal(streaming.CheckpointReader(tmp_path / 'run').arrays()['x4'].numpy(), np.full(1000, 4))
 
 
-def test_what_cannot_be_written_or_read_is_one_line(tmp_path, run):
+def test_streaming_errors_are_one_line(tmp_path, run):
     (tmp_path / 'file').write_text('')
     with pytest.raises(CheckpointError) as error:
         streaming.save(tmp_path / 'file', 0, {'frozen': {'x': Lazy(np.zeros(3))}}, CONFIG)
     assert 'step 0 could not be saved' in str(error.value) and '\n' not in str(error.value)
     with pytest.raises(CheckpointError, match='has no step 4; it has 3'):
-        streaming.Stored(run, 4)
+        streaming.CheckpointReader(run, 4)
     (run / 'checkpoints' / '3' / 'params' / '_METADATA').write_text('{}')
     with pytest.raises(CheckpointError, match='cannot be read'):
-        streaming.Stored(run)
+        streaming.CheckpointReader(run)

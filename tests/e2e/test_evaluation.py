@@ -52,7 +52,7 @@ def test_a_run_is_measured(whole, tmp_path, capsys):
 
 def test_what_cannot_be_measured_is_refused(whole, tmp_path, capsys):
     for arguments, code, words in (
-        ([f'--checkpoint={tmp_path}', f'--output={tmp_path}/out'], 1, 'holds no checkpoints'),
+        ([f'--checkpoint={tmp_path}', f'--output={tmp_path}/out'], 1, 'contains no checkpoints'),
         ([f'--checkpoint={whole}', f'--output={tmp_path}/out', '--clips=0'], 2, '--clips=0: must be at least 1'),
         (
             [f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-steps=0'],

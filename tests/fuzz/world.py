@@ -70,7 +70,7 @@ def _make_runs(world: Path) -> None:
     wrong = dataclasses.replace(tiny.stage_config(world / 'vae.safetensors'), vae_dtype='float32')
     tiny.save_run(world / 'other', wrong, saved=tiny.wider(wrong))
     (world / 'bare' / 'checkpoints').mkdir(parents=True)
-    array = streaming.StoredArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
+    array = streaming.LazyArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
     streaming.save(world / 't5', 0, {'frozen': {'x': array}}, {'t5': {}})
     shutil.copytree(world / 'run', world / 'no_meta')
     shutil.rmtree(world / 'no_meta' / 'checkpoints' / '7' / 'meta')

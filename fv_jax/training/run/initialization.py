@@ -66,7 +66,7 @@ def _problem(reader: Checkpoints, step: int) -> str | None:
     except DamagedError as error:
         return str(error)
     # One process reads all of it through.
-    return None if jax.process_index() else reader.damage(step)
+    return None if jax.process_index() else reader.verify(step)
 
 
 def restore(parts: Assembly, history: CheckpointHistory) -> tuple[state.TrainState, Progress]:

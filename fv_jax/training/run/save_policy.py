@@ -50,7 +50,7 @@ class SavePolicy:
         """
         if self._step is None:
             return
-        before, self._vote = self._vote, self.votes(*self.checkpoints.ended())
+        before, self._vote = self._vote, self.votes(*self.checkpoints.poll())
         if before is None:
             return
         at_work, failed = np.asarray(before)
@@ -88,7 +88,7 @@ class SavePolicy:
         """Whatever ends the run, what is being written is written to the end."""
         self.checkpoints.close()
         if self._step is not None:
-            _, failed = self.checkpoints.ended()
+            _, failed = self.checkpoints.poll()
             if failed:
                 log.warning(f'step {self._step} could not be saved')
             else:

@@ -87,7 +87,7 @@ def full_disk(monkeypatch):
         raise OSError('No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr(checksums, 'seal', fail)
+        patch.setattr(checksums, 'write_checksums', fail)
         yield
 
 
@@ -95,8 +95,8 @@ def test_how_a_save_ended_is_said_when_it_has_and_nobody_waits(tmp_path, monkeyp
     """At the steps after it; what failed counts from then on, also when another save or the end comes first."""
     saves = saver(tmp_path, max_failed_saves=1)
     saves.look()
-    gate, seal = threading.Event(), checksums.seal
-    monkeypatch.setattr(checksums, 'seal', lambda folder: gate.wait() and seal(folder))
+    gate, seal = threading.Event(), checksums.write_checksums
+    monkeypatch.setattr(checksums, 'write_checksums', lambda folder: gate.wait() and seal(folder))
     saves.start(1, train_state(1), Progress())
     for _ in range(3):
         saves.look()
@@ -121,13 +121,13 @@ def look_until(saves, lines, count):
 
 
 def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatch, log_lines):
-    seal = checksums.seal
-    monkeypatch.setattr(checksums, 'seal', lambda folder: time.sleep(0.3) or seal(folder))
+    seal = checksums.write_checksums
+    monkeypatch.setattr(checksums, 'write_checksums', lambda folder: time.sleep(0.3) or seal(folder))
     saves = saver(tmp_path)
     with pytest.raises(FloatingPointError), saves:
         saves.start(1, train_state(1), Progress())
         raise FloatingPointError
-    assert log_lines == ['saved step 1'] and (tmp_path / 'checkpoints' / '1' / checksums.SUMS).is_file()
+    assert log_lines == ['saved step 1'] and (tmp_path / 'checkpoints' / '1' / checksums.CHECKSUMS).is_file()
 
 
 @pytest.mark.parametrize('name', ['save_minutes', 'keep_period', 'max_failed_saves'])
