@@ -42,6 +42,7 @@ from ml_collections import ConfigDict
 
 from configs import degradations
 from configs.common import official_optim, parse_variant, text_encoder
+from fv_jax.models.vae import OFFICIAL
 
 CLIPS, PICTURES = 'data/train', 'images:data/pictures'
 PREFERRED, PREFERRED_PICTURES = 'data/preferred', 'images:data/preferred_pictures'
@@ -192,7 +193,7 @@ def _tiny_phase(config: ConfigDict, name: str) -> None:
     frames, height, width = phase['size']
     _tiny(config)
     # Four whole clips of either size a step, or a few more pictures.
-    token_budget = 4 * (1 + (frames - 1) // 4) * (height // 16) * (width // 16)
+    token_budget = 4 * OFFICIAL.latent_spec.num_tokens(frames, height, width)
     config.data.update(
         train='embedded@4+stills:embedded@1',
         frames=frames,

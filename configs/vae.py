@@ -78,6 +78,7 @@ def _stage() -> dict:
         'autoencoder_net': {
             'base_channels': 128,
             'multipliers': (1, 2, 2, 4),
+            'temporal_levels': 2,
             'num_res_blocks': 3,
             'groups': 32,
             'dtype': 'bfloat16',

@@ -80,7 +80,7 @@ class FlashVideo(Pipeline):
         """
         there = official_release.open_folder(Path(folder), dtype, text)
         name = str(there.vae)
-        vae = VAEPart(lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_digest(name))
+        vae = VAEPart(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_digest(name))
         encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
         stages = (
             (official_release.STAGE1, lambda dit: LowRes(LowResConfig(), dit)),
@@ -176,7 +176,11 @@ def _open_part(
         raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline is made of lowres and superres')
     config = stage_config_of(run, meta)
     stage = registry.build(config)
-    vae = VAEPart(lambda: frozen_vae(config), lambda: digests.get('vae') or weights.vae_digest(config.vae))
+    vae = VAEPart(
+        weights.vae_config(config.vae),
+        lambda: frozen_vae(config),
+        lambda: digests.get('vae') or weights.vae_digest(config.vae),
+    )
     vae = vaes.setdefault((config.vae, config.vae_dtype, config.dit.latent_channels), vae)
     notes = unverified(config, digests)
     if text is not None and (kind == 'lowres' or config.text.encoder):

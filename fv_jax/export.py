@@ -33,7 +33,7 @@ from fv_jax.core.commands import run_command
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.stages import registry
 from fv_jax.training.state import Network
-from fv_jax.weights import exported_functions, model_card, single_file
+from fv_jax.weights import exported_functions, model_card, single_file, trained_runs
 from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.layouts import key_table, official_dit
 from fv_jax.weights.layouts.key_table import Parameters
@@ -183,7 +183,7 @@ def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespa
     network = Network.of(registry.build(exported.stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
     params = {name: key_table.nested(state, exported.values) for name, state in groups.items()}
-    forwards = _forwards(exported, arguments.size) if arguments.forward else []
+    forwards = _forwards(exported, arguments) if arguments.forward else []
     streaming.save(folder, exported.step, params, exported.config, exported.digests)
     functions = _write_forwards(folder / FORWARD, exported, forwards, arguments.forward.split(',')) if forwards else []
     loader = exported_functions.LOADER if functions else ''
@@ -191,11 +191,13 @@ def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespa
     (folder / model_card.NAME).write_text(card, encoding='utf-8')
 
 
-def _forwards(exported: _Exported, size: str) -> list[exported_functions.Forward]:
-    frames, height, width = (int(part) for part in re.fullmatch(_SIZE, size).groups())
+def _forwards(exported: _Exported, arguments: argparse.Namespace) -> list[exported_functions.Forward]:
+    frames, height, width = (int(part) for part in re.fullmatch(_SIZE, arguments.size).groups())
+    meta = {'config': exported.config, 'digests': exported.digests}
+    latent_spec = trained_runs.latent_spec(trained_runs.stage_config_of(arguments.checkpoint, meta))
     text_length = exported.stage.superres.text_length if exported.stage.superres else 0
     stage = registry.build(exported.stage)
-    return exported_functions.forwards(stage, (frames, height, width), text_length, rules=PORTABLE)
+    return exported_functions.forwards(stage, latent_spec, (frames, height, width), text_length, rules=PORTABLE)
 
 
 def _write_forwards(

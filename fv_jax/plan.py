@@ -50,7 +50,8 @@ def _plan(argv: Sequence[str]) -> int:
     phases = _words(arguments.phases)
     if unknown := set(phases) - set(PHASES):
         raise UsageError(f'--phases={arguments.phases}: {sorted(unknown)[0]} is none of {", ".join(PHASES)}')
-    config, tiling = read_config(RunConfig, arguments.config, overrides), read_tiling(arguments)
+    config = read_config(RunConfig, arguments.config, overrides)
+    tiling = read_tiling(arguments, planner.latent_spec(config))
     if arguments.smallest:
         generation = slices.parse_generation(arguments.topology.replace(':', '-').partition('-')[0])
         request = Request(config, slices.sizes(generation)[0])

@@ -40,6 +40,7 @@ from fv_jax.data.shards.records import Record, RecordWriter
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, video_io
 from fv_jax.data.video.captions import Captions
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.text.encoder import TextEncoder, embed_caption
 from fv_jax.training.run import latent_cache
@@ -151,7 +152,7 @@ def _latents(config: clips.LatentsConfig) -> _Latents | None:
         return None
     with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
         vae = jit_vae(weights.load_vae(config.vae))
-        stamp = latent_cache.vae_stamp(weights.vae_digest(config.vae))
+        stamp = latent_cache.vae_stamp(weights.vae_digest(config.vae), vae.config.latent_spec)
     return _Latents(config, vae, stamp)
 
 
@@ -159,7 +160,11 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     root = arguments.input if arguments.input.is_dir() else arguments.input.parent
     files = _films(arguments.input, arguments.output)
     tally = _Tally()
-    encoder, latents = _text_encoder(config), _latents(config.latents)
+    latents = _latents(config.latents)
+    # Which VAE takes clips that are stored as video is not known yet; most are for the official one.
+    latent_spec = latents.vae.config.latent_spec if latents else OFFICIAL.latent_spec
+    latent_spec.check_clip('config', config.frames, config.height, config.width)
+    encoder = _text_encoder(config)
     with error_context('', error=UsageError):
         texts = _texts(files, root, tally)
         writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)

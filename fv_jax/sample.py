@@ -36,7 +36,7 @@ from fv_jax.core import exit_codes, throughput
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import Override, Parser, UsageError, override, parse_size
 from fv_jax.core.commands import run_command
-from fv_jax.core.resize import check_multiple, output_size
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.video import video_io
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.vae_tiling import Tiling
@@ -146,7 +146,7 @@ def _add_flags(parser: Parser) -> None:
     clip.add_argument('--num-steps', type=int, help="sampler steps (the checkpoint's config says, if this does not)")
     size = clip.add_mutually_exclusive_group()
     size.add_argument('--scale', type=number, help=f'output size / input size (default: {SCALE})')
-    size.add_argument('--size', help='output size as HEIGHTxWIDTH, multiples of 16')
+    size.add_argument('--size', help='output size as HEIGHTxWIDTH, such as the VAE allows')
     clip.add_argument('--step', type=int, help='which checkpoint of the run (default: the newest)')
     clip.add_argument('--overlap', type=int, help='frames that windows share (default: 5 of 17, 9 of 49)')
     add_tiling_flags(clip)
@@ -271,7 +271,9 @@ def _report_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int)
 
 
 def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[Stored]) -> None:
-    _report_speed(fv, 'enhance', step_cost.enhancement(fv.second, settings, stored[0].latents.shape[:3], len(stored)))
+    vae, latents = fv.vae_of(stored[0]).config, stored[0].latents.shape[:3]
+    done = step_cost.enhancement(fv.second, settings, vae, latents, len(stored))
+    _report_speed(fv, 'enhance', done)
 
 
 def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> None:
@@ -315,9 +317,9 @@ def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -
         raise UsageError('--checkpoint: --input needs one, the work directory of a run of stage 2')
     run = Path(arguments.checkpoint[0])
     info = _usage('--input=', lambda: video_io.probe(arguments.input))
-    size, tiling = _size(arguments, info), read_tiling(arguments)
-    step, window_frames = _peek(run, arguments.step)
-    windows = Windows.of(window_frames, arguments.overlap)
+    step, window_frames, latent_spec = _peek(run, arguments.step)
+    size, tiling = _size(arguments, info, latent_spec), read_tiling(arguments, latent_spec)
+    windows = Windows.of(window_frames, arguments.overlap, latent_spec)
     stage, enhancer = _open(run, step, arguments.num_steps, tiling)
     shape = f'{size[0]}x{size[1]}'
     log.info(
@@ -341,29 +343,31 @@ def _with_bar(blocks: Iterator[np.ndarray], info: video_io.VideoInfo, windows: W
     return iter(tqdm.tqdm(blocks, total=total, unit='window', mininterval=interval, dynamic_ncols=True))
 
 
-def _size(arguments: argparse.Namespace, info: video_io.VideoInfo) -> tuple[int, int]:
+def _size(arguments: argparse.Namespace, info: video_io.VideoInfo, latent_spec: LatentSpec) -> tuple[int, int]:
     """(height, width) of the output."""
     if arguments.size is not None:
-        height, width = parse_size('--size', arguments.size)
-        return check_multiple('--size: height', height), check_multiple('--size: width', width)
+        size = parse_size('--size', arguments.size)
+        latent_spec.check_size('--size', size)
+        return size
     scale = arguments.scale or SCALE
     with error_context(f'--scale={float(scale):g}: of {info.height}x{info.width}, ', error=UsageError):
-        size = output_size(info.height, info.width, scale)
+        size = latent_spec.round_down(info.height * scale, info.width * scale)
     exact = scale * info.height, scale * info.width
     if size != exact:
         height, width = (f'{float(side):g}' for side in exact)
-        log.info(f'note: {height}x{width} is rounded down to {size[0]}x{size[1]}, multiples of 16')
+        multiple = latent_spec.pixel_multiple
+        log.info(f'note: {height}x{width} is rounded down to {size[0]}x{size[1]}, multiples of {multiple}')
     return size
 
 
-def _peek(run: Path, step: int | None) -> tuple[int, int]:
-    """The checkpoint's step and the model's frames, before anything large is read."""
+def _peek(run: Path, step: int | None) -> tuple[int, int, LatentSpec]:
+    """The checkpoint's step, the model's frames and its VAE's latents, before anything large is read."""
     meta = Checkpoints(run, read_only=True).meta(step)
     kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
     require(kind == 'superres', f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance", UsageError)
     if not isinstance(frames, int):
         raise ValueError(f'{run}: its configuration does not say how many frames its clips have (data.frames)')
-    return meta['step'], frames
+    return meta['step'], frames, trained_runs.latent_spec(trained_runs.stage_config_of(run, meta))
 
 
 def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[SuperRes, Enhancer]:

@@ -148,12 +148,14 @@ class LaunchInfo:
 def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
     """Wires a run together and trains it to the end. What can be wrong is found before anything is written."""
     launch, goodput = launch or LaunchInfo(), Goodput()
-    placement = placement_of(config, make_mesh(config.parallel))
+    latent_spec = trained_runs.latent_spec(config.stage)
+    placement = placement_of(config, make_mesh(config.parallel), latent_spec)
     vae = trained_runs.frozen_vae(config.stage, placement)
-    parts = assemble(config, placement, encoder=vae.latents if vae else None)
+    parts = assemble(config, placement, latent_spec, encoder=vae.latents if vae else None)
     bad = BadRecords(config.data.bad_records)
     history = initialization.valid_checkpoints(workdir)
-    datasets = open_datasets(config, bad, functools.partial(initialization.check_digests, history, workdir))
+    check = functools.partial(initialization.check_digests, history, workdir)
+    datasets = open_datasets(config, latent_spec, bad, check)
     train_state, progress = initialization.starting_state(parts, history)
     start = int(train_state.step)
     _log_run_header(parts, train_state)

@@ -233,7 +233,7 @@ def test_a_vae_without_fv_jax(runs, tmp_path):
         ('x', ('--forward', 'cpu'), '--forward and --size: give both'),
         ('x', ('--forward', 'cpu,vulkan', '--size', '9x32x48'), "'vulkan' is none of cpu, tpu, cuda"),
         ('x', ('--forward', 'cpu', '--size', '9x32'), '--size=9x32: give FRAMESxHEIGHTxWIDTH'),
-        ('x', ('--forward', 'cpu', '--size', '9x32x40'), 'sides multiples of 16'),
+        ('x', ('--forward', 'cpu', '--size', '9x32x40'), '--size.width=40: must be a multiple of 16; use 32 or 48'),
         ('', (), 'is there already'),
         ('', ('--overwrite',), 'is a folder that this command did not write'),
         ('../runs', (), 'there'),

@@ -259,7 +259,7 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     bad = BadRecords(data.bad_records)
     parts = pipeline.training_parts(data, bad)
     provenance.check_latents(parts, stamp)
-    groups = pipeline.groups(parts, data)
+    groups = pipeline.groups(parts, data, tiny.VAE_CONFIG.latent_spec)
     batch = next(mixed_batches(pipeline.streams(groups, data, low_res=True), data.loader))
     assert batch['z_high_BFHWC'].shape == batch['z_low_BFHWC'].shape == (2, *latents[1]['z_high'].shape)
     with pytest.raises(
@@ -270,10 +270,11 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
         provenance.check_latents(parts, stamp | {'chunks': [13, 12]})
     wider = dataclasses.replace(data, width=80)
     with pytest.raises(ValueError, match='of 9x64x96, which is no size that is trained at'):
-        pipeline.groups(parts, wider)
+        pipeline.groups(parts, wider, tiny.VAE_CONFIG.latent_spec)
     both = dataclasses.replace(data, train=f'{tmp_path}/latents@1+{tmp_path}/clips@1')
+    groups = pipeline.groups(pipeline.training_parts(both, bad), both, tiny.VAE_CONFIG.latent_spec)
     with pytest.raises(ConfigError, match='of size 9x64x96 there are both clips and latents'):
-        pipeline.streams(pipeline.groups(pipeline.training_parts(both, bad), both), both, low_res=True)
+        pipeline.streams(groups, both, low_res=True)
 
 
 def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -116,7 +116,7 @@ def test_size_and_overlap(more, size, overlap, note, clip, run, repeating, tmp_p
 def test_tiles(clip, run, repeating, tmp_path):
     assert command(clip, run, tmp_path / 'out.mp4', '--tile-size=16x24', '--tile-overlap=8') == 0
     ((_, _, tiling),) = repeating
-    assert tiling == Tiling((16, 24), 8)
+    assert tiling == Tiling((16, 24), 8, tiny.VAE_CONFIG.latent_spec.spatial)
 
 
 def test_sound_that_an_mp4_cannot_hold_is_named_and_left_out(run, repeating, tmp_path, capsys):

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from tests.compiling import compiled
 from tests.sampling import tiny
 
+SPEC = tiny.VAE_CONFIG.latent_spec
 WEIGHTS = Weights('a' * 16, 'b' * 16, 'c' * 16)
 
 
@@ -89,9 +91,14 @@ class Grey:
     notes: tuple[str, ...] = ('a note of the weights',)
     weights: Weights = WEIGHTS
     calls: list = dataclasses.field(default_factory=list)
+    stage1 = stage2 = SimpleNamespace(latent_spec=SPEC)
+
+    def vae_of(self, preview):
+        return SimpleNamespace(config=tiny.VAE_CONFIG)
 
     def check(self, preview, enhance):
         self.calls.append(('check', preview, enhance))
+        preview.check(SPEC, 'stage1.')
 
     def preview_batches(self, prompts, seeds, settings, *, batch_size=None):
         self.calls.append(('preview', list(prompts), list(seeds), settings, batch_size))
@@ -149,7 +156,7 @@ def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
     chosen = [f'{run}/2', f'{run}/0']
     assert sample.main(['--enhance', *chosen, '--stage2.num_steps=3', '--stage2.numerics=official']) == 0
     settings = dataclasses.replace(grey.enhance_settings, num_steps=3, numerics='official')
-    assert grey.calls[-1] == ('enhance', ['a dog'] * 2, [2000, 0], settings, batch.batch_size(9, (64, 128)))
+    assert grey.calls[-1] == ('enhance', ['a dog'] * 2, [2000, 0], settings, batch.batch_size(SPEC, 9, (64, 128)))
     assert grey.origins[-1] == grey.origin  # of the previews
     assert video_io.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
     assert not (run / '1' / 'video.mp4').exists()
@@ -207,8 +214,8 @@ def test_an_interruption_leaves_what_is_complete(grey, tmp_path, capsys):
 
 
 def test_how_many_go_at_once():
-    assert batch.batch_size(49, (256, 480)) == 1 and batch.batch_size(49, (1072, 1920)) == 1
-    assert batch.batch_size(17, (64, 96)) == 10_000 // (5 * 4 * 6)
+    assert batch.batch_size(SPEC, 49, (256, 480)) == 1 and batch.batch_size(SPEC, 49, (1072, 1920)) == 1
+    assert batch.batch_size(SPEC, 17, (64, 96)) == 10_000 // (5 * 4 * 6)
 
 
 # Bad input: one line, and nothing is done.
@@ -235,7 +242,7 @@ def test_how_many_go_at_once():
         (['--prompt=x', '--stage1.num_step=4'], ('--stage1.num_step', "did you mean 'num_steps'")),
         (['--prompt=x', '--stage1.num_steps'], ('--stage1.num_steps', 'needs a value')),
         (['--prompt=x', '--stage2.numerics=offical'], ('--stage2.numerics', "did you mean 'official'")),
-        (['--prompt=x', '--stage1.size=(10,16)'], ('height=10', 'multiple of 16')),
+        (['--prompt=x', '--stage1.size=(10,16)'], ('stage1.size: height=10', 'multiple of 16')),
         (['--prompt=x', '--stage3.size=3'], ('--stage3.size', 'unknown flag')),
         (['--enhance=x', '--yes'], ('--yes', 'means nothing with --enhance')),
         (['--enhance=x', '--stage1.num_steps=2'], ('--stage1.num_steps', 'the previews are made')),

@@ -16,6 +16,7 @@ from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.data import pipeline
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import RecordWriter, count_records, list_shards
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.run import save_policy
 from fv_jax.weights import trained_runs
@@ -379,7 +380,8 @@ def test_the_phases_of_stage_2(size):
         assert data.strong_probability == 0.5 and {bucket.frames == 1 for bucket in data.sizes} == {True, False}
         assert (data.frames, data.height, data.width) in {(b.frames, b.height, b.width) for b in data.sizes}
         if not size:
-            tokens = [data.batch_size(bucket) * bucket.tokens for bucket in data.sizes]
+            spec = OFFICIAL.latent_spec
+            tokens = [data.batch_size(bucket, spec) * spec.num_tokens(*bucket.size) for bucket in data.sizes]
             assert min(tokens) > 1.4e6 and max(tokens) <= 1.7e6
 
 
@@ -388,5 +390,5 @@ def test_the_clips_of_the_small_phases(log_lines):
         data = build(train.RunConfig, stage2.get_config(f'phase{i},tiny=true').to_dict()).data
         bad = BadRecords(data.bad_records)
         log_lines.clear()
-        groups = pipeline.groups(pipeline.training_parts(data, bad), data)
+        groups = pipeline.groups(pipeline.training_parts(data, bad), data, OFFICIAL.latent_spec)
         assert [sum(map(len, group.parts)) for group in groups] == [66, 66] and len(log_lines) == 2

@@ -1,4 +1,4 @@
-"""Bilinear resizing with antialiasing, and the sizes that the networks accept.
+"""Bilinear resizing with antialiasing.
 
 A triangle filter of half-pixel centres, widened by the ratio when the image shrinks (model guide 5.4). Along one axis,
 with r the ratio input/output and w = max(r, 1):
@@ -19,9 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.core.checks import require
-from fv_jax.core.config import ConfigError
-
-MULTIPLE = 16  # 8 of the VAE times 2 of the DiT's patch
 
 
 def resize_matrix(size_in: int, size_out: int, ratio: float | None = None) -> np.ndarray:
@@ -70,28 +67,3 @@ def downscale(image_HWC: jax.Array, factor: float) -> jax.Array:
     """Shrinks by `factor` >= 1 to floor(size / factor) pixels; the ratio is `factor`, not the sizes' quotient."""
     height, width = (int(np.floor(size / factor)) for size in image_HWC.shape[-3:-1])
     return resize(image_HWC, height, width, ratio=float(factor))
-
-
-def round_to_multiple(size: float, multiple: int = MULTIPLE) -> int:
-    """The largest multiple of `multiple` that is not larger than `size` (model guide 0)."""
-    rounded = int(size) // multiple * multiple
-    require(rounded >= multiple, f'a side of {size} pixels is too small: at least {multiple} are needed')
-    return rounded
-
-
-def output_size(height: int, width: int, factor: float = 1.0) -> tuple[int, int]:
-    """The (height, width) of a clip of this size enlarged by `factor`, each side rounded down to a multiple of 16."""
-    return round_to_multiple(height * factor), round_to_multiple(width * factor)
-
-
-def check_multiple(name: str, size: int, multiple: int = MULTIPLE) -> int:
-    """`size` itself, if a user who asked for it can have it.
-
-    Raises:
-      ConfigError: it is not a positive multiple; the message names the nearest sizes that are.
-    """
-    if size > 0 and size % multiple == 0:
-        return size
-    below = max(size // multiple, 1) * multiple
-    choices = f'{below} or {below + multiple}' if size > below else f'{below}'
-    raise ConfigError(f'{name}={size}: must be a multiple of {multiple}; use {choices}')

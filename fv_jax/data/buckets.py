@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fv_jax.core.config import check_range
-from fv_jax.core.resize import check_multiple
-from fv_jax.data.transforms import check_frames
+from fv_jax.core.latent_spec import LatentSpec
 
 Size = tuple[int, int, int]  # frames, height, width
 
@@ -25,21 +24,15 @@ _TOLERANCE = 0.05  # of the picture: among buckets that cut off nearly as little
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """frames: 1 or 8k + 1. height, width: multiples of 16."""
+    """frames, height, width: a size that the VAE's `LatentSpec` allows."""
 
     frames: int
     height: int
     width: int
 
-    def __post_init__(self):
-        check_frames('frames', self.frames)
-        check_multiple('height', self.height)
-        check_multiple('width', self.width)
-
     @property
-    def tokens(self) -> int:
-        """Video tokens of a clip in the DiT: 4 frames to a latent one, 16 x 16 pixels to a patch."""
-        return (1 + (self.frames - 1) // 4) * (self.height // 16) * (self.width // 16)
+    def size(self) -> Size:
+        return self.frames, self.height, self.width
 
     def __str__(self) -> str:
         return f'{self.frames}x{self.height}x{self.width}'
@@ -63,12 +56,12 @@ class Fit:
         check_range(self, 'max_upscale', above=0)
         check_range(self, 'max_cut', low=0, below=1)
 
-    def bucket(self, size: Size, buckets: Sequence[Bucket]) -> Bucket | str:
-        """The bucket that a clip of this size goes to, or why there is none."""
+    def bucket(self, size: Size, buckets: Sequence[Bucket], latent_spec: LatentSpec) -> Bucket | str:
+        """The bucket that a clip of this size goes to, or why there is none. latent_spec: says which is larger."""
         if 0 in size:
             return 'whose size cannot be told'
         if self.exact:
-            same = [b for b in buckets if (b.frames, b.height, b.width) == size]
+            same = [b for b in buckets if b.size == size]
             return same[0] if same else f'of {"x".join(map(str, size))}, which is no size that is trained at'
         kind = [b for b in buckets if (b.frames == 1) == (size[0] == 1)]
         if not kind:
@@ -85,7 +78,8 @@ class Fit:
         if not kept:
             return f'of another shape: more than {self.max_cut:.0%} would be cut off'
         least = min(cut[b] for b in kept)
-        return max((b for b in kept if not self.scaled or cut[b] <= least + _TOLERANCE), key=lambda b: b.tokens)
+        kept = [b for b in kept if not self.scaled or cut[b] <= least + _TOLERANCE]
+        return max(kept, key=lambda b: latent_spec.num_tokens(*b.size))
 
     @property
     def _max_upscale(self) -> float:
@@ -111,10 +105,10 @@ class Assignment:
     left_out: dict[str, int]
 
 
-def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: Fit) -> Assignment:
+def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: Fit, latent_spec: LatentSpec) -> Assignment:
     """Of all records of a source. sizes: (n, 3), frames, height and width of each."""
     kinds, inverse = np.unique(sizes, axis=0, return_inverse=True)
-    goes = [fit.bucket(tuple(int(v) for v in kind), buckets) for kind in kinds]
+    goes = [fit.bucket(tuple(int(v) for v in kind), buckets, latent_spec) for kind in kinds]
     members, left_out = {}, {}
     for bucket in buckets:
         of_bucket = [k for k, found in enumerate(goes) if found == bucket]
@@ -125,9 +119,11 @@ def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: Fit) -> Assignment
     return Assignment(members, left_out)
 
 
-def batch_size(bucket: Bucket, token_budget: int, multiple: int) -> int:
-    """How many clips make a batch of at most so many tokens: a multiple of `multiple`, and at least that."""
-    return max(token_budget // (bucket.tokens * multiple), 1) * multiple
+def batch_size(tokens: int, token_budget: int, multiple: int) -> int:
+    """How many clips of so many tokens make a batch of at most `token_budget`: a multiple of `multiple`, and at least
+    that.
+    """
+    return max(token_budget // (tokens * multiple), 1) * multiple
 
 
 @dataclasses.dataclass(frozen=True)

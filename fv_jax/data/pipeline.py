@@ -9,7 +9,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_range
-from fv_jax.core.resize import check_multiple
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources, transforms
 from fv_jax.data.buckets import Bucket, Fit
@@ -83,13 +83,6 @@ class DataConfig:
     bad_records: BadRecordConfig = dataclasses.field(default_factory=BadRecordConfig)
 
     def __post_init__(self):
-        transforms.check_frames('frames', self.frames)
-        check_multiple('height', self.height)
-        check_multiple('width', self.width)
-        if self.heldout_size is not None:
-            transforms.check_frames('heldout_size[0]', self.heldout_size[0])
-            for i in (1, 2):
-                check_multiple(f'heldout_size[{i}]', self.heldout_size[i])
         check_range(self, 'max_pan', low=0, hint='0 keeps crops still')
         check_range(self, 'eval_clips', 'batch_multiple', 'token_budget', low=1)
         require(len(set(self.buckets)) == len(self.buckets), 'buckets: the same size twice', ConfigError)
@@ -108,11 +101,25 @@ class DataConfig:
     def clip_fit(self) -> Fit:
         return Fit(self.fit == 'resize', self.max_upscale, self.max_cut)
 
-    def batch_size(self, bucket: Bucket) -> int:
+    def batch_size(self, bucket: Bucket, latent_spec: LatentSpec) -> int:
         """The global one."""
         if self.token_budget is None:
             return self.loader.batch_size
-        return bucketing.batch_size(bucket, self.token_budget, self.batch_multiple)
+        return bucketing.batch_size(latent_spec.num_tokens(*bucket.size), self.token_budget, self.batch_multiple)
+
+    def check_sizes(self, latent_spec: LatentSpec, path: str = 'config.data') -> None:
+        """Checks the clips' sizes, once the VAE is known; `path` and a dot precede a field's name in messages.
+
+        Raises:
+          ConfigError: a size that the VAE cannot take, naming the nearest that it can.
+        """
+        latent_spec.check_clip(path, self.frames, self.height, self.width)
+        for i, bucket in enumerate(self.buckets):
+            latent_spec.check_clip(f'{path}.buckets[{i}]', *bucket.size)
+        if self.heldout_size is not None:
+            latent_spec.check_frames(f'{path}.heldout_size[0]', self.heldout_size[0])
+            for i in (1, 2):
+                latent_spec.check_side(f'{path}.heldout_size[{i}]', self.heldout_size[i])
 
 
 def source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords | None = None) -> Source:
@@ -159,21 +166,22 @@ def _size(config: DataConfig, heldout: bool) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The records that are trained on at one size. share: of all steps."""
+    """The records that are trained on at one size. share: of all steps. tokens: of a clip."""
 
     bucket: Bucket
     parts: tuple[Part, ...]
     batch_size: int
     share: float
+    tokens: int
 
     def __str__(self) -> str:
-        clips, tokens = sum(map(len, self.parts)), self.batch_size * self.bucket.tokens
+        clips, tokens = sum(map(len, self.parts)), self.batch_size * self.tokens
         return (
             f'{self.bucket}: {clips} clips, batch {self.batch_size} ({tokens:,} tokens), {self.share:.1%} of the steps'
         )
 
 
-def groups(parts: Sequence[Part], config: DataConfig) -> list[Group]:
+def groups(parts: Sequence[Part], config: DataConfig, latent_spec: LatentSpec) -> list[Group]:
     """Which records of which part are trained on at which size.
 
     Reports each size that is trained at, which are the shapes that will be compiled, and every reason why clips are
@@ -185,7 +193,7 @@ def groups(parts: Sequence[Part], config: DataConfig) -> list[Group]:
     rows = dict.fromkeys(config.sizes, 0.0)
     total = sum(part.weight for part in parts)
     for part in parts:
-        kept = _assigned(part, config)
+        kept = _assigned(part, config, latent_spec)
         fitting = sum(map(len, kept.values()))
         for bucket, some in kept.items():
             if len(some):
@@ -193,26 +201,28 @@ def groups(parts: Sequence[Part], config: DataConfig) -> list[Group]:
                 share = part.weight / total * len(some) / fitting
                 members[bucket].append(dataclasses.replace(some, weight=share))
                 rows[bucket] += share
-    steps = {bucket: rows[bucket] / config.batch_size(bucket) for bucket in config.sizes}
+    batch_sizes = {bucket: config.batch_size(bucket, latent_spec) for bucket in config.sizes}
+    steps = {bucket: rows[bucket] / batch_sizes[bucket] for bucket in config.sizes}
     found = []
     for bucket, some in members.items():
         if not some:
             log.info(f'{bucket}: no clips')
             continue
         share = steps[bucket] / sum(steps.values())
-        found.append(Group(bucket, tuple(some), config.batch_size(bucket), share))
+        tokens = latent_spec.num_tokens(*bucket.size)
+        found.append(Group(bucket, tuple(some), batch_sizes[bucket], share, tokens))
         log.info(str(found[-1]))
     return found
 
 
-def _assigned(part: Part, config: DataConfig) -> dict[Bucket, Part]:
+def _assigned(part: Part, config: DataConfig, latent_spec: LatentSpec) -> dict[Bucket, Part]:
     sizes = sources.sizes_of(part.source)
     if sizes is None:  # it draws its clips at the one size that is asked for
         if config.buckets:
             raise ConfigError(f'buckets: {part.name} is drawn at one size; leave buckets empty, or leave it out')
         return {config.sizes[0]: part}
     fit = bucketing.EXACT if provenance.holds_latents(part.source) else config.clip_fit
-    assignment = bucketing.assign(sizes, config.sizes, fit)
+    assignment = bucketing.assign(sizes, config.sizes, fit, latent_spec)
     for reason, count in assignment.left_out.items():
         log.info(f'left out: {count} of {len(part)} clips of {part.name}: {reason}')
     if not any(map(len, assignment.members.values())):

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fv_jax.core.checks import require
-from fv_jax.core.config import ConfigError
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import video_io
@@ -29,19 +28,6 @@ from fv_jax.text.encoder import TextEncoder, embed_caption
 _STORED = frozenset({'text_LD', 'z_high_FHWC', 'z_low_FHWC'})
 
 Transform = Callable[[Record, np.random.Generator], Record]
-
-
-def check_frames(name: str, frames: int) -> int:
-    """`frames` itself if the causal VAE can take a clip of that length.
-
-    Raises:
-      ConfigError: it is neither 1 nor 8k + 1; the message names the nearest that are.
-    """
-    if frames == 1 or (frames > 1 and frames % 8 == 1):
-        return frames
-    below = max((frames - 1) // 8 * 8 + 1, 1)
-    choices = f'{below} or {below + 8}' if frames > below else '1 or 9'
-    raise ConfigError(f'{name}={frames}: a clip must have 1 or 8k+1 frames; use {choices}')
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -82,9 +68,6 @@ class Window:
 
     frames: int
     random: bool = True
-
-    def __post_init__(self):
-        check_frames('frames', self.frames)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         video = record['video_FHWC']

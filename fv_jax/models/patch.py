@@ -23,7 +23,7 @@ def patch_grid(shape_BFHWC: tuple[int, ...], patch: int) -> tuple[int, int, int]
     require(
         height % patch == 0 and width % patch == 0,
         f'latents of {height}x{width} do not divide into {patch}x{patch} patches; use a height and a width '
-        f'that are multiples of {patch} (in pixels, of {patch} times the VAE stride)',
+        f'that are multiples of {patch} (in pixels, of {patch} times what the VAE makes one latent)',
     )
     return frames, height // patch, width // patch
 

@@ -1,9 +1,10 @@
-"""The causal 3-D VAE: video to latents, 8 times smaller in space and 4 times in time, and back (model guide 4).
+"""The causal 3-D VAE: video to latents, smaller in space and time, and back (model guide 4).
 
 Dimensions: B batch, F frames, H height, W width, C channels (legend of `conv.py`); `z_` marks latents.
-A clip of 1 + 8k frames becomes 1 + 2k latent frames. One call here is one *chunk*: group norms take
-their statistics over it, and the causal convolutions' caches go in and come out. `vae_chunking` cuts a
-clip into chunks as the official system does. The network is CogVideoX's (arXiv:2408.06072), the decoder's norm MoVQ's
+Each level but the last halves height and width, and the first `temporal_levels` of them the frames too: `VAEConfig`
+carries what follows from that, the latents' geometry (`core/latent_spec`). One call here is one *chunk*: group norms
+take their statistics over it, and the causal convolutions' caches go in and come out. `vae_chunking` cuts a clip into
+chunks as the official system does. The network is CogVideoX's (arXiv:2408.06072), the decoder's norm MoVQ's
 (arXiv:2209.09002).
 
     residual block   x + conv2(silu(norm2(conv1(silu(norm1(x))))))
@@ -17,13 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError, check_range
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.conv import CausalConv3d, FrameConv, Frames, GroupNorm, PointwiseConv, zeros
 from fv_jax.models.layers import DtypeName
-
-SPATIAL_FACTOR = 8
-TEMPORAL_FACTOR = 4
-TEMPORAL_LEVELS = 2  # the first two downsamplings, and the last two upsamplings in mirror order, act on time too
 
 # Where training from scratch starts. Offsets of +1 and -1 in turn make up most of a group's variance, so that its norm
 # hardly depends on what is in the picture: networks trained on small crops then serve whole frames (the loss from 64x64
@@ -37,28 +36,38 @@ Cache = dict  # nested: the name of a submodule -> its cache; a convolution's is
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Defaults are the official sizes: 215,583,907 parameters."""
+    """Defaults are the official sizes: 215,583,907 parameters; 4 frames of 8x8 pixels to a latent.
+
+    multipliers: each level's channels, in units of base_channels, from the finest; there is a downsampling between two
+      levels. temporal_levels: how many downsamplings, from the finest, act on time too; and as many upsamplings, from
+      the coarsest.
+    """
 
     base_channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    temporal_levels: int = 2
     num_res_blocks: int = 3
     latent_channels: int = 16
     groups: int = 32
     dtype: DtypeName = 'float32'
 
     def __post_init__(self):
-        for name in ('base_channels', 'num_res_blocks', 'latent_channels', 'groups'):
-            if getattr(self, name) < 1:
-                raise ConfigError(f'{name}={getattr(self, name)}: must be at least 1')
-        if 2 ** (len(self.multipliers) - 1) != SPATIAL_FACTOR:
-            raise ConfigError(f'multipliers={self.multipliers}: the VAE has 4 levels, give 4 numbers')
+        check_range(self, 'base_channels', 'num_res_blocks', 'latent_channels', 'groups', low=1)
+        wrong = f'multipliers={self.multipliers}: give one for each level, all at least 1'
+        require(min(self.multipliers, default=0) >= 1, wrong, ConfigError)
+        check_range(self, 'temporal_levels', low=0, high=len(self.multipliers) - 1, hint='or give more multipliers')
         for width in self.widths:
-            if width % self.groups:
-                raise ConfigError(f'groups={self.groups}: does not divide the width {width}; choose a divisor of all')
+            wrong = f'groups={self.groups}: does not divide the width {width}; choose a divisor of all'
+            require(width % self.groups == 0, wrong, ConfigError)
 
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(self.base_channels * m for m in self.multipliers)
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """The geometry of the latents."""
+        return LatentSpec(self.latent_channels, 2**self.temporal_levels, 2 ** (len(self.multipliers) - 1))
 
 
 OFFICIAL = VAEConfig()
@@ -107,7 +116,7 @@ class SpatialNorm(nnx.Module):
     def __call__(self, x_BFHWC: jax.Array, z_BFHWC: jax.Array) -> Frames:
         frames, height, width = x_BFHWC.shape[1:4]
         normed = self.norm_layer(x_BFHWC)
-        # A pointwise map commutes with nearest resizing; on the latents it costs 64 times less.
+        # A pointwise map commutes with nearest resizing; on the latents it costs less.
         scale, offset = (stretch_time(conv(z_BFHWC), frames) for conv in (self.conv_y, self.conv_b))
 
         def make(scale: jax.Array, offset: jax.Array, *parts: jax.Array) -> jax.Array:
@@ -159,7 +168,7 @@ class Encoder(nnx.Module):
     """Video chunk to moments."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        widths = config.widths
+        widths, self.temporal_levels = config.widths, config.temporal_levels
         self.conv_in = CausalConv3d(3, widths[0], dtype=config.dtype, rngs=rngs)
         self.conv_in.bias[...] = _offsets(widths[0])
         levels, samplers = [], []
@@ -182,7 +191,7 @@ class Encoder(nnx.Module):
         for level, blocks in enumerate(self.down):
             h, new[f'down{level}'] = _run(blocks, h, cache.get(f'down{level}', {}))
             if level < len(self.downsample):
-                h = halve_time(h) if level < TEMPORAL_LEVELS and h.shape[1] > 1 else h
+                h = halve_time(h) if level < self.temporal_levels and h.shape[1] > 1 else h
                 h = self.downsample[level](Frames.of(h))
         h, new['mid'] = _run(self.mid, h, cache.get('mid', {}))
         moments, new['conv_out'] = self.conv_out(self.norm_out(h).map(jax.nn.silu), cache.get('conv_out'))
@@ -193,7 +202,7 @@ class Decoder(nnx.Module):
     """Latent chunk to video, nominally in [-1, 1]."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
-        widths = config.widths[::-1]
+        widths, self.temporal_levels = config.widths[::-1], config.temporal_levels
         self.conv_in = CausalConv3d(config.latent_channels, widths[0], dtype=config.dtype, rngs=rngs)
         self.conv_in.bias[...] = _offsets(widths[0])
         self.mid = nnx.List([ResBlock(widths[0], widths[0], config, spatial=True, rngs=rngs) for _ in range(2)])
@@ -215,7 +224,7 @@ class Decoder(nnx.Module):
         for level, blocks in enumerate(self.up):
             h, new[f'up{level}'] = _run(blocks, h, cache.get(f'up{level}', {}), z_BFHWC)
             if level < len(self.upsample):
-                h = self.upsample[level](upsample_nearest(h, time=level < TEMPORAL_LEVELS))
+                h = self.upsample[level](upsample_nearest(h, time=level < self.temporal_levels))
         video, new['conv_out'] = self.conv_out(self.norm_out(h, z_BFHWC).map(jax.nn.silu), cache.get('conv_out'))
         return video, new
 

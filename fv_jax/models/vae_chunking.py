@@ -1,7 +1,7 @@
 """Whole clips through the VAE, cut into chunks of frames as the official system cuts them (model guide 4.3).
 
-Group norms take their statistics per chunk, so the chunks are part of the result: 49 frames are encoded
-as 17, 16, 16 and 13 latent frames decoded as 3, 2, 2, 2, 2, 2. The convolutions' caches carry over.
+Group norms take their statistics per chunk, so the chunks are part of the result: the official VAE encodes 49 frames
+as 17, 16, 16 and decodes 13 latent frames as 3, 2, 2, 2, 2, 2. The convolutions' caches carry over.
 `chunks=None` means these sizes for any valid length; `chunks=(n,)` with the clip's own length is the
 whole clip at once. `vae_tiling` cuts frames, too.
 """
@@ -12,30 +12,32 @@ import jax
 import jax.numpy as jnp
 
 from fv_jax.core.checks import require
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, VAE
+from fv_jax.core.latent_spec import LATENT_FRAME_STEP, LatentSpec
+from fv_jax.models.vae import VAE
 
-ENCODE_CHUNKS = (17, 16)  # the first, every later one
-DECODE_CHUNKS = (3, 2)
-FRAME_STEP = 2 * TEMPORAL_FACTOR  # valid clips have 1 + FRAME_STEP * k frames
-DECODE_STEP = FRAME_STEP // TEMPORAL_FACTOR
+ENCODE_LATENT_FRAMES = 4  # that a chunk of an encode becomes; a clip's first becomes one more
+DECODE_CHUNKS = (3, 2)  # latent frames of a decode's first chunk, and of every later one
 SLICE_OVERLAP = 16  # latent columns of the official two-slice decode
 
 Chunk = Callable[[jax.Array, dict], tuple[jax.Array, dict]]
 
 
-def is_valid_length(frames: int) -> bool:
-    return frames >= 1 and frames % FRAME_STEP == 1
+def encode_chunks(latent_spec: LatentSpec) -> tuple[int, int]:
+    """Frames of an encode's first chunk, and of every later one: 17 and 16 for the official VAE."""
+    later = ENCODE_LATENT_FRAMES * latent_spec.temporal
+    return 1 + later, later
 
 
-def check_size(height: int, width: int) -> None:
+def check_size(latent_spec: LatentSpec, height: int, width: int) -> None:
     """Raises ValueError for frames that the VAE cannot take."""
-    if height % SPATIAL_FACTOR or width % SPATIAL_FACTOR:
-        raise ValueError(f'size {height}x{width}: both sides must be multiples of {SPATIAL_FACTOR}')
+    divides = height % latent_spec.spatial == 0 and width % latent_spec.spatial == 0
+    require(divides, f'size {height}x{width}: both sides must be multiples of {latent_spec.spatial}')
 
 
-def pad_to_valid(video_BFHWC: jax.Array) -> jax.Array:
+def pad_to_valid(video_BFHWC: jax.Array, latent_spec: LatentSpec) -> jax.Array:
     """Repeats the last frame up to the next valid length; cut the result of the way back with `[:, :frames]`."""
-    missing = -(video_BFHWC.shape[1] - 1) % FRAME_STEP
+    frames = video_BFHWC.shape[1]
+    missing = latent_spec.padded_length(frames) - frames
     return jnp.concatenate([video_BFHWC, jnp.repeat(video_BFHWC[:, -1:], missing, axis=1)], axis=1)
 
 
@@ -69,21 +71,23 @@ def encode(vae: VAE, video_BFHWC: jax.Array, chunks: tuple[int, ...] | None = No
     """Video in [-1, 1] to moments (mean | logvar), before any scale factor.
 
     Args:
-      vae: the network, or anything with its `encoder`.
-      video_BFHWC: (B, F, H, W, 3); F = 1 + 8k, H and W multiples of 8.
-      chunks: frames per chunk, adding up to F, all but the first multiples of 4; None for the official ones.
+      vae: the network, or anything with its `encoder` and `config`.
+      video_BFHWC: (B, F, H, W, 3), a length and a size of the VAE's `LatentSpec`.
+      chunks: frames per chunk, adding up to F, all but the first multiples of the VAE's factor in time; None for the
+        official ones.
 
     Returns:
-      (B, 1 + (F - 1) / 4, H / 8, W / 8, 2C).
+      (B, F', H', W', 2C), of the size that the VAE's `LatentSpec` gives.
 
     Raises:
       ValueError: a length or a size that the VAE cannot take, chunks that do not add up.
     """
-    frames = video_BFHWC.shape[1]
-    require(is_valid_length(frames), f'{frames} frames: the VAE takes 1 or 8k + 1; pad with pad_to_valid')
-    check_size(*video_BFHWC.shape[2:4])
-    chunks = chunk_sizes(frames, ENCODE_CHUNKS) if chunks is None else chunks
-    _check(chunks, frames, TEMPORAL_FACTOR)
+    frames, latent_spec = video_BFHWC.shape[1], vae.config.latent_spec
+    lengths = f'1 or {latent_spec.frame_step}k + 1 frames'
+    require(latent_spec.is_valid_length(frames), f'{frames} frames: the VAE takes {lengths}; pad with pad_to_valid')
+    check_size(latent_spec, *video_BFHWC.shape[2:4])
+    chunks = chunk_sizes(frames, encode_chunks(latent_spec)) if chunks is None else chunks
+    _check(chunks, frames, latent_spec.temporal)
     return _chunked(vae.encoder, video_BFHWC, chunks)
 
 
@@ -91,30 +95,30 @@ def decode(vae: VAE, z_BFHWC: jax.Array, chunks: tuple[int, ...] | None = None, 
     """Latents (scale factor already divided out) to video, nominally in [-1, 1], unclamped.
 
     Args:
-      vae: the network, or anything with its `decoder`.
+      vae: the network, or anything with its `decoder` and `config`.
       z_BFHWC: (B, F', H', W', C).
       chunks: latent frames per chunk, adding up to F', all but the first even; None for the official ones.
       width_slices: 2 decodes the left and the right half by themselves, as the official final decode does: 16
         latent columns of overlap where the latents are at least 32 wide, and a hard crop. It costs a seam.
 
     Returns:
-      (B, 1 + 4 (F' - 1), 8 H', 8 W', 3) for an odd F', which every valid clip has; 4 F' frames for an even one in a
-      single chunk.
+      (B, F, H, W, 3), of the size that the VAE's `LatentSpec` gives, for an odd F', which every valid clip has; for an
+      even one in a single chunk, every latent frame becomes as many frames.
 
     Raises:
       ValueError: chunks that do not add up or do not fit, more slices than columns.
     """
     _, frames, _, width, _ = z_BFHWC.shape
     chunks = chunk_sizes(frames, DECODE_CHUNKS) if chunks is None else chunks
-    _check(chunks, frames, DECODE_STEP)
+    _check(chunks, frames, LATENT_FRAME_STEP)
     require(1 <= width_slices <= width, f"width_slices={width_slices}: must be from 1 to {width}, the latents' width")
     if width_slices == 1:
         return _chunked(vae.decoder, z_BFHWC, chunks)
     overlap = SLICE_OVERLAP if width >= SLICE_OVERLAP * width_slices else 0
-    slices = []
+    spatial, slices = vae.config.latent_spec.spatial, []
     for i in range(width_slices):
         start, stop = i * width // width_slices, (i + 1) * width // width_slices
         left, right = max(start - overlap, 0), min(stop + overlap, width)
         video = _chunked(vae.decoder, z_BFHWC[:, :, :, left:right], chunks)
-        slices.append(video[:, :, :, SPATIAL_FACTOR * (start - left) : SPATIAL_FACTOR * (stop - left)])
+        slices.append(video[:, :, :, spatial * (start - left) : spatial * (stop - left)])
     return jnp.concatenate(slices, axis=3)

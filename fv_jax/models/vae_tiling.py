@@ -23,32 +23,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.core.config import ConfigError
-from fv_jax.core.resize import check_multiple
+from fv_jax.core.latent_spec import check_multiple
 from fv_jax.models import vae_chunking
-from fv_jax.models.vae import SPATIAL_FACTOR, VAE
+from fv_jax.models.vae import VAE
 
 DEFAULT_OVERLAP = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """tile_size: (height, width) in pixels, multiples of 8; a frame that is no larger than a tile is one. tile_overlap:
-    pixels that neighbours share at the least, a multiple of 8.
+    """How frames are cut for one VAE.
+
+    tile_size: (height, width) in pixels; a frame that is no larger than a tile is one. tile_overlap: pixels that
+    neighbours share at the least. spatial: pixels to a latent of the VAE, of which all of these are multiples.
     """
 
     tile_size: tuple[int, int]
-    tile_overlap: int = DEFAULT_OVERLAP
+    tile_overlap: int
+    spatial: int
 
     def __post_init__(self):
         for side, size in zip(('height', 'width'), self.tile_size, strict=True):
-            check_multiple(f'tile_size: {side}', size, SPATIAL_FACTOR)
+            check_multiple(f'tile_size: {side}', size, self.spatial)
         if self.tile_overlap:
-            check_multiple('tile_overlap', self.tile_overlap, SPATIAL_FACTOR)
+            check_multiple('tile_overlap', self.tile_overlap, self.spatial)
         if self.tile_overlap >= min(self.tile_size):
             height, width = self.tile_size
             raise ConfigError(
                 f'tile_overlap={self.tile_overlap}: must be less than both sides of a tile, {height}x{width}; use '
-                f'{min(self.tile_size) - SPATIAL_FACTOR} at the most'
+                f'{min(self.tile_size) - self.spatial} at the most'
             )
 
     def tile_of(self, height: int, width: int) -> tuple[int, int]:
@@ -58,14 +61,14 @@ class Tiling:
     def count(self, height: int, width: int) -> int:
         """Of tiles, for frames of so many pixels."""
         sides = zip((height, width), self.tile_size, strict=True)
-        down, across = (self._starts(size // SPATIAL_FACTOR, tile // SPATIAL_FACTOR) for size, tile in sides)
+        down, across = (self._starts(size // self.spatial, tile // self.spatial) for size, tile in sides)
         return len(down) * len(across)
 
     def spans(self, axis: int, cells: int, points: int) -> 'list[Span]':
         """The tiles along axis 0 (height) or 1 (width) of a frame of so many latents, with weights (2) of so many
         points to a latent.
         """
-        tile = min(cells, self.tile_size[axis] // SPATIAL_FACTOR)
+        tile = min(cells, self.tile_size[axis] // self.spatial)
         starts = self._starts(cells, tile)
         ramps_ix = np.zeros((len(starts), points * cells))
         inner = np.arange(points * tile) + 0.5
@@ -83,7 +86,7 @@ class Tiling:
         """In latents: as few as can be, spread evenly."""
         if tile >= cells:
             return [0]
-        steps = -(-(cells - tile) // (tile - self.tile_overlap // SPATIAL_FACTOR))
+        steps = -(-(cells - tile) // (tile - self.tile_overlap // self.spatial))
         return [i * (cells - tile) // steps for i in range(steps + 1)]
 
 
@@ -97,14 +100,14 @@ class Span(NamedTuple):
 
 def encode(vae: VAE, video_BFHWC: jax.Array, tiling: Tiling) -> jax.Array:
     """As `vae_chunking.encode` with the official chunks, tile by tile; float32. Raises what it raises."""
-    vae_chunking.check_size(*video_BFHWC.shape[2:4])
+    vae_chunking.check_size(vae.config.latent_spec, *video_BFHWC.shape[2:4])
     run = functools.partial(vae_chunking.encode, vae)
-    return _tiled(run, video_BFHWC, tiling, given=SPATIAL_FACTOR, made=1)
+    return _tiled(run, video_BFHWC, tiling, given=tiling.spatial, made=1)
 
 
 def decode(vae: VAE, z_BFHWC: jax.Array, tiling: Tiling) -> jax.Array:
     """As `vae_chunking.decode` with the official chunks, tile by tile; float32. Raises what it raises."""
-    return _tiled(functools.partial(vae_chunking.decode, vae), z_BFHWC, tiling, given=1, made=SPATIAL_FACTOR)
+    return _tiled(functools.partial(vae_chunking.decode, vae), z_BFHWC, tiling, given=1, made=tiling.spatial)
 
 
 def _tiled(

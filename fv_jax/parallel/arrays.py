@@ -9,11 +9,11 @@ import numpy as np
 from fv_jax.core import axes
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.parallel.rules import Names, Placement
 
 Batch = dict[str, jax.Array]
 Tree = Any
-LATENT_STRIDE = 8  # columns of a picture to one of its latents
 
 
 def check_rows(placement: Placement, rows: int, what: str, microbatches: int = 1) -> None:
@@ -55,21 +55,23 @@ def picture_axes(placement: Placement, shape_BFHWC: tuple[int, ...], stride: int
     return (axes.ACT_BATCH, None, None, axes.ACT_WIDTH if divides else None, None)
 
 
-def batch_axes(placement: Placement, name: str, shape: tuple[int, ...]) -> Names:
+def batch_axes(placement: Placement, name: str, shape: tuple[int, ...], latent_spec: LatentSpec) -> Names:
     """The logical axes of an array of a batch: rows and, of videos, columns. Latents and texts are small."""
     if name.endswith('_BFHWC') and not name.startswith('z_'):
-        return picture_axes(placement, shape, LATENT_STRIDE)
+        return picture_axes(placement, shape, latent_spec.spatial)
     return (axes.ACT_BATCH, *(None,) * (len(shape) - 1))
 
 
-def to_global(batch: dict[str, np.ndarray], placement: Placement) -> Batch:
-    """This process's part of a batch (`process_rows`) -> the global batch, over the mesh."""
+def to_global(batch: dict[str, np.ndarray], placement: Placement, latent_spec: LatentSpec) -> Batch:
+    """This process's part of a batch (`process_rows`) -> the global batch, over the mesh. latent_spec: of the VAE that
+    videos go to, whose latents say where their columns can be split.
+    """
     part, parts = process_rows(placement)
 
     def place(name: str, local: np.ndarray) -> jax.Array:
         rows = len(local)
         shape = (parts * rows, *local.shape[1:])
-        sharding = placement.sharding(batch_axes(placement, name, shape), shape, name)
+        sharding = placement.sharding(batch_axes(placement, name, shape, latent_spec), shape, name)
 
         def piece(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(shape[0])

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5Config
-from fv_jax.models.vae import TEMPORAL_LEVELS, VAEConfig
+from fv_jax.models.vae import VAEConfig
 
 # Products of M x M x K in one pass of flash attention: forwards q k and w v. Backwards, where keys' and queries'
 # gradients are two kernels, q k and do v twice each, and w do, ds q, ds k.
@@ -154,7 +154,7 @@ def _encoder(config: VAEConfig, f: int, h: int, w: int, first: bool) -> Iterator
         inputs = [widths[max(level - 1, 0)]] + [width] * (config.num_res_blocks - 1)
         yield from (_res_block(f, h, w, channels, width, first) for channels in inputs)
         if level < len(widths) - 1:
-            f = f // 2 + f % 2 if level < TEMPORAL_LEVELS else f
+            f = f // 2 + f % 2 if level < config.temporal_levels else f
             h, w = h // 2, w // 2
             yield 2 * f * (3 * h - 1) * (3 * w - 1) * width**2
     yield from (_res_block(f, h, w, widths[-1], widths[-1], first) for _ in range(2))
@@ -172,7 +172,7 @@ def _decoder(config: VAEConfig, f: int, h: int, w: int, first: bool) -> Iterator
         for channels in inputs:
             yield _res_block(f, h, w, channels, width, first) + norm * (channels + width)
         if level < len(widths) - 1:
-            f = 2 * f - f % 2 if level < TEMPORAL_LEVELS and f > 1 else f
+            f = 2 * f - f % 2 if level < config.temporal_levels and f > 1 else f
             h, w = 2 * h, 2 * w
             yield 2 * f * _taps(h) * _taps(w) * width**2
     yield norm * widths[-1] + _conv3d(f, h, w, widths[-1], 3, first)

@@ -8,6 +8,7 @@ import jax
 
 from fv_jax import weights
 from fv_jax.core.config import ConfigError
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.buckets import Bucket
 from fv_jax.models import vae as vae_lib
 from fv_jax.models.t5 import T5Config
@@ -20,6 +21,7 @@ from fv_jax.planning.compiling import devices_of
 from fv_jax.planning.programs import Phase
 from fv_jax.planning.report import Report, executed, measured
 from fv_jax.planning.slices import Slice
+from fv_jax.stages import registry
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
 from fv_jax.weights import t5_text, text_encoders
 
@@ -42,9 +44,10 @@ class Request:
 def plan(request: Request) -> Report:
     """Raises ConfigError for a configuration that cannot be on the slice; one that does not fit is a report."""
     placement = placement_on(request)
-    parts = assemble(request.config, placement)
-    bucket, notes = programs.largest(parts), []
-    vae = _vae_config(request.config, notes)
+    parts = assemble(request.config, placement, latent_spec(request.config))
+    bucket, vae, notes = programs.largest(parts), _vae_config(request.config), []
+    if not _is_here(request.config):
+        notes.append(f'{request.config.stage.vae} is not here; it is taken to be the official VAE')
     if len(request.config.data.sizes) > 1:
         notes.append(f'of {len(request.config.data.sizes)} sizes, the one with the most work a step is planned')
     if request.where.topology is None:
@@ -65,17 +68,23 @@ def plan(request: Request) -> Report:
     return Report(request.where, str(bucket), mesh, tuple(reports), tuple(notes))
 
 
+def latent_spec(config: RunConfig) -> LatentSpec:
+    """The latents that the run's stage works on."""
+    return registry.latent_spec(config.stage, _vae_config(config) if registry.needs_vae(config.stage) else None)
+
+
 def placement_on(request: Request) -> Placement:
     """Raises ConfigError when batch, heads, tokens or parameters do not divide over the slice."""
     if request.config.stage.dit is None:
         raise ConfigError(f'config.stage.kind={request.config.stage.kind}: stages lowres and superres can be planned')
-    return placement_of(request.config, make_mesh(request.config.parallel, _devices(request.where)))
+    mesh = make_mesh(request.config.parallel, _devices(request.where))
+    return placement_of(request.config, mesh, latent_spec(request.config))
 
 
 def resident_bytes(request: Request) -> float:
     """Of training, a chip: what a slice must hold at the least. Nothing is compiled."""
-    parts = assemble(request.config, placement_on(request))
-    phase = programs.training(parts, _vae_config(request.config, []), programs.largest(parts))
+    parts = assemble(request.config, placement_on(request), latent_spec(request.config))
+    phase = programs.training(parts, _vae_config(request.config), programs.largest(parts))
     return sum(phase.resident.values())
 
 
@@ -122,10 +131,11 @@ def _wider_heads(phase: Phase, request: Request, devices: int) -> Iterator[str]:
         )
 
 
-def _vae_config(config: RunConfig, notes: list[str]) -> VAEConfig:
+def _vae_config(config: RunConfig) -> VAEConfig:
     """Of the VAE that the configuration names; the official one where it is not here."""
-    if weights.vae_path(config.stage.vae).exists():
-        network = weights.load_vae(config.stage.vae)
-        return dataclasses.replace(network.config, dtype=config.stage.vae_dtype)
-    notes.append(f'{config.stage.vae} is not here; it is taken to be the official VAE')
-    return dataclasses.replace(vae_lib.OFFICIAL, dtype=config.stage.vae_dtype)
+    found = weights.vae_config(config.stage.vae) if _is_here(config) else vae_lib.OFFICIAL
+    return dataclasses.replace(found, dtype=config.stage.vae_dtype)
+
+
+def _is_here(config: RunConfig) -> bool:
+    return weights.vae_path(config.stage.vae).exists()

@@ -24,7 +24,7 @@ from fv_jax.diffusion import guidance, samplers
 from fv_jax.models import vae_chunking
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, VAE, VAEConfig
+from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.rules import Placement
@@ -85,8 +85,12 @@ def bytes_per_chip(tree: Tree) -> float:
 
 def largest(parts: Assembly) -> Bucket:
     """The size whose batch has the most work."""
-    data = parts.config.data
-    return max(data.sizes, key=lambda bucket: data.batch_size(bucket) * bucket.tokens**2)
+    data, latent_spec = parts.config.data, parts.latent_spec
+
+    def work(bucket: Bucket) -> int:
+        return data.batch_size(bucket, latent_spec) * latent_spec.num_tokens(*bucket.size) ** 2
+
+    return max(data.sizes, key=work)
 
 
 # --- training ---
@@ -101,8 +105,8 @@ def training(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
         'average': bytes_per_chip(state.ema),
     }
     resident = {name: size for name, size in resident.items() if size}
-    rows, known, microbatches = latents_shape(config, bucket)[0], sum(resident.values()), config.loop.microbatches
-    row, dit = _row(config.stage.dit, _text_length(parts), bucket), config.stage.dit
+    rows, known = config.data.batch_size(bucket, parts.latent_spec), sum(resident.values())
+    row, dit, microbatches = _row(parts, bucket), config.stage.dit, config.loop.microbatches
     step = Executable(
         'training step',
         functools.partial(_lower_step, parts, bucket),
@@ -116,7 +120,7 @@ def training(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
     if config.data.cache is not None:
         return Phase('training', resident, (step,), rows, dit.head_dim)
     placement, twins = parts.placement, 2 if config.stage.kind == 'superres' else 1
-    video = _shape(placement, 'high_res_BFHWC', (rows, bucket.frames, bucket.height, bucket.width, 3))
+    video = _shape(parts, 'high_res_BFHWC', (rows, *bucket.size, 3))
     jitted = _abstract_vae(vae, placement)
     # The next batch is made, and waits, while a step runs.
     resident |= {"VAE's encoder": bytes_per_chip(jitted.encoder.state), 'next batch': twins * bytes_per_chip(video)}
@@ -126,13 +130,13 @@ def training(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
 
 def _lower_step(parts: Assembly, bucket: Bucket) -> jax.stages.Lowered:
     config, placement = parts.config, parts.placement
-    latents = latents_shape(config, bucket)
+    latents = latents_shape(config, bucket, parts.latent_spec)
     shapes = {'z_high_BFHWC': latents}
     if config.stage.kind == 'superres':
         shapes['z_low_BFHWC'] = latents
     if config.stage.text.encoder:
         shapes['text_BLD'] = (latents[0], _text_length(parts), config.stage.dit.text_dim)
-    batch = {name: _shape(placement, name, shape) for name, shape in shapes.items()}
+    batch = {name: _shape(parts, name, shape) for name, shape in shapes.items()}
     num_steps, microbatches, where = config.loop.num_steps, config.loop.microbatches, (parts.rules, parts.shardings)
     step = train_step(parts.stage, parts.network, parts.tx, config.optim, num_steps, *where, microbatches)
     return step.lower(parts.abstract_state, batch, _key(placement))
@@ -151,12 +155,12 @@ def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket, tiling: Tili
     stage = dataclasses.replace(parts.stage, dit=dit)
     loaded = _loaded(stage, placement)
     rows = placement.shards(axes.ACT_BATCH)
-    row, known = _row(dit, _text_length(parts), bucket), bytes_per_chip(loaded.state)
+    row, known = _row(parts, bucket), bytes_per_chip(loaded.state)
     choice = sharding.ContextChoice(config.parallel.context_heads, config.parallel.context_ring, training=False)
     rules = sharding.rules_on(placement, choice)
     sampler = Executable(
         'sampler',
-        functools.partial(_lower_sampler, loaded, placement, rules, rows, bucket),
+        functools.partial(_lower_sampler, parts, loaded, rules, rows, bucket),
         1,
         flops.dit_forward(dit, row) * (rows * evaluations(stage)),
         Flops(),
@@ -166,17 +170,16 @@ def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket, tiling: Tili
     jitted = _abstract_vae(vae, placement)
     halves = [jitted.decoder.state] + ([jitted.encoder.state] if config.stage.kind == 'superres' else [])
     resident = {'parameters': known, 'VAE': bytes_per_chip(halves)}
-    whole = _shape(placement, 'low_res_BFHWC', (rows, bucket.frames, bucket.height, bucket.width, 3))
+    whole = _shape(parts, 'low_res_BFHWC', (rows, *bucket.size, 3))
     (height, width), tiles = (bucket.height, bucket.width), 1
     if tiling is not None:
         _check_tiles(parts)
         tiles, (height, width) = tiling.count(height, width), tiling.tile_of(height, width)
         resident['video'] = bytes_per_chip(whole)  # that tiles are cut from, or joined to
-    video = _shape(placement, 'low_res_BFHWC', (rows, bucket.frames, height, width, 3))
+    video = _shape(parts, 'low_res_BFHWC', (rows, bucket.frames, height, width, 3))
     encodes = _encodes(jitted, vae, video, placement, tiles) if config.stage.kind == 'superres' else ()
-    frames, *_ = _latents(bucket, vae.latent_channels)
-    size = height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
-    z = _shape(placement, 'z_BFHWC', (rows, frames, *size, vae.latent_channels))
+    latent_size = vae.latent_spec.latent_size(bucket.frames, height, width)
+    z = _shape(parts, 'z_BFHWC', (rows, *latent_size, vae.latent_channels))
     decodes = _decodes(jitted, vae, z, placement, tiles)
     return Phase('sampling', resident, (sampler, *encodes, *decodes), rows, dit.head_dim)
 
@@ -197,22 +200,21 @@ def evaluations(stage: LowRes | SuperRes) -> int:
     return config.num_steps * samplers.SAMPLERS[config.sampler].evaluations * (_GUIDED if guided else 1)
 
 
-def _lower_sampler(loaded: Loaded, placement: Placement, rules: Rules, rows: int, bucket: Bucket) -> jax.stages.Lowered:
-    config = loaded.stage.config
-    text = _shape(placement, 'text_BLD', (rows, config.text_length, loaded.stage.dit.text_dim))
+def _lower_sampler(parts: Assembly, loaded: Loaded, rules: Rules, rows: int, bucket: Bucket) -> jax.stages.Lowered:
+    config, latent_size = loaded.stage.config, parts.latent_spec.latent_size(*bucket.size)
+    text = _shape(parts, 'text_BLD', (rows, config.text_length, loaded.stage.dit.text_dim))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    noise = SeededNoise(jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=placement.replicated))
+    noise = SeededNoise(jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=parts.placement.replicated))
 
     def generate(state: nnx.State, text: jax.Array, noise: SeededNoise) -> jax.Array:
-        size = bucket.frames, bucket.height, bucket.width
-        return programs.generate(dataclasses.replace(loaded, state=state), text, noise, size, rules=rules)
+        return programs.generate(dataclasses.replace(loaded, state=state), text, noise, latent_size, rules=rules)
 
     def transport(state: nnx.State, text: jax.Array, noise: SeededNoise, z_low: jax.Array) -> jax.Array:
         return programs.transport(dataclasses.replace(loaded, state=state), z_low, text, noise, rules=rules)
 
     if isinstance(loaded.stage, LowRes):
         return jax.jit(generate).lower(loaded.state, text, noise)
-    z_low = _shape(placement, 'z_low_BFHWC', (rows, *_latents(bucket, loaded.stage.dit.latent_channels)))
+    z_low = _shape(parts, 'z_low_BFHWC', (rows, *latent_size, loaded.stage.dit.latent_channels))
     return jax.jit(transport).lower(loaded.state, text, noise, z_low)
 
 
@@ -244,7 +246,7 @@ def _encodes(
     jitted: JittedVAE, config: VAEConfig, video: jax.ShapeDtypeStruct, placement: Placement, clips: int
 ) -> Iterator[Executable]:
     """Of so many clips a row."""
-    sizes = vae_chunking.chunk_sizes(video.shape[1], vae_chunking.ENCODE_CHUNKS)
+    sizes = vae_chunking.chunk_sizes(video.shape[1], vae_chunking.encode_chunks(config.latent_spec))
     rows, _, height, width, _ = video.shape
 
     def work(frames: int, first: bool) -> tuple[Flops, float]:
@@ -260,10 +262,11 @@ def _decodes(
     """Of so many clips a row."""
     sizes = vae_chunking.chunk_sizes(z.shape[1], vae_chunking.DECODE_CHUNKS)
     rows, _, height, width, _ = z.shape
+    spec = config.latent_spec
 
     def work(frames: int, first: bool) -> tuple[Flops, float]:
         done = flops.vae_decode(config, frames, height, width, first=first) * rows
-        made = rows, TEMPORAL_FACTOR * frames, SPATIAL_FACTOR * height, SPATIAL_FACTOR * width
+        made = rows, spec.temporal * frames, spec.spatial * height, spec.spatial * width
         return done, estimate.vae_chunk(config, made, _picture_shards(placement))
 
     return _chunks('VAE decode', jitted.decoder, z, sizes, work, clips)
@@ -333,22 +336,17 @@ def _layer(dit: DiTConfig, row: Sequence, rows: float, placement: Placement, *, 
     return work + estimate.kept(dit, here) if training else work
 
 
-def _row(dit: DiTConfig, text_length: int, bucket: Bucket) -> Sequence:
-    frames, height, width, _ = _latents(bucket, 0)
-    return Sequence(text_length, frames * height * width // dit.patch_size**2)
-
-
-def _latents(bucket: Bucket, channels: int) -> tuple[int, int, int, int]:
-    frames = 1 + (bucket.frames - 1) // TEMPORAL_FACTOR
-    return frames, bucket.height // SPATIAL_FACTOR, bucket.width // SPATIAL_FACTOR, channels
+def _row(parts: Assembly, bucket: Bucket) -> Sequence:
+    return Sequence(_text_length(parts), parts.latent_spec.num_tokens(*bucket.size))
 
 
 def _text_length(parts: Assembly) -> int:
     return parts.stage.config.text_length
 
 
-def _shape(placement: Placement, name: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    where = placement.sharding(arrays.batch_axes(placement, name, shape), shape, name)
+def _shape(parts: Assembly, name: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    placement = parts.placement
+    where = placement.sharding(arrays.batch_axes(placement, name, shape, parts.latent_spec), shape, name)
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
 

@@ -10,7 +10,7 @@ import jax
 from fv_jax.core import hardware, throughput
 from fv_jax.models import vae_chunking
 from fv_jax.models.dit import DiTConfig
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, VAEConfig
+from fv_jax.models.vae import VAEConfig
 from fv_jax.planning import flops
 from fv_jax.planning.flops import Flops
 from fv_jax.planning.programs import evaluations
@@ -36,10 +36,12 @@ def training(parts: Assembly, vae: VAEConfig | None) -> Callable[[Batch], throug
             rows, *video, _ = batch['high_res_BFHWC'].shape
             done = _encode(config.stage.autoencoder_net, video) + _decode(config.stage.autoencoder_net, video)
             # Nothing makes patches here: tokens are those that the stages would make of its latents.
-            return _work(done * (_BACKWARD * rows), rows * _tokens(_latents(*video)), devices, _HEAD_DIM)
+            tokens = parts.latent_spec.num_tokens(*video)
+            return _work(done * (_BACKWARD * rows), rows * tokens, devices, _HEAD_DIM)
         videos = [x.shape for name, x in batch.items() if name in ('high_res_BFHWC', 'low_res_BFHWC')]
         rows, *size, _ = batch['z_high_BFHWC'].shape if 'z_high_BFHWC' in batch else videos[0]
-        row = _row(dit, _text_length(parts, batch), _latents(*size) if videos else size)
+        latents = parts.latent_spec.latent_size(*size) if videos else size
+        row = _row(dit, _text_length(parts, batch), latents)
         done = flops.dit_training(dit, row) + _sum(_encode(vae, video) for _, *video, _ in videos)
         return _work(done * rows, rows * row.video, devices, dit.head_dim)
 
@@ -55,17 +57,20 @@ def sampler(stage: LowRes | SuperRes, latents: Sequence[int], rows: int) -> thro
 def preview(part: Part, settings: PreviewSettings, rows: int) -> throughput.StepCost:
     """Of so many previews: stage 1's sampler, and the decode."""
     stage, video = settings.apply(part.stage), (settings.frames, *settings.size)
-    done, row = _sampler(stage, _latents(*video))
-    done += _decode(part.vae.jitted.config, video)
+    done, row = _sampler(stage, part.latent_spec.latent_size(*video))
+    done += _decode(part.vae.config, video)
     return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
 
 
-def enhancement(part: Part, settings: EnhanceSettings, latents: tuple[int, int, int], rows: int) -> throughput.StepCost:
+def enhancement(
+    part: Part, settings: EnhanceSettings, preview_vae: VAEConfig, latents: tuple[int, int, int], rows: int
+) -> throughput.StepCost:
     """Of so many previews of these latents (F', H', W'): their decode, the encode, stage 2's sampler, the decode."""
-    stage, small = settings.apply(part.stage), _video(*latents)
-    large, vae = (small[0], *settings.size_for(*small[1:])), part.vae.jitted.config
-    done, row = _sampler(stage, _latents(*large))
-    done += _decode(vae, small) + _encode(vae, large) + _decode(vae, large)
+    stage, vae, latent_spec = settings.apply(part.stage), part.vae.config, part.latent_spec
+    frames, height, width = small = preview_vae.latent_spec.video_size(*latents)
+    large = frames, *settings.size_for(height, width, latent_spec)
+    done, row = _sampler(stage, latent_spec.latent_size(*large))
+    done += _decode(preview_vae, small) + _encode(vae, large) + _decode(vae, large)
     return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
 
 
@@ -84,12 +89,12 @@ def _work(done: Flops, tokens: int, devices: Sequence[jax.Device], head_dim: int
 
 def _encode(config: VAEConfig, video: Sequence[int]) -> Flops:
     frames, height, width = video
-    sizes = vae_chunking.chunk_sizes(frames, vae_chunking.ENCODE_CHUNKS)
+    sizes = vae_chunking.chunk_sizes(frames, vae_chunking.encode_chunks(config.latent_spec))
     return _sum(flops.vae_encode(config, n, height, width, first=i == 0) for i, n in enumerate(sizes))
 
 
 def _decode(config: VAEConfig, video: Sequence[int]) -> Flops:
-    frames, height, width = _latents(*video)
+    frames, height, width = config.latent_spec.latent_size(*video)
     sizes = vae_chunking.chunk_sizes(frames, vae_chunking.DECODE_CHUNKS)
     return _sum(flops.vae_decode(config, n, height, width, first=i == 0) for i, n in enumerate(sizes))
 
@@ -98,22 +103,9 @@ def _sum(each: Iterable[Flops]) -> Flops:
     return sum(each, Flops())
 
 
-def _latents(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    return 1 + (frames - 1) // TEMPORAL_FACTOR, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
-
-
-def _video(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Of latents: the video's size."""
-    return 1 + TEMPORAL_FACTOR * (frames - 1), SPATIAL_FACTOR * height, SPATIAL_FACTOR * width
-
-
-def _tokens(latents: Sequence[int], patch: int = 2) -> int:
-    frames, height, width = latents
-    return frames * (height // patch) * (width // patch)
-
-
 def _row(dit: DiTConfig, text_length: int, latents: Sequence[int]) -> flops.Sequence:
-    return flops.Sequence(text_length, _tokens(latents, dit.patch_size))
+    frames, height, width = latents
+    return flops.Sequence(text_length, frames * (height // dit.patch_size) * (width // dit.patch_size))
 
 
 def _text_length(parts: Assembly, batch: Batch) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fv_jax.core.checks import require
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.sampling import preview_store
 from fv_jax.sampling.metadata import Record
 from fv_jax.sampling.prompts import MAX_SEED, shown
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 REPEAT_SEEDS = 1000  # between the seeds of a prompt's variants, as in the official script
 BATCH_TOKENS = 10_000  # of video, at once: one official preview has 6,240, one official video 104,520
-_PATCH = 2
 
 
 class File(NamedTuple):
@@ -49,10 +48,9 @@ class Rows(NamedTuple):
         return cls([p for p, _ in pairs], [s for _, s in pairs])
 
 
-def batch_size(frames: int, size: tuple[int, int]) -> int:
-    """How many videos of this size go at once, if the user does not say."""
-    across, down = (side // (SPATIAL_FACTOR * _PATCH) for side in size)
-    return max(1, BATCH_TOKENS // ((1 + (frames - 1) // TEMPORAL_FACTOR) * across * down))
+def batch_size(latent_spec: LatentSpec, frames: int, size: tuple[int, int]) -> int:
+    """How many videos of this length and (height, width) go at once, if the user does not say."""
+    return max(1, BATCH_TOKENS // latent_spec.num_tokens(frames, *size))
 
 
 def make_previews(
@@ -62,7 +60,7 @@ def make_previews(
 
     What an earlier call left in higher numbers is removed at the end.
     """
-    batch = batch or batch_size(settings.frames, settings.size)
+    batch = batch or batch_size(fv.stage1.latent_spec, settings.frames, settings.size)
     folders, shown_all = [], []
     started = time.monotonic()
     log.info(
@@ -92,9 +90,10 @@ def make_videos(
     file: File,
 ) -> None:
     """Enhances previews of one size and writes each as soon as it is there. seed: None for the previews' own."""
-    frames, height, width, _ = previews[0].latents.shape
-    size = settings.size_for(SPATIAL_FACTOR * height, SPATIAL_FACTOR * width)
-    batch = batch or batch_size(1 + TEMPORAL_FACTOR * (frames - 1), size)
+    latent_spec = fv.stage2.latent_spec
+    frames, *small = fv.vae_of(previews[0]).config.latent_spec.video_size(*previews[0].latents.shape[:3])
+    size = settings.size_for(*small, latent_spec)
+    batch = batch or batch_size(latent_spec, frames, size)
     seeds = [preview.seed if seed is None else seed for preview in previews]
     left = iter(outputs)
     started = time.monotonic()

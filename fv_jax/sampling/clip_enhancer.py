@@ -48,15 +48,16 @@ class Enhancer:
         """One window.
 
         Args:
-          video_FHWC: uint8 RGB, any number of frames; padded with the last one to 1 or 8k + 1, and cut back.
-          size: (height, width) of the result, multiples of 16.
+          video_FHWC: uint8 RGB, any number of frames; padded with the last one to a length that the VAE takes, and
+            cut back.
+          size: (height, width) of the result, such as the VAE's latents allow.
           key: of the whole clip's noise.
           first_latent: the index of the window's first latent frame in the clip.
 
         Returns:
           float32 (F, *size, 3) in [-1, 1].
         """
-        video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None])
+        video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None], self.vae.config.latent_spec)
         z_low = programs.low_res_latents(self.vae, video_BFHWC, size, tiling=self.tiling)
         enhanced_BFHWC = programs.decoded(self.vae, self.transport(z_low, key, first_latent), self.tiling)
         return np.asarray(enhanced_BFHWC[0, : len(video_FHWC)])
@@ -69,7 +70,7 @@ def enhance(
 
     Args:
       frames: uint8 HWC RGB, all of one size; read as they are needed.
-      size: (height, width) of the result, multiples of 16.
+      size: (height, width) of the result, such as the VAE's latents allow.
       key: of the noise: the same key gives the same clip.
       windows: the model's frames, and how many of them neighbouring windows share.
 

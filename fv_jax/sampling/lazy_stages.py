@@ -18,7 +18,9 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.console import Notice
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.dit import DiT
+from fv_jax.models.vae import VAEConfig
 from fv_jax.sampling.metadata import Weights
 from fv_jax.sampling.programs import Loaded, S
 from fv_jax.sampling.prompts import shown
@@ -29,8 +31,9 @@ from fv_jax.weights.fingerprints import sampled_fingerprint
 
 @dataclasses.dataclass(eq=False)
 class VAEPart:
-    """read: gives the network. read_digest: names it."""
+    """config: its sizes. read: gives the network. read_digest: names it."""
 
+    config: VAEConfig
     read: Callable[[], JittedVAE]
     read_digest: Callable[[], str]
 
@@ -63,6 +66,11 @@ class Part(Generic[S]):
     read: Callable[[], DiT]
     vae: VAEPart
     text: LazyTextEncoder | None
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """The latents that the stage works on."""
+        return self.vae.config.latent_spec.with_patch(self.stage.dit.patch_size)
 
     @functools.cached_property
     def loaded(self) -> Loaded[S]:

@@ -23,7 +23,7 @@ from flax import nnx
 from fv_jax.core.parallel_context import Rules
 from fv_jax.core.resize import resize
 from fv_jax.models.dit import DiT
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR, sample_latents, split_moments
+from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling.noise import PreviewNoise, SourceNoise
 from fv_jax.stages.frozen_vae import JittedVAE
@@ -54,11 +54,9 @@ class Loaded(Generic[S]):
 
 
 def generate(
-    first: Loaded[LowRes], text_BLD: jax.Array, noise: PreviewNoise, video_size: tuple[int, int, int], *, rules: Rules
+    first: Loaded[LowRes], text_BLD: jax.Array, noise: PreviewNoise, latent_size: tuple[int, int, int], *, rules: Rules
 ) -> jax.Array:
-    """A preview's latents (B, F', H', W', C), float32, of a video of (frames, height, width)."""
-    frames, height, width = video_size
-    latent_size = 1 + (frames - 1) // TEMPORAL_FACTOR, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
+    """A preview's latents (B, F', H', W', C), float32. latent_size: (F', H', W')."""
     shape = (text_BLD.shape[0], *latent_size, first.stage.dit.latent_channels)
     return _generate(first.state, text_BLD, noise, first.stage, first.graphdef, shape, rules)
 

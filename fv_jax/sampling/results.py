@@ -74,7 +74,7 @@ class Stored:
 class Preview(_Playable, Stored):
     """A low-resolution preview. `FlashVideo.enhance` makes it a `Video`.
 
-    latents: (F', H', W', C) float32, as the VAE decodes them; F' = 1 + (F - 1) / 4, H' = H / 8, W' = W / 8.
+    latents: (F', H', W', C) float32, as the VAE decodes them, of the size that its `LatentSpec` gives.
     frames: (F, H, W, 3) uint8, decoded from them, to look at.
     """
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fv_jax.core.config import ConfigError, check_range
-from fv_jax.core.resize import check_multiple, output_size
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.diffusion import guidance, time_grids
-from fv_jax.models.vae_chunking import FRAME_STEP, is_valid_length
 from fv_jax.models.vae_tiling import DEFAULT_OVERLAP, Tiling
 from fv_jax.stages import super_res
 from fv_jax.stages.low_res import LowRes, LowResConfig
@@ -25,7 +24,7 @@ MAX_STRETCH = 1.1  # of a preview, in one direction: the official 256x480 become
 class PreviewSettings:
     """Stage 1 (model guide 5.2).
 
-    frames: 1 or 8k + 1. size: (height, width) in pixels, multiples of 16.
+    frames, size: length and (height, width) in pixels, such as the VAE's latents allow (`check`).
     num_steps, guidance_kind, guidance_scale, guidance_exponent, guidance_batched, sampler: as in `LowResConfig`.
     """
 
@@ -37,12 +36,6 @@ class PreviewSettings:
     guidance_exponent: int = 5
     guidance_batched: bool = True
     sampler: str = 'dpmpp_2m_sde'
-
-    def __post_init__(self):
-        if not is_valid_length(self.frames):
-            below = max((self.frames - 1) // FRAME_STEP * FRAME_STEP + 1, 1)
-            raise ConfigError(f'frames={self.frames}: must be 1 or 8k + 1; use {below} or {below + FRAME_STEP}')
-        _check_size('size', self.size)
 
     @classmethod
     def of(cls, config: LowResConfig, data: Mapping[str, Any]) -> 'PreviewSettings':
@@ -60,6 +53,14 @@ class PreviewSettings:
             config.sampler,
         )
 
+    def check(self, latent_spec: LatentSpec, path: str = '') -> None:
+        """Raises ConfigError for a length or a size that the stage's VAE cannot take, naming the nearest that it can.
+
+        path: what precedes a field's name in the message.
+        """
+        latent_spec.check_frames(f'{path}frames', self.frames)
+        latent_spec.check_size(f'{path}size', self.size)
+
     def apply(self, stage: LowRes) -> LowRes:
         """The stage that samples so."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ('frames', 'size')}
@@ -70,13 +71,14 @@ class PreviewSettings:
 class EnhanceSettings:
     """Stage 2 (model guide 5.3).
 
-    size: (height, width) in pixels, multiples of 16. None: the preview's times `scale`, rounded down to such.
+    size: (height, width) in pixels, such as the VAE's latents allow (`check`). None: the preview's times `scale`,
+      rounded down to such.
     noise_augmentation_timestep, shift, num_steps, sampler, guidance_scale, guidance_batched, prompt_prefix,
       sample_posterior: as in `SuperResConfig`.
     numerics: 'exact', or 'official' for what the official bfloat16 run computes: its time grid
       (`diffusion/time_grids`) and the last decode in two halves.
     width_slices: of the last decode; None: 1, and 2 in 'official' numerics.
-    tile_size: (height, width) in pixels, multiples of 8: VAE tiling (`models/vae_tiling`), for a device without the
+    tile_size: (height, width) in pixels, whole latents: VAE tiling (`models/vae_tiling`), for a device without the
       memory for whole frames. None: off. tile_overlap: pixels that tiles share.
     """
 
@@ -96,11 +98,9 @@ class EnhanceSettings:
     tile_overlap: int = DEFAULT_OVERLAP
 
     def __post_init__(self):
-        if self.size is not None:
-            _check_size('size', self.size)
         check_range(self, 'scale', above=0)
         check_range(self, 'width_slices', low=1)
-        if self.tiling is not None and self.slices > 1:
+        if self.tile_size is not None and self.slices > 1:
             whose = '' if self.width_slices else f", those of '{self.numerics}' numerics"
             raise ConfigError(
                 f'tile_size={self.tile_size}: goes not with width_slices={self.slices}{whose}; set width_slices=1'
@@ -115,6 +115,15 @@ class EnhanceSettings:
         fields = {name: getattr(config, name) for name in _OF_SUPERRES}
         return cls(size=_size_of(data, None) if whole else None, **fields)
 
+    def check(self, latent_spec: LatentSpec, path: str = '') -> None:
+        """Raises ConfigError for a size, or tiles, that the stage's VAE cannot take, naming the nearest that it can.
+
+        path: what precedes a field's name in the message.
+        """
+        if self.size is not None:
+            latent_spec.check_size(f'{path}size', self.size)
+        self.tiling(latent_spec)
+
     def apply(self, stage: SuperRes) -> SuperRes:
         """The stage that enhances so."""
         fields = {name: getattr(self, name) for name in _OF_SUPERRES}
@@ -125,18 +134,20 @@ class EnhanceSettings:
         """In how many parts the last decode is made."""
         return self.width_slices or (2 if self.numerics == 'official' else 1)
 
-    @property
-    def tiling(self) -> Tiling | None:
-        """Of the VAE; None for whole frames."""
-        return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap)
+    def tiling(self, latent_spec: LatentSpec) -> Tiling | None:
+        """Of the stage's VAE; None for whole frames."""
+        return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap, latent_spec.spatial)
 
-    def size_for(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a preview of this size becomes. Raises ValueError where that would stretch it."""
+    def size_for(self, height: int, width: int, latent_spec: LatentSpec) -> tuple[int, int]:
+        """(height, width) that a preview of this size becomes. Raises ValueError where that would stretch it.
+
+        latent_spec: of the stage's VAE.
+        """
         if self.size is None:
-            return output_size(height, width, self.scale)
+            return latent_spec.round_down(height * self.scale, width * self.scale)
         stretch = (self.size[0] * width) / (self.size[1] * height)
         if not 1 / MAX_STRETCH <= stretch <= MAX_STRETCH:
-            fitting = output_size(height, width, self.scale)
+            fitting = latent_spec.round_down(height * self.scale, width * self.scale)
             raise ValueError(
                 f'size={self.size}: would stretch a preview of {height}x{width}; use {fitting}, or None for '
                 f'{self.scale:g} times the preview'
@@ -150,11 +161,6 @@ _OF_SUPERRES = tuple(
     for field in dataclasses.fields(EnhanceSettings)
     if field.name in {f.name for f in dataclasses.fields(SuperResConfig)}
 )
-
-
-def _check_size(name: str, size: tuple[int, int]) -> None:
-    for side, value in zip(('height', 'width'), size, strict=True):
-        check_multiple(f'{name}: {side}', value)
 
 
 def _size_of(data: Mapping[str, Any], default: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -12,7 +12,6 @@ from fv_jax.core.checks import require
 from fv_jax.core.parallel_context import Rules
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
-from fv_jax.models.vae import SPATIAL_FACTOR
 from fv_jax.sampling import preview_store, programs
 from fv_jax.sampling.lazy_stages import Part, VAEPart, batches, rows_of
 from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record
@@ -44,6 +43,16 @@ class Pipeline:
     notes: tuple[str, ...] = ()
     clock: Clock = dataclasses.field(default_factory=Clock)
 
+    @property
+    def stage1(self) -> Part[LowRes]:
+        """Stage 1. Raises ValueError where the pipeline has none."""
+        return self._part(self.first, 'stage 1', 'preview')
+
+    @property
+    def stage2(self) -> Part[SuperRes]:
+        """Stage 2. Raises ValueError where the pipeline has none."""
+        return self._part(self.second, 'stage 2', 'enhance')
+
     def preview(
         self, prompt: str | Sequence[str], seed: int | Sequence[int] = 0, settings: PreviewSettings | None = None
     ) -> Preview | list[Preview]:
@@ -61,8 +70,8 @@ class Pipeline:
 
         Returns:
           A `Preview`, or a list of one for each prompt: `.latents` (F', H', W', C) float32, not scaled, and `.frames`
-          (F, H, W, 3) uint8, at 8 frames a second. F = 49 and H x W = 256 x 480 officially; F' = 1 + (F - 1) / 4,
-          H' = H / 8, W' = W / 8.
+          (F, H, W, 3) uint8, at 8 frames a second. Officially F = 49 and H x W = 256 x 480, so that F' = 13
+          and H' x W' = 32 x 60 (`core/latent_spec`).
 
         Raises:
           ValueError: an empty prompt or one that is no text, a seed that is none, settings that cannot be
@@ -119,13 +128,14 @@ class Pipeline:
 
         prompts, seeds: checked ones.
         """
-        first, settings = self._part(self.first, 'stage 1', 'preview'), settings or self.preview_settings
+        first, settings = self.stage1, settings or self.preview_settings
+        settings.check(first.latent_spec)
         stage = settings.apply(first.stage)
         text_BLD, text_digest = first.embedded(prompts)
         loaded, weights = first.loaded.sampled_as(stage), first.weights(text_digest)
         for rows in batches(len(prompts), batch_size):
             noise = SeededNoise.of([seeds[i] for i in rows])
-            size = settings.frames, *settings.size
+            size = first.latent_spec.latent_size(settings.frames, *settings.size)
             vae = first.vae.jitted
             with self.clock.timed('preview'):
                 z = programs.generate(loaded, rows_of(text_BLD, rows), noise, size, rules=self.rules)
@@ -145,11 +155,14 @@ class Pipeline:
         batch_size: int | None = None,
     ) -> Iterator[list[Video]]:
         """`enhance` of many previews, batch by batch, as `preview_batches` does it."""
-        second, settings = self._part(self.second, 'stage 2', 'enhance'), settings or self.enhance_settings
-        stage, size = settings.apply(second.stage), settings.size_for(*_common_size(previews))
-        decoder = self._vae_of(previews[0])
-        if any(self._vae_of(preview) is not decoder for preview in previews):
+        second, settings = self.stage2, settings or self.enhance_settings
+        latent_shape, decoder = _common_shape(previews), self.vae_of(previews[0])
+        if any(self.vae_of(preview) is not decoder for preview in previews):
             raise ValueError('previews of several VAEs: enhance each by itself')
+        settings.check(second.latent_spec)
+        _, *small = decoder.config.latent_spec.video_size(*latent_shape[:3])
+        stage, size = settings.apply(second.stage), settings.size_for(*small, second.latent_spec)
+        tiling = settings.tiling(second.latent_spec)
         text_BLD, text_digest = second.embedded([settings.prompt_prefix + p.prompt for p in previews])
         loaded, weights = second.loaded.sampled_as(stage), second.weights(text_digest)
         for rows in batches(len(previews), batch_size):
@@ -158,9 +171,9 @@ class Pipeline:
             vae, sampled = second.vae.jitted, noise if settings.sample_posterior else None
             with self.clock.timed('enhance'):
                 video = programs.decoded(decoder.jitted, z)
-                z_low = programs.low_res_latents(vae, video, size, sampled, settings.tiling)
+                z_low = programs.low_res_latents(vae, video, size, sampled, tiling)
                 z_high = programs.transport(loaded, z_low, rows_of(text_BLD, rows), noise, rules=self.rules)
-                large = programs.decoded(vae, z_high, settings.tiling, width_slices=settings.slices)
+                large = programs.decoded(vae, z_high, tiling, width_slices=settings.slices)
                 frames = to_uint8(np.asarray(large))
             made = {i: Enhanced(seeds[i], settings, weights) for i in rows}
             yield [
@@ -171,10 +184,12 @@ class Pipeline:
     def check(self, preview: PreviewSettings | None = None, enhance: EnhanceSettings | None = None) -> None:
         """Raises ValueError (ConfigError) for settings that cannot be, alone or one after the other."""
         if preview is not None:
-            preview.apply(self._part(self.first, 'stage 1', 'preview').stage)
+            preview.check(self.stage1.latent_spec, 'stage1.')
+            preview.apply(self.stage1.stage)
         if enhance is not None:
-            enhance.apply(self._part(self.second, 'stage 2', 'enhance').stage)
-            enhance.size_for(*(preview or self.preview_settings).size)
+            enhance.check(self.stage2.latent_spec, 'stage2.')
+            enhance.apply(self.stage2.stage)
+            enhance.size_for(*(preview or self.preview_settings).size, self.stage2.latent_spec)
 
     def open_preview(self, folder: str | Path) -> Preview:
         """A preview from where `sample` stored it, decoded again from its latents.
@@ -182,10 +197,10 @@ class Pipeline:
         Raises ValueError: nothing is stored there, it was changed since, or its latents are those of another VAE.
         """
         stored = preview_store.load(Path(folder))
-        video = programs.decoded(self._vae_of(stored, f'{folder}: ').jitted, stored.latents[None])
+        video = programs.decoded(self.vae_of(stored, f'{folder}: ').jitted, stored.latents[None])
         return Preview(stored.latents, stored.record, to_uint8(np.asarray(video[0])))
 
-    def _vae_of(self, preview: Stored, where: str = '') -> VAEPart:
+    def vae_of(self, preview: Stored, where: str = '') -> VAEPart:
         """The VAE that decodes a preview. Raises ValueError where it is none of the pipeline's."""
         wanted = preview.record.preview.weights.vae
         vaes = {part.vae.digest: part.vae for part in (self.first, self.second) if part is not None}
@@ -201,11 +216,10 @@ class Pipeline:
         return part
 
 
-def _common_size(previews: Sequence[Stored]) -> tuple[int, int]:
-    """(height, width) of all. Raises ValueError for several sizes or lengths."""
+def _common_shape(previews: Sequence[Stored]) -> tuple[int, int, int, int]:
+    """Of the latents of all. Raises ValueError for several sizes or lengths."""
     shapes = {preview.latents.shape for preview in previews}
     if len(shapes) > 1:
         listed = ' and '.join(f'{f} of {h}x{w}' for f, h, w, _ in sorted(shapes))
         raise ValueError(f'previews of several sizes ({listed} latent frames): enhance each by itself')
-    _, height, width, _ = previews[0].latents.shape
-    return SPATIAL_FACTOR * height, SPATIAL_FACTOR * width
+    return previews[0].latents.shape

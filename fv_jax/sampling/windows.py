@@ -1,9 +1,10 @@
 """A clip of any length as windows of the model's length, and the enhanced windows as one clip again.
 
-The causal VAE turns frame 0 of a window into one latent frame and every 4 frames after it into another (model guide 4),
-so windows start at multiples of 4: latent frame j of a window that starts at frame s ends at frame s + 4 j, like latent
-frame s/4 + j of the whole clip. With W frames of the model and an overlap of o, windows start every W - o frames; the
-last one is moved back so that it ends with the clip, to the next such multiple (0 to 3 frames are missing then).
+The causal VAE turns frame 0 of a window into one latent frame and every t frames after it into another (model guide 4;
+t is 4 for the official VAE), so windows start at multiples of t: latent frame j of a window that starts at frame s ends
+at frame s + t j, like latent frame s/t + j of the whole clip. With W frames of the model and an overlap of o, windows
+start every W - o frames; the last one is moved back so that it ends with the clip, to the next such multiple (up to
+t - 1 frames are missing then).
 
 Where two windows overlap, frame i = 0 ... o - 1 of the overlap is
 
@@ -21,20 +22,21 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.models.vae import TEMPORAL_FACTOR
-from fv_jax.models.vae_chunking import is_valid_length
+from fv_jax.core.latent_spec import LatentSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """frames: of the model, 1 or 8k + 1. overlap: frames that neighbours share."""
+    """frames: of the model. overlap: frames that neighbours share. latent_spec: of the model's VAE, which says what
+    either can be.
+    """
 
     frames: int
     overlap: int
+    latent_spec: LatentSpec
 
     def __post_init__(self):
-        if not is_valid_length(self.frames):
-            raise ConfigError(f'frames={self.frames}: a window must have 1 or 8k + 1 frames')
+        self.latent_spec.check_frames('frames', self.frames)
         choices = range(self.frames % self.alignment, self.frames, self.alignment)
         if self.overlap not in choices:
             raise ConfigError(
@@ -43,16 +45,19 @@ class Windows:
             )
 
     @classmethod
-    def of(cls, frames: int, overlap: int | None = None) -> 'Windows':
-        """Without an overlap: a sixth or so of the window, 5 of 17 frames and 9 of 49; none between single frames."""
+    def of(cls, frames: int, overlap: int | None, latent_spec: LatentSpec) -> 'Windows':
+        """Without an overlap: a sixth or so of the window, officially 5 of 17 frames and 9 of 49; none between single
+        frames.
+        """
         if overlap is None:
-            overlap = 1 + TEMPORAL_FACTOR * max(1, round((frames - 1) / 24)) if frames > 1 else 0
-        return cls(frames, overlap)
+            shared = max(1, round((frames - 1) / (6 * latent_spec.temporal)))  # latent frames
+            overlap = 1 + latent_spec.temporal * shared if frames > 1 else 0
+        return cls(frames, overlap, latent_spec)
 
     @property
     def alignment(self) -> int:
         """Frames to a latent frame: windows start at multiples of it."""
-        return TEMPORAL_FACTOR if self.frames > 1 else 1
+        return self.latent_spec.temporal if self.frames > 1 else 1
 
     @property
     def stride(self) -> int:
@@ -70,7 +75,7 @@ def _nearest(value: int, choices: range) -> str:
 
 
 class Window(NamedTuple):
-    """Frames `start` ... of the clip: fewer than the model has in a short clip and, by 1 to 3, in a last window."""
+    """Frames `start` ... of the clip: fewer than the model has in a short clip and, by a few, in a last window."""
 
     start: int
     video_FHWC: np.ndarray

@@ -14,7 +14,7 @@ from flax import nnx
 
 from fv_jax.core import axes
 from fv_jax.models import vae_chunking, vae_tiling
-from fv_jax.models.vae import SPATIAL_FACTOR, VAE, Cache, VAEConfig, split_moments
+from fv_jax.models.vae import VAE, Cache, VAEConfig, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Names, Placement
@@ -60,7 +60,7 @@ class JittedVAE(NamedTuple):
 
     encoder: ChunkFn
     decoder: ChunkFn
-    config: VAEConfig | None = None
+    config: VAEConfig
 
     def moments(self, video_BFHWC: jax.Array, tiling: Tiling | None = None) -> jax.Array:
         """A video's moments (mean | logvar), not scaled, with the official chunks. tiling: None for whole frames."""
@@ -95,7 +95,8 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
         return jax.lax.with_sharding_constraint(x, placement.sharding(names, x.shape, what))
 
     def pixels(x_BFHWC: jax.Array) -> jax.Array:
-        return place(x_BFHWC, arrays.picture_axes(placement, x_BFHWC.shape, SPATIAL_FACTOR), 'a video')
+        stride = vae.config.latent_spec.spatial
+        return place(x_BFHWC, arrays.picture_axes(placement, x_BFHWC.shape, stride), 'a video')
 
     def columns(z_BFHWC: jax.Array) -> jax.Array:
         return place(z_BFHWC, arrays.picture_axes(placement, z_BFHWC.shape, 1), 'latents')

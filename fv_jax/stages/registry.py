@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from fv_jax.core.config import ConfigError
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
@@ -55,6 +56,16 @@ _FIELDS = {
 def needs_vae(config: StageConfig) -> bool:
     """Whether the stage works on a frozen VAE's latents."""
     return config.vae is not None
+
+
+def latent_spec(config: StageConfig, frozen_vae: VAEConfig | None) -> LatentSpec:
+    """The latents that the stage works on, in the patches of its DiT; of a stage that is a VAE, its own.
+
+    frozen_vae: of the VAE that the stage names, if it needs one.
+    """
+    if config.autoencoder_net is not None:
+        return config.autoencoder_net.latent_spec
+    return frozen_vae.latent_spec.with_patch(config.dit.patch_size)
 
 
 def needs_low_res(config: StageConfig) -> bool:

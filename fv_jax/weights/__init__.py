@@ -1,6 +1,7 @@
 """Official weight files and our networks, both ways, without torch."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,18 @@ from fv_jax.weights import embedded, reader, single_file
 from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.init_from import starting_dit
 from fv_jax.weights.layouts import diffusers_folder, key_table
+from fv_jax.weights.layouts.key_table import Parameters
 
-__all__ = ['is_weights', 'load_official', 'load_vae', 'save_official', 'starting_dit', 'vae_digest', 'vae_path']
+__all__ = [
+    'is_weights',
+    'load_official',
+    'load_vae',
+    'save_official',
+    'starting_dit',
+    'vae_config',
+    'vae_digest',
+    'vae_path',
+]
 
 
 def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT | VAE:
@@ -88,15 +99,25 @@ def load_vae(name: str) -> VAE:
     return network
 
 
+def vae_config(name: str) -> VAEConfig:
+    """The sizes of the VAE that `load_vae` gives; its parameters are not read. Raises what `load_vae` does."""
+    return _open_vae(name)[0]
+
+
 def vae_digest(name: str) -> str:
     """Names the VAE that `load_vae` gives by its numbers, in 16 hexadecimal digits; one parameter is in memory at a
     time. Raises what `load_vae` does.
     """
+    _, read = _open_vae(name)
+    return params_fingerprint(read())
+
+
+def _open_vae(name: str) -> tuple[VAEConfig, Callable[[], Parameters]]:
     path = vae_path(name)
     if single_file.kind_of(path):
-        config, values = single_file.config_of(path), functools.partial(single_file.parameters, path)
+        config, read = single_file.config_of(path), functools.partial(single_file.parameters, path)
     else:
         source = reader.open_source(path)
-        config, values = source.config, source.parameters
+        config, read = source.config, source.parameters
     require(isinstance(config, VAEConfig), f'{name}: holds a DiT, not a VAE')
-    return params_fingerprint(values())
+    return config, read

@@ -21,10 +21,10 @@ from flax import nnx
 
 from fv_jax.core.abstract_module import abstract
 from fv_jax.core.config import ConfigError
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import Rules
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.models import vae_chunking
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from fv_jax.stages.autoencoder import Autoencoder
 from fv_jax.stages.protocol import Stage
 from fv_jax.stages.super_res import SuperRes
@@ -63,17 +63,18 @@ class Forward:
         return f'{self.name}({listed})'
 
 
-def forwards(stage: Stage, size: tuple[int, int, int], text_length: int, *, rules: Rules) -> list[Forward]:
+def forwards(
+    stage: Stage, latent_spec: LatentSpec, size: tuple[int, int, int], text_length: int, *, rules: Rules
+) -> list[Forward]:
     """The functions of a stage's network for a video of (frames, height, width), a batch of one.
 
-    rules: who computes attention; what it uses must be there on every platform of an artefact.
+    latent_spec: of the VAE whose latents the stage works on. rules: who computes attention; what it uses must be there
+    on every platform of an artefact.
 
     Raises ConfigError for a size that the VAE cannot take, or a stage that has none.
     """
-    frames, height, width = size
-    if not vae_chunking.is_valid_length(frames) or height % (2 * SPATIAL_FACTOR) or width % (2 * SPATIAL_FACTOR):
-        raise ConfigError(f'{frames}x{height}x{width}: must be 1 or 8k + 1 frames, and sides multiples of 16')
-    latent = 1 + (frames - 1) // TEMPORAL_FACTOR, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR
+    latent_spec.check_clip('--size', *size)
+    latent = latent_spec.latent_size(*size)
     if isinstance(stage, SuperRes):
         return [_velocity(stage, latent, text_length, rules)]
     if isinstance(stage, Autoencoder):

@@ -23,6 +23,7 @@ class OfficialFolder:
     configs: dict[str, DiTConfig]
     read: dict[str, Callable[[], DiT]]
     vae: Path
+    vae_config: VAEConfig
     text: TextConfig
 
 
@@ -56,7 +57,7 @@ def open_folder(folder: Path, dtype: DtypeName, text: TextConfig | None) -> Offi
                 f'{folder / name}: takes latents of {config.latent_channels} channels, and those of {VAE_FILE} have '
                 f'{vae.latent_channels}; they do not belong together'
             )
-    return OfficialFolder(configs, read, folder / VAE_FILE, text)
+    return OfficialFolder(configs, read, folder / VAE_FILE, vae, text)
 
 
 def _opened(path: Path, dtype: DtypeName, is_second: bool) -> tuple[DiTConfig, Callable[[], DiT]]:

@@ -19,6 +19,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.vae import compute_in
 from fv_jax.parallel.rules import Placement
 from fv_jax.stages import registry
@@ -53,6 +54,11 @@ class Run:
     text: TextConfig
     digests: dict[str, str]
     notes: tuple[str, ...]
+
+
+def latent_spec(config: registry.StageConfig) -> LatentSpec:
+    """The latents that the stage works on. Of its frozen VAE no parameters are read. Raises as `weights.load_vae`."""
+    return registry.latent_spec(config, weights.vae_config(config.vae) if registry.needs_vae(config) else None)
 
 
 def frozen_vae(config: registry.StageConfig, placement: Placement | None = None) -> JittedVAE | None:

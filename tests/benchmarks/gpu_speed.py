@@ -42,9 +42,8 @@ from fv_jax.core import throughput
 from fv_jax.core.command_line import format_error, read_config
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import attention
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from fv_jax.parallel.mesh import make_mesh
-from fv_jax.planning import step_cost
+from fv_jax.planning import planner, step_cost
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.programs import Loaded
@@ -212,13 +211,14 @@ def _assembled(program: str, size: tuple[int, int, int]) -> Assembly:
     sides = zip(('frames', 'height', 'width'), size, strict=True)
     overrides = [(f'data.{name}', str(value)) for name, value in sides]
     config = read_config(RunConfig, program, [*overrides, ('data.loader.batch_size', '1')])
-    return assemble(config, placement_of(config, make_mesh(config.parallel, jax.devices()[:1])))
+    latent_spec = planner.latent_spec(config)
+    placement = placement_of(config, make_mesh(config.parallel, jax.devices()[:1]), latent_spec)
+    return assemble(config, placement, latent_spec)
 
 
 def _networks(parts: Assembly, rounds: int) -> dict[str, Any]:
     data, dit = parts.config.data, parts.config.stage.dit
-    frames = 1 + (data.frames - 1) // TEMPORAL_FACTOR
-    latents = frames, data.height // SPATIAL_FACTOR, data.width // SPATIAL_FACTOR
+    latents = parts.latent_spec.latent_size(data.frames, data.height, data.width)
     key = jax.random.key(0)
     z = [jax.random.normal(jax.random.fold_in(key, i), (1, *latents, dit.latent_channels)) for i in range(2)]
     text_BLD = jax.random.normal(key, (1, parts.stage.config.text_length, dit.text_dim))

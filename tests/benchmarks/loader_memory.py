@@ -17,6 +17,7 @@ from fv_jax.core.config import build
 from fv_jax.data import pipeline
 from fv_jax.data.pipeline import DataConfig
 from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.models.vae import OFFICIAL
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     fields = {'train': arguments.train, 'frames': 17, 'height': height, 'width': width, 'fit': 'resize'}
     config = build(DataConfig, fields | {'loader': loader} | published.weak_and_strong())
     bad = BadRecords(config.bad_records)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config, OFFICIAL.latent_spec)
     drawn = pipeline.streams(groups, config, low_res=True)
     found = []
     for i, _ in enumerate(pipeline.train_batches(drawn, config, bad, start_step=0, process=(0, 1))):

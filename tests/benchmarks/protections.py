@@ -50,6 +50,7 @@ from fv_jax.training.progress import Progress
 from fv_jax.training.run.save_policy import SavePolicy
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, latents_shape, placement_of
 from fv_jax.training.step import train_step
+from fv_jax.weights import trained_runs
 from tests import runs
 
 KINDS = ('bare', 'step', 'whole')
@@ -151,7 +152,7 @@ def new_state(parts: Assembly) -> state.TrainState:
 
 def made_up_batches(parts: Assembly, count: int = 4) -> list[Batch]:
     """Latents of the sizes that the run's rows have."""
-    shape = latents_shape(parts.config, parts.config.data.sizes[0])
+    shape = latents_shape(parts.config, parts.config.data.sizes[0], parts.latent_spec)
     rng = np.random.default_rng(0)
     names = ('z_high_BFHWC', 'z_low_BFHWC')
     return [{name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name in names} for _ in range(count)]
@@ -226,9 +227,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     silence_third_party_logs()
     config = read_config(RunConfig, arguments.config, ())
-    placement = placement_of(config, make_mesh(config.parallel))
+    latent_spec = trained_runs.latent_spec(config.stage)
+    placement = placement_of(config, make_mesh(config.parallel), latent_spec)
     with tempfile.TemporaryDirectory() as name, runs.shared_compiling(Path(name) / 'compiled'):
-        parts = assemble(config, placement)
+        parts = assemble(config, placement, latent_spec)
         times, last, saver = measure(parts, Path(name) / 'run', arguments.rounds, arguments.steps)
         saves = save_seconds(last, saver)
         size = sum(

@@ -28,14 +28,15 @@ import numpy as np
 
 from fv_jax import weights
 from fv_jax.evaluation import metrics
-from fv_jax.models.vae import compute_in, split_moments
+from fv_jax.models.vae import OFFICIAL, compute_in, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 
+SPATIAL = OFFICIAL.latent_spec.spatial
 TILES = {
-    '144x256, overlap 32': Tiling((144, 256), 32),
-    '128x240, overlap 0': Tiling((128, 240), 0),
-    '64x96, overlap 16': Tiling((64, 96), 16),
+    '144x256, overlap 32': Tiling((144, 256), 32, SPATIAL),
+    '128x240, overlap 0': Tiling((128, 240), 0, SPATIAL),
+    '64x96, overlap 16': Tiling((64, 96), 16, SPATIAL),
 }
 
 

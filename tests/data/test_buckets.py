@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.buckets import Bucket, Fit, Schedule, assign, batch_size
+from fv_jax.models.vae import OFFICIAL
 
 SMALL, WIDE, TALL, LONG, PICTURE = (
     Bucket(17, 64, 112),
@@ -13,6 +14,7 @@ SMALL, WIDE, TALL, LONG, PICTURE = (
     Bucket(33, 64, 112),
     Bucket(1, 128, 224),
 )
+SPEC = OFFICIAL.latent_spec
 ALL = (SMALL, WIDE, TALL, LONG, PICTURE)
 
 
@@ -34,41 +36,46 @@ ALL = (SMALL, WIDE, TALL, LONG, PICTURE)
     ],
 )
 def test_where_a_clip_goes(size: tuple[int, int, int], found: Bucket | str) -> None:
-    assert Fit().bucket(size, ALL) == found
+    assert Fit().bucket(size, ALL, SPEC) == found
 
 
 def test_cropped_clips_go_to_the_largest_that_can_be_cut_out_of_them() -> None:
     fit = Fit(scaled=False)
-    assert fit.bucket((17, 64, 640), ALL) == SMALL
-    assert fit.bucket((17, 300, 300), ALL) in (WIDE, TALL)
-    assert fit.bucket((17, 127, 224), ALL) == SMALL
+    assert fit.bucket((17, 64, 640), ALL, SPEC) == SMALL
+    assert fit.bucket((17, 300, 300), ALL, SPEC) in (WIDE, TALL)
+    assert fit.bucket((17, 127, 224), ALL, SPEC) == SMALL
 
 
 def test_kinds_that_no_bucket_takes() -> None:
-    assert Fit().bucket((1, 200, 300), (SMALL,)) == 'a picture, and no bucket takes pictures'
-    assert Fit().bucket((17, 200, 300), (PICTURE,)) == 'a clip, and no bucket takes clips'
-    assert Fit(max_upscale=2.0).bucket((17, 32, 56), (SMALL,)) == SMALL
+    assert Fit().bucket((1, 200, 300), (SMALL,), SPEC) == 'a picture, and no bucket takes pictures'
+    assert Fit().bucket((17, 200, 300), (PICTURE,), SPEC) == 'a clip, and no bucket takes clips'
+    assert Fit(max_upscale=2.0).bucket((17, 32, 56), (SMALL,), SPEC) == SMALL
 
 
 def test_every_record_is_in_one_bucket_or_counted() -> None:
     rng = np.random.default_rng(0)
     sizes = np.stack([rng.choice([1, 9, 17, 40], 500), rng.integers(16, 400, 500), rng.integers(16, 400, 500)], axis=1)
-    found = assign(sizes, ALL, Fit())
+    found = assign(sizes, ALL, Fit(), SPEC)
     together = np.concatenate([found.members[bucket] for bucket in ALL])
     assert len(set(together)) == len(together) and len(together) + sum(found.left_out.values()) == 500
     for bucket in ALL:
         assert len(found.members[bucket]) > 5
-        assert all(Fit().bucket(tuple(sizes[i]), ALL) == bucket for i in found.members[bucket])
+        assert all(Fit().bucket(tuple(sizes[i]), ALL, SPEC) == bucket for i in found.members[bucket])
+
+
+def test_which_bucket_is_larger_is_a_matter_of_the_vae() -> None:
+    """Of 9 frames of 64x64 and 17 of 48x48 the first make more tokens with the official VAE, not with single frames."""
+    few, many = Bucket(9, 64, 64), Bucket(17, 48, 48)
+    fit = Fit(scaled=False)
+    assert fit.bucket((17, 64, 64), (few, many), SPEC) == few
+    assert fit.bucket((17, 64, 64), (few, many), LatentSpec(16, 1, 8)) == many
 
 
 def test_tokens_and_batches() -> None:
-    assert Bucket(49, 1072, 1920).tokens == 13 * 67 * 120 and PICTURE.tokens == 8 * 14
-    assert batch_size(PICTURE, 1000, 1) == 8 and batch_size(PICTURE, 1000, 3) == 6
-    assert batch_size(PICTURE, 50, 4) == 4
-    with pytest.raises(ConfigError, match='frames=16'):
-        Bucket(16, 64, 64)
-    with pytest.raises(ConfigError, match='height=60: must be a multiple of 16'):
-        Bucket(17, 60, 64)
+    tokens = SPEC.num_tokens(*PICTURE.size)
+    assert SPEC.num_tokens(*Bucket(49, 1072, 1920).size) == 13 * 67 * 120 and tokens == 8 * 14
+    assert batch_size(tokens, 1000, 1) == 8 and batch_size(tokens, 1000, 3) == 6
+    assert batch_size(tokens, 50, 4) == 4
 
 
 def test_a_schedule_keeps_the_shares_and_forgets_none() -> None:

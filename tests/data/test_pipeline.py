@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fv_jax.core.config import ConfigError, build
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data import embedded, pipeline
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.degradation.degradations import WeakConfig
@@ -16,8 +17,10 @@ from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.records import RecordWriter
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import video_io
+from fv_jax.models.vae import OFFICIAL
 from tests.data import films
 
+SPEC = OFFICIAL.latent_spec
 SMALL = DataConfig(
     LoaderConfig(batch_size=2, num_threads=0),
     train='synthetic',
@@ -33,7 +36,7 @@ SMALL = DataConfig(
 
 def first_batches(config, start_step=0, count=2, process=(0, 1)):
     bad = BadRecords(config.bad_records)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config, SPEC)
     drawn = pipeline.streams(groups, config, low_res=True)
     found = pipeline.train_batches(drawn, config, bad, start_step=start_step, process=process)
     return [next(found) for _ in range(count)]
@@ -130,17 +133,34 @@ def test_clips_in_memory_are_those_on_disk(tmp_path):
 @pytest.mark.parametrize(
     ('field', 'words'),
     [
-        ({'height': 40}, 'height=40: must be a multiple of 16; use 32 or 48'),
-        ({'width': 8}, 'width=8: must be a multiple of 16; use 16'),
-        ({'frames': 10}, 'frames=10: .*8k[+]1.*9 or 17'),
-        ({'heldout_size': (2, 16, 16)}, r'heldout_size\[0\]=2'),
-        ({'heldout_size': (9, 16, 17)}, r'heldout_size\[2\]=17: must be a multiple of 16'),
-        ({'eval_clips': 0}, 'eval_clips=0: must be at least 1'),
+        ({'height': 40}, '^config.data.height=40: must be a multiple of 16; use 32 or 48'),
+        ({'width': 8}, '^config.data.width=8: must be a multiple of 16; use 16'),
+        ({'frames': 10}, '^config.data.frames=10: .*8k[+]1.*9 or 17'),
+        ({'heldout_size': (2, 16, 16)}, r'^config.data.heldout_size\[0\]=2'),
+        ({'heldout_size': (9, 16, 17)}, r'^config.data.heldout_size\[2\]=17: must be a multiple of 16'),
+        ({'buckets': (Bucket(9, 16, 16), Bucket(9, 60, 64))}, r'^config.data.buckets\[1\].height=60: .* use 48 or 64'),
+        ({'buckets': (Bucket(16, 64, 64),)}, r'^config.data.buckets\[0\].frames=16'),
     ],
 )
-def test_what_cannot_be_is_refused(field, words):
+def test_sizes_that_the_vae_cannot_take_are_refused(field, words):
+    SMALL.check_sizes(SPEC)
     with pytest.raises(ConfigError, match=words):
-        dataclasses.replace(SMALL, **field)
+        dataclasses.replace(SMALL, **field).check_sizes(SPEC)
+
+
+def test_sizes_follow_the_vae():
+    """With 4 frames of 16x16 pixels to a latent, sides must be multiples of 32."""
+    wide = LatentSpec(48, 4, 16)
+    dataclasses.replace(SMALL, height=32, width=64, heldout_size=None).check_sizes(wide)
+    with pytest.raises(ConfigError, match='width=48: must be a multiple of 32; use 32 or 64'):
+        SMALL.check_sizes(wide)
+    config = dataclasses.replace(SMALL, token_budget=30)
+    assert config.batch_size(Bucket(9, 32, 64), SPEC) == 1 and config.batch_size(Bucket(9, 32, 64), wide) == 5
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match='eval_clips=0: must be at least 1'):
+        dataclasses.replace(SMALL, eval_clips=0)
 
 
 def test_what_cannot_be_built_is_refused():
@@ -162,7 +182,7 @@ def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path, log_lines):
         SMALL, train=f'{tmp_path}/clips@3+images:{tmp_path}@1', buckets=buckets, token_budget=72, flip=False
     )
     bad = BadRecords(config.bad_records)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config)
+    groups = pipeline.groups(pipeline.training_parts(config, bad), config, SPEC)
     assert [str(group.bucket) for group in groups] == ['9x32x48', '1x32x48', '9x16x16', '17x64x64']
     assert [group.batch_size for group in groups] == [4, 12, 24, 1]
     assert log_lines[0] == f'left out: 1 of 6 clips of {tmp_path}/clips: of fewer than 9 frames'

@@ -1,11 +1,15 @@
 """A network in place of the VAE's that shows what its halves are called with."""
 
+from fv_jax.models.vae import OFFICIAL
+
 
 class Recorder:
     """Copies of what it is given, larger or smaller; notes its sizes and the caches it came with.
 
     It hands on the number of chunks so far as the cache.
     """
+
+    config = OFFICIAL
 
     def __init__(self):
         self.sizes, self.caches = [], []

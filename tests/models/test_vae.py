@@ -1,6 +1,7 @@
 """The VAE's parts and sizes; agreement with the official one is in tests/parity."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import pytest
 from flax import nnx
 
 from fv_jax.core import axes
+from fv_jax.core.abstract_module import abstract
 from fv_jax.core.config import ConfigError, build, to_dict
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models import vae as vae_lib
+from fv_jax.models import vae_chunking
 from fv_jax.models.conv import Frames, GroupNorm
 from fv_jax.models.vae import OFFICIAL, VAE, SpatialNorm, VAEConfig
 from tests.sampling import tiny
@@ -62,6 +66,28 @@ def test_sizes_of_the_ways_there_and_back(network):
         assert jax.eval_shape(network.decoder, z, {})[0].shape == x.shape
 
 
+@pytest.mark.parametrize(
+    ('multipliers', 'temporal_levels', 'factors'),
+    [((1, 1, 1, 1), 2, (4, 8)), ((1, 1, 1, 1, 1), 2, (4, 16)), ((1, 1, 1, 1), 3, (8, 8)), ((1, 1), 0, (1, 2))],
+)
+def test_factors_follow_from_the_levels(multipliers, temporal_levels, factors):
+    """And a clip comes back in its size, whole or in chunks."""
+    config = dataclasses.replace(CONFIG, multipliers=multipliers, temporal_levels=temporal_levels, latent_channels=3)
+    spec = config.latent_spec
+    assert spec == LatentSpec(3, *factors)
+    graphdef, state = nnx.split(abstract(functools.partial(VAE, config)))
+
+    def shape(half, x):
+        return jax.eval_shape(lambda state, x: half(nnx.merge(graphdef, state), x), state, x).shape
+
+    for frames in (1, 1 + 2 * spec.frame_step, 1 + 3 * spec.frame_step):
+        video = jax.ShapeDtypeStruct((1, frames, 2 * spec.pixel_multiple, spec.pixel_multiple, 3), jnp.float32)
+        latent_size = spec.latent_size(*video.shape[1:4])
+        assert shape(vae_chunking.encode, video) == (1, *latent_size, 6)
+        z = jax.ShapeDtypeStruct((1, *latent_size, 3), jnp.float32)
+        assert shape(vae_chunking.decode, z) == video.shape
+
+
 def test_compute_in_bfloat16():
     config = dataclasses.replace(CONFIG, dtype='bfloat16')
     x = jax.ShapeDtypeStruct((1, 9, 16, 16, 3), jnp.float32)
@@ -72,7 +98,10 @@ def test_compute_in_bfloat16():
 @pytest.mark.parametrize(
     ('values', 'words'),
     [
-        ({'multipliers': (1, 2, 4)}, 'give 4 numbers'),
+        ({'multipliers': ()}, r'multipliers=\(\): give one for each level'),
+        ({'multipliers': (1, 0)}, r'multipliers=\(1, 0\): .* all at least 1'),
+        ({'multipliers': (1, 2)}, 'temporal_levels=2: must be from 0 to 1; .* more multipliers'),
+        ({'temporal_levels': -1}, 'temporal_levels=-1: must be from 0 to 3'),
         ({'groups': 24}, 'does not divide the width 128'),
         ({'groups': 0}, 'groups=0: must be at least 1'),
         ({'num_res_blocks': 0}, 'num_res_blocks=0'),

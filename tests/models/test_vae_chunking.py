@@ -6,9 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models import vae_chunking
-from fv_jax.models.vae_chunking import DECODE_CHUNKS, ENCODE_CHUNKS, chunk_sizes, decode, encode
+from fv_jax.models.vae import OFFICIAL
+from fv_jax.models.vae_chunking import DECODE_CHUNKS, chunk_sizes, decode, encode, encode_chunks
 from tests.models.recorder import Recorder
+
+SPEC = OFFICIAL.latent_spec
+ENCODE_CHUNKS = encode_chunks(SPEC)
 
 
 @pytest.fixture
@@ -62,19 +67,20 @@ def test_chunks_can_be_chosen(network, chunks):
 
 def test_the_last_frame_fills_a_clip_up():
     for frames, padded in ((1, 1), (2, 9), (8, 9), (9, 9), (10, 17), (23, 25)):
-        x = vae_chunking.pad_to_valid(video(frames))
-        assert x.shape[1] == padded and vae_chunking.is_valid_length(padded)
+        x = vae_chunking.pad_to_valid(video(frames), SPEC)
+        assert x.shape[1] == padded and SPEC.is_valid_length(padded)
         np.testing.assert_array_equal(x[0, :, 0, 0, 0], np.minimum(np.arange(padded), frames - 1))
 
 
-def test_valid_lengths():
-    assert [n for n in range(-8, 40) if vae_chunking.is_valid_length(n)] == [1, 9, 17, 25, 33]
+def test_chunks_follow_the_factor_in_time():
+    assert ENCODE_CHUNKS == (17, 16)
+    assert encode_chunks(LatentSpec(16, 8, 8)) == (33, 32) and encode_chunks(LatentSpec(48, 4, 16)) == (17, 16)
 
 
 @pytest.mark.parametrize(
     ('shape', 'chunks', 'words'),
     [
-        ((1, 8, 8, 8, 3), None, '8 frames: the VAE takes 1 or 8k [+] 1'),
+        ((1, 8, 8, 8, 3), None, '8 frames: the VAE takes 1 or 8k [+] 1 frames'),
         ((1, 5, 8, 8, 3), None, '5 frames'),
         ((1, 9, 12, 8, 3), None, 'size 12x8.*multiples of 8'),
         ((1, 9, 8, 20, 3), None, 'size 8x20'),
@@ -124,5 +130,5 @@ def test_every_slice_starts_without_a_cache(network):
 
 
 def test_anything_with_an_encoder_will_do():
-    seen = SimpleNamespace(encoder=lambda x, cache: (x[:, ::4], cache))
+    seen = SimpleNamespace(encoder=lambda x, cache: (x[:, ::4], cache), config=OFFICIAL)
     assert encode(seen, video(9)).shape == (1, 3, 8, 8, 3)

@@ -24,7 +24,7 @@ def normal(*shape):
 
 @pytest.mark.parametrize('size', [(64, 64), (72, 80), (200, 136), (8, 8), (104, 64)])
 def test_tiles_of_one_size_cover_the_frame_and_overlap(size):
-    tiling = Tiling((64, 48), 24)
+    tiling = Tiling((64, 48), 24, 8)
     for axis, (pixels, tile) in enumerate(zip(size, tiling.tile_of(*size), strict=True)):
         spans = tiling.spans(axis, pixels // 8, 8)
         total = np.zeros(pixels)
@@ -41,7 +41,7 @@ def test_tiles_of_one_size_cover_the_frame_and_overlap(size):
 
 
 def test_weights_fall_in_a_line_to_the_edge_of_a_tile():
-    first, second = Tiling((64, 64), 32).spans(1, 12, 8)
+    first, second = Tiling((64, 64), 32, 8).spans(1, 12, 8)
     assert (first.start, second.start) == (0, 4)
     np.testing.assert_array_equal(first.weights[:32], 1)
     np.testing.assert_allclose(first.weights[32:], (31.5 - np.arange(32)) / 32, rtol=1e-6)
@@ -50,12 +50,12 @@ def test_weights_fall_in_a_line_to_the_edge_of_a_tile():
 
 def test_each_tile_is_a_clip_of_its_own():
     network, x = Recorder(), normal(1, 25, 16, 40, 3)
-    z = vae_tiling.encode(network, x, Tiling((16, 24), 8))
+    z = vae_tiling.encode(network, x, Tiling((16, 24), 8, 8))
     assert network.sizes == [(17, 16, 24), (8, 16, 24)] * 2
     assert network.caches == [{}, {'chunks': 1}] * 2
     np.testing.assert_allclose(z, x[:, ::4, ::8, ::8], atol=1e-6)
     network = Recorder()
-    video = vae_tiling.decode(network, z, Tiling((16, 24), 8))
+    video = vae_tiling.decode(network, z, Tiling((16, 24), 8, 8))
     assert network.sizes == [(3, 2, 3), (2, 2, 3), (2, 2, 3)] * 2
     assert network.caches == [{}, {'chunks': 1}, {'chunks': 2}] * 2
     np.testing.assert_allclose(video, vae_chunking.decode(network, z), atol=1e-6)
@@ -64,9 +64,9 @@ def test_each_tile_is_a_clip_of_its_own():
 def test_one_tile_is_the_whole_frame():
     vae, x = jit_vae(tiny.vae()), normal(2, 9, 16, 24, 3)
     moments = vae.moments(x)
-    np.testing.assert_array_equal(vae.moments(x, Tiling((16, 24), 8)), moments)
+    np.testing.assert_array_equal(vae.moments(x, Tiling((16, 24), 8, 8)), moments)
     z = split_moments(moments)[0]
-    np.testing.assert_array_equal(vae.video(z, Tiling((64, 64), 8)), vae.video(z))
+    np.testing.assert_array_equal(vae.video(z, Tiling((64, 64), 8, 8)), vae.video(z))
 
 
 def test_no_seam_in_a_gradient():
@@ -82,18 +82,18 @@ def test_no_seam_in_a_gradient():
 
     steepest = slopes(None).max()
     # The small VAE was trained on 192x192: tiles of 64x64 are too small for its group norms, and show (1.37).
-    assert slopes(Tiling((64, 96), 32)).max() < SEAM * steepest
-    assert slopes(Tiling((64, 96), 0)).max() > 2 * steepest  # without a crossfade there is one
+    assert slopes(Tiling((64, 96), 32, 8)).max() < SEAM * steepest
+    assert slopes(Tiling((64, 96), 0, 8)).max() > 2 * steepest  # without a crossfade there is one
 
 
 @pytest.mark.parametrize(
     ('make', 'words'),
     [
-        (lambda: Tiling((100, 96), 8), 'tile_size: height=100: must be a multiple of 8; use 96 or 104'),
-        (lambda: Tiling((96, 0), 8), 'tile_size: width=0: must be a multiple of 8; use 8'),
-        (lambda: Tiling((96, 96), 12), 'tile_overlap=12: must be a multiple of 8; use 8 or 16'),
-        (lambda: Tiling((96, 96), -8), 'tile_overlap=-8'),
-        (lambda: Tiling((64, 96), 64), 'tile_overlap=64: must be less than both sides of a tile, 64x96; use 56'),
+        (lambda: Tiling((100, 96), 8, 8), 'tile_size: height=100: must be a multiple of 8; use 96 or 104'),
+        (lambda: Tiling((96, 0), 8, 8), 'tile_size: width=0: must be a multiple of 8; use 8'),
+        (lambda: Tiling((96, 96), 12, 8), 'tile_overlap=12: must be a multiple of 8; use 8 or 16'),
+        (lambda: Tiling((96, 96), -8, 8), 'tile_overlap=-8'),
+        (lambda: Tiling((64, 96), 64, 8), 'tile_overlap=64: must be less than both sides of a tile, 64x96; use 56'),
     ],
 )
 def test_what_cannot_be_is_refused(make, words):
@@ -104,5 +104,5 @@ def test_what_cannot_be_is_refused(make, words):
 def test_a_size_that_the_vae_cannot_take_is_refused():
     network = Recorder()
     with pytest.raises(ValueError, match='size 12x16: both sides must be multiples of 8'):
-        vae_tiling.encode(network, normal(1, 1, 12, 16, 3), Tiling((16, 16), 8))
+        vae_tiling.encode(network, normal(1, 1, 12, 16, 3), Tiling((16, 16), 8, 8))
     assert not network.sizes

@@ -7,6 +7,7 @@ import pytest
 from configs import stage2
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core.config import build
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
@@ -28,7 +29,7 @@ def test_a_batch_is_spread_by_rows_and_videos_by_columns_too():
         'z_low_BFHWC': numbers(4, 1, 1, 8, 2),
         'text_BLD': numbers(4, 3, 5),
     }
-    placed = arrays.to_global(batch, placement(fsdp=2, context=4))
+    placed = arrays.to_global(batch, placement(fsdp=2, context=4), OFFICIAL.latent_spec)
     shares = {name: x.sharding.shard_shape(x.shape) for name, x in placed.items()}
     assert shares == {'high_res_BFHWC': (2, 1, 8, 16, 3), 'z_low_BFHWC': (2, 1, 1, 8, 2), 'text_BLD': (2, 3, 5)}
     for name, x in placed.items():
@@ -97,7 +98,8 @@ def parts_on(config, **parallel):
     config.parallel = {'data': 1} | parallel
     config.data.loader.batch_size = 8
     built = build(RunConfig, config.to_dict())
-    return assemble(built, placement_of(built, make_mesh(built.parallel)))
+    latent_spec = OFFICIAL.latent_spec
+    return assemble(built, placement_of(built, make_mesh(built.parallel), latent_spec), latent_spec)
 
 
 def test_a_state_is_made_in_its_place_and_restored_on_another_mesh(config, tmp_path):

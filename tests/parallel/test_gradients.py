@@ -10,6 +10,7 @@ from flax import nnx
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.lora import LoRAConfig
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
@@ -85,7 +86,7 @@ def test_loss_and_gradients_are_those_of_one_device(made, alone, axes):
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = [arrays.place(part, s) for part, s in zip(params, shardings, strict=True)]
     of = jax.jit(loss_and_grads(stage, network, sharding.rules_on(where)), out_shardings=((None, None), shardings[0]))
-    (loss, metrics), grads = of(*placed, arrays.to_global(batch, where))
+    (loss, metrics), grads = of(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
     (expected, expected_metrics), expected_grads = alone
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for name in expected_metrics:
@@ -109,7 +110,7 @@ def test_microbatches_on_a_mesh_are_the_batch(made, alone):
         draw = stage.draw(batch, row_keys(jax.random.key(0), 0, ROWS))
         return of(state.TrainState(np.int32(0), trainable, frozen, {}, None), draw)
 
-    (loss, _), grads = jax.jit(found)(*placed, arrays.to_global(batch, where))
+    (loss, _), grads = jax.jit(found)(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
     np.testing.assert_allclose(loss, alone[0][0], rtol=1e-5)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(alone[1]), strict=True):
         np.testing.assert_allclose(np.asarray(a) / np.abs(b).max(), b / np.abs(b).max(), atol=1e-5, err_msg=str(path))
@@ -119,7 +120,7 @@ def test_microbatches_on_a_mesh_are_the_batch(made, alone):
 
 def test_no_row_travels_to_its_microbatch():
     where = placement({'data': 2, 'fsdp': 2, 'context': 2}, 'superres')
-    batch = arrays.to_global({'z_low_BFHWC': np.zeros((ROWS, *SIZE), np.float32)}, where)
+    batch = arrays.to_global({'z_low_BFHWC': np.zeros((ROWS, *SIZE), np.float32)}, where, OFFICIAL.latent_spec)
     split = jax.jit(lambda batch: step.split(batch, 2)['z_low_BFHWC'] + 1).lower(batch).compile()
     assert not collectives.read_traffic(split.as_text(), 8).counts
     assert split.output_shardings.spec[1] == ('data', 'fsdp')

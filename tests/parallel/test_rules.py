@@ -8,6 +8,7 @@ import pytest
 from configs import stage1, stage2, vae
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from fv_jax.parallel.rules import TABLE, Placement
@@ -29,8 +30,12 @@ def run_config(program, variant='', **changes):
     return build(RunConfig, config.to_dict())
 
 
+def place(config):
+    return placement_of(config, make_mesh(config.parallel), OFFICIAL.latent_spec)
+
+
 def make(config):
-    return assemble(config, placement_of(config, make_mesh(config.parallel)))
+    return assemble(config, place(config), OFFICIAL.latent_spec)
 
 
 def test_every_logical_axis_has_a_row_and_a_reason():
@@ -82,16 +87,16 @@ def test_a_batch_smaller_than_its_axes_is_refused():
     for batch, fix in ((4, 'use 8'), (12, 'use 8 or 16')):
         config = run_config(vae, 'smoke', parallel={'data': 4, 'fsdp': 2}, data__loader={'batch_size': batch})
         with pytest.raises(ConfigError, match=rf'batch_size={batch}: does not divide by 8 .*data 4 x fsdp 2.*{fix}'):
-            placement_of(config, make_mesh(config.parallel))
+            place(config)
 
 
 def test_a_share_of_a_batch_that_does_not_divide_into_microbatches_is_refused():
     sizes = {'parallel': {'data': 4, 'fsdp': 2}, 'data__loader': {'batch_size': 24}}
     config = run_config(vae, 'smoke', loop__microbatches=2, **sizes)
     with pytest.raises(ConfigError, match=r'batch_size=24: does not divide by 16 .*microbatches=2\); use 16 or 32'):
-        placement_of(config, make_mesh(config.parallel))
+        place(config)
     config = run_config(vae, 'smoke', loop__microbatches=3, **sizes)
-    placement_of(config, make_mesh(config.parallel))
+    place(config)
 
 
 def test_every_size_that_is_trained_at_must_divide():
@@ -102,12 +107,12 @@ def test_every_size_that_is_trained_at_must_divide():
     data = {'data__buckets': [clip, picture], 'data__token_budget': 150}  # 8 clips and 10 pictures
     config = run_config(stage2, 'smoke', parallel={'data': 8}, **data)
     with pytest.raises(ConfigError, match=r'batch_multiple=1: the batch of 1x32x112=10: does not divide by 8 .*use 8'):
-        placement_of(config, make_mesh(config.parallel))
+        place(config)
     config = run_config(stage2, 'smoke', parallel={'data': 8}, data__batch_multiple=8, **data)
-    placement_of(config, make_mesh(config.parallel))
+    place(config)
     config = run_config(stage2, 'smoke', parallel={'data': 1, 'context': 8}, data__buckets=[clip, small])
     with pytest.raises(ConfigError, match=r'context=8: .* tokens'):
-        placement_of(config, make_mesh(config.parallel))
+        place(config)
 
 
 def test_more_context_shards_than_tokens_are_refused():

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
@@ -41,7 +42,9 @@ def test_samples_are_those_of_one_device(parallel):
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = arrays.place(params, dict(zip(('trainable', 'frozen'), shardings, strict=True)))
     rules = sharding.rules_on(where, sharding.ContextChoice(training=False))
-    sample = sample_step(STAGE, network, rules)(placed, arrays.to_global(batch, where), jax.random.key(0))
+    sample = sample_step(STAGE, network, rules)(
+        placed, arrays.to_global(batch, where, OFFICIAL.latent_spec), jax.random.key(0)
+    )
     close(sample['z_sample_BFHWC'], expected)
 
 
@@ -50,7 +53,7 @@ def test_the_vae_is_that_of_one_device_and_splits_pictures():
     video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 128, 3)).astype(np.float32)
     alone, where = jit_vae(tiny.vae()), placement(context=8)
     spread = jit_vae(tiny.vae(), where)
-    z = spread.latents(arrays.to_global({'x_BFHWC': video}, where)['x_BFHWC'])
+    z = spread.latents(arrays.to_global({'x_BFHWC': video}, where, OFFICIAL.latent_spec)['x_BFHWC'])
     expected = alone.latents(video)
     close(z, expected)
     decoded = spread.video(z)

@@ -106,8 +106,9 @@ def texts(fv, info):
 def previewed(fv, info, noise, texts):
     """Latents and video of stage 1."""
     settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
+    size = fv.first.latent_spec.latent_size(settings.frames, *settings.size)
     first = fv.first.loaded.sampled_as(settings.apply(fv.first.stage))
-    z = programs.generate(first, texts[0], noise, (settings.frames, *settings.size), rules=SINGLE_DEVICE)
+    z = programs.generate(first, texts[0], noise, size, rules=SINGLE_DEVICE)
     return z, programs.decoded(fv.first.vae.jitted, z)
 
 

@@ -11,18 +11,20 @@ from fv_jax.parallel.mesh import make_mesh
 from fv_jax.planning import programs, step_cost
 from fv_jax.sampling.lazy_stages import Part, VAEPart
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
-from fv_jax.stages import super_res
+from fv_jax.stages import registry, super_res
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.super_res import SuperRes
 from fv_jax.training.run.setup import RunConfig, assemble, placement_of
 
-VAE = VAEPart(lambda: JittedVAE(None, None, OFFICIAL), lambda: '')
+VAE = VAEPart(OFFICIAL, lambda: JittedVAE(None, None, OFFICIAL), lambda: '')
 
 
 def assembled(program, *overrides):
     config = read_config(RunConfig, program, [('data.loader.batch_size', '1'), *overrides])
-    return assemble(config, placement_of(config, make_mesh(config.parallel, jax.devices()[:1])))
+    latent_spec = registry.latent_spec(config.stage, OFFICIAL if registry.needs_vae(config.stage) else None)
+    placement = placement_of(config, make_mesh(config.parallel, jax.devices()[:1]), latent_spec)
+    return assemble(config, placement, latent_spec)
 
 
 def shape(*sizes):
@@ -41,7 +43,8 @@ def test_a_training_step_is_the_plans(program, twins):
     batch = dict(zip(('high_res_BFHWC', 'low_res_BFHWC')[:twins], [video] * twins, strict=True))
     found = step_cost.training(parts, OFFICIAL)(batch)
     assert found.flops == pytest.approx(total(programs.training(parts, OFFICIAL, bucket)))
-    assert (found.tokens, found.devices, found.peak_seconds) == (bucket.tokens, 1, None)  # a CPU's peak is not known
+    tokens = OFFICIAL.latent_spec.num_tokens(*bucket.size)
+    assert (found.tokens, found.devices, found.peak_seconds) == (tokens, 1, None)  # a CPU's peak is not known
     latents = shape(1, 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8, 16)
     encoded = step_cost.training(parts, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
     cached = assembled(program, ('data.cache', "{'low_variants': 1, 'crop': None}"))
@@ -62,13 +65,13 @@ def test_samples_are_the_plans():
     second = Part('2', SuperRes(super_res.OFFICIAL, STAGE2), None, VAE, None)
     for program, found in (
         ('configs/stage1.py', step_cost.preview(first, PreviewSettings(), 2)),
-        ('configs/stage2.py', step_cost.enhancement(second, EnhanceSettings(), (13, 32, 60), 2)),
+        ('configs/stage2.py', step_cost.enhancement(second, EnhanceSettings(), OFFICIAL, (13, 32, 60), 2)),
     ):
         parts = assembled(program)
         planned = total(programs.sampling_phase(parts, OFFICIAL, programs.largest(parts)))
         # Enhancing decodes the preview too, and official stage 1 has the same steps and guidance as its config.
         assert found.flops == pytest.approx(2 * planned, rel=0.01) and found.flops >= 2 * planned
-        assert found.tokens == 2 * programs.largest(parts).tokens
+        assert found.tokens == 2 * OFFICIAL.latent_spec.num_tokens(*programs.largest(parts).size)
 
 
 def test_of_a_known_chip_there_is_a_peak(monkeypatch):

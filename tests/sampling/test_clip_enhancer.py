@@ -9,6 +9,7 @@ from fv_jax.core.parallel_context import Rules
 from fv_jax.core.resize import resize
 from fv_jax.data.transforms import to_float
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling.clip_enhancer import Enhancer, enhance, jit_transport
 from fv_jax.sampling.noise import WindowNoise
@@ -21,7 +22,8 @@ from tests.sampling import tiny
 
 SIZE = (32, 48)
 KEY = jax.random.key(0)
-WINDOWS = Windows(9, 5)
+SPEC = OFFICIAL.latent_spec
+WINDOWS = Windows(9, 5, SPEC)
 
 
 # The noise.
@@ -57,7 +59,7 @@ def _decode(z_BFHWC, cache):
     return (large if cache else large[:, 3:]), {'seen': True}
 
 
-KEEPING = JittedVAE(_encode, _decode)
+KEEPING = JittedVAE(_encode, _decode, OFFICIAL)
 
 
 def enhanced(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
@@ -72,7 +74,7 @@ def enhanced(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
 @pytest.mark.parametrize('length', [1, 5, 9, 23])
 def test_a_clip_in_windows_is_the_clip_at_once(frames, overlap, length):
     """Every latent frame is where it would be in the whole clip: the windows agree, and the blend changes nothing."""
-    windows, firsts = Windows(frames, overlap), []
+    windows, firsts = Windows(frames, overlap, SPEC), []
 
     def transport(z, key, first):
         assert key is KEY
@@ -102,8 +104,8 @@ def test_tiles_are_of_what_goes_in_and_of_what_comes_out():
         seen.append(z.shape[2:4])
         return z
 
-    vae, film = JittedVAE(noted(_encode), noted(_decode)), films.numbered(1, 8, 12)
-    tiled = Enhancer(transport, vae, Tiling((32, 32), 16)).window(film, SIZE, key=KEY, first_latent=0)
+    vae, film = JittedVAE(noted(_encode), noted(_decode), OFFICIAL), films.numbered(1, 8, 12)
+    tiled = Enhancer(transport, vae, Tiling((32, 32), 16, 8)).window(film, SIZE, key=KEY, first_latent=0)
     assert seen == [(32, 32)] * 2 + [(4, 6)] + [(4, 4)] * 2
     whole = Enhancer(transport, KEEPING).window(film, SIZE, key=KEY, first_latent=0)
     np.testing.assert_allclose(tiled, whole, atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 from fv_jax.core import config as config_lib
 from fv_jax.core.config import ConfigError
 from fv_jax.diffusion import time_grids
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages import super_res
@@ -15,14 +16,18 @@ from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from tests.sampling import tiny
 
+SPEC = OFFICIAL.latent_spec
+
 
 def test_the_defaults_are_official():
     preview, final = PreviewSettings(), EnhanceSettings()
+    preview.check(SPEC)
+    final.check(SPEC)
     assert (preview.frames, preview.size, preview.num_steps) == (49, (256, 480), 51)
     assert (preview.guidance_kind, preview.guidance_scale, preview.guidance_exponent) == ('official', 8, 5)
     assert (final.size, final.noise_augmentation_timestep, final.shift, final.num_steps) == ((1072, 1920), 675, 2.5, 5)
     assert (final.guidance_scale, final.prompt_prefix, final.sample_posterior) == (13, 'medium motion,', True)
-    assert final.size_for(256, 480) == (1072, 1920)
+    assert final.size_for(256, 480, SPEC) == (1072, 1920)
     assert preview == PreviewSettings.of(LowResConfig(), {})
     official = EnhanceSettings.of(super_res.OFFICIAL, {'height': 1072, 'width': 1920, 'fit': 'resize'})
     assert official == final
@@ -40,17 +45,17 @@ def test_official_numerics_are_the_bfloat16_grid_and_two_slices():
 
 
 def test_tiles_are_off_unless_asked_for():
-    assert EnhanceSettings().tiling is None
-    assert EnhanceSettings(tile_size=(96, 128), tile_overlap=16).tiling == Tiling((96, 128), 16)
+    assert EnhanceSettings().tiling(SPEC) is None
+    assert EnhanceSettings(tile_size=(96, 128), tile_overlap=16).tiling(SPEC) == Tiling((96, 128), 16, 8)
     official = EnhanceSettings(tile_size=(96, 128), numerics='official', width_slices=1)
-    assert (official.tiling, official.slices) == (Tiling((96, 128)), 1)
+    assert (official.tiling(SPEC), official.slices) == (Tiling((96, 128), 64, 8), 1)
 
 
 def test_a_run_has_its_own():
     preview = PreviewSettings.of(tiny.LOWRES, {'frames': 17, 'height': 64, 'width': 96})
     assert (preview.frames, preview.size, preview.num_steps, preview.guidance_kind) == (17, (64, 96), 3, 'constant')
     final = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'})
-    assert final.size is None and final.size_for(64, 96) == (256, 384)  # it never saw whole pictures
+    assert final.size is None and final.size_for(64, 96, SPEC) == (256, 384)  # it never saw whole pictures
     assert (final.noise_augmentation_timestep, final.prompt_prefix, final.sample_posterior) == (100, '', False)
     whole = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'})
     assert whole.size == (256, 384)
@@ -88,14 +93,17 @@ def test_they_reach_the_stage_and_nothing_else_changes():
 @pytest.mark.parametrize(
     ('make', 'words'),
     [
-        (lambda: PreviewSettings(frames=10), 'frames=10: must be 1 or 8k . 1; use 9 or 17'),
-        (lambda: PreviewSettings(frames=0), 'frames=0: .* use 1 or 9'),
-        (lambda: PreviewSettings(size=(100, 96)), 'height=100: must be a multiple of 16; use 96 or 112'),
-        (lambda: EnhanceSettings(size=(96, 100)), 'width=100'),
+        (lambda: PreviewSettings(frames=10).check(SPEC), 'frames=10: .* 1 or 8k.1 frames; use 9 or 17'),
+        (lambda: PreviewSettings(frames=0).check(SPEC), 'frames=0: .* use 1 or 9'),
+        (
+            lambda: PreviewSettings(size=(100, 96)).check(SPEC, 'a.'),
+            'a.size: height=100: must be a multiple of 16; use 96 or 112',
+        ),
+        (lambda: EnhanceSettings(size=(96, 100)).check(SPEC), 'width=100'),
         (lambda: EnhanceSettings(scale=0), 'scale=0: must be positive'),
         (lambda: EnhanceSettings(width_slices=0), 'width_slices=0: must be at least 1'),
-        (lambda: EnhanceSettings(tile_size=(100, 96)), 'tile_size: height=100'),
-        (lambda: EnhanceSettings(tile_size=(96, 96), tile_overlap=96), 'tile_overlap=96: must be less'),
+        (lambda: EnhanceSettings(tile_size=(100, 96)).check(SPEC), 'tile_size: height=100'),
+        (lambda: EnhanceSettings(tile_size=(96, 96), tile_overlap=96).check(SPEC), 'tile_overlap=96: must be less'),
         (lambda: EnhanceSettings(tile_size=(96, 96), width_slices=2), 'goes not with width_slices=2; set width_slices'),
         (lambda: EnhanceSettings(tile_size=(96, 96), numerics='official'), "those of 'official' numerics; set"),
         (lambda: PreviewSettings(num_steps=0).apply(LowRes(tiny.LOWRES, tiny.FIRST_DIT)), 'num_steps=0'),
@@ -110,7 +118,7 @@ def test_what_cannot_be_is_refused(make, words):
 
 def test_a_preview_is_not_stretched():
     with pytest.raises(ValueError, match=r'would stretch a preview of 480x256; use \(1920, 1024\)'):
-        EnhanceSettings().size_for(480, 256)
+        EnhanceSettings().size_for(480, 256, SPEC)
 
 
 def test_every_field_is_explained():

@@ -27,7 +27,7 @@ def network(mean, logvar):
     def decoder(z, cache):
         return jnp.repeat(z.repeat(8, axis=2).repeat(8, axis=3), 3, axis=-1), cache
 
-    return SimpleNamespace(encoder=encoder, decoder=decoder)
+    return SimpleNamespace(encoder=encoder, decoder=decoder, config=tiny.VAE_CONFIG)
 
 
 def stage(kl_weight=0.0):

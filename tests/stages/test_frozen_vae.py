@@ -25,7 +25,7 @@ def test_latents_are_means_and_both_ways_are_chunked():
             return self.module(x, cache)
 
     halves = {name: Noted(name, getattr(network, name)) for name in ('encoder', 'decoder')}
-    vae = frozen_vae.JittedVAE(*(jax.jit(half) for half in halves.values()))
+    vae = frozen_vae.JittedVAE(*(jax.jit(half) for half in halves.values()), network.config)
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 25, 8, 16, 3)), jnp.float32)
     z = vae.latents(x)
     assert z.shape == (1, 7, 1, 2, tiny.VAE_CONFIG.latent_channels)

@@ -30,6 +30,7 @@ import pytest
 
 from fv_jax.core.command_line import read_config
 from fv_jax.core.hardware import GIB
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.planning import planner, slices
 from fv_jax.planning.compiling import Compiled
@@ -76,7 +77,15 @@ ROWS = {
     'decode': Row('configs/stage2.py', 'v5e-8', ONE_CLIP, 'sampling', ('decode',), 6, temporaries=True),
     'sample1': Row('configs/stage1.py', 'v5e-1', IN_TURN_FIRST, 'sampling', ('sampler',), 15),
     'sample2_one': Row('configs/stage2.py', 'v5e-1', IN_TURN, 'sampling', ('sampler',), 15),
-    'sample2_tiles': Row('configs/stage2.py', 'v5e-1', IN_TURN, 'sampling', (), 15, tiling=Tiling((568, 528), 64)),
+    'sample2_tiles': Row(
+        'configs/stage2.py',
+        'v5e-1',
+        IN_TURN,
+        'sampling',
+        (),
+        15,
+        tiling=Tiling((568, 528), 64, OFFICIAL.latent_spec.spatial),
+    ),
     't5': Row('configs/stage1.py', 'v5e-1', (), 'text', (), 15),
     'pod': Row('configs/stage2.py', 'v5p:4x8x8', BATCH_64, 'training', ('step',), 95, share=0.2),
 }

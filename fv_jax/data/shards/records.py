@@ -98,12 +98,9 @@ def _dtype(key: str, name: str) -> np.dtype:
 
 
 def record_size(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(frames, height, width) in pixels of what a record shows; None if it does not say."""
-    z_high = record.get('z_high')
-    if isinstance(z_high, np.ndarray) and z_high.ndim == 4:
-        # 8 times smaller on each side, and of all frames but the first one in four.
-        frames, height, width = z_high.shape[:3]
-        return 4 * frames - 3, 8 * height, 8 * width
+    """(frames, height, width) in pixels of what a record shows; None if it does not say. Latents do not: the size of
+    their clip is beside them.
+    """
     video = record.get('video')
     if isinstance(video, np.ndarray) and video.ndim == 4:
         return video.shape[:3]

@@ -14,11 +14,9 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
-from fv_jax.core.resize import check_multiple
 from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
-from fv_jax.data.transforms import check_frames
 from fv_jax.data.video import video_io
 from fv_jax.data.video.shots import Detector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
@@ -58,8 +56,8 @@ class ClipsConfig:
     """How films are cut.
 
     name: first part of the shards' names.
-    frames: length of a clip, 1 or 8k+1.
-    height, width: pixels of a clip, multiples of 16. A film is cropped to their ratio in the middle and scaled.
+    frames: length of a clip.
+    height, width: pixels of a clip. A film is cropped to their ratio in the middle and scaled.
     fps: frames a second; frames of the film are dropped or repeated. None keeps them all.
     max_upscale: films that would have to be enlarged by more are skipped: enlarged film teaches a model to blur.
     detector, threshold, min_shot_frames: shot detection (see `shots.scan`).
@@ -93,14 +91,11 @@ class ClipsConfig:
     latents: LatentsConfig = dataclasses.field(default_factory=LatentsConfig)
 
     def __post_init__(self):
-        check_frames('frames', self.frames)
-        check_multiple('height', self.height)
-        check_multiple('width', self.width)
         is_name = self.name.replace('-', '').replace('_', '').isalnum()
         require(is_name, f'name={self.name!r}: use letters, digits, - and _', ConfigError)
         check_range(self, 'fps', 'threshold', 'clips_per_shot', 'max_upscale', above=0)
         check_range(self, 'margin', low=0)
-        check_range(self, 'min_shot_frames', 'shard_records', low=1)
+        check_range(self, 'frames', 'height', 'width', 'min_shot_frames', 'shard_records', low=1)
         check_range(self, 'crf', low=0, high=51, hint='0 is lossless')
         check_choice(self, 'preset', choices=video_io.PRESETS)
         for pair in self.ranges:

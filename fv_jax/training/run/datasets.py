@@ -11,6 +11,7 @@ import numpy as np
 
 from fv_jax import weights
 from fv_jax.core import axes
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data import pipeline
 from fv_jax.data.loader import Part, Stream
 from fv_jax.data.shards import provenance, text_provenance
@@ -39,8 +40,13 @@ class Datasets:
     digests: Digests
 
 
-def open_datasets(config: RunConfig, bad: BadRecords, check: Callable[[Digests], None]) -> Datasets:
-    """The run's records. check: refuses digests that the run cannot go on with.
+def open_datasets(
+    config: RunConfig, latent_spec: LatentSpec, bad: BadRecords, check: Callable[[Digests], None]
+) -> Datasets:
+    """The run's records.
+
+    latent_spec: of the VAE that their latents are, or will be, made with. check: refuses digests that the run cannot go
+    on with.
 
     Raises ConfigError, ValueError or OSError when there are none, or they do not go with the run's networks.
     """
@@ -49,8 +55,9 @@ def open_datasets(config: RunConfig, bad: BadRecords, check: Callable[[Digests],
     clips = pipeline.training_parts(data, bad)
     digests = _digests(config, clips, heldout)
     check(digests)
-    provenance.check_latents(clips, latent_cache.vae_stamp(digests['vae']) if 'vae' in digests else None)
-    return Datasets(pipeline.groups(clips, data), heldout, digests)
+    stamp = latent_cache.vae_stamp(digests['vae'], latent_spec) if 'vae' in digests else None
+    provenance.check_latents(clips, stamp)
+    return Datasets(pipeline.groups(clips, data, latent_spec), heldout, digests)
 
 
 def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> Digests:
@@ -117,7 +124,7 @@ class TrainBatches:
             data = dataclasses.replace(data, loader=dataclasses.replace(data.loader, seed=int(seed)))
         rows = arrays.process_rows(placement)
         drawn = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=rows)
-        return (arrays.to_global(batch, placement) for batch in drawn)
+        return (arrays.to_global(batch, placement, self.parts.latent_spec) for batch in drawn)
 
     def heldout(self) -> list[Batch]:
         """Those of every evaluation."""
@@ -128,7 +135,7 @@ class TrainBatches:
         transform = pipeline.pixels(data, low_res=low_res, training=False, text=self.text)
         rows, process = placement.shards(axes.ACT_BATCH), arrays.process_rows(placement)
         found = pipeline.heldout_batches(self.datasets.heldout, transform, data, rows=rows, process=process)
-        return [arrays.to_global(batch, placement) for batch in found]
+        return [arrays.to_global(batch, placement, self.parts.latent_spec) for batch in found]
 
 
 def _cached_streams(

@@ -18,6 +18,7 @@ import numpy as np
 
 from fv_jax.core import config as config_lib
 from fv_jax.core.hashing import fingerprint
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.loader import Part, Shards, Source, Stream
 from fv_jax.data.pipeline import DataConfig, Group, training_pixels
 from fv_jax.data.shards.bad_records import BadRecords
@@ -118,21 +119,23 @@ def cached_shards(folder: Path) -> list[str]:
     return [shard for found in folders for shard in list_shards(found, NAME)]
 
 
-def vae_stamp(digest: str) -> dict[str, Any]:
-    """What latents depend on besides their clip: the VAE's numbers, and how clips are cut in time (model guide 4.3)."""
-    return {'vae': digest, 'chunks': list(vae_chunking.ENCODE_CHUNKS)}
+def vae_stamp(digest: str, latent_spec: LatentSpec) -> dict[str, Any]:
+    """What latents depend on besides their clip: the VAE's parameters and the clip's chunks (model guide 4.3)."""
+    return {'vae': digest, 'chunks': list(vae_chunking.encode_chunks(latent_spec))}
 
 
-def encode_pair(high_res: np.ndarray, twins: Iterable[np.ndarray], vae: JittedVAE) -> dict[str, np.ndarray]:
+def encode_pair(high_res: np.ndarray, twins: Iterable[np.ndarray], vae: JittedVAE) -> dict[str, Any]:
     """The latents of a clip FHWC in [-1, 1] and of its K low-quality twins, float16: z_high (F', H', W', C) and z_low
-    (K, F', H', W', C).
+    (K, F', H', W', C); and the clip's size, as `frames`, `height` and `width`.
     """
 
     def latents(video_FHWC: np.ndarray) -> np.ndarray:
         return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
 
     z_high, z_low = latents(high_res), [latents(twin) for twin in twins]
-    return {'z_high': z_high, 'z_low': np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)}
+    z_lows = np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)
+    size = dict(zip(('frames', 'height', 'width'), high_res.shape[:3], strict=True))
+    return {'z_high': z_high, 'z_low': z_lows, **size}
 
 
 def _made_ahead(records: Part, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:

@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, check_range
+from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import Rules
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.pipeline import DataConfig
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.sequence import Layout
-from fv_jax.models.vae import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig
 from fv_jax.parallel.rules import Placement
@@ -50,10 +50,11 @@ class RunConfig:
 class Assembly:
     """A run's parts. Nothing is allocated or compiled.
 
-    shardings: where each part of the training state lives.
+    latent_spec: of the VAE whose latents the stage works on. shardings: where each part of the training state lives.
     """
 
     config: RunConfig
+    latent_spec: LatentSpec
     placement: Placement
     rules: Rules
     stage: Stage
@@ -79,30 +80,32 @@ class Assembly:
         return sharding.abstract(self.new_state, jax.random.key(0), shardings=self.shardings)
 
 
-def placement_of(config: RunConfig, mesh: Mesh) -> Placement:
+def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Placement:
     """Where the run's arrays live.
 
-    Raises ConfigError when its batch, its heads or its tokens do not divide over the mesh.
+    Raises ConfigError when its batch, its heads or its tokens do not divide over the mesh, and for clips of a size that
+    the VAE cannot take.
     """
+    config.data.check_sizes(latent_spec)
     placement = Placement(mesh, config.stage.kind)
     data = config.data
     for bucket in data.sizes:
         what = 'config.data.loader.batch_size'
         if data.token_budget is not None:
             what = f'config.data.batch_multiple={data.batch_multiple}: the batch of {bucket}'
-        arrays.check_rows(placement, data.batch_size(bucket), what, config.loop.microbatches)
+        arrays.check_rows(placement, data.batch_size(bucket, latent_spec), what, config.loop.microbatches)
     if config.stage.dit is not None:
         placement.sharding((axes.ACT_HEADS,), (config.stage.dit.num_heads,), 'config.stage.dit.num_heads')
         for bucket in data.sizes:
-            layout(config, bucket, sharding.rules_on(placement))
+            layout(config, bucket, latent_spec, sharding.rules_on(placement))
     return placement
 
 
-def layout(config: RunConfig, bucket: Bucket, rules: Rules) -> Layout:
+def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Rules) -> Layout:
     """The sequence of a training row of this size."""
     text = (config.stage.superres or config.stage.lowres).text_length
     try:
-        grid = patch_grid(latents_shape(config, bucket), config.stage.dit.patch_size)
+        grid = patch_grid(latents_shape(config, bucket, latent_spec), config.stage.dit.patch_size)
     except ValueError as error:
         cut = config.data.cache is not None and config.data.cache.crop is not None
         where = 'config.data.cache.crop' if cut else f'config.data: {bucket}'
@@ -110,16 +113,18 @@ def layout(config: RunConfig, bucket: Bucket, rules: Rules) -> Layout:
     return Layout.of(text, grid, rules)
 
 
-def latents_shape(config: RunConfig, bucket: Bucket) -> tuple[int, int, int, int, int]:
+def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) -> tuple[int, int, int, int, int]:
     """(B, F, H, W, C) of the latents of a training batch of this size."""
     data, channels = config.data, config.stage.dit.latent_channels
-    size = bucket.height // SPATIAL_FACTOR, bucket.width // SPATIAL_FACTOR
+    frames, *size = latent_spec.latent_size(*bucket.size)
     if data.cache is not None and data.cache.crop is not None:
         size = data.cache.crop
-    return (data.batch_size(bucket), 1 + (bucket.frames - 1) // TEMPORAL_FACTOR, *size, channels)
+    return (data.batch_size(bucket, latent_spec), frames, *size, channels)
 
 
-def assemble(config: RunConfig, placement: Placement, encoder: Encoder | None = None) -> Assembly:
+def assemble(
+    config: RunConfig, placement: Placement, latent_spec: LatentSpec, encoder: Encoder | None = None
+) -> Assembly:
     """The parts of a run. encoder: the frozen VAE's, for batches that hold video.
 
     Raises ConfigError naming a parameter that does not divide over the mesh.
@@ -128,4 +133,4 @@ def assemble(config: RunConfig, placement: Placement, encoder: Encoder | None = 
     network, tx = state.Network.of(stage), optimizer.make_optimizer(config.optim, config.loop.num_steps)
     shardings = state.state_shardings(network, tx, placement, ema=config.optim.ema_decay > 0)
     choice = sharding.ContextChoice(config.parallel.context_heads, config.parallel.context_ring)
-    return Assembly(config, placement, sharding.rules_on(placement, choice), stage, network, tx, shardings)
+    return Assembly(config, latent_spec, placement, sharding.rules_on(placement, choice), stage, network, tx, shardings)

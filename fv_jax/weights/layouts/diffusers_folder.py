@@ -26,7 +26,7 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
 from fv_jax.models.dit import HEAD_NORM_EPS, DiTConfig
-from fv_jax.models.vae import TEMPORAL_FACTOR, VAEConfig
+from fv_jax.models.vae import VAEConfig
 from fv_jax.weights.formats import safetensors_file
 from fv_jax.weights.layouts import official_dit, official_vae
 from fv_jax.weights.layouts.key_table import Layout, Row, Shape, Table, Tensors
@@ -48,7 +48,13 @@ _TRANSFORMER = {
     'norm_eps': 1e-5,
     'use_rotary_positional_embeddings': False,
 }
-_VAE = {'block_out_channels': [128, 256, 256, 512], 'latent_channels': 16, 'layers_per_block': 3, 'norm_num_groups': 32}
+_VAE = {
+    'block_out_channels': [128, 256, 256, 512],
+    'latent_channels': 16,
+    'layers_per_block': 3,
+    'norm_num_groups': 32,
+    'temporal_compression_ratio': 4,
+}
 # What our networks are without a choice: a folder that says otherwise holds another network.
 _TRANSFORMER_MUST = {
     'patch_size_t': None,
@@ -66,7 +72,6 @@ _VAE_MUST = {
     'out_channels': 3,
     'act_fn': 'silu',
     'norm_eps': 1e-6,
-    'temporal_compression_ratio': TEMPORAL_FACTOR,
     'use_quant_conv': False,
     'use_post_quant_conv': False,
 }
@@ -171,12 +176,16 @@ def _notes(given: Mapping[str, Any], learned: bool, new: tuple[str, ...]) -> lis
 
 def _vae(folder: Path, values: Mapping[str, Any]) -> Folder:
     given = _VAE | values
-    _refuse(folder, _differences(values, _VAE_MUST))
+    problems, ratio = _differences(values, _VAE_MUST), given['temporal_compression_ratio']
+    if not isinstance(ratio, int) or ratio.bit_count() != 1:
+        problems.append(f'temporal_compression_ratio is {ratio!r}, ours is always a power of 2')
+    _refuse(folder, problems)
     widths = given['block_out_channels']
     base = math.gcd(*widths)
     config = VAEConfig(
         base_channels=base,
         multipliers=tuple(width // base for width in widths),
+        temporal_levels=ratio.bit_length() - 1,
         num_res_blocks=given['layers_per_block'],
         latent_channels=given['latent_channels'],
         groups=given['norm_num_groups'],

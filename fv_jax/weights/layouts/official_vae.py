@@ -11,8 +11,6 @@ from fv_jax.models.vae import OFFICIAL, VAEConfig
 from fv_jax.weights.layouts import key_table
 from fv_jax.weights.layouts.key_table import Row, Tensors, affine, conv, linear, norm
 
-GROUPS = 32  # an official constant; shapes do not show it
-
 
 def is_vae(tensors: Iterable[str]) -> bool:
     """Whether these are a VAE's keys."""
@@ -22,7 +20,9 @@ def is_vae(tensors: Iterable[str]) -> bool:
 def infer_config(tensors: Tensors) -> VAEConfig:
     """Widths, number of blocks and latent channels from the tensors' shapes."""
     levels = key_table.common_count(
-        tensors, ('encoder.down.{i}.block.0.norm1.weight', 'decoder.up.{i}.block.0.conv2.conv.bias'), 4
+        tensors,
+        ('encoder.down.{i}.block.0.norm1.weight', 'decoder.up.{i}.block.0.conv2.conv.bias'),
+        len(OFFICIAL.widths),
     )
     blocks = [
         key_table.common_count(tensors, [f'encoder.down.{level}.block.{{i}}.norm1.weight'], OFFICIAL.num_res_blocks)
@@ -44,6 +44,7 @@ def infer_config(tensors: Tensors) -> VAEConfig:
     return VAEConfig(
         base_channels=base,
         multipliers=tuple(width // base for width in widths),
+        temporal_levels=OFFICIAL.temporal_levels,  # shapes show neither this nor the groups
         num_res_blocks=max(set(blocks), key=blocks.count),
         latent_channels=key_table.common_size(
             tensors,
@@ -54,7 +55,7 @@ def infer_config(tensors: Tensors) -> VAEConfig:
             ],
             OFFICIAL.latent_channels,
         ),
-        groups=GROUPS,
+        groups=OFFICIAL.groups,
     )
 
 

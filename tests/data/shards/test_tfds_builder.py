@@ -11,6 +11,7 @@ from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.tfds_builder import Examples, VideoFolder
 from fv_jax.data.video.clips import ClipsConfig
+from fv_jax.models.vae import OFFICIAL
 from tests.data import films
 
 
@@ -35,7 +36,8 @@ def test_films_to_examples_to_batches(tmp_path):
         LoaderConfig(batch_size=2, num_threads=0), train=f'tfds:{folder}', frames=9, height=64, width=96
     )
     bad = BadRecords(data.bad_records)
-    drawn = pipeline.streams(pipeline.groups(pipeline.training_parts(data, bad), data), data, low_res=True)
+    groups = pipeline.groups(pipeline.training_parts(data, bad), data, OFFICIAL.latent_spec)
+    drawn = pipeline.streams(groups, data, low_res=True)
     batch = next(pipeline.train_batches(drawn, data, bad, start_step=0, process=(0, 1)))
     assert batch['low_res_BFHWC'].shape == (2, 9, 64, 96, 3) and np.isfinite(batch['low_res_BFHWC']).all()
     assert 'tensorflow' not in sys.modules

@@ -26,9 +26,9 @@ def planned(film: Timeline, **config) -> list[tuple[int, list[int]]]:
 @pytest.mark.parametrize(
     ('field', 'value', 'message'),
     [
-        ('frames', 16, 'frames=16: a clip must have 1 or 8k'),
-        ('height', 100, 'height=100: must be a multiple of 16; use 96 or 112'),
-        ('width', 8, 'width=8: must be a multiple of 16; use 16'),
+        ('frames', 0, 'frames=0: must be at least 1'),
+        ('height', 0, 'height=0: must be at least 1'),
+        ('width', -8, 'width=-8: must be at least 1'),
         ('fps', 0.0, 'fps=0.0: must be positive'),
         ('margin', -1, 'margin=-1: must be at least 0'),
         ('crf', 60.0, 'crf=60.0: must be from 0'),

@@ -13,6 +13,7 @@ from fv_jax.stages import registry
 from fv_jax.training.run import bad_step_dumps
 from fv_jax.training.run.setup import RunConfig, latents_shape
 from fv_jax.training.state import Network
+from fv_jax.weights import trained_runs
 from tests.sampling import tiny
 
 
@@ -35,7 +36,10 @@ def test_what_is_found_does_not_depend_on_the_type_that_the_run_computes_in(tmp_
     shapes = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))
     trainable, frozen = tiny.random(shapes, 0.1)
     Checkpoints(tmp_path).save(3, {'params': {'trainable': trainable, 'frozen': frozen}}, to_dict(config), {})
-    size, rng = latents_shape(config, config.data.sizes[0]), np.random.default_rng(0)
+    size, rng = (
+        latents_shape(config, config.data.sizes[0], trained_runs.latent_spec(config.stage)),
+        np.random.default_rng(0),
+    )
     batch = {name: rng.normal(size=size).astype(np.float32) for name in ('z_high_BFHWC', 'z_low_BFHWC')}
     record = {'step': 3, 'kind': 'bad step', 'reason': '', 'params_step': 2, 'metrics': {}, 'config': to_dict(config)}
     other = copy.deepcopy(record)

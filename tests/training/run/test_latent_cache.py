@@ -14,6 +14,7 @@ from fv_jax.data.pipeline import CacheConfig, DataConfig
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import Latents, chain, keep_arrays
+from fv_jax.models.vae import OFFICIAL
 from fv_jax.text.hash_encoder import HashTextEncoder
 from fv_jax.training.run import latent_cache
 
@@ -68,7 +69,10 @@ def test_without_twins_the_clips_alone_are_kept_and_drawn(tmp_path):
     assert len(vae.videos) == len(records) == 4
     assert records[0]['z_low'].shape == (0, 1, 16, 32, 3)
     drawn = Latents(crop=(8, 8))(records[0], np.random.default_rng(0))
-    assert drawn.keys() == {'z_high_FHWC'} and drawn['z_high_FHWC'].shape == (1, 8, 8, 3)
+    assert drawn['z_high_FHWC'].shape == (1, 8, 8, 3) and 'z_low_FHWC' not in drawn
+    # The clip's own size stands beside its latents.
+    assert [drawn[name] for name in ('frames', 'height', 'width')] == [1, 16, 32]
+    assert json.loads((tmp_path / 'latents' / 'latents.json').read_text())['sizes'] == [[1, 16, 32, 4]]
 
 
 def test_a_twin_is_of_its_own_clip(tmp_path):
@@ -168,7 +172,7 @@ def test_captions_are_embedded_as_they_are_read(tmp_path):
     bad, words = BadRecords(CONFIG.bad_records), HashTextEncoder(4, 32)
     parts = [Part('clips', clips)]
     config = dataclasses.replace(CONFIG, buckets=(Bucket(1, 16, 32), Bucket(1, 32, 16)))
-    groups = pipeline.groups(parts, config)
+    groups = pipeline.groups(parts, config, OFFICIAL.latent_spec)
     assert len(groups) == 2
 
     def streams(text):

@@ -1,0 +1,119 @@
+"""The geometry of a VAE's latents: which clips it takes, the size of their latents, and how many tokens these make.
+
+A clip of F frames of H x W pixels has latents of F' x H' x W', with the VAE's factors t in time and s in space:
+
+    F' = 1 + (F - 1) / t,    H' = H / s,    W' = W / s        (1)   the first frame stands alone, as a picture does
+    F  = 1 + 2 t k                                            (2)   after the first, latent frames go in pairs
+    F' (H' / p) (W' / p)                                      (3)   tokens, of p x p latents each
+
+A VAE's config carries its `LatentSpec`; whoever needs one of these numbers is handed the spec.
+"""
+
+import dataclasses
+
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError
+
+LATENT_FRAME_STEP = 2  # of (2)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpec:
+    """A VAE's latents.
+
+    Attributes:
+      channels: of a latent.
+      temporal: frames to a latent frame, all but a clip's first.
+      spatial: pixels to a latent, along each side.
+      patch: latents to a token, along each side: `patch_size` of the stage's DiT; the default is the official one.
+    """
+
+    channels: int
+    temporal: int
+    spatial: int
+    patch: int = 2
+
+    def with_patch(self, patch: int) -> 'LatentSpec':
+        """The same latents, for a DiT of this patch size."""
+        return dataclasses.replace(self, patch=patch)
+
+    @property
+    def frame_step(self) -> int:
+        """The difference between two valid lengths of a clip (2)."""
+        return LATENT_FRAME_STEP * self.temporal
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Both sides of a video must be multiples of it, so that whole patches cover its latents."""
+        return self.spatial * self.patch
+
+    # --- sizes ---
+
+    def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(F', H', W') of a clip's latents (1)."""
+        return 1 + (frames - 1) // self.temporal, height // self.spatial, width // self.spatial
+
+    def video_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The inverse of `latent_size`: (F, H, W) of the clip that has latents of this size."""
+        return 1 + self.temporal * (frames - 1), self.spatial * height, self.spatial * width
+
+    def num_tokens(self, frames: int, height: int, width: int) -> int:
+        """Video tokens (3) of a clip of this size."""
+        latent_frames, rows, columns = self.latent_size(frames, height, width)
+        return latent_frames * (rows // self.patch) * (columns // self.patch)
+
+    def is_valid_length(self, frames: int) -> bool:
+        """Whether a clip of so many frames comes back from its latents in as many (2)."""
+        return frames >= 1 and (frames - 1) % self.frame_step == 0
+
+    def padded_length(self, frames: int) -> int:
+        """The smallest valid length that is not below `frames`."""
+        return frames + -(frames - 1) % self.frame_step
+
+    def round_down(self, height: float, width: float) -> tuple[int, int]:
+        """The largest size of whole patches that is not larger.
+
+        Raises:
+          ValueError: a side is too small for a single patch.
+        """
+        multiple, smallest = self.pixel_multiple, int(min(height, width))
+        require(smallest >= multiple, f'a side of {smallest} pixels is too small: at least {multiple} are needed')
+        return int(height) // multiple * multiple, int(width) // multiple * multiple
+
+    # --- checks of what a user asked for ---
+
+    def check_clip(self, path: str, frames: int, height: int, width: int) -> None:
+        """Checks a clip's size; `path` and a dot precede each field's name in messages.
+
+        Raises:
+          ConfigError: the VAE cannot take the length, or patches do not cover the latents; with the nearest that fit.
+        """
+        self.check_frames(f'{path}.frames', frames)
+        self.check_side(f'{path}.height', height)
+        self.check_side(f'{path}.width', width)
+
+    def check_frames(self, name: str, frames: int) -> None:
+        """Raises ConfigError where the VAE cannot take a clip of so many frames, naming the nearest lengths."""
+        if self.is_valid_length(frames):
+            return
+        step = self.frame_step
+        below = max((frames - 1) // step * step + 1, 1)
+        raise ConfigError(f'{name}={frames}: a clip must have 1 or {step}k+1 frames; use {below} or {below + step}')
+
+    def check_size(self, name: str, size: tuple[int, int]) -> None:
+        """Raises ConfigError where patches do not cover (height, width), naming the nearest numbers that they cover."""
+        for side, pixels in zip(('height', 'width'), size, strict=True):
+            self.check_side(f'{name}: {side}', pixels)
+
+    def check_side(self, name: str, pixels: int) -> None:
+        """Raises ConfigError where patches do not cover so many pixels, naming the nearest numbers that they cover."""
+        check_multiple(name, pixels, self.pixel_multiple)
+
+
+def check_multiple(name: str, size: int, multiple: int) -> None:
+    """Raises ConfigError when `size` is not a positive multiple of `multiple`, naming the nearest that are."""
+    if size > 0 and size % multiple == 0:
+        return
+    below = max(size // multiple, 1) * multiple
+    choices = f'{below} or {below + multiple}' if size > below else f'{below}'
+    raise ConfigError(f'{name}={size}: must be a multiple of {multiple}; use {choices}')
