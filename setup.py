@@ -10,11 +10,9 @@ VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'fv_jax' / '__init__.py'
 README = HERE / 'README.md'
 
 REQUIRED = [
-    'absl-py>=2.1',
     'array_record>=0.8; platform_system != "Windows"',
     'av>=18',
     'beartype>=0.20',
-    'chex>=0.1.90',
     'einops>=0.8',
     'flatbuffers>=24.3',  # jax.export writes artefacts with it
     'flax>=0.12.8',

@@ -14,12 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental.compilation_cache import compilation_cache
 
-from fv_jax.core import throughput
 from tests import compiling
 from tests.sampling import tiny
 
 ROOT = Path(__file__).parents[1]
-TIMING = ('steps_per_s', 'clips_per_s', *throughput.METRIC_NAMES)
+THROUGHPUT = ('tokens_per_s', 'tflops_per_chip', 'mfu', 'roofline_utilization', 'peak_memory_gib')
+TIMING = ('steps_per_s', 'clips_per_s', *THROUGHPUT)
 LIMIT = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({},))'
 TRAIN = 'import sys; from fv_jax import train; sys.exit(train.main(sys.argv[1:]))'
 

@@ -22,7 +22,7 @@ from fv_jax.data.shards import provenance, records, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.video import video_io
 from fv_jax.data.video.clips import ClipsConfig, LatentsConfig
-from fv_jax.models.dit import TINY
+from fv_jax.models.dit import DiTConfig
 from fv_jax.stages.frozen_vae import jit_vae
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.text.encoder import TextConfig
@@ -229,8 +229,9 @@ def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, ca
     source = pipeline.source(data.train, data, heldout=False)
     batch = next(batches(source, transform, data.loader))
     assert batch['text_BLD'].shape == (8, 16, 64) and batch['text_BLD'].dtype == np.float16
-    text = SuperRes(SuperResConfig(), TINY).text(batch | {'z_low_BFHWC': batch['low_res_BFHWC']})
-    assert text.dtype == np.float32 and TINY.text_dim == 64
+    stage = SuperRes(SuperResConfig(), DiTConfig(text_dim=64))
+    text = stage.text(batch | {'z_low_BFHWC': batch['low_res_BFHWC']})
+    assert text.dtype == np.float32
     captioned = np.asarray(text).any(axis=(1, 2))
     assert captioned.sum() == 4
     np.testing.assert_array_equal(text[captioned], np.stack([expected] * 4))

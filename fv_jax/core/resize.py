@@ -61,9 +61,3 @@ def resize(
     out = product('ph,...hwc->...pwc', rows, image_HWC.astype(jnp.float32))
     out = product('qw,...pwc->...pqc', columns, out)
     return out.astype(image_HWC.dtype)
-
-
-def downscale(image_HWC: jax.Array, factor: float) -> jax.Array:
-    """Shrinks by `factor` >= 1 to floor(size / factor) pixels; the ratio is `factor`, not the sizes' quotient."""
-    height, width = (int(np.floor(size / factor)) for size in image_HWC.shape[-3:-1])
-    return resize(image_HWC, height, width, ratio=float(factor))

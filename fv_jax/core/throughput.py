@@ -18,7 +18,6 @@ import jax
 
 from fv_jax.core.hardware import GIB
 
-METRIC_NAMES = ('tokens_per_s', 'tflops_per_chip', 'mfu', 'roofline_utilization', 'peak_memory_gib')
 _COMPILING = '/jax/core/compile/backend_compile_duration'
 
 

@@ -52,7 +52,7 @@ def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, nois
       denoise_fn: (x, time) -> x0; `time` has t = timestep / 1000 and the schedule's timestep, both float32 scalars.
       x: unit Gaussian noise.
       schedule: n steps, from a = 0 up.
-      noise_fn: the noise of step i = 0 ... n - 2; `fixed_noise` makes one of an array.
+      noise_fn: gives the noise of step i = 0 ... n - 2.
     """
     return _solve(dpmpp_sde_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
@@ -65,11 +65,6 @@ def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn
 def ddim(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
     """DDIM (4), eta = 0: deterministic, first order. nfe = n. `noise_fn` is never called."""
     return _solve(ddim_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
-
-
-def fixed_noise(noises: jax.Array) -> NoiseFn:
-    """The noise of an array (n - 1, ...): that of step i is its entry i."""
-    return lambda step: jnp.asarray(noises)[step]
 
 
 def dpmpp_sde_coefficients(schedule: NoiseSchedule) -> Coefficients:

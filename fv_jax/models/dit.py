@@ -12,7 +12,7 @@ Text and video tokens share every weight of a block and have modulations of thei
 `(x, timestep, text)` to a tensor shaped like `x`; it does not know whether that is a velocity or v.
 
 Blocks are stacked along a leading axis `layers` and run by `jax.lax.scan`. `embed_cond`, `embed_tokens`,
-`block` and `head` are `__call__` taken apart.
+`run_blocks` and `head` are `__call__` taken apart.
 
 Dimensions: B batch, F latent frames, H W latent height and width, C latent channels, L text tokens, S video tokens,
 M = L + S joint tokens (text first; padding last, where `rules` ask for it), D width, E conditioning width, T text
@@ -129,7 +129,6 @@ STAGE1 = DiTConfig(
     embed_num_frames=False,
     embed_noise_augmentation_timestep=False,
 )
-TINY = DiTConfig(embed_dim=256, num_layers=6, num_heads=4, mlp_dim=1024, cond_dim=128, text_dim=64)
 
 
 @typed
@@ -343,20 +342,6 @@ class DiT(nnx.Module):
 
         h_BMD, _ = jax.lax.scan(rematerialised(body, self.config.remat), h_BMD, stacked)
         return h_BMD
-
-    def block(
-        self,
-        index: int,
-        h_BMD: Float[Array, 'b m d'],
-        emb_BE: Float[Array, 'b e'],
-        layout: Layout,
-        *,
-        rules: Rules = SINGLE_DEVICE,
-    ) -> Float[Array, 'b m d']:
-        """Block `index` alone."""
-        graphdef, stacked = nnx.split(self.blocks)
-        layer = jax.tree.map(lambda x: x[index], stacked)
-        return nnx.merge(graphdef, layer)(h_BMD, emb_BE, self._tokens(layout, rules), rules)
 
     def head(
         self,

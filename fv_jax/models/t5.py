@@ -71,9 +71,6 @@ class T5Config:
         check_choice(self, 'dtype', 'param_dtype', choices=DtypeName.__args__)
 
 
-XXL = T5Config()
-
-
 def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
     """(length, length) int32: the bucket of key j as seen from query i.
 

@@ -115,12 +115,5 @@ def any_process(here: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(here))))
 
 
-def of_first(value: int) -> int:
-    """What the first process says. All must call it, and all wait."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.array(value)))
-
-
 def _is_tpu_host() -> bool:
     return importlib.util.find_spec('libtpu') is not None and any(Path(path).exists() for path in TPU_DEVICES)

@@ -173,8 +173,7 @@ class LowRes:
     ) -> jax.Array:
         """From unit noise (B, F, H, W, C) and text to latents as the VAE decodes them, not scaled, float32.
 
-        noise_fn: what the sampler adds at each step: the second of `drawn_noise`, or
-        `dpm_solver.fixed_noise`. Only dpmpp_2m_sde needs it.
+        noise_fn: what the sampler adds at each step: the second of `drawn_noise`. Only dpmpp_2m_sde needs it.
         """
         config = self.config
         predict_fn = self.predict_fn(model, text_BLD, rules=rules)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/small_weights.py [--weights FOLDER] [--stage 1|2] [--prompts 64] [--clips 16] [--output DIR]
 
-Stage 1 makes a preview of each held-out caption (`sprites.heldout_prompts`), and `sprite_measures` looks on the frames
+Stage 1 makes a preview of each held-out caption (`heldout_prompts`), and `sprite_measures` looks on the frames
 alone for the object and for the way it moves. Stage 2 enhances rendered low-resolution clips of other held-out scenes,
 whose truth is known: PSNR and detail against the truth, beside bilinear and the VAE's ceiling. Written: figures.json,
 and pictures to look at: previews.png, a row of frames for each of the first prompts, and enhanced.png.
@@ -26,6 +26,7 @@ from fv_jax.evaluation import metrics
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
 from tests.benchmarks import sprite_measures
+from tests.benchmarks.heldout_prompts import heldout_prompts
 
 BATCH = 16  # prompts a call
 ROWS = 8  # shown
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def previews(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
     """Shares of the prompts whose preview shows the object, and moves, as they say; and of those that do both."""
-    scenes = sprites.heldout_prompts(count)
+    scenes = heldout_prompts(count)
     prompts, rows, right = [scene.caption for scene in scenes], [], []
     for batch in fv.preview_batches(prompts, list(range(count)), batch_size=BATCH):
         for preview in batch:
@@ -76,7 +77,7 @@ def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
     part, size = fv.second, sprites.FINAL[1:]
     loaded = part.loaded.sampled_as(fv.enhance_settings.apply(part.stage))
     found, rows = [], []
-    for i, scene in enumerate(sprites.heldout_prompts(count, seed=1)):
+    for i, scene in enumerate(heldout_prompts(count, seed=1)):
         small, truth = (to_float(sprites.draw(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))
         z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
         z_high = programs.transport(loaded, z_low, None, SeededNoise.of([i]), rules=fv.rules)

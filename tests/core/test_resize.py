@@ -43,7 +43,7 @@ def test_axes_are_not_mixed_and_dtype_is_kept():
 
 def test_an_explicit_ratio_moves_the_centres():
     ramp = np.broadcast_to(np.arange(16, dtype=np.float32)[:, None, None], (16, 4, 1))
-    out = resize.downscale(ramp, 2.5)
+    out = resize.resize(ramp, 6, 1, ratio=2.5)
     assert out.shape == (6, 1, 1)
     # The centre of output 2 is 2.5 (2 + 1/2) = 6.25, the triangle is 2.5 wide: pixels 4 to 8 count.
     weights = np.array([0.3, 0.7, 0.9, 0.5, 0.1]) / 2.5

@@ -8,6 +8,7 @@ import pytest
 
 from fv_jax.core import hardware, throughput
 from fv_jax.core.throughput import StepCost
+from tests.runs import THROUGHPUT
 
 
 def test_throughput_metrics_of_a_known_chip():
@@ -19,7 +20,7 @@ def test_throughput_metrics_of_a_known_chip():
         {'tokens_per_s': 75, 'tflops_per_chip': chip.flops / 4e12, 'mfu': 0.25, 'roofline_utilization': 0.5}
     )
     assert throughput.throughput_metrics(cost + cost, 16.0) == pytest.approx(found)
-    assert set(found) | {'peak_memory_gib'} == set(throughput.METRIC_NAMES)
+    assert set(found) | {'peak_memory_gib'} == set(THROUGHPUT)
     said = throughput.format_metrics(found | {'peak_memory_gib': 3.0})
     for part in (
         '75 tokens/s',

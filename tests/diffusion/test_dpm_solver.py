@@ -7,6 +7,7 @@ import pytest
 
 from fv_jax.diffusion import dpm_solver, samplers
 from fv_jax.diffusion.noise_schedules import NoiseSchedule, zero_snr_schedule
+from tests.diffusion.fixed_noise import fixed_noise
 
 ALL = sorted(samplers.names('v_prediction'))
 DETERMINISTIC = ['ddim', 'dpmpp_2m']
@@ -38,7 +39,7 @@ def gaussian_denoiser(table, mean, std):
 
 
 def solve(sampler, table, x, denoise_fn, noises=None):
-    noise_fn = dpm_solver.fixed_noise(jnp.zeros((len(table.timesteps) - 1, *x.shape)) if noises is None else noises)
+    noise_fn = fixed_noise(jnp.zeros((len(table.timesteps) - 1, *x.shape)) if noises is None else noises)
     return samplers.SAMPLERS[sampler].run(denoise_fn, x, table, noise_fn)
 
 
@@ -202,5 +203,5 @@ def test_a_stochastic_sampler_needs_noise():
 
 
 def test_given_noises_are_used_in_order():
-    noise_fn = dpm_solver.fixed_noise(np.arange(6.0).reshape(3, 2))
+    noise_fn = fixed_noise(np.arange(6.0).reshape(3, 2))
     np.testing.assert_array_equal(jax.jit(noise_fn)(1), [2, 3])

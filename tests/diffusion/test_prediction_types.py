@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.diffusion import dpm_solver, noise_schedules, prediction_types, process
+from fv_jax.diffusion import noise_schedules, prediction_types, process
 from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
 from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.diffusion.time_grids import Times
+from tests.diffusion.fixed_noise import fixed_noise
 
 SHAPE = (4, 2, 3, 5)
 
@@ -71,7 +72,7 @@ def test_a_network_that_knows_the_data_is_led_there(sampler):
     step_noise = normal(num_steps - 1, SHAPE)
     steps = Steps(sampler, num_steps, 2.0 if name == 'flow' else 1.0)
     predict = oracle(name, data, noise, num_steps)
-    out = PREDICTION_TYPES[name].integrate(predict, noise, steps, dpm_solver.fixed_noise(step_noise))
+    out = PREDICTION_TYPES[name].integrate(predict, noise, steps, fixed_noise(step_noise))
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 

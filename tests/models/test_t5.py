@@ -12,7 +12,7 @@ from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import attention
-from fv_jax.models.t5 import T5, XXL, T5Config, relative_buckets
+from fv_jax.models.t5 import T5, T5Config, relative_buckets
 from tests.small_text import SMALL, random_t5
 
 IDS = np.random.default_rng(0).integers(1, SMALL.vocab_size, (2, 8)).astype(np.int32)
@@ -26,7 +26,7 @@ def run():
 
 
 def test_xxl_counts_its_parameters():
-    abstract = nnx.eval_shape(lambda: T5(XXL, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: T5(T5Config(), rngs=nnx.Rngs(0)))
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(abstract))) == 4_762_310_656
 
 

@@ -11,7 +11,7 @@ def used_draws(draws: jax.Array, num_steps: int) -> jax.Array:
       num_steps: n, 2 or more.
 
     Returns:
-      (num_steps - 1, ...), for `dpm_solver.fixed_noise`.
+      (num_steps - 1, ...), for `fixed_noise`.
     """
     if draws.shape[0] != 2 * num_steps - 3:
         raise ValueError(

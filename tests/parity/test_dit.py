@@ -1,5 +1,6 @@
 """The DiT against the official one: every intermediate, the one-frame case, and the gradients (model guide 1, 7, 8)."""
 
+import functools
 import json
 import re
 
@@ -15,6 +16,7 @@ from fv_jax.models.rope import rope_table
 from fv_jax.models.sequence import Layout
 from fv_jax.weights import load_official
 from fv_jax.weights.layouts import official_dit as dit_weights
+from tests.models.single_block import run_block
 
 TOLERANCE = 1e-4  # maximum absolute; gradients: of each tensor's maximum
 GRADIENT = 'grad__'
@@ -88,7 +90,7 @@ def test_rope_tables(model, io, layout):
 
 
 def test_block_by_block(model, io, layout):
-    block = jax.jit(model.block, static_argnums=3)
+    block = jax.jit(functools.partial(run_block, model), static_argnums=3)
     hidden, emb = io['tokens'], jnp.asarray(io['emb'])
     for i in range(model.config.num_layers):
         # Each block starts from the official input: an error is found where it is made.

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from fv_jax.api import FlashVideo
-from fv_jax.diffusion import dpm_solver
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.sampling import programs
 from fv_jax.sampling.settings import EnhanceSettings
 from fv_jax.stages import super_res
 from fv_jax.stages.low_res import LowResConfig
 from fv_jax.text.encoder import TextConfig
+from tests.diffusion.fixed_noise import fixed_noise
 from tests.parity.official_noise import used_draws
 
 TEXT, LATENTS, FRAMES = 1e-4, 1e-3, 0.1
@@ -38,7 +38,7 @@ class Recorded:
 
     def preview(self, shape):
         assert shape == self.start.shape
-        return self.start, dpm_solver.fixed_noise(self.steps)
+        return self.start, fixed_noise(self.steps)
 
     def posterior(self, shape):
         assert shape == self.vae.shape

@@ -35,7 +35,8 @@ def test_the_frames_are_normalised_as_officially(data):
 def test_down_by_a_factor_that_does_not_divide_and_back(data):
     (key,) = [key for key in data if key.startswith('pr12_down_factor')]
     factor = float(key.removeprefix('pr12_down_factor').replace('_', '.'))
-    small = resize.downscale(ours(data['x']), factor)
+    height, width = (int(size / factor) for size in ours(data['x']).shape[-3:-1])
+    small = resize.resize(ours(data['x']), height, width, ratio=factor)
     assert_close(small, data[key])
     height, width = data['pr12_down_up'].shape[-2:]
     assert_close(resize.resize(small, height, width), data['pr12_down_up'])

@@ -16,6 +16,7 @@ from fv_jax.diffusion import dpm_solver, guidance, noise_schedules, prediction_t
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.weights import load_official
+from tests.diffusion.fixed_noise import fixed_noise
 from tests.parity.official_noise import used_draws
 
 TRAJECTORY = 1e-3
@@ -91,7 +92,7 @@ def generate(stage, model, data):
 
     @jax.jit
     def run(params, x, text, noises):
-        return stage.generate(nnx.merge(graphdef, params), x, text, dpm_solver.fixed_noise(noises), rules=SINGLE_DEVICE)
+        return stage.generate(nnx.merge(graphdef, params), x, text, fixed_noise(noises), rules=SINGLE_DEVICE)
 
     return run(params, ours(data['x_T']), data['context'], ours(data['noise_used'][:-1]))
 

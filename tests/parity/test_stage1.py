@@ -1,6 +1,7 @@
 """Stage 1 against the official one: LoRA apart, merged and left out (model guide 2), and its file there and back."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -17,6 +18,7 @@ from fv_jax.models.sequence import Layout
 from fv_jax.weights import load_official, save_official
 from fv_jax.weights.formats import torch_zip
 from fv_jax.weights.layouts.official_dit import POSITION_TABLE
+from tests.models.single_block import run_block
 from tests.sampling import tiny
 
 TOLERANCE = 1e-4  # maximum absolute
@@ -112,7 +114,7 @@ def test_embeddings_and_rope(merged, io, inputs, layout):
 
 
 def test_block_by_block(model, io, layout):
-    block = jax.jit(model.block, static_argnums=3)
+    block = jax.jit(functools.partial(run_block, model), static_argnums=3)
     hidden, emb = io['tokens'], jnp.asarray(io['emb'])
     for i in range(model.config.num_layers):
         # Each block starts from the official input: an error is found where it is made.

@@ -17,6 +17,7 @@ from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.planning import flops
 from fv_jax.planning.flops import Sequence
+from tests.models.single_block import run_block
 
 RULES = Rules(attention=lambda q, k, v, n: attention_at_once(q, k, v, n))
 # Wide and long enough that products of matrices outweigh norms and activations.
@@ -43,7 +44,7 @@ def unscanned(model: DiT, x, text):
     emb = model.embed_cond(jnp.ones(1), layout.grid[0], jnp.ones(1))
     h = model.embed_tokens(x, text, layout, rules=RULES)
     for i in range(model.config.num_layers):
-        h = model.block(i, h, emb, layout, rules=RULES)
+        h = run_block(model, i, h, emb, layout, RULES)
     return model.head(h, emb, layout, rules=RULES)
 
 

@@ -11,13 +11,14 @@ from flax import nnx
 from configs import stage1
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.parallel_context import Rules
-from fv_jax.diffusion import dpm_solver, guidance, noise_schedules, samplers
+from fv_jax.diffusion import guidance, noise_schedules, samplers
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.models.dit import STAGE1, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam
 from fv_jax.stages.low_res import LowRes, LowResConfig, drawn_noise
 from fv_jax.stages.protocol import row_keys
 from fv_jax.stages.registry import StageConfig
+from tests.diffusion.fixed_noise import fixed_noise
 
 DIT = DiTConfig(
     embed_dim=64,
@@ -185,7 +186,7 @@ def test_noise_becomes_data_by_v():
     for sampler in samplers.names('v_prediction'):
         model = Recorder(v_of_data(2 * z, 4))
         sampled = here.sampled_with(sampler=sampler)
-        out = sampled.generate(model, noise, jnp.zeros((4, 5, 8)), dpm_solver.fixed_noise(step_noise), rules=RULES)
+        out = sampled.generate(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), rules=RULES)
         assert out.dtype == jnp.float32 and len(model.calls) == 1  # one trace: a scan
         np.testing.assert_allclose(out, z, atol=1e-5)
 

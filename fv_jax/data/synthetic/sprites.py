@@ -287,15 +287,3 @@ def source(name: str, size: tuple[int, int, int], *, heldout: bool) -> SpriteCli
     largest = max(FINAL[1], smallest)
     whole = max(FINAL[0], size[0]), largest, math.ceil(largest * _ASPECT)
     return SpriteClips(split, count, whole, smallest_height=smallest)
-
-
-def heldout_prompts(count: int, *, seed: int = 0) -> list[Scene]:
-    """The first `count` held-out scenes, those of SpriteClips('heldout', ...). `.caption` is the prompt; `draw` gives
-    the truth at any size of 2:3.
-
-    Raises ValueError for more than there are held-out combinations.
-    """
-    available = len(heldout_combinations())
-    require(1 <= count <= available, f'count={count}: there are 1 to {available} held-out combinations')
-    clips = SpriteClips('heldout', count, FINAL, seed=seed)
-    return [clips.scene(i) for i in range(count)]

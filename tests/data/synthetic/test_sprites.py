@@ -14,6 +14,7 @@ from fv_jax.data.degradation.degradations import WeakConfig
 from fv_jax.data.loader import LoaderConfig, batches
 from fv_jax.data.synthetic import sprite_drawing, sprites
 from tests.benchmarks import sprite_measures
+from tests.benchmarks.heldout_prompts import heldout_prompts
 
 CONFIG = pipeline.DataConfig(
     LoaderConfig(batch_size=2, num_threads=0),
@@ -59,14 +60,14 @@ def test_no_combination_is_in_both_splits_and_every_pair_is_trained_on():
 
 
 def test_64_prompts_are_64_held_out_combinations_of_every_name():
-    prompts = sprites.heldout_prompts(64)
+    prompts = heldout_prompts(64)
     combinations = [(p.object, p.motion, p.background) for p in prompts]
     assert len({p.caption for p in prompts}) == 64 and set(combinations) <= set(sprites.heldout_combinations())
     for i, names in enumerate((sprites.OBJECTS, sprites.MOTIONS, sprites.BACKGROUNDS)):
         counts = [sum(c[i] == name for c in combinations) for name in names]
         assert min(counts) >= 64 // len(names) - 2 and max(counts) <= 64 // len(names) + 2
     with pytest.raises(ValueError, match='count=121: there are 1 to 120'):
-        sprites.heldout_prompts(121)
+        heldout_prompts(121)
 
 
 def test_records_show_their_split():
@@ -75,11 +76,11 @@ def test_records_show_their_split():
     assert not set(shown) & set(sprites.heldout_combinations()) and len(set(shown)) > 250
     scenes = [heldout.scene(i) for i in range(240)]
     assert [(s.object, s.motion, s.background) for s in scenes] == 2 * sprites.heldout_combinations()
-    assert scenes[0] != scenes[120] and scenes[:64] == sprites.heldout_prompts(64)
+    assert scenes[0] != scenes[120] and scenes[:64] == heldout_prompts(64)
 
 
 def test_captions():
-    scene = sprites.heldout_prompts(1)[0]
+    scene = heldout_prompts(1)[0]
     assert scene.caption == 'a ladybug moves from left to right over a beach'
     other = dataclasses.replace(scene, object='umbrella', motion='bottom left to top right', background='town')
     assert other.caption == 'an umbrella moves from bottom left to top right over a town at night'
@@ -168,7 +169,7 @@ def test_a_picture_too_narrow_for_a_sprite_is_refused():
 
 
 def test_the_preview_is_the_final_picture_averaged(art):
-    for scene in sprites.heldout_prompts(6):
+    for scene in heldout_prompts(6):
         small, large = (sprites.draw(scene, size, art) for size in ((3, 64, 96), (3, 256, 384)))
         mean = large.reshape(3, 64, 4, 96, 4, 3).mean(axis=(2, 4))
         assert psnr(small, mean) > 40
@@ -262,7 +263,7 @@ def test_object_and_motion_are_found_on_blurred_noisy_clips(clips):
 
 
 def test_large_and_long_clips_are_measured_too(art):
-    for scene, size in zip(sprites.heldout_prompts(3), ((9, 256, 384), (33, 64, 96), (5, 128, 240)), strict=True):
+    for scene, size in zip(heldout_prompts(3), ((9, 256, 384), (33, 64, 96), (5, 128, 240)), strict=True):
         frames = sprites.draw(scene, size, art)
         assert sprite_measures.object_of(frames) == scene.object
         assert sprite_measures.motion_of(frames) == scene.motion

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fv_jax.models.t5 import XXL
+from fv_jax.models.t5 import T5Config
 from fv_jax.weights.formats.memory_map import Storage, StoredTensor
 from fv_jax.weights.layouts import key_table, t5_folder
 from tests.small_text import SMALL, make_folder, random_t5
@@ -78,7 +78,7 @@ def test_dtypes(tmp_path):
 
 
 def test_full_size_keys():
-    """XXL's tensors, as Hugging Face names them, are what the table asks for: no more, no less."""
+    """The tensors of T5 v1.1 XXL, as Hugging Face names them, are what the table asks for: no more, no less."""
     attention, mlp = 'layer.0.SelfAttention', 'layer.1.DenseReluDense'
     shapes = {f'{attention}.{x}': (4096, 4096) for x in 'qkvo'} | {f'layer.{i}.layer_norm': (4096,) for i in (0, 1)}
     shapes |= {f'{mlp}.wi_0': (10240, 4096), f'{mlp}.wi_1': (10240, 4096), f'{mlp}.wo': (4096, 10240)}
@@ -92,9 +92,9 @@ def test_full_size_keys():
         for key, shape in shapes.items()
     }
     assert len(tensors) == 219
-    key_table.check('xxl', tensors, t5_folder.table(XXL))
+    key_table.check('xxl', tensors, t5_folder.table(T5Config()))
     # And the way back names every one of them again.
-    assert t5_folder.table(XXL).keys() == {key: tensor.shape for key, tensor in tensors.items()}
+    assert t5_folder.table(T5Config()).keys() == {key: tensor.shape for key, tensor in tensors.items()}
 
 
 def test_a_tied_embedding_may_be_there_too_or_instead(folder):
