@@ -1,29 +1,30 @@
-"""From prompts to previews to videos, and clips enhanced: `python -m fv_jax.sample`.
+"""Generates previews and videos from text, and enhances clips: `python -m fv_jax.sample COMMAND`.
 
-    --prompt "a ladybug moves over a beach" --output RUN     a preview, in RUN/0 (--prompts FILE: one for each line)
-    --enhance RUN/0 RUN/3                                    high resolution, from what is stored there: RUN/0/video.mp4
-    --prompt "..." --output RUN --yes                        both in one go
-    --repeat video.mp4 --output again.mp4                    the same again, from what is written in the mp4
-    --input clip.mp4 --checkpoint RUN --output out.mp4       a clip of any length and size, enhanced by a second stage
+    preview --prompt "a ladybug moves over a beach" --output RUN     previews, RUN/0, RUN/1, ... (--prompts FILE: many)
+    enhance RUN/0 RUN/3                                              high-resolution videos of them, RUN/0/video.mp4
+    clip --checkpoint RUN --input clip.mp4 --output out.mp4          video super-resolution of a clip, with stage 2
+    reproduce video.mp4 --output again.mp4                           the same video again, from the metadata in the mp4
 
-Weights: `--official FOLDER` (stage1.pt, stage2.pt, 3d-vae.pt, t5-v1_1-xxl), `--checkpoint FOLDER` (a folder with runs
-stage1 and stage2 in it, or both runs themselves), or the small ones in the package. Any setting of a stage can be
-given: `--stage1.num_steps=25`, `--stage2.guidance_scale=10`, `--stage2.numerics=official`.
+`preview` is assumed where the first argument is a flag; with --enhance-all it enhances every preview as well.
+`COMMAND --help` lists the flags of a command.
 
-Exit codes: 0 written; 2 wrong usage, nothing was done; 1 it failed; 130 interrupted. Files and folders appear (or are
-replaced) only when they are complete.
+Weights: `--official FOLDER` (stage1.pt, stage2.pt, 3d-vae.pt, t5-v1_1-xxl), `--checkpoint FOLDER` (a folder that holds
+the runs stage1 and stage2, or both runs themselves), or by default the small weights in the package. Any setting of a
+stage can be set: `--stage1.num_steps=25`, `--stage2.guidance_scale=10`, `--stage2.numerics=official`.
+
+Exit codes: 0 success; 2 wrong usage, nothing was done; 1 failure; 130 interrupted. Files and folders are written
+atomically: they appear, or are replaced, when they are complete.
 """
 
 import argparse
 import logging
 import math
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -37,6 +38,7 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import Override, Parser, UsageError, override, parse_size
 from fv_jax.core.commands import run_command
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.core.output_paths import check_output_file, check_output_folder
 from fv_jax.data.video import video_io
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.vae_tiling import Tiling
@@ -58,22 +60,20 @@ T = TypeVar('T')
 
 log = logging.getLogger('fv_jax.sample')
 
+PROG = 'python -m fv_jax.sample'
 SCALE = Fraction(4)
 SUFFIX = '.mp4'
 MAX_CRF = 51
-GROUPS = ('stage1', 'stage2')
-_WEIGHTS = ('official', 'checkpoint', 'text', 'dtype')
-_FILE = ('output', 'overwrite', 'fps', 'crf')
-_PROMPT = (*_WEIGHTS, *_FILE, 'seed', 'variants', 'yes', 'batch')
-_WINDOWS = ('overlap', 'tile_size', 'tile_overlap')
-# What each mode takes beside itself.
-MODES = {
-    'prompt': _PROMPT,
-    'prompts': _PROMPT,
-    'enhance': (*_WEIGHTS, *_FILE, 'seed', 'batch'),
-    'repeat': (*_WEIGHTS, 'output', 'overwrite'),
-    'input': ('checkpoint', 'output', 'overwrite', 'crf', 'seed', 'num_steps', 'scale', 'size', 'step', *_WINDOWS),
-}
+Overrides = Mapping[str, list[Override]]  # of the settings, by stage
+
+
+class Command(NamedTuple):
+    """A subcommand. stages: those whose settings `--STAGE.FIELD=VALUE` may set."""
+
+    description: str
+    add_flags: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace, Overrides], None]
+    stages: tuple[str, ...] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,139 +83,132 @@ def main(argv: Sequence[str] | None = None) -> int:
         _sample,
         argv,
         errors={CheckpointError: exit_codes.USAGE},
-        interrupted='interrupted; nothing was written but what is complete',
+        interrupted='interrupted; only complete files were written',
     )
 
 
 def _sample(argv: Sequence[str]) -> int:
-    mode, arguments, overrides = _parse(argv)
-    _check(mode, arguments)
-    _RUN[mode](arguments, overrides)
+    command, arguments, overrides = _parse(argv)
+    _check_ranges(arguments)
+    command.run(arguments, overrides)
     return 0
 
 
-# --- what was asked for ---
+# --- arguments ---
 
 
-def _parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace, dict[str, list[Override]]]:
-    parser = Parser('python -m fv_jax.sample', 'From prompts to previews to videos, and small clips made large.')
-    parser.epilog = 'A setting of a stage: --stage1.FIELD=VALUE, --stage2.FIELD=VALUE.'
-    _add_modes(parser)
-    _add_flags(parser)
-    arguments, overrides = parser.parse_with_overrides(argv, ('config', *GROUPS))
+def _parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]:
+    """Returns the subcommand, its arguments and the overrides of its settings. Raises UsageError."""
+    listed = ', '.join(_COMMANDS)
+    require(argv, f'COMMAND is missing; give one of {listed}', UsageError)
+    if argv[0] in ('-h', '--help'):
+        parser = Parser(PROG, __doc__)
+        parser.usage, parser.formatter_class = f'{PROG} COMMAND ...', argparse.RawDescriptionHelpFormatter
+        parser.parse_args(argv)  # prints the help and exits
+    name, flags = ('preview', argv) if argv[0].startswith('-') else (argv[0], argv[1:])
+    if name not in _COMMANDS:
+        raise UsageError(f'{name}: unknown command; {config_lib.nearest(name, _COMMANDS)} ({listed})')
+    command = _COMMANDS[name]
+    parser = Parser(f'{PROG} {name}', command.description)
+    if command.stages:
+        parser.epilog = f'Settings: {", ".join(f"--{stage}.FIELD=VALUE" for stage in command.stages)}.'
+    command.add_flags(parser)
+    arguments, overrides = parser.parse_with_overrides(flags, ('config', *command.stages))
     if found := overrides.pop('config'):
         raise UsageError(f'--config.{found[0][0]}: a checkpoint carries its config, which cannot be changed here')
-    (mode,) = [mode for mode in MODES if getattr(arguments, mode) is not None]
-    given = {name for name, value in vars(arguments).items() if not (value is None or value is False)} - set(MODES)
-    if stray := sorted(given - set(MODES[mode])):
-        raise UsageError(f'{_flag(stray[0])}: means nothing with --{mode}, which takes {_listed(MODES[mode])}')
-    if mode in ('repeat', 'input') and (group := next((g for g in GROUPS if overrides[g]), None)):
-        raise UsageError(f'--{group}.{overrides[group][0][0]}: means nothing with --{mode}')
-    if mode == 'enhance' and overrides['stage1']:
-        raise UsageError(f'--stage1.{overrides["stage1"][0][0]}: means nothing with --enhance; the previews are made')
-    return mode, arguments, overrides
+    return command, arguments, overrides
 
 
-def _add_modes(parser: Parser) -> None:
-    mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument('--prompt', help='what is to be seen')
-    mode.add_argument('--prompts', type=Path, help='a text file with a prompt on each line')
-    mode.add_argument('--enhance', type=Path, nargs='+', help='stored previews, RUN/0 RUN/3')
-    mode.add_argument('--repeat', type=Path, help='an mp4 that this command made')
-    mode.add_argument('--input', type=Path, help='a clip')
+def _add_preview_flags(parser: Parser) -> None:
+    texts = parser.add_mutually_exclusive_group(required=True)
+    texts.add_argument('--prompt', help='the text prompt')
+    texts.add_argument('--prompts', type=Path, help='a text file with one prompt per line')
+    add = parser.add_argument
+    add('--output', type=Path, required=True, help='the folder of the previews')
+    add('--num-samples', type=int, default=1, help='previews of each prompt (default: %(default)s)')
+    add('--seed', type=int, default=0, help='of the first preview (default: %(default)s)')
+    add('--enhance-all', action='store_true', help='enhance every preview as well')
+    _add_batch_flags(parser)
+    _add_weights_flags(parser)
 
 
-def _add_flags(parser: Parser) -> None:
-    def number(text: str) -> Fraction:
+def _add_enhance_flags(parser: Parser) -> None:
+    parser.add_argument('folders', metavar='FOLDER', type=Path, nargs='+', help='a stored preview, such as RUN/0')
+    parser.add_argument('--output', type=Path, help='the mp4 to write, for one preview (default: FOLDER/video.mp4)')
+    parser.add_argument('--seed', type=int, help="of the noise (default: the preview's)")
+    _add_batch_flags(parser)
+    _add_weights_flags(parser)
+
+
+def _add_reproduce_flags(parser: Parser) -> None:
+    parser.add_argument('video', metavar='VIDEO', type=Path, help='an mp4 that `preview` or `enhance` wrote')
+    parser.add_argument('--output', type=Path, required=True, help='the mp4 to write')
+    _add_overwrite_flag(parser)
+    _add_weights_flags(parser)
+
+
+def _add_clip_flags(parser: Parser) -> None:
+    def fraction(text: str) -> Fraction:
         return Fraction(str(float(text)))  # 320 times 1.15 is 368 pixels, not 367.99999999999994
 
     add = parser.add_argument
-    add('--output', type=Path, help='the folder of the previews, or the mp4 to write')
-    add('--overwrite', action='store_true', help='replace the output if it is there')
+    add('--checkpoint', type=Path, required=True, help='the work directory of a stage-2 run')
+    add('--input', type=Path, required=True, help='a video of any length and size')
+    add('--output', type=Path, required=True, help='the mp4 to write')
+    add('--step', type=int, help='the checkpoint of the run (default: the newest)')
+    add('--num-steps', type=int, help="sampler steps (default: those of the checkpoint's config)")
+    add('--seed', type=int, default=0, help='of the noise (default: %(default)s)')
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument('--scale', type=fraction, help=f'output size / input size (default: {SCALE})')
+    size.add_argument('--size', help='output size as HEIGHTxWIDTH, multiples of what the VAE allows')
+    add('--overlap', type=int, help='frames that neighbouring windows share (default: 5 of 17, 9 of 49)')
+    add_tiling_flags(parser)
+    _add_file_flags(parser)
+
+
+def _add_batch_flags(parser: Parser) -> None:
+    parser.add_argument('--batch-size', type=int, help='default: as many videos as fit into 10,000 tokens')
+    parser.add_argument('--fps', type=float, default=metadata.FPS, help='frames per second (default: %(default)g)')
+    _add_file_flags(parser)
+
+
+def _add_file_flags(parser: Parser) -> None:
+    help = 'x264 rate factor, lower is better (default: %(default)s)'
+    parser.add_argument('--crf', type=float, default=video_io.DEFAULT_CRF, help=help)
+    _add_overwrite_flag(parser)
+
+
+def _add_overwrite_flag(parser: Parser) -> None:
+    parser.add_argument('--overwrite', action='store_true', help='replace the output if it exists')
+
+
+def _add_weights_flags(parser: Parser) -> None:
+    add = parser.add_argument
     add('--official', type=Path, help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl')
-    add('--checkpoint', nargs='+', help='a folder with runs stage1 and stage2 in it, or runs; --input takes one run')
+    add('--checkpoint', nargs='+', help='a folder that holds the runs stage1 and stage2, or the runs themselves')
     add('--text', help=f'the text encoder: {CHOICES} (default: the one that the weights name)')
     add('--dtype', choices=('bfloat16', 'float32'), help='of the official networks (default: bfloat16)')
-    add('--yes', action='store_true', help='enhance all previews at once')
-    add('--seed', type=int, help='of the first preview, or of the noise (default: 0; of --enhance: as previewed)')
-    add('--variants', type=int, help='previews of each prompt (default: 1)')
-    add('--batch', type=int, help='how many go at once (default: as many as are small enough)')
-    add('--fps', type=float, help=f'frames a second (default: {metadata.FPS:g})')
-    add('--crf', type=float, help=f"x264's rate factor, less is better (default: {video_io.DEFAULT_CRF})")
-    clip = parser.add_argument_group('of --input')
-    clip.add_argument('--num-steps', type=int, help="sampler steps (the checkpoint's config says, if this does not)")
-    size = clip.add_mutually_exclusive_group()
-    size.add_argument('--scale', type=number, help=f'output size / input size (default: {SCALE})')
-    size.add_argument('--size', help='output size as HEIGHTxWIDTH, such as the VAE allows')
-    clip.add_argument('--step', type=int, help='which checkpoint of the run (default: the newest)')
-    clip.add_argument('--overlap', type=int, help='frames that windows share (default: 5 of 17, 9 of 49)')
-    add_tiling_flags(clip)
 
 
-def _flag(name: str) -> str:
-    return '--' + name.replace('_', '-')
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ', '.join(map(_flag, names))
-
-
-def _check(mode: str, arguments: argparse.Namespace) -> None:
-    """What can be told from the arguments and the file system alone."""
-    for name in ('num_steps', 'variants', 'batch'):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UsageError(f'{_flag(name)}={getattr(arguments, name)}: must be at least 1')
+def _check_ranges(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for a number that is out of range."""
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    for name in ('num_steps', 'num_samples', 'batch_size'):
+        if given.get(name, 1) < 1:
+            raise UsageError(f'--{name.replace("_", "-")}={given[name]}: must be at least 1')
     for name, limit in (('crf', MAX_CRF), ('seed', prompts.MAX_SEED)):
-        value = getattr(arguments, name)
-        if value is not None and not 0 <= value <= limit:
-            raise UsageError(f'--{name}={value}: must be between 0 and {limit}')
+        if not 0 <= given.get(name, 0) <= limit:
+            raise UsageError(f'--{name}={given[name]}: must be between 0 and {limit}')
     for name in ('scale', 'fps'):
-        if getattr(arguments, name) is not None and not 0 < getattr(arguments, name) < math.inf:
-            raise UsageError(f'--{name}={float(getattr(arguments, name)):g}: must be positive and finite')
-    if arguments.output is None and mode != 'enhance':
-        raise UsageError(f'--output: is missing; --{mode} needs it')
-    if mode in ('repeat', 'input'):
-        _check_file(arguments.output, arguments.overwrite)
-    elif mode != 'enhance':
-        _check_run(arguments.output, arguments.overwrite)
+        if not 0 < given.get(name, 1) < math.inf:
+            raise UsageError(f'--{name}={float(given[name]):g}: must be positive and finite')
 
 
-def _check_file(output: Path, overwrite: bool, flag: str = '--output=') -> None:
-    """That an mp4 may be written there."""
-    require(output.suffix.lower() == SUFFIX, f'{flag}{output}: must end in {SUFFIX}', UsageError)
-    require(output.absolute().parent.is_dir(), f'{flag}{output}: there is no folder {output.parent}', UsageError)
-    require(not output.is_dir(), f'{flag}{output}: is a folder', UsageError)
-    if output.exists() and not overwrite:
-        raise UsageError(f'{flag}{output}: is there already; choose another name or give --overwrite')
-    _check_writable(output.absolute().parent, f'{flag}{output}')
-
-
-def _check_run(output: Path, overwrite: bool) -> None:
-    """That a folder of previews may be written there."""
-    if output.exists() and not output.is_dir():
-        raise UsageError(f'--output={output}: is a file; name a folder')
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise UsageError(f'--output={output}: is not empty; choose another folder or give --overwrite')
-    folder = output if output.is_dir() else output.absolute().parent
-    require(folder.is_dir(), f'--output={output}: there is no folder {output.parent}', UsageError)
-    _check_writable(folder, f'--output={output}')
-
-
-def _check_writable(folder: Path, what: str) -> None:
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UsageError(f'{what}: cannot be written ({error.strerror})') from None
-
-
-def _usage(flag: str, check: Callable[[], T]) -> T:
-    """What `check` returns; its ValueError as a wrong use of the flag."""
-    with error_context(flag, error=UsageError):
-        return check()
+# --- previews and videos of prompts ---
 
 
 def _open_pipeline(arguments: argparse.Namespace, origin: Origin | None = None) -> api.FlashVideo:
-    """With the weights that the flags name; else with those of `origin`; else with the small ones."""
+    """Opens the weights that the flags name; without such flags those of `origin`, or else the embedded ones."""
     if arguments.official and arguments.checkpoint:
         raise UsageError('--official and --checkpoint: give one of them')
     text = TextConfig(arguments.text) if arguments.text else None
@@ -229,41 +222,38 @@ def _open_pipeline(arguments: argparse.Namespace, origin: Origin | None = None) 
     return fv
 
 
-def _settings(settings: T, group: str, overrides: list[Override]) -> T:
+def _override_settings(settings: T, stage: str, overrides: list[Override]) -> T:
     values = config_lib.to_dict(settings)
     for path, text in overrides:
-        override(values, path, text, f'--{group}')
-    return config_lib.build(type(settings), values, f'--{group}')
+        override(values, path, text, f'--{stage}')
+    return config_lib.build(type(settings), values, f'--{stage}')
 
 
-def _file(arguments: argparse.Namespace) -> batch.File:
-    crf = video_io.DEFAULT_CRF if arguments.crf is None else arguments.crf
-    return batch.File(arguments.fps or metadata.FPS, crf)
-
-
-# --- prompts and previews ---
-
-
-def _preview(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
+def _preview(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    check_output_folder(arguments.output, arguments.overwrite)
     if arguments.prompts:
-        texts = _usage('--prompts=', lambda: prompts.read_prompts(arguments.prompts))
+        with error_context('--prompts=', error=UsageError):
+            texts = prompts.read_prompts(arguments.prompts)
     else:
-        texts = [_usage('--', lambda: prompts.check_prompt(arguments.prompt))]
-    texts = _usage('--prompts: ', lambda: prompts.check_prompts(texts))
-    rows = _usage('--', lambda: batch.Rows.of(texts, arguments.seed or 0, arguments.variants or 1))
-    fv, file = _open_pipeline(arguments), _file(arguments)
-    preview = _settings(fv.preview_settings, 'stage1', overrides['stage1'])
-    final = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    fv.check(preview, final if arguments.yes else None)
-    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch, file)
+        with error_context('--', error=UsageError):
+            texts = [prompts.check_prompt(arguments.prompt)]
+    with error_context('--prompts: ', error=UsageError):
+        texts = prompts.check_prompts(texts)
+    with error_context('--', error=UsageError):
+        rows = batch.Rows.of(texts, arguments.seed, arguments.num_samples)
+    fv, file = _open_pipeline(arguments), batch.File(arguments.fps, arguments.crf)
+    preview = _override_settings(fv.preview_settings, 'stage1', overrides['stage1'])
+    final = _override_settings(fv.enhance_settings, 'stage2', overrides['stage2'])
+    fv.check(preview, final if arguments.enhance_all else None)
+    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch_size, file)
     _report_previewing(fv, preview, len(folders))
-    if arguments.yes:
+    if arguments.enhance_all:
         stored = [preview_store.load(folder) for folder in folders]
         outputs = [folder / preview_store.VIDEO for folder in folders]
-        batch.make_videos(fv, stored, outputs, final, None, arguments.batch, file)
+        batch.make_videos(fv, stored, outputs, final, None, arguments.batch_size, file)
         _report_enhancing(fv, final, stored)
     else:
-        log.info(f'to enhance the ones you like: python -m fv_jax.sample --enhance {folders[0]} ...')
+        log.info(f'to enhance the ones you like: {PROG} enhance {folders[0]} ...')
 
 
 def _report_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
@@ -279,48 +269,55 @@ def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Seq
 def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> None:
     seconds = fv.clock.running_s[name]
     said = throughput.format_metrics(throughput.throughput_metrics(done, seconds) | throughput.peak_memory())
-    log.info(f'{name}: {said}, in {seconds:.1f} s beside {fv.clock.compiling_s[name]:.1f} s of compiling')
+    log.info(f'{name}: {said}, in {seconds:.1f} s (compile time {fv.clock.compiling_s[name]:.1f} s)')
 
 
-def _enhance(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
-    folders = arguments.enhance
+def _enhance(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    folders = arguments.folders
     if arguments.output is not None and len(folders) > 1:
         raise UsageError(f'--output={arguments.output}: {len(folders)} previews are enhanced; leave it out')
     outputs = [arguments.output or folder / preview_store.VIDEO for folder in folders]
-    stored = [_usage('--enhance=', lambda folder=folder: preview_store.load(folder)) for folder in folders]
+    with error_context('', error=UsageError):
+        stored = [preview_store.load(folder) for folder in folders]
     for output in outputs:
-        _check_file(output, arguments.overwrite, '--output=' if arguments.output else '')
+        check_output_file(output, SUFFIX, arguments.overwrite, '--output=' if arguments.output else '')
     origins = {preview.record.origin for preview in stored}
     if len(origins) > 1 and not (arguments.official or arguments.checkpoint):
-        raise UsageError('--enhance: the previews were made with different weights; name some, or enhance them apart')
+        raise UsageError(
+            f'{folders[0]}, ...: the previews were made with different weights; pass --official or --checkpoint, or '
+            'enhance them separately'
+        )
     fv = _open_pipeline(arguments, stored[0].record.origin)
-    settings = _settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch, _file(arguments))
+    settings = _override_settings(fv.enhance_settings, 'stage2', overrides['stage2'])
+    file = batch.File(arguments.fps, arguments.crf)
+    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch_size, file)
     _report_enhancing(fv, settings, stored)
 
 
-def _repeat(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
+def _reproduce(arguments: argparse.Namespace, overrides: Overrides) -> None:
     del overrides
-    text = _usage('--repeat=', lambda: video_io.read_comment(arguments.repeat))
-    made = _usage(f'--repeat={arguments.repeat}: ', lambda: metadata.from_json(text))
+    check_output_file(arguments.output, SUFFIX, arguments.overwrite)
+    with error_context('', error=UsageError):
+        text = video_io.read_comment(arguments.video)
+    with error_context(f'{arguments.video}: ', error=UsageError):
+        made = metadata.from_json(text)
     again = batch.repeat(_open_pipeline(arguments, made.origin), made)
     again.save(arguments.output, fps=made.fps, crf=made.crf)
-    log.info(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, again')
+    log.info(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, reproduced')
 
 
-# --- a clip ---
+# --- clips ---
 
 
-def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -> None:
+def _clip(arguments: argparse.Namespace, overrides: Overrides) -> None:
     del overrides
-    if arguments.checkpoint is None or len(arguments.checkpoint) != 1:
-        raise UsageError('--checkpoint: --input needs one, the work directory of a run of stage 2')
-    run = Path(arguments.checkpoint[0])
-    info = _usage('--input=', lambda: video_io.probe(arguments.input))
-    step, window_frames, latent_spec = _peek(run, arguments.step)
+    check_output_file(arguments.output, SUFFIX, arguments.overwrite)
+    with error_context('--input=', error=UsageError):
+        info = video_io.probe(arguments.input)
+    step, window_frames, latent_spec = _peek(arguments.checkpoint, arguments.step)
     size, tiling = _size(arguments, info, latent_spec), read_tiling(arguments, latent_spec)
     windows = Windows.of(window_frames, arguments.overlap, latent_spec)
-    stage, enhancer = _open(run, step, arguments.num_steps, tiling)
+    stage, enhancer = _open(arguments.checkpoint, step, arguments.num_steps, tiling)
     shape = f'{size[0]}x{size[1]}'
     log.info(
         f'{arguments.input}: {info.height}x{info.width} to {shape}, {stage.config.num_steps} step(s) of checkpoint '
@@ -328,23 +325,22 @@ def _clip(arguments: argparse.Namespace, overrides: dict[str, list[Override]]) -
     )
     started = time.monotonic()
     frames = (frame.pixels() for frame in video_io.iter_frames(arguments.input))
-    blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed or 0), windows=windows)
-    file = _file(arguments)
+    blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed), windows=windows)
     bar = _with_bar(blocks, info, windows)
-    count = write_clip(arguments.output, bar, arguments.input, info, crf=file.crf)
+    count = write_clip(arguments.output, bar, arguments.input, info, crf=arguments.crf)
     seconds = time.monotonic() - started
     log.info(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
 
 
 def _with_bar(blocks: Iterator[np.ndarray], info: video_io.VideoInfo, windows: Windows) -> Iterator[np.ndarray]:
-    """One block is one window."""
+    """Shows a progress bar that counts blocks, one per window."""
     total = windows.count(info.frames) if info.frames else None
     interval = 0.1 if sys.stderr.isatty() else 10
     return iter(tqdm.tqdm(blocks, total=total, unit='window', mininterval=interval, dynamic_ncols=True))
 
 
 def _size(arguments: argparse.Namespace, info: video_io.VideoInfo, latent_spec: LatentSpec) -> tuple[int, int]:
-    """(height, width) of the output."""
+    """Returns (height, width) of the output in pixels. Raises UsageError or ConfigError for an impossible one."""
     if arguments.size is not None:
         size = parse_size('--size', arguments.size)
         latent_spec.check_size('--size', size)
@@ -361,17 +357,17 @@ def _size(arguments: argparse.Namespace, info: video_io.VideoInfo, latent_spec: 
 
 
 def _peek(run: Path, step: int | None) -> tuple[int, int, LatentSpec]:
-    """The checkpoint's step, the model's frames and its VAE's latents, before anything large is read."""
+    """Returns the checkpoint's step, the frames of a window and the VAE's latent geometry, without reading arrays."""
     meta = Checkpoints(run, read_only=True).meta(step)
     kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
     require(kind == 'superres', f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance", UsageError)
     if not isinstance(frames, int):
-        raise ValueError(f'{run}: its configuration does not say how many frames its clips have (data.frames)')
+        raise ValueError(f'{run}: its config has no data.frames, the number of frames of a clip')
     return meta['step'], frames, trained_runs.latent_spec(trained_runs.stage_config_of(run, meta))
 
 
 def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[SuperRes, Enhancer]:
-    """The stage, with the number of steps asked for, and its networks. Nothing is compiled yet."""
+    """Returns the stage with `num_steps` sampler steps, and its enhancer. Nothing is compiled yet."""
     run = trained_runs.open_run(path, step)
     for note in run.notes:
         log.info(f'note: {note}')
@@ -380,7 +376,16 @@ def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -
     return stage, Enhancer(jit_transport(stage, model, rules=SINGLE_DEVICE), run.vae, tiling)
 
 
-_RUN = {'prompt': _preview, 'prompts': _preview, 'enhance': _enhance, 'repeat': _repeat, 'input': _clip}
+_COMMANDS = {
+    'preview': Command(
+        'Generates low-resolution previews of prompts.', _add_preview_flags, _preview, ('stage1', 'stage2')
+    ),
+    'enhance': Command(
+        'Enhances stored previews to high-resolution videos.', _add_enhance_flags, _enhance, ('stage2',)
+    ),
+    'clip': Command('Enhances a video of any length and size with stage 2.', _add_clip_flags, _clip),
+    'reproduce': Command('Generates an mp4 again from the metadata in it.', _add_reproduce_flags, _reproduce),
+}
 
 if __name__ == '__main__':
     sys.exit(main())

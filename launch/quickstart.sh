@@ -28,6 +28,6 @@ say 'training stage 2'
 say 'enhancing and measuring held-out shots'
 "$PYTHON" -m fv_jax.evaluate --checkpoint="$folder/run" --output="$folder/result" --clips=8
 say 'enhancing a small clip'
-"$PYTHON" -m fv_jax.sample --checkpoint="$folder/run" --input="$folder/result/small.mp4" \
+"$PYTHON" -m fv_jax.sample clip --checkpoint="$folder/run" --input="$folder/result/small.mp4" \
   --output="$folder/result/enhanced.mp4" --size=256x480 --overwrite
 say "done: look at $folder/result/contact_sheet.png"

@@ -54,7 +54,7 @@ def odd_sized(path: Path, video_FHWC: np.ndarray, fps: int) -> None:
 
 
 def command(clip: Path, run: Path, output: Path, *more: str) -> int:
-    return sample.main([f'--input={clip}', f'--checkpoint={run}', f'--output={output}', *more])
+    return sample.main(['clip', f'--input={clip}', f'--checkpoint={run}', f'--output={output}', *more])
 
 
 def test_a_clip_is_enhanced(clip, run, tmp_path, capsys):
@@ -131,7 +131,7 @@ def test_sound_that_an_mp4_cannot_hold_is_named_and_left_out(run, repeating, tmp
     [
         (OSError(28, 'No space left on device'), 1, 'No space left on device'),
         (ValueError('clip.mp4: damaged at frame 3'), 1, 'clip.mp4: damaged at frame 3'),
-        (KeyboardInterrupt(), 130, 'interrupted; nothing was written'),
+        (KeyboardInterrupt(), 130, 'interrupted; only complete files were written'),
     ],
 )
 def test_what_fails_leaves_what_was_there(error, code, line, clip, run, tmp_path, capsys, monkeypatch):
@@ -205,7 +205,7 @@ def test_a_bad_output_is_refused(clip, run, tmp_path, capsys):
     (tmp_path / 'folder.mp4').mkdir()
     for path, word in (
         (tmp_path / 'out.mkv', 'must end in .mp4'),
-        (tmp_path / 'none' / 'out.mp4', 'there is no folder'),
+        (tmp_path / 'none' / 'out.mp4', 'does not exist'),
         (tmp_path / 'folder.mp4', 'is a folder'),
         (there, '--overwrite'),
     ):
@@ -220,7 +220,7 @@ def test_a_bad_checkpoint_is_refused(clip, stage, tmp_path, capsys):
     refused(capsys, 2, 'none', 'contains no checkpoints')
     (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
     assert command(clip, tmp_path / 'empty', output) == 2
-    refused(capsys, 2, 'empty', 'no finished checkpoint')
+    refused(capsys, 2, 'empty', 'no completed checkpoint')
     numbers = {'params': {'x': jnp.zeros(3)}}
     autoencoder = {'stage': {'kind': 'autoencoder'}, 'data': {'frames': 9}}
     Checkpoints(tmp_path / 'autoencoder').save(1, numbers, autoencoder)

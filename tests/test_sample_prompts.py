@@ -51,22 +51,24 @@ def weights(tmp_path_factory):
 
 
 def test_the_whole_walk(weights, tmp_path, capsys):
-    run, flags = tmp_path / 'run', [f'--checkpoint={weights}', '--stage1.num_steps=2', '--batch=1']
+    run, flags = tmp_path / 'run', [f'--checkpoint={weights}', '--stage1.num_steps=2', '--batch-size=1']
     assert sample.main(['--prompt', 'a dog', f'--output={run}', '--seed=5', *flags]) == 0
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
     out = capsys.readouterr().out
-    assert f'--enhance {run}/0' in out and re.search(r'\npreview: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in ', out)
+    assert f'fv_jax.sample enhance {run}/0' in out and re.search(
+        r'\npreview: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in ', out
+    )
     # Later, from what is stored; the weights are those of then.
     (run / '0' / 'preview.mp4').write_text('no film any more')
-    assert sample.main(['--enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
+    assert sample.main(['enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
     out = capsys.readouterr().out
-    assert re.search(r'\nenhance: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in \S+ s beside \S+ s of compiling', out)
+    assert re.search(r'\nenhance: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in \S+ s \(compile time \S+ s\)', out)
     later = video_io.decode(run / '0' / 'video.mp4').frames
     assert later.shape == (9, 64, 128, 3) and later.std() > 1
     # In one go it is the same video, and nothing is compiled for it.
     at_once = tmp_path / 'at_once'
     with compiled() as programs:
-        both = [f'--output={at_once}', '--seed=5', '--yes', '--stage2.num_steps=1', *flags]
+        both = [f'--output={at_once}', '--seed=5', '--enhance-all', '--stage2.num_steps=1', *flags]
         assert sample.main(['--prompt', 'a dog', *both]) == 0
     assert not programs
     assert (at_once / '0' / 'video.mp4').read_bytes() == (run / '0' / 'video.mp4').read_bytes()
@@ -74,7 +76,7 @@ def test_the_whole_walk(weights, tmp_path, capsys):
     made = metadata.from_json(video_io.read_comment(at_once / '0' / 'video.mp4'))
     assert made.preview.settings.num_steps == 2 and made.enhance.settings.num_steps == 1
     again = tmp_path / 'again.mp4'
-    assert sample.main([f'--repeat={at_once}/0/video.mp4', f'--output={again}']) == 0
+    assert sample.main(['reproduce', f'{at_once}/0/video.mp4', f'--output={again}']) == 0
     assert again.read_bytes() == (at_once / '0' / 'video.mp4').read_bytes()
 
 
@@ -131,7 +133,7 @@ def grey(monkeypatch):
 def test_a_file_of_prompts(grey, tmp_path, capsys):
     (tmp_path / 'prompts.txt').write_text('a dog\n\n سلحفاة 🐢 \n', encoding='utf-8')
     run = tmp_path / 'run'
-    flags = ['--variants=2', '--seed=3', '--fps=12', '--crf=0', '--stage1.guidance_scale=2.5', '--batch=3']
+    flags = ['--num-samples=2', '--seed=3', '--fps=12', '--crf=0', '--stage1.guidance_scale=2.5', '--batch-size=3']
     assert sample.main([f'--prompts={tmp_path}/prompts.txt', f'--output={run}', *flags]) == 0
     settings = dataclasses.replace(grey.preview_settings, guidance_scale=2.5)
     assert grey.calls[1] == ('preview', ['a dog'] * 2 + ['سلحفاة 🐢'] * 2, [3, 1003, 4, 1004], settings, 3)
@@ -152,9 +154,9 @@ def test_a_file_of_prompts(grey, tmp_path, capsys):
 
 def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
     run = tmp_path / 'run'
-    assert sample.main(['--prompt', 'a dog', '--variants=3', f'--output={run}']) == 0
+    assert sample.main(['--prompt', 'a dog', '--num-samples=3', f'--output={run}']) == 0
     chosen = [f'{run}/2', f'{run}/0']
-    assert sample.main(['--enhance', *chosen, '--stage2.num_steps=3', '--stage2.numerics=official']) == 0
+    assert sample.main(['enhance', *chosen, '--stage2.num_steps=3', '--stage2.numerics=official']) == 0
     settings = dataclasses.replace(grey.enhance_settings, num_steps=3, numerics='official')
     assert grey.calls[-1] == ('enhance', ['a dog'] * 2, [2000, 0], settings, batch.batch_size(SPEC, 9, (64, 128)))
     assert grey.origins[-1] == grey.origin  # of the previews
@@ -162,7 +164,7 @@ def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
     assert not (run / '1' / 'video.mp4').exists()
     # Elsewhere, with another seed and other weights.
     more = [f'--output={tmp_path}/x.mp4', '--seed=9', '--checkpoint', 'a', 'b', '--text=hash']
-    assert sample.main(['--enhance', f'{run}/1', *more]) == 0
+    assert sample.main(['enhance', f'{run}/1', *more]) == 0
     assert grey.calls[-1][2] == [9] and grey.origins[-1].checkpoints == ('a', 'b')
     assert grey.origins[-1].text.encoder == 'hash'
 
@@ -176,31 +178,31 @@ def test_which_weights(grey, tmp_path):
 def test_a_preview_is_repeated_as_a_preview(grey, tmp_path):
     assert sample.main(['--prompt=a dog', '--seed=50', f'--output={tmp_path}/run', '--fps=5']) == 0
     again = tmp_path / 'again.mp4'
-    assert sample.main([f'--repeat={tmp_path}/run/0/preview.mp4', f'--output={again}']) == 0
+    assert sample.main(['reproduce', f'{tmp_path}/run/0/preview.mp4', f'--output={again}']) == 0
     assert again.read_bytes() == (tmp_path / 'run' / '0' / 'preview.mp4').read_bytes()
     assert grey.origins[-1] == grey.origin
 
 
 def test_other_weights_do_not_repeat(grey, tmp_path, capsys):
-    assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', '--yes']) == 0
+    assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', '--enhance-all']) == 0
     grey.weights = dataclasses.replace(WEIGHTS, network='d' * 16)
     capsys.readouterr()
     flags = [f'--output={tmp_path}/again.mp4', '--checkpoint=other']
-    assert sample.main([f'--repeat={tmp_path}/run/0/video.mp4', *flags]) == 1
+    assert sample.main(['reproduce', f'{tmp_path}/run/0/video.mp4', *flags]) == 1
     said(capsys, 1, 'the first stage is not the one that made it', 'aaaa', 'dddd')
     assert not (tmp_path / 'again.mp4').exists()
 
 
 def test_what_was_there_is_kept_or_replaced_whole(grey, tmp_path, capsys):
     run = tmp_path / 'run'
-    assert sample.main(['--prompt=a dog', '--variants=3', f'--output={run}', '--yes']) == 0
+    assert sample.main(['--prompt=a dog', '--num-samples=3', f'--output={run}', '--enhance-all']) == 0
     capsys.readouterr()
     assert sample.main(['--prompt=a cat', f'--output={run}']) == 2
     said(capsys, 2, f'--output={run}', 'is not empty', '--overwrite')
-    assert sample.main(['--enhance', f'{run}/0']) == 2
-    said(capsys, 2, f'{run}/0/video.mp4', 'is there already', '--overwrite')
+    assert sample.main(['enhance', f'{run}/0']) == 2
+    said(capsys, 2, f'{run}/0/video.mp4', 'already exists', '--overwrite')
     assert preview_store.load(run / '0').prompt == 'a dog'
-    assert sample.main(['--enhance', f'{run}/0', '--overwrite', '--seed=77']) == 0
+    assert sample.main(['enhance', f'{run}/0', '--overwrite', '--seed=77']) == 0
     assert sample.main(['--prompt=a cat', f'--output={run}', '--overwrite']) == 0
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
     assert preview_store.load(run / '0').prompt == 'a cat'
@@ -208,9 +210,9 @@ def test_what_was_there_is_kept_or_replaced_whole(grey, tmp_path, capsys):
 
 def test_an_interruption_leaves_what_is_complete(grey, tmp_path, capsys):
     run = tmp_path / 'run'
-    assert sample.main(['--prompt=interrupt', '--variants=2', f'--output={run}']) == 130
+    assert sample.main(['--prompt=interrupt', '--num-samples=2', f'--output={run}']) == 130
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4']
-    assert 'interrupted; nothing was written but what is complete' in capsys.readouterr().err
+    assert 'interrupted; only complete files were written' in capsys.readouterr().err
 
 
 def test_how_many_go_at_once():
@@ -229,38 +231,63 @@ def test_how_many_go_at_once():
         (['--prompt=\ud83d'], ('not Unicode',)),
         (['--prompts=none.txt'], ('--prompts=none.txt', 'No such file')),
         (['--prompt=x', '--prompts=y'], ('not allowed with',)),
-        ([], ('--prompt', '--input', 'required')),
+        (['--output=x'], ('--prompt', '--prompts', 'required')),
         (['--prompt=x', '--seed=many'], ('--seed', "'many'")),
         (['--prompt=x', '--seed=-1'], ('--seed=-1', '4294967295')),
-        (['--prompt=x', '--seed=4294967295', '--variants=2'], ('--seed=4294967295', 'seeds end at')),
-        (['--prompt=x', '--variants=0'], ('--variants=0', 'at least 1')),
-        (['--prompt=x', '--batch=0'], ('--batch=0', 'at least 1')),
+        (['--prompt=x', '--seed=4294967295', '--num-samples=2'], ('--seed=4294967295', 'seeds end at')),
+        (['--prompt=x', '--num-samples=0'], ('--num-samples=0', 'at least 1')),
+        (['--prompt=x', '--batch-size=0'], ('--batch-size=0', 'at least 1')),
         (['--prompt=x', '--fps=0'], ('--fps=0', 'positive')),
         (['--prompt=x', '--crf=60'], ('--crf=60', '51')),
-        (['--prompt=x', '--scale=4'], ('--scale', 'means nothing with --prompt', '--variants')),
+        (['--prompt=x', '--num-sample=4'], ('--num-sample:', 'did you mean --num-samples')),
+        (['--prompt=x', '--scale=4'], ('--scale: unknown flag',)),
         (['--prompt=x', '--official=a', '--checkpoint=b'], ('--official', '--checkpoint', 'one of them')),
         (['--prompt=x', '--stage1.num_step=4'], ('--stage1.num_step', "did you mean 'num_steps'")),
         (['--prompt=x', '--stage1.num_steps'], ('--stage1.num_steps', 'needs a value')),
         (['--prompt=x', '--stage2.numerics=offical'], ('--stage2.numerics', "did you mean 'official'")),
         (['--prompt=x', '--stage1.size=(10,16)'], ('stage1.size: height=10', 'multiple of 16')),
         (['--prompt=x', '--stage3.size=3'], ('--stage3.size', 'unknown flag')),
-        (['--enhance=x', '--yes'], ('--yes', 'means nothing with --enhance')),
-        (['--enhance=x', '--stage1.num_steps=2'], ('--stage1.num_steps', 'the previews are made')),
-        (['--enhance=none/3'], ('--enhance=none/3', 'holds no stored preview')),
-        (['--repeat=none.mp4'], ('--repeat=none.mp4', 'no such file')),
-        (['--input=x', '--prompt=y'], ('not allowed with',)),
-        (['--input=x.mp4', '--stage2.num_steps=1'], ('--stage2.num_steps', 'means nothing with --input')),
+        (['enhance', 'x', '--enhance-all'], ('--enhance-all: unknown flag', '--batch-size')),
+        (['enhance'], ('FOLDER', 'required')),
+        (['enhanced', 'x'], ('enhanced: unknown command', "did you mean 'enhance'", 'reproduce')),
+        (['enhance', 'x', '--stage1.num_steps=2'], ('--stage1.num_steps: unknown flag',)),
+        (['enhance', 'none/3'], ('none/3: holds no stored preview',)),
+        (['reproduce', 'none.mp4'], ('none.mp4: no such file',)),
+        (['clip', '--checkpoint=y', '--input=x', '--prompt=y'], ('--prompt: unknown flag',)),
+        (['clip', '--checkpoint=y', '--input=x.mp4', '--stage2.num_steps=1'], ('--stage2.num_steps: unknown flag',)),
+        (['clip', '--input=x.mp4'], ('--checkpoint', 'required')),
+        (['reproduce', 'x.mp4', '--seed=1'], ('--seed: unknown flag',)),
     ],
 )
 def test_a_bad_flag_is_refused(flags, words, grey, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mode = flags[0].partition('=')[0] if flags else ''
-    output = {'--repeat': ['--output=x.mp4'], '--input': ['--output=x.mp4'], '--enhance': []}.get(
-        mode, ['--output=run']
+    output = {'reproduce': ['--output=x.mp4'], 'clip': ['--output=x.mp4'], 'enhance': []}.get(
+        flags[0], ['--output=run']
     )
     assert sample.main([*flags, *output]) == 2
     said(capsys, 2, *words)
     assert list(tmp_path.iterdir()) == [] and not [c for c in grey.calls if c[0] != 'check']
+
+
+def test_a_command_is_needed(capsys):
+    assert sample.main([]) == 2
+    said(capsys, 2, 'COMMAND is missing', 'preview, enhance, clip, reproduce')
+
+
+def test_help_shows_what_a_command_takes(capsys):
+    shown = {}
+    for name in ('preview', 'enhance', 'clip', 'reproduce'):
+        with pytest.raises(SystemExit, match='0'):
+            sample.main([name, '--help'])
+        shown[name] = set(re.findall(r'--[a-z][a-z0-9-]+', capsys.readouterr().out)) - {'--help'}
+    assert {'--prompt', '--num-samples', '--enhance-all', '--stage1', '--stage2'} <= shown['preview']
+    assert '--stage2' in shown['enhance'] and not {'--stage1', '--prompt', '--num-samples'} & shown['enhance']
+    assert '--tile-size' in shown['clip'] and not {'--official', '--text', '--stage2', '--fps'} & shown['clip']
+    assert shown['reproduce'] == {'--output', '--overwrite', '--official', '--checkpoint', '--text', '--dtype'}
+    with pytest.raises(SystemExit, match='0'):
+        sample.main(['--help'])
+    out = capsys.readouterr().out
+    assert all(f'    {name} ' in out for name in shown)
 
 
 def test_an_output_that_cannot_be_written(grey, tmp_path, capsys):
@@ -268,15 +295,15 @@ def test_an_output_that_cannot_be_written(grey, tmp_path, capsys):
     prompt = '--prompt=a dog'
     for output, words in (
         (tmp_path / 'file', 'is a file; name a folder'),
-        (tmp_path / 'file' / 'run', 'there is no folder'),
-        (tmp_path / 'none' / 'run', 'there is no folder'),
+        (tmp_path / 'file' / 'run', 'does not exist'),
+        (tmp_path / 'none' / 'run', 'does not exist'),
         (Path('/proc/run'), 'cannot be written'),
     ):
         assert sample.main([prompt, f'--output={output}']) == 2
         said(capsys, 2, f'--output={output}', words)
     assert sample.main([prompt]) == 2
-    said(capsys, 2, '--output: is missing')
-    assert sample.main(['--repeat=x.mp4', '--output=/proc/x.mp4']) == 2
+    said(capsys, 2, 'required: --output')
+    assert sample.main(['reproduce', 'x.mp4', '--output=/proc/x.mp4']) == 2
     said(capsys, 2, '--output=/proc/x.mp4: cannot be written')
     assert (tmp_path / 'file').read_text() == 'precious' and not grey.calls
 
@@ -287,8 +314,8 @@ def test_an_edited_preview_is_refused(grey, tmp_path, capsys):
     path = run / '0' / 'latents.safetensors'
     path.write_bytes(path.read_bytes().replace(b'a dog', b'a cat'))
     capsys.readouterr()
-    assert sample.main(['--enhance', f'{run}/0']) == 2
-    said(capsys, 2, f'--enhance={run}/0: was changed since it was stored', 'make the preview again')
+    assert sample.main(['enhance', f'{run}/0']) == 2
+    said(capsys, 2, f'{run}/0: was changed since it was stored', 'make the preview again')
     assert len(grey.origins) == 1
 
 
@@ -297,17 +324,17 @@ def test_previews_of_different_weights_are_not_enhanced_at_once(grey, tmp_path, 
         grey.origin = Origin(checkpoints=(name,), steps=(1, 1))
         assert sample.main(['--prompt=a dog', f'--output={tmp_path}/{name}']) == 0
     capsys.readouterr()
-    both = ['--enhance', f'{tmp_path}/a/0', f'{tmp_path}/b/0']
+    both = ['enhance', f'{tmp_path}/a/0', f'{tmp_path}/b/0']
     assert sample.main(both) == 2
-    said(capsys, 2, 'were made with different weights')
+    said(capsys, 2, 'were made with different weights', 'enhance them separately')
     assert sample.main([*both, f'--output={tmp_path}/x.mp4']) == 2
     said(capsys, 2, '--output=', '2 previews are enhanced; leave it out')
 
 
 def test_an_mp4_of_something_else_is_not_repeated(grey, tmp_path, capsys):
     video_io.encode(tmp_path / 'film.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
-    assert sample.main([f'--repeat={tmp_path}/film.mp4', f'--output={tmp_path}/x.mp4']) == 2
-    said(capsys, 2, f'--repeat={tmp_path}/film.mp4: holds no record of how it was made')
+    assert sample.main(['reproduce', f'{tmp_path}/film.mp4', f'--output={tmp_path}/x.mp4']) == 2
+    said(capsys, 2, f'{tmp_path}/film.mp4: holds no record of how it was made')
 
 
 def test_weights_that_are_not_there(tmp_path, capsys):

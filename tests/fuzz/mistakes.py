@@ -100,8 +100,9 @@ def _drawn(name: str, flags: Flags, values: dict, world: Path, rng: np.random.Ge
 
 
 def _line(flags: dict[str, str | None]) -> tuple[str, ...]:
-    """A flag that starts with a blank is a bare word; one whose value is a blank is left out."""
+    """A flag that starts with a blank is a bare word, which comes first; one whose value is a blank is left out."""
     said = {name: value for name, value in flags.items() if value != ' '}
+    said = dict(sorted(said.items(), key=lambda item: not item[0].startswith(' ')))
     return tuple(name.strip() if value is None else f'{name}={value}' for name, value in said.items())
 
 
@@ -257,7 +258,7 @@ def _commands(world: Path) -> dict[str, Flags]:
         ),
         'sample': Flags(
             {'--prompt': 'a bee', '--output': out}, there=('--official', '--checkpoint'),
-            integers=('--seed', '--variants', '--batch'), chosen=('--dtype',), own=own['sample'],
+            integers=('--seed', '--num-samples', '--batch-size'), chosen=('--dtype',), own=own['sample'],
         ),
         'convert': Flags(
             {'--input': str(pt), '--output': out}, there=('--input',), integers=('--step',),

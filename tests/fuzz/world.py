@@ -206,8 +206,16 @@ def _degrade(world: Path) -> list:
 
 def _sample(world: Path) -> list:
     out = str(world / 'out.mp4')
-    clip = {'--prompt': ' ', '--input': str(world / 'film.mp4'), '--checkpoint': str(world / 'run'), '--output': out}
-    found = _one('--seed', -1, 2**32, 'x') + _one('--variants', 0, -4) + _one('--batch', 0) + _one('--prompt', '', '  ')
+    clip = {
+        ' clip': None, '--prompt': ' ', '--input': str(world / 'film.mp4'), '--checkpoint': str(world / 'run'),
+        '--output': out,
+    }  # fmt: skip
+    found = (
+        _one('--seed', -1, 2**32, 'x')
+        + _one('--num-samples', 0, -4)
+        + _one('--batch-size', 0)
+        + _one('--prompt', '', '  ')
+    )
     found += _one('--fps', 0, -1, 'nan', 'inf') + _one('--crf', -1, 60, 'nan') + _one('--dtype', 'float16')
     found += [({'--official': str(world / name)}, (name,)) for name in ('empty', 'film.mp4')] + _one(
         '--output', world / 'nowhere/x/y', world / 'run'
@@ -219,10 +227,14 @@ def _sample(world: Path) -> list:
         ({'--prompt': ' ', '--prompts': str(world / name)}, (name,)) for name in ('prompts.txt', 'bytes.txt', 'x')
     ]
     found += [
-        ({'--prompt': ' ', '--enhance': str(world / name)}, (name,)) for name in ('empty', 'run', 'film.mp4', 'x')
+        ({' enhance': None, f' {world / name}': None, '--prompt': ' ', '--output': ' '}, (name,))
+        for name in ('empty', 'run', 'film.mp4', 'x')
     ]
-    repeat = {'--prompt': ' ', '--output': out}
-    found += [(repeat | {'--repeat': str(world / name)}, (name,)) for name in ('film.mp4', 'text.mp4', 'x', 'empty')]
+    found += [
+        ({' reproduce': None, f' {world / name}': None, '--prompt': ' ', '--output': out}, (name,))
+        for name in ('film.mp4', 'text.mp4', 'x', 'empty')
+    ]
+    found += [({' previews': None}, ('previews',)), ({' enhance': None, '--output': ' ', '--prompt': ' '}, ('FOLDER',))]
     found += [({'--prompts': 'x'}, ('--prompts',)), ({'--prompt': ' '}, ('--prompt',))]
     found += [({f'--{field}': value}, (field.rpartition('.')[2],)) for field, value in (
         ('stage1.num_steps', '0'), ('stage1.num_stepss', '3'), ('stage1.frames', '8'), ('stage1.size', '(30, 40)'),
@@ -233,7 +245,7 @@ def _sample(world: Path) -> list:
     )]  # fmt: skip
     found += [(clip | {f'--{flag}': value}, (flag,)) for flag, value in (
         ('scale', '0'), ('scale', 'nan'), ('scale', '0.01'), ('size', '10x'), ('size', '15x16'), ('size', '0x0'),
-        ('overlap', '-1'), ('overlap', '9'), ('step', '8'), ('num-steps', '0'), ('variants', '2'), ('text', 'hash'),
+        ('overlap', '-1'), ('overlap', '9'), ('step', '8'), ('num-steps', '0'), ('num-samples', '2'), ('text', 'hash'),
         ('stage2.num_steps', '3'), ('crf', '99'), ('scale', 'inf'),
     )]  # fmt: skip
     found += [(clip | {'--checkpoint': str(world / name)}, (name,)) for name in ('first', *_NO_RUNS)]
