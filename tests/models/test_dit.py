@@ -63,6 +63,10 @@ def count(config):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
 
 
+def test_numpy_arrays_are_inputs_as_good(model, inputs):
+    np.testing.assert_array_equal(model(*map(np.asarray, inputs)), model(*inputs))
+
+
 def test_official_sizes_count_their_parameters():
     assert count(STAGE1) == 5_570_283_072
     assert count(STAGE2) == 1_696_276_288

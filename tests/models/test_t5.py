@@ -25,6 +25,12 @@ def run():
     return lambda ids, mask=None: np.asarray(compiled(params, ids, mask))
 
 
+def test_numpy_arrays_are_inputs_as_good():
+    model, ids = random_t5(), np.array([[5, 3, 1, 0]], np.int32)
+    mask = ids != 0
+    np.testing.assert_array_equal(model(ids, mask), model(jnp.asarray(ids), jnp.asarray(mask)))
+
+
 def test_xxl_counts_its_parameters():
     abstract = nnx.eval_shape(lambda: T5(T5Config(), rngs=nnx.Rngs(0)))
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(abstract))) == 4_762_310_656
