@@ -4,6 +4,9 @@ A solver knows the velocity function and nothing else: not the network, not the 
 grid of n intervals (`time_grids.Times` of arrays of n + 1); `velocity_fn` gets one `Times` of scalars. Each solver is
 one `jax.lax.scan` and returns the last state only, in the dtype of the first.
 
+Not the schedulers of diffusers: they step from Python and keep their state in an object; a solver here is one scan, and
+rounds where the official code does.
+
 `SAMPLERS` is the only list of samplers: configurations, plans and messages read it. A new solver is its step, its
 function and its entry there.
 """

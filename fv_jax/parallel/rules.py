@@ -1,6 +1,9 @@
 """THE TABLE: on which mesh axes each logical axis lives, for each stage, and why.
 
 A dimension with two mesh axes is split over both, over the first one first; without any it is whole on every chip.
+
+Not Flax's lists of logical-axis rules: they have no room for a layout per stage and for the reason of each row, and a
+dimension that does not divide is an error here that names the field to change.
 """
 
 import dataclasses

@@ -6,6 +6,8 @@ compile     the first step of each batch shape
 step        training steps, with the host's work that overlaps with the device's
 checkpoint  saving and restoring
 evaluation  evaluations, their compilation included
+
+Not ml-goodput-measurement: it keeps its records in Google Cloud; these are seconds of this process, saved with the run.
 """
 
 import contextlib

@@ -2,6 +2,8 @@
 
 `metrics.jsonl` holds one object a row, each with `step`; rows of training have `loss`, rows of evaluation
 `eval/...`. A resumed run first drops the rows that it is about to write again.
+
+Not tensorboardX's SummaryWriter: it writes in a thread, which prints a traceback when the disk is full.
 """
 
 import contextlib
@@ -138,9 +140,7 @@ class NoMetrics:
 
 
 class _Board:
-    """One TensorBoard event file, written where it is called: the library's own writer has a thread, which meets a full
-    disk with a trace on the terminal.
-    """
+    """One TensorBoard event file."""
 
     def __init__(self, folder: Path, start_step: int):
         folder.mkdir(exist_ok=True)
