@@ -2,8 +2,8 @@
 
 A config program is a Python file with `get_config(variant: str) -> ConfigDict`, named as `path.py:variant`.
 
-Not absl.flags with ml_collections.config_flags: those flags are global to the process, and are no parser whose errors are
-one line that names the nearest flag or field.
+Not absl.flags with ml_collections.config_flags: those flags are global to the process, and their errors are not one
+line that names the nearest flag or field.
 """
 
 import argparse

@@ -3,9 +3,9 @@
 Such a file is eight bytes (the length of the header, little-endian), the header (JSON: for each tensor its type, its
 shape and where its bytes are) and the bytes.
 
-Not `safetensors.safe_open` and `save_file`: they copy whole tensors and write from memory, where here a tensor is a view
-of the file until it is asked for, gives its pages back, and is written when it has been made. The fingerprint of a T5,
-which samples every tensor, takes 2 ms for each GB in place of 3 s.
+Not `safetensors.safe_open` and `save_file`: they copy whole tensors and write from memory. Here a tensor is a view of
+the file, gives its pages back, and is written when it has been made. The fingerprint of a T5, which samples every
+tensor, takes 2 ms for each GB in place of 3 s.
 """
 
 import json
