@@ -260,7 +260,7 @@ def _small(config: ConfigDict) -> None:
     )
     # Minutes are too short to find out where things are: after 225 steps of four crops (128 wide, Muon) the held-out
     # loss was 0.129 with it and 0.134 without; the linear predictor's 0.108.
-    config.stage.dit.locality = 2.0
+    config.stage.dit.local_attention_init = 2.0
     config.stage.superres.update(
         noise_augmentation_timestep=50, shift=1.0, scale_factor=1.0, text_length=4, guidance_scale=1.0, num_steps=4
     )

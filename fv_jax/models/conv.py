@@ -1,9 +1,9 @@
 """Convolutions of the causal video VAE (model guide 4).
 
 Dimensions: B batch, F frames, H height, W width, C channels; kernels are (time, height, width, in, out)
-or (height, width, in, out). A causal convolution sees the present and the past only: the past of a
-clip's first frame is that frame repeated; the past of a later chunk is its *cache*, the last two frames
-that the convolution saw before, a value that goes in and comes out.
+or (height, width, in, out). A causal convolution reads the current and earlier frames only. Before a
+clip's first frame it reads copies of that frame; before a later chunk it reads the *cache*, the last two
+frames of its input so far, which is passed in and returned.
 """
 
 import dataclasses
@@ -19,130 +19,136 @@ from fv_jax.core import axes
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape) -> a kernel
 
-HISTORY = 2  # frames of the past that a kernel of three needs
-NARROW = 32  # channels, below which a convolution on CPU takes three frames as one of three times the channels
+HISTORY = 2  # earlier frames that a kernel of three taps in time reads
+NARROW = 32  # channels, below which a convolution on CPU concatenates three frames along the channels
 
 
 def fan_in(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A kernel (..., in, out) of variance 1 / fan_in, uniform."""
+    """Draws a kernel (..., in, out) from a uniform distribution of mean 0 and variance 1 / fan_in."""
     # Uniform and drawn flat: XLA for CPU compiles a truncated normal, or counters of five dimensions, for minutes.
     limit = math.sqrt(3 / math.prod(shape[:-1]))
     return jax.random.uniform(key, (math.prod(shape),), jnp.float32, -limit, limit).reshape(shape)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A kernel of zeros."""
+    """Returns a float32 kernel of zeros; `key` is ignored."""
     del key
     return jnp.zeros(shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class Frames:
-    """A clip whose frames are made when they are read.
+class LazyFrames:
+    """A clip whose frames are computed when they are read.
 
-    A convolution on TPU and GPU takes one frame after another: what lies between it and what is in memory, norms and
-    activations in float32 at full size, then never is there as a whole clip. 9 frames of 1072x1920 decoded on eight
-    chips take 3.4 GiB of each so and 10.3 at once, in less than half of the cycles (as the compiler counts them).
+    A convolution on TPU and GPU scans over the frames, so that norms and activations in float32 at full size exist for
+    one frame at a time and never for the clip. Decoding 9 frames of 1072x1920 on eight chips takes 3.4 GiB of each chip
+    this way and 10.3 GiB all at once, in less than half of the cycles (as the compiler counts them).
 
-    parts: (B, F, ...) each, with 1 for B or F where all share it. make: these, or a frame of each, to the clip's
-    frames (B, F, H, W, C), or to its frame (B, H, W, C).
+    Attributes:
+      make: computes the clip (B, F, H, W, C) from the parts, or one frame (B, H, W, C) from one frame of each part.
+      parts: arrays (B, F, ...); B or F is 1 in a part that all examples or all frames share.
     """
 
     make: Callable[..., jax.Array]
     parts: tuple[jax.Array, ...]
 
     @classmethod
-    def of(cls, x_BFHWC: jax.Array) -> 'Frames':
+    def from_array(cls, x_BFHWC: jax.Array) -> 'LazyFrames':
+        """Wraps frames that are in memory."""
         return cls(lambda x: x, (x_BFHWC,))
 
-    def map(self, function: Callable[[jax.Array], jax.Array]) -> 'Frames':
-        """function: frames (..., H, W, C) to others."""
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> 'LazyFrames':
+        """Applies a function of frames (..., H, W, C), which must treat every frame alike, lazily."""
         make = self.make
-        return Frames(lambda *parts: function(make(*parts)), self.parts)
+        return LazyFrames(lambda *parts: function(make(*parts)), self.parts)
 
     @property
     def length(self) -> int:
+        """The number of frames F."""
         return max(part.shape[1] for part in self.parts)
 
     @property
-    def first(self) -> jax.Array:
-        """(B, H, W, C)."""
+    def first_frame(self) -> jax.Array:
+        """The clip's first frame, (B, H, W, C)."""
         return self.make(*(part[:, 0] for part in self.parts))
 
-    def whole(self) -> jax.Array:
-        """(B, F, H, W, C)."""
+    def materialize(self) -> jax.Array:
+        """Computes all frames, (B, F, H, W, C)."""
         return self.make(*self.parts)
 
 
 def _conv2d(x_NHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Zeros around; halving, right and below only."""
+    """Convolves images with zero padding: on all sides with stride 1, right and bottom only with stride 2."""
     side = (1, 1) if stride == 1 else (0, 1)
     numbers = ('NHWC', 'HWIO', 'NHWC')
     return lax.conv_general_dilated(x_NHWC, kernel, (stride, stride), (side, side), dimension_numbers=numbers)
 
 
-def _side_by_side(frames: Sequence[jax.Array], kernel: jax.Array, stride: int) -> jax.Array:
+def _conv_concat_taps(frames: Sequence[jax.Array], kernel: jax.Array, stride: int) -> jax.Array:
     return _conv2d(jnp.concatenate(frames, axis=-1), jnp.concatenate(list(kernel), axis=-2), stride)
 
 
-def _each_by_itself(frames: Sequence[jax.Array], kernel: jax.Array, stride: int) -> jax.Array:
+def _conv_per_tap(frames: Sequence[jax.Array], kernel: jax.Array, stride: int) -> jax.Array:
     return sum(_conv2d(frame, kernel[i], stride) for i, frame in enumerate(frames))
 
 
-def _at_once(
-    x: Frames, past: jax.Array | None, kernel: jax.Array, bias: jax.Array, stride: int
+def _conv_batched(
+    x: LazyFrames, past: jax.Array | None, kernel: jax.Array, bias: jax.Array, stride: int
 ) -> tuple[jax.Array, jax.Array]:
-    x_BFHWC = x.whole()
+    x_BFHWC = x.materialize()
     batch, length = x_BFHWC.shape[:2]
     past = jnp.repeat(x_BFHWC[:, :1], len(kernel) - 1, axis=1) if past is None else past
     seen = jnp.concatenate([past, x_BFHWC], axis=1)
     frames = [seen[:, i : i + length].reshape(-1, *seen.shape[2:]) for i in range(len(kernel))]
-    # Few channels leave the vector units half empty: three frames side by side take half the time, and memory to spare.
-    convolved = _side_by_side if seen.shape[-1] < NARROW else _each_by_itself
+    # Few channels leave the vector units half empty: concatenating three frames takes half the time, but more memory.
+    convolved = _conv_concat_taps if seen.shape[-1] < NARROW else _conv_per_tap
     y_NHWC = convolved(frames, kernel, stride) + bias
     return y_NHWC.reshape(batch, length, *y_NHWC.shape[1:]), seen[:, length:]
 
 
-def _one_by_one(
-    x: Frames, past: jax.Array | None, kernel: jax.Array, bias: jax.Array, stride: int
+def _conv_scan_frames(
+    x: LazyFrames, past: jax.Array | None, kernel: jax.Array, bias: jax.Array, stride: int
 ) -> tuple[jax.Array, jax.Array]:
     def step(past: tuple[jax.Array, ...], parts: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
         seen = (*past, x.make(*parts))
-        return seen[1:], _side_by_side(seen, kernel, stride) + bias
+        return seen[1:], _conv_concat_taps(seen, kernel, stride) + bias
 
-    past = jnp.repeat(x.first[:, None], len(kernel) - 1, axis=1) if past is None else past
+    past = jnp.repeat(x.first_frame[:, None], len(kernel) - 1, axis=1) if past is None else past
     parts = [jnp.broadcast_to(part, (part.shape[0], x.length, *part.shape[2:])) for part in x.parts]
-    # A gradient makes the frames again: kept, they took more memory than whole clips do, and so they take half of it.
+    # The backward pass recomputes the frames: saved, they take more memory than whole clips do; recomputed, half of it.
     step = jax.checkpoint(step, prevent_cse=False)
     last, y_FBHWC = lax.scan(step, tuple(jnp.moveaxis(past, 1, 0)), tuple(jnp.moveaxis(part, 1, 0) for part in parts))
-    # Of a kernel of one frame, none.
+    # The slice is empty, but gives the result its shape where the kernel has one tap and `last` has no frames.
     last = jnp.concatenate([past[:, :0], *(frame[:, None] for frame in last)], axis=1)
     return jnp.moveaxis(y_FBHWC, 0, 1), last
 
 
 def convolve(
-    x: Frames, past_BFHWC: jax.Array | None, kernel: jax.Array, bias: jax.Array, stride: int = 1
+    x: LazyFrames, past_BFHWC: jax.Array | None, kernel: jax.Array, bias: jax.Array, stride: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """3x3 in space, padded with zeros, and over as many frames, the present one and those before it, as the kernel has.
+    """Convolves causally in time, with zero padding in space, as a sum of one 2-D convolution for each tap in time.
 
-    XLA for CPU runs a 3-D convolution 3 to 6 times slower than the three 2-D ones it is the sum of, and the gradients
-    of convolutions in a loop 8 times slower than without one: there, all frames are taken at once.
+    XLA for CPU runs a 3-D convolution 3 to 6 times slower than the three 2-D ones that it is the sum of, and the
+    gradients of convolutions in a loop 8 times slower than without a loop. So a CPU takes all frames in one batch, and
+    every other platform scans over them (`LazyFrames`).
 
     Args:
-      x: F frames.
-      past_BFHWC: the T - 1 frames before the first; None for the first, repeated.
-      kernel: (T, 3, 3, C, C'); bias (C').
+      x: F frames (B, F, H, W, C).
+      past_BFHWC: the T - 1 frames before the first; None repeats the first.
+      kernel: (T, 3, 3, C, C'); the last tap reads the current frame.
+      bias: (C',).
+      stride: in space, 1 or 2.
 
     Returns:
-      (B, F, H', W', C'), and the past of the frame that follows.
+      (B, F, H', W', C') with H' = H / stride, and the T - 1 frames that a next chunk needs as its past.
     """
     return lax.platform_dependent(
         x.parts,
         past_BFHWC,
         kernel,
         bias.reshape(1, 1, 1, -1),
-        cpu=lambda parts, *others: _at_once(Frames(x.make, parts), *others, stride),
-        default=lambda parts, *others: _one_by_one(Frames(x.make, parts), *others, stride),
+        cpu=lambda parts, *others: _conv_batched(LazyFrames(x.make, parts), *others, stride),
+        default=lambda parts, *others: _conv_scan_frames(LazyFrames(x.make, parts), *others, stride),
     )
 
 
@@ -151,7 +157,7 @@ def _per_channel(vector: nnx.Param, dtype: str = 'float32') -> jax.Array:
 
 
 class CausalConv3d(nnx.Module):
-    """3x3x3 convolution, causal in time, zero-padded in space."""
+    """A 3x3x3 convolution, causal in time and zero-padded in space."""
 
     def __init__(self, in_channels: int, out_channels: int, *, dtype: str, rngs: nnx.Rngs, kernel_init: Init = fan_in):
         shape = (3, 3, 3, in_channels, out_channels)
@@ -159,19 +165,28 @@ class CausalConv3d(nnx.Module):
         self.bias = axes.param(jnp.zeros(out_channels), (axes.CONV_OUT,))
         self.dtype = dtype
 
-    def __call__(self, x: Frames, cache_BFHWC: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns the result and the cache for the chunk that follows. A cache of None starts a clip."""
+    def __call__(self, x: LazyFrames, cache_BFHWC: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Convolves one chunk.
+
+        Args:
+          x: frames (B, F, H, W, in).
+          cache_BFHWC: what the previous chunk returned, (B, 2, H, W, in); None at the start of a clip.
+
+        Returns:
+          (B, F, H, W, out), and the cache for the next chunk.
+        """
         x, kernel = x.map(lambda frames: frames.astype(self.dtype)), self.kernel[...]
         bias = self.bias[...].astype(self.dtype)
         if cache_BFHWC is None and x.length == 1:
-            # Every tap in time sees the one picture: a third of the work.
+            # A single frame's past is the frame itself, so that all taps in time read it: their sum does a third of the
+            # work.
             y, _ = convolve(x, None, kernel.sum(0, keepdims=True).astype(self.dtype), bias)
-            return y, jnp.repeat(x.whole(), HISTORY, axis=1)
+            return y, jnp.repeat(x.materialize(), HISTORY, axis=1)
         return convolve(x, cache_BFHWC, kernel.astype(self.dtype), bias)
 
 
 class PointwiseConv(nnx.Module):
-    """1x1x1 convolution: a linear map of the channels."""
+    """A 1x1x1 convolution, which is a linear map of the channels."""
 
     def __init__(
         self,
@@ -193,7 +208,7 @@ class PointwiseConv(nnx.Module):
 
 
 class FrameConv(nnx.Module):
-    """3x3 convolution of each frame; `stride` 2 halves the size and pads right and bottom only."""
+    """A 3x3 convolution of each frame; `stride` 2 halves height and width and pads right and bottom only."""
 
     def __init__(self, channels: int, *, stride: int = 1, dtype: str, rngs: nnx.Rngs):
         shape = (3, 3, channels, channels)
@@ -202,15 +217,15 @@ class FrameConv(nnx.Module):
         self.stride = stride
         self.dtype = dtype
 
-    def __call__(self, x: Frames) -> jax.Array:
-        """(B, F, H', W', C)."""
+    def __call__(self, x: LazyFrames) -> jax.Array:
+        """Convolves frames (B, F, H, W, C) to (B, F, H / stride, W / stride, C)."""
         kernel, bias = (value[...].astype(self.dtype) for value in (self.kernel, self.bias))
         y, _ = convolve(x.map(lambda frames: frames.astype(self.dtype)), None, kernel[None], bias, self.stride)
         return y
 
 
 class GroupNorm(nnx.Module):
-    """Normalises over a group's channels and all frames, rows and columns of the chunk; eps 1e-6, float32."""
+    """Normalizes over a group's channels and all frames, rows and columns of the chunk, in float32 with eps 1e-6."""
 
     eps = 1e-6
 
@@ -219,8 +234,8 @@ class GroupNorm(nnx.Module):
         self.bias = axes.param(jnp.full(channels, bias, jnp.float32), (axes.NORM,))
         self.groups = groups
 
-    def __call__(self, x_BFHWC: jax.Array) -> Frames:
-        # Channels stay the last dimension throughout; only (B, C) statistics are ever regrouped.
+    def __call__(self, x_BFHWC: jax.Array) -> LazyFrames:
+        # Channels stay the last dimension throughout: only the (B, C) statistics are reshaped into groups.
         wide = x_BFHWC.astype(jnp.float32)
         mean = self._over_groups(wide.mean((1, 2, 3), keepdims=True))
         var = self._over_groups(jnp.square(wide - mean).mean((1, 2, 3), keepdims=True))
@@ -229,7 +244,7 @@ class GroupNorm(nnx.Module):
         def make(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
             return (x.astype(jnp.float32) - mean) * scale + bias
 
-        return Frames(make, (x_BFHWC, mean, scale, _per_channel(self.bias)))
+        return LazyFrames(make, (x_BFHWC, mean, scale, _per_channel(self.bias)))
 
     def _over_groups(self, stat_B111C: jax.Array) -> jax.Array:
         grouped = stat_B111C.reshape(*stat_B111C.shape[:-1], self.groups, -1).mean(-1, keepdims=True)

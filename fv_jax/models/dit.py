@@ -9,14 +9,14 @@ DiT is arXiv:2212.09748; a modulation for text and one for video are CogVideoX's
     out  = unpatchify(W (modulate(norm(final_norm(h video)))))                                      model guide 1.6
 
 Text and video tokens share every weight of a block and have modulations of their own. The network maps
-`(x, timestep, text)` to a tensor shaped like `x`; it does not know whether that is a velocity or v.
+`(x, timestep, text)` to a tensor shaped like `x`; its stage determines whether that is a velocity or v.
 
 Blocks are stacked along a leading axis `layers` and run by `jax.lax.scan`. `embed_cond`, `embed_tokens`,
-`run_blocks` and `head` are `__call__` taken apart.
+`run_blocks` and `head` are the parts of `__call__`.
 
 Dimensions: B batch, F latent frames, H W latent height and width, C latent channels, L text tokens, S video tokens,
-M = L + S joint tokens (text first; padding last, where `rules` ask for it), D width, E conditioning width, T text
-width, N heads, K head size.
+M = L + S joint tokens (text first; padding last, where `rules` pads the sequence), D width, E conditioning width, T
+text width, N heads, K head size.
 """
 
 import dataclasses
@@ -42,16 +42,16 @@ from fv_jax.models.layers import (
     Modulation,
     gelu_tanh,
     modulate,
-    stacked,
+    stack_layers,
     zeros,
 )
 from fv_jax.models.lora import LoRAConfig, Target
 from fv_jax.models.patch import patch_grid, patchify, unpatchify
-from fv_jax.models.remat import ATTENTION_OUTPUT, BLOCK_INPUT, Remat, rematerialised
-from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
-from fv_jax.models.sequence import Layout, Tokens
+from fv_jax.models.remat import ATTENTION_OUTPUT, BLOCK_INPUT, Remat, apply_remat
+from fv_jax.models.rope import Rope, apply_rope, rope_axis_dims, rope_table
+from fv_jax.models.sequence import SequenceLayout, TokenInfo
 
-# Official constants (model guide 1.3, 1.4, 1.6). They differ, and each is visible in the output.
+# Official constants (model guide 1.3, 1.4, 1.6). They differ, and the output shows which one was used.
 BLOCK_NORM_EPS = 1e-5
 FINAL_NORM_EPS = 1e-5
 QK_NORM_EPS = 1e-6
@@ -64,17 +64,21 @@ RESIDUAL = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_EMBED)
 class DiTConfig:
     """Sizes and numerics of a DiT. The defaults are the official stage 2.
 
-    embed_num_frames, embed_noise_augmentation_timestep: the extra embeddings that stage 2 adds to the timestep's.
-    dtype: what the network computes in; norms, softmax, rotary positions and sinusoids stay float32.
-    param_dtype: what parameters are stored in.
-    remat: what the backward pass computes again: nothing; all but the outputs of linears and attention (less memory
-      and, for the traffic it saves, less time on a CPU); whole blocks; whole blocks, with what goes into each kept in
-      the host's memory ('offload').
-    lora: low-rank additions to the blocks' linears, float32 whatever `param_dtype` is (`models/lora.py`).
-    locality: b, where training from scratch starts: queries and keys have a bias of b, which the rotation turns into
-      the logit (b^2 / sqrt(K)) sum over channels of cos(difference of angles), largest where a token meets itself.
-      Attention starts as a local average (at b = 2 and K = 64 the next token in a row weighs 0.55 of the token itself)
-      and need not first find out where things are. Text has no angles: far tokens see it less at first. 0 is DiT's.
+    Attributes:
+      patch_size: side of a patch in latent pixels; patches do not extend over time.
+      embed_dim, mlp_dim, cond_dim, text_dim: widths of tokens, of an MLP's hidden layer, of the conditioning vector and
+        of the text encoder's embeddings.
+      num_heads: the head size is embed_dim / num_heads, a multiple of 16.
+      embed_num_frames, embed_noise_augmentation_timestep: whether to add these embeddings, as stage 2 does.
+      dtype: computation dtype; norms, softmax, rotary positions and sinusoids stay float32.
+      param_dtype: dtype that parameters are stored in.
+      remat: what the backward pass recomputes. 'none'; 'dots': all but the outputs of linears and attention, which on a
+        CPU also takes less time; 'full': whole blocks; 'offload': whole blocks, with their inputs in the host's memory.
+      lora: low-rank additions to the blocks' linears, always float32 (`models/lora.py`).
+      local_attention_init: b, the initial bias of queries and keys. The rotation turns it into the logit
+        (b^2 / sqrt(K)) sum over channels of cos(difference of angles), largest between a token and itself: attention
+        starts as a local average (at b = 2 and K = 64 the next token in a row weighs 0.55 of the token itself). Text
+        tokens have no angles, so that distant video tokens attend less to them at first. 0 is DiT's initialization.
     """
 
     latent_channels: int = 16
@@ -91,17 +95,17 @@ class DiTConfig:
     param_dtype: DtypeName = 'float32'
     remat: Remat = 'dots'
     lora: LoRAConfig | None = None
-    locality: float = 0.0
+    local_attention_init: float = 0.0
 
     def __post_init__(self):
         check_range(self, *(field.name for field in dataclasses.fields(self) if field.type is int), low=1)
-        check_range(self, 'locality', low=0)
+        check_range(self, 'local_attention_init', low=0)
         dim, heads = f'embed_dim={self.embed_dim}', f'num_heads={self.num_heads}'
         require(self.embed_dim % self.num_heads == 0, f'{dim}: not a multiple of {heads}', ConfigError)
         wrong = f'{dim}: must be even, the sinusoids are half cosine, half sine'
         require(self.embed_dim % 2 == 0, wrong, ConfigError)
         try:
-            split_head(self.head_dim)
+            rope_axis_dims(self.head_dim)
         except ValueError as error:
             raise ConfigError(f'{heads}: {error} ({dim})') from None
         check_choice(self, 'dtype', 'param_dtype', choices=DtypeName.__args__)
@@ -109,14 +113,16 @@ class DiTConfig:
 
     @property
     def head_dim(self) -> int:
+        """K, the size of an attention head."""
         return self.embed_dim // self.num_heads
 
     @property
     def patch_dim(self) -> int:
+        """Features of a patch."""
         return self.latent_channels * self.patch_size**2
 
     def lora_on(self, target: Target) -> LoRAConfig | None:
-        """The addition to these linears of every block; None where there is none."""
+        """Returns the LoRA configuration for these linears of every block, or None where they have no LoRA."""
         return self.lora if self.lora is not None and target in self.lora.targets else None
 
 
@@ -133,7 +139,7 @@ STAGE1 = DiTConfig(
 
 @typed
 def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
-    """[cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1; float32 (model guide 1.1)."""
+    """Embeds values as [cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1, float32 (model guide 1.1)."""
     half = dim // 2
     # The exponent is rounded to float32, as the official code does: at a timestep of 1000 the last bit of a frequency
     # is worth 6e-5 of a radian. The exponential itself is rounded once, from float64.
@@ -144,7 +150,7 @@ def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
 
 
 class JointAttention(nnx.Module):
-    """Self-attention over all tokens, with normalised and rotated queries and keys (model guide 1.4)."""
+    """Self-attention over all tokens, with normalized and rotated queries and keys (model guide 1.4)."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
@@ -158,12 +164,12 @@ class JointAttention(nnx.Module):
             lora=config.lora_on('qkv'),
             lora_parts=3,
         )
-        self.q_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes, bias=config.locality)
-        self.k_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes, bias=config.locality)
+        self.q_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes, bias=config.local_attention_init)
+        self.k_norm = LayerNorm(config.head_dim, eps=QK_NORM_EPS, dtypes=dtypes, bias=config.local_attention_init)
         lora = config.lora_on('attention_out')
         self.out = Linear(dim, dim, (axes.HEADS, axes.EMBED), dtypes=dtypes, rngs=rngs, lora=lora)
 
-    def __call__(self, x_BMD: jax.Array, tokens: Tokens, rules: Rules) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, tokens: TokenInfo, rules: Rules) -> jax.Array:
         qkv_BM3D = self.qkv(x_BMD)
         q, k, v = (qkv_BM3D[:, :, i].reshape(*x_BMD.shape[:2], *self.heads) for i in range(3))
         q = apply_rope(self.q_norm(q), tokens.rope).astype(v.dtype)
@@ -174,12 +180,12 @@ class JointAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each between a modulated norm and a gate (model guide 1.3)."""
+    """A transformer block: attention and MLP, each between a modulated norm and a gate (model guide 1.3)."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
         dim, inner = config.embed_dim, config.mlp_dim
-        # Twelve vectors: (video, text) x (attention, mlp) x (shift, scale, gate). Zero: a new block is the identity.
+        # Twelve vectors: (video, text) x (attention, mlp) x (shift, scale, gate). Zeros make a new block the identity.
         self.modulation = Linear(
             config.cond_dim,
             (12, dim),
@@ -196,7 +202,7 @@ class Block(nnx.Module):
         lora = config.lora_on('mlp')
         self.mlp = MLP((dim, inner, dim), kernel_axes, gelu_tanh, dtypes=dtypes, rngs=rngs, lora=lora)
 
-    def __call__(self, h_BMD: jax.Array, emb_BE: jax.Array, tokens: Tokens, rules: Rules) -> jax.Array:
+    def __call__(self, h_BMD: jax.Array, emb_BE: jax.Array, tokens: TokenInfo, rules: Rules) -> jax.Array:
         attention, mlp = self.modulations(emb_BE, tokens)
 
         x = modulate(self.attention_norm(h_BMD), attention.shift, attention.scale)
@@ -207,17 +213,18 @@ class Block(nnx.Module):
         o = self.mlp(x, lambda y: rules.constrain(y, (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_MLP)))
         return rules.constrain(h_BMD + (mlp.gate * o).astype(h_BMD.dtype), RESIDUAL)
 
-    def modulations(self, emb_BE: jax.Array, tokens: Tokens) -> tuple[Modulation, Modulation]:
-        """The modulations of attention and MLP, per token."""
+    def modulations(self, emb_BE: jax.Array, tokens: TokenInfo) -> tuple[Modulation, Modulation]:
+        """Computes the modulations of attention and of the MLP, each part broadcastable to (B, M, D)."""
         m_B12D = self.modulation(jax.nn.silu(emb_BE))
         video, text = m_B12D[:, :6, None], m_B12D[:, 6:, None]
-        # Chosen per token, not by slicing and joining the sequence: the token axis may be sharded anywhere.
-        each = [jnp.where(tokens.is_text_BMD, text[:, i], video[:, i]) for i in range(6)]
+        # Selected per token: slicing and concatenating the sequence would reshard it, for the token axis may be sharded
+        # at any position.
+        each = [jnp.where(tokens.is_text_1M1, text[:, i], video[:, i]) for i in range(6)]
         return Modulation(*each[:3]), Modulation(*each[3:])
 
 
 class Head(nnx.Module):
-    """Norm, modulation and projection to patch features (model guide 1.6)."""
+    """The output head: norm, modulation and projection to patch features (model guide 1.6)."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
@@ -234,10 +241,10 @@ class Head(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """The network of both stages; `config` says which extra embeddings it has.
+    """The diffusion transformer of both stages; `config` says which extra embeddings it has.
 
     A new network is the zero function (adaLN-zero): gates, final projection and the extra embeddings' last linears
-    start at zero. Only the last: an MLP that is zero throughout passes no gradient to its first linear.
+    are initialized with zeros. Only the last linear of each MLP is: an MLP of zeros passes no gradient to its first.
     """
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
@@ -252,7 +259,7 @@ class DiT(nnx.Module):
             self.frames_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
         if config.embed_noise_augmentation_timestep:
             self.source_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
-        self.blocks = stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
+        self.blocks = stack_layers(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
         self.final_norm = LayerNorm(dim, eps=FINAL_NORM_EPS, dtypes=dtypes)
         self.output = Head(config, rngs=rngs)
 
@@ -266,21 +273,21 @@ class DiT(nnx.Module):
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
-        """Latents, time and text -> a tensor shaped like the latents, in the compute dtype.
+        """Predicts a tensor shaped like the latents, in the computation dtype.
 
         Args:
           x_BFHWC: latents, multiplied by the stage's scale factor; height and width multiples of the patch.
-          timestep_B: 1000 t, one per sample: 1000 at the source, 0 at data.
+          timestep_B: 1000 t, one per example: 1000 at the source, 0 at the data.
           text_BLD: the text encoder's output; every token is attended to.
-          noise_augmentation_timestep_B: index into the 1000-step noise schedule to which the source was noised. For a
-            network with `embed_noise_augmentation_timestep`, and only for it.
-          rules: where activations live and who computes attention.
+          noise_augmentation_timestep_B: index 0 ... 999 into the noise schedule, the level to which the source was
+            noised. Required by a network with `embed_noise_augmentation_timestep` and refused by every other.
+          rules: the parallel context: sharding constraints, attention and padding of the sequence.
 
         Raises:
           ValueError: sizes that do not fit the configuration, or a noise-augmentation timestep missing or not wanted.
         """
         self._check(x_BFHWC, text_BLD)
-        layout = Layout.of(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), rules)
+        layout = SequenceLayout.from_grid(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), rules)
         emb_BE = self.embed_cond(timestep_B, layout.grid[0], noise_augmentation_timestep_B)
         h_BMD = self.embed_tokens(x_BFHWC, text_BLD, layout, rules=rules)
         h_BMD = self.run_blocks(h_BMD, emb_BE, layout, rules=rules)
@@ -289,7 +296,7 @@ class DiT(nnx.Module):
     def embed_cond(
         self, timestep_B: jax.Array, num_frames: int, noise_augmentation_timestep_B: jax.Array | None = None
     ) -> Float[Array, 'b e']:
-        """The conditioning vector: timestep, number of LATENT frames, noise-augmentation timestep (model guide 1.1)."""
+        """Computes the conditioning vector (model guide 1.1). `num_frames` counts LATENT frames."""
         config = self.config
         if config.embed_noise_augmentation_timestep and noise_augmentation_timestep_B is None:
             raise ValueError('this network embeds noise_augmentation_timestep: pass it, an index from 0 to 999')
@@ -309,12 +316,12 @@ class DiT(nnx.Module):
         self,
         x_BFHWC: Float[Array, 'b f h w c'],
         text_BLD: Float[Array, 'b l t'],
-        layout: Layout,
+        layout: SequenceLayout,
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
-        """The joint sequence: text tokens, then patches (model guide 1.2), then padding."""
-        # Each part is made as long as the whole and then chosen from: joined, they would have to be cut anew.
+        """Builds the joint sequence: text tokens, then patches (model guide 1.2), then padding."""
+        # Each part is padded to the joint length and then selected from: concatenating them would reshard the sequence.
         num_text, after_text = layout.num_text, layout.length - layout.num_text
         patches_BSP = patchify(x_BFHWC, self.config.patch_size)
         patches_BMP = jnp.pad(patches_BSP, ((0, 0), (num_text, layout.num_padding), (0, 0)))
@@ -327,11 +334,11 @@ class DiT(nnx.Module):
         self,
         h_BMD: Float[Array, 'b m d'],
         emb_BE: Float[Array, 'b e'],
-        layout: Layout,
+        layout: SequenceLayout,
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
-        """All blocks, one after the other, by a scan over the stacked parameters."""
+        """Applies all blocks, one after the other, by a scan over the stacked parameters."""
         tokens = self._tokens(layout, rules)
         # Not nnx.scan, which cannot be nested in another loop or in jax.checkpoint.
         graphdef, stacked = nnx.split(self.blocks)
@@ -340,19 +347,20 @@ class DiT(nnx.Module):
             h_BMD = checkpoint_name(h_BMD, BLOCK_INPUT)
             return nnx.merge(graphdef, layer)(h_BMD, emb_BE, tokens, rules), None
 
-        h_BMD, _ = jax.lax.scan(rematerialised(body, self.config.remat), h_BMD, stacked)
+        h_BMD, _ = jax.lax.scan(apply_remat(body, self.config.remat), h_BMD, stacked)
         return h_BMD
 
     def head(
         self,
         h_BMD: Float[Array, 'b m d'],
         emb_BE: Float[Array, 'b e'],
-        layout: Layout,
+        layout: SequenceLayout,
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
-        """Final norm, the video tokens' projection, and back to latents (model guide 1.6)."""
-        # All tokens are projected and the video's are taken from what is 30 times narrower: tokens may be sharded.
+        """Applies the final norm, projects the video tokens and reassembles latents (model guide 1.6)."""
+        # All tokens are projected before the video's are sliced out: the token axis may be sharded, and what a slice
+        # then moves between devices is 30 times narrower.
         patches_BMP = self.output(self.final_norm(h_BMD), emb_BE)
         patches_BMP = rules.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None))
         patches_BSP = patches_BMP[:, layout.num_text : layout.num_tokens]
@@ -361,10 +369,10 @@ class DiT(nnx.Module):
     def _sinusoid(self, values_B: jax.Array) -> jax.Array:
         return sinusoid(values_B.astype(jnp.float32), self.config.embed_dim)
 
-    def _tokens(self, layout: Layout, rules: Rules) -> Tokens:
+    def _tokens(self, layout: SequenceLayout, rules: Rules) -> TokenInfo:
         rope = rope_table(*layout.grid, self.config.head_dim, layout.num_text, layout.num_padding)
         rope = Rope(*(rules.constrain(table, (axes.ACT_TOKENS, None)) for table in rope))
-        return Tokens(layout.is_text, rope, layout.num_tokens)
+        return TokenInfo(layout.is_text, rope, layout.num_tokens)
 
     def _check(self, x_BFHWC: jax.Array, text_BLD: jax.Array) -> None:
         if x_BFHWC.shape[-1] != self.config.latent_channels:

@@ -1,10 +1,11 @@
-"""Linear, LayerNorm, MLP and the adaptive-norm modulation: the parts the transformers are made of.
+"""Layers of the transformers: Linear, LayerNorm, MLP and the modulation of adaptive norms.
 
     Linear      y = x W + b, W stored (in, *out), and a low-rank addition where there is one (models/lora.py)
     LayerNorm   y = (x - mean x) / sqrt(var x + eps) * scale + bias, in float32
     modulate    y = x (1 + scale) + shift                                                 model guide 1.3
 
-Parameters are kept in `Dtypes.param` and used in `Dtypes.compute`. Every parameter names its axes.
+Parameters are stored in `Dtypes.param` and cast to `Dtypes.compute` where they are used. Every parameter names its
+logical axes.
 
 Dimensions: B batch, M tokens, D width; `...` any leading dimensions.
 """
@@ -30,14 +31,19 @@ Axes = tuple[str | None, ...]
 
 
 class Dtypes(NamedTuple):
-    """compute: what linears multiply in. param: what parameters are stored in."""
+    """The two dtypes of a layer.
+
+    Attributes:
+      compute: dtype that linears multiply in.
+      param: dtype that parameters are stored in.
+    """
 
     compute: DtypeName = 'float32'
     param: DtypeName = 'float32'
 
 
 class Modulation(NamedTuple):
-    """What an adaptive norm needs: x (1 + scale) + shift before a branch, gate times the branch's output."""
+    """The modulation of one branch: x (1 + scale) + shift before it, gate times its output after it."""
 
     shift: jax.Array
     scale: jax.Array
@@ -45,12 +51,12 @@ class Modulation(NamedTuple):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x (1 + scale) + shift."""
+    """Computes x (1 + scale) + shift with the usual broadcasting."""
     return x * (1 + scale) + shift
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: DtypeName) -> jax.Array:
-    """Xavier for a kernel (in, *groups, out): each group is a matrix of its own, as q, k and v are."""
+    """Draws a kernel (in, *groups, out) with Xavier's variance for each group's matrix (in, out), as for q, k and v."""
     groups = tuple(range(1, len(shape) - 1))
     init = jax.nn.initializers.variance_scaling(
         1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=-1, batch_axis=groups, dtype=dtype
@@ -59,7 +65,7 @@ def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: DtypeName) -> 
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: DtypeName) -> jax.Array:
-    """An initializer that gives zeros."""
+    """Returns a kernel of zeros; `key` is ignored."""
     del key
     return jnp.zeros(shape, dtype)
 
@@ -69,9 +75,10 @@ def _at_rank(x: jax.Array, ndim: int) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the last dimension; a tuple as `out_features` makes several output dimensions.
+    """Computes y = x W + b over the last dimension.
 
-    lora: adds s x A B; with lora_parts > 1, the first of the output dimensions, each part has its own A and B.
+    A tuple as `out_features` makes several output dimensions. `lora` adds s x A B; with `lora_parts` > 1, which must be
+    the first output dimension, each part has its own A and B.
     """
 
     def __init__(
@@ -96,7 +103,7 @@ class Linear(nnx.Module):
             self.lora = LoRA(lora, in_features, out, kernel_axes, parts=lora_parts, dtype=dtypes.compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, '... i']) -> Float[Array, '... o']:
-        """(..., in) -> (..., *out) in the compute dtype."""
+        """Maps (..., in) to (..., *out) in the computation dtype."""
         kernel = self.kernel[...].astype(self.dtype)
         y = project(x.astype(self.dtype), kernel)
         if self.lora is not None:
@@ -105,7 +112,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer norm over the last dimension. Computes and returns float32."""
+    """Layer normalization over the last dimension, in float32."""
 
     def __init__(self, features: int, *, eps: float, dtypes: Dtypes, bias: float = 0.0):
         self.scale = axes.param(jnp.ones((features,), dtypes.param), (axes.NORM,))
@@ -113,7 +120,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, '... d']) -> Float[Array, '... d']:
-        """(..., features) -> (..., features), float32."""
+        """Normalizes (..., features) and returns float32."""
         x = x.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -123,7 +130,7 @@ class LayerNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """out(activation(hidden(x)))."""
+    """Two linears with an activation between them: out(activation(hidden(x)))."""
 
     def __init__(
         self,
@@ -144,17 +151,20 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, '... i'], constrain: Callable[[jax.Array], jax.Array] = lambda inner: inner
     ) -> Float[Array, '... o']:
-        """(..., in) -> (..., out). `constrain` places the inner activation."""
+        """Maps (..., in) to (..., out); `constrain` is a sharding constraint for the hidden activation."""
         return self.out(constrain(self.activation(self.hidden(x))))
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU in its tanh approximation (model guide 1.3)."""
+    """Applies GELU in its tanh approximation (model guide 1.3)."""
     return jax.nn.gelu(x, approximate=True)
 
 
-def stacked(create: Callable[[nnx.Rngs], Module], count: int, *, rngs: nnx.Rngs) -> Module:
-    """`count` modules as one whose parameters have a leading axis `layers`, each of its own random numbers."""
+def stack_layers(create: Callable[[nnx.Rngs], Module], count: int, *, rngs: nnx.Rngs) -> Module:
+    """Creates `count` layers as one module whose parameters have a leading axis `layers`, for `jax.lax.scan`.
+
+    Each layer is initialized with random numbers of its own.
+    """
     modules = nnx.split_rngs(splits=count)(nnx.vmap(create, axis_size=count))(rngs)
     for _, parameter in nnx.iter_graph(modules):
         if isinstance(parameter, nnx.Param):

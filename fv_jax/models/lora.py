@@ -3,10 +3,10 @@
     y     = x W + b + s [x A_1 B_1 | ... | x A_p B_p],    s = alpha / rank                                 (1)
     W_eff = W + s [A_1 B_1 | ... | A_p B_p]                                                                (2)
 
-A linear with packed outputs (q | k | v) has one pair of matrices a part. (1) is what a network computes, without ever
-making the matrix of (2); `merge_lora` makes it once and for all. A starts at random, B at zero, so that a fresh
-addition changes nothing. A linear whose A and B are both exactly zero has none, and training leaves it so: no
-gradient reaches either.
+A linear with packed outputs (q | k | v) has one pair of matrices for each part. A network computes (1), which never
+forms the matrix of (2); `merge_lora` forms it once. A is initialized at random and B with zeros, so that a new addition
+changes nothing. A linear whose A and B are both exactly zero has no LoRA in effect, and training keeps it so: neither
+receives a gradient.
 
 A and B are the only variables of type `LoRAParam`, which is thus a stage's filter for what it trains. They are
 stored in float32 whatever the network's parameters are stored in.
@@ -36,9 +36,11 @@ Target = Literal['qkv', 'attention_out', 'modulation', 'mlp']
 class LoRAConfig:
     """Which linears of every block have an addition, and how large it is. The defaults are the official stage 1's.
 
-    alpha: the addition is scaled by alpha / rank.
-    targets: 'qkv' (one pair of matrices for each of q, k and v), 'attention_out', 'modulation' and 'mlp' (both
-      linears).
+    Attributes:
+      rank: R, of the matrices A (in, R) and B (R, out).
+      alpha: the addition is scaled by alpha / rank.
+      targets: 'qkv' (one pair of matrices for each of q, k and v), 'attention_out', 'modulation' and 'mlp' (both
+        linears).
     """
 
     rank: int = 128
@@ -59,11 +61,11 @@ class LoRAConfig:
 
 
 class LoRAParam(nnx.Param):
-    """A variable of a low-rank addition."""
+    """A parameter of a low-rank addition: the variable type by which a stage selects what it trains."""
 
 
 class LoRA(nnx.Module):
-    """s x A B, the addition to a linear's output (1)."""
+    """The low-rank addition s x A B to a linear's output (1)."""
 
     def __init__(
         self,
@@ -76,7 +78,15 @@ class LoRA(nnx.Module):
         dtype: str,
         rngs: nnx.Rngs,
     ):
-        """out_features, kernel_axes: the linear's. parts: 1, or the first of several output dimensions."""
+        """Initializes A at random and B with zeros.
+
+        Args:
+          config: rank and scale.
+          in_features, out_features, kernel_axes: those of the linear.
+          parts: 1, or the first of several output dimensions.
+          dtype: the computation dtype.
+          rngs: for A.
+        """
         assert parts == 1 or (len(out_features) > 1 and parts == out_features[0]), (parts, out_features)
         # Uniform within 1 / sqrt(I); the rank and the parts are never sharded.
         init = jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=0, out_axis=2, batch_axis=1)
@@ -90,7 +100,7 @@ class LoRA(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, '... i']) -> Float[Array, '... p o']:
-        """(..., I) -> (..., P, *O) in the compute dtype."""
+        """Maps (..., I) to the addition (..., P, *O) in the computation dtype."""
         a_IPR, b_PRO = (p[...].astype(self.dtype) for p in (self.a, self.b))
         low = self.scale * project(x.astype(self.dtype), a_IPR)
         return jnp.stack([project(low[..., j, :], b_PRO[j]) for j in range(b_PRO.shape[0])], axis=x.ndim - 1)
@@ -98,7 +108,7 @@ class LoRA(nnx.Module):
 
 @jax.jit
 def merged_kernel(kernel: jax.Array, a_IPR: jax.Array, b_PRO: jax.Array, scale: float) -> jax.Array:
-    """(2) for one linear: (I, *O) in the kernel's dtype; product and sum in float32."""
+    """Computes (2) for one linear: (I, *O) in the kernel's dtype, with product and sum in float32."""
     parts, rank = b_PRO.shape[:2]
     a_IPR, b_PRO = a_IPR.astype(jnp.float32), b_PRO.astype(jnp.float32).reshape(parts, rank, -1)
     product = jnp.einsum('ipr,pro->ipo', a_IPR, b_PRO, precision=jax.lax.Precision.HIGHEST)
@@ -106,9 +116,10 @@ def merged_kernel(kernel: jax.Array, a_IPR: jax.Array, b_PRO: jax.Array, scale: 
 
 
 def merge_lora(dit: Module) -> Module:
-    """The same function as a network without LoRA: its config's `lora` is None, its kernels are those of (2).
+    """Merges LoRA into the weights: returns a network that computes the same with kernels (2) and `config.lora` None.
 
-    Layer by layer, so that the float32 product exists for one layer at a time. A network without LoRA comes back.
+    Merges layer by layer, so that the float32 product exists for one layer at a time. A network without LoRA is
+    returned unchanged.
     """
     lora = dit.config.lora
     if lora is None:
@@ -128,15 +139,18 @@ def merge_lora(dit: Module) -> Module:
 
 
 def add_lora(dit: Module, config: LoRAConfig, key: jax.Array) -> Module:
-    """The same function with a fresh LoRA beside it, for training to begin with.
+    """Adds newly initialized LoRA to a network, which then still computes the same.
 
-    Raises ValueError for a network that has one.
+    Raises:
+      ValueError: the network has LoRA.
     """
     if dit.config.lora is not None:
-        raise ValueError(f'this network has LoRA already ({dit.config.lora}); merge_lora(dit) makes it part of it')
+        raise ValueError(
+            f'this network already has LoRA ({dit.config.lora}); merge_lora(dit) merges it into the weights'
+        )
     config = dataclasses.replace(dit.config, lora=config)
 
-    # Compiled, so that of the new network nothing but its LoRA is ever made.
+    # Compiled, so that XLA drops the initialization of everything but LoRA.
     @jax.jit
     def fresh(key: jax.Array) -> nnx.State:
         return nnx.state(type(dit)(config, rngs=nnx.Rngs(key)), LoRAParam)

@@ -14,7 +14,7 @@ from fv_jax.core.checks import require
 
 
 def patch_grid(shape_BFHWC: tuple[int, ...], patch: int) -> tuple[int, int, int]:
-    """The grid (frames, rows, columns) of patches of latents shaped `shape_BFHWC`.
+    """Computes the grid (frames, rows, columns) of patches of latents shaped `shape_BFHWC`.
 
     Raises:
       ValueError: height or width is not a multiple of the patch (the official code drops the rest).
@@ -30,14 +30,14 @@ def patch_grid(shape_BFHWC: tuple[int, ...], patch: int) -> tuple[int, int, int]
 
 @typed
 def patchify(z_BFHWC: Float[Array, 'b f h w c'], patch: int) -> Float[Array, 'b s p']:
-    """Latents -> tokens of `channels * patch * patch` features. Raises ValueError if the size does not divide."""
+    """Cuts latents into tokens of channels * patch * patch features. Raises ValueError if the size does not divide."""
     patch_grid(z_BFHWC.shape, patch)
     return rearrange(z_BFHWC, 'b f (h p) (w q) c -> b (f h w) (c p q)', p=patch, q=patch)
 
 
 @typed
 def unpatchify(tokens_BSP: Float[Array, 'b s p'], grid: tuple[int, int, int], patch: int) -> Float[Array, 'b f h w c']:
-    """Tokens on a `grid` of (frames, rows, columns) -> latents; the inverse of `patchify`."""
+    """Reassembles latents from tokens on a `grid` of (frames, rows, columns); the inverse of `patchify`."""
     frames, rows, columns = grid
     return rearrange(
         tokens_BSP,

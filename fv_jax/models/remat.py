@@ -1,4 +1,4 @@
-"""What a block's backward pass computes again instead of keeping."""
+"""Rematerialization (gradient checkpointing) policies: what a block's backward pass recomputes instead of saving."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,12 +10,12 @@ from fv_jax.models.layers import LINEAR_OUTPUT
 
 Remat = Literal['none', 'dots', 'full', 'offload']
 
-ATTENTION_OUTPUT = 'attention_output'  # the names under which a policy can keep them
+ATTENTION_OUTPUT = 'attention_output'  # `checkpoint_name`s by which a policy selects what is saved
 BLOCK_INPUT = 'block_input'
 
 
-def rematerialised(body: Callable, remat: Remat) -> Callable:
-    """The body of a scan over blocks under the policy of that name (`DiTConfig.remat`)."""
+def apply_remat(body: Callable, remat: Remat) -> Callable:
+    """Wraps the body of a scan over blocks in `jax.checkpoint` under the policy of that name (`DiTConfig.remat`)."""
     if remat == 'none':
         return body
     kept = (LINEAR_OUTPUT, ATTENTION_OUTPUT, LOG_SUM) if remat == 'dots' else ()
@@ -27,5 +27,5 @@ def rematerialised(body: Callable, remat: Remat) -> Callable:
             offload_src='device',
             offload_dst='pinned_host',
         )
-    # Within a scan the two computations cannot be merged by common-subexpression elimination anyway.
+    # Within a scan, common-subexpression elimination cannot merge the two computations anyway.
     return jax.checkpoint(body, policy=policy, prevent_cse=False)

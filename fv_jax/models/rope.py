@@ -1,14 +1,14 @@
 """Rotary positions (RoPE, arXiv:2104.09864) in three dimensions (model guide 1.5).
 
 A head's channels are split t | h | w. Within a part of width c, pair j of adjacent channels (2j, 2j+1)
-turns by the angle position * 10000^(-2j/c), where positions are plain integers from 0 in units of
+is rotated by the angle position * 10000^(-2j/c), where positions are integers from 0 in units of
 latent frames and patches:
 
     out[2j]   = x[2j] cos - x[2j+1] sin
     out[2j+1] = x[2j+1] cos + x[2j] sin
 
-Tables are a function of the sizes; nothing is cached. Tokens that have no position (text) get the
-angle 0, which leaves them as they are.
+Tables are a function of the sizes and are not cached. Tokens without a position (text, padding) get the
+angle 0, which leaves them unchanged.
 
 Dimensions: S video tokens (frame-major, then row, then column), L text tokens, M = L + S joint tokens, N heads,
 K head size, B batch.
@@ -27,14 +27,14 @@ BASE = 10000.0
 
 
 class Rope(NamedTuple):
-    """cos and sin of every token's angles, each repeated for the two channels of its pair; float32."""
+    """cos and sin of every token's angles, (M, K) float32 each, repeated for the two channels of a pair."""
 
     cos: jax.Array
     sin: jax.Array
 
 
-def split_head(head_dim: int) -> tuple[int, int, int]:
-    """Channels of a head given to (t, h, w): 64 -> (16, 24, 24).
+def rope_axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """Splits a head's channels into the parts that encode (t, h, w): 64 into (16, 24, 24).
 
     Raises:
       ValueError: `head_dim` does not split into three even parts.
@@ -49,19 +49,20 @@ def split_head(head_dim: int) -> tuple[int, int, int]:
 
 
 def rope_table(frames: int, height: int, width: int, head_dim: int, num_text: int = 0, num_padding: int = 0) -> Rope:
-    """Angles' cos and sin for a grid of video tokens; tokens before and after them are not turned.
+    """Computes cos and sin for a grid of video tokens; tokens before and after them are not rotated.
 
     Args:
       frames, height, width: the grid, in latent frames and patches.
       head_dim: K.
-      num_text: L. num_padding: tokens after the video's.
+      num_text: L, tokens before the video's.
+      num_padding: tokens after the video's.
 
     Returns:
       Two float32 tables of shape (L + frames * height * width + num_padding, K).
     """
     grid = (frames, height, width)
     parts = []
-    for axis, channels in enumerate(split_head(head_dim)):
+    for axis, channels in enumerate(rope_axis_dims(head_dim)):
         # Angles are rounded once, from float64. Only these small per-axis tables are constants of the program.
         frequencies = BASE ** (-np.arange(0, channels, 2) / channels)
         angles = np.repeat(np.arange(grid[axis])[:, None] * frequencies, 2, axis=1).astype(np.float32)
@@ -73,28 +74,29 @@ def rope_table(frames: int, height: int, width: int, head_dim: int, num_text: in
     return Rope(jnp.cos(angles_MK), jnp.sin(angles_MK))
 
 
-def _rolled(x: jax.Array) -> jax.Array:
+def _swap_by_roll(x: jax.Array) -> jax.Array:
     even = (np.arange(x.shape[-1]) % 2 == 0).reshape((1,) * (x.ndim - 1) + (-1,))
     return jnp.where(even, jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
 
 
-def _multiplied(x: jax.Array) -> jax.Array:
+def _swap_by_matmul(x: jax.Array) -> jax.Array:
     channels = np.arange(x.shape[-1])
     return jnp.matmul(x, jnp.asarray(channels[:, None] == channels ^ 1, x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def swap_pairs(x: jax.Array) -> jax.Array:
-    """(..., K): channels 1, 0, 3, 2, ... of x, exactly.
+    """Swaps the channels of every pair, exactly: (..., K) in the order 1, 0, 3, 2, ...
 
-    By a matrix of zeros and ones. XLA for TPU rolls by cutting and joining, and parts of 1 and 63 channels take as much
-    memory as 128 each: of 105,000 tokens of 30 heads, 12 GiB. A CPU has no matrix unit, and its XLA makes no parts.
+    On accelerators by a product with a permutation matrix. XLA for TPU implements a roll by slicing and concatenating,
+    and slices of 1 and 63 channels are padded to 128 each: 12 GiB for 105,000 tokens of 30 heads. A CPU has no matrix
+    unit, and XLA for CPU does not materialize the slices.
     """
-    return jax.lax.platform_dependent(x, cpu=_rolled, default=_multiplied)
+    return jax.lax.platform_dependent(x, cpu=_swap_by_roll, default=_swap_by_matmul)
 
 
 @typed
 def apply_rope(x_BMNK: Float[Array, 'b m n k'], rope: Rope) -> Float[Array, 'b m n k']:
-    """Turns every pair of channels by its token's angle. Computes and returns float32."""
+    """Rotates every pair of channels by its token's angle. Computes and returns float32."""
     x = x_BMNK.astype(jnp.float32)
     # (x0, x1) -> (-x1, x0)
     sign_K = jnp.asarray(np.where(np.arange(x.shape[-1]) % 2, 1.0, -1.0), jnp.float32)

@@ -1,6 +1,6 @@
-"""The joint sequence of text and video tokens: what stands where.
+"""Layout of the joint sequence of text and video tokens.
 
-Dimensions: M joint tokens: text first, then video, then padding where `rules` ask for it.
+Dimensions: M joint tokens: text first, then video, then padding where `rules` pads the sequence.
 """
 
 import math
@@ -14,20 +14,27 @@ from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.rope import Rope
 
 
-class Layout(NamedTuple):
-    """`num_text` tokens of text, one for each patch of the `grid` (frames, rows, columns), padding up to `length`."""
+class SequenceLayout(NamedTuple):
+    """Where the tokens of the joint sequence are.
+
+    Attributes:
+      num_text: text tokens, which come first.
+      grid: (frames, rows, columns) of patches, one video token each.
+      length: M, of the whole sequence with padding at its end.
+    """
 
     num_text: int
     grid: tuple[int, int, int]
     length: int
 
     @classmethod
-    def of(cls, num_text: int, grid: tuple[int, int, int], rules: Rules = SINGLE_DEVICE) -> 'Layout':
+    def from_grid(cls, num_text: int, grid: tuple[int, int, int], rules: Rules = SINGLE_DEVICE) -> 'SequenceLayout':
+        """Computes the layout; `rules` pads the sequence to a length that can be sharded."""
         return cls(num_text, grid, rules.padded(num_text + math.prod(grid)))
 
     @property
     def num_tokens(self) -> int:
-        """Without padding."""
+        """The number of tokens without padding."""
         return self.num_text + math.prod(self.grid)
 
     @property
@@ -36,15 +43,19 @@ class Layout(NamedTuple):
 
     @property
     def is_text(self) -> jax.Array:
-        """(1, M, 1)."""
+        """A mask of the text tokens, (1, M, 1) bool."""
         return (jnp.arange(self.length) < self.num_text)[None, :, None]
 
 
-class Tokens(NamedTuple):
-    """What a block must know of the sequence: which tokens are text (1, M, 1), everybody's position, and how many are
-    no padding.
+class TokenInfo(NamedTuple):
+    """What a block needs to know of the sequence.
+
+    Attributes:
+      is_text_1M1: which tokens are text, (1, M, 1) bool.
+      rope: the tokens' rotary positions.
+      count: tokens that are not padding.
     """
 
-    is_text_BMD: jax.Array
+    is_text_1M1: jax.Array
     rope: Rope
     count: int

@@ -28,7 +28,7 @@ from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.kernels.linear import project
-from fv_jax.models.layers import Axes, DtypeName, Dtypes, gelu_tanh, stacked, xavier_uniform
+from fv_jax.models.layers import Axes, DtypeName, Dtypes, gelu_tanh, stack_layers, xavier_uniform
 
 RESIDUAL = (axes.ACT_BATCH, None, axes.ACT_EMBED)  # text is short: its tokens are never sharded
 WIDE_HEADS = (axes.ACT_BATCH, None, axes.ACT_HEADS, None)
@@ -39,10 +39,18 @@ WIDE_MLP = (axes.ACT_BATCH, None, axes.ACT_MLP)
 class T5Config:
     """Sizes and numerics of a T5 v1.1 encoder. The defaults are XXL.
 
-    head_dim: of its own, since in some sizes num_heads * head_dim is not embed_dim.
-    num_buckets: relative positions are told apart in so many groups, half of them for keys after the query.
-    max_distance: from where on all distances are one group.
-    dtype: what linears multiply in. param_dtype: what parameters are stored in.
+    Attributes:
+      vocab_size: rows of the embedding.
+      embed_dim: D, the width of a token.
+      num_layers: number of blocks.
+      num_heads: N.
+      head_dim: K, set separately, since num_heads * head_dim differs from embed_dim in some sizes.
+      mlp_dim: hidden width of the gated MLP.
+      num_buckets: buckets of relative positions, half of them for keys after the query; a multiple of 4.
+      max_distance: distance from which on all relative positions share one bucket.
+      norm_eps: of every RMS norm.
+      dtype: dtype that linears multiply in.
+      param_dtype: dtype that parameters are stored in.
     """
 
     vocab_size: int = 32128
@@ -72,16 +80,17 @@ class T5Config:
 
 
 def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """(length, length) int32: the bucket of key j as seen from query i.
+    """Computes the bucket of the relative position of key j to query i, (length, length) int32.
 
-    Half of the buckets are for keys after the query. Of each half, with n = |j - i|, the first half are n itself, and
-    the rest grow with log(n) up to `max_distance`, from where on all is one.
+    Half of the buckets are for keys after the query. In each half, with n = |j - i|, the first half of the buckets hold
+    one n each, and the others grow with log(n) up to `max_distance`, from where on all n share the last.
     """
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]
     distance = np.abs(relative)
     side = num_buckets // 2
     exact = side // 2
-    # In float32, as the official code: there log(8) / log(16) is three quarters exactly, and a hair less in float64.
+    # In float32, as in the official code: log(8) / log(16) is exactly 3/4 there and slightly less in float64, which
+    # would change a bucket.
     ratio = np.log(np.maximum(distance, 1) / exact).astype(np.float32) / np.float32(np.log(max_distance / exact))
     far = exact + (ratio * np.float32(side - exact)).astype(np.int32)
     bucket = np.where(distance < exact, distance, np.minimum(far, side - 1))
@@ -89,7 +98,7 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.nda
 
 
 class Projection(nnx.Module):
-    """y = x W, without a bias."""
+    """A linear without bias: y = x W."""
 
     def __init__(self, in_features: int, out_features: int, kernel_axes: Axes, *, dtypes: Dtypes, rngs: nnx.Rngs):
         kernel = xavier_uniform(rngs.params(), (in_features, out_features), dtypes.param)
@@ -97,26 +106,26 @@ class Projection(nnx.Module):
         self.dtype = dtypes.compute
 
     def __call__(self, x: Float[Array, '... i']) -> Float[Array, '... o']:
-        """(..., in) -> (..., out) in the compute dtype."""
+        """Maps (..., in) to (..., out) in the computation dtype."""
         return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean x^2 + eps) * scale over the last dimension. Computes and returns float32."""
+    """Root-mean-square normalization over the last dimension, x / sqrt(mean x^2 + eps) * scale, in float32."""
 
     def __init__(self, features: int, *, eps: float, dtypes: Dtypes):
         self.scale = axes.param(jnp.ones((features,), dtypes.param), (axes.NORM,))
         self.eps = eps
 
     def __call__(self, x: Float[Array, '... d']) -> Float[Array, '... d']:
-        """(..., features) -> (..., features), float32."""
+        """Normalizes (..., features) and returns float32."""
         x = x.astype(jnp.float32)
         scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
         return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale
 
 
 class Block(nnx.Module):
-    """Self-attention with a bias that is given, and a gated MLP."""
+    """A T5 block: self-attention with the relative-position bias that it is passed, and a gated MLP."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         dtypes = Dtypes(config.dtype, config.param_dtype)
@@ -143,7 +152,7 @@ class Block(nnx.Module):
         return rules.constrain(h_BLD + self.mlp_out(inner).astype(h_BLD.dtype), RESIDUAL)
 
     def _attend(self, x_BLD: jax.Array, bias_BNLJ: jax.Array, rules: Rules) -> jax.Array:
-        """Not `rules.attention`, which knows neither a bias nor logits that are not scaled."""
+        """Computes attention here and not by `rules.attention`, which takes no bias and always scales the logits."""
         q, k, v = (
             rules.constrain(linear(x_BLD).reshape(*x_BLD.shape[:2], *self.heads), WIDE_HEADS)
             for linear in (self.q, self.k, self.v)
@@ -155,7 +164,7 @@ class Block(nnx.Module):
 
 
 class T5(nnx.Module):
-    """The encoder. `config` says which."""
+    """The T5 v1.1 encoder of the sizes in `config`."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -163,7 +172,7 @@ class T5(nnx.Module):
         normal = jax.nn.initializers.normal(1.0, config.param_dtype)
         self.embedding = axes.param(normal(rngs.params(), (config.vocab_size, config.embed_dim)), (None, axes.EMBED))
         self.relative_bias = axes.param(normal(rngs.params(), (config.num_buckets, config.num_heads)), (None, None))
-        self.blocks = stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
+        self.blocks = stack_layers(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
         self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, dtypes=dtypes)
 
     @typed
@@ -174,13 +183,13 @@ class T5(nnx.Module):
         *,
         rules: Rules = SINGLE_DEVICE,
     ) -> Float[Array, 'b l d']:
-        """Token ids -> embeddings, float32.
+        """Encodes token ids as embeddings, float32.
 
         Args:
           ids_BL: token ids, from 0 to vocab_size - 1.
-          mask_BL: what is not zero is attended to. None, which is how FlashVideo runs it, attends to everything,
+          mask_BL: tokens with a nonzero mask are attended to. None, as FlashVideo runs T5, attends to all tokens,
             padding included. Every token has an output either way.
-          rules: where activations live.
+          rules: the parallel context: sharding constraints.
         """
         h_BLD = rules.constrain(self.embedding[...][ids_BL].astype(jnp.float32), RESIDUAL)
         bias_BNLJ = self._bias(ids_BL.shape[1])
@@ -196,6 +205,6 @@ class T5(nnx.Module):
         return self.final_norm(h_BLD)
 
     def _bias(self, length: int) -> Float[Array, '1 n l j']:
-        """What every block adds to its logits."""
+        """Computes the relative-position bias that every block adds to its logits."""
         buckets_LJ = relative_buckets(length, self.config.num_buckets, self.config.max_distance)
         return self.relative_bias[...].astype(jnp.float32)[buckets_LJ].transpose(2, 0, 1)[None]

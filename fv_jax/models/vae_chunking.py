@@ -2,8 +2,8 @@
 
 Group norms take their statistics per chunk, so the chunks are part of the result: the official VAE encodes 49 frames
 as 17, 16, 16 and decodes 13 latent frames as 3, 2, 2, 2, 2, 2. The convolutions' caches carry over.
-`chunks=None` means these sizes for any valid length; `chunks=(n,)` with the clip's own length is the
-whole clip at once. `vae_tiling` cuts frames, too.
+`chunks=None` means these sizes for any valid length; `chunks=(n,)` with the clip's own length processes the
+whole clip at once. `vae_tiling` also cuts frames into spatial tiles.
 """
 
 from collections.abc import Callable
@@ -15,34 +15,34 @@ from fv_jax.core.checks import require
 from fv_jax.core.latent_spec import LATENT_FRAME_STEP, LatentSpec
 from fv_jax.models.vae import VAE
 
-ENCODE_LATENT_FRAMES = 4  # that a chunk of an encode becomes; a clip's first becomes one more
-DECODE_CHUNKS = (3, 2)  # latent frames of a decode's first chunk, and of every later one
+ENCODE_LATENT_FRAMES = 4  # latent frames that the encoder makes of a chunk; one more of a clip's first chunk
+DECODE_CHUNKS = (3, 2)  # latent frames in the decoder's first chunk, and in every later one
 SLICE_OVERLAP = 16  # latent columns of the official two-slice decode
 
 Chunk = Callable[[jax.Array, dict], tuple[jax.Array, dict]]
 
 
 def encode_chunks(latent_spec: LatentSpec) -> tuple[int, int]:
-    """Frames of an encode's first chunk, and of every later one: 17 and 16 for the official VAE."""
+    """Returns the frames in the encoder's first chunk, and in every later one: 17 and 16 for the official VAE."""
     later = ENCODE_LATENT_FRAMES * latent_spec.temporal
     return 1 + later, later
 
 
 def check_size(latent_spec: LatentSpec, height: int, width: int) -> None:
-    """Raises ValueError for frames that the VAE cannot take."""
+    """Raises ValueError for a height or width that is no multiple of the VAE's spatial factor."""
     divides = height % latent_spec.spatial == 0 and width % latent_spec.spatial == 0
     require(divides, f'size {height}x{width}: both sides must be multiples of {latent_spec.spatial}')
 
 
 def pad_to_valid(video_BFHWC: jax.Array, latent_spec: LatentSpec) -> jax.Array:
-    """Repeats the last frame up to the next valid length; cut the result of the way back with `[:, :frames]`."""
+    """Repeats the last frame up to the next valid length; `[:, :frames]` removes it from the decoded video."""
     frames = video_BFHWC.shape[1]
     missing = latent_spec.padded_length(frames) - frames
     return jnp.concatenate([video_BFHWC, jnp.repeat(video_BFHWC[:, -1:], missing, axis=1)], axis=1)
 
 
 def chunk_sizes(length: int, pattern: tuple[int, int]) -> tuple[int, ...]:
-    """The official chunks of a clip of `length`: the first of `pattern`, then the second, then what is left."""
+    """Computes the official chunks of a clip of `length`: pattern[0], then pattern[1] repeated, then the remainder."""
     first, later = pattern
     sizes = [min(length, first)]
     while (left := length - sum(sizes)) > 0:
@@ -51,7 +51,7 @@ def chunk_sizes(length: int, pattern: tuple[int, int]) -> tuple[int, ...]:
 
 
 def _check(chunks: tuple[int, ...], frames: int, step: int) -> None:
-    """The first frame stands for itself and the others go in groups: later chunks must hold whole groups."""
+    """Raises ValueError for chunks that do not add up, or a later one that does not hold whole groups of `step`."""
     if sum(chunks) != frames or min(chunks) < 1:
         raise ValueError(f'chunks {chunks} add up to {sum(chunks)}, the clip has {frames} frames')
     if any(size % step for size in chunks[1:]):
@@ -68,7 +68,7 @@ def _chunked(run: Chunk, x_BFHWC: jax.Array, chunks: tuple[int, ...]) -> jax.Arr
 
 
 def encode(vae: VAE, video_BFHWC: jax.Array, chunks: tuple[int, ...] | None = None) -> jax.Array:
-    """Video in [-1, 1] to moments (mean | logvar), before any scale factor.
+    """Encodes video in [-1, 1] as moments (mean | logvar), before any scale factor.
 
     Args:
       vae: the network, or anything with its `encoder` and `config`.
@@ -92,18 +92,18 @@ def encode(vae: VAE, video_BFHWC: jax.Array, chunks: tuple[int, ...] | None = No
 
 
 def decode(vae: VAE, z_BFHWC: jax.Array, chunks: tuple[int, ...] | None = None, *, width_slices: int = 1) -> jax.Array:
-    """Latents (scale factor already divided out) to video, nominally in [-1, 1], unclamped.
+    """Decodes latents (already divided by the scale factor) as video, nominally in [-1, 1], not clipped.
 
     Args:
       vae: the network, or anything with its `decoder` and `config`.
       z_BFHWC: (B, F', H', W', C).
       chunks: latent frames per chunk, adding up to F', all but the first even; None for the official ones.
-      width_slices: 2 decodes the left and the right half by themselves, as the official final decode does: 16
-        latent columns of overlap where the latents are at least 32 wide, and a hard crop. It costs a seam.
+      width_slices: 2 decodes the left and the right half separately, as the official final decode does: with 16 latent
+        columns of overlap where the latents are at least 32 wide, and a hard crop, which leaves a seam.
 
     Returns:
-      (B, F, H, W, 3), of the size that the VAE's `LatentSpec` gives, for an odd F', which every valid clip has; for an
-      even one in a single chunk, every latent frame becomes as many frames.
+      (B, F, H, W, 3), of the size that the VAE's `LatentSpec` gives for an odd F', which every valid clip has. For an
+      even F' in a single chunk, every latent frame is decoded as `temporal` frames.
 
     Raises:
       ValueError: chunks that do not add up or do not fit, more slices than columns.

@@ -1,14 +1,14 @@
-"""Whole frames through the VAE in spatial tiles, for a chip that has no memory for all of a frame at once.
+"""Tiled encoding and decoding: frames in overlapping spatial tiles, where memory does not suffice for whole frames.
 
-Tiles are of one size, so that they share their executables, and spread evenly over the frame. Each is a clip of its
-own, with its own chunks and caches (`vae_chunking`). Where tiles overlap they are crossfaded. Along one axis, for the
-tile i from s_i to e_i:
+All tiles have one size, so that they share compiled functions, and are spread evenly over the frame. Each is encoded or
+decoded as a clip of its own, with its own chunks and caches (`vae_chunking`). Overlaps are blended. Along one axis, for
+the tile i from s_i to e_i:
 
-    w_i(x) = min(x + 1/2 - s_i, e_i - x - 1/2)         (1)   linear from both edges; a frame's own edge does not count
-    y(x)   = sum_i w_i(x) y_i(x) / sum_i w_i(x)        (2)   over the tiles that hold x; a product of both axes
+    w_i(x) = min(x + 1/2 - s_i, e_i - x - 1/2)         (1)   a linear ramp from each edge that is not the frame's edge
+    y(x)   = sum_i w_i(x) y_i(x) / sum_i w_i(x)        (2)   over the tiles that contain x; separable over the two axes
 
-The cost: group norms take their statistics over a tile, and tiles do not see what is beside them. `python
-tests/benchmarks/vae_cost.py` measures it.
+The result differs from that of whole frames: group norms take their statistics over a tile, and a tile does not see its
+surroundings. `python tests/benchmarks/vae_cost.py` measures the difference.
 
 Dimensions: as in `vae`; h and w are a tile's height and width.
 """
@@ -32,10 +32,12 @@ DEFAULT_OVERLAP = 64
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How frames are cut for one VAE.
+    """How frames are cut into tiles for one VAE.
 
-    tile_size: (height, width) in pixels; a frame that is no larger than a tile is one. tile_overlap: pixels that
-    neighbours share at the least. spatial: pixels to a latent of the VAE, of which all of these are multiples.
+    Attributes:
+      tile_size: (height, width) in pixels; a frame that is no larger is one tile.
+      tile_overlap: pixels that neighbouring tiles share at least.
+      spatial: the VAE's spatial factor, of which all sizes here are multiples.
     """
 
     tile_size: tuple[int, int]
@@ -55,18 +57,22 @@ class Tiling:
             )
 
     def tile_of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of each tile of frames of so many pixels."""
+        """Computes the (height, width) in pixels of each tile of a frame of this size."""
         return min(height, self.tile_size[0]), min(width, self.tile_size[1])
 
     def count(self, height: int, width: int) -> int:
-        """Of tiles, for frames of so many pixels."""
+        """Counts the tiles of a frame of this size in pixels."""
         sides = zip((height, width), self.tile_size, strict=True)
         down, across = (self._starts(size // self.spatial, tile // self.spatial) for size, tile in sides)
         return len(down) * len(across)
 
-    def spans(self, axis: int, cells: int, points: int) -> 'list[Span]':
-        """The tiles along axis 0 (height) or 1 (width) of a frame of so many latents, with weights (2) of so many
-        points to a latent.
+    def tile_ranges(self, axis: int, cells: int, points: int) -> 'list[TileRange]':
+        """Computes the tiles along one axis of a frame.
+
+        Args:
+          axis: 0 for height, 1 for width.
+          cells: the frame's size along the axis, in latents.
+          points: weights (2) to a latent: 1 to blend latents, the spatial factor to blend pixels.
         """
         tile = min(cells, self.tile_size[axis] // self.spatial)
         starts = self._starts(cells, tile)
@@ -78,20 +84,20 @@ class Tiling:
             ramp_x[points * start : points * (start + tile)] = np.minimum(left, right)  # (1)
         weights_ix = (ramps_ix / ramps_ix.sum(0)).astype(np.float32)  # (2)
         return [
-            Span(start, tile, weight_x[points * start : points * (start + tile)])
+            TileRange(start, tile, weight_x[points * start : points * (start + tile)])
             for start, weight_x in zip(starts, weights_ix, strict=True)
         ]
 
     def _starts(self, cells: int, tile: int) -> list[int]:
-        """In latents: as few as can be, spread evenly."""
+        """Returns the starts, in latents, of the fewest tiles that cover the axis, spread evenly."""
         if tile >= cells:
             return [0]
         steps = -(-(cells - tile) // (tile - self.tile_overlap // self.spatial))
         return [i * (cells - tile) // steps for i in range(steps + 1)]
 
 
-class Span(NamedTuple):
-    """A tile along one axis: where it starts and how long it is, in latents; the weights of its points."""
+class TileRange(NamedTuple):
+    """A tile along one axis: start and length in latents, and the blending weights of its points, float32."""
 
     start: int
     length: int
@@ -99,37 +105,50 @@ class Span(NamedTuple):
 
 
 def encode(vae: VAE, video_BFHWC: jax.Array, tiling: Tiling) -> jax.Array:
-    """As `vae_chunking.encode` with the official chunks, tile by tile; float32. Raises what it raises."""
+    """Encodes tile by tile as `vae_chunking.encode` with the official chunks, and returns float32 moments.
+
+    Raises what `vae_chunking.encode` raises.
+    """
     vae_chunking.check_size(vae.config.latent_spec, *video_BFHWC.shape[2:4])
     run = functools.partial(vae_chunking.encode, vae)
     return _tiled(run, video_BFHWC, tiling, given=tiling.spatial, made=1)
 
 
 def decode(vae: VAE, z_BFHWC: jax.Array, tiling: Tiling) -> jax.Array:
-    """As `vae_chunking.decode` with the official chunks, tile by tile; float32. Raises what it raises."""
+    """Decodes tile by tile as `vae_chunking.decode` with the official chunks, and returns float32 video.
+
+    Raises what `vae_chunking.decode` raises.
+    """
     return _tiled(functools.partial(vae_chunking.decode, vae), z_BFHWC, tiling, given=1, made=tiling.spatial)
 
 
 def _tiled(
     run: Callable[[jax.Array], jax.Array], x_BFHWC: jax.Array, tiling: Tiling, *, given: int, made: int
 ) -> jax.Array:
-    """given, made: points to a latent along each side, of what goes in and of what comes out."""
+    """Runs every tile and adds up the weighted results.
+
+    Args:
+      run: encodes or decodes one tile.
+      x_BFHWC: whole frames or latents.
+      tiling: the tiles.
+      given, made: points to a latent along each side, of input and output.
+    """
     height, width = (side // given for side in x_BFHWC.shape[2:4])
     y_BFHWC = None
-    for rows in tiling.spans(0, height, made):
-        for columns in tiling.spans(1, width, made):
+    for rows in tiling.tile_ranges(0, height, made):
+        for columns in tiling.tile_ranges(1, width, made):
             down, across = (slice(given * s.start, given * (s.start + s.length)) for s in (rows, columns))
             tile_BFhwC = run(x_BFHWC[:, :, down, across])
             if y_BFHWC is None:
                 batch, frames, *_, channels = tile_BFhwC.shape
                 y_BFHWC = jnp.zeros((batch, frames, made * height, made * width, channels), jnp.float32)
             start = made * rows.start, made * columns.start
-            y_BFHWC = _added(y_BFHWC, tile_BFhwC, rows.weights, columns.weights, start)
+            y_BFHWC = _add_tile(y_BFHWC, tile_BFhwC, rows.weights, columns.weights, start)
     return y_BFHWC
 
 
-@functools.partial(jax.jit, donate_argnums=0)  # one whole video at a time
-def _added(
+@functools.partial(jax.jit, donate_argnums=0)  # donated, so that only one copy of the whole video exists
+def _add_tile(
     y_BFHWC: jax.Array, tile_BFhwC: jax.Array, rows_h: jax.Array, columns_w: jax.Array, start: tuple[int, int]
 ) -> jax.Array:
     weighted = rows_h.reshape(1, 1, -1, 1, 1) * columns_w.reshape(1, 1, 1, -1, 1) * tile_BFhwC.astype(jnp.float32)

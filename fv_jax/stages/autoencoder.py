@@ -19,7 +19,7 @@ from flax.nnx.filterlib import Filter
 from fv_jax.core.config import ConfigError
 from fv_jax.core.parallel_context import Rules
 from fv_jax.models import vae_chunking
-from fv_jax.models.vae import VAE, VAEConfig, forget_past, sample_latents, split_moments
+from fv_jax.models.vae import VAE, VAEConfig, collapse_temporal_kernels, sample_latents, split_moments
 from fv_jax.stages.protocol import Batch, Metrics, row_normal
 
 
@@ -27,7 +27,7 @@ from fv_jax.stages.protocol import Batch, Metrics, row_normal
 class AutoencoderConfig:
     """kl_weight: of (1).
 
-    from_pictures: `init_from` was trained on single pictures; see `vae.forget_past`.
+    from_pictures: `init_from` was trained on single pictures; see `vae.collapse_temporal_kernels`.
     """
 
     kl_weight: float = 1e-4
@@ -60,7 +60,7 @@ class Autoencoder:
 
     def start_from(self, model: VAE) -> None:
         if self.config.from_pictures:
-            forget_past(model)
+            collapse_temporal_kernels(model)
 
     def encode(self, batch: Batch) -> Batch:
         return batch

@@ -15,7 +15,7 @@ from fv_jax.weights.layouts import key_table, official_dit
 from fv_jax.weights.layouts.key_table import Parameters
 
 # What a file does not decide.
-_CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'locality')
+_CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'local_attention_init')
 
 
 def starting_dit(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:

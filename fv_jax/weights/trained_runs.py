@@ -20,7 +20,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.models.vae import compute_in
+from fv_jax.models.vae import set_compute_dtype
 from fv_jax.parallel.rules import Placement
 from fv_jax.stages import registry
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
@@ -68,7 +68,7 @@ def frozen_vae(config: registry.StageConfig, placement: Placement | None = None)
     """
     if not registry.needs_vae(config):
         return None
-    vae = compute_in(weights.load_vae(config.vae), config.vae_dtype)
+    vae = set_compute_dtype(weights.load_vae(config.vae), config.vae_dtype)
     there, wanted = vae.config.latent_channels, config.dit.latent_channels
     require(
         there == wanted,

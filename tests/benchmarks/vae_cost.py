@@ -28,7 +28,7 @@ import numpy as np
 
 from fv_jax import weights
 from fv_jax.evaluation import metrics
-from fv_jax.models.vae import OFFICIAL, compute_in, split_moments
+from fv_jax.models.vae import OFFICIAL, set_compute_dtype, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--json', type=Path, default=None)
     arguments = parser.parse_args(argv)
     exact = jit_vae(weights.load_vae(arguments.vae))
-    rounded = jit_vae(compute_in(weights.load_vae(arguments.vae), 'bfloat16'))
+    rounded = jit_vae(set_compute_dtype(weights.load_vae(arguments.vae), 'bfloat16'))
     ways = {'whole, float32': (exact, None), 'whole, bfloat16': (rounded, None)}
     ways |= {name: (exact, tiling) for name, tiling in TILES.items()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

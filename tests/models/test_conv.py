@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from fv_jax.models import conv
-from fv_jax.models.conv import CausalConv3d, FrameConv, Frames, GroupNorm, PointwiseConv
+from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, LazyFrames, PointwiseConv
 
 
 def normal(*shape, seed=0):
@@ -17,7 +17,7 @@ def normal(*shape, seed=0):
 
 
 def clip(x):
-    return Frames.of(jnp.asarray(x))
+    return LazyFrames.from_array(jnp.asarray(x))
 
 
 def causal(dtype='float32', channels=(2, 3)):
@@ -45,13 +45,13 @@ def read(x):
     """A clip whose frames are made on reading: here doubled, and with what belongs to each frame, and to all, added."""
     each, shared = normal(2, 5, 1, 1, 3, seed=2), normal(2, 1, 1, 1, 3, seed=3)
     parts = tuple(jnp.asarray(part) for part in (x, each, shared))
-    return Frames(lambda x, each, shared: x + each + shared, parts).map(lambda x: 2 * x), 2 * (x + each + shared)
+    return LazyFrames(lambda x, each, shared: x + each + shared, parts).map(lambda x: 2 * x), 2 * (x + each + shared)
 
 
 @pytest.mark.parametrize('narrow', [2, 32])
 @pytest.mark.parametrize('taps', [1, 3])
 @pytest.mark.parametrize('began', [True, False])
-@pytest.mark.parametrize('form', [conv._at_once, conv._one_by_one])
+@pytest.mark.parametrize('form', [conv._conv_batched, conv._conv_scan_frames])
 def test_both_forms_are_the_convolution(form, began, taps, narrow, monkeypatch):
     monkeypatch.setattr(conv, 'NARROW', narrow)
     x, made = read(normal(2, 5, 4, 6, 3))
@@ -68,13 +68,13 @@ def test_both_forms_have_the_same_gradients(stride):
     arrays = normal(2, 5, 4, 6, 3), normal(2, 5, 1, 1, 3, seed=1), normal(2, 2, 4, 6, 3, seed=2), normal(3, 3, 3, 3, 5)
 
     def loss(form, x, each, past, kernel):
-        read = Frames(lambda x, each: jnp.tanh(x * each), (x, each))
+        read = LazyFrames(lambda x, each: jnp.tanh(x * each), (x, each))
         y, last = form(read, past, kernel, jnp.zeros((1, 1, 1, 5)), stride)
         return jnp.sum(jnp.square(y)) + jnp.sum(last)
 
     found = [
         jax.grad(functools.partial(loss, form), range(4))(*map(jnp.asarray, arrays))
-        for form in (conv._at_once, conv._one_by_one)
+        for form in (conv._conv_batched, conv._conv_scan_frames)
     ]
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
@@ -173,7 +173,7 @@ def test_a_group_is_its_channels_in_all_frames_rows_and_columns():
     scale, bias = normal(6, seed=1), normal(6, seed=2)
     norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
     expected = group_norm_in_numpy(x, 3, 1e-6) * scale + bias
-    np.testing.assert_allclose(norm(jnp.asarray(x)).whole(), expected, atol=1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x)).materialize(), expected, atol=1e-5)
 
 
 def test_the_eps_is_a_millionth():
@@ -181,7 +181,7 @@ def test_the_eps_is_a_millionth():
     d = 1e-3
     x = np.full((1, 2, 4, 4, 4), d, np.float32)
     x[:, :, ::2] *= -1
-    normed = np.asarray(GroupNorm(4, 2)(jnp.asarray(x)).whole())
+    normed = np.asarray(GroupNorm(4, 2)(jnp.asarray(x)).materialize())
     np.testing.assert_allclose(np.abs(normed), d / np.sqrt(d**2 + 1e-6), rtol=1e-4)
     np.testing.assert_array_equal(np.sign(normed), np.sign(x))
 
@@ -189,7 +189,9 @@ def test_the_eps_is_a_millionth():
 def test_a_large_offset_does_not_drown_the_variance():
     """Centred first: the mean of squares minus the square of the mean would lose everything here."""
     x = 1000 + 0.1 * normal(1, 4, 8, 8, 4)
-    np.testing.assert_allclose(GroupNorm(4, 2)(jnp.asarray(x)).whole(), group_norm_in_numpy(x, 2, 1e-6), atol=0.02)
+    np.testing.assert_allclose(
+        GroupNorm(4, 2)(jnp.asarray(x)).materialize(), group_norm_in_numpy(x, 2, 1e-6), atol=0.02
+    )
 
 
 # Dtypes and axes.
@@ -201,7 +203,7 @@ def test_convolutions_compute_in_their_dtype_and_norms_in_float32():
     assert y.dtype == cache.dtype == jnp.bfloat16
     assert PointwiseConv(2, 3, dtype='bfloat16', rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
     assert FrameConv(2, dtype='bfloat16', rngs=nnx.Rngs(0))(clip(x)).dtype == jnp.bfloat16
-    normed = GroupNorm(2, 1)(x).whole()
+    normed = GroupNorm(2, 1)(x).materialize()
     assert normed.dtype == jnp.float32
     np.testing.assert_allclose(normed, group_norm_in_numpy(np.asarray(x, np.float32), 1, 1e-6), atol=1e-5)
 

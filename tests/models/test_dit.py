@@ -14,8 +14,8 @@ from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.dit import STAGE1, STAGE2, DiT, DiTConfig, sinusoid
-from fv_jax.models.rope import split_head
-from fv_jax.models.sequence import Layout
+from fv_jax.models.rope import rope_axis_dims
+from fv_jax.models.sequence import SequenceLayout
 from tests.models.single_block import run_block
 
 SMALL = DiTConfig(latent_channels=3, embed_dim=32, num_layers=2, num_heads=2, mlp_dim=48, cond_dim=8, text_dim=5)
@@ -76,7 +76,7 @@ def test_heads_twice_as_wide_have_the_same_parameters_but_for_two_norms():
     wide = dataclasses.replace(STAGE2, num_heads=15)
     norms = 2 * 2 * (128 - 64)  # scale and offset of queries and keys
     assert wide.head_dim == 128 and count(wide) == count(STAGE2) + STAGE2.num_layers * norms
-    assert split_head(128) == tuple(2 * part for part in split_head(64))
+    assert rope_axis_dims(128) == tuple(2 * part for part in rope_axis_dims(64))
 
 
 def test_every_parameter_names_its_axes():
@@ -149,7 +149,7 @@ def test_blocks_differ_at_the_start(new_params):
 
 def test_the_scan_is_the_blocks_one_by_one(model, inputs, output):
     x, timestep, text, source = inputs
-    layout = Layout.of(text.shape[1], (3, 2, 3))
+    layout = SequenceLayout.from_grid(text.shape[1], (3, 2, 3))
 
     @jax.jit
     def unrolled():
@@ -215,7 +215,7 @@ def test_inputs_that_do_not_fit_are_refused(model, wrong, message):
         ({'num_layers': 0}, 'num_layers=0: must be at least 1'),
         ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
         ({'remat': 'some'}, 'remat=some: must be one of none, dots, full, offload'),
-        ({'locality': -1.0}, 'locality=-1.0: must be at least 0'),
+        ({'local_attention_init': -1.0}, 'local_attention_init=-1.0: must be at least 0'),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong, message):
@@ -230,9 +230,9 @@ def test_attention_can_start_local():
         seen.append(jnp.einsum('bqnk,bmnk->bnqm', q, k)[0, 0] / np.sqrt(q.shape[-1]))
         return v
 
-    config = dataclasses.replace(SMALL, embed_dim=128, locality=2.0)
+    config = dataclasses.replace(SMALL, embed_dim=128, local_attention_init=2.0)
     network, rules = DiT(config, rngs=nnx.Rngs(0)), Rules(attention=attend)
-    layout, frames, height, width = Layout.of(4, (2, 3, 5), rules), 2, 3, 5
+    layout, frames, height, width = SequenceLayout.from_grid(4, (2, 3, 5), rules), 2, 3, 5
     # Tokens that are all alike: where they are is all that attention can go by.
     run_block(network, 0, jnp.zeros((1, 4 + frames * height * width, 128)), jnp.zeros((1, 8)), layout, rules)
     logits = np.asarray(seen[0][4:, 4:])

@@ -123,7 +123,7 @@ def test_a_fresh_addition_changes_nothing_and_starts_at_random(run):
 
 
 def test_what_has_lora_is_given_no_second(network):
-    with pytest.raises(ValueError, match='has LoRA already'):
+    with pytest.raises(ValueError, match='already has LoRA'):
         add_lora(network, LORA, jax.random.key(0))
 
 

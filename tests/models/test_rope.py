@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 from fv_jax.models import rope as rope_lib
-from fv_jax.models.rope import Rope, apply_rope, rope_table, split_head
+from fv_jax.models.rope import Rope, apply_rope, rope_axis_dims, rope_table
 
 
 @pytest.mark.parametrize(
     ('head_dim', 'parts'), [(16, (4, 6, 6)), (32, (8, 12, 12)), (64, (16, 24, 24)), (128, (32, 48, 48))]
 )
 def test_split_of_a_head(head_dim, parts):
-    assert split_head(head_dim) == parts
+    assert rope_axis_dims(head_dim) == parts
 
 
 @pytest.mark.parametrize('head_dim', [8, 12, 24, 30])
 def test_a_head_that_does_not_split_is_refused(head_dim):
     with pytest.raises(ValueError, match=f'{head_dim} channels.*multiple of 16'):
-        split_head(head_dim)
+        rope_axis_dims(head_dim)
 
 
 def test_angles_of_one_token():
@@ -73,7 +73,7 @@ def test_float32_whatever_comes_in():
     assert apply_rope(x, rope_table(1, 2, 2, 16)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize('form', [rope_lib._rolled, rope_lib._multiplied, rope_lib.swap_pairs])
+@pytest.mark.parametrize('form', [rope_lib._swap_by_roll, rope_lib._swap_by_matmul, rope_lib.swap_pairs])
 def test_pairs_are_swapped_exactly(form):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3, 32)) * 1e3, jnp.float32)
     np.testing.assert_array_equal(form(x).reshape(-1, 2), x.reshape(-1, 2)[:, ::-1])

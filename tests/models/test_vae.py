@@ -15,7 +15,7 @@ from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models import vae as vae_lib
 from fv_jax.models import vae_chunking
-from fv_jax.models.conv import Frames, GroupNorm
+from fv_jax.models.conv import GroupNorm, LazyFrames
 from fv_jax.models.vae import OFFICIAL, VAE, SpatialNorm, VAEConfig
 from tests.sampling import tiny
 
@@ -123,7 +123,7 @@ def test_a_config_survives_json():
 @pytest.mark.parametrize(('frames', 'of'), [(1, 1), (2, 1), (4, 2), (4, 1), (5, 3), (9, 3), (17, 5), (3, 3)])
 def test_nearest_resizing_reads_floor_indices(frames, of):
     z = normal(1, of, 2, 3, 1)
-    got = vae_lib.stretch_space(vae_lib.stretch_time(jnp.asarray(z), frames), 4, 12)
+    got = vae_lib.resize_space_nearest(vae_lib.resize_time_nearest(jnp.asarray(z), frames), 4, 12)
 
     def indices(size, source):
         return np.arange(size) * source // size
@@ -136,18 +136,20 @@ def test_nearest_resizing_reads_floor_indices(frames, of):
 
 def test_pairs_of_frames_are_averaged_and_an_odd_first_one_stays():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1, 1)
-    np.testing.assert_array_equal(vae_lib.halve_time(x).ravel(), [0, 1.5, 3.5])
-    np.testing.assert_array_equal(vae_lib.halve_time(x[:, 1:]).ravel(), [1.5, 3.5])
+    np.testing.assert_array_equal(vae_lib.average_pool_time(x).ravel(), [0, 1.5, 3.5])
+    np.testing.assert_array_equal(vae_lib.average_pool_time(x[:, 1:]).ravel(), [1.5, 3.5])
 
 
 def test_frames_are_doubled_and_an_odd_first_one_stays_single():
     x = jnp.arange(3.0).reshape(1, 3, 1, 1, 1)
-    up = vae_lib.upsample_nearest(x, time=True).whole()
+    up = vae_lib.upsample_nearest(x, time=True).materialize()
     assert up.shape == (1, 5, 2, 2, 1)
     np.testing.assert_array_equal(up[0, :, 0, 1, 0], [0, 1, 1, 2, 2])
-    np.testing.assert_array_equal(vae_lib.upsample_nearest(x[:, 1:], time=True).whole()[0, :, 1, 0, 0], [1, 1, 2, 2])
-    assert vae_lib.upsample_nearest(x[:, :1], time=True).whole().shape == (1, 1, 2, 2, 1)
-    assert vae_lib.upsample_nearest(x, time=False).whole().shape == (1, 3, 2, 2, 1)
+    np.testing.assert_array_equal(
+        vae_lib.upsample_nearest(x[:, 1:], time=True).materialize()[0, :, 1, 0, 0], [1, 1, 2, 2]
+    )
+    assert vae_lib.upsample_nearest(x[:, :1], time=True).materialize().shape == (1, 1, 2, 2, 1)
+    assert vae_lib.upsample_nearest(x, time=False).materialize().shape == (1, 3, 2, 2, 1)
 
 
 # Norms of the decoder.
@@ -160,15 +162,15 @@ def test_a_spatial_norm_is_a_group_norm_scaled_and_moved_by_the_latents():
         part.kernel[...] = jnp.asarray(normal(3, 4, seed=i))
         part.bias[...] = jnp.asarray(normal(4, seed=9 + i))
     x, z = jnp.asarray(normal(1, 5, 4, 6, 4)), jnp.asarray(normal(1, 3, 2, 3, 3, seed=1))
-    large = vae_lib.stretch_space(vae_lib.stretch_time(z, 5), 4, 6)
-    expected = norm.norm_layer(x).whole() * norm.conv_y(large) + norm.conv_b(large)
-    np.testing.assert_allclose(norm(x, z).whole(), expected, atol=1e-5)
+    large = vae_lib.resize_space_nearest(vae_lib.resize_time_nearest(z, 5), 4, 6)
+    expected = norm.norm_layer(x).materialize() * norm.conv_y(large) + norm.conv_b(large)
+    np.testing.assert_allclose(norm(x, z).materialize(), expected, atol=1e-5)
 
 
 def test_a_new_spatial_norm_is_a_group_norm():
     norm = SpatialNorm(8, CONFIG, rngs=nnx.Rngs(0))
     x, z = jnp.asarray(normal(1, 1, 4, 6, 8)), jnp.asarray(normal(1, 1, 2, 3, CONFIG.latent_channels))
-    np.testing.assert_allclose(norm(x, z).whole(), norm.norm_layer(x).whole(), atol=1e-6)
+    np.testing.assert_allclose(norm(x, z).materialize(), norm.norm_layer(x).materialize(), atol=1e-6)
 
 
 # Causality: with norms whose statistics are fixed, the norms being what mixes frames.
@@ -179,7 +181,9 @@ class _Affine(nnx.Module):
         self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
 
     def __call__(self, x):
-        return Frames.of(x * self.scale[...].reshape(1, 1, 1, 1, -1) + self.bias[...].reshape(1, 1, 1, 1, -1))
+        return LazyFrames.from_array(
+            x * self.scale[...].reshape(1, 1, 1, 1, -1) + self.bias[...].reshape(1, 1, 1, 1, -1)
+        )
 
 
 def without_statistics(module):
@@ -237,7 +241,7 @@ def test_latents_are_the_mean_and_noise_of_a_clipped_deviation():
 
 @pytest.mark.parametrize('half', ['encoder', 'decoder'])
 def test_convolutions_in_bfloat16_keep_parameters_and_norms(network, half):
-    rounded = vae_lib.compute_in(tiny.vae(), 'bfloat16')
+    rounded = vae_lib.set_compute_dtype(tiny.vae(), 'bfloat16')
     assert rounded.config == dataclasses.replace(network.config, dtype='bfloat16')
     jax.tree.map(np.testing.assert_array_equal, nnx.state(rounded), nnx.state(network))
     x = normal(1, 5, 16, 24, 3) if half == 'encoder' else normal(1, 3, 2, 3, CONFIG.latent_channels)
@@ -249,7 +253,7 @@ def test_convolutions_in_bfloat16_keep_parameters_and_norms(network, half):
     assert 1e-4 < error < 0.02, error
     norms = [module for _, module in nnx.iter_modules(rounded) if isinstance(module, GroupNorm)]
     given = jnp.asarray(normal(1, 2, 4, 4, norms[0].scale.shape[0]), jnp.bfloat16)
-    assert norms[0](given).whole().dtype == jnp.float32
+    assert norms[0](given).materialize().dtype == jnp.float32
 
 
 # From pictures to clips.
@@ -259,14 +263,14 @@ def test_forgetting_the_past_keeps_pictures_and_separates_frames():
     vae = tiny.vae()
     clip = normal(1, 9, 16, 16, 3)
     picture_before = vae.encoder(clip[:, :1], {})[0]
-    _, history_before = vae.encoder.conv_in(Frames.of(clip), None)
-    vae_lib.forget_past(vae)
+    _, history_before = vae.encoder.conv_in(LazyFrames.from_array(clip), None)
+    vae_lib.collapse_temporal_kernels(vae)
     np.testing.assert_allclose(vae.encoder(clip[:, :1], {})[0], picture_before, atol=1e-5)
-    y, history = vae.encoder.conv_in(Frames.of(clip), None)
+    y, history = vae.encoder.conv_in(LazyFrames.from_array(clip), None)
     np.testing.assert_array_equal(history, history_before)
     changed = clip.copy()
     changed[:, 4] += 1
-    difference = np.abs(vae.encoder.conv_in(Frames.of(changed), None)[0] - y).max((0, 2, 3, 4))
+    difference = np.abs(vae.encoder.conv_in(LazyFrames.from_array(changed), None)[0] - y).max((0, 2, 3, 4))
     assert difference[4] > 0.01 and not np.delete(difference, 4).any()
 
 
@@ -278,8 +282,8 @@ def test_offsets_make_norms_almost_independent_of_the_picture():
     norm = encoder.down[0][0].norm1
 
     def gain():
-        ys = [encoder.conv_in(Frames.of(x), None)[0] for x in (faint, strong)]
-        normed = [norm(y).whole() for y in ys]
+        ys = [encoder.conv_in(LazyFrames.from_array(x), None)[0] for x in (faint, strong)]
+        normed = [norm(y).materialize() for y in ys]
         return float(normed[1].std((1, 2, 3)).mean() / normed[0].std((1, 2, 3)).mean())
 
     assert gain() > 2.5  # three times the picture, almost three times the features

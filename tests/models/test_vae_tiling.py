@@ -26,22 +26,24 @@ def normal(*shape):
 def test_tiles_of_one_size_cover_the_frame_and_overlap(size):
     tiling = Tiling((64, 48), 24, 8)
     for axis, (pixels, tile) in enumerate(zip(size, tiling.tile_of(*size), strict=True)):
-        spans = tiling.spans(axis, pixels // 8, 8)
+        tile_ranges = tiling.tile_ranges(axis, pixels // 8, 8)
         total = np.zeros(pixels)
-        for span in spans:
+        for span in tile_ranges:
             assert 8 * span.length == tile and span.weights.shape == (tile,) and span.weights.min() > 0
             total[8 * span.start : 8 * span.start + tile] += span.weights
         np.testing.assert_allclose(total, 1, atol=1e-6)
-        assert spans[0].start == 0 and 8 * spans[-1].start + tile == pixels
-        shared = [8 * (a.start + a.length - b.start) for a, b in itertools.pairwise(spans)]
+        assert tile_ranges[0].start == 0 and 8 * tile_ranges[-1].start + tile == pixels
+        shared = [8 * (a.start + a.length - b.start) for a, b in itertools.pairwise(tile_ranges)]
         assert all(pixels_shared >= 24 for pixels_shared in shared)
         # One fewer would not do.
-        assert len(spans) == 1 or (len(spans) - 1) * tile - (len(spans) - 2) * 24 < pixels
-    assert tiling.count(*size) == len(tiling.spans(0, size[0] // 8, 1)) * len(tiling.spans(1, size[1] // 8, 1))
+        assert len(tile_ranges) == 1 or (len(tile_ranges) - 1) * tile - (len(tile_ranges) - 2) * 24 < pixels
+    assert tiling.count(*size) == len(tiling.tile_ranges(0, size[0] // 8, 1)) * len(
+        tiling.tile_ranges(1, size[1] // 8, 1)
+    )
 
 
 def test_weights_fall_in_a_line_to_the_edge_of_a_tile():
-    first, second = Tiling((64, 64), 32, 8).spans(1, 12, 8)
+    first, second = Tiling((64, 64), 32, 8).tile_ranges(1, 12, 8)
     assert (first.start, second.start) == (0, 4)
     np.testing.assert_array_equal(first.weights[:32], 1)
     np.testing.assert_allclose(first.weights[32:], (31.5 - np.arange(32)) / 32, rtol=1e-6)

@@ -13,7 +13,7 @@ from flax import nnx
 from fv_jax.models.dit import sinusoid
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.rope import rope_table
-from fv_jax.models.sequence import Layout
+from fv_jax.models.sequence import SequenceLayout
 from fv_jax.weights import load_official
 from fv_jax.weights.layouts import official_dit as dit_weights
 from tests.models.single_block import run_block
@@ -57,7 +57,7 @@ def inputs(io):
 
 @pytest.fixture(scope='module')
 def layout(model, inputs):
-    return Layout.of(inputs[2].shape[1], patch_grid(inputs[0].shape, model.config.patch_size))
+    return SequenceLayout.from_grid(inputs[2].shape[1], patch_grid(inputs[0].shape, model.config.patch_size))
 
 
 def test_sizes_are_read_from_the_file(official, model):

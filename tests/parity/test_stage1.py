@@ -14,7 +14,7 @@ from fv_jax.models.dit import sinusoid
 from fv_jax.models.lora import LoRAConfig, LoRAParam, merge_lora
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.rope import rope_table
-from fv_jax.models.sequence import Layout
+from fv_jax.models.sequence import SequenceLayout
 from fv_jax.weights import load_official, save_official
 from fv_jax.weights.formats import torch_zip
 from fv_jax.weights.layouts.official_dit import POSITION_TABLE
@@ -62,7 +62,7 @@ def inputs(io):
 
 @pytest.fixture(scope='module')
 def layout(model, inputs):
-    return Layout.of(inputs[2].shape[1], patch_grid(inputs[0].shape, model.config.patch_size))
+    return SequenceLayout.from_grid(inputs[2].shape[1], patch_grid(inputs[0].shape, model.config.patch_size))
 
 
 def run(network, inputs):

@@ -12,7 +12,7 @@ from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels.blocked import attention_at_once
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam
-from fv_jax.models.sequence import Layout
+from fv_jax.models.sequence import SequenceLayout
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.planning import flops
@@ -40,7 +40,7 @@ def split(make, *filters):
 
 def unscanned(model: DiT, x, text):
     """The network, layer by layer."""
-    layout = Layout.of(text.shape[1], (x.shape[1], x.shape[2] // 2, x.shape[3] // 2), RULES)
+    layout = SequenceLayout.from_grid(text.shape[1], (x.shape[1], x.shape[2] // 2, x.shape[3] // 2), RULES)
     emb = model.embed_cond(jnp.ones(1), layout.grid[0], jnp.ones(1))
     h = model.embed_tokens(x, text, layout, rules=RULES)
     for i in range(model.config.num_layers):

@@ -14,7 +14,7 @@ from fv_jax.core.parallel_context import Rules
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.pipeline import DataConfig
 from fv_jax.models.patch import patch_grid
-from fv_jax.models.sequence import Layout
+from fv_jax.models.sequence import SequenceLayout
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig
 from fv_jax.parallel.rules import Placement
@@ -101,7 +101,7 @@ def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Plac
     return placement
 
 
-def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Rules) -> Layout:
+def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Rules) -> SequenceLayout:
     """The sequence of a training row of this size."""
     text = (config.stage.superres or config.stage.lowres).text_length
     try:
@@ -110,7 +110,7 @@ def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Ru
         cut = config.data.cache is not None and config.data.cache.crop is not None
         where = 'config.data.cache.crop' if cut else f'config.data: {bucket}'
         raise ConfigError(f'{where}: {error}') from None
-    return Layout.of(text, grid, rules)
+    return SequenceLayout.from_grid(text, grid, rules)
 
 
 def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) -> tuple[int, int, int, int, int]:

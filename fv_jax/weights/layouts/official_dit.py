@@ -36,7 +36,7 @@ POSITIONS = 64  # rows of the table that every official file has and nothing rea
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapted:
+class LoRATarget:
     """A linear of every block that may have LoRA. parts: of its outputs, each with matrices of its own."""
 
     target: Target
@@ -49,11 +49,11 @@ class Adapted:
 
 
 LINEARS = (
-    Adapted('qkv', f'{LAYER}attention.query_key_value', 'blocks.attention.qkv', 3),
-    Adapted('attention_out', f'{LAYER}attention.dense', 'blocks.attention.out'),
-    Adapted('modulation', MODULATIONS, 'blocks.modulation'),
-    Adapted('mlp', f'{LAYER}mlp.dense_h_to_4h', 'blocks.mlp.hidden'),
-    Adapted('mlp', f'{LAYER}mlp.dense_4h_to_h', 'blocks.mlp.out'),
+    LoRATarget('qkv', f'{LAYER}attention.query_key_value', 'blocks.attention.qkv', 3),
+    LoRATarget('attention_out', f'{LAYER}attention.dense', 'blocks.attention.out'),
+    LoRATarget('modulation', MODULATIONS, 'blocks.modulation'),
+    LoRATarget('mlp', f'{LAYER}mlp.dense_h_to_4h', 'blocks.mlp.hidden'),
+    LoRATarget('mlp', f'{LAYER}mlp.dense_4h_to_h', 'blocks.mlp.out'),
 )
 
 
@@ -113,7 +113,7 @@ def _infer_lora(tensors: Tensors) -> LoRAConfig | None:
     return LoRAConfig(rank=rank, targets=targets)
 
 
-def _layers_with_lora(tensors: Iterable[str], adapted: Adapted) -> set[int]:
+def _layers_with_lora(tensors: Iterable[str], adapted: LoRATarget) -> set[int]:
     regex = re.compile(re.escape(adapted.official).replace(r'\{i\}', r'(\d+)') + r'\.(original|matrix_[AB])\.')
     return {int(match[1]) for key in tensors if (match := regex.match(key))}
 
@@ -125,7 +125,7 @@ def file_names(tensors: Iterable[str], config: DiTConfig) -> dict[str, str | Non
     return plain_names(config, lambda adapted, layer: layer not in with_lora[adapted.official])
 
 
-def plain_names(config: DiTConfig, is_plain: Callable[[Adapted, int], bool]) -> dict[str, str | None]:
+def plain_names(config: DiTConfig, is_plain: Callable[[LoRATarget, int], bool]) -> dict[str, str | None]:
     """`Table.names` of a file in which these linears are plain."""
     names: dict[str, str | None] = {}
     for adapted in LINEARS:
@@ -168,7 +168,7 @@ def table(config: DiTConfig) -> list[Row]:
         *affine(f'{MIXINS}final_layer.linear', 'output.out', (config.patch_dim, dim)),
     ]
     for adapted in LINEARS:
-        rows += _adapted_linear(adapted, in_blocks[adapted.ours], config.lora_on(adapted.target))
+        rows += _lora_rows(adapted, in_blocks[adapted.ours], config.lora_on(adapted.target))
     if config.embed_num_frames:
         rows += mlp(FRAMES_EMBED, 'frames_embed')
     if config.embed_noise_augmentation_timestep:
@@ -176,7 +176,7 @@ def table(config: DiTConfig) -> list[Row]:
     return rows
 
 
-def _adapted_linear(adapted: Adapted, shape: Shape, lora: LoRAConfig | None) -> list[Row]:
+def _lora_rows(adapted: LoRATarget, shape: Shape, lora: LoRAConfig | None) -> list[Row]:
     if lora is None:
         return affine(adapted.official, adapted.ours, shape, linear)
     (out, into), keys, parts = shape, adapted.matrices(), adapted.parts
