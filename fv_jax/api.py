@@ -22,7 +22,7 @@ from fv_jax.stages.frozen_vae import jit_vae
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.super_res import SuperRes
 from fv_jax.text.encoder import TextConfig
-from fv_jax.training.state import Network
+from fv_jax.training.state import ModelDef
 from fv_jax.weights import embedded, official_release
 from fv_jax.weights.text_encoders import CHOICES, open_text_encoder
 from fv_jax.weights.trained_runs import (
@@ -194,7 +194,7 @@ def _open_part(
         encoder = None
 
     def read() -> Any:
-        network = Network.of(stage)
+        network = ModelDef.from_stage(stage)
         return network.model(**params_of(stage, network))
 
     return meta['step'], Part(str(run), stage, read, vae, encoder), meta['config'].get('data', {}), notes

@@ -44,7 +44,7 @@ from fv_jax.stages import registry, super_res
 from fv_jax.stages.autoencoder import AutoencoderConfig
 from fv_jax.stages.low_res import LowResConfig
 from fv_jax.text.encoder import TextConfig
-from fv_jax.training.state import Network
+from fv_jax.training.state import ModelDef
 from fv_jax.weights import reader
 from fv_jax.weights.layouts import key_table, official_dit, t5_folder
 from fv_jax.weights.layouts.key_table import KeysError, Parameters
@@ -150,7 +150,7 @@ def _to_run(arguments: argparse.Namespace) -> None:
             values, config = official_dit.fold_lora(values, config)
     stage = _stage(config, arguments)
     digests = _digests(stage)
-    network = Network.of(registry.build(stage))
+    network = ModelDef.from_stage(registry.build(stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
     params = {name: key_table.nested(state, values) for name, state in groups.items()}
     meta = {'stage': config_lib.to_dict(stage), 'data': _clips(stage.kind), 'converted_from': str(arguments.input)}

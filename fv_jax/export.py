@@ -32,7 +32,7 @@ from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.stages import registry
-from fv_jax.training.state import Network
+from fv_jax.training.state import ModelDef
 from fv_jax.weights import exported_functions, model_card, single_file, trained_runs
 from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.layouts import key_table, official_dit
@@ -180,7 +180,7 @@ def _write_file(path: Path, exported: _Exported) -> None:
 
 
 def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> None:
-    network = Network.of(registry.build(exported.stage))
+    network = ModelDef.from_stage(registry.build(exported.stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
     params = {name: key_table.nested(state, exported.values) for name, state in groups.items()}
     forwards = _forwards(exported, arguments) if arguments.forward else []

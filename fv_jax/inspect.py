@@ -36,7 +36,7 @@ from fv_jax.core.files import parse_json
 from fv_jax.stages import registry
 from fv_jax.training.monitoring.metric_writer import JSONL
 from fv_jax.training.run.launch_record import RUN
-from fv_jax.training.state import Network
+from fv_jax.training.state import ModelDef
 from fv_jax.weights import reader, single_file, trained_runs
 from fv_jax.weights.layouts import key_table
 
@@ -124,7 +124,7 @@ def _known(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str | None, ...] 
     if 'stage' not in config:  # a text encoder
         return {}
     stage = registry.build(config_lib.build(registry.StageConfig, config['stage'], 'config.stage'))
-    network = Network.of(stage)
+    network = ModelDef.from_stage(stage)
     return {
         name: (leaf.get_metadata().get('axes'), learns)
         for part, learns in ((network.trainable, True), (network.frozen, False))

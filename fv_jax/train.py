@@ -44,7 +44,7 @@ from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import HealthCheck
 from fv_jax.parallel import arrays, distributed
-from fv_jax.parallel.cross_host import Votes
+from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import describe, make_mesh
 from fv_jax.parallel.preemption import Preemption
 from fv_jax.parallel.rules import Placement
@@ -57,7 +57,7 @@ from fv_jax.training.monitoring.collapse import CollapseError
 from fv_jax.training.monitoring.goodput import Goodput
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics
 from fv_jax.training.monitoring.profiler import FOLDER as PROFILE
-from fv_jax.training.monitoring.profiler import OnSignal, Profiler, ProfileSteps
+from fv_jax.training.monitoring.profiler import Profiler, ProfileSteps, TraceSignal
 from fv_jax.training.monitoring.watchdog import Watchdog
 from fv_jax.training.progress import Progress
 from fv_jax.training.run import bad_step_dumps, initialization
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted='interrupted; run the same command again to go on from the last checkpoint',
     )
     if code != 0:
-        distributed.leave(code)
+        distributed.force_exit_after_grace(code)
     return code
 
 
@@ -102,7 +102,9 @@ def _train(argv: Sequence[str]) -> int:
     for name in ('config', 'workdir'):
         require(getattr(arguments, name) is not None, f'--{name}: is required; --help tells more', UsageError)
     profile = None if arguments.profile_steps is None else ProfileSteps.parse(arguments.profile_steps)
-    distributed.start(distributed.Processes(arguments.coordinator, arguments.num_processes, arguments.process_id))
+    distributed.start(
+        distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    )
     config = read_config(RunConfig, arguments.config, overrides)
     allowed = [name for name in arguments.allow_config_change.split(',') if name]
     changes = check_folder(arguments.workdir, config, allowed)
@@ -110,14 +112,14 @@ def _train(argv: Sequence[str]) -> int:
     for change in changes:
         log.info(f'changed since the last start: config.{change.field} from {change.old!r} to {change.new!r}')
     command = ('python', '-m', 'fv_jax.train', *argv)
-    with Preemption() as preemption, OnSignal() as on_signal:
-        run(config, arguments.workdir, LaunchInfo(command, profile, preemption, on_signal))
+    with Preemption() as preemption, TraceSignal() as trace_signal:
+        run(config, arguments.workdir, LaunchInfo(command, profile, preemption, trace_signal))
     return 0
 
 
 def _replay(path: Path, overrides: Sequence[Override]) -> int:
     if overrides:
-        raise UsageError(f'--config.{overrides[0][0]}: a replay takes its config from the bundle')
+        raise UsageError(f'--config.{overrides[0][0]}: a replay takes its configuration from the dump')
     jax.config.update('jax_platforms', 'cpu')
     dump = bad_step_dumps.read(path)
     found = bad_step_dumps.replay_dump(dump)
@@ -136,13 +138,13 @@ class LaunchInfo:
       command: goes to run.json.
       profile: the steps to trace.
       preemption: notices that the run should stop.
-      on_signal: notices that more steps should be traced.
+      trace_signal: notices that more steps should be traced.
     """
 
     command: tuple[str, ...] = ()
     profile: ProfileSteps | None = None
     preemption: Preemption = dataclasses.field(default_factory=Preemption)
-    on_signal: OnSignal = dataclasses.field(default_factory=OnSignal)
+    trace_signal: TraceSignal = dataclasses.field(default_factory=TraceSignal)
 
 
 def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
@@ -156,7 +158,7 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
     history = initialization.valid_checkpoints(workdir)
     check = functools.partial(initialization.check_digests, history, workdir)
     datasets = open_datasets(config, latent_spec, bad, check)
-    train_state, progress = initialization.starting_state(parts, history)
+    train_state, progress = initialization.initial_state(parts, history)
     start = int(train_state.step)
     _log_run_header(parts, train_state)
     if start >= config.loop.num_steps:
@@ -165,8 +167,8 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
     write_run_config(workdir, config)
     initialization.quarantine(workdir, history)
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
-    votes = Votes(placement.mesh)
-    save_policy = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), datasets.digests, votes)
+    any_host = CrossHostFlags(placement.mesh)
+    save_policy = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), datasets.digests, any_host)
     batches = TrainBatches.of(parts, datasets, workdir, bad)
     validation = _validation(parts, vae, batches.heldout())
     log.info('compiling the training step')
@@ -174,8 +176,8 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
         record_start(workdir, launch.command, config_lib.to_dict(config), placement.mesh, start)
     with (
         _writer(workdir, start) as writer,
-        launch.preemption.after_the_step(),
-        Profiler(launch.profile, workdir / PROFILE, launch.on_signal) as profiler,
+        launch.preemption.defer_sigterm(),
+        Profiler(launch.profile, workdir / PROFILE, launch.trace_signal) as profiler,
         Watchdog(goodput, 60 * config.loop.stall_timeout_minutes, saving_since=lambda: checkpoints.saving_since),
         save_policy,
     ):
@@ -191,7 +193,7 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
             checkpointer=save_policy,
             restore=functools.partial(_restore, parts, workdir, checkpoints),
             dump_bad_step=functools.partial(bad_step_dumps.write, parts, workdir, datasets.digests),
-            poll_signals=lambda step: votes(launch.preemption.noticed(step), save_policy.due()),
+            poll_signals=lambda step: any_host(launch.preemption.is_requested(step), save_policy.is_due()),
             profile=profiler,
             progress=progress,
             goodput=goodput,

@@ -146,7 +146,7 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
     config.init_from = str(merged)
     config.loop.update(num_steps=1, eval_every=0)
     train.run(build(train.RunConfig, config.to_dict()), tmp_path / 'run')
-    assert f'with the parameters of {merged}' in log_lines
+    assert f'initialized from {merged}' in log_lines
     run = trained_runs.open_run(tmp_path / 'run')
     kernel = run.params['frozen']['blocks']['attention']['qkv']['kernel']
     np.testing.assert_array_equal(kernel, weights.load_official(merged).blocks.attention.qkv.kernel[...])
@@ -158,7 +158,7 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
 def test_a_run_can_start_from_the_parameters_of_another(command, whole, tmp_path, capsys):
     folder = tmp_path / 'run'
     assert command(folder, NO_EVAL, f'--config.init_from={whole}') == 0
-    assert f'with the parameters of {whole}' in capsys.readouterr().out
+    assert f'initialized from {whole}' in capsys.readouterr().out
     assert runs.steps(folder) == [2, 4]
     first, other = runs.losses(folder)[1], runs.losses(whole)[1]
     assert first['learning_rate'] == other['learning_rate']
@@ -193,17 +193,17 @@ def test_a_run_that_blows_up_stops_and_can_be_studied(command, tmp_path, capsys)
     assert command(folder, NO_EVAL, '--config.optim.learning_rate=1e30') == 1
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
-    assert re.search('step 1: update_norm is inf, .*no checkpoint.*what was saved before it stays.*init_from', line)
+    assert re.search('step 1: update_norm is inf, .*no checkpoint.*earlier checkpoints are kept.*init_from', line)
     assert not any((folder / 'checkpoints').iterdir())
     kept = folder / 'bad_steps' / '1' / 'step.npz'
-    assert f'kept for study: python -m fv_jax.train --replay {kept}' in out
+    assert f'dumped bad step; to replay it: python -m fv_jax.train --replay {kept}' in out
     assert train.main(['--replay', str(kept)]) == 1
     out, err = capsys.readouterr()
-    assert 'step 1, kept as a bad step: update_norm is inf' in out and 'WHERE: ' in out and not err
+    assert 'step 1, dumped as a bad step: update_norm is inf' in out and 'FIRST NON-FINITE RESULT: ' in out and not err
     for arguments, words in (
-        (['--replay', str(kept), '--config.seed=1'], ('--config.seed', 'from the bundle')),
-        (['--replay', str(folder / 'config.json')], ('is no bundle of a bad step',)),
-        (['--replay', str(folder / 'none')], ('is no bundle of a bad step', 'No such file')),
+        (['--replay', str(kept), '--config.seed=1'], ('--config.seed', 'from the dump')),
+        (['--replay', str(folder / 'config.json')], ('is not a bad-step dump',)),
+        (['--replay', str(folder / 'none')], ('is not a bad-step dump', 'No such file')),
     ):
         assert train.main(arguments) == 2
         refused(capsys, 2, *words)
@@ -283,7 +283,13 @@ def test_another_vae_under_the_same_name_is_refused(vae_file, whole, tmp_path, c
     meta.write_text(meta.read_text().replace(weights.vae_digest(str(vae_file)), '0' * 16))
     (folder / 'checkpoints' / '2' / 'checksums.json').unlink()
     assert command(folder) == 2
-    refused(capsys, 2, 'config.stage.vae: is', 'was trained with 0000000000000000', 'choose another --workdir')
+    refused(
+        capsys,
+        2,
+        'config.stage.vae: has the fingerprint',
+        'was trained with 0000000000000000',
+        'choose another --workdir',
+    )
 
 
 def test_clips_with_the_embeddings_of_another_encoder_are_refused(vae_file, tmp_path, capsys):
@@ -303,7 +309,10 @@ def test_a_folder_that_holds_another_run_is_left_alone(command, whole, tmp_path,
     folder = stopped_at_2(whole, tmp_path / 'run')
     before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
     for more, words in (
-        (['--config.optim.learning_rate=0.5'], ('holds another run: optim.learning_rate is 0.001 there and 0.5 here',)),
+        (
+            ['--config.optim.learning_rate=0.5'],
+            ('contains another run: optim.learning_rate is 0.001 there and 0.5 here',),
+        ),
         (['--config.seed=1', '--config.data.flip=false'], ('data.flip is True there', 'and 1 more')),
     ):
         assert command(folder, *more) == 2

@@ -1,7 +1,6 @@
-"""Several processes as one run: `start`, once, before JAX is asked for a device.
+"""Several processes as one run: `start`, once, before JAX initializes its devices.
 
-Who else takes part is known from the surroundings on TPU VMs, on GKE's TPUs and under Slurm. Anywhere else three flags
-say it.
+The other processes are detected on TPU VMs, on TPUs of GKE and under Slurm. Anywhere else three flags name them.
 """
 
 import dataclasses
@@ -20,13 +19,19 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
-GRACE = 10.0  # seconds that a process which failed waits for the others
+GRACE_S = 10.0  # time that a failed process waits for the others
 TPU_DEVICES = ('/dev/accel0', '/dev/vfio/0')
 
 
 @dataclasses.dataclass(frozen=True)
-class Processes:
-    """What the flags say. coordinator: HOST:PORT of process 0. Either all three are given or none."""
+class DistributedConfig:
+    """The processes of a run, as the flags name them; all three or none must be given.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      num_processes: number of processes of the run.
+      process_id: index of this process, from 0.
+    """
 
     coordinator: str | None = None
     num_processes: int | None = None
@@ -35,7 +40,7 @@ class Processes:
     def __post_init__(self):
         given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
         flags = [f'--{field.name.replace("_", "-")}' for field in dataclasses.fields(self)]
-        wrong = f'{", ".join(flags)}: give all three, or none to let the surroundings decide'
+        wrong = f'{", ".join(flags)}: give all three, or none to detect the other processes'
         require(len(given) in (0, len(flags)), wrong, ConfigError)
         if not given:
             return
@@ -49,24 +54,21 @@ class Processes:
         )
 
 
-def surroundings(environment: Mapping[str, str], *, tpu_host: bool) -> str | None:
-    """'slurm' or 'tpu' where JAX can find the other processes by itself; None where this one is alone."""
+def detect_cluster(environment: Mapping[str, str], *, tpu_host: bool) -> str | None:
+    """Returns 'slurm' or 'tpu' where JAX can find the other processes by itself; None where there are none."""
     if 'SLURM_JOB_ID' in environment and int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1:
         return 'slurm'
     if environment.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu':
         return None
     hosts = [name for name in environment.get('TPU_WORKER_HOSTNAMES', '').split(',') if name]
     if len(hosts) > 1 or int(environment.get('MEGASCALE_NUM_SLICES', '1')) > 1:
-        return 'tpu'  # GKE says it in the environment
-    # A TPU VM asks its metadata server; where a single host is named, or there is no such server, nobody is asked.
+        return 'tpu'  # GKE sets it in the environment
+    # On a TPU VM JAX asks the metadata server. Not where the environment names a single host, or forbids it.
     return 'tpu' if tpu_host and not hosts and 'TPU_SKIP_MDS_QUERY' not in environment else None
 
 
-def start(processes: Processes) -> None:
-    """Joins the other processes, if there are any.
-
-    Raises RuntimeError when they cannot be reached.
-    """
+def start(processes: DistributedConfig) -> None:
+    """Connects to the other processes, if there are any. Raises RuntimeError when they cannot be reached."""
     if jax.distributed.is_initialized():
         return
     if processes.coordinator is not None:
@@ -76,18 +78,19 @@ def start(processes: Processes) -> None:
             processes.process_id,
             coordinator_bind_address=bind_address(processes.coordinator),
         )
-    elif surroundings(os.environ, tpu_host=_is_tpu_host()) is not None:
+    elif detect_cluster(os.environ, tpu_host=_is_tpu_host()) is not None:
         jax.distributed.initialize()
 
 
-def leave(code: int) -> None:
-    """Makes sure that a process which failed ends, and with its own exit code, though others may be gone: JAX would
-    wait for them for minutes, and abort.
+def force_exit_after_grace(code: int) -> None:
+    """Ends this failed process with its own exit code after GRACE_S, unless it has ended by then.
+
+    Without it JAX would wait for minutes for processes that no longer exist, and abort.
     """
     if jax.distributed.is_initialized():
-        late = threading.Timer(GRACE, _end, [code])
-        late.daemon = True
-        late.start()
+        timer = threading.Timer(GRACE_S, _end, [code])
+        timer.daemon = True
+        timer.start()
 
 
 def _end(code: int) -> None:
@@ -97,22 +100,22 @@ def _end(code: int) -> None:
 
 
 def bind_address(coordinator: str) -> str | None:
-    """Where process 0 listens: this machine alone where the others are on it; None for JAX's choice, every network."""
+    """Returns where process 0 listens: the loopback address if the coordinator has it; None for JAX's default, all."""
     host = coordinator.rpartition(':')[0].strip('[]')
     return coordinator if host in LOOPBACK else None
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come here."""
+def barrier(name: str) -> None:
+    """Waits until every process has called it with this name."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
-def any_process(here: bool) -> bool:
-    """Whether it is so in any process. All must call it, and all wait."""
+def any_process(flag: bool) -> bool:
+    """Returns whether the flag is set in any process. All processes call it, and wait for each other."""
     if jax.process_count() == 1:
-        return here
-    return bool(np.any(multihost_utils.process_allgather(np.array(here))))
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _is_tpu_host() -> bool:

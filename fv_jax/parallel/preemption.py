@@ -1,4 +1,4 @@
-"""Notice that a machine is about to be taken away: SIGTERM, or what JAX's coordination service knows of other hosts."""
+"""Preemption notices: SIGTERM in this process, or the notice that JAX's coordination service has from another host."""
 
 import contextlib
 import signal
@@ -13,12 +13,14 @@ from fv_jax.core.exit_codes import PreemptedError
 
 
 class Preemption:
-    """Within it, SIGTERM raises PreemptedError; within `after_the_step`, it is remembered until the step is done. A
-    second one ends the process at once.
+    """A context that handles SIGTERM.
+
+    The first signal raises PreemptedError, or within `defer_sigterm` only sets a flag, which `is_requested` returns. A
+    second signal ends the process at once.
     """
 
     def __init__(self):
-        self._signalled = self._reached = self._stepping = False
+        self._signalled = self._notified = self._deferred = False
         self._before = signal.SIG_DFL
 
     def __enter__(self) -> 'Preemption':
@@ -32,24 +34,24 @@ class Preemption:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
-        # The kernel's own action: it needs no Python that may be waiting for a device.
+        # The second signal gets the kernel's default action: no handler runs while Python waits for a device.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if not self._stepping:
+        if not self._deferred:
             raise PreemptedError
 
     @contextlib.contextmanager
-    def after_the_step(self) -> Iterator[None]:
-        """Where somebody asks at every step."""
-        self._stepping = True
+    def defer_sigterm(self) -> Iterator[None]:
+        """A context within which SIGTERM does not raise: the training loop calls `is_requested` at every step."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._stepping = False
+            self._deferred = False
 
-    def noticed(self, step: int) -> bool:
-        """Whether this process should end. To be called at every step, by every process, with the same number."""
-        if jax.process_count() > 1 and not self._reached:
-            # It raises where the service is off (`jax_enable_preemption_service`); signals still come.
+    def is_requested(self, step: int) -> bool:
+        """Returns whether this process should end. Every process calls it at every step, with the same number."""
+        if jax.process_count() > 1 and not self._notified:
+            # It raises where the service is off (`jax_enable_preemption_service`); signals work without it.
             with contextlib.suppress(RuntimeError):
-                self._reached = multihost_utils.reached_preemption_sync_point(step)
-        return self._signalled or self._reached
+                self._notified = multihost_utils.reached_preemption_sync_point(step)
+        return self._signalled or self._notified

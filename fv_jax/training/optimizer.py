@@ -1,4 +1,4 @@
-"""AdamW and Muon, learning-rate schedules and the moving average of the weights."""
+"""AdamW (arXiv:1711.05101), Muon (arXiv:2502.16982), learning-rate schedules, exponential moving average (EMA)."""
 
 import dataclasses
 from typing import Any, Literal
@@ -11,23 +11,26 @@ from optax.contrib import MuonDimensionNumbers, muon
 from fv_jax.core.config import check_choice, check_range
 
 MUON_MOMENTUM = 0.95
-MUON_RMS = 0.2  # of an update at a rate of 1: about AdamW's (Liu et al. 2025)
+MUON_RMS = 0.2  # RMS of an update at a learning rate of 1: about that of AdamW (arXiv:2502.16982)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and what surrounds it.
+    """The optimizer, its learning-rate schedule, gradient clipping and the moving average.
 
-    algorithm: 'adamw', or 'muon' (momentum with orthogonalised updates, Jordan et al. 2024) for the kernels and AdamW
-      with Nesterov momentum for everything else. Muon's updates are given the size that AdamW's have, so that one rate
-      serves both.
-    lr_schedule: 'constant' (the authors' choice) or 'cosine', which ends at `final_lr_ratio` of the peak;
-      both rise linearly over `warmup_steps`.
-    weight_decay: on kernels only.
-    momentum_dtype: what the running mean of gradients is kept in, Adam's first moment and Muon's momentum; bfloat16
-      saves 2 bytes a parameter. Adam's second moment stays float32: at b2 = 0.999 it moves by less than bfloat16 shows.
-    clip_norm: the global norm that gradients are cut to (official 0.1).
-    ema_decay: of the weights that sampling uses; 0 keeps none. It starts low: min(decay, (1 + step) / (10 + step)).
+    Attributes:
+      algorithm: 'adamw', or 'muon' (momentum with orthogonalized updates, Jordan et al. 2024) for the kernels and AdamW
+        with Nesterov momentum for everything else. Muon's updates are scaled to the RMS of AdamW's, so that one
+        learning rate serves both.
+      learning_rate: the peak.
+      lr_schedule: 'constant' (the authors' choice) or 'cosine', which ends at `final_lr_ratio` of the peak; both rise
+        linearly over `warmup_steps`.
+      weight_decay: applied to kernels only.
+      momentum_dtype: dtype of Adam's first moment and Muon's momentum; bfloat16 saves 2 bytes per parameter. Adam's
+        second moment stays float32: at b2 = 0.999 its changes are smaller than the precision of bfloat16.
+      clip_norm: the global norm that gradients are clipped to (official 0.1).
+      ema_decay: of the moving average that sampling uses; 0 keeps none. The first steps use less:
+        min(decay, (1 + step) / (10 + step)).
     """
 
     algorithm: Literal['adamw', 'muon'] = 'adamw'
@@ -51,7 +54,7 @@ class OptimConfig:
 
 
 def learning_rates(config: OptimConfig, num_steps: int) -> optax.Schedule:
-    """Step (from 0) to learning rate, for a run of `num_steps`."""
+    """Returns the schedule, update (from 0) -> learning rate, of a run of `num_steps`."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.lr_schedule == 'constant':
         after = optax.constant_schedule(peak)
@@ -59,7 +62,7 @@ def learning_rates(config: OptimConfig, num_steps: int) -> optax.Schedule:
         after = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), alpha=config.final_lr_ratio)
     if not warmup:
         return after
-    # The first update already moves: a rate of zero would waste it.
+    # It starts at peak / warmup: a rate of zero would waste the first update.
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup])
 
 
@@ -68,7 +71,7 @@ def _is_kernel(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clips by the global norm, then AdamW or Muon."""
+    """Returns gradient clipping by the global norm, followed by AdamW or Muon."""
     make = _ALGORITHMS[config.algorithm]
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), make(config, learning_rates(config, num_steps)))
 
@@ -103,20 +106,22 @@ _ALGORITHMS = {'adamw': _adamw, 'muon': _muon}
 
 
 def _matrices(params: Any) -> Any:
-    """Which dimensions of each kernel make a matrix: all but the last of a convolution (height, width, in, out); the
-    last two of (..., in, out), so that each of a stack of layers is a matrix of its own. None for what is no kernel.
+    """Returns for each kernel the dimensions that Muon takes as a matrix, and None for any other parameter.
+
+    The input dimensions are all but the last of a convolution kernel (height, width, in, out), and the last but one of
+    (..., in, out): each of a stack of layers is a matrix of its own.
     """
 
-    def of(path, leaf):
+    def dimensions(path, leaf):
         if getattr(path[-1], 'key', None) != 'kernel' or leaf.ndim < 2:
             return None
         first = 0 if leaf.ndim >= 4 else leaf.ndim - 2
         return MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), (leaf.ndim - 1,))
 
-    return jax.tree_util.tree_map_with_path(of, params)
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """ema + (1 - d) (params - ema), d = min(decay, (1 + step) / (10 + step)); float32."""
+    """Returns ema + (1 - d) (params - ema) with d = min(decay, (1 + step) / (10 + step)), in float32."""
     d = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda e, p: e + (1 - d) * (p.astype(jnp.float32) - e), ema, params)

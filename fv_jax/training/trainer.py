@@ -5,7 +5,7 @@
 
 Metrics are read one step late. JAX dispatches asynchronously: reading the metrics of step n right away would wait for
 the device, which would then wait for the host to prepare step n + 1. They are read at once only where the state of
-step n is about to be saved or evaluated, for a bad step must be known before its state becomes a checkpoint.
+step n is about to be saved or evaluated: a bad step must be known before its state becomes a checkpoint.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from fv_jax.training.monitoring.anomalies import Anomaly, AnomalyGuard, BadStep
 from fv_jax.training.monitoring.goodput import Cause, Goodput, Rate, goodput_line
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, train_line
 from fv_jax.training.progress import Progress
-from fv_jax.training.state import Network, TrainState, inference_params
+from fv_jax.training.state import ModelDef, TrainState, inference_params
 from fv_jax.training.step import train_step
 from fv_jax.training.validation import Validation, Validator
 
-ORDER_KEYS = MAX_STEPS  # noise keys of data orders other than the first: beyond every step number
+ROLLBACK_KEYS = MAX_STEPS  # offset of the noise keys after a rollback: above every step number
 EVAL_KEY = 2**31 - 1
 _ADVICE = (
-    'what was saved before it stays. To go on from there with a lower learning rate, start another run with '
+    'earlier checkpoints are kept. To continue from one with a lower learning rate, start another run with '
     '--config.init_from'
 )
 
@@ -44,7 +44,7 @@ class Checkpointer(Protocol):
     def start(self, step: int, state: TrainState, progress: Progress) -> None:
         """Starts a save. Returns when the state has been copied and may be donated."""
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Reports the result of a save that has finished; called after every step."""
 
     def wait(self) -> bool:
@@ -56,9 +56,11 @@ class InFlightStep:
     """A dispatched step whose metrics have not been read.
 
     Attributes:
-      step: number of updates including this one.
+      step: number of steps including this one.
+      batch: encoded.
       key: what the noise of its examples was folded from.
       signals: two booleans, the same in all processes: stop, save.
+      cost: what it computes, where that is known.
     """
 
     step: int
@@ -66,12 +68,12 @@ class InFlightStep:
     batch: Batch
     key: jax.Array
     signals: jax.Array | np.ndarray
-    work: throughput.StepCost | None
+    cost: throughput.StepCost | None
 
 
 @dataclasses.dataclass
 class Due:
-    """What follows a step."""
+    """What follows a step: an evaluation, a save, the end of the run."""
 
     evaluate: bool
     save: bool
@@ -79,26 +81,32 @@ class Due:
 
 
 class RollbackRequired(Exception):
-    """The run cannot continue from its current state. Its message is the reason."""
+    """Raised when the run cannot continue from its current state; the message is the reason."""
 
 
 @dataclasses.dataclass
 class Trainer:
-    """Everything a run is made of; `run` goes from the state's step to the last.
+    """The training loop with its hooks; `run` trains from the state's step to the last.
 
     Attributes:
-      key: the run's noise is folded from it.
-      make_batches: (step, order) -> the batches from that step on, in the run's own data order (0) or another.
+      stage: samples noise and times, computes the loss, and samples.
+      network: the structure of the stage's network.
+      key: the noise of the run is folded from it.
+      writer: records metrics, log lines and videos.
+      make_batches: (step, num_rollbacks) -> the batches from that step on, in the run's data order (0) or another.
+      checkpointer: saves states.
       restore: returns the newest checkpoint; None where there is none.
       dump_bad_step: stores a bad step for `train --replay`.
-      poll_signals: step -> whether to stop and whether to save, read together with the step's metrics.
-      profile: is told which step comes next, and the metrics of the step in flight.
+      poll_signals: step -> (stop, save), read together with the step's metrics.
+      profile: called before each step with its number and the metrics of the step in flight.
+      progress, goodput: of the run so far.
+      validation: what is evaluated; None evaluates nothing.
       step_cost: batch -> what the step computes, its encoding included; None where that is not known.
-      shardings: where the state lives; None on one device.
+      shardings: of the state; None on one device.
     """
 
     stage: Stage
-    network: Network
+    network: ModelDef
     optim: optimizer.OptimConfig
     config: LoopConfig
     rules: Rules
@@ -129,7 +137,7 @@ class Trainer:
             self._validator = Validator(self.validation, *programs, self.writer, monitor, self.progress)
 
     def run(self, state: TrainState) -> TrainState:
-        """Trains, and returns the last state, saved.
+        """Trains, and returns the last state, which has been saved.
 
         Raises:
           FloatingPointError: too many bad steps, and no rollback is left.
@@ -145,12 +153,12 @@ class Trainer:
         self.goodput.switch_to('step')
         while step < config.num_steps:
             self.profile(step + 1, None if in_flight is None else in_flight.metrics)
-            batch, work = self._next_batch(batches, in_flight)
+            batch, cost = self._next_batch(batches, in_flight)
             with self.goodput.track('step' if self._is_compiled(batch) else 'compile'):
                 # The state is donated: the new one takes its memory, and the old one cannot be read any more.
                 state, metrics = step_fn(state, batch, key)
             step += 1
-            dispatched = InFlightStep(step, metrics, batch, key, self.poll_signals(step), work)
+            dispatched = InFlightStep(step, metrics, batch, key, self.poll_signals(step), cost)
             due, diverged = self._due(step), None
             try:
                 if in_flight is not None:
@@ -166,31 +174,31 @@ class Trainer:
                 step = int(state.step)
                 batches, key = self._new_batches(step)
                 continue
-            self.checkpointer.look()
+            self.checkpointer.poll()
             in_flight = None if due.evaluate or due.save else dispatched
             self._after_step(step, state, due)
-        if self._compiled_shapes:  # otherwise the run was complete already
+        if self._compiled_shapes:  # otherwise the run was already complete
             self._write_goodput(step)
         return state
 
     # --- one step ---
 
     def _new_batches(self, step: int) -> tuple[Iterator[Batch], jax.Array]:
-        """The batches from a step on, and the key of their noise: both depend on how often the run was rolled back."""
-        order = self.progress.num_rollbacks
-        key = self.key if order == 0 else jax.random.fold_in(self.key, ORDER_KEYS + order)
-        return self.make_batches(step, order), key
+        """Returns the batches from a step on, and the key of their noise; both differ after each rollback."""
+        rollbacks = self.progress.num_rollbacks
+        key = self.key if rollbacks == 0 else jax.random.fold_in(self.key, ROLLBACK_KEYS + rollbacks)
+        return self.make_batches(step, rollbacks), key
 
     def _next_batch(
         self, batches: Iterator[Batch], in_flight: InFlightStep | None
     ) -> tuple[Batch, throughput.StepCost | None]:
-        """The next batch, encoded, and what it costs. Waiting for it counts as such only while the device is idle."""
+        """Returns the next batch, encoded, and its cost. Waiting counts as such only while the device is idle."""
         with self.goodput.track_data_wait(lambda: in_flight is not None and not in_flight.metrics['loss'].is_ready()):
             batch = next(batches)
         return self.stage.encode(batch), self.step_cost(batch)
 
     def _is_compiled(self, batch: Batch) -> bool:
-        """Whether there was a step of such a batch before."""
+        """Returns whether a step with a batch of these shapes was run before."""
         shapes = str({name: (value.shape, value.dtype) for name, value in batch.items()})
         known = shapes in self._compiled_shapes
         self._compiled_shapes.add(shapes)
@@ -209,7 +217,7 @@ class Trainer:
         step = in_flight.step
         values = {name: float(value) for name, value in in_flight.metrics.items()}
         anomaly = self._guard.check(values)
-        rates = self._rate.tick(len(next(iter(in_flight.batch.values()))), in_flight.work)
+        rates = self._rate.tick(len(next(iter(in_flight.batch.values()))), in_flight.cost)
         if anomaly is not None:
             self._report(anomaly, in_flight, values, state)
         else:
@@ -220,7 +228,7 @@ class Trainer:
             row = values | rates | counts | throughput.peak_memory()
             self.writer.scalars(step, row, train_line(step, self.config.num_steps, row))
         if anomaly is not None and anomaly.needs_rollback:
-            times = f' ({self._guard.consecutive} bad steps in a row)' if self._guard.consecutive > 1 else ''
+            times = f' ({self._guard.consecutive} consecutive bad steps)' if self._guard.consecutive > 1 else ''
             raise RollbackRequired(f'step {step}: {anomaly.reason}{times}')
         stop, save = np.asarray(in_flight.signals)
         due.stop |= bool(stop)
@@ -237,7 +245,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _untimed(self, cause: Cause) -> Iterator[None]:
-        """Within it the time belongs to `cause` and does not count against the rate of steps."""
+        """A context whose time is attributed to `cause` and does not count against the step rate."""
         with self._rate.pause(), self.goodput.track(cause):
             yield
 
@@ -248,8 +256,10 @@ class Trainer:
     # --- checkpoints and evaluation ---
 
     def _save(self, step: int, state: TrainState, last: bool) -> None:
-        """Starts a save, but not among bad steps: the state may be their cause, and must not become a checkpoint that
-        a rollback restores. The save is made up for at the next good step.
+        """Starts a save, unless the last step was bad.
+
+        The state may be the cause of bad steps, and must not become the checkpoint that a rollback restores. The save
+        is postponed to the next good step.
         """
         self._save_pending = self._guard.consecutive > 0 and not last
         if self._save_pending:
@@ -266,7 +276,7 @@ class Trainer:
             self._write_goodput(step)
 
     def _stop(self, step: int, state: TrainState, due: Due) -> NoReturn:
-        """Ends the run before its last step. Seconds may be left: the save comes before the evaluation."""
+        """Saves, and ends the run before its last step. Preemption may leave seconds: the evaluation comes second."""
         with self._untimed('checkpoint'):
             self.checkpointer.start(step, state, self.progress)
             saved = self.checkpointer.wait()
@@ -279,32 +289,32 @@ class Trainer:
 
     def _report(self, anomaly: Anomaly, in_flight: InFlightStep, values: dict[str, float], state: TrainState) -> None:
         step = in_flight.step
-        self.writer.note(f'{anomaly.kind.upper()} at step {step}: {anomaly.reason}')
+        self.writer.log(f'{anomaly.kind.upper()} at step {step}: {anomaly.reason}')
         if self.progress.num_dumps < self.config.bad_steps.max_dumps:
             self.progress.num_dumps += 1
             with self._untimed('checkpoint'):
                 self.dump_bad_step(BadStep(step, anomaly, values, in_flight.batch, in_flight.key, state))
 
     def _roll_back(self, reason: str) -> TrainState:
-        """Returns the newest checkpoint's state, from which other batches and other noise follow.
+        """Restores the newest checkpoint and returns its state; batches and noise after it are different ones.
 
-        Raises FloatingPointError if the run is to stop instead, or has no checkpoint.
+        Raises FloatingPointError if the run is configured to stop instead, has had all rollbacks, or no checkpoint.
         """
-        config, order = self.config.bad_steps, self.progress.num_rollbacks
+        config, rollbacks = self.config.bad_steps, self.progress.num_rollbacks
         if config.on_limit == 'stop':
             raise FloatingPointError(f'{reason}; {_ADVICE}')
-        if order >= config.max_rollbacks:
-            raise FloatingPointError(f'{reason}, after {order} rollback(s); {_ADVICE}')
+        if rollbacks >= config.max_rollbacks:
+            raise FloatingPointError(f'{reason}, after {rollbacks} rollback(s); {_ADVICE}')
         with self._untimed('checkpoint'):
             self.checkpointer.wait()
             found = self.restore()
         if found is None:
-            raise FloatingPointError(f'{reason}, and there is no checkpoint to go back to; {_ADVICE}')
+            raise FloatingPointError(f'{reason}, and there is no checkpoint to roll back to; {_ADVICE}')
         state, progress = found
         step = int(state.step)
         self.writer.rewind(step)
         self.progress.losses, self._save_pending = progress.losses, False
         self._guard.reset_after_rollback()
         count = f'rollback {self.progress.num_rollbacks} of at most {config.max_rollbacks}'
-        self.writer.note(f'ROLLED BACK to step {step} ({reason}), with clips and noise drawn anew; {count}')
+        self.writer.log(f'ROLLED BACK to step {step} ({reason}), with a new data order and new noise; {count}')
         return state

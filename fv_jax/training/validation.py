@@ -1,4 +1,4 @@
-"""Evaluation inside a training run: the held-out loss, samples to look at, and the collapse monitor's figures."""
+"""Evaluation inside a training run: the held-out loss, samples, and the metrics of the collapse monitor."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from fv_jax.stages.protocol import Batch, Stage
 from fv_jax.training.monitoring.collapse import CollapseError, CollapseMonitor, CollapseMonitorConfig
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, eval_line, health_line
 from fv_jax.training.progress import Progress
-from fv_jax.training.state import Network, Params
+from fv_jax.training.state import ModelDef, Params
 from fv_jax.training.step import eval_step, sample_step
 
-Video = tuple[str, np.ndarray]  # its name, uint8 (F, H, W, 3)
+Video = tuple[str, np.ndarray]  # name, uint8 (F, H, W, 3)
 
 
 class Measured(Protocol):
-    """What a health check returns: figures by name, and videos."""
+    """What a health check returns: metrics by name, and videos."""
 
     figures: dict[str, float]
     videos: Sequence[Video]
@@ -31,8 +31,9 @@ class Validation:
 
     Attributes:
       batches: encoded held-out batches, the same at every evaluation.
-      show: turns what `Stage.sample` returns into videos for the writer. fps: of those videos.
-      health: measures parameters further, and gives videos in place of `show`'s; None for stages without.
+      show: turns what `Stage.sample` returns into videos for the writer.
+      fps: frames per second of those videos.
+      health: computes further metrics of parameters, and videos in place of `show`'s; None for stages without any.
     """
 
     batches: Sequence[Batch]
@@ -42,26 +43,32 @@ class Validation:
 
 
 class Validator:
-    """Evaluates parameters and writes the results."""
+    """Evaluates parameters during training and writes the results."""
 
     def __init__(
         self,
         validation: Validation,
         stage: Stage,
-        network: Network,
+        network: ModelDef,
         rules: Rules,
         key: jax.Array,
         writer: MetricWriter | NoMetrics,
         monitor: CollapseMonitorConfig,
         progress: Progress,
     ):
-        """key: the same noise and times at every evaluation. progress: holds the best losses and the largest update."""
+        """Compiles nothing yet.
+
+        Args:
+          key: of the noise and times, which are the same at every evaluation.
+          monitor: limits of the health check's metrics.
+          progress: has the best losses and the largest update; updated in place.
+        """
         self._validation, self._key, self._writer, self._progress = validation, key, writer, progress
         self._eval_step, self._sample_step = eval_step(stage, network, rules), sample_step(stage, network, rules)
         self._monitor, self._stop = CollapseMonitor(monitor, progress.best), monitor.stop
 
     def evaluate(self, step: int, params: Params, heartbeat: Callable[[], None]) -> None:
-        """Writes rows `eval/...` and `health/...` and videos of these inference parameters.
+        """Writes the metrics `eval/...` and `health/...` and videos of these inference parameters.
 
         Args:
           step: of the training run.
@@ -70,12 +77,12 @@ class Validator:
 
         Raises CollapseError if the collapse monitor reports a fault and the run is configured to stop then.
         """
-        rows = []
+        losses = []
         for i, batch in enumerate(self._validation.batches):
-            rows.append(self._eval_step(params, batch, self._key, i))
+            losses.append(self._eval_step(params, batch, self._key, i))
             heartbeat()
-        names = ['loss', *(name for name in rows[0] if name != 'loss')]
-        means = {f'eval/{name}': float(np.mean([float(row[name]) for row in rows])) for name in names}
+        names = ['loss', *(name for name in losses[0] if name != 'loss')]
+        means = {f'eval/{name}': float(np.mean([float(each[name]) for each in losses])) for name in names}
         self._writer.scalars(step, means, eval_line(step, means))
         if self._validation.health is None:
             samples = self._sample_step(params, self._validation.batches[0], self._key)

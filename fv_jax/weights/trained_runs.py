@@ -26,12 +26,12 @@ from fv_jax.stages import registry
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.protocol import Stage
 from fv_jax.text.encoder import TextConfig, TextEncoder
-from fv_jax.training.state import Network, Params, numbers_of
+from fv_jax.training.state import ModelDef, Params, split_params
 from fv_jax.weights import single_file, text_encoders
 
 EMBEDDED = 'embedded'  # what comes with the package: the small VAE, the small stages
 
-ParamsOf = Callable[[Stage, Network], Params]  # read when the stage is known
+ParamsOf = Callable[[Stage, ModelDef], Params]  # read when the stage is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Run:
 
     config: dict[str, Any]
     stage: Stage
-    network: Network
+    network: ModelDef
     params: Params
     vae: JittedVAE | None
     step: int
@@ -92,7 +92,7 @@ def open_run(folder: Path | str, step: int | None = None) -> Run:
     stage_config, digests = stage_config_of(folder, meta), meta.get('digests', {})
     vae = frozen_vae(stage_config)
     stage = registry.build(stage_config, encoder=vae.latents if vae else None)
-    network = Network.of(stage)
+    network = ModelDef.from_stage(stage)
     notes = tuple(unverified(stage_config, digests))
     params = params_of(stage, network)
     return Run(meta['config'], stage, network, params, vae, meta['step'], folder, stage_config.text, digests, notes)
@@ -116,7 +116,7 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsO
     checkpoints = Checkpoints(folder, read_only=True)
     meta = _checked(folder, checkpoints.meta(step))
 
-    def params(stage: Stage, network: Network) -> Params:
+    def params(stage: Stage, network: ModelDef) -> Params:
         trainable, frozen = jax.eval_shape(functools.partial(network.init, stage), jax.random.key(0))
         abstract = {'params': {'trainable': trainable, 'frozen': frozen}}
         return checkpoints.restore(abstract, meta['step'])['params']
@@ -130,9 +130,9 @@ def _compact(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
     if step not in (None, meta['step']):
         raise CheckpointError(f'{path}: has no step {step}; it has {meta["step"]}')
 
-    def params(stage: Stage, network: Network) -> Params:
+    def params(stage: Stage, network: ModelDef) -> Params:
         del network
-        trainable, frozen = numbers_of(stage, single_file.load(path))
+        trainable, frozen = split_params(stage, single_file.load(path))
         return {'trainable': trainable, 'frozen': frozen}
 
     return meta, params

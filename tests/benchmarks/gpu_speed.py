@@ -243,7 +243,7 @@ def _figures(name: str, done: throughput.StepCost, taken: float) -> dict[str, fl
 
 def _training(parts: Assembly, batch: dict[str, jax.Array], key: jax.Array) -> Run:
     config = parts.config
-    state = [jax.jit(parts.new_state, out_shardings=parts.shardings)(key)]
+    state = [jax.jit(parts.init_train_state, out_shardings=parts.shardings)(key)]
     step = train_step(
         parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.rules, parts.shardings
     )

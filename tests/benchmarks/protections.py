@@ -7,7 +7,7 @@ Three kinds, in turn, a few steps of each, in one process, on the same batches:
   bare     loss, gradient, optimizer, average; the loss is read while the next step runs. Nothing else.
   step     `train_step` in its place: non-finite steps are left out on the device, norms of everything are taken
   whole    the loop as `train` wires it: every step's metrics looked at (bad steps, spikes), rows to metrics.jsonl and
-           TensorBoard as often as the configuration says, goodput, the watchdog's thread, votes on preemption, the
+           TensorBoard as often as the configuration says, goodput, the watchdog's thread, flags on preemption, the
            trace's switch
 
 Reported: the median of seconds a step of each kind, on the clock and of processor time (of all threads; what other
@@ -36,7 +36,7 @@ from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import read_config
 from fv_jax.core.commands import silence_third_party_logs
-from fv_jax.parallel.cross_host import Votes
+from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import make_mesh
 from fv_jax.parallel.preemption import Preemption
 from fv_jax.stages.protocol import Batch, row_keys
@@ -162,14 +162,14 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
     """The loop to its end, with the other kinds in turn, in a run's folder."""
     config, batches, goodput = parts.config, made_up_batches(parts), Goodput()
     key = jax.random.key(1)
-    turns, votes, preemption = Turns(parts, batches, key, steps), Votes(parts.placement.mesh), Preemption()
+    turns, any_host, preemption = Turns(parts, batches, key, steps), CrossHostFlags(parts.placement.mesh), Preemption()
     checkpoints = Checkpoints(folder, max_to_keep=config.loop.max_to_keep)
-    saver = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), {}, votes)
+    saver = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), {}, any_host)
     folder.mkdir(exist_ok=True)
     once = dataclasses.replace(config.loop, num_steps=(rounds + 1) * steps + 1, save_every=10**9, eval_every=0)
     with (
         MetricWriter(folder, start_step=0) as writer,
-        preemption.after_the_step(),
+        preemption.defer_sigterm(),
         Watchdog(goodput, 60 * config.loop.stall_timeout_minutes),
     ):
         last = trainer.Trainer(
@@ -184,7 +184,7 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
             checkpointer=saver,
             restore=lambda: None,
             dump_bad_step=lambda bad_step: None,
-            poll_signals=lambda step: votes(preemption.noticed(step), saver.due()),
+            poll_signals=lambda step: any_host(preemption.is_requested(step), saver.is_due()),
             profile=turns,
             goodput=goodput,
             shardings=parts.shardings,

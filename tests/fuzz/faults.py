@@ -257,7 +257,7 @@ def config_edited(lab: Laboratory) -> Came:
     run = lab.at('config_edited')
     before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
     code, out, err = lab.end(run, '--config.optim.learning_rate=0.5')
-    assert code == 2 and 'holds another run: optim.learning_rate' in err, (code, out, err)
+    assert code == 2 and 'contains another run: optim.learning_rate' in err, (code, out, err)
     assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
     lab.go_on(run, f'going on from step {AT}')
     return Came(f'refused with code 2, nothing changed: {last_line(err)}', 0)

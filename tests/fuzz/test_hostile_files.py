@@ -230,7 +230,7 @@ def test_a_bundle_runs_nothing_and_claims_nothing(tmp_path):
     np.savez(tmp_path / 'c.npz', record=np.array(DEEP), key=np.zeros(2, np.uint32))
     np.savez(tmp_path / 'd.npz', record=np.array('{"step": 3}'), key=np.zeros(2, np.uint32))
     for name in 'abcd':
-        with pytest.raises(UsageError, match=f'--replay=.*{name}.npz: is no bundle'):
+        with pytest.raises(UsageError, match=f'--replay=.*{name}.npz: is not a bad-step dump'):
             bad_step_dumps.read(tmp_path / f'{name}.npz')
     assert not (tmp_path / 'harm').exists()
 

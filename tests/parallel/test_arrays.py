@@ -104,7 +104,7 @@ def parts_on(config, **parallel):
 
 def test_a_state_is_made_in_its_place_and_restored_on_another_mesh(config, tmp_path):
     here = parts_on(config, context=8)
-    made = jax.jit(here.new_state, out_shardings=here.shardings)(jax.random.key(0))
+    made = jax.jit(here.init_train_state, out_shardings=here.shardings)(jax.random.key(0))
     kernel = made.trainable['blocks']['mlp']['hidden']['kernel']
     moment = made.opt_state[1][0].mu['blocks']['mlp']['hidden']['kernel']
     for x in (kernel, moment, made.ema['blocks']['mlp']['hidden']['kernel']):

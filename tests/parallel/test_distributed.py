@@ -1,4 +1,4 @@
-"""Who else takes part: said by flags or by the surroundings."""
+"""Who else takes part: said by flags or by the detect_cluster."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.parallel import distributed
-from fv_jax.parallel.distributed import Processes, surroundings
+from fv_jax.parallel.distributed import DistributedConfig, detect_cluster
 from tests import runs
 
 SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NUM_TASKS': '4'}
@@ -30,12 +30,12 @@ GKE = {'TPU_WORKER_HOSTNAMES': 'a-0.a,a-1.a', 'TPU_WORKER_ID': '1'}
     ],
 )
 def test_surroundings(environment, tpu_host, found):
-    assert surroundings(environment, tpu_host=tpu_host) == found
+    assert detect_cluster(environment, tpu_host=tpu_host) == found
 
 
 def test_flags():
-    assert Processes() == Processes(None, None, None)
-    Processes('host:1234', 2, 1)
+    assert DistributedConfig() == DistributedConfig(None, None, None)
+    DistributedConfig('host:1234', 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_flags():
 )
 def test_flags_that_cannot_be_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
-        Processes(*flags)
+        DistributedConfig(*flags)
 
 
 def test_one_that_failed_ends_with_its_own_code_though_nobody_comes():
     program = f"""
 import time
 from fv_jax.parallel import distributed
-distributed.start(distributed.Processes('127.0.0.1:{runs.free_port()}', 1, 0))
+distributed.start(distributed.DistributedConfig('127.0.0.1:{runs.free_port()}', 1, 0))
 distributed.GRACE = 0.1
-distributed.leave(7)
+distributed.force_exit_after_grace(7)
 time.sleep(60)
 """
     done = subprocess.run([sys.executable, '-c', program], cwd=runs.ROOT, env=runs.environment(), timeout=50)
@@ -66,5 +66,5 @@ time.sleep(60)
 
 def test_one_that_is_alone_just_ends():
     before = threading.active_count()
-    distributed.leave(7)
+    distributed.force_exit_after_grace(7)
     assert threading.active_count() == before

@@ -53,7 +53,7 @@ def placement(axes: dict[str, int], kind: str) -> Placement:
 def made(request):
     """(kind, stage, network, (trainable, frozen) on the host, batch on the host)."""
     stage = STAGES[request.param]
-    network = state.Network.of(stage)
+    network = state.ModelDef.from_stage(stage)
     params = [
         jax.tree.map(np.asarray, tiny.random(nnx.to_pure_dict(p), 0.3)) for p in (network.trainable, network.frozen)
     ]
@@ -121,7 +121,7 @@ def test_microbatches_on_a_mesh_are_the_batch(made, alone):
 def test_no_row_travels_to_its_microbatch():
     where = placement({'data': 2, 'fsdp': 2, 'context': 2}, 'superres')
     batch = arrays.to_global({'z_low_BFHWC': np.zeros((ROWS, *SIZE), np.float32)}, where, OFFICIAL.latent_spec)
-    split = jax.jit(lambda batch: step.split(batch, 2)['z_low_BFHWC'] + 1).lower(batch).compile()
+    split = jax.jit(lambda batch: step.split_microbatches(batch, 2)['z_low_BFHWC'] + 1).lower(batch).compile()
     assert not collectives.read_traffic(split.as_text(), 8).counts
     assert split.output_shardings.spec[1] == ('data', 'fsdp')
 

@@ -10,17 +10,17 @@ from jax.sharding import PartitionSpec
 
 from fv_jax.core.exit_codes import PreemptedError
 from fv_jax.parallel import cross_host
-from fv_jax.parallel.cross_host import Votes
+from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.preemption import Preemption
 
 
 def test_a_first_signal_is_remembered_and_the_second_is_the_kernels():
     before = signal.getsignal(signal.SIGTERM)
-    with Preemption() as preemption, preemption.after_the_step():
-        assert not preemption.noticed(1)
+    with Preemption() as preemption, preemption.defer_sigterm():
+        assert not preemption.is_requested(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.noticed(2) and preemption.noticed(3)
+        assert preemption.is_requested(2) and preemption.is_requested(3)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -34,7 +34,7 @@ def test_where_no_step_is_under_way_a_signal_ends_at_once():
 def test_what_one_wants_is_known_to_all(monkeypatch):
     """The program that several processes run, in one with several devices."""
     mesh = make_mesh(ParallelConfig(data=2, fsdp=-1))
-    vote = Votes(mesh)
+    vote = CrossHostFlags(mesh)
     assert list(vote(False, True)) == [False, True]
     monkeypatch.setattr(cross_host.jax, 'process_count', lambda: 2)
     for wishes in ((False, False), (True, False), (True, True)):

@@ -31,7 +31,7 @@ def close(a, b):
 @pytest.mark.parametrize('parallel', [{'context': 8}, {'fsdp': 2, 'context': 4}], ids=str)
 def test_samples_are_those_of_one_device(parallel):
     """Guided: twice the rows of the batch."""
-    network = state.Network.of(STAGE)
+    network = state.ModelDef.from_stage(STAGE)
     params = {'trainable': nnx.to_pure_dict(network.trainable), 'frozen': nnx.to_pure_dict(network.frozen)}
     params = tiny.random(params, 0.2)
     rng = np.random.default_rng(0)

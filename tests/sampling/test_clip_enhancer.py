@@ -16,7 +16,7 @@ from fv_jax.sampling.noise import WindowNoise
 from fv_jax.sampling.windows import Windows, cut
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.super_res import SuperRes
-from fv_jax.training.state import Network
+from fv_jax.training.state import ModelDef
 from tests.data import films
 from tests.sampling import tiny
 
@@ -154,7 +154,7 @@ class Traced:
 def networks():
     stage = SuperRes(tiny.SUPERRES, tiny.DIT)
     state = tiny.train_state(stage)
-    return stage, Network.of(stage).model(state.trainable, state.frozen), jit_vae(tiny.vae())
+    return stage, ModelDef.from_stage(stage).model(state.trainable, state.frozen), jit_vae(tiny.vae())
 
 
 @pytest.fixture(scope='module')

@@ -80,9 +80,9 @@ def save_pipeline(folder: Path, vae_path: Path | str, text: TextConfig = TEXT) -
 
 
 def train_state(stage: SuperRes) -> state.TrainState:
-    network = state.Network.of(stage)
+    network = state.ModelDef.from_stage(stage)
     trainable, frozen = (random(nnx.to_pure_dict(part), 0.2) for part in (network.trainable, network.frozen))
-    return state.state_of(trainable, frozen, optax.identity(), ema=False)
+    return state.train_state_from_params(trainable, frozen, optax.identity(), ema=False)
 
 
 def config(stage: registry.StageConfig, size: tuple[int, int] | None = None) -> dict[str, Any]:

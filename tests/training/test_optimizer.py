@@ -19,22 +19,22 @@ def rates(steps, **fields):
     return [float(schedule(step)) for step in steps]
 
 
-def test_a_constant_rate():
+def test_schedule_constant():
     np.testing.assert_allclose(rates([0, 1, 109]), [PEAK] * 3)
 
 
 @pytest.mark.parametrize('kind', ['constant', 'cosine'])
-def test_warmup_rises_to_the_peak_and_its_first_step_moves(kind):
+def test_schedule_warmup_rises_from_above_zero_to_the_peak(kind):
     got = rates(range(12), lr_schedule=kind, warmup_steps=10)
     np.testing.assert_allclose(got[:11], [PEAK * i / 10 for i in (*range(1, 11), 10)], rtol=1e-6)
     assert got[11] == PEAK if kind == 'constant' else got[11] < PEAK
 
 
-def test_a_warmup_of_one_step():
+def test_schedule_warmup_of_one_step():
     np.testing.assert_allclose(rates([0, 1, 2], warmup_steps=1), [PEAK] * 3)
 
 
-def test_a_cosine_ends_at_the_ratio():
+def test_schedule_cosine_ends_at_the_final_ratio():
     got = rates([10, 60, 110, 200], lr_schedule='cosine', warmup_steps=10, final_lr_ratio=0.1)
     np.testing.assert_allclose(got, [PEAK, PEAK * 0.55, PEAK * 0.1, PEAK * 0.1], rtol=1e-5)
 
@@ -48,14 +48,14 @@ def first_update(grads, params, **fields):
     return tx.update(grads, tx.init(params), params)[0]
 
 
-def test_weight_decay_is_on_kernels_only():
+def test_weight_decay_applies_to_kernels_only():
     """Without a gradient only the decay is left: -rate * decay * p."""
     update = first_update(tree(0.0), tree(2.0), weight_decay=0.5)['a']
     np.testing.assert_allclose(update['kernel'], -0.1 * 0.5 * 2.0, rtol=1e-6)
     np.testing.assert_array_equal(update['bias'], 0)
 
 
-def test_gradients_are_clipped_at_the_global_norm():
+def test_gradient_clipping_by_global_norm():
     """Six ones have norm sqrt(6). Adam itself is blind to the scale: an eps far above it shows what came in."""
     eps, clip = 1e6, 0.1
     for size, expected in ((1.0, clip / np.sqrt(6)), (0.01, 0.01)):
@@ -64,7 +64,7 @@ def test_gradients_are_clipped_at_the_global_norm():
             np.testing.assert_allclose(part, -expected / eps, rtol=1e-4)
 
 
-def test_adam_has_the_betas():
+def test_adamw_uses_the_configured_betas():
     fields = {'b1': 0.5, 'b2': 0.75, 'eps': 1e-3}
     tx = make_optimizer(OptimConfig(learning_rate=1.0, clip_norm=1e9, **fields), 10)
     expected = optax.adam(1.0, **fields)
@@ -75,20 +75,20 @@ def test_adam_has_the_betas():
         np.testing.assert_allclose(update['a']['kernel'], wanted['a']['kernel'], rtol=1e-6)
 
 
-def test_the_average_starts_low_and_settles_at_its_decay():
+def test_ema_decay_starts_low_and_reaches_its_limit():
     ema, params = {'p': jnp.asarray(1.0)}, {'p': jnp.asarray(3.0)}
     for step, decay in ((0, 0.1), (8, 0.5), (10_000, 0.9)):
         got = update_ema(ema, params, 0.9, jnp.asarray(step))['p']
         np.testing.assert_allclose(got, decay * 1 + (1 - decay) * 3, rtol=1e-6)
 
 
-def test_the_average_is_float32():
+def test_ema_is_float32():
     got = update_ema({'p': jnp.ones(2)}, {'p': jnp.ones(2, jnp.bfloat16)}, 0.9, jnp.asarray(0))
     assert got['p'].dtype == jnp.float32
 
 
 @pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
-def test_momentum_can_be_kept_in_bfloat16(algorithm):
+def test_momentum_dtype_bfloat16(algorithm):
     """The first update does not depend on what is kept; the second moment and the update itself are float32."""
     params, grads = stack(('kernel', (8, 24)), ('bias', (24,))), stack(('kernel', (8, 24)), ('bias', (24,)))
     half, whole = (
@@ -121,7 +121,7 @@ def test_momentum_can_be_kept_in_bfloat16(algorithm):
         {'momentum_dtype': 'float16'},
     ],
 )
-def test_what_cannot_be_is_refused(field):
+def test_optim_config_refuses_values_out_of_range(field):
     (name,) = field
     with pytest.raises(ConfigError, match=f'{name}='):
         dataclasses.replace(OptimConfig(), **field)
@@ -134,7 +134,7 @@ def stack(*shapes):
 
 
 @pytest.mark.parametrize('shape', [(8, 24), (3, 8, 24), (3, 3, 4, 24), (3, 3, 3, 4, 24)])
-def test_muons_updates_are_orthogonal_and_as_large_as_adamws(shape):
+def test_muon_updates_are_orthogonal_and_as_large_as_adamw(shape):
     """Its five iterations bring each singular value near 1, not to it: between 0.65 and 1.25 of the middle one."""
     params, grads = stack(('kernel', shape)), stack(('kernel', shape))
     update = np.asarray(first_update(grads, params, algorithm='muon')['a']['kernel'])
@@ -146,14 +146,14 @@ def test_muons_updates_are_orthogonal_and_as_large_as_adamws(shape):
     assert np.sum(update * np.asarray(grads['a']['kernel'])) < 0  # downhill
 
 
-def test_a_layer_of_a_stack_moves_as_it_would_alone():
+def test_muon_updates_each_layer_of_a_stack_by_itself():
     both = stack(('kernel', (2, 8, 24)))
     one = {'a': {'kernel': both['a']['kernel'][1]}}
     together = first_update(both, both, algorithm='muon')['a']['kernel'][1]
     np.testing.assert_allclose(together, first_update(one, one, algorithm='muon')['a']['kernel'], atol=1e-6)
 
 
-def test_muon_leaves_what_is_no_kernel_to_adamw():
+def test_muon_uses_adamw_for_other_parameters():
     params = stack(('kernel', (8, 24)), ('bias', (24,)), ('scale', (2, 24)))
     update = first_update(params, params, algorithm='muon', b1=0.8)['a']
     tx = optax.adamw(0.1, b1=0.8, b2=OptimConfig().b2, weight_decay=0.0, nesterov=True)

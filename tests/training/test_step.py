@@ -42,12 +42,12 @@ def trained(made):
     return states, rows
 
 
-def test_the_loss_goes_down(trained):
+def test_step_reduces_the_loss(trained):
     _, rows = trained
     assert rows[-1]['loss'] < rows[0]['loss'] / 10
 
 
-def test_what_is_frozen_stays_and_the_rest_moves(trained):
+def test_step_changes_trainable_parameters_only(trained):
     states, _ = trained
     np.testing.assert_array_equal(states[-1].frozen['offset'], states[0].frozen['offset'])
     assert np.abs(states[0].frozen['offset']).min() > 0
@@ -56,19 +56,19 @@ def test_what_is_frozen_stays_and_the_rest_moves(trained):
         assert np.abs(states[1].trainable['head'][part] - states[0].trainable['head'][part]).min() > 0
 
 
-def test_steps_are_counted(trained):
+def test_step_number_is_counted(trained):
     states, _ = trained
     assert [int(s.step) for s in states] == list(range(41)) and states[-1].step.dtype == np.int32
 
 
-def test_the_average_follows_by_its_formula(trained):
+def test_step_updates_the_ema(trained):
     states, _ = trained
     for i in (0, 5):
         expected = update_ema(states[i].ema, states[i + 1].trainable, OPTIM.ema_decay, jnp.asarray(i))
         np.testing.assert_allclose(states[i + 1].ema['head']['kernel'], expected['head']['kernel'], rtol=1e-5)
 
 
-def test_metrics_are_finite_and_true(trained):
+def test_step_metrics_are_correct(trained):
     states, rows = trained
     names = {'loss', 'noise', 'encoded', 'grad_norm', 'update_norm', 'param_norm', 'learning_rate'}
     assert all(row.keys() == names and np.isfinite(list(row.values())).all() for row in rows)
@@ -87,7 +87,7 @@ def test_metrics_are_finite_and_true(trained):
     assert rows[0]['grad_norm'] == pytest.approx(norm(gradients), rel=0.05)
 
 
-def test_noise_is_another_for_each_step_and_the_same_again(made, trained):
+def test_step_noise_depends_on_the_step_alone(made, trained):
     _, rows = trained
     assert len({row['noise'] for row in rows}) == len(rows)
     _, _, start, step_fn = made
@@ -97,7 +97,7 @@ def test_noise_is_another_for_each_step_and_the_same_again(made, trained):
     assert float(metrics['noise']) != rows[0]['noise']
 
 
-def test_rows_have_noise_of_their_own(made):
+def test_step_noise_differs_between_examples(made):
     """Equal rows have unequal errors only because of their noise."""
     _, network, start, _ = made
     keys = []
@@ -115,24 +115,24 @@ def test_rows_have_noise_of_their_own(made):
     assert flat.shape[0] == 2 * toy.ROWS and len(np.unique(flat, axis=0)) == len(flat)
 
 
-def test_the_state_is_given_away(made):
+def test_step_donates_the_state(made):
     _, _, start, step_fn = made
     given = fresh(start)
     step_fn(given, encoded(), KEY)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
-def test_a_state_from_given_numbers_can_be_given_away(made):
+def test_state_from_params_can_be_donated(made):
     """Its average starts as the numbers themselves, but not in their memory."""
     stage, _, start, step_fn = made
     _, _, tx = toy.new(stage, OPTIM)
-    given = state.state_of(fresh(start.trainable), fresh(start.frozen), tx, ema=True)
+    given = state.train_state_from_params(fresh(start.trainable), fresh(start.frozen), tx, ema=True)
     np.testing.assert_array_equal(given.ema['head']['kernel'], given.trainable['head']['kernel'])
     after, _ = step_fn(given, encoded(), KEY)
     assert int(after.step) == 1
 
 
-def test_evaluation_uses_the_average_and_the_same_noise_every_time(made, trained):
+def test_eval_step_uses_the_ema_and_fixed_noise(made, trained):
     stage, network, _, _ = made
     states, _ = trained
     evaluate = eval_step(stage, network, toy.RULES)
@@ -145,14 +145,14 @@ def test_evaluation_uses_the_average_and_the_same_noise_every_time(made, trained
     np.testing.assert_allclose(sample['y'], model(toy.batch(50)['x']), rtol=1e-5)
 
 
-def test_without_an_average_sampling_uses_the_numbers_themselves():
+def test_inference_params_without_ema():
     config = OptimConfig(ema_decay=0.0)
     _, start, _ = toy.new(toy.Toy(), config)
     assert start.ema is None
     assert state.inference_params(start)['trainable'] is start.trainable
 
 
-def test_a_new_state_is_of_the_types_of_a_later_one(made):
+def test_state_types_are_those_of_a_later_state(made):
     """Down to JAX's weak types, or the step would be compiled twice."""
 
     class Weak(toy.Toy):
@@ -171,15 +171,15 @@ def test_a_new_state_is_of_the_types_of_a_later_one(made):
 
 
 @pytest.mark.parametrize('ema', [True, False])
-def test_a_state_is_its_items(ema):
+def test_state_items_round_trip(ema):
     _, start, _ = toy.new(toy.Toy(), OptimConfig(ema_decay=0.9 if ema else 0.0))
     back = state.from_items(state.to_items(start), ema=ema)
     assert jax.tree.structure(back) == jax.tree.structure(start)
     assert all(a is b for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(start), strict=True))
 
 
-def test_a_network_is_the_stages_without_its_numbers():
-    network = state.Network.of(toy.Toy())
+def test_model_def_has_abstract_leaves():
+    network = state.ModelDef.from_stage(toy.Toy())
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((network.trainable, network.frozen)))
     trainable, frozen = network.init(toy.Toy(), jax.random.key(0))
     model = network.model(trainable, frozen)
@@ -192,7 +192,7 @@ def test_a_network_is_the_stages_without_its_numbers():
     assert np.abs(different['offset'] - frozen['offset']).min() > 0
 
 
-def test_norms_of_the_parts_of_a_network():
+def test_step_metrics_have_norms_of_each_part():
     tree = {'blocks': {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}, 'head': {'a': jnp.array([12.0])}}
     found = step._group_norms('grad_norm', tree)
     assert found.keys() == {'grad_norm/blocks', 'grad_norm/head'}
@@ -202,7 +202,7 @@ def test_norms_of_the_parts_of_a_network():
 
 @pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
 @pytest.mark.parametrize('wrong', [{'bad': float('nan')}, {'bad': float('inf')}, {'slope': 0.0}])
-def test_a_step_that_is_not_finite_changes_nothing_but_its_number(algorithm, wrong):
+def test_bad_step_changes_only_the_step_number(algorithm, wrong):
     optim = OptimConfig(algorithm, learning_rate=0.3, warmup_steps=5, weight_decay=0.1)
     stage = toy.Toy()
     network, start, tx = toy.new(stage, optim)
@@ -221,7 +221,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(algorithm, wro
 
 
 @pytest.mark.parametrize('microbatches', [2, 4])
-def test_a_batch_in_microbatches_is_the_batch(made, microbatches):
+def test_microbatches_equal_the_whole_batch(made, microbatches):
     """Loss, metrics, norms and the new state; each row has the noise that it has in the whole batch."""
     stage, network, start, whole_fn = made
     _, _, tx = toy.new(stage, OPTIM)
@@ -238,7 +238,7 @@ def test_a_batch_in_microbatches_is_the_batch(made, microbatches):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_microbatches_keep_one_sum(made):
+def test_microbatches_accumulate_one_gradient(made):
     """However many there are: what a step needs beside its arguments does not grow with them."""
     stage, network, start, _ = made
     _, _, tx = toy.new(stage, OPTIM)
@@ -251,7 +251,7 @@ def test_microbatches_keep_one_sum(made):
     assert temporaries(64) <= temporaries(4)
 
 
-def test_a_bad_microbatch_spoils_the_step_alone(made):
+def test_microbatches_with_a_bad_one_skip_the_step(made):
     stage, network, start, _ = made
     _, _, tx = toy.new(stage, OPTIM)
     step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=2)

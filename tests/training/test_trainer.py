@@ -54,8 +54,8 @@ class Diary:
         self.events.append(('save', step))
         self.saving, self.copies[step] = step, (toy.copied(state), progress.to_dict())
 
-    def look(self):
-        self.events.append(('look', self.saving))
+    def poll(self):
+        self.events.append(('poll', self.saving))
 
     def wait(self):
         """What was started is there from now on."""
@@ -74,7 +74,7 @@ class Diary:
     def keep(self, case):
         self.cases.append(case)
 
-    def note(self, text):
+    def log(self, text):
         self.lines.append(text)
 
     def rewind(self, step):
@@ -131,7 +131,7 @@ def whole():
     return run(LoopConfig(num_steps=7, save_every=3, eval_every=2), validation=True)
 
 
-def test_when_it_saves_and_evaluates(whole):
+def test_trainer_saves_and_evaluates_when_due(whole):
     diary, last = whole
     assert diary.steps('save') == [3, 6, 7]
     assert diary.steps('eval') == [2, 4, 6, 7]
@@ -141,7 +141,7 @@ def test_when_it_saves_and_evaluates(whole):
     np.testing.assert_array_equal(last.trainable['head']['kernel'], diary.states[7].trainable['head']['kernel'])
 
 
-def test_a_step_is_started_before_the_one_before_is_read(whole):
+def test_trainer_reads_metrics_one_step_late(whole):
     diary, _ = whole
     order = [event for event in diary.events if event[0] in ('draw', 'log')]
     assert order.index(('draw', 2)) < order.index(('log', 1))
@@ -153,7 +153,7 @@ def test_a_step_is_started_before_the_one_before_is_read(whole):
             assert diary.events.index(('log', step)) < diary.events.index((kind, step))
 
 
-def test_rows(whole):
+def test_trainer_metrics(whole):
     diary, _ = whole
     assert 'steps_per_s' not in diary.rows['log', 1]
     row = diary.rows['log', 2]
@@ -165,12 +165,12 @@ def test_rows(whole):
     assert all('step' in line for line in diary.lines)
 
 
-def test_batches_are_encoded(whole):
+def test_trainer_encodes_batches(whole):
     diary, _ = whole
     assert diary.rows['log', 1]['encoded'] == diary.rows['eval', 2]['eval/encoded'] == 1
 
 
-def test_a_run_that_goes_on_is_the_run_that_did_not_stop(whole):
+def test_resume_is_bit_exact(whole):
     diary, last = whole
     again, end = run(LoopConfig(num_steps=7, save_every=3), state=diary.states[3])
     assert again.steps('log') == [4, 5, 6, 7]
@@ -181,13 +181,13 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(whole):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_that_is_complete_does_nothing(whole):
+def test_resume_of_a_complete_run_does_nothing(whole):
     diary, _ = whole
     again, end = run(LoopConfig(num_steps=7), state=diary.states[7])
     assert again.events == [] and int(end.step) == 7
 
 
-def test_lines_can_be_rarer():
+def test_trainer_log_every():
     diary, _ = run(LoopConfig(num_steps=5, log_every=2, save_every=3))
     assert diary.steps('log') == [2, 4, 5]
     assert diary.steps('save') == [3, 5]
@@ -199,7 +199,7 @@ NAN, INF, NO_SLOPE = {'bad': float('nan')}, {'bad': float('inf')}, {'slope': 0.0
 @pytest.mark.parametrize(
     ('batch', 'name'), [(NAN, 'loss is nan'), (INF, 'loss is inf'), (NO_SLOPE, 'grad_norm is nan')]
 )
-def test_a_step_that_is_not_finite_is_left_out_counted_and_kept(batch, name, whole):
+def test_bad_step_is_skipped_counted_and_dumped(batch, name, whole):
     """Also at a step that would be saved: that waits until the numbers are good again."""
     diary, last = run(LoopConfig(num_steps=7, save_every=3), bad={3: batch})
     assert int(last.step) == 7 and diary.steps('save') == [4, 6, 7] and diary.steps('log') == list(range(1, 8))
@@ -216,12 +216,12 @@ def test_a_step_that_is_not_finite_is_left_out_counted_and_kept(batch, name, who
     assert diary.rows['log', 4]['loss'] != other.rows['log', 4]['loss']
 
 
-def test_rows_of_bad_steps_are_always_written():
+def test_bad_step_metrics_are_always_written():
     diary, _ = run(LoopConfig(num_steps=5, log_every=5), bad={2: NAN})
     assert diary.steps('log') == [2, 5]
 
 
-def test_enough_of_them_in_a_row_go_back_to_what_was_saved_with_other_batches():
+def test_rollback_after_consecutive_bad_steps_uses_other_batches():
     bad = {(step, 0): NAN for step in (5, 6, 7)}
     config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(max_consecutive=3))
     diary, last = run(config, bad=bad)
@@ -233,7 +233,7 @@ def test_enough_of_them_in_a_row_go_back_to_what_was_saved_with_other_batches():
         and diary.progress[6]['num_rollbacks'] == 1
         and diary.progress[8]['bad_steps'] == 3
     )
-    assert any('ROLLED BACK to step 4 (step 7: loss is nan (3 bad steps in a row))' in line for line in diary.lines)
+    assert any('ROLLED BACK to step 4 (step 7: loss is nan (3 consecutive bad steps))' in line for line in diary.lines)
     # A run that was stopped after it goes on with the same batches and the same noise.
     again, end = run(config, bad=bad, state=diary.states[6], progress=diary.progress[6])
     assert again.orders == [(6, 1)]
@@ -244,7 +244,7 @@ def test_enough_of_them_in_a_row_go_back_to_what_was_saved_with_other_batches():
         np.testing.assert_array_equal(a, b)
 
 
-def test_losses_that_were_rolled_back_are_forgotten():
+def test_rollback_forgets_later_losses():
     """Or spikes would be measured by steps that never were."""
     bad = {(step, 0): NAN for step in (6, 7)}
     config = LoopConfig(num_steps=8, save_every=4, bad_steps=BadStepsConfig(max_consecutive=2))
@@ -253,7 +253,7 @@ def test_losses_that_were_rolled_back_are_forgotten():
     assert diary.progress[8]['losses'] == [diary.rows['log', step]['loss'] for step in range(1, 9)]
 
 
-def test_noise_is_drawn_anew_as_well():
+def test_rollback_uses_other_noise():
     config = LoopConfig(num_steps=3)
     (first, _), (other, _) = run(config), run(config, progress={'num_rollbacks': 1})
     assert first.rows['log', 1]['noise'] != other.rows['log', 1]['noise']
@@ -262,12 +262,12 @@ def test_noise_is_drawn_anew_as_well():
 @pytest.mark.parametrize(
     ('config', 'words'),
     [
-        ({'on_limit': 'stop'}, 'step 5: loss is nan (2 bad steps in a row); what was saved before it stays'),
+        ({'on_limit': 'stop'}, 'step 5: loss is nan (2 consecutive bad steps); earlier checkpoints are kept'),
         ({'max_rollbacks': 0}, 'after 0 rollback(s)'),
         ({'max_rollbacks': 2}, 'after 2 rollback(s)'),
     ],
 )
-def test_a_run_that_cannot_be_saved_from_them_stops(config, words):
+def test_rollback_limits_end_the_run(config, words):
     bad = {step: NAN for step in range(4, 9)}
     config = LoopConfig(num_steps=8, save_every=2, bad_steps=BadStepsConfig(max_consecutive=2, **config))
     diary, error = run(config, bad=bad)
@@ -276,19 +276,19 @@ def test_a_run_that_cannot_be_saved_from_them_stops(config, words):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(diary.states[2]))
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_back_to():
+def test_rollback_without_a_checkpoint_ends_the_run():
     _, error = run(LoopConfig(num_steps=8), bad={step: NAN for step in range(1, 9)})
-    assert 'step 3: loss is nan (3 bad steps in a row), and there is no checkpoint' in str(error)
+    assert 'step 3: loss is nan (3 consecutive bad steps), and there is no checkpoint' in str(error)
 
 
-def test_parameters_that_overflow_are_enough_at_once():
+def test_rollback_at_once_when_parameters_overflow():
     with_rate = dataclasses.replace(OPTIM, learning_rate=1e30)
     diary, error = run(LoopConfig(num_steps=8), optim=with_rate)
     assert isinstance(error, FloatingPointError) and 'step 1: update_norm is inf' in str(error)
     assert not diary.states
 
 
-def test_a_loss_that_leaps_is_said_counted_and_kept():
+def test_spike_is_logged_counted_and_dumped():
     config = LoopConfig(num_steps=40, log_every=10, bad_steps=BadStepsConfig(spike_sigmas=50.0, max_dumps=1))
     diary, last = run(config, bad={step: {'bad': 1e4} for step in (5, 30, 32)})
     assert int(last.step) == 40
@@ -306,7 +306,7 @@ def asks(ends=None, saves=()):
     return lambda step: np.array([step == ends, step in saves])
 
 
-def test_a_run_that_is_asked_to_end_saves_and_ends_and_goes_on_as_if_nothing_had_been(whole):
+def test_resume_is_bit_exact_after_a_stop_signal(whole):
     """The wish is read with the step's metrics, when the next is under way: that one is finished."""
     config = LoopConfig(num_steps=7, save_every=3, eval_every=2)
     diary, error = run(config, validation=True, poll_signals=asks(ends=3))
@@ -324,15 +324,15 @@ def test_a_run_that_is_asked_to_end_saves_and_ends_and_goes_on_as_if_nothing_had
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_save_goes_on_beside_the_steps_until_another_or_the_end(whole):
+def test_save_overlaps_with_steps_until_the_next_save(whole):
     diary, _ = whole
     at = diary.events.index
     assert at(('save', 3)) < at(('draw', 5)) < at(('saved', 3)) < at(('save', 6)) < at(('saved', 6))
-    assert [saving for kind, saving in diary.events if kind == 'look'] == [None, None, None, 3, 3, 3, 6]
+    assert [saving for kind, saving in diary.events if kind == 'poll'] == [None, None, None, 3, 3, 3, 6]
     assert diary.events[-1] == ('goodput', 7) and at(('save', 7)) + 1 == at(('saved', 7))
 
 
-def test_a_run_that_ends_waits_for_its_save_and_says_whether_it_could():
+def test_stop_signal_waits_for_the_save():
     diary = Diary()
     diary.could = False
     diary, error = run(LoopConfig(num_steps=7, save_every=9), poll_signals=asks(ends=2), diary=diary)
@@ -340,17 +340,17 @@ def test_a_run_that_ends_waits_for_its_save_and_says_whether_it_could():
     assert diary.events[-2:] == [('saved', 3), ('goodput', 3)]
 
 
-def test_at_the_last_step_there_is_nothing_to_end():
+def test_stop_signal_at_the_last_step_is_ignored():
     diary, last = run(LoopConfig(num_steps=3), poll_signals=asks(ends=3))
     assert int(last.step) == 3 and diary.steps('save') == [3]
 
 
-def test_a_run_that_is_asked_to_save_does_and_goes_on():
+def test_save_signal_saves_and_continues():
     diary, last = run(LoopConfig(num_steps=9, save_every=5), poll_signals=asks(saves=(2, 7)))
     assert diary.steps('save') == [3, 5, 8, 9] and int(last.step) == 9
 
 
-def test_goodput_is_written_at_every_evaluation_and_at_the_end_and_adds_up(whole):
+def test_goodput_is_written_at_evaluations_and_at_the_end(whole):
     diary, _ = whole
     assert diary.steps('goodput') == [2, 4, 6, 7]
     row = diary.rows['goodput', 7]
@@ -358,14 +358,14 @@ def test_goodput_is_written_at_every_evaluation_and_at_the_end_and_adds_up(whole
     assert row['goodput/compile'] > 0 and row['goodput/evaluation'] > 0 and row['goodput/checkpoint'] > 0
 
 
-def test_the_tracer_is_told_every_step():
+def test_profile_hook_is_called_at_every_step():
     told = []
     run(LoopConfig(num_steps=4, save_every=2), profile=lambda step, before: told.append((step, before is None)))
     assert told == [(1, True), (2, False), (3, True), (4, False)]
 
 
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'save_every', 'max_to_keep'])
-def test_what_cannot_be_is_refused(field):
+def test_loop_config_refuses_zero(field):
     with pytest.raises(ConfigError, match=f'{field}=0: must be at least 1'):
         LoopConfig(**{'num_steps': 3, field: 0})
 
@@ -376,7 +376,7 @@ class Measured:
     videos: list
 
 
-def test_a_health_check_is_written_shown_and_rings():
+def test_health_check_is_written_and_reports_collapse():
     """It measures what is kept for inference, the average where there is one."""
     seen = []
 

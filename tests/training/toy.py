@@ -72,9 +72,9 @@ def batch(step: int = 0, *, bad: float = 0.0, slope: float = 1.0) -> Batch:
 
 def new(
     stage: Toy, config: optimizer.OptimConfig, num_steps: int = 100
-) -> tuple[state.Network, state.TrainState, optax.GradientTransformation]:
-    network, tx = state.Network.of(stage), optimizer.make_optimizer(config, num_steps)
-    return network, state.new_state(network, stage, tx, jax.random.key(0), ema=config.ema_decay > 0), tx
+) -> tuple[state.ModelDef, state.TrainState, optax.GradientTransformation]:
+    network, tx = state.ModelDef.from_stage(stage), optimizer.make_optimizer(config, num_steps)
+    return network, state.init_train_state(network, stage, tx, jax.random.key(0), ema=config.ema_decay > 0), tx
 
 
 def copied(tree):

@@ -1,9 +1,10 @@
-"""Records of a run, from one place: the log, `metrics.jsonl` and TensorBoard.
+"""Writes the metrics of a run to the log, to `metrics.jsonl` and to TensorBoard.
 
-`metrics.jsonl` holds one object a row, each with `step`; rows of training have `loss`, rows of evaluation
-`eval/...`. A resumed run first drops the rows that it is about to write again.
+Each line of `metrics.jsonl` is one JSON object with `step`; lines of training have `loss`, lines of evaluation
+`eval/...`. A resumed run first drops the lines of the steps that it will repeat.
 
-Not tensorboardX's SummaryWriter: it writes in a thread, which prints a traceback when the disk is full.
+TensorBoard files are not written with tensorboardX's SummaryWriter: it writes in a thread, which prints a traceback
+when the disk is full.
 """
 
 import contextlib
@@ -27,12 +28,12 @@ from fv_jax.core.files import write_text
 log = logging.getLogger(__name__)
 
 JSONL = 'metrics.jsonl'
-BOARD = 'tensorboard'
+TENSORBOARD = 'tensorboard'
 _FLUSH_S = 30.0
 
 
 class MetricWriter:
-    """Writes to a run's folder, and logs what a person should read."""
+    """Writes metrics and videos to a run's folder, and logs one line for each."""
 
     def __init__(self, folder: Path, *, start_step: int):
         self._folder = folder
@@ -40,85 +41,86 @@ class MetricWriter:
 
     def _open(self, start_step: int) -> None:
         path = self._folder / JSONL
-        _drop_rows_after(path, start_step)
-        self._rows = _Rows(path)
-        self._board = _Board(self._folder / BOARD, start_step)
+        _drop_lines_after(path, start_step)
+        self._jsonl = _JsonlWriter(path)
+        self._tensorboard = _TensorBoardWriter(self._folder / TENSORBOARD, start_step)
 
     def __enter__(self) -> 'MetricWriter':
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        # On a full disk closing fails too, and would hide what stopped the run.
+        # On a full disk closing raises too, which would hide the error that stopped the run.
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             self.close()
 
     def scalars(self, step: int, values: Mapping[str, float], text: str) -> None:
-        """One row, the same figures as TensorBoard scalars, and one line of text."""
+        """Writes a line of metrics, the same as TensorBoard scalars, and logs `text`. Non-finite values become text."""
         row = {'step': step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        self._rows.add(json.dumps(row) + '\n')
-        self._board.add(step, *(Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
+        self._jsonl.add(json.dumps(row) + '\n')
+        self._tensorboard.add(step, *(Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
         log.info(text)
 
     def video(self, step: int, name: str, frames_FHWC: np.ndarray, fps: float) -> None:
-        """A uint8 video, as an animated GIF in TensorBoard."""
+        """Writes a uint8 video (F, H, W, 3) as an animated GIF to TensorBoard."""
         images = [Image.fromarray(frame) for frame in frames_FHWC]
         buffer = io.BytesIO()
         images[0].save(buffer, 'GIF', save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
         height, width = frames_FHWC.shape[1:3]
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
-        self._board.add(step, Summary.Value(tag=name, image=image))
+        self._tensorboard.add(step, Summary.Value(tag=name, image=image))
 
-    def note(self, text: str) -> None:
-        """A line of text alone."""
+    def log(self, text: str) -> None:
+        """Logs a line of text."""
         log.info(text)
 
     def rewind(self, step: int) -> None:
-        """Drops the rows past a step, which will be written again."""
+        """Drops the lines after a step, which the run will repeat."""
         self.close()
         self._open(step)
 
     def close(self) -> None:
-        self._rows.close()
-        self._board.close()
+        self._jsonl.close()
+        self._tensorboard.close()
 
 
-class _Rows:
-    """Lines at the end of a file, each on disk when `add` returns. What a full disk does not take is kept and written
-    with the next line.
+class _JsonlWriter:
+    """Appends lines to a file, each on disk when `add` returns.
+
+    Lines that a full disk refuses are kept in memory and written with the next one.
     """
 
     def __init__(self, path: Path):
         self._path = path
         self._file = path.open('ab', buffering=0)
-        self._end, self._waiting = self._file.tell(), b''
+        self._end, self._pending = self._file.tell(), b''
 
     def add(self, line: str) -> None:
-        self._waiting += line.encode()
+        self._pending += line.encode()
         try:
-            # What was half written before is written over.
+            # A part of a line that an earlier write left is overwritten.
             self._file.truncate(self._end)
-            written = self._file.write(self._waiting)
+            written = self._file.write(self._pending)
         except OSError as error:
             return self._warn(error.strerror or str(error))
-        if written != len(self._waiting):
+        if written != len(self._pending):
             return self._warn('the disk is full')
-        self._end, self._waiting = self._end + written, b''
+        self._end, self._pending = self._end + written, b''
 
     def _warn(self, why: str) -> None:
-        rows = self._waiting.count(b'\n')
-        log.warning(f'{self._path}: cannot be written ({why}); {rows} row(s) are kept in memory')
+        lines = self._pending.count(b'\n')
+        log.warning(f'{self._path}: cannot be written ({why}); {lines} line(s) are kept in memory')
 
     def close(self) -> None:
-        """Raises OSError when rows are left that could not be written."""
-        if self._waiting:
+        """Raises OSError when lines remain that could not be written."""
+        if self._pending:
             self.add('')
         self._file.close()
-        if rows := self._waiting.count(b'\n'):
-            raise OSError(f'{self._path}: {rows} row(s) could not be written')
+        if lines := self._pending.count(b'\n'):
+            raise OSError(f'{self._path}: {lines} line(s) could not be written')
 
 
 class NoMetrics:
-    """In the place of a writer, in all processes but the first."""
+    """A writer that writes nothing, for all processes but the first."""
 
     def __enter__(self) -> 'NoMetrics':
         return self
@@ -132,26 +134,26 @@ class NoMetrics:
     def video(self, step: int, name: str, frames_FHWC: np.ndarray, fps: float) -> None:
         pass
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         pass
 
     def rewind(self, step: int) -> None:
         pass
 
 
-class _Board:
-    """One TensorBoard event file."""
+class _TensorBoardWriter:
+    """Writes one TensorBoard event file, in the calling thread."""
 
     def __init__(self, folder: Path, start_step: int):
         folder.mkdir(exist_ok=True)
         name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{start_step}'
         self._file, self._flushed = RecordWriter(str(folder / name)), time.monotonic()
         self._write(file_version='brain.Event:2')
-        if start_step:  # TensorBoard forgets what the run before this one wrote from here on
+        if start_step:  # makes TensorBoard drop what an earlier file has for later steps
             self._write(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, *values: Summary.Value) -> None:
-        # `metrics.jsonl` has the figures: a disk that is full for a while costs the board some, and not the run.
+        # `metrics.jsonl` has the same values: a disk that is full for a while must not end the run.
         with contextlib.suppress(OSError):
             self._write(step=step, summary=Summary(value=values))
             if time.monotonic() - self._flushed > _FLUSH_S:
@@ -165,23 +167,25 @@ class _Board:
         self._file.close()
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
+def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for row in path.read_text(encoding='utf-8').splitlines(keepends=True):
+    for line in path.read_text(encoding='utf-8').splitlines(keepends=True):
         try:
-            if json.loads(row)['step'] > step:
+            if json.loads(line)['step'] > step:
                 continue
-        except json.JSONDecodeError:  # the last row of a run that was killed while writing it
+        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
             continue
-        kept.append(row.rstrip('\n') + '\n')
+        kept.append(line.rstrip('\n') + '\n')
     write_text(path, ''.join(kept))
 
 
 def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
-    """One readable line a step. Without `steps_per_s`, which the first step has not: no rates. Of the speed ledger only
-    the MFU or, where the chip's peak is not known, TFLOP/s per chip.
+    """Formats the metrics of a training step as one line.
+
+    Rates are left out without `steps_per_s`, which the first step does not have. Of the throughput metrics it has the
+    MFU or, where the chip's peak rate is not known, TFLOP/s per chip.
     """
     line = (
         f'step {step:>{len(str(num_steps))}}/{num_steps}  loss {values["loss"]:.4f}  grad {values["grad_norm"]:.3g}'
@@ -191,26 +195,26 @@ def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
         return line
     rate, eta_s = values['steps_per_s'], (num_steps - step) / values['steps_per_s']
     if 'mfu' in values:
-        work = f'  MFU {values["mfu"]:.1%}'
+        speed = f'  MFU {values["mfu"]:.1%}'
     else:
-        work = f'  {values["tflops_per_chip"]:.3g} TFLOP/s' if 'tflops_per_chip' in values else ''
-    return f'{line}  {rate:.2f} steps/s  {values["clips_per_s"]:.2f} clips/s{work}  ETA {duration(eta_s)}'
+        speed = f'  {values["tflops_per_chip"]:.3g} TFLOP/s' if 'tflops_per_chip' in values else ''
+    return f'{line}  {rate:.2f} steps/s  {values["clips_per_s"]:.2f} clips/s{speed}  ETA {duration(eta_s)}'
 
 
 def eval_line(step: int, means: Mapping[str, float]) -> str:
-    """One readable line an evaluation."""
-    figures = '  '.join(f'{name.removeprefix("eval/")} {value:.4f}' for name, value in means.items())
-    return f'eval at step {step}: {figures}'
+    """Formats the metrics of an evaluation as one line."""
+    metrics = '  '.join(f'{name.removeprefix("eval/")} {value:.4f}' for name, value in means.items())
+    return f'eval at step {step}: {metrics}'
 
 
 def health_line(step: int, figures: Mapping[str, float], violations: Sequence[str]) -> str:
     """Formats the metrics of a health check, those by decile left out, and one line for each violated limit."""
-    said = '  '.join(f'{name} {value:.3g}' for name, value in figures.items() if '/' not in name)
-    return '\n'.join([f'health at step {step}: {said}', *(f'COLLAPSE at step {step}: {line}' for line in violations)])
+    shown = '  '.join(f'{name} {value:.3g}' for name, value in figures.items() if '/' not in name)
+    return '\n'.join([f'health at step {step}: {shown}', *(f'COLLAPSE at step {step}: {line}' for line in violations)])
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
+    """Formats seconds as 1:02:03, or as 2:03 below an hour."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f'{hours}:{m:02d}:{s:02d}' if hours else f'{m}:{s:02d}'

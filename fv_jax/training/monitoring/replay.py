@@ -1,4 +1,4 @@
-"""A step run again, slowly, to see where its numbers stop being finite."""
+"""Replays a training step with every operation checked, to find the first that makes a NaN or an infinity."""
 
 import dataclasses
 import traceback
@@ -12,32 +12,42 @@ from jax.experimental import checkify
 
 from fv_jax.core.parallel_context import Rules
 from fv_jax.stages.protocol import Batch, Metrics, Stage, row_keys
-from fv_jax.training.state import Network, Params
+from fv_jax.training.state import ModelDef, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """figures: loss, metrics and gradient norms of the step, by name. inputs: what was not finite before anything was
-    computed, a line each. where: the first operation that made a NaN or an infinity, with its place in the source, or
-    None.
+    """The result of a replay.
+
+    Attributes:
+      metrics: loss, metrics and gradient norms of the step, by name.
+      non_finite_inputs: one line for each array of the batch and the parameters that is not finite.
+      first_non_finite: the first operation that made a NaN or an infinity, with its place in the source; None if none.
     """
 
-    figures: dict[str, float]
-    inputs: list[str]
-    where: str | None
+    metrics: dict[str, float]
+    non_finite_inputs: list[str]
+    first_non_finite: str | None
 
     @property
-    def finite(self) -> bool:
-        return not self.inputs and all(np.isfinite([self.figures['loss'], self.figures['grad_norm']]))
+    def is_finite(self) -> bool:
+        """Whether the inputs, the loss and the gradient are all finite."""
+        return not self.non_finite_inputs and _is_finite(self.metrics)
 
 
 def replay(
-    stage: Stage, network: Network, params: Params, batch: Batch, key: jax.Array, step: int, rules: Rules
+    stage: Stage, network: ModelDef, params: Params, batch: Batch, key: jax.Array, step: int, rules: Rules
 ) -> Replay:
-    """Loss and gradient of an encoded batch, as `train_step` takes them at a state whose number is `step`, checked
-    operation by operation.
+    """Computes loss and gradient as `train_step` does, and looks for the first operation with a non-finite result.
 
-    params: {'trainable', 'frozen'}.
+    Args:
+      stage: samples noise and times, and computes the loss.
+      network: the structure of the stage's network.
+      params: {'trainable', 'frozen'}.
+      batch: encoded.
+      key: what the noise of the run's examples is folded from.
+      step: number of steps before this one.
+      rules: parallel context of the network.
     """
     keys_B = row_keys(key, step, next(iter(batch.values())).shape[0])
 
@@ -52,23 +62,27 @@ def replay(
 
     inputs = [*_not_finite('batch', batch), *_not_finite('parameters', params)]
     error, found = jax.jit(checkify.checkify(step_fn, errors=checkify.nan_checks))(params['trainable'])
-    figures = {name: float(value) for name, value in found.items()}
-    where = _place(error)
-    if where is None and not np.isfinite([figures['loss'], figures['grad_norm']]).all():
-        where = _first_infinity(step_fn, params['trainable'])
-    return Replay(figures, inputs, where)
+    metrics = {name: float(value) for name, value in found.items()}
+    first = _nan_location(error)
+    if first is None and not _is_finite(metrics):
+        first = _first_infinity(step_fn, params['trainable'])
+    return Replay(metrics, inputs, first)
+
+
+def _is_finite(metrics: dict[str, float]) -> bool:
+    return bool(np.isfinite([metrics['loss'], metrics['grad_norm']]).all())
 
 
 def _not_finite(name: str, tree: Any) -> list[str]:
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and (count := int(np.sum(~np.isfinite(np.asarray(leaf))))):
-            found.append(f'{name}{jax.tree_util.keystr(path)}: {count} of {leaf.size} numbers are not finite')
+            found.append(f'{name}{jax.tree_util.keystr(path)}: {count} of {leaf.size} values are not finite')
     return found
 
 
-def _place(error: checkify.Error) -> str | None:
-    """What `checkify` found, and the innermost line of this package, or of its caller, that it comes from."""
+def _nan_location(error: checkify.Error) -> str | None:
+    """Returns what `checkify` found, with the innermost source line outside of installed packages; None if nothing."""
     try:
         checkify.check_error(error)
     except checkify.JaxRuntimeError as found:
@@ -81,10 +95,10 @@ def _place(error: checkify.Error) -> str | None:
 
 
 def _first_infinity(step_fn: Any, trainable: Params) -> str:
-    """By running one operation after the other: `checkify` looks for NaNs alone."""
+    """Finds the first operation with an infinite result by running them one by one: `checkify` finds NaNs only."""
     with jax.disable_jit(), jax.debug_infs(True):
         try:
             step_fn(trainable)
         except FloatingPointError as error:
             return ' '.join(str(error).split())
-    return 'an infinity, of which nothing more is known'
+    return 'an infinity that running the operations one by one does not reproduce'

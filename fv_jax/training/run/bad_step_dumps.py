@@ -1,4 +1,4 @@
-"""Dumps of bad steps in a run's folder, which `--replay` computes again on the CPU in float32.
+"""Dumps of bad steps in a run's work directory, which `train --replay` recomputes on the CPU in float32.
 
 DIR/bad_steps/STEP/step.npz       the encoded batch, the key, and as JSON the step, the reason, the configuration
 DIR/bad_steps/STEP/checkpoints/   the parameters, as they were after the step
@@ -26,7 +26,7 @@ from fv_jax.stages import registry
 from fv_jax.training.monitoring.anomalies import BadStep
 from fv_jax.training.monitoring.replay import Replay, replay
 from fv_jax.training.run.setup import Assembly, RunConfig
-from fv_jax.training.state import Network
+from fv_jax.training.state import ModelDef
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ def write(parts: Assembly, workdir: Path, digests: Mapping[str, str], bad_step: 
         if jax.process_index() == 0:
             _write_npz(folder / FILE, batch, bad_step, config)
     except (CheckpointError, OSError) as error:
-        log.warning(f'step {bad_step.step} could not be kept for a replay ({format_error(error)})')
+        log.warning(f'step {bad_step.step} could not be dumped for a replay ({format_error(error)})')
         return
-    log.info(f'kept for study: python -m fv_jax.train --replay {folder / FILE}')
+    log.info(f'dumped bad step; to replay it: python -m fv_jax.train --replay {folder / FILE}')
 
 
 def _write_npz(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, config: dict[str, Any]) -> None:
@@ -73,7 +73,14 @@ def _write_npz(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, c
 
 @dataclasses.dataclass(frozen=True)
 class BadStepDump:
-    """record: the step, the reason, the configuration."""
+    """A bad step as it was stored.
+
+    Attributes:
+      folder: where its checkpoint is.
+      record: the JSON: step, kind and reason of the anomaly, step of the parameters, metrics, configuration.
+      batch: encoded.
+      key: what the noise of the run's examples is folded from.
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -82,7 +89,7 @@ class BadStepDump:
 
 
 def read(path: Path) -> BadStepDump:
-    """Reads the file of a dump. Raises UsageError when it is none."""
+    """Reads step.npz of a dump. Raises UsageError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             batch = {name.removeprefix(_BATCH): stored[name] for name in stored.files if name.startswith(_BATCH)}
@@ -90,22 +97,22 @@ def read(path: Path) -> BadStepDump:
         if missing := _FIELDS - record.keys():
             raise ValueError(f'its record has no {", ".join(sorted(missing))}')
     except _UNREADABLE as error:
-        raise UsageError(f'--replay={path}: is no bundle of a bad step ({format_error(error)})') from None
+        raise UsageError(f'--replay={path}: is not a bad-step dump ({format_error(error)})') from None
     return BadStepDump(path.parent, record, batch, key)
 
 
 def in_float32(config: RunConfig) -> RunConfig:
-    """The same run with its networks in float32."""
+    """Returns the same configuration with all networks in float32."""
     nets = {name: getattr(config.stage, name) for name in ('dit', 'autoencoder_net')}
     nets = {name: dataclasses.replace(net, dtype='float32') for name, net in nets.items() if net is not None}
     return dataclasses.replace(config, stage=dataclasses.replace(config.stage, **nets))
 
 
 def replay_dump(dump: BadStepDump) -> Replay:
-    """Computes the step again, on this process's first device. Raises ConfigError, CheckpointError."""
+    """Recomputes the step on this process's first device. Raises ConfigError or CheckpointError."""
     config = in_float32(config_lib.build(RunConfig, dump.record['config']))
     stage = registry.build(config.stage)
-    network = Network.of(stage)
+    network = ModelDef.from_stage(stage)
     trainable, frozen = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))
     abstract = {'params': {'trainable': trainable, 'frozen': frozen}}
     params = Checkpoints(dump.folder, read_only=True).restore(abstract)['params']
@@ -116,22 +123,22 @@ def replay_dump(dump: BadStepDump) -> Replay:
 
 
 def report(dump: BadStepDump, found: Replay) -> None:
-    """Reports what was found."""
+    """Logs the result of a replay beside the recorded metrics."""
     record = dump.record
-    log.info(f'step {record["step"]}, kept as a {record["kind"]}: {record["reason"]}')
+    log.info(f'step {record["step"]}, dumped as a {record["kind"]}: {record["reason"]}')
     if record['params_step'] > record['step'] and record['kind'] == 'bad step':
-        log.info('its parameters are those of one step later: the next one was under way')
+        log.info('note: the parameters are one step newer, since the next step had already been dispatched')
     for name, value in dump.batch.items():
         if value.dtype.kind == 'f':
             log.info(f'batch {name} {list(value.shape)}: from {np.min(value):.4g} to {np.max(value):.4g}')
-    for name, value in found.figures.items():
+    for name, value in found.metrics.items():
         was = record['metrics'].get(name)
         log.info(f'{name} {value:.6g} in float32' + (f', was {float(was):.6g}' if was is not None else ''))
-    for line in found.inputs:
+    for line in found.non_finite_inputs:
         log.info(f'NOT FINITE: {line}')
-    if found.where is not None:
-        log.info(f'WHERE: {found.where}')
+    if found.first_non_finite is not None:
+        log.info(f'FIRST NON-FINITE RESULT: {found.first_non_finite}')
     dtype = (record['config']['stage']['dit'] or record['config']['stage']['autoencoder_net'])['dtype']
-    if found.finite:
-        again = f'; the run computes in {dtype}' if dtype != 'float32' else ''
-        log.info(f'all is finite in float32{again}')
+    if found.is_finite:
+        hint = f'; the run computes in {dtype}' if dtype != 'float32' else ''
+        log.info(f'all values are finite in float32{hint}')

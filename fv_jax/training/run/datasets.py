@@ -146,5 +146,5 @@ def _cached_streams(
     arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']
     cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=text)
     found = cached() if jax.process_index() == 0 else None
-    distributed.wait_for_all('latents')
+    distributed.barrier('latents')
     return cached() if found is None else found

@@ -1,4 +1,4 @@
-"""The state that a training run starts from: its own newest checkpoint, another run's parameters, a file's, or new."""
+"""The initial state of a training run: its own newest checkpoint, existing parameters, or new ones."""
 
 import dataclasses
 import logging
@@ -26,28 +26,31 @@ DAMAGED = 'damaged'  # in a run's folder
 
 @dataclasses.dataclass
 class CheckpointHistory:
-    """The run's checkpoints that can be gone on from. steps: ascending. damaged: what is wrong with newer ones, a line
-    each, by their steps.
+    """The checkpoints that a run can resume from.
+
+    Attributes:
+      steps: of the intact checkpoints, ascending, as far as it is known.
+      damaged: step -> what is wrong, for newer checkpoints that failed verification.
     """
 
     checkpoints: Checkpoints
     steps: list[int]
     damaged: dict[int, str]
 
-    def drop(self, problem: str) -> None:
-        """Takes the newest for damaged. Raises CheckpointError when there is none before it."""
+    def mark_newest_damaged(self, problem: str) -> None:
+        """Removes the newest step from the intact ones. Raises CheckpointError when none is left."""
         self.damaged[self.steps.pop()] = problem
         if not self.steps:
             raise CheckpointError(
-                f'{self.checkpoints.folder}: no checkpoint is whole; of step {max(self.damaged)}, '
-                f'{self.damaged[max(self.damaged)]}. Bring one back, or choose another --workdir'
+                f'{self.checkpoints.folder}: no checkpoint is intact; step {max(self.damaged)}: '
+                f'{self.damaged[max(self.damaged)]}. Restore one from a copy, or choose another --workdir'
             )
 
 
 def valid_checkpoints(workdir: Path) -> CheckpointHistory | None:
-    """The run's own checkpoints, the newest of which is as it was written; None where it has none yet.
+    """Returns the run's own checkpoints, the newest of which has been verified; None if it has none yet.
 
-    Raises CheckpointError when it has some and none is whole.
+    Raises CheckpointError when it has checkpoints, and none is intact.
     """
     if not (workdir / FOLDER).is_dir():
         return None
@@ -56,21 +59,21 @@ def valid_checkpoints(workdir: Path) -> CheckpointHistory | None:
     if not history.steps:
         return None
     while distributed.any_process((problem := _problem(reader, history.steps[-1])) is not None):
-        history.drop(problem or 'another process found it damaged')
+        history.mark_newest_damaged(problem or 'another process found it damaged')
     return history
 
 
 def _problem(reader: Checkpoints, step: int) -> str | None:
     try:
-        reader.meta(step)  # in every process: Orbax has them wait for each other
+        reader.meta(step)  # in every process: Orbax synchronizes them
     except DamagedError as error:
         return str(error)
-    # One process reads all of it through.
+    # One process is enough to read all files.
     return None if jax.process_index() else reader.verify(step)
 
 
 def restore(parts: Assembly, history: CheckpointHistory) -> tuple[state.TrainState, Progress]:
-    """The state and the progress of the newest checkpoint that can be read. Raises CheckpointError."""
+    """Restores the newest checkpoint that can be read. Raises CheckpointError."""
     while True:
         step, problem = history.steps[-1], None
         try:
@@ -80,68 +83,70 @@ def restore(parts: Assembly, history: CheckpointHistory) -> tuple[state.TrainSta
             problem = str(error)
         if not distributed.any_process(problem is not None):
             return state.from_items(items, ema=parts.ema), Progress.from_dict(meta.get(PROGRESS, {}))
-        history.drop(problem or 'another process found it damaged')
+        history.mark_newest_damaged(problem or 'another process found it damaged')
 
 
-def starting_state(parts: Assembly, history: CheckpointHistory | None) -> tuple[state.TrainState, Progress]:
-    """The newest checkpoint of this run, or the parameters of another, or new ones; over the mesh from the start."""
+def initial_state(parts: Assembly, history: CheckpointHistory | None) -> tuple[state.TrainState, Progress]:
+    """Returns the sharded state that the run starts from: restored, with the parameters of `init_from`, or new."""
     config = parts.config
     if history is not None:
         found = restore(parts, history)
         for step, problem in history.damaged.items():
-            log.warning(f'the checkpoint of step {step} is damaged: {problem}. Going back to step {history.steps[-1]}')
+            log.warning(
+                f'the checkpoint of step {step} is damaged: {problem}. Falling back to step {history.steps[-1]}'
+            )
         return found
-    # Placed alike in all cases, so that the step is one program: a resumed run's numbers are those of the first.
+    # The shardings are the same in all cases, so that the step compiles to one program: resuming is bit-exact.
     if config.init_from is None:
-        return jax.jit(parts.new_state, out_shardings=parts.shardings)(jax.random.key(config.seed)), Progress()
-    numbers = _load_init_params(parts, config.init_from, state.to_items(parts.abstract_state)['params'])
-    log.info(f'with the parameters of {config.init_from}')
-    given = jax.jit(parts.state_of, donate_argnums=(0, 1), out_shardings=parts.shardings)(*numbers)
+        return jax.jit(parts.init_train_state, out_shardings=parts.shardings)(jax.random.key(config.seed)), Progress()
+    params = _load_init_params(parts, config.init_from, state.to_items(parts.abstract_state)['params'])
+    log.info(f'initialized from {config.init_from}')
+    given = jax.jit(parts.train_state_from_params, donate_argnums=(0, 1), out_shardings=parts.shardings)(*params)
     return given, Progress()
 
 
 def quarantine(workdir: Path, history: CheckpointHistory | None) -> None:
-    """Moves damaged checkpoints out of the way of those that will be saved, to DIR/damaged/STEP."""
+    """Moves damaged checkpoints to DIR/damaged/STEP, so that their steps can be saved again."""
     if history is not None and jax.process_index() == 0:
         for step in history.damaged:
             (workdir / DAMAGED).mkdir(exist_ok=True)
             shutil.rmtree(workdir / DAMAGED / str(step), ignore_errors=True)
             os.replace(workdir / FOLDER / str(step), workdir / DAMAGED / str(step))
-    distributed.wait_for_all('damaged checkpoints')
+    distributed.barrier('damaged checkpoints')
 
 
 def check_digests(history: CheckpointHistory | None, workdir: Path, digests: Digests) -> None:
-    """Refuses to go on with another VAE or text encoder under the same name."""
+    """Refuses to resume with another VAE or text encoder under the same name. Raises ConfigError."""
     if history is None:
         return
     before = history.checkpoints.meta(history.steps[-1]).get('digests', {})
     for name, digest in before.items():
         if digests.get(name, digest) != digest:
             raise ConfigError(
-                f'config.stage.{name}: is {digests[name]} now, and {workdir} was trained with {digest}; bring that '
-                'back or choose another --workdir'
+                f'config.stage.{name}: has the fingerprint {digests[name]}, and {workdir} was trained with {digest}; '
+                'restore that one or choose another --workdir'
             )
 
 
 def _load_init_params(parts: Assembly, name: str, abstract: Any) -> tuple[Any, Any]:
-    """The parameters that `init_from` names: (trainable, frozen), over the mesh."""
+    """Loads the parameters that `init_from` names; returns (trainable, frozen), sharded."""
     if not weights.is_weights(name):
         model = parts.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
         parts.stage.start_from(model)
-        return state.numbers_of(parts.stage, model)
+        return state.split_params(parts.stage, model)
     with arrays.in_host_memory():
         model = _load_init_network(parts.config, name)
         parts.stage.start_from(model)
-        numbers = state.numbers_of(parts.stage, model)
-    return arrays.place(numbers, (parts.shardings.trainable, parts.shardings.frozen))
+        params = state.split_params(parts.stage, model)
+    return arrays.place(params, (parts.shardings.trainable, parts.shardings.frozen))
 
 
 def _load_init_network(config: RunConfig, name: str) -> nnx.Module:
-    """The network that `init_from` names a file of."""
+    """Loads the network from the weights file that `init_from` names."""
     if config.stage.dit is not None:
         return weights.starting_dit(name, config.stage.dit, jax.random.key(config.seed))
     network = weights.load_vae(name)
-    there, wanted = (dataclasses.replace(c, dtype='float32') for c in (network.config, config.stage.autoencoder_net))
-    if there != wanted:
-        raise ConfigError(f'config.init_from={name}: is a VAE of other sizes, {there}; this run has {wanted}')
+    found, wanted = (dataclasses.replace(c, dtype='float32') for c in (network.config, config.stage.autoencoder_net))
+    if found != wanted:
+        raise ConfigError(f'config.init_from={name}: is a VAE with another configuration: {found} instead of {wanted}')
     return network

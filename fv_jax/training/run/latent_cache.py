@@ -1,6 +1,7 @@
-"""Clips encoded once, before training: their latents and those of several low-quality twins, kept as shards.
+"""The latent cache: clips and several degraded variants of each, encoded once before training and stored as shards.
 
-The shards are stamped with everything that made them; those of another VAE or other settings are refused.
+A fingerprint of everything that made them is stored beside the shards; with another VAE or other settings they are
+refused.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from fv_jax.text.encoder import TextEncoder
 log = logging.getLogger(__name__)
 
 FOLDER = 'latents'  # in a run's folder
-NAME = 'latents'  # of the shards in it
+NAME = 'latents'  # first part of the names of its shards
 _PROGRESS_S = 5.0  # seconds between two reports of progress
 
 
@@ -45,8 +46,9 @@ def cached_streams(
     bad: BadRecords,
     text: TextEncoder | None = None,
 ) -> list[Stream]:
-    """What is drawn of each group: z_high_FHWC and z_low_FHWC, from latents encoded once, and text_LD as in
-    `pipeline.pixels`. See `cached_latents`.
+    """Returns a stream for each group with z_high_FHWC and z_low_FHWC, and text_LD as in `pipeline.pixels`.
+
+    Groups are encoded where their shards do not exist yet. See `cached_latents`.
     """
     transform = chain(Latents(config.cache.crop), keep_arrays)
     made_by = vae_digest if text is None else f'{vae_digest} {text.fingerprint.digest}'
@@ -73,35 +75,38 @@ def cached_latents(
     *,
     bad: BadRecords,
 ) -> Source:
-    """Records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each of `records` that is not bad.
+    """Returns records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each readable record.
 
     Args:
-      folder: where the shards are, or will be.
-      records, transform: `transform` gives high_res_FHWC. It is drawn once for each record, the low-quality twin once
-        for each low variant of what it gave.
-      made_by: the digests of the VAE and, where words are embedded, of the text encoder.
-      bad: where records that cannot be used are counted.
+      folder: where the shards are, or will be written.
+      records: the clips.
+      transform: returns high_res_FHWC. It is applied once to each record, and its output is degraded
+        `cache.low_variants` times.
+      made_by: the fingerprints of the VAE and, where captions are embedded, of the text encoder.
+      bad: counts the records that cannot be used.
 
     Raises:
-      ValueError: the folder holds latents that something else made.
+      ValueError: the folder contains latents with another fingerprint.
     """
     stamp = _stamp(config, folder.name, len(records), made_by)
     path = folder / f'{NAME}.json'
     if path.exists():
         if (found := json.loads(path.read_text()).get('stamp')) != stamp:
-            raise ValueError(f'{folder}: holds latents of another VAE or other data ({found}, not {stamp}); delete it')
+            raise ValueError(
+                f'{folder}: contains latents of another VAE or other data ({found}, not {stamp}); delete it'
+            )
         return Shards(list_shards(folder, NAME))
     variants = config.cache.low_variants
-    twins = f' and {variants} low-quality twin(s) of each' if variants else ''
-    log.info(f'encoding {len(records)} clips{twins}, once; kept in {folder}')
+    degraded = f' and {variants} degraded variant(s) of each' if variants else ''
+    log.info(f'encoding {len(records)} clips{degraded}, once; stored in {folder}')
     reported = time.monotonic()
-    made = _made_ahead(records, transform, config)
-    with RecordWriter(folder, NAME) as writer, contextlib.closing(made):
-        for i, (name, clip_and_twins) in enumerate(made):
+    clips = _degrade_ahead(records, transform, config)
+    with RecordWriter(folder, NAME) as writer, contextlib.closing(clips):
+        for i, (name, future) in enumerate(clips):
             try:
-                clip, twins = clip_and_twins.result()
+                clip, degraded = future.result()
                 text = {'text': clip['text_LD']} if 'text_LD' in clip else {}
-                writer.write(encode_pair(clip['high_res_FHWC'], twins, vae) | text)
+                writer.write(encode_pair(clip['high_res_FHWC'], degraded, vae) | text)
             except ValueError as error:
                 bad.report(name, error)
             if i + 1 == len(records) or time.monotonic() - reported > _PROGRESS_S:
@@ -112,7 +117,7 @@ def cached_latents(
 
 
 def cached_shards(folder: Path) -> list[str]:
-    """All shards that `cached_streams` wrote there."""
+    """Returns all shards that `cached_streams` wrote to a folder."""
     folders = (
         [folder] if (folder / f'{NAME}.json').exists() else sorted(path for path in folder.iterdir() if path.is_dir())
     )
@@ -120,28 +125,31 @@ def cached_shards(folder: Path) -> list[str]:
 
 
 def vae_stamp(digest: str, latent_spec: LatentSpec) -> dict[str, Any]:
-    """What latents depend on besides their clip: the VAE's parameters and the clip's chunks (model guide 4.3)."""
+    """Returns what latents depend on besides their clip: the VAE, and its chunks in time (model guide 4.3)."""
     return {'vae': digest, 'chunks': list(vae_chunking.encode_chunks(latent_spec))}
 
 
-def encode_pair(high_res: np.ndarray, twins: Iterable[np.ndarray], vae: JittedVAE) -> dict[str, Any]:
-    """The latents of a clip FHWC in [-1, 1] and of its K low-quality twins, float16: z_high (F', H', W', C) and z_low
-    (K, F', H', W', C); and the clip's size, as `frames`, `height` and `width`.
+def encode_pair(high_res: np.ndarray, degraded: Iterable[np.ndarray], vae: JittedVAE) -> dict[str, Any]:
+    """Encodes a clip FHWC in [-1, 1] and its K degraded variants.
+
+    Returns:
+      float16 latents `z_high` (F', H', W', C) and `z_low` (K, F', H', W', C); and the size of the clip in pixels, as
+      `frames`, `height` and `width`.
     """
 
     def latents(video_FHWC: np.ndarray) -> np.ndarray:
         return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
 
-    z_high, z_low = latents(high_res), [latents(twin) for twin in twins]
+    z_high, z_low = latents(high_res), [latents(video) for video in degraded]
     z_lows = np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)
     size = dict(zip(('frames', 'height', 'width'), high_res.shape[:3], strict=True))
     return {'z_high': z_high, 'z_low': z_lows, **size}
 
 
-def _made_ahead(records: Part, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:
-    """The name of each record and, in the making while others are encoded, its clip and low-quality twins."""
+def _degrade_ahead(records: Part, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:
+    """Yields each record's name and a future of its clip and degraded variants, computed while others are encoded."""
 
-    def make(index: int, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def degrade(index: int, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[np.ndarray]]:
         rng = np.random.default_rng([config.loader.seed, index])
         clip = transform(read(), rng)
         return clip, [config.degradation.twin(clip['high_res_FHWC'], rng) for _ in range(config.cache.low_variants)]
@@ -152,7 +160,7 @@ def _made_ahead(records: Part, transform: Transform, config: DataConfig) -> Iter
         try:
             for i in range(len(records)):
                 name, read = records.record(i)
-                waiting.append((name, pool.submit(make, i, read)))
+                waiting.append((name, pool.submit(degrade, i, read)))
                 if len(waiting) > threads:
                     yield waiting.popleft()
             while waiting:
@@ -163,7 +171,7 @@ def _made_ahead(records: Part, transform: Transform, config: DataConfig) -> Iter
 
 
 def _stamp(config: DataConfig, name: str, records: int, made_by: str) -> str:
-    """Everything that the latents depend on, in 16 hexadecimal digits."""
+    """Returns the fingerprint of everything that the latents depend on."""
     others = ('loader', 'in_memory', 'heldout', 'heldout_size', 'eval_clips', 'token_budget', 'batch_multiple')
     values = {k: v for k, v in config_lib.to_dict(config).items() if k not in others}
     values |= {'cache': config.cache.low_variants, 'seed': config.loader.seed, 'name': name, 'records': records}

@@ -1,4 +1,4 @@
-"""run.json: how a run was started, each time: the command, the configuration, the code, the libraries, the devices."""
+"""run.json: a record of each start of a run: command, configuration, code revision, library versions, devices."""
 
 import collections
 import datetime
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def record_start(workdir: Path, command: Sequence[str], config: dict[str, Any], mesh: Mesh, step: int) -> None:
-    """Adds an entry for this start. One that cannot be read is put aside, not lost."""
+    """Appends an entry for this start to run.json. A file that cannot be read is renamed to run.damaged."""
     path = workdir / RUN
     write_json(path, [*_entries(path), _entry(command, config, mesh, step)])
 
@@ -68,14 +68,14 @@ def _versions() -> dict[str, str]:
 
 
 def git_revision(file: Path) -> str | None:
-    """The commit that a file is of, with '+changes' where tracked files differ from it; None where it is of none."""
+    """Returns the commit of a file's repository, with '+changes' if tracked files differ; None outside of one."""
 
     def git(*arguments: str) -> str:
         command = ['git', '-C', str(file.parent), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
 
     try:
-        git('ls-files', '--error-unmatch', file.name)  # or the repository is one that an environment lies in
+        git('ls-files', '--error-unmatch', file.name)  # fails for an installed package inside another repository
         changes = git('status', '--porcelain', '--untracked-files=no')
         return git('rev-parse', 'HEAD') + ('+changes' if changes else '')
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""When a run is saved, and what happens when it cannot be."""
+"""The save policy: when a run is saved, and what happens when a save fails."""
 
 import dataclasses
 import logging
@@ -19,48 +19,56 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class SavePolicy:
-    """Saves a run's state beside its steps. config: the run's, as a dict. votes: which of two things is so anywhere."""
+    """Saves a run's state asynchronously, and tolerates a number of failed saves.
+
+    Attributes:
+      config: the whole configuration of the run.
+      digests: fingerprints of the networks that made its data.
+      any_host: two flags of this process -> which of them is set in any process; all processes call it alike.
+      failed: number of consecutive failed saves.
+    """
 
     checkpoints: Checkpoints
     loop: LoopConfig
     config: Mapping[str, Any]
     digests: Mapping[str, str]
-    votes: Callable[[bool, bool], jax.Array | np.ndarray]
-    failed: int = 0  # saves in a row
-    _last: float = dataclasses.field(default_factory=lambda: time.monotonic())  # no clock that can be set back
-    _step: int | None = None  # what is being saved
-    _vote: jax.Array | np.ndarray | None = None
+    any_host: Callable[[bool, bool], jax.Array | np.ndarray]
+    failed: int = 0
+    _last: float = dataclasses.field(default_factory=lambda: time.monotonic())  # a clock that cannot be set back
+    _step: int | None = None  # of the save in progress
+    _flags: jax.Array | np.ndarray | None = None
 
-    def due(self) -> bool:
-        """Whether it is time by the clock."""
+    def is_due(self) -> bool:
+        """Returns whether `loop.save_minutes` have passed since the last save."""
         minutes = self.loop.save_minutes
         return minutes > 0 and time.monotonic() - self._last >= 60 * minutes
 
     def start(self, step: int, train_state: state.TrainState, progress: Progress) -> None:
-        """Returns when the state is copied, and may be donated. Waits for the save before, and raises as `wait`."""
+        """Waits for the save before, and starts one. The state may be donated afterwards. Raises as `wait`."""
         self.wait()
         self._last = time.monotonic()
         more = {PROGRESS: progress.to_dict()}
         self.checkpoints.start(step, state.to_items(train_state), self.config, self.digests, more)
-        self._step, self._vote = step, None
+        self._step, self._flags = step, None
 
-    def look(self) -> None:
-        """To be called after every step, by all processes: says what has become of the save, as soon as it is known to
-        all of them. Nobody waits: they are asked at one step and answer at the next. Raises as `wait`.
+    def poll(self) -> None:
+        """Reports the result of a save that has finished. All processes call it after every step. Raises as `wait`.
+
+        It never waits: the flags of all processes are combined at one step and read at the next.
         """
         if self._step is None:
             return
-        before, self._vote = self._vote, self.votes(*self.checkpoints.poll())
+        before, self._flags = self._flags, self.any_host(*self.checkpoints.poll())
         if before is None:
             return
-        at_work, failed = np.asarray(before)
-        if failed or not at_work:
+        in_progress, failed = np.asarray(before)
+        if failed or not in_progress:
             self.wait()
 
     def wait(self) -> bool:
-        """Returns when nothing is being saved any more; whether the last save could be. All processes call it.
+        """Waits for the save in progress, and returns whether the last save succeeded. All processes call it.
 
-        Raises CheckpointError when it could not too often in a row.
+        Raises CheckpointError after more than `loop.max_failed_saves` consecutive failures, or at the last step.
         """
         if self._step is None:
             return not self.failed
@@ -69,12 +77,12 @@ class SavePolicy:
             self.checkpoints.wait()
         except CheckpointError as problem:
             self.failed += 1
-            # At the end of a run there is nothing to go on with.
+            # A failed save of the last step cannot be made up for by a later one.
             if self.failed > self.loop.max_failed_saves or step >= self.loop.num_steps:
                 raise
             log.warning(
-                f'{problem}. The run goes on; {self.failed} save(s) in a row have failed, and after '
-                f'{self.loop.max_failed_saves} it stops (config.loop.max_failed_saves). Make room now'
+                f'{problem}. The run continues; consecutive failed saves: {self.failed}, at most '
+                f'{self.loop.max_failed_saves} (config.loop.max_failed_saves). Free disk space'
             )
             return False
         self.failed = 0
@@ -85,7 +93,7 @@ class SavePolicy:
         return self
 
     def __exit__(self, kind: type | None, error: object, traceback: object) -> None:
-        """Whatever ends the run, what is being written is written to the end."""
+        """Completes the save in progress, whatever ends the run."""
         self.checkpoints.close()
         if self._step is not None:
             _, failed = self.checkpoints.poll()

@@ -58,7 +58,7 @@ class Assembly:
     placement: Placement
     rules: Rules
     stage: Stage
-    network: state.Network
+    network: state.ModelDef
     tx: optax.GradientTransformation
     shardings: state.TrainState
 
@@ -66,18 +66,18 @@ class Assembly:
     def ema(self) -> bool:
         return self.config.optim.ema_decay > 0
 
-    def new_state(self, key: jax.Array) -> state.TrainState:
+    def init_train_state(self, key: jax.Array) -> state.TrainState:
         """Step 0. To be compiled with `out_shardings=self.shardings`, so that no chip ever has all of it."""
-        return state.new_state(self.network, self.stage, self.tx, key, ema=self.ema)
+        return state.init_train_state(self.network, self.stage, self.tx, key, ema=self.ema)
 
-    def state_of(self, trainable: state.Params, frozen: state.Params) -> state.TrainState:
-        """Step 0 from given numbers; otherwise as `new_state`."""
-        return state.state_of(trainable, frozen, self.tx, ema=self.ema)
+    def train_state_from_params(self, trainable: state.Params, frozen: state.Params) -> state.TrainState:
+        """Step 0 from given numbers; otherwise as `init_train_state`."""
+        return state.train_state_from_params(trainable, frozen, self.tx, ema=self.ema)
 
     @functools.cached_property
     def abstract_state(self) -> state.TrainState:
         """Shapes that know where they are to live."""
-        return sharding.abstract(self.new_state, jax.random.key(0), shardings=self.shardings)
+        return sharding.abstract(self.init_train_state, jax.random.key(0), shardings=self.shardings)
 
 
 def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Placement:
@@ -130,7 +130,7 @@ def assemble(
     Raises ConfigError naming a parameter that does not divide over the mesh.
     """
     stage = registry.build(config.stage, encoder=encoder)
-    network, tx = state.Network.of(stage), optimizer.make_optimizer(config.optim, config.loop.num_steps)
+    network, tx = state.ModelDef.from_stage(stage), optimizer.make_optimizer(config.optim, config.loop.num_steps)
     shardings = state.state_shardings(network, tx, placement, ema=config.optim.ema_decay > 0)
     choice = sharding.ContextChoice(config.parallel.context_heads, config.parallel.context_ring)
     return Assembly(config, latent_spec, placement, sharding.rules_on(placement, choice), stage, network, tx, shardings)

@@ -1,4 +1,4 @@
-"""A training run's folder: whose it is, and what may change between two starts of the same run."""
+"""A run's work directory: its configuration, and what may change in it between two starts."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,46 +15,54 @@ from fv_jax.core.files import parse_json, write_json
 from fv_jax.training.run.setup import RunConfig
 
 CONFIG = 'config.json'
-# How far, how fast, on what and how loud; not what is learnt.
-HARMLESS = ('loop', 'parallel', 'data.loader.num_threads', 'data.loader.prefetch_batches')
+# Fields that do not affect what is learnt: length, speed, devices, logging.
+SAFE_TO_CHANGE = ('loop', 'parallel', 'data.loader.num_threads', 'data.loader.prefetch_batches')
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A field of the configuration, as it is in the folder and as it was asked for."""
+    """A field of the configuration whose value in the work directory differs from the requested one."""
 
     field: str
     old: Any
     new: Any
 
     def under(self, prefixes: Sequence[str]) -> bool:
-        """Whether the field is one of these, or in one of these groups."""
+        """Returns whether the field is one of these, or in one of these sections."""
         return any(self.field == prefix or self.field.startswith(f'{prefix}.') for prefix in prefixes)
 
 
 def check_folder(workdir: Path, config: RunConfig, allowed: Sequence[str] = ()) -> list[Change]:
-    """What is different from the configuration that the folder's run had at its last start.
+    """Compares a configuration with that of the run in the work directory.
 
-    allowed: fields and groups that may be, beside `HARMLESS`. Raises UsageError for a difference in any other, and for
-    a name of `allowed` that no field has.
+    Args:
+      workdir: need not exist.
+      config: of the requested run.
+      allowed: fields and sections that may differ, besides `SAFE_TO_CHANGE`.
+
+    Returns:
+      The allowed differences; none for a new run.
+
+    Raises:
+      UsageError: another field differs, a name of `allowed` is no field, or the stored configuration cannot be read.
     """
     path, new = workdir / CONFIG, config_lib.to_dict(config)
     allowed = [name.removeprefix('config.') for name in allowed]
     _check_names(new, allowed)
     if file := next((place for place in (workdir, *workdir.parents) if place.is_file()), None):
-        raise UsageError(f'--workdir={workdir}: {file} is a file; name a folder')
+        raise UsageError(f'--workdir={workdir}: {file} is a file; give a folder')
     if not path.exists():
         return []
     with error_context(f'{path}: cannot be read; choose another --workdir: ', error=UsageError):
         old = config_lib.to_dict(config_lib.build(RunConfig, parse_json(path.read_text())))
     changes = list(_changes(old, new))
-    refused = [change for change in changes if not change.under((*HARMLESS, *allowed))]
+    refused = [change for change in changes if not change.under((*SAFE_TO_CHANGE, *allowed))]
     if refused:
         first = f'{refused[0].field} is {refused[0].old!r} there and {refused[0].new!r} here'
         more = f' and {len(refused) - 1} more' if len(refused) > 1 else ''
         names = ','.join([*allowed, *(change.field for change in refused)])
         raise UsageError(
-            f'{workdir}: holds another run: {first}{more}; choose another --workdir, or, to go on all the same, '
+            f'{workdir}: contains another run: {first}{more}; choose another --workdir, or, to continue anyway, '
             f'--allow-config-change={names}'
         )
     return changes
@@ -79,7 +87,7 @@ def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
 
 
 def write_run_config(workdir: Path, config: RunConfig) -> None:
-    """Makes the folder this run's."""
+    """Writes the configuration to the work directory, which it creates; the first process does."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, config_lib.to_dict(config))

@@ -40,7 +40,7 @@ def events(folder):
     return found
 
 
-def test_a_row_a_scalar_and_a_line(tmp_path, log_lines):
+def test_writer_writes_jsonl_tensorboard_and_log(tmp_path, log_lines):
     run(tmp_path, [1, 2])
     assert log_lines == ['line 1', 'line 2']
     assert written(tmp_path) == [{'step': 1, 'loss': 0.1}, {'step': 2, 'loss': 0.2}]
@@ -50,7 +50,7 @@ def test_a_row_a_scalar_and_a_line(tmp_path, log_lines):
     assert scalars == {(1, 'loss'): np.float32(0.1), (2, 'loss'): np.float32(0.2)}
 
 
-def test_a_number_that_is_none_is_still_json(tmp_path):
+def test_writer_stores_non_finite_values_as_text(tmp_path):
     writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': float('nan'), 'psnr': float('inf')}, '')
     writer.close()
@@ -62,14 +62,14 @@ def test_a_number_that_is_none_is_still_json(tmp_path):
     assert row == {'step': 1, 'loss': 'nan', 'psnr': 'inf'}
 
 
-def test_rows_are_there_while_the_run_goes_on(tmp_path):
+def test_writer_lines_are_on_disk_at_once(tmp_path):
     writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': 1.0}, '')
     assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]
     writer.close()
 
 
-def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
+def test_writer_of_a_resumed_run_drops_lines_it_repeats(tmp_path):
     run(tmp_path, [1, 2, 3, 4])
     run(tmp_path, [3], start_step=2)
     assert [row['step'] for row in written(tmp_path)] == [1, 2, 3]
@@ -79,7 +79,7 @@ def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
 
 
 @pytest.mark.parametrize(('cut', 'kept'), [(1, [1, 2, 3]), (2, [1, 2]), (5, [1, 2]), (14, [1, 2])])
-def test_a_last_row_that_was_cut_off(tmp_path, cut, kept):
+def test_writer_drops_an_incomplete_last_line(tmp_path, cut, kept):
     """Without its newline a row is whole; without more it is dropped. Either way the next one has a line of its own."""
     run(tmp_path, [1, 2, 3])
     path = tmp_path / JSONL
@@ -88,7 +88,7 @@ def test_a_last_row_that_was_cut_off(tmp_path, cut, kept):
     assert [row['step'] for row in written(tmp_path)] == [*kept, 4]
 
 
-def test_a_video_becomes_a_moving_picture(tmp_path):
+def test_writer_stores_video_as_animated_gif(tmp_path):
     video = np.zeros((3, 8, 12, 3), np.uint8)
     video[:, :, :, 0] = np.array([0, 120, 240])[:, None, None]
     writer = MetricWriter(tmp_path, start_step=0)
@@ -104,7 +104,7 @@ def test_a_video_becomes_a_moving_picture(tmp_path):
         np.testing.assert_allclose(np.asarray(gif.convert('RGB')), video[i], atol=8)
 
 
-def test_a_line_of_training():
+def test_train_line():
     line = train_line(9, 100, VALUES | {'steps_per_s': 0.5, 'clips_per_s': 1.0})
     for part in ('step   9/100', 'loss 0.5000', 'grad 2 ', 'lr 0.001', '0.50 steps/s', '1.00 clips/s', 'ETA 3:02'):
         assert part in line
@@ -116,16 +116,16 @@ def test_a_line_of_training():
     assert 'ETA' not in train_line(1, 100, VALUES) and 'loss 0.5000' in train_line(1, 100, VALUES)
 
 
-def test_a_line_of_evaluation():
+def test_eval_line():
     assert eval_line(8, {'eval/loss': 0.25, 'eval/psnr': 30.0}) == 'eval at step 8: loss 0.2500  psnr 30.0000'
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (59.6, '1:00'), (125, '2:05'), (3723, '1:02:03')])
-def test_durations(seconds, text):
+def test_duration_format(seconds, text):
     assert duration(seconds) == text
 
 
-def test_rows_that_a_full_disk_does_not_take_come_later(tmp_path, log_lines):
+def test_writer_keeps_lines_that_a_full_disk_refuses(tmp_path, log_lines):
     """What was half written is written over, so that no row is cut or there twice."""
     writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': 1.0}, '1')
@@ -137,26 +137,26 @@ def test_rows_that_a_full_disk_does_not_take_come_later(tmp_path, log_lines):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [line.startswith('WARNING') for line in log_lines] == [False, True, False, True, False]
-    assert 'cannot be written' in log_lines[1] and '2 row(s) are kept in memory' in log_lines[3]
+    assert 'cannot be written' in log_lines[1] and '2 line(s) are kept in memory' in log_lines[3]
     writer.scalars(4, {'loss': 4.0}, '4')
     writer.close()
     assert written(tmp_path) == [{'step': i, 'loss': float(i)} for i in (1, 2, 3, 4)]
 
 
-def test_a_run_that_is_rolled_back_writes_its_rows_again(tmp_path, log_lines):
+def test_writer_rewind_drops_lines_of_a_rollback(tmp_path, log_lines):
     writer = MetricWriter(tmp_path, start_step=0)
     for step in (1, 2, 3):
         writer.scalars(step, {'loss': 1.0}, '')
     writer.rewind(1)
-    writer.note('said')
+    writer.log('said')
     writer.scalars(2, {'loss': 5.0}, '')
     writer.close()
     assert written(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and log_lines[3] == 'said'
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
 
 
-def test_the_board_is_told_where_a_run_goes_on(tmp_path):
-    """Or it shows what an earlier start wrote past that step beside what is written now."""
+def test_writer_tells_tensorboard_where_a_run_resumes(tmp_path):
+    """Otherwise it would show what an earlier start wrote after that step as well."""
     run(tmp_path, [1, 2, 3])
     assert not [e for e in events(tmp_path) if e.HasField('session_log')]
     run(tmp_path, [3], start_step=2)
@@ -164,12 +164,12 @@ def test_the_board_is_told_where_a_run_goes_on(tmp_path):
     assert told.step == 3 and told.session_log.status == SessionLog.START
 
 
-def test_a_board_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
+def test_writer_ignores_tensorboard_write_errors(tmp_path, monkeypatch):
     def refuse(self, **fields):
         raise OSError('no space left')
 
     writer = MetricWriter(tmp_path, start_step=0)
-    monkeypatch.setattr('fv_jax.training.monitoring.metric_writer._Board._write', refuse)
+    monkeypatch.setattr('fv_jax.training.monitoring.metric_writer._TensorBoardWriter._write', refuse)
     writer.scalars(1, {'loss': 1.0}, '')
     writer.close()
     assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]

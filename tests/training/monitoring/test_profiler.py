@@ -9,10 +9,10 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.training.monitoring import profiler
-from fv_jax.training.monitoring.profiler import MOST_ON_SIGNAL, STEPS_ON_SIGNAL, OnSignal, Profiler, ProfileSteps
+from fv_jax.training.monitoring.profiler import MAX_SIGNALS, STEPS_ON_SIGNAL, Profiler, ProfileSteps, TraceSignal
 
 
-def test_from_the_first_to_the_last(tmp_path, monkeypatch, log_lines):
+def test_profiler_traces_first_to_last_step(tmp_path, monkeypatch, log_lines):
     events = []
     monkeypatch.setattr(profiler.jax.profiler, 'start_trace', lambda folder, **_: events.append('start'))
     monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', lambda: events.append('stop'))
@@ -30,17 +30,17 @@ def test_from_the_first_to_the_last(tmp_path, monkeypatch, log_lines):
 
 
 @pytest.mark.parametrize('text', ['', 'a', '3:', '3:2', '0:1', '1:21', '-1', '1:2:3'])
-def test_what_cannot_be_is_refused(text):
+def test_profile_steps_refuses_invalid_ranges(text):
     with pytest.raises(ConfigError, match='--profile-steps='):
         ProfileSteps.parse(text)
 
 
-def test_a_signal_asks_for_the_next_steps(tmp_path, monkeypatch):
+def test_profiler_signal_requests_the_next_steps(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr(profiler.jax.profiler, 'start_trace', lambda folder, **_: events.append('start'))
     monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', lambda: events.append('stop'))
     before = signal.getsignal(signal.SIGUSR1)
-    with OnSignal() as on_signal, Profiler(ProfileSteps.parse('2'), tmp_path, on_signal) as trace:
+    with TraceSignal() as trace_signal, Profiler(ProfileSteps.parse('2'), tmp_path, trace_signal) as trace:
         for step in range(1, 9):
             if step in (4, 5):  # the second one comes within a trace, and is of the steps after it
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -50,18 +50,18 @@ def test_a_signal_asks_for_the_next_steps(tmp_path, monkeypatch):
     assert events == [1, 'start', 2, 'stop', 3, 'start', 4, 5, 6, 'stop', 'start', 7, 8, 'stop']
 
 
-def test_signals_do_not_fill_a_disk(tmp_path, monkeypatch, log_lines):
+def test_profiler_signals_are_limited(tmp_path, monkeypatch, log_lines):
     started = []
     monkeypatch.setattr(profiler.jax.profiler, 'start_trace', lambda folder, **_: started.append(folder))
     monkeypatch.setattr(profiler.jax.profiler, 'stop_trace', lambda: None)
-    with OnSignal() as on_signal, Profiler(None, tmp_path, on_signal) as trace:
+    with TraceSignal() as trace_signal, Profiler(None, tmp_path, trace_signal) as trace:
         for step in range(1, 100):
             os.kill(os.getpid(), signal.SIGUSR1)
             trace(step, None)
-    assert len(started) == MOST_ON_SIGNAL and any(line.startswith('no profile') for line in log_lines)
+    assert len(started) == MAX_SIGNALS and any(line.startswith('no profile') for line in log_lines)
 
 
-def test_what_is_written_can_be_read(tmp_path, log_lines):
+def test_profiler_trace_can_be_read(tmp_path, log_lines):
     """By JAX's own reader of what xprof reads: the steps' operations are in it, and its size is said."""
     step = jax.jit(lambda x: jnp.sin(x @ x))
     x = step(jnp.ones((64, 64)))

@@ -13,7 +13,7 @@ def stuck_in_a_source(until: threading.Event) -> None:
     assert until.wait(300)
 
 
-def test_a_run_that_does_not_move_is_ended_with_every_stack(tmp_path):
+def test_watchdog_ends_a_stalled_run_with_all_stacks(tmp_path):
     ended, over = [], threading.Event()
 
     def end(code):
@@ -31,7 +31,7 @@ def test_a_run_that_does_not_move_is_ended_with_every_stack(tmp_path):
     assert 'stuck_in_a_source' in said and said.count('hread 0x') >= 2
 
 
-def test_a_run_that_moves_is_left_alone():
+def test_watchdog_ignores_a_run_with_progress():
     now = [0.0]
     goodput = Goodput(lambda: now[0])
     dog = Watchdog(goodput, 10.0)
@@ -43,7 +43,7 @@ def test_a_run_that_moves_is_left_alone():
     assert dog.overdue() == 'no progress for 10 s while starting'
 
 
-def test_a_program_may_take_longer_to_compile():
+def test_watchdog_allows_longer_for_compilation():
     now = [0.0]
     goodput = Goodput(lambda: now[0])
     dog = Watchdog(goodput, 10.0)
@@ -54,14 +54,14 @@ def test_a_program_may_take_longer_to_compile():
         assert dog.overdue().startswith('no progress for 100 s')
 
 
-def test_a_save_beside_the_steps_that_does_not_end_is_one_that_does_not_move():
+def test_watchdog_limits_asynchronous_saves():
     began = time.monotonic()
     assert Watchdog(Goodput(), 10.0, saving_since=lambda: began).overdue() is None
     stuck = Watchdog(Goodput(), 10.0, saving_since=lambda: began - 11.0)
     assert stuck.overdue() == 'an asynchronous save has not ended for 10 s'
 
 
-def test_it_can_be_turned_off():
+def test_watchdog_can_be_disabled():
     others = set(threading.enumerate())
     with Watchdog(Goodput(), 0.0):
         assert not set(threading.enumerate()) - others
@@ -69,7 +69,7 @@ def test_it_can_be_turned_off():
         assert len(set(threading.enumerate()) - others) == 1
 
 
-def test_a_stream_that_takes_nothing_does_not_keep_the_process(monkeypatch):
+def test_watchdog_ends_the_process_when_stderr_blocks(monkeypatch):
     """A full pipe, a closed terminal: the process ends all the same, in its own time."""
     ended, released = threading.Event(), threading.Event()
 

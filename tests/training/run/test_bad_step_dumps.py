@@ -1,4 +1,4 @@
-"""Bundles of bad steps: what they are run again as."""
+"""Dumps of bad steps are replayed in float32."""
 
 import copy
 
@@ -12,13 +12,13 @@ from fv_jax.core.config import build, to_dict
 from fv_jax.stages import registry
 from fv_jax.training.run import bad_step_dumps
 from fv_jax.training.run.setup import RunConfig, latents_shape
-from fv_jax.training.state import Network
+from fv_jax.training.state import ModelDef
 from fv_jax.weights import trained_runs
 from tests.sampling import tiny
 
 
 @pytest.mark.parametrize('program', [stage1, stage2, vae])
-def test_a_step_is_run_again_in_float32(program):
+def test_replay_of_a_dump_is_in_float32(program):
     """The real runs compute in bfloat16; nothing but that changes."""
     config = build(RunConfig, program.get_config().to_dict())
     again = bad_step_dumps.in_float32(config)
@@ -27,12 +27,12 @@ def test_a_step_is_run_again_in_float32(program):
     assert (again.data, again.optim, again.seed) == (config.data, config.optim, config.seed)
 
 
-def test_what_is_found_does_not_depend_on_the_type_that_the_run_computes_in(tmp_path):
+def test_replay_of_a_dump_does_not_depend_on_the_dtype_of_the_run(tmp_path):
     program = stage2.get_config('smoke')
     program.stage.dit.update(num_layers=1, dtype='bfloat16')
     config = build(RunConfig, program.to_dict())
     stage = registry.build(config.stage)
-    network = Network.of(stage)
+    network = ModelDef.from_stage(stage)
     shapes = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))
     trainable, frozen = tiny.random(shapes, 0.1)
     Checkpoints(tmp_path).save(3, {'params': {'trainable': trainable, 'frozen': frozen}}, to_dict(config), {})
@@ -48,4 +48,4 @@ def test_what_is_found_does_not_depend_on_the_type_that_the_run_computes_in(tmp_
         bad_step_dumps.replay_dump(bad_step_dumps.BadStepDump(tmp_path, each, batch, jax.random.key(0)))
         for each in (record, other)
     )
-    assert found.finite and found.figures == expected.figures and found.figures['loss'] > 0
+    assert found.is_finite and found.metrics == expected.metrics and found.metrics['loss'] > 0

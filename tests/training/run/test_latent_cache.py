@@ -52,17 +52,17 @@ def luma_correlation(a, b):
     return np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
 
 
-def test_what_is_kept(tmp_path, log_lines):
+def test_latent_cache_contents(tmp_path, log_lines):
     records = cached(tmp_path / 'latents')
     assert len(records) == 4
     for i in range(4):
         record = records[i]
         assert record['z_high'].shape == (1, 16, 32, 3) and record['z_low'].shape == (3, 1, 16, 32, 3)
         assert record['z_high'].dtype == record['z_low'].dtype == np.float16
-    assert 'encoding 4 clips and 3 low-quality twin(s)' in log_lines[0] and log_lines[-1] == 'encoded 4/4 clips'
+    assert 'encoding 4 clips and 3 degraded variant(s)' in log_lines[0] and log_lines[-1] == 'encoded 4/4 clips'
 
 
-def test_without_twins_the_clips_alone_are_kept_and_drawn(tmp_path):
+def test_latent_cache_without_degraded_variants(tmp_path):
     vae = Pixels()
     config = dataclasses.replace(CONFIG, cache=CacheConfig(low_variants=0))
     records = cached(tmp_path / 'latents', config, vae=vae)
@@ -75,7 +75,7 @@ def test_without_twins_the_clips_alone_are_kept_and_drawn(tmp_path):
     assert json.loads((tmp_path / 'latents' / 'latents.json').read_text())['sizes'] == [[1, 16, 32, 4]]
 
 
-def test_a_twin_is_of_its_own_clip(tmp_path):
+def test_latent_cache_degrades_each_clip_itself(tmp_path):
     """Clips are mirrored at random: the twins must be mirrored with them."""
     records = cached(tmp_path / 'latents')
     originals = [r['video'] for r in pipeline.source('synthetic', CONFIG, heldout=False)]
@@ -90,14 +90,14 @@ def test_a_twin_is_of_its_own_clip(tmp_path):
     assert len(set(mirrored)) == 2
 
 
-def test_the_latents_are_the_same_again_and_another_seed_is_others(tmp_path):
+def test_latent_cache_is_deterministic_by_seed(tmp_path):
     first, again = cached(tmp_path / 'a'), cached(tmp_path / 'b')
     other = cached(tmp_path / 'c', dataclasses.replace(CONFIG, loader=LoaderConfig(batch_size=1, seed=5)))
     np.testing.assert_array_equal(first[1]['z_low'], again[1]['z_low'])
     assert not np.array_equal(first[1]['z_low'], other[1]['z_low'])
 
 
-def test_they_are_made_once(tmp_path, log_lines):
+def test_latent_cache_encodes_once(tmp_path, log_lines):
     vae = Pixels()
     cached(tmp_path / 'latents', vae=vae)
     assert len(vae.videos) == 16
@@ -120,15 +120,15 @@ def test_they_are_made_once(tmp_path, log_lines):
         ({'train': 'elsewhere'}, 'abc'),
     ],
 )
-def test_those_of_something_else_are_refused(tmp_path, field, digest):
+def test_latent_cache_refuses_another_fingerprint(tmp_path, field, digest):
     cached(tmp_path / 'latents')
     before = (tmp_path / 'latents' / 'latents.json').read_text()
-    with pytest.raises(ValueError, match=r'holds latents of another VAE or other data .*; delete it'):
+    with pytest.raises(ValueError, match=r'contains latents of another VAE or other data .*; delete it'):
         cached(tmp_path / 'latents', dataclasses.replace(CONFIG, **field), digest)
     assert (tmp_path / 'latents' / 'latents.json').read_text() == before and json.loads(before)['stamp']
 
 
-def test_an_interrupted_encoding_leaves_nothing(tmp_path):
+def test_latent_cache_interrupted_leaves_nothing(tmp_path):
     class Failing(Pixels):
         def latents(self, video_BFHWC):
             if len(self.videos) == 6:
@@ -141,7 +141,7 @@ def test_an_interrupted_encoding_leaves_nothing(tmp_path):
     assert len(cached(tmp_path / 'latents')) == 4
 
 
-def test_they_are_trained_on(tmp_path):
+def test_latent_cache_is_trained_on(tmp_path):
     records = cached(tmp_path / 'latents')
     transform = chain(Latents((8, 8)), keep_arrays)
     batch = next(batches(records, transform, CONFIG.loader))
@@ -151,7 +151,7 @@ def test_they_are_trained_on(tmp_path):
     }
 
 
-def test_text_embeddings_come_along(tmp_path):
+def test_latent_cache_keeps_text_embeddings(tmp_path):
     text = np.ones((4, 8), np.float32)
     clips = [record | {'text': text} for record in pipeline.synthetic_clips(1, 1, 16, 32)]
     transform = pipeline.pixels(CONFIG, low_res=False, training=True)
@@ -162,7 +162,7 @@ def test_text_embeddings_come_along(tmp_path):
     np.testing.assert_array_equal(record['text'], text)
 
 
-def test_captions_are_embedded_as_they_are_read(tmp_path):
+def test_latent_cache_embeds_captions(tmp_path):
     """In every bucket; and what another encoder embedded is refused."""
     clips = [
         record | {'caption': 'a wave'}
@@ -184,5 +184,5 @@ def test_captions_are_embedded_as_they_are_read(tmp_path):
             _, read = stream.parts[0].record(0)
             row = stream.transform(read(), np.random.default_rng(0))
             np.testing.assert_array_equal(row['text_LD'], expected)
-    with pytest.raises(ValueError, match='holds latents of another VAE or other data'):
+    with pytest.raises(ValueError, match='contains latents of another VAE or other data'):
         streams(HashTextEncoder(8, 32))

@@ -16,7 +16,7 @@ def entries(folder):
     return json.loads((folder / RUN).read_text())
 
 
-def test_each_start_has_an_entry(tmp_path):
+def test_launch_record_has_an_entry_for_each_start(tmp_path):
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     record_start(tmp_path, COMMAND, {'seed': 0}, mesh, 0)
     record_start(tmp_path, COMMAND, {'seed': 1}, mesh, 7)
@@ -28,7 +28,7 @@ def test_each_start_has_an_entry(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {RUN}
 
 
-def test_one_that_cannot_be_read_is_put_aside(tmp_path):
+def test_launch_record_that_cannot_be_read_is_renamed(tmp_path):
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     for text in ('[{', '{}'):
         (tmp_path / RUN).write_text(text)
@@ -36,7 +36,7 @@ def test_one_that_cannot_be_read_is_put_aside(tmp_path):
         assert len(entries(tmp_path)) == 1 and (tmp_path / 'run.damaged').read_text() == text
 
 
-def test_the_commit_of_a_file(tmp_path):
+def test_git_revision_of_a_file(tmp_path):
     def git(*arguments):
         who = ['-c', 'user.name=a', '-c', 'user.email=a@b']
         return subprocess.run(

@@ -40,7 +40,7 @@ def steps(folder):
     return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir())
 
 
-def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path, log_lines):
+def test_save_policy_keeps_newest_and_periodic_checkpoints(tmp_path, log_lines):
     saves = saver(tmp_path, max_to_keep=2, keep_period=4)
     for step in (2, 4, 6, 8, 10, 12, 14):
         assert save(saves, step)
@@ -48,21 +48,21 @@ def test_the_newest_stay_and_so_do_some_of_the_old_ones(tmp_path, log_lines):
     assert Checkpoints(tmp_path, read_only=True).meta()['progress']['bad_steps'] == 14
 
 
-def test_by_the_clock(tmp_path, monkeypatch):
+def test_save_is_due_by_the_clock(tmp_path, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(save_policy.time, 'monotonic', lambda: now)
     saves = saver(tmp_path, save_minutes=2.0)
-    assert not saves.due()
+    assert not saves.is_due()
     now += 119
-    assert not saves.due()
+    assert not saves.is_due()
     now += 1
-    assert saves.due()
+    assert saves.is_due()
     saves.start(1, train_state(1), Progress())
-    assert not saves.due()
-    assert not saver(tmp_path).due()
+    assert not saves.is_due()
+    assert not saver(tmp_path).is_due()
 
 
-def test_failed_saves_are_said_and_a_few_are_borne(tmp_path, monkeypatch, log_lines):
+def test_failed_saves_are_reported_and_limited(tmp_path, monkeypatch, log_lines):
     saves = saver(tmp_path, max_failed_saves=2)
     with full_disk(monkeypatch):
         assert not save(saves, 1) and not save(saves, 2)
@@ -91,36 +91,36 @@ def full_disk(monkeypatch):
         yield
 
 
-def test_how_a_save_ended_is_said_when_it_has_and_nobody_waits(tmp_path, monkeypatch, log_lines):
+def test_save_result_is_reported_without_waiting(tmp_path, monkeypatch, log_lines):
     """At the steps after it; what failed counts from then on, also when another save or the end comes first."""
     saves = saver(tmp_path, max_failed_saves=1)
-    saves.look()
+    saves.poll()
     gate, seal = threading.Event(), checksums.write_checksums
     monkeypatch.setattr(checksums, 'write_checksums', lambda folder: gate.wait() and seal(folder))
     saves.start(1, train_state(1), Progress())
     for _ in range(3):
-        saves.look()
+        saves.poll()
     assert not log_lines and saves.checkpoints.saving_since < time.monotonic()
     gate.set()
-    look_until(saves, log_lines, 1)
+    poll_until(saves, log_lines, 1)
     assert log_lines == ['saved step 1'] and saves.checkpoints.saving_since is None
     with full_disk(monkeypatch):
         saves.start(2, train_state(2), Progress())
-        look_until(saves, log_lines, 2)
+        poll_until(saves, log_lines, 2)
         assert 'WARNING' in log_lines[1] and 'step 2 could not be saved' in log_lines[1] and saves.failed == 1
         saves.start(3, train_state(3), Progress())
         with pytest.raises(CheckpointError, match='step 3 could not be saved'):
             saves.start(4, train_state(4), Progress())
 
 
-def look_until(saves, lines, count):
+def poll_until(saves, lines, count):
     deadline = time.monotonic() + 60
     while len(lines) < count and time.monotonic() < deadline:
-        saves.look()
+        saves.poll()
         time.sleep(0.01)
 
 
-def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatch, log_lines):
+def test_save_in_progress_is_completed_when_the_run_fails(tmp_path, monkeypatch, log_lines):
     seal = checksums.write_checksums
     monkeypatch.setattr(checksums, 'write_checksums', lambda folder: time.sleep(0.3) or seal(folder))
     saves = saver(tmp_path)
@@ -131,7 +131,7 @@ def test_whatever_ends_a_run_its_save_is_written_to_the_end(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('name', ['save_minutes', 'keep_period', 'max_failed_saves'])
-def test_what_cannot_be_is_refused(name):
+def test_loop_config_refuses_negative_values(name):
     with pytest.raises(ConfigError, match=f'{name}=-1: must be at least 0'):
         LoopConfig(num_steps=1, **{name: -1})
 
@@ -173,7 +173,7 @@ def damage(folder, step, what):
 
 
 @pytest.mark.parametrize('what', ['byte', 'item', 'meta', 'item without checksums'])
-def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, what, log_lines):
+def test_resume_falls_back_from_a_damaged_checkpoint(saved, what, log_lines):
     damage(saved, 3, what)
     own = initialization.valid_checkpoints(saved)
     state, progress = initialization.restore(Parts, own)
@@ -187,14 +187,14 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, what, l
     assert initialization.valid_checkpoints(saved).steps == [1, 2, 3]
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(saved):
+def test_resume_refuses_when_all_checkpoints_are_damaged(saved):
     for step in (1, 2, 3):
         damage(saved, step, 'byte')
-    with pytest.raises(CheckpointError, match=r'no checkpoint is whole; of step 3, .*choose another --workdir'):
+    with pytest.raises(CheckpointError, match=r'no checkpoint is intact; step 3: .*choose another --workdir'):
         initialization.valid_checkpoints(saved)
 
 
-def test_another_architecture_is_no_damage(saved):
+def test_resume_reports_another_architecture_not_as_damage(saved):
     class Other(Parts):
         abstract_state = jax.eval_shape(lambda: TrainState(**(vars(train_state(0)) | {'frozen': {'f': jnp.zeros(9)}})))
 
@@ -202,7 +202,7 @@ def test_another_architecture_is_no_damage(saved):
         initialization.restore(Other, initialization.valid_checkpoints(saved))
 
 
-def test_a_run_without_checkpoints_has_none(tmp_path):
+def test_valid_checkpoints_of_a_new_run_are_none(tmp_path):
     assert initialization.valid_checkpoints(tmp_path) is None
     (tmp_path / 'checkpoints').mkdir()
     assert initialization.valid_checkpoints(tmp_path) is None

@@ -24,11 +24,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_same_is_the_same(folder, tmp_path):
+def test_config_change_none(folder, tmp_path):
     assert check_folder(folder, config()) == [] == check_folder(tmp_path / 'new', config())
 
 
-def test_what_is_harmless_passes_and_is_named(folder):
+def test_config_change_of_safe_fields_is_returned(folder):
     changes = check_folder(folder, config(loop__num_steps=9, parallel__fsdp=2, data__loader__num_threads=3))
     assert [(change.field, change.new) for change in changes] == [
         ('data.loader.num_threads', 3), ('loop.num_steps', 9), ('parallel.fsdp', 2),
@@ -48,7 +48,7 @@ HARMFUL = config(optim__learning_rate=0.5, data__loader__seed=1, stage__dit__num
         (['optim.learning_rate', 'data.loader.seed', 'stage', 'seed'], None),
     ],
 )
-def test_what_is_harmful_passes_only_by_name(folder, allowed, refused):
+def test_config_change_of_other_fields_must_be_allowed_by_name(folder, allowed, refused):
     if refused is None:
         assert len(check_folder(folder, HARMFUL, allowed)) == 4
         return
@@ -61,26 +61,26 @@ def test_what_is_harmful_passes_only_by_name(folder, allowed, refused):
     assert len(check_folder(folder, HARMFUL, names)) == 4
 
 
-def test_a_name_is_no_prefix_of_another(folder):
+def test_config_change_allows_whole_names_only(folder):
     with pytest.raises(UsageError, match=r'data\.loader\.seed is'):
         check_folder(folder, config(data__loader__seed=1), ['seed'])
 
 
 @pytest.mark.parametrize('name', ['optimm', 'optim.learning_rat', 'optim.eps.more', 'optim.'])
-def test_a_name_that_no_field_has_is_refused(folder, name):
+def test_config_change_refuses_unknown_names(folder, name):
     with pytest.raises(UsageError, match=f'--allow-config-change={name}: no field'):
         check_folder(folder, config(), [name])
 
 
-def test_a_config_that_cannot_be_read_is_refused(folder):
+def test_workdir_config_that_cannot_be_read_is_refused(folder):
     for text in ('{', '[]', json.dumps({'stage': 1})):
         (folder / CONFIG).write_text(text)
         with pytest.raises(UsageError, match='cannot be read'):
             check_folder(folder, config())
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_workdir_must_not_be_a_file(tmp_path):
     (tmp_path / 'file').write_text('')
     for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run'):
-        with pytest.raises(UsageError, match=r'--workdir=.*file is a file; name a folder'):
+        with pytest.raises(UsageError, match=r'--workdir=.*file is a file; give a folder'):
             check_folder(workdir, config())
