@@ -124,7 +124,7 @@ def _replay(path: Path, overrides: Sequence[Override]) -> int:
     dump = bad_step_dumps.read(path)
     found = bad_step_dumps.replay_dump(dump)
     bad_step_dumps.report(dump, found)
-    return 0 if found.finite else 1
+    return 0 if found.is_finite else 1
 
 
 # --- the run ---
