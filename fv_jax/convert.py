@@ -37,6 +37,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_error
+from fv_jax.core.output_paths import check_output
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAEConfig
@@ -106,13 +107,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """What can be told from the arguments and the file system alone."""
     given, output = arguments.input, arguments.output
     require(given.exists(), f'--input={given}: is not there', UsageError)
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f'--output={output}: there is no folder {output.absolute().parent}')
-    require(given.resolve() != output.resolve(), f'--output={output}: is the input', UsageError)
-    if output.exists() and not arguments.overwrite:
-        raise UsageError(f'--output={output}: is there already; choose another name or give --overwrite')
-    if output.is_dir() and output.suffix in SUFFIXES:
-        raise UsageError(f'--output={output}: is a folder')
+    check_output(output, given, arguments.overwrite, 'input')
+    require(not output.is_dir() or output.suffix not in SUFFIXES, f'--output={output}: is a folder', UsageError)
     if output.is_dir() and (others := sorted({path.name for path in output.iterdir()} - _OURS)):
         raise UsageError(f"--output={output}: holds {others[0]}, which is not this command's; choose another folder")
 

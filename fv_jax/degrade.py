@@ -17,6 +17,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
+from fv_jax.core.output_paths import check_output_file
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -63,8 +64,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
         if getattr(arguments, name) < 1:
             raise UsageError(f'--{name}={getattr(arguments, name)}: must be at least 1')
     require(arguments.seed >= 0, f'--seed={arguments.seed}: must not be negative', UsageError)
-    if arguments.output.suffix.lower() != '.png' or not arguments.output.parent.is_dir():
-        raise UsageError(f'--output={arguments.output}: must be a *.png in a folder that is there')
+    check_output_file(arguments.output, '.png', overwrite=True)
     return arguments, read_config(Degradation, arguments.config, overrides)
 
 

@@ -72,8 +72,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument('--strong', default='', help='a config program of degradations: degrade the clips strongly')
     arguments = parser.parse_flags(argv)
     for flag, value in (('--clips', arguments.clips), ('--num-steps', arguments.num_steps)):
-        if value is not None and value < 1:
-            raise UsageError(f'{flag}={value}: must be at least 1')
+        require(value is None or value >= 1, f'{flag}={value}: must be at least 1', UsageError)
     strong = read_config(Degradation, arguments.strong, ()).strong if arguments.strong else None
     if arguments.strong and strong is None:
         raise UsageError(f'--strong={arguments.strong}: has no strong degradations; use configs/degradations.py')

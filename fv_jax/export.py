@@ -30,6 +30,7 @@ from fv_jax.core import exit_codes, files
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
+from fv_jax.core.output_paths import check_output
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.stages import registry
 from fv_jax.training.state import ModelDef
@@ -84,18 +85,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _check(arguments: argparse.Namespace) -> None:
     output = arguments.output
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f'--output={output}: there is no folder {output.absolute().parent}')
-    if output.suffix and output.suffix != SUFFIX:
-        raise UsageError(f'--output={output}: must end in {SUFFIX}, or be a folder')
-    require(output.resolve() != arguments.checkpoint.resolve(), f'--output={output}: is the run', UsageError)
-    if output.is_dir() and not arguments.overwrite:
-        raise UsageError(f'--output={output}: is there already; choose another name or give --overwrite')
+    require(output.suffix in ('', SUFFIX), f'--output={output}: must end in {SUFFIX}, or be a folder', UsageError)
+    check_output(output, arguments.checkpoint, arguments.overwrite or not output.is_dir(), 'run')
     # Another run would be lost.
     if output.is_dir() and not (output / model_card.NAME).is_file():
         raise UsageError(f'--output={output}: is a folder that this command did not write; choose another')
-    if output.is_file() and output.suffix != SUFFIX:
-        raise UsageError(f'--output={output}: is a file')
+    require(not output.is_file() or output.suffix == SUFFIX, f'--output={output}: is a file', UsageError)
     if output.suffix and (arguments.dtype not in (None, 'float16') or arguments.forward):
         flag = '--forward' if arguments.forward else f'--dtype={arguments.dtype}'
         raise UsageError(f'{flag}: a file {SUFFIX} is the parameters in float16; give a folder as --output')

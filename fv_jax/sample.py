@@ -106,8 +106,7 @@ def _parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]
         parser.usage, parser.formatter_class = f'{PROG} COMMAND ...', argparse.RawDescriptionHelpFormatter
         parser.parse_args(argv)  # prints the help and exits
     name, flags = ('preview', argv) if argv[0].startswith('-') else (argv[0], argv[1:])
-    if name not in _COMMANDS:
-        raise UsageError(f'{name}: unknown command; {config_lib.nearest(name, _COMMANDS)} ({listed})')
+    require(name in _COMMANDS, f'{name}: unknown command; {config_lib.nearest(name, _COMMANDS)} ({listed})', UsageError)
     command = _COMMANDS[name]
     parser = Parser(f'{PROG} {name}', command.description)
     if command.stages:
@@ -361,8 +360,7 @@ def _peek(run: Path, step: int | None) -> tuple[int, int, LatentSpec]:
     meta = Checkpoints(run, read_only=True).meta(step)
     kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
     require(kind == 'superres', f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance", UsageError)
-    if not isinstance(frames, int):
-        raise ValueError(f'{run}: its config has no data.frames, the number of frames of a clip')
+    require(isinstance(frames, int), f'{run}: its config has no data.frames, the number of frames of a clip')
     return meta['step'], frames, trained_runs.latent_spec(trained_runs.stage_config_of(run, meta))
 
 

@@ -271,14 +271,14 @@ def test_what_is_there_is_replaced_only_when_asked(files, runs, tmp_path, capsys
     target, vae = tmp_path / 'run', files / '3d-vae.pt.safetensors'
     shutil.copytree(runs / 'stage1', target)
     argv = ('--input', files / 'stage2.pt', '--output', target, '--vae', vae)
-    assert 'is there already; choose another name or give --overwrite' in failed(capsys, 2, *argv)
+    assert 'already exists; choose another name or pass --overwrite' in failed(capsys, 2, *argv)
     assert run(*argv, '--overwrite') == 0
     assert trained_runs.open_run(target).config['stage']['kind'] == 'superres'
     (target / 'notes.txt').write_text('mine')
     assert "holds notes.txt, which is not this command's" in failed(capsys, 2, *argv, '--overwrite')
     path = tmp_path / 'x.pt'
     path.write_text('before')
-    assert 'is there already' in failed(capsys, 2, '--input', target, '--output', path)
+    assert 'already exists' in failed(capsys, 2, '--input', target, '--output', path)
     assert path.read_text() == 'before'
     assert run('--input', runs / 'stage2', '--output', path, '--overwrite') == 0
     assert_same(tensors(path), tensors(files / 'stage2.pt'))
@@ -307,7 +307,7 @@ def test_an_output_that_cannot_be_written(runs, capsys):
     ('argv', 'message'),
     [
         (('--input', '{}/none.pt', '--output', '{}/x'), 'none.pt: is not there'),
-        (('--input', '{}/stage1.pt', '--output', '{}/none/x'), 'there is no folder'),
+        (('--input', '{}/stage1.pt', '--output', '{}/none/x'), 'does not exist'),
         (('--input', '{}/stage1.pt', '--output', '{}/x.pt'), 'become a work directory, not a file'),
         (('--input', '{}/stage1.pt', '--output', '{}/x', '--step', '3'), 'only a run has steps'),
         (('--input', '{}/stage1.pt', '--output', '{}/stage1.pt', '--overwrite'), 'is the input'),

@@ -227,16 +227,16 @@ def test_a_vae_without_fv_jax(runs, tmp_path):
     ('output', 'more', 'words'),
     [
         ('x.pt', (), 'must end in .safetensors, or be a folder'),
-        ('none/x', (), 'there is no folder'),
+        ('none/x', (), 'does not exist'),
         ('x.safetensors', ('--dtype', 'bfloat16'), 'is the parameters in float16; give a folder'),
         ('x.safetensors', ('--forward', 'cpu', '--size', '9x32x48'), '--forward: a file .safetensors is'),
         ('x', ('--forward', 'cpu'), '--forward and --size: give both'),
         ('x', ('--forward', 'cpu,vulkan', '--size', '9x32x48'), "'vulkan' is none of cpu, tpu, cuda"),
         ('x', ('--forward', 'cpu', '--size', '9x32'), '--size=9x32: give FRAMESxHEIGHTxWIDTH'),
         ('x', ('--forward', 'cpu', '--size', '9x32x40'), '--size.width=40: must be a multiple of 16; use 32 or 48'),
-        ('', (), 'is there already'),
+        ('', (), 'already exists; choose'),
         ('', ('--overwrite',), 'is a folder that this command did not write'),
-        ('../runs', (), 'there'),
+        ('../runs', (), 'already exists'),
     ],
 )
 def test_one_line_for_every_mistake(runs, tmp_path, capsys, output, more, words):

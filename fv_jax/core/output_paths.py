@@ -32,13 +32,28 @@ def check_output_folder(output: Path, overwrite: bool, flag: str = '--output=') 
       overwrite: whether the folder may hold files already.
       flag: precedes the path in messages.
     """
-    if output.exists() and not output.is_dir():
-        raise UsageError(f'{flag}{output}: is a file; name a folder')
+    require(not output.exists() or output.is_dir(), f'{flag}{output}: is a file; name a folder', UsageError)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise UsageError(f'{flag}{output}: is not empty; choose another folder or pass --overwrite')
     folder = output if output.is_dir() else output.absolute().parent
     require(folder.is_dir(), f'{flag}{output}: folder {output.parent} does not exist', UsageError)
     _check_writable(folder, f'{flag}{output}')
+
+
+def check_output(output: Path, source: Path, overwrite: bool, what: str) -> None:
+    """Raises UsageError unless a file or a folder that is made of `source` may be written to `output`.
+
+    Args:
+      output: its folder must exist.
+      source: what is read; it may not be replaced.
+      overwrite: whether `output` may exist already.
+      what: names `source` in messages.
+    """
+    folder = output.absolute().parent
+    require(folder.is_dir(), f'--output={output}: folder {folder} does not exist', UsageError)
+    require(output.resolve() != source.resolve(), f'--output={output}: is the {what}', UsageError)
+    free = overwrite or not output.exists()
+    require(free, f'--output={output}: already exists; choose another name or pass --overwrite', UsageError)
 
 
 def _check_writable(folder: Path, what: str) -> None:

@@ -300,11 +300,11 @@ class DiT(nnx.Module):
         config = self.config
         if config.embed_noise_augmentation_timestep and noise_augmentation_timestep_B is None:
             raise ValueError('this network embeds noise_augmentation_timestep: pass it, an index from 0 to 999')
-        if not config.embed_noise_augmentation_timestep and noise_augmentation_timestep_B is not None:
-            raise ValueError(
-                'noise_augmentation_timestep was given, but this network has '
-                'embed_noise_augmentation_timestep=False: leave it out'
-            )
+        require(
+            config.embed_noise_augmentation_timestep or noise_augmentation_timestep_B is None,
+            'noise_augmentation_timestep was given, but this network has '
+            'embed_noise_augmentation_timestep=False: leave it out',
+        )
         emb_BE = self.time_embed(self._sinusoid(timestep_B))
         if config.embed_num_frames:
             emb_BE += self.frames_embed(self._sinusoid(jnp.full(timestep_B.shape, num_frames)))

@@ -55,11 +55,12 @@ class ParallelConfig:
         asked = ' x '.join(f'{name} {size}' for name, size in sizes.items() if size not in (1, REST)) or 'every axis 1'
         if REST in sizes.values() and num_devices % fixed:
             raise ConfigError(f'config.parallel: {asked} does not divide {num_devices} device(s)')
-        if REST not in sizes.values() and num_devices != fixed:
-            raise ConfigError(
-                f'config.parallel: {asked} makes {fixed}, there are {num_devices} device(s); set one axis to {REST} '
-                'to take what is left'
-            )
+        require(
+            REST in sizes.values() or num_devices == fixed,
+            f'config.parallel: {asked} makes {fixed}, there are {num_devices} device(s); set one axis to {REST} '
+            'to take what is left',
+            ConfigError,
+        )
         return tuple(num_devices // fixed if size == REST else size for size in sizes.values())
 
 

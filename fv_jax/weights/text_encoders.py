@@ -31,11 +31,12 @@ def kind_of(config: TextConfig, where: str = 'text') -> TextEncoderKind:
         kind = next((kind for file, kind in IN_FOLDERS.items() if (folder / file).is_file()), t5_text.KIND)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name not in ('encoder', *kind.options) and value != field.default:
-            raise ConfigError(
-                f'{where}.{field.name}={value}: is no option of the text encoder {config.encoder!r}, which takes '
-                f'{", ".join(sorted(kind.options))}; leave it out'
-            )
+        require(
+            field.name in ('encoder', *kind.options) or value == field.default,
+            f'{where}.{field.name}={value}: is no option of the text encoder {config.encoder!r}, which takes '
+            f'{", ".join(sorted(kind.options))}; leave it out',
+            ConfigError,
+        )
     return kind
 
 

@@ -38,7 +38,7 @@ def exports(run: Path, folder: Path, capsys) -> None:
     assert not list(folder.glob('.*'))
     for arguments, code, words in (
         ([f'--checkpoint={run}', f'--output={folder}/vae.pt'], 2, 'must end in .safetensors'),
-        ([f'--checkpoint={run}', f'--output={folder}/none/vae.safetensors'], 2, 'there is no folder'),
+        ([f'--checkpoint={run}', f'--output={folder}/none/vae.safetensors'], 2, 'does not exist'),
         ([f'--checkpoint={folder}', f'--output={output}'], 1, 'contains no checkpoints'),
         ([f'--checkpoint={run}', f'--output={output}', '--step=9'], 1, 'has no step 9; it has 1, 2, 3'),
     ):

@@ -7,6 +7,7 @@ another VAE are numbers like any other: only the stamp tells.
 from collections.abc import Sequence
 from typing import Any
 
+from fv_jax.core.checks import require
 from fv_jax.data.loader import Part, Shards, Source
 from fv_jax.data.shards.records import index_of
 
@@ -43,8 +44,8 @@ def check_latents(parts: Sequence[Part], vae: dict[str, Any] | None) -> None:
             if made_by is None:
                 continue
             for key in vae or {'vae': None}:
-                if made_by.get(key) != (vae or {}).get(key):
-                    raise ValueError(
-                        f'{path}: its latents were made with {key} {made_by.get(key)}, and this run has '
-                        f'{(vae or {}).get(key)}; prepare them again'
-                    )
+                require(
+                    made_by.get(key) == (vae or {}).get(key),
+                    f'{path}: its latents were made with {key} {made_by.get(key)}, and this run has '
+                    f'{(vae or {}).get(key)}; prepare them again',
+                )

@@ -90,10 +90,10 @@ def _dtype(key: str, name: str) -> np.dtype:
     if dtype is None:
         with contextlib.suppress(TypeError):
             dtype = np.dtype(name)
-    if dtype is None or (dtype.kind not in 'biuf' and name not in _EXTRA_DTYPES):
-        raise ValueError(
-            f'record[{key!r}]: arrays of dtype {name} are not supported; use bfloat16 or a numpy number type'
-        )
+    require(
+        dtype is not None and (dtype.kind in 'biuf' or name in _EXTRA_DTYPES),
+        f'record[{key!r}]: arrays of dtype {name} are not supported; use bfloat16 or a numpy number type',
+    )
     return dtype
 
 
@@ -165,8 +165,7 @@ def index_of(shard: str | Path) -> dict[str, Any]:
         found = parse_json(index.read_text(encoding='utf-8'))
     require(isinstance(found, dict), f'{index}: is a {type(found).__name__}, and should be a map')
     for key, fits in _INDEX.items():
-        if found.get(key) is not None and not fits(found[key]):
-            raise ValueError(f'{index}: its {key!r} is not what `prepare` writes')
+        require(found.get(key) is None or fits(found[key]), f'{index}: its {key!r} is not what `prepare` writes')
     return found
 
 
@@ -252,10 +251,10 @@ class RecordWriter:
         self._sizes: list[list[int]] = []
         self._writer: Any = None
         present = self._present()
-        if present and not overwrite:
-            raise ValueError(
-                f'{folder}: already holds {len(present)} shard(s) named {name}; overwrite them or choose another folder'
-            )
+        require(
+            not present or overwrite,
+            f'{folder}: already holds {len(present)} shard(s) named {name}; overwrite them or choose another folder',
+        )
 
     @property
     def records(self) -> int:

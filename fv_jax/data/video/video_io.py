@@ -79,8 +79,7 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _open(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     name = _name(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise ValueError(f'{name}: no such file')
+    require(isinstance(source, bytes) or Path(source).is_file(), f'{name}: no such file')
     try:
         # An absolute path is never taken for an address, as a file called http:... would be.
         place = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
@@ -121,8 +120,7 @@ def probe(source: Source) -> VideoInfo:
         frames = stream.frames or round(seconds * fps)
         has_audio = bool(container.streams.audio)
         first = next(_decoded(_name(source), container, stream), None)
-        if first is None:
-            raise ValueError(f'{_name(source)}: holds no frames')
+        require(first is not None, f'{_name(source)}: holds no frames')
         rotation = int(first.rotation) % 360
         height, width = (first.width, first.height) if rotation in (90, 270) else (first.height, first.width)
     return VideoInfo(height, width, fps, frames, rotation, has_audio)
@@ -198,8 +196,7 @@ def decode(source: Source, max_frames: int | None = None) -> Video:
         frames.append(frame)
         if max_frames is not None and len(frames) >= max_frames:
             break
-    if not frames:
-        raise ValueError(f'{_name(source)}: holds no frames')
+    require(frames, f'{_name(source)}: holds no frames')
     with _open(source) as (_, stream):
         fps = float(_fps(stream) or DEFAULT_FPS)
     return Video(np.stack(frames), fps)

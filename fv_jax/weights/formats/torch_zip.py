@@ -208,11 +208,12 @@ class _Unpickler(pickle.Unpickler):
         bad = offset < 0 or min((*shape, *strides), default=0) < 0
         # A stride of 0 repeats values: what a few bytes claim to be must not fill the memory.
         repeated = math.prod(shape) > MAX_REPEATS * max(len(storage.values), 1)
-        if bad or repeated or (0 not in shape and last >= len(storage.values)):
-            raise _RefusedError(
-                f'{self.path}: a tensor of shape {shape}, strides {strides} and offset {offset} does not fit its '
-                f'storage of {len(storage.values)} values; the file is damaged, download it again'
-            )
+        require(
+            not bad and not repeated and (0 in shape or last < len(storage.values)),
+            f'{self.path}: a tensor of shape {shape}, strides {strides} and offset {offset} does not fit its '
+            f'storage of {len(storage.values)} values; the file is damaged, download it again',
+            _RefusedError,
+        )
         return StoredTensor(shape, storage.values.dtype, storage, offset, strides)
 
 

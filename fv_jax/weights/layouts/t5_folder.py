@@ -109,11 +109,11 @@ def read_config(folder: str | Path) -> T5Config:
     path = Path(folder) / CONFIG
     values = _read_json(path)
     activation = values.get('feed_forward_proj')
-    if values.get('model_type') != 't5' or activation != _GATED_GELU:
-        raise ValueError(
-            f'{path}: not a T5 v1.1: model_type is {values.get("model_type")!r} and feed_forward_proj {activation!r}, '
-            f"and should be 't5' and {_GATED_GELU!r}"
-        )
+    require(
+        values.get('model_type') == 't5' and activation == _GATED_GELU,
+        f'{path}: not a T5 v1.1: model_type is {values.get("model_type")!r} and feed_forward_proj {activation!r}, '
+        f"and should be 't5' and {_GATED_GELU!r}",
+    )
     missing = [key for key, ours in _FIELDS.items() if key not in values and ours not in _OPTIONAL]
     require(not missing, f'{path}: has no {", ".join(missing)}')
     with error_context(f'{path}: ', (ConfigError, TypeError)):
