@@ -13,8 +13,8 @@ from fv_jax.core.parallel_context import Rules
 from fv_jax.diffusion.time_grids import Numerics
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import DtypeName
-from fv_jax.sampling.lazy_stages import LazyTextEncoder, Part, VAEPart
-from fv_jax.sampling.metadata import Origin
+from fv_jax.sampling.lazy_stages import LazyStage, LazyTextEncoder, LazyVAE
+from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.text_to_video import Pipeline
 from fv_jax.stages import registry, super_res
@@ -80,20 +80,21 @@ class FlashVideo(Pipeline):
         """
         there = official_release.open_folder(Path(folder), dtype, text)
         name = str(there.vae)
-        vae = VAEPart(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_digest(name))
+        vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_digest(name))
         encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
         stages = (
             (official_release.STAGE1, lambda dit: LowRes(LowResConfig(), dit)),
             (official_release.STAGE2, lambda dit: SuperRes(super_res.OFFICIAL, dit)),
         )
         first, second = (
-            Part(f'{folder}/{name}', make(there.configs[name]), there.read[name], vae, encoder) for name, make in stages
+            LazyStage(f'{folder}/{name}', make(there.configs[name]), there.read[name], vae, encoder)
+            for name, make in stages
         )
-        origin = Origin(official=str(folder), dtype=dtype, text=text)
+        origin = WeightsOrigin(official=str(folder), dtype=dtype, text=text)
         return cls(first, second, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), rules)
 
     @classmethod
-    def from_origin(cls, origin: Origin, *, rules: Rules = SINGLE_DEVICE) -> 'FlashVideo':
+    def from_origin(cls, origin: WeightsOrigin, *, rules: Rules = SINGLE_DEVICE) -> 'FlashVideo':
         """What a record says that a video was made with. Raises what the other two do."""
         if origin.official is not None:
             return cls.from_official(origin.official, dtype=origin.dtype, text=origin.text, rules=rules)
@@ -127,7 +128,7 @@ class FlashVideo(Pipeline):
         runs = [run for folder in folders for run in _runs(folder)]
         if steps is not None and len(steps) != len(runs):
             raise ValueError(f'steps: {len(steps)} for {len(runs)} run(s), {", ".join(map(str, runs))}')
-        vaes: dict[VAEKey, VAEPart] = {}
+        vaes: dict[VAEKey, LazyVAE] = {}
         opened = [_open_part(*run, text, vaes) for run in zip(runs, steps or [None] * len(runs), strict=True)]
         parts, preview, enhance = {}, PreviewSettings(), EnhanceSettings()
         for _, part, data, _ in opened:
@@ -136,11 +137,13 @@ class FlashVideo(Pipeline):
                 raise ValueError(f'{parts[kind].name} and {part.name}: hold the same stage; give one of each')
             parts[kind] = part
             if kind is LowRes:
-                preview = PreviewSettings.of(part.stage.config, data)
+                preview = PreviewSettings.from_config(part.stage.config, data)
             else:
-                enhance = EnhanceSettings.of(part.stage.config, data)
+                enhance = EnhanceSettings.from_config(part.stage.config, data)
         enhance = dataclasses.replace(enhance, numerics=numerics or enhance.numerics)
-        origin = Origin(checkpoints=tuple(map(str, folders)), steps=tuple(step for step, *_ in opened), text=text)
+        origin = WeightsOrigin(
+            checkpoints=tuple(map(str, folders)), steps=tuple(step for step, *_ in opened), text=text
+        )
         notes = tuple(f'{part.name}: {note}' for _, part, _, notes in opened for note in notes)
         return cls(parts.get(LowRes), parts.get(SuperRes), origin, preview, enhance, rules, notes)
 
@@ -164,8 +167,8 @@ def _runs(folder: str | Path) -> list[Path]:
 
 
 def _open_part(
-    run: Path, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, VAEPart]
-) -> tuple[int, Part, dict[str, Any], list[str]]:
+    run: Path, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, LazyVAE]
+) -> tuple[int, LazyStage, dict[str, Any], list[str]]:
     """A run's checkpoint: its step, its stage, its clips' configuration, and notes. Of arrays nothing is read yet.
 
     vaes: those of other stages, which this one may share.
@@ -176,7 +179,7 @@ def _open_part(
         raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline is made of lowres and superres')
     config = stage_config_of(run, meta)
     stage = registry.build(config)
-    vae = VAEPart(
+    vae = LazyVAE(
         weights.vae_config(config.vae),
         lambda: frozen_vae(config),
         lambda: digests.get('vae') or weights.vae_digest(config.vae),
@@ -197,4 +200,4 @@ def _open_part(
         network = ModelDef.from_stage(stage)
         return network.model(**params_of(stage, network))
 
-    return meta['step'], Part(str(run), stage, read, vae, encoder), meta['config'].get('data', {}), notes
+    return meta['step'], LazyStage(str(run), stage, read, vae, encoder), meta['config'].get('data', {}), notes

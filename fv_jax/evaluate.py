@@ -45,7 +45,7 @@ from fv_jax.diffusion import samplers
 from fv_jax.evaluation import metrics
 from fv_jax.evaluation.linear_baseline import LinearPredictor
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.sampling.clip_enhancer import jit_transport
+from fv_jax.sampling.clip_enhancer import jit_enhance_latents
 from fv_jax.stages.protocol import Batch, row_keys
 from fv_jax.stages.super_res import Draw, SuperRes
 from fv_jax.training.run import latent_cache
@@ -106,7 +106,7 @@ def evaluate(
     require(data.heldout, f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)', UsageError)
     output.mkdir(parents=True, exist_ok=True)
     log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} sampler step(s)')
-    transport = jit_transport(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
+    transport = jit_enhance_latents(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
     rows, figures, held_out = [], [], []
     for i, clip in enumerate(_clips(data, strong)):
         z_high, z_low = (run.vae.latents(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))

@@ -44,10 +44,10 @@ from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.planning import step_cost
 from fv_jax.sampling import batch, metadata, preview_store, prompts
-from fv_jax.sampling.clip_enhancer import Enhancer, enhance, jit_transport
+from fv_jax.sampling.clip_enhancer import Enhancer, enhance_clip, jit_enhance_latents
 from fv_jax.sampling.clip_writer import write_clip
-from fv_jax.sampling.metadata import Origin
-from fv_jax.sampling.results import Stored
+from fv_jax.sampling.metadata import WeightsOrigin
+from fv_jax.sampling.results import StoredPreview
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.sampling.windows import Windows
@@ -206,15 +206,15 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
 # --- previews and videos of prompts ---
 
 
-def _open_pipeline(arguments: argparse.Namespace, origin: Origin | None = None) -> api.FlashVideo:
+def _open_pipeline(arguments: argparse.Namespace, origin: WeightsOrigin | None = None) -> api.FlashVideo:
     """Opens the weights that the flags name; without such flags those of `origin`, or else the embedded ones."""
     if arguments.official and arguments.checkpoint:
         raise UsageError('--official and --checkpoint: give one of them')
     text = TextConfig(arguments.text) if arguments.text else None
     if arguments.official:
-        origin = Origin(str(arguments.official), dtype=arguments.dtype or 'bfloat16', text=text)
+        origin = WeightsOrigin(str(arguments.official), dtype=arguments.dtype or 'bfloat16', text=text)
     elif arguments.checkpoint or origin is None:
-        origin = Origin(checkpoints=tuple(arguments.checkpoint or (api.EMBEDDED,)), text=text)
+        origin = WeightsOrigin(checkpoints=tuple(arguments.checkpoint or (api.EMBEDDED,)), text=text)
     fv = api.FlashVideo.from_origin(origin)
     for note in fv.notes:
         log.info(f'note: {note}')
@@ -239,29 +239,29 @@ def _preview(arguments: argparse.Namespace, overrides: Overrides) -> None:
     with error_context('--prompts: ', error=UsageError):
         texts = prompts.check_prompts(texts)
     with error_context('--', error=UsageError):
-        rows = batch.Rows.of(texts, arguments.seed, arguments.num_samples)
-    fv, file = _open_pipeline(arguments), batch.File(arguments.fps, arguments.crf)
+        rows = batch.PromptBatch.create(texts, arguments.seed, arguments.num_samples)
+    fv, file = _open_pipeline(arguments), batch.Mp4Options(arguments.fps, arguments.crf)
     preview = _override_settings(fv.preview_settings, 'stage1', overrides['stage1'])
     final = _override_settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    fv.check(preview, final if arguments.enhance_all else None)
-    folders = batch.make_previews(fv, rows, arguments.output, preview, arguments.batch_size, file)
+    fv.check(preview, final if arguments.enhance_all or overrides['stage2'] else None)
+    folders = batch.generate_previews(fv, rows, arguments.output, preview, arguments.batch_size, file)
     _report_previewing(fv, preview, len(folders))
     if arguments.enhance_all:
         stored = [preview_store.load(folder) for folder in folders]
         outputs = [folder / preview_store.VIDEO for folder in folders]
-        batch.make_videos(fv, stored, outputs, final, None, arguments.batch_size, file)
+        batch.enhance_previews(fv, stored, outputs, final, None, arguments.batch_size, file)
         _report_enhancing(fv, final, stored)
     else:
         log.info(f'to enhance the ones you like: {PROG} enhance {folders[0]} ...')
 
 
 def _report_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
-    _report_speed(fv, 'preview', step_cost.preview(fv.first, settings, rows))
+    _report_speed(fv, 'preview', step_cost.preview(fv.stage1, settings, rows))
 
 
-def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[Stored]) -> None:
-    vae, latents = fv.vae_of(stored[0]).config, stored[0].latents.shape[:3]
-    done = step_cost.enhancement(fv.second, settings, vae, latents, len(stored))
+def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[StoredPreview]) -> None:
+    vae, latents = fv.find_vae(stored[0]).config, stored[0].latents.shape[:3]
+    done = step_cost.enhancement(fv.stage2, settings, vae, latents, len(stored))
     _report_speed(fv, 'enhance', done)
 
 
@@ -280,16 +280,16 @@ def _enhance(arguments: argparse.Namespace, overrides: Overrides) -> None:
         stored = [preview_store.load(folder) for folder in folders]
     for output in outputs:
         check_output_file(output, SUFFIX, arguments.overwrite, '--output=' if arguments.output else '')
-    origins = {preview.record.origin for preview in stored}
+    origins = {preview.metadata.origin for preview in stored}
     if len(origins) > 1 and not (arguments.official or arguments.checkpoint):
         raise UsageError(
             f'{folders[0]}, ...: the previews were made with different weights; pass --official or --checkpoint, or '
             'enhance them separately'
         )
-    fv = _open_pipeline(arguments, stored[0].record.origin)
+    fv = _open_pipeline(arguments, stored[0].metadata.origin)
     settings = _override_settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    file = batch.File(arguments.fps, arguments.crf)
-    batch.make_videos(fv, stored, outputs, settings, arguments.seed, arguments.batch_size, file)
+    file = batch.Mp4Options(arguments.fps, arguments.crf)
+    batch.enhance_previews(fv, stored, outputs, settings, arguments.seed, arguments.batch_size, file)
     _report_enhancing(fv, settings, stored)
 
 
@@ -300,9 +300,9 @@ def _reproduce(arguments: argparse.Namespace, overrides: Overrides) -> None:
         text = video_io.read_comment(arguments.video)
     with error_context(f'{arguments.video}: ', error=UsageError):
         made = metadata.from_json(text)
-    again = batch.repeat(_open_pipeline(arguments, made.origin), made)
+    again = batch.reproduce(_open_pipeline(arguments, made.origin), made)
     again.save(arguments.output, fps=made.fps, crf=made.crf)
-    log.info(f'{arguments.output}: {prompts.shown(made.preview.prompt)}, reproduced')
+    log.info(f'{arguments.output}: {prompts.quote_prompt(made.preview.prompt)}, reproduced')
 
 
 # --- clips ---
@@ -315,7 +315,7 @@ def _clip(arguments: argparse.Namespace, overrides: Overrides) -> None:
         info = video_io.probe(arguments.input)
     step, window_frames, latent_spec = _peek(arguments.checkpoint, arguments.step)
     size, tiling = _size(arguments, info, latent_spec), read_tiling(arguments, latent_spec)
-    windows = Windows.of(window_frames, arguments.overlap, latent_spec)
+    windows = Windows.create(window_frames, arguments.overlap, latent_spec)
     stage, enhancer = _open(arguments.checkpoint, step, arguments.num_steps, tiling)
     shape = f'{size[0]}x{size[1]}'
     log.info(
@@ -324,7 +324,7 @@ def _clip(arguments: argparse.Namespace, overrides: Overrides) -> None:
     )
     started = time.monotonic()
     frames = (frame.pixels() for frame in video_io.iter_frames(arguments.input))
-    blocks = enhance(enhancer, frames, size, key=jax.random.key(arguments.seed), windows=windows)
+    blocks = enhance_clip(enhancer, frames, size, key=jax.random.key(arguments.seed), windows=windows)
     bar = _with_bar(blocks, info, windows)
     count = write_clip(arguments.output, bar, arguments.input, info, crf=arguments.crf)
     seconds = time.monotonic() - started
@@ -371,7 +371,7 @@ def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -
         log.info(f'note: {note}')
     stage = run.stage.sampled_with(num_steps=num_steps)
     model = run.network.model(**run.params)
-    return stage, Enhancer(jit_transport(stage, model, rules=SINGLE_DEVICE), run.vae, tiling)
+    return stage, Enhancer(jit_enhance_latents(stage, model, rules=SINGLE_DEVICE), run.vae, tiling)
 
 
 _COMMANDS = {

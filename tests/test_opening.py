@@ -13,7 +13,7 @@ from fv_jax.api import FlashVideo
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core.config import ConfigError
 from fv_jax.diffusion.time_grids import flow_times
-from fv_jax.sampling.metadata import Origin
+from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig
 from fv_jax.text.hash_encoder import HashTextEncoder
@@ -45,13 +45,13 @@ def official(tmp_path):
 def test_an_official_folder(official):
     fv = FlashVideo.from_official(official)
     assert fv.preview_settings == PreviewSettings() and fv.enhance_settings == EnhanceSettings()
-    assert fv.origin == Origin(official=str(official), dtype='bfloat16')
-    assert fv.first.stage.dit.lora is None  # merged
-    assert {part.stage.dit.param_dtype for part in (fv.first, fv.second)} == {'bfloat16'}
-    assert fv.first.vae is fv.second.vae and fv.first.text is fv.second.text
-    encoder = fv.first.text.open()
-    assert (encoder.fingerprint.length, encoder.fingerprint.dim) == (226, fv.first.stage.dit.text_dim)
-    config = FlashVideo.from_official(official, numerics='official').enhance_settings.apply(fv.second.stage).config
+    assert fv.origin == WeightsOrigin(official=str(official), dtype='bfloat16')
+    assert fv.stage1.stage.dit.lora is None  # merged
+    assert {part.stage.dit.param_dtype for part in (fv.stage1, fv.stage2)} == {'bfloat16'}
+    assert fv.stage1.vae is fv.stage2.vae and fv.stage1.text is fv.stage2.text
+    encoder = fv.stage1.text.open()
+    assert (encoder.fingerprint.length, encoder.fingerprint.dim) == (226, fv.stage1.stage.dit.text_dim)
+    config = FlashVideo.from_official(official, numerics='official').enhance_settings.apply(fv.stage2.stage).config
     assert flow_times(config.num_steps, config.shift, config.numerics).timestep[1] == 904
     again = FlashVideo.from_origin(fv.origin)
     assert again.origin == fv.origin
@@ -77,7 +77,7 @@ def test_all_that_is_missing_is_named(tmp_path):
 def test_another_text_encoder_needs_no_t5(official):
     (official / 't5-v1_1-xxl').unlink()
     fv = FlashVideo.from_official(official, text=TextConfig(str(OFFICIAL / 't5'), length=10))
-    assert fv.first.text.open().fingerprint.length == 10
+    assert fv.stage1.text.open().fingerprint.length == 10
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ def test_a_folder_of_both_or_both_folders(folder):
     at_once = FlashVideo.from_checkpoint(folder)
     apart = FlashVideo.from_checkpoint(folder / 'stage2', str(folder / 'stage1'))
     for fv in (at_once, apart):
-        assert fv.first.stage.config == tiny.LOWRES and fv.second.stage.config == tiny.SUPERRES
+        assert fv.stage1.stage.config == tiny.LOWRES and fv.stage2.stage.config == tiny.SUPERRES
         assert fv.preview_settings.size == tiny.PREVIEW and fv.preview_settings.frames == tiny.FRAMES
-        assert fv.first.vae is fv.second.vae  # read once
+        assert fv.stage1.vae is fv.stage2.vae  # read once
         assert len(fv.notes) == 2 and 'does not say by hash which text encoder' in fv.notes[0]
     assert apart.origin.steps == (7, 7)
     assert apart.origin.checkpoints == (str(folder / 'stage2'), str(folder / 'stage1'))
-    assert FlashVideo.from_origin(apart.origin).first.digest == at_once.first.digest
+    assert FlashVideo.from_origin(apart.origin).stage1.digest == at_once.stage1.digest
     assert FlashVideo.from_checkpoint(folder, numerics='official').enhance_settings.slices == 2
 
 
@@ -153,10 +153,10 @@ def test_the_embedded_stages(folder, monkeypatch):
         assert export.main([f'--checkpoint={path.with_suffix("")}', f'--output={path}']) == 0
         shutil.rmtree(path.with_suffix(''))
     fv, same = FlashVideo.from_checkpoint('embedded'), FlashVideo.from_checkpoint(folder)
-    assert fv.first.stage.config == tiny.LOWRES and fv.preview_settings.size == tiny.PREVIEW
+    assert fv.stage1.stage.config == tiny.LOWRES and fv.preview_settings.size == tiny.PREVIEW
     assert fv.origin.checkpoints == ('embedded',) and fv.origin.steps == (7, 7)
-    assert fv.first.digest == same.first.digest
-    assert [part.read().config.embed_noise_augmentation_timestep for part in (fv.first, fv.second)] == [False, True]
+    assert fv.stage1.digest == same.stage1.digest
+    assert [part.load().config.embed_noise_augmentation_timestep for part in (fv.stage1, fv.stage2)] == [False, True]
 
 
 def with_digests(folder: Path, vae: str, text: str) -> None:
@@ -174,8 +174,8 @@ def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
     shutil.move(path, tmp_path / 'run' / 'vae.safetensors')
     shutil.copy(embedded.VAE_TINY, path)
     fv = FlashVideo.from_checkpoint(tmp_path / 'run')
-    assert fv.notes == () and fv.first.vae.digest == vae
-    assert fv.first.vae.jitted is not None and fv.first.text.open().fingerprint.digest == text
+    assert fv.notes == () and fv.stage1.vae.digest == vae
+    assert fv.stage1.vae.jitted is not None and fv.stage1.text.open().fingerprint.digest == text
     (tmp_path / 'run' / 'vae.safetensors').unlink()
     with pytest.raises(ValueError, match=f'made with the VAE {vae}'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
@@ -191,7 +191,7 @@ def test_another_text_encoder_is_refused_and_can_be_insisted_on(tmp_path):
     with pytest.raises(ValueError, match='made with the text encoder ffff'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
     fv = FlashVideo.from_checkpoint(tmp_path / 'run', text=TextConfig('hash', dim=8))
-    assert fv.first.text.open().fingerprint.dim == 8
+    assert fv.stage1.text.open().fingerprint.dim == 8
 
 
 def test_a_first_stage_needs_a_text_encoder_and_a_second_does_not(tmp_path):
@@ -201,24 +201,24 @@ def test_a_first_stage_needs_a_text_encoder_and_a_second_does_not(tmp_path):
     with pytest.raises(ConfigError, match=r"stage1: was trained without texts, .*name one, 'hash' or a T5 folder"):
         FlashVideo.from_checkpoint(tmp_path / 'both')
     fv = FlashVideo.from_checkpoint(tmp_path / 'both', text=TextConfig('hash', dim=8))
-    assert fv.first.text is not None and fv.second.text is None
-    assert fv.second.embedded(['a dog']) == (None, '')
+    assert fv.stage1.text is not None and fv.stage2.text is None
+    assert fv.stage2.encode_prompts(['a dog']) == (None, '')
 
 
 def test_a_stage_that_is_none_of_these(tmp_path):
     config = tiny.stage_config('embedded', dataclasses.replace(tiny.DIT, latent_channels=16))
     tiny.save_run(tmp_path / 'run', config)
     fv = FlashVideo.from_checkpoint(tmp_path / 'run')
-    assert isinstance(fv.second.vae.digest, str) and fv.enhance_settings.size is None
+    assert isinstance(fv.stage2.vae.digest, str) and fv.enhance_settings.size is None
     tiny.save_run(tmp_path / 'narrow', dataclasses.replace(config, dit=tiny.DIT))
     with pytest.raises(ConfigError, match='its latents have 16 channels'):
-        _ = FlashVideo.from_checkpoint(tmp_path / 'narrow').second.vae.jitted
+        _ = FlashVideo.from_checkpoint(tmp_path / 'narrow').stage2.vae.jitted
 
 
 def test_the_merged_network_is_the_one_in_the_file(official):
     """Reading is lazy; what is read is stage 1 with its LoRA merged."""
     fv = FlashVideo.from_official(official, dtype='float32')
-    merged = fv.first.read()
+    merged = fv.stage1.load()
     plain = weights.load_official(OFFICIAL / 'stage1.pt')
     kernels = [network.blocks.attention.qkv.kernel[...] for network in (merged, plain)]
     assert plain.config.lora is not None and not np.allclose(*kernels, atol=1e-3)

@@ -16,14 +16,14 @@ from fv_jax import api, sample
 from fv_jax.core.console import Notice
 from fv_jax.data.video import video_io
 from fv_jax.sampling import batch, metadata, preview_store
-from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record, Weights
+from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightDigests, WeightsOrigin
 from fv_jax.sampling.results import Preview, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from tests.compiling import compiled
 from tests.sampling import tiny
 
 SPEC = tiny.VAE_CONFIG.latent_spec
-WEIGHTS = Weights('a' * 16, 'b' * 16, 'c' * 16)
+WEIGHTS = WeightDigests('a' * 16, 'b' * 16, 'c' * 16)
 
 
 def said(capsys, code: int, *words: str) -> None:
@@ -87,15 +87,15 @@ def test_the_whole_walk(weights, tmp_path, capsys):
 class Grey:
     """Notes what it is asked."""
 
-    origin: Origin
+    origin: WeightsOrigin
     preview_settings: PreviewSettings
     enhance_settings: EnhanceSettings
     notes: tuple[str, ...] = ('a note of the weights',)
-    weights: Weights = WEIGHTS
+    weights: WeightDigests = WEIGHTS
     calls: list = dataclasses.field(default_factory=list)
     stage1 = stage2 = SimpleNamespace(latent_spec=SPEC)
 
-    def vae_of(self, preview):
+    def find_vae(self, preview):
         return SimpleNamespace(config=tiny.VAE_CONFIG)
 
     def check(self, preview, enhance):
@@ -106,7 +106,7 @@ class Grey:
         self.calls.append(('preview', list(prompts), list(seeds), settings, batch_size))
         warnings.warn('a note of the prompts', Notice, stacklevel=2)
         for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            made = Record('1', self.origin, Previewed(prompt, seed, settings, self.weights))
+            made = GenerationMetadata('1', self.origin, PreviewMetadata(prompt, seed, settings, self.weights))
             frames = np.full((9, 16, 32, 3), seed % 256, np.uint8)
             if prompt == 'interrupt' and i:
                 raise KeyboardInterrupt
@@ -115,14 +115,14 @@ class Grey:
     def enhance_batches(self, previews, seeds, settings, *, batch_size=None):
         self.calls.append(('enhance', [p.prompt for p in previews], list(seeds), settings, batch_size))
         for preview, seed in zip(previews, seeds, strict=True):
-            made = dataclasses.replace(preview.record, enhance=Enhanced(seed, settings, self.weights))
+            made = dataclasses.replace(preview.metadata, enhance=EnhanceMetadata(seed, settings, self.weights))
             yield [Video(np.full((9, 64, 128, 3), seed % 256, np.uint8), made)]
 
 
 @pytest.fixture
 def grey(monkeypatch):
     settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
-    fv, origins = Grey(Origin(checkpoints=('grey',), steps=(1, 1)), *settings), []
+    fv, origins = Grey(WeightsOrigin(checkpoints=('grey',), steps=(1, 1)), *settings), []
     monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
     for name in ('_report_previewing', '_report_enhancing'):  # it computes nothing
         monkeypatch.setattr(sample, name, lambda *arguments: None)
@@ -137,7 +137,7 @@ def test_a_file_of_prompts(grey, tmp_path, capsys):
     assert sample.main([f'--prompts={tmp_path}/prompts.txt', f'--output={run}', *flags]) == 0
     settings = dataclasses.replace(grey.preview_settings, guidance_scale=2.5)
     assert grey.calls[1] == ('preview', ['a dog'] * 2 + ['سلحفاة 🐢'] * 2, [3, 1003, 4, 1004], settings, 3)
-    assert grey.origins == [Origin(checkpoints=('embedded',))]
+    assert grey.origins == [WeightsOrigin(checkpoints=('embedded',))]
     files = [f'{i}/{name}' for i in range(4) for name in ('latents.safetensors', 'preview.mp4')]
     assert names(run) == [*files, 'contact_sheet.png']
     stored = preview_store.load(run / '3')
@@ -172,7 +172,7 @@ def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
 def test_which_weights(grey, tmp_path):
     flags = ['--official=ckpts', '--dtype=float32']
     assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', *flags]) == 0
-    assert grey.origins == [Origin(official='ckpts', dtype='float32')]
+    assert grey.origins == [WeightsOrigin(official='ckpts', dtype='float32')]
 
 
 def test_a_preview_is_repeated_as_a_preview(grey, tmp_path):
@@ -189,7 +189,7 @@ def test_other_weights_do_not_repeat(grey, tmp_path, capsys):
     capsys.readouterr()
     flags = [f'--output={tmp_path}/again.mp4', '--checkpoint=other']
     assert sample.main(['reproduce', f'{tmp_path}/run/0/video.mp4', *flags]) == 1
-    said(capsys, 1, 'the first stage is not the one that made it', 'aaaa', 'dddd')
+    said(capsys, 1, 'stage 1: the weights differ', 'aaaa', 'dddd')
     assert not (tmp_path / 'again.mp4').exists()
 
 
@@ -315,13 +315,13 @@ def test_an_edited_preview_is_refused(grey, tmp_path, capsys):
     path.write_bytes(path.read_bytes().replace(b'a dog', b'a cat'))
     capsys.readouterr()
     assert sample.main(['enhance', f'{run}/0']) == 2
-    said(capsys, 2, f'{run}/0: was changed since it was stored', 'make the preview again')
+    said(capsys, 2, f'{run}/0: was modified since it was stored', 'run `sample preview` again')
     assert len(grey.origins) == 1
 
 
 def test_previews_of_different_weights_are_not_enhanced_at_once(grey, tmp_path, capsys):
     for name in 'ab':
-        grey.origin = Origin(checkpoints=(name,), steps=(1, 1))
+        grey.origin = WeightsOrigin(checkpoints=(name,), steps=(1, 1))
         assert sample.main(['--prompt=a dog', f'--output={tmp_path}/{name}']) == 0
     capsys.readouterr()
     both = ['enhance', f'{tmp_path}/a/0', f'{tmp_path}/b/0']
@@ -334,7 +334,7 @@ def test_previews_of_different_weights_are_not_enhanced_at_once(grey, tmp_path, 
 def test_an_mp4_of_something_else_is_not_repeated(grey, tmp_path, capsys):
     video_io.encode(tmp_path / 'film.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
     assert sample.main(['reproduce', f'{tmp_path}/film.mp4', f'--output={tmp_path}/x.mp4']) == 2
-    said(capsys, 2, f'{tmp_path}/film.mp4: holds no record of how it was made')
+    said(capsys, 2, f'{tmp_path}/film.mp4: contains no generation metadata')
 
 
 def test_weights_that_are_not_there(tmp_path, capsys):

@@ -32,7 +32,7 @@ from fv_jax.planning import estimate, flops
 from fv_jax.planning.flops import Flops, Sequence
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
-from fv_jax.sampling.programs import Loaded
+from fv_jax.sampling.programs import LoadedStage
 from fv_jax.stages.frozen_vae import Chunk, JittedVAE, jit_vae
 from fv_jax.stages.low_res import LowRes
 from fv_jax.stages.super_res import SuperRes
@@ -200,7 +200,7 @@ def evaluations(stage: LowRes | SuperRes) -> int:
     return config.num_steps * samplers.SAMPLERS[config.sampler].evaluations * (_GUIDED if guided else 1)
 
 
-def _lower_sampler(parts: Assembly, loaded: Loaded, rules: Rules, rows: int, bucket: Bucket) -> jax.stages.Lowered:
+def _lower_sampler(parts: Assembly, loaded: LoadedStage, rules: Rules, rows: int, bucket: Bucket) -> jax.stages.Lowered:
     config, latent_size = loaded.stage.config, parts.latent_spec.latent_size(*bucket.size)
     text = _shape(parts, 'text_BLD', (rows, config.text_length, loaded.stage.dit.text_dim))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
@@ -210,7 +210,7 @@ def _lower_sampler(parts: Assembly, loaded: Loaded, rules: Rules, rows: int, buc
         return programs.generate(dataclasses.replace(loaded, state=state), text, noise, latent_size, rules=rules)
 
     def transport(state: nnx.State, text: jax.Array, noise: SeededNoise, z_low: jax.Array) -> jax.Array:
-        return programs.transport(dataclasses.replace(loaded, state=state), z_low, text, noise, rules=rules)
+        return programs.enhance_latents(dataclasses.replace(loaded, state=state), z_low, text, noise, rules=rules)
 
     if isinstance(loaded.stage, LowRes):
         return jax.jit(generate).lower(loaded.state, text, noise)
@@ -218,10 +218,10 @@ def _lower_sampler(parts: Assembly, loaded: Loaded, rules: Rules, rows: int, buc
     return jax.jit(transport).lower(loaded.state, text, noise, z_low)
 
 
-def _loaded(stage: LowRes | SuperRes, placement: Placement) -> Loaded:
+def _loaded(stage: LowRes | SuperRes, placement: Placement) -> LoadedStage:
     model = abstract(stage.init)
     graphdef, state = nnx.split(model)
-    return Loaded(dataclasses.replace(stage, encoder=None), graphdef, _placed(placement, state))
+    return LoadedStage(dataclasses.replace(stage, encoder=None), graphdef, _placed(placement, state))
 
 
 def _placed(placement: Placement, state: nnx.State) -> nnx.State:

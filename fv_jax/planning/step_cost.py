@@ -15,7 +15,7 @@ from fv_jax.planning import flops
 from fv_jax.planning.flops import Flops
 from fv_jax.planning.programs import evaluations
 from fv_jax.planning.report import roofline
-from fv_jax.sampling.lazy_stages import Part
+from fv_jax.sampling.lazy_stages import LazyStage
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages.low_res import LowRes
 from fv_jax.stages.protocol import Batch
@@ -54,7 +54,7 @@ def sampler(stage: LowRes | SuperRes, latents: Sequence[int], rows: int) -> thro
     return _work(done * rows, rows * row.video, jax.devices()[:1], stage.dit.head_dim)
 
 
-def preview(part: Part, settings: PreviewSettings, rows: int) -> throughput.StepCost:
+def preview(part: LazyStage, settings: PreviewSettings, rows: int) -> throughput.StepCost:
     """Of so many previews: stage 1's sampler, and the decode."""
     stage, video = settings.apply(part.stage), (settings.frames, *settings.size)
     done, row = _sampler(stage, part.latent_spec.latent_size(*video))
@@ -63,7 +63,7 @@ def preview(part: Part, settings: PreviewSettings, rows: int) -> throughput.Step
 
 
 def enhancement(
-    part: Part, settings: EnhanceSettings, preview_vae: VAEConfig, latents: tuple[int, int, int], rows: int
+    part: LazyStage, settings: EnhanceSettings, preview_vae: VAEConfig, latents: tuple[int, int, int], rows: int
 ) -> throughput.StepCost:
     """Of so many previews of these latents (F', H', W'): their decode, the encode, stage 2's sampler, the decode."""
     stage, vae, latent_spec = settings.apply(part.stage), part.vae.config, part.latent_spec

@@ -1,1 +1,1 @@
-"""From a prompt to a preview to a video, and clips of any length enhanced."""
+"""Samples previews and videos from prompts, and enhances clips of any length."""

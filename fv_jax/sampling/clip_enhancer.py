@@ -1,7 +1,8 @@
-"""Enhancing a clip: the lines of stage 2 (`sampling`), window by window.
+"""Enhances a clip of any length with stage 2, window by window.
 
-A window of input frames, uint8, becomes as many enhanced ones. The text is all zeros, the source is made from the means
-of the VAE's latents, and windows that overlap share the noise of what they share (`noise.WindowNoise`).
+A window of input frames, uint8, becomes as many enhanced frames. The text embedding is all zeros, the low-resolution
+latents are the posterior means of the VAE, and overlapping windows share the noise of the frames that they share
+(`noise.WindowNoise`).
 """
 
 import dataclasses
@@ -18,40 +19,49 @@ from fv_jax.models.dit import DiT
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import WindowNoise
-from fv_jax.sampling.windows import Windows, crossfade, cut
+from fv_jax.sampling.windows import Windows, crossfade, split_windows
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.super_res import SuperRes
 
-# (low-res latents BFHWC, key, the index of their first frame in the clip) -> high-res latents; none of them scaled
-Transport = Callable[[jax.Array, jax.Array, int], jax.Array]
+# (low-res latents BFHWC, key, index of their first latent frame in the clip) -> high-res latents; both unscaled
+EnhanceLatents = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
-def jit_transport(stage: SuperRes, model: DiT, *, rules: Rules) -> Transport:
-    """One executable per latent shape: noise, source and sampler. The text is all zeros."""
-    loaded = programs.Loaded.of(stage, model)
-    return lambda z_low_BFHWC, key, first: programs.transport(
+def jit_enhance_latents(stage: SuperRes, model: DiT, *, rules: Rules) -> EnhanceLatents:
+    """Returns a function that adds noise to latents and samples stage 2, with one executable per latent shape.
+
+    The text embedding is all zeros.
+    """
+    loaded = programs.LoadedStage.create(stage, model)
+    return lambda z_low_BFHWC, key, first: programs.enhance_latents(
         loaded, z_low_BFHWC, None, WindowNoise(key, first), rules=rules
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Enhancer:
-    """Everything compiled that a window needs. Each part is compiled once per shape. tiling: of the VAE; None for whole
-    frames.
+    """The compiled functions that enhance a window. Each is compiled once per shape.
+
+    Attributes:
+      enhance_latents: see `jit_enhance_latents`.
+      vae: encodes the resized window and decodes the result.
+      tiling: of the VAE; None for whole frames.
     """
 
-    transport: Transport
+    enhance_latents: EnhanceLatents
     vae: JittedVAE
     tiling: Tiling | None = None
 
-    def window(self, video_FHWC: np.ndarray, size: tuple[int, int], *, key: jax.Array, first_latent: int) -> np.ndarray:
-        """One window.
+    def enhance_window(
+        self, video_FHWC: np.ndarray, size: tuple[int, int], *, key: jax.Array, first_latent: int
+    ) -> np.ndarray:
+        """Resizes a window to `size` and enhances it.
 
         Args:
-          video_FHWC: uint8 RGB, any number of frames; padded with the last one to a length that the VAE takes, and
-            cut back.
-          size: (height, width) of the result, such as the VAE's latents allow.
-          key: of the whole clip's noise.
+          video_FHWC: uint8 RGB, any number of frames; padded with the last frame to a length that the VAE takes,
+            and cropped again.
+          size: (height, width) of the result in pixels, multiples of what the VAE's latents allow.
+          key: of the noise of the whole clip.
           first_latent: the index of the window's first latent frame in the clip.
 
         Returns:
@@ -59,29 +69,30 @@ class Enhancer:
         """
         video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None], self.vae.config.latent_spec)
         z_low = programs.low_res_latents(self.vae, video_BFHWC, size, tiling=self.tiling)
-        enhanced_BFHWC = programs.decoded(self.vae, self.transport(z_low, key, first_latent), self.tiling)
+        enhanced_BFHWC = programs.decode_latents(self.vae, self.enhance_latents(z_low, key, first_latent), self.tiling)
         return np.asarray(enhanced_BFHWC[0, : len(video_FHWC)])
 
 
-def enhance(
+def enhance_clip(
     enhancer: Enhancer, frames: Iterable[np.ndarray], size: tuple[int, int], *, key: jax.Array, windows: Windows
 ) -> Iterator[np.ndarray]:
-    """A clip of any length, in as many frames.
+    """Enhances a clip of any length, streaming.
 
     Args:
-      frames: uint8 HWC RGB, all of one size; read as they are needed.
-      size: (height, width) of the result, such as the VAE's latents allow.
-      key: of the noise: the same key gives the same clip.
-      windows: the model's frames, and how many of them neighbouring windows share.
+      enhancer: the compiled functions.
+      frames: uint8 HWC RGB, all of one size; read lazily.
+      size: (height, width) of the result in pixels, multiples of what the VAE's latents allow.
+      key: of the noise; the same key gives the same clip.
+      windows: the length of the windows and their overlap.
 
     Yields:
-      uint8 (F, *size, 3): the frames that a window has finished, as soon as it has; one block for each window.
+      uint8 (F, *size, 3), one block per window: the frames that no later window contributes to.
     """
 
-    def enhanced():
-        for window in cut(frames, windows):
+    def enhance_windows():
+        for window in split_windows(frames, windows):
             first_latent = window.start // windows.alignment
-            video = enhancer.window(window.video_FHWC, size, key=key, first_latent=first_latent)
+            video = enhancer.enhance_window(window.video_FHWC, size, key=key, first_latent=first_latent)
             yield window._replace(video_FHWC=video)
 
-    return map(to_uint8, crossfade(enhanced(), windows.overlap))
+    return map(to_uint8, crossfade(enhance_windows(), windows.overlap))

@@ -1,4 +1,4 @@
-"""An enhanced clip as a file: frames as they come, the input's rate and sound, all of it or nothing."""
+"""Writes an enhanced clip to an mp4: streams the frames, copies frame rate and audio of the input, atomically."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -20,9 +20,17 @@ def write_clip(
     *,
     crf: float,
 ) -> int:
-    """Writes blocks of frames (uint8 FHWC), and the audio of `source`; returns how many frames there were.
+    """Writes frames and the audio of `source` to an mp4.
 
-    info: of `source`. What cannot be kept is reported before the work.
+    Args:
+      output: the mp4; replaced when the new one is complete.
+      blocks: uint8 FHWC, read lazily.
+      source: the video whose audio is copied. Audio that an mp4 cannot hold is reported before the first block is read.
+      info: of `source`.
+      crf: x264's rate factor, 0 (lossless) to 51.
+
+    Returns:
+      The number of frames written.
     """
     count = 0
 
@@ -43,7 +51,7 @@ def write_clip(
 
 
 def _can_hold_audio(partial: Path, source: Path, fps: float) -> bool:
-    """Tries the audio on a film of one frame; where an mp4 cannot hold it, says so."""
+    """Returns whether an mp4 can hold the audio, by copying it to a video of one frame; logs a note if it cannot."""
     video_io.encode(partial, np.zeros((1, 16, 16, 3), np.uint8), fps)
     try:
         return video_io.copy_audio(source, partial)

@@ -1,7 +1,7 @@
-"""What a pipeline is put together from: stages, VAEs and text encoders that are read when they are first used.
+"""Lazily loaded components of a pipeline: stages, VAEs and text encoders, read when they are first used.
 
-Opening a pipeline only looks at what is there. A network then stays in memory; a text encoder is let go as soon as it
-has encoded, before the network of the stage runs.
+Opening a pipeline reads configurations only. A network stays in memory once loaded; a text encoder is freed as soon as
+it has encoded, before the network of the stage runs.
 """
 
 import dataclasses
@@ -21,104 +21,122 @@ from fv_jax.core.console import Notice
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.dit import DiT
 from fv_jax.models.vae import VAEConfig
-from fv_jax.sampling.metadata import Weights
-from fv_jax.sampling.programs import Loaded, S
-from fv_jax.sampling.prompts import shown
+from fv_jax.sampling.metadata import WeightDigests
+from fv_jax.sampling.programs import LoadedStage, S
+from fv_jax.sampling.prompts import quote_prompt
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.text.encoder import TextEncoder
 from fv_jax.weights.fingerprints import sampled_fingerprint
 
 
 @dataclasses.dataclass(eq=False)
-class VAEPart:
-    """config: its sizes. read: gives the network. read_digest: names it."""
+class LazyVAE:
+    """A VAE that is loaded when it is first used.
+
+    Attributes:
+      config: the architecture.
+      load: loads and jits the network.
+      load_digest: returns the fingerprint of its parameters.
+    """
 
     config: VAEConfig
-    read: Callable[[], JittedVAE]
-    read_digest: Callable[[], str]
+    load: Callable[[], JittedVAE]
+    load_digest: Callable[[], str]
 
     @functools.cached_property
     def jitted(self) -> JittedVAE:
-        return self.read()
+        return self.load()
 
     @functools.cached_property
     def digest(self) -> str:
-        return self.read_digest()
+        return self.load_digest()
 
 
 @dataclasses.dataclass(eq=False)
 class LazyTextEncoder:
-    """open: gives the encoder, which is not kept. name: as messages call it."""
+    """A text encoder that is opened for each call. name: for messages. open: loads the encoder, which is not kept."""
 
     name: str
     open: Callable[[], TextEncoder]
 
 
 @dataclasses.dataclass(eq=False)
-class Part(Generic[S]):
-    """A stage.
+class LazyStage(Generic[S]):
+    """A stage whose network is loaded when it is first used.
 
-    name: as messages call it. read: gives its network. text: None where it was trained without.
+    Attributes:
+      name: for messages, such as the folder of the run.
+      stage: configuration and methods of the stage.
+      load: loads the network.
+      vae: the VAE of its latents.
+      text: the text encoder; None for a stage that was trained without text.
     """
 
     name: str
     stage: S
-    read: Callable[[], DiT]
-    vae: VAEPart
+    load: Callable[[], DiT]
+    vae: LazyVAE
     text: LazyTextEncoder | None
 
     @property
     def latent_spec(self) -> LatentSpec:
-        """The latents that the stage works on."""
+        """The geometry of the latents and tokens that the stage works on."""
         return self.vae.config.latent_spec.with_patch(self.stage.dit.patch_size)
 
     @functools.cached_property
-    def loaded(self) -> Loaded[S]:
-        return Loaded.of(self.stage, self.read())
+    def loaded(self) -> LoadedStage[S]:
+        return LoadedStage.create(self.stage, self.load())
 
     @functools.cached_property
     def digest(self) -> str:
         return sampled_fingerprint(self.loaded.state)
 
-    def weights(self, text_digest: str) -> Weights:
-        return Weights(self.digest, self.vae.digest, text_digest)
+    def weight_digests(self, text_digest: str) -> WeightDigests:
+        return WeightDigests(self.digest, self.vae.digest, text_digest)
 
-    def embedded(self, texts: Sequence[str]) -> tuple[np.ndarray | None, str]:
-        """The texts' embeddings (B, L, D) and the encoder's digest; (None, '') without an encoder. Warns of each text
-        that is cut off.
+    def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray | None, str]:
+        """Encodes prompts with the stage's text encoder; warns of each prompt that is truncated.
 
-        Raises ConfigError for an encoder that does not fit the network, ValueError for a text that it reads nothing in.
+        Returns:
+          The embeddings (B, L, D) and the fingerprint of the encoder; (None, '') without an encoder.
+
+        Raises:
+          ConfigError: the embeddings do not have the width that the network takes.
+          ValueError: the encoder finds no token in a prompt.
         """
         if self.text is None:
             return None, ''
         encoder = self.text.open()
         require(
             encoder.fingerprint.dim == self.stage.dit.text_dim,
-            f'{self.name}: was trained on text embeddings {self.stage.dit.text_dim} wide, and those of '
-            f'{self.text.name!r} are {encoder.fingerprint.dim}',
+            f'{self.name}: was trained on text embeddings of width {self.stage.dit.text_dim}; those of '
+            f'{self.text.name!r} have width {encoder.fingerprint.dim}',
             ConfigError,
         )
         for text in texts:
             if truncation := encoder.truncation(text):
-                notice = f'prompt {shown(text)}: {truncation}'
+                notice = f'prompt {quote_prompt(text)}: {truncation}'
                 warnings.warn(notice, Notice, stacklevel=4)  # the line that called `preview` or `enhance`
         embeddings_BLD, digest = encoder.encode(texts), encoder.fingerprint.digest
         del encoder
-        gc.collect()  # Flax leaves cycles behind that hold the weights
+        gc.collect()  # Flax modules form reference cycles that would keep the weights alive
         for text, embedding_LD in zip(texts, embeddings_BLD, strict=True):
             if not np.any(embedding_LD):
-                raise ValueError(f'prompt {shown(text)}: holds nothing that {self.text.name!r} can read; use words')
+                raise ValueError(
+                    f'prompt {quote_prompt(text)}: contains no text that {self.text.name!r} can encode; use words'
+                )
         return embeddings_BLD, digest
 
 
-def batches(rows: int, size: int | None) -> list[list[int]]:
-    """The indices of rows in batches of one size: the last one is filled up with the last row, so that no batch is of
-    another shape. None: all at once.
+def batch_indices(count: int, batch_size: int | None) -> list[list[int]]:
+    """Splits range(count) into batches of equal size; None is one batch.
+
+    The last batch is padded with the last index, so that every batch has the same shape.
     """
-    size = min(size or rows, rows)
-    return [[min(i, rows - 1) for i in range(first, first + size)] for first in range(0, rows, size)]
+    size = min(batch_size or count, count)
+    return [[min(i, count - 1) for i in range(first, first + size)] for first in range(0, count, size)]
 
 
-def rows_of(array: np.ndarray | None, rows: list[int]) -> jax.Array | None:
-    """These rows of an array, on the device."""
-    return None if array is None else jnp.asarray(array[rows])
+def take(array: np.ndarray | None, indices: list[int]) -> jax.Array | None:
+    """Returns the examples at these indices of the batch axis, on the device; None for None."""
+    return None if array is None else jnp.asarray(array[indices])

@@ -1,5 +1,6 @@
-"""How a video came about: all that is needed to make it again. A record is written into the mp4 (as JSON, in its
-comment) and beside stored latents.
+"""Generation metadata: everything that is needed to reproduce a preview or a video.
+
+It is stored in the comment of the mp4, as JSON, and beside stored latents.
 """
 
 import dataclasses
@@ -19,11 +20,15 @@ _KEY = 'fv_jax'
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where the weights were, as the user named them.
+class WeightsOrigin:
+    """Where the weights were loaded from, as the user named them.
 
-    official: a folder of official files. checkpoints: folders, or 'embedded'; steps: of each run in them.
-    dtype: of the official networks. text: the text encoder, where it was chosen by hand.
+    Attributes:
+      official: a folder of official files, or None.
+      checkpoints: folders of runs, or 'embedded'.
+      steps: the checkpoint step of each run.
+      dtype: of the official networks.
+      text: the text encoder, if the user chose one.
     """
 
     official: str | None = None
@@ -34,8 +39,8 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
-    """Digests of what a stage ran with; text: '' without an encoder."""
+class WeightDigests:
+    """Fingerprints of the networks that a stage ran with; `text` is '' without a text encoder."""
 
     network: str
     vae: str
@@ -43,50 +48,65 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Previewed:
-    """Stage 1's part."""
+class PreviewMetadata:
+    """Prompt, seed, settings and weights of stage 1."""
 
     prompt: str
     seed: int
     settings: PreviewSettings
-    weights: Weights
+    weights: WeightDigests
 
 
 @dataclasses.dataclass(frozen=True)
-class Enhanced:
-    """Stage 2's part."""
+class EnhanceMetadata:
+    """Seed, settings and weights of stage 2."""
 
     seed: int
     settings: EnhanceSettings
-    weights: Weights
+    weights: WeightDigests
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """version: of fv_jax. fps, crf: of the mp4."""
+class GenerationMetadata:
+    """Everything that determines the frames of an mp4.
+
+    Attributes:
+      version: of fv_jax.
+      origin: where the weights were loaded from.
+      preview: what stage 1 sampled.
+      enhance: what stage 2 sampled; None for a preview.
+      fps: frames per second of the mp4.
+      crf: x264's rate factor of the mp4.
+    """
 
     version: str
-    origin: Origin
-    preview: Previewed
-    enhance: Enhanced | None = None
+    origin: WeightsOrigin
+    preview: PreviewMetadata
+    enhance: EnhanceMetadata | None = None
     fps: float = FPS
     crf: float = DEFAULT_CRF
 
     def to_json(self) -> str:
-        """One line of ASCII."""
+        """Serializes the metadata to JSON, one line of ASCII."""
         return json.dumps({_KEY: config_lib.to_dict(self)}, sort_keys=True)
 
 
-def from_json(text: str) -> Record:
-    """The record that `to_json` wrote. Raises ValueError: it is none, or one of another version with other fields."""
+def from_json(text: str) -> GenerationMetadata:
+    """Parses what `to_json` wrote.
+
+    Raises:
+      ValueError: the text is no such JSON, or another version of fv_jax wrote other fields.
+    """
     try:
         values = parse_json(text)
     except ValueError:
         values = None
-    require(isinstance(values, dict) and _KEY in values, 'holds no record of how it was made')
+    require(isinstance(values, dict) and _KEY in values, 'contains no generation metadata')
     found = values[_KEY]
     version = found.get('version') if isinstance(found, dict) else None
     try:
-        return config_lib.build(Record, found, 'record')
+        return config_lib.build(GenerationMetadata, found, 'metadata')
     except (ConfigError, AttributeError, TypeError) as error:
-        raise ValueError(f'its record was made by fv_jax {version} and cannot be read here ({error})') from None
+        raise ValueError(
+            f'its generation metadata was written by fv_jax {version} and cannot be read here ({error})'
+        ) from None

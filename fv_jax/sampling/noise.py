@@ -1,7 +1,7 @@
-"""The random numbers of a sample: what stage 1 starts from and adds, what stage 2's source is made with.
+"""The noise of a sample: initial latents and sampler noise of stage 1, noise augmentation of stage 2.
 
-Samplers ask for them by shape, within their jitted call. A row's numbers depend on the row's seed alone, so that a
-prompt gives the same video in any batch.
+Samplers request noise by shape, inside their jitted call. The noise of an example depends on its own seed alone, so
+that a prompt gives the same video in any batch.
 """
 
 import dataclasses
@@ -15,39 +15,39 @@ from fv_jax.diffusion.dpm_solver import NoiseFn
 from fv_jax.stages.low_res import drawn_noise
 from fv_jax.stages.protocol import row_normal
 
-_PREVIEW, _POSTERIOR, _SOURCE = range(3)
+_PREVIEW, _POSTERIOR, _AUGMENTATION = range(3)  # folded into an example's key
 
 
 class PreviewNoise(Protocol):
-    """A pytree."""
+    """Provides the noise of stage 1. A pytree."""
 
     def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
-        """Unit noise of a batch of latents (B, F, H, W, C): the start, and what is added at each step."""
+        """Returns initial latents (B, F, H, W, C), unit normal, and a function for the noise of each sampler step."""
         ...
 
 
-class SourceNoise(Protocol):
-    """A pytree."""
+class EnhanceNoise(Protocol):
+    """Provides the noise of stage 2. A pytree."""
 
     def posterior(self, shape: tuple[int, ...]) -> jax.Array:
-        """Unit noise (B, F, H, W, C) that the VAE's latents are drawn with, where they are."""
+        """Returns unit normal noise (B, F, H, W, C) for sampling the VAE posterior."""
         ...
 
-    def source(self, shape: tuple[int, ...]) -> jax.Array:
-        """Unit noise (B, F, H, W, C) that stage 2's source is mixed with."""
+    def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
+        """Returns unit normal noise (B, F, H, W, C) for the noise augmentation of the low-resolution latents."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SeededNoise:
-    """Both, from one key for each row."""
+    """The noise of both stages, from one key per example."""
 
     keys_B: jax.Array
 
     @classmethod
-    def of(cls, seeds: list[int]) -> 'SeededNoise':
-        """A row for each seed, 0 to 2^32 - 1."""
+    def from_seeds(cls, seeds: list[int]) -> 'SeededNoise':
+        """Creates the noise of one example per seed. Seeds are 0 to 2^32 - 1."""
         return cls(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
 
     def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
@@ -56,8 +56,8 @@ class SeededNoise:
     def posterior(self, shape: tuple[int, ...]) -> jax.Array:
         return row_normal(self._keys(_POSTERIOR), shape)
 
-    def source(self, shape: tuple[int, ...]) -> jax.Array:
-        return row_normal(self._keys(_SOURCE), shape)
+    def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
+        return row_normal(self._keys(_AUGMENTATION), shape)
 
     def _keys(self, purpose: int) -> jax.Array:
         return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(self.keys_B)
@@ -66,10 +66,10 @@ class SeededNoise:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WindowNoise:
-    """A source's noise, for one row: a window of a clip whose latent frames begin at `first`.
+    """The noise augmentation of a window whose first latent frame has the index `first` in the clip; batch size 1.
 
-    The noise of a latent frame is drawn from (key, its index in the whole clip). Windows that overlap therefore share
-    the noise of what they share, and the noise of a moment does not depend on the window that it is computed in.
+    The noise of a latent frame is drawn from (key, its index in the whole clip). Overlapping windows therefore share
+    the noise of the frames that they share.
     """
 
     key: jax.Array
@@ -78,7 +78,7 @@ class WindowNoise:
     def posterior(self, shape: tuple[int, ...]) -> jax.Array:
         raise NotImplementedError('clips are enhanced from the means of their latents')
 
-    def source(self, shape: tuple[int, ...]) -> jax.Array:
+    def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
         assert shape[0] == 1, shape
         keys_F = jax.vmap(functools.partial(jax.random.fold_in, self.key))(self.first + jnp.arange(shape[1]))
         return row_normal(keys_F, shape[1:])[None]

@@ -1,9 +1,9 @@
-"""Previews on disk, to be looked at now and enhanced later. A run's folder:
+"""Stores previews on disk, to be viewed now and enhanced later. The folder of a call of `sample preview` holds:
 
-contact_sheet.png       all of them, a row each
-N/preview.mp4           to look at; never read
-N/latents.safetensors   what is enhanced, and the record of how it was made, with their digest
-N/video.mp4             once it is enhanced
+contact_sheet.png       every preview, one per row
+N/preview.mp4           for viewing; never read
+N/latents.safetensors   what stage 2 starts from, the generation metadata, and a digest of both
+N/video.mp4             the enhanced video, if there is one
 """
 
 import hashlib
@@ -13,69 +13,72 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save as serialize
 
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.files import atomic_write
 from fv_jax.data.video import contact_sheet
 from fv_jax.sampling import metadata
-from fv_jax.sampling.results import Preview, Stored
+from fv_jax.sampling.results import Preview, StoredPreview
 
 PREVIEW, LATENTS, VIDEO, SHEET = 'preview.mp4', 'latents.safetensors', 'video.mp4', 'contact_sheet.png'
-_RECORD, _DIGEST = 'record', 'sha256'
+_METADATA, _DIGEST = 'record', 'sha256'
 
 
-def store(folder: Path, preview: Preview, *, fps: float, crf: float) -> None:
-    """Writes a preview as the folder N; it appears when it is whole. Raises OSError."""
+def save(folder: Path, preview: Preview, *, fps: float, crf: float) -> None:
+    """Writes a preview to the folder N atomically. Raises OSError."""
     with atomic_write(folder) as partial:
         partial.mkdir()
         preview.save(partial / PREVIEW, fps=fps, crf=crf)
         latents = np.ascontiguousarray(preview.latents, np.float32)
-        text = preview.record.to_json()
-        header = {_RECORD: text, _DIGEST: _digest(text, latents)}
-        (partial / LATENTS).write_bytes(save({'latents': latents}, header))
+        text = preview.metadata.to_json()
+        header = {_METADATA: text, _DIGEST: _digest(text, latents)}
+        (partial / LATENTS).write_bytes(serialize({'latents': latents}, header))
 
 
-def load(folder: Path) -> Stored:
-    """What was stored, but for what is to be looked at.
+def load(folder: Path) -> StoredPreview:
+    """Loads the latents and the metadata of a stored preview.
 
-    Raises ValueError: there is none, or it is not as it was stored.
+    Raises:
+      ValueError: the folder holds no stored preview, or it was modified since it was stored.
     """
     path = folder / LATENTS
     if not path.is_file():
         run = folder if folder.is_dir() else folder.parent
         found = sorted(run.glob(f'*/{LATENTS}'))
-        hint = f'; there is {found[0].parent}' if found else ''
+        hint = f'; did you mean {found[0].parent}?' if found else ''
         raise ValueError(f'{folder}: holds no stored preview (no {LATENTS}){hint}')
-    changed = f'{folder}: was changed since it was stored'
+    changed = f'{folder}: was modified since it was stored'
     try:
         with safe_open(str(path), framework='numpy') as file:
             header, latents = file.metadata() or {}, file.get_tensor('latents')
     except (SafetensorError, OSError) as error:
-        raise ValueError(f'{changed}: {LATENTS} cannot be read ({error}); make the preview again') from None
-    require(_RECORD in header and _DIGEST in header, f'{changed}: {LATENTS} has no record; make the preview again')
-    if _digest(header[_RECORD], latents) != header[_DIGEST]:
-        raise ValueError(f'{changed}: its latents or its record are not those of its digest; make the preview again')
+        raise ValueError(f'{changed}: {LATENTS} cannot be read ({error}); run `sample preview` again') from None
+    require(
+        _METADATA in header and _DIGEST in header, f'{changed}: {LATENTS} has no metadata; run `sample preview` again'
+    )
+    if _digest(header[_METADATA], latents) != header[_DIGEST]:
+        raise ValueError(f'{changed}: its latents or its metadata fail the integrity check; run `sample preview` again')
     with error_context(f'{folder}: '):
-        return Stored(latents, metadata.from_json(header[_RECORD]))
+        return StoredPreview(latents, metadata.from_json(header[_METADATA]))
 
 
-def _digest(record_text: str, latents: np.ndarray) -> str:
-    """The SHA-256 of both together."""
-    together = hashlib.sha256(record_text.encode())
-    together.update(np.ascontiguousarray(latents).tobytes())
-    return together.hexdigest()
+def _digest(metadata_json: str, latents: np.ndarray) -> str:
+    """Returns the SHA-256 of the metadata and the latents together."""
+    digest = hashlib.sha256(metadata_json.encode())
+    digest.update(np.ascontiguousarray(latents).tobytes())
+    return digest.hexdigest()
 
 
-def remove_from(run: Path, first: int) -> None:
-    """Removes the previews that are stored under the numbers `first` and above."""
-    for path in run.glob(f'*/{LATENTS}'):
+def remove_from(parent: Path, first: int) -> None:
+    """Removes the stored previews with the numbers `first` and above."""
+    for path in parent.glob(f'*/{LATENTS}'):
         if path.parent.name.isdecimal() and int(path.parent.name) >= first:
             shutil.rmtree(path.parent)
 
 
 def write_sheet(path: Path, previews: Sequence[tuple[str, Preview]]) -> None:
-    """A contact sheet of (name, preview); it appears when it is whole."""
+    """Writes a contact sheet of (name, preview) atomically."""
     rows = [(f'{name}: {preview.prompt} (seed {preview.seed})', preview.frames) for name, preview in previews]
     with atomic_write(path) as partial:
         contact_sheet.preview_sheet(rows).save(partial, format='PNG')

@@ -1,15 +1,15 @@
-"""Both stages between text and pixels; each stage's whole walk is one jitted call, and each chunk of the VAE one.
+"""Jitted functions of both stages: the whole sampling loop of a stage is one call, and so is each chunk of the VAE.
 
     z_preview = generate(text, noise)                                stage 1: its sampler and guidance   model guide 5.2
     preview   = clip(decode(z_preview), -1, 1)                       official chunks                     model guide 4.3
     x         = resize(preview)                                      antialiased bilinear, never rounded model guide 5.4
     z_low     = mean or sample of the VAE's latents of x             official chunks                     model guide 4
-    z_high    = transport(source(z_low, noise), text)                stage 2: its sampler and grid       model guide 5.3
-    video     = clip(decode(z_high), -1, 1)                          in slices of the width, if wanted   model guide 4.3
+    z_high    = enhance_latents(z_low, text, noise)                  noise augmentation, stage 2         model guide 5.3
+    video     = clip(decode(z_high), -1, 1)                          optionally in slices of the width   model guide 4.3
 
 Encode and decode of the large video take whole frames or tiles of them (`models/vae_tiling`).
 
-All latents are as the VAE makes them, not scaled.
+All latents are unscaled, as the VAE encodes them.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from fv_jax.core.resize import resize
 from fv_jax.models.dit import DiT
 from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
-from fv_jax.sampling.noise import PreviewNoise, SourceNoise
+from fv_jax.sampling.noise import EnhanceNoise, PreviewNoise
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.low_res import LowRes
 from fv_jax.stages.super_res import SuperRes
@@ -34,8 +34,8 @@ S = TypeVar('S', LowRes, SuperRes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Loaded(Generic[S]):
-    """A stage and its network. Executables are shared by all networks of one graph, so that loading again compiles
+class LoadedStage(Generic[S]):
+    """A stage and its network, split for jit. Networks of one graphdef share executables, so that reloading compiles
     nothing.
     """
 
@@ -44,21 +44,38 @@ class Loaded(Generic[S]):
     state: nnx.State
 
     @classmethod
-    def of(cls, stage: S, model: DiT) -> 'Loaded[S]':
-        # A stage is a key of the executables, which would keep its encoder's weights.
+    def create(cls, stage: S, model: DiT) -> 'LoadedStage[S]':
+        """Splits a network and pairs it with its stage."""
+        # The stage is a static argument of jitted functions, whose cache would keep the encoder's weights alive.
         return cls(dataclasses.replace(stage, encoder=None), *nnx.split(model))
 
-    def sampled_as(self, stage: S) -> 'Loaded[S]':
-        """The same network under other settings."""
+    def with_stage(self, stage: S) -> 'LoadedStage[S]':
+        """Returns the same network with other settings of the stage."""
         return dataclasses.replace(self, stage=dataclasses.replace(stage, encoder=None))
 
 
 def generate(
-    first: Loaded[LowRes], text_BLD: jax.Array, noise: PreviewNoise, latent_size: tuple[int, int, int], *, rules: Rules
+    stage1: LoadedStage[LowRes],
+    text_BLD: jax.Array,
+    noise: PreviewNoise,
+    latent_size: tuple[int, int, int],
+    *,
+    rules: Rules,
 ) -> jax.Array:
-    """A preview's latents (B, F', H', W', C), float32. latent_size: (F', H', W')."""
-    shape = (text_BLD.shape[0], *latent_size, first.stage.dit.latent_channels)
-    return _generate(first.state, text_BLD, noise, first.stage, first.graphdef, shape, rules)
+    """Samples the latents of previews with stage 1.
+
+    Args:
+      stage1: the loaded stage.
+      text_BLD: text embeddings.
+      noise: initial latents and sampler noise.
+      latent_size: (F', H', W').
+      rules: how activations are sharded and which attention kernel runs.
+
+    Returns:
+      float32 (B, F', H', W', C), unscaled.
+    """
+    shape = (text_BLD.shape[0], *latent_size, stage1.stage.dit.latent_channels)
+    return _generate(stage1.state, text_BLD, noise, stage1.stage, stage1.graphdef, shape, rules)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
@@ -67,21 +84,36 @@ def _generate(state, text_BLD, noise, stage, graphdef, shape, rules):
     return stage.generate(nnx.merge(graphdef, state), start, text_BLD, noise_fn, rules=rules)
 
 
-def transport(
-    second: Loaded[SuperRes], z_low_BFHWC: jax.Array, text_BLD: jax.Array | None, noise: SourceNoise, *, rules: Rules
+def enhance_latents(
+    stage2: LoadedStage[SuperRes],
+    z_low_BFHWC: jax.Array,
+    text_BLD: jax.Array | None,
+    noise: EnhanceNoise,
+    *,
+    rules: Rules,
 ) -> jax.Array:
-    """The high-res latents of an upsampled video's, float32. text_BLD: None for all zeros."""
-    stage = second.stage
+    """Samples high-resolution latents with stage 2.
+
+    Args:
+      stage2: the loaded stage.
+      z_low_BFHWC: latents of the video after resizing, unscaled.
+      text_BLD: text embeddings; None for all zeros.
+      noise: the noise augmentation.
+      rules: how activations are sharded and which attention kernel runs.
+
+    Returns:
+      float32, of the shape of `z_low_BFHWC`, unscaled.
+    """
+    stage = stage2.stage
     if text_BLD is None:
-        # All-zero text is the unconditional input too, so that guidance would mix two equal velocities at twice the
-        # cost.
+        # All-zero text is the unconditional input too: guidance would combine two equal velocities at twice the cost.
         text_BLD, stage = stage.text({'z_low_BFHWC': z_low_BFHWC}), stage.sampled_with(guidance_scale=1.0)
-    return _transport(second.state, z_low_BFHWC, text_BLD, noise, stage, second.graphdef, rules)
+    return _enhance_latents(stage2.state, z_low_BFHWC, text_BLD, noise, stage, stage2.graphdef, rules)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _transport(state, z_low_BFHWC, text_BLD, noise, stage, graphdef, rules):
-    source = stage.source(z_low_BFHWC, noise.source(z_low_BFHWC.shape))
+def _enhance_latents(state, z_low_BFHWC, text_BLD, noise, stage, graphdef, rules):
+    source = stage.source(z_low_BFHWC, noise.augmentation(z_low_BFHWC.shape))
     return stage.unscaled(stage.transport(nnx.merge(graphdef, state), source, text_BLD, rules=rules))
 
 
@@ -89,25 +121,38 @@ def low_res_latents(
     vae: JittedVAE,
     video_BFHWC: jax.Array,
     size: tuple[int, int],
-    noise: SourceNoise | None = None,
+    noise: EnhanceNoise | None = None,
     tiling: Tiling | None = None,
 ) -> jax.Array:
-    """The latents of a video in [-1, 1] made larger, to (height, width): their means or, given noise, a sample."""
-    moments = vae.moments(_resized(video_BFHWC, *size), tiling)
-    return split_moments(moments)[0] if noise is None else _sampled(moments, noise)
+    """Resizes a video and encodes it.
+
+    Args:
+      vae: the VAE of stage 2.
+      video_BFHWC: in [-1, 1].
+      size: (height, width) in pixels after resizing.
+      noise: samples the VAE posterior; None takes its mean.
+      tiling: of the VAE; None for whole frames.
+
+    Returns:
+      Latents, unscaled.
+    """
+    moments = vae.moments(_resize(video_BFHWC, *size), tiling)
+    return split_moments(moments)[0] if noise is None else _sample_posterior(moments, noise)
 
 
 @jax.jit
-def _sampled(moments_BFHWC: jax.Array, noise: SourceNoise) -> jax.Array:
+def _sample_posterior(moments_BFHWC: jax.Array, noise: EnhanceNoise) -> jax.Array:
     *dims, channels = moments_BFHWC.shape
     return sample_latents(moments_BFHWC, noise.posterior((*dims, channels // 2)))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _resized(video_BFHWC: jax.Array, height: int, width: int) -> jax.Array:
+def _resize(video_BFHWC: jax.Array, height: int, width: int) -> jax.Array:
     return resize(video_BFHWC, height, width)
 
 
-def decoded(vae: JittedVAE, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1) -> jax.Array:
-    """Latents to video in [-1, 1], float32."""
+def decode_latents(
+    vae: JittedVAE, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1
+) -> jax.Array:
+    """Decodes unscaled latents to video (B, F, H, W, 3) in [-1, 1], float32."""
     return jnp.clip(vae.video(z_BFHWC, tiling, width_slices=width_slices).astype(jnp.float32), -1, 1)

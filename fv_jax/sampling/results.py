@@ -1,4 +1,4 @@
-"""What the pipeline gives back: arrays that know how they came about, can be saved, and play in a notebook."""
+"""Results of the pipeline: arrays with generation metadata, which can be saved and play in a notebook."""
 
 import base64
 import dataclasses
@@ -10,36 +10,38 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.data.video import video_io
 from fv_jax.data.video.video_io import DEFAULT_CRF
-from fv_jax.sampling.metadata import FPS, Record
+from fv_jax.sampling.metadata import FPS, GenerationMetadata
 
-_SHOWN_CRF = 23  # in a notebook, which keeps what it shows
-_SHOWN_WIDTH = 480  # pixels that a small video is shown at
+_NOTEBOOK_CRF = 23  # higher than of a saved mp4, as notebooks store what they show
+_NOTEBOOK_WIDTH = 480  # pixels that a smaller video is shown at
 
 
 class _Playable:
-    """`frames` (F, H, W, 3) uint8, and `record`."""
+    """Base of results with `frames`, (F, H, W, 3) uint8, and `metadata`."""
 
     frames: np.ndarray
-    record: Record
+    metadata: GenerationMetadata
 
     def save(self, path: str | Path, *, fps: float = FPS, crf: float = DEFAULT_CRF) -> None:
-        """Writes an H.264 mp4, with the record in its comment; it appears when it is whole.
+        """Writes an H.264 mp4 atomically, with the metadata in its comment.
 
         Args:
-          path: the file; one that is there is replaced.
-          fps: frames a second, above 0; 8 is the official rate.
+          path: the file; an existing one is replaced.
+          fps: frames per second, above 0; 8 is the official rate.
           crf: x264's rate factor, 0 (lossless) to 51.
 
-        Raises ValueError for an fps that is none, OSError where it cannot be written.
+        Raises:
+          ValueError: an invalid fps.
+          OSError: the file cannot be written.
         """
         path = Path(path)
-        require(path.absolute().parent.is_dir(), f'{path}: there is no folder {path.parent}', FileNotFoundError)
-        comment = dataclasses.replace(self.record, fps=float(fps), crf=float(crf)).to_json()
+        require(path.absolute().parent.is_dir(), f'{path}: folder {path.parent} does not exist', FileNotFoundError)
+        comment = dataclasses.replace(self.metadata, fps=float(fps), crf=float(crf)).to_json()
         video_io.encode(path, self.frames, fps, crf=crf, comment=comment)
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(video_io.encode_bytes(self.frames, FPS, crf=_SHOWN_CRF)).decode()
-        width = max(self.frames.shape[2], _SHOWN_WIDTH)
+        data = base64.b64encode(video_io.encode_bytes(self.frames, FPS, crf=_NOTEBOOK_CRF)).decode()
+        width = max(self.frames.shape[2], _NOTEBOOK_WIDTH)
         return (
             f'<figure><video controls autoplay loop muted playsinline style="width: {width}px; max-width: 100%" '
             f'src="data:video/mp4;base64,{data}"></video><figcaption>{html.escape(self._caption())}</figcaption>'
@@ -47,7 +49,7 @@ class _Playable:
         )
 
     def _caption(self) -> str:
-        return f'{self.record.preview.prompt} (seed {self.record.preview.seed})'
+        return f'{self.metadata.preview.prompt} (seed {self.metadata.preview.seed})'
 
     def __repr__(self) -> str:
         frames, height, width, _ = self.frames.shape
@@ -55,27 +57,29 @@ class _Playable:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Stored:
-    """What of a preview is enhanced: its latents (F', H', W', C) float32, as the VAE decodes them, and its record."""
+class StoredPreview:
+    """What stage 2 needs of a preview: its latents (F', H', W', C), float32 and unscaled, and its metadata."""
 
     latents: np.ndarray
-    record: Record
+    metadata: GenerationMetadata
 
     @property
     def prompt(self) -> str:
-        return self.record.preview.prompt
+        return self.metadata.preview.prompt
 
     @property
     def seed(self) -> int:
-        return self.record.preview.seed
+        return self.metadata.preview.seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Preview(_Playable, Stored):
-    """A low-resolution preview. `FlashVideo.enhance` makes it a `Video`.
+class Preview(_Playable, StoredPreview):
+    """A low-resolution preview, the input of `FlashVideo.enhance`.
 
-    latents: (F', H', W', C) float32, as the VAE decodes them, of the size that its `LatentSpec` gives.
-    frames: (F, H, W, 3) uint8, decoded from them, to look at.
+    Attributes:
+      latents: (F', H', W', C) float32, unscaled, of the size that the VAE's `LatentSpec` gives.
+      metadata: how it was generated.
+      frames: (F, H, W, 3) uint8, decoded from the latents, for viewing.
     """
 
     frames: np.ndarray
@@ -83,12 +87,12 @@ class Preview(_Playable, Stored):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Video(_Playable):
-    """An enhanced preview. frames: (F, H, W, 3) uint8."""
+    """An enhanced, high-resolution video. frames: (F, H, W, 3) uint8. metadata: how it was generated."""
 
     frames: np.ndarray
-    record: Record
+    metadata: GenerationMetadata
 
     @property
     def seed(self) -> int:
-        """Of stage 2."""
-        return self.record.enhance.seed
+        """The seed of the noise of stage 2."""
+        return self.metadata.enhance.seed

@@ -1,7 +1,7 @@
-"""How a prompt is previewed and a preview enhanced: everything that a user may choose. The defaults are official.
+"""Sampling settings of both stages. The defaults are the official settings.
 
-A pipeline has its own defaults (`FlashVideo.preview_settings`, `.enhance_settings`): those of its checkpoints' configs.
-`dataclasses.replace` makes others of them.
+A pipeline has defaults of its own (`FlashVideo.preview_settings`, `.enhance_settings`), those of the configs of its
+checkpoints; change them with `dataclasses.replace`.
 """
 
 import dataclasses
@@ -22,10 +22,12 @@ MAX_STRETCH = 1.1  # of a preview, in one direction: the official 256x480 become
 
 @dataclasses.dataclass(frozen=True)
 class PreviewSettings:
-    """Stage 1 (model guide 5.2).
+    """Sampling settings of stage 1 (model guide 5.2).
 
-    frames, size: length and (height, width) in pixels, such as the VAE's latents allow (`check`).
-    num_steps, guidance_kind, guidance_scale, guidance_exponent, guidance_batched, sampler: as in `LowResConfig`.
+    Attributes:
+      frames: length of the video, such as the VAE's latents allow (`check`).
+      size: (height, width) in pixels, multiples of what the latents allow.
+      num_steps, guidance_kind, guidance_scale, guidance_exponent, guidance_batched, sampler: as in `LowResConfig`.
     """
 
     frames: int = 49
@@ -38,9 +40,9 @@ class PreviewSettings:
     sampler: str = 'dpmpp_2m_sde'
 
     @classmethod
-    def of(cls, config: LowResConfig, data: Mapping[str, Any]) -> 'PreviewSettings':
-        """Those of a run: its stage's configuration and, as far as it has them, its clips' `frames`, `height` and
-        `width`.
+    def from_config(cls, config: LowResConfig, data: Mapping[str, Any]) -> 'PreviewSettings':
+        """Takes the settings of a run from its stage config and, where present, `frames`, `height` and `width` of its
+        data config.
         """
         return cls(
             data.get('frames', cls.frames),
@@ -54,32 +56,37 @@ class PreviewSettings:
         )
 
     def check(self, latent_spec: LatentSpec, path: str = '') -> None:
-        """Raises ConfigError for a length or a size that the stage's VAE cannot take, naming the nearest that it can.
+        """Raises ConfigError for a length or a size that the stage's VAE cannot encode; names the nearest valid one.
 
-        path: what precedes a field's name in the message.
+        Args:
+          latent_spec: of the stage's VAE.
+          path: precedes the name of a field in messages.
         """
         latent_spec.check_frames(f'{path}frames', self.frames)
         latent_spec.check_size(f'{path}size', self.size)
 
     def apply(self, stage: LowRes) -> LowRes:
-        """The stage that samples so."""
+        """Returns the stage with these sampler settings."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ('frames', 'size')}
         return dataclasses.replace(stage, config=dataclasses.replace(stage.config, **fields))
 
 
 @dataclasses.dataclass(frozen=True)
 class EnhanceSettings:
-    """Stage 2 (model guide 5.3).
+    """Sampling settings of stage 2 (model guide 5.3).
 
-    size: (height, width) in pixels, such as the VAE's latents allow (`check`). None: the preview's times `scale`,
-      rounded down to such.
-    noise_augmentation_timestep, shift, num_steps, sampler, guidance_scale, guidance_batched, prompt_prefix,
-      sample_posterior: as in `SuperResConfig`.
-    numerics: 'exact', or 'official' for what the official bfloat16 run computes: its time grid
-      (`diffusion/time_grids`) and the last decode in two halves.
-    width_slices: of the last decode; None: 1, and 2 in 'official' numerics.
-    tile_size: (height, width) in pixels, whole latents: VAE tiling (`models/vae_tiling`), for a device without the
-      memory for whole frames. None: off. tile_overlap: pixels that tiles share.
+    Attributes:
+      size: (height, width) in pixels, multiples of what the VAE's latents allow (`check`); None for the size of the
+        preview times `scale`, rounded down.
+      scale: output size / preview size, where `size` is None.
+      noise_augmentation_timestep, shift, num_steps, sampler, guidance_scale, guidance_batched, prompt_prefix,
+        sample_posterior: as in `SuperResConfig`.
+      numerics: 'exact', or 'official' to match the official bfloat16 run: its time grid (`diffusion/time_grids`), and
+        the last decode in two slices.
+      width_slices: slices of the width in the last decode; None for 1, or 2 with 'official' numerics.
+      tile_size: (height, width) in pixels of VAE tiles (`models/vae_tiling`), multiples of a latent, for a device
+        without the memory for whole frames; None for whole frames.
+      tile_overlap: pixels that neighbouring tiles share.
     """
 
     size: tuple[int, int] | None = (1072, 1920)
@@ -103,45 +110,53 @@ class EnhanceSettings:
         if self.tile_size is not None and self.slices > 1:
             whose = '' if self.width_slices else f", those of '{self.numerics}' numerics"
             raise ConfigError(
-                f'tile_size={self.tile_size}: goes not with width_slices={self.slices}{whose}; set width_slices=1'
+                f'tile_size={self.tile_size}: cannot be combined with width_slices={self.slices}{whose}; set '
+                'width_slices=1'
             )
 
     @classmethod
-    def of(cls, config: SuperResConfig, data: Mapping[str, Any]) -> 'EnhanceSettings':
-        """Those of a run: its stage's configuration, and the size of the pictures that it was trained on, if those were
-        whole ones; else four times the preview's.
+    def from_config(cls, config: SuperResConfig, data: Mapping[str, Any]) -> 'EnhanceSettings':
+        """Takes the settings of a run from its stage config. The size is that of its training frames if these were not
+        crops, else four times the size of the preview.
         """
         whole = data.get('fit', 'resize') == 'resize'
-        fields = {name: getattr(config, name) for name in _OF_SUPERRES}
+        fields = {name: getattr(config, name) for name in _SHARED_FIELDS}
         return cls(size=_size_of(data, None) if whole else None, **fields)
 
     def check(self, latent_spec: LatentSpec, path: str = '') -> None:
-        """Raises ConfigError for a size, or tiles, that the stage's VAE cannot take, naming the nearest that it can.
+        """Raises ConfigError for a size or tiles that the stage's VAE cannot encode; names the nearest valid size.
 
-        path: what precedes a field's name in the message.
+        Args:
+          latent_spec: of the stage's VAE.
+          path: precedes the name of a field in messages.
         """
         if self.size is not None:
             latent_spec.check_size(f'{path}size', self.size)
         self.tiling(latent_spec)
 
     def apply(self, stage: SuperRes) -> SuperRes:
-        """The stage that enhances so."""
-        fields = {name: getattr(self, name) for name in _OF_SUPERRES}
+        """Returns the stage with these sampler settings."""
+        fields = {name: getattr(self, name) for name in _SHARED_FIELDS}
         return dataclasses.replace(stage, config=dataclasses.replace(stage.config, **fields))
 
     @property
     def slices(self) -> int:
-        """In how many parts the last decode is made."""
+        """The number of slices of the width in the last decode."""
         return self.width_slices or (2 if self.numerics == 'official' else 1)
 
     def tiling(self, latent_spec: LatentSpec) -> Tiling | None:
-        """Of the stage's VAE; None for whole frames."""
+        """Returns the tiling of the stage's VAE, or None for whole frames."""
         return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap, latent_spec.spatial)
 
     def size_for(self, height: int, width: int, latent_spec: LatentSpec) -> tuple[int, int]:
-        """(height, width) that a preview of this size becomes. Raises ValueError where that would stretch it.
+        """Returns (height, width) of the video that a preview of this size becomes.
 
-        latent_spec: of the stage's VAE.
+        Args:
+          height, width: of the preview, in pixels.
+          latent_spec: of the stage's VAE.
+
+        Raises:
+          ValueError: `size` has another aspect ratio, so that the preview would be stretched by more than 10 %.
         """
         if self.size is None:
             return latent_spec.round_down(height * self.scale, width * self.scale)
@@ -155,8 +170,8 @@ class EnhanceSettings:
         return self.size
 
 
-# The fields that `EnhanceSettings` has in common with `SuperResConfig`.
-_OF_SUPERRES = tuple(
+# Fields of `EnhanceSettings` that are fields of `SuperResConfig`, too.
+_SHARED_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(EnhanceSettings)
     if field.name in {f.name for f in dataclasses.fields(SuperResConfig)}

@@ -1,4 +1,4 @@
-"""Prompt to preview to video: the lines of `sampling`, with texts, seeds and records around them."""
+"""The text-to-video pipeline: encodes prompts, samples both stages and attaches generation metadata."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,30 +13,34 @@ from fv_jax.core.parallel_context import Rules
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
 from fv_jax.sampling import preview_store, programs
-from fv_jax.sampling.lazy_stages import Part, VAEPart, batches, rows_of
-from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record
+from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, batch_indices, take
+from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightsOrigin
 from fv_jax.sampling.noise import SeededNoise
-from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, several
-from fv_jax.sampling.results import Preview, Stored, Video
+from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, is_sequence
+from fv_jax.sampling.results import Preview, StoredPreview, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages.low_res import LowRes
 from fv_jax.stages.super_res import SuperRes
 
-P = TypeVar('P', Part[LowRes], Part[SuperRes])
+P = TypeVar('P', LazyStage[LowRes], LazyStage[SuperRes])
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Pipeline:
-    """Both stages, or one of them.
+    """The two stages, or one of them.
 
-    preview_settings, enhance_settings: what is used where a call gives none.
-    notes: what a user should know of the weights, a line each.
-    clock: how long previewing ('preview') and enhancing ('enhance') ran, texts and files left out.
+    Attributes:
+      low_res, super_res: the stages; None for a stage that the weights do not hold.
+      origin: where the weights were loaded from.
+      preview_settings, enhance_settings: the defaults of `preview` and `enhance`.
+      rules: how activations are sharded and which attention kernel runs.
+      notes: warnings about the weights, one line each.
+      clock: seconds that sampling ran and compiled, under 'preview' and 'enhance'; without text encoding and files.
     """
 
-    first: Part[LowRes] | None
-    second: Part[SuperRes] | None
-    origin: Origin
+    low_res: LazyStage[LowRes] | None
+    super_res: LazyStage[SuperRes] | None
+    origin: WeightsOrigin
     preview_settings: PreviewSettings
     enhance_settings: EnhanceSettings
     rules: Rules
@@ -44,14 +48,14 @@ class Pipeline:
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     @property
-    def stage1(self) -> Part[LowRes]:
-        """Stage 1. Raises ValueError where the pipeline has none."""
-        return self._part(self.first, 'stage 1', 'preview')
+    def stage1(self) -> LazyStage[LowRes]:
+        """The low-resolution stage. Raises ValueError if the pipeline has none."""
+        return self._require_stage(self.low_res, 'stage 1', 'preview')
 
     @property
-    def stage2(self) -> Part[SuperRes]:
-        """Stage 2. Raises ValueError where the pipeline has none."""
-        return self._part(self.second, 'stage 2', 'enhance')
+    def stage2(self) -> LazyStage[SuperRes]:
+        """The super-resolution stage. Raises ValueError if the pipeline has none."""
+        return self._require_stage(self.super_res, 'stage 2', 'enhance')
 
     def preview(
         self, prompt: str | Sequence[str], seed: int | Sequence[int] = 0, settings: PreviewSettings | None = None
@@ -59,59 +63,59 @@ class Pipeline:
         """Samples low-resolution previews: stage 1 (arXiv 2502.05179, section 'Low-Resolution Stage I').
 
         A batch of prompts is one jitted call of the network; a second call of the same shape compiles nothing. The text
-        encoder is read, used and let go before the network runs; the network is read at the first call, and kept.
+        encoder is loaded, used and freed before the network runs; the network is loaded at the first call and kept.
 
         Args:
-          prompt: what is to be seen, in words; or several. White space around one is left out. More tokens than the
-            text encoder takes (226 officially) are cut off, with a warning that says so.
-          seed: a whole number from 0 to 2^32 - 1; for several prompts one for each, or the first of as many that follow
-            each other. A prompt and its seed give the same preview in any batch, up to rounding.
+          prompt: the text prompt, or a sequence of prompts. White space at both ends is stripped. Prompts of more
+            tokens than the text encoder takes (226 officially) are truncated, with a warning.
+          seed: an integer from 0 to 2^32 - 1; for a sequence of prompts one seed each, or the first of consecutive
+            seeds. A prompt and its seed give the same preview in any batch, up to rounding.
           settings: None for `preview_settings`.
 
         Returns:
-          A `Preview`, or a list of one for each prompt: `.latents` (F', H', W', C) float32, not scaled, and `.frames`
-          (F, H, W, 3) uint8, at 8 frames a second. Officially F = 49 and H x W = 256 x 480, so that F' = 13
+          A `Preview`, or a list with one per prompt: `.latents` (F', H', W', C) float32, unscaled, and `.frames`
+          (F, H, W, 3) uint8, at 8 frames per second. Officially F = 49 and H x W = 256 x 480, so that F' = 13
           and H' x W' = 32 x 60 (`core/latent_spec`).
 
         Raises:
-          ValueError: an empty prompt or one that is no text, a seed that is none, settings that cannot be
-            (ConfigError), no first stage, or weights that turn out damaged.
-          FileNotFoundError: weights that are no longer there.
+          ValueError: an empty or invalid prompt, an invalid seed, invalid settings (ConfigError), no stage 1, or
+            damaged weights.
+          FileNotFoundError: weights that were removed since the pipeline was opened.
         """
-        single = not several(prompt)
+        single = not is_sequence(prompt)
         prompts = [check_prompt(prompt)] if single else check_prompts(prompt)
         (previews,) = self.preview_batches(prompts, check_seeds(seed, len(prompts)), settings)
         return previews[0] if single else previews
 
     def enhance(
         self,
-        preview: Stored | Sequence[Stored],
+        preview: StoredPreview | Sequence[StoredPreview],
         seed: int | Sequence[int] | None = None,
         settings: EnhanceSettings | None = None,
     ) -> Video | list[Video]:
-        """Makes previews large and detailed: stage 2 (arXiv 2502.05179, section 'High-Resolution Stage II'), a flow
-        from the previews' latents, made larger and noised, to those of a high-resolution video.
+        """Samples high-resolution videos: stage 2 (arXiv 2502.05179, section 'High-Resolution Stage II'), a flow from
+        the previews' latents, upsampled and noised, to those of a high-resolution video.
 
-        It starts from the latents, decoded anew: the preview's frames are rounded. A batch is one jitted call of the
-        network; a second call of the same shape compiles nothing.
+        It starts from the decoded latents, as the frames of a preview are rounded to uint8. A batch is one jitted
+        call of the network; a second call of the same shape compiles nothing.
 
         Args:
-          preview: what `preview` or `open_preview` gave; or several of one size, which are held in memory together.
-          seed: as in `preview`; None takes the preview's own.
+          preview: what `preview` or `open_preview` returned, or a sequence of them of one size, sampled as one batch.
+          seed: as in `preview`; None for the seed of each preview.
           settings: None for `enhance_settings`.
 
         Returns:
-          A `Video`, or a list of one for each preview: `.frames` (F, H, W, 3) uint8, as many frames as the preview has,
+          A `Video`, or a list with one per preview: `.frames` (F, H, W, 3) uint8, as many frames as the preview has,
           and H x W = 1072 x 1920 officially.
 
         Raises:
-          ValueError: a seed that is none, previews of several sizes, a size that would stretch them, settings that
-            cannot be (ConfigError), no second stage, or weights that turn out damaged.
-          FileNotFoundError: weights that are no longer there.
+          ValueError: an invalid seed, previews of different sizes, an output size of another aspect ratio, invalid
+            settings (ConfigError), no stage 2, or damaged weights.
+          FileNotFoundError: weights that were removed since the pipeline was opened.
         """
-        single = isinstance(preview, Stored)
+        single = isinstance(preview, StoredPreview)
         previews = [preview] if single else list(preview)
-        require(previews, 'no previews: give at least one')
+        require(previews, 'previews: must not be empty; give at least one')
         seeds = [p.seed for p in previews] if seed is None else seed
         (videos,) = self.enhance_batches(previews, check_seeds(seeds, len(previews)), settings)
         return videos[0] if single else videos
@@ -124,65 +128,72 @@ class Pipeline:
         *,
         batch_size: int | None = None,
     ) -> Iterator[list[Preview]]:
-        """`preview` of many prompts, batch by batch; all texts are encoded at once. None: one batch.
+        """Samples previews batch by batch; all prompts are encoded first.
 
-        prompts, seeds: checked ones.
+        Args:
+          prompts: as `check_prompts` returns them.
+          seeds: one per prompt, as `check_seeds` returns them.
+          settings: None for `preview_settings`.
+          batch_size: prompts per batch; None for one batch.
+
+        Yields:
+          The previews of a batch.
         """
-        first, settings = self.stage1, settings or self.preview_settings
-        settings.check(first.latent_spec)
-        stage = settings.apply(first.stage)
-        text_BLD, text_digest = first.embedded(prompts)
-        loaded, weights = first.loaded.sampled_as(stage), first.weights(text_digest)
-        for rows in batches(len(prompts), batch_size):
-            noise = SeededNoise.of([seeds[i] for i in rows])
-            size = first.latent_spec.latent_size(settings.frames, *settings.size)
-            vae = first.vae.jitted
+        stage1, settings = self.stage1, settings or self.preview_settings
+        settings.check(stage1.latent_spec)
+        stage = settings.apply(stage1.stage)
+        text_BLD, text_digest = stage1.encode_prompts(prompts)
+        loaded, weights = stage1.loaded.with_stage(stage), stage1.weight_digests(text_digest)
+        for rows in batch_indices(len(prompts), batch_size):
+            noise = SeededNoise.from_seeds([seeds[i] for i in rows])
+            size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
+            vae = stage1.vae.jitted
             with self.clock.timed('preview'):
-                z = programs.generate(loaded, rows_of(text_BLD, rows), noise, size, rules=self.rules)
-                frames, latents = to_uint8(np.asarray(programs.decoded(vae, z))), np.asarray(z)
-            made = {i: Previewed(prompts[i], seeds[i], settings, weights) for i in rows}
+                z = programs.generate(loaded, take(text_BLD, rows), noise, size, rules=self.rules)
+                frames, latents = to_uint8(np.asarray(programs.decode_latents(vae, z))), np.asarray(z)
+            made = {i: PreviewMetadata(prompts[i], seeds[i], settings, weights) for i in rows}
             yield [
-                Preview(latents[row], Record(__version__, self.origin, made[i]), frames[row])
+                Preview(latents[row], GenerationMetadata(__version__, self.origin, made[i]), frames[row])
                 for row, i in enumerate(made)
             ]
 
     def enhance_batches(
         self,
-        previews: Sequence[Stored],
+        previews: Sequence[StoredPreview],
         seeds: Sequence[int],
         settings: EnhanceSettings | None = None,
         *,
         batch_size: int | None = None,
     ) -> Iterator[list[Video]]:
-        """`enhance` of many previews, batch by batch, as `preview_batches` does it."""
-        second, settings = self.stage2, settings or self.enhance_settings
-        latent_shape, decoder = _common_shape(previews), self.vae_of(previews[0])
-        if any(self.vae_of(preview) is not decoder for preview in previews):
-            raise ValueError('previews of several VAEs: enhance each by itself')
-        settings.check(second.latent_spec)
+        """Enhances previews batch by batch; the arguments are those of `preview_batches`."""
+        stage2, settings = self.stage2, settings or self.enhance_settings
+        latent_shape, decoder = _common_shape(previews), self.find_vae(previews[0])
+        if any(self.find_vae(preview) is not decoder for preview in previews):
+            raise ValueError('previews of different VAEs: enhance them separately')
+        settings.check(stage2.latent_spec)
         _, *small = decoder.config.latent_spec.video_size(*latent_shape[:3])
-        stage, size = settings.apply(second.stage), settings.size_for(*small, second.latent_spec)
-        tiling = settings.tiling(second.latent_spec)
-        text_BLD, text_digest = second.embedded([settings.prompt_prefix + p.prompt for p in previews])
-        loaded, weights = second.loaded.sampled_as(stage), second.weights(text_digest)
-        for rows in batches(len(previews), batch_size):
-            noise = SeededNoise.of([seeds[i] for i in rows])
+        stage, size = settings.apply(stage2.stage), settings.size_for(*small, stage2.latent_spec)
+        tiling = settings.tiling(stage2.latent_spec)
+        text_BLD, text_digest = stage2.encode_prompts([settings.prompt_prefix + p.prompt for p in previews])
+        loaded, weights = stage2.loaded.with_stage(stage), stage2.weight_digests(text_digest)
+        for rows in batch_indices(len(previews), batch_size):
+            noise = SeededNoise.from_seeds([seeds[i] for i in rows])
             z = np.stack([previews[i].latents for i in rows])
-            vae, sampled = second.vae.jitted, noise if settings.sample_posterior else None
+            vae, sampled = stage2.vae.jitted, noise if settings.sample_posterior else None
             with self.clock.timed('enhance'):
-                video = programs.decoded(decoder.jitted, z)
+                video = programs.decode_latents(decoder.jitted, z)
                 z_low = programs.low_res_latents(vae, video, size, sampled, tiling)
-                z_high = programs.transport(loaded, z_low, rows_of(text_BLD, rows), noise, rules=self.rules)
-                large = programs.decoded(vae, z_high, tiling, width_slices=settings.slices)
+                z_high = programs.enhance_latents(loaded, z_low, take(text_BLD, rows), noise, rules=self.rules)
+                large = programs.decode_latents(vae, z_high, tiling, width_slices=settings.slices)
                 frames = to_uint8(np.asarray(large))
-            made = {i: Enhanced(seeds[i], settings, weights) for i in rows}
+            made = {i: EnhanceMetadata(seeds[i], settings, weights) for i in rows}
             yield [
-                Video(frames[row], dataclasses.replace(previews[i].record, enhance=made[i]))
+                Video(frames[row], dataclasses.replace(previews[i].metadata, enhance=made[i]))
                 for row, i in enumerate(made)
             ]
 
     def check(self, preview: PreviewSettings | None = None, enhance: EnhanceSettings | None = None) -> None:
-        """Raises ValueError (ConfigError) for settings that cannot be, alone or one after the other."""
+        """Raises ValueError (ConfigError) for invalid settings, and for a pair whose sizes do not fit each other."""
         if preview is not None:
             preview.check(self.stage1.latent_spec, 'stage1.')
             preview.apply(self.stage1.stage)
@@ -192,34 +203,35 @@ class Pipeline:
             enhance.size_for(*(preview or self.preview_settings).size, self.stage2.latent_spec)
 
     def open_preview(self, folder: str | Path) -> Preview:
-        """A preview from where `sample` stored it, decoded again from its latents.
+        """Loads a preview that `sample preview` stored, and decodes its latents.
 
-        Raises ValueError: nothing is stored there, it was changed since, or its latents are those of another VAE.
+        Raises:
+          ValueError: the folder holds no stored preview, it was modified, or its latents are of another VAE.
         """
         stored = preview_store.load(Path(folder))
-        video = programs.decoded(self.vae_of(stored, f'{folder}: ').jitted, stored.latents[None])
-        return Preview(stored.latents, stored.record, to_uint8(np.asarray(video[0])))
+        video = programs.decode_latents(self.find_vae(stored, f'{folder}: ').jitted, stored.latents[None])
+        return Preview(stored.latents, stored.metadata, to_uint8(np.asarray(video[0])))
 
-    def vae_of(self, preview: Stored, where: str = '') -> VAEPart:
-        """The VAE that decodes a preview. Raises ValueError where it is none of the pipeline's."""
-        wanted = preview.record.preview.weights.vae
-        vaes = {part.vae.digest: part.vae for part in (self.first, self.second) if part is not None}
+    def find_vae(self, preview: StoredPreview, where: str = '') -> LazyVAE:
+        """Returns the VAE that encoded a preview's latents. Raises ValueError if the pipeline does not have it."""
+        wanted = preview.metadata.preview.weights.vae
+        vaes = {part.vae.digest: part.vae for part in (self.low_res, self.super_res) if part is not None}
         if wanted not in vaes:
             here = ', '.join(digest[:12] for digest in vaes)
-            raise ValueError(f'{where}a preview whose latents are those of another VAE, {wanted[:12]}; here is {here}')
+            raise ValueError(f'{where}the latents of the preview are of another VAE: {wanted[:12]}, not {here}')
         return vaes[wanted]
 
-    def _part(self, part: P | None, name: str, purpose: str) -> P:
-        if part is None:
+    def _require_stage(self, stage: P | None, name: str, purpose: str) -> P:
+        if stage is None:
             where = self.origin.official or ', '.join(self.origin.checkpoints)
-            raise ValueError(f'{where}: holds no {name}, and cannot {purpose}')
-        return part
+            raise ValueError(f'{where}: contains no {name}, which {purpose} needs')
+        return stage
 
 
-def _common_shape(previews: Sequence[Stored]) -> tuple[int, int, int, int]:
-    """Of the latents of all. Raises ValueError for several sizes or lengths."""
+def _common_shape(previews: Sequence[StoredPreview]) -> tuple[int, int, int, int]:
+    """Returns the shape of all latents. Raises ValueError if they differ."""
     shapes = {preview.latents.shape for preview in previews}
     if len(shapes) > 1:
         listed = ' and '.join(f'{f} of {h}x{w}' for f, h, w, _ in sorted(shapes))
-        raise ValueError(f'previews of several sizes ({listed} latent frames): enhance each by itself')
+        raise ValueError(f'previews of different sizes ({listed} latent frames): enhance them separately')
     return previews[0].latents.shape

@@ -1,16 +1,16 @@
-"""A clip of any length as windows of the model's length, and the enhanced windows as one clip again.
+"""Splits a clip of any length into windows of the model's length, and blends the enhanced windows to one clip.
 
 The causal VAE turns frame 0 of a window into one latent frame and every t frames after it into another (model guide 4;
 t is 4 for the official VAE), so windows start at multiples of t: latent frame j of a window that starts at frame s ends
 at frame s + t j, like latent frame s/t + j of the whole clip. With W frames of the model and an overlap of o, windows
-start every W - o frames; the last one is moved back so that it ends with the clip, to the next such multiple (up to
-t - 1 frames are missing then).
+start every W - o frames; the last one starts earlier so that it ends with the clip, at the next such multiple (it may
+be shorter by up to t - 1 frames).
 
 Where two windows overlap, frame i = 0 ... o - 1 of the overlap is
 
     (1 - w_i) earlier + w_i later,      w_i = (i + 1) / (o + 1)                               (1)
 
-Nothing here holds more than one window of output and two of input.
+At most one window of output and two of input are in memory.
 """
 
 import dataclasses
@@ -27,8 +27,12 @@ from fv_jax.core.latent_spec import LatentSpec
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """frames: of the model. overlap: frames that neighbours share. latent_spec: of the model's VAE, which says what
-    either can be.
+    """How a clip is split.
+
+    Attributes:
+      frames: length of a window, that of the model.
+      overlap: frames that neighbouring windows share.
+      latent_spec: of the model's VAE; windows start at multiples of its temporal factor.
     """
 
     frames: int
@@ -45,9 +49,9 @@ class Windows:
             )
 
     @classmethod
-    def of(cls, frames: int, overlap: int | None, latent_spec: LatentSpec) -> 'Windows':
-        """Without an overlap: a sixth or so of the window, officially 5 of 17 frames and 9 of 49; none between single
-        frames.
+    def create(cls, frames: int, overlap: int | None, latent_spec: LatentSpec) -> 'Windows':
+        """Creates windows with a default overlap for None: about a sixth of the window, 5 of 17 frames or 9 of 49 with
+        the official VAE, and 0 for windows of one frame.
         """
         if overlap is None:
             shared = max(1, round((frames - 1) / (6 * latent_spec.temporal)))  # latent frames
@@ -56,7 +60,7 @@ class Windows:
 
     @property
     def alignment(self) -> int:
-        """Frames to a latent frame: windows start at multiples of it."""
+        """Frames per latent frame; windows start at multiples of it."""
         return self.latent_spec.temporal if self.frames > 1 else 1
 
     @property
@@ -64,7 +68,7 @@ class Windows:
         return self.frames - self.overlap
 
     def count(self, clip_frames: int) -> int:
-        """How many windows a clip makes."""
+        """Returns the number of windows of a clip."""
         return 1 + max(0, -(-(clip_frames - self.frames) // self.stride))
 
 
@@ -75,21 +79,25 @@ def _nearest(value: int, choices: range) -> str:
 
 
 class Window(NamedTuple):
-    """Frames `start` ... of the clip: fewer than the model has in a short clip and, by a few, in a last window."""
+    """Frames of a clip from index `start` on.
+
+    A clip shorter than the model's window, and sometimes the last window, has fewer frames than the model takes.
+    """
 
     start: int
     video_FHWC: np.ndarray
     last: bool
 
 
-def cut(frames: Iterable[np.ndarray], windows: Windows) -> Iterator[Window]:
-    """Windows of a clip's frames (HWC), which are read as they are needed.
+def split_windows(frames: Iterable[np.ndarray], windows: Windows) -> Iterator[Window]:
+    """Yields the windows of a clip's frames (HWC), which are read lazily.
 
-    Raises ValueError: there are no frames, or their size changes.
+    Raises:
+      ValueError: there are no frames, or their size changes.
     """
-    source = _of_one_size(frames)
+    source = _check_sizes(frames)
     start, held = 0, list(itertools.islice(source, windows.frames))
-    require(held, 'the clip holds no frames')
+    require(held, 'the clip has no frames')
     while True:
         new = list(itertools.islice(source, windows.stride))
         yield Window(start, np.stack(held), last=not new)
@@ -99,7 +107,7 @@ def cut(frames: Iterable[np.ndarray], windows: Windows) -> Iterator[Window]:
         start, held = start + step, (held + new)[step:]
 
 
-def _of_one_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _check_sizes(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     first = None
     for index, frame in enumerate(frames):
         first = frame.shape if first is None else first
@@ -110,20 +118,21 @@ def _of_one_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def crossfade(pieces: Iterable[Window], overlap: int) -> Iterator[np.ndarray]:
-    """Enhanced windows (float) to the clip, one block of finished frames (FHWC) for each window, by (1).
+    """Blends enhanced windows (float) by (1); yields one block of finished frames (FHWC) per window.
 
-    Of a last window that was moved back the frames before the usual overlap are left out: they are finished already.
+    The last window may start earlier than the usual stride; its frames before the usual overlap are dropped, as they
+    were yielded already.
     """
-    pending, begin = None, 0  # frames `begin` ... that the next window has a share in
+    pending, begin = None, 0  # frames from `begin` on, which overlap with the next window
     for start, video_FHWC, last in pieces:
         if pending is not None:
-            video_FHWC = _faded(pending, video_FHWC[begin - start :])
+            video_FHWC = _blend(pending, video_FHWC[begin - start :])
         finished = len(video_FHWC) if last else len(video_FHWC) - overlap
         pending, begin = video_FHWC[finished:].copy(), (start if pending is None else begin) + finished
         yield video_FHWC[:finished]
 
 
-def _faded(earlier_FHWC: np.ndarray, later_FHWC: np.ndarray) -> np.ndarray:
+def _blend(earlier_FHWC: np.ndarray, later_FHWC: np.ndarray) -> np.ndarray:
     shared = len(earlier_FHWC)
     weights = (np.arange(1, shared + 1, dtype=np.float32) / np.float32(shared + 1)).reshape(-1, 1, 1, 1)
     mixed = earlier_FHWC + weights * (later_FHWC[:shared] - earlier_FHWC)

@@ -46,7 +46,7 @@ from fv_jax.parallel.mesh import make_mesh
 from fv_jax.planning import planner, step_cost
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
-from fv_jax.sampling.programs import Loaded
+from fv_jax.sampling.programs import LoadedStage
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
 from fv_jax.training.step import train_step
 
@@ -261,8 +261,8 @@ def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     stage = dataclasses.replace(parts.stage, dit=dit)
     graphdef, _ = nnx.split(abstract(stage.init))
     weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
-    loaded, noise = Loaded(stage, graphdef, weights), SeededNoise.of([0])
-    return lambda: programs.transport(loaded, z_low, text_BLD, noise, rules=parts.rules)
+    loaded, noise = LoadedStage(stage, graphdef, weights), SeededNoise.from_seeds([0])
+    return lambda: programs.enhance_latents(loaded, z_low, text_BLD, noise, rules=parts.rules)
 
 
 if __name__ == '__main__':

@@ -74,18 +74,18 @@ def previews(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
 
 def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
     """Means over clips: PSNR in dB, detail as a share of the truth's."""
-    part, size = fv.second, sprites.FINAL[1:]
-    loaded = part.loaded.sampled_as(fv.enhance_settings.apply(part.stage))
+    part, size = fv.stage2, sprites.FINAL[1:]
+    loaded = part.loaded.with_stage(fv.enhance_settings.apply(part.stage))
     found, rows = [], []
     for i, scene in enumerate(heldout_prompts(count, seed=1)):
         small, truth = (to_float(sprites.draw(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))
         z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
-        z_high = programs.transport(loaded, z_low, None, SeededNoise.of([i]), rules=fv.rules)
+        z_high = programs.enhance_latents(loaded, z_low, None, SeededNoise.from_seeds([i]), rules=fv.rules)
         ceiling = part.vae.jitted.latents(jnp.asarray(truth)[None])
         shown = {
             'bilinear': resize_bilinear(small, size),
-            'enhanced': np.asarray(programs.decoded(part.vae.jitted, z_high)[0]),
-            'ceiling': np.asarray(programs.decoded(part.vae.jitted, ceiling)[0]),
+            'enhanced': np.asarray(programs.decode_latents(part.vae.jitted, z_high)[0]),
+            'ceiling': np.asarray(programs.decode_latents(part.vae.jitted, ceiling)[0]),
         }
         row = {f'psnr_{name}': metrics.psnr(video, truth) for name, video in shown.items()}
         row |= {f'detail_{name}': metrics.detail(video) / metrics.detail(truth) for name, video in shown.items()}

@@ -69,7 +69,7 @@ def nothing_begins() -> Iterator[None]:
         prepare.clips: ('cut',),
         degrade.degradations: ('weak',),
         sample: ('write_clip',),
-        lazy_stages.Loaded: ('of',),
+        lazy_stages.LoadedStage: ('create',),
         convert.streaming: ('save',),
         convert.reader: ('write',),
         export: ('_write_file',),

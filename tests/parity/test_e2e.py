@@ -44,7 +44,7 @@ class Recorded:
         assert shape == self.vae.shape
         return self.vae
 
-    def source(self, shape):
+    def augmentation(self, shape):
         assert shape == self.ref.shape
         return self.ref
 
@@ -97,8 +97,8 @@ def fv(official, recorded):
 @pytest.fixture(scope='module')
 def texts(fv, info):
     """Of both stages."""
-    first, _ = fv.first.embedded([info['text']])
-    second, _ = fv.second.embedded([fv.enhance_settings.prompt_prefix + info['text']])
+    first, _ = fv.stage1.encode_prompts([info['text']])
+    second, _ = fv.stage2.encode_prompts([fv.enhance_settings.prompt_prefix + info['text']])
     return jnp.asarray(first), jnp.asarray(second)
 
 
@@ -106,22 +106,22 @@ def texts(fv, info):
 def previewed(fv, info, noise, texts):
     """Latents and video of stage 1."""
     settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
-    size = fv.first.latent_spec.latent_size(settings.frames, *settings.size)
-    first = fv.first.loaded.sampled_as(settings.apply(fv.first.stage))
+    size = fv.stage1.latent_spec.latent_size(settings.frames, *settings.size)
+    first = fv.stage1.loaded.with_stage(settings.apply(fv.stage1.stage))
     z = programs.generate(first, texts[0], noise, size, rules=SINGLE_DEVICE)
-    return z, programs.decoded(fv.first.vae.jitted, z)
+    return z, programs.decode_latents(fv.stage1.vae.jitted, z)
 
 
 @pytest.fixture(scope='module')
 def enhanced(fv, recorded, noise, texts, previewed):
     """Source latents, latents and video of stage 2."""
-    size, vae = recorded['s2_frames'].shape[1:3], fv.second.vae.jitted
+    size, vae = recorded['s2_frames'].shape[1:3], fv.stage2.vae.jitted
     settings = dataclasses.replace(fv.enhance_settings, size=size, width_slices=2)
-    second = fv.second.loaded.sampled_as(settings.apply(fv.second.stage))
+    second = fv.stage2.loaded.with_stage(settings.apply(fv.stage2.stage))
     assert settings.sample_posterior
     z_low = programs.low_res_latents(vae, previewed[1], size, noise)
-    z_high = programs.transport(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)
-    return z_low, z_high, programs.decoded(vae, z_high, width_slices=settings.slices)
+    z_high = programs.enhance_latents(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)
+    return z_low, z_high, programs.decode_latents(vae, z_high, width_slices=settings.slices)
 
 
 def test_texts(texts, recorded, info):

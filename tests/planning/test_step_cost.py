@@ -9,7 +9,7 @@ from fv_jax.models.dit import STAGE1, STAGE2
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel.mesh import make_mesh
 from fv_jax.planning import programs, step_cost
-from fv_jax.sampling.lazy_stages import Part, VAEPart
+from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages import registry, super_res
 from fv_jax.stages.frozen_vae import JittedVAE
@@ -17,7 +17,7 @@ from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.super_res import SuperRes
 from fv_jax.training.run.setup import RunConfig, assemble, placement_of
 
-VAE = VAEPart(OFFICIAL, lambda: JittedVAE(None, None, OFFICIAL), lambda: '')
+VAE = LazyVAE(OFFICIAL, lambda: JittedVAE(None, None, OFFICIAL), lambda: '')
 
 
 def assembled(program, *overrides):
@@ -61,8 +61,8 @@ def test_a_vae_is_counted_forwards_and_backwards():
 
 
 def test_samples_are_the_plans():
-    first = Part('1', LowRes(LowResConfig(), STAGE1), None, VAE, None)
-    second = Part('2', SuperRes(super_res.OFFICIAL, STAGE2), None, VAE, None)
+    first = LazyStage('1', LowRes(LowResConfig(), STAGE1), None, VAE, None)
+    second = LazyStage('2', SuperRes(super_res.OFFICIAL, STAGE2), None, VAE, None)
     for program, found in (
         ('configs/stage1.py', step_cost.preview(first, PreviewSettings(), 2)),
         ('configs/stage2.py', step_cost.enhancement(second, EnhanceSettings(), OFFICIAL, (13, 32, 60), 2)),

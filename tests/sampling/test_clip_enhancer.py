@@ -11,9 +11,9 @@ from fv_jax.data.transforms import to_float
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
-from fv_jax.sampling.clip_enhancer import Enhancer, enhance, jit_transport
+from fv_jax.sampling.clip_enhancer import Enhancer, enhance_clip, jit_enhance_latents
 from fv_jax.sampling.noise import WindowNoise
-from fv_jax.sampling.windows import Windows, cut
+from fv_jax.sampling.windows import Windows, split_windows
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.super_res import SuperRes
 from fv_jax.training.state import ModelDef
@@ -30,7 +30,7 @@ WINDOWS = Windows(9, 5, SPEC)
 
 
 def latent_noise(key, first, shape):
-    return WindowNoise(key, first).source(shape)
+    return WindowNoise(key, first).augmentation(shape)
 
 
 def test_noise_belongs_to_the_latent_frame_and_not_to_the_window():
@@ -63,7 +63,7 @@ KEEPING = JittedVAE(_encode, _decode, OFFICIAL)
 
 
 def enhanced(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
-    blocks = list(enhance(enhancer, iter(video_FHWC), size, key=key, windows=windows))
+    blocks = list(enhance_clip(enhancer, iter(video_FHWC), size, key=key, windows=windows))
     assert len(blocks) == windows.count(len(video_FHWC))
     video = np.concatenate(blocks)
     assert video.dtype == np.uint8 and video.shape == (len(video_FHWC), *size, 3)
@@ -76,16 +76,16 @@ def test_a_clip_in_windows_is_the_clip_at_once(frames, overlap, length):
     """Every latent frame is where it would be in the whole clip: the windows agree, and the blend changes nothing."""
     windows, firsts = Windows(frames, overlap, SPEC), []
 
-    def transport(z, key, first):
+    def enhance_latents(z, key, first):
         assert key is KEY
         firsts.append(first)
         return z
 
-    video = enhanced(Enhancer(transport, KEEPING), films.numbered(length, 8, 12), windows)
+    video = enhanced(Enhancer(enhance_latents, KEEPING), films.numbered(length, 8, 12), windows)
     held = [min(-(-f // 4) * 4, length - 1) if frames > 1 else f for f in range(length)]
     np.testing.assert_array_equal(video[:, 4, 4, 0], [16 + 4 * f for f in held])
     np.testing.assert_array_equal(video[:, :, -8:], 128)
-    starts = [w.start for w in cut(films.numbered(length), windows)]
+    starts = [w.start for w in split_windows(films.numbered(length), windows)]
     assert firsts == [start // windows.alignment for start in starts]
 
 
@@ -100,26 +100,26 @@ def test_tiles_are_of_what_goes_in_and_of_what_comes_out():
 
         return run
 
-    def transport(z, key, first):
+    def enhance_latents(z, key, first):
         seen.append(z.shape[2:4])
         return z
 
     vae, film = JittedVAE(noted(_encode), noted(_decode), OFFICIAL), films.numbered(1, 8, 12)
-    tiled = Enhancer(transport, vae, Tiling((32, 32), 16, 8)).window(film, SIZE, key=KEY, first_latent=0)
+    tiled = Enhancer(enhance_latents, vae, Tiling((32, 32), 16, 8)).enhance_window(film, SIZE, key=KEY, first_latent=0)
     assert seen == [(32, 32)] * 2 + [(4, 6)] + [(4, 4)] * 2
-    whole = Enhancer(transport, KEEPING).window(film, SIZE, key=KEY, first_latent=0)
+    whole = Enhancer(enhance_latents, KEEPING).enhance_window(film, SIZE, key=KEY, first_latent=0)
     np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
 def test_overlapping_windows_get_the_noise_of_their_place():
     firsts = []
 
-    def transport(z, key, first):
+    def enhance_latents(z, key, first):
         firsts.append(first)
         return z + 0.01 * latent_noise(key, first, z.shape)
 
     grey = np.full((23, 8, 12, 3), 100, np.uint8)
-    video = enhanced(Enhancer(transport, KEEPING), grey)
+    video = enhanced(Enhancer(enhance_latents, KEEPING), grey)
     assert firsts == [0, 1, 2, 3, 4]
     # Frames 4f-3 ... 4f are latent frame f, in every window.
     noise = latent_noise(KEY, 0, (1, 7, 4, 6, 3))[0]
@@ -165,7 +165,7 @@ def traced():
 @pytest.fixture(scope='module')
 def enhancer(networks, traced):
     stage, model, vae = networks
-    return Enhancer(jit_transport(stage, model, rules=Rules(attention=traced)), vae)
+    return Enhancer(jit_enhance_latents(stage, model, rules=Rules(attention=traced)), vae)
 
 
 @pytest.fixture(scope='module')
@@ -184,7 +184,7 @@ def test_a_window_is_the_stage_with_its_guidance(networks, enhancer):
     text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
     moved = jax.jit(lambda s: stage.transport(model, s, text, rules=SINGLE_DEVICE))(source)
     expected = np.clip(vae.video(moved / stage.config.scale_factor)[0, :8], -1, 1)
-    got = enhancer.window(film, SIZE, key=KEY, first_latent=6)
+    got = enhancer.enhance_window(film, SIZE, key=KEY, first_latent=6)
     assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=2e-4)
     assert got.std() > 0.05 and np.abs(moved - source).max() > 0.05

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, read_prompts, shown
+from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, quote_prompt, read_prompts
 
 
 def test_prompts_are_stripped_and_kept():
@@ -16,9 +16,9 @@ def test_prompts_are_stripped_and_kept():
     ('prompt', 'words'),
     [
         ('', "prompt='': is empty"),
-        (' \n', 'is empty; say what is to be seen'),
-        (7, 'prompt=7: must be a text, not a int'),
-        (None, 'must be a text, not a NoneType'),
+        (' \n', 'is empty; describe what the video shows'),
+        (7, 'prompt=7: must be a string, not a int'),
+        (None, 'must be a string, not a NoneType'),
         ('half \ud83d', 'is not Unicode'),
     ],
 )
@@ -30,7 +30,7 @@ def test_what_is_no_prompt(prompt, words):
 
 
 def test_no_prompts():
-    with pytest.raises(ValueError, match='no prompts'):
+    with pytest.raises(ValueError, match='prompts: must not be empty'):
         check_prompts([])
 
 
@@ -54,7 +54,7 @@ def test_seeds(seed, rows, seeds):
 @pytest.mark.parametrize(
     ('seed', 'words'),
     [
-        ('7', "seed='7': must be a whole number from 0 to 4294967295"),
+        ('7', "seed='7': must be an integer from 0 to 4294967295"),
         (1.5, 'seed=1.5'),
         (True, 'seed=True'),
         (None, 'seed=None'),
@@ -75,7 +75,7 @@ def test_a_file_of_prompts(tmp_path):
     path.write_text('\ufeffa dog \n\n  a cat\r\n🐞\n', encoding='utf-8')
     assert read_prompts(path) == ['a dog', 'a cat', '🐞']
     path.write_text(' \n\n')
-    with pytest.raises(ValueError, match=r'prompts\.txt: holds no prompts'):
+    with pytest.raises(ValueError, match=r'prompts\.txt: contains no prompts'):
         read_prompts(path)
     path.write_bytes('über'.encode('latin-1'))
     with pytest.raises(ValueError, match=r'is not UTF-8 \(byte 0\)'):
@@ -86,5 +86,5 @@ def test_a_file_of_prompts(tmp_path):
 
 
 def test_a_prompt_is_shown_in_one_short_line():
-    assert shown('a\n  dog') == "'a dog'"
-    assert len(shown('x' * 10_000)) < 50
+    assert quote_prompt('a\n  dog') == "'a dog'"
+    assert len(quote_prompt('x' * 10_000)) < 50

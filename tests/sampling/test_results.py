@@ -1,4 +1,4 @@
-"""Results: saved with their record, shown in a notebook, stored and found unchanged."""
+"""Results: saved with their metadata, shown in a notebook, stored and found unchanged."""
 
 import base64
 import dataclasses
@@ -12,17 +12,17 @@ from safetensors.numpy import load_file, save_file
 
 from fv_jax.data.video import contact_sheet, video_io
 from fv_jax.sampling import metadata, preview_store
-from fv_jax.sampling.metadata import Enhanced, Origin, Previewed, Record, Weights
+from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightDigests, WeightsOrigin
 from fv_jax.sampling.results import Preview, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig
 from tests.data import films
 
-WEIGHTS = Weights('a' * 16, 'b' * 16, '')
+WEIGHTS = WeightDigests('a' * 16, 'b' * 16, '')
 PROMPT = '<b>שלום</b> 🐞 "quoted"'
-PREVIEWED = Previewed(PROMPT, 7, PreviewSettings(frames=9, size=(16, 32)), WEIGHTS)
-RECORD = Record('1.2', Origin(official='weights', text=TextConfig('t5', length=4)), PREVIEWED)
-ENHANCED = Enhanced(8, EnhanceSettings(numerics='official', size=(64, 128)), WEIGHTS)
+PREVIEWED = PreviewMetadata(PROMPT, 7, PreviewSettings(frames=9, size=(16, 32)), WEIGHTS)
+RECORD = GenerationMetadata('1.2', WeightsOrigin(official='weights', text=TextConfig('t5', length=4)), PREVIEWED)
+ENHANCED = EnhanceMetadata(8, EnhanceSettings(numerics='official', size=(64, 128)), WEIGHTS)
 
 
 def preview(prompt=PROMPT):
@@ -45,18 +45,18 @@ def test_a_record_comes_back_from_its_text():
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('', 'holds no record of how it was made'),
-        ('a film about dogs', 'holds no record'),
-        ('[1]', 'holds no record'),
+        ('', 'contains no generation metadata'),
+        ('a film about dogs', 'contains no generation metadata'),
+        ('[1]', 'contains no generation metadata'),
         (
             RECORD.to_json().replace('"prompt"', '"promt"'),
-            r'made by fv_jax 1\.2 .*\(record\.preview\.promt: unknown key',
+            r'written by fv_jax 1\.2 .*\(metadata\.preview\.promt: unknown key',
         ),
-        (RECORD.to_json().replace('51', '"many"'), r'record\.preview\.settings\.num_steps: expected int'),
+        (RECORD.to_json().replace('51', '"many"'), r'metadata\.preview\.settings\.num_steps: expected int'),
         ('{"fv_jax": 3}', 'cannot be read here'),
     ],
 )
-def test_what_is_no_record(text, words):
+def test_invalid_metadata_is_refused(text, words):
     with pytest.raises(ValueError, match=words):
         metadata.from_json(text)
 
@@ -67,7 +67,7 @@ def test_saved_with_everything_in_it(made, tmp_path):
     made.save(path, fps=12, crf=20)
     info = video_io.probe(path)
     assert (info.height, info.width, info.fps, info.frames) == (*made.frames.shape[1:3], 12, 9)
-    assert metadata.from_json(video_io.read_comment(path)) == dataclasses.replace(made.record, fps=12.0, crf=20.0)
+    assert metadata.from_json(video_io.read_comment(path)) == dataclasses.replace(made.metadata, fps=12.0, crf=20.0)
     assert [p.name for p in tmp_path.iterdir()] == ['x.mp4']
 
 
@@ -76,7 +76,7 @@ def test_saved_as_officially():
 
 
 def test_what_cannot_be_saved(tmp_path):
-    with pytest.raises(FileNotFoundError, match='there is no folder'):
+    with pytest.raises(FileNotFoundError, match='none does not exist'):
         preview().save(tmp_path / 'none' / 'x.mp4')
     with pytest.raises(ValueError, match='fps=0'):
         preview().save(tmp_path / 'x.mp4', fps=0)
@@ -103,18 +103,18 @@ def test_shown_in_a_notebook(made):
 
 def test_what_is_stored_is_found(tmp_path):
     made = preview()
-    preview_store.store(tmp_path / '3', made, fps=8, crf=18)
+    preview_store.save(tmp_path / '3', made, fps=8, crf=18)
     assert sorted(p.name for p in (tmp_path / '3').iterdir()) == ['latents.safetensors', 'preview.mp4']
     stored = preview_store.load(tmp_path / '3')
     np.testing.assert_array_equal(stored.latents, made.latents)
-    assert stored.record == made.record and stored.prompt == PROMPT and stored.seed == 7
+    assert stored.metadata == made.metadata and stored.prompt == PROMPT and stored.seed == 7
     # The mp4 is never read.
     (tmp_path / '3' / 'preview.mp4').write_text('edited')
     np.testing.assert_array_equal(preview_store.load(tmp_path / '3').latents, made.latents)
 
 
 def test_what_was_edited_is_refused(tmp_path):
-    preview_store.store(tmp_path / '0', preview(), fps=8, crf=18)
+    preview_store.save(tmp_path / '0', preview(), fps=8, crf=18)
     path = tmp_path / '0' / 'latents.safetensors'
     whole = path.read_bytes()
     tensors = load_file(path)
@@ -126,27 +126,27 @@ def test_what_was_edited_is_refused(tmp_path):
     for what, edited in edits.items():
         assert edited != whole, what
         path.write_bytes(edited)
-        with pytest.raises(ValueError, match=r'/0: was changed since it was stored: its latents or its record'):
+        with pytest.raises(ValueError, match=r'/0: was modified since it was stored: .*fail the integrity check'):
             preview_store.load(tmp_path / '0')
     path.write_bytes(whole[:100])
-    with pytest.raises(ValueError, match=r'was changed since it was stored: .* cannot be read'):
+    with pytest.raises(ValueError, match=r'was modified since it was stored: .* cannot be read'):
         preview_store.load(tmp_path / '0')
     save_file(tensors, path)
-    with pytest.raises(ValueError, match=r'was changed since it was stored: .* has no record'):
+    with pytest.raises(ValueError, match=r'was modified since it was stored: .* has no metadata'):
         preview_store.load(tmp_path / '0')
 
 
 def test_where_nothing_is_stored(tmp_path):
     with pytest.raises(ValueError, match='none: holds no stored preview'):
         preview_store.load(tmp_path / 'none')
-    preview_store.store(tmp_path / '4', preview(), fps=8, crf=18)
-    with pytest.raises(ValueError, match=rf'there is {tmp_path}/4'):
+    preview_store.save(tmp_path / '4', preview(), fps=8, crf=18)
+    with pytest.raises(ValueError, match=rf'did you mean {tmp_path}/4'):
         preview_store.load(tmp_path)
 
 
 def test_what_an_earlier_run_left_is_removed(tmp_path):
     for name in ('0', '1', '2'):
-        preview_store.store(tmp_path / name, preview(), fps=8, crf=18)
+        preview_store.save(tmp_path / name, preview(), fps=8, crf=18)
     (tmp_path / '5').mkdir()
     (tmp_path / 'notes').mkdir()
     preview_store.remove_from(tmp_path, 1)

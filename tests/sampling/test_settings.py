@@ -28,8 +28,8 @@ def test_the_defaults_are_official():
     assert (final.size, final.noise_augmentation_timestep, final.shift, final.num_steps) == ((1072, 1920), 675, 2.5, 5)
     assert (final.guidance_scale, final.prompt_prefix, final.sample_posterior) == (13, 'medium motion,', True)
     assert final.size_for(256, 480, SPEC) == (1072, 1920)
-    assert preview == PreviewSettings.of(LowResConfig(), {})
-    official = EnhanceSettings.of(super_res.OFFICIAL, {'height': 1072, 'width': 1920, 'fit': 'resize'})
+    assert preview == PreviewSettings.from_config(LowResConfig(), {})
+    official = EnhanceSettings.from_config(super_res.OFFICIAL, {'height': 1072, 'width': 1920, 'fit': 'resize'})
     assert official == final
 
 
@@ -52,12 +52,12 @@ def test_tiles_are_off_unless_asked_for():
 
 
 def test_a_run_has_its_own():
-    preview = PreviewSettings.of(tiny.LOWRES, {'frames': 17, 'height': 64, 'width': 96})
+    preview = PreviewSettings.from_config(tiny.LOWRES, {'frames': 17, 'height': 64, 'width': 96})
     assert (preview.frames, preview.size, preview.num_steps, preview.guidance_kind) == (17, (64, 96), 3, 'constant')
-    final = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'})
+    final = EnhanceSettings.from_config(tiny.SUPERRES, {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'})
     assert final.size is None and final.size_for(64, 96, SPEC) == (256, 384)  # it never saw whole pictures
     assert (final.noise_augmentation_timestep, final.prompt_prefix, final.sample_posterior) == (100, '', False)
-    whole = EnhanceSettings.of(tiny.SUPERRES, {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'})
+    whole = EnhanceSettings.from_config(tiny.SUPERRES, {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'})
     assert whole.size == (256, 384)
 
 
@@ -104,7 +104,10 @@ def test_they_reach_the_stage_and_nothing_else_changes():
         (lambda: EnhanceSettings(width_slices=0), 'width_slices=0: must be at least 1'),
         (lambda: EnhanceSettings(tile_size=(100, 96)).check(SPEC), 'tile_size: height=100'),
         (lambda: EnhanceSettings(tile_size=(96, 96), tile_overlap=96).check(SPEC), 'tile_overlap=96: must be less'),
-        (lambda: EnhanceSettings(tile_size=(96, 96), width_slices=2), 'goes not with width_slices=2; set width_slices'),
+        (
+            lambda: EnhanceSettings(tile_size=(96, 96), width_slices=2),
+            'cannot be combined with width_slices=2; set width_slices',
+        ),
         (lambda: EnhanceSettings(tile_size=(96, 96), numerics='official'), "those of 'official' numerics; set"),
         (lambda: PreviewSettings(num_steps=0).apply(LowRes(tiny.LOWRES, tiny.FIRST_DIT)), 'num_steps=0'),
         (lambda: EnhanceSettings(num_steps=0).apply(SuperRes(tiny.SUPERRES, tiny.DIT)), 'num_steps=0'),

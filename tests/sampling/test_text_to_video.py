@@ -15,7 +15,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data.transforms import to_uint8
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.sampling import preview_store, programs, text_to_video
-from fv_jax.sampling.lazy_stages import batches
+from fv_jax.sampling.lazy_stages import batch_indices
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.text.encoder import TextConfig
 from tests.compiling import compiled
@@ -60,13 +60,15 @@ def alike(a, b):
 
 
 def test_a_preview_is_stage_1_and_the_vae(fv, both):
-    text = jnp.asarray(fv.first.text.open().encode([DOG, CAT]))
-    z = programs.generate(fv.first.loaded, text, SeededNoise.of([3, 4]), (3, 2, 4), rules=SINGLE_DEVICE)
+    text = jnp.asarray(fv.stage1.text.open().encode([DOG, CAT]))
+    z = programs.generate(fv.stage1.loaded, text, SeededNoise.from_seeds([3, 4]), (3, 2, 4), rules=SINGLE_DEVICE)
     preview = both[1]
     assert preview.latents.shape == (3, 2, 4, 4) and preview.latents.dtype == np.float32
     np.testing.assert_array_equal(preview.latents, z[1])
     assert preview.frames.shape == (9, 16, 32, 3) and preview.frames.dtype == np.uint8 and preview.frames.std() > 1
-    np.testing.assert_array_equal(preview.frames, to_uint8(np.asarray(programs.decoded(fv.first.vae.jitted, z)))[1])
+    np.testing.assert_array_equal(
+        preview.frames, to_uint8(np.asarray(programs.decode_latents(fv.stage1.vae.jitted, z)))[1]
+    )
     assert (preview.prompt, preview.seed) == (CAT, 4)
 
 
@@ -83,16 +85,16 @@ def test_a_row_is_its_prompt_and_seed_alone(fv, both):
 
 
 def test_a_video_is_stage_2_with_the_previews_text(fv, both, videos):
-    stage, vae = fv.second.loaded, fv.second.vae.jitted
+    stage, vae = fv.stage2.loaded, fv.stage2.vae.jitted
     z = jnp.stack([preview.latents for preview in both])
-    z_low = programs.low_res_latents(vae, programs.decoded(vae, z), (64, 128))
-    text, noise = jnp.asarray(fv.second.text.open().encode([DOG, CAT])), SeededNoise.of([3, 4])
-    z_high = programs.transport(stage, z_low, text, noise, rules=SINGLE_DEVICE)
-    frames = to_uint8(np.asarray(programs.decoded(vae, z_high)))
+    z_low = programs.low_res_latents(vae, programs.decode_latents(vae, z), (64, 128))
+    text, noise = jnp.asarray(fv.stage2.text.open().encode([DOG, CAT])), SeededNoise.from_seeds([3, 4])
+    z_high = programs.enhance_latents(stage, z_low, text, noise, rules=SINGLE_DEVICE)
+    frames = to_uint8(np.asarray(programs.decode_latents(vae, z_high)))
     assert frames.shape == (2, 9, 64, 128, 3) and frames.std() > 1
     for video, expected in zip(videos, frames, strict=True):
         np.testing.assert_array_equal(video.frames, expected)
-    swapped = programs.transport(stage, z_low, text[::-1], noise, rules=SINGLE_DEVICE)
+    swapped = programs.enhance_latents(stage, z_low, text[::-1], noise, rules=SINGLE_DEVICE)
     assert not np.allclose(swapped, z_high, atol=1e-3)
 
 
@@ -104,7 +106,7 @@ def test_settings_of_a_call(fv, both, videos):
     changes.append({'tile_size': (64, 72), 'tile_overlap': 16})
     for settings in (dataclasses.replace(base, **change) for change in changes):
         made = fv.enhance(both, settings=settings)
-        assert made[0].record.enhance.settings == settings
+        assert made[0].metadata.enhance.settings == settings
         assert not np.array_equal(made[0].frames, videos[0].frames), settings
     reseeded = fv.enhance(both, seed=9)
     assert [video.seed for video in reseeded] == [9, 10]
@@ -113,12 +115,12 @@ def test_settings_of_a_call(fv, both, videos):
 
 def test_a_batch_is_one_call_and_a_second_one_compiles_nothing(fv, both, videos, monkeypatch):
     calls = []
-    for name in ('_generate', '_transport'):
+    for name in ('_generate', '_enhance_latents'):
         function = getattr(programs, name)
         monkeypatch.setattr(programs, name, lambda *args, f=function, n=name: calls.append(n) or f(*args))
     with compiled() as new_programs:
         again = fv.enhance(fv.preview([CAT, DOG], seed=8))
-    assert calls == ['_generate', '_transport'] and not new_programs
+    assert calls == ['_generate', '_enhance_latents'] and not new_programs
     assert not np.array_equal(again[0].frames, videos[0].frames)
 
 
@@ -133,17 +135,17 @@ def test_loading_again_compiles_nothing(folder, both, videos):
 
 
 def test_the_record_says_how(fv, folder, both, videos):
-    record = videos[1].record
-    assert dataclasses.replace(record, enhance=None) == both[1].record
-    assert (record.preview.prompt, record.preview.seed, record.enhance.seed) == (CAT, 4, 4)
-    assert record.preview.settings == fv.preview_settings and record.enhance.settings == fv.enhance_settings
-    assert record.origin.checkpoints == (str(folder),) and record.origin.steps == (7, 7)
-    first, second = record.preview.weights, record.enhance.weights
+    metadata = videos[1].metadata
+    assert dataclasses.replace(metadata, enhance=None) == both[1].metadata
+    assert (metadata.preview.prompt, metadata.preview.seed, metadata.enhance.seed) == (CAT, 4, 4)
+    assert metadata.preview.settings == fv.preview_settings and metadata.enhance.settings == fv.enhance_settings
+    assert metadata.origin.checkpoints == (str(folder),) and metadata.origin.steps == (7, 7)
+    first, second = metadata.preview.weights, metadata.enhance.weights
     assert first.vae == second.vae and first.text == second.text and first.network != second.network
 
 
 def test_a_stored_preview_gives_the_same_video(fv, both, videos, tmp_path):
-    preview_store.store(tmp_path / '0', both[0], fps=8, crf=18)
+    preview_store.save(tmp_path / '0', both[0], fps=8, crf=18)
     opened = fv.open_preview(tmp_path / '0')
     alike(opened.frames, both[0].frames)
     np.testing.assert_array_equal(opened.latents, both[0].latents)
@@ -151,25 +153,25 @@ def test_a_stored_preview_gives_the_same_video(fv, both, videos, tmp_path):
 
 
 def test_latents_of_another_vae_are_refused(fv, both):
-    weights = dataclasses.replace(both[0].record.preview.weights, vae='f' * 16)
-    previewed = dataclasses.replace(both[0].record.preview, weights=weights)
-    other = dataclasses.replace(both[0], record=dataclasses.replace(both[0].record, preview=previewed))
-    with pytest.raises(ValueError, match='latents are those of another VAE, ffff'):
+    weights = dataclasses.replace(both[0].metadata.preview.weights, vae='f' * 16)
+    previewed = dataclasses.replace(both[0].metadata.preview, weights=weights)
+    other = dataclasses.replace(both[0], metadata=dataclasses.replace(both[0].metadata, preview=previewed))
+    with pytest.raises(ValueError, match='latents of the preview are of another VAE: ffff'):
         fv.enhance(other)
 
 
 def test_previews_of_several_sizes_are_refused(fv, both):
     other = dataclasses.replace(both[0], latents=both[0].latents[:1])
-    with pytest.raises(ValueError, match='of several sizes'):
+    with pytest.raises(ValueError, match='of different sizes'):
         fv.enhance([both[0], other])
 
 
 def test_one_stage_alone(folder, both):
     alone = FlashVideo.from_checkpoint(folder / 'stage1')
-    with pytest.raises(ValueError, match='stage1: holds no stage 2, and cannot enhance'):
+    with pytest.raises(ValueError, match='stage1: contains no stage 2, which enhance needs'):
         alone.enhance(both[0])
     alone = FlashVideo.from_checkpoint(folder / 'stage2')
-    with pytest.raises(ValueError, match='stage2: holds no stage 1, and cannot preview'):
+    with pytest.raises(ValueError, match='stage2: contains no stage 1, which preview needs'):
         alone.preview(DOG)
     assert alone.enhance(both)[0].frames.shape == (9, 64, 128, 3)  # its VAE is the previews'
 
@@ -192,7 +194,7 @@ def test_any_script_is_a_prompt(fv, both, prompt):
 
 
 def test_a_prompt_without_words_is_refused(fv):
-    with pytest.raises(ValueError, match="prompt '!!!': holds nothing that 'hash' can read"):
+    with pytest.raises(ValueError, match="prompt '!!!': contains no text that 'hash' can encode"):
         fv.preview('!!!')
 
 
@@ -210,10 +212,10 @@ def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
     vae = folder / 'vae.safetensors'
     tiny.save_run(tmp_path / 'run', tiny.first_stage_config(vae, t5, wide), size=tiny.PREVIEW)
     fv = FlashVideo.from_checkpoint(tmp_path / 'run')
-    fv.first.loaded  # noqa: B018 - has weights of its own
+    fv.stage1.loaded  # noqa: B018 - has weights of its own
     embedding = SMALL.vocab_size, SMALL.embed_dim
     alive = []
-    generate, open_text = programs.generate, fv.first.text.open
+    generate, open_text = programs.generate, fv.stage1.text.open
 
     def opened():
         encoder = open_text()
@@ -224,7 +226,7 @@ def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
         alive.append([x.shape for x in jax.live_arrays()].count(embedding))
         return generate(*args, **kwargs)
 
-    fv.first.text.open = opened
+    fv.stage1.text.open = opened
     gc.collect()  # what wrote the folder
     monkeypatch.setattr(programs, 'generate', generated)
     fv.preview('a ladybug')
@@ -236,7 +238,7 @@ def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
 
 def test_a_text_encoder_that_does_not_fit(folder):
     fv = FlashVideo.from_checkpoint(folder, text=TextConfig('hash', dim=16))
-    with pytest.raises(ConfigError, match="text embeddings 8 wide, and those of 'hash' are 16"):
+    with pytest.raises(ConfigError, match="text embeddings of width 8; those of 'hash' have width 16"):
         fv.preview(DOG)
 
 
@@ -244,14 +246,14 @@ def test_a_text_encoder_that_does_not_fit(folder):
 
 
 def test_batches():
-    assert batches(5, 2) == [[0, 1], [2, 3], [4, 4]]
-    assert batches(2, None) == [[0, 1]] and batches(2, 8) == [[0, 1]]
+    assert batch_indices(5, 2) == [[0, 1], [2, 3], [4, 4]]
+    assert batch_indices(2, None) == [[0, 1]] and batch_indices(2, 8) == [[0, 1]]
 
 
 def test_the_front_doors_are_explained():
     """Shapes, ranges, units, errors and the paper's section."""
     for method, words in (
-        (FlashVideo.preview, ('(F, H, W, 3) uint8', '0 to 2^32 - 1', 'frames a second', 'Low-Resolution Stage I')),
+        (FlashVideo.preview, ('(F, H, W, 3) uint8', '0 to 2^32 - 1', 'frames per second', 'Low-Resolution Stage I')),
         (FlashVideo.enhance, ('(F, H, W, 3) uint8', '1072 x 1920', 'High-Resolution Stage II')),
     ):
         text = inspect.getdoc(method)

@@ -7,7 +7,7 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.models.vae import OFFICIAL
-from fv_jax.sampling.windows import Window, Windows, crossfade, cut
+from fv_jax.sampling.windows import Window, Windows, crossfade, split_windows
 
 SPEC = OFFICIAL.latent_spec
 SIZES = [(9, 1), (9, 5), (17, 1), (17, 5), (17, 13), (49, 9), (1, 0)]
@@ -26,7 +26,7 @@ def numbers(video_FHWC):
 def test_windows_are_aligned_and_cover_every_clip(frames, overlap):
     windows = Windows(frames, overlap, SPEC)
     for length in [1, 2, 5, *range(frames - 1, frames + 2 * windows.stride + 2), 100]:
-        got = list(cut(clip(length), windows)) if length else []
+        got = list(split_windows(clip(length), windows)) if length else []
         if not got:
             continue
         assert len(got) == windows.count(length)
@@ -48,7 +48,7 @@ def test_windows_are_aligned_and_cover_every_clip(frames, overlap):
 def test_what_windows_agree_on_comes_out_as_it_was(frames, overlap):
     windows = Windows(frames, overlap, SPEC)
     for length in (1, 4, frames, frames + 1, frames + windows.stride, 60):
-        blocks = list(crossfade(cut(clip(length), windows), overlap))
+        blocks = list(crossfade(split_windows(clip(length), windows), overlap))
         assert len(blocks) == windows.count(length)
         np.testing.assert_allclose(np.concatenate(blocks)[:, 0, 0, 0], np.arange(length), rtol=1e-6)
 
@@ -58,7 +58,7 @@ def test_the_fade_is_linear_and_a_moved_last_window_leaves_finished_frames_alone
         return Window(start, np.full((length, 1, 1, 1), value, np.float32), last)
 
     # 23 frames in windows of 17 with 5 of overlap: the second would start at 12 and is moved back to 8.
-    assert [w.start for w in cut(clip(23), Windows(17, 5, SPEC))] == [0, 8]
+    assert [w.start for w in split_windows(clip(23), Windows(17, 5, SPEC))] == [0, 8]
     blocks = list(crossfade([piece(0, 17, 0), piece(8, 15, 6, last=True)], 5))
     assert [len(b) for b in blocks] == [12, 11]
     assert numbers(np.concatenate(blocks)) == pytest.approx([0] * 12 + [1, 2, 3, 4, 5] + [6] * 6)
@@ -72,22 +72,22 @@ def test_frames_are_read_as_they_are_needed():
             read.append(i)
             yield frame
 
-    blocks = crossfade(cut(frames(), Windows(17, 5, SPEC)), 5)
+    blocks = crossfade(split_windows(frames(), Windows(17, 5, SPEC)), 5)
     for done in range(3):
         assert len(next(blocks)) == 12
         assert len(read) <= 17 + 12 * (done + 1)
 
 
 def test_a_block_does_not_keep_a_window_alive():
-    windows = (w._replace(video_FHWC=w.video_FHWC.copy()) for w in cut(clip(40), Windows(17, 5, SPEC)))
+    windows = (w._replace(video_FHWC=w.video_FHWC.copy()) for w in split_windows(clip(40), Windows(17, 5, SPEC)))
     blocks = list(crossfade(windows, 5))
     assert sum(len(b) for b in blocks) == 40
 
 
 @pytest.mark.parametrize(('frames', 'overlap'), [(1, 0), (9, 5), (17, 5), (33, 5), (49, 9), (97, 17)])
 def test_the_usual_overlap(frames, overlap):
-    assert Windows.of(frames, None, SPEC) == Windows(frames, overlap, SPEC)
-    assert Windows.of(17, 9, SPEC) == Windows(17, 9, SPEC)
+    assert Windows.create(frames, None, SPEC) == Windows(frames, overlap, SPEC)
+    assert Windows.create(17, 9, SPEC) == Windows(17, 9, SPEC)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_other_lengths_are_refused():
     with pytest.raises(ConfigError, match='frames=16'):
         Windows(16, 5, SPEC)
     with pytest.raises(ValueError, match='no frames'):
-        next(cut(iter(()), Windows(17, 5, SPEC)))
+        next(split_windows(iter(()), Windows(17, 5, SPEC)))
     with pytest.raises(ValueError, match='frame 1 is 3x4, the ones before 2x4'):
-        next(cut([np.zeros((2, 4, 3)), np.zeros((3, 4, 3))], Windows(17, 5, SPEC)))
+        next(split_windows([np.zeros((2, 4, 3)), np.zeros((3, 4, 3))], Windows(17, 5, SPEC)))
