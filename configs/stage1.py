@@ -36,8 +36,8 @@ def get_config(variant: str = '') -> ConfigDict:
                 'vae': '3d-vae.pt',
                 'vae_dtype': 'bfloat16',
                 'text': text_encoder('t5-v1_1-xxl'),
-                'dit': _dit(),
-                'lowres': _lowres(),
+                'network': _network(),
+                'options': _options(),
             },
             'data': _data(),
             'optim': official_optim(learning_rate=1e-4),
@@ -48,14 +48,14 @@ def get_config(variant: str = '') -> ConfigDict:
         }
     )
     if name == 'full_ft':
-        config.stage.dit.lora = None
-        config.stage.dit.param_dtype = 'float32'
+        config.stage.network.lora = None
+        config.stage.network.param_dtype = 'float32'
         config.optim.learning_rate = 1e-5
     if name in ('tiny', 'smoke'):
         _small(config)
     if name == 'smoke':
-        config.stage.dit.update(embed_dim=64, num_heads=2, num_layers=2, mlp_dim=128, text_dim=32)
-        config.stage.lowres.update(text_length=4, num_steps=3)
+        config.stage.network.update(embed_dim=64, num_heads=2, num_layers=2, mlp_dim=128, text_dim=32)
+        config.stage.options.update(text_length=4, num_steps=3)
         config.stage.text.update(length=4, dim=32)
         config.data.update(train='synthetic', heldout='synthetic', frames=9, height=32, width=48, eval_clips=1)
         config.data.cache = None
@@ -64,7 +64,7 @@ def get_config(variant: str = '') -> ConfigDict:
     return config
 
 
-def _dit() -> dict:
+def _network() -> dict:
     return {
         'embed_dim': 3072,
         'num_layers': 42,
@@ -81,7 +81,7 @@ def _dit() -> dict:
     }
 
 
-def _lowres() -> dict:
+def _options() -> dict:
     return {
         'prediction_type': 'v_prediction',
         'scale_factor': 0.7,
@@ -115,8 +115,8 @@ def _small(config: ConfigDict) -> None:
     config.init_from = None
     config.stage.vae, config.stage.vae_dtype = 'embedded', 'float32'
     config.stage.text.encoder = 'hash'
-    config.stage.dit.lora = None
-    config.stage.dit.update(
+    config.stage.network.lora = None
+    config.stage.network.update(
         embed_dim=192,
         num_layers=3,
         num_heads=3,
@@ -127,7 +127,7 @@ def _small(config: ConfigDict) -> None:
         param_dtype='float32',
         remat='none',
     )
-    config.stage.lowres.update(
+    config.stage.options.update(
         scale_factor=1.0,
         text_length=16,
         guidance_kind='constant',

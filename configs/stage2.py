@@ -8,7 +8,7 @@ The real run: official sizes, 49 frames at 1072x1920, film shards from `python -
 
     :phase1  :phase2  :phase3    the real curriculum, each from the one before (`bash launch/train_stage2.sh`)
     :phase1,tiny=true ...        the same in minutes a phase on two CPU cores, on the film that comes with the package
-    :head128 the same from scratch in 15 heads of 128, not 30 of 64; the phases take --config.stage.dit.num_heads=15
+    :head128 the same from scratch in 15 heads of 128, not 30 of 64; the phases take --config.stage.network.num_heads=15
     :tiny    minutes on two CPU cores: the film and the small VAE that come with the package, latents encoded once
     :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
     :smoke   seconds: made-up film, three steps
@@ -97,8 +97,8 @@ def get_config(variant: str = '') -> ConfigDict:
                 'vae': '3d-vae.pt',
                 'vae_dtype': 'bfloat16',
                 'text': text_encoder(''),
-                'dit': _dit(),
-                'superres': _superres(),
+                'network': _network(),
+                'options': _options(),
             },
             'data': _data(),
             'optim': official_optim(learning_rate=2e-5),
@@ -117,16 +117,16 @@ def get_config(variant: str = '') -> ConfigDict:
     if name in PHASES:
         (_tiny_phase if fields['tiny'] else _phase)(config, name)
     if name == 'head128':
-        config.stage.dit.num_heads = 15
+        config.stage.network.num_heads = 15
     if name == 'smoke':
-        config.stage.dit.update(embed_dim=64, num_heads=2, num_layers=2, mlp_dim=128)
+        config.stage.network.update(embed_dim=64, num_heads=2, num_layers=2, mlp_dim=128)
         config.data.update(train='synthetic', heldout='synthetic', frames=9, height=32, width=48, eval_clips=1)
         config.data.cache = {'low_variants': 1, 'crop': None}
         config.loop.update(num_steps=4, eval_every=4, save_every=2)
     return config
 
 
-def _dit() -> dict:
+def _network() -> dict:
     return {
         'embed_dim': 1920,
         'num_layers': 30,
@@ -139,7 +139,7 @@ def _dit() -> dict:
     }
 
 
-def _superres() -> dict:
+def _options() -> dict:
     return {
         'noise_augmentation_timestep': 675,
         'noise_augmentation_timestep_range': None,
@@ -182,8 +182,8 @@ def _phase(config: ConfigDict, name: str) -> None:
     config.data.buckets = _buckets(phase['sizes'])
     # What 8, 16 and more shards of the data divide; a batch of the largest size has 16 clips.
     config.data.batch_multiple = 16
-    config.stage.superres.noise_augmentation_timestep_range = phase['noise']
-    config.stage.superres.image_noise_augmentation_timestep_range = phase['picture_noise']
+    config.stage.options.noise_augmentation_timestep_range = phase['noise']
+    config.stage.options.image_noise_augmentation_timestep_range = phase['picture_noise']
     config.optim.learning_rate = phase['learning_rate']
     config.loop.num_steps = phase['num_steps']
 
@@ -205,14 +205,14 @@ def _tiny_phase(config: ConfigDict, name: str) -> None:
     config.data.buckets = _buckets((phase['size'], (1, height, width)))
     config.data.update(degradations.weak_and_strong())
     config.data.cache.low_variants = 4  # of both kinds
-    config.stage.superres.noise_augmentation_timestep_range = phase['noise']
-    config.stage.superres.image_noise_augmentation_timestep_range = phase['noise']
+    config.stage.options.noise_augmentation_timestep_range = phase['noise']
+    config.stage.options.image_noise_augmentation_timestep_range = phase['noise']
     config.optim.update(learning_rate=phase['learning_rate'], lr_schedule='constant')
     config.loop.update(num_steps=phase['num_steps'], eval_every=phase['num_steps'], save_every=100)
 
 
 def _tiny(config: ConfigDict) -> None:
-    config.stage.dit.update(embed_dim=128, num_heads=2, mlp_dim=512, cond_dim=32)
+    config.stage.network.update(embed_dim=128, num_heads=2, mlp_dim=512, cond_dim=32)
     # Crops of the latents: many small samples a minute teach more than few whole frames (900 steps of one crop as long
     # as 150 of a frame, and a held-out loss of 0.125 against 0.140).
     config.data.cache.crop = (16, 24)
@@ -226,7 +226,7 @@ def _tiny(config: ConfigDict) -> None:
     # Noise beyond what the net learnt to take away stays as grain, without which film looks smoothed. As it is here
     # (launch/quickstart.sh, 16 minutes, 2.9 GB): PSNR 22.78 dB, bilinear 23.37, the VAE's ceiling 28.27; detail 0.79;
     # loss 0.1133, the linear predictor's 0.1302.
-    config.stage.superres.update(
+    config.stage.options.update(
         noise_augmentation_timestep=58,
         noise_augmentation_timestep_range=(50, 50),
         shift=2.0,
@@ -238,7 +238,7 @@ def _tiny(config: ConfigDict) -> None:
 
 
 def _sprites(config: ConfigDict) -> None:
-    config.stage.dit.update(embed_dim=128, num_heads=2, num_layers=4, mlp_dim=512, cond_dim=32)
+    config.stage.network.update(embed_dim=128, num_heads=2, num_layers=4, mlp_dim=512, cond_dim=32)
     # The stage that comes with the package: five minutes on an H200. Of 16 held-out clips that are drawn small, PSNR to
     # the same drawn large: enhanced 27.48 dB, bilinear 28.83, the VAE's ceiling 29.27; detail 1.29, 0.74 and 1.21. The
     # small VAE is what limits it: it smears what moves fast.
@@ -255,13 +255,13 @@ def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:
 
 def _small(config: ConfigDict) -> None:
     config.stage.vae, config.stage.vae_dtype = 'embedded', 'float32'
-    config.stage.dit.update(
+    config.stage.network.update(
         embed_dim=192, num_layers=4, num_heads=3, mlp_dim=768, cond_dim=128, text_dim=32, dtype='float32', remat='none'
     )
     # Minutes are too short to find out where things are: after 225 steps of four crops (128 wide, Muon) the held-out
     # loss was 0.129 with it and 0.134 without; the linear predictor's 0.108.
-    config.stage.dit.local_attention_init = 2.0
-    config.stage.superres.update(
+    config.stage.network.local_attention_init = 2.0
+    config.stage.options.update(
         noise_augmentation_timestep=50, shift=1.0, scale_factor=1.0, text_length=4, guidance_scale=1.0, num_steps=4
     )
     config.data.update(train='embedded', heldout='embedded', frames=17, height=256, width=480, fit='crop')

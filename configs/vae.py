@@ -75,7 +75,7 @@ def get_config(variant: str = '') -> ConfigDict:
 def _stage() -> dict:
     return {
         'kind': 'autoencoder',
-        'autoencoder_net': {
+        'network': {
             'base_channels': 128,
             'multipliers': (1, 2, 2, 4),
             'temporal_levels': 2,
@@ -83,7 +83,7 @@ def _stage() -> dict:
             'groups': 32,
             'dtype': 'bfloat16',
         },
-        'autoencoder': {'kl_weight': 1e-4, 'from_pictures': False},
+        'options': {'kl_weight': 1e-4, 'from_pictures': False},
     }
 
 
@@ -115,9 +115,7 @@ def _optim() -> dict:
 
 
 def _small(config: ConfigDict) -> None:
-    config.stage.autoencoder_net.update(
-        base_channels=16, multipliers=(1, 1, 2, 3), num_res_blocks=1, groups=2, dtype='float32'
-    )
+    config.stage.network.update(base_channels=16, multipliers=(1, 1, 2, 3), num_res_blocks=1, groups=2, dtype='float32')
     # A quarter of the clips are sprites, which stage 1 is trained on. Half of the crops glide: the film has few pans as
     # fast as those of the held-out shots. Played forth and back, its clips of 17 frames are as long as what is needed.
     config.data.update(
@@ -163,7 +161,7 @@ def _crops(config: ConfigDict) -> None:
 
 def _clips(config: ConfigDict) -> None:
     _crops(config)
-    config.stage.autoencoder.from_pictures = True
+    config.stage.options.from_pictures = True
     config.data.update(frames=9, loader={'batch_size': 4, 'num_threads': 1})
     config.optim.update(learning_rate=1e-3, warmup_steps=50, ema_decay=0.999)
     config.loop.update(num_steps=1600, eval_every=1600)

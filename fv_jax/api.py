@@ -17,9 +17,10 @@ from fv_jax.sampling.lazy_stages import LazyStage, LazyTextEncoder, LazyVAE
 from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.text_to_video import Pipeline
-from fv_jax.stages import registry, super_res
+from fv_jax.stages import registry
 from fv_jax.stages.frozen_vae import jit_vae
-from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.latent_stage import EnhancementStage, LatentStage, PreviewStage
+from fv_jax.stages.low_res import LowRes
 from fv_jax.stages.super_res import SuperRes
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import ModelDef
@@ -83,12 +84,14 @@ class FlashVideo(Pipeline):
         vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_digest(name))
         encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
         stages = (
-            (official_release.STAGE1, lambda dit: LowRes(LowResConfig(), dit)),
-            (official_release.STAGE2, lambda dit: SuperRes(super_res.OFFICIAL, dit)),
+            (official_release.STAGE1, LowRes),
+            (official_release.STAGE2, SuperRes),
         )
         first, second = (
-            LazyStage(f'{folder}/{name}', make(there.configs[name]), there.read[name], vae, encoder)
-            for name, make in stages
+            LazyStage(
+                f'{folder}/{name}', stage(stage.official.options, there.configs[name]), there.read[name], vae, encoder
+            )
+            for name, stage in stages
         )
         origin = WeightsOrigin(official=str(folder), dtype=dtype, text=text)
         return cls(first, second, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), rules)
@@ -132,20 +135,20 @@ class FlashVideo(Pipeline):
         opened = [_open_part(*run, text, vaes) for run in zip(runs, steps or [None] * len(runs), strict=True)]
         parts, preview, enhance = {}, PreviewSettings(), EnhanceSettings()
         for _, part, data, _ in opened:
-            kind = type(part.stage)
-            if kind in parts:
-                raise ValueError(f'{parts[kind].name} and {part.name}: hold the same stage; give one of each')
-            parts[kind] = part
-            if kind is LowRes:
-                preview = PreviewSettings.from_config(part.stage.config, data)
+            purpose = PreviewStage if isinstance(part.stage, PreviewStage) else EnhancementStage
+            if purpose in parts:
+                raise ValueError(f'{parts[purpose].name} and {part.name}: hold the same stage; give one of each')
+            parts[purpose] = part
+            if purpose is PreviewStage:
+                preview = PreviewSettings.from_config(part.stage.sampler_config(), data)
             else:
-                enhance = EnhanceSettings.from_config(part.stage.config, data)
+                enhance = EnhanceSettings.from_config(part.stage.sampler_config(), data)
         enhance = dataclasses.replace(enhance, numerics=numerics or enhance.numerics)
         origin = WeightsOrigin(
             checkpoints=tuple(map(str, folders)), steps=tuple(step for step, *_ in opened), text=text
         )
         notes = tuple(f'{part.name}: {note}' for _, part, _, notes in opened for note in notes)
-        return cls(parts.get(LowRes), parts.get(SuperRes), origin, preview, enhance, rules, notes)
+        return cls(parts.get(PreviewStage), parts.get(EnhancementStage), origin, preview, enhance, rules, notes)
 
 
 def _runs(folder: str | Path) -> list[Path]:
@@ -175,8 +178,8 @@ def _open_part(
     """
     meta, params_of = open_checkpoint(run, step)
     kind, digests = meta['config'].get('stage', {}).get('kind'), meta.get('digests', {})
-    if kind not in ('lowres', 'superres'):
-        raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline is made of lowres and superres')
+    if kind not in (known := registry.kinds_of(LatentStage)):
+        raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline is made of {" and ".join(known)}')
     config = stage_config_of(run, meta)
     stage = registry.build(config)
     vae = LazyVAE(
@@ -184,14 +187,15 @@ def _open_part(
         lambda: frozen_vae(config),
         lambda: digests.get('vae') or weights.vae_digest(config.vae),
     )
-    vae = vaes.setdefault((config.vae, config.vae_dtype, config.dit.latent_channels), vae)
+    vae = vaes.setdefault((config.vae, config.vae_dtype, config.network.latent_channels), vae)
     notes = unverified(config, digests)
-    if text is not None and (kind == 'lowres' or config.text.encoder):
+    needs_text = isinstance(stage, PreviewStage)
+    if text is not None and (needs_text or config.text.encoder):
         encoder = LazyTextEncoder(text.encoder, lambda: open_text_encoder(text))
     elif config.text.encoder:
         found = find_text_encoder(run, config.text, digests.get('text'))
         encoder = LazyTextEncoder(found.encoder, lambda: open_text_encoder(found))
-    elif kind == 'lowres':
+    elif needs_text:
         raise ConfigError(f'{run}: was trained without texts, or names no encoder; name one, {CHOICES}')
     else:
         encoder = None

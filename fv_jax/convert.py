@@ -19,7 +19,7 @@ import functools
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,8 @@ from fv_jax.core.output_paths import check_output
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAEConfig
-from fv_jax.stages import registry, super_res
-from fv_jax.stages.autoencoder import AutoencoderConfig
-from fv_jax.stages.low_res import LowResConfig
+from fv_jax.stages import registry
+from fv_jax.stages.protocol import NetworkConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import ModelDef
 from fv_jax.weights import reader
@@ -57,7 +56,6 @@ SUFFIXES = ('.pt', '.safetensors')
 UNUSED = 'unused.safetensors'  # in a work directory: what the official file had and nothing reads
 TOKENIZER = ('spiece.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
 T5_FILES = (t5_folder.CONFIG, *TOKENIZER)
-FRAMES, SIZES = 49, {'lowres': (256, 480), 'superres': (1072, 1920)}  # of the official clips
 OFFICIAL_VAE, OFFICIAL_TEXT = '3d-vae.pt', 't5-v1_1-xxl'  # beside an official file
 
 
@@ -98,7 +96,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         '--text',
         help='the T5 folder that the checkpoint names (default: t5-v1_1-xxl, or folder text_encoder, beside the input)',
     )
-    add('--start-as', choices=('stage1', 'stage2'), help='what a diffusers transformer becomes (default: stage1)')
+    add(
+        '--target-stage',
+        choices=tuple(registry.KINDS),
+        help='the kind of stage that the weights become (default: the first one that they fit)',
+    )
     add('--overwrite', action='store_true', help='replace the output if it is there')
     return parser.parse_flags(argv)
 
@@ -136,7 +138,7 @@ def _kind(path: Path) -> str:
 
 def _to_run(arguments: argparse.Namespace) -> None:
     _folder_wanted(arguments)
-    source = reader.open_source(arguments.input, param_dtype=arguments.dtype, start_as=arguments.start_as)
+    source = reader.open_source(arguments.input, param_dtype=arguments.dtype, like=_official_network(arguments))
     values, config = source.parameters(), source.config
     if isinstance(config, VAEConfig) and arguments.dtype == 'bfloat16':
         raise UsageError('--dtype=bfloat16: a VAE is kept in float32')
@@ -149,7 +151,7 @@ def _to_run(arguments: argparse.Namespace) -> None:
     network = ModelDef.from_stage(registry.build(stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
     params = {name: key_table.nested(state, values) for name, state in groups.items()}
-    meta = {'stage': config_lib.to_dict(stage), 'data': _clips(stage.kind), 'converted_from': str(arguments.input)}
+    meta = {'stage': config_lib.to_dict(stage), 'data': _clip(stage.kind), 'converted_from': str(arguments.input)}
     unused = source.unused()
     with files.atomic_write(arguments.output.absolute()) as partial:
         streaming.save(partial, 0, params, meta, digests)
@@ -168,21 +170,29 @@ def _folder_wanted(arguments: argparse.Namespace) -> None:
     require(arguments.step is None, f'--step={arguments.step}: only a run has steps', UsageError)
 
 
-def _stage(config: DiTConfig | VAEConfig, arguments: argparse.Namespace) -> registry.StageConfig:
+def _stage(network: NetworkConfig, arguments: argparse.Namespace) -> registry.StageConfig:
     """The stage whose network this is, with official settings."""
-    if isinstance(config, VAEConfig):
-        return registry.StageConfig('autoencoder', autoencoder_net=config, autoencoder=AutoencoderConfig())
+    kinds, kind = registry.official_kinds(network), arguments.target_stage
+    fits = f'--target-stage={kind}: {arguments.input} has a network of {" or ".join(kinds)}'
+    require(kind is None or kind in kinds, fits, UsageError)
+    kind = kind or kinds[0]
+    stage = registry.KINDS[kind].stage
+    if not stage.latents_of:
+        return registry.StageConfig(kind, network, stage.official.options)
     vae = arguments.vae or _beside(arguments.input, OFFICIAL_VAE, 'vae')
     text = TextConfig(arguments.text or _beside(arguments.input, OFFICIAL_TEXT, 'text_encoder'))
-    if config.embed_noise_augmentation_timestep:
-        return registry.StageConfig('superres', dit=config, superres=super_res.OFFICIAL, vae=vae, text=text)
-    return registry.StageConfig('lowres', dit=config, lowres=LowResConfig(), vae=vae, text=text)
+    return registry.StageConfig(kind, network, stage.official.options, vae=vae, text=text)
 
 
-def _clips(kind: str) -> dict[str, int]:
+def _official_network(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    """What tells the network of the target stage from others."""
+    kind = registry.KINDS.get(arguments.target_stage)
+    return {} if kind is None else kind.stage.official.network
+
+
+def _clip(kind: str) -> dict[str, int]:
     """What the official network of this kind was made for."""
-    sizes = dict(zip(('height', 'width'), SIZES.get(kind, ()), strict=False))
-    return {'frames': FRAMES, **sizes}
+    return dict(registry.KINDS[kind].stage.official.clip)
 
 
 def _beside(path: Path, official: str, diffusers: str) -> str:
@@ -191,7 +201,7 @@ def _beside(path: Path, official: str, diffusers: str) -> str:
 
 def _digests(stage: registry.StageConfig) -> dict[str, str]:
     """Of the VAE and the text encoder, where they are there; they are named in any case."""
-    if stage.dit is None:
+    if not registry.needs_vae(stage):
         return {}
     digests = {}
     if weights.vae_path(stage.vae).exists():
@@ -201,9 +211,10 @@ def _digests(stage: registry.StageConfig) -> dict[str, str]:
     name = stage.text.encoder
     if is_available(stage.text):
         text = text_fingerprint(stage.text)
+        _, width = registry.build(stage).text_shape
         require(
-            text.dim == stage.dit.text_dim,
-            f'--text={name}: its embeddings are {text.dim} wide, the network takes {stage.dit.text_dim}',
+            text.dim == width,
+            f'--text={name}: its embeddings are {text.dim} wide, the network takes {width}',
             UsageError,
         )
         digests['text'] = text.digest
@@ -272,7 +283,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
     if arguments.output.suffix not in SUFFIXES:
         raise UsageError(f'--output={arguments.output}: a run becomes a file; it must end in {" or ".join(SUFFIXES)}')
     stage = config_lib.build(registry.StageConfig, stored.meta['config']['stage'], 'config.stage')
-    config = stage.dit or stage.autoencoder_net
+    config = stage.network
     values = key_table.typed_as(stored.arrays())
     _check_architecture(arguments.input, values, config)
     unused = load_file(arguments.input / UNUSED) if (arguments.input / UNUSED).is_file() else None
@@ -283,7 +294,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
     return None
 
 
-def _check_architecture(run: Path, values: Parameters, config: DiTConfig | VAEConfig) -> None:
+def _check_architecture(run: Path, values: Parameters, config: NetworkConfig) -> None:
     leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
     wanted = {name: leaf.shape for name, (_, leaf) in leaves.items()}
     there = {name: value.shape for name, value in values.items()}

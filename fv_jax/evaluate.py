@@ -41,13 +41,14 @@ from fv_jax.data.numpy_resize import resize_bilinear
 from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import to_uint8
 from fv_jax.data.video import contact_sheet, video_io
-from fv_jax.diffusion import samplers
 from fv_jax.evaluation import metrics
 from fv_jax.evaluation.linear_baseline import LinearPredictor
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.sampling.clip_enhancer import jit_enhance_latents
-from fv_jax.stages.protocol import Batch, row_keys
-from fv_jax.stages.super_res import Draw, SuperRes
+from fv_jax.stages import registry
+from fv_jax.stages.latent_stage import EnhancementStage, NoisedPair
+from fv_jax.stages.noise import per_example_keys
+from fv_jax.stages.protocol import Batch, evaluation_loss
 from fv_jax.training.run import latent_cache
 from fv_jax.weights import trained_runs
 
@@ -99,19 +100,24 @@ def evaluate(
     run = trained_runs.open_run(checkpoint)
     for note in run.notes:
         log.info(f'note: {note}')
-    if not isinstance(run.stage, SuperRes):
-        raise UsageError(f'{checkpoint}: holds a stage {run.config["stage"]["kind"]!r}; only superres can be evaluated')
-    run = dataclasses.replace(run, stage=run.stage.sampled_with(num_steps=num_steps))
+    if not isinstance(run.stage, EnhancementStage):
+        known, kind = ', '.join(registry.kinds_of(EnhancementStage)), run.config['stage']['kind']
+        raise UsageError(f'{checkpoint}: holds a stage {kind!r}; only {known} can be evaluated')
+    sampler = run.stage.sampler_config()
+    if num_steps is not None:
+        sampler = dataclasses.replace(sampler, num_steps=num_steps)
+    # Held-out clips have no texts, and are enhanced without guidance.
+    run = dataclasses.replace(run, stage=run.stage.with_sampler_config(sampler).without_guidance())
     data = config_lib.build(pipeline.DataConfig, run.config['data'] | {'eval_clips': clips}, 'config.data')
     require(data.heldout, f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)', UsageError)
     output.mkdir(parents=True, exist_ok=True)
-    log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {run.stage.config.num_steps} sampler step(s)')
-    transport = jit_enhance_latents(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
+    log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {sampler.num_steps} sampler step(s)')
+    enhance_latents = jit_enhance_latents(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
     rows, figures, held_out = [], [], []
     for i, clip in enumerate(_clips(data, strong)):
         z_high, z_low = (run.vae.latents(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))
         held_out.append({'z_high_BFHWC': z_high, 'z_low_BFHWC': z_low})
-        enhanced = np.asarray(run.vae.video(transport(z_low, jax.random.key(i), 0))[0])
+        enhanced = np.asarray(run.vae.video(enhance_latents(z_low, jax.random.key(i), 0))[0])
         ceiling = np.asarray(run.vae.video(z_high)[0])
         figures.append(_figures(clip, enhanced, ceiling))
         log.info(f'clip {i}, {clip.factor:.1f} times smaller: enhanced to {figures[-1]["psnr_enhanced"]:.2f} dB')
@@ -125,9 +131,9 @@ def evaluate(
     log.info('measuring the loss, and fitting the linear predictor that it is compared with')
     report = {
         'checkpoint_step': run.step,
-        'sampler': run.stage.config.sampler,
-        'nfe': run.stage.config.num_steps * samplers.SAMPLERS[run.stage.config.sampler].evaluations,
-        'noise_augmentation_timestep': run.stage.config.noise_augmentation_timestep,
+        'sampler': sampler.sampler,
+        'nfe': run.stage.num_function_evaluations(),
+        'noise_augmentation_timestep': sampler.noise_augmentation_timestep,
         'mean': {key: float(np.mean([f[key] for f in figures])) for key in figures[0]},
         'clips': figures,
         'flow_matching_loss': _losses(run, data, checkpoint, held_out),
@@ -190,23 +196,27 @@ def _losses(
 ) -> dict[str, float]:
     """The held-out flow-matching loss and the best linear predictor's on the same latents, noise and t."""
     stage, network = run.stage, run.network
-    loss = jax.jit(lambda params, draw: stage.loss_of(network.model(**params), draw, rules=SINGLE_DEVICE)[0])
+
+    @jax.jit
+    def loss(params, noised):
+        return evaluation_loss(stage, network.model(**params), noised, rules=SINGLE_DEVICE)[0]
+
     key = jax.random.key(run.config['seed'])
     linear = LinearPredictor(STRATA)
     for i, batch in enumerate(_training_latents(run, data, checkpoint)):
-        linear.add(_draw(stage, batch, jax.random.fold_in(key, 0), i))
-    draws = [_draw(stage, batch, jax.random.fold_in(key, 1), i) for i, batch in enumerate(held_out)]
+        linear.add(_noise(stage, batch, jax.random.fold_in(key, 0), i))
+    held_out_noised = [_noise(stage, batch, jax.random.fold_in(key, 1), i) for i, batch in enumerate(held_out)]
     losses = {
-        'model': float(np.mean([float(loss(run.params, draw)) for draw in draws])),
-        'linear_3x3x3': float(np.mean([linear.loss(draw) for draw in draws])),
+        'model': float(np.mean([float(loss(run.params, noised)) for noised in held_out_noised])),
+        'linear_3x3x3': float(np.mean([linear.loss(noised) for noised in held_out_noised])),
     }
     return losses | {'ratio': losses['model'] / losses['linear_3x3x3']}
 
 
-def _draw(stage: SuperRes, batch: Batch, key: jax.Array, index: int) -> Draw:
+def _noise(stage: EnhancementStage, batch: Batch, key: jax.Array, index: int) -> NoisedPair:
     """One clip, noised once in every stratum of t."""
     tiled = {name: jnp.repeat(jnp.asarray(value), STRATA, axis=0) for name, value in batch.items()}
-    return stage.draw(tiled, row_keys(key, index, STRATA))
+    return stage.sample_noise_and_time(tiled, per_example_keys(key, index, STRATA))
 
 
 def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: Path) -> Iterator[Batch]:

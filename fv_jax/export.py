@@ -32,7 +32,10 @@ from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
 from fv_jax.core.output_paths import check_output
 from fv_jax.kernels.attention import PORTABLE
+from fv_jax.models.dit import DiTConfig
+from fv_jax.models.vae import VAEConfig
 from fv_jax.stages import registry
+from fv_jax.stages.protocol import ExportedFunction
 from fv_jax.training.state import ModelDef
 from fv_jax.weights import exported_functions, model_card, single_file, trained_runs
 from fv_jax.weights.fingerprints import params_fingerprint
@@ -149,14 +152,13 @@ def _opened(arguments: argparse.Namespace) -> _Exported:
 def _as_asked(
     values: Parameters, stage: registry.StageConfig, arguments: argparse.Namespace
 ) -> tuple[Parameters, registry.StageConfig]:
-    if stage.dit is not None:
-        config = stage.dit
+    if isinstance(config := stage.network, DiTConfig):
         if arguments.lora == 'merge':
             values, config = official_dit.fold_lora(values, config)
         # float16 is how numbers are stored, never what a network holds.
         if arguments.dtype in ('float32', 'bfloat16'):
             config = dataclasses.replace(config, param_dtype=arguments.dtype)
-        stage = dataclasses.replace(stage, dit=config)
+        stage = dataclasses.replace(stage, network=config)
     return key_table.typed_as(values, arguments.dtype), stage
 
 
@@ -167,11 +169,11 @@ def _which(config: dict[str, Any], parameters: str) -> str:
 
 def _write_file(path: Path, exported: _Exported) -> None:
     stage = exported.stage
-    if stage.autoencoder_net is not None:
-        single_file.write(path, exported.values, stage.autoencoder_net)
+    if isinstance(stage.network, VAEConfig):
+        single_file.write(path, exported.values, stage.network)
         return
     run = {'step': exported.step, 'config': exported.config, 'digests': exported.digests}
-    single_file.write(path, exported.values, stage.dit, {single_file.RUN: json.dumps(run)})
+    single_file.write(path, exported.values, stage.network, {single_file.RUN: json.dumps(run)})
 
 
 def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> None:
@@ -186,17 +188,16 @@ def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespa
     (folder / model_card.NAME).write_text(card, encoding='utf-8')
 
 
-def _forwards(exported: _Exported, arguments: argparse.Namespace) -> list[exported_functions.Forward]:
+def _forwards(exported: _Exported, arguments: argparse.Namespace) -> list[ExportedFunction]:
     frames, height, width = (int(part) for part in re.fullmatch(_SIZE, arguments.size).groups())
     meta = {'config': exported.config, 'digests': exported.digests}
     latent_spec = trained_runs.latent_spec(trained_runs.stage_config_of(arguments.checkpoint, meta))
-    text_length = exported.stage.superres.text_length if exported.stage.superres else 0
     stage = registry.build(exported.stage)
-    return exported_functions.forwards(stage, latent_spec, (frames, height, width), text_length, rules=PORTABLE)
+    return exported_functions.functions(stage, latent_spec, (frames, height, width), rules=PORTABLE)
 
 
 def _write_forwards(
-    folder: Path, exported: _Exported, forwards: Sequence[exported_functions.Forward], platforms: Sequence[str]
+    folder: Path, exported: _Exported, forwards: Sequence[ExportedFunction], platforms: Sequence[str]
 ) -> list[str]:
     stage = registry.build(exported.stage)
     folder.mkdir(parents=True)

@@ -61,9 +61,8 @@ def _plan(argv: Sequence[str]) -> int:
     request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.only), tiling)
     if arguments.search:
         found = search.largest_batch(request)
-        print_result(
-            f'the largest batch: --config.data.loader.batch_size={found.batch} --config.stage.dit.remat={found.remat}'
-        )
+        fields = f'--config.data.loader.batch_size={found.batch} --config.stage.network.remat={found.remat}'
+        print_result(f'the largest batch: {fields}')
         return 0
     return _report(request, arguments.json)
 

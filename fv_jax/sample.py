@@ -17,6 +17,7 @@ atomically: they appear, or are replaced, when they are complete.
 """
 
 import argparse
+import dataclasses
 import logging
 import math
 import sys
@@ -51,7 +52,8 @@ from fv_jax.sampling.results import StoredPreview
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.sampling.windows import Windows
-from fv_jax.stages.super_res import SuperRes
+from fv_jax.stages import registry
+from fv_jax.stages.latent_stage import EnhancementStage
 from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import trained_runs
 from fv_jax.weights.text_encoders import CHOICES
@@ -64,6 +66,7 @@ PROG = 'python -m fv_jax.sample'
 SCALE = Fraction(4)
 SUFFIX = '.mp4'
 MAX_CRF = 51
+PREVIEW, ENHANCE = api.STAGES  # of flags, --stage1.FIELD=VALUE
 Overrides = Mapping[str, list[Override]]  # of the settings, by stage
 
 
@@ -241,9 +244,9 @@ def _preview(arguments: argparse.Namespace, overrides: Overrides) -> None:
     with error_context('--', error=UsageError):
         rows = batch.PromptBatch.create(texts, arguments.seed, arguments.num_samples)
     fv, file = _open_pipeline(arguments), batch.Mp4Options(arguments.fps, arguments.crf)
-    preview = _override_settings(fv.preview_settings, 'stage1', overrides['stage1'])
-    final = _override_settings(fv.enhance_settings, 'stage2', overrides['stage2'])
-    fv.check(preview, final if arguments.enhance_all or overrides['stage2'] else None)
+    preview = _override_settings(fv.preview_settings, PREVIEW, overrides[PREVIEW])
+    final = _override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
+    fv.check(preview, final if arguments.enhance_all or overrides[ENHANCE] else None)
     folders = batch.generate_previews(fv, rows, arguments.output, preview, arguments.batch_size, file)
     _report_previewing(fv, preview, len(folders))
     if arguments.enhance_all:
@@ -287,7 +290,7 @@ def _enhance(arguments: argparse.Namespace, overrides: Overrides) -> None:
             'enhance them separately'
         )
     fv = _open_pipeline(arguments, stored[0].metadata.origin)
-    settings = _override_settings(fv.enhance_settings, 'stage2', overrides['stage2'])
+    settings = _override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
     file = batch.Mp4Options(arguments.fps, arguments.crf)
     batch.enhance_previews(fv, stored, outputs, settings, arguments.seed, arguments.batch_size, file)
     _report_enhancing(fv, settings, stored)
@@ -359,28 +362,30 @@ def _peek(run: Path, step: int | None) -> tuple[int, int, LatentSpec]:
     """Returns the checkpoint's step, the frames of a window and the VAE's latent geometry, without reading arrays."""
     meta = Checkpoints(run, read_only=True).meta(step)
     kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
-    require(kind == 'superres', f"--checkpoint={run}: holds stage {kind!r}; only 'superres' can enhance", UsageError)
+    known = registry.kinds_of(EnhancementStage)
+    can = f'only {", ".join(map(repr, known))} can enhance'
+    require(kind in known, f'--checkpoint={run}: holds stage {kind!r}; {can}', UsageError)
     require(isinstance(frames, int), f'{run}: its config has no data.frames, the number of frames of a clip')
     return meta['step'], frames, trained_runs.latent_spec(trained_runs.stage_config_of(run, meta))
 
 
-def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[SuperRes, Enhancer]:
+def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[EnhancementStage, Enhancer]:
     """Returns the stage with `num_steps` sampler steps, and its enhancer. Nothing is compiled yet."""
     run = trained_runs.open_run(path, step)
     for note in run.notes:
         log.info(f'note: {note}')
-    stage = run.stage.sampled_with(num_steps=num_steps)
+    stage = run.stage
+    if num_steps is not None:
+        stage = stage.with_sampler_config(dataclasses.replace(stage.sampler_config(), num_steps=num_steps))
     model = run.network.model(**run.params)
     return stage, Enhancer(jit_enhance_latents(stage, model, rules=SINGLE_DEVICE), run.vae, tiling)
 
 
 _COMMANDS = {
     'preview': Command(
-        'Generates low-resolution previews of prompts.', _add_preview_flags, _preview, ('stage1', 'stage2')
+        'Generates low-resolution previews of prompts.', _add_preview_flags, _preview, (PREVIEW, ENHANCE)
     ),
-    'enhance': Command(
-        'Enhances stored previews to high-resolution videos.', _add_enhance_flags, _enhance, ('stage2',)
-    ),
+    'enhance': Command('Enhances stored previews to high-resolution videos.', _add_enhance_flags, _enhance, (ENHANCE,)),
     'clip': Command('Enhances a video of any length and size with stage 2.', _add_clip_flags, _clip),
     'reproduce': Command('Generates an mp4 again from the metadata in it.', _add_reproduce_flags, _reproduce),
 }

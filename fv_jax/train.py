@@ -50,8 +50,8 @@ from fv_jax.parallel.preemption import Preemption
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import step_cost
 from fv_jax.stages.frozen_vae import JittedVAE
+from fv_jax.stages.latent_stage import EnhancementStage
 from fv_jax.stages.protocol import Batch
-from fv_jax.stages.super_res import SuperRes
 from fv_jax.training import state
 from fv_jax.training.monitoring.collapse import CollapseError
 from fv_jax.training.monitoring.goodput import Goodput
@@ -227,7 +227,7 @@ def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) ->
     log.info(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
     encoded = [parts.stage.encode(batch) for batch in heldout]
     health = None
-    if isinstance(parts.stage, SuperRes):
+    if isinstance(parts.stage, EnhancementStage):
         health = HealthCheck(
             stage=parts.stage,
             model_of=lambda params: parts.network.model(**params),

@@ -29,10 +29,10 @@ def autoencoder(workdir: Path, *more: str) -> list[str]:
     return [
         f'--config={ROOT / "configs" / "vae.py"}:smoke',
         f'--workdir={workdir}',
-        '--config.stage.autoencoder_net.base_channels=4',
-        '--config.stage.autoencoder_net.multipliers=(1, 1, 1, 1)',
-        '--config.stage.autoencoder_net.num_res_blocks=1',
-        '--config.stage.autoencoder_net.latent_channels=4',
+        '--config.stage.network.base_channels=4',
+        '--config.stage.network.multipliers=(1, 1, 1, 1)',
+        '--config.stage.network.num_res_blocks=1',
+        '--config.stage.network.latent_channels=4',
         '--config.data.height=16',
         '--config.data.width=16',
         '--config.data.heldout_size=(9, 16, 16)',
@@ -47,8 +47,8 @@ def superres(workdir: Path, vae: Path, *more: str) -> list[str]:
         f'--config={ROOT / "configs" / "stage2.py"}:smoke',
         f'--workdir={workdir}',
         f'--config.stage.vae={vae}',
-        f'--config.stage.dit.latent_channels={tiny.VAE_CONFIG.latent_channels}',
-        '--config.stage.dit.num_layers=1',
+        f'--config.stage.network.latent_channels={tiny.VAE_CONFIG.latent_channels}',
+        '--config.stage.network.num_layers=1',
         *more,
     ]
 
@@ -59,8 +59,8 @@ def lowres(workdir: Path, vae: Path, *more: str) -> list[str]:
         f'--config={ROOT / "configs" / "stage1.py"}:smoke',
         f'--workdir={workdir}',
         f'--config.stage.vae={vae}',
-        f'--config.stage.dit.latent_channels={tiny.VAE_CONFIG.latent_channels}',
-        '--config.stage.dit.num_layers=1',
+        f'--config.stage.network.latent_channels={tiny.VAE_CONFIG.latent_channels}',
+        '--config.stage.network.num_layers=1',
         *more,
     ]
 

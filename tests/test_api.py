@@ -22,13 +22,13 @@ from tests.small_text import make_folder
 STAGE = {
     'kind': 'superres',
     'vae': 'embedded',
-    'dit': {'embed_dim': 64, 'num_heads': 2, 'num_layers': 1, 'mlp_dim': 64, 'cond_dim': 32, 'text_dim': 8},
-    'superres': {},
+    'network': {'embed_dim': 64, 'num_heads': 2, 'num_layers': 1, 'mlp_dim': 64, 'cond_dim': 32, 'text_dim': 8},
+    'options': {},
 }
 
 
 def stage(latent_channels: int) -> StageConfig:
-    given = STAGE | {'dit': STAGE['dit'] | {'latent_channels': latent_channels}}
+    given = STAGE | {'network': STAGE['network'] | {'latent_channels': latent_channels}}
     return config_lib.build(StageConfig, given, 'config.stage')
 
 
@@ -37,7 +37,7 @@ def test_a_vae_whose_latents_do_not_fit_the_network():
         trained_runs.frozen_vae(stage(8))
     text = format_error(error.value)
     assert 'config.stage.vae=embedded' in text and 'have 16 channels' in text
-    assert 'config.stage.dit.latent_channels=8; set that to 16' in text
+    assert 'config.stage.network.latent_channels=8; set that to 16' in text
 
 
 def test_a_vae_that_fits():

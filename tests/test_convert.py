@@ -154,7 +154,7 @@ def test_sixteen_bits_on_the_way(files, tmp_path, capsys):
     vae = files / '3d-vae.pt.safetensors'
     assert run('--input', files / 'stage1.pt', '--output', tmp_path / 'run', '--dtype=bfloat16', '--vae', vae) == 0
     assert 'in bfloat16' in capsys.readouterr().out
-    saved = Checkpoints(tmp_path / 'run', read_only=True).meta()['config']['stage']['dit']
+    saved = Checkpoints(tmp_path / 'run', read_only=True).meta()['config']['stage']['network']
     assert saved['param_dtype'] == saved['dtype'] == 'bfloat16'
     model = (opened := trained_runs.open_run(tmp_path / 'run')).network.model(**opened.params)
     assert model.blocks.attention.qkv.kernel.dtype == jnp.bfloat16
@@ -164,7 +164,10 @@ def test_sixteen_bits_on_the_way(files, tmp_path, capsys):
     assert_same(back, {key: x.astype(jnp.bfloat16) for key, x in before.items()})
     # What a file holds in 16 bits stays so.
     assert run('--input', tmp_path / 'x.pt', '--output', tmp_path / 'again', '--vae', vae) == 0
-    assert Checkpoints(tmp_path / 'again', read_only=True).meta()['config']['stage']['dit']['param_dtype'] == 'bfloat16'
+    assert (
+        Checkpoints(tmp_path / 'again', read_only=True).meta()['config']['stage']['network']['param_dtype']
+        == 'bfloat16'
+    )
 
 
 def test_a_run_that_was_trained_becomes_a_file_too(files, tmp_path):
@@ -219,7 +222,7 @@ def test_a_diffusers_folder(tmp_path, capsys):
     values = {'num_attention_heads': 1, 'attention_head_dim': 32, 'in_channels': 4, 'out_channels': 4, 'num_layers': 2}
     values |= {'_class_name': 'CogVideoXTransformer3DModel', 'text_embed_dim': 8, 'time_embed_dim': 8}
     (folder / 'config.json').write_text(json.dumps(values))
-    assert run('--input', folder, '--output', tmp_path / 'run', '--start-as=stage2') == 0
+    assert run('--input', folder, '--output', tmp_path / 'run', '--target-stage=superres') == 0
     out = capsys.readouterr().out
     assert 'note: without a counterpart: its position table' in out
     assert 'note: not in the folder, newly initialised: source_embed' in out

@@ -47,8 +47,8 @@ def runs(tmp_path_factory):
     tiny.save_vae(vae)
     stages = {
         'superres': dataclasses.replace(tiny.stage_config(vae), text=WORDS),
-        'lowres': StageConfig('lowres', dit=LORA, lowres=LowResConfig(), vae=str(vae), text=WORDS),
-        'autoencoder': StageConfig('autoencoder', autoencoder_net=tiny.VAE_CONFIG, autoencoder=AutoencoderConfig()),
+        'lowres': StageConfig('lowres', LORA, LowResConfig(), vae=str(vae), text=WORDS),
+        'autoencoder': StageConfig('autoencoder', tiny.VAE_CONFIG, AutoencoderConfig()),
     }
     for name, stage in stages.items():
         items = state.to_items(tiny.train_state(registry.build(stage)))
@@ -132,7 +132,7 @@ def test_numbers_in_fewer_bits(runs, tmp_path, dtype):
 def test_lora_becomes_part_of_the_weights(runs, tmp_path):
     before = trained_runs.open_run(runs / 'lowres')
     after = exported(runs, tmp_path / 'out', 'lowres', '--lora', 'merge')
-    assert after.stage.dit.lora is None and not after.params['frozen']
+    assert after.stage.network.lora is None and not after.params['frozen']
     merged = key_table.parameters_of(nnx.state(merge_lora(before.network.model(**before.params))))
     for name, value in numbers(after).items():
         np.testing.assert_allclose(value.numpy(), merged[name].numpy(), rtol=0, atol=1e-6, err_msg=name)
@@ -144,7 +144,7 @@ def test_lora_becomes_part_of_the_weights(runs, tmp_path):
 @pytest.mark.parametrize('name', ['superres', 'lowres'])
 def test_a_stage_in_one_file_opens_like_the_run(runs, tmp_path, name):
     before, after = trained_runs.open_run(runs / name), exported(runs, tmp_path / 'x.safetensors', name)
-    assert (after.stage.config, after.stage.dit) == (before.stage.config, before.stage.dit)
+    assert (after.stage.config, after.stage.network) == (before.stage.config, before.stage.network)
     assert (after.step, after.digests, after.notes) == (STEP, before.digests, ())
     assert after.config['data'] == before.config['data'] and after.vae is not None
     assert_same(numbers(after), numbers(before), np.float16)
@@ -199,7 +199,7 @@ def test_a_velocity_without_fv_jax(runs, tmp_path):
     opened = exported(runs, tmp_path / 'out', 'superres', *flags)
     rng = np.random.default_rng(0)
     x, text = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 3, 4, 6, 4), (1, 3, 8)))
-    stage, model = opened.stage.sampled_with(guidance_scale=1.0), opened.network.model(**opened.params)
+    stage, model = opened.stage.without_guidance(), opened.network.model(**opened.params)
     expected = stage.velocity_fn(model, jnp.asarray(text), rules=SINGLE_DEVICE)(jnp.asarray(x), Times(0.4, 400.0))
     found = without_fv_jax(tmp_path / 'out', 'velocity', (x, np.full(1, 400, np.float32), text))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

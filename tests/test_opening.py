@@ -46,12 +46,13 @@ def test_an_official_folder(official):
     fv = FlashVideo.from_official(official)
     assert fv.preview_settings == PreviewSettings() and fv.enhance_settings == EnhanceSettings()
     assert fv.origin == WeightsOrigin(official=str(official), dtype='bfloat16')
-    assert fv.stage1.stage.dit.lora is None  # merged
-    assert {part.stage.dit.param_dtype for part in (fv.stage1, fv.stage2)} == {'bfloat16'}
+    assert fv.stage1.stage.network.lora is None  # merged
+    assert {part.stage.network.param_dtype for part in (fv.stage1, fv.stage2)} == {'bfloat16'}
     assert fv.stage1.vae is fv.stage2.vae and fv.stage1.text is fv.stage2.text
     encoder = fv.stage1.text.open()
-    assert (encoder.fingerprint.length, encoder.fingerprint.dim) == (226, fv.stage1.stage.dit.text_dim)
-    config = FlashVideo.from_official(official, numerics='official').enhance_settings.apply(fv.stage2.stage).config
+    assert (encoder.fingerprint.length, encoder.fingerprint.dim) == (226, fv.stage1.stage.network.text_dim)
+    settings = FlashVideo.from_official(official, numerics='official').enhance_settings
+    config = fv.stage2.stage.with_sampler_config(settings).config
     assert flow_times(config.num_steps, config.shift, config.numerics).timestep[1] == 904
     again = FlashVideo.from_origin(fv.origin)
     assert again.origin == fv.origin
@@ -210,7 +211,7 @@ def test_a_stage_that_is_none_of_these(tmp_path):
     tiny.save_run(tmp_path / 'run', config)
     fv = FlashVideo.from_checkpoint(tmp_path / 'run')
     assert isinstance(fv.stage2.vae.digest, str) and fv.enhance_settings.size is None
-    tiny.save_run(tmp_path / 'narrow', dataclasses.replace(config, dit=tiny.DIT))
+    tiny.save_run(tmp_path / 'narrow', dataclasses.replace(config, network=tiny.DIT))
     with pytest.raises(ConfigError, match='its latents have 16 channels'):
         _ = FlashVideo.from_checkpoint(tmp_path / 'narrow').stage2.vae.jitted
 

@@ -185,7 +185,7 @@ def test_the_ceiling_that_heads_of_64_allow():
 def test_wider_heads_take_half_the_time_where_the_matrix_unit_is_wider():
     """The same model FLOPs; on GPUs heads of 64 run at full rate, and nothing is said."""
     configs = [read_config(RunConfig, name, [('data.loader.batch_size', '1')]) for name in (REAL, f'{REAL}:head128')]
-    narrow, wide = (config.stage.dit for config in configs)
+    narrow, wide = (config.stage.network for config in configs)
     assert (narrow.num_heads, wide.num_heads, wide.head_dim) == (30, 15, 128)
     assert dataclasses.replace(wide, num_heads=30) == narrow
     row = flops.Sequence(text=226, video=13 * 67 * 120)
@@ -201,6 +201,6 @@ def test_wider_heads_take_half_the_time_where_the_matrix_unit_is_wider():
         assert len(said) == (saved > 0)
         if said:
             assert (
-                f'heads of 128 (--config.stage.dit.num_heads=15) would take {after:.3g} s in place of {before:.3g}'
+                f'heads of 128 (--config.stage.network.num_heads=15) would take {after:.3g} s in place of {before:.3g}'
                 in said[0]
             )

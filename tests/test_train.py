@@ -17,6 +17,7 @@ from fv_jax.data import pipeline
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import RecordWriter, count_records, list_shards
 from fv_jax.models.vae import OFFICIAL
+from fv_jax.stages import registry
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.run import save_policy
 from fv_jax.weights import trained_runs
@@ -139,9 +140,9 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
     merged = tmp_path / 'merged.safetensors'
     weights.save_official(merged, official, lora='merge')
     config = stage1.get_config('smoke')
-    config.stage.dit.update(dataclasses.asdict(dataclasses.replace(official.config, lora=None)))
-    config.stage.dit.lora = {'rank': 2, 'alpha': 1.0, 'targets': ('qkv',)}
-    config.stage.lowres.text_length = 2
+    config.stage.network.update(dataclasses.asdict(dataclasses.replace(official.config, lora=None)))
+    config.stage.network.lora = {'rank': 2, 'alpha': 1.0, 'targets': ('qkv',)}
+    config.stage.options.text_length = 2
     config.stage.text.update(encoder='', length=None, dim=None)
     config.init_from = str(merged)
     config.loop.update(num_steps=1, eval_every=0)
@@ -222,8 +223,8 @@ def test_a_run_that_blows_up_stops_and_can_be_studied(command, tmp_path, capsys)
         (['--config.data.height=100'], ('height=100', 'multiple of 16', '96 or 112')),
         (['--config.data.heldout_size=(9, 16, 20)'], ('heldout_size[2]=20', 'multiple of 16')),
         (['--config.data.frames=10'], ('frames=10', '8k+1', '9 or 17')),
-        (['--config.stage.kind=autoencoder'], ("not part of stage 'autoencoder'",)),
-        (['--config.stage.dit.embed_dimm=3'], ('config.stage.dit.embed_dimm: unknown key', "'embed_dim'")),
+        (['--config.stage.kind=autoencoder'], ('config.stage.network: has', "not part of stage 'autoencoder'")),
+        (['--config.stage.network.embed_dimm=3'], ('config.stage.network.embed_dimm: unknown key', "'embed_dim'")),
         (['--workdi=x'], ('--workdi:', 'did you mean --workdir')),
         (['--config.seed'], ('--config.seed: needs a value',)),
     ],
@@ -336,7 +337,7 @@ def test_a_config_of_before_a_field_was_added_is_the_same_run(command, whole, tm
 
 
 def test_a_checkpoint_of_another_architecture_is_named(command, whole, tmp_path, capsys):
-    wider = '--config.stage.dit.mlp_dim=96'
+    wider = '--config.stage.network.mlp_dim=96'
     words = ('another architecture', '128) there and ', '96) in this configuration')
     assert command(tmp_path / 'run', wider, f'--config.init_from={whole}') == 1
     refused(capsys, 1, *words)
@@ -360,10 +361,10 @@ def test_every_config_is_whole(program, variant):
         assert config.data.frames in (17, 49)
     if program is stage1 and not variant:
         full = build(train.RunConfig, program.get_config('full_ft').to_dict())
-        assert config.stage.dit.lora is not None and full.stage.dit.lora is None
+        assert config.stage.network.lora is not None and full.stage.network.lora is None
     if program is stage2 and not variant:
-        assert (config.data.height, config.data.width, config.stage.dit.embed_dim) == (1072, 1920, 1920)
-        assert config.optim.clip_norm == 0.1 and config.stage.superres.caption_dropout == 0.1
+        assert (config.data.height, config.data.width, config.stage.network.embed_dim) == (1072, 1920, 1920)
+        assert config.optim.clip_norm == 0.1 and config.stage.options.caption_dropout == 0.1
     with pytest.raises(ConfigError, match="smokey: unknown variant; did you mean 'smoke'"):
         program.get_config('smokey')
 
@@ -379,8 +380,8 @@ def test_stage_2_needs_twins():
 def test_the_phases_of_stage_2(size):
     """One network through all of them, nearer to the source each time, and batches of about as many tokens."""
     phases = [build(train.RunConfig, stage2.get_config(f'phase{i}{size}').to_dict()) for i in (1, 2, 3)]
-    assert len({phase.stage.dit for phase in phases}) == 1 and len({phase.stage.vae for phase in phases}) == 1
-    ranges = [phase.stage.superres.noise_augmentation_timesteps(latent_frames=5) for phase in phases]
+    assert len({phase.stage.network for phase in phases}) == 1 and len({phase.stage.vae for phase in phases}) == 1
+    ranges = [registry.build(phase.stage).noise_augmentation_timesteps(latent_frames=5) for phase in phases]
     assert ranges[0][1] > ranges[1][1] >= ranges[2][1] and ranges[2][0] >= ranges[1][0]
     rates = [phase.optim.learning_rate for phase in phases]
     assert rates == sorted(rates, reverse=True) and all(phase.optim.lr_schedule == 'constant' for phase in phases)

@@ -79,7 +79,8 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
     """Builds the dataclass `cls` from a mapping, recursively.
 
     Args:
-      cls: a dataclass. Fields may be dataclasses, optional, tuples, numbers, strings and booleans.
+      cls: a dataclass. Fields may be dataclasses, optional, tuples, numbers, strings and booleans. Where the types of
+        some depend on the value of another, a class method `field_types` of the values gives them by name.
       values: a ConfigDict or a plain dict.
       path: where `values` sits in the whole configuration, for messages.
 
@@ -92,6 +93,11 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
     for key in values:
         if key not in hints:
             raise ConfigError(f'{path}.{key}: unknown key; {nearest(key, hints)}')
+    if (field_types := getattr(cls, 'field_types', None)) is not None:
+        try:
+            hints |= field_types(values)
+        except ConfigError as error:
+            raise ConfigError(f'{path}.{error}') from None
     kwargs = {key: _convert(hints[key], values[key], f'{path}.{key}') for key in values}
     missing = [
         f.name

@@ -32,8 +32,9 @@ from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.diffusion import time_grids
 from fv_jax.evaluation import metrics
 from fv_jax.stages.frozen_vae import JittedVAE
-from fv_jax.stages.protocol import Batch, row_keys
-from fv_jax.stages.super_res import SuperRes
+from fv_jax.stages.latent_stage import EnhancementStage
+from fv_jax.stages.noise import per_example_keys
+from fv_jax.stages.protocol import Batch, evaluation_loss
 
 TENTHS = 10
 _STRIDE = (
@@ -64,7 +65,7 @@ class HealthCheck:
     to_host: brings an array that may be spread over chips into memory.
     """
 
-    stage: SuperRes
+    stage: EnhancementStage
     model_of: Callable[[Params], nnx.Module]
     vae: JittedVAE
     rules: Rules
@@ -88,7 +89,7 @@ class HealthCheck:
         found = [jax.device_get(self._probe(params, batch, index, t[k], s[k])) for k in range(TENTHS)]
         losses = np.array([float(loss) for loss, _, _ in found])
         figures = {f'loss_t/{k}': losses[k] for k in range(TENTHS)}
-        low, high = self.stage.config.noise_augmentation_timesteps(batch['z_low_BFHWC'].shape[1])
+        low, high = self.stage.noise_augmentation_timesteps(batch['z_low_BFHWC'].shape[1])
         if low < high:
             figures |= {f'loss_noise/{k * _STRIDE % TENTHS}': losses[k] for k in range(TENTHS)}
         _, twin, mean = (float(value) for value in found[0])
@@ -104,11 +105,12 @@ class HealthCheck:
         @jax.jit
         def probe(params, batch, index, t, noise_augmentation_timestep):
             rows = batch['z_low_BFHWC'].shape[0]
-            keys_B = row_keys(self.key, index, rows)
-            draw = self.stage.draw_at(batch, keys_B, jnp.full(rows, t), jnp.full(rows, noise_augmentation_timestep))
-            loss, _ = self.stage.loss_of(self.model_of(params), draw, rules=self.rules)
-            data = draw.data_BFHWC
-            twin = jnp.mean((data - self.stage.scaled(batch['z_low_BFHWC'])) ** 2)
+            keys_B = per_example_keys(self.key, index, rows)
+            times = jnp.full(rows, t), jnp.full(rows, noise_augmentation_timestep)
+            noised = self.stage.noise_at(batch, keys_B, *times)
+            loss, _ = evaluation_loss(self.stage, self.model_of(params), noised, rules=self.rules)
+            data = noised.data_BFHWC
+            twin = jnp.mean((data - self.stage.scale_latents(batch['z_low_BFHWC'])) ** 2)
             mean = jnp.mean((data - data.mean(axis=(1, 2, 3), keepdims=True)) ** 2)
             return loss, twin, mean
 
@@ -143,12 +145,12 @@ class HealthCheck:
         return to_uint8(self.to_host(self.vae.video(z_BFHWC))[0].astype(np.float32))
 
 
-def probes(stage: SuperRes, latent_frames: int) -> tuple[np.ndarray, np.ndarray]:
+def probes(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the loss is measured: w before its shift, in the middle of every tenth, from the data on, and the source
     timesteps that go with them.
     """
     middle = (np.arange(TENTHS) + 0.5) / TENTHS
-    low, high = stage.config.noise_augmentation_timesteps(latent_frames)
+    low, high = stage.noise_augmentation_timesteps(latent_frames)
     s = np.rint(low + (high - low) * middle[np.arange(TENTHS) * _STRIDE % TENTHS]).astype(np.int32)
     return middle.astype(np.float32), s
 

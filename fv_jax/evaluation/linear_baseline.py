@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from fv_jax.diffusion import process
-from fv_jax.stages.super_res import Draw
+from fv_jax.stages.latent_stage import NoisedPair
 
 _RIDGE = 1e-4  # relative to the mean of the diagonal
 
@@ -23,9 +23,9 @@ class LinearPredictor:
     gram: np.ndarray | None = None
     moment: np.ndarray | None = None
 
-    def add(self, draw: Draw) -> None:
+    def add(self, noised: NoisedPair) -> None:
         """Takes one batch of `strata` rows into the fit."""
-        for k, (features, target) in enumerate(_problems(draw, self.strata)):
+        for k, (features, target) in enumerate(_problems(noised, self.strata)):
             if self.gram is None:
                 size = features.shape[1]
                 self.gram = np.zeros((self.strata, size, size))
@@ -33,10 +33,10 @@ class LinearPredictor:
             self.gram[k] += features.T @ features
             self.moment[k] += features.T @ target
 
-    def loss(self, draw: Draw) -> float:
+    def loss(self, noised: NoisedPair) -> float:
         """Mean squared error of the velocity over a batch of `strata` rows, as the stage's loss counts it."""
         errors = []
-        for k, (features, target) in enumerate(_problems(draw, self.strata)):
+        for k, (features, target) in enumerate(_problems(noised, self.strata)):
             gram = self.gram[k]
             ridge = _RIDGE * np.trace(gram) / len(gram)
             weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), self.moment[k])
@@ -44,11 +44,11 @@ class LinearPredictor:
         return float(np.mean(errors))
 
 
-def _problems(draw: Draw, strata: int):
-    if draw.t_B.shape[0] != strata:
-        raise ValueError(f'a batch of {draw.t_B.shape[0]} rows; the predictor has {strata} strata')
-    x_t = np.asarray(process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B))
-    target = np.asarray(process.velocity(draw.source_BFHWC, draw.data_BFHWC))
+def _problems(noised: NoisedPair, strata: int):
+    if noised.t_B.shape[0] != strata:
+        raise ValueError(f'a batch of {noised.t_B.shape[0]} rows; the predictor has {strata} strata')
+    x_t = np.asarray(process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B))
+    target = np.asarray(process.velocity(noised.source_BFHWC, noised.data_BFHWC))
     for x_FHWC, target_FHWC in zip(x_t, target, strict=True):
         yield _neighbourhoods(x_FHWC), target_FHWC.reshape(-1, target_FHWC.shape[-1])
 

@@ -28,6 +28,7 @@ class ParallelConfig:
 
     context_heads, context_ring: how attention goes over the context axis (`kernels/context_cost.Method`); None leaves
       it to what is cheapest by the formulas there.
+    strategy: which logical axes are split over which of these, by name (`rules.STRATEGIES`); None for the stage's own.
     """
 
     data: int = REST
@@ -36,6 +37,7 @@ class ParallelConfig:
     tensor: int = 1
     context_heads: int | None = None
     context_ring: bool | None = None
+    strategy: str | None = None
 
     def __post_init__(self):
         for name in AXES:

@@ -1,87 +1,96 @@
-"""THE TABLE: on which mesh axes each logical axis lives, for each stage, and why.
+"""Sharding strategies: named sets of logical-axis rules, on which mesh axes each logical axis lives and why.
 
-A dimension with two mesh axes is split over both, over the first one first; without any it is whole on every chip.
+A dimension with two mesh axes is split over both, over the first one first; without any it is whole on every chip. A
+run chooses a strategy by `config.parallel.strategy`; each stage names the one that it is trained with by default.
 
-Not Flax's lists of logical-axis rules: they have no room for a layout per stage and for the reason of each row, and a
-dimension that does not divide is an error here that names the field to change.
+Not Flax's lists of logical-axis rules: they have no room for the reason of each rule, and a dimension that does not
+divide is an error here that names the field to change.
 """
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fv_jax.core import axes
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import ConfigError, nearest
 from fv_jax.parallel.mesh import CONTEXT, DATA, FSDP, TENSOR
 
-Strategy = Literal['lowres', 'superres', 'autoencoder']
 MeshAxes = tuple[str, ...]
 Names = tuple[str | None, ...]
 
 
-class Row(NamedTuple):
-    """One logical axis: its mesh axes in each strategy."""
+class AxisRule(NamedTuple):
+    """The mesh axes of one logical axis, and the reason."""
 
-    lowres: MeshAxes
-    superres: MeshAxes
-    autoencoder: MeshAxes
+    mesh_axes: MeshAxes
     why: str
 
 
-_NONE, _ROWS, _SHARES, _TOKENS, _WIDE = (), (DATA, FSDP), (FSDP, CONTEXT), (CONTEXT,), (TENSOR,)
+RuleSet = dict[str, AxisRule]  # by logical axis
 
-# fmt: off
-TABLE = {
-    #                    lowres   superres           autoencoder
-    axes.LAYERS:     Row(_NONE,   _NONE,             _NONE,
-                         'is scanned over'),
-    axes.EMBED:      Row(_SHARES, _SHARES,           _NONE,
-                         'every large weight has it: a chip keeps its share of the weights, of their moments and of'
-                         ' their average, and gathers a layer when it runs it'),
-    axes.MODULATION: Row(_SHARES, _SHARES,           _NONE,
-                         'a fifth of all weights for a few vectors a clip: it is the vectors that travel'),
-    axes.MLP:        Row(_WIDE,   _WIDE,             _NONE,
-                         'the inner layer is computed in parts and summed'),
-    axes.HEADS:      Row(_WIDE,   _WIDE,             _NONE,
-                         'heads are independent; there are 48 in stage 1, but 30 in stage 2: 2, 3, 5 or 6 parts'),
-    axes.COND:       Row(_NONE,   _NONE,             _NONE,
-                         'a few hundred numbers wide'),
-    axes.TEXT:       Row(_NONE,   _NONE,             _NONE,
-                         'the other dimension of its weight is split'),
-    axes.PATCH:      Row(_NONE,   _NONE,             _NONE,
-                         'as TEXT'),
-    axes.CONV_IN:    Row(_NONE,   _NONE,             _NONE,
-                         'a VAE has 0.2 billion numbers: every chip keeps them all'),
-    axes.CONV_OUT:   Row(_NONE,   _NONE,             _NONE,
-                         'as CONV_IN'),
-    axes.NORM:       Row(_NONE,   _NONE,             _NONE,
-                         'small vectors: to gather them costs more than to keep them'),
-    axes.ACT_BATCH:  Row(_ROWS,   _ROWS,             _ROWS,
-                         'rows are independent'),
-    axes.ACT_TOKENS: Row(_TOKENS, _TOKENS,           _NONE,
-                         'text and video are one padded sequence, so that every chip has as much to do; never height,'
-                         ' which is 67 patches in stage 2, a prime'),
-    axes.ACT_EMBED:  Row(_NONE,   _NONE,             _NONE,
-                         'a norm needs all of it'),
-    axes.ACT_HEADS:  Row(_WIDE,   _WIDE,             _NONE,
-                         'as HEADS'),
-    axes.ACT_MLP:    Row(_WIDE,   _WIDE,             _NONE,
-                         'as MLP'),
-    axes.ACT_WIDTH:  Row(_NONE,   (CONTEXT, TENSOR), (CONTEXT, TENSOR),
-                         '1920 columns divide by 8 and 16 at every level of a VAE, 1072 rows do not; stage 1 is'
-                         ' small'),
+_WHOLE, _EXAMPLES, _SHARES, _TOKENS, _WIDE = (), (DATA, FSDP), (FSDP, CONTEXT), (CONTEXT,), (TENSOR,)
+
+_FSDP: RuleSet = {
+    axes.LAYERS: AxisRule(_WHOLE, 'is scanned over'),
+    axes.EMBED: AxisRule(
+        _SHARES,
+        'every large weight has it: a chip keeps its share of the weights, of their moments and of their average, and '
+        'gathers a layer when it runs it',
+    ),
+    axes.MODULATION: AxisRule(
+        _SHARES, 'a fifth of all weights for a few vectors a clip: it is the vectors that travel'
+    ),
+    axes.MLP: AxisRule(_WIDE, 'the inner layer is computed in parts and summed'),
+    axes.HEADS: AxisRule(
+        _WIDE,
+        'heads are independent; there are 48 in the official stage 1, but 30 in stage 2: 2, 3, 5 or 6 parts',
+    ),
+    axes.COND: AxisRule(_WHOLE, 'a few hundred values wide'),
+    axes.TEXT: AxisRule(_WHOLE, 'the other dimension of its weight is split'),
+    axes.PATCH: AxisRule(_WHOLE, 'as TEXT'),
+    axes.CONV_IN: AxisRule(_WHOLE, 'a VAE has 0.2 billion parameters: every chip keeps them all'),
+    axes.CONV_OUT: AxisRule(_WHOLE, 'as CONV_IN'),
+    axes.NORM: AxisRule(_WHOLE, 'small vectors: to gather them costs more than to keep them'),
+    axes.ACT_BATCH: AxisRule(_EXAMPLES, 'examples are independent'),
+    axes.ACT_TOKENS: AxisRule(
+        _TOKENS,
+        'text and video are one padded sequence, so that every chip has as much to do; never height, which is 67 '
+        'patches in the official stage 2, a prime',
+    ),
+    axes.ACT_EMBED: AxisRule(_WHOLE, 'a norm needs all of it'),
+    axes.ACT_HEADS: AxisRule(_WIDE, 'as HEADS'),
+    axes.ACT_MLP: AxisRule(_WIDE, 'as MLP'),
+    axes.ACT_WIDTH: AxisRule(_WHOLE, 'for previews: their frames are small'),
 }
-# fmt: on
+_SPLIT_FRAMES = AxisRule(
+    (CONTEXT, TENSOR), '1920 columns divide by 8 and 16 at every level of a VAE, 1072 lines do not'
+)
+_REPLICATED: RuleSet = {name: AxisRule(_WHOLE, 'a VAE is small: whole on every chip') for name in _FSDP}
+
+STRATEGIES: dict[str, RuleSet] = {
+    # Weights over fsdp and context, tokens over context, heads and MLPs over tensor.
+    'fsdp': _FSDP,
+    # The same, with the frozen VAE's frames split by their columns.
+    'fsdp_split_frames': _FSDP | {axes.ACT_WIDTH: _SPLIT_FRAMES},
+    # Whole networks on every chip; examples and the columns of frames are split.
+    'replicated_split_frames': _REPLICATED | {axes.ACT_BATCH: _FSDP[axes.ACT_BATCH], axes.ACT_WIDTH: _SPLIT_FRAMES},
+}
+
+
+def check_strategy(name: str) -> None:
+    """Raises ConfigError for a strategy that does not exist."""
+    if name not in STRATEGIES:
+        raise ConfigError(f'parallel.strategy={name}: {nearest(name, STRATEGIES)}')
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh and the table's column for a stage."""
+    """A mesh and a strategy of `STRATEGIES`, by name."""
 
     mesh: Mesh
-    strategy: Strategy
+    strategy: str
 
     def shards(self, name: str) -> int:
         """Into how many parts a dimension of this logical axis is split."""
@@ -120,4 +129,4 @@ class Placement:
 
     def _mesh_axes(self, name: str) -> MeshAxes:
         """Those of more than one chip."""
-        return tuple(axis for axis in getattr(TABLE[name], self.strategy) if self.mesh.shape[axis] > 1)
+        return tuple(axis for axis in STRATEGIES[self.strategy][name].mesh_axes if self.mesh.shape[axis] > 1)

@@ -27,11 +27,8 @@ def _of_phase(phase: PhaseReport, config: RunConfig, placement: Placement) -> It
     name = phase.largest.name
     if phase.name == 'training':
         yield from _of_training(phase, config, placement, name)
-    if phase.name == 'sampling' and name == 'sampler':
-        stage = config.stage.superres or config.stage.lowres
-        if stage.guidance_batched:
-            kind = 'superres' if config.stage.superres else 'lowres'
-            yield f'guidance by two evaluations in turn: --config.stage.{kind}.guidance_batched=false'
+    if phase.name == 'sampling' and name == 'sampler' and config.stage.options.guidance_batched:
+        yield 'guidance by two evaluations in turn: --config.stage.options.guidance_batched=false'
     if name.startswith('VAE') and config.stage.vae_dtype == 'float32':
         yield 'the VAE in half the memory: --config.stage.vae_dtype=bfloat16'
 
@@ -39,12 +36,12 @@ def _of_phase(phase: PhaseReport, config: RunConfig, placement: Placement) -> It
 def _of_training(phase: PhaseReport, config: RunConfig, placement: Placement, name: str) -> Iterator[str]:
     microbatches = config.loop.microbatches
     shards = placement.shards(axes.ACT_BATCH) * microbatches
-    if name == 'training step' and config.stage.dit.remat not in ('full', 'offload'):
-        yield 'keep fewer activations: --config.stage.dit.remat=full'
+    if name == 'training step' and config.stage.network.remat not in ('full', 'offload'):
+        yield 'keep fewer activations: --config.stage.network.remat=full'
     if name == 'training step' and phase.rows % (2 * shards) == 0:
         yield f'the batch in parts, one after the other: --config.loop.microbatches={2 * microbatches}'
-    if name == 'training step' and config.stage.dit.remat == 'full':
-        yield "keep what goes into each layer in the host's memory: --config.stage.dit.remat=offload"
+    if name == 'training step' and config.stage.network.remat == 'full':
+        yield "keep what goes into each layer in the host's memory: --config.stage.network.remat=offload"
     if phase.rows > shards and config.data.token_budget is None:
         fewer = max(phase.rows // 2 // shards, 1) * shards
         yield f'fewer clips a step: --config.data.loader.batch_size={fewer} (at least {shards}), or --search'

@@ -11,6 +11,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.buckets import Bucket
 from fv_jax.models import vae as vae_lib
+from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5Config
 from fv_jax.models.vae import VAEConfig
 from fv_jax.models.vae_tiling import Tiling
@@ -22,6 +23,7 @@ from fv_jax.planning.programs import Phase
 from fv_jax.planning.report import Report, executed, measured
 from fv_jax.planning.slices import Slice
 from fv_jax.stages import registry
+from fv_jax.stages.latent_stage import LatentStage
 from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
 from fv_jax.weights import t5_text, text_encoders
 
@@ -75,8 +77,9 @@ def latent_spec(config: RunConfig) -> LatentSpec:
 
 def placement_on(request: Request) -> Placement:
     """Raises ConfigError when batch, heads, tokens or parameters do not divide over the slice."""
-    if request.config.stage.dit is None:
-        raise ConfigError(f'config.stage.kind={request.config.stage.kind}: stages lowres and superres can be planned')
+    if not isinstance(request.config.stage.network, DiTConfig):
+        known = ' and '.join(registry.kinds_of(LatentStage))
+        raise ConfigError(f'config.stage.kind={request.config.stage.kind}: stages {known} can be planned')
     mesh = make_mesh(request.config.parallel, _devices(request.where))
     return placement_of(request.config, mesh, latent_spec(request.config))
 
@@ -113,7 +116,7 @@ def _phases(
     if 'text' in wanted and encoder.encoder and text_encoders.kind_of(encoder, 'config.stage.text') is t5_text.KIND:
         notes.append('T5 is taken to be XXL; it runs on one device')
         devices = _devices(request.where.one)[:1]
-        one = Placement(make_mesh(ParallelConfig(), devices), request.config.stage.kind)
+        one = Placement(make_mesh(ParallelConfig(), devices), request.config.strategy)
         sizes = T5Config(dtype=encoder.dtype, param_dtype=encoder.dtype)
         yield programs.text(sizes, encoder.length, one), 1
 
@@ -122,12 +125,12 @@ def _wider_heads(phase: Phase, request: Request, devices: int) -> Iterator[str]:
     """What heads twice as wide would save, where they are narrower than the matrix unit."""
     if phase.name == 'text':
         return
-    heads, head_dim = request.config.stage.dit.num_heads, phase.head_dim
+    heads, head_dim = request.config.stage.network.num_heads, phase.head_dim
     now, wider = (executed(phase, request.where, devices, n * head_dim) for n in (1, 2))
     if heads % 2 == 0 and wider < now:
         yield (
-            f'{phase.name}: from scratch, heads of {2 * head_dim} (--config.stage.dit.num_heads={heads // 2}) would '
-            f'take {wider:.3g} s in place of {now:.3g}'
+            f'{phase.name}: from scratch, heads of {2 * head_dim} (--config.stage.network.num_heads={heads // 2}) '
+            f'would take {wider:.3g} s in place of {now:.3g}'
         )
 
 

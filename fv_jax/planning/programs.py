@@ -1,8 +1,10 @@
 """What a run's programs are: lowered from shapes that know where they live, as the run itself would.
 
 training   the step, and the VAE's encode for clips that come as video        the whole state stays in memory
-sampling   the stage's sampler, the VAE's encode (stage 2) and decode         one network in its compute dtype
+sampling   the stage's sampler, the VAE's encode and decode                   one network in its compute dtype
 text       T5, on one device; let go before a stage runs
+
+The stage describes the first two (`Stage.programs`).
 """
 
 import dataclasses
@@ -18,9 +20,7 @@ from flax import nnx
 from fv_jax.core import axes
 from fv_jax.core.abstract_module import abstract
 from fv_jax.core.config import ConfigError
-from fv_jax.core.parallel_context import Rules
 from fv_jax.data.buckets import Bucket
-from fv_jax.diffusion import guidance, samplers
 from fv_jax.models import vae_chunking
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
@@ -30,18 +30,14 @@ from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import estimate, flops
 from fv_jax.planning.flops import Flops, Sequence
-from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
-from fv_jax.sampling.programs import LoadedStage
 from fv_jax.stages.frozen_vae import Chunk, JittedVAE, jit_vae
-from fv_jax.stages.low_res import LowRes
-from fv_jax.stages.super_res import SuperRes
+from fv_jax.stages.protocol import Batch, BatchSize, Program, Stage
 from fv_jax.text import t5_encoder, tokenizer
 from fv_jax.training.run.setup import Assembly, latents_shape
 from fv_jax.training.step import train_step
 
 Tree = Any
-_GUIDED = 2  # evaluations of the network in one guided one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,41 +101,48 @@ def training(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
         'average': bytes_per_chip(state.ema),
     }
     resident = {name: size for name, size in resident.items() if size}
-    rows, known = config.data.batch_size(bucket, parts.latent_spec), sum(resident.values())
-    row, dit, microbatches = _row(parts, bucket), config.stage.dit, config.loop.microbatches
-    step = Executable(
-        'training step',
-        functools.partial(_lower_step, parts, bucket),
-        1,
+    rows, *latents, _ = latents_shape(config, bucket, parts.latent_spec)
+    known, placement = sum(resident.values()), parts.placement
+    jitted, executables = _abstract_vae(vae, placement), []
+    for program in _programs(parts.stage, 'training', BatchSize(rows, bucket.size, tuple(latents))):
+        if program.network == 'stage':
+            executables.append(_training_step(parts, program, _row(parts, bucket), known))
+        elif config.data.cache is None:
+            video = _shape(parts, 'video_BFHWC', program.inputs['video_BFHWC'])
+            # The next batch is made, and waits, while a step runs.
+            waiting = program.runs * bytes_per_chip(video)
+            resident |= {"VAE's encoder": bytes_per_chip(jitted.encoder.state), 'next batch': waiting}
+            executables += _encodes(jitted, vae, video, placement, program.runs)
+    return Phase('training', resident, tuple(executables), rows, config.stage.network.head_dim)
+
+
+def _programs(stage: Stage, phase: str, size: BatchSize) -> list[Program]:
+    return [program for program in stage.programs(size) if program.phase == phase]
+
+
+def _training_step(parts: Assembly, program: Program, row: Sequence, known: float) -> Executable:
+    dit, microbatches = parts.config.stage.network, parts.config.loop.microbatches
+    rows = next(iter(program.inputs.values()))[0]
+    return Executable(
+        program.name,
+        functools.partial(_lower_step, parts, program),
+        program.runs,
         flops.dit_training(dit, row) * rows,
         flops.recomputed(dit, row) * rows,
         known,
-        bytes_per_chip(state.trainable) * (1 if microbatches == 1 else 2)
+        bytes_per_chip(parts.abstract_state.trainable) * (1 if microbatches == 1 else 2)
         + _layer(dit, row, rows / microbatches, parts.placement, training=True),
     )
-    if config.data.cache is not None:
-        return Phase('training', resident, (step,), rows, dit.head_dim)
-    placement, twins = parts.placement, 2 if config.stage.kind == 'superres' else 1
-    video = _shape(parts, 'high_res_BFHWC', (rows, *bucket.size, 3))
-    jitted = _abstract_vae(vae, placement)
-    # The next batch is made, and waits, while a step runs.
-    resident |= {"VAE's encoder": bytes_per_chip(jitted.encoder.state), 'next batch': twins * bytes_per_chip(video)}
-    encode = _encodes(jitted, vae, video, placement, twins)
-    return Phase('training', resident, (step, *encode), rows, dit.head_dim)
 
 
-def _lower_step(parts: Assembly, bucket: Bucket) -> jax.stages.Lowered:
-    config, placement = parts.config, parts.placement
-    latents = latents_shape(config, bucket, parts.latent_spec)
-    shapes = {'z_high_BFHWC': latents}
-    if config.stage.kind == 'superres':
-        shapes['z_low_BFHWC'] = latents
-    if config.stage.text.encoder:
-        shapes['text_BLD'] = (latents[0], _text_length(parts), config.stage.dit.text_dim)
-    batch = {name: _shape(parts, name, shape) for name, shape in shapes.items()}
+def _lower_step(parts: Assembly, program: Program) -> jax.stages.Lowered:
+    config, inputs = parts.config, dict(program.inputs)
+    if not config.stage.text.encoder:
+        inputs.pop('text_BLD', None)
+    batch = {name: _shape(parts, name, shape) for name, shape in inputs.items()}
     num_steps, microbatches, where = config.loop.num_steps, config.loop.microbatches, (parts.rules, parts.shardings)
     step = train_step(parts.stage, parts.network, parts.tx, config.optim, num_steps, *where, microbatches)
-    return step.lower(parts.abstract_state, batch, _key(placement))
+    return step.lower(parts.abstract_state, batch, _key(parts.placement))
 
 
 # --- sampling ---
@@ -148,44 +151,42 @@ def _lower_step(parts: Assembly, bucket: Bucket) -> jax.stages.Lowered:
 def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket, tiling: Tiling | None = None) -> Phase:
     """Samples of this size from a network in its compute dtype, its LoRA merged, as an official file is opened.
 
-    tiling: of the VAE, for stage 2 on one device. Raises ConfigError for others.
+    tiling: of the VAE, for a stage that enhances, on one device. Raises ConfigError for others.
     """
-    config, placement = parts.config, parts.placement
-    dit = dataclasses.replace(config.stage.dit, param_dtype=config.stage.dit.dtype, lora=None)
-    stage = dataclasses.replace(parts.stage, dit=dit)
-    loaded = _loaded(stage, placement)
-    rows = placement.shards(axes.ACT_BATCH)
-    row, known = _row(parts, bucket), bytes_per_chip(loaded.state)
-    choice = sharding.ContextChoice(config.parallel.context_heads, config.parallel.context_ring, training=False)
-    rules = sharding.rules_on(placement, choice)
-    sampler = Executable(
-        'sampler',
-        functools.partial(_lower_sampler, parts, loaded, rules, rows, bucket),
-        1,
-        flops.dit_forward(dit, row) * (rows * evaluations(stage)),
-        Flops(),
-        known,
-        _layer(dit, row, rows * (_GUIDED if stage.config.guidance_batched else 1), placement, training=False),
-    )
-    jitted = _abstract_vae(vae, placement)
-    halves = [jitted.decoder.state] + ([jitted.encoder.state] if config.stage.kind == 'superres' else [])
-    resident = {'parameters': known, 'VAE': bytes_per_chip(halves)}
-    whole = _shape(parts, 'low_res_BFHWC', (rows, *bucket.size, 3))
-    (height, width), tiles = (bucket.height, bucket.width), 1
+    dit = parts.config.stage.network
+    dit = dataclasses.replace(dit, param_dtype=dit.dtype, lora=None)
+    stage, rows = dataclasses.replace(parts.stage, network=dit), parts.placement.shards(axes.ACT_BATCH)
+    whole = BatchSize(rows, bucket.size, parts.latent_spec.latent_size(*bucket.size))
+    programs = _programs(stage, 'sampling', whole)
+    graphdef, state = nnx.split(abstract(stage.init))
+    state = _placed(parts.placement, state)
+    jitted, known, executables = _abstract_vae(vae, parts.placement), bytes_per_chip(state), []
+    halves = {'encoder': jitted.encoder, 'decoder': jitted.decoder}
+    used = {program.network for program in programs} & halves.keys()
+    resident = {'parameters': known, 'VAE': bytes_per_chip([halves[name].state for name in used])}
+    tiles, size = 1, whole
     if tiling is not None:
-        _check_tiles(parts)
-        tiles, (height, width) = tiling.count(height, width), tiling.tile_of(height, width)
-        resident['video'] = bytes_per_chip(whole)  # that tiles are cut from, or joined to
-    video = _shape(parts, 'low_res_BFHWC', (rows, bucket.frames, height, width, 3))
-    encodes = _encodes(jitted, vae, video, placement, tiles) if config.stage.kind == 'superres' else ()
-    latent_size = vae.latent_spec.latent_size(bucket.frames, height, width)
-    z = _shape(parts, 'z_BFHWC', (rows, *latent_size, vae.latent_channels))
-    decodes = _decodes(jitted, vae, z, placement, tiles)
-    return Phase('sampling', resident, (sampler, *encodes, *decodes), rows, dit.head_dim)
+        _check_tiles(parts, 'encoder' in used)
+        tiles, tile = (
+            tiling.count(bucket.height, bucket.width),
+            (bucket.frames, *tiling.tile_of(bucket.height, bucket.width)),
+        )
+        size = BatchSize(rows, tile, vae.latent_spec.latent_size(*tile))
+        # That tiles are cut from, or joined to.
+        resident['video'] = bytes_per_chip(_shape(parts, 'video_BFHWC', (rows, *bucket.size, 3)))
+    for program in programs:
+        if program.network == 'stage':
+            executables.append(_sampler(parts, dit, program, graphdef, state, _row(parts, bucket)))
+    for program in _programs(stage, 'sampling', size):
+        if program.network in halves:
+            ((name, shape),) = program.inputs.items()
+            chunks = _encodes if program.network == 'encoder' else _decodes
+            executables += chunks(jitted, vae, _shape(parts, name, shape), parts.placement, tiles * program.runs)
+    return Phase('sampling', resident, tuple(executables), rows, dit.head_dim)
 
 
-def _check_tiles(parts: Assembly) -> None:
-    if parts.config.stage.kind != 'superres':
+def _check_tiles(parts: Assembly, encodes: bool) -> None:
+    if not encodes:
         raise ConfigError('--tile-size: previews are decoded in whole frames; leave it out')
     if parts.placement.mesh.size > 1:
         raise ConfigError(
@@ -193,39 +194,38 @@ def _check_tiles(parts: Assembly) -> None:
         )
 
 
-def evaluations(stage: LowRes | SuperRes) -> int:
-    """Of the network, for one sample."""
-    config, is_second = stage.config, isinstance(stage, SuperRes)
-    guided = not guidance.is_off(config.guidance_scale) or not is_second
-    return config.num_steps * samplers.SAMPLERS[config.sampler].evaluations * (_GUIDED if guided else 1)
+def _sampler(
+    parts: Assembly, dit: DiTConfig, program: Program, graphdef: Any, state: nnx.State, row: Sequence
+) -> Executable:
+    rows = next(iter(program.inputs.values()))[0]
+    return Executable(
+        program.name,
+        functools.partial(_lower_sampler, parts, program, graphdef, state),
+        program.runs,
+        flops.dit_forward(dit, row) * (rows * program.evaluations),
+        Flops(),
+        bytes_per_chip(state),
+        _layer(dit, row, rows * program.batch_copies, parts.placement, training=False),
+    )
 
 
-def _lower_sampler(parts: Assembly, loaded: LoadedStage, rules: Rules, rows: int, bucket: Bucket) -> jax.stages.Lowered:
-    config, latent_size = loaded.stage.config, parts.latent_spec.latent_size(*bucket.size)
-    text = _shape(parts, 'text_BLD', (rows, config.text_length, loaded.stage.dit.text_dim))
+def _lower_sampler(parts: Assembly, program: Program, graphdef: Any, state: nnx.State) -> jax.stages.Lowered:
+    parallel, placement = parts.config.parallel, parts.placement
+    choice = sharding.ContextChoice(parallel.context_heads, parallel.context_ring, training=False)
+    rules = sharding.rules_on(placement, choice)
+    inputs = {name: _shape(parts, name, shape) for name, shape in program.inputs.items()}
+    rows = next(iter(program.inputs.values()))[0]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    noise = SeededNoise(jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=parts.placement.replicated))
+    noise = SeededNoise(jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=placement.replicated))
 
-    def generate(state: nnx.State, text: jax.Array, noise: SeededNoise) -> jax.Array:
-        return programs.generate(dataclasses.replace(loaded, state=state), text, noise, latent_size, rules=rules)
+    def sample(state: nnx.State, inputs: Batch, noise: SeededNoise) -> jax.Array:
+        return program.function(nnx.merge(graphdef, state), inputs, noise, rules)
 
-    def transport(state: nnx.State, text: jax.Array, noise: SeededNoise, z_low: jax.Array) -> jax.Array:
-        return programs.enhance_latents(dataclasses.replace(loaded, state=state), z_low, text, noise, rules=rules)
-
-    if isinstance(loaded.stage, LowRes):
-        return jax.jit(generate).lower(loaded.state, text, noise)
-    z_low = _shape(parts, 'z_low_BFHWC', (rows, *latent_size, loaded.stage.dit.latent_channels))
-    return jax.jit(transport).lower(loaded.state, text, noise, z_low)
-
-
-def _loaded(stage: LowRes | SuperRes, placement: Placement) -> LoadedStage:
-    model = abstract(stage.init)
-    graphdef, state = nnx.split(model)
-    return LoadedStage(dataclasses.replace(stage, encoder=None), graphdef, _placed(placement, state))
+    return jax.jit(sample).lower(state, inputs, noise)
 
 
 def _placed(placement: Placement, state: nnx.State) -> nnx.State:
-    """A network's shapes, each where the table says."""
+    """A network's shapes, each where the strategy says."""
 
     def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
         shape = variable.get_value()
@@ -337,11 +337,8 @@ def _layer(dit: DiTConfig, row: Sequence, rows: float, placement: Placement, *, 
 
 
 def _row(parts: Assembly, bucket: Bucket) -> Sequence:
-    return Sequence(_text_length(parts), parts.latent_spec.num_tokens(*bucket.size))
-
-
-def _text_length(parts: Assembly) -> int:
-    return parts.stage.config.text_length
+    text_length, _ = parts.stage.text_shape
+    return Sequence(text_length, parts.latent_spec.num_tokens(*bucket.size))
 
 
 def _shape(parts: Assembly, name: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

@@ -126,10 +126,10 @@ def _smallest(request: Request) -> int:
 def _with(request: Request, batch: int, remat: Remat) -> Request:
     config: RunConfig = request.config
     loader = dataclasses.replace(config.data.loader, batch_size=batch)
-    dit = dataclasses.replace(config.stage.dit, remat=remat)
+    network = dataclasses.replace(config.stage.network, remat=remat)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, loader=loader),
-        stage=dataclasses.replace(config.stage, dit=dit),
+        stage=dataclasses.replace(config.stage, network=network),
     )
     return dataclasses.replace(request, config=config)

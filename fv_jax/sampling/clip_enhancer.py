@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from fv_jax.core.parallel_context import Rules
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.models import vae_chunking
-from fv_jax.models.dit import DiT
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import WindowNoise
 from fv_jax.sampling.windows import Windows, crossfade, split_windows
 from fv_jax.stages.frozen_vae import JittedVAE
-from fv_jax.stages.super_res import SuperRes
+from fv_jax.stages.latent_stage import EnhancementStage
 
 # (low-res latents BFHWC, key, index of their first latent frame in the clip) -> high-res latents; both unscaled
 EnhanceLatents = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
-def jit_enhance_latents(stage: SuperRes, model: DiT, *, rules: Rules) -> EnhanceLatents:
+def jit_enhance_latents(stage: EnhancementStage, model: nnx.Module, *, rules: Rules) -> EnhanceLatents:
     """Returns a function that adds noise to latents and samples stage 2, with one executable per latent shape.
 
     The text embedding is all zeros.

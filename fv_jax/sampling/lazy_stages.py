@@ -14,12 +14,12 @@ from typing import Generic
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.console import Notice
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.models.dit import DiT
 from fv_jax.models.vae import VAEConfig
 from fv_jax.sampling.metadata import WeightDigests
 from fv_jax.sampling.programs import LoadedStage, S
@@ -74,14 +74,14 @@ class LazyStage(Generic[S]):
 
     name: str
     stage: S
-    load: Callable[[], DiT]
+    load: Callable[[], nnx.Module]
     vae: LazyVAE
     text: LazyTextEncoder | None
 
     @property
     def latent_spec(self) -> LatentSpec:
         """The geometry of the latents and tokens that the stage works on."""
-        return self.vae.config.latent_spec.with_patch(self.stage.dit.patch_size)
+        return self.vae.config.latent_spec.with_patch(self.stage.network.patch_size)
 
     @functools.cached_property
     def loaded(self) -> LoadedStage[S]:
@@ -107,9 +107,10 @@ class LazyStage(Generic[S]):
         if self.text is None:
             return None, ''
         encoder = self.text.open()
+        _, wanted = self.stage.text_shape
         require(
-            encoder.fingerprint.dim == self.stage.dit.text_dim,
-            f'{self.name}: was trained on text embeddings of width {self.stage.dit.text_dim}; those of '
+            encoder.fingerprint.dim == wanted,
+            f'{self.name}: was trained on text embeddings of width {wanted}; those of '
             f'{self.text.name!r} have width {encoder.fingerprint.dim}',
             ConfigError,
         )

@@ -6,36 +6,14 @@ that a prompt gives the same video in any batch.
 
 import dataclasses
 import functools
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from fv_jax.diffusion.dpm_solver import NoiseFn
-from fv_jax.stages.low_res import drawn_noise
-from fv_jax.stages.protocol import row_normal
+from fv_jax.stages.noise import per_example_normal, sampler_noise
 
 _PREVIEW, _POSTERIOR, _AUGMENTATION = range(3)  # folded into an example's key
-
-
-class PreviewNoise(Protocol):
-    """Provides the noise of stage 1. A pytree."""
-
-    def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
-        """Returns initial latents (B, F, H, W, C), unit normal, and a function for the noise of each sampler step."""
-        ...
-
-
-class EnhanceNoise(Protocol):
-    """Provides the noise of stage 2. A pytree."""
-
-    def posterior(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns unit normal noise (B, F, H, W, C) for sampling the VAE posterior."""
-        ...
-
-    def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns unit normal noise (B, F, H, W, C) for the noise augmentation of the low-resolution latents."""
-        ...
 
 
 @jax.tree_util.register_dataclass
@@ -51,13 +29,13 @@ class SeededNoise:
         return cls(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
 
     def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
-        return drawn_noise(self._keys(_PREVIEW), shape)
+        return sampler_noise(self._keys(_PREVIEW), shape)
 
     def posterior(self, shape: tuple[int, ...]) -> jax.Array:
-        return row_normal(self._keys(_POSTERIOR), shape)
+        return per_example_normal(self._keys(_POSTERIOR), shape)
 
     def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
-        return row_normal(self._keys(_AUGMENTATION), shape)
+        return per_example_normal(self._keys(_AUGMENTATION), shape)
 
     def _keys(self, purpose: int) -> jax.Array:
         return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(self.keys_B)
@@ -81,4 +59,4 @@ class WindowNoise:
     def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
         assert shape[0] == 1, shape
         keys_F = jax.vmap(functools.partial(jax.random.fold_in, self.key))(self.first + jnp.arange(shape[1]))
-        return row_normal(keys_F, shape[1:])[None]
+        return per_example_normal(keys_F, shape[1:])[None]

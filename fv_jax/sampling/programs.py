@@ -22,15 +22,13 @@ from flax import nnx
 
 from fv_jax.core.parallel_context import Rules
 from fv_jax.core.resize import resize
-from fv_jax.models.dit import DiT
 from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
-from fv_jax.sampling.noise import EnhanceNoise, PreviewNoise
 from fv_jax.stages.frozen_vae import JittedVAE
-from fv_jax.stages.low_res import LowRes
-from fv_jax.stages.super_res import SuperRes
+from fv_jax.stages.latent_stage import EnhancementStage, PreviewStage
+from fv_jax.stages.noise import EnhanceNoise, PreviewNoise
 
-S = TypeVar('S', LowRes, SuperRes)
+S = TypeVar('S', PreviewStage, EnhancementStage)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +42,7 @@ class LoadedStage(Generic[S]):
     state: nnx.State
 
     @classmethod
-    def create(cls, stage: S, model: DiT) -> 'LoadedStage[S]':
+    def create(cls, stage: S, model: nnx.Module) -> 'LoadedStage[S]':
         """Splits a network and pairs it with its stage."""
         # The stage is a static argument of jitted functions, whose cache would keep the encoder's weights alive.
         return cls(dataclasses.replace(stage, encoder=None), *nnx.split(model))
@@ -55,7 +53,7 @@ class LoadedStage(Generic[S]):
 
 
 def generate(
-    stage1: LoadedStage[LowRes],
+    stage1: LoadedStage[PreviewStage],
     text_BLD: jax.Array,
     noise: PreviewNoise,
     latent_size: tuple[int, int, int],
@@ -74,18 +72,17 @@ def generate(
     Returns:
       float32 (B, F', H', W', C), unscaled.
     """
-    shape = (text_BLD.shape[0], *latent_size, stage1.stage.dit.latent_channels)
+    shape = (text_BLD.shape[0], *latent_size, stage1.stage.network.latent_channels)
     return _generate(stage1.state, text_BLD, noise, stage1.stage, stage1.graphdef, shape, rules)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _generate(state, text_BLD, noise, stage, graphdef, shape, rules):
-    start, noise_fn = noise.preview(shape)
-    return stage.generate(nnx.merge(graphdef, state), start, text_BLD, noise_fn, rules=rules)
+    return stage.generate(nnx.merge(graphdef, state), text_BLD, noise, shape, rules=rules)
 
 
 def enhance_latents(
-    stage2: LoadedStage[SuperRes],
+    stage2: LoadedStage[EnhancementStage],
     z_low_BFHWC: jax.Array,
     text_BLD: jax.Array | None,
     noise: EnhanceNoise,
@@ -107,14 +104,13 @@ def enhance_latents(
     stage = stage2.stage
     if text_BLD is None:
         # All-zero text is the unconditional input too: guidance would combine two equal velocities at twice the cost.
-        text_BLD, stage = stage.text({'z_low_BFHWC': z_low_BFHWC}), stage.sampled_with(guidance_scale=1.0)
+        text_BLD, stage = stage.zero_text(z_low_BFHWC.shape[0]), stage.without_guidance()
     return _enhance_latents(stage2.state, z_low_BFHWC, text_BLD, noise, stage, stage2.graphdef, rules)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _enhance_latents(state, z_low_BFHWC, text_BLD, noise, stage, graphdef, rules):
-    source = stage.source(z_low_BFHWC, noise.augmentation(z_low_BFHWC.shape))
-    return stage.unscaled(stage.transport(nnx.merge(graphdef, state), source, text_BLD, rules=rules))
+    return stage.enhance(nnx.merge(graphdef, state), z_low_BFHWC, text_BLD, noise, rules=rules)
 
 
 def low_res_latents(

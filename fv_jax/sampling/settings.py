@@ -10,50 +10,32 @@ from typing import Any
 
 from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.diffusion import guidance, time_grids
 from fv_jax.models.vae_tiling import DEFAULT_OVERLAP, Tiling
-from fv_jax.stages import super_res
-from fv_jax.stages.low_res import LowRes, LowResConfig
-from fv_jax.stages.super_res import SuperRes, SuperResConfig
+from fv_jax.stages.sampler_configs import EnhancementSamplerConfig, PreviewSamplerConfig
 
 OFFICIAL_SCALE = 4.0
 MAX_STRETCH = 1.1  # of a preview, in one direction: the official 256x480 becomes 1072x1920, 1.05
 
 
-@dataclasses.dataclass(frozen=True)
-class PreviewSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreviewSettings(PreviewSamplerConfig):
     """Sampling settings of stage 1 (model guide 5.2).
 
     Attributes:
       frames: length of the video, such as the VAE's latents allow (`check`).
       size: (height, width) in pixels, multiples of what the latents allow.
-      num_steps, guidance_kind, guidance_scale, guidance_exponent, guidance_batched, sampler: as in `LowResConfig`.
     """
 
     frames: int = 49
     size: tuple[int, int] = (256, 480)
-    num_steps: int = 51
-    guidance_kind: guidance.Kind = 'official'
-    guidance_scale: float = 8.0
-    guidance_exponent: int = 5
-    guidance_batched: bool = True
-    sampler: str = 'dpmpp_2m_sde'
 
     @classmethod
-    def from_config(cls, config: LowResConfig, data: Mapping[str, Any]) -> 'PreviewSettings':
+    def from_config(cls, sampler: PreviewSamplerConfig, data: Mapping[str, Any]) -> 'PreviewSettings':
         """Takes the settings of a run from its stage config and, where present, `frames`, `height` and `width` of its
         data config.
         """
-        return cls(
-            data.get('frames', cls.frames),
-            _size_of(data, cls.size),
-            config.num_steps,
-            config.guidance_kind,
-            config.guidance_scale,
-            config.guidance_exponent,
-            config.guidance_batched,
-            config.sampler,
-        )
+        frames, size = data.get('frames', cls.frames), _size_of(data, cls.size)
+        return cls(frames=frames, size=size, **dataclasses.asdict(sampler))
 
     def check(self, latent_spec: LatentSpec, path: str = '') -> None:
         """Raises ConfigError for a length or a size that the stage's VAE cannot encode; names the nearest valid one.
@@ -65,24 +47,17 @@ class PreviewSettings:
         latent_spec.check_frames(f'{path}frames', self.frames)
         latent_spec.check_size(f'{path}size', self.size)
 
-    def apply(self, stage: LowRes) -> LowRes:
-        """Returns the stage with these sampler settings."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ('frames', 'size')}
-        return dataclasses.replace(stage, config=dataclasses.replace(stage.config, **fields))
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnhanceSettings(EnhancementSamplerConfig):
+    """How a preview is enhanced (model guide 5.3).
 
-@dataclasses.dataclass(frozen=True)
-class EnhanceSettings:
-    """Sampling settings of stage 2 (model guide 5.3).
+    `numerics` 'official' decodes the video in two slices besides, as the official code does.
 
     Attributes:
       size: (height, width) in pixels, multiples of what the VAE's latents allow (`check`); None for the size of the
         preview times `scale`, rounded down.
       scale: output size / preview size, where `size` is None.
-      noise_augmentation_timestep, shift, num_steps, sampler, guidance_scale, guidance_batched, prompt_prefix,
-        sample_posterior: as in `SuperResConfig`.
-      numerics: 'exact', or 'official' to match the official bfloat16 run: its time grid (`diffusion/time_grids`), and
-        the last decode in two slices.
       width_slices: slices of the width in the last decode; None for 1, or 2 with 'official' numerics.
       tile_size: (height, width) in pixels of VAE tiles (`models/vae_tiling`), multiples of a latent, for a device
         without the memory for whole frames; None for whole frames.
@@ -91,15 +66,6 @@ class EnhanceSettings:
 
     size: tuple[int, int] | None = (1072, 1920)
     scale: float = OFFICIAL_SCALE
-    noise_augmentation_timestep: int = super_res.OFFICIAL.noise_augmentation_timestep
-    shift: float = super_res.OFFICIAL.shift
-    num_steps: int = super_res.OFFICIAL.num_steps
-    sampler: str = super_res.OFFICIAL.sampler
-    guidance_scale: float = super_res.OFFICIAL.guidance_scale
-    guidance_batched: bool = super_res.OFFICIAL.guidance_batched
-    prompt_prefix: str = super_res.OFFICIAL.prompt_prefix
-    sample_posterior: bool = super_res.OFFICIAL.sample_posterior
-    numerics: time_grids.Numerics = super_res.OFFICIAL.numerics
     width_slices: int | None = None
     tile_size: tuple[int, int] | None = None
     tile_overlap: int = DEFAULT_OVERLAP
@@ -115,13 +81,12 @@ class EnhanceSettings:
             )
 
     @classmethod
-    def from_config(cls, config: SuperResConfig, data: Mapping[str, Any]) -> 'EnhanceSettings':
+    def from_config(cls, sampler: EnhancementSamplerConfig, data: Mapping[str, Any]) -> 'EnhanceSettings':
         """Takes the settings of a run from its stage config. The size is that of its training frames if these were not
         crops, else four times the size of the preview.
         """
         whole = data.get('fit', 'resize') == 'resize'
-        fields = {name: getattr(config, name) for name in _SHARED_FIELDS}
-        return cls(size=_size_of(data, None) if whole else None, **fields)
+        return cls(size=_size_of(data, None) if whole else None, **dataclasses.asdict(sampler))
 
     def check(self, latent_spec: LatentSpec, path: str = '') -> None:
         """Raises ConfigError for a size or tiles that the stage's VAE cannot encode; names the nearest valid size.
@@ -133,11 +98,6 @@ class EnhanceSettings:
         if self.size is not None:
             latent_spec.check_size(f'{path}size', self.size)
         self.tiling(latent_spec)
-
-    def apply(self, stage: SuperRes) -> SuperRes:
-        """Returns the stage with these sampler settings."""
-        fields = {name: getattr(self, name) for name in _SHARED_FIELDS}
-        return dataclasses.replace(stage, config=dataclasses.replace(stage.config, **fields))
 
     @property
     def slices(self) -> int:
@@ -168,14 +128,6 @@ class EnhanceSettings:
                 f'{self.scale:g} times the preview'
             )
         return self.size
-
-
-# Fields of `EnhanceSettings` that are fields of `SuperResConfig`, too.
-_SHARED_FIELDS = tuple(
-    field.name
-    for field in dataclasses.fields(EnhanceSettings)
-    if field.name in {f.name for f in dataclasses.fields(SuperResConfig)}
-)
 
 
 def _size_of(data: Mapping[str, Any], default: tuple[int, int] | None) -> tuple[int, int] | None:

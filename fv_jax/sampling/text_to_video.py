@@ -19,10 +19,9 @@ from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, is_sequence
 from fv_jax.sampling.results import Preview, StoredPreview, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
-from fv_jax.stages.low_res import LowRes
-from fv_jax.stages.super_res import SuperRes
+from fv_jax.stages.latent_stage import EnhancementStage, PreviewStage
 
-P = TypeVar('P', LazyStage[LowRes], LazyStage[SuperRes])
+P = TypeVar('P', LazyStage[PreviewStage], LazyStage[EnhancementStage])
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -38,8 +37,8 @@ class Pipeline:
       clock: seconds that sampling ran and compiled, under 'preview' and 'enhance'; without text encoding and files.
     """
 
-    low_res: LazyStage[LowRes] | None
-    super_res: LazyStage[SuperRes] | None
+    low_res: LazyStage[PreviewStage] | None
+    super_res: LazyStage[EnhancementStage] | None
     origin: WeightsOrigin
     preview_settings: PreviewSettings
     enhance_settings: EnhanceSettings
@@ -48,12 +47,12 @@ class Pipeline:
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     @property
-    def stage1(self) -> LazyStage[LowRes]:
+    def stage1(self) -> LazyStage[PreviewStage]:
         """The low-resolution stage. Raises ValueError if the pipeline has none."""
         return self._require_stage(self.low_res, 'stage 1', 'preview')
 
     @property
-    def stage2(self) -> LazyStage[SuperRes]:
+    def stage2(self) -> LazyStage[EnhancementStage]:
         """The super-resolution stage. Raises ValueError if the pipeline has none."""
         return self._require_stage(self.super_res, 'stage 2', 'enhance')
 
@@ -141,7 +140,7 @@ class Pipeline:
         """
         stage1, settings = self.stage1, settings or self.preview_settings
         settings.check(stage1.latent_spec)
-        stage = settings.apply(stage1.stage)
+        stage = stage1.stage.with_sampler_config(settings)
         text_BLD, text_digest = stage1.encode_prompts(prompts)
         loaded, weights = stage1.loaded.with_stage(stage), stage1.weight_digests(text_digest)
         for rows in batch_indices(len(prompts), batch_size):
@@ -172,7 +171,7 @@ class Pipeline:
             raise ValueError('previews of different VAEs: enhance them separately')
         settings.check(stage2.latent_spec)
         _, *small = decoder.config.latent_spec.video_size(*latent_shape[:3])
-        stage, size = settings.apply(stage2.stage), settings.size_for(*small, stage2.latent_spec)
+        stage, size = stage2.stage.with_sampler_config(settings), settings.size_for(*small, stage2.latent_spec)
         tiling = settings.tiling(stage2.latent_spec)
         text_BLD, text_digest = stage2.encode_prompts([settings.prompt_prefix + p.prompt for p in previews])
         loaded, weights = stage2.loaded.with_stage(stage), stage2.weight_digests(text_digest)
@@ -196,10 +195,10 @@ class Pipeline:
         """Raises ValueError (ConfigError) for invalid settings, and for a pair whose sizes do not fit each other."""
         if preview is not None:
             preview.check(self.stage1.latent_spec, 'stage1.')
-            preview.apply(self.stage1.stage)
+            self.stage1.stage.with_sampler_config(preview)
         if enhance is not None:
             enhance.check(self.stage2.latent_spec, 'stage2.')
-            enhance.apply(self.stage2.stage)
+            self.stage2.stage.with_sampler_config(enhance)
             enhance.size_for(*(preview or self.preview_settings).size, self.stage2.latent_spec)
 
     def open_preview(self, folder: str | Path) -> Preview:

@@ -9,18 +9,20 @@ at: about kl_weight / 2. No adversarial or perceptual term: the small VAE is jud
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.filterlib import Filter
 
-from fv_jax.core.config import ConfigError
+from fv_jax.core.config import check_range
 from fv_jax.core.parallel_context import Rules
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae import VAE, VAEConfig, collapse_temporal_kernels, sample_latents, split_moments
-from fv_jax.stages.protocol import Batch, Metrics, row_normal
+from fv_jax.stages.noise import per_example_normal
+from fv_jax.stages.protocol import Batch, BatchSize, ExportedFunction, Metrics, OfficialStage, Program, Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,11 @@ class AutoencoderConfig:
     from_pictures: bool = False
 
     def __post_init__(self):
-        if self.kl_weight < 0:
-            raise ConfigError(f'kl_weight={self.kl_weight}: must not be negative')
+        check_range(self, 'kl_weight', low=0)
 
 
-class Draw(NamedTuple):
-    """A batch, with a random key for each row."""
+class KeyedVideos(NamedTuple):
+    """A batch of videos, with a random key for each."""
 
     video_BFHWC: jax.Array
     keys_B: jax.Array
@@ -50,10 +51,15 @@ class Autoencoder:
     """The stage. A batch holds `high_res_BFHWC`, video in [-1, 1]."""
 
     config: AutoencoderConfig
-    vae: VAEConfig
+    network: VAEConfig
+
+    latents_of: ClassVar[Mapping[str, str]] = {}
+    strategy: ClassVar[str] = 'replicated_split_frames'
+    takes_average: ClassVar[bool] = False
+    official: ClassVar[OfficialStage] = OfficialStage(AutoencoderConfig(), clip={'frames': 49})
 
     def init(self, rngs: nnx.Rngs) -> VAE:
-        return VAE(self.vae, rngs=rngs)
+        return VAE(self.network, rngs=rngs)
 
     def trainable(self) -> Filter:
         return nnx.Param
@@ -62,19 +68,28 @@ class Autoencoder:
         if self.config.from_pictures:
             collapse_temporal_kernels(model)
 
+    @property
+    def text_shape(self) -> None:
+        return None
+
+    def inputs(self, size: BatchSize) -> dict[str, Shape]:
+        return {'high_res_BFHWC': (size.examples, *size.video, 3)}
+
     def encode(self, batch: Batch) -> Batch:
         return batch
 
-    def draw(self, batch: Batch, keys_B: jax.Array) -> Draw:
+    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> KeyedVideos:
         """The videos, and the keys of their latents' noise."""
-        return Draw(batch['high_res_BFHWC'], keys_B)
+        return KeyedVideos(batch['high_res_BFHWC'], keys_B)
 
-    def loss_of(self, model: VAE, draw: Draw, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, model: VAE, noised: KeyedVideos, *, rules: Rules, average: VAE | None = None
+    ) -> tuple[jax.Array, Metrics]:
         """The loss (1). Metrics: `psnr` of its first term, `kl` of its second, `latent_std` of the means."""
-        video = draw.video_BFHWC
+        video = noised.video_BFHWC
         moments = vae_chunking.encode(model, video)
         mean, std = split_moments(moments)
-        decoded = vae_chunking.decode(model, sample_latents(moments, row_normal(draw.keys_B, mean.shape)))
+        decoded = vae_chunking.decode(model, sample_latents(moments, per_example_normal(noised.keys_B, mean.shape)))
         error = jnp.mean(jnp.square(decoded.astype(jnp.float32) - video))
         kl = jnp.mean(0.5 * (jnp.square(mean) + jnp.square(std) - 1) - jnp.log(std))
         metrics = {'psnr': -10 * jnp.log10(error / 4), 'kl': kl, 'latent_std': jnp.std(mean)}
@@ -84,3 +99,14 @@ class Autoencoder:
         """`decoded_BFHWC`, the video from the latents' means, beside the video."""
         mean, _ = split_moments(vae_chunking.encode(model, batch['high_res_BFHWC']))
         return {'high_res_BFHWC': batch['high_res_BFHWC'], 'decoded_BFHWC': vae_chunking.decode(model, mean)}
+
+    def programs(self, size: BatchSize) -> Sequence[Program]:
+        return ()
+
+    def exported_functions(self, size: BatchSize, *, rules: Rules) -> list[ExportedFunction]:
+        """encode: video_BFHWC in [-1, 1] -> moments (mean | logvar). decode: z_BFHWC, not scaled -> video."""
+        video, z = (size.examples, *size.video, 3), (size.examples, *size.latents, self.network.latent_channels)
+        return [
+            ExportedFunction('encode', vae_chunking.encode, {'video_BFHWC': video}),
+            ExportedFunction('decode', vae_chunking.decode, {'z_BFHWC': z}),
+        ]

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from fv_jax.core.parallel_context import Rules
-from fv_jax.stages.protocol import Batch, Draw, Metrics, Stage, row_keys
+from fv_jax.stages.noise import per_example_keys
+from fv_jax.stages.protocol import Batch, Metrics, NoisedBatch, Stage, evaluation_loss
 from fv_jax.training.optimizer import OptimConfig, learning_rates, update_ema
 from fv_jax.training.state import ModelDef, Params, TrainState
 
@@ -33,15 +34,17 @@ def _batch_size(batch: Batch) -> int:
 
 def gradients(
     stage: Stage, network: ModelDef, rules: Rules, shardings: TrainState | None, microbatches: int
-) -> Callable[[TrainState, Draw], Tree]:
-    """Returns (state, draw) -> ((loss, metrics), gradient of the trainable parameters), by (1) for microbatches.
+) -> Callable[[TrainState, NoisedBatch], Tree]:
+    """Returns (state, noised batch) -> ((loss, metrics), gradient of the trainable part), by (1) for microbatches.
 
     The arguments are those of `train_step`.
     """
 
-    def compute(state: TrainState, draw: Draw) -> Tree:
+    def compute(state: TrainState, noised: NoisedBatch) -> Tree:
+        average = network.model(state.ema, state.frozen) if stage.takes_average else None
+
         def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-            return stage.loss_of(network.model(trainable, state.frozen), draw, rules=rules)
+            return stage.loss(network.model(trainable, state.frozen), noised, rules=rules, average=average)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
 
@@ -49,11 +52,11 @@ def gradients(
         values, grads = found
         return values, grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings.trainable)
 
-    def accumulate(state: TrainState, draw: Draw) -> Tree:
-        parts = split_microbatches(draw, microbatches)
+    def accumulate(state: TrainState, noised: NoisedBatch) -> Tree:
+        parts = split_microbatches(noised, microbatches)
         shapes = jax.eval_shape(compute, state, jax.tree.map(lambda x: x[0], parts))
 
-        def add(total: Tree, part: Draw) -> tuple[Tree, None]:
+        def add(total: Tree, part: NoisedBatch) -> tuple[Tree, None]:
             found = compute(state, part)
             return constrain(jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / microbatches, total, found)), None
 
@@ -64,13 +67,13 @@ def gradients(
     return compute if microbatches == 1 else accumulate
 
 
-def split_microbatches(draw: Draw, count: int) -> Draw:
+def split_microbatches(noised: NoisedBatch, count: int) -> NoisedBatch:
     """Splits a batch into `count` microbatches: (B, ...) -> (count, B / count, ...).
 
     Each takes every `count`-th example. Examples that are neighbours on a chip go to different microbatches, so that no
     example moves between chips, and each microbatch has times t from the whole batch.
     """
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), draw)
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), noised)
 
 
 def _group_norms(name: str, tree: Params) -> Metrics:
@@ -119,8 +122,8 @@ def train_step(
     gradients_of = gradients(stage, network, rules, shardings, microbatches)
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        draw = stage.draw(batch, row_keys(key, state.step, _batch_size(batch)))
-        (loss, metrics), grads = gradients_of(state, draw)
+        noised = stage.sample_noise_and_time(batch, per_example_keys(key, state.step, _batch_size(batch)))
+        (loss, metrics), grads = gradients_of(state, noised)
         grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # The optimizer runs in any case; what a non-finite gradient makes of it is discarded below.
@@ -156,8 +159,8 @@ def eval_step(stage: Stage, network: ModelDef, rules: Rules) -> Evaluate:
 
     @jax.jit
     def step(params: Params, batch: Batch, key: jax.Array, index: jax.Array) -> Metrics:
-        draw = stage.draw(batch, row_keys(key, index, _batch_size(batch)))
-        loss, metrics = stage.loss_of(network.model(**params), draw, rules=rules)
+        noised = stage.sample_noise_and_time(batch, per_example_keys(key, index, _batch_size(batch)))
+        loss, metrics = evaluation_loss(stage, network.model(**params), noised, rules=rules)
         return {'loss': loss, **metrics}
 
     return step

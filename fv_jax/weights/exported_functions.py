@@ -1,17 +1,13 @@
 """A network's forward functions as files that run where fv_jax is not: with jax and numpy alone.
 
-    velocity   x_BFHWC, timestep_B, text_BLD  ->  dx/dt at t = timestep / 1000, not guided      stage 2
-    encode     video_BFHWC in [-1, 1]         ->  moments (mean | logvar), not scaled            the VAE
-    decode     z_BFHWC, not scaled            ->  video nominally in [-1, 1]                      the VAE
-
-Each is one `jax.export` artefact of one shape, which holds StableHLO and no numbers. Its first argument is the list of
-the network's parameters, flat, in the order of their names in `parameters.npz`. Nothing in the networks is a platform's
-own kernel, so that one file serves cpu, tpu and cuda; attention is written twice in it, for CPUs and for the others.
+A stage says which functions it has (`Stage.exported_functions`). Each is one `jax.export` artefact of one shape, which
+holds StableHLO and no parameters. Its first argument is the list of the network's parameters, flat, in the order of
+their names in `parameters.npz`. Nothing in the networks is a platform's own kernel, so that one file serves cpu, tpu
+and cuda; attention is written twice in it, for CPUs and for the others.
 """
 
-import dataclasses
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -23,11 +19,7 @@ from fv_jax.core.abstract_module import abstract
 from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import Rules
-from fv_jax.diffusion.time_grids import Times
-from fv_jax.models import vae_chunking
-from fv_jax.stages.autoencoder import Autoencoder
-from fv_jax.stages.protocol import Stage
-from fv_jax.stages.super_res import SuperRes
+from fv_jax.stages.protocol import BatchSize, ExportedFunction, Stage
 
 PLATFORMS = ('cpu', 'tpu', 'cuda')
 PARAMETERS = 'parameters.npz'
@@ -50,22 +42,9 @@ def load(name):
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """One function. call: (network, *inputs) -> array. inputs: their names, shapes and types."""
-
-    name: str
-    call: Callable[..., jax.Array]
-    inputs: dict[str, jax.ShapeDtypeStruct]
-
-    def __str__(self) -> str:
-        listed = ', '.join(f'{name} {x.dtype}{list(x.shape)}' for name, x in self.inputs.items())
-        return f'{self.name}({listed})'
-
-
-def forwards(
-    stage: Stage, latent_spec: LatentSpec, size: tuple[int, int, int], text_length: int, *, rules: Rules
-) -> list[Forward]:
+def functions(
+    stage: Stage, latent_spec: LatentSpec, size: tuple[int, int, int], *, rules: Rules
+) -> list[ExportedFunction]:
     """The functions of a stage's network for a video of (frames, height, width), a batch of one.
 
     latent_spec: of the VAE whose latents the stage works on. rules: who computes attention; what it uses must be there
@@ -74,48 +53,24 @@ def forwards(
     Raises ConfigError for a size that the VAE cannot take, or a stage that has none.
     """
     latent_spec.check_clip('--size', *size)
-    latent = latent_spec.latent_size(*size)
-    if isinstance(stage, SuperRes):
-        return [_velocity(stage, latent, text_length, rules)]
-    if isinstance(stage, Autoencoder):
-        video, z = _float(1, *size, 3), _float(1, *latent, stage.vae.latent_channels)
-        return [
-            Forward('encode', vae_chunking.encode, {'video_BFHWC': video}),
-            Forward('decode', vae_chunking.decode, {'z_BFHWC': z}),
-        ]
-    raise ConfigError('only a stage 2 and a VAE have forward functions to write')
+    found = stage.exported_functions(BatchSize(1, size, latent_spec.latent_size(*size)), rules=rules)
+    if not found:
+        raise ConfigError('--forward: this stage has no forward functions to write')
+    return list(found)
 
 
-def _velocity(stage: SuperRes, latent: tuple[int, int, int], text_length: int, rules: Rules) -> Forward:
-    stage = stage.sampled_with(guidance_scale=1.0)
-
-    def call(model: nnx.Module, x: jax.Array, timestep_B: jax.Array, text_BLD: jax.Array) -> jax.Array:
-        velocity_fn = stage.velocity_fn(model, text_BLD, rules=rules)
-        return velocity_fn(x, Times(timestep_B[0] / 1000, timestep_B[0]))
-
-    inputs = {
-        'x_BFHWC': _float(1, *latent, stage.dit.latent_channels),
-        'timestep_B': _float(1),
-        'text_BLD': _float(1, text_length, stage.dit.text_dim),
-    }
-    return Forward('velocity', call, inputs)
-
-
-def _float(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def serialized(forward: Forward, stage: Stage, platforms: Sequence[str]) -> bytes:
+def serialized(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
     """The artefact; nothing is computed."""
     graphdef, state = nnx.split(abstract(stage.init))
     variables = nnx.to_flat_state(state)
 
     def flat(leaves: list[jax.Array], *inputs: jax.Array) -> jax.Array:
         filled = [(path, variable.replace(x)) for (path, variable), x in zip(variables, leaves, strict=True)]
-        return forward.call(nnx.merge(graphdef, nnx.from_flat_state(filled)), *inputs)
+        return function.call(nnx.merge(graphdef, nnx.from_flat_state(filled)), *inputs)
 
     specs = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for _, variable in variables]
-    exported = jax.export.export(jax.jit(flat), platforms=platforms)(specs, *forward.inputs.values())
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in function.inputs.values()]
+    exported = jax.export.export(jax.jit(flat), platforms=platforms)(specs, *inputs)
     return bytes(exported.serialize())
 
 

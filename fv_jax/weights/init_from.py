@@ -52,8 +52,8 @@ def _read(path: str | Path, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
     if single_file.kind_of(path) is not None:
         there, values = single_file.config_of(path), lambda: single_file.parameters(path)
     else:
-        start_as = 'stage2' if wanted.embed_noise_augmentation_timestep else 'stage1'
-        source = reader.open_source(path, param_dtype=wanted.param_dtype, start_as=start_as)
+        like = dataclasses.asdict(wanted)
+        source = reader.open_source(path, param_dtype=wanted.param_dtype, like=like)
         there, values = source.config, source.parameters
     require(isinstance(there, DiTConfig), f'{path}: holds a VAE, not a DiT')
     return there, values()

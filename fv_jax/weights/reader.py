@@ -9,7 +9,7 @@ import fnmatch
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,6 @@ from fv_jax.weights.layouts.key_table import Parameters, Table, Tensors
 
 Network = DiT | VAE
 OUTER = {'dit': 'module', 'vae': 'state_dict'}  # the one key of an official file that holds the tensors
-StartAs = Literal['stage1', 'stage2']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +68,15 @@ def shapes(config: DiTConfig | VAEConfig) -> Network:
 
 
 def open_source(
-    path: str | Path, *, param_dtype: DtypeName | None = 'float32', start_as: StartAs | None = None
+    path: str | Path, *, param_dtype: DtypeName | None = 'float32', like: Mapping[str, Any] | None = None
 ) -> Source:
     """Opens an official file, one of ours in the official layout, or a diffusers folder, and checks every key.
 
     Args:
       path: the file or folder.
       param_dtype: of a DiT's parameters (not of LoRA's, nor of a VAE's, which are float32); None: as most are stored.
-      start_as: the stage that a diffusers transformer becomes; default stage1.
+      like: fields of the network that a diffusers transformer becomes, as `embed_num_frames`: embeddings that no
+        CogVideoX has start as a new network's. They are off where it says nothing.
 
     Raises:
       FileNotFoundError: no such file.
@@ -85,8 +85,7 @@ def open_source(
     """
     path = Path(path)
     if path.is_dir():
-        stage2 = start_as == 'stage2'
-        folder = diffusers_folder.open_folder(path, stage2=stage2, param_dtype=param_dtype or 'float32')
+        folder = diffusers_folder.open_folder(path, like=like or {}, param_dtype=param_dtype or 'float32')
         if param_dtype is None and isinstance(folder.config, DiTConfig):
             config = dataclasses.replace(folder.config, param_dtype=stored_dtype(folder.tensors))
             folder = dataclasses.replace(folder, config=config)

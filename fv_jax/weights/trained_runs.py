@@ -69,11 +69,11 @@ def frozen_vae(config: registry.StageConfig, placement: Placement | None = None)
     if not registry.needs_vae(config):
         return None
     vae = set_compute_dtype(weights.load_vae(config.vae), config.vae_dtype)
-    there, wanted = vae.config.latent_channels, config.dit.latent_channels
+    there, wanted = vae.config.latent_channels, config.network.latent_channels
     require(
         there == wanted,
-        f'config.stage.vae={config.vae}: its latents have {there} channels, and config.stage.dit.latent_channels='
-        f'{wanted}; set that to {there} or name another VAE',
+        f'config.stage.vae={config.vae}: its latents have {there} channels, and '
+        f'config.stage.network.latent_channels={wanted}; set that to {there} or name another VAE',
         ConfigError,
     )
     return jit_vae(vae, placement)

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     config = read_config(RunConfig, options.config, ())
     if options.tokens:
-        heads = config.stage.dit.num_heads, config.stage.dit.head_dim
+        heads = config.stage.network.num_heads, config.stage.network.head_dim
         rows = [_attention(int(n), heads, options.rounds) for n in options.tokens.split(',')]
         found['attention'] = rows
         found['exactness'] = _exactness(heads)
@@ -217,7 +217,7 @@ def _assembled(program: str, size: tuple[int, int, int]) -> Assembly:
 
 
 def _networks(parts: Assembly, rounds: int) -> dict[str, Any]:
-    data, dit = parts.config.data, parts.config.stage.dit
+    data, dit = parts.config.data, parts.config.stage.network
     latents = parts.latent_spec.latent_size(data.frames, data.height, data.width)
     key = jax.random.key(0)
     z = [jax.random.normal(jax.random.fold_in(key, i), (1, *latents, dit.latent_channels)) for i in range(2)]
@@ -257,8 +257,8 @@ def _training(parts: Assembly, batch: dict[str, jax.Array], key: jax.Array) -> R
 
 def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     """As an official file is opened: the weights in the compute dtype."""
-    dit = dataclasses.replace(parts.config.stage.dit, param_dtype=parts.config.stage.dit.dtype)
-    stage = dataclasses.replace(parts.stage, dit=dit)
+    dit = dataclasses.replace(parts.config.stage.network, param_dtype=parts.config.stage.network.dtype)
+    stage = dataclasses.replace(parts.stage, network=dit)
     graphdef, _ = nnx.split(abstract(stage.init))
     weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
     loaded, noise = LoadedStage(stage, graphdef, weights), SeededNoise.from_seeds([0])

@@ -39,7 +39,8 @@ from fv_jax.core.commands import silence_third_party_logs
 from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import make_mesh
 from fv_jax.parallel.preemption import Preemption
-from fv_jax.stages.protocol import Batch, row_keys
+from fv_jax.stages.noise import per_example_keys
+from fv_jax.stages.protocol import Batch
 from fv_jax.training import state, trainer
 from fv_jax.training.monitoring.goodput import Goodput
 from fv_jax.training.monitoring.metric_writer import MetricWriter
@@ -86,10 +87,12 @@ def bare_step(parts: Assembly) -> Callable:
     stage, network, optim = parts.stage, parts.network, parts.config.optim
 
     def step(old: state.TrainState, batch: Batch, key: jax.Array) -> tuple[state.TrainState, dict[str, jax.Array]]:
-        draw = stage.draw(batch, row_keys(key, old.step, next(iter(batch.values())).shape[0]))
+        noised = stage.sample_noise_and_time(
+            batch, per_example_keys(key, old.step, next(iter(batch.values())).shape[0])
+        )
 
         def loss_fn(trainable: state.Params) -> jax.Array:
-            return stage.loss_of(network.model(trainable, old.frozen), draw, rules=parts.rules)[0]
+            return stage.loss(network.model(trainable, old.frozen), noised, rules=parts.rules)[0]
 
         loss, grads = jax.value_and_grad(loss_fn)(old.trainable)
         updates, opt_state = parts.tx.update(grads, old.opt_state, old.trainable)

@@ -75,7 +75,7 @@ def previews(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
 def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
     """Means over clips: PSNR in dB, detail as a share of the truth's."""
     part, size = fv.stage2, sprites.FINAL[1:]
-    loaded = part.loaded.with_stage(fv.enhance_settings.apply(part.stage))
+    loaded = part.loaded.with_stage(part.stage.with_sampler_config(fv.enhance_settings))
     found, rows = [], []
     for i, scene in enumerate(heldout_prompts(count, seed=1)):
         small, truth = (to_float(sprites.draw(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))

@@ -102,7 +102,7 @@ def test_a_break_in_one_tenth_shows_there_alone():
 
 
 def test_the_same_noise_every_time_and_no_noise_tenths_without_a_range():
-    fixed = SuperRes(dataclasses.replace(CONFIG, noise_augmentation_timestep_range=None), STAGE.dit)
+    fixed = SuperRes(dataclasses.replace(CONFIG, noise_augmentation_timestep_range=None), STAGE.network)
     check = check_of(lambda x, t, data, twin: twin, fixed)
     figures = check({}).figures
     assert figures == check({}).figures and not any(name.startswith('loss_noise') for name in figures)

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from fv_jax.evaluation.linear_baseline import LinearPredictor
-from fv_jax.stages.super_res import Draw
+from fv_jax.stages.latent_stage import NoisedPair
 
 STRATA = 2
 
 
-def draw(seed, shape=(STRATA, 2, 6, 6, 2)):
+def noised(seed, shape=(STRATA, 2, 6, 6, 2)):
     rng = np.random.default_rng(seed)
     source, data = rng.standard_normal((2, *shape)).astype(np.float32)
     times = np.float32([0.3, 0.8])
-    return Draw(source, data, np.zeros((STRATA, 1, 1)), times, np.zeros(STRATA, int))
+    return NoisedPair(source, data, np.zeros((STRATA, 1, 1)), times, np.zeros(STRATA, int))
 
 
 def fitted(draws):
@@ -27,7 +27,7 @@ def test_without_noise_in_the_data_the_velocity_is_linear():
     """With data = 0.5 everywhere x_t = t source + (1 - t) / 2, and source - 0.5 = (x_t - 0.5) / t: another line for
     each stratum, which one set of coefficients could not be.
     """
-    draws = [draw(i) for i in range(4)]
+    draws = [noised(i) for i in range(4)]
     draws = [d._replace(data_BFHWC=np.full_like(d.data_BFHWC, 0.5)) for d in draws]
     assert fitted(draws[:3]).loss(draws[3]) < 1e-4
 
@@ -37,7 +37,7 @@ def test_it_sees_neighbours_in_all_directions():
     up to the moved pixel's own neighbours; what matters is that it is far better than its centre alone.
     """
     for axis in (1, 2, 3):
-        draws = [draw(i, (STRATA, 6, 6, 6, 1)) for i in range(6)]
+        draws = [noised(i, (STRATA, 6, 6, 6, 1)) for i in range(6)]
         moved = [d._replace(data_BFHWC=np.roll(d.source_BFHWC, 1, axis=axis)) for d in draws]
         constant = np.mean([np.square(d.source_BFHWC - d.data_BFHWC).mean() for d in moved])
         assert fitted(moved[:5]).loss(moved[5]) < 0.75 * constant
@@ -47,13 +47,13 @@ def test_it_is_the_best_for_independent_noise():
     """Of unit Gaussians the best estimate of source - data from x_t is (2 t - 1) / (t^2 + (1 - t)^2) x_t, which leaves
     2 - (2 t - 1)^2 / (t^2 + (1 - t)^2).
     """
-    predictor = fitted([draw(i, (STRATA, 4, 16, 16, 2)) for i in range(8)])
+    predictor = fitted([noised(i, (STRATA, 4, 16, 16, 2)) for i in range(8)])
     t = np.array([0.3, 0.8])
     best = np.mean(2 - (2 * t - 1) ** 2 / (t**2 + (1 - t) ** 2))
-    measured = np.mean([predictor.loss(draw(100 + i, (STRATA, 4, 16, 16, 2))) for i in range(4)])
+    measured = np.mean([predictor.loss(noised(100 + i, (STRATA, 4, 16, 16, 2))) for i in range(4)])
     assert measured == pytest.approx(best, rel=0.05)
 
 
 def test_a_batch_must_have_a_row_for_each_stratum():
     with pytest.raises(ValueError, match='a batch of 2 rows; the predictor has 3 strata'):
-        LinearPredictor(3).add(draw(0))
+        LinearPredictor(3).add(noised(0))

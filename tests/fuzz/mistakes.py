@@ -262,7 +262,7 @@ def _commands(world: Path) -> dict[str, Flags]:
         ),
         'convert': Flags(
             {'--input': str(pt), '--output': out}, there=('--input',), integers=('--step',),
-            chosen=('--dtype', '--lora', '--start-as'), own=own['convert'],
+            chosen=('--dtype', '--lora', '--target-stage'), own=own['convert'],
         ),
         'export': Flags(
             {'--checkpoint': str(run), '--output': out}, there=('--checkpoint',), integers=('--step',),

@@ -15,7 +15,7 @@ from fv_jax.training import state
 from fv_jax.training.run.setup import RunConfig, assemble, placement_of
 
 
-def placement(strategy='superres', **parallel):
+def placement(strategy='fsdp_split_frames', **parallel):
     return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
 
 

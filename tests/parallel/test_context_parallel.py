@@ -75,7 +75,7 @@ def test_the_ring_gathers_nothing_on_the_way_forward():
 
 
 def test_no_ring_where_no_kernel_can_do_it(monkeypatch):
-    placement = Placement(make_mesh(ParallelConfig(data=1, context=8)), 'superres')
+    placement = Placement(make_mesh(ParallelConfig(data=1, context=8)), 'fsdp_split_frames')
     shape = 1, 104_768, 30, 64
     assert sharding.context_method(placement, sharding.ContextChoice(ring=True), shape, 2).ring
     monkeypatch.setitem(BACKENDS, 'cpu', BACKENDS['cpu']._replace(part=None))

@@ -16,7 +16,7 @@ from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
 from fv_jax.planning import collectives
 from fv_jax.stages.low_res import LowRes, LowResConfig
-from fv_jax.stages.protocol import row_keys
+from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.training import state, step
 from tests.sampling import tiny
@@ -46,7 +46,7 @@ STAGES = {
 
 
 def placement(axes: dict[str, int], kind: str) -> Placement:
-    return Placement(make_mesh(ParallelConfig(**({'data': 1} | axes))), kind)
+    return Placement(make_mesh(ParallelConfig(**({'data': 1} | axes))), STAGES[kind].strategy)
 
 
 @pytest.fixture(scope='module', params=list(STAGES))
@@ -65,8 +65,8 @@ def made(request):
 
 def loss_and_grads(stage, network, rules):
     def loss(trainable, frozen, batch):
-        keys_B = row_keys(jax.random.key(0), 0, ROWS)
-        return stage.loss_of(network.model(trainable, frozen), stage.draw(batch, keys_B), rules=rules)
+        keys_B = per_example_keys(jax.random.key(0), 0, ROWS)
+        return stage.loss(network.model(trainable, frozen), stage.sample_noise_and_time(batch, keys_B), rules=rules)
 
     return jax.value_and_grad(loss, has_aux=True)
 
@@ -107,8 +107,8 @@ def test_microbatches_on_a_mesh_are_the_batch(made, alone):
     of = step.gradients(stage, network, sharding.rules_on(where), shardings, microbatches=2)
 
     def found(trainable, frozen, batch):
-        draw = stage.draw(batch, row_keys(jax.random.key(0), 0, ROWS))
-        return of(state.TrainState(np.int32(0), trainable, frozen, {}, None), draw)
+        noised = stage.sample_noise_and_time(batch, per_example_keys(jax.random.key(0), 0, ROWS))
+        return of(state.TrainState(np.int32(0), trainable, frozen, {}, None), noised)
 
     (loss, _), grads = jax.jit(found)(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
     np.testing.assert_allclose(loss, alone[0][0], rtol=1e-5)

@@ -11,13 +11,13 @@ from fv_jax.core.config import ConfigError, build
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
-from fv_jax.parallel.rules import TABLE, Placement
+from fv_jax.parallel.rules import STRATEGIES, Placement
 from fv_jax.training.run.setup import RunConfig, assemble, placement_of
 
 LOGICAL = {value for name, value in vars(axes).items() if name.isupper()}
 
 
-def placement(strategy='superres', **parallel):
+def placement(strategy='fsdp_split_frames', **parallel):
     return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
 
 
@@ -38,10 +38,51 @@ def make(config):
     return assemble(config, place(config), OFFICIAL.latent_spec)
 
 
-def test_every_logical_axis_has_a_row_and_a_reason():
-    assert TABLE.keys() == LOGICAL
-    for name, row in TABLE.items():
-        assert len(row.why) > 5 and all(set(each) <= set(AXES) for each in row[:3]), name
+@pytest.mark.parametrize('rules', STRATEGIES.values(), ids=STRATEGIES)
+def test_every_logical_axis_has_a_rule_and_a_reason(rules):
+    assert rules.keys() == LOGICAL
+    for name, rule in rules.items():
+        assert len(rule.why) > 5 and set(rule.mesh_axes) <= set(AXES), name
+
+
+def test_the_strategies_split_these_axes():
+    split = {
+        axes.EMBED: ('fsdp', 'context'),
+        axes.MODULATION: ('fsdp', 'context'),
+        axes.MLP: ('tensor',),
+        axes.HEADS: ('tensor',),
+        axes.ACT_BATCH: ('data', 'fsdp'),
+        axes.ACT_TOKENS: ('context',),
+        axes.ACT_HEADS: ('tensor',),
+        axes.ACT_MLP: ('tensor',),
+    }
+    frames = {axes.ACT_WIDTH: ('context', 'tensor')}
+    wanted = {
+        'fsdp': split,
+        'fsdp_split_frames': split | frames,
+        'replicated_split_frames': {axes.ACT_BATCH: ('data', 'fsdp')} | frames,
+    }
+    found = {
+        name: {axis: rule.mesh_axes for axis, rule in rules.items() if rule.mesh_axes}
+        for name, rules in STRATEGIES.items()
+    }
+    assert found == wanted
+
+
+def test_a_stage_has_a_strategy_and_a_config_can_choose_another():
+    mesh = {'context': 8}
+    wanted = {stage1: 'fsdp', stage2: 'fsdp_split_frames', vae: 'replicated_split_frames'}
+    assert {program: run_config(program).strategy for program in wanted} == wanted
+    chosen = run_config(stage2, 'smoke', parallel=mesh | {'strategy': 'replicated_split_frames'})
+    whole = make(chosen).abstract_state.trainable
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(whole))
+    split = make(run_config(stage2, 'smoke', parallel=mesh)).abstract_state.trainable
+    assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split))
+
+
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(ConfigError, match=r"^config.parallel.strategy=fsdp_frames: did you mean 'fsdp_split_frames'"):
+        run_config(stage2, 'smoke', parallel={'strategy': 'fsdp_frames'})
 
 
 def test_a_dimension_is_split_over_its_mesh_axes():
@@ -65,8 +106,8 @@ def test_a_chip_of_eight_keeps_an_eighth_of_the_state(program, variant, least):
 
 
 def test_a_dimension_that_does_not_divide_is_refused_by_name():
-    odd = dict(stage2.get_config('smoke').stage.dit, mlp_dim=129)
-    config = run_config(stage2, 'smoke', stage__dit=odd, parallel={'tensor': 2, 'context': -1})
+    odd = dict(stage2.get_config('smoke').stage.network, mlp_dim=129)
+    config = run_config(stage2, 'smoke', stage__network=odd, parallel={'tensor': 2, 'context': -1})
     with pytest.raises(ConfigError) as error:
         make(config)
     assert 'blocks/mlp/hidden/kernel: dimension 2 (mlp) is 129, which does not divide by 2' in str(error.value)

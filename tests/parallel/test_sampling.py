@@ -20,7 +20,7 @@ STAGE = SuperRes(SuperResConfig(text_length=5, num_steps=2, guidance_batched=Tru
 
 
 def placement(**parallel):
-    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), 'superres')
+    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), 'fsdp_split_frames')
 
 
 def close(a, b):

@@ -107,7 +107,7 @@ def previewed(fv, info, noise, texts):
     """Latents and video of stage 1."""
     settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
     size = fv.stage1.latent_spec.latent_size(settings.frames, *settings.size)
-    first = fv.stage1.loaded.with_stage(settings.apply(fv.stage1.stage))
+    first = fv.stage1.loaded.with_stage(fv.stage1.stage.with_sampler_config(settings))
     z = programs.generate(first, texts[0], noise, size, rules=SINGLE_DEVICE)
     return z, programs.decode_latents(fv.stage1.vae.jitted, z)
 
@@ -117,7 +117,7 @@ def enhanced(fv, recorded, noise, texts, previewed):
     """Source latents, latents and video of stage 2."""
     size, vae = recorded['s2_frames'].shape[1:3], fv.stage2.vae.jitted
     settings = dataclasses.replace(fv.enhance_settings, size=size, width_slices=2)
-    second = fv.stage2.loaded.with_stage(settings.apply(fv.stage2.stage))
+    second = fv.stage2.loaded.with_stage(fv.stage2.stage.with_sampler_config(settings))
     assert settings.sample_posterior
     z_low = programs.low_res_latents(vae, previewed[1], size, noise)
     z_high = programs.enhance_latents(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)

@@ -92,7 +92,8 @@ def generate(stage, model, data):
 
     @jax.jit
     def run(params, x, text, noises):
-        return stage.generate(nnx.merge(graphdef, params), x, text, fixed_noise(noises), rules=SINGLE_DEVICE)
+        x = stage.integrate(nnx.merge(graphdef, params), x, text, fixed_noise(noises), rules=SINGLE_DEVICE)
+        return stage.unscale_latents(x)
 
     return run(params, ours(data['x_T']), data['context'], ours(data['noise_used'][:-1]))
 

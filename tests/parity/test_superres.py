@@ -12,7 +12,8 @@ from flax import nnx
 
 from fv_jax.diffusion import process, time_grids
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.stages.super_res import Draw, SuperRes, SuperResConfig
+from fv_jax.stages.latent_stage import NoisedPair
+from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.weights import load_official
 from fv_jax.weights.layouts import official_dit as dit_weights
 
@@ -55,17 +56,17 @@ def train_stage(train, model):
 def loss_and_gradients(train_stage, model):
     graphdef, params = nnx.split(model)
 
-    def loss(params, draw):
-        return train_stage.loss_of(nnx.merge(graphdef, params), draw, rules=SINGLE_DEVICE)[0]
+    def loss(params, noised):
+        return train_stage.loss(nnx.merge(graphdef, params), noised, rules=SINGLE_DEVICE)[0]
 
     compiled = jax.jit(jax.value_and_grad(loss))
-    return lambda draw: compiled(params, draw)
+    return lambda noised: compiled(params, noised)
 
 
 def draw_of(train, train_stage, t_B, rows=slice(None)):
     noise, z_low = (jnp.asarray(ours(train[name][rows])) for name in ('ref_noise', 'ref_latent'))
-    return Draw(
-        source_BFHWC=train_stage.source(z_low, noise),
+    return NoisedPair(
+        source_BFHWC=train_stage.make_source(z_low, noise),
         data_BFHWC=jnp.asarray(ours(train['x_hr'][rows])),
         text_BLD=jnp.asarray(train['context'][rows]),
         t_B=jnp.asarray(t_B, jnp.float32),
@@ -75,9 +76,9 @@ def draw_of(train, train_stage, t_B, rows=slice(None)):
 
 @pytest.fixture(scope='module')
 def shifted(train, train_stage, loss_and_gradients):
-    """The draw that `u` and the shift make, its loss and its gradients."""
-    draw = draw_of(train, train_stage, time_grids.shift_times(1 - train['u'], float(train['shift_t'])))
-    return draw, *loss_and_gradients(draw)
+    """The noised that `u` and the shift make, its loss and its gradients."""
+    noised = draw_of(train, train_stage, time_grids.shift_times(1 - train['u'], float(train['shift_t'])))
+    return noised, *loss_and_gradients(noised)
 
 
 def test_times_are_the_official_ones(train, shifted):
@@ -87,11 +88,11 @@ def test_times_are_the_official_ones(train, shifted):
 
 
 def test_source_x_t_and_target(train, shifted):
-    draw = shifted[0]
-    assert_close(draw.source_BFHWC, ours(train['ref_noised']), 1e-6)
-    x_t = process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B)
+    noised = shifted[0]
+    assert_close(noised.source_BFHWC, ours(train['ref_noised']), 1e-6)
+    x_t = process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B)
     assert_close(x_t, ours(train['xt']), 2e-6)
-    assert_close(-process.velocity(draw.source_BFHWC, draw.data_BFHWC), ours(train['target']), 2e-6)
+    assert_close(-process.velocity(noised.source_BFHWC, noised.data_BFHWC), ours(train['target']), 2e-6)
 
 
 def test_loss(train, shifted):
@@ -129,18 +130,22 @@ def test_gradient_norm(train, shifted):
 
 
 def test_loss_without_shift(train, train_stage, loss_and_gradients):
-    draw = draw_of(train, train_stage, 1 - train['u'])
-    assert_close(1000 * draw.t_B, train['noshift_net_timesteps'], TIMESTEP)
-    assert_close(process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B), ours(train['noshift_xt']), 2e-6)
-    np.testing.assert_allclose(loss_and_gradients(draw)[0], train['noshift_loss'], rtol=1e-5)
+    noised = draw_of(train, train_stage, 1 - train['u'])
+    assert_close(1000 * noised.t_B, train['noshift_net_timesteps'], TIMESTEP)
+    assert_close(
+        process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B), ours(train['noshift_xt']), 2e-6
+    )
+    np.testing.assert_allclose(loss_and_gradients(noised)[0], train['noshift_loss'], rtol=1e-5)
 
 
 def test_loss_of_one_row_at_stratified_times(train, train_stage, loss_and_gradients):
     """The official stratification repeats one row at the times (i + t) / k; ours gives each row a stratum."""
     timesteps = train['interval2_net_timesteps']
-    draw = draw_of(train, train_stage, timesteps / 1000, rows=[0] * len(timesteps))
-    assert_close(process.interpolate(draw.source_BFHWC, draw.data_BFHWC, draw.t_B), ours(train['interval2_xt']), 2e-6)
-    np.testing.assert_allclose(loss_and_gradients(draw)[0], train['interval2_loss'], rtol=1e-5)
+    noised = draw_of(train, train_stage, timesteps / 1000, rows=[0] * len(timesteps))
+    assert_close(
+        process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B), ours(train['interval2_xt']), 2e-6
+    )
+    np.testing.assert_allclose(loss_and_gradients(noised)[0], train['interval2_loss'], rtol=1e-5)
 
 
 # Sampling.
@@ -171,16 +176,16 @@ def run(request, sampled, model):
         return stage.velocity_fn(nnx.merge(graphdef, params), text, rules=SINGLE_DEVICE)(x, time)
 
     @jax.jit
-    def transport(params, source):
-        return stage.transport(nnx.merge(graphdef, params), source, text, rules=SINGLE_DEVICE)
+    def integrate(params, source):
+        return stage.integrate(nnx.merge(graphdef, params), source, text, rules=SINGLE_DEVICE)
 
-    return data, stage, lambda x, time: velocity(params, x, time), lambda source: transport(params, source)
+    return data, stage, lambda x, time: velocity(params, x, time), lambda source: integrate(params, source)
 
 
 def test_sampling_source(run, sampled):
     data, stage, _, _ = run
     assert bool(np.all(data['cond_first']))  # the order that the stage stacks them in
-    assert_close(stage.source(ours(sampled['ref_x']), ours(data['ref_noise'])), ours(data['x0_noised_ref']), 1e-6)
+    assert_close(stage.make_source(ours(sampled['ref_x']), ours(data['ref_noise'])), ours(data['x0_noised_ref']), 1e-6)
 
 
 def test_every_step(run):
@@ -198,8 +203,8 @@ def test_every_step(run):
 
 def test_trajectory(run):
     """One solve, from the official source to the last state."""
-    data, _, _, transport = run
-    assert_close(transport(jnp.asarray(ours(data['x0_noised_ref']))), ours(data['final']), TRAJECTORY)
+    data, _, _, integrate = run
+    assert_close(integrate(jnp.asarray(ours(data['x0_noised_ref']))), ours(data['final']), TRAJECTORY)
 
 
 def test_our_own_states_on_the_way(run):

@@ -54,7 +54,7 @@ def test_a_training_step_is_the_plans(program, twins):
 
 def test_a_vae_is_counted_forwards_and_backwards():
     parts = assembled('configs/vae.py:smoke')
-    net = parts.config.stage.autoencoder_net
+    net = parts.config.stage.network
     found = step_cost.training(parts, None)({'high_res_BFHWC': shape(2, 9, 32, 48, 3)})
     once = step_cost._encode(net, (9, 32, 48)) + step_cost._decode(net, (9, 32, 48))
     assert found.flops == pytest.approx(3 * 2 * once.vae) and found.tokens == 2 * 3 * 2 * 3

@@ -180,9 +180,9 @@ def test_a_window_is_the_stage_with_its_guidance(networks, enhancer):
     film = films.pattern(8, 10, 13)
     padded = np.concatenate([film, film[-1:]])
     z_low = vae.latents(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
-    source = stage.source(z_low, latent_noise(KEY, 6, z_low.shape))
+    source = stage.make_source(z_low, latent_noise(KEY, 6, z_low.shape))
     text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
-    moved = jax.jit(lambda s: stage.transport(model, s, text, rules=SINGLE_DEVICE))(source)
+    moved = jax.jit(lambda s: stage.integrate(model, s, text, rules=SINGLE_DEVICE))(source)
     expected = np.clip(vae.video(moved / stage.config.scale_factor)[0, :8], -1, 1)
     got = enhancer.enhance_window(film, SIZE, key=KEY, first_latent=6)
     assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32

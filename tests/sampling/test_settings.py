@@ -12,7 +12,8 @@ from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages import super_res
-from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.low_res import LowRes
+from fv_jax.stages.sampler_configs import PreviewSamplerConfig
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from tests.sampling import tiny
 
@@ -28,8 +29,10 @@ def test_the_defaults_are_official():
     assert (final.size, final.noise_augmentation_timestep, final.shift, final.num_steps) == ((1072, 1920), 675, 2.5, 5)
     assert (final.guidance_scale, final.prompt_prefix, final.sample_posterior) == (13, 'medium motion,', True)
     assert final.size_for(256, 480, SPEC) == (1072, 1920)
-    assert preview == PreviewSettings.from_config(LowResConfig(), {})
-    official = EnhanceSettings.from_config(super_res.OFFICIAL, {'height': 1072, 'width': 1920, 'fit': 'resize'})
+    assert preview == PreviewSettings.from_config(PreviewSamplerConfig(), {})
+    official = EnhanceSettings.from_config(
+        SuperRes(super_res.OFFICIAL, tiny.DIT).sampler_config(), {'height': 1072, 'width': 1920, 'fit': 'resize'}
+    )
     assert official == final
 
 
@@ -37,7 +40,7 @@ def test_official_numerics_are_the_bfloat16_grid_and_two_slices():
     exact, official = EnhanceSettings(), EnhanceSettings(numerics='official')
     assert (exact.numerics, exact.slices, official.slices) == ('exact', 1, 2)
     assert EnhanceSettings(width_slices=2).slices == 2
-    config = official.apply(SuperRes(SuperResConfig(), tiny.DIT)).config
+    config = SuperRes(SuperResConfig(), tiny.DIT).with_sampler_config(official).config
     grid = time_grids.flow_times(config.num_steps, config.shift, config.numerics)
     assert grid.timestep[:-1].tolist() == [1000, 904, 784, 624, 384]
     assert float(time_grids.embedded_timestep(config.noise_augmentation_timestep, config.numerics)) == 676
@@ -52,12 +55,19 @@ def test_tiles_are_off_unless_asked_for():
 
 
 def test_a_run_has_its_own():
-    preview = PreviewSettings.from_config(tiny.LOWRES, {'frames': 17, 'height': 64, 'width': 96})
+    preview = PreviewSettings.from_config(
+        LowRes(tiny.LOWRES, tiny.FIRST_DIT).sampler_config(), {'frames': 17, 'height': 64, 'width': 96}
+    )
     assert (preview.frames, preview.size, preview.num_steps, preview.guidance_kind) == (17, (64, 96), 3, 'constant')
-    final = EnhanceSettings.from_config(tiny.SUPERRES, {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'})
+    second = SuperRes(tiny.SUPERRES, tiny.DIT)
+    final = EnhanceSettings.from_config(
+        second.sampler_config(), {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'}
+    )
     assert final.size is None and final.size_for(64, 96, SPEC) == (256, 384)  # it never saw whole pictures
     assert (final.noise_augmentation_timestep, final.prompt_prefix, final.sample_posterior) == (100, '', False)
-    whole = EnhanceSettings.from_config(tiny.SUPERRES, {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'})
+    whole = EnhanceSettings.from_config(
+        second.sampler_config(), {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'}
+    )
     assert whole.size == (256, 384)
 
 
@@ -75,7 +85,7 @@ def test_they_reach_the_stage_and_nothing_else_changes():
         guidance_batched=False,
         sampler='ddim',
     )
-    assert settings.apply(stage) == dataclasses.replace(stage, config=expected)
+    assert stage.with_sampler_config(settings) == dataclasses.replace(stage, config=expected)
     final = EnhanceSettings(
         num_steps=3,
         shift=1.5,
@@ -84,7 +94,7 @@ def test_they_reach_the_stage_and_nothing_else_changes():
         guidance_batched=False,
         numerics='official',
     )
-    config = final.apply(SuperRes(tiny.SUPERRES, tiny.DIT)).config
+    config = SuperRes(tiny.SUPERRES, tiny.DIT).with_sampler_config(final).config
     assert (config.num_steps, config.shift, config.noise_augmentation_timestep, config.sampler) == (3, 1.5, 10, 'heun')
     assert (config.numerics, config.text_length) == ('official', tiny.SUPERRES.text_length)
     assert not config.guidance_batched
@@ -109,8 +119,8 @@ def test_they_reach_the_stage_and_nothing_else_changes():
             'cannot be combined with width_slices=2; set width_slices',
         ),
         (lambda: EnhanceSettings(tile_size=(96, 96), numerics='official'), "those of 'official' numerics; set"),
-        (lambda: PreviewSettings(num_steps=0).apply(LowRes(tiny.LOWRES, tiny.FIRST_DIT)), 'num_steps=0'),
-        (lambda: EnhanceSettings(num_steps=0).apply(SuperRes(tiny.SUPERRES, tiny.DIT)), 'num_steps=0'),
+        (lambda: LowRes(tiny.LOWRES, tiny.FIRST_DIT).with_sampler_config(PreviewSettings(num_steps=0)), 'num_steps=0'),
+        (lambda: SuperRes(tiny.SUPERRES, tiny.DIT).with_sampler_config(EnhanceSettings(num_steps=0)), 'num_steps=0'),
         (lambda: config_lib.build(EnhanceSettings, {'guidance': 3}), "guidance: unknown key; did you mean 'guidance_"),
     ],
 )
@@ -127,4 +137,5 @@ def test_a_preview_is_not_stretched():
 def test_every_field_is_explained():
     for settings in (PreviewSettings, EnhanceSettings):
         for field in dataclasses.fields(settings):
-            assert field.name in inspect.getdoc(settings), field.name
+            docs = ' '.join(inspect.getdoc(cls) for cls in settings.__mro__[:2])
+            assert f'{field.name}: ' in docs, field.name

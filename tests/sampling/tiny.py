@@ -64,13 +64,13 @@ def save_vae(path: Path) -> None:
 
 
 def stage_config(vae_path: Path | str, dit: DiTConfig = DIT) -> registry.StageConfig:
-    return registry.StageConfig(kind='superres', dit=dit, superres=SUPERRES, vae=str(vae_path))
+    return registry.StageConfig(kind='superres', network=dit, options=SUPERRES, vae=str(vae_path))
 
 
 def first_stage_config(
     vae_path: Path | str, text: TextConfig = TEXT, dit: DiTConfig = FIRST_DIT
 ) -> registry.StageConfig:
-    return registry.StageConfig(kind='lowres', dit=dit, lowres=LOWRES, vae=str(vae_path), text=text)
+    return registry.StageConfig(kind='lowres', network=dit, options=LOWRES, vae=str(vae_path), text=text)
 
 
 def save_pipeline(folder: Path, vae_path: Path | str, text: TextConfig = TEXT) -> None:
@@ -108,4 +108,4 @@ def save_run(
 
 
 def wider(stage: registry.StageConfig) -> registry.StageConfig:
-    return dataclasses.replace(stage, dit=dataclasses.replace(stage.dit, mlp_dim=64))
+    return dataclasses.replace(stage, network=dataclasses.replace(stage.network, mlp_dim=64))

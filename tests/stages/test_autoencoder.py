@@ -11,7 +11,7 @@ from flax import nnx
 from fv_jax.core.config import ConfigError
 from fv_jax.core.parallel_context import Rules
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
-from fv_jax.stages.protocol import row_keys
+from fv_jax.stages.noise import per_example_keys
 from tests.sampling import tiny
 
 RULES = Rules(attention=lambda q, k, v: v)
@@ -36,9 +36,9 @@ def stage(kl_weight=0.0):
 
 def loss(video, mean, logvar, kl_weight=0.0, step=0):
     batch = {'high_res_BFHWC': video}
-    keys = row_keys(jax.random.key(0), step, len(video))
+    keys = per_example_keys(jax.random.key(0), step, len(video))
     here = stage(kl_weight)
-    value, metrics = here.loss_of(network(mean, logvar), here.draw(batch, keys), rules=RULES)
+    value, metrics = here.loss(network(mean, logvar), here.sample_noise_and_time(batch, keys), rules=RULES)
     assert value.shape == () and value.dtype == jnp.float32
     return float(value), {name: float(metric) for name, metric in metrics.items()}
 

@@ -15,8 +15,8 @@ from fv_jax.diffusion import guidance, noise_schedules, samplers
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.models.dit import STAGE1, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam
-from fv_jax.stages.low_res import LowRes, LowResConfig, drawn_noise
-from fv_jax.stages.protocol import row_keys
+from fv_jax.stages.low_res import LowRes, LowResConfig
+from fv_jax.stages.noise import per_example_keys, sampler_noise
 from fv_jax.stages.registry import StageConfig
 from tests.diffusion.fixed_noise import fixed_noise
 
@@ -39,6 +39,10 @@ def stage(**fields):
     return LowRes(LowResConfig(text_length=5, **fields), DIT)
 
 
+def with_sampler(stage, **fields):
+    return stage.with_sampler_config(dataclasses.replace(stage.sampler_config(), **fields))
+
+
 def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
@@ -48,7 +52,7 @@ def batch():
 
 
 def keys(step=0):
-    return row_keys(jax.random.key(1), step, SHAPE[0])
+    return per_example_keys(jax.random.key(1), step, SHAPE[0])
 
 
 class Recorder:
@@ -70,46 +74,46 @@ def shares(timestep_B):
 def test_v_prediction():
     """The network sees x_k and k, whole numbers, one in each stratum of the global batch; its target is v."""
     here = stage()
-    draw = here.draw(batch(), keys())
+    noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, k: jnp.zeros_like(x))
-    loss, metrics = here.loss_of(model, draw, rules=RULES)
+    loss, metrics = here.loss(model, noised, rules=RULES)
     (call,) = model.calls
     assert call['timestep'].dtype == jnp.int32
     assert (np.asarray(call['timestep']) // 250).tolist() == [3, 2, 1, 0]
     a, s = shares(call['timestep'])
-    np.testing.assert_allclose(call['x'], a * draw.data_BFHWC + s * draw.noise_BFHWC, atol=1e-6)
-    v = a * draw.noise_BFHWC - s * draw.data_BFHWC
+    np.testing.assert_allclose(call['x'], a * noised.data_BFHWC + s * noised.noise_BFHWC, atol=1e-6)
+    v = a * noised.noise_BFHWC - s * noised.data_BFHWC
     np.testing.assert_allclose(loss, np.mean(v**2), rtol=1e-5)
     np.testing.assert_allclose(metrics['target_norm'] ** 2, loss, rtol=1e-5)
     np.testing.assert_allclose((metrics['loss_near_noise'] + metrics['loss_near_data']) / 2, loss, rtol=1e-5)
     np.testing.assert_allclose(metrics['loss_near_noise'], np.mean(v[:2] ** 2), rtol=1e-5)
-    right, _ = here.loss_of(Recorder(lambda x, k: jnp.asarray(v)), draw, rules=RULES)
+    right, _ = here.loss(Recorder(lambda x, k: jnp.asarray(v)), noised, rules=RULES)
     assert right.dtype == jnp.float32 and right.shape == () and right < 1e-12
 
 
 def test_the_loss_is_the_weighted_one_of_x0():
     """1 / (1 - a^2) on x0 = a x - sqrt(1 - a^2) v."""
     here = stage()
-    draw = here.draw(batch(), keys())
+    noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, k: jnp.sin(x))
-    loss, _ = here.loss_of(model, draw, rules=RULES)
+    loss, _ = here.loss(model, noised, rules=RULES)
     (call,) = model.calls
     a, s = shares(call['timestep'])
     x0 = a * np.asarray(call['x']) - s * np.sin(call['x'])
-    np.testing.assert_allclose(loss, np.mean((x0 - draw.data_BFHWC) ** 2 / (1 - a**2)), rtol=1e-4)
+    np.testing.assert_allclose(loss, np.mean((x0 - noised.data_BFHWC) ** 2 / (1 - a**2)), rtol=1e-4)
 
 
 def test_flow():
     here = stage(shift=2.0, **FLOW)
-    draw = here.draw(batch(), keys())
-    model = Recorder(lambda x, t: draw.noise_BFHWC - draw.data_BFHWC)
-    loss, _ = here.loss_of(model, draw, rules=RULES)
+    noised = here.sample_noise_and_time(batch(), keys())
+    model = Recorder(lambda x, t: noised.noise_BFHWC - noised.data_BFHWC)
+    loss, _ = here.loss(model, noised, rules=RULES)
     assert loss == 0
     (call,) = model.calls
-    t = np.asarray(draw.t_B)[:, None, None, None, None]
-    np.testing.assert_allclose(call['x'], t * draw.noise_BFHWC + (1 - t) * draw.data_BFHWC, atol=1e-6)
-    np.testing.assert_allclose(call['timestep'], 1000 * draw.t_B)
-    w = draw.t_B / (2 - draw.t_B)  # shifted back, evenly spread
+    t = np.asarray(noised.t_B)[:, None, None, None, None]
+    np.testing.assert_allclose(call['x'], t * noised.noise_BFHWC + (1 - t) * noised.data_BFHWC, atol=1e-6)
+    np.testing.assert_allclose(call['timestep'], 1000 * noised.t_B)
+    w = noised.t_B / (2 - noised.t_B)  # shifted back, evenly spread
     assert np.floor(4 * np.asarray(w)).tolist() == [3, 2, 1, 0]
 
 
@@ -117,24 +121,26 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows():
     here = stage(caption_dropout=0.5)
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8))}
     other = jax.tree.map(lambda x: x.at[0].set(7.0), given)
-    one, two = here.draw(given, keys()), here.draw(other, keys())
+    one, two = here.sample_noise_and_time(given, keys()), here.sample_noise_and_time(other, keys())
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a[1:], b[1:])
     assert np.any(one.data_BFHWC[0] != two.data_BFHWC[0])
     assert abs(float(one.noise_BFHWC.std()) - 1) < 0.05
-    assert np.any(here.draw(given, keys(1)).noise_BFHWC != one.noise_BFHWC)
+    assert np.any(here.sample_noise_and_time(given, keys(1)).noise_BFHWC != one.noise_BFHWC)
 
 
 def test_caption_dropout():
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8), jnp.bfloat16)}
     for rate, expected in ((0.0, 1.0), (1.0, 0.0)):
-        text = stage(caption_dropout=rate).draw(given, keys()).text_BLD
+        text = stage(caption_dropout=rate).sample_noise_and_time(given, keys()).text_BLD
         assert text.dtype == jnp.float32
         np.testing.assert_array_equal(text, expected)
-    draw = jax.jit(lambda step: stage(caption_dropout=0.25).draw(given, keys(step)).text_BLD[:, 0, 0])
-    rows = np.concatenate([draw(step) for step in range(50)])
+    noised = jax.jit(
+        lambda step: stage(caption_dropout=0.25).sample_noise_and_time(given, keys(step)).text_BLD[:, 0, 0]
+    )
+    rows = np.concatenate([noised(step) for step in range(50)])
     assert set(rows.tolist()) == {0.0, 1.0} and abs(rows.mean() - 0.75) < 0.1
-    np.testing.assert_array_equal(stage().draw(batch(), keys()).text_BLD, np.zeros((4, 5, 8)))
+    np.testing.assert_array_equal(stage().sample_noise_and_time(batch(), keys()).text_BLD, np.zeros((4, 5, 8)))
 
 
 @pytest.mark.parametrize('batched', [True, False])
@@ -185,8 +191,9 @@ def test_noise_becomes_data_by_v():
     here = stage(scale_factor=2.0, num_steps=4, guidance_kind='constant', guidance_scale=1.0)
     for sampler in samplers.names('v_prediction'):
         model = Recorder(v_of_data(2 * z, 4))
-        sampled = here.sampled_with(sampler=sampler)
-        out = sampled.generate(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), rules=RULES)
+        sampled = with_sampler(here, sampler=sampler)
+        x = sampled.integrate(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), rules=RULES)
+        out = sampled.unscale_latents(x)
         assert out.dtype == jnp.float32 and len(model.calls) == 1  # one trace: a scan
         np.testing.assert_allclose(out, z, atol=1e-5)
 
@@ -194,7 +201,8 @@ def test_noise_becomes_data_by_v():
 def test_noise_becomes_data_by_the_flow():
     z, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
     here = stage(scale_factor=2.0, num_steps=4, guidance_scale=3.0, guidance_kind='constant', **FLOW)
-    out = here.generate(Recorder(lambda x, t: _pair(noise - 2 * z)), noise, jnp.zeros((4, 5, 8)), None, rules=RULES)
+    model = Recorder(lambda x, t: _pair(noise - 2 * z))
+    out = here.unscale_latents(here.integrate(model, noise, jnp.zeros((4, 5, 8)), None, rules=RULES))
     np.testing.assert_allclose(out, z, atol=1e-5)
 
 
@@ -218,12 +226,12 @@ def test_samples_depend_on_their_own_keys_alone():
 
 def test_every_step_has_noise_of_its_own_for_every_row():
     shape = (2, 3, 50, 40)
-    x, noise_fn = drawn_noise(row_keys(jax.random.key(0), 0, 2), shape)
+    x, noise_fn = sampler_noise(per_example_keys(jax.random.key(0), 0, 2), shape)
     noises = [x, noise_fn(0), noise_fn(1), jax.jit(noise_fn)(jnp.int32(49))]
     rows = np.stack([np.asarray(n).reshape(2, -1) for n in noises]).reshape(8, -1)
     assert np.abs(np.corrcoef(rows) - np.eye(8)).max() < 0.06
     assert np.abs(rows.std(axis=1) - 1).max() < 0.04 and noises[1].dtype == jnp.float32
-    alone, alone_fn = drawn_noise(row_keys(jax.random.key(0), 0, 1), (1, *shape[1:]))
+    alone, alone_fn = sampler_noise(per_example_keys(jax.random.key(0), 0, 1), (1, *shape[1:]))
     np.testing.assert_array_equal(alone[0], x[0])
     np.testing.assert_array_equal(alone_fn(1)[0], noises[2][0])
 
@@ -241,7 +249,7 @@ def test_encode_takes_videos_and_leaves_latents():
 @pytest.mark.parametrize('targets', [None, ('qkv', 'attention_out', 'modulation')])
 def test_lora_is_all_that_learns_where_there_is_any(targets):
     lora = None if targets is None else LoRAConfig(rank=4, targets=targets)
-    here = dataclasses.replace(stage(), dit=dataclasses.replace(DIT, lora=lora))
+    here = dataclasses.replace(stage(), network=dataclasses.replace(DIT, lora=lora))
     model = nnx.eval_shape(lambda: here.init(nnx.Rngs(0)))
     _, learns, rest = nnx.split(model, here.trainable(), ...)
     kinds = {type(variable) for _, variable in nnx.to_flat_state(learns)}
@@ -253,26 +261,35 @@ def test_lora_is_all_that_learns_where_there_is_any(targets):
 
 
 def test_a_sampler_can_be_asked_for():
-    here = stage().sampled_with(num_steps=7, guidance_scale=2.0, guidance_kind='cosine', guidance_exponent=1)
+    here = with_sampler(stage(), num_steps=7, guidance_scale=2.0, guidance_kind='cosine', guidance_exponent=1)
     config = dataclasses.replace(
         stage().config, num_steps=7, guidance_scale=2.0, guidance_kind='cosine', guidance_exponent=1
     )
     assert here == dataclasses.replace(stage(), config=config)
-    assert stage().sampled_with() == stage()
+    assert with_sampler(stage()) == stage()
 
 
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'prediction_type': 'flows'}, "prediction_type=flows: did you mean 'flow'?"),
-        ({'sampler': 'euler'}, "sampler=euler: prediction type 'v_prediction' takes dpmpp_2m_sde, dpmpp_2m, ddim"),
-        ({'prediction_type': 'flow'}, "sampler=dpmpp_2m_sde: prediction type 'flow' takes euler, heun, rk4"),
-        ({'guidance_kind': 'fixed'}, 'guidance_kind=fixed: known: constant, cosine, official'),
+        (
+            {'prediction_type': 'flows'},
+            "prediction_type=flows: must be one of v_prediction, flow; did you mean 'flow'?",
+        ),
+        (
+            {'sampler': 'euler'},
+            "sampler=euler: must be one of dpmpp_2m_sde, dpmpp_2m, ddim, for the prediction type 'v_prediction'",
+        ),
+        (
+            {'prediction_type': 'flow'},
+            "sampler=dpmpp_2m_sde: must be one of euler, heun, rk4, for the prediction type 'flow'",
+        ),
+        ({'guidance_kind': 'fixed'}, 'guidance_kind=fixed: must be one of official, constant, cosine'),
         ({'guidance_steps': 0}, 'guidance_steps=0: must be positive'),
         ({'guidance_exponent': 0}, 'guidance_exponent=0: must be positive'),
-        ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be between 0 and 1'),
-        ({'num_steps': 1}, 'num_steps=1: a noise schedule has 2 to 1000 steps'),
-        ({'num_steps': 1001}, 'num_steps=1001: a noise schedule has 2 to 1000 steps'),
+        ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be from 0 to 1'),
+        ({'num_steps': 1}, 'num_steps=1: must be from 2 to 1000'),
+        ({'num_steps': 1001}, 'num_steps=1001: must be from 2 to 1000'),
         ({'scale_factor': 0.0}, 'scale_factor=0.0: must be positive'),
         ({'shift': 2.0}, "shift=2.0: 'v_prediction' draws all timesteps alike; leave it at 1"),
     ],
@@ -291,7 +308,7 @@ def test_config_round_trip():
 @pytest.mark.parametrize(('variant', 'lora', 'stored'), [('', LoRAConfig(), 'bfloat16'), ('full_ft', None, 'float32')])
 def test_the_real_runs_are_of_the_official_system(variant, lora, stored):
     config = build(StageConfig, stage1.get_config(variant).stage.to_dict())
-    assert config.lowres == LowResConfig()
-    assert (config.dit.lora, config.dit.param_dtype, config.dit.dtype) == (lora, stored, 'bfloat16')
+    assert config.options == LowResConfig()
+    assert (config.network.lora, config.network.param_dtype, config.network.dtype) == (lora, stored, 'bfloat16')
     same = {name: getattr(STAGE1, name) for name in ('lora', 'param_dtype', 'dtype', 'remat')}
-    assert dataclasses.replace(config.dit, **same) == STAGE1
+    assert dataclasses.replace(config.network, **same) == STAGE1

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from fv_jax.core.config import ConfigError, build, to_dict
+from fv_jax.parallel.rules import STRATEGIES
 from fv_jax.stages import registry
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
+from fv_jax.stages.latent_stage import EnhancementStage, LatentStage, PreviewStage
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.registry import StageConfig
 from fv_jax.stages.super_res import SuperRes
@@ -14,21 +16,21 @@ from fv_jax.text.encoder import TextConfig
 from tests.sampling import tiny
 
 SUPERRES = tiny.stage_config('embedded')
-LOWRES = StageConfig('lowres', dit=tiny.DIT, lowres=LowResConfig(), vae='embedded')
-AUTOENCODER = StageConfig('autoencoder', autoencoder_net=tiny.VAE_CONFIG, autoencoder=AutoencoderConfig())
+LOWRES = StageConfig('lowres', tiny.DIT, LowResConfig(), vae='embedded')
+AUTOENCODER = StageConfig('autoencoder', tiny.VAE_CONFIG, AutoencoderConfig())
 
 
 def test_a_name_becomes_its_stage():
     made = registry.build(SUPERRES, encoder=abs)
     assert isinstance(made, SuperRes)
-    assert (made.config, made.dit, made.encoder) == (tiny.SUPERRES, tiny.DIT, abs)
+    assert (made.config, made.network, made.encoder) == (tiny.SUPERRES, tiny.DIT, abs)
     assert registry.needs_vae(SUPERRES) and registry.needs_low_res(SUPERRES)
     made = registry.build(LOWRES, encoder=abs)
     assert isinstance(made, LowRes)
-    assert (made.config, made.dit, made.encoder) == (LowResConfig(), tiny.DIT, abs)
+    assert (made.config, made.network, made.encoder) == (LowResConfig(), tiny.DIT, abs)
     assert registry.needs_vae(LOWRES) and not registry.needs_low_res(LOWRES)
     made = registry.build(AUTOENCODER)
-    assert isinstance(made, Autoencoder) and made.vae == tiny.VAE_CONFIG
+    assert isinstance(made, Autoencoder) and made.network == tiny.VAE_CONFIG
     assert not registry.needs_vae(AUTOENCODER) and not registry.needs_low_res(AUTOENCODER)
 
 
@@ -41,12 +43,12 @@ def test_a_config_survives_json(config):
     ('config', 'field', 'words'),
     [
         (SUPERRES, {'vae': None}, "vae: missing from stage 'superres'"),
-        (SUPERRES, {'dit': None}, "dit: missing from stage 'superres'"),
-        (SUPERRES, {'autoencoder': AutoencoderConfig()}, "autoencoder: not part of stage 'superres'"),
-        (LOWRES, {'lowres': None}, "lowres: missing from stage 'lowres'"),
-        (LOWRES, {'kind': 'superres'}, "lowres: not part of stage 'superres'"),
+        (SUPERRES, {'network': None}, "network: stage 'superres' takes a DiTConfig"),
+        (SUPERRES, {'options': AutoencoderConfig()}, "options: stage 'superres' takes a SuperResConfig"),
+        (LOWRES, {'options': None}, "options: stage 'lowres' takes a LowResConfig"),
+        (LOWRES, {'kind': 'superres'}, "options: stage 'superres' takes a SuperResConfig"),
         (AUTOENCODER, {'vae': 'embedded'}, "vae: not part of stage 'autoencoder'"),
-        (AUTOENCODER, {'kind': 'superres'}, "missing from stage 'superres'"),
+        (AUTOENCODER, {'kind': 'superres'}, "network: stage 'superres' takes a DiTConfig"),
         (AUTOENCODER, {'text': TextConfig('hash')}, "text.encoder=hash: not part of stage 'autoencoder'"),
     ],
 )
@@ -55,6 +57,37 @@ def test_a_stage_has_what_it_needs_and_nothing_else(config, field, words):
         dataclasses.replace(config, **field)
 
 
-def test_a_name_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="'super' is not a choice; did you mean 'superres'"):
-        build(StageConfig, {'kind': 'super'})
+@pytest.mark.parametrize(
+    ('values', 'words'),
+    [
+        ({'kind': 'super'}, r"^config.kind=super: did you mean 'superres'\?"),
+        ({}, '^config.kind=None: known: autoencoder, lowres, superres'),
+        ({'kind': 'superres', 'options': {}}, '^config: missing network'),
+        ({'kind': 'superres', 'network': {}}, '^config: missing options'),
+        ({'kind': 'superres', 'dit': {}}, '^config.dit: unknown key; known: kind'),
+        ({'kind': 'superres', 'options': {'solver': 'heun'}}, '^config.options.solver: unknown key'),
+        (
+            {'kind': 'autoencoder', 'network': to_dict(tiny.DIT)},
+            "^config.network: has cond_dim, embed_dim, embed_noise_.*, which are not part of stage 'autoencoder'",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_by_name(values, words):
+    with pytest.raises(ConfigError, match=words):
+        build(StageConfig, values)
+
+
+def test_kinds_by_their_purpose():
+    assert registry.kinds_of(PreviewStage) == ['lowres'] and registry.kinds_of(EnhancementStage) == ['superres']
+    assert registry.kinds_of(LatentStage) == ['lowres', 'superres']
+
+
+def test_official_networks_are_told_apart():
+    assert registry.official_kinds(tiny.FIRST_DIT) == ['lowres'] and registry.official_kinds(tiny.DIT) == ['superres']
+    assert registry.official_kinds(tiny.VAE_CONFIG) == ['autoencoder']
+    assert registry.official_kinds(dataclasses.replace(tiny.DIT, embed_num_frames=False)) == []
+
+
+def test_every_stage_has_a_strategy():
+    for config in (LOWRES, SUPERRES, AUTOENCODER):
+        assert registry.default_strategy(config) in STRATEGIES

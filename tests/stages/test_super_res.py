@@ -12,7 +12,7 @@ from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.parallel_context import Rules
 from fv_jax.diffusion import noise_schedules, time_grids
 from fv_jax.models.dit import DiTConfig
-from fv_jax.stages.protocol import row_keys
+from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 
 DIT = DiTConfig(embed_dim=64, num_layers=1, num_heads=1, mlp_dim=64, cond_dim=16, text_dim=8)
@@ -30,7 +30,7 @@ def batch(seed=0):
 
 
 def keys(step=0):
-    return row_keys(jax.random.key(1), step, SHAPE[0])
+    return per_example_keys(jax.random.key(1), step, SHAPE[0])
 
 
 class Recorder:
@@ -49,10 +49,10 @@ class Recorder:
 def test_a_network_that_predicts_data_minus_source_has_no_loss():
     """The sign, in closed form: the official network's target is data - source."""
     here = stage()
-    draw = here.draw(batch(), keys())
-    loss, metrics = here.loss_of(Recorder(lambda x, t: draw.data_BFHWC - draw.source_BFHWC), draw, rules=RULES)
+    noised = here.sample_noise_and_time(batch(), keys())
+    loss, metrics = here.loss(Recorder(lambda x, t: noised.data_BFHWC - noised.source_BFHWC), noised, rules=RULES)
     assert loss == 0 and loss.dtype == jnp.float32 and loss.shape == ()
-    wrong, _ = here.loss_of(Recorder(lambda x, t: draw.source_BFHWC - draw.data_BFHWC), draw, rules=RULES)
+    wrong, _ = here.loss(Recorder(lambda x, t: noised.source_BFHWC - noised.data_BFHWC), noised, rules=RULES)
     np.testing.assert_allclose(wrong, 4 * metrics['target_norm'] ** 2, rtol=1e-5)
     np.testing.assert_allclose(metrics['velocity_norm'], metrics['target_norm'])
 
@@ -61,27 +61,27 @@ def test_a_network_that_predicts_data_minus_source_has_no_loss():
 def test_transport_follows_the_officially_signed_velocity_to_the_data(sampler):
     here = stage(sampler=sampler, guidance_scale=1.0)
     source, data = jax.random.normal(jax.random.key(0), (2, *SHAPE))
-    out = here.transport(Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), rules=RULES)
+    out = here.integrate(Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), rules=RULES)
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 
 def test_the_network_sees_x_t_and_1000_t():
     here = stage()
-    draw = here.draw(batch(), keys())
+    noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, t: jnp.zeros_like(x))
-    loss, _ = here.loss_of(model, draw, rules=RULES)
+    loss, _ = here.loss(model, noised, rules=RULES)
     (call,) = model.calls
-    t = np.asarray(draw.t_B)[:, None, None, None, None]
-    np.testing.assert_allclose(call['x'], t * draw.source_BFHWC + (1 - t) * draw.data_BFHWC, atol=1e-6)
-    np.testing.assert_allclose(call['timestep'], 1000 * draw.t_B)
+    t = np.asarray(noised.t_B)[:, None, None, None, None]
+    np.testing.assert_allclose(call['x'], t * noised.source_BFHWC + (1 - t) * noised.data_BFHWC, atol=1e-6)
+    np.testing.assert_allclose(call['timestep'], 1000 * noised.t_B)
     np.testing.assert_array_equal(call['noise_augmentation_timestep'], np.full(4, 675.0))
-    np.testing.assert_allclose(loss, np.mean((np.asarray(draw.source_BFHWC) - draw.data_BFHWC) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(loss, np.mean((np.asarray(noised.source_BFHWC) - noised.data_BFHWC) ** 2), rtol=1e-6)
 
 
 def test_t_is_drawn_as_officially_and_mirrored():
     """Official: u uniform, t' = 1 - s(1-u)/(1+(s-1)(1-u)), 0 at the source. Ours is 1 - t', u stratified."""
-    t = np.asarray(stage(shift=2.5).draw(batch(), keys()).t_B, np.float64)
-    plain = np.asarray(stage(shift=1.0).draw(batch(), keys()).t_B, np.float64)
+    t = np.asarray(stage(shift=2.5).sample_noise_and_time(batch(), keys()).t_B, np.float64)
+    plain = np.asarray(stage(shift=1.0).sample_noise_and_time(batch(), keys()).t_B, np.float64)
     u = 1 - plain
     assert np.floor(4 * u).tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(1 - t, 1 - 2.5 * (1 - u) / (1 + 1.5 * (1 - u)), atol=1e-6)
@@ -92,19 +92,19 @@ def test_source_mixes_scaled_latents_with_noise_from_the_shift_1_table():
     here = stage(scale_factor=2.0)
     z, noise = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     a = noise_schedules.sqrt_alphas_by_timestep(1.0)[675]
-    np.testing.assert_allclose(here.source(z, noise), a * 2 * z + np.sqrt(1 - a**2) * noise, atol=1e-6)
+    np.testing.assert_allclose(here.make_source(z, noise), a * 2 * z + np.sqrt(1 - a**2) * noise, atol=1e-6)
     steps = jnp.array([0, 100, 675, 999])
-    per_row = here.source(z, noise, steps)
+    per_row = here.make_source(z, noise, steps)
     np.testing.assert_array_equal(per_row[3], noise[3])  # no signal is left at 999
     np.testing.assert_allclose(per_row[0], 2 * z[0], atol=0.2)
-    np.testing.assert_array_equal(per_row[2], here.source(z, noise)[2])
+    np.testing.assert_array_equal(per_row[2], here.make_source(z, noise)[2])
 
 
 def test_latents_are_scaled_once_on_the_way_in_and_once_out():
     here = stage(scale_factor=2.0, guidance_scale=1.0, noise_augmentation_timestep=999)
     given = batch()
-    draw = here.draw(given, keys())
-    np.testing.assert_array_equal(draw.data_BFHWC, 2 * given['z_high_BFHWC'])
+    noised = here.sample_noise_and_time(given, keys())
+    np.testing.assert_array_equal(noised.data_BFHWC, 2 * given['z_high_BFHWC'])
     out = here.sample(Recorder(lambda x, t: jnp.zeros_like(x)), given, jax.random.key(0), rules=RULES)
     assert out.keys() == {'z_sample_BFHWC', 'z_high_BFHWC', 'z_low_BFHWC'}
     np.testing.assert_array_equal(out['z_low_BFHWC'], given['z_low_BFHWC'])
@@ -113,23 +113,27 @@ def test_latents_are_scaled_once_on_the_way_in_and_once_out():
 
 def test_pictures_have_a_range_of_their_own():
     here = stage(noise_augmentation_timestep_range=(600, 750), image_noise_augmentation_timestep_range=(100, 110))
-    clips = here.draw(batch(), keys()).noise_augmentation_timestep_B
-    pictures = here.draw({name: z[:, :1] for name, z in batch().items()}, keys()).noise_augmentation_timestep_B
+    clips = here.sample_noise_and_time(batch(), keys()).noise_augmentation_timestep_B
+    pictures = here.sample_noise_and_time(
+        {name: z[:, :1] for name, z in batch().items()}, keys()
+    ).noise_augmentation_timestep_B
     assert clips.min() >= 600 and pictures.max() <= 110 and pictures.min() >= 100
     same = stage(noise_augmentation_timestep_range=(600, 750))
-    assert same.config.noise_augmentation_timesteps(1) == same.config.noise_augmentation_timesteps(13) == (600, 750)
+    assert same.noise_augmentation_timesteps(1) == same.noise_augmentation_timesteps(13) == (600, 750)
 
 
 def test_noise_augmentation_timestep_range_is_drawn_per_row_and_told_to_the_network():
     here = stage(noise_augmentation_timestep=50, noise_augmentation_timestep_range=(20, 22))
-    drawn = np.concatenate([here.draw(batch(), keys(step)).noise_augmentation_timestep_B for step in range(8)])
+    drawn = np.concatenate(
+        [here.sample_noise_and_time(batch(), keys(step)).noise_augmentation_timestep_B for step in range(8)]
+    )
     assert set(drawn.tolist()) == {20, 21, 22}
     assert all({20, 22} <= set(one.tolist()) for one in drawn.reshape(8, 4))  # stratified over the batch
     model = Recorder(lambda x, t: jnp.zeros_like(x))
-    here.loss_of(model, here.draw(batch(), keys()), rules=RULES)
+    here.loss(model, here.sample_noise_and_time(batch(), keys()), rules=RULES)
     np.testing.assert_array_equal(model.calls[0]['noise_augmentation_timestep'], drawn[:4])
     a = noise_schedules.sqrt_alphas_by_timestep()[drawn[:4]][:, None, None, None, None]
-    left = here.draw(batch(), keys()).source_BFHWC - a * here.scaled(batch()['z_low_BFHWC'])
+    left = here.sample_noise_and_time(batch(), keys()).source_BFHWC - a * here.scale_latents(batch()['z_low_BFHWC'])
     np.testing.assert_allclose(
         left.var(axis=(1, 2, 3, 4)), 1 - a.ravel() ** 2, rtol=0.2
     )  # each row its own noise level
@@ -139,7 +143,7 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows():
     here = stage(noise_augmentation_timestep_range=(0, 999), caption_dropout=0.5)
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8))}
     other = jax.tree.map(lambda x: x.at[0].set(7.0), given)
-    one, two = here.draw(given, keys()), here.draw(other, keys())
+    one, two = here.sample_noise_and_time(given, keys()), here.sample_noise_and_time(other, keys())
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a[1:], b[1:])
     assert np.any(one.source_BFHWC[0] != two.source_BFHWC[0])
@@ -148,16 +152,16 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows():
 def test_caption_dropout():
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8), jnp.bfloat16)}
     for rate, expected in ((0.0, 1.0), (1.0, 0.0)):
-        text = stage(caption_dropout=rate).draw(given, keys()).text_BLD
+        text = stage(caption_dropout=rate).sample_noise_and_time(given, keys()).text_BLD
         assert text.dtype == jnp.float32
         np.testing.assert_array_equal(text, expected)
     here = stage(caption_dropout=0.25)
-    rows = np.concatenate([here.draw(given, keys(step)).text_BLD[:, 0, 0] for step in range(50)])
+    rows = np.concatenate([here.sample_noise_and_time(given, keys(step)).text_BLD[:, 0, 0] for step in range(50)])
     assert set(rows.tolist()) == {0.0, 1.0} and abs(rows.mean() - 0.75) < 0.1
 
 
 def test_text_is_zeros_where_there_is_none():
-    np.testing.assert_array_equal(stage().draw(batch(), keys()).text_BLD, np.zeros((4, 5, 8)))
+    np.testing.assert_array_equal(stage().sample_noise_and_time(batch(), keys()).text_BLD, np.zeros((4, 5, 8)))
 
 
 @pytest.mark.parametrize('batched', [True, False])
@@ -191,22 +195,24 @@ def test_numerics(numerics, timesteps, noise_augmentation_timestep, dtype):
         )
         return jnp.zeros_like(x)
 
-    run = jax.jit(lambda source: here.transport(network, source, jnp.zeros((4, 5, 8)), rules=RULES))
+    run = jax.jit(lambda source: here.integrate(network, source, jnp.zeros((4, 5, 8)), rules=RULES))
     assert run(jnp.ones(SHAPE)).dtype == jnp.float32
     jax.effects_barrier()
     np.testing.assert_allclose([t for t, _ in seen], timesteps, rtol=1e-6)
     assert {s for _, s in seen} == {noise_augmentation_timestep}
-    draw = here.draw(batch(), keys())
+    noised = here.sample_noise_and_time(batch(), keys())
     a = noise_schedules.sqrt_alphas_by_timestep()[675]  # the table is read at 675 in both
-    np.testing.assert_allclose(np.var(draw.source_BFHWC - a * here.scaled(batch()['z_low_BFHWC'])), 1 - a**2, rtol=0.1)
+    np.testing.assert_allclose(
+        np.var(noised.source_BFHWC - a * here.scale_latents(batch()['z_low_BFHWC'])), 1 - a**2, rtol=0.1
+    )
 
 
 def test_metrics_split_the_loss_by_half_of_t():
     here = stage()
-    draw = here.draw(batch(), keys())
+    noised = here.sample_noise_and_time(batch(), keys())
     by_row = jnp.arange(4.0)[:, None, None, None, None]
-    model = Recorder(lambda x, t: draw.data_BFHWC - draw.source_BFHWC + by_row)
-    loss, metrics = here.loss_of(model, draw, rules=RULES)
+    model = Recorder(lambda x, t: noised.data_BFHWC - noised.source_BFHWC + by_row)
+    loss, metrics = here.loss(model, noised, rules=RULES)
     np.testing.assert_allclose(loss, (0 + 1 + 4 + 9) / 4, rtol=1e-5)
     np.testing.assert_allclose(metrics['loss_near_source'], (0 + 1) / 2, rtol=1e-5)  # rows 0 and 1 are drawn there
     np.testing.assert_allclose(metrics['loss_near_data'], (4 + 9) / 2, rtol=1e-5)
@@ -223,8 +229,10 @@ def test_a_real_network_learns_through_the_stage():
         return jax.nn.dot_product_attention(q, k, v)
 
     def loss(params):
-        return here.loss_of(
-            nnx.merge(graphdef, params, rest), here.draw(given, keys()), rules=Rules(attention=attention)
+        return here.loss(
+            nnx.merge(graphdef, params, rest),
+            here.sample_noise_and_time(given, keys()),
+            rules=Rules(attention=attention),
         )
 
     (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -236,14 +244,14 @@ def test_a_real_network_learns_through_the_stage():
 def test_a_network_without_source_embedding_is_not_told_it():
     here = SuperRes(SuperResConfig(text_length=5), dataclasses.replace(DIT, embed_noise_augmentation_timestep=False))
     model = Recorder(lambda x, t: jnp.zeros_like(x))
-    here.loss_of(model, here.draw(batch(), keys()), rules=RULES)
+    here.loss(model, here.sample_noise_and_time(batch(), keys()), rules=RULES)
     assert model.calls[0]['noise_augmentation_timestep'] is None
 
 
 def test_latents_of_two_sizes_are_refused():
     given = batch() | {'z_low_BFHWC': jnp.zeros((4, 2, 2, 3, 16))}
     with pytest.raises(ValueError, match=r'z_low is \(4, 2, 2, 3, 16\) and z_high \(4, 2, 4, 4, 16\)'):
-        stage().draw(given, keys())
+        stage().sample_noise_and_time(given, keys())
 
 
 def test_encode_takes_videos_and_leaves_latents():
@@ -261,20 +269,20 @@ def test_encode_takes_videos_and_leaves_latents():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'noise_augmentation_timestep': 1000}, 'noise_augmentation_timestep=1000: must be between 0 and 999'),
+        ({'noise_augmentation_timestep': 1000}, 'noise_augmentation_timestep=1000: must be from 0 to 999'),
         (
             {'image_noise_augmentation_timestep_range': (0, 1000)},
-            'image_noise_augmentation_timestep_range=(0, 1000): must be lowest <= highest',
+            'image_noise_augmentation_timestep_range=(0, 1000): must be from 0 to 999',
         ),
         (
             {'noise_augmentation_timestep_range': (100, 20)},
-            'noise_augmentation_timestep_range=(100, 20): must be lowest <= highest',
+            'noise_augmentation_timestep_range=(100, 20): must be from 0 to 999, the smaller first',
         ),
         ({'shift': 0.0}, 'shift=0.0: must be positive'),
-        ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be between 0 and 1'),
+        ({'caption_dropout': 1.5}, 'caption_dropout=1.5: must be from 0 to 1'),
         ({'num_steps': 0}, 'num_steps=0: must be positive'),
-        ({'sampler': 'eular'}, "sampler=eular: did you mean 'euler'?"),
-        ({'numerics': 'bf16'}, 'numerics=bf16: known: exact, official'),
+        ({'sampler': 'eular'}, "sampler=eular: must be one of euler, heun, rk4, for the prediction type 'flow'"),
+        ({'numerics': 'bf16'}, 'numerics=bf16: must be one of exact, official'),
     ],
 )
 def test_impossible_configs(fields, message):

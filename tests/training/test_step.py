@@ -103,9 +103,9 @@ def test_step_noise_differs_between_examples(made):
     keys = []
 
     class Spy(toy.Toy):
-        def draw(self, batch, keys_B):
+        def sample_noise_and_time(self, batch, keys_B):
             keys.append(jax.random.key_data(keys_B))
-            return super().draw(batch, keys_B)
+            return super().sample_noise_and_time(batch, keys_B)
 
     params = {'trainable': start.trainable, 'frozen': start.frozen}
     with jax.disable_jit():

@@ -1,6 +1,7 @@
 """A stage of a few numbers: a linear map, part of which is frozen, fitted to noisy lines."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from flax import nnx
 from flax.nnx.filterlib import Filter
 
 from fv_jax.core.parallel_context import Rules
-from fv_jax.stages.protocol import Batch, Metrics, row_normal
+from fv_jax.stages.noise import per_example_normal
+from fv_jax.stages.protocol import Batch, Metrics
 from fv_jax.training import optimizer, state
 
 RULES = Rules(attention=lambda q, k, v: v)
@@ -36,6 +38,7 @@ class Toy:
     """
 
     noise: float = 0.0
+    takes_average: ClassVar[bool] = False
 
     def init(self, rngs: nnx.Rngs) -> Line:
         return Line(rngs)
@@ -49,15 +52,17 @@ class Toy:
     def encode(self, batch: Batch) -> Batch:
         return batch | {'encoded': np.ones(len(batch['x']), np.float32)}
 
-    def draw(self, batch: Batch, keys_B: jax.Array) -> Batch:
-        return batch | {'noise': row_normal(keys_B, batch['y'].shape)}
+    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> Batch:
+        return batch | {'noise': per_example_normal(keys_B, batch['y'].shape)}
 
-    def loss_of(self, model: Line, draw: Batch, *, rules: Rules) -> tuple[jax.Array, Metrics]:
-        error = model(draw['x']) - draw['y'] - self.noise * draw['noise']
+    def loss(
+        self, model: Line, noised: Batch, *, rules: Rules, average: Line | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        error = model(noised['x']) - noised['y'] - self.noise * noised['noise']
         # The square root of zero has a finite value and no finite slope.
-        slope = jnp.sqrt(jnp.mean(draw['slope']) * jnp.sum((1 + model.head['bias'][...]) ** 2))
-        loss = jnp.mean(error**2) + jnp.mean(draw['bad']) + slope - slope
-        return loss, {'noise': jnp.mean(draw['noise']), 'encoded': jnp.mean(draw['encoded'])}
+        slope = jnp.sqrt(jnp.mean(noised['slope']) * jnp.sum((1 + model.head['bias'][...]) ** 2))
+        loss = jnp.mean(error**2) + jnp.mean(noised['bad']) + slope - slope
+        return loss, {'noise': jnp.mean(noised['noise']), 'encoded': jnp.mean(noised['encoded'])}
 
     def sample(self, model: Line, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
         return {'y': model(batch['x'])}

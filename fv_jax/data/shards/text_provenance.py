@@ -93,7 +93,7 @@ def check(
         )
     require(
         wanted.dim == text_dim,
-        f'config.stage.dit.text_dim={text_dim}: the text embeddings of {config.encoder} are {wanted.dim} wide',
+        f'config.stage.network.text_dim={text_dim}: the text embeddings of {config.encoder} are {wanted.dim} wide',
         ConfigError,
     )
     return wanted

@@ -11,7 +11,8 @@ import optax
 from jax.experimental import checkify
 
 from fv_jax.core.parallel_context import Rules
-from fv_jax.stages.protocol import Batch, Metrics, Stage, row_keys
+from fv_jax.stages.noise import per_example_keys
+from fv_jax.stages.protocol import Batch, Metrics, Stage
 from fv_jax.training.state import ModelDef, Params
 
 
@@ -43,17 +44,19 @@ def replay(
     Args:
       stage: samples noise and times, and computes the loss.
       network: the structure of the stage's network.
-      params: {'trainable', 'frozen'}.
+      params: {'trainable', 'frozen'}, and 'average' where the stage's loss takes it.
       batch: encoded.
       key: what the noise of the run's examples is folded from.
       step: number of steps before this one.
       rules: parallel context of the network.
     """
-    keys_B = row_keys(key, step, next(iter(batch.values())).shape[0])
+    keys_B = per_example_keys(key, step, next(iter(batch.values())).shape[0])
+
+    average = network.model(params['average'], params['frozen']) if stage.takes_average else None
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-        draw = stage.draw(batch, keys_B)
-        return stage.loss_of(network.model(trainable, params['frozen']), draw, rules=rules)
+        noised = stage.sample_noise_and_time(batch, keys_B)
+        return stage.loss(network.model(trainable, params['frozen']), noised, rules=rules, average=average)
 
     def step_fn(trainable: Params) -> Metrics:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)

@@ -45,6 +45,8 @@ def write(parts: Assembly, workdir: Path, digests: Mapping[str, str], bad_step: 
     config = config_lib.to_dict(parts.config)
     try:
         params = {'trainable': bad_step.state.trainable, 'frozen': bad_step.state.frozen}
+        if parts.stage.takes_average:
+            params['average'] = bad_step.state.ema
         Checkpoints(folder).save(bad_step.step, {'params': params}, config, digests)
         if jax.process_index() == 0:
             _write_npz(folder / FILE, batch, bad_step, config)
@@ -102,10 +104,9 @@ def read(path: Path) -> BadStepDump:
 
 
 def in_float32(config: RunConfig) -> RunConfig:
-    """Returns the same configuration with all networks in float32."""
-    nets = {name: getattr(config.stage, name) for name in ('dit', 'autoencoder_net')}
-    nets = {name: dataclasses.replace(net, dtype='float32') for name, net in nets.items() if net is not None}
-    return dataclasses.replace(config, stage=dataclasses.replace(config.stage, **nets))
+    """Returns the same configuration with the network in float32."""
+    network = dataclasses.replace(config.stage.network, dtype='float32')
+    return dataclasses.replace(config, stage=dataclasses.replace(config.stage, network=network))
 
 
 def replay_dump(dump: BadStepDump) -> Replay:
@@ -114,8 +115,10 @@ def replay_dump(dump: BadStepDump) -> Replay:
     stage = registry.build(config.stage)
     network = ModelDef.from_stage(stage)
     trainable, frozen = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))
-    abstract = {'params': {'trainable': trainable, 'frozen': frozen}}
-    params = Checkpoints(dump.folder, read_only=True).restore(abstract)['params']
+    abstract = {'trainable': trainable, 'frozen': frozen}
+    if stage.takes_average:
+        abstract['average'] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trainable)
+    params = Checkpoints(dump.folder, read_only=True).restore({'params': abstract})['params']
     params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
     batch = {name: jnp.asarray(value) for name, value in dump.batch.items()}
     # A step's keys are folded from the number of steps before it.
@@ -138,7 +141,7 @@ def report(dump: BadStepDump, found: Replay) -> None:
         log.info(f'NOT FINITE: {line}')
     if found.first_non_finite is not None:
         log.info(f'FIRST NON-FINITE RESULT: {found.first_non_finite}')
-    dtype = (record['config']['stage']['dit'] or record['config']['stage']['autoencoder_net'])['dtype']
+    dtype = record['config']['stage']['network']['dtype']
     if found.is_finite:
         hint = f'; the run computes in {dtype}' if dtype != 'float32' else ''
         log.info(f'all values are finite in float32{hint}')

@@ -62,7 +62,7 @@ def open_datasets(
 
 def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> Digests:
     """Of the VAE and the text encoder that make what the stage learns from; checkpoints name them by it."""
-    if config.stage.dit is None:
+    if not registry.needs_vae(config.stage):
         return {}
     text = _text_fingerprint(config, clips, heldout)
     return {'vae': weights.vae_digest(config.stage.vae)} | ({'text': text.digest} if text else {})
@@ -79,7 +79,8 @@ def _text_fingerprint(
         found |= text_provenance.of(config.data.heldout, heldout)
     online = _embeds_online(chosen)
     own = text_encoders.text_fingerprint(chosen) if text_encoders.is_available(chosen) else None
-    whose = text_provenance.check(found, chosen, own, config.stage.dit.text_dim, online=online)
+    _, width = registry.build(config.stage).text_shape
+    whose = text_provenance.check(found, chosen, own, width, online=online)
     if chosen.encoder and own is None:
         held = f'the clips hold text embeddings of encoder {whose}'
         log.info(f'note: {chosen.encoder} is not here; {held}, taken to be its')

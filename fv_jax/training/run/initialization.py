@@ -13,6 +13,7 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints, DamagedError
 from fv_jax.core.config import ConfigError
+from fv_jax.models.dit import DiTConfig
 from fv_jax.parallel import arrays, distributed
 from fv_jax.training import state
 from fv_jax.training.progress import PROGRESS, Progress
@@ -143,10 +144,11 @@ def _load_init_params(parts: Assembly, name: str, abstract: Any) -> tuple[Any, A
 
 def _load_init_network(config: RunConfig, name: str) -> nnx.Module:
     """Loads the network from the weights file that `init_from` names."""
-    if config.stage.dit is not None:
-        return weights.starting_dit(name, config.stage.dit, jax.random.key(config.seed))
+    wanted = config.stage.network
+    if isinstance(wanted, DiTConfig):
+        return weights.starting_dit(name, wanted, jax.random.key(config.seed))
     network = weights.load_vae(name)
-    found, wanted = (dataclasses.replace(c, dtype='float32') for c in (network.config, config.stage.autoencoder_net))
+    found, wanted = (dataclasses.replace(c, dtype='float32') for c in (network.config, wanted))
     if found != wanted:
         raise ConfigError(f'config.init_from={name}: is a VAE with another configuration: {found} instead of {wanted}')
     return network

@@ -13,11 +13,12 @@ from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import Rules
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.pipeline import DataConfig
+from fv_jax.models.dit import DiTConfig
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.sequence import SequenceLayout
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Placement, check_strategy
 from fv_jax.stages import registry
 from fv_jax.stages.protocol import Encoder, Stage
 from fv_jax.training import optimizer, state
@@ -42,8 +43,18 @@ class RunConfig:
 
     def __post_init__(self):
         check_range(self, 'seed', low=0)
-        if self.stage.kind == 'superres' and self.data.cache is not None and not self.data.cache.low_variants:
-            raise ConfigError('data.cache.low_variants=0: stage superres needs low-quality twins; use 1 or more')
+        if registry.needs_low_res(self.stage) and self.data.cache is not None and not self.data.cache.low_variants:
+            raise ConfigError(
+                f'data.cache.low_variants=0: stage {self.stage.kind} needs low-quality twins; use 1 or more'
+            )
+        if registry.takes_average(self.stage) and not self.optim.ema_decay:
+            raise ConfigError(f'optim.ema_decay=0: the loss of stage {self.stage.kind} needs averaged parameters')
+        check_strategy(self.strategy)
+
+    @property
+    def strategy(self) -> str:
+        """The sharding strategy: the one that is named, or the stage's."""
+        return self.parallel.strategy or registry.default_strategy(self.stage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +98,15 @@ def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Plac
     the VAE cannot take.
     """
     config.data.check_sizes(latent_spec)
-    placement = Placement(mesh, config.stage.kind)
+    placement = Placement(mesh, config.strategy)
     data = config.data
     for bucket in data.sizes:
         what = 'config.data.loader.batch_size'
         if data.token_budget is not None:
             what = f'config.data.batch_multiple={data.batch_multiple}: the batch of {bucket}'
         arrays.check_rows(placement, data.batch_size(bucket, latent_spec), what, config.loop.microbatches)
-    if config.stage.dit is not None:
-        placement.sharding((axes.ACT_HEADS,), (config.stage.dit.num_heads,), 'config.stage.dit.num_heads')
+    if isinstance(network := config.stage.network, DiTConfig):
+        placement.sharding((axes.ACT_HEADS,), (network.num_heads,), 'config.stage.network.num_heads')
         for bucket in data.sizes:
             layout(config, bucket, latent_spec, sharding.rules_on(placement))
     return placement
@@ -103,9 +114,9 @@ def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Plac
 
 def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Rules) -> SequenceLayout:
     """The sequence of a training row of this size."""
-    text = (config.stage.superres or config.stage.lowres).text_length
+    text, _ = registry.build(config.stage).text_shape
     try:
-        grid = patch_grid(latents_shape(config, bucket, latent_spec), config.stage.dit.patch_size)
+        grid = patch_grid(latents_shape(config, bucket, latent_spec), config.stage.network.patch_size)
     except ValueError as error:
         cut = config.data.cache is not None and config.data.cache.crop is not None
         where = 'config.data.cache.crop' if cut else f'config.data: {bucket}'
@@ -115,7 +126,7 @@ def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Ru
 
 def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) -> tuple[int, int, int, int, int]:
     """(B, F, H, W, C) of the latents of a training batch of this size."""
-    data, channels = config.data, config.stage.dit.latent_channels
+    data, channels = config.data, config.stage.network.latent_channels
     frames, *size = latent_spec.latent_size(*bucket.size)
     if data.cache is not None and data.cache.crop is not None:
         size = data.cache.crop

@@ -7,7 +7,7 @@ packed otherwise: q | k | v are three tensors, and the twelve modulations are tw
 What has no counterpart is said, not skipped (`Folder.notes`):
   * the position table of a network without rotary positions (the 2B model adds it to its tokens; ours rotates);
   * the last norm's eps (1e-5 there, 1e-6 here);
-  * stage 2's two extra embeddings, which no CogVideoX has: they start as a new network's.
+  * the two extra embeddings of an enhancement stage, which no CogVideoX has: they start as a new network's.
 Networks of another shape are refused: version 1.5 (patches in time), image to video (32 input channels).
 
 Names, packing and defaults are those of diffusers' modules and of its conversion script for CogVideoX as published;
@@ -96,6 +96,10 @@ _QKV = f'{official_dit.LAYER}attention.query_key_value.'
 _MODULATIONS = f'{official_dit.MODULATIONS}.'
 
 
+# Embeddings that no CogVideoX has: fields of `DiTConfig`, and the first names of their parameters.
+_NEW = {'embed_num_frames': 'frames_embed', 'embed_noise_augmentation_timestep': 'source_embed'}
+
+
 @dataclasses.dataclass(frozen=True)
 class Folder:
     """What a folder holds. new: the first names of our parameters that it has nothing for. notes: a line each."""
@@ -107,12 +111,13 @@ class Folder:
     notes: tuple[str, ...]
 
 
-def open_folder(folder: Path, *, stage2: bool, param_dtype: str) -> Folder:
+def open_folder(folder: Path, *, like: Mapping[str, Any], param_dtype: str) -> Folder:
     """Names and shapes of a folder, `transformer` or `vae` of a CogVideoX pipeline.
 
     Args:
       folder: holds config.json and the safetensors.
-      stage2: a transformer becomes a stage 2, whose extra embeddings are new, and not a stage 1.
+      like: fields of the network that a transformer becomes. `embed_num_frames` and `embed_noise_augmentation_timestep`
+        are new embeddings; they are off where it says nothing.
       param_dtype: of a transformer's parameters.
 
     Raises:
@@ -122,7 +127,7 @@ def open_folder(folder: Path, *, stage2: bool, param_dtype: str) -> Folder:
     values = parse_json((folder / CONFIG).read_text())
     name = values.get('_class_name') if isinstance(values, dict) else None
     if name == 'CogVideoXTransformer3DModel':
-        return _transformer(folder, values, stage2, param_dtype)
+        return _transformer(folder, values, like, param_dtype)
     if name == 'AutoencoderKLCogVideoX':
         return _vae(folder, values)
     raise ValueError(
@@ -130,7 +135,7 @@ def open_folder(folder: Path, *, stage2: bool, param_dtype: str) -> Folder:
     )
 
 
-def _transformer(folder: Path, values: Mapping[str, Any], stage2: bool, param_dtype: str) -> Folder:
+def _transformer(folder: Path, values: Mapping[str, Any], like: Mapping[str, Any], param_dtype: str) -> Folder:
     given = _TRANSFORMER | values
     problems = _differences(values, _TRANSFORMER_MUST)
     if given['in_channels'] != given['out_channels']:
@@ -148,11 +153,10 @@ def _transformer(folder: Path, values: Mapping[str, Any], stage2: bool, param_dt
         mlp_dim=4 * dim,
         cond_dim=given['time_embed_dim'],
         text_dim=given['text_embed_dim'],
-        embed_num_frames=stage2,
-        embed_noise_augmentation_timestep=stage2,
+        **{field: like.get(field, False) for field in _NEW},
         param_dtype=param_dtype,
     )
-    new = ('frames_embed', 'source_embed') if stage2 else ()
+    new = tuple(name for field, name in _NEW.items() if getattr(config, field))
     rows = [_renamed(row) for row in official_dit.table(config) if row.ours.split('.')[0] not in new]
     tensors = safetensors_file.read_folder(folder)
     learned = tensors.pop(POSITION_TABLE, None) is not None

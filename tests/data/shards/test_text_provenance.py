@@ -57,7 +57,7 @@ def test_a_run_and_its_clips_agree():
         ({'x': B}, HASH, A, 8, 'x: its text embeddings are of encoder bbbb.* those of hash are of aaaa'),
         ({'x': A}, NONE, None, 8, 'config.stage.text.encoder is empty, and x holds text embeddings, of encoder aaaa'),
         ({'x': A, 'y': None}, T5, A, 8, 'y: holds no text embeddings, and config.stage.text.encoder=t5; prepare'),
-        ({'x': A}, T5, A, 16, 'config.stage.dit.text_dim=16: the text embeddings of t5 are 8 wide'),
+        ({'x': A}, T5, A, 16, 'config.stage.network.text_dim=16: the text embeddings of t5 are 8 wide'),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(stamps, config, own, dim, words):

@@ -16,8 +16,8 @@ STAGE = toy.Toy(noise=0.1)
 
 
 class Overflows(toy.Toy):
-    def loss_of(self, model, draw, *, rules):
-        loss, metrics = super().loss_of(model, draw, rules=rules)
+    def loss(self, model, noised, *, rules, average=None):
+        loss, metrics = super().loss(model, noised, rules=rules)
         return loss + jnp.exp(100 + jnp.sum(model.head['bias'][...])), metrics
 
 

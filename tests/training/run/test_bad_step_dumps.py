@@ -22,14 +22,14 @@ def test_replay_of_a_dump_is_in_float32(program):
     """The real runs compute in bfloat16; nothing but that changes."""
     config = build(RunConfig, program.get_config().to_dict())
     again = bad_step_dumps.in_float32(config)
-    was, now = (c.stage.dit or c.stage.autoencoder_net for c in (config, again))
+    was, now = (c.stage.network for c in (config, again))
     assert (was.dtype, now.dtype) == ('bfloat16', 'float32')
     assert (again.data, again.optim, again.seed) == (config.data, config.optim, config.seed)
 
 
 def test_replay_of_a_dump_does_not_depend_on_the_dtype_of_the_run(tmp_path):
     program = stage2.get_config('smoke')
-    program.stage.dit.update(num_layers=1, dtype='bfloat16')
+    program.stage.network.update(num_layers=1, dtype='bfloat16')
     config = build(RunConfig, program.to_dict())
     stage = registry.build(config.stage)
     network = ModelDef.from_stage(stage)
@@ -43,7 +43,7 @@ def test_replay_of_a_dump_does_not_depend_on_the_dtype_of_the_run(tmp_path):
     batch = {name: rng.normal(size=size).astype(np.float32) for name in ('z_high_BFHWC', 'z_low_BFHWC')}
     record = {'step': 3, 'kind': 'bad step', 'reason': '', 'params_step': 2, 'metrics': {}, 'config': to_dict(config)}
     other = copy.deepcopy(record)
-    other['config']['stage']['dit']['dtype'] = 'float32'
+    other['config']['stage']['network']['dtype'] = 'float32'
     found, expected = (
         bad_step_dumps.replay_dump(bad_step_dumps.BadStepDump(tmp_path, each, batch, jax.random.key(0)))
         for each in (record, other)

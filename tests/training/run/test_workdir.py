@@ -35,7 +35,7 @@ def test_config_change_of_safe_fields_is_returned(folder):
     ]  # fmt: skip
 
 
-HARMFUL = config(optim__learning_rate=0.5, data__loader__seed=1, stage__dit__num_layers=3, loop__num_steps=9)
+HARMFUL = config(optim__learning_rate=0.5, data__loader__seed=1, stage__network__num_layers=3, loop__num_steps=9)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ HARMFUL = config(optim__learning_rate=0.5, data__loader__seed=1, stage__dit__num
     [
         ([], 'data.loader.seed'),
         (['optim'], 'data.loader.seed'),
-        (['optim', 'data.loader'], 'stage.dit.num_layers'),
-        (['optim.learning_rate', 'data.loader.seed', 'stage.dit'], None),
+        (['optim', 'data.loader'], 'stage.network.num_layers'),
+        (['optim.learning_rate', 'data.loader.seed', 'stage.network'], None),
         (['optim.learning_rate', 'data.loader.seed', 'stage', 'seed'], None),
     ],
 )

@@ -184,7 +184,10 @@ def test_a_vae(tmp_path):
 def test_what_has_no_counterpart_is_said(tmp_path, tensors):
     config = TRANSFORMER | {'use_rotary_positional_embeddings': False}
     more = tensors | {'patch_embed.pos_embedding': np.zeros((1, 4, 32), np.float16)}
-    source = reader.open_source(write(tmp_path / 'transformer', config, more), start_as='stage2')
+    source = reader.open_source(
+        write(tmp_path / 'transformer', config, more),
+        like={'embed_num_frames': True, 'embed_noise_augmentation_timestep': True},
+    )
     assert [note[:40] for note in source.notes] == [
         'without a counterpart: its position tabl',
         'without a counterpart: patch_embed.pos_e',

@@ -1,0 +1,212 @@
+"""What the stages that train a DiT on a frozen VAE's latents share, and the two purposes that sampling has for them.
+
+A `PreviewStage` makes latents of a text, an `EnhancementStage` high-res latents of low-res ones. Sampling, planning and
+evaluation ask for one or the other and never for a certain stage.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.filterlib import Filter
+
+from fv_jax.core.parallel_context import Rules
+from fv_jax.diffusion.samplers import SAMPLERS
+from fv_jax.models.dit import DiT, DiTConfig
+from fv_jax.stages.noise import EnhanceNoise, PreviewNoise
+from fv_jax.stages.protocol import Batch, BatchSize, Encoder, ExportedFunction, OfficialStage, Program, Shape
+from fv_jax.stages.sampler_configs import EnhancementSamplerConfig, PreviewSamplerConfig
+
+C = TypeVar('C', PreviewSamplerConfig, EnhancementSamplerConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStage(abc.ABC, Generic[C]):
+    """A stage of the protocol whose network is a DiT.
+
+    Attributes:
+      config: the stage's own configuration; it extends `sampler_class`.
+      network: the DiT's.
+      encoder: the frozen VAE's, for batches that hold video.
+    """
+
+    config: Any
+    network: DiTConfig
+    encoder: Encoder | None = None
+
+    latents_of: ClassVar[Mapping[str, str]] = {'high_res_BFHWC': 'z_high_BFHWC'}
+    strategy: ClassVar[str] = 'fsdp'
+    takes_average: ClassVar[bool] = False
+    official: ClassVar[OfficialStage | None] = None
+    sampler_class: ClassVar[type]
+
+    def init(self, rngs: nnx.Rngs) -> DiT:
+        return DiT(self.network, rngs=rngs)
+
+    def trainable(self) -> Filter:
+        return nnx.Param
+
+    def start_from(self, model: DiT) -> None:
+        pass
+
+    # --- batches ---
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        return self.config.text_length, self.network.text_dim
+
+    def inputs(self, size: BatchSize) -> dict[str, Shape]:
+        latents = (size.examples, *size.latents, self.network.latent_channels)
+        return {name: latents for name in self.latents_of.values()} | {'text_BLD': (size.examples, *self.text_shape)}
+
+    def encode(self, batch: Batch) -> Batch:
+        found = [name for name in self.latents_of if name in batch]
+        if found and self.encoder is None:
+            raise ValueError(f'the batch holds {", ".join(found)} and this stage was made without an encoder')
+        rest = {name: value for name, value in batch.items() if name not in found}
+        return rest | {self.latents_of[name]: self.encoder(batch[name]) for name in found}
+
+    def text(self, batch: Batch) -> jax.Array:
+        """The batch's text embeddings, float32, or all-zero ones."""
+        if 'text_BLD' in batch:
+            return batch['text_BLD'].astype(jnp.float32)
+        return self.zero_text(next(iter(batch.values())).shape[0])
+
+    def zero_text(self, examples: int) -> jax.Array:
+        """The embeddings of no text (B, L, D), which are the unconditional input too."""
+        return jnp.zeros((examples, *self.text_shape), jnp.float32)
+
+    def scale_latents(self, z: jax.Array) -> jax.Array:
+        """The VAE's latents as the network sees them, float32."""
+        return self.config.scale_factor * z.astype(jnp.float32)
+
+    def unscale_latents(self, x: jax.Array) -> jax.Array:
+        """The inverse of `scale_latents`."""
+        return x / self.config.scale_factor
+
+    # --- sampling ---
+
+    def sampler_config(self) -> C:
+        """How the stage is sampled. `with_sampler_config` of a changed one is the only way to sample it otherwise."""
+        fields = dataclasses.fields(self.sampler_class)
+        return self.sampler_class(**{field.name: getattr(self.config, field.name) for field in fields})
+
+    def with_sampler_config(self, config: C) -> Self:
+        """The same stage, sampled as `config`, or a class that extends it, says. Raises ConfigError."""
+        changes = {field.name: getattr(config, field.name) for field in dataclasses.fields(self.sampler_class)}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    @abc.abstractmethod
+    def is_guided(self) -> bool:
+        """Whether guidance changes anything."""
+
+    def num_function_evaluations(self) -> int:
+        """How often the network is evaluated for one sample; a guided evaluation counts twice."""
+        evaluations = self.config.num_steps * SAMPLERS[self.config.sampler].evaluations
+        return 2 * evaluations if self.is_guided() else evaluations
+
+    # --- descriptions ---
+
+    def training_programs(self, size: BatchSize) -> list[Program]:
+        """The step, and the encode of each video of a clip."""
+        video = (size.examples, *size.video, 3)
+        step = Program('training step', 'training', 'stage', self.inputs(size))
+        return [step, Program('VAE encode', 'training', 'encoder', {'video_BFHWC': video}, len(self.latents_of))]
+
+    def decode_program(self, size: BatchSize) -> Program:
+        """The decode of the samples."""
+        z = (size.examples, *size.latents, self.network.latent_channels)
+        return Program('VAE decode', 'sampling', 'decoder', {'z_BFHWC': z})
+
+    def sampler_program(self, inputs: dict[str, Shape], function: Any) -> Program:
+        """The sampler, all of whose steps are one program."""
+        copies = 2 if self.config.guidance_batched else 1
+        evaluations = self.num_function_evaluations()
+        return Program('sampler', 'sampling', 'stage', inputs, 1, function, evaluations, copies)
+
+    def exported_functions(self, size: BatchSize, *, rules: Rules) -> Sequence[ExportedFunction]:
+        return ()
+
+
+class PreviewStage(LatentStage[PreviewSamplerConfig]):
+    """Makes latents of a text. A batch holds `z_high_BFHWC` as the VAE makes them, not scaled, or `high_res_BFHWC`,
+    videos of the preview's size in [-1, 1] for `encoder`; and `text_BLD` where there is any.
+    """
+
+    sampler_class = PreviewSamplerConfig
+
+    @abc.abstractmethod
+    def generate(
+        self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, rules: Rules
+    ) -> jax.Array:
+        """Latents of `shape` (B, F, H, W, C) as the VAE decodes them, not scaled, float32."""
+
+    def programs(self, size: BatchSize) -> list[Program]:
+        shape = (size.examples, *size.latents, self.network.latent_channels)
+
+        def generate(model: DiT, inputs: Batch, noise: PreviewNoise, rules: Rules) -> jax.Array:
+            return self.generate(model, inputs['text_BLD'], noise, shape, rules=rules)
+
+        sampler = self.sampler_program({'text_BLD': (size.examples, *self.text_shape)}, generate)
+        return [*self.training_programs(size), sampler, self.decode_program(size)]
+
+
+class NoisedPair(NamedTuple):
+    """A batch of an enhancement stage with everything random drawn; the latents are scaled. t is 1 at the source, 0 at
+    the data.
+    """
+
+    source_BFHWC: jax.Array
+    data_BFHWC: jax.Array
+    text_BLD: jax.Array
+    t_B: jax.Array
+    noise_augmentation_timestep_B: jax.Array
+
+
+class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
+    """Makes high-res latents of low-res ones. A batch holds `z_high_BFHWC` and `z_low_BFHWC` as the VAE makes them, not
+    scaled, or `high_res_BFHWC` and `low_res_BFHWC`, videos of one size in [-1, 1] for `encoder`; and `text_BLD` where
+    there is any.
+    """
+
+    latents_of: ClassVar[Mapping[str, str]] = {'high_res_BFHWC': 'z_high_BFHWC', 'low_res_BFHWC': 'z_low_BFHWC'}
+    sampler_class = EnhancementSamplerConfig
+
+    @abc.abstractmethod
+    def noise_augmentation_timesteps(self, latent_frames: int) -> tuple[int, int]:
+        """(lowest, highest) that training draws from, for clips of so many latent frames."""
+
+    @abc.abstractmethod
+    def noise_at(
+        self, batch: Batch, keys_B: jax.Array, t_B: jax.Array, noise_augmentation_timestep_B: jax.Array
+    ) -> NoisedPair:
+        """A noised batch at these times, with the examples' own noise and all of their text."""
+
+    @abc.abstractmethod
+    def enhance(
+        self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, rules: Rules
+    ) -> jax.Array:
+        """The high-res latents of an upsampled video's, both not scaled, float32."""
+
+    def encode(self, batch: Batch) -> Batch:
+        encoded = super().encode(batch)
+        if 'z_low_BFHWC' not in encoded:
+            raise ValueError('the clips have no low-quality twins: prepare them with latents.low_variants=1 or more')
+        return encoded
+
+    def without_guidance(self) -> Self:
+        """The same stage, sampled without guidance."""
+        return self.with_sampler_config(dataclasses.replace(self.sampler_config(), guidance_scale=1.0))
+
+    def programs(self, size: BatchSize) -> list[Program]:
+        def enhance(model: DiT, inputs: Batch, noise: EnhanceNoise, rules: Rules) -> jax.Array:
+            return self.enhance(model, inputs['z_low_BFHWC'], inputs['text_BLD'], noise, rules=rules)
+
+        inputs = {name: shape for name, shape in self.inputs(size).items() if name != 'z_high_BFHWC'}
+        encode = Program('VAE encode', 'sampling', 'encoder', {'video_BFHWC': (size.examples, *size.video, 3)})
+        sampler = self.sampler_program(inputs, enhance)
+        return [*self.training_programs(size), sampler, encode, self.decode_program(size)]
