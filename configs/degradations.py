@@ -1,4 +1,4 @@
-"""How a clip becomes its low-quality twin: the ranges, each with where it comes from.
+"""How a clip becomes its degraded (low-quality) version: the ranges, each with where it comes from.
 
     python -m fv_jax.degrade --config=configs/degradations.py --input clip.mp4 --output sheet.png    shows what they do
 

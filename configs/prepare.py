@@ -8,7 +8,7 @@ Films smaller than that are skipped. One core cuts about 9 frames a second.
 With --config.text.encoder=T5_FOLDER (or =hash, for small networks) every clip carries the embedding of its caption,
 226 x 4096 values of T5 XXL, 1.9 MB a clip, so that training never holds T5.
 
-With --config.latents.vae=3d-vae.pt (or =embedded) the latents of every clip and of four low-quality twins are stored in
+With --config.latents.vae=3d-vae.pt (or =embedded) the latents of every clip and of four degraded variants are stored in
 place of the clip, so that training never decodes or encodes: 13 x 134 x 240 x 16 float16 values each, 67 MB a clip.
 
   :tiny      17 frames at 256x480, for training on a CPU: about 25 frames a second on one core, from 1080p.
@@ -75,7 +75,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.preset = 'medium'
     config.shard_records = 256
     config.text = {'encoder': '', 'length': None, 'dim': None, 'masked': False, 'dtype': 'bfloat16'}
-    config.latents = {'vae': '', 'low_variants': 4, 'seed': 0, **degradations.weak_and_strong()}
+    config.latents = {'vae': '', 'num_degraded_variants': 4, 'seed': 0, **degradations.weak_and_strong()}
     if name == 'tiny':
         config.update(frames=17, height=256, width=480)
     if name == 'smoke':

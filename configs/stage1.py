@@ -136,7 +136,7 @@ def _small(config: ConfigDict) -> None:
         sampler='dpmpp_2m',
     )
     config.data.update(train='sprites:2400', heldout='sprites', frames=17, height=64, width=96, fit='crop')
-    config.data.cache = {'low_variants': 0, 'crop': None}
+    config.data.cache = {'num_degraded_variants': 0, 'crop': None}
     config.data.loader.update(batch_size=16, num_threads=1)
     config.optim.update(
         algorithm='muon',

@@ -121,7 +121,7 @@ def get_config(variant: str = '') -> ConfigDict:
     if name == 'smoke':
         config.stage.network.update(embed_dim=64, num_heads=2, num_layers=2, mlp_dim=128)
         config.data.update(train='synthetic', heldout='synthetic', frames=9, height=32, width=48, eval_clips=1)
-        config.data.cache = {'low_variants': 1, 'crop': None}
+        config.data.cache = {'num_degraded_variants': 1, 'crop': None}
         config.loop.update(num_steps=4, eval_every=4, save_every=2)
     return config
 
@@ -170,7 +170,7 @@ def _data() -> dict:
         'heldout_size': None,
         **degradations.weak_and_strong(),
         'cache': None,
-        'bad_records': {'on_bad_record': 'skip', 'budget': 100},
+        'bad_records': {'on_bad_record': 'skip', 'max_bad_records': 100},
         'loader': {'batch_size': 8, 'seed': 0, 'num_threads': 8, 'prefetch_batches': 2},
     }
 
@@ -204,7 +204,7 @@ def _tiny_phase(config: ConfigDict, name: str) -> None:
     )
     config.data.buckets = _buckets((phase['size'], (1, height, width)))
     config.data.update(degradations.weak_and_strong())
-    config.data.cache.low_variants = 4  # of both kinds
+    config.data.cache.num_degraded_variants = 4  # of both kinds
     config.stage.options.noise_augmentation_timestep_range = phase['noise']
     config.stage.options.image_noise_augmentation_timestep_range = phase['noise']
     config.optim.update(learning_rate=phase['learning_rate'], lr_schedule='constant')
@@ -243,7 +243,7 @@ def _sprites(config: ConfigDict) -> None:
     # the same drawn large: enhanced 27.48 dB, bilinear 28.83, the VAE's ceiling 29.27; detail 1.29, 0.74 and 1.21. The
     # small VAE is what limits it: it smears what moves fast.
     config.data.update(train='sprites:1200', heldout='sprites', height=256, width=384, weak={'low': 4.0, 'high': 4.0})
-    config.data.cache = {'low_variants': 1, 'crop': (16, 24)}
+    config.data.cache = {'num_degraded_variants': 1, 'crop': (16, 24)}
     config.data.loader.update(batch_size=8, num_threads=4)
     config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
     config.loop.update(num_steps=6000, eval_every=2000, save_every=1000, log_every=100)
@@ -268,7 +268,7 @@ def _small(config: ConfigDict) -> None:
     # Weak alone, as the quickstart's figures are.
     config.data.strong, config.data.strong_probability = None, 0.0
     config.data.bad_records.on_bad_record = 'fail'
-    config.data.cache = {'low_variants': 2, 'crop': None}
+    config.data.cache = {'num_degraded_variants': 2, 'crop': None}
     config.data.loader.update(batch_size=1)
     config.optim.update(
         learning_rate=1e-3, lr_schedule='cosine', warmup_steps=50, final_lr_ratio=0.05, clip_norm=1.0, ema_decay=0.99

@@ -83,7 +83,7 @@ def _stage() -> dict:
             'groups': 32,
             'dtype': 'bfloat16',
         },
-        'options': {'kl_weight': 1e-4, 'from_pictures': False},
+        'options': {'kl_weight': 1e-4, 'init_from_image_vae': False},
     }
 
 
@@ -119,7 +119,7 @@ def _small(config: ConfigDict) -> None:
     # A quarter of the clips are sprites, which stage 1 is trained on. Half of the crops glide: the film has few pans as
     # fast as those of the held-out shots. Played forth and back, its clips of 17 frames are as long as what is needed.
     config.data.update(
-        train='swing:embedded+sprite_crops:22',
+        train='pingpong:embedded+sprite_crops:22',
         frames=25,
         height=192,
         width=192,
@@ -161,7 +161,7 @@ def _crops(config: ConfigDict) -> None:
 
 def _clips(config: ConfigDict) -> None:
     _crops(config)
-    config.stage.options.from_pictures = True
+    config.stage.options.init_from_image_vae = True
     config.data.update(frames=9, loader={'batch_size': 4, 'num_threads': 1})
     config.optim.update(learning_rate=1e-3, warmup_steps=50, ema_decay=0.999)
     config.loop.update(num_steps=1600, eval_every=1600)

@@ -1,7 +1,7 @@
 """Shows what the degradations of a config do to a clip: `python -m fv_jax.degrade --input clip.mp4 --output sheet.png`.
 
-A picture of the clip, its weak twin and several strong ones, whole and enlarged, and a line on the terminal for each
-strong one that says what was drawn.
+Writes an image of the clip, its weakly degraded version and several strongly degraded ones, whole and enlarged, and
+prints a line for each strong one with its operations.
 
 Exit codes: 0 done; 2 wrong usage; 1 failed.
 """
@@ -25,7 +25,7 @@ from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.data.video import video_io
 from fv_jax.data.video.contact_sheet import contact_sheet
 
-COLUMNS = 3  # strong twins beside each other
+COLUMNS = 3  # strongly degraded versions beside each other
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,10 +39,10 @@ def _degrade(argv: Sequence[str]) -> int:
     rows = []
     for row in range(arguments.rows):
         rng = np.random.default_rng([arguments.seed, row])
-        videos = {'clip': clip, 'weak': degradations.weak(clip, rng, config.weak)}
-        for column, (name, twin) in enumerate(_strong_twins(clip, rng, config)):
+        videos = {'clip': clip, 'weak': degradations.degrade_weak(clip, rng, config.weak)}
+        for column, (name, degraded) in enumerate(_strong_versions(clip, rng, config)):
             print_result(f'row {row}, strong {column}: {name}')
-            videos[f'strong {column}'] = twin
+            videos[f'strong {column}'] = degraded
         rows.append((f'row {row}', {name: to_uint8(video) for name, video in videos.items()}))
     contact_sheet(rows).save(arguments.output)
     print_result(f'written: {arguments.output}')
@@ -74,11 +74,13 @@ def _clip(path: Path, size: tuple[int, int], frames: int) -> np.ndarray:
     return to_float(resize_uint8(crop_to_aspect(video.frames, size), size))
 
 
-def _strong_twins(clip: np.ndarray, rng: np.random.Generator, config: Degradation) -> Iterator[tuple[str, np.ndarray]]:
+def _strong_versions(
+    clip: np.ndarray, rng: np.random.Generator, config: Degradation
+) -> Iterator[tuple[str, np.ndarray]]:
     """What was drawn and what became of it, COLUMNS times; nothing where the config has no strong ones."""
     for _ in range(COLUMNS if config.strong else 0):
         target = degradations.even_size(config.weak.size(clip.shape[1:3], rng), 1)
-        drawn = degradations.draw_strong(rng, config.strong, target=target, frames=len(clip))
+        drawn = degradations.sample_strong(rng, config.strong, target=target, frames=len(clip))
         yield ', '.join(map(str, drawn)), degradations.apply(drawn, clip)
 
 

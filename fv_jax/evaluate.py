@@ -146,8 +146,8 @@ def _clips(data: pipeline.DataConfig, strong: StrongConfig | None) -> Iterator[C
     """The first held-out clips, made smaller by factors spread evenly over the range of training; strongly degraded,
     each by a draw of its own that is the same for every run.
     """
-    records = pipeline.source(data.heldout, data, heldout=True)
-    batches = pipeline.heldout_batches(records, pipeline.pixels(data, low_res=False, training=False), data)
+    records = pipeline.open_source(data.heldout, data, heldout=True)
+    batches = pipeline.heldout_batches(records, pipeline.clip_transform(data, low_res=False, training=False), data)
     factors = np.linspace(data.weak.low, data.weak.high, len(batches))
     for i, (factor, batch) in enumerate(zip(factors, batches, strict=True)):
         truth = batch['high_res_BFHWC'][0]
@@ -155,11 +155,11 @@ def _clips(data: pipeline.DataConfig, strong: StrongConfig | None) -> Iterator[C
         small_size = int(size[0] / factor), int(size[1] / factor)
         if strong is None:
             small = resize_bilinear(truth, small_size)
-            twin = resize_bilinear(small, size)
+            degraded = resize_bilinear(small, size)
         else:
-            twin = degradations.strong(truth, np.random.default_rng(i), strong, WeakConfig(factor, factor))
-            small = resize_bilinear(twin, small_size)
-        yield Clip(float(factor), truth, small, twin)
+            degraded = degradations.degrade_strong(truth, np.random.default_rng(i), strong, WeakConfig(factor, factor))
+            small = resize_bilinear(degraded, small_size)
+        yield Clip(float(factor), truth, small, degraded)
 
 
 def _figures(clip: Clip, enhanced: np.ndarray, ceiling: np.ndarray) -> dict[str, float]:
@@ -225,8 +225,8 @@ def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoi
         for record in read_records(latent_cache.cached_shards(checkpoint / latent_cache.FOLDER)):
             yield {'z_high_BFHWC': record['z_high'][None], 'z_low_BFHWC': record['z_low'][:1]}
         return
-    records = pipeline.source(data.train, data, heldout=False)
-    transform = pipeline.training_pixels(data, data.sizes[0], low_res=True)
+    records = pipeline.open_source(data.train, data, heldout=False)
+    transform = pipeline.training_transform(data, data.sizes[0], low_res=True)
     for batch in pipeline.heldout_batches(records, transform, dataclasses.replace(data, eval_clips=TRAIN_CLIPS)):
         yield run.stage.encode(batch)
 

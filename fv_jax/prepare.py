@@ -8,7 +8,7 @@ With `--config.text.encoder=T5_FOLDER` (or `=hash`) every record holds the embed
 Clips without a caption then hold zeros, which is the unconditional input.
 
 With `--config.latents.vae=3d-vae.pt` (or `=embedded`) every record holds the latents of its clip and of several
-low-quality twins in place of the video, stamped with what made them; training refuses those of another VAE.
+degraded variants in place of the video, stamped with what made them; training refuses those of another VAE.
 
 Any field of the config can be given: `--config.frames=33`. A film that cannot be used is skipped and named.
 
@@ -132,7 +132,7 @@ def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
 class _Latents:
     """The VAE that turns clips into latents, and the stamp that they get."""
 
-    config: clips.LatentsConfig
+    config: clips.OfflineLatentsConfig
     vae: JittedVAE
     stamp: dict[str, Any]
 
@@ -141,12 +141,12 @@ class _Latents:
         rng = np.random.default_rng([self.config.seed, number])
         video = to_float(video_io.decode(record['video']).frames)
         rest = {key: value for key, value in record.items() if key != 'video'}
-        # One at a time: a twin is as large as its clip.
-        twins = (self.config.degradation.twin(video, rng) for _ in range(self.config.low_variants))
-        return rest | latent_cache.encode_pair(video, twins, self.vae)
+        # One at a time: a degraded clip is as large as the original.
+        degraded = (self.config.degradation.degrade(video, rng) for _ in range(self.config.num_degraded_variants))
+        return rest | latent_cache.encode_pair(video, degraded, self.vae)
 
 
-def _latents(config: clips.LatentsConfig) -> _Latents | None:
+def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
     """What the config asks for, opened before anything is read, so that a wrong file is found at once."""
     if not config.vae:
         return None
@@ -194,7 +194,7 @@ def _texts(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str |
     captions, texts = Captions(root), {}
     for path in files:
         try:
-            texts[path] = captions.of(path)
+            texts[path] = captions.find(path)
         except ValueError as error:
             if not path.with_suffix('.txt').is_file():
                 raise
@@ -260,7 +260,7 @@ def _prepare_file(
         progress.expect(2 * info.frames)
         planned = clips.scan_file(path, config, info, progress.frame)
         fields = caption.fields()
-        for record in clips.cut(path, planned, config, progress.frame):
+        for record in clips.extract_clips(path, planned, config, progress.frame):
             if record is None:
                 tally.black_clips += 1
                 continue

@@ -107,7 +107,10 @@ def test_tiles_are_for_stage_2_on_one_device(capsys):
 
 
 def test_what_does_not_fit_is_a_result_with_what_to_change(capsys):
-    many, encoded = '--config.data.loader.batch_size=64', "--config.data.cache={'low_variants': 1, 'crop': None}"
+    many, encoded = (
+        '--config.data.loader.batch_size=64',
+        "--config.data.cache={'num_degraded_variants': 1, 'crop': None}",
+    )
     code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, encoded, '--phases=training')
     assert code == plan.DOES_NOT_FIT and not err
     assert 'DOES NOT FIT' in out

@@ -21,7 +21,7 @@ from fv_jax.data.loader import LoaderConfig, batches, mixed_batches
 from fv_jax.data.shards import provenance, records, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.video import video_io
-from fv_jax.data.video.clips import ClipsConfig, LatentsConfig
+from fv_jax.data.video.clips import ClipsConfig, OfflineLatentsConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.stages.frozen_vae import jit_vae
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
@@ -100,7 +100,7 @@ def test_one_good_film_is_no_complaint_and_shards_are_not_replaced_unasked(
 
 def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert (
-        dataclasses.replace(config_lib.build(ClipsConfig, get_config().to_dict()), latents=LatentsConfig())
+        dataclasses.replace(config_lib.build(ClipsConfig, get_config().to_dict()), latents=OfflineLatentsConfig())
         == ClipsConfig()
     )
     code = prepare.main([f'--input={folder / "a.mp4"}', f'--output={tmp_path / "out"}'])
@@ -225,8 +225,8 @@ def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, ca
     data = pipeline.DataConfig(
         LoaderConfig(batch_size=8, num_threads=0), train=str(tmp_path), frames=9, height=64, width=96
     )
-    transform = pipeline.pixels(data, low_res=True, training=True)
-    source = pipeline.source(data.train, data, heldout=False)
+    transform = pipeline.clip_transform(data, low_res=True, training=True)
+    source = pipeline.open_source(data.train, data, heldout=False)
     batch = next(batches(source, transform, data.loader))
     assert batch['text_BLD'].shape == (8, 16, 64) and batch['text_BLD'].dtype == np.float16
     stage = SuperRes(SuperResConfig(), DiTConfig(text_dim=64))
@@ -241,7 +241,11 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     """They are of the clips that would have been stored, and a run with another VAE refuses them."""
     vae = tmp_path / 'vae.safetensors'
     tiny.save_vae(vae)
-    flags = ['--config.clips_per_shot=1', '--config.latents.low_variants=2', '--config.latents.strong_probability=1.0']
+    flags = [
+        '--config.clips_per_shot=1',
+        '--config.latents.num_degraded_variants=2',
+        '--config.latents.strong_probability=1.0',
+    ]
     run(folder, tmp_path / 'clips', *flags)
     assert run(folder, tmp_path / 'latents', *flags, f'--config.latents.vae={vae}') == prepare.SKIPPED
     clips, latents = (list(records.read_records(records.list_shards(tmp_path / n))) for n in ('clips', 'latents'))
@@ -258,10 +262,10 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
         LoaderConfig(batch_size=2, num_threads=0), train=str(tmp_path / 'latents'), frames=9, height=64, width=96
     )
     bad = BadRecords(data.bad_records)
-    parts = pipeline.training_parts(data, bad)
+    parts = pipeline.training_sources(data, bad)
     provenance.check_latents(parts, stamp)
-    groups = pipeline.groups(parts, data, tiny.VAE_CONFIG.latent_spec)
-    batch = next(mixed_batches(pipeline.streams(groups, data, low_res=True), data.loader))
+    groups = pipeline.group_by_bucket(parts, data, tiny.VAE_CONFIG.latent_spec)
+    batch = next(mixed_batches(pipeline.make_streams(groups, data, low_res=True), data.loader))
     assert batch['z_high_BFHWC'].shape == batch['z_low_BFHWC'].shape == (2, *latents[1]['z_high'].shape)
     with pytest.raises(
         ValueError, match=r'its latents were made with vae \w+, and this run has other; prepare them again'
@@ -270,12 +274,12 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='chunks'):
         provenance.check_latents(parts, stamp | {'chunks': [13, 12]})
     wider = dataclasses.replace(data, width=80)
-    with pytest.raises(ValueError, match='of 9x64x96, which is no size that is trained at'):
-        pipeline.groups(parts, wider, tiny.VAE_CONFIG.latent_spec)
+    with pytest.raises(ValueError, match='of 9x64x96, which is the size of no bucket'):
+        pipeline.group_by_bucket(parts, wider, tiny.VAE_CONFIG.latent_spec)
     both = dataclasses.replace(data, train=f'{tmp_path}/latents@1+{tmp_path}/clips@1')
-    groups = pipeline.groups(pipeline.training_parts(both, bad), both, tiny.VAE_CONFIG.latent_spec)
+    groups = pipeline.group_by_bucket(pipeline.training_sources(both, bad), both, tiny.VAE_CONFIG.latent_spec)
     with pytest.raises(ConfigError, match='of size 9x64x96 there are both clips and latents'):
-        pipeline.streams(groups, both, low_res=True)
+        pipeline.make_streams(groups, both, low_res=True)
 
 
 def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -297,12 +301,15 @@ def test_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) ->
         flags = ['--config.clips_per_shot=1', '--config.text.encoder=hash', f'--config.text.length={length}']
         run(folder, tmp_path / name, *flags)
     data = pipeline.DataConfig(LoaderConfig(batch_size=2), train=f'{tmp_path}/a@1+{tmp_path}/b@1')
-    parts = pipeline.training_parts(data, BadRecords(data.bad_records))
-    config, found = TextConfig('hash', length=8), [text_provenance.of(part.name, part.source) for part in parts]
+    parts = pipeline.training_sources(data, BadRecords(data.bad_records))
+    config, found = (
+        TextConfig('hash', length=8),
+        [text_provenance.stored_fingerprints(part.name, part.source) for part in parts],
+    )
     own = text_fingerprint(config)
-    assert text_provenance.check(found[0], config, own, own.dim, online=True) == own
+    assert text_provenance.check_fingerprints(found[0], config, own, own.dim, online=True) == own
     with pytest.raises(ConfigError, match=r'b/clips.json: its text embeddings are of encoder \w+.*with one encoder'):
-        text_provenance.check(found[0] | found[1], config, own, own.dim, online=True)
+        text_provenance.check_fingerprints(found[0] | found[1], config, own, own.dim, online=True)
 
 
 def test_embeddings_of_t5_and_what_it_cuts_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

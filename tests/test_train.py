@@ -371,8 +371,8 @@ def test_every_config_is_whole(program, variant):
 
 def test_stage_2_needs_twins():
     config = stage2.get_config('tiny')
-    config.data.cache.low_variants = 0
-    with pytest.raises(ConfigError, match='low_variants=0: stage superres needs'):
+    config.data.cache.num_degraded_variants = 0
+    with pytest.raises(ConfigError, match='num_degraded_variants=0: stage superres needs'):
         build(train.RunConfig, config.to_dict())
 
 
@@ -400,5 +400,5 @@ def test_the_clips_of_the_small_phases(log_lines):
         data = build(train.RunConfig, stage2.get_config(f'phase{i},tiny=true').to_dict()).data
         bad = BadRecords(data.bad_records)
         log_lines.clear()
-        groups = pipeline.groups(pipeline.training_parts(data, bad), data, OFFICIAL.latent_spec)
+        groups = pipeline.group_by_bucket(pipeline.training_sources(data, bad), data, OFFICIAL.latent_spec)
         assert [sum(map(len, group.parts)) for group in groups] == [66, 66] and len(log_lines) == 2

@@ -1,10 +1,10 @@
-"""Sizes that clips are trained at: which clip goes to which, and which is trained on at which step.
+"""Buckets of clip sizes and their schedule: which clip goes to which bucket, and which bucket a step trains on.
 
-A bucket is a number of frames, a height and a width; a batch comes from one bucket, so each is one compiled shape.
-Pictures are clips of one frame, in buckets of their own.
+A bucket is a number of frames, a height and a width. A batch comes from one bucket, so that each bucket is one compiled
+shape. Images are clips of one frame, in buckets of their own.
 
-A cycle of steps holds every bucket as often as its clips deserve, at least once, in an order drawn from (seed, cycle):
-which bucket a step trains on, and how many of its batches came before, follow from the step alone.
+A cycle of steps contains every bucket in proportion to its clips, at least once, in an order drawn from (seed, cycle).
+Which bucket a step trains on, and how many of its batches came before, are functions of the step alone.
 """
 
 import dataclasses
@@ -18,13 +18,15 @@ from fv_jax.core.latent_spec import LatentSpec
 
 Size = tuple[int, int, int]  # frames, height, width
 
-_CYCLE = 1000  # steps; a bucket's share is kept to one in so many
-_TOLERANCE = 0.05  # of the picture: among buckets that cut off nearly as little, the largest is taken
+_CYCLE = 1000  # steps in a cycle, to which the buckets' shares are rounded
+_TOLERANCE = (
+    0.05  # of the image's area: among buckets that crop at most so much more than the best, the largest is taken
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """frames, height, width: a size that the VAE's `LatentSpec` allows."""
+    """A size to train at, in frames and pixels, that the VAE's `LatentSpec` allows."""
 
     frames: int
     height: int
@@ -32,6 +34,7 @@ class Bucket:
 
     @property
     def size(self) -> Size:
+        """(frames, height, width)."""
         return self.frames, self.height, self.width
 
     def __str__(self) -> str:
@@ -39,33 +42,42 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """Which clips a bucket takes.
+class BucketFit:
+    """Which clips fit a bucket.
 
-    scaled: clips are scaled to cover the bucket, then cut in the middle; otherwise the bucket is cut out of them.
-    max_upscale: of scaled ones. max_cut: the share of the picture that may be cut off a scaled one.
-    exact: only those of a bucket's very size.
+    Attributes:
+      scaled: clips are scaled to cover the bucket, then cropped at the centre; otherwise the bucket is cropped out of
+        them without scaling.
+      max_upscale: the largest factor by which clips may be enlarged.
+      max_crop_fraction: the largest share of a scaled clip's area that may be cropped away, in [0, 1).
+      exact: take only clips of exactly the bucket's size.
     """
 
     scaled: bool = True
     max_upscale: float = 1.0
-    max_cut: float = 0.4
+    max_crop_fraction: float = 0.4
     exact: bool = False
 
     def __post_init__(self):
         check_range(self, 'max_upscale', above=0)
-        check_range(self, 'max_cut', low=0, below=1)
+        check_range(self, 'max_crop_fraction', low=0, below=1)
 
     def bucket(self, size: Size, buckets: Sequence[Bucket], latent_spec: LatentSpec) -> Bucket | str:
-        """The bucket that a clip of this size goes to, or why there is none. latent_spec: says which is larger."""
+        """Chooses the bucket for a clip of this size, or returns the reason why none fits.
+
+        Args:
+          size: (frames, height, width) of the clip; zeros where it is unknown.
+          buckets: to choose from.
+          latent_spec: counts tokens: of the buckets that fit, the one with most tokens is taken.
+        """
         if 0 in size:
-            return 'whose size cannot be told'
+            return 'of unknown size'
         if self.exact:
             same = [b for b in buckets if b.size == size]
-            return same[0] if same else f'of {"x".join(map(str, size))}, which is no size that is trained at'
+            return same[0] if same else f'of {"x".join(map(str, size))}, which is the size of no bucket'
         kind = [b for b in buckets if (b.frames == 1) == (size[0] == 1)]
         if not kind:
-            return 'a picture, and no bucket takes pictures' if size[0] == 1 else 'a clip, and no bucket takes clips'
+            return 'an image, and no bucket is for images' if size[0] == 1 else 'a clip, and no bucket is for clips'
         long_enough = [b for b in kind if b.frames <= size[0]]
         if not long_enough:
             return f'of fewer than {min(b.frames for b in kind)} frames'
@@ -74,9 +86,9 @@ class Fit:
             smallest = min(long_enough, key=lambda b: b.height * b.width)
             return f'smaller than {smallest.height}x{smallest.width}'
         cut = {b: self._cut(size, b) for b in large_enough}
-        kept = [b for b in large_enough if cut[b] <= self.max_cut] if self.scaled else large_enough
+        kept = [b for b in large_enough if cut[b] <= self.max_crop_fraction] if self.scaled else large_enough
         if not kept:
-            return f'of another shape: more than {self.max_cut:.0%} would be cut off'
+            return f'of another aspect ratio: more than {self.max_crop_fraction:.0%} would be cropped'
         least = min(cut[b] for b in kept)
         kept = [b for b in kept if not self.scaled or cut[b] <= least + _TOLERANCE]
         return max(kept, key=lambda b: latent_spec.num_tokens(*b.size))
@@ -89,47 +101,53 @@ class Fit:
         return max(bucket.height / size[1], bucket.width / size[2])
 
     def _cut(self, size: Size, bucket: Bucket) -> float:
-        """The share of the picture that is lost when it is cut to the bucket's shape."""
+        """Computes the share of the area that cropping to the bucket's aspect ratio removes."""
         ratio = (bucket.width / bucket.height) / (size[2] / size[1])
         return 1 - min(ratio, 1 / ratio)
 
 
-EXACT = Fit(exact=True)  # of latents, which cannot be scaled
+EXACT_FIT = BucketFit(exact=True)  # for latents, which cannot be scaled
 
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """Which records of a source go where. members: the indices of each bucket's. left_out: reason -> how many."""
+    """The records of a source by bucket.
 
-    members: dict[Bucket, np.ndarray]
-    left_out: dict[str, int]
+    Attributes:
+      indices_by_bucket: the indices of each bucket's records, in order.
+      skipped: how many records fit no bucket, by reason.
+    """
+
+    indices_by_bucket: dict[Bucket, np.ndarray]
+    skipped: dict[str, int]
 
 
-def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: Fit, latent_spec: LatentSpec) -> Assignment:
-    """Of all records of a source. sizes: (n, 3), frames, height and width of each."""
+def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: BucketFit, latent_spec: LatentSpec) -> Assignment:
+    """Assigns all records of a source to buckets. `sizes`: (n, 3), frames, height and width of each record."""
     kinds, inverse = np.unique(sizes, axis=0, return_inverse=True)
     goes = [fit.bucket(tuple(int(v) for v in kind), buckets, latent_spec) for kind in kinds]
-    members, left_out = {}, {}
+    indices_by_bucket, skipped = {}, {}
     for bucket in buckets:
         of_bucket = [k for k, found in enumerate(goes) if found == bucket]
-        members[bucket] = np.flatnonzero(np.isin(inverse.ravel(), of_bucket))
+        indices_by_bucket[bucket] = np.flatnonzero(np.isin(inverse.ravel(), of_bucket))
     for kind, found in enumerate(goes):
         if isinstance(found, str):
-            left_out[found] = left_out.get(found, 0) + int(np.sum(inverse.ravel() == kind))
-    return Assignment(members, left_out)
+            skipped[found] = skipped.get(found, 0) + int(np.sum(inverse.ravel() == kind))
+    return Assignment(indices_by_bucket, skipped)
 
 
 def batch_size(tokens: int, token_budget: int, multiple: int) -> int:
-    """How many clips of so many tokens make a batch of at most `token_budget`: a multiple of `multiple`, and at least
-    that.
-    """
+    """Computes the largest multiple of `multiple`, and at least that, whose clips are within `token_budget` tokens."""
     return max(token_budget // (tokens * multiple), 1) * multiple
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Which stream every step takes its batch from. shares: of the streams, of all steps, not necessarily summing to 1.
-    seed: of the order.
+class BucketSchedule:
+    """Which stream every step takes its batch from.
+
+    Attributes:
+      shares: each stream's share of the steps, up to a common factor.
+      seed: of the order of the streams.
     """
 
     shares: tuple[float, ...]
@@ -137,7 +155,7 @@ class Schedule:
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
-        """How many steps of a cycle each stream has."""
+        """How many steps of a cycle each stream has, int (streams,)."""
         if len(self.shares) == 1:
             return np.ones(1, int)
         shares = np.asarray(self.shares, float)
@@ -145,10 +163,10 @@ class Schedule:
 
     @property
     def cycle(self) -> int:
-        """Steps of a cycle."""
+        """The number of steps in a cycle."""
         return int(self.steps.sum())
 
     def order(self, cycle: int) -> np.ndarray:
-        """The streams of a cycle's steps."""
+        """Draws the stream of each step of this cycle."""
         order = np.repeat(np.arange(len(self.steps)), self.steps)
         return np.random.default_rng([self.seed, cycle]).permutation(order)

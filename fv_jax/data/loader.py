@@ -1,17 +1,17 @@
-"""Batches from records, the same whatever the number of processes, from any step on.
+"""Deterministic batches, independent of the number of processes and resumable at any step.
 
-With n records, B the global batch, and pi_e a permutation of the records drawn from (seed, e):
+With n records, B the global batch size, and pi_e a permutation of the records drawn from (seed, e):
 
-  row r holds record pi_{r div n}(r mod n)                       (1) the global order: every record once an epoch
-  at step k, process p of P reads rows kB + p b ... kB + (p+1) b - 1,  b = B / P                   (2)
-  the random numbers of row r come from (seed, r)                (3)
+  example r is record pi_{r div n}(r mod n)                      (1) the global order: every record once an epoch
+  at step k, process p of P reads examples kB + p b ... kB + (p+1) b - 1,  b = B / P               (2)
+  the random numbers of example r come from (seed, r)            (3)
 
-So the global batch k is rows kB ... (k+1)B - 1 for every P, an epoch may end inside a batch, and all that
-has to be saved to go on is k. Grain does (1), (3) and the reading ahead in threads.
+So the global batch k consists of examples kB ... (k+1)B - 1 for every P, an epoch may end inside a batch, and k is the
+only state of the loader. Grain implements (1), (3) and the prefetching in threads.
 
-Of several streams, each with rows of its own and a batch size, `buckets.Schedule` says which one step k takes; k in (2)
-is then the number of steps before that took the same one. A row of a stream of several weighted parts comes from the
-part whose share is most behind, and (1) holds within each part.
+With several streams, each with its own examples and batch size, `buckets.BucketSchedule` determines which stream step k
+takes; k in (2) is then the number of earlier steps that took the same stream. An example of a stream of several
+weighted sources comes from the source whose share is furthest behind, and (1) holds within each source.
 """
 
 import dataclasses
@@ -25,24 +25,27 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import check_range
-from fv_jax.data.buckets import Schedule
+from fv_jax.data.buckets import BucketSchedule
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
 from fv_jax.data.shards.records import Record, count_records, decode_record
 from fv_jax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]
 
-# More rows than any run draws, few enough for every index computed from it to fit 64 bits.
-_ROWS = 2**56
-_TRIES = 16  # bad records in a row, of a source whose records are then taken to be bad altogether
+# More examples than any run draws, few enough for every index computed from it to fit 64 bits.
+_EXAMPLES = 2**56
+_TRIES = 16  # consecutive bad records after which all records of a source are assumed to be bad
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """batch_size: the global one, over all processes, where the sizes of batches do not follow from a token budget.
-    seed: of the order and of the transforms.
-    num_threads: that decode and transform rows; 0 does it in the caller's.
-    prefetch_batches: how many batches are read ahead, and so the memory that is used.
+    """How batches are loaded.
+
+    Attributes:
+      batch_size: of the global batch, over all processes; ignored where a token budget sets the batch sizes.
+      seed: of the order and of the transforms.
+      num_threads: threads that decode and transform examples; 0 uses the caller's thread.
+      prefetch_batches: how many batches are read ahead, which takes that much memory.
     """
 
     batch_size: int
@@ -55,8 +58,8 @@ class LoaderConfig:
         check_range(self, 'seed', 'num_threads', low=0)
 
 
-class Source(Protocol):
-    """Records by their index: `Shards`, or a plain list of records in memory."""
+class DataSource(Protocol):
+    """A random-access data source: records by index, such as `Shards` or a list of records in memory."""
 
     def __len__(self) -> int: ...
 
@@ -64,7 +67,10 @@ class Source(Protocol):
 
 
 class Shards:
-    """The records of ArrayRecord shards, by index. Raises ValueError naming the shard, and the record if it is one."""
+    """A data source of ArrayRecord shards.
+
+    Raises ValueError for a shard that cannot be opened or a damaged record, naming it.
+    """
 
     def __init__(self, paths: Sequence[str]):
         self._paths = [str(path) for path in paths]
@@ -82,11 +88,11 @@ class Shards:
 
     @property
     def paths(self) -> list[str]:
-        """Of the shards, in the order of their records."""
+        """Paths of the shards, in the order of their records."""
         return list(self._paths)
 
     def record_name(self, index: int) -> str:
-        """The shard of a record and its index there."""
+        """Returns the shard of a record and the index in it, for messages."""
         path, local = self._locate(index)
         return f'{path}, record {local}'
 
@@ -100,13 +106,18 @@ class Shards:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Some records of a source. name: of the source, for messages. indices: which records; None is all of them.
-    weight: of the part's rows among those of a stream, relative to the other parts'.
+class WeightedSource:
+    """Records of a source, with a weight among the sources of a stream.
+
+    Attributes:
+      name: of the source, for messages.
+      source: the records.
+      indices: which of the records; None is all of them.
+      weight: share of the stream's examples, relative to the other sources' weights.
     """
 
     name: str
-    source: Source
+    source: DataSource
     indices: np.ndarray | None = None
     weight: float = 1.0
 
@@ -114,7 +125,7 @@ class Part:
         return len(self.source) if self.indices is None else len(self.indices)
 
     def record(self, number: int) -> tuple[str, Callable[[], Record]]:
-        """The name of record `number` of the part, and what reads it."""
+        """Returns the name of record `number` and a function that reads it."""
         index = int(number if self.indices is None else self.indices[number])
         named = getattr(self.source, 'record_name', None)
         name = named(index) if named else f'{self.name}, record {index}'
@@ -122,19 +133,26 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
-    """Rows of one shape. batch_size: the global one. share: of all steps, relative to the other streams'."""
+class BatchStream:
+    """Examples of one shape.
 
-    parts: tuple[Part, ...]
+    Attributes:
+      parts: where the records come from.
+      transform: from a record to arrays of one shape and dtype.
+      batch_size: of the global batch.
+      share: of all steps, relative to the other streams' shares.
+    """
+
+    parts: tuple[WeightedSource, ...]
     transform: Transform
     batch_size: int
     share: float = 1.0
 
 
 class _Load:
-    """(part, number of its record) -> arrays; a bad record is reported, and replaced by another of its part."""
+    """Loads (source, number of its record) as arrays; reports a bad record and replaces it by another of its source."""
 
-    def __init__(self, stream: Stream, bad: BadRecords):
+    def __init__(self, stream: BatchStream, bad: BadRecords):
         self._parts, self._transform, self._bad = stream.parts, stream.transform, bad
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -147,11 +165,11 @@ class _Load:
                 self._bad.report(name, error)
                 last = f'{name}: {error}'
             number = int(rng.integers(len(part)))
-        raise BadRecordError(f'{part.name}: {_TRIES} records in a row are bad, the last {last}')
+        raise BadRecordError(f'{part.name}: {_TRIES} consecutive records are bad, the last {last}')
 
 
-def check_parts(streams: Sequence[Stream]) -> None:
-    """Raises BadRecordError, naming the source, when none of a part's first records can be used at all."""
+def check_streams(streams: Sequence[BatchStream]) -> None:
+    """Raises BadRecordError, naming the source, when none of a source's first records can be used."""
     for stream in streams:
         for part in stream.parts:
             for number in range(min(len(part), _TRIES)):
@@ -165,44 +183,52 @@ def check_parts(streams: Sequence[Stream]) -> None:
                 raise BadRecordError(f'{part.name}: none of its first {number + 1} records can be used; {last}')
 
 
-class _ProcessRows:
-    """(2): this process's rows, one after the other."""
+class _ProcessExamples:
+    """A data source of this process's examples (2), one after the other."""
 
-    def __init__(self, streams: Sequence[Stream], rows: Sequence[grain.MapDataset], schedule: Schedule, process):
+    def __init__(
+        self,
+        streams: Sequence[BatchStream],
+        examples: Sequence[grain.MapDataset],
+        schedule: BucketSchedule,
+        process: tuple[int, int],
+    ):
         index, count = process
-        self._rows, self._schedule = rows, schedule
+        self._examples, self._schedule = examples, schedule
         self._global = [stream.batch_size for stream in streams]
         self._local = [size // count for size in self._global]
         self._offset = [index * size for size in self._local]
         self._per_cycle = int(np.dot(schedule.steps, self._local))
-        # Neighbouring rows are of one cycle, whose order takes a millisecond to draw.
+        # Cached, since drawing a cycle's order takes a millisecond and consecutive examples are of one cycle.
         self._layout = functools.lru_cache(maxsize=4)(self._draw_layout)
 
     def __len__(self) -> int:
-        return _ROWS
+        return _EXAMPLES
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        cycle, row = divmod(int(index), self._per_cycle)
+        cycle, example = divmod(int(index), self._per_cycle)
         order, ends, earlier = self._layout(cycle)
-        step = int(np.searchsorted(ends, row, side='right'))
+        step = int(np.searchsorted(ends, example, side='right'))
         stream = order[step]
         batch = cycle * int(self._schedule.steps[stream]) + int(earlier[step])
-        within = row - (int(ends[step]) - self._local[stream])
-        return self._rows[stream][batch * self._global[stream] + self._offset[stream] + within]
+        within = example - (int(ends[step]) - self._local[stream])
+        return self._examples[stream][batch * self._global[stream] + self._offset[stream] + within]
 
-    def first_row(self, step: int) -> int:
-        """Where the rows of a step begin."""
+    def first_index(self, step: int) -> int:
+        """Computes the index of a step's first example."""
         cycle, within = divmod(step, self._schedule.cycle)
         order, ends, _ = self._layout(cycle)
         return cycle * self._per_cycle + int(ends[within]) - self._local[order[within]]
 
     def count(self, step: int) -> int:
-        """How many rows a step has."""
+        """Counts this process's examples of a step."""
         cycle, within = divmod(step, self._schedule.cycle)
         return self._local[self._layout(cycle)[0][within]]
 
     def _draw_layout(self, cycle: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the cycle's steps: the stream, where its rows end, and how many steps before had the same stream."""
+        """Computes for each step of a cycle: its stream, the end of its examples, and how many earlier steps had the
+        same stream.
+        """
         order = self._schedule.order(cycle)
         earlier = np.empty(len(order), int)
         for stream in range(len(self._global)):
@@ -212,7 +238,7 @@ class _ProcessRows:
 
 
 def batches(
-    source: Source,
+    source: DataSource,
     transform: Transform,
     config: LoaderConfig,
     *,
@@ -220,24 +246,24 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """`mixed_batches` of one source, all records alike; a bad one stops it."""
-    stream = Stream((Part('the source', source),), transform, config.batch_size)
+    """Yields the batches of one source, as `mixed_batches`; a bad record raises."""
+    stream = BatchStream((WeightedSource('the source', source),), transform, config.batch_size)
     process = process_index, process_count
     return mixed_batches([stream], config, start_step=start_step, process=process)
 
 
 def mixed_batches(
-    streams: Sequence[Stream],
+    streams: Sequence[BatchStream],
     config: LoaderConfig,
     *,
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
     bad: BadRecords | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches of this process, from `start_step` on, which costs nothing to go to.
+    """Yields this process's batches without end, from `start_step` on; seeking there costs nothing.
 
     Args:
-      streams: each with a transform to arrays of one shape and dtype from record to record (`transforms.chain`).
+      streams: each with a transform to arrays of one shape and dtype from record to record (`transforms.compose`).
       config: seed, threads. The batch sizes are the streams'.
       start_step: number of batches that were drawn before.
       process: (index, count), which part of each global batch is wanted; parts are equal, in order.
@@ -252,25 +278,25 @@ def mixed_batches(
     """
     _check(streams, start_step, process)
     bad = bad or BadRecords(BadRecordConfig())
-    schedule = Schedule(tuple(stream.share for stream in streams), seed=config.seed)
-    rows = [_stream_rows(stream, config.seed, i, bad) for i, stream in enumerate(streams)]
-    mine = _ProcessRows(streams, rows, schedule, process)
+    schedule = BucketSchedule(tuple(stream.share for stream in streams), seed=config.seed)
+    examples = [_stream_examples(stream, config.seed, i, bad) for i, stream in enumerate(streams)]
+    mine = _ProcessExamples(streams, examples, schedule, process)
     largest = max(stream.batch_size // process[1] for stream in streams)
     read_options = grain.ReadOptions(
         num_threads=config.num_threads, prefetch_buffer_size=config.prefetch_batches * largest
     )
-    dataset = grain.MapDataset.source(mine)[mine.first_row(start_step) :].to_iter_dataset(read_options)
-    return _stacked(iter(dataset), mine, start_step)
+    dataset = grain.MapDataset.source(mine)[mine.first_index(start_step) :].to_iter_dataset(read_options)
+    return _stack_batches(iter(dataset), mine, start_step)
 
 
-def _stacked(rows: Iterator[dict[str, np.ndarray]], mine: _ProcessRows, step: int) -> Iterator[Batch]:
+def _stack_batches(examples: Iterator[dict[str, np.ndarray]], mine: _ProcessExamples, step: int) -> Iterator[Batch]:
     while True:
-        yield stack([next(rows) for _ in range(mine.count(step))])
+        yield stack([next(examples) for _ in range(mine.count(step))])
         step += 1
 
 
-def _stream_rows(stream: Stream, seed: int, number: int, bad: BadRecords) -> grain.MapDataset:
-    """(1) and (3) of one stream, without end."""
+def _stream_examples(stream: BatchStream, seed: int, number: int, bad: BadRecords) -> grain.MapDataset:
+    """Builds the endless examples of one stream by (1) and (3)."""
     parts = []
     # Grain numbers epochs by adding to the seed: neighbouring seeds must not be the same order one epoch apart.
     order_seed, transform_seed, *others = _seeds(seed, number, len(stream.parts))
@@ -278,8 +304,8 @@ def _stream_rows(stream: Stream, seed: int, number: int, bad: BadRecords) -> gra
         order = grain.MapDataset.range(len(part)).shuffle(seed=[order_seed, *others][i]).repeat()
         parts.append(order.map(functools.partial(_tagged, i)))
     weights = [part.weight for part in stream.parts]
-    rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-    return rows.random_map(_Load(stream, bad), seed=transform_seed)
+    examples = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    return examples.random_map(_Load(stream, bad), seed=transform_seed)
 
 
 def _tagged(part: int, number: int) -> tuple[int, int]:
@@ -287,12 +313,12 @@ def _tagged(part: int, number: int) -> tuple[int, int]:
 
 
 def _seeds(seed: int, number: int, parts: int) -> list[int]:
-    """Of a stream: of its first part's order, of its transforms, of its other parts' orders."""
+    """Derives a stream's seeds: of its first source's order, of its transforms, of its other sources' orders."""
     entropy = seed if number == 0 else [seed, number]
     return [int(s) for s in np.random.SeedSequence(entropy).generate_state(1 + parts)]
 
 
-def _check(streams: Sequence[Stream], start_step: int, process: tuple[int, int]) -> None:
+def _check(streams: Sequence[BatchStream], start_step: int, process: tuple[int, int]) -> None:
     index, count = process
     for batch_size in {stream.batch_size for stream in streams}:
         if batch_size % count:
@@ -307,7 +333,7 @@ def _check(streams: Sequence[Stream], start_step: int, process: tuple[int, int])
 
 
 def stack(elements: Sequence[dict[str, np.ndarray]]) -> Batch:
-    """Elements to one batch: name_FHWC (F, H, W, C) becomes name_BFHWC (B, F, H, W, C).
+    """Stacks elements into one batch: name_FHWC (F, H, W, C) becomes name_BFHWC (B, F, H, W, C).
 
     Raises ValueError when they differ in keys, shapes or dtypes.
     """

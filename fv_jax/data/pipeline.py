@@ -1,4 +1,4 @@
-"""From a data configuration to batches: which records, and what happens to them on the way."""
+"""The input pipeline: builds data sources, buckets, streams and batches from a data configuration."""
 
 import dataclasses
 import logging
@@ -12,12 +12,21 @@ from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources, transforms
-from fv_jax.data.buckets import Bucket, Fit
-from fv_jax.data.degradation.degradations import Degradation, StrongConfig, Twin, WeakConfig
-from fv_jax.data.loader import Batch, LoaderConfig, Part, Source, Stream, batches, check_parts, mixed_batches
+from fv_jax.data.buckets import Bucket, BucketFit
+from fv_jax.data.degradation.degradations import Degradation, Degrade, StrongConfig, WeakConfig
+from fv_jax.data.loader import (
+    Batch,
+    BatchStream,
+    DataSource,
+    LoaderConfig,
+    WeightedSource,
+    batches,
+    check_streams,
+    mixed_batches,
+)
 from fv_jax.data.shards import provenance
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
-from fv_jax.data.sources import EMBEDDED, IMAGES, STILLS, SWINGS, SYNTHETIC, TFDS
+from fv_jax.data.sources import EMBEDDED, IMAGES, PINGPONG, STILLS, SYNTHETIC, TFDS
 from fv_jax.data.synthetic import sprites
 from fv_jax.text.encoder import TextEncoder
 
@@ -25,38 +34,43 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class CacheConfig:
-    """Encode every clip once, before training: its latents and those of `low_variants` low-quality twins. Stage 1 needs
-    no twins: 0.
+class LatentCacheConfig:
+    """A cache of latents: every clip is encoded once, before training.
 
-    crop: (height, width) in latent pixels that a training row is cut to; None keeps the whole picture.
+    Attributes:
+      num_degraded_variants: degraded variants of each clip that are also encoded; 0 for stage 1, which needs none.
+      crop: (height, width) in latent pixels of the random crop that is a training example; None keeps whole frames.
     """
 
-    low_variants: int = 2
+    num_degraded_variants: int = 2
     crop: tuple[int, int] | None = None
 
     def __post_init__(self):
-        check_range(self, 'low_variants', low=0)
+        check_range(self, 'num_degraded_variants', low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """train, heldout: names of sources, as `sources.py` explains them: 'embedded', 'synthetic', a folder of shards,
-      'images:FOLDER', 'stills:NAME', 'swing:NAME', joined by '+', with '@weight' behind each to mix them. heldout may
-      be '' for none.
-    frames, height, width: of a clip; larger ones are cut to a window and, per `fit`, cropped or resized.
-    buckets: sizes to train at in place of that one; every clip goes to the one that suits it (`Fit`).
-    token_budget: video tokens of a global batch; each bucket's batch is as large as it allows, a multiple of
-      batch_multiple (choose what every number of processes divides). None: loader.batch_size for all.
-    max_upscale, max_cut: of `Fit`, where clips are resized.
-    fit: 'crop' cuts height x width out of the picture, at random in training; 'resize' scales to cover, then cuts.
-    max_pan: pixels a frame; with 'crop' in training, half of the cuts glide over the picture, at most so fast.
-    flip: mirror half of the clips.
-    in_memory: decode every training clip once and keep it; for data sets of some hundred megabytes.
-    eval_clips: how many held-out clips are evaluated; heldout_size: (frames, height, width) of them, None for the same.
-    weak, strong, strong_probability: how the low-quality twins are made (`Degradation`).
-    cache: encode once at the start; None encodes in every step.
-    bad_records: what happens to what cannot be used.
+    """Which clips a run trains on and how they are processed.
+
+    Attributes:
+      loader: batch size, seed and threads.
+      train, heldout: names of sources (`sources.py`): 'embedded', 'synthetic', a folder of shards, 'images:FOLDER',
+        'stills:NAME', 'pingpong:NAME', joined by '+', each with '@weight' to mix them. '' as heldout is none.
+      frames, height, width: size of a clip; larger ones are cut to a window in time and, per `fit`, cropped or resized.
+      buckets: sizes to train at in place of that one; every clip goes to the one that fits best (`BucketFit`).
+      token_budget: video tokens of a global batch: each bucket's batch size is the largest multiple of batch_multiple
+        within it (choose one that every number of processes divides). None uses loader.batch_size for all.
+      fit: 'crop' crops height x width, at random in training; 'resize' scales to cover, then crops at the centre.
+      max_upscale, max_crop_fraction: of `BucketFit`, where clips are resized.
+      max_pan: pixels per frame; with 'crop' in training, half of the crops pan at constant velocity, at most so fast.
+      flip: mirror half of the training clips.
+      in_memory: decode every training clip once and keep it; for data sets of some hundred megabytes.
+      eval_clips: how many held-out clips are evaluated.
+      heldout_size: their (frames, height, width); None for that of training.
+      weak, strong, strong_probability: how degraded variants are made (`Degradation`).
+      cache: encode once at the start; None encodes in every step.
+      bad_records: the policy for records that cannot be used.
     """
 
     loader: LoaderConfig
@@ -70,7 +84,7 @@ class DataConfig:
     batch_multiple: int = 1
     fit: Literal['crop', 'resize'] = 'resize'
     max_upscale: float = 1.0
-    max_cut: float = 0.4
+    max_crop_fraction: float = 0.4
     max_pan: float = 0.0
     flip: bool = True
     in_memory: bool = False
@@ -79,14 +93,14 @@ class DataConfig:
     weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
     strong: StrongConfig | None = None
     strong_probability: float = 0.0
-    cache: CacheConfig | None = None
+    cache: LatentCacheConfig | None = None
     bad_records: BadRecordConfig = dataclasses.field(default_factory=BadRecordConfig)
 
     def __post_init__(self):
         check_range(self, 'max_pan', low=0, hint='0 keeps crops still')
         check_range(self, 'eval_clips', 'batch_multiple', 'token_budget', low=1)
         require(len(set(self.buckets)) == len(self.buckets), 'buckets: the same size twice', ConfigError)
-        _ = self.degradation, self.clip_fit  # what they refuse is refused here, not when the first clip is drawn
+        _ = self.degradation, self.clip_fit  # their checks run here, not when the first clip is loaded
 
     @property
     def degradation(self) -> Degradation:
@@ -94,15 +108,15 @@ class DataConfig:
 
     @property
     def sizes(self) -> tuple[Bucket, ...]:
-        """The sizes that are trained at."""
+        """All sizes to train at."""
         return self.buckets or (Bucket(self.frames, self.height, self.width),)
 
     @property
-    def clip_fit(self) -> Fit:
-        return Fit(self.fit == 'resize', self.max_upscale, self.max_cut)
+    def clip_fit(self) -> BucketFit:
+        return BucketFit(self.fit == 'resize', self.max_upscale, self.max_crop_fraction)
 
     def batch_size(self, bucket: Bucket, latent_spec: LatentSpec) -> int:
-        """The global one."""
+        """Computes the global batch size for clips of a bucket."""
         if self.token_budget is None:
             return self.loader.batch_size
         return bucketing.batch_size(latent_spec.num_tokens(*bucket.size), self.token_budget, self.batch_multiple)
@@ -122,32 +136,43 @@ class DataConfig:
                 latent_spec.check_side(f'{path}.heldout_size[{i}]', self.heldout_size[i])
 
 
-def source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords | None = None) -> Source:
-    """The records that `name` stands for, of all its parts. Raises ValueError when there are none.
+def open_source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords | None = None) -> DataSource:
+    """Opens the data source of this name, which concatenates its parts.
 
-    bad: where shards that cannot be opened are counted; without it, the first stops.
+    Args:
+      name: as in `DataConfig.train`; weights are ignored.
+      config: sizes, and whether to keep records in memory.
+      heldout: whether held-out clips are wanted, of a source that has both.
+      bad: counts shards that cannot be opened; without it, the first raises.
+
+    Raises:
+      ValueError: the source does not exist or holds no records.
     """
     bad = bad or BadRecords(BadRecordConfig())
-    found = [_one_source(part, config, heldout, bad) for part, _ in sources.parse(name)]
-    return found[0] if len(found) == 1 else sources.Joined(found)
+    found = [_open_one_source(part, config, heldout, bad) for part, _ in sources.parse(name)]
+    return found[0] if len(found) == 1 else sources.ConcatSource(found)
 
 
-def training_parts(config: DataConfig, bad: BadRecords) -> list[Part]:
-    """The sources of `config.train`: one part of all of them, or, where they have weights, one of each."""
+def training_sources(config: DataConfig, bad: BadRecords) -> list[WeightedSource]:
+    """Opens the sources of `config.train`: one concatenation of all, or, where they have weights, each separately."""
     named = sources.parse(config.train)
     if named[0][1] is None:
-        return [Part(config.train, source(config.train, config, heldout=False, bad=bad))]
-    return [Part(name, source(name, config, heldout=False, bad=bad), weight=weight) for name, weight in named]
+        return [WeightedSource(config.train, open_source(config.train, config, heldout=False, bad=bad))]
+    return [
+        WeightedSource(name, open_source(name, config, heldout=False, bad=bad), weight=weight) for name, weight in named
+    ]
 
 
-def _one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecords) -> Source:
+def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecords) -> DataSource:
     kind, _, rest = name.partition(':')
     if name == SYNTHETIC:
         return synthetic_clips(config.eval_clips if heldout else 4, *_size(config, heldout))
     if sprites.is_name(name):
-        return sprites.source(name, _size(config, heldout), heldout=heldout)
-    if kind in (STILLS, SWINGS):
-        return (sources.Stills if kind == STILLS else sources.Swings)(_one_source(rest, config, heldout, bad))
+        return sprites.open_source(name, _size(config, heldout), heldout=heldout)
+    if kind in (STILLS, PINGPONG):
+        return (sources.FirstFrames if kind == STILLS else sources.PingPong)(
+            _open_one_source(rest, config, heldout, bad)
+        )
     if kind == TFDS:
         from fv_jax.data.shards.tfds_builder import Examples
 
@@ -165,11 +190,19 @@ def _size(config: DataConfig, heldout: bool) -> tuple[int, int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """The records that are trained on at one size. share: of all steps. tokens: of a clip."""
+class BucketGroup:
+    """The records of one bucket.
+
+    Attributes:
+      bucket: their size.
+      parts: where they come from.
+      batch_size: of the global batch.
+      share: of all steps.
+      tokens: video tokens of a clip.
+    """
 
     bucket: Bucket
-    parts: tuple[Part, ...]
+    parts: tuple[WeightedSource, ...]
     batch_size: int
     share: float
     tokens: int
@@ -181,84 +214,89 @@ class Group:
         )
 
 
-def groups(parts: Sequence[Part], config: DataConfig, latent_spec: LatentSpec) -> list[Group]:
-    """Which records of which part are trained on at which size.
+def group_by_bucket(parts: Sequence[WeightedSource], config: DataConfig, latent_spec: LatentSpec) -> list[BucketGroup]:
+    """Groups the records of all sources by bucket.
 
-    Reports each size that is trained at, which are the shapes that will be compiled, and every reason why clips are
-    left out.
+    Logs each bucket in use, whose shapes will be compiled, and how many clips are skipped for which reason.
 
-    Raises ValueError when a source has no clips that fit, naming it.
+    Raises ValueError, naming the source, when none of its clips fits a bucket.
     """
-    members = {bucket: [] for bucket in config.sizes}
+    sources_by_bucket = {bucket: [] for bucket in config.sizes}
     rows = dict.fromkeys(config.sizes, 0.0)
     total = sum(part.weight for part in parts)
     for part in parts:
-        kept = _assigned(part, config, latent_spec)
+        kept = _assign_to_buckets(part, config, latent_spec)
         fitting = sum(map(len, kept.values()))
         for bucket, some in kept.items():
             if len(some):
-                # Within a bucket, a part's weight is for the share of its clips that are in it.
+                # Within a bucket, a source's weight is multiplied by the share of its clips that are in the bucket.
                 share = part.weight / total * len(some) / fitting
-                members[bucket].append(dataclasses.replace(some, weight=share))
+                sources_by_bucket[bucket].append(dataclasses.replace(some, weight=share))
                 rows[bucket] += share
     batch_sizes = {bucket: config.batch_size(bucket, latent_spec) for bucket in config.sizes}
     steps = {bucket: rows[bucket] / batch_sizes[bucket] for bucket in config.sizes}
     found = []
-    for bucket, some in members.items():
+    for bucket, some in sources_by_bucket.items():
         if not some:
             log.info(f'{bucket}: no clips')
             continue
         share = steps[bucket] / sum(steps.values())
         tokens = latent_spec.num_tokens(*bucket.size)
-        found.append(Group(bucket, tuple(some), batch_sizes[bucket], share, tokens))
+        found.append(BucketGroup(bucket, tuple(some), batch_sizes[bucket], share, tokens))
         log.info(str(found[-1]))
     return found
 
 
-def _assigned(part: Part, config: DataConfig, latent_spec: LatentSpec) -> dict[Bucket, Part]:
+def _assign_to_buckets(
+    part: WeightedSource, config: DataConfig, latent_spec: LatentSpec
+) -> dict[Bucket, WeightedSource]:
     sizes = sources.sizes_of(part.source)
-    if sizes is None:  # it draws its clips at the one size that is asked for
+    if sizes is None:  # a source that draws its clips at the one size that it is given
         if config.buckets:
             raise ConfigError(f'buckets: {part.name} is drawn at one size; leave buckets empty, or leave it out')
         return {config.sizes[0]: part}
-    fit = bucketing.EXACT if provenance.holds_latents(part.source) else config.clip_fit
+    fit = bucketing.EXACT_FIT if provenance.is_latent_source(part.source) else config.clip_fit
     assignment = bucketing.assign(sizes, config.sizes, fit, latent_spec)
-    for reason, count in assignment.left_out.items():
-        log.info(f'left out: {count} of {len(part)} clips of {part.name}: {reason}')
-    if not any(map(len, assignment.members.values())):
-        reasons = '; '.join(f'{count} {reason}' for reason, count in assignment.left_out.items())
+    for reason, count in assignment.skipped.items():
+        log.info(f'skipped: {count} of {len(part)} clips of {part.name}: {reason}')
+    if not any(map(len, assignment.indices_by_bucket.values())):
+        reasons = '; '.join(f'{count} {reason}' for reason, count in assignment.skipped.items())
         raise ValueError(f'{part.name}: none of its {len(part)} clips can be trained on: {reasons}')
     every = len(part)
     return {
         bucket: part if len(indices) == every else dataclasses.replace(part, indices=indices)
-        for bucket, indices in assignment.members.items()
+        for bucket, indices in assignment.indices_by_bucket.items()
     }
 
 
-def streams(
-    found: Sequence[Group], config: DataConfig, *, low_res: bool, text: TextEncoder | None = None
-) -> list[Stream]:
-    """What is drawn of each group: of clips, decoded on the fly, high_res_FHWC and, if asked for, low_res_FHWC; of
-    latents that `prepare` made, z_high_FHWC and z_low_FHWC. With either text_LD, as in `pixels`.
+def make_streams(
+    found: Sequence[BucketGroup], config: DataConfig, *, low_res: bool, text: TextEncoder | None = None
+) -> list[BatchStream]:
+    """Builds the stream of each group.
 
-    Raises ConfigError when both meet in one size, and BadRecordError when nothing of a source can be used.
+    Clips are decoded on the fly to high_res_FHWC and, with `low_res`, low_res_FHWC; latents that `prepare` made give
+    z_high_FHWC and z_low_FHWC. Both have text_LD as `clip_transform` describes.
+
+    Raises:
+      ConfigError: a bucket has both clips and latents.
+      BadRecordError: no record of a source can be used.
     """
     made = []
     for group in found:
-        kinds = {provenance.holds_latents(part.source) for part in group.parts}
+        kinds = {provenance.is_latent_source(part.source) for part in group.parts}
         if len(kinds) > 1:
             raise ConfigError(f'train: of size {group.bucket} there are both clips and latents; train on one of them')
-        transform = training_pixels(config, group.bucket, low_res=low_res, text=text)
+        transform = training_transform(config, group.bucket, low_res=low_res, text=text)
         if kinds == {True}:
             embed = [] if text is None else [transforms.EmbedCaption(text)]
-            transform = transforms.chain(transforms.Latents(), *embed, transforms.keep_arrays)
-        made.append(Stream(group.parts, transform, group.batch_size, group.share))
-    check_parts(made)
+            transform = transforms.compose(transforms.Latents(), *embed, transforms.keep_arrays)
+        made.append(BatchStream(group.parts, transform, group.batch_size, group.share))
+    check_streams(made)
     return made
 
 
 def synthetic_clips(count: int, frames: int, height: int, width: int) -> list[dict[str, object]]:
-    """Drifting sinusoids in colour: records with a uint8 array as `video`."""
+    """Makes records of drifting coloured sinusoids, with a uint8 array (F, H, W, 3) as `video`, for tests."""
     frame, row, column = np.ogrid[:frames, :height, :width]
     clips = []
     for i in range(count):
@@ -269,23 +307,28 @@ def synthetic_clips(count: int, frames: int, height: int, width: int) -> list[di
     return clips
 
 
-def pixels(
+def clip_transform(
     config: DataConfig, *, low_res: bool, training: bool, text: TextEncoder | None = None
 ) -> transforms.Transform:
-    """Record -> high_res_FHWC and, if asked for, low_res_FHWC, at the config's size; text_LD where the record holds an
-    embedding, or a `text` encoder makes one. Random windows, crops and flips only in training.
+    """Builds the transform from a record to arrays of the configured size.
+
+    Args:
+      config: size and augmentations.
+      low_res: whether to add low_res_FHWC, the degraded high_res_FHWC.
+      training: whether windows, crops and flips are random.
+      text: embeds the captions as text_LD; without it text_LD is the embedding that the record holds, if any.
     """
-    return _pixels(config, Bucket(*_size(config, heldout=not training)), low_res, training, text)
+    return _clip_transform(config, Bucket(*_size(config, heldout=not training)), low_res, training, text)
 
 
-def training_pixels(
+def training_transform(
     config: DataConfig, bucket: Bucket, *, low_res: bool, text: TextEncoder | None = None
 ) -> transforms.Transform:
-    """The same at the size of a bucket, for training."""
-    return _pixels(config, bucket, low_res, True, text)
+    """Builds the training transform at the size of a bucket; see `clip_transform`."""
+    return _clip_transform(config, bucket, low_res, True, text)
 
 
-def _pixels(
+def _clip_transform(
     config: DataConfig, bucket: Bucket, low_res: bool, training: bool, text: TextEncoder | None
 ) -> transforms.Transform:
     if config.fit == 'crop':
@@ -295,34 +338,40 @@ def _pixels(
     steps = [transforms.decode_video, transforms.Window(bucket.frames, random=training), fit]
     if training and config.flip:
         steps.append(transforms.Flip())
-    steps.append(transforms.to_high_res)
+    steps.append(transforms.normalize_video)
     if low_res:
-        steps.append(Twin(config.degradation))
+        steps.append(Degrade(config.degradation))
     if text is not None:
         steps.append(transforms.EmbedCaption(text))
-    return transforms.chain(*steps, transforms.keep_arrays)
+    return transforms.compose(*steps, transforms.keep_arrays)
 
 
 def train_batches(
-    drawn: Sequence[Stream], config: DataConfig, bad: BadRecords, *, start_step: int, process: tuple[int, int]
+    drawn: Sequence[BatchStream], config: DataConfig, bad: BadRecords, *, start_step: int, process: tuple[int, int]
 ) -> Iterator[Batch]:
-    """Endless batches from `start_step` on; process = (index, count)."""
+    """Yields this process's training batches without end, from `start_step` on; process = (index, count)."""
     return mixed_batches(drawn, config.loader, start_step=start_step, process=process, bad=bad)
 
 
 def heldout_batches(
-    records: Source,
+    records: DataSource,
     transform: transforms.Transform,
     config: DataConfig,
     *,
     rows: int = 1,
     process: tuple[int, int] = (0, 1),
 ) -> list[Batch]:
-    """The first `eval_clips` held-out clips, the same at every evaluation and in every run.
+    """Loads the first `eval_clips` held-out clips, the same at every evaluation and in every run.
 
-    rows: clips of a batch. process: (index, count), which part of each batch is wanted.
+    Args:
+      records: the held-out source.
+      transform: without randomness in training mode, see `clip_transform`.
+      config: the number of clips.
+      rows: examples of a global batch.
+      process: (index, count), which part of each batch is loaded.
 
-    Raises ConfigError when the clips do not make up batches.
+    Raises:
+      ConfigError: the number of clips is no multiple of `rows`.
     """
     count = min(config.eval_clips, len(records))
     require(

@@ -4,7 +4,7 @@
   synthetic           made up, for smoke tests
   sprites, sprite_crops      drawn, with captions (`sprites.source`); 'sprites:500' for 500 clips
   stills:NAME         the first frame of every clip of another source, as pictures
-  swing:NAME          every clip of another source forth, back and forth again: longer clips
+  pingpong:NAME          every clip of another source forth, back and forth again: longer clips
   images:FOLDER       pictures (png, jpg, jpeg, webp), with captions as beside films (`captions.py`)
   tfds:FOLDER         a TFDS data set of videos, prepared there (`video_dataset.py`)
   gs://BUCKET/FOLDER  or another URL that fsspec knows: shards, copied to a local folder when opened
@@ -28,14 +28,14 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write
 from fv_jax.core.hashing import fingerprint
 from fv_jax.data import embedded
-from fv_jax.data.loader import Shards, Source
+from fv_jax.data.loader import DataSource, Shards
 from fv_jax.data.shards.bad_records import BadRecords
-from fv_jax.data.shards.records import Record, count_records, index_of, list_shards, record_size
+from fv_jax.data.shards.records import Record, count_records, list_shards, read_index, record_size
 from fv_jax.data.video import video_io
 from fv_jax.data.video.captions import Captions
 
-EMBEDDED, SYNTHETIC, STILLS, SWINGS, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'swing', 'images', 'tfds'
-PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
+EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'pingpong', 'images', 'tfds'
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 FORMATS = ('PNG', 'JPEG', 'WEBP')
 CACHE_VARIABLE = 'FV_JAX_CACHE'
 
@@ -60,10 +60,10 @@ def parse(names: str) -> list[tuple[str, float | None]]:
     return parts
 
 
-class Joined:
+class ConcatSource:
     """The records of several sources, one source after the other."""
 
-    def __init__(self, parts: Sequence[Source]):
+    def __init__(self, parts: Sequence[DataSource]):
         self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
         self.sources = tuple(parts)
 
@@ -82,7 +82,7 @@ class Joined:
         found = [sizes_of(part) for part in self._parts]
         return None if any(sizes is None for sizes in found) else np.concatenate(found)
 
-    def _locate(self, index: int) -> tuple[Source, int]:
+    def _locate(self, index: int) -> tuple[DataSource, int]:
         part = int(np.searchsorted(self._ends, index, side='right'))
         return self._parts[part], int(index - self._ends[part] + len(self._parts[part]))
 
@@ -90,9 +90,9 @@ class Joined:
 class InMemory:
     """Records decoded once and kept. One that cannot be decoded raises when it is drawn."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: DataSource):
         self._names = [record_name(source, i) for i in range(len(source))]
-        self._records = [_decoded(source, i) for i in range(len(source))]
+        self._records = [_decode_record(source, i) for i in range(len(source))]
         self._sizes, self.sources = sizes_of(source), (source,)
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class InMemory:
         return self._sizes
 
 
-def _decoded(source: Source, index: int) -> Record | ValueError:
+def _decode_record(source: DataSource, index: int) -> Record | ValueError:
     try:
         record = source[index]
         video = record['video']
@@ -120,10 +120,10 @@ def _decoded(source: Source, index: int) -> Record | ValueError:
         return error
 
 
-class Remade:
+class MappedSource:
     """A source whose clips are made of another's, frame by frame."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: DataSource):
         self._source, self.sources = source, (source,)
 
     def __len__(self) -> int:
@@ -151,7 +151,7 @@ class Remade:
         raise NotImplementedError
 
 
-class Stills(Remade):
+class FirstFrames(MappedSource):
     """The first frames of a source's clips, as clips of one frame."""
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ class Stills(Remade):
         return np.minimum(frames, 1)
 
 
-class Swings(Remade):
+class PingPong(MappedSource):
     """A source's clips forth, back and forth again: 3 F - 2 frames of F, for nets that must see longer ones."""
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
@@ -178,10 +178,12 @@ class ImageFolder:
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
         require(self._folder.is_dir(), f'{folder}: no such folder')
-        files = sorted(path for path in self._folder.rglob('*') if path.suffix.lower() in PICTURES and path.is_file())
+        files = sorted(
+            path for path in self._folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        )
         self._files = [path for path in files if not path.name.startswith('.')]
         if not self._files:
-            raise ValueError(f'{folder}: holds no pictures ({", ".join(s[1:] for s in PICTURES)})')
+            raise ValueError(f'{folder}: holds no images ({", ".join(s[1:] for s in IMAGE_SUFFIXES)})')
         self._captions = Captions(self._folder)
 
     def __len__(self) -> int:
@@ -193,7 +195,7 @@ class ImageFolder:
         with error_context(f'{path}: not a picture that can be read: ', unreadable), _open(path) as image:
             frame = np.asarray(image.convert('RGB'))
         record = {'video': frame[None], 'fps': 1.0, 'frames': 1, 'height': frame.shape[0], 'width': frame.shape[1]}
-        caption = self._captions.of(path)
+        caption = self._captions.find(path)
         return record | {'source': path.name} | ({} if caption is None else {'caption': caption})
 
     def record_name(self, index: int) -> str:
@@ -261,25 +263,25 @@ def embedded_shards(*, heldout: bool) -> Shards:
     return Shards(embedded.heldout_shards() if heldout else embedded.train_shards())
 
 
-def record_name(source: Source, index: int) -> str:
+def record_name(source: DataSource, index: int) -> str:
     """A record's name, for messages."""
     named = getattr(source, 'record_name', None)
     return named(index) if named else f'record {index}'
 
 
-def sizes_of(source: Source) -> np.ndarray | None:
+def sizes_of(source: DataSource) -> np.ndarray | None:
     """(n, 3), the frames, height and width of each record; zeros where a record does not say; None for sources that
     draw their clips at the size they are asked for.
     """
     if isinstance(source, list):
-        return _measured(source)
+        return _measure(source)
     if isinstance(source, Shards):
         return _shard_sizes(source)
     measured = getattr(source, 'sizes', None)
     return measured() if measured else None
 
 
-def _measured(records: Iterable[Record]) -> np.ndarray:
+def _measure(records: Iterable[Record]) -> np.ndarray:
     return np.array([_size(record) for record in records]).reshape(-1, 3)
 
 
@@ -301,20 +303,20 @@ def _shard_sizes(source: Shards) -> np.ndarray:
     start = 0
     for path in source.paths:
         count = count_records([path])
-        index = index_of(path)
+        index = read_index(path)
         key = str(Path(path).parent / str(index.get('name')))
         if key not in runs:
-            runs[key] = _told(index)
-        told, first = runs[key], _first_of(index, path)
+            runs[key] = _indexed_sizes(index)
+        told, first = runs[key], _first_record(index, path)
         ends = np.cumsum(told[:, 3])
         known = known and first is not None and len(ends) > 0 and ends[-1] >= first + count
         if known:
             sizes[start : start + count] = told[np.searchsorted(ends, np.arange(first, first + count), 'right'), :3]
         start += count
-    return sizes if known else _measured(_readable(source, i) for i in range(len(source)))
+    return sizes if known else _measure(_record_or_empty(source, i) for i in range(len(source)))
 
 
-def _told(index: dict) -> np.ndarray:
+def _indexed_sizes(index: dict) -> np.ndarray:
     """The sizes of a whole set, as its NAME.json tells them, (frames, height, width, how many) in a row; empty if it
     does not.
     """
@@ -327,7 +329,7 @@ def _told(index: dict) -> np.ndarray:
     return np.array(runs)
 
 
-def _first_of(index: dict, path: str) -> int | None:
+def _first_record(index: dict, path: str) -> int | None:
     """How many records of its set come before a shard's."""
     before = 0
     for name, count in index.get('shards', {}).items():
@@ -337,7 +339,7 @@ def _first_of(index: dict, path: str) -> int | None:
     return None
 
 
-def _readable(source: Source, index: int) -> Record:
+def _record_or_empty(source: DataSource, index: int) -> Record:
     try:
         return source[index]
     except ValueError:

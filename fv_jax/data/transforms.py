@@ -30,7 +30,7 @@ _STORED = frozenset({'text_LD', 'z_high_FHWC', 'z_low_FHWC'})
 Transform = Callable[[Record, np.random.Generator], Record]
 
 
-def chain(*transforms: Transform) -> Transform:
+def compose(*transforms: Transform) -> Transform:
     """One transform that applies these in order."""
 
     def apply(record: Record, rng: np.random.Generator) -> Record:
@@ -114,7 +114,7 @@ class Crop:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         video, size = record['video_FHWC'], (self.height, self.width)
         if self.random and self.max_pan and rng.random() < 0.5:
-            return record | {'video_FHWC': _gliding_crop(video, size, self.max_pan, rng)}
+            return record | {'video_FHWC': _panning_crop(video, size, self.max_pan, rng)}
         (cut,) = _crop((video,), size, rng if self.random else None, 'video')
         return record | {'video_FHWC': cut}
 
@@ -134,7 +134,7 @@ def _spare(array: np.ndarray, size: tuple[int, int], what: str) -> tuple[int, in
     return height - size[0], width - size[1]
 
 
-def _gliding_crop(
+def _panning_crop(
     video_FHWC: np.ndarray, size: tuple[int, int], max_pan: float, rng: np.random.Generator
 ) -> np.ndarray:
     frames, paths = len(video_FHWC), []
@@ -160,7 +160,7 @@ class Flip:
         return record | {'video_FHWC': record['video_FHWC'][:, :, ::-1]}
 
 
-def to_high_res(record: Record, rng: np.random.Generator) -> Record:
+def normalize_video(record: Record, rng: np.random.Generator) -> Record:
     """video_FHWC uint8 -> high_res_FHWC float32 in [-1, 1]."""
     del rng
     record = dict(record)

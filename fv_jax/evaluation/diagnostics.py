@@ -48,7 +48,9 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """figures: by name, means over the held-out clips. videos: (name, uint8 FHWC), twin, enhanced and truth abreast."""
+    """figures: by name, means over the held-out clips. videos: (name, uint8 FHWC), degraded, enhanced and truth side by
+    side.
+    """
 
     figures: dict[str, float]
     videos: list[tuple[str, np.ndarray]]
@@ -92,9 +94,9 @@ class HealthCheck:
         low, high = self.stage.noise_augmentation_timesteps(batch['z_low_BFHWC'].shape[1])
         if low < high:
             figures |= {f'loss_noise/{k * _STRIDE % TENTHS}': losses[k] for k in range(TENTHS)}
-        _, twin, mean = (float(value) for value in found[0])
+        _, degraded, mean = (float(value) for value in found[0])
         return figures | {
-            'loss_vs_copy': losses.mean() / max(twin, _LEAST),
+            'loss_vs_copy': losses.mean() / max(degraded, _LEAST),
             'loss_vs_mean': losses.mean() / max(mean, _LEAST),
         }
 
@@ -110,9 +112,9 @@ class HealthCheck:
             noised = self.stage.noise_at(batch, keys_B, *times)
             loss, _ = evaluation_loss(self.stage, self.model_of(params), noised, rules=self.rules)
             data = noised.data_BFHWC
-            twin = jnp.mean((data - self.stage.scale_latents(batch['z_low_BFHWC'])) ** 2)
+            degraded = jnp.mean((data - self.stage.scale_latents(batch['z_low_BFHWC'])) ** 2)
             mean = jnp.mean((data - data.mean(axis=(1, 2, 3), keepdims=True)) ** 2)
-            return loss, twin, mean
+            return loss, degraded, mean
 
         return probe
 
@@ -125,12 +127,12 @@ class HealthCheck:
 
     @functools.cached_property
     def _references(self) -> list[dict[str, np.ndarray]]:
-        """Of every batch's first clip what does not change: its twin and the ceiling, decoded once, and the truth."""
+        """Decodes once, for every batch's first clip: the degraded clip and the VAE's ceiling, beside the truth."""
         found = []
         for batch, truth in zip(self.batches, self.truths, strict=True):
-            twin, ceiling = (self._decoded(batch[name]) for name in ('z_low_BFHWC', 'z_high_BFHWC'))
+            degraded, ceiling = (self._decoded(batch[name]) for name in ('z_low_BFHWC', 'z_high_BFHWC'))
             seen = ceiling if truth is None else to_uint8(self.to_host(truth)[0])
-            found.append({'twin': twin, 'ceiling': ceiling, 'truth': seen})
+            found.append({'degraded': degraded, 'ceiling': ceiling, 'truth': seen})
         return found
 
     def _seen(self, params: Params, batch: Batch, index: int) -> tuple[dict[str, float], np.ndarray]:
@@ -138,7 +140,7 @@ class HealthCheck:
         z = self._sample(params, batch, jax.random.fold_in(self.key, index))
         seen = self._references[index] | {'enhanced': self._decoded(z)}
         figures = compared(seen) | {'energy': _rms(z) / max(_rms(batch['z_high_BFHWC']), _LEAST)}
-        return figures, np.concatenate([seen[name] for name in ('twin', 'enhanced', 'truth')], axis=2)
+        return figures, np.concatenate([seen[name] for name in ('degraded', 'enhanced', 'truth')], axis=2)
 
     def _decoded(self, z_BFHWC: jax.Array) -> np.ndarray:
         """The first clip. All are decoded: over a mesh, rows stay where they are."""
@@ -156,18 +158,18 @@ def probes(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarray, np.
 
 
 def compared(seen: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The figures in pixels, from the uint8 videos `enhanced`, `twin`, `ceiling` and `truth`."""
+    """The figures in pixels, from the uint8 videos `enhanced`, `degraded`, `ceiling` and `truth`."""
     seen = {name: to_float(video) for name, video in seen.items()}
     detail = max(metrics.detail(seen['ceiling']), _LEAST)
     flicker = max(metrics.flicker(seen['ceiling']), _LEAST)
     return {
         'psnr': min(metrics.psnr(seen['enhanced'], seen['truth']), _MOST_DB),
-        'psnr_degraded': min(metrics.psnr(seen['twin'], seen['truth']), _MOST_DB),
+        'psnr_degraded': min(metrics.psnr(seen['degraded'], seen['truth']), _MOST_DB),
         'psnr_ceiling': min(metrics.psnr(seen['ceiling'], seen['truth']), _MOST_DB),
         'detail': metrics.detail(seen['enhanced']) / detail,
-        'detail_degraded': metrics.detail(seen['twin']) / detail,
+        'detail_degraded': metrics.detail(seen['degraded']) / detail,
         'flicker': metrics.flicker(seen['enhanced']) / flicker,
-        'flicker_degraded': metrics.flicker(seen['twin']) / flicker,
+        'flicker_degraded': metrics.flicker(seen['degraded']) / flicker,
     }
 
 

@@ -46,7 +46,7 @@ def _of_training(phase: PhaseReport, config: RunConfig, placement: Placement, na
         fewer = max(phase.rows // 2 // shards, 1) * shards
         yield f'fewer clips a step: --config.data.loader.batch_size={fewer} (at least {shards}), or --search'
     if name.startswith('VAE'):
-        yield "encode once, before training: --config.data.cache=\"{'low_variants': 2, 'crop': None}\""
+        yield "encode once, before training: --config.data.cache=\"{'num_degraded_variants': 2, 'crop': None}\""
     if placement.shards(axes.EMBED) < placement.mesh.size:
         yield 'spread the weights over all chips: --config.parallel.data=1 --config.parallel.fsdp=-1'
     if config.optim.momentum_dtype == 'float32':

@@ -29,11 +29,11 @@ from fv_jax.stages.protocol import Batch, BatchSize, ExportedFunction, Metrics, 
 class AutoencoderConfig:
     """kl_weight: of (1).
 
-    from_pictures: `init_from` was trained on single pictures; see `vae.collapse_temporal_kernels`.
+    init_from_image_vae: `init_from` was trained on single pictures; see `vae.collapse_temporal_kernels`.
     """
 
     kl_weight: float = 1e-4
-    from_pictures: bool = False
+    init_from_image_vae: bool = False
 
     def __post_init__(self):
         check_range(self, 'kl_weight', low=0)
@@ -65,7 +65,7 @@ class Autoencoder:
         return nnx.Param
 
     def start_from(self, model: VAE) -> None:
-        if self.config.from_pictures:
+        if self.config.init_from_image_vae:
             collapse_temporal_kernels(model)
 
     @property

@@ -195,7 +195,9 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
     def encode(self, batch: Batch) -> Batch:
         encoded = super().encode(batch)
         if 'z_low_BFHWC' not in encoded:
-            raise ValueError('the clips have no low-quality twins: prepare them with latents.low_variants=1 or more')
+            raise ValueError(
+                'the clips have no degraded variants: prepare them with latents.num_degraded_variants=1 or more'
+            )
         return encoded
 
     def without_guidance(self) -> Self:

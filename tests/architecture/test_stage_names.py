@@ -72,7 +72,7 @@ def test_every_exception_is_needed() -> None:
     ('text', 'what'),
     [
         ("if config.stage.kind == 'superres':\n    pass", "'superres'"),
-        ("twins = 2 if kind in ('lowres', 'other') else 1", "'lowres'"),
+        ("degraded = 2 if kind in ('lowres', 'other') else 1", "'lowres'"),
         ("SIZES = {'stage2': (1072, 1920)}", "'stage2'"),
         ('text = f\'{name}{"stage1"}\'', "'stage1'"),
         ('steps = config.superres.num_steps', '.superres'),

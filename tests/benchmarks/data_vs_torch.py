@@ -2,7 +2,7 @@
 
     bash launch/benchmark.sh --data [--clips 12] [--frames 17] [--cores N] [--json FILE]
 
-Both decode H.264 clips, mirror half of them and make weak, or weak and strong, low-quality twins, at 270x480 and
+Both decode H.264 clips, mirror half of them and make weak, or weak and strong, degraded variants, at 270x480 and
 1080x1920. `plain_torch_data.py` is a Dataset with a DataLoader. In turns, after one clip of each that does not count.
 Reported: frames a second and core. On one core (the default) both run in this process and CPU seconds are counted, so
 that whatever else runs does not matter; on more, ours are threads, theirs worker processes, and the clock counts.
@@ -21,10 +21,9 @@ import torch
 
 from configs import degradations as published
 from fv_jax.core.config import build
-from fv_jax.data.degradation.degradations import Degradation
-from fv_jax.data.degradation.degradations import Twin as TwinTransform
+from fv_jax.data.degradation.degradations import Degradation, Degrade
 from fv_jax.data.loader import LoaderConfig, batches
-from fv_jax.data.transforms import Flip, chain, decode_video, keep_arrays, to_high_res
+from fv_jax.data.transforms import Flip, compose, decode_video, keep_arrays, normalize_video
 from fv_jax.data.video import video_io
 from tests.benchmarks import plain_torch_data
 
@@ -39,21 +38,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--json', default=None, help='where to write the figures too')
     arguments = parser.parse_args(argv)
     rows = []
-    for (name, size), twins in itertools.product(SIZES.items(), ('weak', 'weak+strong')):
+    for (name, size), degraded in itertools.product(SIZES.items(), ('weak', 'weak+strong')):
         clips = arguments.clips if name == '270p' else max(arguments.clips // 3, 2)
-        row = compare(name, size, twins, clips, arguments.frames, arguments.cores)
+        row = compare(name, size, degraded, clips, arguments.frames, arguments.cores)
         rows.append(row)
-        print('{size:>6} {twins:<12} ours {ours:7.1f}  torch {torch:7.1f} frames/s a core   x{ratio:.2f}'.format(**row))
+        print(
+            '{size:>6} {degraded:<12} ours {ours:7.1f}  torch {torch:7.1f} frames/s a core   x{ratio:.2f}'.format(**row)
+        )
     if arguments.json:
         with open(arguments.json, 'w', encoding='utf-8') as file:
             json.dump(rows, file, indent=1)
     return 0
 
 
-def compare(name: str, size: tuple[int, int], twins: str, clips: int, frames: int, cores: int) -> dict:
+def compare(name: str, size: tuple[int, int], degraded: str, clips: int, frames: int, cores: int) -> dict:
     """One row: frames a second and core of both, the medians of three turns each."""
     videos = [_film(frames, size, seed) for seed in range(4)]
-    strong = published.strong() if twins == 'weak+strong' else None
+    strong = published.strong() if degraded == 'weak+strong' else None
     found: dict[str, list[float]] = {'ours': [], 'torch': []}
     torch.set_num_threads(1)  # as DataLoader's workers have it
     cv2.setNumThreads(1)
@@ -62,7 +63,7 @@ def compare(name: str, size: tuple[int, int], twins: str, clips: int, frames: in
         theirs = plain_torch_data.loader(videos, strong, length=clips + 1 + cores, workers=cores if cores > 1 else 0)
         found['torch'].append(_rate(iter(theirs), clips, frames, cores) / cores)
     rates = {side: float(np.median(values)) for side, values in found.items()}
-    return {'size': name, 'twins': twins, **rates, 'ratio': rates['ours'] / rates['torch'], 'cores': cores}
+    return {'size': name, 'degraded': degraded, **rates, 'ratio': rates['ours'] / rates['torch'], 'cores': cores}
 
 
 def _rate(iterator: Iterator, clips: int, frames: int, cores: int) -> float:
@@ -78,8 +79,8 @@ def _rate(iterator: Iterator, clips: int, frames: int, cores: int) -> float:
 def _ours(videos: list[bytes], strong: dict | None, cores: int) -> Iterator:
     probability = published.STRONG_PROBABILITY if strong else 0.0
     values = {'weak': published.WEAK, 'strong': strong, 'strong_probability': probability}
-    twin = TwinTransform(build(Degradation, values))
-    transform = chain(decode_video, Flip(), to_high_res, twin, keep_arrays)
+    degraded = Degrade(build(Degradation, values))
+    transform = compose(decode_video, Flip(), normalize_video, degraded, keep_arrays)
     config = LoaderConfig(batch_size=1, num_threads=cores if cores > 1 else 0, prefetch_batches=2 * cores)
     return batches([{'video': video} for video in videos], transform, config)
 

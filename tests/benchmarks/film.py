@@ -21,7 +21,7 @@ def clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
         fit='crop',
         loader=LoaderConfig(batch_size=1),
     )
-    records = pipeline.source('embedded', config, heldout=heldout)
-    transform = pipeline.pixels(config, low_res=False, training=False)
+    records = pipeline.open_source('embedded', config, heldout=heldout)
+    transform = pipeline.clip_transform(config, low_res=False, training=False)
     every = dataclasses.replace(config, eval_clips=len(records))
     return [batch['high_res_BFHWC'][0] for batch in pipeline.heldout_batches(records, transform, every)]

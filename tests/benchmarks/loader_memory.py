@@ -1,4 +1,5 @@
-"""Does the loader's memory grow? Resident memory over many batches of weak and strong twins, of the embedded film.
+"""Does the loader's memory grow? Resident memory over many batches of the embedded video, with weak and strong
+degradations.
 
     python tests/benchmarks/loader_memory.py [--batches 2000] [--size 128x240] [--train embedded]
 
@@ -31,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     fields = {'train': arguments.train, 'frames': 17, 'height': height, 'width': width, 'fit': 'resize'}
     config = build(DataConfig, fields | {'loader': loader} | published.weak_and_strong())
     bad = BadRecords(config.bad_records)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config, OFFICIAL.latent_spec)
-    drawn = pipeline.streams(groups, config, low_res=True)
+    groups = pipeline.group_by_bucket(pipeline.training_sources(config, bad), config, OFFICIAL.latent_spec)
+    drawn = pipeline.make_streams(groups, config, low_res=True)
     found = []
     for i, _ in enumerate(pipeline.train_batches(drawn, config, bad, start_step=0, process=(0, 1))):
         if i % max(arguments.batches // 10, 1) == 0:

@@ -220,7 +220,7 @@ def _kernels() -> np.ndarray:
         # Quarter the art's size: still larger than any template, and quick to scale.
         small = cv2.resize(art, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
         for size in _SIZES:
-            square = sprite_drawing.stamp(small, (_SIDE / 2, _SIDE / 2), size * _HEIGHT, _SIDE)
+            square = sprite_drawing.resample_art(small, (_SIDE / 2, _SIDE / 2), size * _HEIGHT, _SIDE)
             for soft in _SOFT:
                 blurred = cv2.GaussianBlur(square, (0, 0), soft)
                 colour, opacity = blurred[..., :3], blurred[..., 3:]  # A T and A

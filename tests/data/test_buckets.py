@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.data.buckets import Bucket, Fit, Schedule, assign, batch_size
+from fv_jax.data.buckets import Bucket, BucketFit, BucketSchedule, assign, batch_size
 from fv_jax.models.vae import OFFICIAL
 
 SMALL, WIDE, TALL, LONG, PICTURE = (
@@ -29,44 +29,44 @@ ALL = (SMALL, WIDE, TALL, LONG, PICTURE)
         ((49, 130, 230), WIDE),
         ((1, 1000, 1800), PICTURE),
         ((9, 128, 224), 'of fewer than 17 frames'),
-        ((0, 0, 0), 'whose size cannot be told'),
+        ((0, 0, 0), 'of unknown size'),
         ((17, 60, 224), 'smaller than 64x112'),
-        ((17, 64, 640), 'of another shape: more than 40% would be cut off'),
+        ((17, 64, 640), 'of another aspect ratio: more than 40% would be cropped'),
         ((1, 100, 224), 'smaller than 128x224'),
     ],
 )
 def test_where_a_clip_goes(size: tuple[int, int, int], found: Bucket | str) -> None:
-    assert Fit().bucket(size, ALL, SPEC) == found
+    assert BucketFit().bucket(size, ALL, SPEC) == found
 
 
 def test_cropped_clips_go_to_the_largest_that_can_be_cut_out_of_them() -> None:
-    fit = Fit(scaled=False)
+    fit = BucketFit(scaled=False)
     assert fit.bucket((17, 64, 640), ALL, SPEC) == SMALL
     assert fit.bucket((17, 300, 300), ALL, SPEC) in (WIDE, TALL)
     assert fit.bucket((17, 127, 224), ALL, SPEC) == SMALL
 
 
 def test_kinds_that_no_bucket_takes() -> None:
-    assert Fit().bucket((1, 200, 300), (SMALL,), SPEC) == 'a picture, and no bucket takes pictures'
-    assert Fit().bucket((17, 200, 300), (PICTURE,), SPEC) == 'a clip, and no bucket takes clips'
-    assert Fit(max_upscale=2.0).bucket((17, 32, 56), (SMALL,), SPEC) == SMALL
+    assert BucketFit().bucket((1, 200, 300), (SMALL,), SPEC) == 'an image, and no bucket is for images'
+    assert BucketFit().bucket((17, 200, 300), (PICTURE,), SPEC) == 'a clip, and no bucket is for clips'
+    assert BucketFit(max_upscale=2.0).bucket((17, 32, 56), (SMALL,), SPEC) == SMALL
 
 
 def test_every_record_is_in_one_bucket_or_counted() -> None:
     rng = np.random.default_rng(0)
     sizes = np.stack([rng.choice([1, 9, 17, 40], 500), rng.integers(16, 400, 500), rng.integers(16, 400, 500)], axis=1)
-    found = assign(sizes, ALL, Fit(), SPEC)
-    together = np.concatenate([found.members[bucket] for bucket in ALL])
-    assert len(set(together)) == len(together) and len(together) + sum(found.left_out.values()) == 500
+    found = assign(sizes, ALL, BucketFit(), SPEC)
+    together = np.concatenate([found.indices_by_bucket[bucket] for bucket in ALL])
+    assert len(set(together)) == len(together) and len(together) + sum(found.skipped.values()) == 500
     for bucket in ALL:
-        assert len(found.members[bucket]) > 5
-        assert all(Fit().bucket(tuple(sizes[i]), ALL, SPEC) == bucket for i in found.members[bucket])
+        assert len(found.indices_by_bucket[bucket]) > 5
+        assert all(BucketFit().bucket(tuple(sizes[i]), ALL, SPEC) == bucket for i in found.indices_by_bucket[bucket])
 
 
 def test_which_bucket_is_larger_is_a_matter_of_the_vae() -> None:
     """Of 9 frames of 64x64 and 17 of 48x48 the first make more tokens with the official VAE, not with single frames."""
     few, many = Bucket(9, 64, 64), Bucket(17, 48, 48)
-    fit = Fit(scaled=False)
+    fit = BucketFit(scaled=False)
     assert fit.bucket((17, 64, 64), (few, many), SPEC) == few
     assert fit.bucket((17, 64, 64), (few, many), LatentSpec(16, 1, 8)) == many
 
@@ -79,11 +79,11 @@ def test_tokens_and_batches() -> None:
 
 
 def test_a_schedule_keeps_the_shares_and_forgets_none() -> None:
-    schedule = Schedule((0.7, 0.29, 0.00001), seed=3)
+    schedule = BucketSchedule((0.7, 0.29, 0.00001), seed=3)
     assert schedule.steps.tolist() == [707, 293, 1]
     first, second = schedule.order(0), schedule.order(1)
     assert (np.bincount(first) == schedule.steps).all() and (np.bincount(second) == schedule.steps).all()
     assert (first != second).any()
-    np.testing.assert_array_equal(schedule.order(5), Schedule((0.7, 0.29, 0.00001), seed=3).order(5))
-    assert (first != Schedule((0.7, 0.29, 0.00001), seed=4).order(0)).any()
-    assert Schedule((5.0,), seed=0).cycle == 1
+    np.testing.assert_array_equal(schedule.order(5), BucketSchedule((0.7, 0.29, 0.00001), seed=3).order(5))
+    assert (first != BucketSchedule((0.7, 0.29, 0.00001), seed=4).order(0)).any()
+    assert BucketSchedule((5.0,), seed=0).cycle == 1

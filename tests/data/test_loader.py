@@ -8,7 +8,7 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import loader
-from fv_jax.data.loader import LoaderConfig, Part, Stream, batches, mixed_batches
+from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, batches, mixed_batches
 from fv_jax.data.shards import records
 from fv_jax.data.shards.records import Record
 
@@ -157,9 +157,11 @@ def tagged(tag: int, size: int):
 
 
 STREAMS = [
-    Stream((Part('a', InMemory(10)), Part('b', InMemory(1000), weight=3.0)), tagged(0, 2), 4, share=2.0),
-    Stream((Part('a', InMemory(10), indices=np.array([1, 4, 9])),), tagged(1, 3), 8, share=1.0),
-    Stream((Part('c', InMemory(5)),), tagged(2, 5), 4, share=0.001),
+    BatchStream(
+        (WeightedSource('a', InMemory(10)), WeightedSource('b', InMemory(1000), weight=3.0)), tagged(0, 2), 4, share=2.0
+    ),
+    BatchStream((WeightedSource('a', InMemory(10), indices=np.array([1, 4, 9])),), tagged(1, 3), 8, share=1.0),
+    BatchStream((WeightedSource('c', InMemory(5)),), tagged(2, 5), 4, share=0.001),
 ]
 
 
@@ -201,7 +203,9 @@ def test_every_record_of_a_stream_comes_once_an_epoch(mixture: list[dict]) -> No
 
 def test_weights_are_of_rows_not_of_records() -> None:
     config = LoaderConfig(4, seed=0, num_threads=0)
-    streams = [Stream((Part('a', [{'i': 0}]), Part('b', [{'i': 1}] * 7, weight=3.0)), tagged(0, 2), 4)]
+    streams = [
+        BatchStream((WeightedSource('a', [{'i': 0}]), WeightedSource('b', [{'i': 1}] * 7, weight=3.0)), tagged(0, 2), 4)
+    ]
     rows = np.concatenate([b['i_BL'][:, 0] for b in itertools.islice(mixed_batches(streams, config), 100)])
     assert rows.mean() == 0.75
 

@@ -12,7 +12,7 @@ from fv_jax.data import embedded, pipeline
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.degradation.degradations import WeakConfig
 from fv_jax.data.loader import LoaderConfig
-from fv_jax.data.pipeline import CacheConfig, DataConfig
+from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.records import RecordWriter
 from fv_jax.data.transforms import to_float
@@ -36,8 +36,8 @@ SMALL = DataConfig(
 
 def first_batches(config, start_step=0, count=2, process=(0, 1)):
     bad = BadRecords(config.bad_records)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config, SPEC)
-    drawn = pipeline.streams(groups, config, low_res=True)
+    groups = pipeline.group_by_bucket(pipeline.training_sources(config, bad), config, SPEC)
+    drawn = pipeline.make_streams(groups, config, low_res=True)
     found = pipeline.train_batches(drawn, config, bad, start_step=start_step, process=process)
     return [next(found) for _ in range(count)]
 
@@ -55,7 +55,7 @@ def test_training_batches():
         assert batch.keys() == {'high_res_BFHWC', 'low_res_BFHWC'}
         for video in batch.values():
             assert video.shape == (2, 9, 32, 48, 3) and video.dtype == np.float32 and np.abs(video).max() <= 1
-        # The twin is the clip with less detail.
+        # The degraded clip has less detail.
         difference = np.abs(batch['high_res_BFHWC'] - batch['low_res_BFHWC']).mean()
         assert 0.01 < difference < 0.3
     assert not np.array_equal(first['high_res_BFHWC'], second['high_res_BFHWC'])
@@ -75,8 +75,8 @@ def test_processes_share_the_global_batch():
 
 
 def test_heldout_batches_are_the_same_every_time():
-    records = pipeline.source('synthetic', SMALL, heldout=True)
-    transform = pipeline.pixels(SMALL, low_res=True, training=False)
+    records = pipeline.open_source('synthetic', SMALL, heldout=True)
+    transform = pipeline.clip_transform(SMALL, low_res=True, training=False)
     first, again = (pipeline.heldout_batches(records, transform, SMALL) for _ in range(2))
     assert len(first) == 3
     for a, b in zip(first, again, strict=True):
@@ -91,7 +91,7 @@ def test_the_middle_is_evaluated_and_never_mirrored():
     video = np.zeros((3, 20, 24, 3), np.uint8)
     middle = np.arange(256, dtype=np.uint8).reshape(16, 16)
     video[1, 2:18, 4:20] = middle[..., None]
-    transform = pipeline.pixels(config, low_res=False, training=False)
+    transform = pipeline.clip_transform(config, low_res=False, training=False)
     for seed in range(4):
         got = transform({'video': video}, np.random.default_rng(seed))['high_res_FHWC']
         np.testing.assert_allclose(got[0, ..., 0], middle * (2 / 255) - 1, atol=1e-6)
@@ -100,23 +100,23 @@ def test_the_middle_is_evaluated_and_never_mirrored():
 def test_fewer_heldout_clips_than_asked_for():
     config = dataclasses.replace(SMALL, eval_clips=9)
     records = pipeline.synthetic_clips(2, 1, 16, 32)
-    transform = pipeline.pixels(config, low_res=False, training=False)
+    transform = pipeline.clip_transform(config, low_res=False, training=False)
     assert len(pipeline.heldout_batches(records, transform, config)) == 2
 
 
 def test_sources(tmp_path):
-    assert len(pipeline.source('embedded', SMALL, heldout=False)) == 66
-    assert len(pipeline.source('embedded', SMALL, heldout=True)) == 8 and embedded.heldout_shards()
-    assert len(pipeline.source('synthetic', SMALL, heldout=True)) == 3
+    assert len(pipeline.open_source('embedded', SMALL, heldout=False)) == 66
+    assert len(pipeline.open_source('embedded', SMALL, heldout=True)) == 8 and embedded.heldout_shards()
+    assert len(pipeline.open_source('synthetic', SMALL, heldout=True)) == 3
     with RecordWriter(tmp_path / 'clips', 'clips') as writer:
         writer.write({'video': np.full((9, 32, 48, 3), 7, np.uint8), 'caption': 'grey'})
-    records = pipeline.source(str(tmp_path / 'clips'), SMALL, heldout=False)
+    records = pipeline.open_source(str(tmp_path / 'clips'), SMALL, heldout=False)
     assert len(records) == 1 and records[0]['video'].max() == 7
     with pytest.raises(ValueError, match='no such folder'):
-        pipeline.source(str(tmp_path / 'none'), SMALL, heldout=False)
+        pipeline.open_source(str(tmp_path / 'none'), SMALL, heldout=False)
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='empty: holds no'):
-        pipeline.source(str(tmp_path / 'empty'), SMALL, heldout=True)
+        pipeline.open_source(str(tmp_path / 'empty'), SMALL, heldout=True)
 
 
 def test_clips_in_memory_are_those_on_disk(tmp_path):
@@ -164,8 +164,8 @@ def test_what_cannot_be_is_refused():
 
 
 def test_what_cannot_be_built_is_refused():
-    with pytest.raises(ConfigError, match='low_variants=-1'):
-        CacheConfig(low_variants=-1)
+    with pytest.raises(ConfigError, match='num_degraded_variants=-1'):
+        LatentCacheConfig(num_degraded_variants=-1)
     with pytest.raises(ConfigError, match='fit'):
         build(DataConfig, {'loader': {'batch_size': 1}, 'fit': 'stretch'})
 
@@ -182,16 +182,16 @@ def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path, log_lines):
         SMALL, train=f'{tmp_path}/clips@3+images:{tmp_path}@1', buckets=buckets, token_budget=72, flip=False
     )
     bad = BadRecords(config.bad_records)
-    groups = pipeline.groups(pipeline.training_parts(config, bad), config, SPEC)
+    groups = pipeline.group_by_bucket(pipeline.training_sources(config, bad), config, SPEC)
     assert [str(group.bucket) for group in groups] == ['9x32x48', '1x32x48', '9x16x16', '17x64x64']
     assert [group.batch_size for group in groups] == [4, 12, 24, 1]
-    assert log_lines[0] == f'left out: 1 of 6 clips of {tmp_path}/clips: of fewer than 9 frames'
+    assert log_lines[0] == f'skipped: 1 of 6 clips of {tmp_path}/clips: of fewer than 9 frames'
     assert log_lines[1].startswith('9x32x48: 3 clips, batch 4 (72 tokens), ') and log_lines[-1] == '33x16x16: no clips'
     # Rows, not batches, are 3 to 1: batches are weighted by how many rows they hold.
     rows = np.array([group.share * group.batch_size for group in groups])
     np.testing.assert_allclose(rows / rows.sum(), [3 / 4 * 3 / 5, 1 / 4, 3 / 4 / 5, 3 / 4 / 5])
     found = pipeline.train_batches(
-        pipeline.streams(groups, config, low_res=True), config, bad, start_step=0, process=(0, 1)
+        pipeline.make_streams(groups, config, low_res=True), config, bad, start_step=0, process=(0, 1)
     )
     shapes = {batch['low_res_BFHWC'].shape for batch in (next(found) for _ in range(30))}
     assert shapes <= {(4, 9, 32, 48, 3), (12, 1, 32, 48, 3), (24, 9, 16, 16, 3), (1, 17, 64, 64, 3)}

@@ -50,7 +50,7 @@ def test_pictures_with_captions(tmp_path):
     with pytest.raises(ValueError, match='no such folder'):
         sources.ImageFolder(tmp_path / 'x')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(ValueError, match='holds no pictures'):
+    with pytest.raises(ValueError, match='holds no images'):
         sources.ImageFolder(tmp_path / 'empty')
 
 
@@ -83,7 +83,7 @@ def test_sizes_of_shards_are_told_or_measured(tmp_path):
 
 def test_stills_are_first_frames(tmp_path):
     shards = Shards(write(tmp_path))
-    stills = sources.Stills(shards)
+    stills = sources.FirstFrames(shards)
     first = video_io.decode(shards[2]['video']).frames[:1]
     np.testing.assert_array_equal(stills[2]['video'], first)
     assert stills.sizes().tolist() == [[1, 32, 48]] * 3 and stills[2]['frames'] == 1
@@ -92,7 +92,7 @@ def test_stills_are_first_frames(tmp_path):
 
 def test_swings_go_forth_and_back_and_forth(tmp_path):
     shards = Shards(write(tmp_path))
-    swings = sources.Swings(shards)
+    swings = sources.PingPong(shards)
     forth = video_io.decode(shards[2]['video']).frames
     frames = swings[2]['video']
     assert len(frames) == swings[2]['frames'] == 3 * len(forth) - 2
@@ -101,10 +101,10 @@ def test_swings_go_forth_and_back_and_forth(tmp_path):
     np.testing.assert_array_equal(frames[period:], forth)
     np.testing.assert_array_equal(frames[: period + 1], frames[period::-1])
     assert swings.sizes()[:, 0].tolist() == [len(swings[i]['video']) for i in range(3)]
-    one = sources.Swings([{'video': forth[:1]}])
+    one = sources.PingPong([{'video': forth[:1]}])
     assert len(one[0]['video']) == 1 and one.sizes()[0, 0] == 1
     with pytest.raises(ValueError, match='record 0: has no video'):
-        _ = sources.Swings([{'caption': 'a'}])[0]
+        _ = sources.PingPong([{'caption': 'a'}])[0]
 
 
 def test_shards_far_away_are_copied_once(tmp_path, monkeypatch):

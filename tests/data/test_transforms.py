@@ -95,8 +95,8 @@ def test_a_chain_from_film_to_arrays() -> None:
         'fps': 24.0,
         'text': np.ones((4, 8), np.float32),
     }
-    chain = transforms.chain(
-        transforms.decode_video, Window(9), Crop(32, 48), transforms.to_high_res, transforms.keep_arrays
+    chain = transforms.compose(
+        transforms.decode_video, Window(9), Crop(32, 48), transforms.normalize_video, transforms.keep_arrays
     )
     out = chain(record, rng(1))
     assert {key: value.shape for key, value in out.items()} == {'high_res_FHWC': (9, 32, 48, 3), 'text_LD': (4, 8)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.parallel_context import Rules
-from fv_jax.data.degradation.degradations import WeakConfig, weak
+from fv_jax.data.degradation.degradations import WeakConfig, degrade_weak
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import HealthCheck, compared, probes
 from fv_jax.models.dit import DiTConfig
@@ -34,14 +34,14 @@ def clip():
     rng = np.random.default_rng(0)
     film = films.pattern(3, 32, 48) + rng.normal(0, 20, (3, 32, 48, 3))
     high = np.clip(film / 127.5 - 1, -1, 1).astype(np.float32)
-    return high[None], weak(high, rng, WeakConfig(3, 3))[None]
+    return high[None], degrade_weak(high, rng, WeakConfig(3, 3))[None]
 
 
 HIGH, LOW = clip()
 
 
 def check_of(answer, stage=STAGE):
-    """A health check of a 'network' that gives answer(x, t, data, twin): scaled latents, in place of data - source."""
+    """A check of a 'network' that gives answer(x, t, data, degraded): scaled latents, in place of data - source."""
 
     def model_of(params):
         def model(x, timestep_B, text, noise_augmentation_timestep_B, *, rules):
@@ -62,7 +62,7 @@ def check_of(answer, stage=STAGE):
 
 
 def test_a_perfect_network_has_nothing_wrong():
-    health = check_of(lambda x, t, data, twin: data)({})
+    health = check_of(lambda x, t, data, degraded: data)({})
     figures = health.figures
     assert figures['loss_vs_copy'] < 1e-6 and figures['loss_vs_mean'] < 1e-6
     assert figures['psnr'] > 50 and figures['psnr_degraded'] < 30
@@ -79,10 +79,10 @@ def test_a_perfect_network_has_nothing_wrong():
 @pytest.mark.parametrize(
     ('answer', 'violated'),
     [
-        (lambda x, t, data, twin: twin, {'loss_vs_copy'}),
-        (lambda x, t, data, twin: jnp.zeros_like(x), {'loss_vs_mean', 'energy', 'detail', 'loss_vs_copy'}),
-        (lambda x, t, data, twin: 2 * data, {'energy'}),
-        (lambda x, t, data, twin: data + 1.5 * jnp.sign(jnp.sin(1e4 * x)), {'detail', 'psnr'}),
+        (lambda x, t, data, degraded: degraded, {'loss_vs_copy'}),
+        (lambda x, t, data, degraded: jnp.zeros_like(x), {'loss_vs_mean', 'energy', 'detail', 'loss_vs_copy'}),
+        (lambda x, t, data, degraded: 2 * data, {'energy'}),
+        (lambda x, t, data, degraded: data + 1.5 * jnp.sign(jnp.sin(1e4 * x)), {'detail', 'psnr'}),
     ],
 )
 def test_diagnostics_of_broken_networks_violate_the_limits(answer, violated):
@@ -94,7 +94,7 @@ def test_a_break_in_one_tenth_shows_there_alone():
     w, s = probes(STAGE, 3)
     t = 2.5 * w / (1 + 1.5 * w)
     broken = 7
-    check = check_of(lambda x, u, data, twin: jnp.where(jnp.abs(u - t[broken]) < 1e-3, data + 0.5 * u, data))
+    check = check_of(lambda x, u, data, degraded: jnp.where(jnp.abs(u - t[broken]) < 1e-3, data + 0.5 * u, data))
     figures = check({}).figures
     assert figures['loss_t/7'] > 0.2 and figures[f'loss_noise/{3 * broken % 10}'] == figures['loss_t/7']
     assert all(figures[f'loss_t/{k}'] < 1e-6 for k in range(10) if k != broken)
@@ -103,13 +103,13 @@ def test_a_break_in_one_tenth_shows_there_alone():
 
 def test_the_same_noise_every_time_and_no_noise_tenths_without_a_range():
     fixed = SuperRes(dataclasses.replace(CONFIG, noise_augmentation_timestep_range=None), STAGE.network)
-    check = check_of(lambda x, t, data, twin: twin, fixed)
+    check = check_of(lambda x, t, data, degraded: degraded, fixed)
     figures = check({}).figures
     assert figures == check({}).figures and not any(name.startswith('loss_noise') for name in figures)
 
 
 def test_without_the_truth_the_ceiling_stands_for_it():
-    check = dataclasses.replace(check_of(lambda x, t, data, twin: data), truths=[None])
+    check = dataclasses.replace(check_of(lambda x, t, data, degraded: data), truths=[None])
     assert check({}).figures['psnr_ceiling'] == 99
 
 
@@ -117,6 +117,6 @@ def test_flicker_is_measured_against_the_ceiling():
     rng = np.random.default_rng(0)
     still = np.repeat(HIGH[0][:1], 4, axis=0)
     moving = np.clip(still + rng.normal(0, 0.1, still.shape), -1, 1).astype(np.float32)
-    videos = {'enhanced': moving, 'twin': still, 'ceiling': np.roll(moving, 1, 0), 'truth': still}
+    videos = {'enhanced': moving, 'degraded': still, 'ceiling': np.roll(moving, 1, 0), 'truth': still}
     figures = compared({name: to_uint8(video) for name, video in videos.items()})
     assert 0.7 < figures['flicker'] < 1.4 and figures['flicker_degraded'] == 0

@@ -56,12 +56,12 @@ os.mkdir = mkdir
 # The loader's workers are threads: none can be killed but by itself. One ends while it makes a row.
 WORKER_DIES = """
 from fv_jax.data import loader
-made = loader._ProcessRows.__getitem__
+made = loader._ProcessExamples.__getitem__
 def row(self, index):
     if index == 10:
         raise SystemExit('killed')
     return made(self, index)
-loader._ProcessRows.__getitem__ = row
+loader._ProcessExamples.__getitem__ = row
 """
 NAN = f"""
 import itertools

@@ -189,7 +189,7 @@ def test_json_without_end_is_refused(tmp_path):
         files.parse_json(DEEP)
     (tmp_path / 'captions.json').write_text(DEEP)
     with pytest.raises(ValueError, match=r'captions\.json: nested'):
-        Captions(tmp_path).of(tmp_path / 'film.mp4')
+        Captions(tmp_path).find(tmp_path / 'film.mp4')
 
 
 def test_a_playlist_opens_no_other_file(tmp_path):

@@ -127,7 +127,7 @@ def _contradictions(world: Path) -> list:
         ('data.buckets', '({"frames": 9, "height": 32, "width": 48, "depth": 1},)'), ('data.buckets', '(3,)'),
         ('data.buckets', '({"frames": 9, "height": 33, "width": 48},)'), ('data.token_budget', '0'),
         ('data.weak.low', '9'), ('data.weak.high', '0.5'), ('data.strong_probability', '0.5'),
-        ('data.cache.low_variants', '0'), ('data.cache.crop', '(3, 4)'), ('data.max_cut', '1.5'),
+        ('data.cache.num_degraded_variants', '0'), ('data.cache.crop', '(3, 4)'), ('data.max_crop_fraction', '1.5'),
         ('data.bad_records.on_bad_record', 'ignore'), ('data.loader.batch_size', '0'), ('data.eval_clips', '0'),
         ('data.train', world / 'nowhere'), ('data.train', world / 'empty'), ('data.train', f'images:{world}/x'),
         ('data.train', f'images:{world}/empty'), ('data.train', f'tfds:{world}/empty'), ('data.train', 'a@0'),

@@ -35,19 +35,19 @@ def total(phase):
     return sum(each.flops.total * each.runs for each in phase.executables)
 
 
-@pytest.mark.parametrize(('program', 'twins'), [('configs/stage2.py', 2), ('configs/stage1.py', 1)])
-def test_a_training_step_is_the_plans(program, twins):
+@pytest.mark.parametrize(('program', 'videos_per_clip'), [('configs/stage2.py', 2), ('configs/stage1.py', 1)])
+def test_a_training_step_is_the_plans(program, videos_per_clip):
     parts = assembled(program, ('data.cache', 'none'))
     bucket = programs.largest(parts)
     video = shape(1, bucket.frames, bucket.height, bucket.width, 3)
-    batch = dict(zip(('high_res_BFHWC', 'low_res_BFHWC')[:twins], [video] * twins, strict=True))
+    batch = dict(zip(('high_res_BFHWC', 'low_res_BFHWC')[:videos_per_clip], [video] * videos_per_clip, strict=True))
     found = step_cost.training(parts, OFFICIAL)(batch)
     assert found.flops == pytest.approx(total(programs.training(parts, OFFICIAL, bucket)))
     tokens = OFFICIAL.latent_spec.num_tokens(*bucket.size)
     assert (found.tokens, found.devices, found.peak_seconds) == (tokens, 1, None)  # a CPU's peak is not known
     latents = shape(1, 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8, 16)
     encoded = step_cost.training(parts, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
-    cached = assembled(program, ('data.cache', "{'low_variants': 1, 'crop': None}"))
+    cached = assembled(program, ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
     assert encoded.flops == pytest.approx(total(programs.training(cached, OFFICIAL, bucket)))
     assert encoded.tokens == found.tokens
 

@@ -262,7 +262,7 @@ def test_encode_takes_videos_and_leaves_latents():
     encoded = here.encode(videos)
     assert encoded.keys() == {'z_high_BFHWC', 'z_low_BFHWC'}
     assert float(encoded['z_high_BFHWC'].max()) == 1 and float(encoded['z_low_BFHWC'].max()) == 2
-    with pytest.raises(ValueError, match='no low-quality twins'):
+    with pytest.raises(ValueError, match='no degraded variants'):
         stage().encode({'z_high_BFHWC': given['z_high_BFHWC']})
 
 

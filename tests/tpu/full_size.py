@@ -44,7 +44,7 @@ BATCH_64 = (
     ('parallel.fsdp', '32'),
     ('parallel.context', '4'),
 )
-NO_AVERAGE = (*ONE_CLIP, ('optim.ema_decay', '0'), ('data.cache', "{'low_variants': 1, 'crop': None}"))
+NO_AVERAGE = (*ONE_CLIP, ('optim.ema_decay', '0'), ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
 IN_TURN = (*ONE_CLIP, ('stage.options.guidance_batched', 'false'))
 HALVES = (('loop.microbatches', '2'),)
 IN_TURN_FIRST = (('data.loader.batch_size', '1'), ('stage.options.guidance_batched', 'false'))

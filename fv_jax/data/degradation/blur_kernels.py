@@ -21,8 +21,18 @@ from fv_jax.core.checks import require
 Profile = Literal['gaussian', 'generalized', 'plateau']
 
 
-def bell(size: int, profile: Profile, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0) -> np.ndarray:
-    """(1), (2) or (3), float32 (size, size). size: odd. sigma: (x, y), pixels. angle: radians."""
+def blur_kernel(
+    size: int, profile: Profile, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0
+) -> np.ndarray:
+    """Computes a kernel (1), (2) or (3), float32 (size, size) with sum 1.
+
+    Args:
+      size: side in pixels, odd.
+      profile: 'gaussian' is (1), 'generalized' (2), 'plateau' (3).
+      sigma: standard deviations (x, y) in pixels, before the rotation.
+      angle: of the rotation, radians.
+      beta: exponent of (2) and (3).
+    """
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.array([[cos, -sin], [sin, cos]])
     inverse = rotation @ np.diag([sigma[0] ** -2.0, sigma[1] ** -2.0]) @ rotation.T
@@ -37,8 +47,13 @@ def bell(size: int, profile: Profile, sigma: tuple[float, float], angle: float =
     return _normalized(kernel)
 
 
-def sinc(size: int, omega: float) -> np.ndarray:
-    """(4), float32 (size, size). size: odd. omega: cutoff in radians a pixel, up to pi."""
+def sinc_kernel(size: int, omega: float) -> np.ndarray:
+    """Computes the kernel (4), float32 (size, size) with sum 1.
+
+    Args:
+      size: side in pixels, odd.
+      omega: cutoff frequency in radians per pixel, up to pi.
+    """
     y, x = _offsets(size)
     radius = np.hypot(x, y)
     away = np.where(radius > 0, radius, 1)
@@ -46,14 +61,14 @@ def sinc(size: int, omega: float) -> np.ndarray:
     return _normalized(kernel)
 
 
-def separated(kernel_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The column and the row whose product the kernel is, or None if it is not a product."""
-    column, row = kernel_HW.sum(axis=1), kernel_HW.sum(axis=0)  # of a product that sums to 1
+def separable_factors(kernel_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Factors a kernel with sum 1 into column and row, whose outer product it is; None if it is not separable."""
+    column, row = kernel_HW.sum(axis=1), kernel_HW.sum(axis=0)  # the factors, if the kernel is separable
     return (column, row) if np.allclose(np.outer(column, row), kernel_HW, atol=1e-7) else None
 
 
 def _offsets(size: int) -> tuple[np.ndarray, np.ndarray]:
-    require(size >= 1 and size % 2 != 0, f'a kernel of {size} pixels has no centre: its size must be odd')
+    require(size >= 1 and size % 2 != 0, f'size={size}: the size of a kernel must be odd, so that it has a centre')
     half = size // 2
     return np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
 

@@ -43,7 +43,7 @@ class Blur:
     name: str
 
     def __call__(self, frames: Frames) -> Iterator[np.ndarray]:
-        parts = blur_kernels.separated(self.kernel)
+        parts = blur_kernels.separable_factors(self.kernel)
         for frame in frames:
             if parts is None:
                 yield cv2.filter2D(frame, -1, self.kernel)

@@ -1,9 +1,9 @@
-"""What happens when a record cannot be used: one policy for whatever is wrong with it.
+"""The policy for bad records: fail, or skip up to a limit.
 
-A record is bad when reading, decoding or transforming it raises ValueError. With 'fail' the run stops there. With
-'skip' another record of the same source, drawn by the row's own generator, takes its place, so that processes still
-share batches as they would have, until more than `budget` different ones were bad in one process. Every bad record is
-counted and named once. A shard that cannot be opened counts as one, and is left out.
+A record is bad when reading, decoding or transforming it raises ValueError. With 'fail' the run stops. With 'skip' the
+record is replaced by another record of the same source, drawn by the example's own generator, so that the other
+examples and processes are not affected, until one process has met more than `max_bad_records` different bad records.
+Every bad record is counted and logged once. A shard that cannot be opened counts as one bad record and is skipped.
 """
 
 import dataclasses
@@ -18,25 +18,32 @@ log = logging.getLogger(__name__)
 
 
 class BadRecordError(ValueError):
-    """A record, or too many of them, cannot be used. The message names it."""
+    """Raised for a bad record, or for too many of them; the message names the record."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BadRecordConfig:
-    """on_bad_record: 'fail' or 'skip'. budget: how many different records may be skipped."""
+    """The policy for bad records.
+
+    Attributes:
+      on_bad_record: 'fail' or 'skip'.
+      max_bad_records: how many different records one process may skip.
+    """
 
     on_bad_record: Literal['skip', 'fail'] = 'fail'
-    budget: int = 100
+    max_bad_records: int = 100
 
     def __post_init__(self):
         check_choice(self, 'on_bad_record', choices=('skip', 'fail'))
-        check_range(self, 'budget', low=0)
+        check_range(self, 'max_bad_records', low=0)
 
 
 class BadRecords:
-    """The bad records of a process so far. Threads may report at once.
+    """The bad records of a process so far; thread-safe.
 
-    found: name -> reason.
+    Attributes:
+      config: the policy.
+      found: the reason for each bad record, by the record's name.
     """
 
     def __init__(self, config: BadRecordConfig):
@@ -44,7 +51,7 @@ class BadRecords:
         self._lock = threading.Lock()
 
     def report(self, name: str, error: ValueError) -> None:
-        """Counts a bad record. Raises BadRecordError if the run has to stop."""
+        """Counts and logs a bad record. Raises BadRecordError where the policy stops the run."""
         reason = str(error).strip().partition('\n')[0].removeprefix(f'{name}: ')
         if self.config.on_bad_record == 'fail':
             raise BadRecordError(
@@ -54,9 +61,10 @@ class BadRecords:
             if name in self.found:
                 return
             self.found[name] = reason
-            count, budget = len(self.found), self.config.budget
-            if count > budget:
+            count, limit = len(self.found), self.config.max_bad_records
+            if count > limit:
                 raise BadRecordError(
-                    f'{count} records are bad and config.data.bad_records.budget={budget}; the last is {name}: {reason}'
+                    f'{count} records are bad and config.data.bad_records.max_bad_records={limit}; the last is {name}: '
+                    f'{reason}'
                 ) from None
-            log.info(f'bad record {count} of at most {budget}: {name}: {reason}', extra=EVERY_PROCESS)
+            log.info(f'bad record {count} of at most {limit}: {name}: {reason}', extra=EVERY_PROCESS)

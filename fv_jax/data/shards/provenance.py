@@ -1,34 +1,34 @@
-"""What made the latents that shards hold; of their text embeddings, `text_provenance.py`.
+"""Provenance check of cached latents: which VAE encoded them. `text_provenance.py` does the same for text embeddings.
 
-`prepare` writes into NAME.json, under `latents`, the digest of the VAE and how it cut the clips in time. Latents of
-another VAE are numbers like any other: only the stamp tells.
+`prepare` writes the VAE's fingerprint and its chunks in time to NAME.json, under `latents`. Latents of another VAE have
+the same shapes, so that nothing else reveals them.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from fv_jax.core.checks import require
-from fv_jax.data.loader import Part, Shards, Source
-from fv_jax.data.shards.records import index_of
+from fv_jax.data.loader import DataSource, Shards, WeightedSource
+from fv_jax.data.shards.records import read_index
 
 
-def of(source: Source) -> dict[str, dict[str, Any]]:
-    """The NAME.json of every set of shards behind a source, by one of its shards' paths."""
+def shard_indexes(source: DataSource) -> dict[str, dict[str, Any]]:
+    """Reads the NAME.json of every set of shards in a source; returns them by the path of one of the set's shards."""
     shards = source if isinstance(source, Shards) else None
     if shards is None:
         inner = getattr(source, 'sources', ())
-        return {path: index for one in inner for path, index in of(one).items()}
+        return {path: index for one in inner for path, index in shard_indexes(one).items()}
     found = {}
     for path in shards.paths:
-        index = index_of(path)
+        index = read_index(path)
         if index not in found.values():
             found[path] = index
     return found
 
 
-def holds_latents(source: Source) -> bool:
-    """Whether a source's records are latents. Raises ValueError when some are and some are not."""
-    kinds = {path: 'latents' in index for path, index in of(source).items()}
+def is_latent_source(source: DataSource) -> bool:
+    """Tells whether a source's records are latents. Raises ValueError when some are and some are not."""
+    kinds = {path: 'latents' in index for path, index in shard_indexes(source).items()}
     if len(set(kinds.values())) > 1:
         latents = next(path for path, kind in kinds.items() if kind)
         clips = next(path for path, kind in kinds.items() if not kind)
@@ -36,10 +36,15 @@ def holds_latents(source: Source) -> bool:
     return any(kinds.values())
 
 
-def check_latents(parts: Sequence[Part], vae: dict[str, Any] | None) -> None:
-    """Raises ValueError, naming the shards, when their latents were not made by `vae` (its stamp; None is no VAE)."""
+def check_latents(parts: Sequence[WeightedSource], vae: dict[str, Any] | None) -> None:
+    """Raises ValueError, naming the shards, when their latents were not encoded by this VAE.
+
+    Args:
+      parts: sources, of clips or latents.
+      vae: provenance of this run's latents, as in NAME.json; None for a run without a VAE.
+    """
     for part in parts:
-        for path, index in of(part.source).items():
+        for path, index in shard_indexes(part.source).items():
             made_by = index.get('latents')
             if made_by is None:
                 continue

@@ -154,7 +154,7 @@ def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
             reader.close()
 
 
-def index_of(shard: str | Path) -> dict[str, Any]:
+def read_index(shard: str | Path) -> dict[str, Any]:
     """What NAME.json says of the set that a shard belongs to; {} without one. Raises ValueError if it is none."""
     path = Path(shard)
     match = _SHARD.fullmatch(path.name)

@@ -1,4 +1,7 @@
-"""Which text encoder made the embeddings in a data set: `prepare` writes its fingerprint beside the shards."""
+"""Provenance check of text embeddings: which text encoder made those in a data set.
+
+`prepare` writes the encoder's fingerprint to NAME.json beside the shards.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,36 +9,44 @@ from pathlib import Path
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.data import sources
-from fv_jax.data.loader import Shards, Source
-from fv_jax.data.shards.records import index_of, read_records, set_name
+from fv_jax.data.loader import DataSource, Shards
+from fv_jax.data.shards.records import read_index, read_records, set_name
 from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint
 
 
-def of(name: str, source: Source) -> dict[str, TextEncoderFingerprint | None]:
-    """The encoder's fingerprint for each set of clips behind a source, by the path of a set's NAME.json or by the
-    source's own name; None for one without embeddings.
+def stored_fingerprints(name: str, source: DataSource) -> dict[str, TextEncoderFingerprint | None]:
+    """Reads the encoder's fingerprint of each set of clips in a source.
 
-    Raises ValueError for embeddings that nothing says the encoder of.
+    Returns:
+      Fingerprints by the path of the set's NAME.json, or by the source's own name; None for a set without embeddings.
+
+    Raises:
+      ValueError: a set holds embeddings and its NAME.json has no fingerprint of their encoder.
     """
     if isinstance(source, Shards):
-        return _of_shards(source)
+        return _shard_fingerprints(source)
     inner = getattr(source, 'sources', ())
-    names = [part for part, _ in sources.parse(name)] if isinstance(source, sources.Joined) else [name] * len(inner)
+    names = (
+        [part for part, _ in sources.parse(name)] if isinstance(source, sources.ConcatSource) else [name] * len(inner)
+    )
     if not inner:
         return {name: None}
     found = {}
     for part, one in zip(names, inner, strict=True):
-        found |= of(part, one)
+        found |= stored_fingerprints(part, one)
     return found
 
 
-def _of_shards(shards: Shards) -> dict[str, TextEncoderFingerprint | None]:
+def _shard_fingerprints(shards: Shards) -> dict[str, TextEncoderFingerprint | None]:
     firsts = {Path(shard).with_name(f'{set_name(shard)}.json'): shard for shard in reversed(shards.paths)}
     fingerprints = {}
     for path, shard in firsts.items():
-        text = index_of(shard).get('text')
+        text = read_index(shard).get('text')
         if text is None and _holds_text(shard):
-            raise ValueError(f'{shard}: holds text embeddings, and {path} does not say whose; prepare the clips again')
+            raise ValueError(
+                f'{shard}: holds text embeddings, and {path} has no fingerprint of their encoder; '
+                'prepare the clips again'
+            )
         known = text and TextEncoderFingerprint(text['digest'], text['length'], text['dim'])
         fingerprints[str(path)] = known
     return fingerprints
@@ -44,11 +55,11 @@ def _of_shards(shards: Shards) -> dict[str, TextEncoderFingerprint | None]:
 def _holds_text(shard: str) -> bool:
     try:
         return 'text' in next(read_records([shard]), {})
-    except ValueError:  # a bad record, which is dealt with when it is drawn
+    except ValueError:  # a bad record, which is handled when it is loaded
         return False
 
 
-def check(
+def check_fingerprints(
     found: Mapping[str, TextEncoderFingerprint | None],
     config: TextConfig,
     own: TextEncoderFingerprint | None,
@@ -56,13 +67,14 @@ def check(
     *,
     online: bool,
 ) -> TextEncoderFingerprint | None:
-    """The fingerprint of the encoder whose embeddings a run learns from; None where it learns without texts.
+    """Checks that all embeddings are of one encoder, and returns its fingerprint; None for a run without text.
 
     Args:
-      found: of every set of clips, by its name, as `of` gives it.
+      found: fingerprints of every set of clips, by its name, from `stored_fingerprints`.
       config: the run's encoder.
-      own: its fingerprint; None where there is none, or where its files do not exist here and the clips are believed.
-      text_dim: what the network takes.
+      own: its fingerprint; None without an encoder, or where its files do not exist here and the stored fingerprints
+        are relied on.
+      text_dim: width of the embeddings that the network takes.
       online: captions are embedded as they are read. Otherwise a set without embeddings is an error.
 
     Raises:

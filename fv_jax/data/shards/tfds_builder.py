@@ -64,9 +64,9 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         for path in sorted(p for p in self._films.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()):
             name = path.relative_to(self._films).as_posix()
             try:
-                caption = captions.of(path) or ''
+                caption = captions.find(path) or ''
                 planned = clips.scan_file(path, self._clips, video_io.probe(path))
-                for record in clips.cut(path, planned, self._clips):
+                for record in clips.extract_clips(path, planned, self._clips):
                     if record is not None:
                         yield f'{name}-{record["start_frame"]}', record | {'source': name, 'caption': caption}
             except ValueError as error:

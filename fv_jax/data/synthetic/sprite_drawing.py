@@ -35,7 +35,7 @@ def load_art(count: int) -> np.ndarray:
     return cells
 
 
-def glide(backdrop_HWC: np.ndarray, art: np.ndarray, centres_F2: np.ndarray, size: float) -> np.ndarray:
+def draw_moving_sprite(backdrop_HWC: np.ndarray, art: np.ndarray, centres_F2: np.ndarray, size: float) -> np.ndarray:
     """Frames of a sprite over a landscape.
 
     Args:
@@ -53,7 +53,7 @@ def glide(backdrop_HWC: np.ndarray, art: np.ndarray, centres_F2: np.ndarray, siz
     return frames
 
 
-def stamp(art: np.ndarray, centre: Sequence[float], size: float, side: int) -> np.ndarray:
+def resample_art(art: np.ndarray, centre: Sequence[float], size: float, side: int) -> np.ndarray:
     """The art scaled to `size` pixels with its middle at `centre` (y, x) of a side x side square: float32 RGBA."""
     fine = max(1, math.ceil(len(art) / size))
     scale = size * fine / len(art)
@@ -67,7 +67,7 @@ def stamp(art: np.ndarray, centre: Sequence[float], size: float, side: int) -> n
 def _paste(frame_HWC: np.ndarray, art: np.ndarray, centre: np.ndarray, size: float) -> None:
     side = math.ceil(size) + 2
     top, left = (math.floor(c - side / 2) for c in centre)
-    square = stamp(art, (centre[0] - top, centre[1] - left), size, side)
+    square = resample_art(art, (centre[0] - top, centre[1] - left), size, side)
     rows = slice(max(top, 0), max(min(top + side, frame_HWC.shape[0]), 0))
     columns = slice(max(left, 0), max(min(left + side, frame_HWC.shape[1]), 0))
     square = square[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]

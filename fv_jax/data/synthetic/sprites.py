@@ -114,9 +114,9 @@ class Scene:
     @property
     def caption(self) -> str:
         """The canonical caption, the prompt of a held-out scene: 'a ladybug moves from left to right over a beach'."""
-        return self.worded(CANONICAL)
+        return self.caption_from(CANONICAL)
 
-    def worded(self, pattern: str) -> str:
+    def caption_from(self, pattern: str) -> str:
         """The caption in the words of CANONICAL or one of PARAPHRASES."""
         article = 'an' if self.object[0] in 'aeiou' else 'a'
         return pattern.format(
@@ -180,7 +180,7 @@ def draw(scene: Scene, size: tuple[int, int, int], art: np.ndarray | None = None
     rng = np.random.default_rng(scene.details)
     backdrop = sprite_drawing.landscape(scene.background, rng, size[1:])
     sprite = art[list(OBJECTS).index(scene.object)]
-    return sprite_drawing.glide(backdrop, sprite, scene.centres(size[0]), scene.size)
+    return sprite_drawing.draw_moving_sprite(backdrop, sprite, scene.centres(size[0]), scene.size)
 
 
 def load_art() -> np.ndarray:
@@ -255,7 +255,7 @@ class SpriteClips:
         if self._smallest is not None:
             drawn = round(self._smallest * (height / self._smallest) ** rng.random())
             height, width = drawn, math.ceil(width * drawn / height)
-        return scene, scene.worded(pattern), (frames, height, width)
+        return scene, scene.caption_from(pattern), (frames, height, width)
 
 
 def is_name(name: str) -> bool:
@@ -263,7 +263,7 @@ def is_name(name: str) -> bool:
     return name.partition(':')[0] in (WHOLE, CROPS)
 
 
-def source(name: str, size: tuple[int, int, int], *, heldout: bool) -> SpriteClips:
+def open_source(name: str, size: tuple[int, int, int], *, heldout: bool) -> SpriteClips:
     """The clips of a data configuration.
 
     Args:

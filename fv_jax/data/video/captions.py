@@ -24,7 +24,7 @@ class Captions:
         self._root = root
         self._tables: dict[Path, dict[str, str]] = {}
 
-    def of(self, video: Path) -> str | None:
+    def find(self, video: Path) -> str | None:
         """The caption of a video under the root, or None."""
         sidecar = video.with_suffix('.txt')
         if sidecar.is_file():

@@ -18,7 +18,7 @@ from fv_jax.data.degradation.degradations import Degradation, StrongConfig, Weak
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import video_io
-from fv_jax.data.video.shots import Detector, Timeline, scan
+from fv_jax.data.video.shots import ShotDetector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
 
 _TIE = 2e-3  # seconds: containers round timestamps to a millisecond; of two frames as near, the earlier is shown
@@ -26,24 +26,24 @@ _BLACK = 6.0  # mean level (of 255) under which a frame counts as black
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentsConfig:
+class OfflineLatentsConfig:
     """Clips stored as latents, for training that never decodes or encodes.
 
     vae: '' stores clips as video; else the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt, a .safetensors of ours.
-    low_variants: how many low-quality twins of each clip, all of it as long as the clip. Stage 1 needs none.
+    num_degraded_variants: how many degraded variants of each clip, all of it as long as the clip. Stage 1 needs none.
     weak, strong, strong_probability: how they are made (`Degradation`; `configs/degradations.py`).
-    seed: of the twins.
+    seed: of the degraded.
     """
 
     vae: str = ''
-    low_variants: int = 4
+    num_degraded_variants: int = 4
     weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
     strong: StrongConfig | None = None
     strong_probability: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
-        check_range(self, 'low_variants', 'seed', low=0)
+        check_range(self, 'num_degraded_variants', 'seed', low=0)
         _ = self.degradation
 
     @property
@@ -77,7 +77,7 @@ class ClipsConfig:
     width: int = 1920
     fps: float | None = None
     max_upscale: float = 1.0
-    detector: Detector = 'adaptive'
+    detector: ShotDetector = 'adaptive'
     threshold: float | None = None
     min_shot_frames: int = 15
     margin: int = 2
@@ -88,7 +88,7 @@ class ClipsConfig:
     preset: str = 'medium'
     shard_records: int = 256
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
-    latents: LatentsConfig = dataclasses.field(default_factory=LatentsConfig)
+    latents: OfflineLatentsConfig = dataclasses.field(default_factory=OfflineLatentsConfig)
 
     def __post_init__(self):
         is_name = self.name.replace('-', '').replace('_', '').isalnum()
@@ -107,7 +107,7 @@ class ClipsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ClipSelection:
     """Which source frames make which clip.
 
     fps: of the clips.
@@ -128,7 +128,7 @@ def check_size(info: video_io.VideoInfo, config: ClipsConfig) -> None:
         )
 
 
-def plan(timeline: Timeline, fps: float, config: ClipsConfig) -> Plan:
+def select_clips(timeline: Timeline, fps: float, config: ClipsConfig) -> ClipSelection:
     """Which clips a film gives.
 
     Args:
@@ -148,7 +148,7 @@ def plan(timeline: Timeline, fps: float, config: ClipsConfig) -> Plan:
             middles = first + (np.arange(config.clips_per_shot) + 0.5) * space
             starts = np.round(middles - config.frames / 2).astype(int)
         clips += [(int(j), source[j : j + config.frames]) for j in starts]
-    return Plan(fps, tuple(clips))
+    return ClipSelection(fps, tuple(clips))
 
 
 def _nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -175,15 +175,15 @@ def _allowed(timeline: Timeline, source: np.ndarray, fps: float, config: ClipsCo
                 yield max(first, low), min(last, high)
 
 
-def cut(
-    path: Path, planned: Plan, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
+def extract_clips(
+    path: Path, selection: ClipSelection, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
 ) -> Iterator[Record]:
-    """Decodes the film again and yields a record for each planned clip, None in place of one that was dropped.
+    """Decodes the film again and yields a record for each selection clip, None in place of one that was dropped.
 
     Holds the frames of one clip at a time. `source`, `caption` and `text` are the caller's to add.
     """
     size = config.height, config.width
-    waiting = list(planned.clips)[::-1]
+    waiting = list(selection.clips)[::-1]
     frames: list[np.ndarray] = []
     for index, frame in enumerate(video_io.iter_frames(path)):
         if not waiting:
@@ -196,7 +196,7 @@ def cut(
             if len(frames) < config.frames:
                 break
             start, _ = waiting.pop()
-            yield _record(frames, start, planned.fps, config)
+            yield _record(frames, start, selection.fps, config)
             frames = []
     require(not waiting, f'{path}: gave fewer frames than when it was first read; was it changed?')
 
@@ -216,8 +216,8 @@ def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfi
 
 def scan_file(
     path: Path, config: ClipsConfig, info: video_io.VideoInfo, on_frame: Callable[[], None] = lambda: None
-) -> Plan:
+) -> ClipSelection:
     """The plan for a file, from one look at all of it. Raises ValueError when it cannot be used."""
     check_size(info, config)
     timeline = scan(path, info, config.detector, config.threshold, config.min_shot_frames, on_frame)
-    return plan(timeline, float(info.fps or video_io.DEFAULT_FPS), config)
+    return select_clips(timeline, float(info.fps or video_io.DEFAULT_FPS), config)

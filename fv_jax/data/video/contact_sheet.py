@@ -10,7 +10,7 @@ _GAP = 4
 _SHEET_WIDTH = 800  # pixels that a sheet of previews should have at least, or nearly
 
 
-def labelled(frame_HWC: np.ndarray, label: str) -> np.ndarray:
+def add_label(frame_HWC: np.ndarray, label: str) -> np.ndarray:
     """A uint8 picture under a strip with its name."""
     height, width, _ = frame_HWC.shape
     image = Image.new('RGB', (width, height + _LABEL), 'black')
@@ -25,7 +25,7 @@ def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
     assert len(names) == 4, names
     frames = []
     for f in range(len(clips[0])):
-        tiles = [labelled(clip[f], name) for name, clip in zip(names, clips, strict=True)]
+        tiles = [add_label(clip[f], name) for name, clip in zip(names, clips, strict=True)]
         frames.append(np.concatenate([np.concatenate(tiles[:2], 1), np.concatenate(tiles[2:], 1)], 0))
     return np.stack(frames)
 
@@ -39,10 +39,10 @@ def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: in
     for caption, videos in rows:
         middle = {name: clip[len(clip) // 2] for name, clip in videos.items()}
         whole = [
-            labelled(frame, f'{name}: {caption}' if i == 0 else name) for i, (name, frame) in enumerate(middle.items())
+            add_label(frame, f'{name}: {caption}' if i == 0 else name) for i, (name, frame) in enumerate(middle.items())
         ]
-        lines += [_line(whole), _line([_zoomed(frame, zoom) for frame in middle.values()])]
-    return _stacked(lines)
+        lines += [_line(whole), _line([_zoom_center(frame, zoom) for frame in middle.values()])]
+    return _stack_lines(lines)
 
 
 def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> Image.Image:
@@ -54,11 +54,11 @@ def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> I
     for caption, video_FHWC in rows:
         chosen = np.linspace(0, len(video_FHWC) - 1, min(columns, len(video_FHWC))).round().astype(int)
         tiles = [video_FHWC[i].repeat(zoom, axis=0).repeat(zoom, axis=1) for i in chosen]
-        lines.append(labelled(_line(tiles), ' '.join(caption.split())))
-    return _stacked(lines)
+        lines.append(add_label(_line(tiles), ' '.join(caption.split())))
+    return _stack_lines(lines)
 
 
-def _stacked(lines: Sequence[np.ndarray]) -> Image.Image:
+def _stack_lines(lines: Sequence[np.ndarray]) -> Image.Image:
     """Pictures of one width below each other."""
     width, height = lines[0].shape[1], sum(line.shape[0] + _GAP for line in lines)
     sheet = Image.new('RGB', (width, height), 'white')
@@ -74,7 +74,7 @@ def _line(tiles: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)
 
 
-def _zoomed(frame_HWC: np.ndarray, zoom: int) -> np.ndarray:
+def _zoom_center(frame_HWC: np.ndarray, zoom: int) -> np.ndarray:
     height, width, _ = frame_HWC.shape
     h, w = height // zoom, width // zoom
     top, left = (height - h) // 2, (width - w) // 2

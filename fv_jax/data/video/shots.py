@@ -12,7 +12,7 @@ from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneD
 from fv_jax.core.checks import require
 from fv_jax.data.video import video_io
 
-Detector = Literal['adaptive', 'content', 'none']
+ShotDetector = Literal['adaptive', 'content', 'none']
 
 # Shots are looked for at this height: enough to tell them apart, and little to compute.
 _SCAN_HEIGHT = 144
@@ -33,7 +33,7 @@ class Timeline:
 def scan(
     path: str | Path,
     info: video_io.VideoInfo,
-    detector: Detector = 'adaptive',
+    detector: ShotDetector = 'adaptive',
     threshold: float | None = None,
     min_frames: int = 15,
     on_frame: Callable[[], None] = lambda: None,
@@ -68,7 +68,7 @@ def scan(
     return Timeline(np.maximum.accumulate(seconds), tuple(itertools.pairwise(bounds)))
 
 
-def _detector(name: Detector, threshold: float | None, min_frames: int) -> SceneDetector | None:
+def _detector(name: ShotDetector, threshold: float | None, min_frames: int) -> SceneDetector | None:
     if name == 'none':
         return None
     if name == 'adaptive':

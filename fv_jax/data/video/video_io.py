@@ -18,7 +18,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from fv_jax.core.checks import require
 from fv_jax.core.files import atomic_write
 
-Source = str | Path | bytes
+DataSource = str | Path | bytes
 
 DEFAULT_CRF = 18
 PRESETS = ('ultrafast', 'superfast', 'veryfast', 'faster', 'fast', 'medium', 'slow', 'slower', 'veryslow')
@@ -68,7 +68,7 @@ class Video:
         return self.frames.shape[1], self.frames.shape[2]
 
 
-def _name(source: Source) -> str:
+def _name(source: DataSource) -> str:
     return f'<{len(source)} bytes>' if isinstance(source, bytes) else str(source)
 
 
@@ -77,7 +77,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _open(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _open(source: DataSource) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     name = _name(source)
     require(isinstance(source, bytes) or Path(source).is_file(), f'{name}: no such file')
     try:
@@ -96,7 +96,7 @@ def _open(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vide
         yield container, streams[0]
 
 
-def _check_complete(source: Source, stream: av.VideoStream) -> None:
+def _check_complete(source: DataSource, stream: av.VideoStream) -> None:
     """A file that was cut off ends quietly: ask its index whether all of it is there."""
     length = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     for index, entry in enumerate(stream.index_entries):
@@ -108,7 +108,7 @@ def _fps(stream: av.VideoStream) -> Fraction:
     return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 0)
 
 
-def probe(source: Source) -> VideoInfo:
+def probe(source: DataSource) -> VideoInfo:
     """Size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError."""
     with _open(source) as (container, stream):
         fps = _fps(stream)
@@ -163,7 +163,7 @@ class Frame:
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def iter_frames(source: Source) -> Iterator[Frame]:
+def iter_frames(source: DataSource) -> Iterator[Frame]:
     """Yields the frames of a path or bytes one at a time; neither the file nor the frames before are held.
 
     The times are the frames' timestamps, from 0 on; a frame without one follows at the mean rate. Raises ValueError
@@ -179,7 +179,7 @@ def iter_frames(source: Source) -> Iterator[Frame]:
             yield Frame(seconds, frame)
 
 
-def decode(source: Source, max_frames: int | None = None) -> Video:
+def decode(source: DataSource, max_frames: int | None = None) -> Video:
     """Decodes a path or bytes into memory. Raises ValueError, also when the size changes on the way.
 
     Args:
@@ -236,7 +236,7 @@ def encode(
         _write(str(partial), frames, fps, crf, preset, comment)
 
 
-def read_comment(source: Source) -> str:
+def read_comment(source: DataSource) -> str:
     """The text in a video's comment tag; '' if there is none. Raises ValueError."""
     with _open(source) as (container, _):
         return container.metadata.get('comment', '')

@@ -13,7 +13,7 @@ from fv_jax import weights
 from fv_jax.core import axes
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data import pipeline
-from fv_jax.data.loader import Part, Stream
+from fv_jax.data.loader import BatchStream, WeightedSource
 from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.parallel import arrays, distributed
@@ -35,8 +35,8 @@ class Datasets:
     that make what the stage learns from.
     """
 
-    groups: list[pipeline.Group]
-    heldout: pipeline.Source | None
+    groups: list[pipeline.BucketGroup]
+    heldout: pipeline.DataSource | None
     digests: Digests
 
 
@@ -51,16 +51,18 @@ def open_datasets(
     Raises ConfigError, ValueError or OSError when there are none, or they do not go with the run's networks.
     """
     data = config.data
-    heldout = pipeline.source(data.heldout, data, heldout=True) if data.heldout and config.loop.eval_every else None
-    clips = pipeline.training_parts(data, bad)
+    heldout = (
+        pipeline.open_source(data.heldout, data, heldout=True) if data.heldout and config.loop.eval_every else None
+    )
+    clips = pipeline.training_sources(data, bad)
     digests = _digests(config, clips, heldout)
     check(digests)
     stamp = latent_cache.vae_stamp(digests['vae'], latent_spec) if 'vae' in digests else None
     provenance.check_latents(clips, stamp)
-    return Datasets(pipeline.groups(clips, data, latent_spec), heldout, digests)
+    return Datasets(pipeline.group_by_bucket(clips, data, latent_spec), heldout, digests)
 
 
-def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | None) -> Digests:
+def _digests(config: RunConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None) -> Digests:
     """Of the VAE and the text encoder that make what the stage learns from; checkpoints name them by it."""
     if not registry.needs_vae(config.stage):
         return {}
@@ -69,18 +71,18 @@ def _digests(config: RunConfig, clips: list[Part], heldout: pipeline.Source | No
 
 
 def _text_fingerprint(
-    config: RunConfig, clips: list[Part], heldout: pipeline.Source | None
+    config: RunConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None
 ) -> TextEncoderFingerprint | None:
     """Of the encoder whose embeddings the run learns from; the clips' must be of the same."""
     chosen, found = config.stage.text, {}
     for part in clips:
-        found |= text_provenance.of(part.name, part.source)
+        found |= text_provenance.stored_fingerprints(part.name, part.source)
     if heldout is not None:
-        found |= text_provenance.of(config.data.heldout, heldout)
+        found |= text_provenance.stored_fingerprints(config.data.heldout, heldout)
     online = _embeds_online(chosen)
     own = text_encoders.text_fingerprint(chosen) if text_encoders.is_available(chosen) else None
     _, width = registry.build(config.stage).text_shape
-    whose = text_provenance.check(found, chosen, own, width, online=online)
+    whose = text_provenance.check_fingerprints(found, chosen, own, width, online=online)
     if chosen.encoder and own is None:
         held = f'the clips hold text embeddings of encoder {whose}'
         log.info(f'note: {chosen.encoder} is not here; {held}, taken to be its')
@@ -97,7 +99,7 @@ class TrainBatches:
 
     parts: Assembly
     datasets: Datasets
-    streams: list[Stream]
+    streams: list[BatchStream]
     text: TextEncoder | None
     bad: BadRecords
 
@@ -107,12 +109,12 @@ class TrainBatches:
         config = parts.config
         # Otherwise the embeddings come with the clips.
         text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
-        encoded = any(provenance.holds_latents(part.source) for group in datasets.groups for part in group.parts)
+        encoded = any(provenance.is_latent_source(part.source) for group in datasets.groups for part in group.parts)
         if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
             streams = _cached_streams(config, datasets, workdir, bad, text)
         else:
             low_res = registry.needs_low_res(config.stage)
-            streams = pipeline.streams(datasets.groups, config.data, low_res=low_res, text=text)
+            streams = pipeline.make_streams(datasets.groups, config.data, low_res=low_res, text=text)
         return cls(parts, datasets, streams, text, bad)
 
     def train(self, start_step: int, order: int) -> Iterator[Batch]:
@@ -133,7 +135,7 @@ class TrainBatches:
             return []
         data, placement = self.parts.config.data, self.parts.placement
         low_res = registry.needs_low_res(self.parts.config.stage)
-        transform = pipeline.pixels(data, low_res=low_res, training=False, text=self.text)
+        transform = pipeline.clip_transform(data, low_res=low_res, training=False, text=self.text)
         rows, process = placement.shards(axes.ACT_BATCH), arrays.process_rows(placement)
         found = pipeline.heldout_batches(self.datasets.heldout, transform, data, rows=rows, process=process)
         return [arrays.to_global(batch, placement, self.parts.latent_spec) for batch in found]
@@ -141,7 +143,7 @@ class TrainBatches:
 
 def _cached_streams(
     config: RunConfig, datasets: Datasets, workdir: Path, bad: BadRecords, text: TextEncoder | None
-) -> list[Stream]:
+) -> list[BatchStream]:
     """Every clip's latents. The first process encodes, on its first device; the others wait."""
     folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)
     arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']

@@ -20,11 +20,11 @@ import numpy as np
 from fv_jax.core import config as config_lib
 from fv_jax.core.hashing import fingerprint
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.data.loader import Part, Shards, Source, Stream
-from fv_jax.data.pipeline import DataConfig, Group, training_pixels
+from fv_jax.data.loader import BatchStream, DataSource, Shards, WeightedSource
+from fv_jax.data.pipeline import BucketGroup, DataConfig, training_transform
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import RecordWriter, list_shards
-from fv_jax.data.transforms import Latents, Transform, chain, keep_arrays
+from fv_jax.data.transforms import Latents, Transform, compose, keep_arrays
 from fv_jax.models import vae_chunking
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.text.encoder import TextEncoder
@@ -38,50 +38,50 @@ _PROGRESS_S = 5.0  # seconds between two reports of progress
 
 def cached_streams(
     folder: Path,
-    groups: Sequence[Group],
+    groups: Sequence[BucketGroup],
     vae: JittedVAE,
     config: DataConfig,
     vae_digest: str,
     *,
     bad: BadRecords,
     text: TextEncoder | None = None,
-) -> list[Stream]:
+) -> list[BatchStream]:
     """Returns a stream for each group with z_high_FHWC and z_low_FHWC, and text_LD as in `pipeline.pixels`.
 
     Groups are encoded where their shards do not exist yet. See `cached_latents`.
     """
-    transform = chain(Latents(config.cache.crop), keep_arrays)
+    transform = compose(Latents(config.cache.crop), keep_arrays)
     made_by = vae_digest if text is None else f'{vae_digest} {text.fingerprint.digest}'
     alone = len(groups) == 1 and len(groups[0].parts) == 1
     streams = []
     for group in groups:
-        pixels = training_pixels(config, group.bucket, low_res=False, text=text)
+        pixels = training_transform(config, group.bucket, low_res=False, text=text)
         parts = []
         for i, part in enumerate(group.parts):
             where = folder if alone else folder / f'{group.bucket}-{i}'
             source = cached_latents(where, part, pixels, vae, config, made_by, bad=bad)
-            parts.append(Part(part.name, source, weight=part.weight))
-        streams.append(Stream(tuple(parts), transform, group.batch_size, group.share))
+            parts.append(WeightedSource(part.name, source, weight=part.weight))
+        streams.append(BatchStream(tuple(parts), transform, group.batch_size, group.share))
     return streams
 
 
 def cached_latents(
     folder: Path,
-    records: Part,
+    records: WeightedSource,
     transform: Transform,
     vae: JittedVAE,
     config: DataConfig,
     made_by: str,
     *,
     bad: BadRecords,
-) -> Source:
+) -> DataSource:
     """Returns records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each readable record.
 
     Args:
       folder: where the shards are, or will be written.
       records: the clips.
       transform: returns high_res_FHWC. It is applied once to each record, and its output is degraded
-        `cache.low_variants` times.
+        `cache.num_degraded_variants` times.
       made_by: the fingerprints of the VAE and, where captions are embedded, of the text encoder.
       bad: counts the records that cannot be used.
 
@@ -96,7 +96,7 @@ def cached_latents(
                 f'{folder}: contains latents of another VAE or other data ({found}, not {stamp}); delete it'
             )
         return Shards(list_shards(folder, NAME))
-    variants = config.cache.low_variants
+    variants = config.cache.num_degraded_variants
     degraded = f' and {variants} degraded variant(s) of each' if variants else ''
     log.info(f'encoding {len(records)} clips{degraded}, once; stored in {folder}')
     reported = time.monotonic()
@@ -146,13 +146,15 @@ def encode_pair(high_res: np.ndarray, degraded: Iterable[np.ndarray], vae: Jitte
     return {'z_high': z_high, 'z_low': z_lows, **size}
 
 
-def _degrade_ahead(records: Part, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:
+def _degrade_ahead(records: WeightedSource, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:
     """Yields each record's name and a future of its clip and degraded variants, computed while others are encoded."""
 
     def degrade(index: int, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[np.ndarray]]:
         rng = np.random.default_rng([config.loader.seed, index])
         clip = transform(read(), rng)
-        return clip, [config.degradation.twin(clip['high_res_FHWC'], rng) for _ in range(config.cache.low_variants)]
+        return clip, [
+            config.degradation.degrade(clip['high_res_FHWC'], rng) for _ in range(config.cache.num_degraded_variants)
+        ]
 
     threads = max(config.loader.num_threads, 1)
     waiting: deque[tuple[str, Future]] = deque()
@@ -174,5 +176,10 @@ def _stamp(config: DataConfig, name: str, records: int, made_by: str) -> str:
     """Returns the fingerprint of everything that the latents depend on."""
     others = ('loader', 'in_memory', 'heldout', 'heldout_size', 'eval_clips', 'token_budget', 'batch_multiple')
     values = {k: v for k, v in config_lib.to_dict(config).items() if k not in others}
-    values |= {'cache': config.cache.low_variants, 'seed': config.loader.seed, 'name': name, 'records': records}
+    values |= {
+        'cache': config.cache.num_degraded_variants,
+        'seed': config.loader.seed,
+        'name': name,
+        'records': records,
+    }
     return fingerprint([json.dumps([values, made_by], sort_keys=True)])

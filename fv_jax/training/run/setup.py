@@ -43,9 +43,13 @@ class RunConfig:
 
     def __post_init__(self):
         check_range(self, 'seed', low=0)
-        if registry.needs_low_res(self.stage) and self.data.cache is not None and not self.data.cache.low_variants:
+        if (
+            registry.needs_low_res(self.stage)
+            and self.data.cache is not None
+            and not self.data.cache.num_degraded_variants
+        ):
             raise ConfigError(
-                f'data.cache.low_variants=0: stage {self.stage.kind} needs low-quality twins; use 1 or more'
+                f'data.cache.num_degraded_variants=0: stage {self.stage.kind} needs degraded variants; use 1 or more'
             )
         if registry.takes_average(self.stage) and not self.optim.ema_decay:
             raise ConfigError(f'optim.ema_decay=0: the loss of stage {self.stage.kind} needs averaged parameters')

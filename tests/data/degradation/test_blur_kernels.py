@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fv_jax.data.degradation import blur_kernels
-from fv_jax.data.degradation.blur_kernels import bell, sinc
+from fv_jax.data.degradation.blur_kernels import blur_kernel, sinc_kernel
 
 
 def moments(kernel: np.ndarray) -> np.ndarray:
@@ -17,7 +17,7 @@ def moments(kernel: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    'kernel', [bell(9, 'gaussian', (2, 1), 0.4), bell(7, 'plateau', (3, 3), beta=2), sinc(21, 1.0)]
+    'kernel', [blur_kernel(9, 'gaussian', (2, 1), 0.4), blur_kernel(7, 'plateau', (3, 3), beta=2), sinc_kernel(21, 1.0)]
 )
 def test_kernels_sum_to_one_and_have_a_middle(kernel: np.ndarray) -> None:
     np.testing.assert_allclose(kernel.sum(), 1, atol=1e-6)
@@ -29,21 +29,21 @@ def test_a_gaussian_has_the_covariance_asked_for() -> None:
     angle = 0.6
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     expected = turn @ np.diag([2.0**2, 1.2**2]) @ turn.T
-    np.testing.assert_allclose(moments(bell(41, 'gaussian', (2.0, 1.2), angle)), expected, atol=1e-3)
+    np.testing.assert_allclose(moments(blur_kernel(41, 'gaussian', (2.0, 1.2), angle)), expected, atol=1e-3)
 
 
 def test_an_exponent_of_one_is_the_gaussian_and_more_is_flatter() -> None:
-    plain = bell(15, 'gaussian', (2, 2))
-    np.testing.assert_allclose(bell(15, 'generalized', (2, 2), beta=1.0), plain, atol=1e-8)
+    plain = blur_kernel(15, 'gaussian', (2, 2))
+    np.testing.assert_allclose(blur_kernel(15, 'generalized', (2, 2), beta=1.0), plain, atol=1e-8)
     middle = plain[7, 7] / plain[7, 8]
-    flat = bell(15, 'generalized', (2, 2), beta=3.0)
+    flat = blur_kernel(15, 'generalized', (2, 2), beta=3.0)
     assert 1 <= flat[7, 7] / flat[7, 8] < middle
-    plateau = bell(15, 'plateau', (2, 2), beta=1.0)
+    plateau = blur_kernel(15, 'plateau', (2, 2), beta=1.0)
     np.testing.assert_allclose(plateau[7, 7] / plateau[7, 9], 2, atol=1e-5)  # 1 + m, where m = 1
 
 
 def test_a_sinc_passes_what_is_below_its_cutoff_and_stops_what_is_above() -> None:
-    kernel = sinc(41, 1.2)
+    kernel = sinc_kernel(41, 1.2)
     half = np.arange(-20, 21)
 
     def response(frequency: float) -> float:
@@ -54,5 +54,5 @@ def test_a_sinc_passes_what_is_below_its_cutoff_and_stops_what_is_above() -> Non
 
 
 def test_even_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match='a kernel of 8 pixels has no centre'):
-        blur_kernels.sinc(8, 1.0)
+    with pytest.raises(ValueError, match='size=8: the size of a kernel must be odd'):
+        blur_kernels.sinc_kernel(8, 1.0)

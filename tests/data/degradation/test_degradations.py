@@ -12,7 +12,15 @@ from fv_jax.core import resize as core_resize
 from fv_jax.core.config import ConfigError, build
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation import operations as steps
-from fv_jax.data.degradation.degradations import Degradation, StrongConfig, Twin, WeakConfig, draw_strong, strong, weak
+from fv_jax.data.degradation.degradations import (
+    Degradation,
+    Degrade,
+    StrongConfig,
+    WeakConfig,
+    degrade_strong,
+    degrade_weak,
+    sample_strong,
+)
 from tests.data import films
 
 STRONG = build(StrongConfig, published.strong())
@@ -24,31 +32,34 @@ def high_res(height: int = 48, width: int = 64) -> np.ndarray:
 
 def test_the_weak_twin_is_down_and_up_by_one_factor() -> None:
     frames = high_res()
-    twin = weak(frames, np.random.default_rng(1), WeakConfig(4, 4))
+    degraded = degrade_weak(frames, np.random.default_rng(1), WeakConfig(4, 4))
     small = core_resize.resize(jnp.asarray(frames), 12, 16)
-    np.testing.assert_allclose(twin, core_resize.resize(small, 48, 64), atol=3e-6)
+    np.testing.assert_allclose(degraded, core_resize.resize(small, 48, 64), atol=3e-6)
     # The same factor for all frames: equal frames stay equal, whatever is drawn.
     still = np.repeat(frames[:1], 3, axis=0)
     for seed in range(5):
-        out = weak(still, np.random.default_rng(seed), WeakConfig(2, 8))
+        out = degrade_weak(still, np.random.default_rng(seed), WeakConfig(2, 8))
         assert (out == out[:1]).all() and out.shape == frames.shape and out.dtype == np.float32
 
 
 def test_the_weak_twin_depends_on_the_generator_alone() -> None:
     frames, config = high_res(), WeakConfig(2, 8)
-    a, b, c = (weak(frames, np.random.default_rng(seed), config) for seed in (1, 1, 2))
+    a, b, c = (degrade_weak(frames, np.random.default_rng(seed), config) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 0.01
     detail = [
-        np.abs(np.diff(weak(frames, np.random.default_rng(0), WeakConfig(f, f)), axis=2)).mean() for f in (2, 4, 8)
+        np.abs(np.diff(degrade_weak(frames, np.random.default_rng(0), WeakConfig(f, f)), axis=2)).mean()
+        for f in (2, 4, 8)
     ]
     assert detail[0] > 2 * detail[1] > 4 * detail[2]
 
 
 def test_the_transform_adds_the_twin() -> None:
     frames = high_res()
-    record = Twin(Degradation(WeakConfig(4, 8)))({'high_res_FHWC': frames}, np.random.default_rng(3))
-    np.testing.assert_array_equal(record['low_res_FHWC'], weak(frames, np.random.default_rng(3), WeakConfig(4, 8)))
+    record = Degrade(Degradation(WeakConfig(4, 8)))({'high_res_FHWC': frames}, np.random.default_rng(3))
+    np.testing.assert_array_equal(
+        record['low_res_FHWC'], degrade_weak(frames, np.random.default_rng(3), WeakConfig(4, 8))
+    )
     assert record['high_res_FHWC'] is frames
 
 
@@ -57,7 +68,7 @@ def test_ranges_that_make_no_sense_are_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match='1 <= low <= high'):
         WeakConfig(low, high)
     with pytest.raises(ValueError, match=r'a clip of 4x64 cannot be made 8.00 times smaller'):
-        weak(high_res(4), np.random.default_rng(0), WeakConfig(8, 8))
+        degrade_weak(high_res(4), np.random.default_rng(0), WeakConfig(8, 8))
 
 
 def film(frames: int = 5, height: int = 64, width: int = 96) -> np.ndarray:
@@ -65,7 +76,7 @@ def film(frames: int = 5, height: int = 64, width: int = 96) -> np.ndarray:
 
 
 def drawn(count: int, frames: int = 9, config: StrongConfig = STRONG) -> list[tuple[steps.Step, ...]]:
-    return [draw_strong(np.random.default_rng(seed), config, target=(16, 24), frames=frames) for seed in range(count)]
+    return [sample_strong(np.random.default_rng(seed), config, target=(16, 24), frames=frames) for seed in range(count)]
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +87,7 @@ def many() -> list[tuple[steps.Step, ...]]:
 def test_the_strong_twin_is_a_pure_function_of_the_generator() -> None:
     frames, factor = film(), WeakConfig(2, 4)
     before = frames.copy()
-    a, b, c = (strong(frames, np.random.default_rng(seed), STRONG, factor) for seed in (1, 1, 2))
+    a, b, c = (degrade_strong(frames, np.random.default_rng(seed), STRONG, factor) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(frames, before)
     assert np.abs(a - c).mean() > 0.01
@@ -89,9 +100,9 @@ def test_any_draw_gives_a_clip_of_the_same_kind(seed: int) -> None:
     size = 16 * int(rng.integers(1, 7)), 16 * int(rng.integers(1, 7))
     clip = film(frames, *size) if seed % 3 else rng.choice([-1.0, 1.0], (frames, *size, 3)).astype(np.float32)
     factor = WeakConfig(low := rng.uniform(1, 4), low + rng.uniform(0, 8))
-    twin = strong(clip, rng, STRONG, factor)
-    assert twin.shape == clip.shape and twin.dtype == np.float32
-    assert np.isfinite(twin).all() and twin.min() >= -1 - 1e-6 and twin.max() <= 1 + 1e-6
+    degraded = degrade_strong(clip, rng, STRONG, factor)
+    assert degraded.shape == clip.shape and degraded.dtype == np.float32
+    assert np.isfinite(degraded).all() and degraded.min() >= -1 - 1e-6 and degraded.max() <= 1 + 1e-6
 
 
 def test_the_order_is_the_published_one(many: list[tuple[steps.Step, ...]]) -> None:
@@ -173,25 +184,28 @@ def test_which_twin_a_clip_gets() -> None:
     clip, factor = film(1, 32, 48), WeakConfig(2, 2)
     both = Degradation(factor, STRONG, 0.3)
     count = sum(
-        np.array_equal(both.twin(clip, np.random.default_rng(seed)), weak(clip, np.random.default_rng(), factor))
+        np.array_equal(
+            both.degrade(clip, np.random.default_rng(seed)), degrade_weak(clip, np.random.default_rng(), factor)
+        )
         for seed in range(200)
     )
     assert 110 < count < 170  # 140 of 200 expected
     # Nothing is drawn for the choice where there is none.
     config = WeakConfig(2, 5)
     np.testing.assert_array_equal(
-        Degradation(config).twin(clip, np.random.default_rng(5)), weak(clip, np.random.default_rng(5), config)
+        Degradation(config).degrade(clip, np.random.default_rng(5)),
+        degrade_weak(clip, np.random.default_rng(5), config),
     )
 
 
 @pytest.mark.parametrize(
     ('group', 'field', 'value', 'words'),
     [
-        ('blur', 'shapes', (0.5, 0.5), 'shapes=.*: must be 7 numbers, none negative, that sum to 1'),
-        ('blur', 'sizes', (6, 21), 'sizes=.*: a kernel has a middle only if its size is odd'),
+        ('blur', 'shapes', (0.5, 0.5), 'shapes=.*: must be 7 probabilities that sum to 1'),
+        ('blur', 'sizes', (6, 21), 'sizes=.*: both must be odd'),
         ('blur', 'sigma', (3.0, 0.2), 'sigma=.*: must be from 0.1 to 99, the smaller first'),
         ('resize', 'modes', (1.0, 0.5, -0.5), 'modes=.*: must be 3 numbers'),
-        ('resize', 'scale', (0.2, 0.8), 'scale=.*: must lie around 1'),
+        ('resize', 'scale', (0.2, 0.8), 'scale=.*: must contain 1'),
         ('noise', 'grey', 1.5, 'grey=1.5: must be from 0 to 1'),
     ],
 )

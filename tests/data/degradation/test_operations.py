@@ -77,17 +77,17 @@ def test_wider_blurs_leave_less_gradient_energy(name: str) -> None:
     frames = texture()
     energies = [gradient_energy(frames)]
     for sigma in (0.6, 1.5, 3.0):
-        kernel = blur_kernels.bell(21, name, (sigma, sigma), beta=1.5)
+        kernel = blur_kernels.blur_kernel(21, name, (sigma, sigma), beta=1.5)
         energies.append(gradient_energy(list(steps.Blur(kernel, name)(frames))))
     assert all(after < 0.9 * before for before, after in itertools.pairwise(energies))
 
 
 def test_a_product_of_a_column_and_a_row_blurs_alike_either_way() -> None:
     frames = texture(1)
-    kernel = blur_kernels.bell(13, 'gaussian', (1.4, 1.4))
-    assert blur_kernels.separated(kernel) is not None
-    turned = blur_kernels.bell(13, 'gaussian', (1.4, 3.0), angle=0.7)
-    assert blur_kernels.separated(turned) is None
+    kernel = blur_kernels.blur_kernel(13, 'gaussian', (1.4, 1.4))
+    assert blur_kernels.separable_factors(kernel) is not None
+    turned = blur_kernels.blur_kernel(13, 'gaussian', (1.4, 3.0), angle=0.7)
+    assert blur_kernels.separable_factors(turned) is None
     (quick,) = steps.Blur(kernel, '')(frames)
     slow = np.stack([_convolved(frames[0][..., c], kernel) for c in range(3)], axis=-1)
     np.testing.assert_allclose(quick, slow, atol=1e-3)

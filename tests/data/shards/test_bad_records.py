@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data.loader import LoaderConfig, Part, Stream, check_parts, mixed_batches
+from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, check_streams, mixed_batches
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
 
 BAD = {3, 7}
@@ -34,8 +34,8 @@ def draw(record: dict, rng: np.random.Generator) -> dict:
     return {'i': np.array([[record['i']]]), 'noise': rng.normal(size=(1, 1))}
 
 
-def stream(source=None, **fields) -> Stream:
-    return Stream((Part('the film', source or Damaged()),), draw, 4, **fields)
+def stream(source=None, **fields) -> BatchStream:
+    return BatchStream((WeightedSource('the film', source or Damaged()),), draw, 4, **fields)
 
 
 def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, streams=None) -> list[dict]:
@@ -44,7 +44,7 @@ def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, stre
 
 
 def test_bad_records_are_counted_and_named_once_and_replaced(log_lines: list[str]) -> None:
-    bad = BadRecords(BadRecordConfig('skip', budget=2))
+    bad = BadRecords(BadRecordConfig('skip', max_bad_records=2))
     drawn = np.concatenate([batch['i'].ravel() for batch in run(bad)])
     assert not BAD & set(drawn.tolist()) and len(drawn) == 48
     assert bad.found == {f'the film, record {i}': 'damaged: of no use' for i in BAD}
@@ -52,7 +52,7 @@ def test_bad_records_are_counted_and_named_once_and_replaced(log_lines: list[str
 
 
 def test_what_replaces_them_does_not_depend_on_the_processes_or_threads() -> None:
-    skip = BadRecordConfig('skip', budget=2)
+    skip = BadRecordConfig('skip', max_bad_records=2)
     alone = run(BadRecords(skip), threads=0)
     parts = [run(BadRecords(skip), process=(p, 2), threads=5) for p in (0, 1)]
     for whole, first, second in zip(alone, *parts, strict=True):
@@ -60,9 +60,11 @@ def test_what_replaces_them_does_not_depend_on_the_processes_or_threads() -> Non
             np.testing.assert_array_equal(whole[name], np.concatenate([first[name], second[name]]))
 
 
-def test_the_budget() -> None:
-    bad = BadRecords(BadRecordConfig('skip', budget=1))
-    with pytest.raises(BadRecordError, match=r'2 records are bad and .*budget=1; the last is the film, record [37]'):
+def test_bad_records_above_the_limit_stop_the_run() -> None:
+    bad = BadRecords(BadRecordConfig('skip', max_bad_records=1))
+    with pytest.raises(
+        BadRecordError, match=r'2 records are bad and .*max_bad_records=1; the last is the film, record [37]'
+    ):
         run(bad)
 
 
@@ -74,10 +76,10 @@ def test_fail_stops_at_the_first_and_says_how_to_go_on() -> None:
 def test_a_source_that_is_wholly_bad_stops_at_once_with_its_name() -> None:
     nothing = stream(Damaged(bad=range(12)))
     with pytest.raises(BadRecordError, match='the film: none of its first 12 records can be used; the film, record 11'):
-        check_parts([stream(), nothing])
-    check_parts([stream()])
-    with pytest.raises(BadRecordError, match='the film: 16 records in a row are bad'):
-        run(BadRecords(BadRecordConfig('skip', budget=100)), streams=[nothing])
+        check_streams([stream(), nothing])
+    check_streams([stream()])
+    with pytest.raises(BadRecordError, match='the film: 16 consecutive records are bad'):
+        run(BadRecords(BadRecordConfig('skip', max_bad_records=100)), streams=[nothing])
 
 
 @pytest.mark.parametrize('fault', [RuntimeError('a bug'), SystemExit(3), MemoryError()])
@@ -90,7 +92,7 @@ def test_a_worker_that_dies_stops_the_run(fault: BaseException, threads: int) ->
             raise fault
         return draw(record, rng)
 
-    here = Stream((Part('the film', Damaged(bad=())),), dies, 4)
+    here = BatchStream((WeightedSource('the film', Damaged(bad=())),), dies, 4)
     with pytest.raises(type(fault)):
         run(BadRecords(BadRecordConfig('skip')), threads=threads, streams=[here])
 
@@ -98,5 +100,5 @@ def test_a_worker_that_dies_stops_the_run(fault: BaseException, threads: int) ->
 def test_policies_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match='on_bad_record=ignore: must be one of skip, fail'):
         BadRecordConfig('ignore')
-    with pytest.raises(ConfigError, match='budget=-1'):
-        BadRecordConfig(budget=-1)
+    with pytest.raises(ConfigError, match='max_bad_records=-1'):
+        BadRecordConfig(max_bad_records=-1)

@@ -25,10 +25,10 @@ def shards(folder, name, text, summary):
 def test_what_prepare_wrote_is_read(tmp_path):
     summary = {'text': {'digest': A.digest, 'length': 4, 'dim': 8, 'truncated': {}}}
     first, second = shards(tmp_path, 'x', True, summary), shards(tmp_path, 'y', False, {})
-    assert text_provenance.of('x', Shards(list_shards(tmp_path))) == {first: A, second: None}
+    assert text_provenance.stored_fingerprints('x', Shards(list_shards(tmp_path))) == {first: A, second: None}
     config = DataConfig(LoaderConfig(batch_size=1), frames=9, height=32, width=48)
     name = f'sprites:5+stills:{tmp_path}+synthetic'
-    found = text_provenance.of(name, pipeline.source(name, config, heldout=False))
+    found = text_provenance.stored_fingerprints(name, pipeline.open_source(name, config, heldout=False))
     assert found == {'sprites:5': None, first: A, second: None, 'synthetic': None}
 
 
@@ -37,16 +37,18 @@ def test_embeddings_of_nobody_are_refused(tmp_path, summary):
     path = shards(tmp_path, 'x', True, summary or {})
     if summary is None:
         (tmp_path / 'x.json').unlink()
-    with pytest.raises(ValueError, match=r'holds text embeddings, and .*x.json does not say whose'):
-        text_provenance.of('x', Shards(list_shards(tmp_path)))
+    with pytest.raises(ValueError, match=r'holds text embeddings, and .*x.json has no fingerprint of their encoder'):
+        text_provenance.stored_fingerprints('x', Shards(list_shards(tmp_path)))
     assert path
 
 
 def test_a_run_and_its_clips_agree():
-    assert text_provenance.check({'x': A, 'y': A}, T5, A, 8, online=False) == A
-    assert text_provenance.check({'x': A}, T5, None, 8, online=False) == A  # the folder is not at hand
-    assert text_provenance.check({'x': None}, NONE, None, 8, online=False) is None
-    assert text_provenance.check({'x': None, 'y': A}, HASH, A, 8, online=True) == A  # embedded as they are read
+    assert text_provenance.check_fingerprints({'x': A, 'y': A}, T5, A, 8, online=False) == A
+    assert text_provenance.check_fingerprints({'x': A}, T5, None, 8, online=False) == A  # the folder is not at hand
+    assert text_provenance.check_fingerprints({'x': None}, NONE, None, 8, online=False) is None
+    assert (
+        text_provenance.check_fingerprints({'x': None, 'y': A}, HASH, A, 8, online=True) == A
+    )  # embedded as they are read
 
 
 @pytest.mark.parametrize(
@@ -62,5 +64,5 @@ def test_a_run_and_its_clips_agree():
 )
 def test_what_does_not_fit_is_refused_in_one_line(stamps, config, own, dim, words):
     with pytest.raises(ConfigError, match=words) as error:
-        text_provenance.check(stamps, config, own, dim, online=config is HASH)
+        text_provenance.check_fingerprints(stamps, config, own, dim, online=config is HASH)
     assert '\n' not in str(error.value)

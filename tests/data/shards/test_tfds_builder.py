@@ -36,10 +36,10 @@ def test_films_to_examples_to_batches(tmp_path):
         LoaderConfig(batch_size=2, num_threads=0), train=f'tfds:{folder}', frames=9, height=64, width=96
     )
     bad = BadRecords(data.bad_records)
-    groups = pipeline.groups(pipeline.training_parts(data, bad), data, OFFICIAL.latent_spec)
-    drawn = pipeline.streams(groups, data, low_res=True)
+    groups = pipeline.group_by_bucket(pipeline.training_sources(data, bad), data, OFFICIAL.latent_spec)
+    drawn = pipeline.make_streams(groups, data, low_res=True)
     batch = next(pipeline.train_batches(drawn, data, bad, start_step=0, process=(0, 1)))
     assert batch['low_res_BFHWC'].shape == (2, 9, 64, 96, 3) and np.isfinite(batch['low_res_BFHWC']).all()
     assert 'tensorflow' not in sys.modules
     with pytest.raises(ValueError, match=f'{tmp_path}: not a TFDS data set'):
-        pipeline.source(f'tfds:{tmp_path}', dataclasses.replace(data, train='x'), heldout=False)
+        pipeline.open_source(f'tfds:{tmp_path}', dataclasses.replace(data, train='x'), heldout=False)

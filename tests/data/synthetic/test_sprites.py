@@ -91,12 +91,12 @@ def test_captions():
     assert 0.4 < canonical < 0.6
     for i, caption in enumerate(captions):
         scene = train.scene(i)
-        assert caption in [scene.worded(p) for p in (sprites.CANONICAL, *sprites.PARAPHRASES)]
+        assert caption in [scene.caption_from(p) for p in (sprites.CANONICAL, *sprites.PARAPHRASES)]
         assert scene.object in caption and sprites.BACKGROUNDS[scene.background] in caption
     combinations = sprites.train_combinations() + sprites.heldout_combinations()
     scenes = [dataclasses.replace(scene, object=o, motion=m, background=b) for o, m, b in combinations]
     for pattern in (sprites.CANONICAL, *sprites.PARAPHRASES):
-        texts = [s.worded(pattern) for s in scenes]
+        texts = [s.caption_from(pattern) for s in scenes]
         assert len(set(texts)) == len(texts) and max(len(text.split()) for text in texts) <= 16
 
 
@@ -121,33 +121,37 @@ def test_a_record_is_a_function_of_seed_split_and_index():
 
 
 def test_the_pipeline_knows_sprites():
-    records = pipeline.source(CONFIG.train, CONFIG, heldout=False)
-    assert len(records) == 20 and len(pipeline.source('sprites', CONFIG, heldout=True)) == 120
-    transform = pipeline.pixels(CONFIG, low_res=True, training=True)
+    records = pipeline.open_source(CONFIG.train, CONFIG, heldout=False)
+    assert len(records) == 20 and len(pipeline.open_source('sprites', CONFIG, heldout=True)) == 120
+    transform = pipeline.clip_transform(CONFIG, low_res=True, training=True)
     batch = next(batches(records, transform, CONFIG.loader))
     assert batch.keys() == {'high_res_BFHWC', 'low_res_BFHWC'}
     assert all(video.shape == (2, 9, 32, 48, 3) for video in batch.values())
-    one = pipeline.pixels(CONFIG, low_res=False, training=True)(records[4], np.random.default_rng(0))['high_res_FHWC']
+    one = pipeline.clip_transform(CONFIG, low_res=False, training=True)(records[4], np.random.default_rng(0))[
+        'high_res_FHWC'
+    ]
     np.testing.assert_allclose((one + 1) * 127.5, records[4]['video'], atol=1e-3)
 
 
 def test_crops_show_sprites_large_and_small():
     config = dataclasses.replace(CONFIG, train='sprite_crops:30', fit='crop', height=64, width=64)
-    records = pipeline.source(config.train, config, heldout=False)
+    records = pipeline.open_source(config.train, config, heldout=False)
     sizes = [records[i]['video'].shape for i in range(6)]
     assert all(shape[0] == 17 and 64 <= shape[1] <= 256 and abs(shape[2] - 1.5 * shape[1]) < 1.6 for shape in sizes)
     assert len(set(sizes)) >= 5
     assert all((records[i]['height'], records[i]['width']) == sizes[i][1:3] for i in range(6))
-    transform = pipeline.pixels(config, low_res=False, training=True)
+    transform = pipeline.clip_transform(config, low_res=False, training=True)
     batch = next(batches(records, transform, config.loader))
     assert batch['high_res_BFHWC'].shape == (2, 9, 64, 64, 3)
 
 
 def test_sources_can_be_joined():
-    joined = pipeline.source('embedded+sprites:7+synthetic', CONFIG, heldout=False)
+    joined = pipeline.open_source('embedded+sprites:7+synthetic', CONFIG, heldout=False)
     assert len(joined) == 66 + 7 + 4
     assert 'start_frame' in joined[0] and 'start_frame' in joined[65]
-    np.testing.assert_array_equal(joined[66]['video'], pipeline.source('sprites:7', CONFIG, heldout=False)[0]['video'])
+    np.testing.assert_array_equal(
+        joined[66]['video'], pipeline.open_source('sprites:7', CONFIG, heldout=False)[0]['video']
+    )
     assert joined[72]['source'] == 'sprites' and joined[73].keys() == joined[76].keys() == {'video'}
 
 
@@ -157,7 +161,7 @@ def test_sources_can_be_joined():
 )
 def test_names_that_say_nothing(name, words):
     with pytest.raises(ConfigError, match=words):
-        pipeline.source(name, CONFIG, heldout=False)
+        pipeline.open_source(name, CONFIG, heldout=False)
 
 
 def test_a_picture_too_narrow_for_a_sprite_is_refused():
@@ -183,16 +187,16 @@ def test_a_sprite_is_where_the_scene_says(art):
     disc[np.hypot(*np.ogrid[-79.5:80, -79.5:80]) < 70] = 1
     rows, columns = np.arange(64) + 0.5, np.arange(96) + 0.5
     for centre in ((0.5, 0.75), (0.413, 0.902), (0.333, 1.1)):
-        frame = sprite_drawing.glide(backdrop, disc, np.array([centre]), 0.4)[0, ..., 0].astype(float)
+        frame = sprite_drawing.draw_moving_sprite(backdrop, disc, np.array([centre]), 0.4)[0, ..., 0].astype(float)
         found = (frame.sum(1) @ rows / frame.sum() / 64, frame.sum(0) @ columns / frame.sum() / 64)
         np.testing.assert_allclose(found, centre, atol=0.1 / 64)
         assert frame.max() == 255 and abs(frame.sum() / 255 - np.pi * (70 / 160 * 0.4 * 64) ** 2) < 12
-    large = sprite_drawing.stamp(disc, (200.3, 180.6), 320.0, 400)[..., 3].astype(float)
+    large = sprite_drawing.resample_art(disc, (200.3, 180.6), 320.0, 400)[..., 3].astype(float)
     rows, columns = (np.arange(400) + 0.5,) * 2
     found = large.sum(1) @ rows / large.sum(), large.sum(0) @ columns / large.sum()
     np.testing.assert_allclose(found, (200.3, 180.6), atol=0.05)
     # Over an edge and beyond it.
-    cut, gone = sprite_drawing.glide(backdrop, disc, np.array([(0.0, 0.0), (-0.5, 2.5)]), 0.4)[..., 0]
+    cut, gone = sprite_drawing.draw_moving_sprite(backdrop, disc, np.array([(0.0, 0.0), (-0.5, 2.5)]), 0.4)[..., 0]
     assert cut[0, 0] == 255 and cut[20:].max() == 0 and gone.max() == 0
 
 
@@ -218,7 +222,7 @@ def test_every_sprite_stands_out_from_every_landscape(art):
         backdrop = sprite_drawing.landscape(name, np.random.default_rng(1), (64, 96))
         assert backdrop.shape == (64, 96, 3) and backdrop.astype(float).std() > 8
         for i, one in enumerate(art):
-            shown = sprite_drawing.glide(backdrop, one, np.array([(0.7, 0.75)]), 0.38)[0]
+            shown = sprite_drawing.draw_moving_sprite(backdrop, one, np.array([(0.7, 0.75)]), 0.38)[0]
             seen = np.abs(shown.astype(float) - backdrop).max(axis=-1) > 40
             assert seen.sum() > 100, (name, list(sprites.OBJECTS)[i], seen.sum())
     assert set(sprite_drawing.LANDSCAPES) == set(sprites.BACKGROUNDS)

@@ -14,7 +14,7 @@ def test_captions_are_found_beside_the_film_and_above(tmp_path: Path) -> None:
     (inner / 'captions.csv').write_text('file,caption\ntwo.mp4,no\nthree.mp4,"from csv, quoted"\n')
     (tmp_path / 'captions.json').write_text(json.dumps([{'file_name': 'a/b/four.mp4', 'text': 'from above'}]))
     captions = Captions(tmp_path)
-    found = {name: captions.of(inner / f'{name}.mp4') for name in ('one', 'two', 'stem', 'three', 'four', 'five')}
+    found = {name: captions.find(inner / f'{name}.mp4') for name in ('one', 'two', 'stem', 'three', 'four', 'five')}
     assert found == {
         'one': 'from the text',
         'two': 'from json',
@@ -42,4 +42,4 @@ def test_captions_are_found_beside_the_film_and_above(tmp_path: Path) -> None:
 def test_captions_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        Captions(tmp_path).of(tmp_path / 'a.mp4')
+        Captions(tmp_path).find(tmp_path / 'a.mp4')

@@ -19,7 +19,7 @@ def timeline(frames: int, fps: float = 24, cuts: tuple[int, ...] = ()) -> Timeli
 
 
 def planned(film: Timeline, **config) -> list[tuple[int, list[int]]]:
-    plan = clips.plan(film, 24.0, ClipsConfig(**{**SMALL, **config}))
+    plan = clips.select_clips(film, 24.0, ClipsConfig(**{**SMALL, **config}))
     return [(start, list(source)) for start, source in plan.clips]
 
 
@@ -90,7 +90,7 @@ def test_film_too_small_is_refused() -> None:
 def run(path: Path, **config) -> list[dict | None]:
     config = ClipsConfig(**{**SMALL, **config})
     plan = clips.scan_file(path, config, video_io.probe(path))
-    return list(clips.cut(path, plan, config))
+    return list(clips.extract_clips(path, plan, config))
 
 
 def test_the_cut_between_two_shots_is_found(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fv_jax.data.video.contact_sheet import contact_sheet, labelled, side_by_side
+from fv_jax.data.video.contact_sheet import add_label, contact_sheet, side_by_side
 
 COLOURS = {'input': (255, 0, 0), 'bilinear': (0, 255, 0), 'enhanced': (0, 0, 255), 'truth': (9, 9, 9)}
 
@@ -13,12 +13,12 @@ def videos(frames=3, height=32, width=48):
 
 def test_a_picture_with_its_name():
     frame = videos()['input'][0]
-    got = labelled(frame, 'input')
+    got = add_label(frame, 'input')
     strip = got.shape[0] - 32
     assert got.shape == (32 + strip, 48, 3) and strip > 10
     np.testing.assert_array_equal(got[strip:], frame)
     assert got[:strip].max() > 200 and np.median(got[:strip]) == 0
-    assert not np.array_equal(got[:strip], labelled(frame, 'other')[:strip])
+    assert not np.array_equal(got[:strip], add_label(frame, 'other')[:strip])
 
 
 def test_four_videos_in_two_rows():

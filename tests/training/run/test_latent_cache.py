@@ -1,4 +1,4 @@
-"""Clips encoded once: what is kept, that twins are twins, and that stale latents are refused."""
+"""Clips encoded once: what is kept, that degraded variants are degraded, and that stale latents are refused."""
 
 import dataclasses
 import json
@@ -9,11 +9,11 @@ import pytest
 from fv_jax.data import pipeline
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.degradation.degradations import WeakConfig
-from fv_jax.data.loader import LoaderConfig, Part, batches
-from fv_jax.data.pipeline import CacheConfig, DataConfig
+from fv_jax.data.loader import LoaderConfig, WeightedSource, batches
+from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import read_records
-from fv_jax.data.transforms import Latents, chain, keep_arrays
+from fv_jax.data.transforms import Latents, compose, keep_arrays
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.text.hash_encoder import HashTextEncoder
 from fv_jax.training.run import latent_cache
@@ -25,7 +25,7 @@ CONFIG = DataConfig(
     height=16,
     width=32,
     weak=WeakConfig(2.0, 4.0),
-    cache=CacheConfig(low_variants=3),
+    cache=LatentCacheConfig(num_degraded_variants=3),
 )
 
 
@@ -41,10 +41,10 @@ class Pixels:
 
 
 def cached(folder, config=CONFIG, digest='abc', vae=None):
-    records = pipeline.source('synthetic', config, heldout=False)
-    transform = pipeline.pixels(config, low_res=False, training=True)
+    records = pipeline.open_source('synthetic', config, heldout=False)
+    transform = pipeline.clip_transform(config, low_res=False, training=True)
     bad = BadRecords(config.bad_records)
-    part = Part('synthetic', records)
+    part = WeightedSource('synthetic', records)
     return latent_cache.cached_latents(folder, part, transform, vae or Pixels(), config, digest, bad=bad)
 
 
@@ -64,7 +64,7 @@ def test_latent_cache_contents(tmp_path, log_lines):
 
 def test_latent_cache_without_degraded_variants(tmp_path):
     vae = Pixels()
-    config = dataclasses.replace(CONFIG, cache=CacheConfig(low_variants=0))
+    config = dataclasses.replace(CONFIG, cache=LatentCacheConfig(num_degraded_variants=0))
     records = cached(tmp_path / 'latents', config, vae=vae)
     assert len(vae.videos) == len(records) == 4
     assert records[0]['z_low'].shape == (0, 1, 16, 32, 3)
@@ -76,9 +76,9 @@ def test_latent_cache_without_degraded_variants(tmp_path):
 
 
 def test_latent_cache_degrades_each_clip_itself(tmp_path):
-    """Clips are mirrored at random: the twins must be mirrored with them."""
+    """Clips are mirrored at random: the degraded must be mirrored with them."""
     records = cached(tmp_path / 'latents')
-    originals = [r['video'] for r in pipeline.source('synthetic', CONFIG, heldout=False)]
+    originals = [r['video'] for r in pipeline.open_source('synthetic', CONFIG, heldout=False)]
     mirrored = []
     for i in range(4):
         high, lows = records[i]['z_high'], records[i]['z_low']
@@ -105,7 +105,7 @@ def test_latent_cache_encodes_once(tmp_path, log_lines):
     later = dataclasses.replace(CONFIG, loader=LoaderConfig(batch_size=2), eval_clips=1, heldout='')
     records = cached(tmp_path / 'latents', later, vae=vae)
     assert len(vae.videos) == 16 and log_lines == [] and len(records) == 4
-    crop = dataclasses.replace(CONFIG, cache=CacheConfig(low_variants=3, crop=(8, 8)))
+    crop = dataclasses.replace(CONFIG, cache=LatentCacheConfig(num_degraded_variants=3, crop=(8, 8)))
     assert len(cached(tmp_path / 'latents', crop, vae=vae)) == 4 and len(vae.videos) == 16
 
 
@@ -115,7 +115,7 @@ def test_latent_cache_encodes_once(tmp_path, log_lines):
         ({}, 'def'),
         ({'weak': WeakConfig(2.0, 3.0)}, 'abc'),
         ({'flip': False}, 'abc'),
-        ({'cache': CacheConfig(low_variants=2)}, 'abc'),
+        ({'cache': LatentCacheConfig(num_degraded_variants=2)}, 'abc'),
         ({'loader': LoaderConfig(batch_size=1, seed=1)}, 'abc'),
         ({'train': 'elsewhere'}, 'abc'),
     ],
@@ -143,7 +143,7 @@ def test_latent_cache_interrupted_leaves_nothing(tmp_path):
 
 def test_latent_cache_is_trained_on(tmp_path):
     records = cached(tmp_path / 'latents')
-    transform = chain(Latents((8, 8)), keep_arrays)
+    transform = compose(Latents((8, 8)), keep_arrays)
     batch = next(batches(records, transform, CONFIG.loader))
     assert {name: value.shape for name, value in batch.items()} == {
         'z_high_BFHWC': (1, 1, 8, 8, 3),
@@ -154,9 +154,9 @@ def test_latent_cache_is_trained_on(tmp_path):
 def test_latent_cache_keeps_text_embeddings(tmp_path):
     text = np.ones((4, 8), np.float32)
     clips = [record | {'text': text} for record in pipeline.synthetic_clips(1, 1, 16, 32)]
-    transform = pipeline.pixels(CONFIG, low_res=False, training=True)
+    transform = pipeline.clip_transform(CONFIG, low_res=False, training=True)
     bad = BadRecords(CONFIG.bad_records)
-    part = Part('clips', clips)
+    part = WeightedSource('clips', clips)
     latent_cache.cached_latents(tmp_path, part, transform, Pixels(), CONFIG, 'abc', bad=bad)
     (record,) = read_records(sorted(tmp_path.glob('*.array_record')))
     np.testing.assert_array_equal(record['text'], text)
@@ -170,16 +170,16 @@ def test_latent_cache_embeds_captions(tmp_path):
         for record in pipeline.synthetic_clips(1, 1, *size)
     ]
     bad, words = BadRecords(CONFIG.bad_records), HashTextEncoder(4, 32)
-    parts = [Part('clips', clips)]
+    parts = [WeightedSource('clips', clips)]
     config = dataclasses.replace(CONFIG, buckets=(Bucket(1, 16, 32), Bucket(1, 32, 16)))
-    groups = pipeline.groups(parts, config, OFFICIAL.latent_spec)
+    groups = pipeline.group_by_bucket(parts, config, OFFICIAL.latent_spec)
     assert len(groups) == 2
 
     def streams(text):
         return latent_cache.cached_streams(tmp_path, groups, Pixels(), config, 'abc', bad=bad, text=text)
 
     expected = words.encode(['a wave'])[0].astype(np.float16)
-    for made in (streams(words), pipeline.streams(groups, config, low_res=True, text=words)):
+    for made in (streams(words), pipeline.make_streams(groups, config, low_res=True, text=words)):
         for stream in made:
             _, read = stream.parts[0].record(0)
             row = stream.transform(read(), np.random.default_rng(0))
