@@ -204,7 +204,7 @@ def test_which_twin_a_clip_gets() -> None:
         ('blur', 'shapes', (0.5, 0.5), 'shapes=.*: must be 7 probabilities that sum to 1'),
         ('blur', 'sizes', (6, 21), 'sizes=.*: both must be odd'),
         ('blur', 'sigma', (3.0, 0.2), 'sigma=.*: must be from 0.1 to 99, the smaller first'),
-        ('resize', 'modes', (1.0, 0.5, -0.5), 'modes=.*: must be 3 numbers'),
+        ('resize', 'modes', (1.0, 0.5, -0.5), 'modes=.*: must be 3 probabilities'),
         ('resize', 'scale', (0.2, 0.8), 'scale=.*: must contain 1'),
         ('noise', 'grey', 1.5, 'grey=1.5: must be from 0 to 1'),
     ],
