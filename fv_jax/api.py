@@ -89,7 +89,11 @@ class FlashVideo(Pipeline):
         )
         first, second = (
             LazyStage(
-                f'{folder}/{name}', stage(stage.official.options, there.configs[name]), there.read[name], vae, encoder
+                f'{folder}/{name}',
+                stage(stage.official.options, there.configs[name]),
+                there.read[name],
+                vae,
+                encoder,
             )
             for name, stage in stages
         )

@@ -66,7 +66,7 @@ PROG = 'python -m fv_jax.sample'
 SCALE = Fraction(4)
 SUFFIX = '.mp4'
 MAX_CRF = 51
-PREVIEW, ENHANCE = api.STAGES  # of flags, --stage1.FIELD=VALUE
+PREVIEW, ENHANCE = api.STAGES  # the groups of settings, --stage1.FIELD=VALUE and --stage2.FIELD=VALUE
 Overrides = Mapping[str, list[Override]]  # of the settings, by stage
 
 

@@ -1,7 +1,7 @@
 """The noise of a sample: initial latents and sampler noise of stage 1, noise augmentation of stage 2.
 
-Samplers request noise by shape, inside their jitted call. The noise of an example depends on its own seed alone, so
-that a prompt gives the same video in any batch.
+Stages request noise by shape (`stages/noise`), inside their jitted call. The noise of an example depends on its own
+seed alone, so that a prompt gives the same video in any batch.
 """
 
 import dataclasses

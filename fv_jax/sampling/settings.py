@@ -19,7 +19,7 @@ MAX_STRETCH = 1.1  # of a preview, in one direction: the official 256x480 become
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreviewSettings(PreviewSamplerConfig):
-    """Sampling settings of stage 1 (model guide 5.2).
+    """Sampling settings of previews (model guide 5.2): those of the stage's sampler, and these.
 
     Attributes:
       frames: length of the video, such as the VAE's latents allow (`check`).
@@ -31,7 +31,7 @@ class PreviewSettings(PreviewSamplerConfig):
 
     @classmethod
     def from_config(cls, sampler: PreviewSamplerConfig, data: Mapping[str, Any]) -> 'PreviewSettings':
-        """Takes the settings of a run from its stage config and, where present, `frames`, `height` and `width` of its
+        """Takes the settings of a run from its sampler config and, where present, `frames`, `height` and `width` of its
         data config.
         """
         frames, size = data.get('frames', cls.frames), _size_of(data, cls.size)
@@ -50,9 +50,9 @@ class PreviewSettings(PreviewSamplerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnhanceSettings(EnhancementSamplerConfig):
-    """How a preview is enhanced (model guide 5.3).
+    """Sampling settings of enhancements (model guide 5.3): those of the stage's sampler, and these.
 
-    `numerics` 'official' decodes the video in two slices besides, as the official code does.
+    With `numerics` 'official' the last decode is made in two slices besides.
 
     Attributes:
       size: (height, width) in pixels, multiples of what the VAE's latents allow (`check`); None for the size of the
@@ -82,8 +82,8 @@ class EnhanceSettings(EnhancementSamplerConfig):
 
     @classmethod
     def from_config(cls, sampler: EnhancementSamplerConfig, data: Mapping[str, Any]) -> 'EnhanceSettings':
-        """Takes the settings of a run from its stage config. The size is that of its training frames if these were not
-        crops, else four times the size of the preview.
+        """Takes the settings of a run from its sampler config. The size is that of its training frames if these were
+        not crops, else four times the size of the preview.
         """
         whole = data.get('fit', 'resize') == 'resize'
         return cls(size=_size_of(data, None) if whole else None, **dataclasses.asdict(sampler))

@@ -36,20 +36,20 @@ def sampler_noise(keys_B: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array,
 
 
 class PreviewNoise(Protocol):
-    """The random numbers of previews. A pytree."""
+    """Provides the noise of previews. A pytree."""
 
     def preview(self, shape: tuple[int, ...]) -> tuple[jax.Array, NoiseFn]:
-        """Unit noise of a batch of latents (B, F, H, W, C): the start, and what is added at each step."""
+        """Returns initial latents (B, F, H, W, C), unit normal, and a function for the noise of each sampler step."""
         ...
 
 
 class EnhanceNoise(Protocol):
-    """The random numbers of enhancements. A pytree."""
+    """Provides the noise of enhancements. A pytree."""
 
     def posterior(self, shape: tuple[int, ...]) -> jax.Array:
-        """Unit noise (B, F, H, W, C) that the VAE's latents are drawn with, where they are."""
+        """Returns unit normal noise (B, F, H, W, C) for sampling the VAE posterior."""
         ...
 
     def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
-        """Unit noise (B, F, H, W, C) for the noise augmentation of the low-resolution latents."""
+        """Returns unit normal noise (B, F, H, W, C) for the noise augmentation of the low-resolution latents."""
         ...

@@ -35,7 +35,7 @@ def _batch_size(batch: Batch) -> int:
 def gradients(
     stage: Stage, network: ModelDef, rules: Rules, shardings: TrainState | None, microbatches: int
 ) -> Callable[[TrainState, NoisedBatch], Tree]:
-    """Returns (state, noised batch) -> ((loss, metrics), gradient of the trainable part), by (1) for microbatches.
+    """Returns (state, noised) -> ((loss, metrics), gradient of the trainable parameters), by (1) for microbatches.
 
     The arguments are those of `train_step`.
     """
