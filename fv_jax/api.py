@@ -79,9 +79,9 @@ class FlashVideo(Pipeline):
           FileNotFoundError: no such folder, or something is missing from it; all that is missing is named.
           ValueError: a file is damaged, is another one, or does not fit the others.
         """
-        there = official_release.open_folder(Path(folder), dtype, text)
+        there = official_release.open_release(Path(folder), dtype, text)
         name = str(there.vae)
-        vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_digest(name))
+        vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_fingerprint(name))
         encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
         stages = (
             (official_release.STAGE1, LowRes),
@@ -189,7 +189,7 @@ def _open_part(
     vae = LazyVAE(
         weights.vae_config(config.vae),
         lambda: frozen_vae(config),
-        lambda: digests.get('vae') or weights.vae_digest(config.vae),
+        lambda: digests.get('vae') or weights.vae_fingerprint(config.vae),
     )
     vae = vaes.setdefault((config.vae, config.vae_dtype, config.network.latent_channels), vae)
     notes = unverified(config, digests)

@@ -47,7 +47,7 @@ from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import ModelDef
 from fv_jax.weights import reader
 from fv_jax.weights.layouts import key_table, official_dit, t5_folder
-from fv_jax.weights.layouts.key_table import KeysError, Parameters
+from fv_jax.weights.layouts.key_table import KeyMismatchError, Parameters
 from fv_jax.weights.text_encoders import is_available, text_fingerprint
 
 log = logging.getLogger('fv_jax.convert')
@@ -70,7 +70,7 @@ def _convert(argv: Sequence[str]) -> int:
     kind = _kind(arguments.input)
     try:
         _CONVERSIONS[kind](arguments)
-    except KeysError as error:
+    except KeyMismatchError as error:
         print_error('convert', str(error))  # a line for each key
         return exit_codes.FAILED
     return 0
@@ -138,19 +138,19 @@ def _kind(path: Path) -> str:
 
 def _to_run(arguments: argparse.Namespace) -> None:
     _folder_wanted(arguments)
-    source = reader.open_source(arguments.input, param_dtype=arguments.dtype, like=_official_network(arguments))
+    source = reader.open_weights(arguments.input, param_dtype=arguments.dtype, like=_official_network(arguments))
     values, config = source.parameters(), source.config
     if isinstance(config, VAEConfig) and arguments.dtype == 'bfloat16':
         raise UsageError('--dtype=bfloat16: a VAE is kept in float32')
     if isinstance(config, DiTConfig):
         config = dataclasses.replace(config, dtype=config.param_dtype)
         if arguments.lora == 'merge':
-            values, config = official_dit.fold_lora(values, config)
+            values, config = official_dit.merge_lora_parameters(values, config)
     stage = _stage(config, arguments)
     digests = _digests(stage)
     network = ModelDef.from_stage(registry.build(stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
-    params = {name: key_table.nested(state, values) for name, state in groups.items()}
+    params = {name: key_table.to_nested(state, values) for name, state in groups.items()}
     meta = {'stage': config_lib.to_dict(stage), 'data': _clip(stage.kind), 'converted_from': str(arguments.input)}
     unused = source.unused()
     with files.atomic_write(arguments.output.absolute()) as partial:
@@ -205,7 +205,7 @@ def _digests(stage: registry.StageConfig) -> dict[str, str]:
         return {}
     digests = {}
     if weights.vae_path(stage.vae).exists():
-        digests['vae'] = weights.vae_digest(stage.vae)
+        digests['vae'] = weights.vae_fingerprint(stage.vae)
     else:
         log.info(f'note: the checkpoint names {stage.vae} as its VAE, which is not there; its hash is left out (--vae)')
     name = stage.text.encoder
@@ -242,15 +242,15 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
     _folder_wanted(arguments)
     config = t5_folder.read_config(arguments.input)
     tensors, table = t5_folder.read_tensors(arguments.input), t5_folder.table(config)
-    key_table.check(str(arguments.input), tensors, table)
+    key_table.check_keys(str(arguments.input), tensors, table)
     config = dataclasses.replace(config, param_dtype=arguments.dtype or reader.stored_dtype(tensors))
     state = nnx.state(abstract(functools.partial(T5, config)))
-    values = key_table.parameters(
-        tensors, table, {name: leaf for name, (_, leaf) in key_table.leaves_of(state).items()}
+    values = key_table.from_official(
+        tensors, table, {name: leaf for name, (_, leaf) in key_table.named_parameters(state).items()}
     )
     meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
     with files.atomic_write(arguments.output.absolute()) as partial:
-        streaming.save(partial, 0, {'frozen': key_table.nested(state, values)}, meta)
+        streaming.save(partial, 0, {'frozen': key_table.to_nested(state, values)}, meta)
         _copy_tokenizer(arguments.input, partial)
     log.info(f'{arguments.output}: {_describe("t5", config, values)}')
 
@@ -259,8 +259,8 @@ def _run_to_t5(arguments: argparse.Namespace, stored: streaming.CheckpointReader
     require(arguments.output.suffix not in SUFFIXES, f'--output={arguments.output}: a T5 becomes a folder', UsageError)
     config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
-    values = key_table.typed_as(stored.arrays(), config.param_dtype)
-    network = key_table.module_of(abstract(functools.partial(T5, config)), values)
+    values = key_table.cast_parameters(stored.arrays(), config.param_dtype)
+    network = key_table.build_module(abstract(functools.partial(T5, config)), values)
     with files.atomic_write(arguments.output.absolute()) as partial:
         t5_folder.save(partial, network)
         _copy_tokenizer(arguments.input, partial)
@@ -284,7 +284,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
         raise UsageError(f'--output={arguments.output}: a run becomes a file; it must end in {" or ".join(SUFFIXES)}')
     stage = config_lib.build(registry.StageConfig, stored.meta['config']['stage'], 'config.stage')
     config = stage.network
-    values = key_table.typed_as(stored.arrays())
+    values = key_table.cast_parameters(stored.arrays())
     _check_architecture(arguments.input, values, config)
     unused = load_file(arguments.input / UNUSED) if (arguments.input / UNUSED).is_file() else None
     with files.atomic_write(arguments.output.absolute()) as partial:
@@ -295,7 +295,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
 
 
 def _check_architecture(run: Path, values: Parameters, config: NetworkConfig) -> None:
-    leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
+    leaves = key_table.named_parameters(nnx.state(reader.abstract_network(config)))
     wanted = {name: leaf.shape for name, (_, leaf) in leaves.items()}
     there = {name: value.shape for name, value in values.items()}
     different = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))

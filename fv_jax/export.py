@@ -137,7 +137,7 @@ def _opened(arguments: argparse.Namespace) -> _Exported:
     arrays = stored.arrays()
     if arguments.parameters == 'last':
         arrays |= streaming.CheckpointReader(arguments.checkpoint, meta['step'], streaming.STATE).arrays()
-    values, stage = _as_asked(key_table.typed_as(arrays), stage, arguments)
+    values, stage = _as_asked(key_table.cast_parameters(arrays), stage, arguments)
     about = {
         'source': str(arguments.checkpoint),
         'step': str(meta['step']),
@@ -154,12 +154,12 @@ def _as_asked(
 ) -> tuple[Parameters, registry.StageConfig]:
     if isinstance(config := stage.network, DiTConfig):
         if arguments.lora == 'merge':
-            values, config = official_dit.fold_lora(values, config)
+            values, config = official_dit.merge_lora_parameters(values, config)
         # float16 is how numbers are stored, never what a network holds.
         if arguments.dtype in ('float32', 'bfloat16'):
             config = dataclasses.replace(config, param_dtype=arguments.dtype)
         stage = dataclasses.replace(stage, network=config)
-    return key_table.typed_as(values, arguments.dtype), stage
+    return key_table.cast_parameters(values, arguments.dtype), stage
 
 
 def _which(config: dict[str, Any], parameters: str) -> str:
@@ -179,12 +179,12 @@ def _write_file(path: Path, exported: _Exported) -> None:
 def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> None:
     network = ModelDef.from_stage(registry.build(exported.stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
-    params = {name: key_table.nested(state, exported.values) for name, state in groups.items()}
+    params = {name: key_table.to_nested(state, exported.values) for name, state in groups.items()}
     forwards = _forwards(exported, arguments) if arguments.forward else []
     streaming.save(folder, exported.step, params, exported.config, exported.digests)
     functions = _write_forwards(folder / FORWARD, exported, forwards, arguments.forward.split(',')) if forwards else []
     loader = exported_functions.LOADER if functions else ''
-    card = model_card.text(folder.name, exported.config, exported.digests, exported.about, functions, loader)
+    card = model_card.render(folder.name, exported.config, exported.digests, exported.about, functions, loader)
     (folder / model_card.NAME).write_text(card, encoding='utf-8')
 
 
@@ -202,7 +202,7 @@ def _write_forwards(
     stage = registry.build(exported.stage)
     folder.mkdir(parents=True)
     for forward in forwards:
-        artefact = exported_functions.serialized(forward, stage, platforms)
+        artefact = exported_functions.export_stablehlo(forward, stage, platforms)
         (folder / f'{forward.name}{exported_functions.SUFFIX}').write_bytes(artefact)
     wanted = exported_functions.parameter_names(stage)
     arrays = ((name, exported.values[name].numpy().astype(dtype)) for name, dtype in wanted)

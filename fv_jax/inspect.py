@@ -128,7 +128,7 @@ def _known(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str | None, ...] 
     return {
         name: (leaf.get_metadata().get('axes'), learns)
         for part, learns in ((network.trainable, True), (network.frozen, False))
-        for name, (_, leaf) in key_table.leaves_of(part).items()
+        for name, (_, leaf) in key_table.named_parameters(part).items()
     }
 
 
@@ -142,18 +142,18 @@ def _weights(path: Path) -> list[Row]:
     if (kind := single_file.kind_of(path)) is not None:
         config = single_file.config_of(path)
         stored = {key.replace('/', '.'): tensor for key, tensor in single_file.tensors(path).items()}
-        run = trained_runs.compact_run(path)
+        run = trained_runs.single_file_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
         print_result(f'{path}: a small file, {kind}{of}')
     else:
-        source = reader.open_source(path, param_dtype=None)
+        source = reader.open_weights(path, param_dtype=None)
         config, stored = source.config, source.parameters()
         print_result(f'{path}: official layout, {type(config).__name__.removesuffix("Config")}')
         for note in source.notes:
             print_result(f'note: {note}')
     for field in dataclasses.fields(config):
         print_result(f'  {field.name} = {getattr(config, field.name)!r}')
-    leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
+    leaves = key_table.named_parameters(nnx.state(reader.abstract_network(config)))
     return [
         Row(name, tuple(stored[name].shape), np.dtype(stored[name].dtype), leaf.get_metadata().get('axes'))
         for name, (_, leaf) in leaves.items()

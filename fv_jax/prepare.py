@@ -152,7 +152,7 @@ def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
         return None
     with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
         vae = jit_vae(weights.load_vae(config.vae))
-        stamp = latent_cache.vae_stamp(weights.vae_digest(config.vae), vae.config.latent_spec)
+        stamp = latent_cache.vae_stamp(weights.vae_fingerprint(config.vae), vae.config.latent_spec)
     return _Latents(config, vae, stamp)
 
 

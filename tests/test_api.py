@@ -59,7 +59,7 @@ def saved(folder, name='vae.safetensors', *, text=None, digests=None):
 def vae(tmp_path_factory):
     path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
     tiny.save_vae(path)
-    return path, weights.vae_digest(str(path))
+    return path, weights.vae_fingerprint(str(path))
 
 
 def test_the_vae_is_found_in_the_folder_and_beside_it(vae, tmp_path):
@@ -85,7 +85,7 @@ def test_another_vae_is_refused(vae, tmp_path):
 def test_a_checkpoint_of_before_there_were_digests_says_so(vae, tmp_path):
     run = saved(tmp_path / 'run', str(vae[0]), text=TextConfig('hash', length=3, dim=8))
     opened = trained_runs.open_run(run)
-    assert opened.digests == {} and trained_runs.open_texts(opened).fingerprint.length == 3
+    assert opened.digests == {} and trained_runs.open_run_text_encoder(opened).fingerprint.length == 3
     first, second = opened.notes
     assert 'by hash which VAE it was made with' in first and str(vae[0]) in first
     assert 'by hash which text encoder it was made with; hash is taken' in second
@@ -98,15 +98,15 @@ def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
     run = saved(tmp_path / 'run', str(vae[0]), text=dataclasses.replace(config, encoder='t5'), digests=digests)
     opened = trained_runs.open_run(run)
     with pytest.raises(FileNotFoundError, match='its text encoder is not there; looked for t5, '):
-        trained_runs.open_texts(opened)
+        trained_runs.open_run_text_encoder(opened)
     shutil.copytree(source, tmp_path / 't5')
-    assert trained_runs.open_texts(opened).fingerprint.digest == digests['text']
+    assert trained_runs.open_run_text_encoder(opened).fingerprint.digest == digests['text']
     other = dataclasses.replace(opened, text=dataclasses.replace(opened.text, length=8))
     with pytest.raises(ValueError, match=f'made with the text encoder {digests["text"]}, and .* is '):
-        trained_runs.open_texts(other)
+        trained_runs.open_run_text_encoder(other)
 
 
 def test_a_run_without_texts_has_no_encoder(vae, tmp_path):
     run = saved(tmp_path / 'run', str(vae[0]), digests={'vae': vae[1]})
     with pytest.raises(ConfigError, match='the stage was trained without texts'):
-        trained_runs.open_texts(trained_runs.open_run(run))
+        trained_runs.open_run_text_encoder(trained_runs.open_run(run))

@@ -38,7 +38,7 @@ FREQUENCIES = 'model.diffusion_model.mixins.pos_embed.freqs_sin'
 
 
 def network(config):
-    graphdef, abstract = nnx.split(reader.shapes(config))
+    graphdef, abstract = nnx.split(reader.abstract_network(config))
     return nnx.merge(graphdef, tiny.random(abstract, 0.2))
 
 
@@ -118,7 +118,7 @@ def test_what_is_written_opens_as_a_run(files, runs, name):
     assert opened.step == 0 and opened.config['converted_from'] == str(files / f'{name}.pt')
     expected = weights.load_official(files / f'{name}.pt')
     model = opened.network.model(**opened.params)
-    vae = {} if name == 'vae' else {'vae': weights.vae_digest(str(files / '3d-vae.pt.safetensors'))}
+    vae = {} if name == 'vae' else {'vae': weights.vae_fingerprint(str(files / '3d-vae.pt.safetensors'))}
     assert opened.digests == vae  # there is no text encoder beside the file
     assert opened.config['stage']['kind'] == {'stage1': 'lowres', 'stage2': 'superres', 'vae': 'autoencoder'}[name]
     assert model.config == expected.config
@@ -217,8 +217,8 @@ def test_a_diffusers_folder(tmp_path, capsys):
     folder = tmp_path / 'transformer'
     folder.mkdir()
     rows = [reader.diffusers_folder._renamed(row) for row in official_dit.table(config)]
-    values = key_table.parameters_of(nnx.state(network(config)))
-    save_file(dict(key_table.official(values, key_table.Table(rows, 2))[1]), folder / 'x.safetensors')
+    values = key_table.module_parameters(nnx.state(network(config)))
+    save_file(dict(key_table.to_official(values, key_table.KeyTable(rows, 2))[1]), folder / 'x.safetensors')
     values = {'num_attention_heads': 1, 'attention_head_dim': 32, 'in_channels': 4, 'out_channels': 4, 'num_layers': 2}
     values |= {'_class_name': 'CogVideoXTransformer3DModel', 'text_embed_dim': 8, 'time_embed_dim': 8}
     (folder / 'config.json').write_text(json.dumps(values))
@@ -242,7 +242,7 @@ def test_the_text_encoder_beside_a_file_is_named_by_hash(files, tmp_path, capsys
     assert 'text encoder' not in capsys.readouterr().out
     opened = trained_runs.open_run(tmp_path / 'run')
     assert opened.digests['text'] == text_fingerprint(TextConfig(str(tmp_path / 'right'))).digest and not opened.notes
-    assert trained_runs.open_texts(opened).fingerprint.dim == 8 and folder.is_dir()
+    assert trained_runs.open_run_text_encoder(opened).fingerprint.dim == 8 and folder.is_dir()
 
 
 # Whole or not at all.
@@ -264,7 +264,7 @@ def test_all_that_is_wrong_with_a_file_is_named_and_nothing_written(files, tmp_p
         '2 missing:',
         f'  {prefix}transformer.final_layernorm.bias',
         f'  {prefix}transformer.layers.1.attention.query_key_value.matrix_B.2',
-        '1 misshapen:',
+        '1 mismatched:',
         f'  {prefix}time_embed.0.weight: (8, 31) float32, expected (8, 32) floating point',
     ]
     assert list(tmp_path.iterdir()) == [path]

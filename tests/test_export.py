@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
     for name, stage in stages.items():
         items = state.to_items(tiny.train_state(registry.build(stage)))
         items['state']['trainable'] = jax.tree.map(lambda x: x + 1, items['params']['trainable'])
-        digests = {} if name == 'autoencoder' else {'vae': weights.vae_digest(str(vae)), 'text': 'ab' * 8}
+        digests = {} if name == 'autoencoder' else {'vae': weights.vae_fingerprint(str(vae)), 'text': 'ab' * 8}
         config = tiny.config(stage) | {'optim': {'ema_decay': 0.99}}
         Checkpoints(folder / name).save(STEP, items, config, digests)
     return folder
@@ -69,7 +69,7 @@ def exported(runs, output, name, *more):
 
 
 def numbers(opened):
-    return key_table.parameters_of(nnx.state(opened.network.model(**opened.params)))
+    return key_table.module_parameters(nnx.state(opened.network.model(**opened.params)))
 
 
 def assert_same(first, second, dtype=np.float32):
@@ -133,7 +133,7 @@ def test_lora_becomes_part_of_the_weights(runs, tmp_path):
     before = trained_runs.open_run(runs / 'lowres')
     after = exported(runs, tmp_path / 'out', 'lowres', '--lora', 'merge')
     assert after.stage.network.lora is None and not after.params['frozen']
-    merged = key_table.parameters_of(nnx.state(merge_lora(before.network.model(**before.params))))
+    merged = key_table.module_parameters(nnx.state(merge_lora(before.network.model(**before.params))))
     for name, value in numbers(after).items():
         np.testing.assert_allclose(value.numpy(), merged[name].numpy(), rtol=0, atol=1e-6, err_msg=name)
 
@@ -157,7 +157,7 @@ def test_a_vae_in_one_file(runs, tmp_path, capsys):
     assert f'step {STEP}, ' in capsys.readouterr().out
     vae = weights.load_vae(str(tmp_path / 'vae.safetensors'))
     assert_same(
-        key_table.parameters_of(nnx.state(vae)), numbers(trained_runs.open_run(runs / 'autoencoder')), np.float16
+        key_table.module_parameters(nnx.state(vae)), numbers(trained_runs.open_run(runs / 'autoencoder')), np.float16
     )
     with pytest.raises(ValueError, match='is no run in one file'):
         trained_runs.open_run(tmp_path / 'vae.safetensors')

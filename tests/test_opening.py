@@ -170,7 +170,7 @@ def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
     """The VAE is moved into the run; another one lies where it was."""
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
-    vae, text = weights.vae_digest(str(path)), HashTextEncoder(3, 8).fingerprint.digest
+    vae, text = weights.vae_fingerprint(str(path)), HashTextEncoder(3, 8).fingerprint.digest
     with_digests(tmp_path, vae, text)
     shutil.move(path, tmp_path / 'run' / 'vae.safetensors')
     shutil.copy(embedded.VAE_TINY, path)
@@ -188,7 +188,7 @@ def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
 def test_another_text_encoder_is_refused_and_can_be_insisted_on(tmp_path):
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
-    with_digests(tmp_path, weights.vae_digest(str(path)), 'f' * 16)
+    with_digests(tmp_path, weights.vae_fingerprint(str(path)), 'f' * 16)
     with pytest.raises(ValueError, match='made with the text encoder ffff'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
     fv = FlashVideo.from_checkpoint(tmp_path / 'run', text=TextConfig('hash', dim=8))

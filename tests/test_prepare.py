@@ -256,7 +256,7 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     assert latents[1]['z_low'].shape == (2, *latents[1]['z_high'].shape)
     assert not np.array_equal(latents[1]['z_low'][0], latents[1]['z_low'][1])
     stamp = json.loads((tmp_path / 'latents' / 'clips.json').read_text())['latents']
-    assert stamp == {'vae': weights.vae_digest(str(vae)), 'chunks': [17, 16]}
+    assert stamp == {'vae': weights.vae_fingerprint(str(vae)), 'chunks': [17, 16]}
 
     data = pipeline.DataConfig(
         LoaderConfig(batch_size=2, num_threads=0), train=str(tmp_path / 'latents'), frames=9, height=64, width=96

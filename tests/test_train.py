@@ -97,7 +97,7 @@ def test_what_a_run_leaves_behind(whole):
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.params):
         np.testing.assert_array_equal(leaf, averages[f'params{jax.tree_util.keystr(path)}'])
     assert count_records(list_shards(whole / 'latents')) == 4
-    assert run.digests == {'vae': weights.vae_digest(config['stage']['vae'])} and not run.notes
+    assert run.digests == {'vae': weights.vae_fingerprint(config['stage']['vae'])} and not run.notes
 
 
 def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, whole, tmp_path, capsys):
@@ -129,8 +129,8 @@ def test_stage_1_trains(vae_file, tmp_path):
     assert [set(row) >= {'loss_near_noise', 'loss_near_data', 'target_norm'} for row in runs.rows(folder)] == [True] * 2
     assert not list((folder / 'checkpoints' / '2').glob('*low*'))
     run, words = trained_runs.open_run(folder), text_fingerprint(TextConfig('hash', length=4, dim=32))
-    assert run.digests == {'vae': weights.vae_digest(str(vae_file)), 'text': words.digest}
-    encoder = trained_runs.open_texts(run)
+    assert run.digests == {'vae': weights.vae_fingerprint(str(vae_file)), 'text': words.digest}
+    encoder = trained_runs.open_run_text_encoder(run)
     assert encoder.fingerprint == words and (words.length, words.dim) == (4, 32)
 
 
@@ -281,7 +281,7 @@ def test_a_vae_that_is_not_there_is_refused(tmp_path, capsys):
 def test_another_vae_under_the_same_name_is_refused(vae_file, whole, tmp_path, capsys, command):
     folder = stopped_at_2(whole, tmp_path / 'run')
     meta = folder / 'checkpoints' / '2' / 'meta' / 'metadata'
-    meta.write_text(meta.read_text().replace(weights.vae_digest(str(vae_file)), '0' * 16))
+    meta.write_text(meta.read_text().replace(weights.vae_fingerprint(str(vae_file)), '0' * 16))
     (folder / 'checkpoints' / '2' / 'checksums.json').unlink()
     assert command(folder) == 2
     refused(

@@ -56,8 +56,10 @@ class HashTextEncoder:
         for out_LD, text in zip(out_BLD, texts, strict=True):
             before = b''
             for i, word in enumerate(_words(text)[:length]):
-                pair = _hashed(b'pair', before + b' ' + word, 2 * eighth)
-                out_LD[i] = np.concatenate([_spelled(word, 5 * eighth), _scaled(pair, 1.0), _place(i, eighth)])
+                pair = _hash(b'pair', before + b' ' + word, 2 * eighth)
+                out_LD[i] = np.concatenate(
+                    [_embed_word(word, 5 * eighth), _scale(pair, 1.0), _embed_position(i, eighth)]
+                )
                 before = word
         return out_BLD
 
@@ -71,26 +73,26 @@ def _words(text: str) -> list[bytes]:
     return _WORD.findall(check_text(text).encode().lower())  # of bytes, `lower` is ASCII's
 
 
-def _hashed(kind: bytes, value: bytes, size: int) -> np.ndarray:
+def _hash(kind: bytes, value: bytes, size: int) -> np.ndarray:
     """(size,) int64: odd numbers, evenly spread between -2^16 and 2^16."""
     digest = hashlib.shake_256(kind + b':' + value).digest(2 * size)
     return 2 * np.frombuffer(digest, '<u2').astype(np.int64) - (_LEVELS - 1)
 
 
-def _scaled(numbers: np.ndarray, variance: float) -> np.ndarray:
+def _scale(values: np.ndarray, variance: float) -> np.ndarray:
     """Sums of hashes, as if of variance 1, where they have `variance` times that of one hash."""
-    return numbers * (np.sqrt(3 / variance) / _LEVELS)
+    return values * (np.sqrt(3 / variance) / _LEVELS)
 
 
-def _spelled(word: bytes, size: int) -> np.ndarray:
+def _embed_word(word: bytes, size: int) -> np.ndarray:
     ends = b'<' + word + b'>'
     pieces = [ends[i : i + 3] for i in range(len(ends) - 2)]
-    spelling = sum(_hashed(b'piece', piece, size) for piece in pieces)
-    whole = _hashed(b'word', word, size)
-    return (_scaled(whole, 1.0) + 0.5 * _scaled(spelling, len(pieces))) / np.sqrt(1.25)
+    spelling = sum(_hash(b'piece', piece, size) for piece in pieces)
+    whole = _hash(b'word', word, size)
+    return (_scale(whole, 1.0) + 0.5 * _scale(spelling, len(pieces))) / np.sqrt(1.25)
 
 
-def _place(i: int, size: int) -> np.ndarray:
+def _embed_position(i: int, size: int) -> np.ndarray:
     """(size,): triangle waves between -1.5 and 1.5, in pairs a quarter apart, of periods 64, 32, 16, 8 words, then 64
     again."""
     waves = np.arange(size)

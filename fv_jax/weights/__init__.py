@@ -14,18 +14,18 @@ from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.weights import embedded, reader, single_file
 from fv_jax.weights.fingerprints import params_fingerprint
-from fv_jax.weights.init_from import starting_dit
+from fv_jax.weights.init_from import init_dit_from_weights
 from fv_jax.weights.layouts import diffusers_folder, key_table
 from fv_jax.weights.layouts.key_table import Parameters
 
 __all__ = [
+    'init_dit_from_weights',
     'is_weights',
     'load_official',
     'load_vae',
     'save_official',
-    'starting_dit',
     'vae_config',
-    'vae_digest',
+    'vae_fingerprint',
     'vae_path',
 ]
 
@@ -45,9 +45,9 @@ def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT |
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a whole torch file, one that holds more than tensors, one of no known kind, or one whose tensors
-        do not make a whole network (the message lists every unknown, missing and misshapen key).
+        do not make a whole network (the message lists every unknown, missing and mismatched key).
     """
-    return reader.open_source(path, param_dtype=param_dtype).network()
+    return reader.open_weights(path, param_dtype=param_dtype).network()
 
 
 def save_official(
@@ -68,7 +68,7 @@ def save_official(
     Raises ValueError for another suffix, OSError where it cannot be written.
     """
     with files.atomic_write(Path(path)) as partial:
-        reader.write(partial, key_table.parameters_of(nnx.state(network)), network.config, lora=lora, dtype=dtype)
+        reader.write(partial, key_table.module_parameters(nnx.state(network)), network.config, lora=lora, dtype=dtype)
 
 
 def is_weights(name: str | Path) -> bool:
@@ -104,7 +104,7 @@ def vae_config(name: str) -> VAEConfig:
     return _open_vae(name)[0]
 
 
-def vae_digest(name: str) -> str:
+def vae_fingerprint(name: str) -> str:
     """Names the VAE that `load_vae` gives by its numbers, in 16 hexadecimal digits; one parameter is in memory at a
     time. Raises what `load_vae` does.
     """
@@ -117,7 +117,7 @@ def _open_vae(name: str) -> tuple[VAEConfig, Callable[[], Parameters]]:
     if single_file.kind_of(path):
         config, read = single_file.config_of(path), functools.partial(single_file.parameters, path)
     else:
-        source = reader.open_source(path)
+        source = reader.open_weights(path)
         config, read = source.config, source.parameters
     require(isinstance(config, VAEConfig), f'{name}: holds a DiT, not a VAE')
     return config, read

@@ -59,7 +59,7 @@ def functions(
     return list(found)
 
 
-def serialized(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
+def export_stablehlo(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
     """The artefact; nothing is computed."""
     graphdef, state = nnx.split(abstract(stage.init))
     variables = nnx.to_flat_state(state)

@@ -18,7 +18,7 @@ from fv_jax.weights.layouts.key_table import Parameters
 _CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'local_attention_init')
 
 
-def starting_dit(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:
+def init_dit_from_weights(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:
     """The network of `config` with the weights of an official file, of all else that `load_official` reads, or of our
     own small file.
 
@@ -37,13 +37,13 @@ def starting_dit(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:
     there, values = _read(path, config)
     _check_sizes(path, there, config)
     if config.lora is None:
-        values, _ = official_dit.fold_lora(values, there)
+        values, _ = official_dit.merge_lora_parameters(values, there)
     elif there.lora is not None:
         _check_lora(path, there.lora, config.lora)
         values = _rescaled(values, config.lora)
     fresh_lora = config.lora is not None and there.lora is None
     wanted = dataclasses.replace(config, lora=None) if fresh_lora else config
-    network = key_table.module_of(reader.shapes(wanted), values)
+    network = key_table.build_module(reader.abstract_network(wanted), values)
     return add_lora(network, config.lora, key) if fresh_lora else network
 
 
@@ -53,7 +53,7 @@ def _read(path: str | Path, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
         there, values = single_file.config_of(path), lambda: single_file.parameters(path)
     else:
         like = dataclasses.asdict(wanted)
-        source = reader.open_source(path, param_dtype=wanted.param_dtype, like=like)
+        source = reader.open_weights(path, param_dtype=wanted.param_dtype, like=like)
         there, values = source.config, source.parameters
     require(isinstance(there, DiTConfig), f'{path}: holds a VAE, not a DiT')
     return there, values()

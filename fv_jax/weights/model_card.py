@@ -7,7 +7,7 @@ from typing import Any
 NAME = 'README.md'
 
 
-def text(
+def render(
     name: str,
     config: Mapping[str, Any],
     digests: Mapping[str, str],

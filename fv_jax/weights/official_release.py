@@ -17,7 +17,7 @@ STAGE1, STAGE2, VAE_FILE, T5_FOLDER = 'stage1.pt', 'stage2.pt', '3d-vae.pt', 't5
 
 
 @dataclasses.dataclass(frozen=True)
-class OfficialFolder:
+class OfficialRelease:
     """configs: of the networks that `read` gives, by file; stage 1 with its LoRA merged. text: the T5 in the folder."""
 
     configs: dict[str, DiTConfig]
@@ -27,7 +27,7 @@ class OfficialFolder:
     text: TextConfig
 
 
-def open_folder(folder: Path, dtype: DtypeName, text: TextConfig | None) -> OfficialFolder:
+def open_release(folder: Path, dtype: DtypeName, text: TextConfig | None) -> OfficialRelease:
     """Checks that all is there and fits together.
 
     Args:
@@ -48,7 +48,7 @@ def open_folder(folder: Path, dtype: DtypeName, text: TextConfig | None) -> Offi
     configs, read = {}, {}
     for name, is_second in ((STAGE1, False), (STAGE2, True)):
         configs[name], read[name] = _opened(folder / name, dtype, is_second)
-    vae = reader.open_source(folder / VAE_FILE).config
+    vae = reader.open_weights(folder / VAE_FILE).config
     if not isinstance(vae, VAEConfig):
         raise ValueError(f'{folder / VAE_FILE}: holds a DiT, not a VAE')
     for name, config in configs.items():
@@ -57,14 +57,16 @@ def open_folder(folder: Path, dtype: DtypeName, text: TextConfig | None) -> Offi
                 f'{folder / name}: takes latents of {config.latent_channels} channels, and those of {VAE_FILE} have '
                 f'{vae.latent_channels}; they do not belong together'
             )
-    return OfficialFolder(configs, read, folder / VAE_FILE, vae, text)
+    return OfficialRelease(configs, read, folder / VAE_FILE, vae, text)
 
 
 def _opened(path: Path, dtype: DtypeName, is_second: bool) -> tuple[DiTConfig, Callable[[], DiT]]:
     """The network in an official file, with its LoRA merged: its config, and what reads it."""
-    source = reader.open_source(path, param_dtype=dtype)
+    source = reader.open_weights(path, param_dtype=dtype)
     require(isinstance(source.config, DiTConfig), f'{path}: holds a VAE, not a DiT')
     if source.config.embed_noise_augmentation_timestep != is_second:
         raise ValueError(f'{path}: holds stage {1 if is_second else 2}, not stage {2 if is_second else 1}')
-    values, config = official_dit.fold_lora(source.parameters(), dataclasses.replace(source.config, dtype=dtype))
-    return config, lambda: key_table.module_of(reader.shapes(config), values)
+    values, config = official_dit.merge_lora_parameters(
+        source.parameters(), dataclasses.replace(source.config, dtype=dtype)
+    )
+    return config, lambda: key_table.build_module(reader.abstract_network(config), values)

@@ -22,14 +22,14 @@ from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.weights.formats import safetensors_file, torch_zip
 from fv_jax.weights.layouts import diffusers_folder, key_table, official_dit, official_vae
-from fv_jax.weights.layouts.key_table import Parameters, Table, Tensors
+from fv_jax.weights.layouts.key_table import KeyTable, Parameters, Tensors
 
 Network = DiT | VAE
 OUTER = {'dit': 'module', 'vae': 'state_dict'}  # the one key of an official file that holds the tensors
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class WeightsFile:
     """An opened file or folder.
 
     config: of the network in it. notes: what a user should know of it, a line each.
@@ -37,24 +37,24 @@ class Source:
 
     name: str
     config: DiTConfig | VAEConfig
-    table: Table
+    table: KeyTable
     tensors: Tensors
     new: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def parameters(self) -> Parameters:
         """Every parameter, made when it is asked for."""
-        return self._parameters(shapes(self.config))
+        return self._parameters(abstract_network(self.config))
 
     def _parameters(self, network: Network) -> Parameters:
-        leaves = key_table.leaves_of(nnx.state(network))
-        found = key_table.parameters(self.tensors, self.table, {name: leaf for name, (_, leaf) in leaves.items()})
-        return found | (official_dit.fresh(self.config, self.new) if self.new else {})
+        leaves = key_table.named_parameters(nnx.state(network))
+        found = key_table.from_official(self.tensors, self.table, {name: leaf for name, (_, leaf) in leaves.items()})
+        return found | (official_dit.init_parameters(self.config, self.new) if self.new else {})
 
     def network(self) -> Network:
         """The network, ready to call."""
-        network = shapes(self.config)
-        return key_table.module_of(network, self._parameters(network))
+        network = abstract_network(self.config)
+        return key_table.build_module(network, self._parameters(network))
 
     def unused(self) -> dict[str, np.ndarray]:
         """What the official networks own and nothing reads: kept by whoever wants the way back to be whole."""
@@ -62,14 +62,14 @@ class Source:
         return {key: np.array(tensor.numpy()) for key, tensor in found.items()}
 
 
-def shapes(config: DiTConfig | VAEConfig) -> Network:
+def abstract_network(config: DiTConfig | VAEConfig) -> Network:
     """The network of this config, without numbers."""
     return abstract(functools.partial(DiT if isinstance(config, DiTConfig) else VAE, config))
 
 
-def open_source(
+def open_weights(
     path: str | Path, *, param_dtype: DtypeName | None = 'float32', like: Mapping[str, Any] | None = None
-) -> Source:
+) -> WeightsFile:
     """Opens an official file, one of ours in the official layout, or a diffusers folder, and checks every key.
 
     Args:
@@ -81,7 +81,7 @@ def open_source(
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a whole file, one that holds more than tensors, one of no known kind, or one whose tensors
-        do not make a whole network (the message lists every unknown, missing and misshapen key).
+        do not make a whole network (the message lists every unknown, missing and mismatched key).
     """
     path = Path(path)
     if path.is_dir():
@@ -89,19 +89,21 @@ def open_source(
         if param_dtype is None and isinstance(folder.config, DiTConfig):
             config = dataclasses.replace(folder.config, param_dtype=stored_dtype(folder.tensors))
             folder = dataclasses.replace(folder, config=config)
-        source = Source(str(path), folder.config, folder.table, folder.tensors, folder.new, folder.notes)
+        source = WeightsFile(str(path), folder.config, folder.table, folder.tensors, folder.new, folder.notes)
     else:
         source = _official(path, param_dtype)
-    key_table.check(source.name, source.tensors, source.table)
+    key_table.check_keys(source.name, source.tensors, source.table)
     return source
 
 
-def _official(path: Path, param_dtype: DtypeName | None) -> Source:
+def _official(path: Path, param_dtype: DtypeName | None) -> WeightsFile:
     kind, tensors = _tensors(path)
     if kind == 'vae':
         config = official_vae.infer_config(tensors)
-        return Source(str(path), config, Table(official_vae.table(config)), tensors)
-    return Source(str(path), *official_dit.source(tensors, param_dtype or stored_dtype(tensors)), tensors)
+        return WeightsFile(str(path), config, KeyTable(official_vae.table(config)), tensors)
+    return WeightsFile(
+        str(path), *official_dit.infer_config_and_table(tensors, param_dtype or stored_dtype(tensors)), tensors
+    )
 
 
 def _tensors(path: Path) -> tuple[str, Tensors]:
@@ -148,20 +150,20 @@ def write(
       config: of the network.
       lora: kept apart, as the official stage1.pt has it, or part of the weights.
       dtype: of everything; None keeps what each parameter has.
-      unused: `Source.unused` of the file that the network once came from; None writes zeros.
+      unused: `WeightsFile.unused` of the file that the network once came from; None writes zeros.
 
     Raises:
       ValueError: parameters that are not this network's, or another suffix.
     """
     if isinstance(config, VAEConfig):
-        kind, table, unused = 'vae', Table(official_vae.table(config)), {}
+        kind, table, unused = 'vae', KeyTable(official_vae.table(config)), {}
     else:
         if lora == 'merge':
-            values, config = official_dit.fold_lora(values, config)
+            values, config = official_dit.merge_lora_parameters(values, config)
         values, kind = official_dit.official_scale(values, config), 'dit'
         table = official_dit.official_table(values, config)
         unused = unused or official_dit.position_table(config, values['final_norm.scale'].dtype)
-    specs, tensors = key_table.official(values, table, dtype and jnp.dtype(dtype))
+    specs, tensors = key_table.to_official(values, table, dtype and jnp.dtype(dtype))
     unused = {key: np.asarray(x, dtype and jnp.dtype(dtype)) for key, x in unused.items()}
     specs |= {key: torch_zip.TensorSpec(x.shape, x.dtype) for key, x in unused.items()}
 

@@ -35,7 +35,7 @@ def write(
     Raises ValueError for a number that float16 cannot hold.
     """
     (kind,) = [name for name, cls in _KINDS.items() if isinstance(config, cls)]
-    tensors = {_key(name): value.numpy() for name, value in key_table.typed_as(values, np.float16).items()}
+    tensors = {_key(name): value.numpy() for name, value in key_table.cast_parameters(values, np.float16).items()}
     Path(path).write_bytes(save(tensors, {kind: json.dumps(config_lib.to_dict(config)), **(more or {})}))
 
 
@@ -71,12 +71,12 @@ def parameters(path: Path | str) -> Parameters:
 
     Raises FileNotFoundError, or ValueError when the file is not one, or not whole.
     """
-    return _parameters(path, reader.shapes(config_of(path)))
+    return _parameters(path, reader.abstract_network(config_of(path)))
 
 
 def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
     stored = tensors(path)
-    leaves = key_table.leaves_of(nnx.state(shapes))
+    leaves = key_table.named_parameters(nnx.state(shapes))
     wanted = {_key(name): leaf for name, (_, leaf) in leaves.items()}
     if unknown := sorted(stored.keys() - wanted.keys()):
         raise ValueError(f'{path}: {unknown[0]} ({len(unknown)} in all) is not a part of the network')
@@ -94,8 +94,8 @@ def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
 
 def load(path: Path | str) -> VAE | DiT:
     """The network in such a file. Raises as `parameters` does."""
-    shapes = reader.shapes(config_of(path))
-    return key_table.module_of(shapes, _parameters(path, shapes))
+    shapes = reader.abstract_network(config_of(path))
+    return key_table.build_module(shapes, _parameters(path, shapes))
 
 
 def _key(name: str) -> str:

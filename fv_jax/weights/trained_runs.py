@@ -38,10 +38,17 @@ ParamsOf = Callable[[Stage, ModelDef], Params]  # read when the stage is known
 class Run:
     """A checkpoint's stage with its parameters for sampling.
 
-    config: the whole configuration, as a nested dict. params: for `network.model(**params)`. vae: the frozen one that
-    the stage's latents come from; None where the stage has none. step: of the checkpoint. text: the encoder of the
-    stage's texts, where it was found (`open_texts`). digests: of the VAE and the text encoder, as the checkpoint has
-    them. notes: what a user should know of it, a line each.
+    Attributes:
+      config: the whole configuration of the run, as a nested dict.
+      stage: the stage.
+      network: its network without parameters.
+      params: for `network.model(**params)`.
+      vae: the frozen VAE of the stage's latents; None where the stage has none.
+      step: of the checkpoint.
+      folder: where the run was found.
+      text: the stage's text encoder, which `open_run_text_encoder` opens.
+      digests: fingerprints of the VAE and of the text encoder that the checkpoint records.
+      notes: what a user should know of the run, a line each.
     """
 
     config: dict[str, Any]
@@ -100,7 +107,7 @@ def open_run(folder: Path | str, step: int | None = None) -> Run:
 
 def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
     """What a run, in a folder or in one file, says of itself, and what reads its parameters."""
-    return _compact(run, step) if run.is_file() else _checkpoint(run, step)
+    return _open_single_file(run, step) if run.is_file() else _open_checkpoint_folder(run, step)
 
 
 def stage_config_of(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
@@ -108,13 +115,13 @@ def stage_config_of(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
     config = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     if not registry.needs_vae(config):
         return config
-    found = _found('VAE', config.vae, run, meta.get('digests', {}).get('vae'), weights.vae_digest, {EMBEDDED})
+    found = _locate('VAE', config.vae, run, meta.get('digests', {}).get('vae'), weights.vae_fingerprint, {EMBEDDED})
     return dataclasses.replace(config, vae=found)
 
 
-def _checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+def _open_checkpoint_folder(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
     checkpoints = Checkpoints(folder, read_only=True)
-    meta = _checked(folder, checkpoints.meta(step))
+    meta = _check_metadata(folder, checkpoints.meta(step))
 
     def params(stage: Stage, network: ModelDef) -> Params:
         trainable, frozen = jax.eval_shape(functools.partial(network.init, stage), jax.random.key(0))
@@ -124,8 +131,8 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsO
     return meta, params
 
 
-def _compact(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
-    if single_file.kind_of(path) is None or (meta := compact_run(path)) is None:
+def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+    if single_file.kind_of(path) is None or (meta := single_file_run(path)) is None:
         raise ValueError(f'{path}: is no run in one file, as `python -m fv_jax.export` writes a stage')
     if step not in (None, meta['step']):
         raise CheckpointError(f'{path}: has no step {step}; it has {meta["step"]}')
@@ -138,7 +145,7 @@ def _compact(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
     return meta, params
 
 
-def compact_run(path: Path) -> dict[str, Any] | None:
+def single_file_run(path: Path) -> dict[str, Any] | None:
     """What a small file says of its run: {'step', 'config', 'digests'}; None of one that says nothing.
 
     Raises ValueError for what `export` cannot have written.
@@ -148,11 +155,11 @@ def compact_run(path: Path) -> dict[str, Any] | None:
     meta = parse_json(run)
     if not isinstance(meta, dict) or not isinstance(meta.get('step'), int):
         raise ValueError(f'{path}: what it says of its run cannot be read; export it again')
-    _checked(path, meta)
+    _check_metadata(path, meta)
     return meta
 
 
-def _checked(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
+def _check_metadata(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
     """The same. Raises ValueError where it has no stage, or no digests as they should be."""
     config, digests = meta.get('config'), meta.get('digests', {})
     stage = config.get('stage') if isinstance(config, dict) else None
@@ -161,7 +168,7 @@ def _checked(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
     return meta
 
 
-def open_texts(run: Run) -> TextEncoder:
+def open_run_text_encoder(run: Run) -> TextEncoder:
     """The text encoder that a run's stage was trained with.
 
     Raises:
@@ -184,10 +191,10 @@ def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> Text
     def digest(name: str) -> str:
         return text_encoders.text_fingerprint(named(name)).digest
 
-    return named(_found('text encoder', config.encoder, run, wanted, digest, text_encoders.NAMED))
+    return named(_locate('text encoder', config.encoder, run, wanted, digest, text_encoders.NAMED))
 
 
-def _found(
+def _locate(
     what: str, name: str, run: Path, wanted: str | None, digest: Callable[[str], str], no_files: Collection[str]
 ) -> str:
     """Where the network of this name and digest is. wanted: None takes the first that exists. no_files: names that are

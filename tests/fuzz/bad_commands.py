@@ -73,7 +73,7 @@ def nothing_begins() -> Iterator[None]:
         convert.streaming: ('save',),
         convert.reader: ('write',),
         export: ('_write_file',),
-        export.exported_functions: ('serialized',),
+        export.exported_functions: ('export_stablehlo',),
         evaluate: ('_clips',),
         inspect: ('_table',),
     }

@@ -147,10 +147,10 @@ def test_gradients(model, training, loss_and_grads):
         key = f'{dit_weights.PREFIX}{name}'
         stacked = re.sub(r'(layers|modulations|layernorm_list)\.\d+', r'\1.{i}', key)
         row = rows[stacked]
-        actual = np.asarray(grads[row.ours])
+        actual = np.asarray(grads[row.path])
         if stacked != key:
             actual = actual[int(re.search(r'\d+', name)[0])]
-        expected = row.make(expected).reshape(actual.shape)
+        expected = row.to_ours(expected).reshape(actual.shape)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max(), err_msg=name)
 
 

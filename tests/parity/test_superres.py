@@ -106,8 +106,8 @@ def test_gradients(train, model, shifted):
     assert len(names) >= 13
     for name in names:
         row, layer = find_row(rows, dit_weights.PREFIX + name)
-        expected = row.make(train[f'grad__{name}'])
-        got = np.asarray(grads[row.ours] if layer is None else grads[row.ours][layer])
+        expected = row.to_ours(train[f'grad__{name}'])
+        got = np.asarray(grads[row.path] if layer is None else grads[row.path][layer])
         error = np.abs(got.reshape(expected.shape) - expected).max() / np.abs(expected).max()
         assert error < GRADIENT, f'{name}: off by {error:.1e} of its maximum'
 

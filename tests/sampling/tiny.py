@@ -60,7 +60,7 @@ def vae() -> VAE:
 
 
 def save_vae(path: Path) -> None:
-    single_file.write(path, key_table.parameters_of(nnx.state(vae())), VAE_CONFIG)
+    single_file.write(path, key_table.module_parameters(nnx.state(vae())), VAE_CONFIG)
 
 
 def stage_config(vae_path: Path | str, dit: DiTConfig = DIT) -> registry.StageConfig:
@@ -103,7 +103,7 @@ def save_run(
     digests: of its VAE and text encoder; None for the VAE's own.
     """
     arrays = state.to_items(train_state(registry.build(stage)))
-    vae = weights.vae_digest(stage.vae) if weights.vae_path(stage.vae).exists() else '0' * 16
+    vae = weights.vae_fingerprint(stage.vae) if weights.vae_path(stage.vae).exists() else '0' * 16
     Checkpoints(folder).save(7, arrays, config(saved or stage, size), {'vae': vae} if digests is None else digests)
 
 

@@ -26,7 +26,7 @@ from fv_jax.models.lora import LoRAConfig
 from fv_jax.weights.formats import torch_zip
 from fv_jax.weights.formats.torch_zip import TensorSpec
 from fv_jax.weights.layouts import official_dit
-from fv_jax.weights.layouts.key_table import Table
+from fv_jax.weights.layouts.key_table import KeyTable
 
 POOL = 2**26  # random numbers; every tensor is a piece of them
 INTERVAL_S = 0.2
@@ -62,7 +62,7 @@ def main() -> int:
 def make(path: Path, config: DiTConfig) -> None:
     """A file with every official key, of random numbers."""
     dtype = np.dtype(ml_dtypes.bfloat16)
-    keys = Table(official_dit.table(config), config.num_layers).keys()
+    keys = KeyTable(official_dit.table(config), config.num_layers).keys()
     keys |= {key: x.shape for key, x in official_dit.position_table(config, dtype).items()}
     specs = {key: TensorSpec(shape, dtype) for key, shape in keys.items()}
     rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def equal(first: Path, second: Path) -> bool:
         if a[key].dtype != b[key].dtype or not np.array_equal(a[key].numpy().view('u2'), b[key].numpy().view('u2')):
             return False
         for tensor in (a[key], b[key]):
-            tensor.release()
+            tensor.drop_pages()
     return True
 
 

@@ -43,25 +43,25 @@ def test_what_a_number_is_kept_in_does_not_matter():
 
 def test_a_vae_has_one_digest_in_every_kind_of_file(tmp_path):
     config = VAEConfig(base_channels=32, multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=4)
-    graphdef, abstract = nnx.split(reader.shapes(config))
+    graphdef, abstract = nnx.split(reader.abstract_network(config))
     network = nnx.merge(graphdef, tiny.random(abstract, 0.2))
-    known = params_fingerprint(key_table.parameters_of(nnx.state(network)))
+    known = params_fingerprint(key_table.module_parameters(nnx.state(network)))
     for name in ('3d-vae.pt', 'vae.safetensors'):
         weights.save_official(tmp_path / name, network)
-        assert weights.vae_digest(str(tmp_path / name)) == known
+        assert weights.vae_fingerprint(str(tmp_path / name)) == known
     path = str(tmp_path / 'ours.safetensors')
     tiny.save_vae(tmp_path / 'ours.safetensors')
-    ours = weights.vae_digest(path)
-    assert ours == params_fingerprint(key_table.parameters_of(nnx.state(weights.load_vae(path))))
-    assert ours != known != weights.vae_digest('embedded') != ours
+    ours = weights.vae_fingerprint(path)
+    assert ours == params_fingerprint(key_table.module_parameters(nnx.state(weights.load_vae(path))))
+    assert ours != known != weights.vae_fingerprint('embedded') != ours
 
 
 def test_a_dit_is_no_vae(tmp_path):
     config = dataclasses.replace(tiny.DIT, num_layers=2)
-    graphdef, abstract = nnx.split(reader.shapes(config))
+    graphdef, abstract = nnx.split(reader.abstract_network(config))
     weights.save_official(tmp_path / 'stage2.pt', nnx.merge(graphdef, tiny.random(abstract, 0.2)))
     with pytest.raises(ValueError, match='holds a DiT, not a VAE'):
-        weights.vae_digest(str(tmp_path / 'stage2.pt'))
+        weights.vae_fingerprint(str(tmp_path / 'stage2.pt'))
 
 
 @pytest.mark.parametrize('masked', [False, True])

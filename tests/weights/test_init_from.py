@@ -9,10 +9,10 @@ from flax import nnx
 
 from fv_jax.core.config import ConfigError
 from fv_jax.models.lora import LoRAConfig, LoRAParam, merge_lora
-from fv_jax.weights import save_official, single_file, starting_dit
+from fv_jax.weights import init_dit_from_weights, save_official, single_file
 from fv_jax.weights.embedded import VAE_TINY
 from fv_jax.weights.layouts import key_table
-from fv_jax.weights.reader import shapes
+from fv_jax.weights.reader import abstract_network
 from tests.sampling import tiny
 
 LORA = LoRAConfig(rank=3, targets=('qkv', 'modulation'))
@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 
 def network(config):
-    graphdef, abstract = nnx.split(shapes(config))
+    graphdef, abstract = nnx.split(abstract_network(config))
     return nnx.merge(graphdef, tiny.random(abstract, 0.2))
 
 
@@ -47,24 +47,24 @@ def assert_same(model, expected):
 
 def test_the_same_network(files):
     config = dataclasses.replace(WITH_LORA, dtype='bfloat16', remat='full')
-    model = starting_dit(files / 'lora.pt', config, KEY)
+    model = init_dit_from_weights(files / 'lora.pt', config, KEY)
     assert model.config == config
     assert_same(model, network(WITH_LORA))
 
 
 def test_our_own_small_files(tmp_path):
-    single_file.write(tmp_path / 'own.safetensors', key_table.parameters_of(nnx.state(network(PLAIN))), PLAIN)
+    single_file.write(tmp_path / 'own.safetensors', key_table.module_parameters(nnx.state(network(PLAIN))), PLAIN)
     rounded = jax.tree.map(lambda leaf: leaf.astype('float16').astype(leaf.dtype), nnx.state(network(PLAIN)))
-    model = starting_dit(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, remat='full'), KEY)
+    model = init_dit_from_weights(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, remat='full'), KEY)
     assert_same(model, nnx.merge(nnx.graphdef(network(PLAIN)), rounded))
     with pytest.raises(ConfigError, match=r'own.safetensors: holds another network: num_layers=3 here and 2 there'):
-        starting_dit(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, num_layers=3), KEY)
+        init_dit_from_weights(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, num_layers=3), KEY)
     with pytest.raises(ValueError, match='holds a VAE, not a DiT'):
-        starting_dit(VAE_TINY, PLAIN, KEY)
+        init_dit_from_weights(VAE_TINY, PLAIN, KEY)
 
 
 def test_lora_that_the_config_has_not_is_merged(files):
-    model = starting_dit(files / 'lora.pt', PLAIN, KEY)
+    model = init_dit_from_weights(files / 'lora.pt', PLAIN, KEY)
     assert model.config == PLAIN
     # Product and sum are compiled apart there and together here: they round differently.
     jax.tree.map(
@@ -76,7 +76,7 @@ def test_lora_that_the_config_has_not_is_merged(files):
 
 def test_lora_that_the_file_has_not_starts_fresh(files):
     config = dataclasses.replace(WITH_LORA, param_dtype='bfloat16')
-    model = starting_dit(files / 'plain.pt', config, KEY)
+    model = init_dit_from_weights(files / 'plain.pt', config, KEY)
     assert model.config == config and model.text_embed.kernel.dtype == jax.numpy.bfloat16
     matrices = dict(nnx.to_flat_state(nnx.state(model, LoRAParam)))
     assert len(matrices) == 4
@@ -88,7 +88,7 @@ def test_lora_that_the_file_has_not_starts_fresh(files):
 
 def test_another_alpha_is_the_same_function(files):
     config = dataclasses.replace(WITH_LORA, lora=dataclasses.replace(LORA, alpha=4.0))
-    merged = merge_lora(starting_dit(files / 'lora.pt', config, KEY))
+    merged = merge_lora(init_dit_from_weights(files / 'lora.pt', config, KEY))
     np.testing.assert_allclose(
         merged.blocks.attention.qkv.kernel[...],
         merge_lora(network(WITH_LORA)).blocks.attention.qkv.kernel[...],
@@ -106,4 +106,4 @@ def test_another_alpha_is_the_same_function(files):
 )
 def test_another_network_is_refused(files, change, message):
     with pytest.raises(ConfigError, match=message):
-        starting_dit(files / 'lora.pt', dataclasses.replace(WITH_LORA, **change), KEY)
+        init_dit_from_weights(files / 'lora.pt', dataclasses.replace(WITH_LORA, **change), KEY)

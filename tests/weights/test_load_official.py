@@ -16,7 +16,7 @@ from fv_jax.models.vae import OFFICIAL, VAE, VAEConfig
 from fv_jax.weights import load_official, reader, save_official
 from fv_jax.weights.formats.memory_map import Storage, StoredTensor
 from fv_jax.weights.layouts import key_table, official_dit, official_vae
-from fv_jax.weights.layouts.key_table import Parameter, Table
+from fv_jax.weights.layouts.key_table import KeyTable, Parameter
 
 SMALL = DiTConfig(
     latent_channels=3,
@@ -62,8 +62,8 @@ FULL_SIZE = [('stage1', 1193, STAGE1_LORA), ('stage2', 565, STAGE2), ('VAE', 436
 def full_size_table(name, tensors, config):
     if name == 'VAE':
         assert official_vae.infer_config(tensors) == config
-        return Table(official_vae.table(config))
-    found, table = official_dit.source(tensors, 'float32')
+        return KeyTable(official_vae.table(config))
+    found, table = official_dit.infer_config_and_table(tensors, 'float32')
     assert found == config
     return table
 
@@ -73,21 +73,21 @@ def test_every_full_size_tensor_is_consumed(full_size, name, count, config):
     tensors = full_size[name]
     assert len(tensors) == count
     table = full_size_table(name, tensors, config)
-    key_table.check(name, tensors, table)
+    key_table.check_keys(name, tensors, table)
     # The rows are the abstract network's parameters, each of as many numbers as the tensors that make it.
-    leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
-    assert leaves.keys() == {row.ours for row in table.rows}
+    leaves = key_table.named_parameters(nnx.state(reader.abstract_network(config)))
+    assert leaves.keys() == {row.path for row in table.rows}
     for row in table.rows:
         made_of = sum(int(np.prod(shape)) for i in table.layers_of(row) for _, shape in table.tensors(row, i))
-        assert leaves[row.ours][1].size == made_of, row.ours
+        assert leaves[row.path][1].size == made_of, row.path
 
 
 @pytest.mark.parametrize(('name', 'count', 'config'), FULL_SIZE)
 def test_every_full_size_tensor_is_produced_again(full_size, name, count, config):
-    leaves = key_table.leaves_of(nnx.state(reader.shapes(config)))
+    leaves = key_table.named_parameters(nnx.state(reader.abstract_network(config)))
     dtype = np.dtype(np.float32)
     values = {key: Parameter(leaf.shape, dtype, lambda: np.ones((1,), dtype)) for key, (_, leaf) in leaves.items()}
-    specs, _ = key_table.official(values, full_size_table(name, full_size[name], config))
+    specs, _ = key_table.to_official(values, full_size_table(name, full_size[name], config))
     produced = {key: spec.shape for key, spec in specs.items()}
     if name != 'VAE':
         produced |= {key: x.shape for key, x in official_dit.position_table(config, dtype).items()}
@@ -96,9 +96,9 @@ def test_every_full_size_tensor_is_produced_again(full_size, name, count, config
 
 def test_full_size_stage_1_with_lora_merged(full_size):
     tensors = merged(full_size['stage1'])
-    config, table = official_dit.source(tensors, 'float32')
+    config, table = official_dit.infer_config_and_table(tensors, 'float32')
     assert config == STAGE1
-    key_table.check('stage1.pt', tensors, table)
+    key_table.check_keys('stage1.pt', tensors, table)
 
 
 def test_full_size_stage_1_with_lora_in_some_layers(full_size):
@@ -111,17 +111,17 @@ def test_full_size_stage_1_with_lora_in_some_layers(full_size):
     stage1 = full_size['stage1']
     tensors = {key: x for key, x in stage1.items() if not is_plain(key)}
     tensors |= merged({key: x for key, x in stage1.items() if is_plain(key)})
-    config, table = official_dit.source(tensors, 'bfloat16')
+    config, table = official_dit.infer_config_and_table(tensors, 'bfloat16')
     lora = LoRAConfig(targets=('attention_out', 'modulation'))
     assert config == dataclasses.replace(STAGE1, lora=lora, param_dtype='bfloat16')
-    key_table.check('stage1.pt', tensors, table)
+    key_table.check_keys('stage1.pt', tensors, table)
     assert table.keys() == {
         key: x.shape for key, x in tensors.items() if not key.endswith('position_embeddings.weight')
     }
     # What only one half of a pair is there of is missing, not zero.
     del tensors['model.diffusion_model.transformer.layers.30.attention.dense.matrix_B.0']
-    with pytest.raises(key_table.KeysError, match=r'1 missing:\n  .*layers.30.attention.dense.matrix_B.0'):
-        key_table.check('stage1.pt', tensors, official_dit.source(tensors, 'float32')[1])
+    with pytest.raises(key_table.KeyMismatchError, match=r'1 missing:\n  .*layers.30.attention.dense.matrix_B.0'):
+        key_table.check_keys('stage1.pt', tensors, official_dit.infer_config_and_table(tensors, 'float32')[1])
 
 
 def random_arrays(rows, layers):
@@ -176,7 +176,7 @@ def test_missing_unknown_and_misshapen_tensors_of_a_dit_are_named(torch_files):
         f'  {prefix}transformer.layers.2.attention.dense.weight',
         '1 missing:',
         f'  {prefix}mixins.patch_embed.proj.bias',
-        '1 misshapen:',
+        '1 mismatched:',
         f'  {prefix}transformer.final_layernorm.weight: (31,) float32, expected (32,) floating point',
     ]
 
@@ -195,7 +195,7 @@ LORA = LoRAConfig(rank=4, alpha=2.0, targets=('qkv', 'mlp'))
 def with_lora():
     """Random numbers, and in the last layer no LoRA on the first linear of the MLP."""
     config = dataclasses.replace(SMALL, lora=LORA)
-    graphdef, abstract = nnx.split(reader.shapes(config))
+    graphdef, abstract = nnx.split(reader.abstract_network(config))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), abstract)
     network = nnx.merge(graphdef, jax.tree.map(jax.numpy.asarray, state))
@@ -208,7 +208,7 @@ def with_lora():
 def test_lora_on_any_linear_and_any_alpha(with_lora, tmp_path, suffix):
     path = tmp_path / f'weights{suffix}'
     save_official(path, with_lora)
-    source = reader.open_source(path)
+    source = reader.open_weights(path)
     # The official scale is 1 / rank: alpha has become a part of B.
     assert source.config == dataclasses.replace(SMALL, lora=dataclasses.replace(LORA, alpha=1.0))
     last, mlp = SMALL.num_layers - 1, 'model.diffusion_model.transformer.layers.{}.mlp.dense_h_to_4h.'
@@ -223,7 +223,7 @@ def test_lora_on_any_linear_and_any_alpha(with_lora, tmp_path, suffix):
 def test_merged_on_the_way_out_is_merge_lora(with_lora, tmp_path):
     save_official(tmp_path / 'before.pt', merge_lora(with_lora))
     save_official(tmp_path / 'on_the_way.pt', with_lora, lora='merge')
-    before, on_the_way = (reader.open_source(tmp_path / f'{name}.pt') for name in ('before', 'on_the_way'))
+    before, on_the_way = (reader.open_weights(tmp_path / f'{name}.pt') for name in ('before', 'on_the_way'))
     assert before.config == on_the_way.config == SMALL
     for key, tensor in before.tensors.items():  # compiled otherwise, and thus rounded otherwise
         np.testing.assert_allclose(on_the_way.tensors[key].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=key)
@@ -231,7 +231,7 @@ def test_merged_on_the_way_out_is_merge_lora(with_lora, tmp_path):
 
 def test_parameters_in_bfloat16(with_lora, tmp_path):
     save_official(tmp_path / 'weights.pt', with_lora, dtype='bfloat16')
-    assert reader.stored_dtype(reader.open_source(tmp_path / 'weights.pt').tensors) == 'bfloat16'
+    assert reader.stored_dtype(reader.open_weights(tmp_path / 'weights.pt').tensors) == 'bfloat16'
     network = load_official(tmp_path / 'weights.pt', param_dtype='bfloat16')
     for path, leaf in nnx.to_flat_state(nnx.state(network)):
         assert leaf.dtype == (np.float32 if 'lora' in path else jax.numpy.bfloat16), path

@@ -39,7 +39,7 @@ def test_there_and_back_to_sixteen_bits(path):
 
 def test_saved_numbers_save_to_the_same_file(path, tmp_path):
     again = tmp_path / 'again.safetensors'
-    single_file.write(again, key_table.parameters_of(nnx.state(single_file.load(path))), tiny.VAE_CONFIG)
+    single_file.write(again, key_table.module_parameters(nnx.state(single_file.load(path))), tiny.VAE_CONFIG)
     assert again.read_bytes() == path.read_bytes()
 
 

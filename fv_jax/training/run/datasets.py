@@ -67,7 +67,7 @@ def _digests(config: RunConfig, clips: list[WeightedSource], heldout: pipeline.D
     if not registry.needs_vae(config.stage):
         return {}
     text = _text_fingerprint(config, clips, heldout)
-    return {'vae': weights.vae_digest(config.stage.vae)} | ({'text': text.digest} if text else {})
+    return {'vae': weights.vae_fingerprint(config.stage.vae)} | ({'text': text.digest} if text else {})
 
 
 def _text_fingerprint(

@@ -146,7 +146,7 @@ def _load_init_network(config: RunConfig, name: str) -> nnx.Module:
     """Loads the network from the weights file that `init_from` names."""
     wanted = config.stage.network
     if isinstance(wanted, DiTConfig):
-        return weights.starting_dit(name, wanted, jax.random.key(config.seed))
+        return weights.init_dit_from_weights(name, wanted, jax.random.key(config.seed))
     network = weights.load_vae(name)
     found, wanted = (dataclasses.replace(c, dtype='float32') for c in (network.config, wanted))
     if found != wanted:

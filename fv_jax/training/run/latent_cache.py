@@ -41,7 +41,7 @@ def cached_streams(
     groups: Sequence[BucketGroup],
     vae: JittedVAE,
     config: DataConfig,
-    vae_digest: str,
+    vae_fingerprint: str,
     *,
     bad: BadRecords,
     text: TextEncoder | None = None,
@@ -51,7 +51,7 @@ def cached_streams(
     Groups are encoded where their shards do not exist yet. See `cached_latents`.
     """
     transform = compose(Latents(config.cache.crop), keep_arrays)
-    made_by = vae_digest if text is None else f'{vae_digest} {text.fingerprint.digest}'
+    made_by = vae_fingerprint if text is None else f'{vae_fingerprint} {text.fingerprint.digest}'
     alone = len(groups) == 1 and len(groups[0].parts) == 1
     streams = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""A file in memory that takes no memory: pages come when they are read, and go when they are said to be done with."""
+"""Memory-mapped files: pages are read from disk when they are accessed, and can be dropped afterwards."""
 
 import dataclasses
 import mmap
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 
-class MappedFile:
-    """The bytes of a file, read-only."""
+class MemoryMappedFile:
+    """A read-only memory map of a file's bytes."""
 
     def __init__(self, path: Path | str):
         with Path(path).open('rb') as file:
@@ -19,15 +19,16 @@ class MappedFile:
         """`elements` values of `dtype` from byte `start` on."""
         return Storage(self.bytes[start : start + elements * dtype.itemsize].view(dtype), self, start)
 
-    def release(self, start: int, length: int) -> None:
-        """Gives back the memory of these bytes. They can be read again; it only takes the disk again."""
+    def drop_pages(self, start: int, length: int) -> None:
+        """Drops the pages of these bytes from memory (madvise DONTNEED); a later access reads them from disk again."""
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
-        if hasattr(mmap, 'MADV_DONTNEED') and last > first:  # not on every system; there the system decides alone
+        if hasattr(mmap, 'MADV_DONTNEED') and last > first:  # where it is missing, the system alone decides
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-# Or a file's pickle could change, with its BUILD, what was checked: a view could reach outside of the file.
+# Refuse __setstate__: the pickle opcode BUILD could otherwise change a tensor after its bounds were checked, so that it
+# reads outside of the file.
 _SETSTATE = 'a tensor in a file is not changed by a pickle'
 
 
@@ -36,16 +37,16 @@ class Storage:
     """A run of equal values in a file. values: one-dimensional, memory-mapped."""
 
     values: np.ndarray = dataclasses.field(repr=False)
-    file: MappedFile | None = None
+    file: MemoryMappedFile | None = None
     start: int = 0
 
     def __setstate__(self, state: object) -> None:
         raise TypeError(_SETSTATE)
 
-    def release(self) -> None:
-        """See `MappedFile.release`."""
+    def drop_pages(self) -> None:
+        """See `MemoryMappedFile.drop_pages`."""
         if self.file is not None:
-            self.file.release(self.start, self.values.nbytes)
+            self.file.drop_pages(self.start, self.values.nbytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,9 @@ class StoredTensor:
             writeable=False,
         )
 
-    def release(self) -> None:
-        """Gives back the memory that reading the values took."""
-        self.storage.release()
+    def drop_pages(self) -> None:
+        """Drops the pages that reading the values loaded."""
+        self.storage.drop_pages()
 
 
 def contiguous(storage: Storage, shape: tuple[int, ...]) -> StoredTensor:

@@ -19,7 +19,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
-from fv_jax.weights.formats.memory_map import MappedFile, StoredTensor, contiguous
+from fv_jax.weights.formats.memory_map import MemoryMappedFile, StoredTensor, contiguous
 from fv_jax.weights.formats.torch_zip import TensorSpec
 
 INDEX = '*.safetensors.index.json'  # of a model in several files
@@ -53,7 +53,7 @@ def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     path = Path(path)
     if path.stat().st_size < _LENGTH_BYTES:
         raise ValueError(f'{path}: not a safetensors file ({path.stat().st_size} bytes)')
-    file = MappedFile(path)
+    file = MemoryMappedFile(path)
     start = _LENGTH_BYTES + int.from_bytes(file.bytes[:_LENGTH_BYTES].tobytes(), 'little')
     try:
         header = parse_json(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
@@ -66,7 +66,7 @@ def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     return {key: _tensor(path, file, start, key, entry) for key, entry in header.items()}, metadata
 
 
-def _tensor(path: Path, file: MappedFile, start: int, key: str, entry: Any) -> StoredTensor:
+def _tensor(path: Path, file: MemoryMappedFile, start: int, key: str, entry: Any) -> StoredTensor:
     name, shape, offsets = (entry.get(k) for k in _ENTRY) if isinstance(entry, dict) else (None, None, None)
     if not isinstance(name, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f'{path}: {key} has no {", ".join(_ENTRY)} as it should; download the file again')

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from fv_jax.core.checks import require
-from fv_jax.weights.formats.memory_map import MappedFile, Storage, StoredTensor
+from fv_jax.weights.formats.memory_map import MemoryMappedFile, Storage, StoredTensor
 
 _DTYPES = {
     'FloatStorage': np.dtype(np.float32),
@@ -78,7 +78,7 @@ class _Storages:
         if len(pickles) != 1:
             raise _RefusedError(f'{path}: a zip file, but not one that torch.save wrote (no data.pkl in it)')
         self.root = pickles[0].removesuffix('data.pkl')
-        self.file = MappedFile(path)
+        self.file = MemoryMappedFile(path)
         if f'{self.root}byteorder' in self.members and self.content(f'{self.root}byteorder') != b'little':
             raise _RefusedError(f'{path}: written on a big-endian machine; re-save it on a little-endian one')
 

@@ -29,7 +29,7 @@ from fv_jax.models.dit import HEAD_NORM_EPS, DiTConfig
 from fv_jax.models.vae import VAEConfig
 from fv_jax.weights.formats import safetensors_file
 from fv_jax.weights.layouts import official_dit, official_vae
-from fv_jax.weights.layouts.key_table import Layout, Row, Shape, Table, Tensors
+from fv_jax.weights.layouts.key_table import KeyTable, Shape, TensorMapping, Tensors, TensorTransform
 
 CONFIG = 'config.json'
 POSITION_TABLE = 'patch_embed.pos_embedding'
@@ -105,7 +105,7 @@ class Folder:
     """What a folder holds. new: the first names of our parameters that it has nothing for. notes: a line each."""
 
     config: DiTConfig | VAEConfig
-    table: Table
+    table: KeyTable
     tensors: Tensors
     new: tuple[str, ...]
     notes: tuple[str, ...]
@@ -157,10 +157,10 @@ def _transformer(folder: Path, values: Mapping[str, Any], like: Mapping[str, Any
         param_dtype=param_dtype,
     )
     new = tuple(name for field, name in _NEW.items() if getattr(config, field))
-    rows = [_renamed(row) for row in official_dit.table(config) if row.ours.split('.')[0] not in new]
+    rows = [_rename(row) for row in official_dit.table(config) if row.path.split('.')[0] not in new]
     tensors = safetensors_file.read_folder(folder)
     learned = tensors.pop(POSITION_TABLE, None) is not None
-    return Folder(config, Table(rows, config.num_layers), tensors, new, tuple(_notes(given, learned, new)))
+    return Folder(config, KeyTable(rows, config.num_layers), tensors, new, tuple(_notes(given, learned, new)))
 
 
 def _notes(given: Mapping[str, Any], learned: bool, new: tuple[str, ...]) -> list[str]:
@@ -197,7 +197,7 @@ def _vae(folder: Path, values: Mapping[str, Any]) -> Folder:
     rows = [dataclasses.replace(row, official=_vae_names(row, len(widths))) for row in official_vae.table(config)]
     factor = given.get('scaling_factor')
     notes = [] if factor is None else [f"its latents are multiplied by {factor}: a stage's scale_factor must say so"]
-    return Folder(config, Table(rows), safetensors_file.read_folder(folder), (), tuple(notes))
+    return Folder(config, KeyTable(rows), safetensors_file.read_folder(folder), (), tuple(notes))
 
 
 def _differences(values: Mapping[str, Any], must: Mapping[str, Any]) -> list[str]:
@@ -215,43 +215,51 @@ def _refuse(folder: Path, problems: list[str]) -> None:
 # --- names ---
 
 
-def _renamed(row: Row) -> Row:
+def _rename(row: TensorMapping) -> TensorMapping:
     """A row of the official DiT's table with diffusers' tensors."""
     ((key, shape),) = row.official
     kind = key.rpartition('.')[2]
     if key.startswith(_QKV):
         part = (shape[0] // 3, *shape[1:])
         keys = [f'{BLOCK}attn1.to_{name}.{kind}' for name in 'qkv']
-        return Row(row.ours, tuple((key, part) for key in keys), _joined(row.layout, shape, (1, 1, 1), (0, 1, 2)))
+        return TensorMapping(
+            row.path, tuple((key, part) for key in keys), _join_transform(row.transform, shape, (1, 1, 1), (0, 1, 2))
+        )
     if key.startswith(_MODULATIONS):
         half = (shape[0] // 2, *shape[1:])
         keys = [f'{BLOCK}norm{i}.linear.{kind}' for i in (1, 2)]
         # Halves of each: video's three of attention, video's of the MLP, then the text's.
-        return Row(row.ours, tuple((key, half) for key in keys), _joined(row.layout, shape, (2, 2), (0, 2, 1, 3)))
+        return TensorMapping(
+            row.path, tuple((key, half) for key in keys), _join_transform(row.transform, shape, (2, 2), (0, 2, 1, 3))
+        )
     (renamed,) = [new + key.removeprefix(old) for old, new in _DIT_NAMES if key.startswith(old)]
     return dataclasses.replace(row, official=((renamed, shape),))
 
 
-def _joined(layout: Layout, shape: Shape, pieces: tuple[int, ...], order: tuple[int, ...]) -> Layout:
-    """`layout` of a tensor of `shape` that is made of several: the j-th is cut into pieces[j] along its rows, and the
-    pieces of all, counted through, are put into `order`.
+def _join_transform(
+    transform: TensorTransform, shape: Shape, pieces: tuple[int, ...], order: tuple[int, ...]
+) -> TensorTransform:
+    """Extends the transform of a tensor of `shape` to the several tensors that diffusers stores in its place.
+
+    Tensor j is split into pieces[j] equal pieces along its first dimension, and all pieces, numbered in sequence, are
+    concatenated in `order`.
     """
 
     def make(*tensors: np.ndarray) -> np.ndarray:
         cut = [piece for x, n in zip(tensors, pieces, strict=True) for piece in np.split(x, n)]
-        return layout.make(np.concatenate([cut[i] for i in order]))
+        return transform.to_ours(np.concatenate([cut[i] for i in order]))
 
     def take(parameter: np.ndarray, shapes: tuple[Shape, ...]) -> tuple[np.ndarray, ...]:
-        (whole,) = layout.take(parameter, (shape,))
+        (whole,) = transform.to_official(parameter, (shape,))
         cut = np.split(whole, len(order))
         counted = [cut[order.index(i)] for i in range(len(order))]
         starts = np.cumsum([0, *pieces])
         return tuple(np.concatenate(counted[starts[j] : starts[j + 1]]) for j in range(len(shapes)))
 
-    return Layout(make, take)
+    return TensorTransform(make, take)
 
 
-def _vae_names(row: Row, levels: int) -> tuple[tuple[str, Shape], ...]:
+def _vae_names(row: TensorMapping, levels: int) -> tuple[tuple[str, Shape], ...]:
     """A row's official tensors by diffusers' names. It counts the decoder's levels from the coarsest, as we do."""
 
     def renamed(key: str) -> str:

@@ -1,11 +1,11 @@
-"""Between official tensors and our parameters, by one table, with strict accounting.
+"""Bidirectional mapping between official tensors and our parameters; every tensor is used exactly once.
 
-A `Row` says which official tensors, of which shapes, make which of our parameters, and how, in both directions. `check`
-compares a whole file with a whole table before a value is read: a key is used, or known to be unused, or part of one
-error that lists every unknown, missing and misshapen key. A `{i}` in a row's keys counts the layers of a stacked
-parameter.
+A `TensorMapping` states which official tensors, of which shapes, make one of our parameters, and the transform in both
+directions. `check_keys` compares a file's keys and shapes with a `KeyTable` before any value is read: a key is mapped,
+or known to be unused, or listed in one error with every unknown, missing and mismatched key. `{i}` in a key counts the
+layers of a stacked parameter.
 
-Both directions are lazy: `parameters` and `official` name shapes at once and make one parameter at a time.
+Both directions are lazy: `from_official` and `to_official` return shapes at once and compute one parameter at a time.
 """
 
 import collections
@@ -27,67 +27,70 @@ Shape = tuple[int, ...]
 Path = tuple[str | int, ...]
 Module = TypeVar('Module', bound=nnx.Module)
 
-# What official files carry beside the networks, and no computation reads (model guide 3).
+# Tensors in official files that no computation reads (model guide 3).
 POSITION_TABLE = '*.position_embeddings.weight'
 UNUSED = (POSITION_TABLE, '*.freqs_sin', '*.freqs_cos', 'loss*', 'first_stage_model.*', 'conditioner.*')
 
 
-class KeysError(ValueError):
-    """A file whose tensors are not a network's. The message has a line for each key."""
+class KeyMismatchError(ValueError):
+    """Raised for a file whose tensors do not match a network; the message has a line for each key."""
 
 
-class Layout(NamedTuple):
-    """How official tensors make a parameter (or one layer of it), and how it is taken apart again.
+class TensorTransform(NamedTuple):
+    """How official tensors become a parameter (or one layer of it), and back.
 
-    make: the tensors -> the parameter, up to a reshape.
-    take: the parameter and the tensors' shapes -> the tensors.
+    Attributes:
+      to_ours: computes the parameter from the tensors, up to a reshape.
+      to_official: computes the tensors from the parameter and the tensors' shapes.
     """
 
-    make: Callable[..., np.ndarray]
-    take: Callable[[np.ndarray, tuple[Shape, ...]], tuple[np.ndarray, ...]]
+    to_ours: Callable[..., np.ndarray]
+    to_official: Callable[[np.ndarray, tuple[Shape, ...]], tuple[np.ndarray, ...]]
 
 
 # A bias or a norm's weight: as it is.
-vector = Layout(lambda x: x, lambda p, shapes: (p.reshape(shapes[0]),))
+vector = TensorTransform(lambda x: x, lambda p, shapes: (p.reshape(shapes[0]),))
 
 # (out, in, ...) and (in ..., out): a linear, or a convolution whose kernel sees one patch or one point.
-linear = Layout(
+linear = TensorTransform(
     lambda x: x.reshape(x.shape[0], -1).T,
     lambda p, shapes: (p.reshape(-1, shapes[0][0]).T.reshape(shapes[0]),),
 )
 
 # (out, in, *kernel) and (*kernel, in, out).
-conv = Layout(
+conv = TensorTransform(
     lambda x: x.transpose(*range(2, x.ndim), 1, 0),
     lambda p, shapes: (p.transpose(p.ndim - 1, p.ndim - 2, *range(p.ndim - 2)),),
 )
 
 # The low-rank matrices of each part: A (rank, in) and (in, parts, rank); B (out / parts, rank) and (parts, rank, out).
-lora_a = Layout(
+lora_a = TensorTransform(
     lambda *x: np.stack([a.T for a in x], axis=1),
     lambda p, shapes: tuple(p[:, j].T for j in range(len(shapes))),
 )
-lora_b = Layout(
+lora_b = TensorTransform(
     lambda *x: np.stack([b.T for b in x]),
     lambda p, shapes: tuple(p.reshape(*p.shape[:2], -1)[j].T for j in range(len(shapes))),
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One of our parameters, made from one or more official tensors.
+class TensorMapping:
+    """One of our parameters and the official tensors that it is made of.
 
-    ours: dotted path in our module.
-    official: (key, shape) of each tensor it is made of.
+    Attributes:
+      path: dotted path of the parameter in our module.
+      official: (key, shape) of each tensor.
+      transform: between the tensors and the parameter.
     """
 
-    ours: str
+    path: str
     official: tuple[tuple[str, Shape], ...]
-    layout: Layout
+    transform: TensorTransform
 
     @property
-    def make(self) -> Callable[..., np.ndarray]:
-        return self.layout.make
+    def to_ours(self) -> Callable[..., np.ndarray]:
+        return self.transform.to_ours
 
     @property
     def stacked(self) -> bool:
@@ -95,35 +98,37 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """A network's rows.
+class KeyTable:
+    """The mappings of all parameters of a network.
 
-    layers: how many `{i}` counts.
-    names: keys that this file writes otherwise: key -> the key in the file, or None where zeros stand for what the file
-      has not.
+    Attributes:
+      rows: the mappings.
+      layers: number of layers that `{i}` counts.
+      names: keys that a file names differently: the key in the file, or None for a tensor that the file lacks and that
+        is zero.
     """
 
-    rows: list[Row]
+    rows: list[TensorMapping]
     layers: int = 0
     names: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
-    def tensors(self, row: Row, layer: int) -> list[tuple[str | None, Shape]]:
-        """(key in the file, shape) of what makes one layer of a row."""
+    def tensors(self, row: TensorMapping, layer: int) -> list[tuple[str | None, Shape]]:
+        """Returns (key in the file, shape) of the tensors of one layer of a row."""
         keys = [(key.replace('{i}', str(layer)), shape) for key, shape in row.official]
         return [(self.names.get(key, key), shape) for key, shape in keys]
 
-    def layers_of(self, row: Row) -> range:
+    def layers_of(self, row: TensorMapping) -> range:
         return range(self.layers if row.stacked else 1)
 
     def keys(self) -> dict[str, Shape]:
-        """Everything that a file holds."""
+        """Returns the keys and shapes of all tensors that a file must hold."""
         each = [self.tensors(row, i) for row in self.rows for i in self.layers_of(row)]
         return {key: shape for tensors in each for key, shape in tensors if key is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter whose values are made when `numpy` is called: nothing is kept."""
+    """A lazy parameter: every call of `numpy` computes its values anew."""
 
     shape: Shape
     dtype: np.dtype
@@ -133,24 +138,24 @@ class Parameter:
 Parameters = dict[str, Parameter]  # by dotted path in our module
 
 
-def affine(official: str, ours: str, shape: Shape, layout: Layout = linear) -> list[Row]:
-    """Rows for `official`.weight, of `shape`, and .bias as `ours`.kernel and .bias."""
+def affine(official: str, path: str, shape: Shape, transform: TensorTransform = linear) -> list[TensorMapping]:
+    """Maps `official`.weight, of `shape`, and .bias to `path`.kernel and .bias."""
     return [
-        Row(f'{ours}.kernel', ((f'{official}.weight', shape),), layout),
-        Row(f'{ours}.bias', ((f'{official}.bias', shape[:1]),), vector),
+        TensorMapping(f'{path}.kernel', ((f'{official}.weight', shape),), transform),
+        TensorMapping(f'{path}.bias', ((f'{official}.bias', shape[:1]),), vector),
     ]
 
 
-def norm(official: str, ours: str, size: int) -> list[Row]:
-    """Rows for `official`.weight and .bias as `ours`.scale and .bias."""
+def norm(official: str, path: str, size: int) -> list[TensorMapping]:
+    """Maps `official`.weight and .bias, of `size`, to `path`.scale and .bias."""
     return [
-        Row(f'{ours}.scale', ((f'{official}.weight', (size,)),), vector),
-        Row(f'{ours}.bias', ((f'{official}.bias', (size,)),), vector),
+        TensorMapping(f'{path}.scale', ((f'{official}.weight', (size,)),), vector),
+        TensorMapping(f'{path}.bias', ((f'{official}.bias', (size,)),), vector),
     ]
 
 
 def common_size(tensors: Tensors, candidates: Iterable[tuple[str, int]], default: int) -> int:
-    """The size that most tensors agree on, so that a misshapen one is named, not believed.
+    """Finds the size that most tensors agree on, so that `check_keys` can name those that differ.
 
     Args:
       tensors: the file.
@@ -167,7 +172,7 @@ def common_size(tensors: Tensors, candidates: Iterable[tuple[str, int]], default
 
 
 def common_count(tensors: Tensors, patterns: Iterable[str], default: int) -> int:
-    """The number of layers that most patterns agree on; each has one `{i}`."""
+    """Finds the number of layers that most patterns agree on; each pattern has one `{i}`."""
     votes: collections.Counter[int] = collections.Counter()
     for pattern in patterns:
         regex = re.compile(re.escape(pattern).replace(r'\{i\}', r'(\d+)'))
@@ -183,70 +188,76 @@ def _matching(tensors: Tensors, pattern: str) -> Iterable[tuple[str, StoredTenso
     return [(key, tensor) for key, tensor in tensors.items() if fnmatch.fnmatchcase(key, pattern)]
 
 
-def check(name: str, tensors: Tensors, table: Table) -> None:
-    """Raises the KeysError that lists every unknown, missing and misshapen key; reads no values."""
+def check_keys(name: str, tensors: Tensors, table: KeyTable) -> None:
+    """Raises a KeyMismatchError that lists every unknown, missing and mismatched key; reads no values."""
     expected = table.keys()
     unknown = [k for k in tensors if k not in expected and not any(fnmatch.fnmatchcase(k, p) for p in UNUSED)]
     missing = [k for k in expected if k not in tensors]
-    misshapen = [
+    mismatched = [
         f'{key}: {tensors[key].shape} {tensors[key].dtype}, expected {shape} floating point'
         for key, shape in expected.items()
         if key in tensors and (tensors[key].shape != shape or not jnp.issubdtype(tensors[key].dtype, jnp.floating))
     ]
     problems = [
         f'{len(keys)} {kind}:\n  ' + '\n  '.join(sorted(keys))
-        for kind, keys in (('unknown', unknown), ('missing', missing), ('misshapen', misshapen))
+        for kind, keys in (('unknown', unknown), ('missing', missing), ('mismatched', mismatched))
         if keys
     ]
     if problems:
-        raise KeysError(f'{name}: not the tensors of the network that its shapes imply\n' + '\n'.join(problems))
+        raise KeyMismatchError(f'{name}: tensor names or shapes do not match the network\n' + '\n'.join(problems))
 
 
 # --- official to ours ---
 
 
-def parameters(tensors: Tensors, table: Table, specs: Mapping[str, Any]) -> Parameters:
-    """Our parameters, from checked tensors. specs: dotted path -> anything with a shape and a dtype (`leaves_of`)."""
+def from_official(tensors: Tensors, table: KeyTable, specs: Mapping[str, Any]) -> Parameters:
+    """Maps checked official tensors to our parameters.
 
-    def parameter(row: Row) -> Parameter:
-        spec = specs[row.ours]
+    Args:
+      tensors: of a file that `check_keys` accepted.
+      table: the mappings.
+      specs: anything with a shape and a dtype by each parameter's dotted path, such as `named_parameters` returns.
+    """
+
+    def parameter(row: TensorMapping) -> Parameter:
+        spec = specs[row.path]
         return Parameter(spec.shape, np.dtype(spec.dtype), lambda: _assemble(row, spec, tensors, table))
 
-    return {row.ours: parameter(row) for row in table.rows}
+    return {row.path: parameter(row) for row in table.rows}
 
 
-def _assemble(row: Row, spec: Any, tensors: Tensors, table: Table) -> np.ndarray:
-    """The parameter of `row`, layer by layer, so that no more than one layer is in memory twice."""
+def _assemble(row: TensorMapping, spec: Any, tensors: Tensors, table: KeyTable) -> np.ndarray:
+    """Assembles the parameter of `row` layer by layer, so that at most one layer is in memory twice."""
     out = np.empty(spec.shape, spec.dtype)
     for i in table.layers_of(row):
         sources = table.tensors(row, i)
         values = [np.zeros(shape, spec.dtype) if key is None else tensors[key].numpy() for key, shape in sources]
         into = out[i] if row.stacked else out
-        into[...] = row.layout.make(*values).reshape(into.shape)
+        into[...] = row.transform.to_ours(*values).reshape(into.shape)
         for key, _ in sources:
             if key is not None:
-                tensors[key].release()
+                tensors[key].drop_pages()
     return out
 
 
-def leaves_of(state: nnx.State) -> dict[str, tuple[Path, Any]]:
-    """Dotted path -> (path, variable)."""
+def named_parameters(state: nnx.State) -> dict[str, tuple[Path, Any]]:
+    """Returns (path, variable) of every parameter by its dotted path."""
     return {'.'.join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
 
 
-def module_of(shapes: Module, values: Parameters) -> Module:
-    """The module of these shapes (`core.abstract`) with these parameters."""
+def build_module(shapes: Module, values: Parameters) -> Module:
+    """Builds the module from an abstract one (`core.abstract_module`) and the values of all its parameters."""
     graphdef, state = nnx.split(shapes)
-    leaves = leaves_of(state)
+    leaves = named_parameters(state)
     assert leaves.keys() == values.keys(), f'table and module differ in {sorted(leaves.keys() ^ values.keys())}'
     filled = [(path, leaf.replace(jnp.asarray(values[name].numpy()))) for name, (path, leaf) in leaves.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def nested(state: nnx.State, values: Parameters) -> dict[str, Any]:
-    """The parameters of a part of a network, as nested dicts."""
+def to_nested(state: nnx.State, values: Parameters) -> dict[str, Any]:
+    """Nests the parameters of a part of a network as dicts of dicts."""
     tree: dict[str, Any] = {}
-    for name, (path, _) in leaves_of(state).items():
+    for name, (path, _) in named_parameters(state).items():
         *groups, last = path
         group = tree
         for key in groups:
@@ -255,10 +266,10 @@ def nested(state: nnx.State, values: Parameters) -> dict[str, Any]:
     return tree
 
 
-def typed_as(values: Mapping[str, Any], dtype: str | np.dtype | None = None) -> Parameters:
-    """The same parameters (or stored arrays) in `dtype`; None keeps each one's.
+def cast_parameters(values: Mapping[str, Any], dtype: str | np.dtype | None = None) -> Parameters:
+    """Casts parameters (or stored arrays) lazily to `dtype`; None keeps each one's.
 
-    Asking for a number that `dtype` cannot hold raises ValueError.
+    Reading a parameter raises ValueError where one of its values is out of the dtype's range.
     """
 
     def converted(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
@@ -278,28 +289,37 @@ def typed_as(values: Mapping[str, Any], dtype: str | np.dtype | None = None) -> 
 # --- ours to official ---
 
 
-def parameters_of(state: nnx.State) -> Parameters:
-    """A module's own parameters."""
+def module_parameters(state: nnx.State) -> Parameters:
+    """Returns a module's parameters, read when they are used."""
 
     def parameter(leaf: nnx.Variable) -> Parameter:
         return Parameter(leaf.shape, np.dtype(leaf.dtype), lambda: np.asarray(leaf[...]))
 
-    return {name: parameter(leaf) for name, (_, leaf) in leaves_of(state).items()}
+    return {name: parameter(leaf) for name, (_, leaf) in named_parameters(state).items()}
 
 
-def official(
-    values: Parameters, table: Table, dtype: np.dtype | None = None
+def to_official(
+    values: Parameters, table: KeyTable, dtype: np.dtype | None = None
 ) -> tuple[dict[str, TensorSpec], Iterator[tuple[str, np.ndarray]]]:
-    """The official tensors' shapes and types, and the tensors one by one. dtype: None keeps each parameter's own.
+    """Maps our parameters to official tensors.
 
-    Raises ValueError when the parameters are not those of the table.
+    Args:
+      values: all parameters of the table.
+      table: the mappings.
+      dtype: of the tensors; None keeps each parameter's own.
+
+    Returns:
+      Shapes and dtypes of the tensors by key, and an iterator of (key, tensor) that computes one at a time.
+
+    Raises:
+      ValueError: the parameters are not those of the table.
     """
-    ours = {row.ours for row in table.rows}
+    ours = {row.path for row in table.rows}
     if ours != values.keys():
         raise ValueError(f'not the parameters of this network: {", ".join(sorted(ours ^ values.keys())[:5])}')
 
-    def dtype_of(row: Row) -> np.dtype:
-        return values[row.ours].dtype if dtype is None else np.dtype(dtype)
+    def dtype_of(row: TensorMapping) -> np.dtype:
+        return values[row.path].dtype if dtype is None else np.dtype(dtype)
 
     specs = {
         key: TensorSpec(shape, dtype_of(row))
@@ -311,13 +331,15 @@ def official(
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for row in table.rows:
-            whole = values[row.ours].numpy()
+            parameter = values[row.path].numpy()
             for i in table.layers_of(row):
                 names = table.tensors(row, i)
-                taken = row.layout.take(whole[i] if row.stacked else whole, tuple(shape for _, shape in names))
+                taken = row.transform.to_official(
+                    parameter[i] if row.stacked else parameter, tuple(shape for _, shape in names)
+                )
                 for (key, _), tensor in zip(names, taken, strict=True):
                     if key is not None:
                         yield key, np.ascontiguousarray(tensor, dtype_of(row))
-            del whole
+            del parameter
 
     return specs, tensors()

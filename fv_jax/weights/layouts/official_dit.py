@@ -21,7 +21,17 @@ from flax import nnx
 from fv_jax.models.dit import STAGE2, DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, Target, merged_kernel
 from fv_jax.weights.layouts import key_table
-from fv_jax.weights.layouts.key_table import Parameter, Parameters, Row, Shape, Table, Tensors, affine, linear, norm
+from fv_jax.weights.layouts.key_table import (
+    KeyTable,
+    Parameter,
+    Parameters,
+    Shape,
+    TensorMapping,
+    Tensors,
+    affine,
+    linear,
+    norm,
+)
 
 PREFIX = 'model.diffusion_model.'
 MIXINS = f'{PREFIX}mixins.'
@@ -41,7 +51,7 @@ class LoRATarget:
 
     target: Target
     official: str
-    ours: str
+    path: str
     parts: int = 1
 
     def matrices(self) -> list[str]:
@@ -113,31 +123,31 @@ def _infer_lora(tensors: Tensors) -> LoRAConfig | None:
     return LoRAConfig(rank=rank, targets=targets)
 
 
-def _layers_with_lora(tensors: Iterable[str], adapted: LoRATarget) -> set[int]:
-    regex = re.compile(re.escape(adapted.official).replace(r'\{i\}', r'(\d+)') + r'\.(original|matrix_[AB])\.')
+def _layers_with_lora(tensors: Iterable[str], target: LoRATarget) -> set[int]:
+    regex = re.compile(re.escape(target.official).replace(r'\{i\}', r'(\d+)') + r'\.(original|matrix_[AB])\.')
     return {int(match[1]) for key in tensors if (match := regex.match(key))}
 
 
 def file_names(tensors: Iterable[str], config: DiTConfig) -> dict[str, str | None]:
-    """Where a file, of these keys, has a plain linear although others of its kind have LoRA (`Table.names`)."""
+    """Where a file, of these keys, has a plain linear although others of its kind have LoRA (`KeyTable.names`)."""
     keys = list(tensors)
     with_lora = {x.official: _layers_with_lora(keys, x) for x in LINEARS}
-    return plain_names(config, lambda adapted, layer: layer not in with_lora[adapted.official])
+    return plain_names(config, lambda target, layer: layer not in with_lora[target.official])
 
 
 def plain_names(config: DiTConfig, is_plain: Callable[[LoRATarget, int], bool]) -> dict[str, str | None]:
-    """`Table.names` of a file in which these linears are plain."""
+    """`KeyTable.names` of a file in which these linears are plain."""
     names: dict[str, str | None] = {}
-    for adapted in LINEARS:
-        for i in range(config.num_layers if config.lora_on(adapted.target) else 0):
-            if is_plain(adapted, i):
-                key = adapted.official.replace('{i}', str(i))
+    for target in LINEARS:
+        for i in range(config.num_layers if config.lora_on(target.target) else 0):
+            if is_plain(target, i):
+                key = target.official.replace('{i}', str(i))
                 names |= {f'{key}.original.{part}': f'{key}.{part}' for part in ('weight', 'bias')}
-                names |= {matrix.replace('{i}', str(i)): None for matrix in adapted.matrices()}
+                names |= {matrix.replace('{i}', str(i)): None for matrix in target.matrices()}
     return names
 
 
-def table(config: DiTConfig) -> list[Row]:
+def table(config: DiTConfig) -> list[TensorMapping]:
     """Every parameter of a DiT of this `config`, and the official tensors it is made of."""
     dim, cond, inner, head = config.embed_dim, config.cond_dim, config.mlp_dim, config.head_dim
     patch = (config.latent_channels, config.patch_size, config.patch_size)
@@ -149,9 +159,9 @@ def table(config: DiTConfig) -> list[Row]:
         'blocks.mlp.out': (dim, inner),
     }
 
-    def mlp(official: str, ours: str) -> list[Row]:
-        return affine(f'{official}.0', f'{ours}.hidden', (cond, dim)) + affine(
-            f'{official}.2', f'{ours}.out', (cond, cond)
+    def mlp(official: str, path: str) -> list[TensorMapping]:
+        return affine(f'{official}.0', f'{path}.hidden', (cond, dim)) + affine(
+            f'{official}.2', f'{path}.out', (cond, cond)
         )
 
     rows = [
@@ -167,8 +177,8 @@ def table(config: DiTConfig) -> list[Row]:
         *affine(f'{MIXINS}final_layer.adaLN_modulation.1', 'output.modulation', (2 * dim, cond)),
         *affine(f'{MIXINS}final_layer.linear', 'output.out', (config.patch_dim, dim)),
     ]
-    for adapted in LINEARS:
-        rows += _lora_rows(adapted, in_blocks[adapted.ours], config.lora_on(adapted.target))
+    for target in LINEARS:
+        rows += _lora_rows(target, in_blocks[target.path], config.lora_on(target.target))
     if config.embed_num_frames:
         rows += mlp(FRAMES_EMBED, 'frames_embed')
     if config.embed_noise_augmentation_timestep:
@@ -176,23 +186,23 @@ def table(config: DiTConfig) -> list[Row]:
     return rows
 
 
-def _lora_rows(adapted: LoRATarget, shape: Shape, lora: LoRAConfig | None) -> list[Row]:
+def _lora_rows(target: LoRATarget, shape: Shape, lora: LoRAConfig | None) -> list[TensorMapping]:
     if lora is None:
-        return affine(adapted.official, adapted.ours, shape, linear)
-    (out, into), keys, parts = shape, adapted.matrices(), adapted.parts
+        return affine(target.official, target.path, shape, linear)
+    (out, into), keys, parts = shape, target.matrices(), target.parts
     a = tuple((key, (lora.rank, into)) for key in keys[:parts])
     b = tuple((key, (out // parts, lora.rank)) for key in keys[parts:])
     return [
-        *affine(f'{adapted.official}.original', adapted.ours, shape, linear),
-        Row(f'{adapted.ours}.lora.a', a, key_table.lora_a),
-        Row(f'{adapted.ours}.lora.b', b, key_table.lora_b),
+        *affine(f'{target.official}.original', target.path, shape, linear),
+        TensorMapping(f'{target.path}.lora.a', a, key_table.lora_a),
+        TensorMapping(f'{target.path}.lora.b', b, key_table.lora_b),
     ]
 
 
 # --- LoRA on the way ---
 
 
-def fold_lora(values: Parameters, config: DiTConfig) -> tuple[Parameters, DiTConfig]:
+def merge_lora_parameters(values: Parameters, config: DiTConfig) -> tuple[Parameters, DiTConfig]:
     """The parameters of the network in which LoRA is merged, and its config; each kernel is merged when it is made."""
     if config.lora is None:
         return values, config
@@ -229,15 +239,15 @@ def official_scale(values: Parameters, config: DiTConfig) -> Parameters:
     return {name: scaled(x) if name.endswith('.lora.b') else x for name, x in values.items()}
 
 
-def official_table(values: Parameters, config: DiTConfig) -> Table:
+def official_table(values: Parameters, config: DiTConfig) -> KeyTable:
     """The table by which these parameters are written: a linear whose matrices are all zero is a plain one."""
 
-    def empty(ours: str) -> np.ndarray:
-        matrices = (values[f'{ours}.lora.{side}'].numpy() for side in 'ab')
+    def empty(path: str) -> np.ndarray:
+        matrices = (values[f'{path}.lora.{side}'].numpy() for side in 'ab')
         return np.all([~np.any(x, axis=tuple(range(1, x.ndim))) for x in matrices], axis=0)
 
-    empties = {x.ours: empty(x.ours) for x in LINEARS if config.lora_on(x.target)}
-    return Table(table(config), config.num_layers, plain_names(config, lambda x, i: bool(empties[x.ours][i])))
+    empties = {x.path: empty(x.path) for x in LINEARS if config.lora_on(x.target)}
+    return KeyTable(table(config), config.num_layers, plain_names(config, lambda x, i: bool(empties[x.path][i])))
 
 
 def position_table(config: DiTConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -269,13 +279,13 @@ def frames_embedding_report(values: Mapping[str, Parameter]) -> str | None:
 # --- loading ---
 
 
-def source(tensors: Tensors, param_dtype: str) -> tuple[DiTConfig, Table]:
+def infer_config_and_table(tensors: Tensors, param_dtype: str) -> tuple[DiTConfig, KeyTable]:
     """The config and the table of an official checkpoint's tensors."""
     config = dataclasses.replace(infer_config(tensors), param_dtype=param_dtype)
-    return config, Table(table(config), config.num_layers, file_names(tensors, config))
+    return config, KeyTable(table(config), config.num_layers, file_names(tensors, config))
 
 
-def fresh(config: DiTConfig, names: Iterable[str]) -> Parameters:
+def init_parameters(config: DiTConfig, names: Iterable[str]) -> Parameters:
     """Newly initialised parameters by these first names ('frames_embed'), and nothing else of the network."""
     names = tuple(names)
     one_layer = dataclasses.replace(config, num_layers=1)
@@ -286,4 +296,4 @@ def fresh(config: DiTConfig, names: Iterable[str]) -> Parameters:
         state = nnx.state(DiT(one_layer, rngs=nnx.Rngs(0)))
         return nnx.from_flat_state([(path, leaf) for path, leaf in nnx.to_flat_state(state) if path[0] in names])
 
-    return key_table.parameters_of(make()) if names else {}
+    return key_table.module_parameters(make()) if names else {}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from fv_jax.models.vae import OFFICIAL, VAEConfig
 from fv_jax.weights.layouts import key_table
-from fv_jax.weights.layouts.key_table import Row, Tensors, affine, conv, linear, norm
+from fv_jax.weights.layouts.key_table import TensorMapping, Tensors, affine, conv, linear, norm
 
 
 def is_vae(tensors: Iterable[str]) -> bool:
@@ -59,39 +59,39 @@ def infer_config(tensors: Tensors) -> VAEConfig:
     )
 
 
-def table(config: VAEConfig) -> list[Row]:
+def table(config: VAEConfig) -> list[TensorMapping]:
     """Every parameter of a VAE of this `config`, and the official tensor it is made of."""
     return _encoder(config) + _decoder(config)
 
 
-def _causal(official: str, ours: str, out: int, into: int) -> list[Row]:
-    return affine(f'{official}.conv', ours, (out, into, 3, 3, 3), conv)
+def _causal(official: str, path: str, out: int, into: int) -> list[TensorMapping]:
+    return affine(f'{official}.conv', path, (out, into, 3, 3, 3), conv)
 
 
-def _frame(official: str, ours: str, channels: int) -> list[Row]:
-    return affine(f'{official}.conv', ours, (channels, channels, 3, 3), conv)
+def _frame(official: str, path: str, channels: int) -> list[TensorMapping]:
+    return affine(f'{official}.conv', path, (channels, channels, 3, 3), conv)
 
 
-def _spatial_norm(official: str, ours: str, size: int, latent: int) -> list[Row]:
-    rows = norm(f'{official}.norm_layer', f'{ours}.norm_layer', size)
+def _spatial_norm(official: str, path: str, size: int, latent: int) -> list[TensorMapping]:
+    rows = norm(f'{official}.norm_layer', f'{path}.norm_layer', size)
     for part in ('conv_y', 'conv_b'):
-        rows += affine(f'{official}.{part}.conv', f'{ours}.{part}', (size, latent, 1, 1, 1))
+        rows += affine(f'{official}.{part}.conv', f'{path}.{part}', (size, latent, 1, 1, 1))
     return rows
 
 
-def _res_block(official: str, ours: str, into: int, out: int, latent: int | None = None) -> list[Row]:
+def _res_block(official: str, path: str, into: int, out: int, latent: int | None = None) -> list[TensorMapping]:
     """A residual block; `latent` channels make its norms spatial."""
     rows = []
     for i, (first, last) in enumerate(((into, out), (out, out)), 1):
-        names = f'{official}.norm{i}', f'{ours}.norm{i}', first
+        names = f'{official}.norm{i}', f'{path}.norm{i}', first
         rows += norm(*names) if latent is None else _spatial_norm(*names, latent)
-        rows += _causal(f'{official}.conv{i}', f'{ours}.conv{i}', last, first)
+        rows += _causal(f'{official}.conv{i}', f'{path}.conv{i}', last, first)
     if into != out:
-        rows += affine(f'{official}.nin_shortcut', f'{ours}.nin_shortcut', (out, into, 1, 1, 1), linear)
+        rows += affine(f'{official}.nin_shortcut', f'{path}.nin_shortcut', (out, into, 1, 1, 1), linear)
     return rows
 
 
-def _encoder(config: VAEConfig) -> list[Row]:
+def _encoder(config: VAEConfig) -> list[TensorMapping]:
     widths, last = config.widths, config.widths[-1]
     rows = _causal('encoder.conv_in', 'encoder.conv_in', widths[0], 3)
     for level, width in enumerate(widths):
@@ -106,17 +106,17 @@ def _encoder(config: VAEConfig) -> list[Row]:
     return rows + _causal('encoder.conv_out', 'encoder.conv_out', 2 * config.latent_channels, last)
 
 
-def _decoder(config: VAEConfig) -> list[Row]:
+def _decoder(config: VAEConfig) -> list[TensorMapping]:
     widths, latent = config.widths[::-1], config.latent_channels
     rows = _causal('decoder.conv_in', 'decoder.conv_in', widths[0], latent)
     for i in range(2):
         rows += _res_block(f'decoder.mid.block_{i + 1}', f'decoder.mid.{i}', widths[0], widths[0], latent)
-    for ours, width in enumerate(widths):
-        level = len(widths) - 1 - ours
+    for index, width in enumerate(widths):
+        level = len(widths) - 1 - index
         for b in range(config.num_res_blocks + 1):
-            into = widths[max(ours - 1, 0)] if b == 0 else width
-            rows += _res_block(f'decoder.up.{level}.block.{b}', f'decoder.up.{ours}.{b}', into, width, latent)
+            into = widths[max(index - 1, 0)] if b == 0 else width
+            rows += _res_block(f'decoder.up.{level}.block.{b}', f'decoder.up.{index}.{b}', into, width, latent)
         if level > 0:
-            rows += _frame(f'decoder.up.{level}.upsample', f'decoder.upsample.{ours}', width)
+            rows += _frame(f'decoder.up.{level}.upsample', f'decoder.upsample.{index}', width)
     rows += _spatial_norm('decoder.norm_out', 'decoder.norm_out', widths[-1], latent)
     return rows + _causal('decoder.conv_out', 'decoder.conv_out', 3, widths[-1])

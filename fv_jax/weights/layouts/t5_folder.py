@@ -25,7 +25,7 @@ from fv_jax.models.t5 import T5, T5Config
 from fv_jax.weights.formats import safetensors_file
 from fv_jax.weights.formats.memory_map import StoredTensor
 from fv_jax.weights.layouts import key_table
-from fv_jax.weights.layouts.key_table import Layout, Row, Table, linear, vector
+from fv_jax.weights.layouts.key_table import KeyTable, TensorMapping, TensorTransform, linear, vector
 
 CONFIG = 'config.json'
 SINGLE = 'model.safetensors'
@@ -59,16 +59,16 @@ def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: Dtype
     Raises:
       FileNotFoundError: no such folder, or a file of it is missing.
       ValueError: no T5 v1.1, or its tensors are not those that config.json asks for; the message lists every unknown,
-        missing and misshapen key.
+        missing and mismatched key.
     """
     folder = Path(folder)
     config = dataclasses.replace(read_config(folder), dtype=dtype, param_dtype=param_dtype)
     tensors, rows = read_tensors(folder), table(config)
-    key_table.check(str(folder), tensors, rows)
+    key_table.check_keys(str(folder), tensors, rows)
 
     shapes = abstract(functools.partial(T5, config))
-    specs = {name: leaf for name, (_, leaf) in key_table.leaves_of(nnx.state(shapes)).items()}
-    return key_table.module_of(shapes, key_table.parameters(tensors, rows, specs))
+    specs = {name: leaf for name, (_, leaf) in key_table.named_parameters(nnx.state(shapes)).items()}
+    return key_table.build_module(shapes, key_table.from_official(tensors, rows, specs))
 
 
 def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -83,7 +83,7 @@ def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> No
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    specs, tensors = key_table.official(key_table.parameters_of(nnx.state(model)), table(model.config))
+    specs, tensors = key_table.to_official(key_table.module_parameters(nnx.state(model)), table(model.config))
     sizes = {key: spec.size * spec.dtype.itemsize for key, spec in specs.items()}
     shards = _shards(sizes, shard_bytes)
     names = [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
@@ -132,33 +132,33 @@ def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     return {SHARED: tied} | tensors
 
 
-def table(config: T5Config) -> Table:
+def table(config: T5Config) -> KeyTable:
     """Every parameter of a T5 of this `config`, and the tensor it is made of."""
     dim, inner, heads = config.embed_dim, config.mlp_dim, config.num_heads * config.head_dim
     layer = 'encoder.block.{i}.layer.'
     attention, mlp = f'{layer}0.SelfAttention', f'{layer}1.DenseReluDense'
 
-    def row(ours: str, key: str, *shape: int, layout: Layout = linear) -> Row:
-        return Row(ours, ((f'{key}.weight', shape),), layout)
+    def row(path: str, key: str, *shape: int, transform: TensorTransform = linear) -> TensorMapping:
+        return TensorMapping(path, ((f'{key}.weight', shape),), transform)
 
     rows = [
-        row('embedding', 'shared', config.vocab_size, dim, layout=vector),
+        row('embedding', 'shared', config.vocab_size, dim, transform=vector),
         row(
             'relative_bias',
             'encoder.block.0.layer.0.SelfAttention.relative_attention_bias',
             *(config.num_buckets, config.num_heads),
-            layout=vector,
+            transform=vector,
         ),
-        row('blocks.attention_norm.scale', f'{layer}0.layer_norm', dim, layout=vector),
+        row('blocks.attention_norm.scale', f'{layer}0.layer_norm', dim, transform=vector),
         *(row(f'blocks.{name}.kernel', f'{attention}.{name}', heads, dim) for name in 'qkv'),
         row('blocks.attention_out.kernel', f'{attention}.o', dim, heads),
-        row('blocks.mlp_norm.scale', f'{layer}1.layer_norm', dim, layout=vector),
+        row('blocks.mlp_norm.scale', f'{layer}1.layer_norm', dim, transform=vector),
         row('blocks.gate.kernel', f'{mlp}.wi_0', inner, dim),
         row('blocks.hidden.kernel', f'{mlp}.wi_1', inner, dim),
         row('blocks.mlp_out.kernel', f'{mlp}.wo', dim, inner),
-        row('final_norm.scale', 'encoder.final_layer_norm', dim, layout=vector),
+        row('final_norm.scale', 'encoder.final_layer_norm', dim, transform=vector),
     ]
-    return Table(rows, config.num_layers)
+    return KeyTable(rows, config.num_layers)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

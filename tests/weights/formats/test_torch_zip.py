@@ -53,7 +53,7 @@ def test_views_of_a_storage(torch_files):
 def test_values_stay_in_the_file_and_leave_memory(torch_files):
     tensor = torch_zip.read(torch_files.save('module', {'a': random(5), 'b': random(99_999)}))['module']['b']
     before = tensor.numpy().copy()
-    tensor.release()
+    tensor.drop_pages()
     np.testing.assert_array_equal(tensor.numpy(), before)
     assert not tensor.storage.values.flags.owndata
     with pytest.raises(ValueError, match='read-only'):

@@ -12,7 +12,7 @@ from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
 from fv_jax.weights import load_official, load_vae, reader
 from fv_jax.weights.layouts import diffusers_folder
-from fv_jax.weights.layouts.key_table import KeysError
+from fv_jax.weights.layouts.key_table import KeyMismatchError
 
 TRANSFORMER = {
     '_class_name': 'CogVideoXTransformer3DModel',
@@ -155,10 +155,12 @@ def test_a_transformer(folder, tensors):
 
 
 def test_packed_tensors_can_be_taken_apart_again(tensors):
-    for row in (diffusers_folder._renamed(row) for row in reader.official_dit.table(CONFIG)):
+    for row in (diffusers_folder._rename(row) for row in reader.official_dit.table(CONFIG)):
         keys = [key.replace('{i}', '0') for key, _ in row.official]
-        parameter = row.make(*(tensors[key] for key in keys))
-        for key, tensor in zip(keys, row.layout.take(parameter, tuple(s for _, s in row.official)), strict=True):
+        parameter = row.to_ours(*(tensors[key] for key in keys))
+        for key, tensor in zip(
+            keys, row.transform.to_official(parameter, tuple(s for _, s in row.official)), strict=True
+        ):
             np.testing.assert_array_equal(tensor, tensors[key], err_msg=key)
 
 
@@ -176,7 +178,7 @@ def test_a_vae(tmp_path):
     np.testing.assert_array_equal(
         shortcut, tensors['encoder.down_blocks.3.resnets.0.conv_shortcut.weight'][..., 0, 0, 0].T
     )
-    assert reader.open_source(tmp_path / 'vae').notes == (
+    assert reader.open_weights(tmp_path / 'vae').notes == (
         "its latents are multiplied by 0.7: a stage's scale_factor must say so",
     )
 
@@ -184,7 +186,7 @@ def test_a_vae(tmp_path):
 def test_what_has_no_counterpart_is_said(tmp_path, tensors):
     config = TRANSFORMER | {'use_rotary_positional_embeddings': False}
     more = tensors | {'patch_embed.pos_embedding': np.zeros((1, 4, 32), np.float16)}
-    source = reader.open_source(
+    source = reader.open_weights(
         write(tmp_path / 'transformer', config, more),
         like={'embed_num_frames': True, 'embed_noise_augmentation_timestep': True},
     )
@@ -208,14 +210,14 @@ def test_what_is_missing_is_named_as_the_folder_names_it(tmp_path, tensors):
     wrong = dict(tensors)
     del wrong['transformer_blocks.1.attn1.to_k.weight']
     wrong |= {'norm_final.weight': np.zeros(31, np.float16), 'ofs_embedding.linear_1.bias': np.zeros(3, np.float16)}
-    with pytest.raises(KeysError) as error:
+    with pytest.raises(KeyMismatchError) as error:
         load_official(write(tmp_path / 'transformer', TRANSFORMER, wrong))
     assert str(error.value).splitlines()[1:] == [
         '1 unknown:',
         '  ofs_embedding.linear_1.bias',
         '1 missing:',
         '  transformer_blocks.1.attn1.to_k.weight',
-        '1 misshapen:',
+        '1 mismatched:',
         '  norm_final.weight: (31,) float16, expected (32,) floating point',
     ]
 

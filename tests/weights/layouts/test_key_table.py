@@ -7,7 +7,7 @@ from flax import nnx
 from fv_jax.core import axes
 from fv_jax.weights.formats.memory_map import Storage, StoredTensor
 from fv_jax.weights.layouts import key_table
-from fv_jax.weights.layouts.key_table import Layout, Row, Table
+from fv_jax.weights.layouts.key_table import KeyTable, TensorMapping, TensorTransform
 
 
 class Net(nnx.Module):
@@ -20,12 +20,12 @@ class Net(nnx.Module):
 
 
 # The mean and half of the difference: a parameter of two tensors.
-MEAN = Layout(lambda a, b: (a + b) / 2, lambda p, shapes: (p - 1, p + 1))
-TABLE = Table(
+MEAN = TensorTransform(lambda a, b: (a + b) / 2, lambda p, shapes: (p - 1, p + 1))
+TABLE = KeyTable(
     [
-        Row('kernel', (('layer.{i}.weight', (3, 2)),), key_table.linear),
-        Row('bias', (('layer.{i}.bias', (3,)),), key_table.vector),
-        Row('scale', (('norm.weight', (3,)), ('norm.extra', (3,))), MEAN),
+        TensorMapping('kernel', (('layer.{i}.weight', (3, 2)),), key_table.linear),
+        TensorMapping('bias', (('layer.{i}.bias', (3,)),), key_table.vector),
+        TensorMapping('scale', (('norm.weight', (3,)), ('norm.extra', (3,))), MEAN),
     ],
     layers=2,
 )
@@ -47,9 +47,9 @@ def arrays():
 
 def load(arrays, table=TABLE):
     tensors = {key: stored(x) for key, x in arrays.items()}
-    key_table.check('file.pt', tensors, table)
-    specs = {name: leaf for name, (_, leaf) in key_table.leaves_of(nnx.state(nnx.eval_shape(Net))).items()}
-    return key_table.module_of(nnx.eval_shape(Net), key_table.parameters(tensors, table, specs))
+    key_table.check_keys('file.pt', tensors, table)
+    specs = {name: leaf for name, (_, leaf) in key_table.named_parameters(nnx.state(nnx.eval_shape(Net))).items()}
+    return key_table.build_module(nnx.eval_shape(Net), key_table.from_official(tensors, table, specs))
 
 
 def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):
@@ -63,37 +63,37 @@ def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):
 
 def test_and_back(arrays):
     arrays['norm.extra'] = arrays['norm.weight'] + 2
-    values = key_table.parameters_of(nnx.state(load(arrays)))
-    specs, tensors = key_table.official(values, TABLE)
+    values = key_table.module_parameters(nnx.state(load(arrays)))
+    specs, tensors = key_table.to_official(values, TABLE)
     back = dict(tensors)
     assert specs.keys() == back.keys() == arrays.keys()
     for key, array in arrays.items():
         assert (back[key].shape, back[key].dtype) == (specs[key].shape, specs[key].dtype) == (array.shape, np.float32)
         assert back[key].flags.c_contiguous
         np.testing.assert_allclose(back[key], array, atol=2e-3 if 'norm' in key else 0)
-    _, tensors = key_table.official(values, TABLE, np.dtype(np.float16))
+    _, tensors = key_table.to_official(values, TABLE, np.dtype(np.float16))
     assert {tensor.dtype for _, tensor in tensors} == {np.dtype(np.float16)}
 
 
 def test_other_parameters_than_the_table_s_are_not_written(arrays):
-    values = key_table.parameters_of(nnx.state(load(arrays)))
+    values = key_table.module_parameters(nnx.state(load(arrays)))
     values['more'] = values.pop('bias')
     with pytest.raises(ValueError, match='not the parameters of this network: bias, more'):
-        key_table.official(values, TABLE)
+        key_table.to_official(values, TABLE)
 
 
 def test_a_file_s_own_names_and_zeros_for_what_it_has_not(arrays):
     names = {'layer.1.weight': 'layer.1.plain', 'layer.0.bias': None}
-    table = Table(TABLE.rows, 2, names)
+    table = KeyTable(TABLE.rows, 2, names)
     arrays['layer.1.plain'] = arrays.pop('layer.1.weight')
     del arrays['layer.0.bias']
     net = load(arrays, table)
     np.testing.assert_array_equal(net.kernel[1], arrays['layer.1.plain'].astype(np.float32).T)
     np.testing.assert_array_equal(net.bias[0], np.zeros(3))
-    specs, tensors = key_table.official(key_table.parameters_of(nnx.state(net)), table)
+    specs, tensors = key_table.to_official(key_table.module_parameters(nnx.state(net)), table)
     assert specs.keys() == dict(tensors).keys() == arrays.keys()
     del arrays['layer.1.plain']
-    with pytest.raises(key_table.KeysError, match=r'1 missing:\n  layer.1.plain'):
+    with pytest.raises(key_table.KeyMismatchError, match=r'1 missing:\n  layer.1.plain'):
         load(arrays, table)
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_made_before_it_is_asked_for():
         name: key_table.Parameter(shape, np.dtype(np.float32), lambda n=name, s=shape: made.append(n) or np.zeros(s))
         for name, shape in lazy.items()
     }
-    _, tensors = key_table.official(values, TABLE)
+    _, tensors = key_table.to_official(values, TABLE)
     assert not made
     assert next(tensors)[0] == 'layer.0.weight' and made == ['kernel']
 
@@ -116,10 +116,10 @@ def test_all_that_is_wrong_is_listed_at_once(arrays):
     with pytest.raises(ValueError) as error:
         load(arrays)
     assert str(error.value) == (
-        'file.pt: not the tensors of the network that its shapes imply\n'
+        'file.pt: tensor names or shapes do not match the network\n'
         '2 unknown:\n  layer.2.bias\n  other\n'
         '2 missing:\n  layer.0.bias\n  norm.extra\n'
-        '2 misshapen:\n'
+        '2 mismatched:\n'
         '  layer.1.weight: (2, 3) float64, expected (3, 2) floating point\n'
         '  norm.weight: (3,) int64, expected (3,) floating point'
     )
@@ -144,30 +144,30 @@ def test_known_unused_keys_are_passed_over(arrays, key):
 
 def test_conv_kernels_become_channels_last():
     x = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
-    made = key_table.conv.make(x)
+    made = key_table.conv.to_ours(x)
     assert made.shape == (4, 5, 6, 3, 2)
     assert made[1, 2, 3, 2, 1] == x[1, 2, 1, 2, 3]
-    np.testing.assert_array_equal(key_table.conv.take(made, (x.shape,))[0], x)
+    np.testing.assert_array_equal(key_table.conv.to_official(made, (x.shape,))[0], x)
 
 
 def test_a_patch_convolution_becomes_a_linear_of_channel_row_column():
     x = np.arange(5 * 3 * 2 * 2).reshape(5, 3, 2, 2)
-    made = key_table.linear.make(x)
+    made = key_table.linear.to_ours(x)
     assert made.shape == (12, 5)
     assert made[(1 * 2 + 1) * 2 + 0, 4] == x[4, 1, 1, 0]
-    np.testing.assert_array_equal(key_table.linear.take(made, (x.shape,))[0], x)
+    np.testing.assert_array_equal(key_table.linear.to_official(made, (x.shape,))[0], x)
 
 
 def test_low_rank_matrices_of_three_parts():
     rng = np.random.default_rng(0)
     a, b = ([rng.standard_normal(shape) for _ in range(3)] for shape in ((2, 7), (5, 2)))
-    made_a, made_b = key_table.lora_a.make(*a), key_table.lora_b.make(*b)
+    made_a, made_b = key_table.lora_a.to_ours(*a), key_table.lora_b.to_ours(*b)
     assert made_a.shape == (7, 3, 2) and made_b.shape == (3, 2, 5)
     expected = np.concatenate([y @ x for x, y in zip(a, b, strict=True)])  # rows: q, k, v
     product = np.einsum('ipr,pro->ipo', made_a, made_b)
     np.testing.assert_allclose(product.reshape(7, 15).T, expected)
-    for layout, made, parts in ((key_table.lora_a, made_a, a), (key_table.lora_b, made_b, b)):
-        for mine, part in zip(layout.take(made, tuple(x.shape for x in parts)), parts, strict=True):
+    for transform, made, parts in ((key_table.lora_a, made_a, a), (key_table.lora_b, made_b, b)):
+        for mine, part in zip(transform.to_official(made, tuple(x.shape for x in parts)), parts, strict=True):
             np.testing.assert_array_equal(mine, part)
 
 

@@ -92,7 +92,7 @@ def test_full_size_keys():
         for key, shape in shapes.items()
     }
     assert len(tensors) == 219
-    key_table.check('xxl', tensors, t5_folder.table(T5Config()))
+    key_table.check_keys('xxl', tensors, t5_folder.table(T5Config()))
     # And the way back names every one of them again.
     assert t5_folder.table(T5Config()).keys() == {key: tensor.shape for key, tensor in tensors.items()}
 
@@ -128,7 +128,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named_in_one_message(folder):
         f'  {LAYER1}0.SelfAttention.q.bias',
         '1 missing:',
         f'  {LAYER1}0.SelfAttention.q.weight',
-        '1 misshapen:',
+        '1 mismatched:',
         '  encoder.final_layer_norm.weight: (11,) float32, expected (12,) floating point',
     ]
 
