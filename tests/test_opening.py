@@ -12,7 +12,7 @@ from fv_jax import export, weights
 from fv_jax.api import FlashVideo
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core.config import ConfigError
-from fv_jax.diffusion.time_grids import flow_times
+from fv_jax.diffusion.time_grids import flow_time_grid
 from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig
@@ -53,7 +53,7 @@ def test_an_official_folder(official):
     assert (encoder.fingerprint.length, encoder.fingerprint.dim) == (226, fv.stage1.stage.network.text_dim)
     settings = FlashVideo.from_official(official, numerics='official').enhance_settings
     config = fv.stage2.stage.with_sampler_config(settings).config
-    assert flow_times(config.num_steps, config.shift, config.numerics).timestep[1] == 904
+    assert flow_time_grid(config.num_steps, config.shift, config.numerics).timestep[1] == 904
     again = FlashVideo.from_origin(fv.origin)
     assert again.origin == fv.origin
 

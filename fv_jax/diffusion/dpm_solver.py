@@ -1,11 +1,9 @@
-"""Samplers that know only a denoiser: from noise to data over a noise schedule (model guide 5.2).
+"""DPM-Solver++ (2M and 2M SDE, arXiv:2211.01095) and DDIM (arXiv:2010.02502) over a noise schedule (model guide 5.2).
 
-DPM-Solver++ is arXiv:2211.01095, DDIM arXiv:2010.02502.
-
-`denoise_fn(x, time) -> x0` is all they are told of the network; how x0 comes about (v, guidance, the rounding of a) is
-decided outside. At step i = 0 ... n - 1 the state is x_i = a_i x0 + s_i eps with s = sqrt(1 - a^2), from a_0 = 0 (pure
-noise) to the schedule's last a; a_n = 1 is data. With lambda = ln(a / s), h = lambda_{i+1} - lambda_i,
-r = (lambda_i - lambda_{i-1}) / h, D_i = denoise_fn(x_i, time_i) and
+A sampler calls `denoise_fn(x, time) -> x0` and nothing else of the network; its caller builds that function from the
+prediction (v), guidance and the rounding of a. At step i = 0 ... n - 1 the state is x_i = a_i x0 + s_i eps with
+s = sqrt(1 - a^2), from a_0 = 0 (pure noise) to the schedule's last a; a_n = 1 is data. With lambda = ln(a / s),
+h = lambda_{i+1} - lambda_i, r = (lambda_i - lambda_{i-1}) / h, D_i = denoise_fn(x_i, time_i) and
 
     D' = D_i + (D_i - D_{i-1}) / (2 r)                                                               (1)
 
@@ -18,8 +16,8 @@ a step is
 At the first step lambda = -inf, so that e^{-h} = 0 and there is no D_{i-1}; at the second lambda_{i-1} = -inf, so that
 D' = D_i; the last one is x_n = D_{n-1} (officially too D_{n-2} has no part in it, though r = 0 there).
 
-So every step is a sum of x_i, D_i, D_{i-1} and noise_i with weights that depend on the schedule alone: they are made in
-float64 on the host, and one `jax.lax.scan` adds up in the state's dtype, float32 at least.
+So every step is a sum of x_i, D_i, D_{i-1} and noise_i with coefficients that depend on the schedule alone. They are
+computed in float64 on the host; one `jax.lax.scan` computes the sums in the state's dtype, float32 at least.
 """
 
 from collections.abc import Callable
@@ -37,7 +35,7 @@ NoiseFn = Callable[[jax.Array], jax.Array]  # a step's index, int32 -> unit Gaus
 
 
 class Coefficients(NamedTuple):
-    """What each step's next state is made of, float64 (n,) each."""
+    """Coefficients of x_i, D_i, D_{i-1} and noise_i in each step's next state, float64 (n,) each."""
 
     x: np.ndarray
     denoised: np.ndarray
@@ -46,7 +44,7 @@ class Coefficients(NamedTuple):
 
 
 def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn) -> jax.Array:
-    """DPM-Solver++(2M) SDE (2), stochastic, second order in the denoiser: the official stage 1. nfe = n.
+    """Samples by DPM-Solver++(2M) SDE (2), stochastic, second order: the official stage 1's sampler. nfe = n.
 
     Args:
       denoise_fn: (x, time) -> x0; `time` has t = timestep / 1000 and the schedule's timestep, both float32 scalars.
@@ -58,18 +56,18 @@ def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, nois
 
 
 def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
-    """DPM-Solver++(2M) (3), deterministic, second order. nfe = n. `noise_fn` is never called."""
+    """Samples by DPM-Solver++(2M) (3), deterministic, second order. nfe = n. `noise_fn` is never called."""
     return _solve(dpmpp_ode_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
 def ddim(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
-    """DDIM (4), eta = 0: deterministic, first order. nfe = n. `noise_fn` is never called."""
+    """Samples by DDIM (4) with eta = 0: deterministic, first order. nfe = n. `noise_fn` is never called."""
     return _solve(ddim_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
 def dpmpp_sde_coefficients(schedule: NoiseSchedule) -> Coefficients:
-    """The coefficients of every step of (2)."""
-    a_next, s, s_next, ratio = _shares(schedule)
+    """Computes the coefficients of every step of (2)."""
+    a_next, s, s_next, ratio = _signal_and_noise(schedule)
     more = _extrapolation(schedule)
     denoised = a_next * (1 - ratio**2)
     noise = s_next * np.sqrt(1 - ratio**2)
@@ -77,27 +75,30 @@ def dpmpp_sde_coefficients(schedule: NoiseSchedule) -> Coefficients:
 
 
 def dpmpp_ode_coefficients(schedule: NoiseSchedule) -> Coefficients:
-    """The coefficients of every step of (3)."""
+    """Computes the coefficients of every step of (3)."""
     first_order, more = ddim_coefficients(schedule), _extrapolation(schedule)
     return first_order._replace(denoised=first_order.denoised * (1 + more), previous=-first_order.denoised * more)
 
 
 def ddim_coefficients(schedule: NoiseSchedule) -> Coefficients:
-    """The coefficients of every step of (4)."""
-    a_next, s, s_next, ratio = _shares(schedule)
+    """Computes the coefficients of every step of (4)."""
+    a_next, s, s_next, ratio = _signal_and_noise(schedule)
     none = np.zeros_like(s)
     return Coefficients(s_next / s, a_next * (1 - ratio), none, none)
 
 
-def _shares(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(a_{i+1}, s_i, s_{i+1}, e^{-h}) of every step. e^{-h} is made without lambda, which is infinite at both ends."""
+def _signal_and_noise(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Computes (a_{i+1}, s_i, s_{i+1}, e^{-h}) of every step.
+
+    e^{-h} is computed as (a_i s_{i+1}) / (s_i a_{i+1}), without lambda, which is infinite at both ends.
+    """
     a = np.append(schedule.sqrt_alphas.astype(np.float64), 1.0)
     s = np.sqrt(1 - a**2)
     return a[1:], s[:-1], s[1:], a[:-1] * s[1:] / (s[:-1] * a[1:])
 
 
 def _extrapolation(schedule: NoiseSchedule) -> np.ndarray:
-    """1 / (2 r) of (1) by step; 0 at the first, the second and the last."""
+    """Computes 1 / (2 r) of (1) for every step; 0 at the first, the second and the last."""
     a = schedule.sqrt_alphas.astype(np.float64)[1:]
     steps = np.diff(np.log(a) - np.log1p(-(a**2)) / 2)  # h of the steps 1 ... n - 2
     more = np.zeros(len(schedule.sqrt_alphas))

@@ -25,21 +25,29 @@ BETA_START, BETA_END = 0.00085, 0.012
 
 
 class NoiseSchedule(NamedTuple):
-    """From noise to data: timesteps (n,) int64, falling from 999; sqrt_alphas (n,) float32, rising from exactly 0."""
+    """A discrete noise schedule, from noise to data.
+
+    Attributes:
+      timesteps: int64 (n,), decreasing from 999.
+      sqrt_alphas: the signal's share a, float32 (n,), increasing from exactly 0.
+    """
 
     timesteps: np.ndarray
     sqrt_alphas: np.ndarray
 
 
 def alphas_cumprod(shift: float = 1.0) -> np.ndarray:
-    """abar of (1) and (2) by timestep, float64 (1000,). `shift` > 1 means more noise at every timestep."""
+    """Computes abar of (1) and (2) by timestep, float64 (1000,). `shift` > 1 means more noise at every timestep."""
     betas = np.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=np.float64) ** 2
     abar = np.cumprod(1.0 - betas)
     return abar / (shift + (1.0 - shift) * abar)
 
 
 def trailing_timesteps(num_steps: int) -> np.ndarray:
-    """The timesteps of an n-step schedule: 1000 evenly spaced ones from 999 down, cut to whole numbers, int64 (n,)."""
+    """Computes the timesteps of n steps with "trailing" spacing: even from 999 down, truncated, int64 (n,).
+
+    Raises ValueError for fewer than 2 or more than 1000 steps.
+    """
     if not 2 <= num_steps <= NUM_TIMESTEPS:
         raise ValueError(f'num_steps={num_steps}: a noise schedule has between 2 and {NUM_TIMESTEPS} steps')
     if num_steps == NUM_TIMESTEPS:
@@ -48,7 +56,7 @@ def trailing_timesteps(num_steps: int) -> np.ndarray:
 
 
 def zero_snr_schedule(num_steps: int = NUM_TIMESTEPS, shift: float = 1.0) -> NoiseSchedule:
-    """The schedule (3) of n steps, from noise to data."""
+    """Computes the schedule (3) of n steps, from noise to data."""
     timesteps = trailing_timesteps(num_steps)
     a = np.sqrt(alphas_cumprod(shift)[timesteps].astype(np.float32))
     first, last = a[-1], a[0]  # by timestep: the one with most signal is the schedule's first
@@ -56,19 +64,21 @@ def zero_snr_schedule(num_steps: int = NUM_TIMESTEPS, shift: float = 1.0) -> Noi
 
 
 def sqrt_alphas_by_timestep(shift: float = 1.0) -> np.ndarray:
-    """a of the full table indexed by timestep, float32 (1000,): what a `noise_augmentation_timestep` looks up."""
+    """Returns a of the full schedule by timestep, float32 (1000,), which `noise_augmentation_timestep` indexes."""
     return zero_snr_schedule(NUM_TIMESTEPS, shift).sqrt_alphas[::-1].copy()
 
 
 def nearest_timesteps(sqrt_alphas: np.ndarray) -> np.ndarray:
-    """The timesteps of the entries of the table of 1000 that are nearest to given a, int64, shaped like them."""
+    """Finds the timesteps whose a in the table of 1000 is nearest to the given ones, int64, shaped like them."""
     distances = np.abs(sqrt_alphas_by_timestep() - np.asarray(sqrt_alphas, np.float32)[..., None])
     return np.argmin(distances, axis=-1)
 
 
 def denoiser_sqrt_alphas(schedule: NoiseSchedule) -> np.ndarray:
-    """The a that a denoiser uses at each timestep while a sampler takes `schedule`, float32 (1000,): at its
-    timesteps the entry of the table of 1000 nearest to its a; elsewhere, where no sampler is, the timestep's own.
+    """Computes the a that a denoiser uses at each timestep while a sampler takes `schedule`, float32 (1000,).
+
+    At the schedule's timesteps it is the entry of the table of 1000 nearest to the schedule's a; at all others, which
+    the sampler does not visit, the timestep's own entry.
     """
     by_timestep = sqrt_alphas_by_timestep()
     out = by_timestep.copy()

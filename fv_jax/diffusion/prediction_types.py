@@ -1,4 +1,4 @@
-"""What a network that makes data from noise is trained to predict, and how its predictions carry noise to data.
+"""Prediction types, 'v_prediction' and 'flow': the training target of each, and sampling with its predictions.
 
 'v_prediction' (arXiv:2202.00512), the official first stage's (model guide 5.1, 5.2). With a_k the noise schedule's
 signal share at timestep k = 0 ... 999, exactly 0 at 999, and s_k = sqrt(1 - a_k^2):
@@ -36,7 +36,7 @@ from fv_jax.diffusion.samplers import SAMPLERS, Predicted
 
 
 class TrainingExample(NamedTuple):
-    """What a network is given in training, and what it should predict. timestep_B: as the network is given it."""
+    """A training example: the network's inputs x (B, ...) and timestep_B, and the target (B, ...) of its prediction."""
 
     x: jax.Array
     target: jax.Array
@@ -61,8 +61,8 @@ class PredictionType(NamedTuple):
 
 
 def v_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
-    """(1) and (2) at the timestep of each t."""
-    timestep_B = time_grids.table_timesteps(t_B)
+    """Makes the example of 'v_prediction': (1) and (2) at the timestep of each t in [0, 1]."""
+    timestep_B = time_grids.discretize_times(t_B)
     a_B = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep())[timestep_B]
     return TrainingExample(process.add_noise(data, noise, a_B), process.v_target(data, noise, a_B), timestep_B)
 
@@ -73,7 +73,7 @@ def v_denoiser(predict_fn: FlowFn, num_steps: int) -> FlowFn:
 
     def denoise(x: jax.Array, time: time_grids.Times) -> jax.Array:
         a = jnp.asarray(sqrt_alphas)[time.timestep.astype(jnp.int32)]
-        return process.x0_of_v(x, predict_fn(x, time), a)
+        return process.v_to_x0(x, predict_fn(x, time), a)
 
     return denoise
 
@@ -85,13 +85,13 @@ def _integrate_v(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: N
 
 
 def flow_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
-    """(5) and (6)."""
+    """Makes the example of 'flow': (5) and (6) at each t in [0, 1]."""
     return TrainingExample(process.interpolate(noise, data, t_B), process.velocity(noise, data), 1000 * t_B)
 
 
 def _integrate_flow(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> jax.Array:
     """Over the time grid; `noise_fn` is never called."""
-    return SAMPLERS[steps.sampler].run(predict_fn, noise, time_grids.flow_times(steps.num_steps, steps.shift))
+    return SAMPLERS[steps.sampler].run(predict_fn, noise, time_grids.flow_time_grid(steps.num_steps, steps.shift))
 
 
 PREDICTION_TYPES: dict[Predicted, PredictionType] = {

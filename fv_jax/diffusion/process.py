@@ -1,4 +1,4 @@
-"""The linear flow between a source and data, the noising of a source, and v.
+"""Flow matching between a source and data, noise augmentation of a source, and v-prediction.
 
 Time t runs from 1 at the source to 0 at the data (flow matching, arXiv:2210.02747; between any two distributions,
 rectified flow, arXiv:2209.03003):
@@ -22,35 +22,35 @@ import jax
 import jax.numpy as jnp
 
 
-def per_row(values_B: jax.Array, like: jax.Array) -> jax.Array:
-    """Values of the batch's rows, shaped (B, 1, ..., 1) to meet an array of `like`'s rank."""
+def expand_dims_like(values_B: jax.Array, like: jax.Array) -> jax.Array:
+    """Reshapes one value for each example, (B,), to (B, 1, ..., 1) of the rank of `like`, so that they broadcast."""
     return values_B.reshape(values_B.shape + (1,) * (like.ndim - values_B.ndim))
 
 
 def interpolate(source: jax.Array, data: jax.Array, t_B: jax.Array) -> jax.Array:
-    """x_t of (1): source and data (B, ...), t (B,) in [0, 1]."""
-    t = per_row(t_B, source)
+    """Computes x_t of (1) from source and data (B, ...) and t (B,) in [0, 1]."""
+    t = expand_dims_like(t_B, source)
     return t * source + (1 - t) * data
 
 
 def velocity(source: jax.Array, data: jax.Array) -> jax.Array:
-    """dx/dt of (2), the same at every t."""
+    """Computes dx/dt of (2), which is the same at every t."""
     return source - data
 
 
 def add_noise(z: jax.Array, noise: jax.Array, sqrt_alpha_B: jax.Array) -> jax.Array:
-    """The noised source (3): z and noise (B, ...), sqrt_alpha (B,) in [0, 1]."""
-    a = per_row(sqrt_alpha_B, z)
+    """Computes the noised source (3) from z and noise (B, ...) and sqrt_alpha (B,) in [0, 1]."""
+    a = expand_dims_like(sqrt_alpha_B, z)
     return a * z + jnp.sqrt(1 - a**2) * noise
 
 
 def v_target(data: jax.Array, noise: jax.Array, sqrt_alpha_B: jax.Array) -> jax.Array:
-    """v of (4): data and noise (B, ...), sqrt_alpha (B,) in [0, 1]."""
-    a = per_row(sqrt_alpha_B, data)
+    """Computes v of (4) from data and noise (B, ...) and sqrt_alpha (B,) in [0, 1]."""
+    a = expand_dims_like(sqrt_alpha_B, data)
     return a * noise - jnp.sqrt(1 - a**2) * data
 
 
-def x0_of_v(x: jax.Array, v: jax.Array, sqrt_alpha: jax.Array) -> jax.Array:
-    """x0 of (5): x and v (B, ...), sqrt_alpha (B,), or one number for all rows."""
-    a = per_row(sqrt_alpha, x)
+def v_to_x0(x: jax.Array, v: jax.Array, sqrt_alpha: jax.Array) -> jax.Array:
+    """Computes x0 of (5) from x and v (B, ...) and sqrt_alpha, (B,) or one number for all examples."""
+    a = expand_dims_like(sqrt_alpha, x)
     return a * x - jnp.sqrt(1 - a**2) * v

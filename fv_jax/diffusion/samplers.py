@@ -1,6 +1,6 @@
 """The registry of samplers, and the solvers of dx/dt = velocity_fn(x, time) over a grid of times.
 
-A solver knows the velocity function and nothing else: not the network, not the text, not the guidance. `times` is a
+A solver calls the velocity function only, and does not depend on the network, the text or the guidance. `times` is a
 grid of n intervals (`time_grids.Times` of arrays of n + 1); `velocity_fn` gets one `Times` of scalars. Each solver is
 one `jax.lax.scan` and returns the last state only, in the dtype of the first.
 
@@ -28,17 +28,17 @@ Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (velocity_fn, x
 
 
 def euler(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
-    """Euler's method, first order: x + h v(x, t_i). nfe = n."""
+    """Integrates by Euler's method, first order: x + h v(x, t_i). nfe = n."""
     return _solve(_euler_step, velocity_fn, x, times)
 
 
 def heun(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
-    """Heun's method (explicit trapezoid), second order: the mean of the slopes at both ends of a step. nfe = 2 n."""
+    """Integrates by Heun's method, second order: the mean of the slopes at both ends of a step. nfe = 2 n."""
     return _solve(_heun_step, velocity_fn, x, times)
 
 
 def rk4(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
-    """The classical Runge-Kutta method, fourth order: slopes at the start, twice in the middle, at the end. nfe = 4 n.
+    """Integrates by the classical Runge-Kutta method, fourth order, with four slopes a step. nfe = 4 n.
 
     The middle of an interval has t and timestep halfway between those of its ends.
     """
@@ -71,7 +71,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def names(prediction_type: Predicted) -> tuple[str, ...]:
-    """The samplers of networks trained for this prediction type."""
+    """Returns the names of the samplers for networks of this prediction type."""
     return tuple(name for name, sampler in SAMPLERS.items() if sampler.prediction_type == prediction_type)
 
 

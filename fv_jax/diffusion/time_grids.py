@@ -1,4 +1,4 @@
-"""Diffusion times: the shift, the grid a solver walks, and the times a training step draws (model guide 5.3 and 7).
+"""Diffusion times: timestep shift, sampling grid and the distribution of training times (model guide 5.3 and 7).
 
 t = 1 at the source, 0 at the data. With w uniform in [0, 1] (1 at the source) and shift s,
 
@@ -30,18 +30,18 @@ STATE_DTYPES: dict[str, Any] = {'exact': jnp.float32, 'official': jnp.bfloat16}
 
 
 class Times(NamedTuple):
-    """Pairs (t, timestep): two arrays of n + 1 for the grid of n steps, two scalars for one time of it."""
+    """Pairs (t, timestep): two arrays (n + 1,) for a grid of n steps, two scalars for one of its times."""
 
     t: Any
     timestep: Any
 
 
 def shift_times(w: Any, shift: float) -> Any:
-    """(1): moves times in [0, 1] towards the source (1) for shift > 1, towards the data (0) for shift < 1."""
+    """Shifts times in [0, 1] by (1): towards the source (t = 1) for shift > 1, towards the data for shift < 1."""
     return shift * w / (1 + (shift - 1) * w)
 
 
-def flow_times(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exact') -> Times:
+def flow_time_grid(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exact') -> Times:
     """The grid of `num_steps` intervals from source (t = 1) to data (t = 0), float32 arrays of num_steps + 1."""
     require(num_steps >= 1, f'num_steps={num_steps}: at least 1 step is needed')
     require(shift > 0, f'shift={shift}: must be positive (1 leaves the times evenly spaced)')
@@ -50,47 +50,45 @@ def flow_times(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exact')
 
 
 def embedded_timestep(timestep: jax.Array, numerics: Numerics = 'exact') -> jax.Array:
-    """Timesteps as the network is told them, float32: 'official' rounds them to bfloat16 (675 -> 676, 650 -> 648)."""
+    """Rounds timesteps as the network's input, float32: 'official' rounds to bfloat16 (675 to 676, 650 to 648)."""
     kept = jnp.finfo(STATE_DTYPES[numerics])
     # Not a cast there and back, which a compiler that allows excess precision removes.
     return jax.lax.reduce_precision(jnp.asarray(timestep, jnp.float32), kept.nexp, kept.nmant)
 
 
 def stratified_times(keys_B: jax.Array, shift: float = 1.0) -> jax.Array:
-    """A t for each row of the global batch, (B,) float32 in [0, 1]: w_b = 1 - (b + uniform) / B, shifted by (1).
+    """Draws a time t for each example of the global batch, (B,) float32: w_b = 1 - (b + uniform) / B, shifted by (1).
 
-    Each of B equal parts of [0, 1] holds exactly one w, which makes the loss of a batch less noisy; over many steps a
-    row's t is uniform in its part only, so rows must not be sorted.
+    Each of B equal parts of [0, 1] holds exactly one w, which makes the loss of a batch less noisy. Example b's w is
+    always in part b, so that the examples of a batch must not be sorted.
     """
-    num_rows = keys_B.shape[0]
+    batch = keys_B.shape[0]
     within_B = jax.vmap(jax.random.uniform)(keys_B)
-    u_B = (jnp.arange(num_rows, dtype=jnp.float32) + within_B) / num_rows
+    u_B = (jnp.arange(batch, dtype=jnp.float32) + within_B) / batch
     return shift_times(1 - u_B, shift)
 
 
 def stratified_integers(keys_B: jax.Array, key: jax.Array, low: int, high: int) -> jax.Array:
-    """An integer from low to high, both included, for each row of the global batch, (B,) int32.
+    """Draws an integer from low to high, both included, for each example of the global batch, (B,) int32.
 
-    As in `stratified_times`, each of B equal parts of the range holds exactly one; which row has which part is drawn
-    from `key`, one for the whole batch, so that the integers do not go with the rows' t.
+    As in `stratified_times`, each of B equal parts of the range holds exactly one. A permutation drawn from `key`, one
+    for the whole batch, assigns the parts to the examples, so that the integers are independent of the examples' t.
     """
-    num_rows = keys_B.shape[0]
+    batch = keys_B.shape[0]
     within_B = jax.vmap(jax.random.uniform)(keys_B)
-    part_B = jax.random.permutation(key, num_rows)
-    drawn_B = low + jnp.floor((part_B + within_B) / num_rows * (high + 1 - low)).astype(jnp.int32)
+    part_B = jax.random.permutation(key, batch)
+    drawn_B = low + jnp.floor((part_B + within_B) / batch * (high + 1 - low)).astype(jnp.int32)
     return jnp.minimum(drawn_B, high)  # float32 may round the last part's end up
 
 
-def table_timesteps(t: jax.Array) -> jax.Array:
-    """The entries of the noise schedule that times in [0, 1] fall on, int32 0 ... 999: ceil(1000 t) - 1, so that a
-    uniform t gives every entry alike.
-    """
+def discretize_times(t: jax.Array) -> jax.Array:
+    """Discretizes times in [0, 1] to timesteps ceil(1000 t) - 1, int32 0 ... 999, uniform if the times are."""
     index = jnp.ceil(NUM_TIMESTEPS * t).astype(jnp.int32) - 1
     return jnp.clip(index, 0, NUM_TIMESTEPS - 1)
 
 
 def _to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Rounded to bfloat16 from float32, kept as float32."""
+    """Rounds float32 values to bfloat16 and returns them as float32."""
     return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
 
 

@@ -57,7 +57,7 @@ class LowResConfig(PreviewSamplerConfig):
     def __post_init__(self):
         check_range(self, 'caption_dropout', low=0, high=1)
         check_choice(self, 'prediction_type', choices=PREDICTION_TYPES)
-        check_choice(self, 'guidance_kind', choices=guidance.TABLES)
+        check_choice(self, 'guidance_kind', choices=guidance.SCHEDULES)
         samplers.check_sampler(self.sampler, self.prediction_type)
         check_range(self, 'shift', 'scale_factor', 'text_length', 'num_steps', above=0)
         check_range(self, 'guidance_exponent', 'guidance_steps', above=0)
@@ -101,7 +101,7 @@ class LowRes(PreviewStage):
         return NoisedClip(
             noise_BFHWC=per_example_normal(noise_B, z.shape),
             data_BFHWC=self.scale_latents(z),
-            text_BLD=jnp.where(process.per_row(kept_B, text), text, 0),
+            text_BLD=jnp.where(process.expand_dims_like(kept_B, text), text, 0),
             t_B=time_grids.stratified_times(time_B, self.config.shift),
         )
 
@@ -164,10 +164,10 @@ class LowRes(PreviewStage):
         return guidance.classifier_free(cond_fn, null_fn, scale)
 
     def is_guided(self) -> bool:
-        return not guidance.is_off(self._guidance_schedule())
+        return not guidance.is_unguided(self._guidance_schedule())
 
     def _guidance_schedule(self) -> np.ndarray:
         """The guidance scale by timestep."""
         config = self.config
         n = config.guidance_steps or config.num_steps
-        return guidance.scales(config.guidance_kind, config.guidance_scale, config.guidance_exponent, n)
+        return guidance.guidance_schedule(config.guidance_kind, config.guidance_scale, config.guidance_exponent, n)

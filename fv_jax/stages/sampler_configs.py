@@ -24,7 +24,7 @@ class PreviewSamplerConfig:
 
     num_steps: int = 51
     sampler: str = 'dpmpp_2m_sde'
-    guidance_kind: guidance.Kind = 'official'
+    guidance_kind: guidance.GuidanceKind = 'official'
     guidance_scale: float = 8.0
     guidance_exponent: int = 5
     guidance_batched: bool = True

@@ -95,7 +95,7 @@ class SuperRes(EnhancementStage):
         s_B = time_grids.stratified_integers(index_B, jax.random.fold_in(index_B[0], 1), low, high)
         noised = self.noise_at(batch, keys_B, time_grids.stratified_times(time_B, self.config.shift), s_B)
         kept_B = jax.vmap(jax.random.uniform)(drop_B) >= self.config.caption_dropout
-        text = jnp.where(process.per_row(kept_B, noised.text_BLD), noised.text_BLD, 0)
+        text = jnp.where(process.expand_dims_like(kept_B, noised.text_BLD), noised.text_BLD, 0)
         return noised._replace(text_BLD=text)
 
     def noise_at(
@@ -159,7 +159,7 @@ class SuperRes(EnhancementStage):
     def integrate(self, model: DiT, source: jax.Array, text_BLD: jax.Array, *, rules: Rules) -> jax.Array:
         """From a source to data (scaled latents, float32), with the config's sampler, grid and guidance."""
         config = self.config
-        grid = time_grids.flow_times(config.num_steps, config.shift, config.numerics)
+        grid = time_grids.flow_time_grid(config.num_steps, config.shift, config.numerics)
         state = source.astype(time_grids.STATE_DTYPES[config.numerics])
         velocity_fn = self.velocity_fn(model, text_BLD, rules=rules)
         return samplers.SAMPLERS[config.sampler].run(velocity_fn, state, grid).astype(jnp.float32)
@@ -178,7 +178,7 @@ class SuperRes(EnhancementStage):
         return guidance.classifier_free(cond_fn, null_fn, scale)
 
     def is_guided(self) -> bool:
-        return not guidance.is_off(self.config.guidance_scale)
+        return not guidance.is_unguided(self.config.guidance_scale)
 
     def exported_functions(self, size: BatchSize, *, rules: Rules) -> list[ExportedFunction]:
         """velocity: (x_BFHWC, timestep_B, text_BLD) -> dx/dt at t = timestep / 1000, not guided."""

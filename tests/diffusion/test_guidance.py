@@ -68,7 +68,7 @@ def test_guidance_of_guidance_is_a_function_of_the_same_kind():
 
 def test_the_official_scale_looks_random():
     """Model guide 5.2: of the timestep, not of the step's index; between 1 and 1 + scale."""
-    table = guidance.scales('official', 8.0, 5, 51)
+    table = guidance.guidance_schedule('official', 8.0, 5, 51)
     assert table.dtype == np.float64 and table.shape == (1000,)
     np.testing.assert_allclose(
         table[[999, 979, 959, 940, 920, 901]], [8.287, 4.004, 2.404, 5.046, 6.275, 2.003], atol=6e-4
@@ -82,15 +82,15 @@ def test_the_official_scale_needs_float64():
     timesteps = np.arange(1000, dtype=np.float32)
     progress = (np.float32(51) - timesteps) / np.float32(51)
     single = 1 + 8 * (1 - np.cos(np.float32(np.pi) * progress**5)) / 2
-    assert np.abs(single - guidance.scales('official', 8.0, 5, 51)).max() > 1
+    assert np.abs(single - guidance.guidance_schedule('official', 8.0, 5, 51)).max() > 1
 
 
 def test_the_cosine_scale_rises_from_1_to_the_scale():
-    table = guidance.scales('cosine', 8.0, 5)
+    table = guidance.guidance_schedule('cosine', 8.0, 5)
     assert np.all(np.diff(table) <= 0)  # by timestep: the data is at 0
     np.testing.assert_allclose(table[[999, 0]], [1, 8], atol=1e-3)
-    np.testing.assert_allclose(guidance.scales('cosine', 8.0, 1)[500], 4.5)
-    np.testing.assert_array_equal(guidance.scales('constant', 3.0), np.full(1000, 3.0))
+    np.testing.assert_allclose(guidance.guidance_schedule('cosine', 8.0, 1)[500], 4.5)
+    np.testing.assert_array_equal(guidance.guidance_schedule('constant', 3.0), np.full(1000, 3.0))
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_the_cosine_scale_rises_from_1_to_the_scale():
     [('constant', 1, True), ('cosine', 1, True), ('official', 0, True), ('official', 1, False), ('constant', 2, False)],
 )
 def test_when_guidance_is_off(kind, scale, off):
-    table = guidance.scales(kind, scale)
-    assert guidance.is_off(table) == off
+    table = guidance.guidance_schedule(kind, scale)
+    assert guidance.is_unguided(table) == off
     rows = []
 
     def fn(x, time, cond):
@@ -113,13 +113,13 @@ def test_when_guidance_is_off(kind, scale, off):
 @pytest.mark.parametrize(('timestep', 'entry'), [(0, 0), (499.6, 500), (999, 999), (1000, 999)])
 def test_a_table_is_read_at_the_nearest_timestep(timestep, entry):
     table = np.arange(1000.0)
-    assert guidance.scale_at(table, Times(jnp.float32(0), jnp.float32(timestep))) == entry
+    assert guidance.guidance_scale_at(table, Times(jnp.float32(0), jnp.float32(timestep))) == entry
 
 
 @pytest.mark.parametrize('cond_first', [True, False])
 def test_guidance_by_a_table(cond_first):
     x, cond, null = jnp.arange(6.0).reshape(2, 3), jnp.array([2.0, 5.0]), jnp.zeros(2)
-    table = guidance.scales('official', 8.0)
+    table = guidance.guidance_schedule('official', 8.0)
     two = guidance.classifier_free(with_cond(field, cond), with_cond(field, null), table)(x, TIME)
     one = guidance.classifier_free_batched(field, cond, null, table, cond_first=cond_first)(x, TIME)
     np.testing.assert_allclose(two, table[500] * x * cond[:, None] + 0.5, rtol=1e-6)

@@ -28,7 +28,7 @@ def test_the_mean_square_of_v_is_the_weighted_one_of_x0():
         a_B = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep(), jnp.float64)
         data, noise, v_theta = normal(3, (1000, 7), jnp.float64)
         x, v = process.add_noise(data, noise, a_B), process.v_target(data, noise, a_B)
-        x0 = process.x0_of_v(x, v_theta, a_B)
+        x0 = process.v_to_x0(x, v_theta, a_B)
         weighted = ((x0 - data) ** 2).mean(1) / (1 - a_B**2)
         np.testing.assert_allclose(weighted, ((v_theta - v) ** 2).mean(1), rtol=1e-9)
 

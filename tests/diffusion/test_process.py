@@ -34,9 +34,9 @@ def test_v_gives_the_data_and_the_noise_back():
     data, noise = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3, 5)), jnp.float32)
     a_B = jnp.array([0.0, 0.3, 0.8, 1.0])
     x, v = process.add_noise(data, noise, a_B), process.v_target(data, noise, a_B)
-    np.testing.assert_allclose(process.x0_of_v(x, v, a_B), data, atol=1e-6)
+    np.testing.assert_allclose(process.v_to_x0(x, v, a_B), data, atol=1e-6)
     a = a_B[:, None, None]
     np.testing.assert_allclose(jnp.sqrt(1 - a**2) * x + a * v, noise, atol=1e-6)
     np.testing.assert_array_equal(v[0], -data[0])
     np.testing.assert_array_equal(v[3], noise[3])
-    np.testing.assert_array_equal(process.x0_of_v(x[1:2], v[1:2], a_B[1]), process.x0_of_v(x, v, a_B)[1:2])
+    np.testing.assert_array_equal(process.v_to_x0(x[1:2], v[1:2], a_B[1]), process.v_to_x0(x, v, a_B)[1:2])

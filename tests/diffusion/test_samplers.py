@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fv_jax.diffusion import samplers
-from fv_jax.diffusion.time_grids import Times, flow_times
+from fv_jax.diffusion.time_grids import Times, flow_time_grid
 
 ALL = sorted(samplers.names('flow'))
 
@@ -31,14 +31,14 @@ def test_order_of_convergence(sampler, order):
 def test_exact_on_constant_fields(sampler):
     source, data = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
     for num_steps in (1, 5):
-        out = samplers.SAMPLERS[sampler].run(lambda x, time: source - data, source, flow_times(num_steps, 2.5))
+        out = samplers.SAMPLERS[sampler].run(lambda x, time: source - data, source, flow_time_grid(num_steps, 2.5))
         np.testing.assert_allclose(out, data, atol=1e-5)
 
 
 @pytest.mark.parametrize(('sampler', 'power'), [('euler', 0), ('heun', 1), ('rk4', 3)])
 def test_exact_on_polynomials_of_time(sampler, power):
     out = samplers.SAMPLERS[sampler].run(
-        lambda x, time: time.t**power * jnp.ones_like(x), jnp.zeros(2), flow_times(3, 2.0)
+        lambda x, time: time.t**power * jnp.ones_like(x), jnp.zeros(2), flow_time_grid(3, 2.0)
     )
     np.testing.assert_allclose(out, -1 / (power + 1), rtol=1e-5)
 
@@ -74,7 +74,7 @@ def test_the_state_keeps_its_dtype(sampler):
         dtypes.append(x.dtype)
         return x.astype(jnp.float32)
 
-    assert samplers.SAMPLERS[sampler].run(velocity, x, flow_times(3)).dtype == jnp.bfloat16
+    assert samplers.SAMPLERS[sampler].run(velocity, x, flow_time_grid(3)).dtype == jnp.bfloat16
     assert set(dtypes) == {jnp.dtype(jnp.bfloat16)}
 
 

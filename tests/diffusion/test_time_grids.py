@@ -36,10 +36,10 @@ def test_shift_pushes_towards_the_source_and_keeps_the_ends():
 
 
 def test_the_official_five_steps():
-    exact = time_grids.flow_times(5, 2.5)
+    exact = time_grids.flow_time_grid(5, 2.5)
     np.testing.assert_allclose(1 - exact.t, [0, 1 / 11, 4 / 19, 0.375, 8 / 13, 1], atol=1e-7)
     np.testing.assert_allclose(exact.timestep, 1000 * exact.t, rtol=1e-6)
-    rounded = time_grids.flow_times(5, 2.5, 'official')
+    rounded = time_grids.flow_time_grid(5, 2.5, 'official')
     np.testing.assert_array_equal(rounded.timestep, [1000, 904, 784, 624, 384, 0])
     np.testing.assert_array_equal(1 - rounded.t, [0, 0.09375, 0.21484375, 0.375, 0.6171875, 1])
     np.testing.assert_array_equal(-np.diff(rounded.t), [0.09375, 0.12109375, 0.16015625, 0.2421875, 0.3828125])
@@ -54,13 +54,13 @@ def test_the_official_five_steps():
 )
 def test_official_grids_of_twelve_steps(shift, timesteps):
     """What the official formula gives in bfloat16 on a CPU, where the spacing 1/12 is rounded too."""
-    np.testing.assert_array_equal(time_grids.flow_times(12, shift, 'official').timestep, timesteps)
+    np.testing.assert_array_equal(time_grids.flow_time_grid(12, shift, 'official').timestep, timesteps)
 
 
 @pytest.mark.parametrize('numerics', ['exact', 'official'])
 @pytest.mark.parametrize('num_steps', [1, 2, 7, 50])
 def test_grids_fall_from_source_to_data(numerics, num_steps):
-    grid = time_grids.flow_times(num_steps, 2.0, numerics)
+    grid = time_grids.flow_time_grid(num_steps, 2.0, numerics)
     assert grid.t.shape == grid.timestep.shape == (num_steps + 1,)
     assert grid.t.dtype == grid.timestep.dtype == np.float32
     assert grid.t[0] == 1 and grid.t[-1] == 0 and grid.timestep[0] == 1000 and grid.timestep[-1] == 0
@@ -69,9 +69,9 @@ def test_grids_fall_from_source_to_data(numerics, num_steps):
 
 def test_impossible_grids():
     with pytest.raises(ValueError, match='num_steps=0'):
-        time_grids.flow_times(0)
+        time_grids.flow_time_grid(0)
     with pytest.raises(ValueError, match='shift=0'):
-        time_grids.flow_times(4, 0)
+        time_grids.flow_time_grid(4, 0)
 
 
 def test_embedded_timestep():
@@ -106,10 +106,10 @@ def test_drawn_times_have_the_shifted_distribution():
 
 def test_every_entry_of_the_noise_table_has_an_equal_share_of_times():
     middles = (np.arange(1000) + 0.5) / 1000
-    np.testing.assert_array_equal(time_grids.table_timesteps(jnp.asarray(middles, jnp.float32)), np.arange(1000))
-    ends = time_grids.table_timesteps(jnp.array([0.0, 1e-9, 1.0]))
+    np.testing.assert_array_equal(time_grids.discretize_times(jnp.asarray(middles, jnp.float32)), np.arange(1000))
+    ends = time_grids.discretize_times(jnp.array([0.0, 1e-9, 1.0]))
     assert ends.tolist() == [0, 0, 999] and ends.dtype == jnp.int32
-    drawn = time_grids.table_timesteps(time_grids.stratified_times(jax.random.split(jax.random.key(0), 4000)))
+    drawn = time_grids.discretize_times(time_grids.stratified_times(jax.random.split(jax.random.key(0), 4000)))
     counts = np.bincount(np.asarray(drawn), minlength=1000)
     assert counts.sum() == 4000 and counts.min() >= 3 and counts.max() <= 5
 

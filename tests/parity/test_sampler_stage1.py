@@ -52,7 +52,7 @@ def tables(official):
 def test_guidance_in_float64(tables):
     for match, expected in named(tables, r'f64_steps(\d+)_guidance_scale(\d+)_exp(\d+)'):
         num_steps, scale, exponent = map(int, match.groups())
-        table = guidance.scales('official', scale, exponent, num_steps)
+        table = guidance.guidance_schedule('official', scale, exponent, num_steps)
         assert_close(table[noise_schedules.zero_snr_schedule(num_steps).timesteps], expected, 1e-6)
 
 
@@ -108,7 +108,9 @@ def test_what_every_step_is_told(request, model, name):
     np.testing.assert_array_equal(np.stack([table.timesteps] * 2, 1), data['net_timesteps'])
     assert_close([*table.sqrt_alphas, 1], [*data['alpha'], data['next_alpha'][-1]], 1e-7)
     assert_close(noise_schedules.denoiser_sqrt_alphas(table)[table.timesteps], data['denoiser_sigma_quantised'], 1e-7)
-    w = guidance.scales(config.guidance_kind, config.guidance_scale, config.guidance_exponent, config.num_steps)
+    w = guidance.guidance_schedule(
+        config.guidance_kind, config.guidance_scale, config.guidance_exponent, config.num_steps
+    )
     assert_close(w[table.timesteps], data['f64_guidance_scale'], 1e-6)
     assert bool(np.all(data['uncond_first']))
 

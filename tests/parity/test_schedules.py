@@ -58,7 +58,7 @@ def test_signal_share_of_the_source(grids):
 def test_exact_grids(grids):
     for match, expected in named(grids, r'grid_f32_n(\d+)_shift([\d.]+)_t'):
         n, shift = match[1], match[2]
-        ours = time_grids.flow_times(int(n), float(shift))
+        ours = time_grids.flow_time_grid(int(n), float(shift))
         np.testing.assert_allclose(1 - ours.t, expected, rtol=0, atol=1e-6)
         np.testing.assert_allclose(ours.timestep, grids[f'grid_f32_n{n}_shift{shift}_idx'], rtol=1e-6, atol=1e-6)
 
@@ -66,6 +66,6 @@ def test_exact_grids(grids):
 def test_official_grids_bit_for_bit(grids):
     for match, expected in named(grids, r'grid_bf16cpu_n(\d+)_shift([\d.]+)_t'):
         n, shift = match[1], match[2]
-        ours = time_grids.flow_times(int(n), float(shift), 'official')
+        ours = time_grids.flow_time_grid(int(n), float(shift), 'official')
         np.testing.assert_array_equal(1 - ours.t, expected)
         np.testing.assert_array_equal(ours.timestep, grids[f'grid_bf16cpu_n{n}_shift{shift}_idx'])

@@ -191,7 +191,7 @@ def test_sampling_source(run, sampled):
 def test_every_step(run):
     """Each official state, through our velocity and Euler's step, gives the next official state."""
     data, stage, velocity, _ = run
-    grid = time_grids.flow_times(stage.config.num_steps, stage.config.shift)
+    grid = time_grids.flow_time_grid(stage.config.num_steps, stage.config.shift)
     assert_close(1 - grid.t[:-1], data['t'], 1e-6)
     assert_close(grid.timestep[:-1], data['net_timesteps'][:, 0], TIMESTEP)
     states = [*data['x'], data['final']]
@@ -210,7 +210,7 @@ def test_trajectory(run):
 def test_our_own_states_on_the_way(run):
     """The same trajectory step by step, so that errors add up from the source on."""
     data, stage, velocity, _ = run
-    grid = time_grids.flow_times(stage.config.num_steps, stage.config.shift)
+    grid = time_grids.flow_time_grid(stage.config.num_steps, stage.config.shift)
     x = jnp.asarray(ours(data['x0_noised_ref']))
     for i in range(stage.config.num_steps):
         assert_close(x, ours(data['x'][i]), TRAJECTORY)

@@ -41,7 +41,7 @@ def test_official_numerics_are_the_bfloat16_grid_and_two_slices():
     assert (exact.numerics, exact.slices, official.slices) == ('exact', 1, 2)
     assert EnhanceSettings(width_slices=2).slices == 2
     config = SuperRes(SuperResConfig(), tiny.DIT).with_sampler_config(official).config
-    grid = time_grids.flow_times(config.num_steps, config.shift, config.numerics)
+    grid = time_grids.flow_time_grid(config.num_steps, config.shift, config.numerics)
     assert grid.timestep[:-1].tolist() == [1000, 904, 784, 624, 384]
     assert float(time_grids.embedded_timestep(config.noise_augmentation_timestep, config.numerics)) == 676
     assert config.noise_augmentation_timestep == 675  # the index of the mixing

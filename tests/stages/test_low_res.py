@@ -155,7 +155,7 @@ def test_guidance_is_against_zero_text_which_stands_first(batched):
 
     text = jnp.full((4, 5, 8), 0.25)
     out = here.predict_fn(network, text, rules=RULES)(jnp.ones(SHAPE), Times(jnp.float32(0.999), jnp.float32(999)))
-    w = guidance.scales('official', 8.0, 5, 51)[999]
+    w = guidance.guidance_schedule('official', 8.0, 5, 51)[999]
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, 1 + w * 10, rtol=1e-6)
     assert texts == ([[0] * 4 + [0.25] * 4] if batched else [[0.25] * 4, [0] * 4])
@@ -168,9 +168,9 @@ def test_official_guidance_has_an_n_of_its_own():
         )
         return float(predict(jnp.zeros((1, 1, 1, 1, 1)), Times(jnp.float32(0.979), jnp.float32(979)))[0, 0, 0, 0, 0])
 
-    assert scale(num_steps=20) == pytest.approx(guidance.scales('official', 8.0, 5, 20)[979])
+    assert scale(num_steps=20) == pytest.approx(guidance.guidance_schedule('official', 8.0, 5, 20)[979])
     assert scale(num_steps=20, guidance_steps=51) == pytest.approx(4.004, abs=1e-3)
-    assert scale(guidance_exponent=3) == pytest.approx(guidance.scales('official', 8.0, 3, 51)[979])
+    assert scale(guidance_exponent=3) == pytest.approx(guidance.guidance_schedule('official', 8.0, 3, 51)[979])
     assert scale(guidance_kind='cosine', guidance_scale=1.0) == 1
 
 
