@@ -1,17 +1,17 @@
-"""Where records come from, by name.
+"""Data sources by name.
 
-  embedded            the film in the package
-  synthetic           made up, for smoke tests
+  embedded            the video clips in the package
+  synthetic           drifting sinusoids, for smoke tests
   sprites, sprite_crops      drawn, with captions (`sprites.source`); 'sprites:500' for 500 clips
-  stills:NAME         the first frame of every clip of another source, as pictures
+  stills:NAME         the first frame of every clip of another source, as images
   pingpong:NAME          every clip of another source forth, back and forth again: longer clips
   images:FOLDER       pictures (png, jpg, jpeg, webp), with captions as beside films (`captions.py`)
   tfds:FOLDER         a TFDS data set of videos, prepared there (`video_dataset.py`)
   gs://BUCKET/FOLDER  or another URL that fsspec knows: shards, copied to a local folder when opened
   FOLDER              shards that `prepare` wrote
 
-Several are joined by '+', and are then one source, each record as likely as any. With a weight behind each,
-'data/film@3+images:photos@1', rows are drawn from them in that proportion, however many records they have.
+Several are joined by '+' into one source, whose records are equally likely. With a weight behind each, as in
+'data/clips@3+images:photos@1', examples are drawn from them in that proportion, however many records they have.
 """
 
 import os
@@ -41,7 +41,10 @@ CACHE_VARIABLE = 'FV_JAX_CACHE'
 
 
 def parse(names: str) -> list[tuple[str, float | None]]:
-    """'a@3+b@1' -> [('a', 3.0), ('b', 1.0)]; without weights they are None. Raises ConfigError."""
+    """Splits 'a@3+b@1' into [('a', 3.0), ('b', 1.0)]; the weight of 'a' alone is None.
+
+    Raises ConfigError for a weight that is not a positive number, or where only some names have one.
+    """
     parts = []
     for part in names.split('+'):
         name, at, weight = part.rpartition('@')
@@ -61,7 +64,7 @@ def parse(names: str) -> list[tuple[str, float | None]]:
 
 
 class ConcatSource:
-    """The records of several sources, one source after the other."""
+    """The concatenation of several sources."""
 
     def __init__(self, parts: Sequence[DataSource]):
         self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
@@ -88,7 +91,7 @@ class ConcatSource:
 
 
 class InMemory:
-    """Records decoded once and kept. One that cannot be decoded raises when it is drawn."""
+    """A source decoded once and kept in memory. A record that cannot be decoded raises when it is read."""
 
     def __init__(self, source: DataSource):
         self._names = [record_name(source, i) for i in range(len(source))]
@@ -121,7 +124,7 @@ def _decode_record(source: DataSource, index: int) -> Record | ValueError:
 
 
 class MappedSource:
-    """A source whose clips are made of another's, frame by frame."""
+    """A source whose clips are computed from those of another source."""
 
     def __init__(self, source: DataSource):
         self._source, self.sources = source, (source,)
@@ -147,7 +150,7 @@ class MappedSource:
         raise NotImplementedError
 
     def _counts(self, frames: np.ndarray) -> np.ndarray:
-        """How many frames are made of so many."""
+        """Computes the lengths of the new clips from those of the original ones."""
         raise NotImplementedError
 
 
@@ -162,7 +165,7 @@ class FirstFrames(MappedSource):
 
 
 class PingPong(MappedSource):
-    """A source's clips forth, back and forth again: 3 F - 2 frames of F, for nets that must see longer ones."""
+    """A source's clips played forwards, backwards and forwards again: 3 F - 2 frames from F."""
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
         forth = video_io.decode(video).frames if isinstance(video, bytes) else video
@@ -173,7 +176,7 @@ class PingPong(MappedSource):
 
 
 class ImageFolder:
-    """The pictures under a folder, as clips of one frame."""
+    """The images in a folder, searched recursively, as clips of one frame."""
 
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
@@ -205,7 +208,7 @@ class ImageFolder:
         return np.array([(1, *self._size(path)) for path in self._files])
 
     def _size(self, path: Path) -> tuple[int, int]:
-        """(height, width), from the file's header; zeros if it has none."""
+        """Reads (height, width) from the file's header; zeros where it cannot be read."""
         try:
             with _open(path) as image:
                 return image.size[::-1]
@@ -259,19 +262,20 @@ def local_copy(url: str) -> str:
 
 
 def embedded_shards(*, heldout: bool) -> Shards:
-    """The film in the package."""
+    """Opens the video clips in the package."""
     return Shards(embedded.heldout_shards() if heldout else embedded.train_shards())
 
 
 def record_name(source: DataSource, index: int) -> str:
-    """A record's name, for messages."""
+    """Returns a record's name for messages."""
     named = getattr(source, 'record_name', None)
     return named(index) if named else f'record {index}'
 
 
 def sizes_of(source: DataSource) -> np.ndarray | None:
-    """(n, 3), the frames, height and width of each record; zeros where a record does not say; None for sources that
-    draw their clips at the size they are asked for.
+    """Reads the frames, height and width of every record, int (n, 3).
+
+    Zeros where a record does not state its size. None for sources that draw their clips at a given size.
     """
     if isinstance(source, list):
         return _measure(source)

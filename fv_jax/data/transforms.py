@@ -1,9 +1,9 @@
-"""What happens to a record on its way into a batch: plain callables (record, rng) -> record.
+"""Transforms from a record to the arrays of a batch: callables (record, rng) -> record.
 
-Numpy only: the loader's threads must not start JAX. `rng` is a numpy Generator that depends on the seed
-and on the row of the global order alone; a transform that draws nothing ignores it.
+NumPy only: the loader's threads must not start JAX. `rng` is a NumPy Generator that depends only on the seed and on
+the example's index in the global order; a deterministic transform ignores it.
 
-A record's own keys are those of `records.py`; the arrays made here carry their dimensions as suffix:
+A record's own keys are those of `records.py`; the arrays made here have their dimensions as suffix:
 
   video_FHWC      uint8, decoded
   high_res_FHWC   float32 in [-1, 1]; `degradations.py` makes low_res_FHWC beside it
@@ -31,7 +31,7 @@ Transform = Callable[[Record, np.random.Generator], Record]
 
 
 def compose(*transforms: Transform) -> Transform:
-    """One transform that applies these in order."""
+    """Composes transforms into one that applies them in order."""
 
     def apply(record: Record, rng: np.random.Generator) -> Record:
         for transform in transforms:
@@ -61,9 +61,9 @@ def decode_video(record: Record, rng: np.random.Generator) -> Record:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Keeps `frames` consecutive frames of video_FHWC, at a random place or the middle.
+    """Cuts `frames` consecutive frames out of video_FHWC, at random or from the middle.
 
-    Raises ValueError on a shorter clip: still frames at its end would teach that motion stops.
+    Raises ValueError on a shorter clip, which padded with its last frame would train the network on motion that stops.
     """
 
     frames: int
@@ -78,14 +78,14 @@ class Window:
 
 
 def _offset(spare: int, rng: np.random.Generator | None) -> int:
-    """Where to cut a part from something `spare` longer than it: anywhere, or the middle without a generator."""
+    """Draws the start of a crop that is `spare` shorter than its source; without a generator it is centred."""
     spare = max(spare, 0)
     return spare // 2 if rng is None else int(rng.integers(spare + 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Crops video_FHWC to the aspect ratio of (height, width) in the middle and scales it to that size, antialiased."""
+    """Crops video_FHWC to the aspect ratio of (height, width) at the centre and resizes it, antialiased."""
 
     height: int
     width: int
@@ -98,12 +98,12 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Cuts height x width out of video_FHWC, at a random place or the middle.
+    """Crops height x width out of video_FHWC, at random or at the centre.
 
-    With `max_pan`, in pixels a frame, every other random cut glides over the picture at a constant velocity, slow ones
-    more often than fast ones: camera motion where the film has little. Otherwise the place is the same for all frames.
+    With `max_pan`, in pixels per frame, half of the random crops pan over the image at a constant velocity, small
+    velocities more often than large ones, which adds camera motion. Otherwise all frames are cropped at one place.
 
-    Raises ValueError on a clip that is smaller: `prepare` it larger, or crop less.
+    Raises ValueError on a smaller clip.
     """
 
     height: int
@@ -127,7 +127,7 @@ def _crop(
 
 
 def _spare(array: np.ndarray, size: tuple[int, int], what: str) -> tuple[int, int]:
-    """How much higher and wider it is than what is cut out of it."""
+    """Computes how much higher and wider an array is than a crop. Raises ValueError where it is smaller."""
     height, width = array.shape[1:3]
     if height < size[0] or width < size[1]:
         raise ValueError(f'cannot crop {size[0]}x{size[1]} out of a {what} of {height}x{width}')
@@ -150,7 +150,7 @@ def _panning_crop(
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Mirrors video_FHWC left to right with this probability. Mind captions that say left or right."""
+    """Mirrors video_FHWC left to right with this probability; unsuitable where captions mention left or right."""
 
     probability: float = 0.5
 
@@ -161,7 +161,7 @@ class Flip:
 
 
 def normalize_video(record: Record, rng: np.random.Generator) -> Record:
-    """video_FHWC uint8 -> high_res_FHWC float32 in [-1, 1]."""
+    """Converts video_FHWC, uint8, to high_res_FHWC, float32 in [-1, 1]."""
     del rng
     record = dict(record)
     record['high_res_FHWC'] = to_float(record.pop('video_FHWC'))
@@ -169,7 +169,7 @@ def normalize_video(record: Record, rng: np.random.Generator) -> Record:
 
 
 def to_float(frames: np.ndarray) -> np.ndarray:
-    """uint8 to float32: 0 -> -1, 255 -> 1."""
+    """Converts uint8 to float32, mapping 0 to -1 and 255 to 1."""
     out = np.multiply(frames, np.float32(2 / 255), dtype=np.float32)
     out -= 1  # in place: the frames of a clip at 1080p are a gigabyte
     return out
@@ -182,10 +182,12 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Cached latents: `z_high` (FHWC) and one of the `z_low` (KFHWC), drawn at random -> z_high_FHWC, z_low_FHWC; of no
-    `z_low` (K = 0) z_high_FHWC alone.
+    """Reads cached latents as z_high_FHWC and z_low_FHWC, one of the K degraded variants at random.
 
-    crop: (height, width) in latent pixels cut out of both at one random place; None keeps all.
+    Without degraded variants (K = 0) there is no z_low_FHWC.
+
+    Attributes:
+      crop: (height, width) in latent pixels, cropped out of both at one random place; None keeps whole frames.
     """
 
     crop: tuple[int, int] | None = None
@@ -215,7 +217,7 @@ class EmbedCaption:
 
 
 def keep_arrays(record: Mapping[str, object], rng: np.random.Generator) -> Record:
-    """Last in a chain: what a batch can hold. `text` (LD) becomes text_LD; names, captions and numbers are dropped.
+    """Keeps the arrays that a batch can hold; `text` (LD) becomes text_LD; names, captions and numbers are dropped.
 
     Raises ValueError when a stored embedding or latent is not finite.
     """

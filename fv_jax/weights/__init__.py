@@ -1,4 +1,4 @@
-"""Official weight files and our networks, both ways, without torch."""
+"""Reads and writes weights: official files, diffusers folders and this package's own files, without torch."""
 
 import functools
 from collections.abc import Callable
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT | VAE:
-    """The network in an official file: stage1.pt or stage2.pt gives a DiT, 3d-vae.pt a VAE; ready to call.
+    """Loads the network in an official file: a DiT from stage1.pt or stage2.pt, a VAE from 3d-vae.pt.
 
     What the file holds is told from its keys, every size from its tensors' shapes. Stage 1 comes with its LoRA in
     effect (`config.lora` is set; `models.lora.merge_lora` makes it part of the weights); a file in which it is merged,
@@ -57,7 +57,7 @@ def save_official(
     lora: Literal['keep', 'merge'] = 'keep',
     dtype: DtypeName | None = None,
 ) -> None:
-    """Writes a network as official file: .pt, which torch.load opens, or .safetensors, by the path's suffix.
+    """Saves a network in the official layout: .pt, which torch.load opens, or .safetensors, by the path's suffix.
 
     Args:
       path: the file; it appears when it is whole, and takes the place of one that is there.
@@ -72,8 +72,8 @@ def save_official(
 
 
 def is_weights(name: str | Path) -> bool:
-    """Whether this names weights, by its form: 'embedded', a .pt or .safetensors file, or a diffusers folder; and not,
-    say, a run's folder.
+    """Tells by its form whether a name is that of weights, not of a work directory: 'embedded', a .pt or .safetensors
+    file, or a diffusers folder.
     """
     path = vae_path(str(name))
     if path.suffix in ('.pt', '.safetensors'):
@@ -83,7 +83,7 @@ def is_weights(name: str | Path) -> bool:
 
 
 def vae_path(name: str) -> Path:
-    """The file of the VAE that a configuration names."""
+    """Returns the file of the VAE that a configuration names."""
     return embedded.VAE_TINY if name == 'embedded' else Path(name)
 
 
@@ -105,8 +105,9 @@ def vae_config(name: str) -> VAEConfig:
 
 
 def vae_fingerprint(name: str) -> str:
-    """Names the VAE that `load_vae` gives by its numbers, in 16 hexadecimal digits; one parameter is in memory at a
-    time. Raises what `load_vae` does.
+    """Computes the fingerprint of the VAE that `load_vae` loads, 16 hexadecimal digits, one parameter at a time.
+
+    Raises what `load_vae` does.
     """
     _, read = _open_vae(name)
     return params_fingerprint(read())

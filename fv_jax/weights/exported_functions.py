@@ -60,7 +60,7 @@ def functions(
 
 
 def export_stablehlo(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
-    """The artefact; nothing is computed."""
+    """Exports a function as serialized StableHLO (`jax.export`) for these platforms, without computing anything."""
     graphdef, state = nnx.split(abstract(stage.init))
     variables = nnx.to_flat_state(state)
 

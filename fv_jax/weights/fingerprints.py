@@ -15,7 +15,7 @@ _SAMPLES = 4096  # elements of a parameter that `sampled_fingerprint` reads
 
 
 def params_fingerprint(values: Parameters) -> str:
-    """Of every parameter's name, shape and values as float32, in 16 hexadecimal digits.
+    """Computes a fingerprint of every parameter's name, shape and values as float32, 16 hexadecimal digits.
 
     float16 and bfloat16 are exact in float32, so that a fingerprint does not depend on the dtype that a parameter is
     stored in. One parameter is in memory at a time.

@@ -43,7 +43,7 @@ class WeightsFile:
     notes: tuple[str, ...] = ()
 
     def parameters(self) -> Parameters:
-        """Every parameter, made when it is asked for."""
+        """Returns all parameters, each of which is read when it is used."""
         return self._parameters(abstract_network(self.config))
 
     def _parameters(self, network: Network) -> Parameters:
@@ -63,7 +63,7 @@ class WeightsFile:
 
 
 def abstract_network(config: DiTConfig | VAEConfig) -> Network:
-    """The network of this config, without numbers."""
+    """Builds the network of this config with ShapeDtypeStructs as parameters."""
     return abstract(functools.partial(DiT if isinstance(config, DiTConfig) else VAE, config))
 
 
@@ -126,7 +126,7 @@ def _tensors(path: Path) -> tuple[str, Tensors]:
 
 
 def stored_dtype(tensors: Tensors) -> DtypeName:
-    """bfloat16 where most numbers of a file are, else float32, which holds every other kind."""
+    """Chooses bfloat16 if most values of a file are stored in it, else float32, which represents every other dtype."""
     sizes = {True: 0, False: 0}
     for tensor in tensors.values():
         sizes[tensor.dtype == jnp.bfloat16] += int(np.prod(tensor.shape))

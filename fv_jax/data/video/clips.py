@@ -1,8 +1,8 @@
-"""From a film file to clips: which frames make a clip, and the records of them.
+"""Extracts clips from video files: selects the frames of each clip, and makes records of them.
 
-Output frame j, at time j / fps, shows the source frame i(j) whose timestamp is nearest; a shot of source frames [a, b)
-is the output frames with a <= i(j) < b, less a margin at each end, and clips are cut from it one after the other.
-Without an fps every source frame is an output frame.
+Output frame j, at time j / fps, shows the source frame i(j) whose timestamp is nearest. A shot of source frames [a, b)
+consists of the output frames with a <= i(j) < b, less a margin at each end, and is cut into consecutive clips. Without
+an fps every source frame is an output frame.
 """
 
 import dataclasses
@@ -27,12 +27,13 @@ _BLACK = 6.0  # mean level (of 255) under which a frame counts as black
 
 @dataclasses.dataclass(frozen=True)
 class OfflineLatentsConfig:
-    """Clips stored as latents, for training that never decodes or encodes.
+    """Latents stored in place of clips, so that training neither decodes nor encodes.
 
-    vae: '' stores clips as video; else the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt, a .safetensors of ours.
-    num_degraded_variants: how many degraded variants of each clip, all of it as long as the clip. Stage 1 needs none.
-    weak, strong, strong_probability: how they are made (`Degradation`; `configs/degradations.py`).
-    seed: of the degraded.
+    Attributes:
+      vae: the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt or a .safetensors of this package; '' stores videos.
+      num_degraded_variants: degraded variants of each clip, which are encoded too; stage 1 needs none.
+      weak, strong, strong_probability: how they are made (`Degradation`; `configs/degradations.py`).
+      seed: of the degradations.
     """
 
     vae: str = ''
@@ -53,22 +54,24 @@ class OfflineLatentsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipsConfig:
-    """How films are cut.
+    """How clips are extracted from videos.
 
-    name: first part of the shards' names.
-    frames: length of a clip.
-    height, width: pixels of a clip. A film is cropped to their ratio in the middle and scaled.
-    fps: frames a second; frames of the film are dropped or repeated. None keeps them all.
-    max_upscale: films that would have to be enlarged by more are skipped: enlarged film teaches a model to blur.
-    detector, threshold, min_shot_frames: shot detection (see `shots.scan`).
-    margin: frames left out at both ends of a shot, where cuts may blend.
-    clips_per_shot: at most so many, spread evenly; None takes all that fit.
-    ranges: (first, last) seconds of film that clips may come from, in order; empty means everywhere.
-    drop_black: leave out clips that hold a black frame (fades, leaders).
-    crf, preset: of the H.264 that clips are stored as.
-    shard_records: clips a shard.
-    text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
-    latents: the VAE whose latents are stored in place of the clips; by default none.
+    Attributes:
+      name: first part of the shards' names.
+      frames: length of a clip.
+      height, width: pixels of a clip. A video is cropped to their aspect ratio at the centre and resized.
+      fps: frames per second; frames of the video are dropped or repeated. None keeps all frames.
+      max_upscale: videos that would have to be enlarged by more are skipped, since training on enlarged videos makes a
+        model blur.
+      detector, threshold, min_shot_frames: shot detection (see `shots.scan`).
+      margin: frames skipped at both ends of a shot, where cuts may blend.
+      clips_per_shot: the most clips of a shot, spread evenly; None takes all that fit.
+      ranges: (first, last) seconds of the video that clips may come from, in order; empty means all of it.
+      drop_black: skip clips with a black frame (fades, leaders).
+      crf, preset: of the H.264 encoding of the clips.
+      shard_records: clips per shard.
+      text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
+      latents: the VAE whose latents are stored in place of the clips; by default none.
     """
 
     name: str = 'clips'
@@ -108,10 +111,11 @@ class ClipsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipSelection:
-    """Which source frames make which clip.
+    """The source frames of each clip.
 
-    fps: of the clips.
-    clips: for each its first output frame and its source frames, repeats included, in order.
+    Attributes:
+      fps: of the clips.
+      clips: for each clip its first output frame, and its source frames in order, with repetitions.
     """
 
     fps: float
@@ -119,7 +123,7 @@ class ClipSelection:
 
 
 def check_size(info: video_io.VideoInfo, config: ClipsConfig) -> None:
-    """Raises ValueError when a film of this size would have to be enlarged more than allowed."""
+    """Raises ValueError when a video of this size would have to be enlarged by more than max_upscale."""
     needed = max(config.height / info.height, config.width / info.width)
     if needed > config.max_upscale * (1 + 1e-6):
         raise ValueError(
@@ -129,11 +133,12 @@ def check_size(info: video_io.VideoInfo, config: ClipsConfig) -> None:
 
 
 def select_clips(timeline: Timeline, fps: float, config: ClipsConfig) -> ClipSelection:
-    """Which clips a film gives.
+    """Selects the clips of a video.
 
     Args:
-      timeline: of the film.
-      fps: the film's mean rate, used where the config keeps all frames.
+      timeline: of the video.
+      fps: the video's mean rate, for the clips if the config keeps all frames.
+      config: lengths, ranges and the number of clips.
     """
     source = np.arange(len(timeline.seconds))
     if config.fps is not None:
@@ -178,9 +183,9 @@ def _allowed(timeline: Timeline, source: np.ndarray, fps: float, config: ClipsCo
 def extract_clips(
     path: Path, selection: ClipSelection, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
 ) -> Iterator[Record]:
-    """Decodes the film again and yields a record for each selection clip, None in place of one that was dropped.
+    """Decodes the video again and yields a record for each selected clip, None for one that was dropped.
 
-    Holds the frames of one clip at a time. `source`, `caption` and `text` are the caller's to add.
+    Holds the frames of one clip at a time. The caller adds `source`, `caption` and `text`.
     """
     size = config.height, config.width
     waiting = list(selection.clips)[::-1]
@@ -198,7 +203,7 @@ def extract_clips(
             start, _ = waiting.pop()
             yield _record(frames, start, selection.fps, config)
             frames = []
-    require(not waiting, f'{path}: gave fewer frames than when it was first read; was it changed?')
+    require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')
 
 
 def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfig) -> Record | None:
@@ -217,7 +222,7 @@ def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfi
 def scan_file(
     path: Path, config: ClipsConfig, info: video_io.VideoInfo, on_frame: Callable[[], None] = lambda: None
 ) -> ClipSelection:
-    """The plan for a file, from one look at all of it. Raises ValueError when it cannot be used."""
+    """Scans a whole file and selects its clips. Raises ValueError when the file cannot be used."""
     check_size(info, config)
     timeline = scan(path, info, config.detector, config.threshold, config.min_shot_frames, on_frame)
     return select_clips(timeline, float(info.fps or video_io.DEFAULT_FPS), config)
