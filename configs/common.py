@@ -7,7 +7,7 @@ any, and fields of the variant. What is not known is an error that names the nea
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fv_jax.core.config import ConfigError, nearest
+from fv_jax.core.config import ConfigError, did_you_mean
 
 
 def official_optim(*, learning_rate: float) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def parse_variant(
 
 
 def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    return nearest(name, known) if known else 'there are none'
+    return did_you_mean(name, known) if known else 'there are none'
 
 
 def _read(key: str, text: str, default: Any) -> Any:

@@ -26,7 +26,7 @@ import ml_collections
 
 from configs import degradations
 from configs.common import parse_variant
-from fv_jax.core.config import ConfigError, nearest
+from fv_jax.core.config import ConfigError, did_you_mean
 
 VARIANTS = ('tiny', 'smoke', 'embedded')
 EMBEDDED_FPS = 24
@@ -88,7 +88,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 def _embedded(split: str) -> dict:
     splits = {'train': (TRAIN_STARTS, TRAIN_FRAMES), 'heldout': (tuple(HELDOUT_STARTS), HELDOUT_FRAMES)}
     if split not in splits:
-        raise ConfigError(f'split={split}: {nearest(split, splits)}')
+        raise ConfigError(f'split={split}: {did_you_mean(split, splits)}')
     starts, frames = splits[split]
     return {
         'name': split,

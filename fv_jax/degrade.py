@@ -53,7 +53,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
     parser = Parser('python -m fv_jax.degrade', 'Shows what the degradations of a config do to a clip.', OVERRIDES)
     parser.add_argument('--input', type=Path, required=True, help='a film; its first frames are shown')
     parser.add_argument('--output', type=Path, required=True, help='the picture to write, *.png')
-    parser.add_argument('--config', default='configs/degradations.py', help='a config program of degradations')
+    parser.add_argument('--config', default='configs/degradations.py', help='a config file of degradations')
     parser.add_argument('--frames', type=int, default=9, help='how many frames are degraded; 1 is a picture')
     parser.add_argument('--height', type=int, default=256, help='the size the film is brought to first')
     parser.add_argument('--width', type=int, default=480)

@@ -70,7 +70,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parser.add_argument('--output', type=Path, required=True, help='the folder to write to')
     parser.add_argument('--clips', type=int, default=4, help='how many held-out clips')
     parser.add_argument('--num-steps', type=int, default=None, help="sampler steps; default: the run's")
-    parser.add_argument('--strong', default='', help='a config program of degradations: degrade the clips strongly')
+    parser.add_argument('--strong', default='', help='a config file of degradations: degrade the clips strongly')
     arguments = parser.parse_flags(argv)
     for flag, value in (('--clips', arguments.clips), ('--num-steps', arguments.num_steps)):
         require(value is None or value >= 1, f'{flag}={value}: must be at least 1', UsageError)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.plan', 'What a run needs and costs on a slice that is not there.', OVERRIDES)
-    parser.add_argument('--config', required=True, help='a config program and variant, configs/stage2.py')
+    parser.add_argument('--config', required=True, help='a config file and variant, configs/stage2.py')
     parser.add_argument('--topology', required=True, help='v5e-8, v6e-8, v5p-8 (4 chips), v5p:4x8x8, h100-8, ...')
     parser.add_argument('--phases', default=','.join(PHASES), help=f'some of {",".join(PHASES)}')
     parser.add_argument('--only', default='', help="executables with these words in their names: 'step,decode'")

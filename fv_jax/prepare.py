@@ -102,7 +102,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
     )
     parser.add_argument('--input', type=Path, required=True, help='a folder of films (searched to the bottom), or one')
     parser.add_argument('--output', type=Path, required=True, help='the folder to write shards to')
-    parser.add_argument('--config', default='', help='a config program and variant, configs/prepare.py:tiny')
+    parser.add_argument('--config', default='', help='a config file and variant, configs/prepare.py:tiny')
     parser.add_argument('--overwrite', action='store_true', help='replace shards of the same name in the output folder')
     arguments, overrides = parser.parse(argv)
     return arguments, read_config(clips.ClipsConfig, arguments.config, overrides)

@@ -109,7 +109,9 @@ def _parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]
         parser.usage, parser.formatter_class = f'{PROG} COMMAND ...', argparse.RawDescriptionHelpFormatter
         parser.parse_args(argv)  # prints the help and exits
     name, flags = ('preview', argv) if argv[0].startswith('-') else (argv[0], argv[1:])
-    require(name in _COMMANDS, f'{name}: unknown command; {config_lib.nearest(name, _COMMANDS)} ({listed})', UsageError)
+    require(
+        name in _COMMANDS, f'{name}: unknown command; {config_lib.did_you_mean(name, _COMMANDS)} ({listed})', UsageError
+    )
     command = _COMMANDS[name]
     parser = Parser(f'{PROG} {name}', command.description)
     if command.stages:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _train,
         argv,
         errors=dict.fromkeys(failures, exit_codes.FAILED),
-        interrupted='interrupted; run the same command again to go on from the last checkpoint',
+        interrupted='interrupted; run the same command again to resume from the last checkpoint',
     )
     if code != 0:
         distributed.force_exit_after_grace(code)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.train', 'Trains a stage of FlashVideo.', OVERRIDES)
-    parser.add_argument('--config', help='a config program and variant, configs/stage2.py:tiny')
+    parser.add_argument('--config', help='a config file and variant, configs/stage2.py:tiny')
     parser.add_argument('--workdir', type=Path, help='where the run is kept; made if it is not there')
     parser.add_argument('--replay', type=Path, metavar='FILE', help='run a kept bad step again, in place of training')
     parser.add_argument('--allow-config-change', default='', metavar='FIELD,GROUP', help='what else may have changed')
@@ -100,7 +100,7 @@ def _train(argv: Sequence[str]) -> int:
     if arguments.replay is not None:
         return _replay(arguments.replay, overrides)
     for name in ('config', 'workdir'):
-        require(getattr(arguments, name) is not None, f'--{name}: is required; --help tells more', UsageError)
+        require(getattr(arguments, name) is not None, f'--{name}: is required; see --help', UsageError)
     profile = None if arguments.profile_steps is None else ProfileSteps.parse(arguments.profile_steps)
     distributed.start(
         distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)

@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece
 from flax import nnx
 
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.weights.layouts import t5_folder
 
@@ -34,7 +34,7 @@ def spiece(**settings) -> bytes:
 
 def random_t5(config: T5Config = SMALL, seed: int = 0) -> T5:
     """A network of random numbers."""
-    graphdef, shapes = nnx.split(abstract(functools.partial(T5, config)))
+    graphdef, shapes = nnx.split(abstract_module(functools.partial(T5, config)))
     rng = np.random.default_rng(seed)
     return nnx.merge(graphdef, jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), x.dtype), shapes))
 

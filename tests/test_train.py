@@ -218,7 +218,7 @@ def test_a_run_that_blows_up_stops_and_can_be_studied(command, tmp_path, capsys)
     [
         (['--config.optim.learning_rat=1'], ('config.optim.learning_rat: unknown key', "did you mean 'learning_rate'")),
         (['--config.optimm.eps=1'], ('config.optimm: unknown key', "'optim'")),
-        (['--config.optim=1'], ('config.optim: is a group',)),
+        (['--config.optim=1'], ('config.optim: is a section',)),
         (['--config.loop.num_steps=many'], ('config.loop.num_steps: expected int',)),
         (['--config.data.height=100'], ('height=100', 'multiple of 16', '96 or 112')),
         (['--config.data.heldout_size=(9, 16, 20)'], ('heldout_size[2]=20', 'multiple of 16')),
@@ -240,7 +240,7 @@ def test_a_bad_config_program_is_refused(tmp_path, capsys):
     empty = tmp_path / 'empty.py'
     empty.write_text('')
     for program, words in (
-        ('none.py', ('there is no file none.py',)),
+        ('none.py', ('file none.py does not exist',)),
         (str(empty), ('has no function get_config',)),
         (f'{runs.ROOT}/configs/vae.py:smok', ('smok: unknown variant', "did you mean 'smoke'")),
     ):

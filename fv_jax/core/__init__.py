@@ -1,1 +1,1 @@
-"""What every room may import: array types, logical axes, rules, configuration, resizing."""
+"""Basics that every package may import: array types, logical axes, configuration, errors, resizing, hardware data."""

@@ -1,4 +1,4 @@
-"""Networks without numbers."""
+"""Abstract modules: Flax modules whose parameters are ShapeDtypeStructs (`nnx.eval_shape`)."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,19 +8,19 @@ from flax import nnx
 Module = TypeVar('Module', bound=nnx.Module)
 
 
-class _SameKey(nnx.RngStream):
-    """Does not count: where only shapes are wanted, counting the keys is most of the work."""
+class _ConstantRngStream(nnx.RngStream):
+    """Returns the same key at each call: advancing the stream would be most of the work of tracing shapes."""
 
     def __call__(self):
         return self.key[...]
 
 
-def abstract(create: Callable[..., Module]) -> Module:
-    """What `create(rngs=...)` makes, with the shape, dtype and axes of every parameter and no memory for it."""
+def abstract_module(create: Callable[..., Module]) -> Module:
+    """Returns the module of `create(rngs=...)` with shape, dtype and axes of every parameter, without allocating it."""
 
     def make() -> Module:
         rngs = nnx.Rngs(0)
-        rngs.default = _SameKey(0, tag='default')
+        rngs.default = _ConstantRngStream(0, tag='default')
         return create(rngs=rngs)
 
     return nnx.eval_shape(make)

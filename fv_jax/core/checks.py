@@ -1,4 +1,4 @@
-"""Checks of values from outside that read as what must hold."""
+"""Checks of values from users, stated as the condition that must hold."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""What the commands' lines share: flags, config programs, `--config.FIELD=VALUE`, and one-line errors.
+"""What the command lines of all commands share: flags, config files, `--config.FIELD=VALUE`, and one-line errors.
 
-A config program is a Python file with `get_config(variant: str) -> ConfigDict`, named as `path.py:variant`.
+A config file is Python, with `get_config(variant: str) -> ConfigDict`, named as `path.py:variant`.
 
 Not absl.flags with ml_collections.config_flags: those flags are global to the process, and their errors are not one
 line that names the nearest flag or field.
@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from ml_collections import ConfigDict
 
 from fv_jax.core.checks import require
-from fv_jax.core.config import ConfigError, build, nearest, to_dict
+from fv_jax.core.config import ConfigError, build, did_you_mean, to_dict
 
 T = TypeVar('T')
 
@@ -45,24 +45,24 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f'{message}; --help tells more')
+        raise UsageError(f'{message}; see --help')
 
     def parse_flags(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments of a command without a config."""
+        """Parses the arguments of a command that takes no config."""
         arguments, overrides = self.parse(argv)
         if overrides:
             raise UsageError(f'--config.{overrides[0][0]}: this command takes no config')
         return arguments
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Override]]:
-        """The arguments, and the `--config.FIELD=VALUE` among them."""
+        """Parses the arguments; returns them and the overrides `--config.FIELD=VALUE` among them."""
         arguments, overrides = self.parse_with_overrides(argv, ('config',))
         return arguments, overrides['config']
 
     def parse_with_overrides(
         self, argv: Sequence[str], groups: Sequence[str]
     ) -> tuple[argparse.Namespace, dict[str, list[Override]]]:
-        """The arguments, and for each of `groups` the `--GROUP.FIELD=VALUE` among them."""
+        """Parses the arguments; returns them and, for each of `groups`, the overrides `--GROUP.FIELD=VALUE`."""
         arguments, rest = self.parse_known_args(argv)
         overrides: dict[str, list[Override]] = {group: [] for group in groups}
         for text in rest:
@@ -79,14 +79,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_process_flags(parser: Parser) -> None:
-    """The flags of a run of several processes, where the surroundings do not say who takes part."""
-    parser.add_argument('--coordinator', help='HOST:PORT of process 0, where neither a TPU nor Slurm says it')
-    parser.add_argument('--num-processes', type=int, help='how many processes take part')
-    parser.add_argument('--process-id', type=int, help='which one this is, from 0')
+    """Adds the flags that name the processes of a run where they cannot be detected."""
+    parser.add_argument('--coordinator', help='HOST:PORT of process 0, where neither a TPU nor Slurm provides it')
+    parser.add_argument('--num-processes', type=int, help='number of processes')
+    parser.add_argument('--process-id', type=int, help='index of this process, from 0')
 
 
 def parse_size(flag: str, text: str) -> tuple[int, int]:
-    """'1072x1920' -> (1072, 1920), height and width. Raises UsageError for anything else."""
+    """Parses '1072x1920' as (height, width). Raises UsageError for anything else."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     require(match is not None, f'{flag}={text}: give HEIGHTxWIDTH, for example 1072x1920', UsageError)
     height, width = (int(side) for side in match.groups())
@@ -94,11 +94,11 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
 
 
 def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
-    """Runs a config program ('' is the defaults), applies overrides and builds the dataclass `cls`.
+    """Runs a config file ('' is the defaults), applies overrides and builds the dataclass `cls`.
 
     Raises:
-      UsageError: no such program.
-      ConfigError: a variant or a field that does not exist (the nearest is named), or a value that cannot be.
+      UsageError: no such file.
+      ConfigError: a variant or a field that does not exist (the nearest is named), or an invalid value.
     """
     config = build(cls, load_config_file(program)) if program else cls()
     values = to_dict(config)  # with every default, so that any field can be set
@@ -108,9 +108,13 @@ def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
 
 
 def override(values: dict[str, Any], path: str, text: str, root: str = 'config') -> None:
-    """Sets the field at `path` ('optim.learning_rate') to what `text` says, in place. root: what messages call it all.
+    """Sets a field of nested dicts in place. Raises ConfigError.
 
-    A field that holds a string takes the text as it is; any other is read as a Python literal, or none, true, false.
+    Args:
+      values: the configuration.
+      path: of the field, 'optim.learning_rate'.
+      text: its new value: a Python literal, none, true or false; for a field that is a string, the string.
+      root: name of the whole configuration in messages.
     """
     *groups, name = path.split('.')
     group = values
@@ -118,12 +122,12 @@ def override(values: dict[str, Any], path: str, text: str, root: str = 'config')
         if not isinstance(group, dict) or key not in group:
             where = '.'.join([root, *path.split('.')[:depth]])
             known = group if isinstance(group, dict) else ()
-            hint = nearest(key, known) if known else 'it has no fields here'
+            hint = did_you_mean(key, known) if known else 'it has no fields here'
             raise ConfigError(f'{where}.{key}: unknown key; {hint}')
         if depth < len(groups):
             group = group[key]
     if isinstance(group[name], dict):
-        raise ConfigError(f'{root}.{path}: is a group; set one of its fields ({", ".join(group[name])})')
+        raise ConfigError(f'{root}.{path}: is a section; set one of its fields ({", ".join(group[name])})')
     group[name] = text if isinstance(group[name], str) else _literal(text)
 
 
@@ -133,20 +137,26 @@ def _literal(text: str) -> Any:
         return named[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three of odd or endless texts
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        MemoryError,
+        RecursionError,
+    ):  # the last three for malformed or very long texts
         return text
 
 
 def load_config_file(argument: str) -> dict[str, Any]:
-    """The values of a config program 'path.py:variant', as nested dicts."""
+    """Runs a config file 'path.py:variant' and returns its values as nested dicts. Raises UsageError or ConfigError."""
     name, _, variant = argument.partition(':')
     path = Path(name)
-    require(path.is_file(), f'--config={argument}: there is no file {name}', UsageError)
+    require(path.is_file(), f'--config={argument}: file {name} does not exist', UsageError)
     spec = importlib.util.spec_from_file_location(f'_config_{path.stem}', path)
     if spec is None or spec.loader is None:
         raise UsageError(f'--config={argument}: {name} is not a Python file')
     module = importlib.util.module_from_spec(spec)
-    # Config programs import what they share as `configs.common`.
+    # Config files import what they share as `configs.common`.
     root = str(path.resolve().parent.parent)
     sys.path.insert(0, root)
     try:
@@ -154,7 +164,7 @@ def load_config_file(argument: str) -> dict[str, Any]:
         config = module.get_config(variant) if hasattr(module, 'get_config') else None
     except ConfigError as error:
         raise ConfigError(f'--config={argument}: {error}') from None
-    except Exception as error:  # the user's own program can raise anything
+    except Exception as error:  # the user's own code can raise anything
         raise UsageError(f'--config={argument}: {_failure(error, path)}') from error
     finally:
         sys.path.remove(root)
@@ -164,7 +174,7 @@ def load_config_file(argument: str) -> dict[str, Any]:
 
 
 def _failure(error: Exception, program: Path) -> str:
-    """What a config program raised, and its line that did."""
+    """Formats what a config file raised, with the line in it."""
     places = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == program]
     at = f', line {places[-1]}' if places else ''
     return f'{program}{at} fails with {type(error).__name__}: {format_error(error)}'

@@ -15,7 +15,7 @@ from fv_jax.core.console import log_to_stdout, print_error
 
 ExitCodes = Mapping[type[BaseException], int]
 
-# Of errors that a user can cause. Any other is ours, and shows its traceback.
+# Errors that a user can cause. Any other is a bug, and its traceback is shown.
 EXIT_CODES: ExitCodes = {
     UsageError: exit_codes.USAGE,
     ConfigError: exit_codes.USAGE,
@@ -61,18 +61,18 @@ def run_command(
 def silence_third_party_logs() -> None:
     """Silences what libraries tell their developers.
 
-    Orbax and Grain log through absl: at length that what is only read cannot be written. A save that meets a full disk
-    leaves pages of traces there, with asyncio and from threads, beside the exception that we report.
+    Orbax and Grain log through absl, for example that a read-only folder cannot be written. A save to a full disk logs
+    pages of tracebacks, also by asyncio and from threads, besides the exception that we report.
     """
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
     warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|optax|tensorboardX)\b')
-    # Of writes that a failed save leaves behind, reported for no module when the process ends.
+    # Writes that a failed save leaves behind; the warning comes at the end of the process and names no module.
     warnings.filterwarnings('ignore', r"coroutine '.*write_fragment' was never awaited", RuntimeWarning)
 
 
 def _unraisable(unraisable: Any) -> None:
-    """Python's own hook, but for writes that end after a failed save has closed their event loop."""
+    """Calls Python's own hook, except for writes that end after a failed save has closed their event loop."""
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)

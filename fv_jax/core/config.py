@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 
 T = TypeVar('T')
 
-INT_LIMIT = 2**32  # seeds end below it; what is larger overflows somewhere, with a trace
+INT_LIMIT = 2**32  # seeds must be below it; larger values would overflow in a library
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be meant. The message is one line: the field, its value, the fix."""
+    """An invalid configuration. The message is one line: the field, its value, the fix."""
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """' Did you mean ...?' for a name that is close to a known one, else the list of known names."""
+def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
+    """Returns a hint for an unknown name: the closest known one, or else the list of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'did you mean {close[0]!r}?' if close else f'known: {", ".join(known)}'
@@ -92,7 +92,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise ConfigError(f'{path}.{key}: unknown key; {nearest(key, hints)}')
+            raise ConfigError(f'{path}.{key}: unknown key; {did_you_mean(key, hints)}')
     if (field_types := getattr(cls, 'field_types', None)) is not None:
         try:
             hints |= field_types(values)
@@ -127,7 +127,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(
-                f'{path}: {value!r} is not a choice; {nearest(str(value), map(str, typing.get_args(hint)))}'
+                f'{path}: {value!r} is not a choice; {did_you_mean(str(value), map(str, typing.get_args(hint)))}'
             )
         return value
     if hint is float and type(value) is int and abs(value) < INT_LIMIT:

@@ -1,18 +1,17 @@
-"""Exit codes of the commands, beside 0, which tell whoever started one what to do next."""
+"""Exit codes of the commands, besides 0; launchers decide by them what to do next."""
 
 FAILED = 1
 USAGE = 2  # as argparse has it: the command line or the config must change
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
-STALLED = 79  # the watchdog ended a run that did not move; sysexits.h ends at 78
-INTERRUPTED = 130  # from the keyboard, as shells say it: 128 + SIGINT
+STALLED = 79  # the watchdog ended a run without progress; sysexits.h ends at 78
+INTERRUPTED = 130  # from the keyboard; as in shells, 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
 
 
 class PreemptedError(Exception):
-    """A run that was asked to end, and did. step: after which; None where none was under way. saved: whether it could
-    be.
-    """
+    """Raised when a run has ended because a signal requested it."""
 
     def __init__(self, step: int | None = None, saved: bool = False):
+        """step: the last step; None outside of the training loop. saved: whether its state could be saved."""
         where = 'before a step' if step is None else f'at step {step}, which {"is" if saved else "could not be"} saved'
-        super().__init__(f'preempted {where}; run the same command again to go on')
+        super().__init__(f'preempted {where}; run the same command again to resume')

@@ -11,9 +11,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives the path to write to; what is written there, a file or a folder, becomes `path` if nothing raises.
+    """A context that yields a temporary path; the file or folder written there replaces `path` if nothing raises.
 
-    Until then whatever exists at `path` stays. The path that is given has the same name, in a new folder beside `path`.
+    Until then whatever exists at `path` stays. The temporary path has the same name, in a new folder beside `path`.
     """
     with tempfile.TemporaryDirectory(prefix=f'.{path.stem}.', dir=path.parent) as folder:
         yield (partial := Path(folder) / path.name)
@@ -34,7 +34,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says. Raises ValueError, also for one that is nested too deeply to be read."""
+    """Parses a JSON text. Raises ValueError, also where it is nested too deeply to be parsed."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -1,7 +1,6 @@
-"""What the makers say of their chips: for choosing how to compute, and for planning.
+"""Hardware data sheet: peak FLOP/s, memory size and bandwidth, interconnect, as Google and NVIDIA publish them.
 
-Per chip, as JAX counts chips: a v4, v5p and v6e are one device, a v7x is two. Google's and NVIDIA's published figures;
-links are what a chip can send to its neighbours in one direction along one axis of its own network.
+A chip is one JAX device: a v4, v5p or v6e package is one device, a v7x package two.
 """
 
 import dataclasses
@@ -9,9 +8,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """flops: dense bfloat16, a second. memory: bytes that programs may have, of TPUs by libtpu's own messages, of GPUs
-    nine tenths of what there is. memory_rate, link_rate: bytes a second. matrix_size: rows of the matrix unit, of which
-    a head of 64 fills 64; None where heads of 64 run at full rate.
+    """The data of one device.
+
+    Attributes:
+      flops: peak rate in FLOP/s, dense bfloat16.
+      memory: bytes that programs can use: for TPUs by libtpu's own messages, for GPUs nine tenths of the total.
+      memory_rate: bandwidth of the memory in bytes/s.
+      link_rate: bytes/s to a neighbour, in one direction along one axis of the interconnect.
+      matrix_size: rows of the matrix unit, of which a head of size 64 fills 64; None where heads of 64 run at the peak
+        rate.
     """
 
     name: str
@@ -22,7 +27,7 @@ class Chip:
     matrix_size: int | None
 
     def attention_flops(self, head_dim: int) -> float:
-        """The ceiling for attention, which multiplies matrices no wider than a head."""
+        """Returns the FLOP/s of attention, whose matrix products are no wider than a head."""
         return self.flops * (min(1.0, head_dim / self.matrix_size) if self.matrix_size else 1.0)
 
 
@@ -56,12 +61,12 @@ _KINDS = {
 
 
 def known_chip(device_kind: str) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`; None for one that is not known."""
+    """Returns the chip of a `jax.Device.device_kind`; None for an unknown one."""
     if device_kind in _KINDS:
         return CHIPS[_KINDS[device_kind]]
     return next((chip for name, chip in CHIPS.items() if name in device_kind.lower()), None)
 
 
 def chip_of(device_kind: str) -> Chip:
-    """The same; for one that is not known, `CPU`, whose ratios are a TPU's."""
+    """Returns the chip of a `jax.Device.device_kind`; for an unknown one `CPU`, whose ratios are those of a TPU."""
     return known_chip(device_kind) or CPU

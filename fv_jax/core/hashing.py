@@ -1,4 +1,4 @@
-"""Fingerprints: short names for what arrays, files and configurations are made of."""
+"""Fingerprints: short hashes that identify the content of arrays, files and configurations."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def fingerprint(parts: Iterable[str | bytes | np.ndarray]) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over `parts`, one after another; a text is hashed as UTF-8.
+    """Returns the first 16 hexadecimal digits of the SHA-256 of `parts`, concatenated; text is encoded as UTF-8.
 
     A fingerprint tells things apart that are different by accident; it is too short to guard against a forger.
     """

@@ -22,11 +22,14 @@ from fv_jax.core.checks import require
 
 
 def resize_matrix(size_in: int, size_out: int, ratio: float | None = None) -> np.ndarray:
-    """The weights (2), float32 of shape (size_out, size_in); each row sums to 1.
+    """Computes the weights (2), float32 of shape (size_out, size_in); each row sums to 1.
 
     Args:
       size_in, size_out: numbers of pixels.
-      ratio: input pixels per output pixel, where it is not size_in / size_out (a scale that does not divide).
+      ratio: input pixels per output pixel; None is size_in / size_out.
+
+    Raises:
+      ValueError: a size is not positive, or the output reaches beyond the input.
     """
     require(size_in >= 1 and size_out >= 1, f'cannot resize {size_in} pixels to {size_out}: both must be at least 1')
     ratio = np.float32(size_in) / np.float32(size_out) if ratio is None else np.float32(ratio)
@@ -48,7 +51,10 @@ def resize(
     Args:
       image_HWC: (..., H, W, C); floating point. It is computed in float32 and returned in its own dtype.
       height, width: the output's size in pixels.
-      ratio: input pixels per output pixel, one number or (height's, width's). None means input size / output size.
+      ratio: input pixels per output pixel, one for both axes or (height, width); None is input size / output size.
+
+    Raises:
+      ValueError: fewer than three axes, values that are not floating point, or a size that is not positive.
     """
     require(image_HWC.ndim >= 3, f'expected (..., height, width, channels), got shape {image_HWC.shape}')
     if not jnp.issubdtype(image_HWC.dtype, jnp.floating):

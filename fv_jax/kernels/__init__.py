@@ -1,1 +1,1 @@
-"""Attention: one entry per backend, all held to the same float32 reference."""
+"""Attention kernels of each platform, context parallelism and the linear layer, tested against a float32 reference."""

@@ -1,12 +1,12 @@
-"""The attention that networks call: one entry, and the kernels of each platform behind it.
+"""The attention function that networks call, and the kernels of each platform behind it.
 
     out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j]                                  model guide 1.4
 
-    cpu   blocked     one head and some hundred queries at a time
+    cpu   blocked     one head and a few hundred queries at a time
     tpu   splash_tpu  JAX's splash kernel
     gpu   cudnn_gpu   cuDNN's flash attention
 
-The first two also give attention over a part of the keys, which the ring of `context_parallel` merges.
+The first two can also attend to a part of the keys; the ring of `context_parallel` merges such results.
 
 Dimensions: B batch, M tokens, J key tokens, N heads, K head size.
 """
@@ -23,19 +23,22 @@ from fv_jax.kernels import blocked, cudnn_gpu, splash_tpu
 
 
 class Backend(NamedTuple):
-    """whole: (q_BMNK, k_BJNK, v_BJNK, num_keys) -> BMNK. part: the same, with a number of keys that may be computed, ->
-    (o_BMNK, lse_BMN), float32; None where no kernel can. tile: what a chip's number of tokens should be a multiple of,
-    given about how many.
+    """The kernels of a platform.
+
+    Attributes:
+      full: (q_BMNK, k_BJNK, v_BJNK, num_keys) -> BMNK, with `num_keys` known when it is traced.
+      partial: the same with a traced `num_keys` -> (o_BMNK, log-sum-exp lse_BMN), float32; None where no kernel exists.
+      tile: about how many tokens a chip has -> what their number should be a multiple of.
     """
 
-    whole: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
-    part: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None
+    full: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
+    partial: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None
     tile: Callable[[int], int]
 
 
 BACKENDS = {
-    'cpu': Backend(blocked.attention, blocked.partial_attention, lambda tokens: 1),
-    'tpu': Backend(splash_tpu.attention, splash_tpu.partial_attention, splash_tpu.tile),
+    'cpu': Backend(blocked.attention, blocked.attention_with_lse, lambda tokens: 1),
+    'tpu': Backend(splash_tpu.attention, splash_tpu.attention_with_lse, splash_tpu.tile),
     'gpu': Backend(cudnn_gpu.attention, None, lambda tokens: 64),
 }
 
@@ -49,24 +52,26 @@ def attention(
     *,
     platform: str | None = None,
 ) -> Float[Array, 'b m n k']:
-    """Softmax attention of every query over the first `num_keys` keys, or all of them.
+    """Computes softmax attention of every query over the first `num_keys` keys, or all of them.
 
     Logits and softmax are float32; the result has the dtype of `v_BJNK`.
 
     Args:
-      platform: whose kernel; None for that of the process's own devices.
+      num_keys: the keys after these are padding; None attends to all.
+      platform: 'cpu', 'gpu' or 'tpu'; None is that of this process's devices.
     """
     num_keys = k_BJNK.shape[1] if num_keys is None else num_keys
-    return BACKENDS[platform or jax.default_backend()].whole(q_BMNK, k_BJNK, v_BJNK, num_keys)
+    return BACKENDS[platform or jax.default_backend()].full(q_BMNK, k_BJNK, v_BJNK, num_keys)
 
 
 def portable_attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
-    """The same of plain operations alone, in blocks on a CPU and at once elsewhere, for code that is compiled where it
-    will run.
+    """Computes the same with plain operations only, for exported code that is compiled on the platform it runs on.
+
+    It is blocked on a CPU, and left to the compiler elsewhere.
     """
-    at_once = functools.partial(blocked.attention_at_once, num_keys=num_keys)
+    unblocked = functools.partial(blocked.unblocked_attention, num_keys=num_keys)
     in_blocks = functools.partial(blocked.attention, num_keys=num_keys)
-    return jax.lax.platform_dependent(q_BMNK, k_BJNK, v_BJNK, cpu=in_blocks, default=at_once)
+    return jax.lax.platform_dependent(q_BMNK, k_BJNK, v_BJNK, cpu=in_blocks, default=unblocked)
 
 
 SINGLE_DEVICE = Rules(attention=attention)

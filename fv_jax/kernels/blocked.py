@@ -1,8 +1,8 @@
-"""Attention for a CPU: one head and some hundred queries at a time.
+"""Attention for a CPU: one head and a few hundred queries at a time.
 
-The logits of all heads, 72 MB for 8 heads and 1,500 tokens, cost more to move through memory than to compute. Cut so
-small they stay in the cache; the backward pass recomputes them rather than keep them, as in flash attention
-(arXiv:2205.14135). About twice as fast as the formula at once, and memory that grows with M instead of M^2.
+The logits of all heads, 72 MB for 8 heads and 1,500 tokens, cost more to move through memory than to compute. In
+small blocks they stay in the cache; the backward pass recomputes them, as in flash attention (arXiv:2205.14135). It is
+about twice as fast as the unblocked formula, and its memory grows with M instead of M^2.
 
 Dimensions: B batch, M tokens, J key tokens, N heads, K head size, Q queries of a block, G blocks.
 """
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-QUERIES = 512  # at a time; 128 to 512 are within 10 % of each other
-LOG_SUM = 'attention_log_sum'  # the name under which it can be kept for the backward pass
+BLOCK_QUERIES = 512  # queries in a block; 128 to 512 are within 10 % of each other in speed
+LOG_SUM = 'attention_log_sum'  # name by which a remat policy can save the log-sum-exp
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -21,7 +21,7 @@ def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
-    """Attention over the first `num_keys` keys."""
+    """Computes attention over the first `num_keys` keys, for any number of queries; the dtype is that of `v_BJNK`."""
     heads = (x.transpose(2, 0, 1, 3) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]))
     return _heads(*heads).transpose(1, 2, 0, 3)
 
@@ -32,7 +32,7 @@ def _heads(q_NBMK: jax.Array, k_NBJK: jax.Array, v_NBJK: jax.Array) -> jax.Array
 
 
 def _forward(q_NBMK: jax.Array, k_NBJK: jax.Array, v_NBJK: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The result, and what the gradient is made of: beside what came in, the log of the sum of exponentials."""
+    """Returns the output and the residuals: the inputs, and the log-sum-exp of the logits."""
 
     def head(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         q_BMK, k_BJK, v_BJK = qkv
@@ -45,8 +45,8 @@ def _forward(q_NBMK: jax.Array, k_NBJK: jax.Array, v_NBJK: jax.Array) -> tuple[j
             o_BQK = _product('bqj,bjk->bqk', weights_BQJ.astype(v_BJK.dtype), v_BJK) / total_BQ[..., None]
             return o_BQK.astype(v_BJK.dtype), top_BQ + jnp.log(total_BQ)
 
-        o_GBQK, lse_GBQ = jax.lax.map(block, _cut(q_BMK))
-        return _joined(o_GBQK, q_BMK.shape[1]), _joined(lse_GBQ, q_BMK.shape[1])
+        o_GBQK, lse_GBQ = jax.lax.map(block, _split_blocks(q_BMK))
+        return _merge_blocks(o_GBQK, q_BMK.shape[1]), _merge_blocks(lse_GBQ, q_BMK.shape[1])
 
     o_NBMK, lse_NBM = jax.lax.map(head, (q_NBMK, k_NBJK, v_NBJK))
     return o_NBMK, (q_NBMK, k_NBJK, v_NBJK, checkpoint_name(lse_NBM, LOG_SUM))
@@ -70,9 +70,9 @@ def _backward(kept: tuple[jax.Array, ...], do_NBMK: jax.Array) -> tuple[jax.Arra
             return (dk_BJK, dv_BJK), _product('bqj,bjk->bqk', ds_BQJ, k_BJK)
 
         zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_BJK, v_BJK))
-        # What fills up the last block adds nothing: its do is 0.
-        (dk_BJK, dv_BJK), dq_GBQK = jax.lax.scan(block, zeros, tuple(map(_cut, (q_BMK, lse_BM, do_BMK))))
-        grads = _joined(dq_GBQK, q_BMK.shape[1]), dk_BJK, dv_BJK
+        # The padding of the last block adds nothing: its do is 0.
+        (dk_BJK, dv_BJK), dq_GBQK = jax.lax.scan(block, zeros, tuple(map(_split_blocks, (q_BMK, lse_BM, do_BMK))))
+        grads = _merge_blocks(dq_GBQK, q_BMK.shape[1]), dk_BJK, dv_BJK
         return tuple(grad.astype(x.dtype) for grad, x in zip(grads, one[:3], strict=True))
 
     return jax.lax.map(head, (*kept, do_NBMK))
@@ -89,32 +89,39 @@ def _product(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(formula, x, y, preferred_element_type=jnp.float32)
 
 
-def _cut(x_BM: jax.Array) -> jax.Array:
-    """(B, M, ...) -> (G, B, Q, ...), filled up with zeros."""
+def _split_blocks(x_BM: jax.Array) -> jax.Array:
+    """(B, M, ...) -> (G, B, Q, ...), padded with zeros."""
     batch, tokens, *rest = x_BM.shape
-    blocks = -(-tokens // QUERIES)
+    blocks = -(-tokens // BLOCK_QUERIES)
     size = -(-tokens // blocks)
     padded = jnp.pad(x_BM, ((0, 0), (0, blocks * size - tokens), *[(0, 0)] * len(rest)))
     return padded.reshape(batch, blocks, size, *rest).swapaxes(0, 1)
 
 
-def _joined(x_GBQ: jax.Array, tokens: int) -> jax.Array:
-    """The way back."""
+def _merge_blocks(x_GBQ: jax.Array, tokens: int) -> jax.Array:
+    """(G, B, Q, ...) -> (B, M, ...), without the padding."""
     x_BGQ = x_GBQ.swapaxes(0, 1)
     return x_BGQ.reshape(x_BGQ.shape[0], -1, *x_BGQ.shape[3:])[:, :tokens]
 
 
-def attention_at_once(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
-    """The same without blocks, for compilers that cut it up themselves."""
+def unblocked_attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
+    """Computes the same without blocks, for compilers that block it themselves."""
     q, k, v = (x.swapaxes(1, 2) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]))
     return softmax_attention(q, k, v).swapaxes(1, 2)
 
 
-def partial_attention(
+def attention_with_lse(
     q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention over the first `num_keys` keys, a number that may be computed, and the log of the sum of their
-    exponentials: (o_BMNK, lse_BMN), float32. To be merged with that of other keys; not for differentiation.
+    """Computes attention over the first `num_keys` keys, and the log-sum-exp of their logits.
+
+    The result can be merged with that of other keys. It is not differentiable.
+
+    Args:
+      num_keys: int32 scalar, may be traced. With 0 the log-sum-exp is -inf.
+
+    Returns:
+      (o_BMNK, lse_BMN), float32.
     """
     known_J = jnp.arange(k_BJNK.shape[1]) < num_keys
 

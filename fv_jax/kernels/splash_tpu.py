@@ -1,4 +1,4 @@
-"""Attention for a TPU: JAX's splash kernel, whole or over a part of the keys; flash attention (arXiv:2205.14135).
+"""Attention for a TPU: JAX's splash kernel, a flash attention (arXiv:2205.14135), over all or a part of the keys.
 
 The kernel takes heads of 64 as they are; padded to 128 they would cost twice the memory traffic for nothing. Its
 backward pass is the unfused one: at 106,000 tokens on 4 chips the fused one needs 8 to 23 GiB of temporaries for
@@ -23,8 +23,8 @@ MAX_COMPUTE = 512  # keys whose logits exist at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstKeys(splash.Mask):
-    """Every query sees the first `num_keys` keys."""
+class KeyPaddingMask(splash.Mask):
+    """A mask by which every query attends to the first `num_keys` keys."""
 
     lengths: tuple[int, int]
     num_keys: int
@@ -39,12 +39,12 @@ class FirstKeys(splash.Mask):
 
 
 def tile(tokens: int) -> int:
-    """What a chip's number of tokens is made a multiple of: blocks as large as they can be with little padding."""
+    """Returns what a chip's number of tokens is padded to a multiple of: the largest block with little padding."""
     return next((b for b in reversed(_powers(MAX_BLOCK)) if b <= tokens / 32), LANES)
 
 
 def block_sizes(queries: int, keys: int) -> splash.BlockSizes:
-    """The largest blocks that divide sequences of these lengths, multiples of `LANES`."""
+    """Returns the largest blocks that divide sequences of these lengths, which are multiples of `LANES`."""
     q, kv = (max(b for b in _powers(MAX_BLOCK) if n % b == 0) for n in (queries, keys))
     compute = min(kv, MAX_COMPUTE)
     return splash.BlockSizes(
@@ -63,11 +63,11 @@ def block_sizes(queries: int, keys: int) -> splash.BlockSizes:
 def attention(
     q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int, *, interpret: bool = False
 ) -> jax.Array:
-    """Attention over the first `num_keys` keys. interpret: on any platform, slowly, to be tested."""
+    """Computes attention over the first `num_keys` keys. interpret: for tests; runs on any platform, slowly."""
     tokens, dtype = q_BMNK.shape[1], v_BJNK.dtype
-    q_BNMK, k_BNJK, v_BNJK = _prepared(q_BMNK, k_BJNK, v_BJNK)
+    q_BNMK, k_BNJK, v_BNJK = _prepare(q_BMNK, k_BJNK, v_BJNK)
     lengths = q_BNMK.shape[2], k_BNJK.shape[2]
-    mask = splash.FullMask(lengths) if num_keys == lengths[1] else FirstKeys(lengths, num_keys)
+    mask = splash.FullMask(lengths) if num_keys == lengths[1] else KeyPaddingMask(lengths, num_keys)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * q_BNMK.shape[1]),
         block_sizes=block_sizes(*lengths),
@@ -78,12 +78,12 @@ def attention(
     return jax.vmap(kernel)(q_BNMK, k_BNJK, v_BNJK).swapaxes(1, 2)[:, :tokens].astype(dtype)
 
 
-def partial_attention(
+def attention_with_lse(
     q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """As `blocked.partial_attention`: (o_BMNK, lse_BMN), float32."""
+    """Computes what `blocked.attention_with_lse` does: (o_BMNK, lse_BMN), float32."""
     tokens = q_BMNK.shape[1]
-    q_BNMK, k_BNJK, v_BNJK = _prepared(q_BMNK, k_BJNK, v_BJNK)
+    q_BNMK, k_BNJK, v_BNJK = _prepare(q_BMNK, k_BJNK, v_BJNK)
     lengths = q_BNMK.shape[2], k_BNJK.shape[2]
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([splash.FullMask(lengths)] * q_BNMK.shape[1]),
@@ -93,7 +93,7 @@ def partial_attention(
         save_residuals=True,
         interpret=interpret,
     )
-    # How many keys count is known only when it runs: queries are of segment 0, and so are these keys.
+    # The number of keys is traced, and a mask must be static: queries and the first keys are segment 0, others 1.
     segments = splash.SegmentIds(
         jnp.zeros(lengths[0], jnp.int32), (jnp.arange(lengths[1]) >= num_keys).astype(jnp.int32)
     )
@@ -102,8 +102,8 @@ def partial_attention(
     return o_BMNK, lse_BMN
 
 
-def _prepared(*qkv: jax.Array) -> tuple[jax.Array, ...]:
-    """Scaled queries, keys and values, heads before tokens, padded to whole lanes."""
+def _prepare(*qkv: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns scaled queries, keys and values as (B, N, M, K), with M padded to a multiple of `LANES`."""
     q, k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0))).swapaxes(1, 2) for x in qkv)
     # The kernel does not scale. For heads of 64 this is exact in any precision: 1/8.
     return (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype), k, v

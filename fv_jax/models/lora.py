@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.array_typing import Array, Float
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_range
@@ -161,4 +161,4 @@ def add_lora(dit: Module, config: LoRAConfig, key: jax.Array) -> Module:
 
 def _abstract(dit: Module, lora: LoRAConfig | None) -> Module:
     config = dataclasses.replace(dit.config, lora=lora)
-    return abstract(functools.partial(type(dit), config))
+    return abstract_module(functools.partial(type(dit), config))

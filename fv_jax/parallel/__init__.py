@@ -1,1 +1,1 @@
-"""Where things live: the mesh, the table from logical to mesh axes, and arrays on them."""
+"""Parallelism: device mesh, logical-axis sharding rules, sharded arrays, and several processes."""

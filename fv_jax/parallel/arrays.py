@@ -1,4 +1,4 @@
-"""Between a process's memory and arrays over the mesh."""
+"""Conversion between arrays of one process and global arrays, sharded over the mesh."""
 
 import contextlib
 from typing import Any
@@ -16,57 +16,61 @@ Batch = dict[str, jax.Array]
 Tree = Any
 
 
-def check_rows(placement: Placement, rows: int, what: str, microbatches: int = 1) -> None:
-    """Raises ConfigError when a batch of so many rows does not divide over the mesh, each share into microbatches."""
+def check_batch_size(placement: Placement, size: int, what: str, microbatches: int = 1) -> None:
+    """Raises ConfigError when a batch does not divide over the mesh, or the batch of a shard into microbatches."""
     parts = placement.shards(axes.ACT_BATCH) * microbatches
-    if rows % parts:
-        below = rows // parts * parts
+    if size % parts:
+        below = size // parts * parts
         sizes = f'{below} or {below + parts}' if below else f'{parts}'
         over = ' x '.join(f'{axis} {placement.mesh.shape[axis]}' for axis in ('data', 'fsdp'))
         times = f', config.loop.microbatches={microbatches}' if microbatches > 1 else ''
-        raise ConfigError(f'{what}={rows}: does not divide by {parts} (config.parallel: {over}{times}); use {sizes}')
+        raise ConfigError(f'{what}={size}: does not divide by {parts} (config.parallel: {over}{times}); use {sizes}')
 
 
-def process_rows(placement: Placement) -> tuple[int, int]:
-    """Which part of every batch this process has to read: (index, number of parts).
+def process_part(placement: Placement) -> tuple[int, int]:
+    """Returns which part of every batch this process reads: (index, number of parts).
 
-    Several processes read the same part where the tokens of one row are split over them.
+    Several processes read the same part where the tokens of an example are split over them.
 
-    Raises ConfigError when a process's devices hold rows that do not make such a part.
+    Raises ConfigError when the examples on the process's devices are not one of equal parts.
     """
     shards = placement.shards(axes.ACT_BATCH)
-    indices = placement.sharding((axes.ACT_BATCH,), (shards,), 'rows').addressable_devices_indices_map((shards,))
+    indices = placement.sharding((axes.ACT_BATCH,), (shards,), 'batch').addressable_devices_indices_map((shards,))
     mine = sorted({index.indices(shards)[0] for (index,) in indices.values()})
     first, count = mine[0], len(mine)
     require(
         mine == list(range(first, first + count)) and shards % count == 0 and first % count == 0,
-        f'config.parallel: this process would hold rows {mine} of every {shards}, which is not one part of equal '
-        'ones; let data x fsdp be a multiple of the processes, or context x tensor a multiple of their devices',
+        f'config.parallel: this process would have examples {mine} of every {shards}, which is not one of equal parts; '
+        'make data x fsdp a multiple of the processes, or context x tensor a multiple of their devices',
         ConfigError,
     )
     return first // count, shards // count
 
 
-def picture_axes(placement: Placement, shape_BFHWC: tuple[int, ...], stride: int) -> Names:
-    """The logical axes of a video. Columns are split where those of its latents divide, which are `stride` times fewer;
-    else the pictures are whole on every chip.
+def video_axes(placement: Placement, shape_BFHWC: tuple[int, ...], stride: int) -> Names:
+    """Returns the logical axes of a video.
+
+    Its width is split where that of its latents, which is `stride` times smaller, divides over the mesh.
     """
     divides = shape_BFHWC[3] % (stride * placement.shards(axes.ACT_WIDTH)) == 0
     return (axes.ACT_BATCH, None, None, axes.ACT_WIDTH if divides else None, None)
 
 
 def batch_axes(placement: Placement, name: str, shape: tuple[int, ...], latent_spec: LatentSpec) -> Names:
-    """The logical axes of an array of a batch: rows and, of videos, columns. Latents and texts are small."""
+    """Returns the logical axes of an array of a batch: the batch axis and, for videos, the width."""
     if name.endswith('_BFHWC') and not name.startswith('z_'):
-        return picture_axes(placement, shape, latent_spec.spatial)
+        return video_axes(placement, shape, latent_spec.spatial)
     return (axes.ACT_BATCH, *(None,) * (len(shape) - 1))
 
 
 def to_global(batch: dict[str, np.ndarray], placement: Placement, latent_spec: LatentSpec) -> Batch:
-    """This process's part of a batch (`process_rows`) -> the global batch, over the mesh. latent_spec: of the VAE that
-    videos go to, whose latents say where their columns can be split.
+    """Makes the sharded global batch of the parts that the processes have (`process_part`).
+
+    Args:
+      batch: this process's part.
+      latent_spec: of the VAE that encodes the videos; its spatial factor decides whether their width can be split.
     """
-    part, parts = process_rows(placement)
+    part, parts = process_part(placement)
 
     def place(name: str, local: np.ndarray) -> jax.Array:
         rows = len(local)
@@ -82,9 +86,10 @@ def to_global(batch: dict[str, np.ndarray], placement: Placement, latent_spec: L
     return {name: place(name, np.asarray(local)) for name, local in batch.items()}
 
 
-def place(tree: Tree, shardings: Tree) -> Tree:
-    """Arrays that every process has whole -> arrays over the mesh. Each device receives its part only. Shapes become
-    shapes that know where they are to live.
+def put_sharded(tree: Tree, shardings: Tree) -> Tree:
+    """Shards arrays that every process has whole; each device receives only its part.
+
+    ShapeDtypeStructs get the sharding as well.
     """
 
     def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array | jax.ShapeDtypeStruct:
@@ -96,12 +101,12 @@ def place(tree: Tree, shardings: Tree) -> Tree:
     return jax.tree.map(put, tree, shardings)
 
 
-def in_host_memory() -> contextlib.AbstractContextManager:
-    """Within it, arrays are made in the host's memory, where a whole network has room."""
+def on_cpu_device() -> contextlib.AbstractContextManager:
+    """A context in which arrays are created in host memory, which has room for a whole network."""
     return jax.default_device(jax.local_devices(backend='cpu')[0])
 
 
 def to_host(tree: Tree, placement: Placement) -> Tree:
-    """The whole arrays in every process's memory. All processes must call it."""
+    """Gathers global arrays as NumPy arrays in every process. All processes must call it."""
     whole = jax.jit(lambda x: x, out_shardings=placement.replicated)(tree)
     return jax.tree.map(np.asarray, whole)

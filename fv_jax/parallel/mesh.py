@@ -1,9 +1,9 @@
-"""The mesh: a run's chips along four axes.
+"""The device mesh: the chips of a run along four axes.
 
-data     rows of a batch. Between slices, which are joined by a network of their own, there is only this axis.
-fsdp     rows of a batch, and a share of every large weight
-context  tokens of a sequence, and a share of every large weight
-tensor   attention heads and the inner width of MLPs
+data     splits the batch; the only axis between TPU slices, whose data-center network is slower
+fsdp     splits the batch, and every large parameter
+context  splits the tokens of a sequence, and every large parameter
+tensor   splits attention heads and the inner width of MLPs
 """
 
 import dataclasses
@@ -19,57 +19,60 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_range
 
 DATA, FSDP, CONTEXT, TENSOR = AXES = ('data', 'fsdp', 'context', 'tensor')
-REST = -1
+AUTO = -1  # takes the remaining chips
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How many chips there are along each axis; one of them may be -1, which takes all that are left.
+    """The number of chips along each axis of the mesh, and how attention uses the context axis.
 
-    context_heads, context_ring: how attention goes over the context axis (`kernels/context_cost.Method`); None leaves
-      it to what is cheapest by the formulas there.
-    strategy: which logical axes are split over which of these, by name (`rules.STRATEGIES`); None for the stage's own.
+    Attributes:
+      data, fsdp, context, tensor: number of chips; at most one of them may be -1, which takes the remaining ones.
+      ulysses_degree: chips that exchange tokens for heads (`kernels/context_cost.ContextParallelPlan`); None leaves it
+        to the cost model there.
+      ring_attention: whether keys and values go round in a ring instead of being gathered; None as above.
+      strategy: name of the logical-axis rules (`rules.STRATEGIES`); None is the default of the stage.
     """
 
-    data: int = REST
+    data: int = AUTO
     fsdp: int = 1
     context: int = 1
     tensor: int = 1
-    context_heads: int | None = None
-    context_ring: bool | None = None
+    ulysses_degree: int | None = None
+    ring_attention: bool | None = None
     strategy: str | None = None
 
     def __post_init__(self):
         for name in AXES:
-            if getattr(self, name) < 1 and getattr(self, name) != REST:
+            if getattr(self, name) < 1 and getattr(self, name) != AUTO:
                 raise ConfigError(
-                    f'{name}={getattr(self, name)}: must be at least 1, or {REST} for the chips left over'
+                    f'{name}={getattr(self, name)}: must be at least 1, or {AUTO} for the remaining chips'
                 )
-        check_range(self, 'context_heads', low=1)
-        rest = [name for name in AXES if getattr(self, name) == REST]
-        wrong = f'{" and ".join(rest)}: only one can take the chips that are left over ({REST})'
+        check_range(self, 'ulysses_degree', low=1)
+        rest = [name for name in AXES if getattr(self, name) == AUTO]
+        wrong = f'{" and ".join(rest)}: at most one axis may be {AUTO}'
         require(len(rest) <= 1, wrong, ConfigError)
 
     def shape(self, num_devices: int) -> tuple[int, ...]:
-        """Chips along each of `AXES`. Raises ConfigError when they do not make up `num_devices`."""
+        """Returns the chips along each of `AXES`. Raises ConfigError when their product is not `num_devices`."""
         sizes = {name: getattr(self, name) for name in AXES}
-        fixed = math.prod(size for size in sizes.values() if size != REST)
-        asked = ' x '.join(f'{name} {size}' for name, size in sizes.items() if size not in (1, REST)) or 'every axis 1'
-        if REST in sizes.values() and num_devices % fixed:
+        fixed = math.prod(size for size in sizes.values() if size != AUTO)
+        asked = ' x '.join(f'{name} {size}' for name, size in sizes.items() if size not in (1, AUTO)) or 'every axis 1'
+        if AUTO in sizes.values() and num_devices % fixed:
             raise ConfigError(f'config.parallel: {asked} does not divide {num_devices} device(s)')
         require(
-            REST in sizes.values() or num_devices == fixed,
-            f'config.parallel: {asked} makes {fixed}, there are {num_devices} device(s); set one axis to {REST} '
-            'to take what is left',
+            AUTO in sizes.values() or num_devices == fixed,
+            f'config.parallel: {asked} needs {fixed} device(s) and there are {num_devices}; set one axis to {AUTO} '
+            'for the remaining ones',
             ConfigError,
         )
-        return tuple(num_devices // fixed if size == REST else size for size in sizes.values())
+        return tuple(num_devices // fixed if size == AUTO else size for size in sizes.values())
 
 
 def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of these devices, or of all there are.
+    """Makes the mesh of these devices, or of all devices of the run.
 
-    Neighbours on the later axes are neighbours on the chips' own network; slices of a TPU differ in `data` only.
+    Neighbours on the later axes are neighbours in the chips' interconnect; TPU slices differ in `data` only.
 
     Raises ConfigError when the axes do not fit the devices.
     """
@@ -87,7 +90,7 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
 
 
 def describe(mesh: Mesh, kind: str | None = None) -> str:
-    """'8 cpu device(s)', and along which axes where there are several. kind: of device; None for its platform."""
+    """Formats a mesh as '8 cpu device(s) (data 2, fsdp 4)'. kind: name of the devices; None is their platform."""
     count = f'{mesh.size} {kind or mesh.devices.flat[0].platform} device(s)'
     along = ', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)
     return f'{count} ({along})' if along else count

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fv_jax.core import axes
-from fv_jax.core.config import ConfigError, nearest
+from fv_jax.core.config import ConfigError, did_you_mean
 from fv_jax.parallel.mesh import CONTEXT, DATA, FSDP, TENSOR
 
 MeshAxes = tuple[str, ...]
@@ -82,7 +82,7 @@ STRATEGIES: dict[str, RuleSet] = {
 def check_strategy(name: str) -> None:
     """Raises ConfigError for a strategy that does not exist."""
     if name not in STRATEGIES:
-        raise ConfigError(f'parallel.strategy={name}: {nearest(name, STRATEGIES)}')
+        raise ConfigError(f'parallel.strategy={name}: {did_you_mean(name, STRATEGIES)}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A network's parameters and activations on a mesh."""
+"""Shardings of a network's parameters and activations on a mesh, and the parallel context made of them."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from fv_jax.core.hardware import chip_of
 from fv_jax.core.parallel_context import Rules
 from fv_jax.kernels import context_parallel
 from fv_jax.kernels.attention import BACKENDS, attention
-from fv_jax.kernels.context_cost import Method, Work, choose
+from fv_jax.kernels.context_cost import AttentionShape, ContextParallelPlan, cheapest_plan
 from fv_jax.parallel.mesh import CONTEXT
 from fv_jax.parallel.rules import Names, Placement
 
@@ -23,18 +23,21 @@ Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextChoice:
-    """How attention goes over the context axis: `heads` and `ring` as in `Method`, None for whatever is cheapest; and
-    whether its backward pass counts.
+class ContextParallelConfig:
+    """How attention is computed over the context axis.
+
+    Attributes:
+      ulysses_degree, ring: as in `ContextParallelPlan`; None leaves it to the cost model.
+      training: whether the backward pass counts in the cost model.
     """
 
-    heads: int | None = None
+    ulysses_degree: int | None = None
     ring: bool | None = None
     training: bool = True
 
 
-def rules_on(placement: Placement, choice: ContextChoice = ContextChoice()) -> Rules:
-    """What a network is called with. On one chip nothing is placed."""
+def rules_on(placement: Placement, choice: ContextParallelConfig = ContextParallelConfig()) -> Rules:
+    """Returns the parallel context that a network is called with. On one device it constrains nothing."""
     platform = placement.mesh.devices.flat[0].platform
     if placement.mesh.size == 1:
         return Rules(functools.partial(attention, platform=platform), padded=functools.partial(padded, placement))
@@ -52,30 +55,38 @@ def rules_on(placement: Placement, choice: ContextChoice = ContextChoice()) -> R
             num_tokens,
             sharding=sharding,
             context=CONTEXT,
-            method=context_method(placement, choice, q_BMNK.shape, q_BMNK.dtype.itemsize),
+            plan=context_parallel_plan(placement, choice, q_BMNK.shape, q_BMNK.dtype.itemsize),
         )
 
     return Rules(attend, constrain, functools.partial(padded, placement))
 
 
-def context_method(placement: Placement, choice: ContextChoice, shape_BMNK: tuple[int, ...], itemsize: int) -> Method:
-    """How attention over global arrays of this shape goes. Raises ConfigError when the choice cannot be."""
+def context_parallel_plan(
+    placement: Placement, choice: ContextParallelConfig, shape_BMNK: tuple[int, ...], itemsize: int
+) -> ContextParallelPlan:
+    """Returns the plan for attention over global arrays of a shape. Raises ConfigError if `choice` is impossible."""
     batch, tokens, heads, head_dim = shape_BMNK
     rows, heads = batch // placement.shards(axes.ACT_BATCH), heads // placement.shards(axes.ACT_HEADS)
-    work = Work(rows, tokens, heads, head_dim, itemsize, choice.training)
+    shape = AttentionShape(rows, tokens, heads, head_dim, itemsize, choice.training)
     device, ring = placement.mesh.devices.flat[0], choice.ring
-    if BACKENDS[device.platform].part is None:
+    if BACKENDS[device.platform].partial is None:
         require(
             not ring,
-            f'config.parallel.context_ring=True: no kernel for a {device.platform} can do it; set it to False',
+            f'config.parallel.ring_attention=True: no kernel for a {device.platform} supports it; set it to False',
             ConfigError,
         )
         ring = False
-    return choose(work, placement.shards(axes.ACT_TOKENS), chip_of(device.device_kind), heads=choice.heads, ring=ring)
+    return cheapest_plan(
+        shape,
+        placement.shards(axes.ACT_TOKENS),
+        chip_of(device.device_kind),
+        ulysses_degree=choice.ulysses_degree,
+        ring=ring,
+    )
 
 
 def padded(placement: Placement, num_tokens: int) -> int:
-    """How long a sequence is made, so that every chip of the context axis has the same number of whole tiles.
+    """Returns the padded length of a sequence, with which every chip of the context axis has equally many whole tiles.
 
     Raises ConfigError when a chip would have nothing but padding.
     """
@@ -84,15 +95,16 @@ def padded(placement: Placement, num_tokens: int) -> int:
     share = -(-num_tokens // (shards * tile)) * tile
     if (used := -(-num_tokens // share)) < shards:
         raise ConfigError(
-            f'config.parallel.context={shards}: {num_tokens} tokens in tiles of {tile} are enough for {used} chip(s); '
+            f'config.parallel.context={shards}: {num_tokens} tokens in tiles of {tile} fill only {used} chip(s); '
             f'use at most {used}'
         )
     return share * shards
 
 
 def parameter_shardings(placement: Placement, variables: nnx.State) -> dict[str, Any]:
-    """The sharding of every parameter, as nested dicts like `nnx.to_pure_dict(variables)`. Raises ConfigError naming
-    the parameter that cannot be split.
+    """Returns the sharding of every parameter, as nested dicts like `nnx.to_pure_dict(variables)`.
+
+    Raises ConfigError naming a parameter that does not divide over the mesh.
     """
 
     def sharding(path: tuple, variable: nnx.Variable) -> jax.sharding.NamedSharding:
@@ -102,9 +114,11 @@ def parameter_shardings(placement: Placement, variables: nnx.State) -> dict[str,
     return nnx.to_pure_dict(nnx.map_state(sharding, variables))
 
 
-def like_parameters(tree: Tree, parameters: Tree, shardings: Tree, otherwise: jax.sharding.Sharding) -> Tree:
-    """Shardings for a tree that holds things shaped like parameters under the parameters' own paths, as an optimizer's
-    state does: theirs. The rest gets `otherwise`.
+def shardings_like_params(tree: Tree, parameters: Tree, shardings: Tree, otherwise: jax.sharding.Sharding) -> Tree:
+    """Returns the shardings of a tree such as an optimizer state.
+
+    A leaf whose path ends in that of a parameter of the same shape gets the sharding of the parameter, any other
+    `otherwise`.
     """
     known = {
         _names(path): (leaf.shape, sharding)
@@ -113,7 +127,7 @@ def like_parameters(tree: Tree, parameters: Tree, shardings: Tree, otherwise: ja
         )
     }
 
-    def of(path: tuple, leaf: Any) -> jax.sharding.Sharding:
+    def sharding_of(path: tuple, leaf: Any) -> jax.sharding.Sharding:
         names = _names(path)
         for start in range(len(names)):
             shape, sharding = known.get(names[start:], (None, None))
@@ -121,14 +135,14 @@ def like_parameters(tree: Tree, parameters: Tree, shardings: Tree, otherwise: ja
                 return sharding
         return otherwise
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def _names(path: tuple) -> tuple[str, ...]:
     return tuple(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path)
 
 
-def abstract(create: Callable[..., Tree], *arguments: Any, shardings: Tree) -> Tree:
-    """What `create` would return, as shapes that know where they are to live. Nothing is computed."""
+def eval_shape_sharded(create: Callable[..., Tree], *arguments: Any, shardings: Tree) -> Tree:
+    """Returns ShapeDtypeStructs with shardings of what `create` would return, without computing it."""
     shapes = jax.eval_shape(create, *arguments)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fv_jax.core import axes
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.config import ConfigError
 from fv_jax.data.buckets import Bucket
 from fv_jax.models import vae_chunking
@@ -158,7 +158,7 @@ def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket, tiling: Tili
     stage, rows = dataclasses.replace(parts.stage, network=dit), parts.placement.shards(axes.ACT_BATCH)
     whole = BatchSize(rows, bucket.size, parts.latent_spec.latent_size(*bucket.size))
     programs = _programs(stage, 'sampling', whole)
-    graphdef, state = nnx.split(abstract(stage.init))
+    graphdef, state = nnx.split(abstract_module(stage.init))
     state = _placed(parts.placement, state)
     jitted, known, executables = _abstract_vae(vae, parts.placement), bytes_per_chip(state), []
     halves = {'encoder': jitted.encoder, 'decoder': jitted.decoder}
@@ -211,7 +211,7 @@ def _sampler(
 
 def _lower_sampler(parts: Assembly, program: Program, graphdef: Any, state: nnx.State) -> jax.stages.Lowered:
     parallel, placement = parts.config.parallel, parts.placement
-    choice = sharding.ContextChoice(parallel.context_heads, parallel.context_ring, training=False)
+    choice = sharding.ContextParallelConfig(parallel.ulysses_degree, parallel.ring_attention, training=False)
     rules = sharding.rules_on(placement, choice)
     inputs = {name: _shape(parts, name, shape) for name, shape in program.inputs.items()}
     rows = next(iter(program.inputs.values()))[0]
@@ -239,7 +239,7 @@ def _placed(placement: Placement, state: nnx.State) -> nnx.State:
 
 
 def _abstract_vae(config: VAEConfig, placement: Placement) -> JittedVAE:
-    return jit_vae(abstract(functools.partial(VAE, config)), placement)
+    return jit_vae(abstract_module(functools.partial(VAE, config)), placement)
 
 
 def _encodes(
@@ -308,8 +308,8 @@ def _chunks(
 def text(config: T5Config, length: int | None, placement: Placement) -> Phase:
     """A batch of texts, on one device. length: tokens; None for the official number."""
     tokens = length or tokenizer.OFFICIAL_LENGTH
-    graphdef, state = nnx.split(abstract(functools.partial(T5, config)))
-    state = arrays.place(state, jax.tree.map(lambda _: placement.replicated, state))
+    graphdef, state = nnx.split(abstract_module(functools.partial(T5, config)))
+    state = arrays.put_sharded(state, jax.tree.map(lambda _: placement.replicated, state))
     rows = t5_encoder.BATCH
     ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=placement.replicated)
     known = bytes_per_chip(state)

@@ -96,16 +96,16 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
 
     def pixels(x_BFHWC: jax.Array) -> jax.Array:
         stride = vae.config.latent_spec.spatial
-        return place(x_BFHWC, arrays.picture_axes(placement, x_BFHWC.shape, stride), 'a video')
+        return place(x_BFHWC, arrays.video_axes(placement, x_BFHWC.shape, stride), 'a video')
 
     def columns(z_BFHWC: jax.Array) -> jax.Array:
-        return place(z_BFHWC, arrays.picture_axes(placement, z_BFHWC.shape, 1), 'latents')
+        return place(z_BFHWC, arrays.video_axes(placement, z_BFHWC.shape, 1), 'latents')
 
     def rows(z_BFHWC: jax.Array) -> jax.Array:
         return place(z_BFHWC, (axes.ACT_BATCH, None, None, None, None), 'latents')
 
     def cached(shape: tuple[int, ...]) -> jax.sharding.Sharding:
-        return placement.sharding(arrays.picture_axes(placement, shape, 1), shape, 'a cache')
+        return placement.sharding(arrays.video_axes(placement, shape, 1), shape, 'a cache')
 
     encoder, decoder = (_replicated(half, placement) for half in (vae.encoder, vae.decoder))
     halves = Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached)
@@ -114,7 +114,7 @@ def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
 
 def _replicated(module: nnx.Module, placement: Placement) -> tuple[nnx.GraphDef, nnx.State]:
     graphdef, state = nnx.split(module)
-    return graphdef, arrays.place(state, jax.tree.map(lambda _: placement.replicated, state))
+    return graphdef, arrays.put_sharded(state, jax.tree.map(lambda _: placement.replicated, state))
 
 
 # Not each VAE's own: one that is read again compiles nothing.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fv_jax.core.checks import require
-from fv_jax.core.config import ConfigError, nearest
+from fv_jax.core.config import ConfigError, did_you_mean
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.layers import DtypeName
@@ -57,7 +57,7 @@ class StageConfig:
     def field_types(cls, values: Mapping[str, Any]) -> dict[str, type]:
         """What `config.build` makes of `network` and `options`. Raises ConfigError for an unknown kind."""
         if (kind := values.get('kind')) not in KINDS:
-            raise ConfigError(f'kind={kind}: {nearest(str(kind), KINDS)}')
+            raise ConfigError(f'kind={kind}: {did_you_mean(str(kind), KINDS)}')
         types = {'network': KINDS[kind].network, 'options': KINDS[kind].options}
         for name, wanted in types.items():
             fields, given = {field.name for field in dataclasses.fields(wanted)}, values.get(name)

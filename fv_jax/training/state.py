@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.parallel import sharding
 from fv_jax.parallel.rules import Placement
 from fv_jax.stages.protocol import Stage
@@ -55,7 +55,7 @@ class ModelDef:
     @classmethod
     def from_stage(cls, stage: Stage) -> 'ModelDef':
         """Traces the network of a stage without allocating memory."""
-        model = abstract(stage.init)
+        model = abstract_module(stage.init)
         return cls(*nnx.split(model, stage.trainable(), ...))
 
     def model(self, trainable: Params, frozen: Params) -> nnx.Module:
@@ -111,7 +111,7 @@ def state_shardings(
     parts = network.trainable, network.frozen
     trainable, frozen = (sharding.parameter_shardings(placement, part) for part in parts)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(network.trainable))
-    opt_state = sharding.like_parameters(
+    opt_state = sharding.shardings_like_params(
         jax.eval_shape(tx.init, shapes), shapes, trainable, otherwise=placement.replicated
     )
     return TrainState(placement.replicated, trainable, frozen, opt_state, trainable if ema else None)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import Rules
@@ -59,9 +59,15 @@ def functions(
     return list(found)
 
 
+<<<<<<< HEAD
 def export_stablehlo(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
     """Exports a function as serialized StableHLO (`jax.export`) for these platforms, without computing anything."""
     graphdef, state = nnx.split(abstract(stage.init))
+=======
+def serialized(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
+    """The artefact; nothing is computed."""
+    graphdef, state = nnx.split(abstract_module(stage.init))
+>>>>>>> b59055b (core, kernels, parallel: the field's names for context parallelism, hardware data and processes)
     variables = nnx.to_flat_state(state)
 
     def flat(leaves: list[jax.Array], *inputs: jax.Array) -> jax.Array:
@@ -76,7 +82,7 @@ def export_stablehlo(function: ExportedFunction, stage: Stage, platforms: Sequen
 
 def parameter_names(stage: Stage) -> list[tuple[str, np.dtype]]:
     """The parameters as artefacts take them: dotted names in order, and their types."""
-    state = nnx.state(abstract(stage.init))
+    state = nnx.state(abstract_module(stage.init))
     return [('.'.join(map(str, path)), np.dtype(leaf.dtype)) for path, leaf in nnx.to_flat_state(state)]
 
 

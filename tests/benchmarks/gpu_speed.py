@@ -28,8 +28,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fv_jax.core.abstract_module import abstract
-
 # torch needs room on the same GPU.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
@@ -39,6 +37,7 @@ import numpy as np
 from flax import nnx
 
 from fv_jax.core import throughput
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.command_line import format_error, read_config
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import attention
@@ -259,7 +258,7 @@ def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     """As an official file is opened: the weights in the compute dtype."""
     dit = dataclasses.replace(parts.config.stage.network, param_dtype=parts.config.stage.network.dtype)
     stage = dataclasses.replace(parts.stage, network=dit)
-    graphdef, _ = nnx.split(abstract(stage.init))
+    graphdef, _ = nnx.split(abstract_module(stage.init))
     weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
     loaded, noise = LoadedStage(stage, graphdef, weights), SeededNoise.from_seeds([0])
     return lambda: programs.enhance_latents(loaded, z_low, text_BLD, noise, rules=parts.rules)

@@ -6,7 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.models.dit import DiT
 from fv_jax.models.t5 import T5
 from fv_jax.models.vae import VAE
@@ -17,8 +17,8 @@ from tests.small_text import SMALL
 @pytest.mark.parametrize(
     ('network', 'config'), [(VAE, tiny.VAE_CONFIG), (DiT, tiny.DIT), (T5, SMALL)], ids=['VAE', 'DiT', 'T5']
 )
-def test_the_same_network(network, config):
-    graphdef, state = nnx.split(abstract(functools.partial(network, config)))
+def test_abstract_module_equals_the_real_one_in_shapes(network, config):
+    graphdef, state = nnx.split(abstract_module(functools.partial(network, config)))
     expected_graphdef, expected = nnx.split(nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0))))
     assert graphdef == expected_graphdef
     assert jax.tree.structure(state) == jax.tree.structure(expected)  # axes are a part of it

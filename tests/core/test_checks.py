@@ -5,7 +5,7 @@ import pytest
 from fv_jax.core.checks import error_context, require
 
 
-def test_require():
+def test_require_raises_unless_the_condition_holds():
     require([1], 'never said')
     with pytest.raises(ValueError, match=r'^size=0: must be positive$'):
         require(0, 'size=0: must be positive')

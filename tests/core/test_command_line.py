@@ -53,7 +53,7 @@ def parser():
 # Flags.
 
 
-def test_flags_and_overrides_are_told_apart():
+def test_parser_separates_flags_from_overrides():
     arguments, overrides = parser().parse(['--input=a', '--config.part.size=3', '--count', '2', '--config.label=x=y'])
     assert (arguments.input, arguments.count) == ('a', 2)
     assert overrides == [('part.size', '3'), ('label', 'x=y')]
@@ -71,13 +71,13 @@ def test_flags_and_overrides_are_told_apart():
         (['--input=a', '--config.part.size'], '--config.part.size: needs a value, as in --config.part.size=VALUE'),
     ],
 )
-def test_a_wrong_flag_is_one_line(argv, words):
+def test_parser_names_the_nearest_flag(argv, words):
     with pytest.raises(UsageError) as error:
         parser().parse(argv)
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_command_without_a_config_refuses_its_fields():
+def test_parser_without_config_refuses_overrides():
     assert parser().parse_flags(['--input=a']).input == 'a'
     with pytest.raises(UsageError, match='takes no config'):
         parser().parse_flags(['--input=a', '--config.seed=1'])
@@ -86,13 +86,13 @@ def test_a_command_without_a_config_refuses_its_fields():
 # Configs.
 
 
-def test_a_program_and_overrides_on_top(program):
+def test_read_config_applies_overrides_to_the_file(program):
     config = read_config(Whole, f'{program}:small', [('part.rate', '1'), ('flag', 'true'), ('sizes', '(1, 2)')])
     assert config == Whole(part=Part(size=1, rate=1.0), label='from the program', flag=True, sizes=(1, 2))
     assert read_config(Whole, str(program), []).part.size == 7
 
 
-def test_without_a_program_the_defaults():
+def test_read_config_without_a_file_has_the_defaults():
     assert read_config(Whole, '', [('part.kind', 'b')]) == Whole(part=Part(kind='b'))
 
 
@@ -112,7 +112,7 @@ def test_without_a_program_the_defaults():
         ('sizes', '(' * 500, '(' * 500),
     ],
 )
-def test_how_a_value_is_read(path, text, value):
+def test_override_parses_values(path, text, value):
     values = {'part': {'size': 3, 'rate': 0.5}, 'label': 'x', 'flag': False, 'sizes': None}
     override(values, path, text)
     for key in path.split('.'):
@@ -127,24 +127,24 @@ def test_how_a_value_is_read(path, text, value):
         ('prt.size', '1', "config.prt: unknown key; did you mean 'part'?"),
         ('other.size', '1', 'config.other.size: unknown key; it has no fields here'),
         ('label.size', '1', 'config.label.size: unknown key'),
-        ('part', '1', 'config.part: is a group; set one of its fields (size, rate, kind)'),
+        ('part', '1', 'config.part: is a section; set one of its fields (size, rate, kind)'),
         ('part.size', '1.5', 'config.part.size: expected int, got 1.5'),
         ('part.kind', 'c', "config.part.kind: 'c' is not a choice"),
     ],
 )
-def test_a_wrong_override_names_the_field(path, text, words):
+def test_override_error_names_the_field(path, text, words):
     with pytest.raises(ConfigError) as error:
         read_config(Whole, '', [(path, text)])
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_wrong_program_is_one_line(program, tmp_path):
+def test_config_file_error_is_one_line(program, tmp_path):
     (tmp_path / 'empty.py').write_text('')
     (tmp_path / 'text.txt').write_text('')
     (tmp_path / 'raises.py').write_text('def get_config(variant):\n    return {}[variant]')
     (tmp_path / 'number.py').write_text('def get_config(variant):\n    return 3')
     for argument, error, words in (
-        ('none.py:small', UsageError, 'there is no file none.py'),
+        ('none.py:small', UsageError, 'file none.py does not exist'),
         (f'{tmp_path}/empty.py', UsageError, 'has no function get_config'),
         (f'{tmp_path}/text.txt', UsageError, 'is not a Python file'),
         (f'{tmp_path}/raises.py:a', UsageError, "raises.py, line 2 fails with KeyError: 'a'"),
@@ -156,7 +156,7 @@ def test_a_wrong_program_is_one_line(program, tmp_path):
         assert words in str(found.value)
 
 
-def test_the_path_is_as_it_was_after_a_program(program):
+def test_config_file_leaves_sys_path_unchanged(program):
     before = list(command_line.sys.path)
     read_config(Whole, str(program), [])
     assert command_line.sys.path == before
@@ -165,7 +165,7 @@ def test_the_path_is_as_it_was_after_a_program(program):
 # What a terminal shows.
 
 
-def test_one_line_of_bounded_length():
+def test_format_error_is_one_line_of_bounded_length():
     assert format_error(ValueError('a\n  b\n')) == 'a b'
     assert format_error(ValueError()) == 'ValueError'
     assert len(format_error('x' * 10_000)) == command_line.MAX_LINE

@@ -30,7 +30,7 @@ def ending(error):
     return body
 
 
-def test_a_body_gets_its_arguments_and_gives_the_code(monkeypatch):
+def test_run_command_passes_arguments_and_returns_the_exit_code(monkeypatch):
     assert run_command('plan', len, ['--a', '--b']) == 2
     monkeypatch.setattr(sys, 'argv', ['plan', '--c'])
     assert run_command('plan', len, None) == 1
@@ -44,18 +44,22 @@ def test_a_body_gets_its_arguments_and_gives_the_code(monkeypatch):
         (ValueError('a\n  value'), 1, 'a value'),
         (FileNotFoundError('no file'), 1, 'no file'),
         (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: memory'), 1, 'RESOURCE_EXHAUSTED: memory'),
-        (PreemptedError(3, saved=True), 75, 'preempted at step 3, which is saved; run the same command again to go on'),
+        (
+            PreemptedError(3, saved=True),
+            75,
+            'preempted at step 3, which is saved; run the same command again to resume',
+        ),
         (KeyboardInterrupt(), 130, 'interrupted'),
         (DamagedError('of no use'), 1, 'of no use'),
         (WorseError('of less use'), 2, 'of less use'),
     ],
 )
-def test_an_error_is_a_line_and_a_code(error, code, text, capsys):
+def test_run_command_turns_errors_into_a_line_and_a_code(error, code, text, capsys):
     assert run_command('plan', ending(error), [], errors={DamagedError: 1, WorseError: 2}) == code
     assert capsys.readouterr() == ('', f'plan: {text}\n')
 
 
-def test_what_a_command_left_behind_is_said(capsys):
+def test_run_command_reports_what_an_interrupt_leaves(capsys):
     more = {'failed': 'nothing written: ', 'interrupted': 'interrupted; nothing written'}
     for error in (OSError('the disk is full'), UsageError('--a: no'), KeyboardInterrupt()):
         run_command('prepare', ending(error), [], **more)
@@ -66,12 +70,12 @@ def test_what_a_command_left_behind_is_said(capsys):
 
 
 @pytest.mark.parametrize('error', [DamagedError('unknown here'), KeyError('a bug'), SystemExit(0)])
-def test_any_other_error_is_ours(error):
+def test_run_command_lets_other_errors_pass(error):
     with pytest.raises(type(error)):
         run_command('plan', ending(error), [])
 
 
-def test_records_are_shown_and_the_error_comes_last(capsys):
+def test_run_command_shows_log_records_before_the_error(capsys):
     def body(argv):
         logging.getLogger('fv_jax.plan').info('compiling')
         raise ValueError('too large')
@@ -92,7 +96,7 @@ class Failing:
         raise RuntimeError(self.text)
 
 
-def test_third_party_logs_are_silent_and_ours_are_not(capsys, monkeypatch):
+def test_run_command_silences_third_party_logs_only(capsys, monkeypatch):
     absl, level = logging.getLogger('absl'), logging.getLogger('absl').level
     monkeypatch.setattr(sys, 'unraisablehook', sys.__unraisablehook__)
     with warnings.catch_warnings(record=True) as caught:

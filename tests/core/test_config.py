@@ -31,14 +31,14 @@ class Run:
     resume: bool = True
 
 
-def test_round_trip_through_json():
+def test_config_round_trip_through_json():
     run = Run('a', Model(128, 0.5, 'full'), size=(32, 64), chunks=(9,), limit=3, resume=False)
     plain = json.loads(json.dumps(config.to_dict(run)))
     assert config.build(Run, plain) == run
     assert isinstance(config.build(Run, plain).chunks, tuple)
 
 
-def test_defaults_and_nesting():
+def test_build_applies_defaults_in_nested_configs():
     run = config.build(Run, {'name': 'a', 'model': {'embed_dim': 192}})
     assert run == Run('a', Model(192))
     assert config.build(Run, {'name': 'a', 'limit': None}).limit is None
@@ -70,15 +70,15 @@ def test_defaults_and_nesting():
         ({'name': 'a', 'model': {'embed_dim': 65}}, 'config.model.embed_dim=65: must be a multiple of 64'),
     ],
 )
-def test_one_clear_line(values, message):
+def test_build_error_is_one_line(values, message):
     with pytest.raises(ConfigError) as error:
         config.build(Run, values)
     assert str(error.value) == message
 
 
-def test_nearest():
-    assert config.nearest('lerning_rate', ['learning_rate', 'batch']) == "did you mean 'learning_rate'?"
-    assert config.nearest('q', ['b', 'a']) == 'known: a, b'
+def test_did_you_mean():
+    assert config.did_you_mean('lerning_rate', ['learning_rate', 'batch']) == "did you mean 'learning_rate'?"
+    assert config.did_you_mean('q', ['b', 'a']) == 'known: a, b'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def test_check_range_names_field_value_and_limits(values, limits, message):
     assert str(error.value) == message
 
 
-def test_check_range_takes_what_is_in_the_range():
+def test_check_range_accepts_values_in_the_range():
     check_range(Fields(), 'number', 'pair', low=1, high=3)
     check_range(Fields(number=None, pair=(2, 2)), 'number', 'pair', above=0, below=3)
 

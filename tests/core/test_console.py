@@ -13,7 +13,7 @@ from fv_jax.core import console
 log = logging.getLogger('fv_jax.data.example')
 
 
-def test_records_of_the_package_within_a_command_alone(capsys, caplog):
+def test_log_records_are_shown_within_a_command_only(capsys, caplog):
     """Once, although a library has given the root logger a handler, as `caplog` does."""
     log.info('before')
     with console.log_to_stdout():
@@ -27,7 +27,7 @@ def test_records_of_the_package_within_a_command_alone(capsys, caplog):
     assert [record.message for record in caplog.records] == ['of a library']
 
 
-def test_a_level_that_was_set_is_there_again():
+def test_log_to_stdout_restores_the_level():
     logger = logging.getLogger('fv_jax')
     before = logger.level, logger.propagate, list(logger.handlers)
     with contextlib.suppress(KeyError), console.log_to_stdout():
@@ -36,7 +36,7 @@ def test_a_level_that_was_set_is_there_again():
     assert (logger.level, logger.propagate, logger.handlers) == before
 
 
-def test_stdout_is_looked_up_for_each_record(capsys):
+def test_log_handler_uses_the_current_stdout(capsys):
     with console.log_to_stdout():
         with contextlib.redirect_stdout(io.StringIO()) as elsewhere:
             log.info('there')
@@ -45,7 +45,7 @@ def test_stdout_is_looked_up_for_each_record(capsys):
 
 
 @pytest.mark.parametrize(('process', 'shown'), [(0, ['all', 'first']), (1, ['all'])])
-def test_of_several_processes_the_first_reports(process, shown, monkeypatch, capsys):
+def test_log_records_come_from_process_0(process, shown, monkeypatch, capsys):
     monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
     monkeypatch.setattr(jax, 'process_index', lambda: process)
     with console.log_to_stdout():
@@ -54,7 +54,7 @@ def test_of_several_processes_the_first_reports(process, shown, monkeypatch, cap
     assert capsys.readouterr().out.split() == shown
 
 
-def test_a_record_starts_no_backend(monkeypatch, capsys):
+def test_log_record_does_not_start_a_backend(monkeypatch, capsys):
     """Which would be too early for `jax.distributed` and for the number of CPU devices that `plan` asks for."""
 
     def start():
@@ -66,7 +66,7 @@ def test_a_record_starts_no_backend(monkeypatch, capsys):
     assert capsys.readouterr().out == 'a line\n'
 
 
-def test_notices_are_notes_each_time(capsys):
+def test_notices_are_logged_as_notes_each_time(capsys):
     def warn(category):
         warnings.warn('cut off', category, stacklevel=1)
 
@@ -81,7 +81,7 @@ def test_notices_are_notes_each_time(capsys):
     assert [w.category for w in others] == [UserWarning, console.Notice]
 
 
-def test_an_output_that_cannot_be_written_is_an_error(monkeypatch):
+def test_log_to_a_closed_output_raises(monkeypatch):
     with open('/dev/full', 'w') as full, console.log_to_stdout():
         monkeypatch.setattr('sys.stdout', full)
         with pytest.raises(OSError, match='No space left'):
@@ -91,7 +91,7 @@ def test_an_output_that_cannot_be_written_is_an_error(monkeypatch):
             full.close()
 
 
-def test_results_and_errors(capsys):
+def test_print_result_and_error(capsys):
     console.print_result('a table')
     console.print_error('plan', 'a reason')
     assert capsys.readouterr() == ('a table\n', 'plan: a reason\n')

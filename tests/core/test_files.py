@@ -7,7 +7,7 @@ import pytest
 from fv_jax.core.files import atomic_write, write_json, write_text
 
 
-def test_a_file_and_a_folder_are_replaced(tmp_path):
+def test_atomic_write_replaces_a_file_and_a_folder(tmp_path):
     for path in (tmp_path / 'file', tmp_path / 'folder'):
         for text in ('first', 'second'):
             with atomic_write(path) as partial:
@@ -18,7 +18,7 @@ def test_a_file_and_a_folder_are_replaced(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
 
 
-def test_what_fails_leaves_what_was_there(tmp_path):
+def test_atomic_write_failure_leaves_the_old_content(tmp_path):
     (tmp_path / 'file').write_text('precious')
     with pytest.raises(RuntimeError), atomic_write(tmp_path / 'file') as partial:
         partial.write_text('half')

@@ -151,7 +151,7 @@ def _contradictions(world: Path) -> list:
         ('loop.collapse_monitor.energy', '(2, 3)'),
         ('loop.bad_steps.on_limit', 'continue'), ('loop.bad_steps.max_consecutive', '0'),
         ('parallel.data', '0'), ('parallel.data', '7'), ('parallel.fsdp', '3'), ('parallel.tensor', '5'),
-        ('parallel.context', '-2'), ('parallel.context_heads', '0'), ('seed', '-1'), ('seed', '9999999999'),
+        ('parallel.context', '-2'), ('parallel.ulysses_degree', '0'), ('seed', '-1'), ('seed', '9999999999'),
         ('init_from', world / 'nowhere'), ('init_from', world / 'text.pt'), ('init_from', world / 'empty'),
         ('init_from', world / 'first'), ('init_from', world / 'film.mp4'), ('init_from', world / 'cut.pt'),
         ('init_from', OFFICIAL / 'stage1.pt'), ('init_from', OFFICIAL / '3d-vae.pt'),

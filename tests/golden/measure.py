@@ -23,7 +23,7 @@ from flax import nnx
 
 import fv_jax
 from fv_jax import train
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig
 from fv_jax.models.t5 import T5, T5Config
@@ -89,7 +89,7 @@ def parameter_lines() -> list[str]:
     }
     lines = []
     for name, make in networks.items():
-        leaves = nnx.to_flat_state(nnx.state(abstract(lambda rngs, make=make: make())))
+        leaves = nnx.to_flat_state(nnx.state(abstract_module(lambda rngs, make=make: make())))
         lines += [f'{name} {"/".join(map(str, path))} {leaf.shape}' for path, leaf in leaves]
     return sorted(lines)
 

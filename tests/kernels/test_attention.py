@@ -17,7 +17,7 @@ def random_qkv(tokens=37, heads=3, head_dim=16, scale=1.0, dtype='float32', keys
     return [jnp.asarray(scale * rng.standard_normal((2, n, heads, head_dim)), dtype) for n in lengths]
 
 
-def test_reference_is_the_formula():
+def test_reference_attention_is_the_formula():
     q, k, v = (np.asarray(x, np.float64) for x in random_qkv())
     expected = np.zeros_like(v)
     for b, m, n in np.ndindex(*q.shape[:3]):
@@ -35,11 +35,11 @@ BACKENDS = {
     'tpu': interpreted,
     'gpu': cudnn_gpu.attention,
     'portable': portable_attention,
-    'portable, not on a cpu': blocked.attention_at_once,
+    'portable, not on a cpu': blocked.unblocked_attention,
 }
 PARTS = {
-    'cpu': blocked.partial_attention,
-    'tpu': functools.partial(splash_tpu.partial_attention, interpret=True),
+    'cpu': blocked.attention_with_lse,
+    'tpu': functools.partial(splash_tpu.attention_with_lse, interpret=True),
 }
 
 
@@ -49,7 +49,7 @@ PARTS = {
     ids=str,
 )
 @pytest.mark.parametrize('name', list(BACKENDS))
-def test_forward_and_gradients_are_those_of_the_reference(name, tokens, keys, num_keys, head_dim):
+def test_attention_and_gradients_equal_the_reference(name, tokens, keys, num_keys, head_dim):
     """Odd lengths, keys of another length, padding that must not be seen."""
     q, k, v = random_qkv(tokens=tokens, heads=2, head_dim=head_dim, keys=keys)
     probe = jnp.asarray(np.random.default_rng(1).standard_normal(q.shape), jnp.float32)
@@ -67,7 +67,7 @@ def test_forward_and_gradients_are_those_of_the_reference(name, tokens, keys, nu
 
 
 @pytest.mark.parametrize('name', list(PARTS))
-def test_parts_merge_to_the_whole(name):
+def test_attention_with_lse_of_parts_merges_to_full_attention(name):
     q, k, v = random_qkv(tokens=70, heads=2, head_dim=64, keys=140)
     parts = [
         jax.jit(PARTS[name])(q, k[:, :100], v[:, :100], jnp.int32(90)),
@@ -79,14 +79,14 @@ def test_parts_merge_to_the_whole(name):
 
 
 @pytest.mark.parametrize('name', list(BACKENDS))
-def test_bfloat16_agrees_with_the_reference(name):
+def test_attention_in_bfloat16_equals_the_reference(name):
     q, k, v = random_qkv(dtype='bfloat16', head_dim=64)
     out = jax.nn.dot_product_attention(q, k, v) if name == 'gpu' else BACKENDS[name](q, k, v, 37)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), reference.attention(q, k, v), atol=2e-2)
 
 
-def test_blocks_divide_what_they_must():
+def test_splash_block_sizes_divide_the_sequences():
     for queries, keys, q, kv in ((6656, 6656, 512, 512), (13312, 106496, 1024, 1024), (128, 384, 128, 128)):
         sizes = splash_tpu.block_sizes(queries, keys)
         assert (sizes.block_q, sizes.block_kv) == (q, kv) and sizes.block_kv % sizes.block_kv_compute == 0
@@ -102,25 +102,25 @@ def test_blocks_divide_what_they_must():
 
 
 @pytest.mark.parametrize('scale', [0.1, 1.0, 30.0])
-def test_agrees_with_the_reference(scale):
+def test_attention_with_large_logits_equals_the_reference(scale):
     q, k, v = random_qkv(scale=scale)
     np.testing.assert_allclose(attention(q, k, v), reference.attention(q, k, v), atol=2e-6 * scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize('tokens', [1, 300, 1025])
-def test_any_number_of_tokens(tokens):
+def test_attention_with_any_number_of_tokens(tokens):
     q, k, v = random_qkv(tokens=tokens, heads=2, head_dim=8)
     np.testing.assert_allclose(attention(q, k, v), reference.attention(q, k, v), atol=2e-6)
 
 
-def test_the_platform_can_be_said():
+def test_attention_of_a_given_platform():
     q, k, v = random_qkv()
     np.testing.assert_array_equal(attention(q, k, v, 30, platform='cpu'), attention(q, k, v, 30))
     jaxpr = str(jax.make_jaxpr(functools.partial(attention, platform='tpu'))(q, k, v))
     assert 'pallas_call' in jaxpr and 'pallas_call' not in str(jax.make_jaxpr(attention)(q, k, v))
 
 
-def test_bfloat16_keeps_its_softmax_in_float32():
+def test_attention_in_bfloat16_has_a_float32_softmax():
     # Logits near 1024 that differ by 0.5: bfloat16, with steps of 8 there, could not tell them apart.
     q = jnp.full((1, 1, 1, 16), 16.0, jnp.bfloat16)
     k = jnp.full((1, 2, 1, 16), 16.0, jnp.bfloat16).at[0, 1, 0, 0].add(0.125)
@@ -130,14 +130,14 @@ def test_bfloat16_keeps_its_softmax_in_float32():
     np.testing.assert_allclose(np.asarray(out, np.float32), 1 / (1 + np.exp(-0.5)), atol=4e-3)
 
 
-def test_logits_are_never_all_in_memory():
+def test_attention_does_not_materialize_all_logits():
     q, k, v = random_qkv(tokens=1100, heads=8)
     grad = jax.jit(jax.grad(lambda qkv: jnp.sum(attention(*qkv))))
     logits = 2 * 8 * 1100 * 1100 * 4
     assert grad.lower((q, k, v)).compile().memory_analysis().temp_size_in_bytes < logits / 2
 
 
-def test_single_device_rules():
+def test_single_device_context():
     q, k, v = random_qkv(tokens=4)
     np.testing.assert_array_equal(SINGLE_DEVICE.attention(q, k, v, 4), attention(q, k, v))
     assert SINGLE_DEVICE.constrain(q, ('act_batch', None, None, None)) is q

@@ -30,7 +30,7 @@ def distance(actual, expected):
 @pytest.mark.parametrize(
     ('tokens', 'keys', 'num_keys'), [(37, 37, 37), (130, 257, 257), (256, 384, 300), (1026, 1026, 1001)], ids=str
 )
-def test_forward_and_gradients_are_those_of_the_reference(tokens, keys, num_keys):
+def test_attention_and_gradients_equal_the_reference(tokens, keys, num_keys):
     """Odd lengths, keys of another length, padding that must not be seen."""
     q, k, v = random_qkv(tokens, keys)
     probe = jnp.asarray(np.random.default_rng(1).standard_normal(q.shape), jnp.bfloat16)
@@ -53,7 +53,7 @@ def test_forward_and_gradients_are_those_of_the_reference(tokens, keys, num_keys
         assert not np.any(gradient[:, num_keys:])
 
 
-def test_float32_is_computed_in_float32():
+def test_cudnn_attention_in_float32_is_float32():
     q, k, v = (x.astype(jnp.float32) for x in random_qkv(130, 257))
     with jax.default_matmul_precision('float32'):
         found, expected = cudnn_gpu.attention(q, k, v, 250), reference.attention(q, k[:, :250], v[:, :250])

@@ -21,7 +21,7 @@ def plain(x, kernel):
 
 @pytest.mark.parametrize('shapes', SHAPES)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_values_and_gradients_are_those_of_the_plain_product(shapes, dtype):
+def test_linear_and_gradients_equal_the_plain_product(shapes, dtype):
     x, kernel = random(*shapes[0], dtype=dtype), random(*shapes[1], seed=1, dtype=dtype)
     y, vjp = jax.vjp(project, x, kernel)
     expected, expected_vjp = jax.vjp(plain, x, kernel)
@@ -34,7 +34,7 @@ def test_values_and_gradients_are_those_of_the_plain_product(shapes, dtype):
 
 
 @pytest.mark.parametrize('shapes', SHAPES)
-def test_both_ways_to_the_kernel_gradient_agree(shapes):
+def test_linear_kernel_gradients_agree(shapes):
     x, kernel = random(*shapes[0]), random(*shapes[1])
     dy = random(*project(x, kernel).shape, seed=1)
     flat, direct = module._kernel_gradient_flat(x, dy), module._kernel_gradient(x, dy)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from fv_jax.core import axes
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models import vae as vae_lib
@@ -75,7 +75,7 @@ def test_factors_follow_from_the_levels(multipliers, temporal_levels, factors):
     config = dataclasses.replace(CONFIG, multipliers=multipliers, temporal_levels=temporal_levels, latent_channels=3)
     spec = config.latent_spec
     assert spec == LatentSpec(3, *factors)
-    graphdef, state = nnx.split(abstract(functools.partial(VAE, config)))
+    graphdef, state = nnx.split(abstract_module(functools.partial(VAE, config)))
 
     def shape(half, x):
         return jax.eval_shape(lambda state, x: half(nnx.merge(graphdef, state), x), state, x).shape

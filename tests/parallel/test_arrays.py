@@ -23,7 +23,7 @@ def numbers(*shape):
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def test_a_batch_is_spread_by_rows_and_videos_by_columns_too():
+def test_batch_axes_split_examples_and_width_of_videos():
     batch = {
         'high_res_BFHWC': numbers(4, 1, 8, 64, 3),
         'z_low_BFHWC': numbers(4, 1, 1, 8, 2),
@@ -36,12 +36,12 @@ def test_a_batch_is_spread_by_rows_and_videos_by_columns_too():
         np.testing.assert_array_equal(x, batch[name])
 
 
-def test_small_pictures_are_not_split():
+def test_video_axes_do_not_split_a_small_width():
     """48 columns make 6 of latents, which 4 chips cannot share."""
     where = placement(fsdp=2, context=4)
-    assert arrays.picture_axes(where, (2, 1, 32, 48, 3), 8)[3] is None
-    assert arrays.picture_axes(where, (2, 49, 1072, 1920, 3), 8)[3] == 'act_width'
-    assert arrays.picture_axes(where, (2, 13, 134, 240, 16), 1)[3] == 'act_width'
+    assert arrays.video_axes(where, (2, 1, 32, 48, 3), 8)[3] is None
+    assert arrays.video_axes(where, (2, 49, 1072, 1920, 3), 8)[3] == 'act_width'
+    assert arrays.video_axes(where, (2, 13, 134, 240, 16), 1)[3] == 'act_width'
 
 
 class Share:
@@ -70,21 +70,21 @@ class Share:
         (8, [6, 7], (3, 4)),
     ],
 )
-def test_which_part_of_a_batch_a_process_reads(shards, mine, part):
-    assert arrays.process_rows(Share(shards, mine)) == part
+def test_process_part(shards, mine, part):
+    assert arrays.process_part(Share(shards, mine)) == part
 
 
 @pytest.mark.parametrize(('shards', 'mine'), [(8, [0, 2]), (6, [1, 2]), (4, [0, 1, 2])])
-def test_parts_that_are_none_are_refused(shards, mine):
-    with pytest.raises(ValueError, match='is not one part of equal ones; let data x fsdp be a multiple'):
-        arrays.process_rows(Share(shards, mine))
+def test_process_part_refuses_unequal_parts(shards, mine):
+    with pytest.raises(ValueError, match='is not one of equal parts; make data x fsdp a multiple'):
+        arrays.process_part(Share(shards, mine))
 
 
-def test_to_the_host_and_back():
+def test_to_host_round_trip():
     where = placement(context=8)
     sharding = where.sharding(('act_batch', 'act_tokens'), (2, 16), 'x')
     x = numbers(2, 16)
-    placed = arrays.place({'x': x}, {'x': sharding})
+    placed = arrays.put_sharded({'x': x}, {'x': sharding})
     assert placed['x'].sharding == sharding
     np.testing.assert_array_equal(arrays.to_host(placed, where)['x'], x)
 
@@ -102,7 +102,7 @@ def parts_on(config, **parallel):
     return assemble(built, placement_of(built, make_mesh(built.parallel), latent_spec), latent_spec)
 
 
-def test_a_state_is_made_in_its_place_and_restored_on_another_mesh(config, tmp_path):
+def test_state_is_initialized_sharded_and_restored_on_another_mesh(config, tmp_path):
     here = parts_on(config, context=8)
     made = jax.jit(here.init_train_state, out_shardings=here.shardings)(jax.random.key(0))
     kernel = made.trainable['blocks']['mlp']['hidden']['kernel']

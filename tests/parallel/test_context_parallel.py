@@ -8,7 +8,7 @@ import pytest
 from fv_jax.core.config import ConfigError
 from fv_jax.kernels import context_parallel, reference
 from fv_jax.kernels.attention import BACKENDS
-from fv_jax.kernels.context_cost import Method, methods
+from fv_jax.kernels.context_cost import ContextParallelPlan, all_plans
 from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Placement
@@ -37,36 +37,36 @@ def expected():
     return run(lambda q, k, v: reference.attention(q, k[:, :TOKENS], v[:, :TOKENS]), qkv())
 
 
-def check(axes, method, expected):
+def check(axes, plan, expected):
     mesh = make_mesh(ParallelConfig(**({'data': 1} | axes)))
     sharding = jax.NamedSharding(mesh, jax.P('data', 'context', 'tensor', None))
 
     def kernel(q, k, v):
-        return context_parallel.attention(q, k, v, TOKENS, sharding=sharding, context='context', method=method)
+        return context_parallel.attention(q, k, v, TOKENS, sharding=sharding, context='context', plan=plan)
 
     for a, b in zip(run(kernel, [jax.device_put(x, sharding) for x in qkv()]), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6 * float(jnp.abs(b).max()))
 
 
-@pytest.mark.parametrize('method', methods(8), ids=str)
-def test_every_way_over_eight(expected, method):
+@pytest.mark.parametrize('plan', all_plans(8), ids=str)
+def test_context_parallel_plans_over_eight_devices(expected, plan):
     """Six heads do not divide by four or eight: there the padding of heads is tested too."""
-    check({'context': 8}, method, expected)
+    check({'context': 8}, plan, expected)
 
 
-@pytest.mark.parametrize('method', [Method(2, ring=False), Method(1, ring=True)], ids=str)
-def test_beside_other_axes(expected, method):
-    check({'data': 2, 'context': 2, 'tensor': 2}, method, expected)
+@pytest.mark.parametrize('plan', [ContextParallelPlan(2, ring=False), ContextParallelPlan(1, ring=True)], ids=str)
+def test_context_parallel_with_other_mesh_axes(expected, plan):
+    check({'data': 2, 'context': 2, 'tensor': 2}, plan, expected)
 
 
-def test_the_ring_gathers_nothing_on_the_way_forward():
+def test_ring_attention_forward_has_no_all_gather():
     mesh = make_mesh(ParallelConfig(data=1, context=8))
     sharding = jax.NamedSharding(mesh, jax.P(None, 'context', None, None))
     texts = []
     for ring in (False, True):
         compiled = jax.jit(
             lambda q, k, v, ring=ring: context_parallel.attention(
-                q, k, v, TOKENS, sharding=sharding, context='context', method=Method(ring=ring)
+                q, k, v, TOKENS, sharding=sharding, context='context', plan=ContextParallelPlan(ring=ring)
             ),
             in_shardings=(sharding,) * 3,
         ).lower(*qkv())
@@ -77,8 +77,8 @@ def test_the_ring_gathers_nothing_on_the_way_forward():
 def test_no_ring_where_no_kernel_can_do_it(monkeypatch):
     placement = Placement(make_mesh(ParallelConfig(data=1, context=8)), 'fsdp_split_frames')
     shape = 1, 104_768, 30, 64
-    assert sharding.context_method(placement, sharding.ContextChoice(ring=True), shape, 2).ring
-    monkeypatch.setitem(BACKENDS, 'cpu', BACKENDS['cpu']._replace(part=None))
-    assert not sharding.context_method(placement, sharding.ContextChoice(), shape, 2).ring
-    with pytest.raises(ConfigError, match='context_ring=True: no kernel for a cpu'):
-        sharding.context_method(placement, sharding.ContextChoice(ring=True), shape, 2)
+    assert sharding.context_parallel_plan(placement, sharding.ContextParallelConfig(ring=True), shape, 2).ring
+    monkeypatch.setitem(BACKENDS, 'cpu', BACKENDS['cpu']._replace(partial=None))
+    assert not sharding.context_parallel_plan(placement, sharding.ContextParallelConfig(), shape, 2).ring
+    with pytest.raises(ConfigError, match='ring_attention=True: no kernel for a cpu'):
+        sharding.context_parallel_plan(placement, sharding.ContextParallelConfig(ring=True), shape, 2)

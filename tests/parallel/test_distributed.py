@@ -29,11 +29,11 @@ GKE = {'TPU_WORKER_HOSTNAMES': 'a-0.a,a-1.a', 'TPU_WORKER_ID': '1'}
         (GKE | {'JAX_PLATFORMS': 'cpu'}, True, None),
     ],
 )
-def test_surroundings(environment, tpu_host, found):
+def test_detect_cluster(environment, tpu_host, found):
     assert detect_cluster(environment, tpu_host=tpu_host) == found
 
 
-def test_flags():
+def test_distributed_config_from_flags():
     assert DistributedConfig() == DistributedConfig(None, None, None)
     DistributedConfig('host:1234', 2, 1)
 
@@ -46,12 +46,12 @@ def test_flags():
         (('host:1', 2, 2), '--process-id=2: must be from 0 to 1'),
     ],
 )
-def test_flags_that_cannot_be_are_refused(flags, message):
+def test_distributed_config_refuses_invalid_flags(flags, message):
     with pytest.raises(ConfigError, match=message):
         DistributedConfig(*flags)
 
 
-def test_one_that_failed_ends_with_its_own_code_though_nobody_comes():
+def test_force_exit_ends_a_failed_process_with_its_own_code():
     program = f"""
 import time
 from fv_jax.parallel import distributed
@@ -64,7 +64,7 @@ time.sleep(60)
     assert done.returncode == 7
 
 
-def test_one_that_is_alone_just_ends():
+def test_force_exit_does_nothing_for_a_single_process():
     before = threading.active_count()
     distributed.force_exit_after_grace(7)
     assert threading.active_count() == before

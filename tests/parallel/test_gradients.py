@@ -78,13 +78,13 @@ def alone(made):
 
 
 @pytest.mark.parametrize('axes', MESHES, ids=str)
-def test_loss_and_gradients_are_those_of_one_device(made, alone, axes):
+def test_sharded_loss_and_gradients_equal_one_device(made, alone, axes):
     kind, stage, network, params, batch = made
     if kind == 'lowres' and axes not in LORA_MESHES:
         pytest.skip('what differs, the matrices of LoRA, is seen on two meshes')
     where = placement(axes, kind)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
-    placed = [arrays.place(part, s) for part, s in zip(params, shardings, strict=True)]
+    placed = [arrays.put_sharded(part, s) for part, s in zip(params, shardings, strict=True)]
     of = jax.jit(loss_and_grads(stage, network, sharding.rules_on(where)), out_shardings=((None, None), shardings[0]))
     (loss, metrics), grads = of(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
     (expected, expected_metrics), expected_grads = alone
@@ -96,13 +96,13 @@ def test_loss_and_gradients_are_those_of_one_device(made, alone, axes):
         np.testing.assert_allclose(np.asarray(a) / np.abs(b).max(), b / np.abs(b).max(), atol=1e-5, err_msg=str(path))
 
 
-def test_microbatches_on_a_mesh_are_the_batch(made, alone):
+def test_sharded_microbatches_equal_the_batch(made, alone):
     kind, stage, network, params, batch = made
     if kind == 'superres':
         pytest.skip('one stage is enough; this one has frozen parameters as well')
     where = placement({'fsdp': 4, 'tensor': 2}, kind)
     parts = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
-    placed = [arrays.place(part, s) for part, s in zip(params, parts, strict=True)]
+    placed = [arrays.put_sharded(part, s) for part, s in zip(params, parts, strict=True)]
     shardings = state.TrainState(where.replicated, *parts, {}, None)
     of = step.gradients(stage, network, sharding.rules_on(where), shardings, microbatches=2)
 
@@ -118,7 +118,7 @@ def test_microbatches_on_a_mesh_are_the_batch(made, alone):
         assert a.sharding.is_equivalent_to(s, a.ndim)
 
 
-def test_no_row_travels_to_its_microbatch():
+def test_sharded_microbatches_move_no_example():
     where = placement({'data': 2, 'fsdp': 2, 'context': 2}, 'superres')
     batch = arrays.to_global({'z_low_BFHWC': np.zeros((ROWS, *SIZE), np.float32)}, where, OFFICIAL.latent_spec)
     split = jax.jit(lambda batch: step.split_microbatches(batch, 2)['z_low_BFHWC'] + 1).lower(batch).compile()
@@ -127,7 +127,7 @@ def test_no_row_travels_to_its_microbatch():
 
 
 @pytest.mark.parametrize('axes', MESHES[1:3], ids=str)
-def test_every_large_parameter_is_split_over_all_chips(made, axes):
+def test_large_parameters_are_split_over_all_chips(made, axes):
     kind, _, network, _, _ = made
     shardings = sharding.parameter_shardings(placement(axes, kind), network.trainable)
     shapes = nnx.to_pure_dict(network.trainable)

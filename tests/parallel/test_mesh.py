@@ -18,12 +18,12 @@ from fv_jax.parallel.mesh import ParallelConfig, describe, make_mesh
         ({'data': 1, 'fsdp': 4, 'tensor': 2}, (1, 4, 1, 2)),
     ],
 )
-def test_every_device_has_a_place(config, shape):
+def test_mesh_uses_every_device(config, shape):
     mesh = make_mesh(ParallelConfig(**config))
     assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(jax.devices())
 
 
-def test_it_says_what_it_is():
+def test_mesh_description():
     assert describe(make_mesh(ParallelConfig(data=2, context=4))) == '8 cpu device(s) (data 2, context 4)'
     assert describe(make_mesh(ParallelConfig(), jax.devices()[:1])) == '1 cpu device(s)'
 
@@ -50,7 +50,7 @@ class Chip:
         return (self.id % 2, self.id // 2 % 2, 0)
 
 
-def test_slices_differ_in_data_only():
+def test_mesh_slices_differ_in_data_only():
     chips = [Chip(i) for i in range(8)]
     rng = np.random.default_rng(0)
     mesh = make_mesh(ParallelConfig(data=2, fsdp=2, context=2), [chips[i] for i in rng.permutation(8)])
@@ -64,13 +64,13 @@ def test_slices_differ_in_data_only():
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ({'data': 3, 'context': 2}, 'data 3 x context 2 makes 6, there are 8 device'),
-        ({'data': 1}, 'every axis 1 makes 1, there are 8'),
+        ({'data': 3, 'context': 2}, 'data 3 x context 2 needs 6 device'),
+        ({'data': 1}, 'every axis 1 needs 1 device'),
         ({'context': 3}, 'context 3 does not divide 8 device'),
-        ({'context': -1}, 'data and context: only one can take'),
+        ({'context': -1}, 'data and context: at most one axis may be -1'),
         ({'tensor': 0}, 'tensor=0: must be at least 1, or -1'),
     ],
 )
-def test_what_cannot_be_is_refused(config, message):
+def test_parallel_config_refuses_invalid_sizes(config, message):
     with pytest.raises(ConfigError, match=message):
         make_mesh(ParallelConfig(**config))

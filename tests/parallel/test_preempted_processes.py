@@ -8,7 +8,7 @@ from tests.parallel import joined
 from tests.sampling import tiny
 
 
-def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
+def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
     """With one checkpoint, from which two go on, and then one."""
     workdir = tmp_path / 'preempted'
     more = '--config.loop.num_steps=40', '--config.loop.save_every=100'

@@ -15,7 +15,7 @@ from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.preemption import Preemption
 
 
-def test_a_first_signal_is_remembered_and_the_second_is_the_kernels():
+def test_sigterm_is_deferred_and_a_second_one_kills():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption, preemption.defer_sigterm():
         assert not preemption.is_requested(1)
@@ -25,13 +25,13 @@ def test_a_first_signal_is_remembered_and_the_second_is_the_kernels():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_where_no_step_is_under_way_a_signal_ends_at_once():
+def test_sigterm_outside_of_the_loop_raises_at_once():
     with pytest.raises(PreemptedError, match='preempted before a step'), Preemption():
         os.kill(os.getpid(), signal.SIGTERM)
         signal.sigtimedwait([], 1)
 
 
-def test_what_one_wants_is_known_to_all(monkeypatch):
+def test_cross_host_flags_are_known_to_all(monkeypatch):
     """The program that several processes run, in one with several devices."""
     mesh = make_mesh(ParallelConfig(data=2, fsdp=-1))
     vote = CrossHostFlags(mesh)

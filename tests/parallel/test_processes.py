@@ -31,7 +31,7 @@ def one(run):
 
 
 @pytest.mark.parametrize('processes', [2, 4])
-def test_several_processes_are_one(one, run, processes):
+def test_several_processes_train_like_one(one, run, processes):
     workdir, (first, *others) = run(processes)
     assert '4 cpu device(s) (data 2, context 2)' in first[2] and 'saved step 2' in first
     assert others == [[]] * (processes - 1)

@@ -85,7 +85,7 @@ def test_an_unknown_strategy_is_refused():
         run_config(stage2, 'smoke', parallel={'strategy': 'fsdp_frames'})
 
 
-def test_a_dimension_is_split_over_its_mesh_axes():
+def test_rules_split_a_dimension_over_its_mesh_axes():
     where = placement(fsdp=2, context=4)
     assert where.shards(axes.EMBED) == 8 and where.shards(axes.ACT_BATCH) == 2 and where.shards(axes.MLP) == 1
     kernel = where.sharding((axes.EMBED, None, axes.HEADS), (64, 3, 30), 'a kernel')
@@ -97,7 +97,7 @@ def test_a_dimension_is_split_over_its_mesh_axes():
     ('program', 'variant', 'least'),
     [(stage2, '', 7.8), (stage1, 'full_ft', 7.8), (stage1, '', 5)],  # some LoRA matrices have no dimension to split
 )
-def test_a_chip_of_eight_keeps_an_eighth_of_the_state(program, variant, least):
+def test_rules_leave_an_eighth_of_the_state_on_each_of_eight_chips(program, variant, least):
     state = make(run_config(program, variant, parallel={'fsdp': 2, 'context': -1})).abstract_state
     leaves = jax.tree.leaves(state)
     whole = sum(x.size * x.dtype.itemsize for x in leaves)
@@ -114,24 +114,24 @@ def test_a_dimension_that_does_not_divide_is_refused_by_name():
     assert '(config.parallel: tensor 2); choose divisors of 129 there' in str(error.value)
 
 
-def test_an_axis_used_twice_is_refused():
+def test_sharding_refuses_a_mesh_axis_used_twice():
     with pytest.raises(ConfigError, match='a kernel: mlp and heads cannot both be split over the mesh axis tensor'):
         placement(tensor=8).sharding((axes.MLP, axes.HEADS), (8, 8), 'a kernel')
 
 
-def test_heads_that_do_not_divide_are_refused():
+def test_placement_refuses_heads_that_do_not_divide():
     with pytest.raises(ConfigError, match=r'num_heads: .*is 30, which does not divide by 4 .*tensor 4'):
         make(run_config(stage2, parallel={'data': -1, 'tensor': 4}))
 
 
-def test_a_batch_smaller_than_its_axes_is_refused():
+def test_placement_refuses_a_batch_smaller_than_its_axes():
     for batch, fix in ((4, 'use 8'), (12, 'use 8 or 16')):
         config = run_config(vae, 'smoke', parallel={'data': 4, 'fsdp': 2}, data__loader={'batch_size': batch})
         with pytest.raises(ConfigError, match=rf'batch_size={batch}: does not divide by 8 .*data 4 x fsdp 2.*{fix}'):
             place(config)
 
 
-def test_a_share_of_a_batch_that_does_not_divide_into_microbatches_is_refused():
+def test_placement_refuses_microbatches_that_do_not_divide():
     sizes = {'parallel': {'data': 4, 'fsdp': 2}, 'data__loader': {'batch_size': 24}}
     config = run_config(vae, 'smoke', loop__microbatches=2, **sizes)
     with pytest.raises(ConfigError, match=r'batch_size=24: does not divide by 16 .*microbatches=2\); use 16 or 32'):
@@ -140,7 +140,7 @@ def test_a_share_of_a_batch_that_does_not_divide_into_microbatches_is_refused():
     place(config)
 
 
-def test_every_size_that_is_trained_at_must_divide():
+def test_placement_checks_every_bucket():
     clip, picture, small = (
         {'frames': frames, 'height': height, 'width': width}
         for frames, height, width in ((9, 32, 48), (1, 32, 112), (1, 16, 16))
@@ -156,8 +156,8 @@ def test_every_size_that_is_trained_at_must_divide():
         place(config)
 
 
-def test_more_context_shards_than_tokens_are_refused():
+def test_placement_refuses_more_context_shards_than_tiles():
     where = placement(context=8)
     assert [sharding.padded(where, n) for n in (8, 50, 64)] == [8, 56, 64]
-    with pytest.raises(ConfigError, match=r'context=8: 7 tokens .* enough for 7 chip\(s\); use at most 7'):
+    with pytest.raises(ConfigError, match=r'context=8: 7 tokens .* fill only 7 chip\(s\); use at most 7'):
         sharding.padded(where, 7)

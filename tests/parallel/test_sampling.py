@@ -29,7 +29,7 @@ def close(a, b):
 
 
 @pytest.mark.parametrize('parallel', [{'context': 8}, {'fsdp': 2, 'context': 4}], ids=str)
-def test_samples_are_those_of_one_device(parallel):
+def test_sharded_samples_equal_one_device(parallel):
     """Guided: twice the rows of the batch."""
     network = state.ModelDef.from_stage(STAGE)
     params = {'trainable': nnx.to_pure_dict(network.trainable), 'frozen': nnx.to_pure_dict(network.frozen)}
@@ -40,15 +40,15 @@ def test_samples_are_those_of_one_device(parallel):
     expected = sample_step(STAGE, network, SINGLE_DEVICE)(params, batch, jax.random.key(0))['z_sample_BFHWC']
     where = placement(**parallel)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
-    placed = arrays.place(params, dict(zip(('trainable', 'frozen'), shardings, strict=True)))
-    rules = sharding.rules_on(where, sharding.ContextChoice(training=False))
+    placed = arrays.put_sharded(params, dict(zip(('trainable', 'frozen'), shardings, strict=True)))
+    rules = sharding.rules_on(where, sharding.ContextParallelConfig(training=False))
     sample = sample_step(STAGE, network, rules)(
         placed, arrays.to_global(batch, where, OFFICIAL.latent_spec), jax.random.key(0)
     )
     close(sample['z_sample_BFHWC'], expected)
 
 
-def test_the_vae_is_that_of_one_device_and_splits_pictures():
+def test_sharded_vae_equals_one_device_and_splits_the_width():
     """128 columns on eight chips: two of latents each, with halos at every level; group norms over all of them."""
     video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 128, 3)).astype(np.float32)
     alone, where = jit_vae(tiny.vae()), placement(context=8)

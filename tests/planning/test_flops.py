@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from fv_jax.core.parallel_context import Rules
-from fv_jax.kernels.blocked import attention_at_once
+from fv_jax.kernels.blocked import unblocked_attention
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam
 from fv_jax.models.sequence import SequenceLayout
@@ -19,7 +19,7 @@ from fv_jax.planning import flops
 from fv_jax.planning.flops import Sequence
 from tests.models.single_block import run_block
 
-RULES = Rules(attention=lambda q, k, v, n: attention_at_once(q, k, v, n))
+RULES = Rules(attention=lambda q, k, v, n: unblocked_attention(q, k, v, n))
 # Wide and long enough that products of matrices outweigh norms and activations.
 DIT = DiTConfig(embed_dim=256, num_layers=2, num_heads=2, mlp_dim=1024, cond_dim=32, text_dim=64, remat='none')
 LORA = dataclasses.replace(DIT, lora=LoRAConfig(rank=32, targets=('qkv', 'attention_out', 'modulation', 'mlp')))
@@ -64,7 +64,7 @@ def test_the_dit(config):
 
 def test_attention_is_told_from_linears():
     q = jax.ShapeDtypeStruct((1, ROW.tokens, 2, 128), jnp.float32)
-    attention = counted(functools.partial(attention_at_once, num_keys=ROW.tokens), q, q, q)
+    attention = counted(functools.partial(unblocked_attention, num_keys=ROW.tokens), q, q, q)
     assert flops.dit_forward(DIT, ROW).attention == pytest.approx(2 * attention, rel=0.03)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.stages import registry
@@ -55,7 +55,7 @@ def random(shapes: Any, scale: float) -> Any:
 
 
 def vae() -> VAE:
-    graphdef, shapes = nnx.split(abstract(functools.partial(VAE, VAE_CONFIG)))
+    graphdef, shapes = nnx.split(abstract_module(functools.partial(VAE, VAE_CONFIG)))
     return nnx.merge(graphdef, random(shapes, 0.1))
 
 

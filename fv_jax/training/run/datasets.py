@@ -125,7 +125,7 @@ class TrainBatches:
         if order:
             (seed,) = np.random.SeedSequence([data.loader.seed, order]).generate_state(1)
             data = dataclasses.replace(data, loader=dataclasses.replace(data.loader, seed=int(seed)))
-        rows = arrays.process_rows(placement)
+        rows = arrays.process_part(placement)
         drawn = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=rows)
         return (arrays.to_global(batch, placement, self.parts.latent_spec) for batch in drawn)
 
@@ -136,7 +136,7 @@ class TrainBatches:
         data, placement = self.parts.config.data, self.parts.placement
         low_res = registry.needs_low_res(self.parts.config.stage)
         transform = pipeline.clip_transform(data, low_res=low_res, training=False, text=self.text)
-        rows, process = placement.shards(axes.ACT_BATCH), arrays.process_rows(placement)
+        rows, process = placement.shards(axes.ACT_BATCH), arrays.process_part(placement)
         found = pipeline.heldout_batches(self.datasets.heldout, transform, data, rows=rows, process=process)
         return [arrays.to_global(batch, placement, self.parts.latent_spec) for batch in found]
 

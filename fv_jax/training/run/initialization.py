@@ -135,11 +135,11 @@ def _load_init_params(parts: Assembly, name: str, abstract: Any) -> tuple[Any, A
         model = parts.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
         parts.stage.start_from(model)
         return state.split_params(parts.stage, model)
-    with arrays.in_host_memory():
+    with arrays.on_cpu_device():
         model = _load_init_network(parts.config, name)
         parts.stage.start_from(model)
         params = state.split_params(parts.stage, model)
-    return arrays.place(params, (parts.shardings.trainable, parts.shardings.frozen))
+    return arrays.put_sharded(params, (parts.shardings.trainable, parts.shardings.frozen))
 
 
 def _load_init_network(config: RunConfig, name: str) -> nnx.Module:

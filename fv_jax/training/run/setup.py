@@ -92,7 +92,7 @@ class Assembly:
     @functools.cached_property
     def abstract_state(self) -> state.TrainState:
         """Shapes that know where they are to live."""
-        return sharding.abstract(self.init_train_state, jax.random.key(0), shardings=self.shardings)
+        return sharding.eval_shape_sharded(self.init_train_state, jax.random.key(0), shardings=self.shardings)
 
 
 def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Placement:
@@ -108,7 +108,7 @@ def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Plac
         what = 'config.data.loader.batch_size'
         if data.token_budget is not None:
             what = f'config.data.batch_multiple={data.batch_multiple}: the batch of {bucket}'
-        arrays.check_rows(placement, data.batch_size(bucket, latent_spec), what, config.loop.microbatches)
+        arrays.check_batch_size(placement, data.batch_size(bucket, latent_spec), what, config.loop.microbatches)
     if isinstance(network := config.stage.network, DiTConfig):
         placement.sharding((axes.ACT_HEADS,), (network.num_heads,), 'config.stage.network.num_heads')
         for bucket in data.sizes:
@@ -147,5 +147,5 @@ def assemble(
     stage = registry.build(config.stage, encoder=encoder)
     network, tx = state.ModelDef.from_stage(stage), optimizer.make_optimizer(config.optim, config.loop.num_steps)
     shardings = state.state_shardings(network, tx, placement, ema=config.optim.ema_decay > 0)
-    choice = sharding.ContextChoice(config.parallel.context_heads, config.parallel.context_ring)
+    choice = sharding.ContextParallelConfig(config.parallel.ulysses_degree, config.parallel.ring_attention)
     return Assembly(config, latent_spec, placement, sharding.rules_on(placement, choice), stage, network, tx, shardings)

@@ -10,7 +10,7 @@ import jax
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import UsageError
-from fv_jax.core.config import nearest
+from fv_jax.core.config import did_you_mean
 from fv_jax.core.files import parse_json, write_json
 from fv_jax.training.run.setup import RunConfig
 
@@ -82,7 +82,7 @@ def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
         for key in name.split('.'):
             if not isinstance(group, dict) or key not in group:
                 known = group if isinstance(group, dict) else values
-                raise UsageError(f'--allow-config-change={name}: no field {key!r}; {nearest(key, known)}')
+                raise UsageError(f'--allow-config-change={name}: no field {key!r}; {did_you_mean(key, known)}')
             group = group[key]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from fv_jax.core.abstract_module import abstract
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write, parse_json
@@ -66,9 +66,15 @@ def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: Dtype
     tensors, rows = read_tensors(folder), table(config)
     key_table.check_keys(str(folder), tensors, rows)
 
+<<<<<<< HEAD
     shapes = abstract(functools.partial(T5, config))
     specs = {name: leaf for name, (_, leaf) in key_table.named_parameters(nnx.state(shapes)).items()}
     return key_table.build_module(shapes, key_table.from_official(tensors, rows, specs))
+=======
+    shapes = abstract_module(functools.partial(T5, config))
+    specs = {name: leaf for name, (_, leaf) in key_table.leaves_of(nnx.state(shapes)).items()}
+    return key_table.module_of(shapes, key_table.parameters(tensors, rows, specs))
+>>>>>>> b59055b (core, kernels, parallel: the field's names for context parallelism, hardware data and processes)
 
 
 def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> None:
