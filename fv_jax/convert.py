@@ -244,15 +244,9 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
     tensors, table = t5_folder.read_tensors(arguments.input), t5_folder.table(config)
     key_table.check_keys(str(arguments.input), tensors, table)
     config = dataclasses.replace(config, param_dtype=arguments.dtype or reader.stored_dtype(tensors))
-<<<<<<< HEAD
-    state = nnx.state(abstract(functools.partial(T5, config)))
+    state = nnx.state(abstract_module(functools.partial(T5, config)))
     values = key_table.from_official(
         tensors, table, {name: leaf for name, (_, leaf) in key_table.named_parameters(state).items()}
-=======
-    state = nnx.state(abstract_module(functools.partial(T5, config)))
-    values = key_table.parameters(
-        tensors, table, {name: leaf for name, (_, leaf) in key_table.leaves_of(state).items()}
->>>>>>> b59055b (core, kernels, parallel: the field's names for context parallelism, hardware data and processes)
     )
     meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
     with files.atomic_write(arguments.output.absolute()) as partial:
@@ -265,13 +259,8 @@ def _run_to_t5(arguments: argparse.Namespace, stored: streaming.CheckpointReader
     require(arguments.output.suffix not in SUFFIXES, f'--output={arguments.output}: a T5 becomes a folder', UsageError)
     config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
-<<<<<<< HEAD
     values = key_table.cast_parameters(stored.arrays(), config.param_dtype)
-    network = key_table.build_module(abstract(functools.partial(T5, config)), values)
-=======
-    values = key_table.typed_as(stored.arrays(), config.param_dtype)
-    network = key_table.module_of(abstract_module(functools.partial(T5, config)), values)
->>>>>>> b59055b (core, kernels, parallel: the field's names for context parallelism, hardware data and processes)
+    network = key_table.build_module(abstract_module(functools.partial(T5, config)), values)
     with files.atomic_write(arguments.output.absolute()) as partial:
         t5_folder.save(partial, network)
         _copy_tokenizer(arguments.input, partial)

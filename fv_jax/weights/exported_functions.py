@@ -59,15 +59,9 @@ def functions(
     return list(found)
 
 
-<<<<<<< HEAD
 def export_stablehlo(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
     """Exports a function as serialized StableHLO (`jax.export`) for these platforms, without computing anything."""
-    graphdef, state = nnx.split(abstract(stage.init))
-=======
-def serialized(function: ExportedFunction, stage: Stage, platforms: Sequence[str]) -> bytes:
-    """The artefact; nothing is computed."""
     graphdef, state = nnx.split(abstract_module(stage.init))
->>>>>>> b59055b (core, kernels, parallel: the field's names for context parallelism, hardware data and processes)
     variables = nnx.to_flat_state(state)
 
     def flat(leaves: list[jax.Array], *inputs: jax.Array) -> jax.Array:

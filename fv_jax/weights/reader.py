@@ -62,15 +62,9 @@ class WeightsFile:
         return {key: np.array(tensor.numpy()) for key, tensor in found.items()}
 
 
-<<<<<<< HEAD
 def abstract_network(config: DiTConfig | VAEConfig) -> Network:
     """Builds the network of this config with ShapeDtypeStructs as parameters."""
-    return abstract(functools.partial(DiT if isinstance(config, DiTConfig) else VAE, config))
-=======
-def shapes(config: DiTConfig | VAEConfig) -> Network:
-    """The network of this config, without numbers."""
     return abstract_module(functools.partial(DiT if isinstance(config, DiTConfig) else VAE, config))
->>>>>>> b59055b (core, kernels, parallel: the field's names for context parallelism, hardware data and processes)
 
 
 def open_weights(

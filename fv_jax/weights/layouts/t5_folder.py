@@ -66,15 +66,9 @@ def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: Dtype
     tensors, rows = read_tensors(folder), table(config)
     key_table.check_keys(str(folder), tensors, rows)
 
-<<<<<<< HEAD
-    shapes = abstract(functools.partial(T5, config))
+    shapes = abstract_module(functools.partial(T5, config))
     specs = {name: leaf for name, (_, leaf) in key_table.named_parameters(nnx.state(shapes)).items()}
     return key_table.build_module(shapes, key_table.from_official(tensors, rows, specs))
-=======
-    shapes = abstract_module(functools.partial(T5, config))
-    specs = {name: leaf for name, (_, leaf) in key_table.leaves_of(nnx.state(shapes)).items()}
-    return key_table.module_of(shapes, key_table.parameters(tensors, rows, specs))
->>>>>>> b59055b (core, kernels, parallel: the field's names for context parallelism, hardware data and processes)
 
 
 def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> None:
