@@ -1,4 +1,4 @@
-"""What the configuration programs share: strict parsing of their variants, and blocks of settings.
+"""Helpers of the configuration files: strict parsing of variants, and settings that several files use.
 
 A config is chosen as `--config=configs/stage2.py:smoke,batch=8`: after the colon the name of a variant, if
 any, and fields of the variant. What is not known is an error that names the nearest known.
@@ -11,7 +11,10 @@ from fv_jax.core.config import ConfigError, did_you_mean
 
 
 def official_optim(*, learning_rate: float) -> dict[str, Any]:
-    """Of both stages. A constant rate, clipping at 0.1 and dropout of captions are the authors'; the rates are ours."""
+    """Returns the optimizer settings of both stages.
+
+    A constant rate, clipping at 0.1 and dropout of captions are the authors'; the rates are ours.
+    """
     return {
         'algorithm': 'adamw',
         'learning_rate': learning_rate,

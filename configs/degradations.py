@@ -20,7 +20,7 @@ STRONG_PROBABILITY = 0.5  # FV
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """See above. The fields are those of `fv_jax.data.degradation.degradations.Degradation`."""
+    """Builds the configuration of a variant; its fields are those of `Degradation`."""
     name, _ = parse_variant(variant, ('weak',))
     if name == 'weak':
         return ConfigDict({'weak': WEAK, 'strong': None, 'strong_probability': 0.0})

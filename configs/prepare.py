@@ -55,7 +55,7 @@ HELDOUT_STARTS = {
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """See above. The fields are those of `fv_jax.data.video.clips.ClipsConfig`."""
+    """Builds the configuration of a variant; its fields are those of `fv_jax.data.video.clips.ClipsConfig`."""
     name, fields = parse_variant(variant, VARIANTS, {'split': 'train'})
     config = ml_collections.ConfigDict()
     config.name = 'clips'

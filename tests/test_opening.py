@@ -121,7 +121,7 @@ def test_a_folder_of_both_or_both_folders(folder):
         assert fv.stage1.stage.config == tiny.LOWRES and fv.stage2.stage.config == tiny.SUPERRES
         assert fv.preview_settings.size == tiny.PREVIEW and fv.preview_settings.frames == tiny.FRAMES
         assert fv.stage1.vae is fv.stage2.vae  # read once
-        assert len(fv.notes) == 2 and 'does not say by hash which text encoder' in fv.notes[0]
+        assert len(fv.notes) == 2 and 'does not record the fingerprint of its text encoder' in fv.notes[0]
     assert apart.origin.steps == (7, 7)
     assert apart.origin.checkpoints == (str(folder / 'stage2'), str(folder / 'stage1'))
     assert FlashVideo.from_origin(apart.origin).stage1.digest == at_once.stage1.digest

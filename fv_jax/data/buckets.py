@@ -34,7 +34,7 @@ class Bucket:
 
     @property
     def size(self) -> Size:
-        """(frames, height, width)."""
+        """The size as (frames, height, width)."""
         return self.frames, self.height, self.width
 
     def __str__(self) -> str:

@@ -108,7 +108,7 @@ class DataConfig:
 
     @property
     def sizes(self) -> tuple[Bucket, ...]:
-        """All sizes to train at."""
+        """All sizes to train at: the buckets, or the one configured size."""
         return self.buckets or (Bucket(self.frames, self.height, self.width),)
 
     @property

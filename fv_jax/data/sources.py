@@ -64,7 +64,7 @@ def parse(names: str) -> list[tuple[str, float | None]]:
 
 
 class ConcatSource:
-    """The concatenation of several sources."""
+    """Concatenates several sources into one."""
 
     def __init__(self, parts: Sequence[DataSource]):
         self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
@@ -290,7 +290,7 @@ def _measure(records: Iterable[Record]) -> np.ndarray:
 
 
 def _size(record: Record) -> tuple[int, int, int]:
-    """What a record says of its size, or what its video's header does; zeros if neither can be had."""
+    """Reads the size that a record states, or that of its video's header; zeros where neither is available."""
     if (said := record_size(record)) is not None:
         return said
     try:
@@ -334,7 +334,7 @@ def _indexed_sizes(index: dict) -> np.ndarray:
 
 
 def _first_record(index: dict, path: str) -> int | None:
-    """How many records of its set come before a shard's."""
+    """Computes the index in its set of a shard's first record; None if the index file does not list the shard."""
     before = 0
     for name, count in index.get('shards', {}).items():
         if name == Path(path).name:

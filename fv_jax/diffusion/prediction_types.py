@@ -79,7 +79,7 @@ def v_denoiser(predict_fn: FlowFn, num_steps: int) -> FlowFn:
 
 
 def _integrate_v(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> jax.Array:
-    """Over the noise schedule."""
+    """Integrates over the noise schedule of `steps.num_steps` steps."""
     denoise_fn, schedule = v_denoiser(predict_fn, steps.num_steps), noise_schedules.zero_snr_schedule(steps.num_steps)
     return SAMPLERS[steps.sampler].run(denoise_fn, noise, schedule, noise_fn)
 

@@ -64,7 +64,7 @@ class LazyFrames:
 
     @property
     def length(self) -> int:
-        """The number of frames F."""
+        """The number F of the clip's frames."""
         return max(part.shape[1] for part in self.parts)
 
     @property

@@ -118,7 +118,7 @@ class DiTConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Features of a patch."""
+        """The number of features of a patch."""
         return self.latent_channels * self.patch_size**2
 
     def lora_on(self, target: Target) -> LoRAConfig | None:

@@ -34,7 +34,7 @@ Target = Literal['qkv', 'attention_out', 'modulation', 'mlp']
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Which linears of every block have an addition, and how large it is. The defaults are the official stage 1's.
+    """The linears of every block that have LoRA, and its rank and scale. The defaults are the official stage 1's.
 
     Attributes:
       rank: R, of the matrices A (in, R) and B (R, out).

@@ -48,7 +48,7 @@ class SequenceLayout(NamedTuple):
 
 
 class TokenInfo(NamedTuple):
-    """What a block needs to know of the sequence.
+    """The part of the sequence layout that a block reads.
 
     Attributes:
       is_text_1M1: which tokens are text, (1, M, 1) bool.

@@ -19,7 +19,7 @@ from fv_jax.core.config import ConfigError, check_choice, check_range
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Which text encoder, and how it is run.
+    """Configuration of a text encoder.
 
     Attributes:
       encoder: '' for none, a name in the registry such as 'hash', or a folder such as T5's (config.json, spiece.model,
@@ -57,7 +57,7 @@ class Truncation:
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderFingerprint:
-    """What embeddings depend on, and their size.
+    """Identifies a text encoder by what its embeddings depend on.
 
     Attributes:
       digest: 16 hexadecimal digits. Two encoders of one digest agree, up to rounding.
@@ -74,7 +74,7 @@ class TextEncoderFingerprint:
 
 
 class TextEncoder(Protocol):
-    """Texts to embeddings."""
+    """Encodes texts as embeddings of one length and width."""
 
     fingerprint: TextEncoderFingerprint
 
@@ -83,7 +83,7 @@ class TextEncoder(Protocol):
         ...
 
     def truncation(self, text: str) -> Truncation | None:
-        """What `encode` leaves out of a text that is too long; None when it uses all of it."""
+        """Returns how much of a text `encode` uses, or None if it uses all of it."""
         ...
 
 

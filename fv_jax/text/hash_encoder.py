@@ -36,7 +36,7 @@ _LEVELS = 2**16
 
 
 class HashTextEncoder:
-    """A `TextEncoder`. See the module."""
+    """The `TextEncoder` that hashes words, as the module describes."""
 
     def __init__(self, length: int = LENGTH, dim: int = DIM):
         """Args:
@@ -64,7 +64,7 @@ class HashTextEncoder:
         return out_BLD
 
     def truncation(self, text: str) -> Truncation | None:
-        """How many words of a text are left out, if any are."""
+        """Returns how many words of a text are used, or None if all are."""
         count, length = len(_words(text)), self.fingerprint.length
         return Truncation(count, length) if count > length else None
 

@@ -41,7 +41,7 @@ class T5Encoder:
         return out_BLD
 
     def truncation(self, text: str) -> Truncation | None:
-        """What is cut from the end of a text; the tokens are SentencePiece's."""
+        """Returns how many SentencePiece tokens of a text are used, or None if all are."""
         return self._tokens.truncation(text)
 
 

@@ -52,12 +52,12 @@ class WeightsFile:
         return found | (official_dit.init_parameters(self.config, self.new) if self.new else {})
 
     def network(self) -> Network:
-        """The network, ready to call."""
+        """Loads the network with all its parameters."""
         network = abstract_network(self.config)
         return key_table.build_module(network, self._parameters(network))
 
     def unused(self) -> dict[str, np.ndarray]:
-        """What the official networks own and nothing reads: kept by whoever wants the way back to be whole."""
+        """Reads the official tensors that no computation reads, for a conversion back that restores them."""
         found = {k: x for k, x in self.tensors.items() if fnmatch.fnmatchcase(k, key_table.POSITION_TABLE)}
         return {key: np.array(tensor.numpy()) for key, tensor in found.items()}
 
@@ -107,7 +107,7 @@ def _official(path: Path, param_dtype: DtypeName | None) -> WeightsFile:
 
 
 def _tensors(path: Path) -> tuple[str, Tensors]:
-    """Which kind of network it is ('dit' or 'vae'), and its tensors."""
+    """Reads a file's tensors, and tells whether they are of a 'dit' or a 'vae'."""
     kinds = (('dit', official_dit.is_dit), ('vae', official_vae.is_vae))
     if path.suffix == '.safetensors':
         contents, _ = safetensors_file.read(path)

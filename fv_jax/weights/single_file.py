@@ -48,17 +48,17 @@ def kind_of(path: Path | str) -> str | None:
 
 
 def metadata(path: Path | str) -> dict[str, str]:
-    """What `write` was told. Raises FileNotFoundError, or ValueError for a damaged file."""
+    """Reads the metadata that `write` stored. Raises FileNotFoundError, or ValueError for a damaged file."""
     return safetensors_file.read(path)[1]
 
 
 def tensors(path: Path | str) -> Mapping[str, safetensors_file.StoredTensor]:
-    """What is stored, by the parameters' paths with slashes; read when it is asked for."""
+    """Returns the stored tensors by the parameters' paths with slashes; values are read when they are used."""
     return safetensors_file.read(path)[0]
 
 
 def config_of(path: Path | str) -> VAEConfig | DiTConfig:
-    """Of the network in such a file. Raises FileNotFoundError, or ValueError when the file is not one."""
+    """Reads the network's configuration. Raises FileNotFoundError, or ValueError for a file of another kind."""
     known = metadata(path)
     kind = next((kind for kind in _KINDS if kind in known), None)
     require(kind is not None, f'{path}: holds no network of this project')

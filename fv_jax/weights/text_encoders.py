@@ -41,7 +41,7 @@ def kind_of(config: TextConfig, where: str = 'text') -> TextEncoderKind:
 
 
 def is_available(config: TextConfig) -> bool:
-    """Whether a configuration names an encoder that exists here: one of a name, or a folder."""
+    """Tells whether a configuration's encoder exists here: a registered name or an existing folder."""
     return config.encoder in NAMED or (bool(config.encoder) and Path(config.encoder).is_dir())
 
 

@@ -106,7 +106,7 @@ def open_run(folder: Path | str, step: int | None = None) -> Run:
 
 
 def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
-    """What a run, in a folder or in one file, says of itself, and what reads its parameters."""
+    """Opens a run, in a folder or in one file: returns its metadata and a function that reads its parameters."""
     return _open_single_file(run, step) if run.is_file() else _open_checkpoint_folder(run, step)
 
 
@@ -146,7 +146,7 @@ def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], Par
 
 
 def single_file_run(path: Path) -> dict[str, Any] | None:
-    """What a small file says of its run: {'step', 'config', 'digests'}; None of one that says nothing.
+    """Reads the run metadata of a single file: {'step', 'config', 'digests'}; None where the file has none.
 
     Raises ValueError for what `export` cannot have written.
     """
@@ -160,7 +160,7 @@ def single_file_run(path: Path) -> dict[str, Any] | None:
 
 
 def _check_metadata(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """The same. Raises ValueError where it has no stage, or no digests as they should be."""
+    """Returns the metadata, or raises ValueError where its stage or its digests are missing or invalid."""
     config, digests = meta.get('config'), meta.get('digests', {})
     stage = config.get('stage') if isinstance(config, dict) else None
     if not isinstance(stage, dict) or not isinstance(stage.get('kind'), str) or not isinstance(digests, dict):
@@ -220,10 +220,10 @@ def _locate(
 
 
 def unverified(config: registry.StageConfig, digests: dict[str, str]) -> list[str]:
-    """What has to be believed of a checkpoint that has no digests."""
+    """Returns a note for each component whose fingerprint the checkpoint does not record."""
     named = {'vae': ('VAE', config.vae), 'text': ('text encoder', config.text.encoder)}
     return [
-        f'the checkpoint does not say by hash which {what} it was made with; {name} is taken to be it'
+        f'the checkpoint does not record the fingerprint of its {what}; assuming {name}'
         for key, (what, name) in named.items()
         if name and key not in digests
     ]

@@ -1,4 +1,4 @@
-"""What compression does to a picture or a film: encoded and decoded again, in memory.
+"""Compression artefacts: images and videos are encoded and decoded in memory.
 
 Encoders run in one thread: how x264 splits its work over threads changes what it writes, and a clip must not depend on
 the machine's number of cores. x264's macroblock tree reads memory that nothing wrote (seen with sides that are not

@@ -155,7 +155,7 @@ def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
 
 
 def read_index(shard: str | Path) -> dict[str, Any]:
-    """What NAME.json says of the set that a shard belongs to; {} without one. Raises ValueError if it is none."""
+    """Reads the NAME.json of the set that a shard belongs to; {} without one. Raises ValueError for an invalid one."""
     path = Path(shard)
     match = _SHARD.fullmatch(path.name)
     index = path.with_name(f'{match["name"]}.json') if match else None
@@ -170,7 +170,7 @@ def read_index(shard: str | Path) -> dict[str, Any]:
 
 
 def _counts(value: Any, length: int | None = None) -> bool:
-    """Whether it is a list of whole numbers that are not negative, of this length."""
+    """Tells whether a value is a list of non-negative integers, of this length if one is given."""
     fits = isinstance(value, list) and length in (None, len(value))
     return fits and all(type(x) is int and x >= 0 for x in value)
 
@@ -191,7 +191,7 @@ _INDEX = {
 
 
 def count_records(shards: Sequence[str | Path]) -> int:
-    """How many records `shards` hold in all. Raises ValueError naming a shard that cannot be opened."""
+    """Counts the records of all `shards`. Raises ValueError naming a shard that cannot be opened."""
     total = 0
     for shard in shards:
         reader = _open(shard)
@@ -258,7 +258,7 @@ class RecordWriter:
 
     @property
     def records(self) -> int:
-        """Records written so far."""
+        """The number of records written so far."""
         return sum(self._counts)
 
     @property

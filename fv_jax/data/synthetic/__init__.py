@@ -1,1 +1,1 @@
-"""Generated clips: captioned sprites."""
+"""Generated data: clips of captioned sprites that move over a landscape."""

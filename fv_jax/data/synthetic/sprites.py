@@ -142,7 +142,7 @@ def heldout_combinations() -> list[Combination]:
 
 
 def train_combinations() -> list[Combination]:
-    """All the others."""
+    """Returns all combinations that are not held out."""
     heldout = set(heldout_combinations())
     return [c for c in itertools.product(OBJECTS, MOTIONS, BACKGROUNDS) if c not in heldout]
 
@@ -235,7 +235,7 @@ class SpriteClips:
         }
 
     def scene(self, index: int) -> Scene:
-        """What record `index` shows."""
+        """Returns the scene of record `index`, without drawing it."""
         return self._plan(int(index))[0]
 
     def caption(self, index: int) -> str:
@@ -259,7 +259,7 @@ class SpriteClips:
 
 
 def is_name(name: str) -> bool:
-    """Whether `source` knows this name."""
+    """Tells whether `open_source` accepts this name."""
     return name.partition(':')[0] in (WHOLE, CROPS)
 
 

@@ -20,7 +20,7 @@ _SCAN_HEIGHT = 144
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """What one look at a whole file tells.
+    """The timestamps and shots of a video file.
 
     seconds: when each frame is shown, from 0 on, increasing.
     shots: (first frame, frame after the last) of every shot, in order, covering all frames.

@@ -38,7 +38,7 @@ EXACT_UP = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.F
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a file says about its first video stream, found without decoding all of it.
+    """Properties of a file's first video stream, read without decoding all of it.
 
     height, width: pixels as shown, after the rotation a phone may have written down.
     fps: mean frames a second.
@@ -64,7 +64,7 @@ class Video:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width)"""
+        """The frames' (height, width) in pixels."""
         return self.frames.shape[1], self.frames.shape[2]
 
 

@@ -44,7 +44,7 @@ class Storage:
         raise TypeError(_SETSTATE)
 
     def drop_pages(self) -> None:
-        """See `MemoryMappedFile.drop_pages`."""
+        """Drops the storage's pages from memory (`MemoryMappedFile.drop_pages`)."""
         if self.file is not None:
             self.file.drop_pages(self.start, self.values.nbytes)
 

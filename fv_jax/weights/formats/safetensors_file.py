@@ -82,7 +82,7 @@ def _tensor(path: Path, file: MemoryMappedFile, start: int, key: str, entry: Any
 
 
 def _counts(value: Any) -> bool:
-    """Whether it is a list of whole numbers that are not negative."""
+    """Tells whether a value is a list of non-negative integers."""
     return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
 
 

@@ -83,7 +83,7 @@ class _Storages:
             raise _RefusedError(f'{path}: written on a big-endian machine; re-save it on a little-endian one')
 
     def content(self, name: str) -> bytes:
-        """A small member's bytes."""
+        """Reads the bytes of a small member."""
         start, size = self.member(name)
         return self.file.bytes[start : start + size].tobytes()
 
@@ -137,7 +137,7 @@ class _StorageType:
 
 
 class _RefusedError(ValueError):
-    """What is said of a file as it stands; other errors come from within the pickle module."""
+    """Raised for a file that is refused, with a complete message, unlike the errors of the pickle module."""
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,1 +1,1 @@
-"""Which tensor of a file is which parameter: the official files, diffusers, T5."""
+"""Maps tensors of files to parameters: the official files, diffusers, T5."""

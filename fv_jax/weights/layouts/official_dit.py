@@ -68,7 +68,7 @@ LINEARS = (
 
 
 def is_dit(tensors: Iterable[str]) -> bool:
-    """Whether these are a DiT's keys."""
+    """Tells whether these are the keys of a DiT."""
     return any(key.startswith(PREFIX) for key in tensors)
 
 
@@ -251,7 +251,7 @@ def official_table(values: Parameters, config: DiTConfig) -> KeyTable:
 
 
 def position_table(config: DiTConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """What official files have and nothing reads, as zeros, so that strict readers find every key."""
+    """Returns zeros for the position table, which no computation reads but strict readers of official files require."""
     return {POSITION_TABLE: np.zeros((POSITIONS, config.embed_dim), dtype)}
 
 

@@ -13,7 +13,7 @@ from fv_jax.weights.layouts.key_table import TensorMapping, Tensors, affine, con
 
 
 def is_vae(tensors: Iterable[str]) -> bool:
-    """Whether these are a VAE's keys."""
+    """Tells whether these are the keys of a VAE."""
     return any(key.startswith(('encoder.', 'decoder.')) for key in tensors)
 
 
