@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fv_jax.core import files
+from fv_jax.core.checks import require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
@@ -43,8 +44,7 @@ def _plan(argv: Sequence[str]) -> int:
     parser.add_argument('--smallest', action='store_true', help='find the smallest slice of the generation')
     add_tiling_flags(parser)
     arguments, overrides = parser.parse(argv)
-    if arguments.search and arguments.smallest:
-        raise UsageError('--search, --smallest: give one of them')
+    require(not arguments.search or not arguments.smallest, '--search, --smallest: give one of them', UsageError)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UsageError(f'--json={arguments.json}: its folder is not there')
     phases = _words(arguments.phases)

@@ -37,7 +37,7 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
         (('--topology=v9', '--smallest'), 'v9 is no known generation'),
         (('--topology=h100-1', '--config.parallel.context=3'), 'there are 1 device(s)'),
         (('--topology=h100-1', '--tile-size=100x64'), 'tile_size: height=100: must be a multiple of 8'),
-        (('--topology=h100-1', '--tile-overlap=8'), 'means nothing without --tile-size'),
+        (('--topology=h100-1', '--tile-overlap=8'), 'has no effect without --tile-size'),
     ],
 )
 def test_wrong_usage_is_one_line(capsys, flags, message):

@@ -144,10 +144,10 @@ def add_lora(dit: Module, config: LoRAConfig, key: jax.Array) -> Module:
     Raises:
       ValueError: the network has LoRA.
     """
-    if dit.config.lora is not None:
-        raise ValueError(
-            f'this network already has LoRA ({dit.config.lora}); merge_lora(dit) merges it into the weights'
-        )
+    require(
+        dit.config.lora is None,
+        f'this network already has LoRA ({dit.config.lora}); merge_lora(dit) merges it into the weights',
+    )
     config = dataclasses.replace(dit.config, lora=config)
 
     # Compiled, so that XLA drops the initialization of everything but LoRA.

@@ -36,10 +36,11 @@ class ProfileSteps:
         match = re.fullmatch(r'(\d+)(?::(\d+))?', text)
         require(match is not None, f'--profile-steps={text}: must be FIRST:LAST, as in 10:13', ConfigError)
         first, last = int(match[1]), int(match[2] or match[1])
-        if not 1 <= first <= last < first + MAX_STEPS:
-            raise ConfigError(
-                f'--profile-steps={text}: must be at least 1, in ascending order, and at most {MAX_STEPS} steps'
-            )
+        require(
+            1 <= first <= last < first + MAX_STEPS,
+            f'--profile-steps={text}: must be at least 1, in ascending order, and at most {MAX_STEPS} steps',
+            ConfigError,
+        )
         return cls(first, last)
 
 
