@@ -17,9 +17,9 @@ def config(program, **changes):
 
 
 def test_pairs_need_degraded_clips():
-    cache = {'low_variants': 0, 'crop': None}
-    assert config(stage1, data__cache=cache).data.cache.low_variants == 0
-    with pytest.raises(ConfigError, match=r'data\.cache\.low_variants=0: stage superres needs'):
+    cache = {'num_degraded_variants': 0, 'crop': None}
+    assert config(stage1, data__cache=cache).data.cache.num_degraded_variants == 0
+    with pytest.raises(ConfigError, match=r'data\.cache\.num_degraded_variants=0: stage superres needs'):
         config(stage2, data__cache=cache)
 
 
