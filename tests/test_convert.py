@@ -216,7 +216,7 @@ def test_a_diffusers_folder(tmp_path, capsys):
     config = dataclasses.replace(STAGE1, lora=None, mlp_dim=128)
     folder = tmp_path / 'transformer'
     folder.mkdir()
-    rows = [reader.diffusers_folder._renamed(row) for row in official_dit.table(config)]
+    rows = [reader.diffusers_folder._rename(row) for row in official_dit.table(config)]
     values = key_table.module_parameters(nnx.state(network(config)))
     save_file(dict(key_table.to_official(values, key_table.KeyTable(rows, 2))[1]), folder / 'x.safetensors')
     values = {'num_attention_heads': 1, 'attention_head_dim': 32, 'in_channels': 4, 'out_channels': 4, 'num_layers': 2}
