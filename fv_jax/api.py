@@ -9,7 +9,7 @@ from fv_jax import weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion.time_grids import Numerics
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import DtypeName
@@ -64,7 +64,7 @@ class FlashVideo(Pipeline):
         numerics: Numerics = 'exact',
         dtype: DtypeName = 'bfloat16',
         text: TextConfig | None = None,
-        rules: Rules = SINGLE_DEVICE,
+        context: ParallelContext = SINGLE_DEVICE,
     ) -> 'FlashVideo':
         """The official release, with the official settings.
 
@@ -73,7 +73,7 @@ class FlashVideo(Pipeline):
           numerics: of stage 2, see `EnhanceSettings`; a default, like all settings.
           dtype: what both DiTs and T5 keep their weights in and compute in; the VAE is float32. bfloat16 is official.
           text: a text encoder in place of t5-v1_1-xxl, or that one run otherwise.
-          rules: where activations live and who computes attention.
+          context: the parallel context: sharding constraints, attention and padding.
 
         Raises:
           FileNotFoundError: no such folder, or something is missing from it; all that is missing is named.
@@ -98,14 +98,14 @@ class FlashVideo(Pipeline):
             for name, stage in stages
         )
         origin = WeightsOrigin(official=str(folder), dtype=dtype, text=text)
-        return cls(first, second, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), rules)
+        return cls(first, second, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), context)
 
     @classmethod
-    def from_origin(cls, origin: WeightsOrigin, *, rules: Rules = SINGLE_DEVICE) -> 'FlashVideo':
+    def from_origin(cls, origin: WeightsOrigin, *, context: ParallelContext = SINGLE_DEVICE) -> 'FlashVideo':
         """What a record says that a video was made with. Raises what the other two do."""
         if origin.official is not None:
-            return cls.from_official(origin.official, dtype=origin.dtype, text=origin.text, rules=rules)
-        return cls.from_checkpoint(*origin.checkpoints, steps=origin.steps or None, text=origin.text, rules=rules)
+            return cls.from_official(origin.official, dtype=origin.dtype, text=origin.text, context=context)
+        return cls.from_checkpoint(*origin.checkpoints, steps=origin.steps or None, text=origin.text, context=context)
 
     @classmethod
     def from_checkpoint(
@@ -114,7 +114,7 @@ class FlashVideo(Pipeline):
         steps: Sequence[int] | None = None,
         numerics: Numerics | None = None,
         text: TextConfig | None = None,
-        rules: Rules = SINGLE_DEVICE,
+        context: ParallelContext = SINGLE_DEVICE,
     ) -> 'FlashVideo':
         """Trained, converted or exported stages, with the settings of their configurations.
 
@@ -123,7 +123,7 @@ class FlashVideo(Pipeline):
             it, called stage1 and stage2; or 'embedded', the small ones in the package. With one stage alone, the
             other's method raises ValueError.
           steps: which checkpoint of each run, in their order; None takes the newest.
-          numerics, rules: as in `from_official`; None is the configuration's.
+          numerics, context: as in `from_official`; None is the configuration's.
           text: the text encoder, where the first stage names none, or in place of the one that is named. A second stage
             that names none was trained without, and gets none.
 
@@ -152,7 +152,7 @@ class FlashVideo(Pipeline):
             checkpoints=tuple(map(str, folders)), steps=tuple(step for step, *_ in opened), text=text
         )
         notes = tuple(f'{part.name}: {note}' for _, part, _, notes in opened for note in notes)
-        return cls(parts.get(PreviewStage), parts.get(EnhancementStage), origin, preview, enhance, rules, notes)
+        return cls(parts.get(PreviewStage), parts.get(EnhancementStage), origin, preview, enhance, context, notes)
 
 
 def _runs(folder: str | Path) -> list[Path]:

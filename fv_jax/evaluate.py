@@ -112,7 +112,7 @@ def evaluate(
     require(data.heldout, f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)', UsageError)
     output.mkdir(parents=True, exist_ok=True)
     log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {sampler.num_steps} sampler step(s)')
-    enhance_latents = jit_enhance_latents(run.stage, run.network.model(**run.params), rules=SINGLE_DEVICE)
+    enhance_latents = jit_enhance_latents(run.stage, run.network.model(**run.params), context=SINGLE_DEVICE)
     rows, figures, held_out = [], [], []
     for i, clip in enumerate(_clips(data, strong)):
         z_high, z_low = (run.vae.latents(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))
@@ -199,7 +199,7 @@ def _losses(
 
     @jax.jit
     def loss(params, noised):
-        return evaluation_loss(stage, network.model(**params), noised, rules=SINGLE_DEVICE)[0]
+        return evaluation_loss(stage, network.model(**params), noised, context=SINGLE_DEVICE)[0]
 
     key = jax.random.key(run.config['seed'])
     linear = LinearPredictor(STRATA)

@@ -193,7 +193,7 @@ def _forwards(exported: _Exported, arguments: argparse.Namespace) -> list[Export
     meta = {'config': exported.config, 'digests': exported.digests}
     latent_spec = trained_runs.latent_spec(trained_runs.stage_config_of(arguments.checkpoint, meta))
     stage = registry.build(exported.stage)
-    return exported_functions.functions(stage, latent_spec, (frames, height, width), rules=PORTABLE)
+    return exported_functions.functions(stage, latent_spec, (frames, height, width), context=PORTABLE)
 
 
 def _write_forwards(

@@ -380,7 +380,7 @@ def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -
     if num_steps is not None:
         stage = stage.with_sampler_config(dataclasses.replace(stage.sampler_config(), num_steps=num_steps))
     model = run.network.model(**run.params)
-    return stage, Enhancer(jit_enhance_latents(stage, model, rules=SINGLE_DEVICE), run.vae, tiling)
+    return stage, Enhancer(jit_enhance_latents(stage, model, context=SINGLE_DEVICE), run.vae, tiling)
 
 
 _COMMANDS = {

@@ -200,7 +200,7 @@ def test_a_velocity_without_fv_jax(runs, tmp_path):
     rng = np.random.default_rng(0)
     x, text = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 3, 4, 6, 4), (1, 3, 8)))
     stage, model = opened.stage.without_guidance(), opened.network.model(**opened.params)
-    expected = stage.velocity_fn(model, jnp.asarray(text), rules=SINGLE_DEVICE)(jnp.asarray(x), Times(0.4, 400.0))
+    expected = stage.velocity_fn(model, jnp.asarray(text), context=SINGLE_DEVICE)(jnp.asarray(x), Times(0.4, 400.0))
     found = without_fv_jax(tmp_path / 'out', 'velocity', (x, np.full(1, 400, np.float32), text))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert np.abs(found).max() > 0.1

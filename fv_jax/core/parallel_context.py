@@ -1,8 +1,8 @@
-"""How a network meets the hardware: three functions, handed to it at call time.
+"""The parallel context: what a network needs to know of the hardware, as three functions passed to it at call time.
 
-Model code is single-device code. It names its activations' axes and calls `rules.constrain`; it computes queries,
-keys and values and calls `rules.attention`; it makes its sequence as long as `rules.padded` says. On one device the
-first and the last are the identity; `parallel/` builds the other kind.
+Model code is single-device code. It names the axes of its activations and calls `context.constrain`; it computes
+queries, keys and values and calls `context.attention`; it pads its sequence to `context.padded_length`. On one device
+the first and the last are the identity; `parallel/sharding.py` makes the context of a mesh.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 Attention = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
-Padded = Callable[[int], int]
+PaddedLength = Callable[[int], int]
 
 
 def _unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -25,13 +25,16 @@ def _unpadded(num_tokens: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """attention: (q_BMNK, k_BMNK, v_BMNK, num_tokens) -> BMNK, softmax over the first num_tokens keys, scale 1/sqrt(K).
-      What it gives for the queries after them means nothing.
-    constrain: (activation, its logical axis names) -> the same activation, placed.
-    padded: how many tokens a sequence of so many is to have, padding at its end included.
+class ParallelContext:
+    """Attention, sharding constraints and padding for a network.
+
+    Attributes:
+      attention: (q_BMNK, k_BMNK, v_BMNK, num_tokens) -> BMNK, softmax over the first num_tokens keys, scale 1/sqrt(K).
+        Its output for the queries after them is arbitrary.
+      constrain: (activation, its logical axis names) -> the same activation with a sharding constraint.
+      padded_length: number of tokens -> length of the sequence with the padding at its end.
     """
 
     attention: Attention
     constrain: Constrain = _unconstrained
-    padded: Padded = _unpadded
+    padded_length: PaddedLength = _unpadded

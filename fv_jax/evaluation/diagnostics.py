@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.diffusion import time_grids
 from fv_jax.evaluation import metrics
@@ -70,7 +70,7 @@ class HealthCheck:
     stage: EnhancementStage
     model_of: Callable[[Params], nnx.Module]
     vae: JittedVAE
-    rules: Rules
+    context: ParallelContext
     batches: Sequence[Batch]
     truths: Sequence[jax.Array | np.ndarray | None]
     key: jax.Array
@@ -110,7 +110,7 @@ class HealthCheck:
             keys_B = per_example_keys(self.key, index, rows)
             times = jnp.full(rows, t), jnp.full(rows, noise_augmentation_timestep)
             noised = self.stage.noise_at(batch, keys_B, *times)
-            loss, _ = evaluation_loss(self.stage, self.model_of(params), noised, rules=self.rules)
+            loss, _ = evaluation_loss(self.stage, self.model_of(params), noised, context=self.context)
             data = noised.data_BFHWC
             degraded = jnp.mean((data - self.stage.scale_latents(batch['z_low_BFHWC'])) ** 2)
             mean = jnp.mean((data - data.mean(axis=(1, 2, 3), keepdims=True)) ** 2)
@@ -121,7 +121,7 @@ class HealthCheck:
     @functools.cached_property
     def _sample(self) -> Callable[[Params, Batch, jax.Array], jax.Array]:
         def sample(params, batch, key):
-            return self.stage.sample(self.model_of(params), batch, key, rules=self.rules)['z_sample_BFHWC']
+            return self.stage.sample(self.model_of(params), batch, key, context=self.context)['z_sample_BFHWC']
 
         return jax.jit(sample)
 

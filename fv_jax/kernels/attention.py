@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 
 from fv_jax.core.array_typing import Array, Float, typed
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels import blocked, cudnn_gpu, splash_tpu
 
 
@@ -74,5 +74,5 @@ def portable_attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, 
     return jax.lax.platform_dependent(q_BMNK, k_BJNK, v_BJNK, cpu=in_blocks, default=unblocked)
 
 
-SINGLE_DEVICE = Rules(attention=attention)
-PORTABLE = Rules(attention=portable_attention)
+SINGLE_DEVICE = ParallelContext(attention=attention)
+PORTABLE = ParallelContext(attention=portable_attention)

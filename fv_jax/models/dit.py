@@ -15,7 +15,7 @@ Blocks are stacked along a leading axis `layers` and run by `jax.lax.scan`. `emb
 `run_blocks` and `head` are the parts of `__call__`.
 
 Dimensions: B batch, F latent frames, H W latent height and width, C latent channels, L text tokens, S video tokens,
-M = L + S joint tokens (text first; padding last, where `rules` pads the sequence), D width, E conditioning width, T
+M = L + S joint tokens (text first; padding last, where `context` pads the sequence), D width, E conditioning width, T
 text width, N heads, K head size.
 """
 
@@ -31,7 +31,7 @@ from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float, Int, typed
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import (
     MLP,
@@ -169,13 +169,13 @@ class JointAttention(nnx.Module):
         lora = config.lora_on('attention_out')
         self.out = Linear(dim, dim, (axes.HEADS, axes.EMBED), dtypes=dtypes, rngs=rngs, lora=lora)
 
-    def __call__(self, x_BMD: jax.Array, tokens: TokenInfo, rules: Rules) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, tokens: TokenInfo, context: ParallelContext) -> jax.Array:
         qkv_BM3D = self.qkv(x_BMD)
         q, k, v = (qkv_BM3D[:, :, i].reshape(*x_BMD.shape[:2], *self.heads) for i in range(3))
         q = apply_rope(self.q_norm(q), tokens.rope).astype(v.dtype)
         k = apply_rope(self.k_norm(k), tokens.rope).astype(v.dtype)
         placed = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)
-        o_BMNK = rules.attention(*(rules.constrain(y, placed) for y in (q, k, v)), tokens.count)
+        o_BMNK = context.attention(*(context.constrain(y, placed) for y in (q, k, v)), tokens.count)
         return self.out(checkpoint_name(o_BMNK, ATTENTION_OUTPUT).reshape(x_BMD.shape))
 
 
@@ -202,16 +202,16 @@ class Block(nnx.Module):
         lora = config.lora_on('mlp')
         self.mlp = MLP((dim, inner, dim), kernel_axes, gelu_tanh, dtypes=dtypes, rngs=rngs, lora=lora)
 
-    def __call__(self, h_BMD: jax.Array, emb_BE: jax.Array, tokens: TokenInfo, rules: Rules) -> jax.Array:
+    def __call__(self, h_BMD: jax.Array, emb_BE: jax.Array, tokens: TokenInfo, context: ParallelContext) -> jax.Array:
         attention, mlp = self.modulations(emb_BE, tokens)
 
         x = modulate(self.attention_norm(h_BMD), attention.shift, attention.scale)
-        o = self.attention(x, tokens, rules)
-        h_BMD = rules.constrain(h_BMD + (attention.gate * o).astype(h_BMD.dtype), RESIDUAL)
+        o = self.attention(x, tokens, context)
+        h_BMD = context.constrain(h_BMD + (attention.gate * o).astype(h_BMD.dtype), RESIDUAL)
 
         x = modulate(self.mlp_norm(h_BMD), mlp.shift, mlp.scale)
-        o = self.mlp(x, lambda y: rules.constrain(y, (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_MLP)))
-        return rules.constrain(h_BMD + (mlp.gate * o).astype(h_BMD.dtype), RESIDUAL)
+        o = self.mlp(x, lambda y: context.constrain(y, (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_MLP)))
+        return context.constrain(h_BMD + (mlp.gate * o).astype(h_BMD.dtype), RESIDUAL)
 
     def modulations(self, emb_BE: jax.Array, tokens: TokenInfo) -> tuple[Modulation, Modulation]:
         """Computes the modulations of attention and of the MLP, each part broadcastable to (B, M, D)."""
@@ -271,7 +271,7 @@ class DiT(nnx.Module):
         text_BLD: Float[Array, 'b l t'],
         noise_augmentation_timestep_B: Float[Array, ' b'] | Int[Array, ' b'] | None = None,
         *,
-        rules: Rules = SINGLE_DEVICE,
+        context: ParallelContext = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
         """Predicts a tensor shaped like the latents, in the computation dtype.
 
@@ -281,17 +281,17 @@ class DiT(nnx.Module):
           text_BLD: the text encoder's output; every token is attended to.
           noise_augmentation_timestep_B: index 0 ... 999 into the noise schedule, the level to which the source was
             noised. Required by a network with `embed_noise_augmentation_timestep` and refused by every other.
-          rules: the parallel context: sharding constraints, attention and padding of the sequence.
+          context: the parallel context: sharding constraints, attention and padding of the sequence.
 
         Raises:
           ValueError: sizes that do not fit the configuration, or a noise-augmentation timestep missing or not wanted.
         """
         self._check(x_BFHWC, text_BLD)
-        layout = SequenceLayout.from_grid(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), rules)
+        layout = SequenceLayout.from_grid(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), context)
         emb_BE = self.embed_cond(timestep_B, layout.grid[0], noise_augmentation_timestep_B)
-        h_BMD = self.embed_tokens(x_BFHWC, text_BLD, layout, rules=rules)
-        h_BMD = self.run_blocks(h_BMD, emb_BE, layout, rules=rules)
-        return self.head(h_BMD, emb_BE, layout, rules=rules)
+        h_BMD = self.embed_tokens(x_BFHWC, text_BLD, layout, context=context)
+        h_BMD = self.run_blocks(h_BMD, emb_BE, layout, context=context)
+        return self.head(h_BMD, emb_BE, layout, context=context)
 
     def embed_cond(
         self, timestep_B: jax.Array, num_frames: int, noise_augmentation_timestep_B: jax.Array | None = None
@@ -318,16 +318,16 @@ class DiT(nnx.Module):
         text_BLD: Float[Array, 'b l t'],
         layout: SequenceLayout,
         *,
-        rules: Rules = SINGLE_DEVICE,
+        context: ParallelContext = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
         """Builds the joint sequence: text tokens, then patches (model guide 1.2), then padding."""
         # Each part is padded to the joint length and then selected from: concatenating them would reshard the sequence.
         num_text, after_text = layout.num_text, layout.length - layout.num_text
         patches_BSP = patchify(x_BFHWC, self.config.patch_size)
         patches_BMP = jnp.pad(patches_BSP, ((0, 0), (num_text, layout.num_padding), (0, 0)))
-        video_BMD = self.patch_embed(rules.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None)))
+        video_BMD = self.patch_embed(context.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None)))
         text_BMD = jnp.pad(self.text_embed(text_BLD), ((0, 0), (0, after_text), (0, 0)))
-        text_BMD, video_BMD = (rules.constrain(h, RESIDUAL) for h in (text_BMD, video_BMD))
+        text_BMD, video_BMD = (context.constrain(h, RESIDUAL) for h in (text_BMD, video_BMD))
         return jnp.where(layout.is_text, text_BMD, video_BMD)
 
     def run_blocks(
@@ -336,16 +336,16 @@ class DiT(nnx.Module):
         emb_BE: Float[Array, 'b e'],
         layout: SequenceLayout,
         *,
-        rules: Rules = SINGLE_DEVICE,
+        context: ParallelContext = SINGLE_DEVICE,
     ) -> Float[Array, 'b m d']:
         """Applies all blocks, one after the other, by a scan over the stacked parameters."""
-        tokens = self._tokens(layout, rules)
+        tokens = self._tokens(layout, context)
         # Not nnx.scan, which cannot be nested in another loop or in jax.checkpoint.
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(h_BMD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
             h_BMD = checkpoint_name(h_BMD, BLOCK_INPUT)
-            return nnx.merge(graphdef, layer)(h_BMD, emb_BE, tokens, rules), None
+            return nnx.merge(graphdef, layer)(h_BMD, emb_BE, tokens, context), None
 
         h_BMD, _ = jax.lax.scan(apply_remat(body, self.config.remat), h_BMD, stacked)
         return h_BMD
@@ -356,22 +356,22 @@ class DiT(nnx.Module):
         emb_BE: Float[Array, 'b e'],
         layout: SequenceLayout,
         *,
-        rules: Rules = SINGLE_DEVICE,
+        context: ParallelContext = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
         """Applies the final norm, projects the video tokens and reassembles latents (model guide 1.6)."""
         # All tokens are projected before the video's are sliced out: the token axis may be sharded, and what a slice
         # then moves between devices is 30 times narrower.
         patches_BMP = self.output(self.final_norm(h_BMD), emb_BE)
-        patches_BMP = rules.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None))
+        patches_BMP = context.constrain(patches_BMP, (axes.ACT_BATCH, axes.ACT_TOKENS, None))
         patches_BSP = patches_BMP[:, layout.num_text : layout.num_tokens]
         return unpatchify(patches_BSP, layout.grid, self.config.patch_size)
 
     def _sinusoid(self, values_B: jax.Array) -> jax.Array:
         return sinusoid(values_B.astype(jnp.float32), self.config.embed_dim)
 
-    def _tokens(self, layout: SequenceLayout, rules: Rules) -> TokenInfo:
+    def _tokens(self, layout: SequenceLayout, context: ParallelContext) -> TokenInfo:
         rope = rope_table(*layout.grid, self.config.head_dim, layout.num_text, layout.num_padding)
-        rope = Rope(*(rules.constrain(table, (axes.ACT_TOKENS, None)) for table in rope))
+        rope = Rope(*(context.constrain(table, (axes.ACT_TOKENS, None)) for table in rope))
         return TokenInfo(layout.is_text, rope, layout.num_tokens)
 
     def _check(self, x_BFHWC: jax.Array, text_BLD: jax.Array) -> None:

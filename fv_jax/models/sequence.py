@@ -1,6 +1,6 @@
 """Layout of the joint sequence of text and video tokens.
 
-Dimensions: M joint tokens: text first, then video, then padding where `rules` pads the sequence.
+Dimensions: M joint tokens: text first, then video, then padding where `context` pads the sequence.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.rope import Rope
 
@@ -28,9 +28,11 @@ class SequenceLayout(NamedTuple):
     length: int
 
     @classmethod
-    def from_grid(cls, num_text: int, grid: tuple[int, int, int], rules: Rules = SINGLE_DEVICE) -> 'SequenceLayout':
-        """Computes the layout; `rules` pads the sequence to a length that can be sharded."""
-        return cls(num_text, grid, rules.padded(num_text + math.prod(grid)))
+    def from_grid(
+        cls, num_text: int, grid: tuple[int, int, int], context: ParallelContext = SINGLE_DEVICE
+    ) -> 'SequenceLayout':
+        """Computes the layout; `context` pads the sequence to a length that can be sharded."""
+        return cls(num_text, grid, context.padded_length(num_text + math.prod(grid)))
 
     @property
     def num_tokens(self) -> int:

@@ -25,7 +25,7 @@ from fv_jax.core import axes
 from fv_jax.core.array_typing import Array, Float, Int, typed
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.kernels.linear import project
 from fv_jax.models.layers import Axes, DtypeName, Dtypes, gelu_tanh, stack_layers, xavier_uniform
@@ -145,16 +145,16 @@ class Block(nnx.Module):
         self.mlp_out = projection((inner, dim), (axes.MLP, axes.EMBED))
         self.heads = config.num_heads, config.head_dim
 
-    def __call__(self, h_BLD: jax.Array, bias_BNLJ: jax.Array, rules: Rules) -> jax.Array:
-        h_BLD = rules.constrain(h_BLD + self._attend(self.attention_norm(h_BLD), bias_BNLJ, rules), RESIDUAL)
+    def __call__(self, h_BLD: jax.Array, bias_BNLJ: jax.Array, context: ParallelContext) -> jax.Array:
+        h_BLD = context.constrain(h_BLD + self._attend(self.attention_norm(h_BLD), bias_BNLJ, context), RESIDUAL)
         x = self.mlp_norm(h_BLD)
-        inner = rules.constrain(gelu_tanh(self.gate(x)) * self.hidden(x), WIDE_MLP)
-        return rules.constrain(h_BLD + self.mlp_out(inner).astype(h_BLD.dtype), RESIDUAL)
+        inner = context.constrain(gelu_tanh(self.gate(x)) * self.hidden(x), WIDE_MLP)
+        return context.constrain(h_BLD + self.mlp_out(inner).astype(h_BLD.dtype), RESIDUAL)
 
-    def _attend(self, x_BLD: jax.Array, bias_BNLJ: jax.Array, rules: Rules) -> jax.Array:
-        """Computes attention here and not by `rules.attention`, which takes no bias and always scales the logits."""
+    def _attend(self, x_BLD: jax.Array, bias_BNLJ: jax.Array, context: ParallelContext) -> jax.Array:
+        """Computes attention here and not by `context.attention`, which takes no bias and always scales the logits."""
         q, k, v = (
-            rules.constrain(linear(x_BLD).reshape(*x_BLD.shape[:2], *self.heads), WIDE_HEADS)
+            context.constrain(linear(x_BLD).reshape(*x_BLD.shape[:2], *self.heads), WIDE_HEADS)
             for linear in (self.q, self.k, self.v)
         )
         logits_BNLJ = jnp.einsum('blnk,bjnk->bnlj', q, k, preferred_element_type=jnp.float32) + bias_BNLJ
@@ -181,7 +181,7 @@ class T5(nnx.Module):
         ids_BL: Int[Array, 'b l'],
         mask_BL: Bool[Array, 'b l'] | Int[Array, 'b l'] | None = None,
         *,
-        rules: Rules = SINGLE_DEVICE,
+        context: ParallelContext = SINGLE_DEVICE,
     ) -> Float[Array, 'b l d']:
         """Encodes token ids as embeddings, float32.
 
@@ -189,9 +189,9 @@ class T5(nnx.Module):
           ids_BL: token ids, from 0 to vocab_size - 1.
           mask_BL: tokens with a nonzero mask are attended to. None, as FlashVideo runs T5, attends to all tokens,
             padding included. Every token has an output either way.
-          rules: the parallel context: sharding constraints.
+          context: the parallel context: sharding constraints.
         """
-        h_BLD = rules.constrain(self.embedding[...][ids_BL].astype(jnp.float32), RESIDUAL)
+        h_BLD = context.constrain(self.embedding[...][ids_BL].astype(jnp.float32), RESIDUAL)
         bias_BNLJ = self._bias(ids_BL.shape[1])
         if mask_BL is not None:
             bias_BNLJ = jnp.where(mask_BL[:, None, None, :] != 0, bias_BNLJ, jnp.finfo(jnp.float32).min)
@@ -199,7 +199,7 @@ class T5(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
 
         def body(h_BLD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, layer)(h_BLD, bias_BNLJ, rules), None
+            return nnx.merge(graphdef, layer)(h_BLD, bias_BNLJ, context), None
 
         h_BLD, _ = jax.lax.scan(body, h_BLD, stacked)
         return self.final_norm(h_BLD)

@@ -12,7 +12,7 @@ from fv_jax.core import axes
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.hardware import chip_of
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels import context_parallel
 from fv_jax.kernels.attention import BACKENDS, attention
 from fv_jax.kernels.context_cost import AttentionShape, ContextParallelPlan, cheapest_plan
@@ -36,11 +36,15 @@ class ContextParallelConfig:
     training: bool = True
 
 
-def rules_on(placement: Placement, choice: ContextParallelConfig = ContextParallelConfig()) -> Rules:
+def make_parallel_context(
+    placement: Placement, choice: ContextParallelConfig = ContextParallelConfig()
+) -> ParallelContext:
     """Returns the parallel context that a network is called with. On one device it constrains nothing."""
     platform = placement.mesh.devices.flat[0].platform
     if placement.mesh.size == 1:
-        return Rules(functools.partial(attention, platform=platform), padded=functools.partial(padded, placement))
+        return ParallelContext(
+            functools.partial(attention, platform=platform), padded_length=functools.partial(padded_length, placement)
+        )
 
     def constrain(x: jax.Array, names: Names) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, placement.sharding(names, x.shape, f'an activation {names}'))
@@ -58,7 +62,7 @@ def rules_on(placement: Placement, choice: ContextParallelConfig = ContextParall
             plan=context_parallel_plan(placement, choice, q_BMNK.shape, q_BMNK.dtype.itemsize),
         )
 
-    return Rules(attend, constrain, functools.partial(padded, placement))
+    return ParallelContext(attend, constrain, functools.partial(padded_length, placement))
 
 
 def context_parallel_plan(
@@ -85,7 +89,7 @@ def context_parallel_plan(
     )
 
 
-def padded(placement: Placement, num_tokens: int) -> int:
+def padded_length(placement: Placement, num_tokens: int) -> int:
     """Returns the padded length of a sequence, with which every chip of the context axis has equally many whole tiles.
 
     Raises ConfigError when a chip would have nothing but padding.

@@ -140,7 +140,7 @@ def _lower_step(parts: Assembly, program: Program) -> jax.stages.Lowered:
     if not config.stage.text.encoder:
         inputs.pop('text_BLD', None)
     batch = {name: _shape(parts, name, shape) for name, shape in inputs.items()}
-    num_steps, microbatches, where = config.loop.num_steps, config.loop.microbatches, (parts.rules, parts.shardings)
+    num_steps, microbatches, where = config.loop.num_steps, config.loop.microbatches, (parts.context, parts.shardings)
     step = train_step(parts.stage, parts.network, parts.tx, config.optim, num_steps, *where, microbatches)
     return step.lower(parts.abstract_state, batch, _key(parts.placement))
 
@@ -212,14 +212,14 @@ def _sampler(
 def _lower_sampler(parts: Assembly, program: Program, graphdef: Any, state: nnx.State) -> jax.stages.Lowered:
     parallel, placement = parts.config.parallel, parts.placement
     choice = sharding.ContextParallelConfig(parallel.ulysses_degree, parallel.ring_attention, training=False)
-    rules = sharding.rules_on(placement, choice)
+    context = sharding.make_parallel_context(placement, choice)
     inputs = {name: _shape(parts, name, shape) for name, shape in program.inputs.items()}
     rows = next(iter(program.inputs.values()))[0]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     noise = SeededNoise(jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=placement.replicated))
 
     def sample(state: nnx.State, inputs: Batch, noise: SeededNoise) -> jax.Array:
-        return program.function(nnx.merge(graphdef, state), inputs, noise, rules)
+        return program.function(nnx.merge(graphdef, state), inputs, noise, context)
 
     return jax.jit(sample).lower(state, inputs, noise)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae_tiling import Tiling
@@ -27,14 +27,14 @@ from fv_jax.stages.latent_stage import EnhancementStage
 EnhanceLatents = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
-def jit_enhance_latents(stage: EnhancementStage, model: nnx.Module, *, rules: Rules) -> EnhanceLatents:
+def jit_enhance_latents(stage: EnhancementStage, model: nnx.Module, *, context: ParallelContext) -> EnhanceLatents:
     """Returns a function that adds noise to latents and samples stage 2, with one executable per latent shape.
 
     The text embedding is all zeros.
     """
     loaded = programs.LoadedStage.create(stage, model)
     return lambda z_low_BFHWC, key, first: programs.enhance_latents(
-        loaded, z_low_BFHWC, None, WindowNoise(key, first), rules=rules
+        loaded, z_low_BFHWC, None, WindowNoise(key, first), context=context
     )
 
 

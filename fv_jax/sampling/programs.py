@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.resize import resize
 from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
@@ -58,7 +58,7 @@ def generate(
     noise: PreviewNoise,
     latent_size: tuple[int, int, int],
     *,
-    rules: Rules,
+    context: ParallelContext,
 ) -> jax.Array:
     """Samples the latents of previews with stage 1.
 
@@ -67,18 +67,18 @@ def generate(
       text_BLD: text embeddings.
       noise: initial latents and sampler noise.
       latent_size: (F', H', W').
-      rules: how activations are sharded and which attention kernel runs.
+      context: how activations are sharded and which attention kernel runs.
 
     Returns:
       float32 (B, F', H', W', C), unscaled.
     """
     shape = (text_BLD.shape[0], *latent_size, stage1.stage.network.latent_channels)
-    return _generate(stage1.state, text_BLD, noise, stage1.stage, stage1.graphdef, shape, rules)
+    return _generate(stage1.state, text_BLD, noise, stage1.stage, stage1.graphdef, shape, context)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _generate(state, text_BLD, noise, stage, graphdef, shape, rules):
-    return stage.generate(nnx.merge(graphdef, state), text_BLD, noise, shape, rules=rules)
+def _generate(state, text_BLD, noise, stage, graphdef, shape, context):
+    return stage.generate(nnx.merge(graphdef, state), text_BLD, noise, shape, context=context)
 
 
 def enhance_latents(
@@ -87,7 +87,7 @@ def enhance_latents(
     text_BLD: jax.Array | None,
     noise: EnhanceNoise,
     *,
-    rules: Rules,
+    context: ParallelContext,
 ) -> jax.Array:
     """Samples high-resolution latents with stage 2.
 
@@ -96,7 +96,7 @@ def enhance_latents(
       z_low_BFHWC: latents of the video after resizing, unscaled.
       text_BLD: text embeddings; None for all zeros.
       noise: the noise augmentation.
-      rules: how activations are sharded and which attention kernel runs.
+      context: how activations are sharded and which attention kernel runs.
 
     Returns:
       float32, of the shape of `z_low_BFHWC`, unscaled.
@@ -105,12 +105,12 @@ def enhance_latents(
     if text_BLD is None:
         # All-zero text is the unconditional input too: guidance would combine two equal velocities at twice the cost.
         text_BLD, stage = stage.zero_text(z_low_BFHWC.shape[0]), stage.without_guidance()
-    return _enhance_latents(stage2.state, z_low_BFHWC, text_BLD, noise, stage, stage2.graphdef, rules)
+    return _enhance_latents(stage2.state, z_low_BFHWC, text_BLD, noise, stage, stage2.graphdef, context)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _enhance_latents(state, z_low_BFHWC, text_BLD, noise, stage, graphdef, rules):
-    return stage.enhance(nnx.merge(graphdef, state), z_low_BFHWC, text_BLD, noise, rules=rules)
+def _enhance_latents(state, z_low_BFHWC, text_BLD, noise, stage, graphdef, context):
+    return stage.enhance(nnx.merge(graphdef, state), z_low_BFHWC, text_BLD, noise, context=context)
 
 
 def low_res_latents(

@@ -9,7 +9,7 @@ import numpy as np
 
 from fv_jax import __version__
 from fv_jax.core.checks import require
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
 from fv_jax.sampling import preview_store, programs
@@ -32,7 +32,7 @@ class Pipeline:
       low_res, super_res: the stages; None for a stage that the weights do not hold.
       origin: where the weights were loaded from.
       preview_settings, enhance_settings: the defaults of `preview` and `enhance`.
-      rules: how activations are sharded and which attention kernel runs.
+      context: how activations are sharded and which attention kernel runs.
       notes: warnings about the weights, one line each.
       clock: seconds that sampling ran and compiled, under 'preview' and 'enhance'; without text encoding and files.
     """
@@ -42,7 +42,7 @@ class Pipeline:
     origin: WeightsOrigin
     preview_settings: PreviewSettings
     enhance_settings: EnhanceSettings
-    rules: Rules
+    context: ParallelContext
     notes: tuple[str, ...] = ()
     clock: Clock = dataclasses.field(default_factory=Clock)
 
@@ -148,7 +148,7 @@ class Pipeline:
             size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
             vae = stage1.vae.jitted
             with self.clock.timed('preview'):
-                z = programs.generate(loaded, take(text_BLD, rows), noise, size, rules=self.rules)
+                z = programs.generate(loaded, take(text_BLD, rows), noise, size, context=self.context)
                 frames, latents = to_uint8(np.asarray(programs.decode_latents(vae, z))), np.asarray(z)
             made = {i: PreviewMetadata(prompts[i], seeds[i], settings, weights) for i in rows}
             yield [
@@ -183,7 +183,7 @@ class Pipeline:
             with self.clock.timed('enhance'):
                 video = programs.decode_latents(decoder.jitted, z)
                 z_low = programs.low_res_latents(vae, video, size, sampled, tiling)
-                z_high = programs.enhance_latents(loaded, z_low, take(text_BLD, rows), noise, rules=self.rules)
+                z_high = programs.enhance_latents(loaded, z_low, take(text_BLD, rows), noise, context=self.context)
                 large = programs.decode_latents(vae, z_high, tiling, width_slices=settings.slices)
                 frames = to_uint8(np.asarray(large))
             made = {i: EnhanceMetadata(seeds[i], settings, weights) for i in rows}

@@ -18,7 +18,7 @@ from flax import nnx
 from flax.nnx.filterlib import Filter
 
 from fv_jax.core.config import check_range
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae import VAE, VAEConfig, collapse_temporal_kernels, sample_latents, split_moments
 from fv_jax.stages.noise import per_example_normal
@@ -83,7 +83,7 @@ class Autoencoder:
         return KeyedVideos(batch['high_res_BFHWC'], keys_B)
 
     def loss(
-        self, model: VAE, noised: KeyedVideos, *, rules: Rules, average: VAE | None = None
+        self, model: VAE, noised: KeyedVideos, *, context: ParallelContext, average: VAE | None = None
     ) -> tuple[jax.Array, Metrics]:
         """The loss (1). Metrics: `psnr` of its first term, `kl` of its second, `latent_std` of the means."""
         video = noised.video_BFHWC
@@ -95,7 +95,7 @@ class Autoencoder:
         metrics = {'psnr': -10 * jnp.log10(error / 4), 'kl': kl, 'latent_std': jnp.std(mean)}
         return error + self.config.kl_weight * kl, metrics
 
-    def sample(self, model: VAE, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
+    def sample(self, model: VAE, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         """`decoded_BFHWC`, the video from the latents' means, beside the video."""
         mean, _ = split_moments(vae_chunking.encode(model, batch['high_res_BFHWC']))
         return {'high_res_BFHWC': batch['high_res_BFHWC'], 'decoded_BFHWC': vae_chunking.decode(model, mean)}
@@ -103,7 +103,7 @@ class Autoencoder:
     def programs(self, size: BatchSize) -> Sequence[Program]:
         return ()
 
-    def exported_functions(self, size: BatchSize, *, rules: Rules) -> list[ExportedFunction]:
+    def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> list[ExportedFunction]:
         """encode: video_BFHWC in [-1, 1] -> moments (mean | logvar). decode: z_BFHWC, not scaled -> video."""
         video, z = (size.examples, *size.video, 3), (size.examples, *size.latents, self.network.latent_channels)
         return [

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.filterlib import Filter
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.stages.noise import EnhanceNoise, PreviewNoise
@@ -128,7 +128,7 @@ class LatentStage(abc.ABC, Generic[C]):
         evaluations = self.num_function_evaluations()
         return Program('sampler', 'sampling', 'stage', inputs, 1, function, evaluations, copies)
 
-    def exported_functions(self, size: BatchSize, *, rules: Rules) -> Sequence[ExportedFunction]:
+    def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
         return ()
 
 
@@ -141,15 +141,15 @@ class PreviewStage(LatentStage[PreviewSamplerConfig]):
 
     @abc.abstractmethod
     def generate(
-        self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, rules: Rules
+        self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, context: ParallelContext
     ) -> jax.Array:
         """Latents of `shape` (B, F, H, W, C) as the VAE decodes them, not scaled, float32."""
 
     def programs(self, size: BatchSize) -> list[Program]:
         shape = (size.examples, *size.latents, self.network.latent_channels)
 
-        def generate(model: DiT, inputs: Batch, noise: PreviewNoise, rules: Rules) -> jax.Array:
-            return self.generate(model, inputs['text_BLD'], noise, shape, rules=rules)
+        def generate(model: DiT, inputs: Batch, noise: PreviewNoise, context: ParallelContext) -> jax.Array:
+            return self.generate(model, inputs['text_BLD'], noise, shape, context=context)
 
         sampler = self.sampler_program({'text_BLD': (size.examples, *self.text_shape)}, generate)
         return [*self.training_programs(size), sampler, self.decode_program(size)]
@@ -188,7 +188,7 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
 
     @abc.abstractmethod
     def enhance(
-        self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, rules: Rules
+        self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, context: ParallelContext
     ) -> jax.Array:
         """The high-res latents of an upsampled video's, both not scaled, float32."""
 
@@ -205,8 +205,8 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
         return self.with_sampler_config(dataclasses.replace(self.sampler_config(), guidance_scale=1.0))
 
     def programs(self, size: BatchSize) -> list[Program]:
-        def enhance(model: DiT, inputs: Batch, noise: EnhanceNoise, rules: Rules) -> jax.Array:
-            return self.enhance(model, inputs['z_low_BFHWC'], inputs['text_BLD'], noise, rules=rules)
+        def enhance(model: DiT, inputs: Batch, noise: EnhanceNoise, context: ParallelContext) -> jax.Array:
+            return self.enhance(model, inputs['z_low_BFHWC'], inputs['text_BLD'], noise, context=context)
 
         inputs = {name: shape for name, shape in self.inputs(size).items() if name != 'z_high_BFHWC'}
         encode = Program('VAE encode', 'sampling', 'encoder', {'video_BFHWC': (size.examples, *size.video, 3)})

@@ -22,7 +22,7 @@ from flax.nnx.filterlib import Filter
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import guidance, noise_schedules, process, samplers, time_grids
 from fv_jax.diffusion.dpm_solver import NoiseFn
 from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
@@ -106,7 +106,7 @@ class LowRes(PreviewStage):
         )
 
     def loss(
-        self, model: DiT, noised: NoisedClip, *, rules: Rules, average: DiT | None = None
+        self, model: DiT, noised: NoisedClip, *, context: ParallelContext, average: DiT | None = None
     ) -> tuple[jax.Array, Metrics]:
         """The loss (1) of a noised batch. Metrics: the loss of the examples in the upper and lower half of the
         distribution of t (each taken to be half of the batch, as in a stratified one of even size); root mean squares
@@ -114,7 +114,7 @@ class LowRes(PreviewStage):
         """
         prediction_type = PREDICTION_TYPES[self.config.prediction_type]
         example = prediction_type.example(noised.data_BFHWC, noised.noise_BFHWC, noised.t_B)
-        predicted = model(example.x, example.timestep_B, noised.text_BLD, rules=rules).astype(jnp.float32)
+        predicted = model(example.x, example.timestep_B, noised.text_BLD, context=context).astype(jnp.float32)
         loss_B = jnp.mean((predicted - example.target) ** 2, axis=(1, 2, 3, 4))
         near_noise_B = noised.t_B >= time_grids.shift_times(0.5, self.config.shift)
         return jnp.mean(loss_B), {
@@ -124,38 +124,38 @@ class LowRes(PreviewStage):
             'target_norm': jnp.sqrt(jnp.mean(example.target**2)),
         }
 
-    def sample(self, model: DiT, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
+    def sample(self, model: DiT, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         """`z_sample_BFHWC` as the VAE decodes it, of the batch's texts, beside the batch's own latents."""
         shape = batch['z_high_BFHWC'].shape
         noise, noise_fn = sampler_noise(per_example_keys(key, 0, shape[0]), shape)
-        x = self.integrate(model, noise, self.text(batch), noise_fn, rules=rules)
+        x = self.integrate(model, noise, self.text(batch), noise_fn, context=context)
         latents = {name: value for name, value in batch.items() if name.startswith('z_')}
         return latents | {'z_sample_BFHWC': self.unscale_latents(x)}
 
     def generate(
-        self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, rules: Rules
+        self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, context: ParallelContext
     ) -> jax.Array:
         start, noise_fn = noise.preview(shape)
-        return self.unscale_latents(self.integrate(model, start, text_BLD, noise_fn, rules=rules))
+        return self.unscale_latents(self.integrate(model, start, text_BLD, noise_fn, context=context))
 
     def integrate(
-        self, model: DiT, noise: jax.Array, text_BLD: jax.Array, noise_fn: NoiseFn | None, *, rules: Rules
+        self, model: DiT, noise: jax.Array, text_BLD: jax.Array, noise_fn: NoiseFn | None, *, context: ParallelContext
     ) -> jax.Array:
         """From unit noise (B, F, H, W, C) and text to data (scaled latents, float32).
 
         noise_fn: what the sampler adds at each step: the second of `noise.sampler_noise`. Only dpmpp_2m_sde needs it.
         """
         config = self.config
-        predict_fn = self.predict_fn(model, text_BLD, rules=rules)
+        predict_fn = self.predict_fn(model, text_BLD, context=context)
         steps = Steps(config.sampler, config.num_steps, config.shift)
         prediction_type = PREDICTION_TYPES[config.prediction_type]
         return prediction_type.integrate(predict_fn, noise.astype(jnp.float32), steps, noise_fn)
 
-    def predict_fn(self, model: DiT, text_BLD: jax.Array, *, rules: Rules) -> guidance.FlowFn:
+    def predict_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
         """What the network predicts, float32, guided against all-zero text (model guide 6), which stands first."""
 
         def predict(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
-            return model(x, jnp.full(x.shape[:1], time.timestep), text_BLD, rules=rules).astype(jnp.float32)
+            return model(x, jnp.full(x.shape[:1], time.timestep), text_BLD, context=context).astype(jnp.float32)
 
         null, scale = jnp.zeros_like(text_BLD), self._guidance_schedule()
         if self.config.guidance_batched:

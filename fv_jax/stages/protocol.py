@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from flax.nnx.filterlib import Filter
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
 
@@ -49,8 +49,8 @@ class Program:
       network: whose parameters it takes: the stage's network's, or those of a half of the frozen VAE.
       inputs: the shape of each input, float32, the batch first.
       runs: how often it runs in a step, or for a batch of samples.
-      function: (model, inputs, noise, rules) -> latents, of a sampler. None for a training step, which is the gradient
-        of `Stage.loss`, and for the VAE, which runs chunk by chunk (`frozen_vae`).
+      function: (model, inputs, noise, context) -> latents, of a sampler. None for a training step, which is the
+        gradient of `Stage.loss`, and for the VAE, which runs chunk by chunk (`frozen_vae`).
       evaluations: how often a run evaluates the network, for each example.
       batch_copies: examples in one evaluation for each of the batch: 2 where guidance is batched.
     """
@@ -155,7 +155,7 @@ class Stage(Protocol):
         ...
 
     def loss(
-        self, model: nnx.Module, noised: NoisedBatch, *, rules: Rules, average: nnx.Module | None = None
+        self, model: nnx.Module, noised: NoisedBatch, *, context: ParallelContext, average: nnx.Module | None = None
     ) -> tuple[jax.Array, Metrics]:
         """The scalar float32 loss of a noised batch, or of some of its examples, and scalar metrics. The loss is a mean
         over examples.
@@ -163,12 +163,14 @@ class Stage(Protocol):
         Args:
           model: what `init` returned.
           noised: what `sample_noise_and_time` returned.
-          rules: where activations live and who computes attention.
+          context: the parallel context: sharding constraints, attention and padding.
           average: the network with averaged parameters, of which no gradient is taken; only where `takes_average`.
         """
         ...
 
-    def sample(self, model: nnx.Module, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
+    def sample(
+        self, model: nnx.Module, batch: Batch, key: jax.Array, *, context: ParallelContext
+    ) -> dict[str, jax.Array]:
         """Named latents or videos of an encoded batch, for validation to look at and to measure."""
         ...
 
@@ -176,11 +178,13 @@ class Stage(Protocol):
         """The programs that training and sampling clips of a size consist of; empty for a stage that is not planned."""
         ...
 
-    def exported_functions(self, size: BatchSize, *, rules: Rules) -> Sequence[ExportedFunction]:
+    def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
         """The forward functions that `export` can write; empty for a stage without any."""
         ...
 
 
-def evaluation_loss(stage: Stage, model: nnx.Module, noised: NoisedBatch, *, rules: Rules) -> tuple[jax.Array, Metrics]:
+def evaluation_loss(
+    stage: Stage, model: nnx.Module, noised: NoisedBatch, *, context: ParallelContext
+) -> tuple[jax.Array, Metrics]:
     """The loss of a network that is itself the average, or has none. model: with the parameters to be evaluated."""
-    return stage.loss(model, noised, rules=rules, average=model if stage.takes_average else None)
+    return stage.loss(model, noised, context=context, average=model if stage.takes_average else None)

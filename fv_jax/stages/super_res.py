@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from fv_jax.core.config import check_choice, check_range
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import guidance, noise_schedules, process, samplers, time_grids
 from fv_jax.models.dit import DiT
 from fv_jax.stages.latent_stage import EnhancementStage, NoisedPair
@@ -115,7 +115,7 @@ class SuperRes(EnhancementStage):
         )
 
     def loss(
-        self, model: DiT, noised: NoisedPair, *, rules: Rules, average: DiT | None = None
+        self, model: DiT, noised: NoisedPair, *, context: ParallelContext, average: DiT | None = None
     ) -> tuple[jax.Array, Metrics]:
         """The loss of a noised batch. Metrics: the loss of the examples in the upper and lower half of the distribution
         of t (each taken to be half of the batch, as in a stratified one of even size); root mean squares of (3).
@@ -123,7 +123,7 @@ class SuperRes(EnhancementStage):
         x_t = process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B)  # (2)
         target = process.velocity(noised.source_BFHWC, noised.data_BFHWC)  # (3)
         timesteps = 1000 * noised.t_B, noised.noise_augmentation_timestep_B
-        predicted = self._velocity(model, x_t, noised.text_BLD, *timesteps, rules)
+        predicted = self._velocity(model, x_t, noised.text_BLD, *timesteps, context)
         loss_B = jnp.mean((predicted - target) ** 2, axis=(1, 2, 3, 4))
         near_source_B = noised.t_B >= time_grids.shift_times(0.5, self.config.shift)
         return jnp.mean(loss_B), {
@@ -133,19 +133,19 @@ class SuperRes(EnhancementStage):
             'target_norm': jnp.sqrt(jnp.mean(target**2)),
         }
 
-    def sample(self, model: DiT, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
+    def sample(self, model: DiT, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         """`z_sample_BFHWC` as the VAE decodes it, beside the batch's own latents."""
         z_low = batch['z_low_BFHWC']
         source = self.make_source(z_low, per_example_normal(per_example_keys(key, 0, z_low.shape[0]), z_low.shape))
-        x = self.integrate(model, source, self.text(batch), rules=rules)
+        x = self.integrate(model, source, self.text(batch), context=context)
         latents = {name: value for name, value in batch.items() if name.startswith('z_')}
         return latents | {'z_sample_BFHWC': self.unscale_latents(x)}
 
     def enhance(
-        self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, rules: Rules
+        self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, context: ParallelContext
     ) -> jax.Array:
         source = self.make_source(z_low_BFHWC, noise.augmentation(z_low_BFHWC.shape))
-        return self.unscale_latents(self.integrate(model, source, text_BLD, rules=rules))
+        return self.unscale_latents(self.integrate(model, source, text_BLD, context=context))
 
     def make_source(
         self, z_low: jax.Array, noise: jax.Array, noise_augmentation_timestep_B: jax.Array | None = None
@@ -156,20 +156,20 @@ class SuperRes(EnhancementStage):
         sqrt_alphas = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep())
         return process.add_noise(self.scale_latents(z_low), noise, sqrt_alphas[noise_augmentation_timestep_B])
 
-    def integrate(self, model: DiT, source: jax.Array, text_BLD: jax.Array, *, rules: Rules) -> jax.Array:
+    def integrate(self, model: DiT, source: jax.Array, text_BLD: jax.Array, *, context: ParallelContext) -> jax.Array:
         """From a source to data (scaled latents, float32), with the config's sampler, grid and guidance."""
         config = self.config
         grid = time_grids.flow_time_grid(config.num_steps, config.shift, config.numerics)
         state = source.astype(time_grids.STATE_DTYPES[config.numerics])
-        velocity_fn = self.velocity_fn(model, text_BLD, rules=rules)
+        velocity_fn = self.velocity_fn(model, text_BLD, context=context)
         return samplers.SAMPLERS[config.sampler].run(velocity_fn, state, grid).astype(jnp.float32)
 
-    def velocity_fn(self, model: DiT, text_BLD: jax.Array, *, rules: Rules) -> guidance.FlowFn:
+    def velocity_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
         """Our velocity, guided against all-zero text (model guide 6), at the config's noise-augmentation timestep."""
 
         def velocity(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
             at = time.timestep, self.config.noise_augmentation_timestep
-            return self._velocity(model, x, text_BLD, *(jnp.full(x.shape[:1], timestep) for timestep in at), rules)
+            return self._velocity(model, x, text_BLD, *(jnp.full(x.shape[:1], timestep) for timestep in at), context)
 
         null, scale = jnp.zeros_like(text_BLD), self.config.guidance_scale
         if self.config.guidance_batched:
@@ -180,23 +180,23 @@ class SuperRes(EnhancementStage):
     def is_guided(self) -> bool:
         return not guidance.is_unguided(self.config.guidance_scale)
 
-    def exported_functions(self, size: BatchSize, *, rules: Rules) -> list[ExportedFunction]:
+    def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> list[ExportedFunction]:
         """velocity: (x_BFHWC, timestep_B, text_BLD) -> dx/dt at t = timestep / 1000, not guided."""
         unguided, latents = self.without_guidance(), (size.examples, *size.latents, self.network.latent_channels)
 
         def velocity(model: DiT, x: jax.Array, timestep_B: jax.Array, text_BLD: jax.Array) -> jax.Array:
-            velocity_fn = unguided.velocity_fn(model, text_BLD, rules=rules)
+            velocity_fn = unguided.velocity_fn(model, text_BLD, context=context)
             return velocity_fn(x, time_grids.Times(timestep_B[0] / 1000, timestep_B[0]))
 
         text = (size.examples, *self.text_shape)
         shapes = {'x_BFHWC': latents, 'timestep_B': (size.examples,), 'text_BLD': text}
         return [ExportedFunction('velocity', velocity, shapes)]
 
-    def _velocity(self, model, x, text_BLD, timestep_B, noise_augmentation_timestep_B, rules) -> jax.Array:
+    def _velocity(self, model, x, text_BLD, timestep_B, noise_augmentation_timestep_B, context) -> jax.Array:
         """dx/dt in our time, float32: the official network predicts data - source, so this is where the sign flips."""
         embedded_B = time_grids.embedded_timestep(noise_augmentation_timestep_B, self.config.numerics)
         extra = (embedded_B,) if self.network.embed_noise_augmentation_timestep else ()
-        return -model(x, timestep_B, text_BLD, *extra, rules=rules).astype(jnp.float32)
+        return -model(x, timestep_B, text_BLD, *extra, context=context).astype(jnp.float32)
 
 
 def _split_keys(keys_B: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.protocol import Batch, Metrics, NoisedBatch, Stage, evaluation_loss
 from fv_jax.training.optimizer import OptimConfig, learning_rates, update_ema
@@ -33,7 +33,7 @@ def _batch_size(batch: Batch) -> int:
 
 
 def gradients(
-    stage: Stage, network: ModelDef, rules: Rules, shardings: TrainState | None, microbatches: int
+    stage: Stage, network: ModelDef, context: ParallelContext, shardings: TrainState | None, microbatches: int
 ) -> Callable[[TrainState, NoisedBatch], Tree]:
     """Returns (state, noised) -> ((loss, metrics), gradient of the trainable parameters), by (1) for microbatches.
 
@@ -44,7 +44,7 @@ def gradients(
         average = network.model(state.ema, state.frozen) if stage.takes_average else None
 
         def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-            return stage.loss(network.model(trainable, state.frozen), noised, rules=rules, average=average)
+            return stage.loss(network.model(trainable, state.frozen), noised, context=context, average=average)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
 
@@ -96,7 +96,7 @@ def train_step(
     tx: optax.GradientTransformation,
     optim: OptimConfig,
     num_steps: int,
-    rules: Rules,
+    context: ParallelContext,
     shardings: TrainState | None = None,
     microbatches: int = 1,
 ) -> Step:
@@ -119,7 +119,7 @@ def train_step(
       `learning_rate`.
     """
     rates = learning_rates(optim, num_steps)
-    gradients_of = gradients(stage, network, rules, shardings, microbatches)
+    gradients_of = gradients(stage, network, context, shardings, microbatches)
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         noised = stage.sample_noise_and_time(batch, per_example_keys(key, state.step, _batch_size(batch)))
@@ -151,7 +151,7 @@ def train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
 
-def eval_step(stage: Stage, network: ModelDef, rules: Rules) -> Evaluate:
+def eval_step(stage: Stage, network: ModelDef, context: ParallelContext) -> Evaluate:
     """Returns the jitted (inference params, batch, key, index of the batch) -> metrics.
 
     The same key and index give the same noise and times at every evaluation.
@@ -160,12 +160,12 @@ def eval_step(stage: Stage, network: ModelDef, rules: Rules) -> Evaluate:
     @jax.jit
     def step(params: Params, batch: Batch, key: jax.Array, index: jax.Array) -> Metrics:
         noised = stage.sample_noise_and_time(batch, per_example_keys(key, index, _batch_size(batch)))
-        loss, metrics = evaluation_loss(stage, network.model(**params), noised, rules=rules)
+        loss, metrics = evaluation_loss(stage, network.model(**params), noised, context=context)
         return {'loss': loss, **metrics}
 
     return step
 
 
-def sample_step(stage: Stage, network: ModelDef, rules: Rules) -> Sample:
+def sample_step(stage: Stage, network: ModelDef, context: ParallelContext) -> Sample:
     """Returns the jitted (inference params, batch, key) -> what the stage samples."""
-    return jax.jit(lambda params, batch, key: stage.sample(network.model(**params), batch, key, rules=rules))
+    return jax.jit(lambda params, batch, key: stage.sample(network.model(**params), batch, key, context=context))

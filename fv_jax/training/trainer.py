@@ -18,7 +18,7 @@ import numpy as np
 
 from fv_jax.core import throughput
 from fv_jax.core.exit_codes import PreemptedError
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.protocol import Batch, Metrics, Stage
 from fv_jax.training import optimizer
 from fv_jax.training.config import MAX_STEPS, LoopConfig
@@ -109,7 +109,7 @@ class Trainer:
     network: ModelDef
     optim: optimizer.OptimConfig
     config: LoopConfig
-    rules: Rules
+    context: ParallelContext
     key: jax.Array
     writer: MetricWriter | NoMetrics
     make_batches: Callable[[int, int], Iterator[Batch]]
@@ -133,7 +133,7 @@ class Trainer:
         self._guard = AnomalyGuard(self.config.bad_steps, self.progress)
         if self.validation is not None and self.config.eval_every:
             key, monitor = jax.random.fold_in(self.key, EVAL_KEY), self.config.collapse_monitor
-            programs = self.stage, self.network, self.rules, key
+            programs = self.stage, self.network, self.context, key
             self._validator = Validator(self.validation, *programs, self.writer, monitor, self.progress)
 
     def run(self, state: TrainState) -> TrainState:
@@ -146,7 +146,7 @@ class Trainer:
         """
         config = self.config
         tx = optimizer.make_optimizer(self.optim, config.num_steps)
-        where = self.rules, self.shardings, config.microbatches
+        where = self.context, self.shardings, config.microbatches
         step_fn = train_step(self.stage, self.network, tx, self.optim, config.num_steps, *where)
         step, in_flight = int(state.step), None
         batches, key = self._new_batches(step)

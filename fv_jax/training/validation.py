@@ -7,7 +7,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.protocol import Batch, Stage
 from fv_jax.training.monitoring.collapse import CollapseError, CollapseMonitor, CollapseMonitorConfig
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, eval_line, health_line
@@ -50,7 +50,7 @@ class Validator:
         validation: Validation,
         stage: Stage,
         network: ModelDef,
-        rules: Rules,
+        context: ParallelContext,
         key: jax.Array,
         writer: MetricWriter | NoMetrics,
         monitor: CollapseMonitorConfig,
@@ -64,7 +64,7 @@ class Validator:
           progress: has the best losses and the largest update; updated in place.
         """
         self._validation, self._key, self._writer, self._progress = validation, key, writer, progress
-        self._eval_step, self._sample_step = eval_step(stage, network, rules), sample_step(stage, network, rules)
+        self._eval_step, self._sample_step = eval_step(stage, network, context), sample_step(stage, network, context)
         self._monitor, self._stop = CollapseMonitor(monitor, progress.best), monitor.stop
 
     def evaluate(self, step: int, params: Params, heartbeat: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from flax import nnx
 from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.protocol import BatchSize, ExportedFunction, Stage
 
 PLATFORMS = ('cpu', 'tpu', 'cuda')
@@ -43,17 +43,17 @@ def load(name):
 
 
 def functions(
-    stage: Stage, latent_spec: LatentSpec, size: tuple[int, int, int], *, rules: Rules
+    stage: Stage, latent_spec: LatentSpec, size: tuple[int, int, int], *, context: ParallelContext
 ) -> list[ExportedFunction]:
     """The functions of a stage's network for a video of (frames, height, width), a batch of one.
 
-    latent_spec: of the VAE whose latents the stage works on. rules: who computes attention; what it uses must be there
-    on every platform of an artefact.
+    latent_spec: of the VAE whose latents the stage works on. context: its attention must be available on every platform
+    of an artefact.
 
     Raises ConfigError for a size that the VAE cannot take, or a stage that has none.
     """
     latent_spec.check_clip('--size', *size)
-    found = stage.exported_functions(BatchSize(1, size, latent_spec.latent_size(*size)), rules=rules)
+    found = stage.exported_functions(BatchSize(1, size, latent_spec.latent_size(*size)), context=context)
     if not found:
         raise ConfigError('--forward: this stage has no forward functions to write')
     return list(found)

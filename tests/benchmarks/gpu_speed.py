@@ -244,7 +244,7 @@ def _training(parts: Assembly, batch: dict[str, jax.Array], key: jax.Array) -> R
     config = parts.config
     state = [jax.jit(parts.init_train_state, out_shardings=parts.shardings)(key)]
     step = train_step(
-        parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.rules, parts.shardings
+        parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.context, parts.shardings
     )
 
     def run() -> Any:
@@ -261,7 +261,7 @@ def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     graphdef, _ = nnx.split(abstract_module(stage.init))
     weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
     loaded, noise = LoadedStage(stage, graphdef, weights), SeededNoise.from_seeds([0])
-    return lambda: programs.enhance_latents(loaded, z_low, text_BLD, noise, rules=parts.rules)
+    return lambda: programs.enhance_latents(loaded, z_low, text_BLD, noise, context=parts.context)
 
 
 if __name__ == '__main__':

@@ -92,7 +92,7 @@ def bare_step(parts: Assembly) -> Callable:
         )
 
         def loss_fn(trainable: state.Params) -> jax.Array:
-            return stage.loss(network.model(trainable, old.frozen), noised, rules=parts.rules)[0]
+            return stage.loss(network.model(trainable, old.frozen), noised, context=parts.context)[0]
 
         loss, grads = jax.value_and_grad(loss_fn)(old.trainable)
         updates, opt_state = parts.tx.update(grads, old.opt_state, old.trainable)
@@ -122,7 +122,7 @@ class Turns:
         self.watch, self._steps, self._key, self._batches = Stopwatch(), steps, key, itertools.cycle(batches)
         config = parts.config
         guarded = train_step(
-            parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.rules, parts.shardings
+            parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.context, parts.shardings
         )
         self._kinds = {'bare': bare_step(parts), 'step': guarded}
         self._states = {kind: new_state(parts) for kind in self._kinds}
@@ -180,7 +180,7 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
             network=parts.network,
             optim=config.optim,
             config=once,
-            rules=parts.rules,
+            context=parts.context,
             key=key,
             writer=writer,
             make_batches=lambda step, order: itertools.cycle(batches),

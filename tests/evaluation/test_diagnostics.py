@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data.degradation.degradations import WeakConfig, degrade_weak
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import HealthCheck, compared, probes
@@ -44,7 +44,7 @@ def check_of(answer, stage=STAGE):
     """A check of a 'network' that gives answer(x, t, data, degraded): scaled latents, in place of data - source."""
 
     def model_of(params):
-        def model(x, timestep_B, text, noise_augmentation_timestep_B, *, rules):
+        def model(x, timestep_B, text, noise_augmentation_timestep_B, *, context):
             t = timestep_B[:, None, None, None, None] / 1000
             return (answer(x, t, 2.0 * HIGH, 2.0 * LOW) - x) / t
 
@@ -54,7 +54,7 @@ def check_of(answer, stage=STAGE):
         stage=stage,
         model_of=model_of,
         vae=Pixels(),
-        rules=Rules(attention=lambda q, k, v: v),
+        context=ParallelContext(attention=lambda q, k, v: v),
         batches=[{'z_high_BFHWC': jnp.asarray(HIGH), 'z_low_BFHWC': jnp.asarray(LOW)}],
         truths=[HIGH],
         key=jax.random.key(0),

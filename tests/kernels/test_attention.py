@@ -141,4 +141,4 @@ def test_single_device_context():
     q, k, v = random_qkv(tokens=4)
     np.testing.assert_array_equal(SINGLE_DEVICE.attention(q, k, v, 4), attention(q, k, v))
     assert SINGLE_DEVICE.constrain(q, ('act_batch', None, None, None)) is q
-    assert SINGLE_DEVICE.padded(37) == 37
+    assert SINGLE_DEVICE.padded_length(37) == 37

@@ -10,7 +10,7 @@ from flax import nnx
 
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.dit import STAGE1, STAGE2, DiT, DiTConfig, sinusoid
@@ -231,10 +231,10 @@ def test_attention_can_start_local():
         return v
 
     config = dataclasses.replace(SMALL, embed_dim=128, local_attention_init=2.0)
-    network, rules = DiT(config, rngs=nnx.Rngs(0)), Rules(attention=attend)
-    layout, frames, height, width = SequenceLayout.from_grid(4, (2, 3, 5), rules), 2, 3, 5
+    network, context = DiT(config, rngs=nnx.Rngs(0)), ParallelContext(attention=attend)
+    layout, frames, height, width = SequenceLayout.from_grid(4, (2, 3, 5), context), 2, 3, 5
     # Tokens that are all alike: where they are is all that attention can go by.
-    run_block(network, 0, jnp.zeros((1, 4 + frames * height * width, 128)), jnp.zeros((1, 8)), layout, rules)
+    run_block(network, 0, jnp.zeros((1, 4 + frames * height * width, 128)), jnp.zeros((1, 8)), layout, context)
     logits = np.asarray(seen[0][4:, 4:])
     np.testing.assert_array_equal(logits.argmax(1), np.arange(frames * height * width))
     next_in_row = np.exp(logits[0, 1] - logits[0, 0])
@@ -325,7 +325,7 @@ def test_rules_place_activations_and_compute_attention(model, inputs, output):
         attended.append((q.shape, num_tokens))
         return reference.attention(q, k, v)
 
-    result = jax.jit(lambda *inputs: model(*inputs, rules=Rules(attention, constrain)))(*inputs)
+    result = jax.jit(lambda *inputs: model(*inputs, context=ParallelContext(attention, constrain)))(*inputs)
     np.testing.assert_allclose(result, output, atol=1e-5)
     assert attended == [((2, 4 + 3 * 2 * 3, 2, 16), 4 + 3 * 2 * 3)]  # traced once, scanned over
     assert (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_EMBED) in placed
@@ -341,15 +341,15 @@ def test_padding_changes_nothing(model, inputs, output):
         o = reference.attention(q, k[:, :num_tokens], v[:, :num_tokens])
         return o + spoilt
 
-    rules = Rules(attention, padded=lambda num_tokens: num_tokens + 7)
+    context = ParallelContext(attention, padded_length=lambda num_tokens: num_tokens + 7)
     graphdef, params = nnx.split(model)
 
-    def loss_and_output(params, rules):
-        y = nnx.merge(graphdef, params)(*inputs, rules=rules)
+    def loss_and_output(params, context):
+        y = nnx.merge(graphdef, params)(*inputs, context=context)
         return jnp.mean(jnp.square(y - 1)), y
 
     run = jax.jit(jax.value_and_grad(loss_and_output, has_aux=True), static_argnums=1)
-    ((_, padded), grads), (_, plain) = run(params, rules), run(params, SINGLE_DEVICE)
+    ((_, padded), grads), (_, plain) = run(params, context), run(params, SINGLE_DEVICE)
     np.testing.assert_allclose(padded, output, atol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels.attention import attention
 from fv_jax.models.t5 import T5, T5Config, relative_buckets
 from tests.small_text import SMALL, random_t5
@@ -106,7 +106,7 @@ def test_activations_are_named_where_they_are_placed():
         seen.update(names)
         return x
 
-    jax.eval_shape(lambda ids: random_t5()(ids, rules=Rules(attention, constrain)), IDS)
+    jax.eval_shape(lambda ids: random_t5()(ids, context=ParallelContext(attention, constrain)), IDS)
     assert seen == {axes.ACT_BATCH, axes.ACT_EMBED, axes.ACT_HEADS, axes.ACT_MLP, None}
 
 

@@ -63,10 +63,10 @@ def made(request):
     return request.param, stage, network, params, batch
 
 
-def loss_and_grads(stage, network, rules):
+def loss_and_grads(stage, network, context):
     def loss(trainable, frozen, batch):
         keys_B = per_example_keys(jax.random.key(0), 0, ROWS)
-        return stage.loss(network.model(trainable, frozen), stage.sample_noise_and_time(batch, keys_B), rules=rules)
+        return stage.loss(network.model(trainable, frozen), stage.sample_noise_and_time(batch, keys_B), context=context)
 
     return jax.value_and_grad(loss, has_aux=True)
 
@@ -85,7 +85,10 @@ def test_sharded_loss_and_gradients_equal_one_device(made, alone, axes):
     where = placement(axes, kind)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = [arrays.put_sharded(part, s) for part, s in zip(params, shardings, strict=True)]
-    of = jax.jit(loss_and_grads(stage, network, sharding.rules_on(where)), out_shardings=((None, None), shardings[0]))
+    of = jax.jit(
+        loss_and_grads(stage, network, sharding.make_parallel_context(where)),
+        out_shardings=((None, None), shardings[0]),
+    )
     (loss, metrics), grads = of(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
     (expected, expected_metrics), expected_grads = alone
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -104,7 +107,7 @@ def test_sharded_microbatches_equal_the_batch(made, alone):
     parts = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = [arrays.put_sharded(part, s) for part, s in zip(params, parts, strict=True)]
     shardings = state.TrainState(where.replicated, *parts, {}, None)
-    of = step.gradients(stage, network, sharding.rules_on(where), shardings, microbatches=2)
+    of = step.gradients(stage, network, sharding.make_parallel_context(where), shardings, microbatches=2)
 
     def found(trainable, frozen, batch):
         noised = stage.sample_noise_and_time(batch, per_example_keys(jax.random.key(0), 0, ROWS))

@@ -158,6 +158,6 @@ def test_placement_checks_every_bucket():
 
 def test_placement_refuses_more_context_shards_than_tiles():
     where = placement(context=8)
-    assert [sharding.padded(where, n) for n in (8, 50, 64)] == [8, 56, 64]
+    assert [sharding.padded_length(where, n) for n in (8, 50, 64)] == [8, 56, 64]
     with pytest.raises(ConfigError, match=r'context=8: 7 tokens .* fill only 7 chip\(s\); use at most 7'):
-        sharding.padded(where, 7)
+        sharding.padded_length(where, 7)

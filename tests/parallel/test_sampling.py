@@ -41,8 +41,8 @@ def test_sharded_samples_equal_one_device(parallel):
     where = placement(**parallel)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = arrays.put_sharded(params, dict(zip(('trainable', 'frozen'), shardings, strict=True)))
-    rules = sharding.rules_on(where, sharding.ContextParallelConfig(training=False))
-    sample = sample_step(STAGE, network, rules)(
+    context = sharding.make_parallel_context(where, sharding.ContextParallelConfig(training=False))
+    sample = sample_step(STAGE, network, context)(
         placed, arrays.to_global(batch, where, OFFICIAL.latent_spec), jax.random.key(0)
     )
     close(sample['z_sample_BFHWC'], expected)

@@ -108,7 +108,7 @@ def previewed(fv, info, noise, texts):
     settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
     size = fv.stage1.latent_spec.latent_size(settings.frames, *settings.size)
     first = fv.stage1.loaded.with_stage(fv.stage1.stage.with_sampler_config(settings))
-    z = programs.generate(first, texts[0], noise, size, rules=SINGLE_DEVICE)
+    z = programs.generate(first, texts[0], noise, size, context=SINGLE_DEVICE)
     return z, programs.decode_latents(fv.stage1.vae.jitted, z)
 
 
@@ -120,7 +120,7 @@ def enhanced(fv, recorded, noise, texts, previewed):
     second = fv.stage2.loaded.with_stage(fv.stage2.stage.with_sampler_config(settings))
     assert settings.sample_posterior
     z_low = programs.low_res_latents(vae, previewed[1], size, noise)
-    z_high = programs.enhance_latents(second, z_low, texts[1], noise, rules=SINGLE_DEVICE)
+    z_high = programs.enhance_latents(second, z_low, texts[1], noise, context=SINGLE_DEVICE)
     return z_low, z_high, programs.decode_latents(vae, z_high, width_slices=settings.slices)
 
 

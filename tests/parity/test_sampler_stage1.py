@@ -92,7 +92,7 @@ def generate(stage, model, data):
 
     @jax.jit
     def run(params, x, text, noises):
-        x = stage.integrate(nnx.merge(graphdef, params), x, text, fixed_noise(noises), rules=SINGLE_DEVICE)
+        x = stage.integrate(nnx.merge(graphdef, params), x, text, fixed_noise(noises), context=SINGLE_DEVICE)
         return stage.unscale_latents(x)
 
     return run(params, ours(data['x_T']), data['context'], ours(data['noise_used'][:-1]))
@@ -124,7 +124,7 @@ def test_every_step(model, short):
 
     @jax.jit
     def denoise(params, x, timestep):
-        predict_fn = stage.predict_fn(nnx.merge(graphdef, params), text, rules=SINGLE_DEVICE)
+        predict_fn = stage.predict_fn(nnx.merge(graphdef, params), text, context=SINGLE_DEVICE)
         return prediction_types.v_denoiser(predict_fn, num_steps)(x, time_grids.Times(timestep / 1000, timestep))
 
     weights = dpm_solver.dpmpp_sde_coefficients(noise_schedules.zero_snr_schedule(num_steps))

@@ -57,7 +57,7 @@ def loss_and_gradients(train_stage, model):
     graphdef, params = nnx.split(model)
 
     def loss(params, noised):
-        return train_stage.loss(nnx.merge(graphdef, params), noised, rules=SINGLE_DEVICE)[0]
+        return train_stage.loss(nnx.merge(graphdef, params), noised, context=SINGLE_DEVICE)[0]
 
     compiled = jax.jit(jax.value_and_grad(loss))
     return lambda noised: compiled(params, noised)
@@ -173,11 +173,11 @@ def run(request, sampled, model):
 
     @jax.jit
     def velocity(params, x, time):
-        return stage.velocity_fn(nnx.merge(graphdef, params), text, rules=SINGLE_DEVICE)(x, time)
+        return stage.velocity_fn(nnx.merge(graphdef, params), text, context=SINGLE_DEVICE)(x, time)
 
     @jax.jit
     def integrate(params, source):
-        return stage.integrate(nnx.merge(graphdef, params), source, text, rules=SINGLE_DEVICE)
+        return stage.integrate(nnx.merge(graphdef, params), source, text, context=SINGLE_DEVICE)
 
     return data, stage, lambda x, time: velocity(params, x, time), lambda source: integrate(params, source)
 

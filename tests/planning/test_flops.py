@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels.blocked import unblocked_attention
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, LoRAParam
@@ -19,7 +19,7 @@ from fv_jax.planning import flops
 from fv_jax.planning.flops import Sequence
 from tests.models.single_block import run_block
 
-RULES = Rules(attention=lambda q, k, v, n: unblocked_attention(q, k, v, n))
+CONTEXT = ParallelContext(attention=lambda q, k, v, n: unblocked_attention(q, k, v, n))
 # Wide and long enough that products of matrices outweigh norms and activations.
 DIT = DiTConfig(embed_dim=256, num_layers=2, num_heads=2, mlp_dim=1024, cond_dim=32, text_dim=64, remat='none')
 LORA = dataclasses.replace(DIT, lora=LoRAConfig(rank=32, targets=('qkv', 'attention_out', 'modulation', 'mlp')))
@@ -40,12 +40,12 @@ def split(make, *filters):
 
 def unscanned(model: DiT, x, text):
     """The network, layer by layer."""
-    layout = SequenceLayout.from_grid(text.shape[1], (x.shape[1], x.shape[2] // 2, x.shape[3] // 2), RULES)
+    layout = SequenceLayout.from_grid(text.shape[1], (x.shape[1], x.shape[2] // 2, x.shape[3] // 2), CONTEXT)
     emb = model.embed_cond(jnp.ones(1), layout.grid[0], jnp.ones(1))
-    h = model.embed_tokens(x, text, layout, rules=RULES)
+    h = model.embed_tokens(x, text, layout, context=CONTEXT)
     for i in range(model.config.num_layers):
-        h = run_block(model, i, h, emb, layout, RULES)
-    return model.head(h, emb, layout, rules=RULES)
+        h = run_block(model, i, h, emb, layout, CONTEXT)
+    return model.head(h, emb, layout, context=CONTEXT)
 
 
 @pytest.mark.parametrize('config', [DIT, LORA], ids=['full', 'lora'])
@@ -93,7 +93,7 @@ def test_a_picture_needs_one_tap_in_time():
 def test_t5():
     graphdef, state = split(lambda: T5(T5_CONFIG, rngs=nnx.Rngs(0)))
     ids = jax.ShapeDtypeStruct((1, 128), jnp.int32)
-    found = counted(lambda state, ids: nnx.merge(graphdef, state)(ids, rules=RULES), state, ids)
+    found = counted(lambda state, ids: nnx.merge(graphdef, state)(ids, context=CONTEXT), state, ids)
     assert found == pytest.approx(flops.t5_forward(T5_CONFIG, 128).total, rel=0.05)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.resize import resize
 from fv_jax.data.transforms import to_float
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention
@@ -165,7 +165,7 @@ def traced():
 @pytest.fixture(scope='module')
 def enhancer(networks, traced):
     stage, model, vae = networks
-    return Enhancer(jit_enhance_latents(stage, model, rules=Rules(attention=traced)), vae)
+    return Enhancer(jit_enhance_latents(stage, model, context=ParallelContext(attention=traced)), vae)
 
 
 @pytest.fixture(scope='module')
@@ -182,7 +182,7 @@ def test_a_window_is_the_stage_with_its_guidance(networks, enhancer):
     z_low = vae.latents(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
     source = stage.make_source(z_low, latent_noise(KEY, 6, z_low.shape))
     text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
-    moved = jax.jit(lambda s: stage.integrate(model, s, text, rules=SINGLE_DEVICE))(source)
+    moved = jax.jit(lambda s: stage.integrate(model, s, text, context=SINGLE_DEVICE))(source)
     expected = np.clip(vae.video(moved / stage.config.scale_factor)[0, :8], -1, 1)
     got = enhancer.enhance_window(film, SIZE, key=KEY, first_latent=6)
     assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32

@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from fv_jax.core.config import ConfigError
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
 from fv_jax.stages.noise import per_example_keys
 from tests.sampling import tiny
 
-RULES = Rules(attention=lambda q, k, v: v)
+CONTEXT = ParallelContext(attention=lambda q, k, v: v)
 
 
 def network(mean, logvar):
@@ -38,7 +38,7 @@ def loss(video, mean, logvar, kl_weight=0.0, step=0):
     batch = {'high_res_BFHWC': video}
     keys = per_example_keys(jax.random.key(0), step, len(video))
     here = stage(kl_weight)
-    value, metrics = here.loss(network(mean, logvar), here.sample_noise_and_time(batch, keys), rules=RULES)
+    value, metrics = here.loss(network(mean, logvar), here.sample_noise_and_time(batch, keys), context=CONTEXT)
     assert value.shape == () and value.dtype == jnp.float32
     return float(value), {name: float(metric) for name, metric in metrics.items()}
 
@@ -76,7 +76,7 @@ def test_latents_are_drawn_from_the_rows_keys():
 def test_samples_are_decoded_from_the_means():
     batch = {'high_res_BFHWC': video(0.5)}
     assert stage().encode(batch) is batch
-    shown = stage().sample(network(0.3, 5.0), batch, jax.random.key(0), rules=RULES)
+    shown = stage().sample(network(0.3, 5.0), batch, jax.random.key(0), context=CONTEXT)
     assert shown.keys() == {'high_res_BFHWC', 'decoded_BFHWC'}
     np.testing.assert_allclose(shown['decoded_BFHWC'], 0.3, rtol=1e-6)
 

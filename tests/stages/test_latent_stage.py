@@ -110,7 +110,7 @@ def test_programs_are_what_a_run_consists_of():
 
 def test_exported_functions_take_the_inputs_that_they_name():
     for stage, names in ((FIRST, []), (SECOND, ['velocity']), (VAE, ['encode', 'decode'])):
-        found = stage.exported_functions(SIZE._replace(examples=1), rules=SINGLE_DEVICE)
+        found = stage.exported_functions(SIZE._replace(examples=1), context=SINGLE_DEVICE)
         assert [function.name for function in found] == names
         for function in found:
             assert all(shape[0] == 1 for shape in function.inputs.values())

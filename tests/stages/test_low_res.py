@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs import stage1
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import guidance, noise_schedules, samplers
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.models.dit import STAGE1, DiTConfig
@@ -30,7 +30,7 @@ DIT = DiTConfig(
     embed_num_frames=False,
     embed_noise_augmentation_timestep=False,
 )
-RULES = Rules(attention=lambda q, k, v: v)  # no network with attention is called with these
+CONTEXT = ParallelContext(attention=lambda q, k, v: v)  # no network with attention is called with these
 SHAPE = (4, 2, 4, 4, 16)
 FLOW = {'prediction_type': 'flow', 'sampler': 'euler'}
 
@@ -61,7 +61,7 @@ class Recorder:
     def __init__(self, answer):
         self.answer, self.calls = answer, []
 
-    def __call__(self, x, timestep, text, *, rules):
+    def __call__(self, x, timestep, text, *, context):
         self.calls.append({'x': x, 'timestep': timestep, 'text': text})
         return self.answer(x, timestep)
 
@@ -76,7 +76,7 @@ def test_v_prediction():
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, k: jnp.zeros_like(x))
-    loss, metrics = here.loss(model, noised, rules=RULES)
+    loss, metrics = here.loss(model, noised, context=CONTEXT)
     (call,) = model.calls
     assert call['timestep'].dtype == jnp.int32
     assert (np.asarray(call['timestep']) // 250).tolist() == [3, 2, 1, 0]
@@ -87,7 +87,7 @@ def test_v_prediction():
     np.testing.assert_allclose(metrics['target_norm'] ** 2, loss, rtol=1e-5)
     np.testing.assert_allclose((metrics['loss_near_noise'] + metrics['loss_near_data']) / 2, loss, rtol=1e-5)
     np.testing.assert_allclose(metrics['loss_near_noise'], np.mean(v[:2] ** 2), rtol=1e-5)
-    right, _ = here.loss(Recorder(lambda x, k: jnp.asarray(v)), noised, rules=RULES)
+    right, _ = here.loss(Recorder(lambda x, k: jnp.asarray(v)), noised, context=CONTEXT)
     assert right.dtype == jnp.float32 and right.shape == () and right < 1e-12
 
 
@@ -96,7 +96,7 @@ def test_the_loss_is_the_weighted_one_of_x0():
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, k: jnp.sin(x))
-    loss, _ = here.loss(model, noised, rules=RULES)
+    loss, _ = here.loss(model, noised, context=CONTEXT)
     (call,) = model.calls
     a, s = shares(call['timestep'])
     x0 = a * np.asarray(call['x']) - s * np.sin(call['x'])
@@ -107,7 +107,7 @@ def test_flow():
     here = stage(shift=2.0, **FLOW)
     noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, t: noised.noise_BFHWC - noised.data_BFHWC)
-    loss, _ = here.loss(model, noised, rules=RULES)
+    loss, _ = here.loss(model, noised, context=CONTEXT)
     assert loss == 0
     (call,) = model.calls
     t = np.asarray(noised.t_B)[:, None, None, None, None]
@@ -148,13 +148,13 @@ def test_guidance_is_against_zero_text_which_stands_first(batched):
     here = stage(guidance_batched=batched, num_steps=51)
     texts = []
 
-    def network(x, timestep, text, *, rules):
+    def network(x, timestep, text, *, context):
         texts.append(np.asarray(text[:, 0, 0]).tolist())
         assert timestep.shape == x.shape[:1]
         return (x + text.sum((1, 2))[:, None, None, None, None]).astype(jnp.bfloat16)
 
     text = jnp.full((4, 5, 8), 0.25)
-    out = here.predict_fn(network, text, rules=RULES)(jnp.ones(SHAPE), Times(jnp.float32(0.999), jnp.float32(999)))
+    out = here.predict_fn(network, text, context=CONTEXT)(jnp.ones(SHAPE), Times(jnp.float32(0.999), jnp.float32(999)))
     w = guidance.guidance_schedule('official', 8.0, 5, 51)[999]
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, 1 + w * 10, rtol=1e-6)
@@ -164,7 +164,7 @@ def test_guidance_is_against_zero_text_which_stands_first(batched):
 def test_official_guidance_has_an_n_of_its_own():
     def scale(**fields):
         predict = stage(**fields).predict_fn(
-            lambda x, k, text, *, rules: text[:, :1, :1, None, None] + 0 * x, jnp.ones((1, 5, 8)), rules=RULES
+            lambda x, k, text, *, context: text[:, :1, :1, None, None] + 0 * x, jnp.ones((1, 5, 8)), context=CONTEXT
         )
         return float(predict(jnp.zeros((1, 1, 1, 1, 1)), Times(jnp.float32(0.979), jnp.float32(979)))[0, 0, 0, 0, 0])
 
@@ -192,7 +192,7 @@ def test_noise_becomes_data_by_v():
     for sampler in samplers.names('v_prediction'):
         model = Recorder(v_of_data(2 * z, 4))
         sampled = with_sampler(here, sampler=sampler)
-        x = sampled.integrate(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), rules=RULES)
+        x = sampled.integrate(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), context=CONTEXT)
         out = sampled.unscale_latents(x)
         assert out.dtype == jnp.float32 and len(model.calls) == 1  # one trace: a scan
         np.testing.assert_allclose(out, z, atol=1e-5)
@@ -202,7 +202,7 @@ def test_noise_becomes_data_by_the_flow():
     z, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
     here = stage(scale_factor=2.0, num_steps=4, guidance_scale=3.0, guidance_kind='constant', **FLOW)
     model = Recorder(lambda x, t: _pair(noise - 2 * z))
-    out = here.unscale_latents(here.integrate(model, noise, jnp.zeros((4, 5, 8)), None, rules=RULES))
+    out = here.unscale_latents(here.integrate(model, noise, jnp.zeros((4, 5, 8)), None, context=CONTEXT))
     np.testing.assert_allclose(out, z, atol=1e-5)
 
 
@@ -216,7 +216,7 @@ def test_samples_depend_on_their_own_keys_alone():
 
     def sample(rows):
         given = {'z_high_BFHWC': jnp.zeros((rows, *SHAPE[1:]))}
-        return here.sample(model, given, jax.random.key(0), rules=RULES)
+        return here.sample(model, given, jax.random.key(0), context=CONTEXT)
 
     four, two = sample(4), sample(2)
     assert four.keys() == {'z_sample_BFHWC', 'z_high_BFHWC'}

@@ -9,14 +9,14 @@ import pytest
 from flax import nnx
 
 from fv_jax.core.config import ConfigError, build, to_dict
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import noise_schedules, time_grids
 from fv_jax.models.dit import DiTConfig
 from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 
 DIT = DiTConfig(embed_dim=64, num_layers=1, num_heads=1, mlp_dim=64, cond_dim=16, text_dim=8)
-RULES = Rules(attention=lambda q, k, v: v)  # no network with attention is called with these
+CONTEXT = ParallelContext(attention=lambda q, k, v: v)  # no network with attention is called with these
 SHAPE = (4, 2, 4, 4, 16)
 
 
@@ -39,7 +39,7 @@ class Recorder:
     def __init__(self, answer):
         self.answer, self.calls = answer, []
 
-    def __call__(self, x, timestep, text, noise_augmentation_timestep=None, *, rules):
+    def __call__(self, x, timestep, text, noise_augmentation_timestep=None, *, context):
         self.calls.append(
             {'x': x, 'timestep': timestep, 'text': text, 'noise_augmentation_timestep': noise_augmentation_timestep}
         )
@@ -50,9 +50,9 @@ def test_a_network_that_predicts_data_minus_source_has_no_loss():
     """The sign, in closed form: the official network's target is data - source."""
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
-    loss, metrics = here.loss(Recorder(lambda x, t: noised.data_BFHWC - noised.source_BFHWC), noised, rules=RULES)
+    loss, metrics = here.loss(Recorder(lambda x, t: noised.data_BFHWC - noised.source_BFHWC), noised, context=CONTEXT)
     assert loss == 0 and loss.dtype == jnp.float32 and loss.shape == ()
-    wrong, _ = here.loss(Recorder(lambda x, t: noised.source_BFHWC - noised.data_BFHWC), noised, rules=RULES)
+    wrong, _ = here.loss(Recorder(lambda x, t: noised.source_BFHWC - noised.data_BFHWC), noised, context=CONTEXT)
     np.testing.assert_allclose(wrong, 4 * metrics['target_norm'] ** 2, rtol=1e-5)
     np.testing.assert_allclose(metrics['velocity_norm'], metrics['target_norm'])
 
@@ -61,7 +61,7 @@ def test_a_network_that_predicts_data_minus_source_has_no_loss():
 def test_transport_follows_the_officially_signed_velocity_to_the_data(sampler):
     here = stage(sampler=sampler, guidance_scale=1.0)
     source, data = jax.random.normal(jax.random.key(0), (2, *SHAPE))
-    out = here.integrate(Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), rules=RULES)
+    out = here.integrate(Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), context=CONTEXT)
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_the_network_sees_x_t_and_1000_t():
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, t: jnp.zeros_like(x))
-    loss, _ = here.loss(model, noised, rules=RULES)
+    loss, _ = here.loss(model, noised, context=CONTEXT)
     (call,) = model.calls
     t = np.asarray(noised.t_B)[:, None, None, None, None]
     np.testing.assert_allclose(call['x'], t * noised.source_BFHWC + (1 - t) * noised.data_BFHWC, atol=1e-6)
@@ -105,7 +105,7 @@ def test_latents_are_scaled_once_on_the_way_in_and_once_out():
     given = batch()
     noised = here.sample_noise_and_time(given, keys())
     np.testing.assert_array_equal(noised.data_BFHWC, 2 * given['z_high_BFHWC'])
-    out = here.sample(Recorder(lambda x, t: jnp.zeros_like(x)), given, jax.random.key(0), rules=RULES)
+    out = here.sample(Recorder(lambda x, t: jnp.zeros_like(x)), given, jax.random.key(0), context=CONTEXT)
     assert out.keys() == {'z_sample_BFHWC', 'z_high_BFHWC', 'z_low_BFHWC'}
     np.testing.assert_array_equal(out['z_low_BFHWC'], given['z_low_BFHWC'])
     assert abs(float(out['z_sample_BFHWC'].std()) - 0.5) < 0.05  # unit noise over the scale factor
@@ -130,7 +130,7 @@ def test_noise_augmentation_timestep_range_is_drawn_per_row_and_told_to_the_netw
     assert set(drawn.tolist()) == {20, 21, 22}
     assert all({20, 22} <= set(one.tolist()) for one in drawn.reshape(8, 4))  # stratified over the batch
     model = Recorder(lambda x, t: jnp.zeros_like(x))
-    here.loss(model, here.sample_noise_and_time(batch(), keys()), rules=RULES)
+    here.loss(model, here.sample_noise_and_time(batch(), keys()), context=CONTEXT)
     np.testing.assert_array_equal(model.calls[0]['noise_augmentation_timestep'], drawn[:4])
     a = noise_schedules.sqrt_alphas_by_timestep()[drawn[:4]][:, None, None, None, None]
     left = here.sample_noise_and_time(batch(), keys()).source_BFHWC - a * here.scale_latents(batch()['z_low_BFHWC'])
@@ -168,11 +168,11 @@ def test_text_is_zeros_where_there_is_none():
 def test_guidance_is_against_zero_text(batched):
     here = stage(guidance_scale=13.0, guidance_batched=batched)
 
-    def network(x, timestep, text, noise_augmentation_timestep, *, rules):
+    def network(x, timestep, text, noise_augmentation_timestep, *, context):
         return x + text.sum((1, 2))[:, None, None, None, None]
 
     text = jnp.full((4, 5, 8), 0.01)
-    out = here.velocity_fn(network, text, rules=RULES)(
+    out = here.velocity_fn(network, text, context=CONTEXT)(
         jnp.ones(SHAPE), time_grids.Times(jnp.float32(1), jnp.float32(1000))
     )
     np.testing.assert_allclose(out, -(1 + 13 * 0.4), rtol=1e-5)
@@ -188,14 +188,14 @@ def test_guidance_is_against_zero_text(batched):
 def test_numerics(numerics, timesteps, noise_augmentation_timestep, dtype):
     here, seen = stage(numerics=numerics, guidance_scale=1.0), []
 
-    def network(x, timestep, text, noise_augmentation_timestep, *, rules):
+    def network(x, timestep, text, noise_augmentation_timestep, *, context):
         assert x.dtype == dtype
         jax.debug.callback(
             lambda *v: seen.append([float(i) for i in v]), timestep[0], noise_augmentation_timestep[0], ordered=True
         )
         return jnp.zeros_like(x)
 
-    run = jax.jit(lambda source: here.integrate(network, source, jnp.zeros((4, 5, 8)), rules=RULES))
+    run = jax.jit(lambda source: here.integrate(network, source, jnp.zeros((4, 5, 8)), context=CONTEXT))
     assert run(jnp.ones(SHAPE)).dtype == jnp.float32
     jax.effects_barrier()
     np.testing.assert_allclose([t for t, _ in seen], timesteps, rtol=1e-6)
@@ -212,7 +212,7 @@ def test_metrics_split_the_loss_by_half_of_t():
     noised = here.sample_noise_and_time(batch(), keys())
     by_row = jnp.arange(4.0)[:, None, None, None, None]
     model = Recorder(lambda x, t: noised.data_BFHWC - noised.source_BFHWC + by_row)
-    loss, metrics = here.loss(model, noised, rules=RULES)
+    loss, metrics = here.loss(model, noised, context=CONTEXT)
     np.testing.assert_allclose(loss, (0 + 1 + 4 + 9) / 4, rtol=1e-5)
     np.testing.assert_allclose(metrics['loss_near_source'], (0 + 1) / 2, rtol=1e-5)  # rows 0 and 1 are drawn there
     np.testing.assert_allclose(metrics['loss_near_data'], (4 + 9) / 2, rtol=1e-5)
@@ -232,7 +232,7 @@ def test_a_real_network_learns_through_the_stage():
         return here.loss(
             nnx.merge(graphdef, params, rest),
             here.sample_noise_and_time(given, keys()),
-            rules=Rules(attention=attention),
+            context=ParallelContext(attention=attention),
         )
 
     (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -244,7 +244,7 @@ def test_a_real_network_learns_through_the_stage():
 def test_a_network_without_source_embedding_is_not_told_it():
     here = SuperRes(SuperResConfig(text_length=5), dataclasses.replace(DIT, embed_noise_augmentation_timestep=False))
     model = Recorder(lambda x, t: jnp.zeros_like(x))
-    here.loss(model, here.sample_noise_and_time(batch(), keys()), rules=RULES)
+    here.loss(model, here.sample_noise_and_time(batch(), keys()), context=CONTEXT)
     assert model.calls[0]['noise_augmentation_timestep'] is None
 
 

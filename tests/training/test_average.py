@@ -22,7 +22,7 @@ class Consistent(toy.Toy):
 
     takes_average = True
 
-    def loss(self, model, noised, *, rules, average=None):
+    def loss(self, model, noised, *, context, average=None):
         loss = jnp.mean((model(noised['x']) - 2 * average(noised['x']) - noised['y']) ** 2)
         return loss, {'bias': jnp.mean(average.head['bias'][...]), 'offset': jnp.mean(average.offset[...])}
 
@@ -35,7 +35,7 @@ def encoded(step=0):
 def test_the_loss_is_given_the_average_of_the_parameters(microbatches):
     stage = Consistent()
     network, state, tx = toy.new(stage, OPTIM)
-    step = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=microbatches)
+    step = train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT, microbatches=microbatches)
     for i in range(3):
         before = toy.copied(state)
         state, metrics = step(state, encoded(i), KEY)
@@ -52,7 +52,7 @@ def test_no_gradient_goes_through_the_average():
     error = x @ np.asarray(state.frozen['offset']) * (1 - 2) - y  # the kernel and the bias start as zeros
     wanted = {'bias': error.mean(0), 'kernel': x.T @ error / len(x)}
     norm = np.sqrt(sum(np.sum(grad**2) for grad in wanted.values()))
-    _, metrics = train_step(stage, network, tx, OPTIM, 100, toy.RULES)(state, encoded(), KEY)
+    _, metrics = train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT)(state, encoded(), KEY)
     assert float(metrics['grad_norm']) == pytest.approx(float(norm), rel=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_an_evaluated_network_is_its_own_average():
     stage = Consistent()
     network, state, _ = toy.new(stage, OPTIM)
     params = {'trainable': {'head': {'kernel': jnp.ones((3, 2)), 'bias': jnp.full(2, 7.0)}}, 'frozen': state.frozen}
-    found = eval_step(stage, network, toy.RULES)(params, encoded(), KEY, 0)
+    found = eval_step(stage, network, toy.CONTEXT)(params, encoded(), KEY, 0)
     assert float(found['bias']) == 7
 
 
@@ -69,17 +69,17 @@ def test_a_replayed_step_has_the_average_of_its_dump():
     network, state, _ = toy.new(stage, OPTIM)
     average = {'head': {'kernel': jnp.ones((3, 2)), 'bias': jnp.full(2, 5.0)}}
     params = {'trainable': state.trainable, 'frozen': state.frozen, 'average': average}
-    assert replay(stage, network, params, encoded(), KEY, 0, toy.RULES).figures['bias'] == 5
+    assert replay(stage, network, params, encoded(), KEY, 0, toy.CONTEXT).figures['bias'] == 5
 
 
 def test_a_stage_that_does_not_ask_gets_none():
     seen = []
 
     class Spy(toy.Toy):
-        def loss(self, model, noised, *, rules, average=None):
+        def loss(self, model, noised, *, context, average=None):
             seen.append(average)
-            return super().loss(model, noised, rules=rules)
+            return super().loss(model, noised, context=context)
 
     network, state, tx = toy.new(Spy(), OPTIM)
-    train_step(Spy(), network, tx, OPTIM, 100, toy.RULES)(state, encoded(), KEY)
+    train_step(Spy(), network, tx, OPTIM, 100, toy.CONTEXT)(state, encoded(), KEY)
     assert seen and set(seen) == {None}

@@ -23,7 +23,7 @@ def encoded(step=0):
 def made():
     stage = toy.Toy(noise=0.1)
     network, start, tx = toy.new(stage, OPTIM)
-    return stage, network, toy.copied(start), train_step(stage, network, tx, OPTIM, 100, toy.RULES)
+    return stage, network, toy.copied(start), train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT)
 
 
 def fresh(start):
@@ -110,7 +110,7 @@ def test_step_noise_differs_between_examples(made):
     params = {'trainable': start.trainable, 'frozen': start.frozen}
     with jax.disable_jit():
         for index in (0, 1):
-            eval_step(Spy(), network, toy.RULES)(params, encoded(), KEY, index)
+            eval_step(Spy(), network, toy.CONTEXT)(params, encoded(), KEY, index)
     flat = np.concatenate(keys)
     assert flat.shape[0] == 2 * toy.ROWS and len(np.unique(flat, axis=0)) == len(flat)
 
@@ -135,12 +135,12 @@ def test_state_from_params_can_be_donated(made):
 def test_eval_step_uses_the_ema_and_fixed_noise(made, trained):
     stage, network, _, _ = made
     states, _ = trained
-    evaluate = eval_step(stage, network, toy.RULES)
+    evaluate = eval_step(stage, network, toy.CONTEXT)
     params = state.inference_params(states[-1])
     np.testing.assert_array_equal(params['trainable']['head']['bias'], states[-1].ema['head']['bias'])
     first, again, other = (evaluate(params, encoded(50), KEY, i) for i in (0, 0, 1))
     assert float(first['loss']) == float(again['loss']) != float(other['loss'])
-    sample = sample_step(stage, network, toy.RULES)(params, encoded(50), KEY)
+    sample = sample_step(stage, network, toy.CONTEXT)(params, encoded(50), KEY)
     model = network.model(**params)
     np.testing.assert_allclose(sample['y'], model(toy.batch(50)['x']), rtol=1e-5)
 
@@ -164,7 +164,7 @@ def test_state_types_are_those_of_a_later_state(made):
     stage = Weak()
     assert stage.init(nnx.Rngs(0)).head['bias'][...].weak_type
     network, start, tx = toy.new(stage, OPTIM)
-    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES)
+    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT)
     new, later = jax.eval_shape(lambda: start), jax.eval_shape(step_fn, start, encoded(), KEY)[0]
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(later), strict=True):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
@@ -206,7 +206,7 @@ def test_bad_step_changes_only_the_step_number(algorithm, wrong):
     optim = OptimConfig(algorithm, learning_rate=0.3, warmup_steps=5, weight_decay=0.1)
     stage = toy.Toy()
     network, start, tx = toy.new(stage, optim)
-    step_fn = train_step(stage, network, tx, optim, 100, toy.RULES)
+    step_fn = train_step(stage, network, tx, optim, 100, toy.CONTEXT)
     before, _ = step_fn(start, encoded(), KEY)
     kept = toy.copied(before)
     after, metrics = step_fn(before, stage.encode(toy.batch(1, **wrong)), KEY)
@@ -225,7 +225,7 @@ def test_microbatches_equal_the_whole_batch(made, microbatches):
     """Loss, metrics, norms and the new state; each row has the noise that it has in the whole batch."""
     stage, network, start, whole_fn = made
     _, _, tx = toy.new(stage, OPTIM)
-    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=microbatches)
+    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT, microbatches=microbatches)
     whole, parts = fresh(start), fresh(start)
     for i in range(3):
         whole, expected = whole_fn(whole, encoded(i), KEY)
@@ -245,7 +245,7 @@ def test_microbatches_accumulate_one_gradient(made):
     rows = {name: np.tile(value, (16, *[1] * (value.ndim - 1))) for name, value in encoded().items()}
 
     def temporaries(microbatches):
-        step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=microbatches)
+        step_fn = train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT, microbatches=microbatches)
         return step_fn.lower(start, rows, KEY).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(64) <= temporaries(4)
@@ -254,7 +254,7 @@ def test_microbatches_accumulate_one_gradient(made):
 def test_microbatches_with_a_bad_one_skip_the_step(made):
     stage, network, start, _ = made
     _, _, tx = toy.new(stage, OPTIM)
-    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.RULES, microbatches=2)
+    step_fn = train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT, microbatches=2)
     given = encoded()
     given['bad'][1] = np.inf
     after, metrics = step_fn(fresh(start), given, KEY)

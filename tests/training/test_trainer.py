@@ -105,7 +105,7 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
         network=network,
         optim=optim,
         config=config,
-        rules=toy.RULES,
+        context=toy.CONTEXT,
         key=jax.random.key(1),
         writer=diary,
         make_batches=functools.partial(diary.draw, bad or {}),

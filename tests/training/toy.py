@@ -10,12 +10,12 @@ import optax
 from flax import nnx
 from flax.nnx.filterlib import Filter
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.noise import per_example_normal
 from fv_jax.stages.protocol import Batch, Metrics
 from fv_jax.training import optimizer, state
 
-RULES = Rules(attention=lambda q, k, v: v)
+CONTEXT = ParallelContext(attention=lambda q, k, v: v)
 ROWS, IN, OUT = 4, 3, 2
 
 
@@ -56,7 +56,7 @@ class Toy:
         return batch | {'noise': per_example_normal(keys_B, batch['y'].shape)}
 
     def loss(
-        self, model: Line, noised: Batch, *, rules: Rules, average: Line | None = None
+        self, model: Line, noised: Batch, *, context: ParallelContext, average: Line | None = None
     ) -> tuple[jax.Array, Metrics]:
         error = model(noised['x']) - noised['y'] - self.noise * noised['noise']
         # The square root of zero has a finite value and no finite slope.
@@ -64,7 +64,7 @@ class Toy:
         loss = jnp.mean(error**2) + jnp.mean(noised['bad']) + slope - slope
         return loss, {'noise': jnp.mean(noised['noise']), 'encoded': jnp.mean(noised['encoded'])}
 
-    def sample(self, model: Line, batch: Batch, key: jax.Array, *, rules: Rules) -> dict[str, jax.Array]:
+    def sample(self, model: Line, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         return {'y': model(batch['x'])}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.experimental import checkify
 
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.protocol import Batch, Metrics, Stage
 from fv_jax.training.state import ModelDef, Params
@@ -37,7 +37,7 @@ class Replay:
 
 
 def replay(
-    stage: Stage, network: ModelDef, params: Params, batch: Batch, key: jax.Array, step: int, rules: Rules
+    stage: Stage, network: ModelDef, params: Params, batch: Batch, key: jax.Array, step: int, context: ParallelContext
 ) -> Replay:
     """Computes loss and gradient as `train_step` does, and looks for the first operation with a non-finite result.
 
@@ -48,7 +48,7 @@ def replay(
       batch: encoded.
       key: what the noise of the run's examples is folded from.
       step: number of steps before this one.
-      rules: parallel context of the network.
+      context: parallel context of the network.
     """
     keys_B = per_example_keys(key, step, next(iter(batch.values())).shape[0])
 
@@ -56,7 +56,7 @@ def replay(
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
         noised = stage.sample_noise_and_time(batch, keys_B)
-        return stage.loss(network.model(trainable, params['frozen']), noised, rules=rules, average=average)
+        return stage.loss(network.model(trainable, params['frozen']), noised, context=context, average=average)
 
     def step_fn(trainable: Params) -> Metrics:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.core.parallel_context import Rules
+from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.pipeline import DataConfig
 from fv_jax.models.dit import DiTConfig
@@ -71,7 +71,7 @@ class Assembly:
     config: RunConfig
     latent_spec: LatentSpec
     placement: Placement
-    rules: Rules
+    context: ParallelContext
     stage: Stage
     network: state.ModelDef
     tx: optax.GradientTransformation
@@ -112,11 +112,11 @@ def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Plac
     if isinstance(network := config.stage.network, DiTConfig):
         placement.sharding((axes.ACT_HEADS,), (network.num_heads,), 'config.stage.network.num_heads')
         for bucket in data.sizes:
-            layout(config, bucket, latent_spec, sharding.rules_on(placement))
+            layout(config, bucket, latent_spec, sharding.make_parallel_context(placement))
     return placement
 
 
-def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Rules) -> SequenceLayout:
+def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, context: ParallelContext) -> SequenceLayout:
     """The sequence of a training row of this size."""
     text, _ = registry.build(config.stage).text_shape
     try:
@@ -125,7 +125,7 @@ def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, rules: Ru
         cut = config.data.cache is not None and config.data.cache.crop is not None
         where = 'config.data.cache.crop' if cut else f'config.data: {bucket}'
         raise ConfigError(f'{where}: {error}') from None
-    return SequenceLayout.from_grid(text, grid, rules)
+    return SequenceLayout.from_grid(text, grid, context)
 
 
 def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) -> tuple[int, int, int, int, int]:
@@ -148,4 +148,6 @@ def assemble(
     network, tx = state.ModelDef.from_stage(stage), optimizer.make_optimizer(config.optim, config.loop.num_steps)
     shardings = state.state_shardings(network, tx, placement, ema=config.optim.ema_decay > 0)
     choice = sharding.ContextParallelConfig(config.parallel.ulysses_degree, config.parallel.ring_attention)
-    return Assembly(config, latent_spec, placement, sharding.rules_on(placement, choice), stage, network, tx, shardings)
+    return Assembly(
+        config, latent_spec, placement, sharding.make_parallel_context(placement, choice), stage, network, tx, shardings
+    )

@@ -16,20 +16,20 @@ STAGE = toy.Toy(noise=0.1)
 
 
 class Overflows(toy.Toy):
-    def loss(self, model, noised, *, rules, average=None):
-        loss, metrics = super().loss(model, noised, rules=rules)
+    def loss(self, model, noised, *, context, average=None):
+        loss, metrics = super().loss(model, noised, context=context)
         return loss + jnp.exp(100 + jnp.sum(model.head['bias'][...])), metrics
 
 
 def again(batch, stage=STAGE, params=None):
     network, start, _ = toy.new(stage, OptimConfig())
     params = params or {'trainable': start.trainable, 'frozen': start.frozen}
-    return replay(stage, network, params, stage.encode(batch), KEY, 0, toy.RULES)
+    return replay(stage, network, params, stage.encode(batch), KEY, 0, toy.CONTEXT)
 
 
 def test_replay_of_a_good_step_equals_training():
     network, start, tx = toy.new(STAGE, OptimConfig())
-    _, metrics = train_step(STAGE, network, tx, OptimConfig(), 10, toy.RULES)(start, STAGE.encode(toy.batch(3)), KEY)
+    _, metrics = train_step(STAGE, network, tx, OptimConfig(), 10, toy.CONTEXT)(start, STAGE.encode(toy.batch(3)), KEY)
     found = again(toy.batch(3))
     assert found.is_finite and found.first_non_finite is None and not found.non_finite_inputs
     for name in ('loss', 'noise', 'grad_norm'):
