@@ -35,7 +35,7 @@ The curriculum (`PHASES`). Sizes, the order of the phases and the noise are the 
 What training on strong degradations brings, in small: the phases with `tiny=true`, 1,500 steps each, on 113 clips of
 film and their stills, once as they are and once with `--config.data.strong_probability=0`. Of twelve held-out clips,
 degraded strongly, PSNR is 22.32 dB against 22.18 and detail 0.82 of the VAE's against 0.79; bilinear 22.71 dB and 0.51,
-the VAE's ceiling 30.86 dB (`python -m fv_jax.evaluate --strong configs/degradations.py`).
+the VAE's ceiling 30.86 dB (`python -m fv_jax.evaluate --degradation-config configs/degradations.py`).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The Python facade: from a prompt to a preview to a video."""
+"""The Python API: text to preview to high-resolution video."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,15 +36,15 @@ from fv_jax.weights.trained_runs import (
     unverified,
 )
 
-STAGES, SUFFIX = ('stage1', 'stage2'), '.safetensors'  # the runs in a folder that holds a whole pipeline
+STAGES, SUFFIX = ('stage1', 'stage2'), '.safetensors'  # the runs in a folder that holds both stages
 
 __all__ = ['FlashVideo', 'open_run']
 
-VAEKey = tuple[str, DtypeName, int]  # its name, what it computes in, the channels that its stage expects
+VAEKey = tuple[str, DtypeName, int]  # name, dtype, latent channels that the stage expects
 
 
 class FlashVideo(Pipeline):
-    """FlashVideo, ready to use:
+    """The two-stage text-to-video pipeline (arXiv 2502.05179):
 
         fv = fv_jax.FlashVideo.from_official('checkpoints')
         preview = fv.preview('a ladybug moves from left to right over a beach', seed=1)
@@ -52,8 +52,8 @@ class FlashVideo(Pipeline):
         video = fv.enhance(preview)
         video.save('video.mp4')
 
-    Opening looks at every file and reads no network; a network is read when it is first used. `preview_settings` and
-    `enhance_settings` are what a call uses where it gives no others.
+    Opening checks every file and loads no network; networks are loaded when they are first used. `preview_settings` and
+    `enhance_settings` are the defaults of `preview` and `enhance`.
     """
 
     @classmethod
@@ -66,18 +66,18 @@ class FlashVideo(Pipeline):
         text: TextConfig | None = None,
         context: ParallelContext = SINGLE_DEVICE,
     ) -> 'FlashVideo':
-        """The official release, with the official settings.
+        """Opens the official release with the official settings.
 
         Args:
-          folder: with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl in it.
-          numerics: of stage 2, see `EnhanceSettings`; a default, like all settings.
-          dtype: what both DiTs and T5 keep their weights in and compute in; the VAE is float32. bfloat16 is official.
-          text: a text encoder in place of t5-v1_1-xxl, or that one run otherwise.
-          context: the parallel context: sharding constraints, attention and padding.
+          folder: holds stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl.
+          numerics: the default of `EnhanceSettings.numerics`.
+          dtype: parameter and compute dtype of both DiTs and T5; bfloat16 is official. The VAE is float32.
+          text: a text encoder to use instead of t5-v1_1-xxl, or options for it.
+          context: how activations are sharded and which attention kernel runs.
 
         Raises:
-          FileNotFoundError: no such folder, or something is missing from it; all that is missing is named.
-          ValueError: a file is damaged, is another one, or does not fit the others.
+          FileNotFoundError: the folder does not exist or is incomplete; the message names every missing file.
+          ValueError: a file is damaged, is of another model, or does not fit the others.
         """
         there = official_release.open_release(Path(folder), dtype, text)
         name = str(there.vae)
@@ -102,7 +102,7 @@ class FlashVideo(Pipeline):
 
     @classmethod
     def from_origin(cls, origin: WeightsOrigin, *, context: ParallelContext = SINGLE_DEVICE) -> 'FlashVideo':
-        """What a record says that a video was made with. Raises what the other two do."""
+        """Opens the weights that generation metadata name. Raises what `from_official` and `from_checkpoint` raise."""
         if origin.official is not None:
             return cls.from_official(origin.official, dtype=origin.dtype, text=origin.text, context=context)
         return cls.from_checkpoint(*origin.checkpoints, steps=origin.steps or None, text=origin.text, context=context)
@@ -116,32 +116,35 @@ class FlashVideo(Pipeline):
         text: TextConfig | None = None,
         context: ParallelContext = SINGLE_DEVICE,
     ) -> 'FlashVideo':
-        """Trained, converted or exported stages, with the settings of their configurations.
+        """Opens trained, converted or exported stages with the settings of their configs.
 
         Args:
-          folders: runs, which are work directories, exported folders or exported files; or one folder with two such in
-            it, called stage1 and stage2; or 'embedded', the small ones in the package. With one stage alone, the
-            other's method raises ValueError.
-          steps: which checkpoint of each run, in their order; None takes the newest.
-          numerics, context: as in `from_official`; None is the configuration's.
-          text: the text encoder, where the first stage names none, or in place of the one that is named. A second stage
-            that names none was trained without, and gets none.
+          folders: runs, which are work directories, exported folders or exported files; or one folder that holds two
+            of them, named stage1 and stage2; or 'embedded', the small weights in the package. With one stage alone,
+            the method of the other raises ValueError.
+          steps: the checkpoint step of each run, in order; None for the newest.
+          numerics: as in `from_official`; None for that of the config.
+          text: the text encoder, instead of the one that stage 1 names, if any. A stage 2 that names none was trained
+            without text and gets none.
+          context: as in `from_official`.
 
         Raises:
-          CheckpointError: no checkpoint there, or a damaged one.
-          ConfigError, ValueError: not a stage of a pipeline, twice the same, or one that names no text encoder.
-          FileNotFoundError: the VAE or the text encoder that a checkpoint names is not there.
+          CheckpointError: no checkpoint, or a damaged one.
+          ConfigError, ValueError: not a stage of a pipeline, the same stage twice, or no text encoder is named.
+          FileNotFoundError: the VAE or the text encoder that a checkpoint names does not exist.
         """
         runs = [run for folder in folders for run in _runs(folder)]
         if steps is not None and len(steps) != len(runs):
             raise ValueError(f'steps: {len(steps)} for {len(runs)} run(s), {", ".join(map(str, runs))}')
         vaes: dict[VAEKey, LazyVAE] = {}
-        opened = [_open_part(*run, text, vaes) for run in zip(runs, steps or [None] * len(runs), strict=True)]
+        opened = [_open_stage(*run, text, vaes) for run in zip(runs, steps or [None] * len(runs), strict=True)]
         parts, preview, enhance = {}, PreviewSettings(), EnhanceSettings()
         for _, part, data, _ in opened:
             purpose = PreviewStage if isinstance(part.stage, PreviewStage) else EnhancementStage
             if purpose in parts:
-                raise ValueError(f'{parts[purpose].name} and {part.name}: hold the same stage; give one of each')
+                raise ValueError(
+                    f'{parts[purpose].name} and {part.name}: both contain the same stage; pass one of each'
+                )
             parts[purpose] = part
             if purpose is PreviewStage:
                 preview = PreviewSettings.from_config(part.stage.sampler_config(), data)
@@ -156,7 +159,7 @@ class FlashVideo(Pipeline):
 
 
 def _runs(folder: str | Path) -> list[Path]:
-    """The runs that this is or holds, in folders or in files."""
+    """Returns the runs that a path is or holds, folders or exported files. Raises CheckpointError for none."""
     if str(folder) == EMBEDDED:
         return embedded.stages()
     path = Path(folder)
@@ -173,17 +176,24 @@ def _runs(folder: str | Path) -> list[Path]:
     return found
 
 
-def _open_part(
+def _open_stage(
     run: Path, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, LazyVAE]
 ) -> tuple[int, LazyStage, dict[str, Any], list[str]]:
-    """A run's checkpoint: its step, its stage, its clips' configuration, and notes. Of arrays nothing is read yet.
+    """Opens a stage of a run without reading arrays.
 
-    vaes: those of other stages, which this one may share.
+    Args:
+      run: the run.
+      step: of the checkpoint; None for the newest.
+      text: overrides the text encoder that the run names.
+      vaes: VAEs of other stages, which are shared; a new one is added.
+
+    Returns:
+      The step, the stage, the data config of the run, and notes for the user.
     """
     meta, params_of = open_checkpoint(run, step)
     kind, digests = meta['config'].get('stage', {}).get('kind'), meta.get('digests', {})
     if kind not in (known := registry.kinds_of(LatentStage)):
-        raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline is made of {" and ".join(known)}')
+        raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline consists of {" and ".join(known)}')
     config = stage_config_of(run, meta)
     stage = registry.build(config)
     vae = LazyVAE(
@@ -200,7 +210,7 @@ def _open_part(
         found = find_text_encoder(run, config.text, digests.get('text'))
         encoder = LazyTextEncoder(found.encoder, lambda: open_text_encoder(found))
     elif needs_text:
-        raise ConfigError(f'{run}: was trained without texts, or names no encoder; name one, {CHOICES}')
+        raise ConfigError(f'{run}: names no text encoder; pass one of {CHOICES}')
     else:
         encoder = None
 

@@ -5,12 +5,12 @@
     python -m fv_jax.convert --input t5-v1_1-xxl --output runs/t5              # and back: --output a folder
 
 An input may also be the official tensors as .safetensors, or a `transformer` or `vae` folder of a diffusers CogVideoX
-pipeline; what of it has no counterpart is said. What comes out is a work directory with one checkpoint, of step 0,
-which samples like that of a training run and can be another run's `init_from`.
+pipeline; tensors without a counterpart are reported. The output is a work directory with one checkpoint, of step 0,
+which `sample` opens like that of a training run, and which can be another run's `init_from`.
 
-Weights are read, converted and written parameter by parameter: the largest one is held, not the network.
+Weights are streamed one parameter at a time: memory holds the largest one, not the network.
 
-Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
+Exit codes: 0 success; 2 wrong usage; 1 failure, nothing was written.
 """
 
 import argparse
@@ -53,7 +53,7 @@ from fv_jax.weights.text_encoders import is_available, text_fingerprint
 log = logging.getLogger('fv_jax.convert')
 
 SUFFIXES = ('.pt', '.safetensors')
-UNUSED = 'unused.safetensors'  # in a work directory: what the official file had and nothing reads
+UNUSED = 'unused.safetensors'  # in a work directory: tensors of the official file that no network reads
 TOKENIZER = ('spiece.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
 T5_FILES = (t5_folder.CONFIG, *TOKENIZER)
 OFFICIAL_VAE, OFFICIAL_TEXT = '3d-vae.pt', 't5-v1_1-xxl'  # beside an official file
@@ -81,13 +81,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add('--input', type=Path, required=True, help='an official file or folder, or the work directory of a run')
     add('--output', type=Path, required=True, help='a work directory, or a file: *.pt or *.safetensors')
-    add('--lora', choices=('keep', 'merge'), default='keep', help="stage 1's: kept apart, or part of the weights")
+    add(
+        '--lora',
+        choices=('keep', 'merge'),
+        default='keep',
+        help='keep the LoRA of stage 1 separate, or merge it into the weights',
+    )
     add(
         '--dtype',
         choices=('float32', 'bfloat16'),
-        help='of the numbers (default: as they are stored). A checkpoint keeps LoRA and the VAE in float32',
+        help='parameter dtype (default: as stored). A checkpoint keeps LoRA and the VAE in float32',
     )
-    add('--step', type=int, help='which checkpoint of the run (default: the newest)')
+    add('--step', type=int, help='the step of the checkpoint (default: the newest)')
     add(
         '--vae',
         help='the VAE that the checkpoint names (default: 3d-vae.pt, or folder vae, beside the input)',
@@ -99,27 +104,29 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         '--target-stage',
         choices=tuple(registry.KINDS),
-        help='the kind of stage that the weights become (default: the first one that they fit)',
+        help='the kind of stage of the checkpoint (default: the first one that the network fits)',
     )
-    add('--overwrite', action='store_true', help='replace the output if it is there')
+    add('--overwrite', action='store_true', help='replace the output if it exists')
     return parser.parse_flags(argv)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """What can be told from the arguments and the file system alone."""
+    """Checks what needs no file to be read. Raises UsageError."""
     given, output = arguments.input, arguments.output
-    require(given.exists(), f'--input={given}: is not there', UsageError)
+    require(given.exists(), f'--input={given}: does not exist', UsageError)
     check_output(output, given, arguments.overwrite, 'input')
     require(not output.is_dir() or output.suffix not in SUFFIXES, f'--output={output}: is a folder', UsageError)
     if output.is_dir() and (others := sorted({path.name for path in output.iterdir()} - _OURS)):
-        raise UsageError(f"--output={output}: holds {others[0]}, which is not this command's; choose another folder")
+        raise UsageError(
+            f'--output={output}: holds {others[0]}, which this command did not write; choose another folder'
+        )
 
 
 _OURS = {FOLDER, UNUSED, *T5_FILES}
 
 
 def _kind(path: Path) -> str:
-    """What is to be converted: 'weights' (official or diffusers'), 't5' or 'run'."""
+    """Returns the kind of the input: 'weights' (official or diffusers), 't5' or 'run'."""
     if path.is_dir() and (path / FOLDER).is_dir():
         return 'run'
     if path.is_dir() and not (path / t5_folder.CONFIG).is_file():
@@ -127,7 +134,7 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         config = files.parse_json((path / t5_folder.CONFIG).read_text())
         if not isinstance(config, dict):
-            raise ValueError(f'{path / t5_folder.CONFIG}: is no configuration of a model')
+            raise ValueError(f'{path / t5_folder.CONFIG}: is not a model config')
         if config.get('model_type') == 't5':
             return 't5'
     return 'weights'
@@ -137,7 +144,7 @@ def _kind(path: Path) -> str:
 
 
 def _to_run(arguments: argparse.Namespace) -> None:
-    _folder_wanted(arguments)
+    _require_folder_output(arguments)
     source = reader.open_weights(arguments.input, param_dtype=arguments.dtype, like=_official_network(arguments))
     values, config = source.parameters(), source.config
     if isinstance(config, VAEConfig) and arguments.dtype == 'bfloat16':
@@ -164,14 +171,14 @@ def _to_run(arguments: argparse.Namespace) -> None:
     log.info(f'{arguments.output}: {_describe(stage.kind, config, values)}')
 
 
-def _folder_wanted(arguments: argparse.Namespace) -> None:
+def _require_folder_output(arguments: argparse.Namespace) -> None:
     if arguments.output.suffix in SUFFIXES:
         raise UsageError(f'--output={arguments.output}: official weights become a work directory, not a file')
     require(arguments.step is None, f'--step={arguments.step}: only a run has steps', UsageError)
 
 
 def _stage(network: NetworkConfig, arguments: argparse.Namespace) -> registry.StageConfig:
-    """The stage whose network this is, with official settings."""
+    """Returns the config of the stage that the network belongs to, with official settings."""
     kinds, kind = registry.official_kinds(network), arguments.target_stage
     fits = f'--target-stage={kind}: {arguments.input} has a network of {" or ".join(kinds)}'
     require(kind is None or kind in kinds, fits, UsageError)
@@ -185,13 +192,13 @@ def _stage(network: NetworkConfig, arguments: argparse.Namespace) -> registry.St
 
 
 def _official_network(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    """What tells the network of the target stage from others."""
+    """Returns the fields of the official config that distinguish the network of the target stage."""
     kind = registry.KINDS.get(arguments.target_stage)
     return {} if kind is None else kind.stage.official.network
 
 
 def _clip(kind: str) -> dict[str, int]:
-    """What the official network of this kind was made for."""
+    """Returns frames, height and width of the clips that the official network of this kind was trained on."""
     return dict(registry.KINDS[kind].stage.official.clip)
 
 
@@ -200,27 +207,29 @@ def _beside(path: Path, official: str, diffusers: str) -> str:
 
 
 def _digests(stage: registry.StageConfig) -> dict[str, str]:
-    """Of the VAE and the text encoder, where they are there; they are named in any case."""
+    """Returns the fingerprints of the VAE and the text encoder, as far as these exist. Missing ones are reported."""
     if not registry.needs_vae(stage):
         return {}
     digests = {}
     if weights.vae_path(stage.vae).exists():
         digests['vae'] = weights.vae_fingerprint(stage.vae)
     else:
-        log.info(f'note: the checkpoint names {stage.vae} as its VAE, which is not there; its hash is left out (--vae)')
+        log.info(
+            f'note: the checkpoint names {stage.vae} as its VAE, which does not exist; its hash is omitted (--vae)'
+        )
     name = stage.text.encoder
     if is_available(stage.text):
         text = text_fingerprint(stage.text)
         _, width = registry.build(stage).text_shape
         require(
             text.dim == width,
-            f'--text={name}: its embeddings are {text.dim} wide, the network takes {width}',
+            f'--text={name}: has embeddings of width {text.dim}, the network takes {width}',
             UsageError,
         )
         digests['text'] = text.digest
     else:
         log.info(
-            f'note: the checkpoint names {name} as its text encoder, which is not there; its hash is left out (--text)'
+            f'note: the checkpoint names {name} as its text encoder, which does not exist; its hash is omitted (--text)'
         )
     return digests
 
@@ -239,7 +248,7 @@ def _describe(kind: str, config: Any, values: Parameters) -> str:
 
 
 def _t5_to_run(arguments: argparse.Namespace) -> None:
-    _folder_wanted(arguments)
+    _require_folder_output(arguments)
     config = t5_folder.read_config(arguments.input)
     tensors, table = t5_folder.read_tensors(arguments.input), t5_folder.table(config)
     key_table.check_keys(str(arguments.input), tensors, table)

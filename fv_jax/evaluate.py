@@ -1,18 +1,18 @@
-"""Measures a stage-2 run on its held-out clips: `python -m fv_jax.evaluate --checkpoint RUN --output DIR`.
+"""Evaluates a stage-2 run on its held-out clips: `python -m fv_jax.evaluate --checkpoint RUN --output DIR`.
 
-Each clip is made smaller, or with `--strong configs/degradations.py` strongly degraded, and enhanced again; what the
-figures call bilinear is then the degraded clip. In the output folder:
+Each clip is downsampled, or with `--degradation-config configs/degradations.py` strongly degraded, and enhanced; the
+metrics named bilinear are then those of the degraded clip. The output folder holds:
 
-  clip_N.mp4         input, bilinear, enhanced and truth side by side
-  small.mp4          the first clip's input, to try `sample` on
-  contact_sheet.png  a frame of every clip, whole and enlarged
-  report.json        the figures
+  clip_N.mp4         input, bilinear, enhanced and ground truth side by side
+  small.mp4          the input of the first clip, to try `sample clip` on
+  contact_sheet.png  a frame of every clip, whole and magnified
+  report.json        the metrics
 
-They are PSNR to the truth, of the enhanced clip, of the bilinear one, and of the truth after a round trip through the
-VAE (the ceiling); detail (mean gradient magnitude) as a ratio to the ceiling's; and the flow-matching loss beside that
-of the best linear predictor.
+The metrics are PSNR to the ground truth, of the enhanced clip, of the bilinear one, and of the ground truth after a
+round trip through the VAE (the ceiling); detail (mean gradient magnitude) relative to the ceiling; and the
+flow-matching loss beside that of the best linear predictor.
 
-Exit codes: 0 done; 2 wrong usage; 1 failed.
+Exit codes: 0 success; 2 wrong usage; 1 failure.
 """
 
 import dataclasses
@@ -54,9 +54,9 @@ from fv_jax.weights import trained_runs
 
 log = logging.getLogger('fv_jax.evaluate')
 
-FPS = 24  # of what is written
-STRATA = 4  # of t, in the loss
-TRAIN_CLIPS = 64  # that the linear predictor is fitted on where no latents are cached
+FPS = 24  # of the mp4s
+STRATA = 4  # of t, in the loss; see `time_grids.stratified_times`
+TRAIN_CLIPS = 64  # that the linear predictor is fitted on if no latents are cached
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,27 +65,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    parser = Parser('python -m fv_jax.evaluate', 'Measures a stage-2 run on its held-out clips.')
+    parser = Parser('python -m fv_jax.evaluate', 'Evaluates a stage-2 run on its held-out clips.')
     parser.add_argument('--checkpoint', type=Path, required=True, help='the work directory of a run')
     parser.add_argument('--output', type=Path, required=True, help='the folder to write to')
-    parser.add_argument('--clips', type=int, default=4, help='how many held-out clips')
-    parser.add_argument('--num-steps', type=int, default=None, help="sampler steps; default: the run's")
-    parser.add_argument('--strong', default='', help='a config file of degradations: degrade the clips strongly')
+    parser.add_argument('--num-clips', type=int, default=4, help='number of held-out clips (default: %(default)s)')
+    parser.add_argument('--num-steps', type=int, default=None, help="sampler steps (default: the run's)")
+    parser.add_argument('--degradation-config', default='', help='a config file whose strong degradations are applied')
     arguments = parser.parse_flags(argv)
-    for flag, value in (('--clips', arguments.clips), ('--num-steps', arguments.num_steps)):
+    for flag, value in (('--num-clips', arguments.num_clips), ('--num-steps', arguments.num_steps)):
         require(value is None or value >= 1, f'{flag}={value}: must be at least 1', UsageError)
-    strong = read_config(Degradation, arguments.strong, ()).strong if arguments.strong else None
-    if arguments.strong and strong is None:
-        raise UsageError(f'--strong={arguments.strong}: has no strong degradations; use configs/degradations.py')
-    report = evaluate(arguments.checkpoint, arguments.output, arguments.clips, arguments.num_steps, strong)
+    given = arguments.degradation_config
+    strong = read_config(Degradation, given, ()).strong if given else None
+    if given and strong is None:
+        raise UsageError(f'--degradation-config={given}: has no strong degradations; use configs/degradations.py')
+    report = evaluate(arguments.checkpoint, arguments.output, arguments.num_clips, arguments.num_steps, strong)
     print_result(_summary(report))
-    log.info(f'written: contact_sheet.png, report.json and the clips, in {arguments.output}')
+    log.info(f'wrote contact_sheet.png, report.json and the clips to {arguments.output}')
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One held-out clip, all (F, H, W, 3) in [-1, 1]. factor: how much smaller `small` is."""
+    """A held-out clip and its degraded versions, float (F, H, W, 3) in [-1, 1].
+
+    Attributes:
+      factor: size of `truth` / size of `small`.
+      truth: the ground truth.
+      small: the degraded clip at low resolution.
+      bilinear: the degraded clip at the size of `truth`.
+    """
 
     factor: float
     truth: np.ndarray
@@ -96,31 +104,36 @@ class Clip:
 def evaluate(
     checkpoint: Path, output: Path, clips: int, num_steps: int | None, strong: StrongConfig | None = None
 ) -> dict[str, Any]:
-    """Does all of it; returns what report.json holds. strong: degrades the clips so; None makes them smaller only."""
-    run = trained_runs.open_run(checkpoint)
-    for note in run.notes:
-        log.info(f'note: {note}')
-    if not isinstance(run.stage, EnhancementStage):
-        known, kind = ', '.join(registry.kinds_of(EnhancementStage)), run.config['stage']['kind']
-        raise UsageError(f'{checkpoint}: holds a stage {kind!r}; only {known} can be evaluated')
+    """Evaluates a run and writes report, clips and contact sheet.
+
+    Args:
+      checkpoint: the work directory of a stage-2 run.
+      output: the folder to write to; created if missing.
+      clips: number of held-out clips.
+      num_steps: sampler steps; None for those of the run.
+      strong: the strong degradation of the clips; None only downsamples them.
+
+    Returns:
+      The contents of report.json.
+
+    Raises:
+      UsageError: not a stage-2 run, or one without held-out clips.
+    """
+    run = _open_run(checkpoint, num_steps)
     sampler = run.stage.sampler_config()
-    if num_steps is not None:
-        sampler = dataclasses.replace(sampler, num_steps=num_steps)
-    # Held-out clips have no texts, and are enhanced without guidance.
-    run = dataclasses.replace(run, stage=run.stage.with_sampler_config(sampler).without_guidance())
     data = config_lib.build(pipeline.DataConfig, run.config['data'] | {'eval_clips': clips}, 'config.data')
     require(data.heldout, f'{checkpoint}: the run has no held-out clips (its data.heldout is empty)', UsageError)
     output.mkdir(parents=True, exist_ok=True)
     log.info(f'step {run.step} of {checkpoint}: {clips} held-out clip(s), {sampler.num_steps} sampler step(s)')
     enhance_latents = jit_enhance_latents(run.stage, run.network.model(**run.params), context=SINGLE_DEVICE)
-    rows, figures, held_out = [], [], []
+    rows, clip_metrics, held_out = [], [], []
     for i, clip in enumerate(_clips(data, strong)):
         z_high, z_low = (run.vae.latents(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))
         held_out.append({'z_high_BFHWC': z_high, 'z_low_BFHWC': z_low})
         enhanced = np.asarray(run.vae.video(enhance_latents(z_low, jax.random.key(i), 0))[0])
         ceiling = np.asarray(run.vae.video(z_high)[0])
-        figures.append(_figures(clip, enhanced, ceiling))
-        log.info(f'clip {i}, {clip.factor:.1f} times smaller: enhanced to {figures[-1]["psnr_enhanced"]:.2f} dB')
+        clip_metrics.append(_metrics(clip, enhanced, ceiling))
+        log.info(f'clip {i}, downsampled {clip.factor:.1f} times: PSNR {clip_metrics[-1]["psnr_enhanced"]:.2f} dB')
         videos = _videos(clip, enhanced)
         video_io.encode(output / f'clip_{i}.mp4', contact_sheet.side_by_side(videos), FPS)
         if i == 0:
@@ -128,23 +141,39 @@ def evaluate(
             video_io.encode(output / 'small.mp4', to_uint8(clip.small[:, :height, :width]), FPS)
         rows.append((f'clip {i}, {clip.factor:.1f}x', videos))
     contact_sheet.contact_sheet(rows).save(output / 'contact_sheet.png')
-    log.info('measuring the loss, and fitting the linear predictor that it is compared with')
+    log.info('computing the loss, and fitting the linear predictor as a baseline')
     report = {
         'checkpoint_step': run.step,
         'sampler': sampler.sampler,
         'nfe': run.stage.num_function_evaluations(),
         'noise_augmentation_timestep': sampler.noise_augmentation_timestep,
-        'mean': {key: float(np.mean([f[key] for f in figures])) for key in figures[0]},
-        'clips': figures,
+        'mean': {key: float(np.mean([found[key] for found in clip_metrics])) for key in clip_metrics[0]},
+        'clips': clip_metrics,
         'flow_matching_loss': _losses(run, data, checkpoint, held_out),
     }
     write_json(output / 'report.json', report)
     return report
 
 
+def _open_run(checkpoint: Path, num_steps: int | None) -> trained_runs.Run:
+    """Opens a stage-2 run to sample with `num_steps` sampler steps (None: its own), without guidance."""
+    run = trained_runs.open_run(checkpoint)
+    for note in run.notes:
+        log.info(f'note: {note}')
+    if not isinstance(run.stage, EnhancementStage):
+        known, kind = ', '.join(registry.kinds_of(EnhancementStage)), run.config['stage']['kind']
+        raise UsageError(f'{checkpoint}: holds stage {kind!r}; only {known} can be evaluated')
+    sampler = run.stage.sampler_config()
+    if num_steps is not None:
+        sampler = dataclasses.replace(sampler, num_steps=num_steps)
+    # Held-out clips have no captions, so that guidance would have no effect.
+    return dataclasses.replace(run, stage=run.stage.with_sampler_config(sampler).without_guidance())
+
+
 def _clips(data: pipeline.DataConfig, strong: StrongConfig | None) -> Iterator[Clip]:
-    """The first held-out clips, made smaller by factors spread evenly over the range of training; strongly degraded,
-    each by a draw of its own that is the same for every run.
+    """Yields the first held-out clips, downsampled by factors spread evenly over the range of training.
+
+    Strong degradations are sampled with the index of the clip as the seed, the same for every run.
     """
     records = pipeline.open_source(data.heldout, data, heldout=True)
     batches = pipeline.heldout_batches(records, pipeline.clip_transform(data, low_res=False, training=False), data)
@@ -162,8 +191,8 @@ def _clips(data: pipeline.DataConfig, strong: StrongConfig | None) -> Iterator[C
         yield Clip(float(factor), truth, small, degraded)
 
 
-def _figures(clip: Clip, enhanced: np.ndarray, ceiling: np.ndarray) -> dict[str, float]:
-    """PSNR in dB, to the truth; detail as a share of the ceiling's."""
+def _metrics(clip: Clip, enhanced: np.ndarray, ceiling: np.ndarray) -> dict[str, float]:
+    """Computes PSNR to the ground truth in dB, and detail and flicker relative to the ceiling."""
     enhanced, ceiling = np.clip(enhanced, -1, 1), np.clip(ceiling, -1, 1)
     full = max(metrics.detail(ceiling), 1e-6)
     return {
@@ -179,7 +208,7 @@ def _figures(clip: Clip, enhanced: np.ndarray, ceiling: np.ndarray) -> dict[str,
 
 
 def _videos(clip: Clip, enhanced: np.ndarray) -> dict[str, np.ndarray]:
-    """What is shown, uint8 of one size; the small input with its own pixels."""
+    """Converts the videos of a clip to uint8 of one size; the small input is resized by repeating pixels."""
     size = clip.truth.shape[1:3]
     rows, columns = (np.arange(n) * m // n for n, m in zip(size, clip.small.shape[1:3], strict=True))
     videos = {
@@ -194,7 +223,7 @@ def _videos(clip: Clip, enhanced: np.ndarray) -> dict[str, np.ndarray]:
 def _losses(
     run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: Path, held_out: list[Batch]
 ) -> dict[str, float]:
-    """The held-out flow-matching loss and the best linear predictor's on the same latents, noise and t."""
+    """Computes the held-out flow-matching loss and the best linear predictor's, on the same latents, noise and t."""
     stage, network = run.stage, run.network
 
     @jax.jit
@@ -214,13 +243,13 @@ def _losses(
 
 
 def _noise(stage: EnhancementStage, batch: Batch, key: jax.Array, index: int) -> NoisedPair:
-    """One clip, noised once in every stratum of t."""
+    """Repeats a clip for every stratum of t and adds noise."""
     tiled = {name: jnp.repeat(jnp.asarray(value), STRATA, axis=0) for name, value in batch.items()}
     return stage.sample_noise_and_time(tiled, per_example_keys(key, index, STRATA))
 
 
 def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: Path) -> Iterator[Batch]:
-    """What the run trained on: its cached latents, or its clips encoded now."""
+    """Yields the latents that the run trained on: cached ones, or its first clips encoded now."""
     if data.cache is not None:
         for record in read_records(latent_cache.cached_shards(checkpoint / latent_cache.FOLDER)):
             yield {'z_high_BFHWC': record['z_high'][None], 'z_low_BFHWC': record['z_low'][:1]}
@@ -235,7 +264,7 @@ def _summary(report: dict[str, Any]) -> str:
     mean, loss = report['mean'], report['flow_matching_loss']
     return '\n'.join(
         [
-            f'PSNR to the truth    bilinear {mean["psnr_bilinear"]:.2f} dB, enhanced {mean["psnr_enhanced"]:.2f} dB, '
+            f'PSNR                 bilinear {mean["psnr_bilinear"]:.2f} dB, enhanced {mean["psnr_enhanced"]:.2f} dB, '
             f"the VAE's ceiling {mean['psnr_vae_ceiling']:.2f} dB",
             f'detail (ceiling = 1) bilinear {mean["detail_bilinear"]:.2f}, enhanced {mean["detail_enhanced"]:.2f}, '
             f'truth {mean["detail_truth"]:.2f}',

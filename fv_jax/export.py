@@ -1,16 +1,17 @@
-"""Writes what sampling needs of a run, and nothing else: `python -m fv_jax.export --checkpoint RUN --output OUT`.
+"""Exports the parameters of a run for sampling: `python -m fv_jax.export --checkpoint RUN --output OUT`.
 
-OUT is a folder, which opens like a run's: the parameters as an Orbax checkpoint, and README.md, the model card. Or it
-is a file, *.safetensors: a small network in float16, with its configuration; a config takes that of a VAE as
-`stage.vae`, and `fv_jax.open_run` that of a stage as a run. The file in the package was made so.
+OUT is a folder, which opens like that of a run: the parameters as an Orbax checkpoint, and README.md, the model card.
+Or it is a file, *.safetensors: a small network in float16 with its config. A config takes the file of a VAE as
+`stage.vae`, and `fv_jax.open_run` opens the file of a stage like a run. The weights in the package are such files.
 
-    --parameters last        those after the last step, where the run keeps an average too (default: the average)
-    --lora merge             LoRA as part of the weights; default: kept apart
-    --dtype bfloat16         of the numbers in a folder; default: as they are stored
-    --forward cpu,tpu,cuda   also the forward functions of a stage 2 or a VAE, as files that run without fv_jax: for one
-    --size 17x256x384        video of these frames, height and width; how to load them stands in the model card
+    --params last                     those of the last step, if the run keeps an EMA (default: the EMA)
+    --lora merge                      merges LoRA into the weights; default: kept separate
+    --dtype bfloat16                  parameter dtype in a folder; default: as stored
+    --export-functions cpu,tpu,cuda   also the forward functions of a stage 2 or a VAE, as StableHLO that runs without
+                                      fv_jax; the model card shows how to load them
+    --size 17x256x384                 frames, height and width of the video that the functions take
 
-Exit codes: 0 done; 2 wrong usage; 1 failed, and nothing was written.
+Exit codes: 0 success; 2 wrong usage; 1 failure, nothing was written.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from fv_jax.weights.layouts.key_table import Parameters
 log = logging.getLogger('fv_jax.export')
 
 SUFFIX = '.safetensors'
-FORWARD = 'forward'  # the folder of the forward functions
+FORWARD = 'forward'  # the folder of the exported functions
 _SIZE = r'(\d+)x(\d+)x(\d+)'
 
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     _check(arguments)
-    exported = _opened(arguments)
+    exported = _open_checkpoint(arguments)
     output = arguments.output.absolute()
     with files.atomic_write(output) as partial:
         if output.suffix == SUFFIX:
@@ -71,18 +72,20 @@ def _export(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser('python -m fv_jax.export', 'Writes what sampling needs of a run: a folder, or one small file.')
+    parser = Parser(
+        'python -m fv_jax.export', 'Exports the parameters of a run for sampling, to a folder or one small file.'
+    )
     add = parser.add_argument
     add('--checkpoint', type=Path, required=True, help='the work directory of a run')
     add('--output', type=Path, required=True, help='a folder, or a file *.safetensors (float16)')
-    add('--step', type=int, help='which checkpoint (default: the newest)')
-    add('--parameters', choices=('average', 'last'), default='average', help='which ones (default: %(default)s)')
-    add('--lora', choices=('keep', 'merge'), default='keep', help='kept apart, or part of the weights')
-    add('--dtype', choices=('float32', 'bfloat16', 'float16'), help='of the numbers in a folder')
-    add('--forward', help='also the forward functions, for these platforms: cpu,tpu,cuda')
-    add('--size', help='of the video that the forward functions take: FRAMESxHEIGHTxWIDTH')
+    add('--step', type=int, help='the step of the checkpoint (default: the newest)')
+    add('--params', choices=('ema', 'last'), default='ema', help='EMA parameters, or those of the last step')
+    add('--lora', choices=('keep', 'merge'), default='keep', help='keep LoRA separate, or merge it into the weights')
+    add('--dtype', choices=('float32', 'bfloat16', 'float16'), help='parameter dtype of a folder (default: as stored)')
+    add('--export-functions', help='also export the forward functions for these platforms: cpu,tpu,cuda')
+    add('--size', help='of the video that the exported functions take: FRAMESxHEIGHTxWIDTH')
     add('--license', default='not stated', help='of the weights, for the model card (default: %(default)s)')
-    add('--overwrite', action='store_true', help='replace a folder that is there')
+    add('--overwrite', action='store_true', help='replace an existing folder')
     return parser.parse_flags(argv)
 
 
@@ -94,20 +97,19 @@ def _check(arguments: argparse.Namespace) -> None:
     if output.is_dir() and not (output / model_card.NAME).is_file():
         raise UsageError(f'--output={output}: is a folder that this command did not write; choose another')
     require(not output.is_file() or output.suffix == SUFFIX, f'--output={output}: is a file', UsageError)
-    if output.suffix and (arguments.dtype not in (None, 'float16') or arguments.forward):
-        flag = '--forward' if arguments.forward else f'--dtype={arguments.dtype}'
-        raise UsageError(f'{flag}: a file {SUFFIX} is the parameters in float16; give a folder as --output')
-    if (arguments.forward is None) != (arguments.size is None):
-        raise UsageError('--forward and --size: give both or neither')
-    if arguments.forward is not None:
-        _check_forward(arguments.forward.split(','), arguments.size)
+    if output.suffix and (arguments.dtype not in (None, 'float16') or arguments.export_functions):
+        flag = '--export-functions' if arguments.export_functions else f'--dtype={arguments.dtype}'
+        raise UsageError(f'{flag}: a file {SUFFIX} holds parameters in float16 only; give a folder as --output')
+    if (arguments.export_functions is None) != (arguments.size is None):
+        raise UsageError('--export-functions and --size: give both or neither')
+    if arguments.export_functions is not None:
+        _check_functions(arguments.export_functions.split(','), arguments.size)
 
 
-def _check_forward(platforms: Sequence[str], size: str) -> None:
+def _check_functions(platforms: Sequence[str], size: str) -> None:
     if unknown := [name for name in platforms if name not in exported_functions.PLATFORMS]:
-        raise UsageError(
-            f'--forward={",".join(platforms)}: {unknown[0]!r} is none of {", ".join(exported_functions.PLATFORMS)}'
-        )
+        known = ', '.join(exported_functions.PLATFORMS)
+        raise UsageError(f'--export-functions={",".join(platforms)}: {unknown[0]!r} is not one of {known}')
     if re.fullmatch(_SIZE, size) is None:
         raise UsageError(f'--size={size}: give FRAMESxHEIGHTxWIDTH, for example 17x256x384')
 
@@ -117,7 +119,16 @@ def _check_forward(platforms: Sequence[str], size: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Exported:
-    """config: of the run, with the network as it is written. about: how it came about, for the model card."""
+    """What is exported.
+
+    Attributes:
+      step: of the checkpoint.
+      config: of the run, with the network as it is written.
+      stage: the stage's part of the config.
+      values: the parameters by name.
+      digests: fingerprints of the VAE and the text encoder.
+      about: source and license, for the model card.
+    """
 
     step: int
     config: dict[str, Any]
@@ -127,21 +138,21 @@ class _Exported:
     about: dict[str, str]
 
 
-def _opened(arguments: argparse.Namespace) -> _Exported:
-    """Nothing large is read yet but for the hash."""
+def _open_checkpoint(arguments: argparse.Namespace) -> _Exported:
+    """Opens the checkpoint; parameters are read one at a time for their fingerprint."""
     stored = streaming.CheckpointReader(arguments.checkpoint, arguments.step)
     meta = stored.meta
     if 'stage' not in meta['config']:
-        raise UsageError(f'--checkpoint={arguments.checkpoint}: holds no stage; a T5 is exported by fv_jax.convert')
+        raise UsageError(f'--checkpoint={arguments.checkpoint}: holds no stage; use fv_jax.convert for a T5')
     stage = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     arrays = stored.arrays()
-    if arguments.parameters == 'last':
+    if arguments.params == 'last':
         arrays |= streaming.CheckpointReader(arguments.checkpoint, meta['step'], streaming.STATE).arrays()
-    values, stage = _as_asked(key_table.cast_parameters(arrays), stage, arguments)
+    values, stage = _convert_params(key_table.cast_parameters(arrays), stage, arguments)
     about = {
         'source': str(arguments.checkpoint),
         'step': str(meta['step']),
-        'parameters': _which(meta['config'], arguments.parameters),
+        'parameters': _describe_params(meta['config'], arguments.params),
         'hash': params_fingerprint(values),
         'license': arguments.license,
     }
@@ -149,22 +160,22 @@ def _opened(arguments: argparse.Namespace) -> _Exported:
     return _Exported(meta['step'], config, stage, values, meta.get('digests', {}), about)
 
 
-def _as_asked(
+def _convert_params(
     values: Parameters, stage: registry.StageConfig, arguments: argparse.Namespace
 ) -> tuple[Parameters, registry.StageConfig]:
     if isinstance(config := stage.network, DiTConfig):
         if arguments.lora == 'merge':
             values, config = official_dit.merge_lora_parameters(values, config)
-        # float16 is how numbers are stored, never what a network holds.
+        # float16 is a storage format only; a network never computes in it.
         if arguments.dtype in ('float32', 'bfloat16'):
             config = dataclasses.replace(config, param_dtype=arguments.dtype)
         stage = dataclasses.replace(stage, network=config)
     return key_table.cast_parameters(values, arguments.dtype), stage
 
 
-def _which(config: dict[str, Any], parameters: str) -> str:
+def _describe_params(config: dict[str, Any], params: str) -> str:
     decay = config.get('optim', {}).get('ema_decay', 0)
-    return f'average (decay {decay})' if decay and parameters == 'average' else 'as after the last step'
+    return f'EMA (decay {decay})' if decay and params == 'ema' else 'of the last step'
 
 
 def _write_file(path: Path, exported: _Exported) -> None:
@@ -180,9 +191,11 @@ def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespa
     network = ModelDef.from_stage(registry.build(exported.stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
     params = {name: key_table.to_nested(state, exported.values) for name, state in groups.items()}
-    forwards = _forwards(exported, arguments) if arguments.forward else []
+    forwards = _forwards(exported, arguments) if arguments.export_functions else []
     streaming.save(folder, exported.step, params, exported.config, exported.digests)
-    functions = _write_forwards(folder / FORWARD, exported, forwards, arguments.forward.split(',')) if forwards else []
+    functions = (
+        _write_forwards(folder / FORWARD, exported, forwards, arguments.export_functions.split(',')) if forwards else []
+    )
     loader = exported_functions.LOADER if functions else ''
     card = model_card.render(folder.name, exported.config, exported.digests, exported.about, functions, loader)
     (folder / model_card.NAME).write_text(card, encoding='utf-8')

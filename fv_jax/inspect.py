@@ -1,15 +1,15 @@
 """Shows what a run, an exported folder or a file of weights holds: `python -m fv_jax.inspect RUN`.
 
-Of a run or an exported folder: its steps, how it was started, its last figures, and a checkpoint's parameters; of an
-official file (.pt, .safetensors), a diffusers folder or a small file of ours: the network in it. Each parameter with
-its shape, its type as stored, the logical axes of its dimensions, and whether it learns. No array is read, and no
-device but the CPU is asked for.
+For a run or an exported folder: its steps, how it was launched, its last metrics, and the parameters of a checkpoint;
+for an official file (.pt, .safetensors), a diffusers folder or an exported file: the network in it. Parameters are
+listed with shape, stored dtype, logical axes and whether they are trainable. No array is read, and no device but the
+CPU is used.
 
-    --step N     another checkpoint than the newest
-    --verify     read a checkpoint's files through, and compare them with their checksums
-    --depth N    parts of parameters' names that are told apart; the rest is summed up
+    --step N     the checkpoint of this step instead of the newest
+    --verify     compare the files of the checkpoint with their checksums
+    --depth N    sum up parameters by the first N parts of their names
 
-Exit codes: 0 done; 2 wrong usage; 1 it cannot be read, or is damaged.
+Exit codes: 0 success; 2 wrong usage; 1 unreadable or damaged.
 """
 
 import argparse
@@ -43,13 +43,13 @@ from fv_jax.weights.layouts import key_table
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A parameter. axes: logical, one for each dimension. learns: None where nothing says so."""
+    """A parameter. axes: logical, one per dimension. trainable: None if unknown."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     axes: tuple[str | None, ...] | None = None
-    learns: bool | None = None
+    trainable: bool | None = None
 
     @property
     def size(self) -> int:
@@ -67,19 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.inspect', 'Shows what a run, an exported folder or a file of weights holds.')
-    parser.add_argument('path', type=Path, help="a run's or an exported folder, or weights")
-    parser.add_argument('--step', type=int, help='another checkpoint than the newest')
-    parser.add_argument('--verify', action='store_true', help="compare a checkpoint's files with their checksums")
-    parser.add_argument('--depth', type=int, help="parts of parameters' names that are told apart")
+    parser.add_argument('path', type=Path, help='the folder of a run or an export, or weights')
+    parser.add_argument('--step', type=int, help='the step of the checkpoint (default: the newest)')
+    parser.add_argument(
+        '--verify', action='store_true', help='compare the files of the checkpoint with their checksums'
+    )
+    parser.add_argument('--depth', type=int, help='sum up parameters by the first DEPTH parts of their names')
     arguments = parser.parse_flags(argv)
     if arguments.depth is not None and arguments.depth < 1:
         raise UsageError(f'--depth={arguments.depth}: must be at least 1')
     jax.config.update('jax_platforms', 'cpu')
     if not arguments.path.exists():
-        raise FileNotFoundError(f'{arguments.path}: is not there; name the folder of a run or export, or weights')
+        raise FileNotFoundError(f'{arguments.path}: does not exist; name the folder of a run or export, or weights')
     if weights.is_weights(arguments.path):
         if arguments.step is not None or arguments.verify:
-            raise UsageError('--step, --verify: are for folders with checkpoints')
+            raise UsageError('--step, --verify: need a folder with checkpoints')
         rows, problem = _weights(arguments.path), None
     else:
         rows, problem = _checkpoint(arguments)
@@ -88,11 +90,11 @@ def _inspect(argv: Sequence[str]) -> int:
     return 0
 
 
-# --- what is read ---
+# --- reading ---
 
 
 def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
-    """The parameters, and what is wrong with the checkpoint, if that was asked for."""
+    """Prints what a folder holds; returns the parameters and, with --verify, what is damaged (None for nothing)."""
     folder = arguments.path
     checkpoints = Checkpoints(folder, read_only=True)
     meta = checkpoints.meta(arguments.step)
@@ -100,7 +102,7 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
     what = f'stage {config["stage"]["kind"]}' if 'stage' in config else ', '.join(config)
     print_result(f'{folder}: {what}, step {step} of {_listed(checkpoints.steps)}')
     for name, digest in meta.get('digests', {}).items():
-        print_result(f'made with the {"VAE" if name == "vae" else "text encoder"} {digest}')
+        print_result(f'trained with the {"VAE" if name == "vae" else "text encoder"} {digest}')
     if progress := meta.get('progress'):
         said = ', '.join(
             f'{name} {progress[name]}' for name in ('bad_steps', 'spikes', 'num_rollbacks') if name in progress
@@ -108,9 +110,9 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
         print_result(f'anomalies so far: {said}')
     problem = checkpoints.verify(step) if arguments.verify else None
     if arguments.verify:
-        print_result(f'checksums: {"DAMAGED: " + problem if problem else "as it was written"}')
+        print_result(f'checksums: {"DAMAGED: " + problem if problem else "intact"}')
     _starts(folder / RUN)
-    _figures(folder / JSONL, step)
+    _print_metrics(folder / JSONL, step)
     there = checkpoints.contents(step)
     for item, leaves in there.items():
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves.values())
@@ -120,22 +122,22 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, tuple[tuple[str | None, ...] | None, bool]]:
-    """Dotted path -> axes, and whether it learns, by the stage's network. Traced, not made."""
+    """Maps the dotted path of a parameter to its axes and whether it is trainable, by tracing the stage's network."""
     if 'stage' not in config:  # a text encoder
         return {}
     stage = registry.build(config_lib.build(registry.StageConfig, config['stage'], 'config.stage'))
     network = ModelDef.from_stage(stage)
     return {
-        name: (leaf.get_metadata().get('axes'), learns)
-        for part, learns in ((network.trainable, True), (network.frozen, False))
+        name: (leaf.get_metadata().get('axes'), trainable)
+        for part, trainable in ((network.trainable, True), (network.frozen, False))
         for name, (_, leaf) in key_table.named_parameters(part).items()
     }
 
 
 def _row(path: str, shape: tuple[int, ...], dtype: np.dtype, known: Mapping[str, Any]) -> Row:
     group, _, name = path.replace('/', '.').partition('.')
-    axes, learns = known.get(name, (None, group == 'trainable'))
-    return Row(name, shape, dtype, axes, learns)
+    axes, trainable = known.get(name, (None, group == 'trainable'))
+    return Row(name, shape, dtype, axes, trainable)
 
 
 def _weights(path: Path) -> list[Row]:
@@ -144,7 +146,7 @@ def _weights(path: Path) -> list[Row]:
         stored = {key.replace('/', '.'): tensor for key, tensor in single_file.tensors(path).items()}
         run = trained_runs.single_file_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
-        print_result(f'{path}: a small file, {kind}{of}')
+        print_result(f'{path}: an exported file, {kind}{of}')
     else:
         source = reader.open_weights(path, param_dtype=None)
         config, stored = source.config, source.parameters()
@@ -161,7 +163,7 @@ def _weights(path: Path) -> list[Row]:
     ]
 
 
-# --- what is said ---
+# --- printing ---
 
 
 def _starts(path: Path) -> None:
@@ -174,14 +176,14 @@ def _starts(path: Path) -> None:
         when = f'{last["started"]} at step {last["step"]} on {devices}, git {last["git"]}'
         command = ' '.join(last['command'])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        print_result(f'how it was started cannot be read: {path}: {format_error(error)}')
+        print_result(f'the launch record cannot be read: {path}: {format_error(error)}')
         return
-    print_result(f'started {len(starts)} time(s), last {when}')
+    print_result(f'launched {len(starts)} time(s), last {when}')
     print_result(f'  {command}')
 
 
-def _figures(path: Path, step: int) -> None:
-    """The last figures of each kind until the step."""
+def _print_metrics(path: Path, step: int) -> None:
+    """Prints the last metrics of each kind up to the step."""
     if not path.exists():
         return
     newest: dict[str, dict[str, Any]] = {}
@@ -207,18 +209,19 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _table(rows: Sequence[Row], depth: int | None) -> None:
     for line in _lines(rows) if depth is None else _summed(rows, depth):
         print_result(line)
-    total, learning = sum(row.size for row in rows), sum(row.size for row in rows if row.learns)
-    learns = '' if all(row.learns is None for row in rows) else f', {learning:,} of them learn'
-    print_result(f'{len(rows)} parameters, {total:,} numbers{learns}, {_bytes(sum(row.bytes for row in rows))}')
+    total, trainable = sum(row.size for row in rows), sum(row.size for row in rows if row.trainable)
+    counted = '' if all(row.trainable is None for row in rows) else f', {trainable:,} of them trainable'
+    print_result(f'{len(rows)} parameters, {total:,} elements{counted}, {_bytes(sum(row.bytes for row in rows))}')
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
     width = max((len(row.name) for row in rows), default=0)
-    words = {True: 'learns', False: 'frozen', None: '-'}
+    words = {True: 'trainable', False: 'frozen', None: '-'}
     for row in rows:
         shape = 'x'.join(map(str, row.shape)) or 'scalar'
         axes = '-' if row.axes is None else ','.join(axis or '.' for axis in row.axes) or '-'
-        yield f'{row.name:<{width}}  {shape:>18}  {row.dtype.name:>8}  {axes:<28}  {words[row.learns]:<6}  {row.size:,}'
+        kind = words[row.trainable]
+        yield f'{row.name:<{width}}  {shape:>18}  {row.dtype.name:>8}  {axes:<28}  {kind:<9}  {row.size:,}'
 
 
 def _summed(rows: Sequence[Row], depth: int) -> Iterator[str]:
@@ -228,7 +231,7 @@ def _summed(rows: Sequence[Row], depth: int) -> Iterator[str]:
     width = max(map(len, groups), default=0)
     for name, some in groups.items():
         sizes = sum(row.size for row in some), sum(row.bytes for row in some)
-        yield f'{name:<{width}}  {len(some):>5} parameters  {sizes[0]:>16,} numbers  {_bytes(sizes[1]):>10}'
+        yield f'{name:<{width}}  {len(some):>5} parameters  {sizes[0]:>16,} elements  {_bytes(sizes[1]):>10}'
 
 
 def _listed(steps: Sequence[int]) -> str:

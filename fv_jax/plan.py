@@ -1,13 +1,13 @@
-"""What a run needs and costs on a slice: `python -m fv_jax.plan --config=configs/stage2.py --topology=v6e-8`.
+"""Plans memory, time and cost of a run: `python -m fv_jax.plan --config=configs/stage2.py --topology=v6e-8`.
 
-Compiles the run's own programs for a TPU slice that is not there, on any machine, and prints bytes a chip by cause,
-FLOPs, traffic, time at the roofline and cost. libtpu, an ordinary package, does the compiling; a program of full size
-takes minutes. GPUs (h100-8, h200-1) are planned by formula.
+Compiles the programs of the run ahead of time for a TPU topology that the machine does not have, and prints a
+per-device memory breakdown, FLOPs, communication, roofline time and cost. libtpu, an ordinary package, is the compiler;
+a program of full size takes minutes. GPUs (h100-8, h200-1) are planned by formula.
 
-    --search      finds the largest batch, and the cheapest rematerialisation, that fit the slice
-    --smallest    finds the smallest slice of a generation: --topology=v5e --smallest
+    --search                 finds the largest batch, and the cheapest rematerialization, that fit the slice
+    --find-smallest-slice    finds the smallest slice of a generation: --topology=v5e --find-smallest-slice
 
-Exit codes: 0 it fits; 3 it does not (the lines say what to change); 2 wrong usage; 1 the compiler failed otherwise.
+Exit codes: 0 it fits; 3 it does not fit (suggestions are printed); 2 wrong usage; 1 the compiler failed otherwise.
 """
 
 import sys
@@ -34,31 +34,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(argv: Sequence[str]) -> int:
-    parser = Parser('python -m fv_jax.plan', 'What a run needs and costs on a slice that is not there.', OVERRIDES)
-    parser.add_argument('--config', required=True, help='a config file and variant, configs/stage2.py')
+    parser = Parser(
+        'python -m fv_jax.plan', 'Plans memory, time and cost of a run on a TPU slice or on GPUs.', OVERRIDES
+    )
+    parser.add_argument('--config', required=True, help='a config file and variant, configs/stage2.py:VARIANT')
     parser.add_argument('--topology', required=True, help='v5e-8, v6e-8, v5p-8 (4 chips), v5p:4x8x8, h100-8, ...')
-    parser.add_argument('--phases', default=','.join(PHASES), help=f'some of {",".join(PHASES)}')
-    parser.add_argument('--only', default='', help="executables with these words in their names: 'step,decode'")
-    parser.add_argument('--json', type=Path, help='writes the figures to this file')
+    parser.add_argument('--phases', default=','.join(PHASES), help='comma-separated (default: %(default)s)')
+    parser.add_argument('--filter', default='', help="only programs whose names contain a word of 'step,decode'")
+    parser.add_argument('--json', type=Path, help='write the report to this file')
     parser.add_argument('--search', action='store_true', help='find the largest batch and cheapest remat that fit')
-    parser.add_argument('--smallest', action='store_true', help='find the smallest slice of the generation')
+    parser.add_argument('--find-smallest-slice', action='store_true', help='find the smallest slice that fits')
     add_tiling_flags(parser)
     arguments, overrides = parser.parse(argv)
-    require(not arguments.search or not arguments.smallest, '--search, --smallest: give one of them', UsageError)
+    both = arguments.search and arguments.find_smallest_slice
+    require(not both, '--search, --find-smallest-slice: give one of them', UsageError)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UsageError(f'--json={arguments.json}: its folder is not there')
+        raise UsageError(f'--json={arguments.json}: its folder does not exist')
     phases = _words(arguments.phases)
     if unknown := set(phases) - set(PHASES):
-        raise UsageError(f'--phases={arguments.phases}: {sorted(unknown)[0]} is none of {", ".join(PHASES)}')
+        raise UsageError(f'--phases={arguments.phases}: {sorted(unknown)[0]} is not one of {", ".join(PHASES)}')
     config = read_config(RunConfig, arguments.config, overrides)
     tiling = read_tiling(arguments, planner.latent_spec(config))
-    if arguments.smallest:
+    if arguments.find_smallest_slice:
         generation = slices.parse_generation(arguments.topology.replace(':', '-').partition('-')[0])
         request = Request(config, slices.sizes(generation)[0])
         where = search.smallest_slice(request, generation)
         print_result(f'the smallest slice: {where}')
         return 0
-    request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.only), tiling)
+    request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.filter), tiling)
     if arguments.search:
         found = search.largest_batch(request)
         fields = f'--config.data.loader.batch_size={found.batch} --config.stage.network.remat={found.remat}'
@@ -73,7 +76,7 @@ def _report(request: Request, to: Path | None) -> int:
         print_result(line)
     changes = advice(report, request.config, planner.placement_on(request))
     if not report.fits:
-        print_result('it does not fit. What helps:')
+        print_result('does not fit; suggestions:')
         for line in changes:
             print_result(f'  {line}')
     if to is not None:

@@ -1,19 +1,19 @@
-"""Cuts films into clips: `python -m fv_jax.prepare --input DIR --output DIR [--config=configs/prepare.py:tiny]`.
+"""Splits videos into clips: `python -m fv_jax.prepare --input DIR --output DIR [--config=configs/prepare.py:tiny]`.
 
-Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one file), finds its shots, cuts them into
-clips of the length, size and rate that the config asks for, and writes ArrayRecord shards. Captions are taken
-from sidecar .txt, captions.json or captions.csv beside the films where there are any (`data/video/captions.py`).
+Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one file), detects shot boundaries, cuts
+shots into clips of the length, size and frame rate of the config, and writes ArrayRecord shards. Captions come from
+sidecar .txt, captions.json or captions.csv files beside the videos (`data/video/captions.py`).
 
-With `--config.text.encoder=T5_FOLDER` (or `=hash`) every record holds the embedding of its caption as `text`, float16.
-Clips without a caption then hold zeros, which is the unconditional input.
+With `--config.text.encoder=T5_FOLDER` (or `=hash`) every record holds the embedding of its caption as `text`, float16;
+clips without a caption hold zeros, the unconditional input.
 
 With `--config.latents.vae=3d-vae.pt` (or `=embedded`) every record holds the latents of its clip and of several
-degraded variants in place of the video, stamped with what made them; training refuses those of another VAE.
+degraded versions instead of the video, with the fingerprint of the VAE; training refuses those of another VAE.
 
-Any field of the config can be given: `--config.frames=33`. A film that cannot be used is skipped and named.
+Any field of the config can be set: `--config.frames=33`. A video that cannot be used is skipped and reported.
 
-Exit codes: 0 all is well; 3 written, but some files were skipped; 2 wrong usage, or nothing written;
-1 the disk or the device refused; 130, 143 interrupted. Shards appear only when all are complete.
+Exit codes: 0 success; 3 written, but some files were skipped; 2 wrong usage, or nothing was written; 1 I/O or device
+error; 130, 143 interrupted. Shards appear only when all are complete.
 """
 
 import argparse
@@ -49,16 +49,13 @@ from fv_jax.weights.text_encoders import open_text_encoder
 log = logging.getLogger('fv_jax.prepare')
 
 SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
-CODES = (
-    'Exit codes: 0 all is well, 3 some files were skipped, 2 wrong usage or nothing written, '
-    '1 the disk or the device refused.'
-)
+CODES = 'Exit codes: 0 success, 3 some files were skipped, 2 wrong usage or nothing written, 1 I/O or device error.'
 SKIPPED = 3  # exit code
 NOTHING_WRITTEN = 'nothing was written'
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that what was begun is cleaned up."""
+    """Raised on SIGTERM, so that partial shards are removed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +82,7 @@ def _terminable() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
+    except ValueError:  # not the main thread, which handles signals
         yield
         return
     try:
@@ -97,10 +94,12 @@ def _terminable() -> Iterator[None]:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
     parser = Parser(
         'python -m fv_jax.prepare',
-        'Cuts films into clips and writes them as ArrayRecord shards.',
+        'Splits videos into clips and writes them as ArrayRecord shards.',
         f'{OVERRIDES} {CODES}',
     )
-    parser.add_argument('--input', type=Path, required=True, help='a folder of films (searched to the bottom), or one')
+    parser.add_argument(
+        '--input', type=Path, required=True, help='a folder of videos (searched recursively), or one video'
+    )
     parser.add_argument('--output', type=Path, required=True, help='the folder to write shards to')
     parser.add_argument('--config', default='', help='a config file and variant, configs/prepare.py:tiny')
     parser.add_argument('--overwrite', action='store_true', help='replace shards of the same name in the output folder')
@@ -110,7 +109,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
 
 @dataclasses.dataclass
 class _Tally:
-    """What the summary tells. truncated: a film -> what its caption lost on its way into the text encoder."""
+    """Counts for the summary. skipped: file -> reason. truncated: file -> what the text encoder cut off its caption."""
 
     captioned_files: int = 0
     files_used: int = 0
@@ -121,7 +120,7 @@ class _Tally:
 
 
 def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
-    """The encoder that the config asks for, opened before anything is read, so that a wrong one is found at once."""
+    """Opens the text encoder of the config, if any, before a video is read, so that errors are found at once."""
     if not config.text.encoder:
         return None
     with error_context('--config.text.encoder: ', (FileNotFoundError, ValueError), UsageError):
@@ -130,24 +129,24 @@ def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Latents:
-    """The VAE that turns clips into latents, and the stamp that they get."""
+    """Encodes clips to latents. stamp: the provenance that is stored with them."""
 
     config: clips.OfflineLatentsConfig
     vae: JittedVAE
     stamp: dict[str, Any]
 
-    def of(self, record: Record, number: int) -> Record:
-        """The record with latents in place of its video, as training would have decoded it."""
+    def encode(self, record: Record, number: int) -> Record:
+        """Replaces the video of record `number` by latents of it and of its degraded versions."""
         rng = np.random.default_rng([self.config.seed, number])
         video = to_float(video_io.decode(record['video']).frames)
         rest = {key: value for key, value in record.items() if key != 'video'}
-        # One at a time: a degraded clip is as large as the original.
+        # A generator: every degraded version is as large as its clip.
         degraded = (self.config.degradation.degrade(video, rng) for _ in range(self.config.num_degraded_variants))
         return rest | latent_cache.encode_pair(video, degraded, self.vae)
 
 
 def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
-    """What the config asks for, opened before anything is read, so that a wrong file is found at once."""
+    """Opens the VAE of the config, if any, before a video is read, so that errors are found at once."""
     if not config.vae:
         return None
     with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
@@ -158,7 +157,7 @@ def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
 
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     root = arguments.input if arguments.input.is_dir() else arguments.input.parent
-    files = _films(arguments.input, arguments.output)
+    files = _find_videos(arguments.input, arguments.output)
     tally = _Tally()
     latents = _latents(config.latents)
     # Which VAE takes clips that are stored as video is not known yet; most are for the official one.
@@ -166,7 +165,7 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     latent_spec.check_clip('config', config.frames, config.height, config.width)
     encoder = _text_encoder(config)
     with error_context('', error=UsageError):
-        texts = _texts(files, root, tally)
+        texts = _read_captions(files, root, tally)
         writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)
     with writer, _Progress(files) as progress:
         for path in texts:
@@ -189,8 +188,8 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     return SKIPPED if tally.skipped else 0
 
 
-def _texts(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str | None]:
-    """The films' captions. A film whose own .txt cannot be read is skipped; a table that cannot be read is an error."""
+def _read_captions(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str | None]:
+    """Reads the captions. A video whose own .txt cannot be read is skipped; an unreadable table is an error."""
     captions, texts = Captions(root), {}
     for path in files:
         try:
@@ -202,10 +201,10 @@ def _texts(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str |
     return texts
 
 
-def _films(source: Path, output: Path) -> list[Path]:
+def _find_videos(source: Path, output: Path) -> list[Path]:
     if source.is_file():
         return [source]
-    require(source.is_dir(), f'--input={source}: no such file or folder', UsageError)
+    require(source.is_dir(), f'--input={source}: does not exist', UsageError)
     output = output.resolve()
     files = [
         path
@@ -214,31 +213,31 @@ def _films(source: Path, output: Path) -> list[Path]:
         if output == source.resolve() or output not in path.resolve().parents
     ]
     if not files:
-        raise UsageError(f'--input={source}: holds no films ({", ".join(s[1:] for s in SUFFIXES)})')
+        raise UsageError(f'--input={source}: contains no videos ({", ".join(s[1:] for s in SUFFIXES)})')
     return files
 
 
 @dataclasses.dataclass(frozen=True)
 class _Caption:
-    """A film's caption, if it has one, on its way into the film's records."""
+    """The caption of a video, None without one, and its text encoder."""
 
     text: str | None
     encoder: TextEncoder | None
 
     def truncation(self) -> str:
-        """What the encoder cuts off, or nothing."""
+        """Describes what the encoder truncates, or returns an empty string."""
         lost = self.encoder.truncation(self.text) if self.encoder and self.text is not None else None
         return str(lost or '')
 
     def fields(self) -> Record:
-        """What every record of the film gets of it: `caption` if there is one, `text` if there is an encoder."""
+        """Returns the fields of a record: `caption` if there is one, `text` (L, D) float16 if there is an encoder."""
         fields: Record = {} if self.text is None else {'caption': self.text}
         if self.encoder is None:
             return fields
         with error_context('its caption cannot be encoded: '):
             embedding = embed_caption(self.encoder, self.text)
         finite = np.isfinite(embedding).all()
-        require(finite, 'the embedding of its caption is not finite, or beyond what float16 can hold')
+        require(finite, 'the embedding of its caption is not finite in float16')
         return fields | {'text': embedding}
 
 
@@ -252,7 +251,7 @@ def _prepare_file(
     tally: _Tally,
     progress: '_Progress',
 ) -> None:
-    """Writes the clips of one film, or writes down why there are none."""
+    """Writes the clips of one video, or records why there are none."""
     before = writer.records
     try:
         progress.start(path, name)
@@ -266,7 +265,7 @@ def _prepare_file(
                 continue
             tally.captioned_clips += caption.text is not None
             record = record | {'source': name} | fields
-            writer.write(latents.of(record, writer.records) if latents else record)
+            writer.write(latents.encode(record, writer.records) if latents else record)
             progress.clips = writer.records
     except ValueError as error:
         kept = writer.records - before
@@ -303,7 +302,7 @@ def _summary(output: Path, writer: RecordWriter, tally: _Tally, config: clips.Cl
         )
         lines += [f'  {name}: {lost}' for name, lost in tally.truncated.items()]
     if tally.black_clips:
-        lines.append(f'left out: {tally.black_clips} clip(s) with black frames')
+        lines.append(f'skipped: {tally.black_clips} clip(s) with black frames')
     if tally.skipped:
         lines.append(f'skipped: {len(tally.skipped)} file(s)')
         lines += [f'  {name}: {reason}' for name, reason in tally.skipped.items()]
@@ -311,13 +310,13 @@ def _summary(output: Path, writer: RecordWriter, tally: _Tally, config: clips.Cl
 
 
 class _Progress:
-    """A bar over the bytes of all files, since how many frames a file holds is known only when it is opened."""
+    """A progress bar over bytes, as the number of frames of a file is known only when it is opened."""
 
     def __init__(self, files: Sequence[Path]):
         self._sizes = {path: path.stat().st_size for path in files}
         self.clips = 0
         self._frames, self._done = 0, 0.0
-        # Of the file at hand: its bytes, those counted so far, and those that one frame stands for.
+        # Of the current file: its bytes, those counted so far, and bytes per frame.
         self._file_size, self._file_bytes, self._share = 0, 0.0, 0.0
         self._started = time.monotonic()
 
@@ -335,21 +334,21 @@ class _Progress:
         self._bar.close()
 
     def start(self, path: Path, name: str) -> None:
-        """Begins a file."""
+        """Starts the progress of a file."""
         self._bar.set_description(name, refresh=False)
         self._file_size, self._file_bytes, self._share = self._sizes[path], 0.0, 0.0
 
     def expect(self, frames: int) -> None:
-        """Tells how many frames the file at hand will be counted for, or 0 if that is not known."""
+        """Sets the number of frames that the current file counts for; 0 if unknown."""
         self._share = self._file_size / frames if frames else 0.0
 
     def frame(self) -> None:
-        """Counts one frame."""
+        """Advances the bar by one frame."""
         self._frames += 1
         self._advance(min(self._share, self._file_size - self._file_bytes))
 
     def finish(self) -> None:
-        """Ends the file at hand, however far it was read."""
+        """Completes the current file, however far it was read."""
         self._advance(self._file_size - self._file_bytes)
 
     def _advance(self, size: float) -> None:

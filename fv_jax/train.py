@@ -1,15 +1,15 @@
 """Trains a stage: `python -m fv_jax.train --config=configs/stage2.py --workdir=DIR`.
 
-Any field of the config can be given: `--config.optim.learning_rate=3e-4`. The same command again goes on where
-the run stopped. In the work directory: config.json, metrics.jsonl, tensorboard/, checkpoints/, and bad_steps/, steps
-whose numbers went wrong; `--replay DIR/bad_steps/STEP/step.npz` runs one again, on the CPU in float32 with checks on.
+Any field of the config can be set: `--config.optim.learning_rate=3e-4`. Re-running the command resumes from the last
+checkpoint. The work directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and bad_steps/, dumps of
+steps with non-finite values; `--replay DIR/bad_steps/STEP/step.npz` replays one on the CPU in float32 with checks on.
 
-run.json says how it was started, each time. A config that differs from the last start's is shown; `loop` and `parallel`
-may change, other fields only where `--allow-config-change=FIELD,GROUP` names them.
+run.json records every launch. Config changes since the last launch are logged; `loop` and `parallel` may change, other
+fields only if `--allow-config-change=FIELD,GROUP` names them.
 
-On SIGTERM it finishes the step, saves and exits; a second SIGTERM ends it at once. Of several processes, all end at the
-same step, whichever was told. On SIGUSR1 it writes a trace of the next three steps to DIR/profile, as `--profile-steps
-10:13` does of those.
+On SIGTERM the run finishes the step, saves and exits; a second SIGTERM ends it at once. If one of several processes is
+signalled, all end at the same step. On SIGUSR1 it writes a trace of the next three steps to DIR/profile, like
+`--profile-steps 10:13` for the steps 10 to 13.
 
 Exit codes: 0 the run is complete; 2 wrong usage; 1 it stopped (the message says why; what was saved stays), or a
 replayed step went wrong again; 75 it was preempted: the same command goes on; 79 nothing moved for
@@ -42,7 +42,7 @@ from fv_jax.core.command_line import (
 from fv_jax.core.commands import run_command
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
-from fv_jax.evaluation.diagnostics import HealthCheck
+from fv_jax.evaluation.diagnostics import SuperResDiagnostics
 from fv_jax.parallel import arrays, distributed
 from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import describe, make_mesh
@@ -91,9 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.train', 'Trains a stage of FlashVideo.', OVERRIDES)
     parser.add_argument('--config', help='a config file and variant, configs/stage2.py:tiny')
-    parser.add_argument('--workdir', type=Path, help='where the run is kept; made if it is not there')
-    parser.add_argument('--replay', type=Path, metavar='FILE', help='run a kept bad step again, in place of training')
-    parser.add_argument('--allow-config-change', default='', metavar='FIELD,GROUP', help='what else may have changed')
+    parser.add_argument('--workdir', type=Path, help='the work directory of the run; created if missing')
+    parser.add_argument('--replay', type=Path, metavar='FILE', help='replay a dumped bad step instead of training')
+    parser.add_argument(
+        '--allow-config-change', default='', metavar='FIELD,GROUP', help='config fields that may change'
+    )
     parser.add_argument('--profile-steps', metavar='FIRST:LAST', help='write a trace of these steps to WORKDIR/profile')
     add_process_flags(parser)
     arguments, overrides = parser.parse(argv)
@@ -110,7 +112,7 @@ def _train(argv: Sequence[str]) -> int:
     changes = check_folder(arguments.workdir, config, allowed)
     log.info(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
     for change in changes:
-        log.info(f'changed since the last start: config.{change.field} from {change.old!r} to {change.new!r}')
+        log.info(f'changed since the last launch: config.{change.field} from {change.old!r} to {change.new!r}')
     command = ('python', '-m', 'fv_jax.train', *argv)
     with Preemption() as preemption, TraceSignal() as trace_signal:
         run(config, arguments.workdir, LaunchInfo(command, profile, preemption, trace_signal))
@@ -162,7 +164,7 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
     start = int(train_state.step)
     _log_run_header(parts, train_state)
     if start >= config.loop.num_steps:
-        log.info('complete: nothing to do; --config.loop.num_steps=N goes on to step N')
+        log.info('already at the last step; use --config.loop.num_steps=N to train to step N')
         return
     write_run_config(workdir, config)
     initialization.quarantine(workdir, history)
@@ -217,7 +219,7 @@ def _log_run_header(parts: Assembly, train_state: state.TrainState) -> None:
         f'{_count(train_state.trainable):,} trainable parameters on {describe(parts.placement.mesh)}, '
         f'{len(config.data.sizes)} size(s)'
     )
-    log.info(f'{"going on from" if step else "starting at"} step {step} of {config.loop.num_steps}')
+    log.info(f'{"resuming from" if step else "starting at"} step {step} of {config.loop.num_steps}')
 
 
 def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> Validation | None:
@@ -228,7 +230,7 @@ def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) ->
     encoded = [parts.stage.encode(batch) for batch in heldout]
     health = None
     if isinstance(parts.stage, EnhancementStage):
-        health = HealthCheck(
+        health = SuperResDiagnostics(
             stage=parts.stage,
             model_of=lambda params: parts.network.model(**params),
             vae=vae,

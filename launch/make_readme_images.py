@@ -48,7 +48,12 @@ def degradations(path: Path) -> None:
         clip, sheet = Path(folder) / 'clip.mp4', Path(folder) / 'sheet.png'
         record = next(read_records(embedded.heldout_shards()))
         clip.write_bytes(record['video'])
-        arguments = [f'--config={ROOT}/configs/degradations.py', f'--input={clip}', f'--output={sheet}', '--rows=3']
+        arguments = [
+            f'--config={ROOT}/configs/degradations.py',
+            f'--input={clip}',
+            f'--output={sheet}',
+            '--num-samples=3',
+        ]
         if code := degrade.main(arguments):
             raise RuntimeError(f'fv_jax.degrade ended with exit code {code}')
         image = Image.open(sheet).convert('RGB')

@@ -26,7 +26,7 @@ say 'installing'
 say 'training stage 2'
 "$PYTHON" -m fv_jax.train --config=configs/stage2.py:tiny --workdir="$folder/run"
 say 'enhancing and measuring held-out shots'
-"$PYTHON" -m fv_jax.evaluate --checkpoint="$folder/run" --output="$folder/result" --clips=8
+"$PYTHON" -m fv_jax.evaluate --checkpoint="$folder/run" --output="$folder/result" --num-clips=8
 say 'enhancing a small clip'
 "$PYTHON" -m fv_jax.sample clip --checkpoint="$folder/run" --input="$folder/result/small.mp4" \
   --output="$folder/result/enhanced.mp4" --size=256x480 --overwrite

@@ -226,7 +226,7 @@ def test_a_diffusers_folder(tmp_path, capsys):
     out = capsys.readouterr().out
     assert 'note: without a counterpart: its position table' in out
     assert 'note: not in the folder, newly initialised: source_embed' in out
-    assert f'note: the checkpoint names {tmp_path / "vae"} as its VAE, which is not there' in out
+    assert f'note: the checkpoint names {tmp_path / "vae"} as its VAE, which does not exist' in out
     assert f'note: the checkpoint names {tmp_path / "text_encoder"} as its text encoder' in out
     meta = Checkpoints(tmp_path / 'run', read_only=True).meta()
     assert meta['config']['stage']['kind'] == 'superres'
@@ -236,7 +236,7 @@ def test_the_text_encoder_beside_a_file_is_named_by_hash(files, tmp_path, capsys
     folder = make_folder(tmp_path / 't5-v1_1-xxl')
     source, vae = shutil.copy(files / 'stage2.pt', tmp_path / 'stage2.pt'), files / '3d-vae.pt.safetensors'
     argv = '--input', source, '--output', tmp_path / 'run', '--vae', vae
-    assert 'its embeddings are 12 wide, the network takes 8' in failed(capsys, 2, *argv)
+    assert 'has embeddings of width 12, the network takes 8' in failed(capsys, 2, *argv)
     wide = dataclasses.replace(SMALL, embed_dim=8)
     assert run(*argv, '--text', make_folder(tmp_path / 'right', wide)) == 0
     assert 'text encoder' not in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_what_is_there_is_replaced_only_when_asked(files, runs, tmp_path, capsys
     assert run(*argv, '--overwrite') == 0
     assert trained_runs.open_run(target).config['stage']['kind'] == 'superres'
     (target / 'notes.txt').write_text('mine')
-    assert "holds notes.txt, which is not this command's" in failed(capsys, 2, *argv, '--overwrite')
+    assert 'holds notes.txt, which this command did not write' in failed(capsys, 2, *argv, '--overwrite')
     path = tmp_path / 'x.pt'
     path.write_text('before')
     assert 'already exists' in failed(capsys, 2, '--input', target, '--output', path)
@@ -309,7 +309,7 @@ def test_an_output_that_cannot_be_written(runs, capsys):
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (('--input', '{}/none.pt', '--output', '{}/x'), 'none.pt: is not there'),
+        (('--input', '{}/none.pt', '--output', '{}/x'), 'none.pt: does not exist'),
         (('--input', '{}/stage1.pt', '--output', '{}/none/x'), 'does not exist'),
         (('--input', '{}/stage1.pt', '--output', '{}/x.pt'), 'become a work directory, not a file'),
         (('--input', '{}/stage1.pt', '--output', '{}/x', '--step', '3'), 'only a run has steps'),

@@ -26,29 +26,29 @@ def arguments(tmp_path: Path) -> list[str]:
 
 
 def test_a_sheet(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert degrade.main([*arguments, '--rows=2', '--frames=3']) == 0
+    assert degrade.main([*arguments, '--num-samples=2', '--frames=3']) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 7 and said[0].startswith('row 0, strong 0: blur ') and 'bpp' in said[0]
+    assert len(said) == 7 and said[0].startswith('sample 0, strong 0: blur ') and 'bpp' in said[0]
     first = np.asarray(Image.open(tmp_path / 'sheet.png'))
     assert first.shape[1] > 5 * 64 and first.shape[0] > 4 * 48
-    assert degrade.main([*arguments, '--rows=2', '--frames=3']) == 0
+    assert degrade.main([*arguments, '--num-samples=2', '--frames=3']) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'sheet.png')), first)
-    assert degrade.main([*arguments, '--rows=2', '--frames=3', '--seed=1']) == 0
+    assert degrade.main([*arguments, '--num-samples=2', '--frames=3', '--seed=1']) == 0
     assert (np.asarray(Image.open(tmp_path / 'sheet.png')) != first).any()
 
 
 def test_pictures_and_weak_ones(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert degrade.main([*arguments, '--frames=1', '--rows=1']) == 0
+    assert degrade.main([*arguments, '--frames=1', '--num-samples=1']) == 0
     assert 'bpp' not in capsys.readouterr().out
     arguments[0] += ':weak'
-    assert degrade.main([*arguments, '--rows=1']) == 0
+    assert degrade.main([*arguments, '--num-samples=1']) == 0
     assert capsys.readouterr().out.count('strong') == 0
 
 
 @pytest.mark.parametrize(
     ('more', 'code', 'words'),
     [
-        ('--rows=0', 2, '--rows=0: must be at least 1'),
+        ('--num-samples=0', 2, '--num-samples=0: must be at least 1'),
         ('--output=sheet.jpg', 2, 'must end in .png'),
         ('--input=none.mp4', 1, 'none.mp4: no such file'),
         ('--config.strong.sinc.probability=2.0', 2, 'config.strong.sinc.probability=2.0: must be from 0 to 1'),

@@ -95,7 +95,7 @@ def test_a_folder_opens_like_the_run(runs, tmp_path, name):
     card = (tmp_path / 'out' / 'README.md').read_text()
     for words in (
         f'source run: `{runs / name}`, step {STEP}',
-        'parameters: average (decay 0.99)',
+        'parameters: EMA (decay 0.99)',
         f'hash of the parameters: `{params_fingerprint(numbers(before))}`',
         'license: "CC0-1.0"',
         *(f'hash `{digest}`' for digest in before.digests.values()),
@@ -108,15 +108,15 @@ def test_a_folder_opens_like_the_run(runs, tmp_path, name):
 def test_the_parameters_of_the_last_step(runs, tmp_path):
     average, last = (
         trained_runs.open_run(runs / 'lowres'),
-        exported(runs, tmp_path / 'out', 'lowres', '--parameters', 'last'),
+        exported(runs, tmp_path / 'out', 'lowres', '--params', 'last'),
     )
     for before, after in zip(*(jax.tree.leaves(x.params['trainable']) for x in (average, last)), strict=True):
         np.testing.assert_array_equal(after, before + 1)
     for before, after in zip(*(jax.tree.leaves(x.params['frozen']) for x in (average, last)), strict=True):
         np.testing.assert_array_equal(after, before)
-    assert 'as after the last step' in (tmp_path / 'out' / 'README.md').read_text()
+    assert 'of the last step' in (tmp_path / 'out' / 'README.md').read_text()
     # An export has no other.
-    assert run('--checkpoint', tmp_path / 'out', '--output', tmp_path / 'x', '--parameters', 'last') == 1
+    assert run('--checkpoint', tmp_path / 'out', '--output', tmp_path / 'x', '--params', 'last') == 1
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
@@ -195,7 +195,7 @@ except ImportError:
 
 
 def test_a_velocity_without_fv_jax(runs, tmp_path):
-    flags = '--forward', 'cpu,tpu,cuda', '--size', '9x32x48'
+    flags = '--export-functions', 'cpu,tpu,cuda', '--size', '9x32x48'
     opened = exported(runs, tmp_path / 'out', 'superres', *flags)
     rng = np.random.default_rng(0)
     x, text = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 3, 4, 6, 4), (1, 3, 8)))
@@ -207,7 +207,7 @@ def test_a_velocity_without_fv_jax(runs, tmp_path):
 
 
 def test_a_vae_without_fv_jax(runs, tmp_path):
-    flags = '--forward', 'cpu,cuda', '--size', '9x16x16', '--dtype', 'bfloat16'
+    flags = '--export-functions', 'cpu,cuda', '--size', '9x16x16', '--dtype', 'bfloat16'
     opened = exported(runs, tmp_path / 'out', 'autoencoder', *flags)
     vae, video = opened.network.model(**opened.params), np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 16, 3))
     video = video.astype(np.float32)
@@ -228,12 +228,20 @@ def test_a_vae_without_fv_jax(runs, tmp_path):
     [
         ('x.pt', (), 'must end in .safetensors, or be a folder'),
         ('none/x', (), 'does not exist'),
-        ('x.safetensors', ('--dtype', 'bfloat16'), 'is the parameters in float16; give a folder'),
-        ('x.safetensors', ('--forward', 'cpu', '--size', '9x32x48'), '--forward: a file .safetensors is'),
-        ('x', ('--forward', 'cpu'), '--forward and --size: give both'),
-        ('x', ('--forward', 'cpu,vulkan', '--size', '9x32x48'), "'vulkan' is none of cpu, tpu, cuda"),
-        ('x', ('--forward', 'cpu', '--size', '9x32'), '--size=9x32: give FRAMESxHEIGHTxWIDTH'),
-        ('x', ('--forward', 'cpu', '--size', '9x32x40'), '--size.width=40: must be a multiple of 16; use 32 or 48'),
+        ('x.safetensors', ('--dtype', 'bfloat16'), 'holds parameters in float16 only; give a folder'),
+        (
+            'x.safetensors',
+            ('--export-functions', 'cpu', '--size', '9x32x48'),
+            '--export-functions: a file .safetensors holds',
+        ),
+        ('x', ('--export-functions', 'cpu'), '--export-functions and --size: give both'),
+        ('x', ('--export-functions', 'cpu,vulkan', '--size', '9x32x48'), "'vulkan' is not one of cpu, tpu, cuda"),
+        ('x', ('--export-functions', 'cpu', '--size', '9x32'), '--size=9x32: give FRAMESxHEIGHTxWIDTH'),
+        (
+            'x',
+            ('--export-functions', 'cpu', '--size', '9x32x40'),
+            '--size.width=40: must be a multiple of 16; use 32 or 48',
+        ),
         ('', (), 'already exists; choose'),
         ('', ('--overwrite',), 'is a folder that this command did not write'),
         ('../runs', (), 'already exists'),

@@ -39,16 +39,16 @@ def shown(capsys, *arguments):
 
 def test_a_run(run, capsys):
     out = shown(capsys, run, '--verify')
-    assert f'{run}: stage superres, step 7 of 7' in out and 'checksums: as it was written' in out
-    assert f'made with the VAE {weights.vae_fingerprint(str(run.parent / "vae.safetensors"))}' in out
+    assert f'{run}: stage superres, step 7 of 7' in out and 'checksums: intact' in out
+    assert f'trained with the VAE {weights.vae_fingerprint(str(run.parent / "vae.safetensors"))}' in out
     assert 'training at step 7: loss 0.5' in out and 'eval at step 7: loss 0.25' in out
     params = {k: v for k, v in runs.arrays(run, 7).items() if k.startswith('params')}
     (line,) = [line for line in out.splitlines() if line.startswith('blocks.attention.qkv.kernel ')]
-    shape, dtype, axes, learns, size = line.split()[1:]
-    assert (shape, dtype, learns, size) == ('1x32x3x32', 'float32', 'learns', f'{32 * 96:,}')
+    shape, dtype, axes, kind, size = line.split()[1:]
+    assert (shape, dtype, kind, size) == ('1x32x3x32', 'float32', 'trainable', f'{32 * 96:,}')
     assert axes.split(',')[:2] == ['layers', 'embed'] and axes.endswith('heads') and len(axes.split(',')) == 4
-    numbers, learning = (sum(v.size for k, v in params.items() if part in k) for part in ('', "['trainable']"))
-    assert f'{len(params)} parameters, {numbers:,} numbers, {learning:,} of them learn' in out
+    elements, trainable = (sum(v.size for k, v in params.items() if part in k) for part in ('', "['trainable']"))
+    assert f'{len(params)} parameters, {elements:,} elements, {trainable:,} of them trainable' in out
     summed = shown(capsys, run, '--depth', 1).splitlines()
     assert any(line.split()[:1] == ['blocks'] for line in summed) and not any('qkv' in line for line in summed)
 
@@ -61,25 +61,25 @@ def test_no_array_is_read(run, capsys, monkeypatch):
 
 def test_weights(run, capsys):
     out = shown(capsys, run.parent / 'vae.safetensors')
-    assert 'a small file, vae' in out and 'base_channels = 8' in out and 'float16' in out and 'learn' not in out
+    assert 'an exported file, vae' in out and 'base_channels = 8' in out and 'float16' in out and 'trainable' not in out
     out = shown(capsys, FIXTURES / 'stage1.pt', '--depth', 2)
     assert 'official layout, DiT' in out and 'num_layers = ' in out
     official = weights.load_official(FIXTURES / 'stage1.pt')
     count = sum(leaf.size for leaf in jax.tree.leaves(official))
-    assert f'{count:,} numbers' in out
+    assert f'{count:,} elements' in out
 
 
 def test_what_cannot_be_shown(run, tmp_path, capsys):
     (tmp_path / 'text.safetensors').write_text('no weights')
     (tmp_path / 'empty').mkdir()
     for arguments, code, words in (
-        ([tmp_path / 'none'], 1, 'is not there'),
+        ([tmp_path / 'none'], 1, 'does not exist'),
         ([tmp_path / 'empty'], 1, 'contains no checkpoints'),
         ([tmp_path / 'text.safetensors'], 1, 'text.safetensors'),
         ([run, '--step=3'], 1, 'has no step 3; it has 7'),
         ([run, '--depth=0'], 2, '--depth=0'),
         ([run, '--verfiy'], 2, 'did you mean --verify'),
-        ([run.parent / 'vae.safetensors', '--step=3'], 2, 'folders with checkpoints'),
+        ([run.parent / 'vae.safetensors', '--step=3'], 2, 'need a folder with checkpoints'),
         ([], 2, 'required'),
     ):
         assert inspect.main([*map(str, arguments)]) == code, arguments
@@ -103,5 +103,5 @@ def test_a_run_of_no_stage_and_records_that_are_none(tmp_path, capsys):
     for text in ('[]', '[3]', '{', '[' * 100_000):
         (tmp_path / 'run.json').write_text(text)
         out = shown(capsys, tmp_path)
-        assert 't5, step 0' in out and 'how it was started cannot be read' in out
-    assert 'x ' in out and '1 parameters, 3 numbers' in out
+        assert 't5, step 0' in out and 'the launch record cannot be read' in out
+    assert 'x ' in out and '1 parameters, 3 elements' in out

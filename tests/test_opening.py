@@ -132,7 +132,7 @@ def test_what_is_no_pipeline(folder, tmp_path):
     stage1, stage2 = folder / 'stage1', folder / 'stage2'
     cases = [
         ([tmp_path / 'none'], CheckpointError, 'none: contains no checkpoints .*stage1 and stage2'),
-        ([folder, stage1], ValueError, 'hold the same stage; give one of each'),
+        ([folder, stage1], ValueError, 'both contain the same stage; pass one of each'),
         ([stage2, stage2], ValueError, 'hold the same stage'),
     ]
     for folders, kind, words in cases:
@@ -199,7 +199,7 @@ def test_a_first_stage_needs_a_text_encoder_and_a_second_does_not(tmp_path):
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
     tiny.save_pipeline(tmp_path / 'both', path, TextConfig())
-    with pytest.raises(ConfigError, match=r"stage1: was trained without texts, .*name one, 'hash' or a T5 folder"):
+    with pytest.raises(ConfigError, match=r"stage1: names no text encoder; pass one of 'hash' or a T5 folder"):
         FlashVideo.from_checkpoint(tmp_path / 'both')
     fv = FlashVideo.from_checkpoint(tmp_path / 'both', text=TextConfig('hash', dim=8))
     assert fv.stage1.text is not None and fv.stage2.text is None

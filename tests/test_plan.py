@@ -31,10 +31,10 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
     [
         (('--topology=v9-8',), 'v9 is no known generation'),
         (('--topology=v6e-9',), 'v6e comes in 1, 4, 8'),
-        (('--topology=v5e-8', '--phases=trainig'), 'trainig is none of training, sampling, text'),
-        (('--topology=v5e-8', '--json=nowhere/plan.json'), 'its folder is not there'),
-        (('--topology=v5e-8', '--search', '--smallest'), 'give one of them'),
-        (('--topology=v9', '--smallest'), 'v9 is no known generation'),
+        (('--topology=v5e-8', '--phases=trainig'), 'trainig is not one of training, sampling, text'),
+        (('--topology=v5e-8', '--json=nowhere/plan.json'), 'its folder does not exist'),
+        (('--topology=v5e-8', '--search', '--find-smallest-slice'), 'give one of them'),
+        (('--topology=v9', '--find-smallest-slice'), 'v9 is no known generation'),
         (('--topology=h100-1', '--config.parallel.context=3'), 'there are 1 device(s)'),
         (('--topology=h100-1', '--tile-size=100x64'), 'tile_size: height=100: must be a multiple of 8'),
         (('--topology=h100-1', '--tile-overlap=8'), 'has no effect without --tile-size'),
@@ -131,7 +131,7 @@ def test_microbatches_take_less_memory(capsys, tmp_path):
     beside = []
     for microbatches in (1, 2):
         file = tmp_path / f'{microbatches}.json'
-        run(capsys, *common, f'--config.loop.microbatches={microbatches}', '--only=step', f'--json={file}')
+        run(capsys, *common, f'--config.loop.microbatches={microbatches}', '--filter=step', f'--json={file}')
         (phase,) = json.loads(file.read_text())['phases']
         beside.append(phase['executables'][0]['beside'])
     parameters = phase['resident']['parameters']

@@ -118,8 +118,8 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
         (['--config.detector=adaptiv'], "did you mean 'adaptive'?"),
         (['--config.frames'], '--config.frames: needs a value'),
         (['--overwrit'], '--overwrit: unknown flag; did you mean --overwrite?'),
-        (['--input=nowhere'], '--input=nowhere: no such file or folder'),
-        (['--config=configs/none.py'], 'file configs/none.py does not exist'),
+        (['--input=nowhere'], '--input=nowhere: does not exist'),
+        (['--config=configs/none.py'], 'there is no file configs/none.py'),
         ([f'--config={CONFIG}:smok'], "smok: unknown variant; did you mean 'smoke'?"),
         ([f'--config={CONFIG}:embedded,spilt=heldout'], "spilt: unknown field of the variant; did you mean 'split'?"),
         ([f'--config={CONFIG}:embedded,split=held'], "split=held: did you mean 'heldout'?"),
@@ -146,7 +146,7 @@ def test_an_empty_folder_and_unreadable_captions_are_one_line(
 ) -> None:
     (tmp_path / 'in').mkdir()
     assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.USAGE
-    assert f'--input={tmp_path / "in"}: holds no films (mp4, mov, m4v, webm, mkv, avi)' in capsys.readouterr().err
+    assert f'--input={tmp_path / "in"}: contains no videos (mp4, mov, m4v, webm, mkv, avi)' in capsys.readouterr().err
     (tmp_path / 'in' / 'a.mp4').write_bytes((folder / 'a.mp4').read_bytes())
     (tmp_path / 'in' / 'captions.json').write_text('{')
     assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.USAGE

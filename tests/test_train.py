@@ -112,7 +112,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, who
     assert lines[0] == f'superres: {runs.ROOT}/configs/stage2.py:smoke in {resumed}'
     assert lines[1].startswith('9x32x48: 4 clips, batch 1 ')
     assert 'trainable parameters on 1 cpu device' in lines[2]
-    assert lines[3] == 'going on from step 2 of 4'
+    assert lines[3] == 'resuming from step 2 of 4'
     assert [line.split('  ')[0] for line in lines if line.startswith('step ')] == ['step 3/4', 'step 4/4']
     assert lines[-3] == 'saved step 4' and lines[-2].startswith('goodput at step 4: ')
     assert lines[-1].startswith('done: 4 steps')

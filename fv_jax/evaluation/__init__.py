@@ -1,1 +1,1 @@
-"""How a run is measured: metrics, held-out diagnostics and baselines."""
+"""Evaluates runs: video metrics, held-out diagnostics and baselines."""

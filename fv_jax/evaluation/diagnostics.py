@@ -1,17 +1,18 @@
-"""Figures that show whether stage 2 learns, where its plain loss does not: "training collapses early and the loss does
-not show it" (FlashVideo's author).
+"""Held-out diagnostics of stage 2 that its plain loss does not show: "training collapses early and the loss does not
+show it" (FlashVideo's author).
 
-Of every held-out clip, on fixed noise:
+For every held-out clip, on fixed noise:
 
   loss_t/k       the loss where t is in the middle of the k-th tenth of its distribution; 0 is next to the data
   loss_noise/k   the loss where the noise-augmentation timestep is in the middle of the k-th tenth of its range
   loss_vs_copy   the loss over that of a predictor that gives the degraded clip's latents back
   loss_vs_mean   the loss over that of a predictor that gives the clip's mean latents
 
-both predictors knowing the source, so that their errors are c (z_high - z_low) and c (z_high - mean), at any t. And of
-every clip enhanced with the real sampler, in 8-bit pixels:
+where both predictors know the noised low-res latents, so that their errors are c (z_high - z_low) and
+c (z_high - mean), at any t. For every clip enhanced with the sampler, in 8-bit pixels:
 
-  psnr           to the truth, in dB; psnr_degraded is the degraded clip's, psnr_ceiling that of the truth after the VAE
+  psnr           to the ground truth, in dB; psnr_degraded is the degraded clip's, psnr_ceiling that of the ground truth
+                 after encoding and decoding
   detail         mean gradient magnitude over that of the ceiling; detail_degraded is the degraded clip's
   flicker        change from frame to frame over the ceiling's; flicker_degraded is the degraded clip's
   energy         root mean square of the enhanced latents over that of z_high
@@ -37,34 +38,40 @@ from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.protocol import Batch, evaluation_loss
 
 TENTHS = 10
-_STRIDE = (
-    3  # the tenth of t number k meets the tenth of the noise number 3 k mod 10: ten pairs, each tenth of both once
-)
-_LEAST = 1e-6
-_MOST_DB = 99.0  # of equal videos, whose PSNR has no end
+# The k-th tenth of t is paired with the (3 k mod 10)-th tenth of the noise range: ten pairs, each tenth of both once.
+_STRIDE = 3
+_EPSILON = 1e-6
+_MAX_PSNR = 99.0  # dB, for equal videos, whose PSNR is infinite
 
 Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Health:
-    """figures: by name, means over the held-out clips. videos: (name, uint8 FHWC), degraded, enhanced and truth side by
-    side.
+class DiagnosticResult:
+    """What diagnostics return.
+
+    Attributes:
+      metrics: means over the held-out clips, by name.
+      videos: (name, uint8 FHWC): degraded, enhanced and ground truth side by side.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     videos: list[tuple[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class HealthCheck:
-    """Measures the parameters of a run.
+class SuperResDiagnostics:
+    """Computes the diagnostics of parameters of a run on fixed held-out batches.
 
-    stage, model_of: the stage, and what makes its network from parameters.
-    batches: held-out ones, encoded; always the same.
-    truths: their high-res videos (B, F, H, W, 3) in [-1, 1], where the held-out clips are video; None compares with the
-      ceiling.
-    to_host: brings an array that may be spread over chips into memory.
+    Attributes:
+      stage: the stage.
+      model_of: builds its network from parameters.
+      vae: decodes latents.
+      rules: how activations are sharded and which attention kernel runs.
+      batches: the held-out batches, encoded.
+      truths: the ground truth of each batch (B, F, H, W, 3) in [-1, 1]; None compares with the ceiling.
+      key: of the fixed noise.
+      to_host: copies an array, which may be sharded over devices, to the host.
     """
 
     stage: EnhancementStage
@@ -76,28 +83,28 @@ class HealthCheck:
     key: jax.Array
     to_host: Callable[[jax.Array], np.ndarray] = np.asarray
 
-    def __call__(self, params: Params) -> Health:
+    def __call__(self, params: Params) -> DiagnosticResult:
         rows, videos = [], []
         for i, batch in enumerate(self.batches):
-            figures = self._losses(params, batch, i)
-            seen, video = self._seen(params, batch, i)
-            rows.append(figures | seen)
+            losses = self._losses(params, batch, i)
+            pixels, video = self._pixel_metrics(params, batch, i)
+            rows.append(losses | pixels)
             videos.append((f'heldout_{i}', video))
-        return Health({name: float(np.mean([row[name] for row in rows])) for name in rows[0]}, videos)
+        return DiagnosticResult({name: float(np.mean([row[name] for row in rows])) for name in rows[0]}, videos)
 
     def _losses(self, params: Params, batch: Batch, index: int) -> dict[str, float]:
-        w, s = probes(self.stage, batch['z_low_BFHWC'].shape[1])
+        w, s = probe_points(self.stage, batch['z_low_BFHWC'].shape[1])
         t = time_grids.shift_times(w, self.stage.config.shift)
-        found = [jax.device_get(self._probe(params, batch, index, t[k], s[k])) for k in range(TENTHS)]
-        losses = np.array([float(loss) for loss, _, _ in found])
-        figures = {f'loss_t/{k}': losses[k] for k in range(TENTHS)}
+        probed = [jax.device_get(self._probe(params, batch, index, t[k], s[k])) for k in range(TENTHS)]
+        losses = np.array([float(loss) for loss, _, _ in probed])
+        found = {f'loss_t/{k}': losses[k] for k in range(TENTHS)}
         low, high = self.stage.noise_augmentation_timesteps(batch['z_low_BFHWC'].shape[1])
         if low < high:
-            figures |= {f'loss_noise/{k * _STRIDE % TENTHS}': losses[k] for k in range(TENTHS)}
-        _, degraded, mean = (float(value) for value in found[0])
-        return figures | {
-            'loss_vs_copy': losses.mean() / max(degraded, _LEAST),
-            'loss_vs_mean': losses.mean() / max(mean, _LEAST),
+            found |= {f'loss_noise/{k * _STRIDE % TENTHS}': losses[k] for k in range(TENTHS)}
+        _, degraded, mean = (float(value) for value in probed[0])
+        return found | {
+            'loss_vs_copy': losses.mean() / max(degraded, _EPSILON),
+            'loss_vs_mean': losses.mean() / max(mean, _EPSILON),
         }
 
     @functools.cached_property
@@ -127,29 +134,36 @@ class HealthCheck:
 
     @functools.cached_property
     def _references(self) -> list[dict[str, np.ndarray]]:
-        """Decodes once, for every batch's first clip: the degraded clip and the VAE's ceiling, beside the truth."""
+        """The first clip of every batch: degraded and ceiling, decoded once, and ground truth; uint8 FHWC."""
         found = []
         for batch, truth in zip(self.batches, self.truths, strict=True):
-            degraded, ceiling = (self._decoded(batch[name]) for name in ('z_low_BFHWC', 'z_high_BFHWC'))
-            seen = ceiling if truth is None else to_uint8(self.to_host(truth)[0])
-            found.append({'degraded': degraded, 'ceiling': ceiling, 'truth': seen})
+            degraded, ceiling = (self._decode(batch[name]) for name in ('z_low_BFHWC', 'z_high_BFHWC'))
+            shown = ceiling if truth is None else to_uint8(self.to_host(truth)[0])
+            found.append({'degraded': degraded, 'ceiling': ceiling, 'truth': shown})
         return found
 
-    def _seen(self, params: Params, batch: Batch, index: int) -> tuple[dict[str, float], np.ndarray]:
-        """Figures of the first clip of a batch in pixels, and the video that shows it."""
+    def _pixel_metrics(self, params: Params, batch: Batch, index: int) -> tuple[dict[str, float], np.ndarray]:
+        """Enhances the first clip of a batch; returns its pixel metrics and the video that shows it."""
         z = self._sample(params, batch, jax.random.fold_in(self.key, index))
-        seen = self._references[index] | {'enhanced': self._decoded(z)}
-        figures = compared(seen) | {'energy': _rms(z) / max(_rms(batch['z_high_BFHWC']), _LEAST)}
-        return figures, np.concatenate([seen[name] for name in ('degraded', 'enhanced', 'truth')], axis=2)
+        videos = self._references[index] | {'enhanced': self._decode(z)}
+        found = pixel_metrics(videos) | {'energy': _rms(z) / max(_rms(batch['z_high_BFHWC']), _EPSILON)}
+        return found, np.concatenate([videos[name] for name in ('degraded', 'enhanced', 'truth')], axis=2)
 
-    def _decoded(self, z_BFHWC: jax.Array) -> np.ndarray:
-        """The first clip. All are decoded: over a mesh, rows stay where they are."""
+    def _decode(self, z_BFHWC: jax.Array) -> np.ndarray:
+        """Decodes the first clip. The whole batch is decoded, as its examples may be sharded over devices."""
         return to_uint8(self.to_host(self.vae.video(z_BFHWC))[0].astype(np.float32))
 
 
-def probes(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the loss is measured: w before its shift, in the middle of every tenth, from the data on, and the source
-    timesteps that go with them.
+def probe_points(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the loss is evaluated, a pair for each tenth of the distribution of t.
+
+    Args:
+      stage: the stage.
+      latent_frames: of the clips; the range of the noise augmentation depends on it.
+
+    Returns:
+      t before its shift, float32 (10,), in the middle of every tenth, ascending from the data; and the
+      noise-augmentation timesteps paired with them, int32 (10,).
     """
     middle = (np.arange(TENTHS) + 0.5) / TENTHS
     low, high = stage.noise_augmentation_timesteps(latent_frames)
@@ -157,19 +171,19 @@ def probes(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarray, np.
     return middle.astype(np.float32), s
 
 
-def compared(seen: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The figures in pixels, from the uint8 videos `enhanced`, `degraded`, `ceiling` and `truth`."""
-    seen = {name: to_float(video) for name, video in seen.items()}
-    detail = max(metrics.detail(seen['ceiling']), _LEAST)
-    flicker = max(metrics.flicker(seen['ceiling']), _LEAST)
+def pixel_metrics(videos: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Computes the metrics in pixels of the uint8 videos (FHWC) `enhanced`, `degraded`, `ceiling` and `truth`."""
+    videos = {name: to_float(video) for name, video in videos.items()}
+    detail = max(metrics.detail(videos['ceiling']), _EPSILON)
+    flicker = max(metrics.flicker(videos['ceiling']), _EPSILON)
     return {
-        'psnr': min(metrics.psnr(seen['enhanced'], seen['truth']), _MOST_DB),
-        'psnr_degraded': min(metrics.psnr(seen['degraded'], seen['truth']), _MOST_DB),
-        'psnr_ceiling': min(metrics.psnr(seen['ceiling'], seen['truth']), _MOST_DB),
-        'detail': metrics.detail(seen['enhanced']) / detail,
-        'detail_degraded': metrics.detail(seen['degraded']) / detail,
-        'flicker': metrics.flicker(seen['enhanced']) / flicker,
-        'flicker_degraded': metrics.flicker(seen['degraded']) / flicker,
+        'psnr': min(metrics.psnr(videos['enhanced'], videos['truth']), _MAX_PSNR),
+        'psnr_degraded': min(metrics.psnr(videos['degraded'], videos['truth']), _MAX_PSNR),
+        'psnr_ceiling': min(metrics.psnr(videos['ceiling'], videos['truth']), _MAX_PSNR),
+        'detail': metrics.detail(videos['enhanced']) / detail,
+        'detail_degraded': metrics.detail(videos['degraded']) / detail,
+        'flicker': metrics.flicker(videos['enhanced']) / flicker,
+        'flicker_degraded': metrics.flicker(videos['degraded']) / flicker,
     }
 
 

@@ -1,8 +1,8 @@
-"""The rival a small network must beat: the best linear predictor of the velocity.
+"""Linear-regression baseline of the velocity, which a small network must beat.
 
-From the 3x3x3 neighbourhood of every position of x_t (zeros outside, all channels, and a constant), least squares gives
-the velocity at that position, with coefficients of their own for each stratum of t. A batch of K equal clips has its
-rows in K strata of t (`times.stratified_times`), so row k belongs to stratum k.
+Least squares predicts the velocity at a position from the 3x3x3 neighbourhood of x_t (zero padding, all channels, and a
+constant), with separate coefficients for each stratum of t. A batch of K copies of a clip has example k in stratum k of
+t (`time_grids.stratified_times`).
 """
 
 import dataclasses
@@ -17,15 +17,21 @@ _RIDGE = 1e-4  # relative to the mean of the diagonal
 
 @dataclasses.dataclass
 class LinearPredictor:
-    """Sums of the normal equations, one pair for each stratum."""
+    """Accumulates the normal equations of ridge regression, one system per stratum.
+
+    Attributes:
+      strata: number of strata of t.
+      gram: sums of X^T X, (strata, 27 C + 1, 27 C + 1).
+      moment: sums of X^T y, (strata, 27 C + 1, C).
+    """
 
     strata: int
     gram: np.ndarray | None = None
     moment: np.ndarray | None = None
 
     def add(self, noised: NoisedPair) -> None:
-        """Takes one batch of `strata` rows into the fit."""
-        for k, (features, target) in enumerate(_problems(noised, self.strata)):
+        """Adds a batch of `strata` examples, one per stratum, to the fit."""
+        for k, (features, target) in enumerate(_regressions(noised, self.strata)):
             if self.gram is None:
                 size = features.shape[1]
                 self.gram = np.zeros((self.strata, size, size))
@@ -34,9 +40,9 @@ class LinearPredictor:
             self.moment[k] += features.T @ target
 
     def loss(self, noised: NoisedPair) -> float:
-        """Mean squared error of the velocity over a batch of `strata` rows, as the stage's loss counts it."""
+        """Returns the mean squared error of the velocity over a batch of `strata` examples."""
         errors = []
-        for k, (features, target) in enumerate(_problems(noised, self.strata)):
+        for k, (features, target) in enumerate(_regressions(noised, self.strata)):
             gram = self.gram[k]
             ridge = _RIDGE * np.trace(gram) / len(gram)
             weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), self.moment[k])
@@ -44,17 +50,17 @@ class LinearPredictor:
         return float(np.mean(errors))
 
 
-def _problems(noised: NoisedPair, strata: int):
+def _regressions(noised: NoisedPair, strata: int):
     if noised.t_B.shape[0] != strata:
-        raise ValueError(f'a batch of {noised.t_B.shape[0]} rows; the predictor has {strata} strata')
+        raise ValueError(f'batch size {noised.t_B.shape[0]}: must be {strata}, the number of strata')
     x_t = np.asarray(process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B))
     target = np.asarray(process.velocity(noised.source_BFHWC, noised.data_BFHWC))
     for x_FHWC, target_FHWC in zip(x_t, target, strict=True):
-        yield _neighbourhoods(x_FHWC), target_FHWC.reshape(-1, target_FHWC.shape[-1])
+        yield _features(x_FHWC), target_FHWC.reshape(-1, target_FHWC.shape[-1])
 
 
-def _neighbourhoods(x_FHWC: np.ndarray) -> np.ndarray:
-    """(F H W, 27 C + 1)."""
+def _features(x_FHWC: np.ndarray) -> np.ndarray:
+    """Returns the 3x3x3 neighbourhoods and a constant, (F H W, 27 C + 1)."""
     frames, height, width, channels = x_FHWC.shape
     padded = np.pad(x_FHWC, ((1, 1), (1, 1), (1, 1), (0, 0)))
     shifts = [

@@ -1,8 +1,8 @@
-"""Figures that compare videos. Arrays are float, in [-1, 1], (F, H, W, C), on the host.
+"""Video metrics. Arrays are float, in [-1, 1], (F, H, W, C), on the host.
 
 PSNR    10 log10(4 / mean (x - y)^2), in dB; 4 is the square of the range
-detail  mean over pixels of |grad x|, forward differences of luma: how much fine structure there is
-flicker mean |x_{f+1} - x_f|: how much changes from frame to frame
+detail  mean over pixels of |grad x|, forward differences of luma: a measure of fine structure
+flicker mean |x_{f+1} - x_f|: change from frame to frame
 """
 
 import numpy as np

@@ -19,7 +19,7 @@ def advice(report: Report, config: RunConfig, placement: Placement) -> list[str]
     if found:
         larger = [each for each in slices.sizes(report.where.generation) if each.chips > report.where.chips]
         if larger:
-            found.append(f'a larger slice: --topology={larger[0]}, or --smallest to look for one')
+            found.append(f'a larger slice: --topology={larger[0]}, or --find-smallest-slice to find one')
     return list(dict.fromkeys(found))
 
 

@@ -21,7 +21,7 @@ Video = tuple[str, np.ndarray]  # name, uint8 (F, H, W, 3)
 class Measured(Protocol):
     """What a health check returns: metrics by name, and videos."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     videos: Sequence[Video]
 
 
@@ -90,7 +90,7 @@ class Validator:
             return
         measured = self._validation.health(params)
         self._write_videos(step, measured.videos)
-        self._check_health(step, measured.figures | {'update_ratio': self._progress.update_ratio})
+        self._check_health(step, measured.metrics | {'update_ratio': self._progress.update_ratio})
         self._progress.update_ratio = 0.0
 
     def _write_videos(self, step: int, videos: Sequence[Video]) -> None:

@@ -23,7 +23,7 @@ def whole(tmp_path_factory):
 
 def test_a_run_is_measured(whole, tmp_path, capsys):
     output = tmp_path / 'report'
-    assert evaluate.main([f'--checkpoint={whole}', f'--output={output}', '--clips=2', '--num-steps=1']) == 0
+    assert evaluate.main([f'--checkpoint={whole}', f'--output={output}', '--num-clips=2', '--num-steps=1']) == 0
     out, err = capsys.readouterr()
     assert err == '' and 'PSNR to the truth' in out and str(output) in out
     assert {p.name for p in output.iterdir()} == {
@@ -41,8 +41,8 @@ def test_a_run_is_measured(whole, tmp_path, capsys):
         film = video_io.probe(output / f'clip_{i}.mp4')
         assert film.frames == 9 and film.width == 2 * 48
     assert Image.open(output / 'contact_sheet.png').width >= 4 * 48
-    ranges = f'--strong={runs.ROOT / "configs" / "degradations.py"}'
-    flags = [f'--checkpoint={whole}', f'--output={tmp_path / "strong"}', '--clips=2', '--num-steps=1']
+    ranges = f'--degradation-config={runs.ROOT / "configs" / "degradations.py"}'
+    flags = [f'--checkpoint={whole}', f'--output={tmp_path / "strong"}', '--num-clips=2', '--num-steps=1']
     assert evaluate.main([*flags, ranges]) == 0
     strong = json.loads((tmp_path / 'strong' / 'report.json').read_text())
     assert strong['mean']['psnr_bilinear'] < report['mean']['psnr_bilinear']
@@ -53,7 +53,11 @@ def test_a_run_is_measured(whole, tmp_path, capsys):
 def test_what_cannot_be_measured_is_refused(whole, tmp_path, capsys):
     for arguments, code, words in (
         ([f'--checkpoint={tmp_path}', f'--output={tmp_path}/out'], 1, 'contains no checkpoints'),
-        ([f'--checkpoint={whole}', f'--output={tmp_path}/out', '--clips=0'], 2, '--clips=0: must be at least 1'),
+        (
+            [f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-clips=0'],
+            2,
+            '--num-clips=0: must be at least 1',
+        ),
         (
             [f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-steps=0'],
             2,

@@ -78,7 +78,7 @@ def test_a_run_that_is_preempted_saves_and_goes_on_as_if_nothing_had_been(whole,
     assert preempted.returncode == exit_codes.PREEMPTED == 75
     saved = runs.steps(folder)[-1]
     assert f'preempted at step {saved}, which is saved; run the same command again' in line and 5 <= saved < 20
-    assert f'going on from step {saved} of 20' in finish(process(arguments))
+    assert f'resuming from step {saved} of 20' in finish(process(arguments))
     assert runs.rows(folder) == runs.rows(whole)
     runs.assert_same(folder, whole, 20)
     starts = json.loads((folder / 'run.json').read_text())

@@ -10,7 +10,7 @@ import pytest
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data.degradation.degradations import WeakConfig, degrade_weak
 from fv_jax.data.transforms import to_uint8
-from fv_jax.evaluation.diagnostics import HealthCheck, compared, probes
+from fv_jax.evaluation.diagnostics import SuperResDiagnostics, pixel_metrics, probe_points
 from fv_jax.models.dit import DiTConfig
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.training.monitoring.collapse import CollapseMonitor, CollapseMonitorConfig
@@ -41,7 +41,7 @@ HIGH, LOW = clip()
 
 
 def check_of(answer, stage=STAGE):
-    """A check of a 'network' that gives answer(x, t, data, degraded): scaled latents, in place of data - source."""
+    """Diagnostics of a 'network' that returns answer(x, t, data, degraded), scaled latents, for data - source."""
 
     def model_of(params):
         def model(x, timestep_B, text, noise_augmentation_timestep_B, *, context):
@@ -50,7 +50,7 @@ def check_of(answer, stage=STAGE):
 
         return model
 
-    return HealthCheck(
+    return SuperResDiagnostics(
         stage=stage,
         model_of=model_of,
         vae=Pixels(),
@@ -63,14 +63,14 @@ def check_of(answer, stage=STAGE):
 
 def test_a_perfect_network_has_nothing_wrong():
     health = check_of(lambda x, t, data, degraded: data)({})
-    figures = health.figures
-    assert figures['loss_vs_copy'] < 1e-6 and figures['loss_vs_mean'] < 1e-6
-    assert figures['psnr'] > 50 and figures['psnr_degraded'] < 30
+    found = health.metrics
+    assert found['loss_vs_copy'] < 1e-6 and found['loss_vs_mean'] < 1e-6
+    assert found['psnr'] > 50 and found['psnr_degraded'] < 30
     for name in ('energy', 'detail', 'flicker'):
-        np.testing.assert_allclose(figures[name], 1, atol=1e-3)
-    assert figures['detail_degraded'] < 0.5
-    assert {f'loss_{kind}/{k}' for kind in ('t', 'noise') for k in range(10)} <= figures.keys()
-    assert CollapseMonitor(MONITOR).check(0, figures) == []
+        np.testing.assert_allclose(found[name], 1, atol=1e-3)
+    assert found['detail_degraded'] < 0.5
+    assert {f'loss_{kind}/{k}' for kind in ('t', 'noise') for k in range(10)} <= found.keys()
+    assert CollapseMonitor(MONITOR).check(0, found) == []
     ((name, video),) = health.videos
     assert name == 'heldout_0' and video.shape == (3, 32, 3 * 48, 3) and video.dtype == np.uint8
     np.testing.assert_allclose(video[:, :, 48:96], video[:, :, 96:], atol=1)
@@ -86,31 +86,31 @@ def test_a_perfect_network_has_nothing_wrong():
     ],
 )
 def test_diagnostics_of_broken_networks_violate_the_limits(answer, violated):
-    found = {line.split()[0] for line in CollapseMonitor(MONITOR).check(0, check_of(answer)({}).figures)}
+    found = {line.split()[0] for line in CollapseMonitor(MONITOR).check(0, check_of(answer)({}).metrics)}
     assert violated <= found, found
 
 
 def test_a_break_in_one_tenth_shows_there_alone():
-    w, s = probes(STAGE, 3)
+    w, s = probe_points(STAGE, 3)
     t = 2.5 * w / (1 + 1.5 * w)
     broken = 7
     check = check_of(lambda x, u, data, degraded: jnp.where(jnp.abs(u - t[broken]) < 1e-3, data + 0.5 * u, data))
-    figures = check({}).figures
-    assert figures['loss_t/7'] > 0.2 and figures[f'loss_noise/{3 * broken % 10}'] == figures['loss_t/7']
-    assert all(figures[f'loss_t/{k}'] < 1e-6 for k in range(10) if k != broken)
+    found = check({}).metrics
+    assert found['loss_t/7'] > 0.2 and found[f'loss_noise/{3 * broken % 10}'] == found['loss_t/7']
+    assert all(found[f'loss_t/{k}'] < 1e-6 for k in range(10) if k != broken)
     assert sorted(s) == [110, 130, 150, 170, 190, 210, 230, 250, 270, 290]
 
 
 def test_the_same_noise_every_time_and_no_noise_tenths_without_a_range():
     fixed = SuperRes(dataclasses.replace(CONFIG, noise_augmentation_timestep_range=None), STAGE.network)
     check = check_of(lambda x, t, data, degraded: degraded, fixed)
-    figures = check({}).figures
-    assert figures == check({}).figures and not any(name.startswith('loss_noise') for name in figures)
+    found = check({}).metrics
+    assert found == check({}).metrics and not any(name.startswith('loss_noise') for name in found)
 
 
 def test_without_the_truth_the_ceiling_stands_for_it():
     check = dataclasses.replace(check_of(lambda x, t, data, degraded: data), truths=[None])
-    assert check({}).figures['psnr_ceiling'] == 99
+    assert check({}).metrics['psnr_ceiling'] == 99
 
 
 def test_flicker_is_measured_against_the_ceiling():
@@ -118,5 +118,5 @@ def test_flicker_is_measured_against_the_ceiling():
     still = np.repeat(HIGH[0][:1], 4, axis=0)
     moving = np.clip(still + rng.normal(0, 0.1, still.shape), -1, 1).astype(np.float32)
     videos = {'enhanced': moving, 'degraded': still, 'ceiling': np.roll(moving, 1, 0), 'truth': still}
-    figures = compared({name: to_uint8(video) for name, video in videos.items()})
-    assert 0.7 < figures['flicker'] < 1.4 and figures['flicker_degraded'] == 0
+    found = pixel_metrics({name: to_uint8(video) for name, video in videos.items()})
+    assert 0.7 < found['flicker'] < 1.4 and found['flicker_degraded'] == 0

@@ -55,5 +55,5 @@ def test_it_is_the_best_for_independent_noise():
 
 
 def test_a_batch_must_have_a_row_for_each_stratum():
-    with pytest.raises(ValueError, match='a batch of 2 rows; the predictor has 3 strata'):
+    with pytest.raises(ValueError, match='batch size 2: must be 3, the number of strata'):
         LinearPredictor(3).add(noised(0))

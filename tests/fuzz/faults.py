@@ -172,7 +172,7 @@ def disk_full(lab: Laboratory) -> Came:
     flags = '--config.loop.max_failed_saves=1', '--config.loop.num_steps=100'
     code, out, err = lab.end(run, *flags, largest_file=32_000)
     assert code == 1 and out.count('WARNING') == 1 and runs.steps(run) == [SAVE_EVERY], (code, out, err)
-    lab.go_on(run, f'going on from step {SAVE_EVERY}')
+    lab.go_on(run, f'resuming from step {SAVE_EVERY}')
     return Came(f'warned, stopped with code 1: {last_line(err)}', reached(out) - SAVE_EVERY)
 
 
@@ -188,7 +188,7 @@ def read_only(lab: Laboratory) -> Came:
     code, out, err = lab.end(run, before=before)
     path.chmod(0o755)
     assert code == 1 and 'could not be saved' in err and runs.steps(run) == [SAVE_EVERY, AT], (code, out, err)
-    lab.go_on(run, f'going on from step {AT}')
+    lab.go_on(run, f'resuming from step {AT}')
     return Came(f'stopped with code 1: {last_line(err)}', reached(out) - AT)
 
 
@@ -224,7 +224,7 @@ def worker_dies(lab: Laboratory) -> Came:
     code, out, err = lab.end(run, lab.stuck(30), first=WORKER_DIES)
     assert code not in (0, exit_codes.PREEMPTED) and runs.steps(run)[:2] == [SAVE_EVERY, AT], (code, out, err)
     newest = runs.steps(run)[-1]
-    lab.go_on(run, f'going on from step {newest}')
+    lab.go_on(run, f'resuming from step {newest}')
     return Came(f'ended with code {code}: {err.splitlines()[0][:120]}', reached(out) - newest)
 
 
@@ -232,7 +232,7 @@ def source_blocks(lab: Laboratory) -> Came:
     run = lab.at('source_blocks')
     code, out, err = lab.end(run, lab.stuck(6), first=SOURCE_BLOCKS)
     assert code == exit_codes.STALLED and err.startswith('STALLED: no progress'), (code, out, err)
-    lab.go_on(run, f'going on from step {AT}')
+    lab.go_on(run, f'resuming from step {AT}')
     return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - AT)
 
 
@@ -240,14 +240,14 @@ def save_stuck(lab: Laboratory) -> Came:
     run = lab.at('save_stuck', SAVE_EVERY)
     code, out, err = lab.end(run, lab.stuck(6), '--config.loop.save_every=2', first=SAVE_STUCK)
     assert code == exit_codes.STALLED and 'an asynchronous save has not ended' in err, (code, out, err)
-    lab.go_on(run, f'going on from step {SAVE_EVERY}')
+    lab.go_on(run, f'resuming from step {SAVE_EVERY}')
     return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - SAVE_EVERY)
 
 
 def clock_back(lab: Laboratory) -> Came:
     run = lab.at('clock_back')
     code, out, err = lab.end(run, '--config.loop.save_minutes=30', first=CLOCK_BACK)
-    assert code == 0 and f'going on from step {AT}' in out, (code, out, err)
+    assert code == 0 and f'resuming from step {AT}' in out, (code, out, err)
     runs.assert_same(run, lab.whole, STEPS)
     assert runs.rows(run) == runs.rows(lab.whole) and runs.steps(run) == runs.steps(lab.whole)
     return Came('nothing: the same numbers', 0)
@@ -259,7 +259,7 @@ def config_edited(lab: Laboratory) -> Came:
     code, out, err = lab.end(run, '--config.optim.learning_rate=0.5')
     assert code == 2 and 'contains another run: optim.learning_rate' in err, (code, out, err)
     assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
-    lab.go_on(run, f'going on from step {AT}')
+    lab.go_on(run, f'resuming from step {AT}')
     return Came(f'refused with code 2, nothing changed: {last_line(err)}', 0)
 
 
@@ -294,7 +294,7 @@ def peer_killed(lab: Laboratory) -> Came:
     took, newest = time.monotonic() - began, runs.steps(run)[-1]
     assert code in (1, exit_codes.STALLED) and took < lab.slow * (seconds + 15), (code, took, out, err)
     (again, *_) = ended(started(lab, run, 1, f'--config.loop.num_steps={newest + 1}'))
-    assert again[0] == 0 and f'going on from step {newest}' in again[1], again
+    assert again[0] == 0 and f'resuming from step {newest}' in again[1], again
     lost = max(reached(out) - newest, 0)
     return Came(f'the other ended with code {code} after {took:.0f} s: {err.splitlines()[0][:90]}', lost)
 
@@ -328,7 +328,7 @@ def preempted(lab: Laboratory) -> Came:
         again = lab.folder / f'preempted_{count}'
         shutil.copytree(run, again)
         (code, out, err), *_ = ended(started(lab, again, count))
-        assert code == 0 and f'going on from step {step}' in out, (code, out, err)
+        assert code == 0 and f'resuming from step {step}' in out, (code, out, err)
         rows, expected = runs.rows(again), runs.rows(whole)
         assert [row['step'] for row in rows] == [row['step'] for row in expected] == list(range(1, STEPS + 1))
         for row, other in zip(rows, expected, strict=True):

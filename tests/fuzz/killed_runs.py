@@ -79,7 +79,7 @@ def kill_and_restart(start: Start, arguments: list[str], folder: Path, moments: 
         assert newest[-1] >= before, f'{moment}: step {before} was saved, and the newest is {newest[-1]}'
     out, err = (last := start(arguments)).communicate(timeout=900)
     assert last.returncode == 0 and 'Traceback' not in err, err
-    assert newest[-1] == 0 or f'going on from step {newest[-1]} of' in out or 'complete' in out, out
+    assert newest[-1] == 0 or f'resuming from step {newest[-1]} of' in out or 'already at the last step' in out, out
     return newest
 
 

@@ -254,7 +254,7 @@ def _commands(world: Path) -> dict[str, Flags]:
         ),
         'degrade': Flags(
             {'--input': str(film), '--output': f'{out}.png'}, ('degradations',), there=('--input', '--config'),
-            integers=('--frames', '--height', '--width', '--rows', '--seed'), own=own['degrade'],
+            integers=('--frames', '--height', '--width', '--num-samples', '--seed'), own=own['degrade'],
         ),
         'sample': Flags(
             {'--prompt': 'a bee', '--output': out}, there=('--official', '--checkpoint'),
@@ -266,11 +266,11 @@ def _commands(world: Path) -> dict[str, Flags]:
         ),
         'export': Flags(
             {'--checkpoint': str(run), '--output': out}, there=('--checkpoint',), integers=('--step',),
-            chosen=('--dtype', '--lora', '--parameters', '--forward'), own=own['export'],
+            chosen=('--dtype', '--lora', '--params', '--export-functions'), own=own['export'],
         ),
         'evaluate': Flags(
-            {'--checkpoint': str(run), '--output': out}, there=('--checkpoint', '--strong'),
-            integers=('--clips', '--num-steps'), own=own['evaluate'],
+            {'--checkpoint': str(run), '--output': out}, there=('--checkpoint', '--degradation-config'),
+            integers=('--num-clips', '--num-steps'), own=own['evaluate'],
         ),
         'inspect': Flags(
             {f' {run}': None}, there=('path',), integers=('--step', '--depth'), own=own['inspect'],

@@ -166,11 +166,14 @@ def _contradictions(world: Path) -> list:
 def _plan() -> list:
     found = _one('--topology', 'v5e-3', 'v6-8', 'h100-7', 'v5p:3x3', 'v5p:4x4x5', '', 'v5e', 'gpu', 'v4-7', 'v5e:0x4')
     found += _one('--phases', 'trainin', 'all', 'training,x')
-    found += [({'--search': None, '--smallest': None}, ('--search',)), ({'--topology': ' '}, ('--topology',))]
+    found += [
+        ({'--search': None, '--find-smallest-slice': None}, ('--search',)),
+        ({'--topology': ' '}, ('--topology',)),
+    ]
     found += [({'--config': str(runs.ROOT / 'configs/vae.py:smoke')}, ('stage.kind',))]
     found += [
         ({'--json': '/not/there/plan.json'}, ('--json',)),
-        ({'--smallest': None, '--topology': 'w'}, ('--topology',)),
+        ({'--find-smallest-slice': None, '--topology': 'w'}, ('--topology',)),
     ]
     found += [({f'--config.{path}': value}, (path.rpartition('.')[2], 'parallel')) for path, value in (
         ('parallel.data', '3'), ('parallel.tensor', '16'), ('data.loader.batch_size', '0'), ('parallel.fsdp', '5'),
@@ -200,7 +203,7 @@ def _prepare(world: Path) -> list:
 def _degrade(world: Path) -> list:
     found = _one('--output', world / 'x.jpg', world / 'nowhere/x.png', '')
     found += [({'--input': str(world / name)}, (name,)) for name in ('text.mp4', 'empty', 'nowhere.mp4')]
-    found += _one('--frames', 0, -1) + _one('--rows', 0) + _one('--seed', -1) + _one('--height', 0)
+    found += _one('--frames', 0, -1) + _one('--num-samples', 0) + _one('--seed', -1) + _one('--height', 0)
     return found
 
 
@@ -278,9 +281,9 @@ def _export(world: Path) -> list:
     found = [({'--checkpoint': str(world / name)}, (name,)) for name in _NO_RUNS if name != 'lost_vae']
     found += _one('--output', world / 'nowhere/x', world / 'x.pt', world / 'run', world / 'empty', world / 'film.mp4')
     found += [({'--step': '8'}, ('step 8',)), ({'--checkpoint': ' '}, ('--checkpoint',))]
-    found += [({'--forward': 'cpu'}, ('--size',)), ({'--size': '9x32x32'}, ('--forward',))]
-    both = {'--forward': 'cpu', '--size': '9x32x32'}
-    found += [(both | {'--forward': 'gpu'}, ('--forward',)), (both | {'--size': '9x32'}, ('--size',))]
+    found += [({'--export-functions': 'cpu'}, ('--size',)), ({'--size': '9x32x32'}, ('--export-functions',))]
+    both = {'--export-functions': 'cpu', '--size': '9x32x32'}
+    found += [(both | {'--export-functions': 'gpu'}, ('--export-functions',)), (both | {'--size': '9x32'}, ('--size',))]
     found += [
         (both | {'--size': '8x32x32'}, ('frames', '--size')),
         (both | {'--size': '9x30x32'}, ('sides',)),
@@ -291,9 +294,12 @@ def _export(world: Path) -> list:
 
 def _evaluate(world: Path) -> list:
     found = [({'--checkpoint': str(world / name)}, (name,)) for name in (*_NO_RUNS, 'first', 'other')]
-    found += _one('--clips', 0, -1) + _one('--num-steps', 0, -2)
+    found += _one('--num-clips', 0, -1) + _one('--num-steps', 0, -2)
     weak = f'{runs.ROOT}/configs/degradations.py:weak'
-    found += [({'--strong': value}, ('--strong', 'programs')) for value in (weak, str(world / 'programs/raises.py'))]
+    found += [
+        ({'--degradation-config': value}, ('--degradation-config', 'programs'))
+        for value in (weak, str(world / 'programs/raises.py'))
+    ]
     found += [({'--output': ' '}, ('--output',)), ({'--config.seed': '1'}, ('--config.seed',))]
     return found
 

@@ -31,7 +31,7 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
     assert 2 <= step < 40 and all(f'preempted at step {step}, which is saved' in error for error in errors)
     for processes in (2, 1):
         said, *_ = joined.train([*flags, f'--config.loop.num_steps={step + 1}'], processes)
-        assert f'going on from step {step} of {step + 1}' in said
+        assert f'resuming from step {step} of {step + 1}' in said
         step += 1
     assert runs.steps(workdir) == [step - 2, step - 1, step]
     assert [row['step'] for row in runs.rows(workdir)] == list(range(1, step + 1))

@@ -372,7 +372,7 @@ def test_loop_config_refuses_zero(field):
 
 @dataclasses.dataclass
 class Measured:
-    figures: dict
+    metrics: dict
     videos: list
 
 
