@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_nothing(files, runs, tmp_path, capsys, monkeypatch, 
         monkeypatch.setattr(key_table, '_assemble', full)
         argv = '--input', files / 'stage2.pt', '--output', tmp_path / 'run', '--vae', files / '3d-vae.pt.safetensors'
     else:
-        monkeypatch.setattr(key_table, 'official', full)
+        monkeypatch.setattr(key_table, 'to_official', full)
         argv = '--input', runs / 'stage2', '--output', tmp_path / 'x.safetensors'
     assert 'No space left on device' in failed(capsys, 1, *argv)
     assert list(tmp_path.iterdir()) == []
