@@ -88,7 +88,7 @@ def test_a_checkpoint_of_before_there_were_digests_says_so(vae, tmp_path):
     assert opened.digests == {} and trained_runs.open_run_text_encoder(opened).fingerprint.length == 3
     first, second = opened.notes
     assert 'does not record the fingerprint of its VAE' in first and str(vae[0]) in first
-    assert 'does not record the fingerprint of its text encoder; hash is taken' in second
+    assert 'does not record the fingerprint of its text encoder; assuming hash' in second
 
 
 def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
