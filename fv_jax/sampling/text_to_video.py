@@ -29,7 +29,7 @@ class Pipeline:
     """The two stages, or one of them.
 
     Attributes:
-      low_res, super_res: the stages; None for a stage that the weights do not hold.
+      preview_stage, enhancement_stage: the stages; None for a stage that the weights do not hold.
       origin: where the weights were loaded from.
       preview_settings, enhance_settings: the defaults of `preview` and `enhance`.
       context: how activations are sharded and which attention kernel runs.
@@ -37,8 +37,8 @@ class Pipeline:
       clock: seconds that sampling ran and compiled, under 'preview' and 'enhance'; without text encoding and files.
     """
 
-    low_res: LazyStage[PreviewStage] | None
-    super_res: LazyStage[EnhancementStage] | None
+    preview_stage: LazyStage[PreviewStage] | None
+    enhancement_stage: LazyStage[EnhancementStage] | None
     origin: WeightsOrigin
     preview_settings: PreviewSettings
     enhance_settings: EnhanceSettings
@@ -49,12 +49,12 @@ class Pipeline:
     @property
     def stage1(self) -> LazyStage[PreviewStage]:
         """The low-resolution stage. Raises ValueError if the pipeline has none."""
-        return self._require_stage(self.low_res, 'stage 1', 'preview')
+        return self._require_stage(self.preview_stage, 'stage 1', 'preview')
 
     @property
     def stage2(self) -> LazyStage[EnhancementStage]:
         """The super-resolution stage. Raises ValueError if the pipeline has none."""
-        return self._require_stage(self.super_res, 'stage 2', 'enhance')
+        return self._require_stage(self.enhancement_stage, 'stage 2', 'enhance')
 
     def preview(
         self, prompt: str | Sequence[str], seed: int | Sequence[int] = 0, settings: PreviewSettings | None = None
@@ -215,7 +215,7 @@ class Pipeline:
     def find_vae(self, preview: StoredPreview, where: str = '') -> LazyVAE:
         """Returns the VAE that encoded a preview's latents. Raises ValueError if the pipeline does not have it."""
         wanted = preview.metadata.preview.weights.vae
-        vaes = {part.vae.digest: part.vae for part in (self.low_res, self.super_res) if part is not None}
+        vaes = {part.vae.digest: part.vae for part in (self.preview_stage, self.enhancement_stage) if part is not None}
         if wanted not in vaes:
             here = ', '.join(digest[:12] for digest in vaes)
             raise ValueError(f'{where}the latents of the preview are of another VAE: {wanted[:12]}, not {here}')

@@ -3,7 +3,7 @@
 Whoever needs something of a stage asks the protocol (`stages/protocol`), or for its purpose (`stages/latent_stage`).
 What is refused outside of `stages/` and the files of `HOMES`:
 
-  classes   a stage's class or that of its options, and imports of its module
+  classes   a stage's class or that of its options, and its module: imported, or as an attribute
   kinds     a kind of `registry.KINDS` as a whole string, an attribute or a keyword: `kind == 'superres'`, `x.superres`
   switches  the strings 'stage1' and 'stage2'
 """
@@ -22,6 +22,7 @@ HOMES = {
 }
 CLASSES = {cls.__name__ for kind in KINDS.values() for cls in (kind.stage, kind.options)}
 MODULES = {kind.stage.__module__ for kind in KINDS.values()}
+ATTRIBUTES = {*CLASSES, *KINDS, *(module.rpartition('.')[2] for module in MODULES)}
 SWITCHES = {'stage1', 'stage2'}
 
 
@@ -36,7 +37,7 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in CLASSES:
             yield node.lineno, f'the class {node.id}'
-        elif isinstance(node, ast.Attribute) and node.attr in CLASSES | KINDS.keys():
+        elif isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES:
             yield node.lineno, f'.{node.attr}'
         elif isinstance(node, ast.keyword) and node.arg in KINDS:
             yield node.value.lineno, f'{node.arg}='
@@ -77,6 +78,7 @@ def test_every_exception_is_needed() -> None:
         ('text = f\'{name}{"stage1"}\'', "'stage1'"),
         ('steps = config.superres.num_steps', '.superres'),
         ('stage = StageConfig(autoencoder=config)', 'autoencoder='),
+        ('stage = pipeline.super_res', '.super_res'),
         ('isinstance(stage, SuperRes)', 'the class SuperRes'),
         ('from fv_jax.stages.low_res import LowResConfig', 'the class LowResConfig'),
         ('from fv_jax.stages import super_res', 'imports fv_jax.stages.super_res'),

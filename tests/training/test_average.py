@@ -69,7 +69,7 @@ def test_a_replayed_step_has_the_average_of_its_dump():
     network, state, _ = toy.new(stage, OPTIM)
     average = {'head': {'kernel': jnp.ones((3, 2)), 'bias': jnp.full(2, 5.0)}}
     params = {'trainable': state.trainable, 'frozen': state.frozen, 'average': average}
-    assert replay(stage, network, params, encoded(), KEY, 0, toy.CONTEXT).figures['bias'] == 5
+    assert replay(stage, network, params, encoded(), KEY, 0, toy.CONTEXT).metrics['bias'] == 5
 
 
 def test_a_stage_that_does_not_ask_gets_none():
