@@ -133,7 +133,7 @@ def test_what_is_no_pipeline(folder, tmp_path):
     cases = [
         ([tmp_path / 'none'], CheckpointError, 'none: contains no checkpoints .*stage1 and stage2'),
         ([folder, stage1], ValueError, 'both contain the same stage; pass one of each'),
-        ([stage2, stage2], ValueError, 'hold the same stage'),
+        ([stage2, stage2], ValueError, 'contain the same stage'),
     ]
     for folders, kind, words in cases:
         with pytest.raises(kind, match=words):

@@ -119,7 +119,7 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
         (['--config.frames'], '--config.frames: needs a value'),
         (['--overwrit'], '--overwrit: unknown flag; did you mean --overwrite?'),
         (['--input=nowhere'], '--input=nowhere: does not exist'),
-        (['--config=configs/none.py'], 'there is no file configs/none.py'),
+        (['--config=configs/none.py'], 'file configs/none.py does not exist'),
         ([f'--config={CONFIG}:smok'], "smok: unknown variant; did you mean 'smoke'?"),
         ([f'--config={CONFIG}:embedded,spilt=heldout'], "spilt: unknown field of the variant; did you mean 'split'?"),
         ([f'--config={CONFIG}:embedded,split=held'], "split=held: did you mean 'heldout'?"),
