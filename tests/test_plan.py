@@ -35,7 +35,7 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
         (('--topology=v5e-8', '--json=nowhere/plan.json'), 'its folder does not exist'),
         (('--topology=v5e-8', '--search', '--find-smallest-slice'), 'give one of them'),
         (('--topology=v9', '--find-smallest-slice'), 'v9 is no known generation'),
-        (('--topology=h100-1', '--config.parallel.context=3'), 'there are 1 device(s)'),
+        (('--topology=h100-1', '--config.parallel.context=3'), 'context 3 needs 3 device(s) and there are 1'),
         (('--topology=h100-1', '--tile-size=100x64'), 'tile_size: height=100: must be a multiple of 8'),
         (('--topology=h100-1', '--tile-overlap=8'), 'has no effect without --tile-size'),
     ],

@@ -119,7 +119,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, who
     assert err == ''
     # Once more: it is complete.
     assert command(resumed) == 0
-    assert 'complete' in capsys.readouterr().out
+    assert 'already at the last step' in capsys.readouterr().out
     assert runs.rows(resumed) == runs.rows(whole)
 
 
@@ -333,7 +333,7 @@ def test_a_config_of_before_a_field_was_added_is_the_same_run(command, whole, tm
     del config['optim']['eps']
     (folder / 'config.json').write_text(json.dumps(config))
     assert command(folder) == 0
-    assert 'complete' in capsys.readouterr().out
+    assert 'already at the last step' in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_architecture_is_named(command, whole, tmp_path, capsys):
