@@ -83,22 +83,18 @@ class FlashVideo(Pipeline):
         name = str(there.vae)
         vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_fingerprint(name))
         encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
-        stages = (
-            (official_release.STAGE1, LowRes),
-            (official_release.STAGE2, SuperRes),
-        )
-        first, second = (
+        preview, enhancement = (
             LazyStage(
-                f'{folder}/{name}',
-                stage(stage.official.options, there.configs[name]),
-                there.read[name],
+                f'{folder}/{stage.official.file}',
+                stage(stage.official.options, there.configs[stage.official.file]),
+                there.read[stage.official.file],
                 vae,
                 encoder,
             )
-            for name, stage in stages
+            for stage in (LowRes, SuperRes)
         )
         origin = WeightsOrigin(official=str(folder), dtype=dtype, text=text)
-        return cls(first, second, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), context)
+        return cls(preview, enhancement, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), context)
 
     @classmethod
     def from_origin(cls, origin: WeightsOrigin, *, context: ParallelContext = SINGLE_DEVICE) -> 'FlashVideo':

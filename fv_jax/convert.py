@@ -45,7 +45,7 @@ from fv_jax.stages import registry
 from fv_jax.stages.protocol import NetworkConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import ModelDef
-from fv_jax.weights import reader
+from fv_jax.weights import official_release, reader
 from fv_jax.weights.layouts import key_table, official_dit, t5_folder
 from fv_jax.weights.layouts.key_table import KeyMismatchError, Parameters
 from fv_jax.weights.text_encoders import is_available, text_fingerprint
@@ -56,7 +56,6 @@ SUFFIXES = ('.pt', '.safetensors')
 UNUSED = 'unused.safetensors'  # in a work directory: tensors of the official file that no network reads
 TOKENIZER = ('spiece.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
 T5_FILES = (t5_folder.CONFIG, *TOKENIZER)
-OFFICIAL_VAE, OFFICIAL_TEXT = '3d-vae.pt', 't5-v1_1-xxl'  # beside an official file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,8 +185,8 @@ def _stage(network: NetworkConfig, arguments: argparse.Namespace) -> registry.St
     stage = registry.KINDS[kind].stage
     if not stage.latents_of:
         return registry.StageConfig(kind, network, stage.official.options)
-    vae = arguments.vae or _beside(arguments.input, OFFICIAL_VAE, 'vae')
-    text = TextConfig(arguments.text or _beside(arguments.input, OFFICIAL_TEXT, 'text_encoder'))
+    vae = arguments.vae or _beside(arguments.input, official_release.VAE_FILE, 'vae')
+    text = TextConfig(arguments.text or _beside(arguments.input, official_release.T5_FOLDER, 'text_encoder'))
     return registry.StageConfig(kind, network, stage.official.options, vae=vae, text=text)
 
 

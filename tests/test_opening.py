@@ -84,8 +84,8 @@ def test_another_text_encoder_needs_no_t5(official):
 @pytest.mark.parametrize(
     ('name', 'other', 'words'),
     [
-        ('stage1.pt', 'stage2.pt', r'stage1\.pt: holds stage 2, not stage 1'),
-        ('stage2.pt', 'stage1.pt', r'stage2\.pt: holds stage 1, not stage 2'),
+        ('stage1.pt', 'stage2.pt', r'stage1\.pt: holds the network of stage2\.pt'),
+        ('stage2.pt', 'stage1.pt', r'stage2\.pt: holds the network of stage1\.pt'),
         ('stage2.pt', '3d-vae.pt', r'stage2\.pt: holds a VAE, not a DiT'),
         ('3d-vae.pt', 'stage2.pt', r'3d-vae\.pt: holds a DiT, not a VAE'),
     ],

@@ -56,7 +56,7 @@ class Autoencoder:
     latents_of: ClassVar[Mapping[str, str]] = {}
     strategy: ClassVar[str] = 'replicated_split_frames'
     takes_average: ClassVar[bool] = False
-    official: ClassVar[OfficialStage] = OfficialStage(AutoencoderConfig(), clip={'frames': 49})
+    official: ClassVar[OfficialStage] = OfficialStage('3d-vae.pt', AutoencoderConfig(), clip={'frames': 49})
 
     def init(self, rngs: nnx.Rngs) -> VAE:
         return VAE(self.network, rngs=rngs)

@@ -85,6 +85,7 @@ class LowRes(PreviewStage):
 
     strategy = 'fsdp'
     official = OfficialStage(
+        'stage1.pt',
         LowResConfig(),
         network={'embed_num_frames': False, 'embed_noise_augmentation_timestep': False},
         clip={'frames': 49, 'height': 256, 'width': 480},

@@ -88,11 +88,13 @@ class OfficialStage:
     """A stage as the official release has it.
 
     Attributes:
+      file: with its weights.
       options: the stage's own configuration.
       network: fields of the network's configuration that tell it from those of other stages.
       clip: what it was made for: `frames`, and `height` and `width` in pixels where it has a size.
     """
 
+    file: str
     options: Any
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     clip: Mapping[str, int] = dataclasses.field(default_factory=dict)

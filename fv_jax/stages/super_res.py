@@ -75,6 +75,7 @@ class SuperRes(EnhancementStage):
 
     strategy = 'fsdp_split_frames'
     official = OfficialStage(
+        'stage2.pt',
         OFFICIAL,
         network={'embed_num_frames': True, 'embed_noise_augmentation_timestep': True},
         clip={'frames': 49, 'height': 1072, 'width': 1920},
