@@ -23,7 +23,7 @@ class Consistent(toy.Toy):
     takes_average = True
 
     def loss(self, model, noised, *, context, average=None):
-        loss = jnp.mean((model(noised['x']) - 2 * average(noised['x']) - noised['y']) ** 2)
+        loss = jnp.mean((model(noised['x']) - 3 * average(noised['x']) - noised['y']) ** 2)
         return loss, {'bias': jnp.mean(average.head['bias'][...]), 'offset': jnp.mean(average.offset[...])}
 
 
@@ -45,11 +45,11 @@ def test_the_loss_is_given_the_average_of_the_parameters(microbatches):
 
 
 def test_no_gradient_goes_through_the_average():
-    """d/db mean (x k + b - 2 c - y)^2 where c, the average's prediction, is a constant."""
+    """d/db mean (x k + b - 3 c - y)^2 where c, the average's prediction, is a constant."""
     stage = Consistent()
     network, state, tx = toy.new(stage, OPTIM)
     x, y = toy.batch()['x'], toy.batch()['y']
-    error = x @ np.asarray(state.frozen['offset']) * (1 - 2) - y  # the kernel and the bias start as zeros
+    error = x @ np.asarray(state.frozen['offset']) * (1 - 3) - y  # the kernel and the bias start as zeros
     wanted = {'bias': error.mean(0), 'kernel': x.T @ error / len(x)}
     norm = np.sqrt(sum(np.sum(grad**2) for grad in wanted.values()))
     _, metrics = train_step(stage, network, tx, OPTIM, 100, toy.CONTEXT)(state, encoded(), KEY)
