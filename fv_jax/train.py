@@ -171,7 +171,7 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
     any_host = CrossHostFlags(placement.mesh)
     save_policy = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), datasets.digests, any_host)
-    batches = TrainBatches.of(parts, datasets, workdir, bad)
+    batches = TrainBatches.open(parts, datasets, workdir, bad)
     validation = _validation(parts, vae, batches.heldout())
     log.info('compiling the training step')
     if jax.process_index() == 0:

@@ -114,7 +114,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest completed checkpoint."""
+        """The step of the newest completed checkpoint; None without any."""
         return self._manager.latest_step()
 
     def reload(self) -> None:

@@ -1,12 +1,12 @@
-"""The geometry of a VAE's latents: which clips it takes, the size of their latents, and how many tokens these make.
+"""The geometry of a VAE's latents: valid sizes of clips, the size of their latents, and the number of tokens.
 
 A clip of F frames of H x W pixels has latents of F' x H' x W', with the VAE's factors t in time and s in space:
 
-    F' = 1 + (F - 1) / t,    H' = H / s,    W' = W / s        (1)   the first frame stands alone, as a picture does
-    F  = 1 + 2 t k                                            (2)   after the first, latent frames go in pairs
+    F' = 1 + (F - 1) / t,    H' = H / s,    W' = W / s        (1)   the first frame is encoded by itself, like an image
+    F  = 1 + 2 t k                                            (2)   after the first, latent frames come in pairs
     F' (H' / p) (W' / p)                                      (3)   tokens, of p x p latents each
 
-A VAE's config carries its `LatentSpec`; whoever needs one of these numbers is handed the spec.
+The config of a VAE has its `LatentSpec`, which is passed to all code that needs one of these numbers.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ LATENT_FRAME_STEP = 2  # of (2)
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpec:
-    """A VAE's latents.
+    """The channels and factors of a VAE's latents.
 
     Attributes:
-      channels: of a latent.
-      temporal: frames to a latent frame, all but a clip's first.
-      spatial: pixels to a latent, along each side.
-      patch: latents to a token, along each side: `patch_size` of the stage's DiT; the default is the official one.
+      channels: of the latents.
+      temporal: frames per latent frame, except for the first frame of a clip.
+      spatial: pixels per latent, along each side.
+      patch: latents per token, along each side: `patch_size` of the stage's DiT; the default is the official one.
     """
 
     channels: int
@@ -34,44 +34,44 @@ class LatentSpec:
     patch: int = 2
 
     def with_patch(self, patch: int) -> 'LatentSpec':
-        """The same latents, for a DiT of this patch size."""
+        """Returns the same latents for a DiT of this patch size."""
         return dataclasses.replace(self, patch=patch)
 
     @property
     def frame_step(self) -> int:
-        """The difference between two valid lengths of a clip (2)."""
+        """The number of frames between two valid lengths of a clip (2)."""
         return LATENT_FRAME_STEP * self.temporal
 
     @property
     def pixel_multiple(self) -> int:
-        """Both sides of a video must be multiples of it, so that whole patches cover its latents."""
+        """The number that both sides of a video must be multiples of, so that whole patches cover its latents."""
         return self.spatial * self.patch
 
     # --- sizes ---
 
     def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """(F', H', W') of a clip's latents (1)."""
+        """Computes (F', H', W') of a clip's latents (1)."""
         return 1 + (frames - 1) // self.temporal, height // self.spatial, width // self.spatial
 
     def video_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The inverse of `latent_size`: (F, H, W) of the clip that has latents of this size."""
+        """Computes (F, H, W) of the clip that has latents of this size: the inverse of `latent_size`."""
         return 1 + self.temporal * (frames - 1), self.spatial * height, self.spatial * width
 
     def num_tokens(self, frames: int, height: int, width: int) -> int:
-        """Video tokens (3) of a clip of this size."""
+        """Computes the number of video tokens (3) of a clip of this size."""
         latent_frames, rows, columns = self.latent_size(frames, height, width)
         return latent_frames * (rows // self.patch) * (columns // self.patch)
 
     def is_valid_length(self, frames: int) -> bool:
-        """Whether a clip of so many frames comes back from its latents in as many (2)."""
+        """Returns whether a clip of this length is decoded from its latents with the same length (2)."""
         return frames >= 1 and (frames - 1) % self.frame_step == 0
 
     def padded_length(self, frames: int) -> int:
-        """The smallest valid length that is not below `frames`."""
+        """Returns the smallest valid length that is not below `frames`."""
         return frames + -(frames - 1) % self.frame_step
 
     def round_down(self, height: float, width: float) -> tuple[int, int]:
-        """The largest size of whole patches that is not larger.
+        """Returns the largest size (height, width) of whole patches that is not larger.
 
         Raises:
           ValueError: a side is too small for a single patch.

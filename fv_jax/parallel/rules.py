@@ -1,6 +1,6 @@
-"""Sharding strategies: named sets of logical-axis rules, on which mesh axes each logical axis lives and why.
+"""Sharding strategies: named sets of rules from logical axes to mesh axes, each with its reason.
 
-A dimension with two mesh axes is split over both, over the first one first; without any it is whole on every chip. A
+A dimension with two mesh axes is split over both, the first one first; without any it is whole on every chip. A
 run chooses a strategy by `config.parallel.strategy`; each stage names the one that it is trained with by default.
 
 Not Flax's lists of logical-axis rules: they have no room for the reason of each rule, and a dimension that does not
@@ -22,10 +22,10 @@ Names = tuple[str | None, ...]
 
 
 class AxisRule(NamedTuple):
-    """The mesh axes of one logical axis, and the reason."""
+    """The mesh axes that one logical axis is split over, and the reason."""
 
     mesh_axes: MeshAxes
-    why: str
+    reason: str
 
 
 RuleSet = dict[str, AxisRule]  # by logical axis
@@ -36,11 +36,11 @@ _FSDP: RuleSet = {
     axes.LAYERS: AxisRule(_WHOLE, 'is scanned over'),
     axes.EMBED: AxisRule(
         _SHARES,
-        'every large weight has it: a chip keeps its share of the weights, of their moments and of their average, and '
+        'every large parameter has it: a chip keeps its part of the parameters, their moments and their average, and '
         'gathers a layer when it runs it',
     ),
     axes.MODULATION: AxisRule(
-        _SHARES, 'a fifth of all weights for a few vectors a clip: it is the vectors that travel'
+        _SHARES, 'a fifth of all parameters for a few vectors per clip: the vectors are communicated instead'
     ),
     axes.MLP: AxisRule(_WIDE, 'the inner layer is computed in parts and summed'),
     axes.HEADS: AxisRule(
@@ -52,12 +52,12 @@ _FSDP: RuleSet = {
     axes.PATCH: AxisRule(_WHOLE, 'as TEXT'),
     axes.CONV_IN: AxisRule(_WHOLE, 'a VAE has 0.2 billion parameters: every chip keeps them all'),
     axes.CONV_OUT: AxisRule(_WHOLE, 'as CONV_IN'),
-    axes.NORM: AxisRule(_WHOLE, 'small vectors: to gather them costs more than to keep them'),
+    axes.NORM: AxisRule(_WHOLE, 'small vectors: cheaper to replicate than to gather'),
     axes.ACT_BATCH: AxisRule(_EXAMPLES, 'examples are independent'),
     axes.ACT_TOKENS: AxisRule(
         _TOKENS,
-        'text and video are one padded sequence, so that every chip has as much to do; never height, which is 67 '
-        'patches in the official stage 2, a prime',
+        'text and video are one padded sequence, so that every chip has the same amount of work; never height: it is '
+        '67 patches in the official stage 2, a prime',
     ),
     axes.ACT_EMBED: AxisRule(_WHOLE, 'a norm needs all of it'),
     axes.ACT_HEADS: AxisRule(_WIDE, 'as HEADS'),
@@ -87,25 +87,25 @@ def check_strategy(name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh and a strategy of `STRATEGIES`, by name."""
+    """A mesh, and the sharding strategy on it by its name in `STRATEGIES`."""
 
     mesh: Mesh
     strategy: str
 
     def shards(self, name: str) -> int:
-        """Into how many parts a dimension of this logical axis is split."""
+        """Returns the number of parts that a dimension of this logical axis is split into."""
         return math.prod(self.mesh.shape[axis] for axis in self._mesh_axes(name))
 
     def sharding(self, names: Names, shape: tuple[int, ...], what: str) -> NamedSharding:
-        """Where an array lives.
+        """Returns the sharding of an array.
 
         Args:
-          names: the logical axis of every dimension, or None.
+          names: the logical axis of every dimension; None is not split.
           shape: of the array.
-          what: it is, for messages.
+          what: name of the array in messages.
 
         Raises:
-          ConfigError: a dimension does not divide by its mesh axes, or two dimensions want the same.
+          ConfigError: a dimension does not divide by its mesh axes, or two dimensions are split over the same axis.
         """
         assert len(names) == len(shape), (what, names, shape)
         placed = [() if name is None else self._mesh_axes(name) for name in names]
@@ -124,9 +124,9 @@ class Placement:
 
     @property
     def replicated(self) -> NamedSharding:
-        """Whole on every chip."""
+        """The sharding of an array that is whole on every chip."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def _mesh_axes(self, name: str) -> MeshAxes:
-        """Those of more than one chip."""
+        """Returns the mesh axes of a logical axis that have more than one chip."""
         return tuple(axis for axis in STRATEGIES[self.strategy][name].mesh_axes if self.mesh.shape[axis] > 1)

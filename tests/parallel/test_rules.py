@@ -42,7 +42,7 @@ def make(config):
 def test_every_logical_axis_has_a_rule_and_a_reason(rules):
     assert rules.keys() == LOGICAL
     for name, rule in rules.items():
-        assert len(rule.why) > 5 and set(rule.mesh_axes) <= set(AXES), name
+        assert len(rule.reason) > 5 and set(rule.mesh_axes) <= set(AXES), name
 
 
 def test_the_strategies_split_these_axes():

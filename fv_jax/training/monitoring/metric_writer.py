@@ -70,7 +70,7 @@ class MetricWriter:
         self._tensorboard.add(step, Summary.Value(tag=name, image=image))
 
     def log(self, text: str) -> None:
-        """Logs a line of text."""
+        """Logs a line of text, without metrics."""
         log.info(text)
 
     def rewind(self, step: int) -> None:

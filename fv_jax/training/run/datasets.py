@@ -1,4 +1,4 @@
-"""What a training run learns from: its records, the networks that these depend on, its batches over the mesh."""
+"""The data of a training run: its records, the fingerprints of the networks that made them, its sharded batches."""
 
 import dataclasses
 import functools
@@ -31,8 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-    """groups: the records to train on, by size. heldout: those that are evaluated, if any. digests: of the networks
-    that make what the stage learns from.
+    """The records of a run.
+
+    Attributes:
+      groups: the training clips, by bucket.
+      heldout: the clips for evaluation; None without any.
+      digests: fingerprints of the networks that make the training data.
     """
 
     groups: list[pipeline.BucketGroup]
@@ -43,12 +47,15 @@ class Datasets:
 def open_datasets(
     config: RunConfig, latent_spec: LatentSpec, bad: BadRecords, check: Callable[[Digests], None]
 ) -> Datasets:
-    """The run's records.
+    """Opens the records of a run.
 
-    latent_spec: of the VAE that their latents are, or will be, made with. check: refuses digests that the run cannot go
-    on with.
+    Args:
+      latent_spec: of the VAE that makes, or has made, their latents.
+      bad: counts the records that cannot be read.
+      check: raises ConfigError for fingerprints that the run cannot resume with.
 
-    Raises ConfigError, ValueError or OSError when there are none, or they do not go with the run's networks.
+    Raises:
+      ConfigError, ValueError, OSError: there are no records, or other networks have made them.
     """
     data = config.data
     heldout = (
@@ -63,7 +70,7 @@ def open_datasets(
 
 
 def _digests(config: RunConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None) -> Digests:
-    """Of the VAE and the text encoder that make what the stage learns from; checkpoints name them by it."""
+    """Returns the fingerprints of the VAE and the text encoder that make the training data, for the checkpoints."""
     if not registry.needs_vae(config.stage):
         return {}
     text = _text_fingerprint(config, clips, heldout)
@@ -73,7 +80,7 @@ def _digests(config: RunConfig, clips: list[WeightedSource], heldout: pipeline.D
 def _text_fingerprint(
     config: RunConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None
 ) -> TextEncoderFingerprint | None:
-    """Of the encoder whose embeddings the run learns from; the clips' must be of the same."""
+    """Returns the fingerprint of the text encoder of the run; embeddings stored with the clips must have the same."""
     chosen, found = config.stage.text, {}
     for part in clips:
         found |= text_provenance.stored_fingerprints(part.name, part.source)
@@ -84,8 +91,10 @@ def _text_fingerprint(
     _, width = registry.build(config.stage).text_shape
     whose = text_provenance.check_fingerprints(found, chosen, own, width, online=online)
     if chosen.encoder and own is None:
-        held = f'the clips hold text embeddings of encoder {whose}'
-        log.info(f'note: {chosen.encoder} is not here; {held}, taken to be its')
+        log.info(
+            f'note: text encoder {chosen.encoder} does not exist here; the clips have text embeddings of encoder '
+            f'{whose}: assuming that it is the same'
+        )
     return whose
 
 
@@ -95,7 +104,7 @@ def _embeds_online(text: TextConfig) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """The run's batches, over the mesh."""
+    """The batches of a run, sharded over the mesh."""
 
     parts: Assembly
     datasets: Datasets
@@ -104,10 +113,10 @@ class TrainBatches:
     bad: BadRecords
 
     @classmethod
-    def of(cls, parts: Assembly, datasets: Datasets, workdir: Path, bad: BadRecords) -> 'TrainBatches':
-        """Latents that are to be encoded once are encoded here."""
+    def open(cls, parts: Assembly, datasets: Datasets, workdir: Path, bad: BadRecords) -> 'TrainBatches':
+        """Opens the streams of batches. Clips for the latent cache are encoded here."""
         config = parts.config
-        # Otherwise the embeddings come with the clips.
+        # Without an online encoder the embeddings are stored with the clips.
         text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
         encoded = any(provenance.is_latent_source(part.source) for group in datasets.groups for part in group.parts)
         if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
@@ -117,20 +126,21 @@ class TrainBatches:
             streams = pipeline.make_streams(datasets.groups, config.data, low_res=low_res, text=text)
         return cls(parts, datasets, streams, text, bad)
 
-    def train(self, start_step: int, order: int) -> Iterator[Batch]:
-        """Those of training, from a step on. order: 0 is the run's own; any other draws the clips and their random
-        numbers anew, from the same seed.
+    def train(self, start_step: int, num_rollbacks: int) -> Iterator[Batch]:
+        """Yields the training batches from a step on.
+
+        num_rollbacks: each number of rollbacks has its own order of clips and its own random augmentation.
         """
         data, placement = self.parts.config.data, self.parts.placement
-        if order:
-            (seed,) = np.random.SeedSequence([data.loader.seed, order]).generate_state(1)
+        if num_rollbacks:
+            (seed,) = np.random.SeedSequence([data.loader.seed, num_rollbacks]).generate_state(1)
             data = dataclasses.replace(data, loader=dataclasses.replace(data.loader, seed=int(seed)))
-        rows = arrays.process_part(placement)
-        drawn = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=rows)
-        return (arrays.to_global(batch, placement, self.parts.latent_spec) for batch in drawn)
+        part = arrays.process_part(placement)
+        batches = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=part)
+        return (arrays.to_global(batch, placement, self.parts.latent_spec) for batch in batches)
 
     def heldout(self) -> list[Batch]:
-        """Those of every evaluation."""
+        """Returns the held-out batches, which are the same at every evaluation."""
         if self.datasets.heldout is None:
             return []
         data, placement = self.parts.config.data, self.parts.placement
@@ -144,7 +154,7 @@ class TrainBatches:
 def _cached_streams(
     config: RunConfig, datasets: Datasets, workdir: Path, bad: BadRecords, text: TextEncoder | None
 ) -> list[BatchStream]:
-    """Every clip's latents. The first process encodes, on its first device; the others wait."""
+    """Returns streams of cached latents. The first process encodes, on its first device; the others wait."""
     folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)
     arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']
     cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=text)

@@ -27,10 +27,13 @@ from fv_jax.training.config import LoopConfig
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run.
+    """The whole configuration of a training run.
 
-    init_from: what its parameters start from: the folder of another run (its newest checkpoint), or a file or folder
-      that `fv_jax.weights` reads, such as stage1.pt. None: new ones.
+    Attributes:
+      stage, data, optim, loop, parallel: the sections of the configuration.
+      seed: of the parameters and the noise; the data has its own.
+      init_from: where the parameters start: the folder of another run (its newest checkpoint), or a file or folder that
+        `fv_jax.weights` reads, such as stage1.pt. None initializes them.
     """
 
     stage: registry.StageConfig
@@ -57,15 +60,20 @@ class RunConfig:
 
     @property
     def strategy(self) -> str:
-        """The sharding strategy: the one that is named, or the stage's."""
+        """The configured sharding strategy, or the default of the stage."""
         return self.parallel.strategy or registry.default_strategy(self.stage)
 
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-    """A run's parts. Nothing is allocated or compiled.
+    """The parts of a run on a mesh; nothing is allocated or compiled yet.
 
-    latent_spec: of the VAE whose latents the stage works on. shardings: where each part of the training state lives.
+    Attributes:
+      latent_spec: of the VAE whose latents the stage works on.
+      placement, context: shardings on the mesh, and the parallel context of the network.
+      network: the structure of the stage's network.
+      tx: the optimizer.
+      shardings: of the train state.
     """
 
     config: RunConfig
@@ -79,27 +87,28 @@ class Assembly:
 
     @property
     def ema(self) -> bool:
+        """Whether the run keeps a moving average of the parameters."""
         return self.config.optim.ema_decay > 0
 
     def init_train_state(self, key: jax.Array) -> state.TrainState:
-        """Step 0. To be compiled with `out_shardings=self.shardings`, so that no chip ever has all of it."""
+        """Initializes the state. Compile it with `out_shardings=self.shardings`: no chip ever has the whole state."""
         return state.init_train_state(self.network, self.stage, self.tx, key, ema=self.ema)
 
     def train_state_from_params(self, trainable: state.Params, frozen: state.Params) -> state.TrainState:
-        """Step 0 from given numbers; otherwise as `init_train_state`."""
+        """Returns the state at step 0 with existing parameters; otherwise as `init_train_state`."""
         return state.train_state_from_params(trainable, frozen, self.tx, ema=self.ema)
 
     @functools.cached_property
     def abstract_state(self) -> state.TrainState:
-        """Shapes that know where they are to live."""
+        """The train state with sharded ShapeDtypeStructs as leaves."""
         return sharding.eval_shape_sharded(self.init_train_state, jax.random.key(0), shardings=self.shardings)
 
 
 def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Placement:
-    """Where the run's arrays live.
+    """Returns the sharding strategy of the run on a mesh.
 
-    Raises ConfigError when its batch, its heads or its tokens do not divide over the mesh, and for clips of a size that
-    the VAE cannot take.
+    Raises ConfigError when its batch, heads or tokens do not divide over the mesh, and for clip sizes that the VAE
+    cannot take.
     """
     config.data.check_sizes(latent_spec)
     placement = Placement(mesh, config.strategy)
@@ -117,7 +126,7 @@ def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Plac
 
 
 def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, context: ParallelContext) -> SequenceLayout:
-    """The sequence of a training row of this size."""
+    """Returns the layout of the token sequence of a training example. Raises ConfigError."""
     text, _ = registry.build(config.stage).text_shape
     try:
         grid = patch_grid(latents_shape(config, bucket, latent_spec), config.stage.network.patch_size)
@@ -129,7 +138,7 @@ def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, context: 
 
 
 def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) -> tuple[int, int, int, int, int]:
-    """(B, F, H, W, C) of the latents of a training batch of this size."""
+    """Returns (B, F, H, W, C) of the latents of a training batch."""
     data, channels = config.data, config.stage.network.latent_channels
     frames, *size = latent_spec.latent_size(*bucket.size)
     if data.cache is not None and data.cache.crop is not None:
@@ -140,7 +149,7 @@ def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) ->
 def assemble(
     config: RunConfig, placement: Placement, latent_spec: LatentSpec, encoder: Encoder | None = None
 ) -> Assembly:
-    """The parts of a run. encoder: the frozen VAE's, for batches that hold video.
+    """Assembles the parts of a run. encoder: of the frozen VAE, for batches that contain video.
 
     Raises ConfigError naming a parameter that does not divide over the mesh.
     """
