@@ -27,7 +27,7 @@ from configs.common import official_optim, parse_variant, text_encoder
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """Builds the configuration of a variant; its fields are those of `fv_jax.train.RunConfig`."""
+    """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
     name, _ = parse_variant(variant, ('smoke', 'tiny', 'full_ft'))
     config = ConfigDict(
         {

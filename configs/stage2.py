@@ -88,7 +88,7 @@ TINY_PHASES = {
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """Builds the configuration of a variant; its fields are those of `fv_jax.train.RunConfig`."""
+    """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
     name, fields = parse_variant(variant, ('smoke', 'tiny', 'tiny_sprites', 'head128', *PHASES), {'tiny': False})
     config = ConfigDict(
         {

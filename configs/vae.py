@@ -38,7 +38,7 @@ from configs.common import parse_variant
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """Builds the configuration of a variant; its fields are those of `fv_jax.train.RunConfig`."""
+    """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
     name, _ = parse_variant(
         variant, ('smoke', 'tiny', 'tiny_long', 'tiny_large', 'tiny_crops', 'tiny_clips', 'tiny_images')
     )

@@ -23,7 +23,7 @@ from fv_jax.planning import planner, search, slices, table
 from fv_jax.planning.advice import advice
 from fv_jax.planning.planner import PHASES, Request
 from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 
 DOES_NOT_FIT = 3
 
@@ -53,7 +53,7 @@ def _plan(argv: Sequence[str]) -> int:
     phases = _words(arguments.phases)
     if unknown := set(phases) - set(PHASES):
         raise UsageError(f'--phases={arguments.phases}: {sorted(unknown)[0]} is not one of {", ".join(PHASES)}')
-    config = read_config(RunConfig, arguments.config, overrides)
+    config = read_config(TrainConfig, arguments.config, overrides)
     tiling = read_tiling(arguments, planner.latent_spec(config))
     if arguments.find_smallest_slice:
         generation = slices.parse_generation(arguments.topology.replace(':', '-').partition('-')[0])
@@ -74,7 +74,7 @@ def _report(request: Request, to: Path | None) -> int:
     report = planner.plan(request)
     for line in table.lines(report):
         print_result(line)
-    changes = advice(report, request.config, planner.placement_on(request))
+    changes = advice(report, request.config, planner.make_slice_partitioner(request))
     if not report.fits:
         print_result('does not fit; suggestions:')
         for line in changes:

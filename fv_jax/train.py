@@ -47,7 +47,7 @@ from fv_jax.parallel import arrays, distributed
 from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import describe, make_mesh
 from fv_jax.parallel.preemption import Preemption
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import step_cost
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage
@@ -64,7 +64,7 @@ from fv_jax.training.run import bad_step_dumps, initialization
 from fv_jax.training.run.datasets import TrainBatches, open_datasets
 from fv_jax.training.run.launch_record import record_start
 from fv_jax.training.run.save_policy import SavePolicy
-from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
+from fv_jax.training.run.setup import TrainConfig, TrainSetup, make_partitioner, make_train_setup
 from fv_jax.training.run.workdir import check_folder, write_run_config
 from fv_jax.training.trainer import Trainer
 from fv_jax.training.validation import Validation
@@ -107,7 +107,7 @@ def _train(argv: Sequence[str]) -> int:
     distributed.start(
         distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)
     )
-    config = read_config(RunConfig, arguments.config, overrides)
+    config = read_config(TrainConfig, arguments.config, overrides)
     allowed = [name for name in arguments.allow_config_change.split(',') if name]
     changes = check_folder(arguments.workdir, config, allowed)
     log.info(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
@@ -149,33 +149,33 @@ class LaunchInfo:
     trace_signal: TraceSignal = dataclasses.field(default_factory=TraceSignal)
 
 
-def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
+def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
     """Wires a run together and trains it to the end. What can be wrong is found before anything is written."""
     launch, goodput = launch or LaunchInfo(), Goodput()
     latent_spec = trained_runs.latent_spec(config.stage)
-    placement = placement_of(config, make_mesh(config.parallel), latent_spec)
-    vae = trained_runs.frozen_vae(config.stage, placement)
-    parts = assemble(config, placement, latent_spec, encoder=vae.latents if vae else None)
+    partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
+    vae = trained_runs.frozen_vae(config.stage, partitioner)
+    setup = make_train_setup(config, partitioner, latent_spec, encoder=vae.latents if vae else None)
     bad = BadRecords(config.data.bad_records)
     history = initialization.valid_checkpoints(workdir)
     check = functools.partial(initialization.check_digests, history, workdir)
     datasets = open_datasets(config, latent_spec, bad, check)
-    train_state, progress = initialization.initial_state(parts, history)
+    train_state, progress = initialization.initial_state(setup, history)
     start = int(train_state.step)
-    _log_run_header(parts, train_state)
+    _log_run_header(setup, train_state)
     if start >= config.loop.num_steps:
         log.info('already at the last step; use --config.loop.num_steps=N to train to step N')
         return
     write_run_config(workdir, config)
     initialization.quarantine(workdir, history)
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
-    any_host = CrossHostFlags(placement.mesh)
+    any_host = CrossHostFlags(partitioner.mesh)
     save_policy = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), datasets.digests, any_host)
-    batches = TrainBatches.open(parts, datasets, workdir, bad)
-    validation = _validation(parts, vae, batches.heldout())
+    batches = TrainBatches.open(setup, datasets, workdir, bad)
+    validation = _validation(setup, vae, batches.heldout())
     log.info('compiling the training step')
     if jax.process_index() == 0:
-        record_start(workdir, launch.command, config_lib.to_dict(config), placement.mesh, start)
+        record_start(workdir, launch.command, config_lib.to_dict(config), partitioner.mesh, start)
     with (
         _writer(workdir, start) as writer,
         launch.preemption.defer_sigterm(),
@@ -184,24 +184,24 @@ def run(config: RunConfig, workdir: Path, launch: LaunchInfo | None = None) -> N
         save_policy,
     ):
         trainer = Trainer(
-            stage=parts.stage,
-            network=parts.network,
+            stage=setup.stage,
+            network=setup.network,
             optim=config.optim,
             config=config.loop,
-            context=parts.context,
+            context=setup.context,
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
             writer=writer,
             make_batches=batches.train,
             checkpointer=save_policy,
-            restore=functools.partial(_restore, parts, workdir, checkpoints),
-            dump_bad_step=functools.partial(bad_step_dumps.write, parts, workdir, datasets.digests),
+            restore=functools.partial(_restore, setup, workdir, checkpoints),
+            dump_bad_step=functools.partial(bad_step_dumps.write, setup, workdir, datasets.digests),
             poll_signals=lambda step: any_host(launch.preemption.is_requested(step), save_policy.is_due()),
             profile=profiler,
             progress=progress,
             goodput=goodput,
             validation=validation,
-            step_cost=step_cost.training(parts, vae.config if vae else None),
-            shardings=parts.shardings,
+            step_cost=step_cost.training(setup, vae.config if vae else None),
+            shardings=setup.shardings,
         )
         trainer.run(train_state)
     if bad.found:
@@ -213,52 +213,54 @@ def _writer(workdir: Path, start: int) -> MetricWriter | NoMetrics:
     return MetricWriter(workdir, start_step=start) if jax.process_index() == 0 else NoMetrics()
 
 
-def _log_run_header(parts: Assembly, train_state: state.TrainState) -> None:
-    step, config = int(train_state.step), parts.config
+def _log_run_header(setup: TrainSetup, train_state: state.TrainState) -> None:
+    step, config = int(train_state.step), setup.config
     log.info(
-        f'{_count(train_state.trainable):,} trainable parameters on {describe(parts.placement.mesh)}, '
+        f'{_count(train_state.trainable):,} trainable parameters on {describe(setup.partitioner.mesh)}, '
         f'{len(config.data.sizes)} size(s)'
     )
     log.info(f'{"resuming from" if step else "starting at"} step {step} of {config.loop.num_steps}')
 
 
-def _validation(parts: Assembly, vae: JittedVAE | None, heldout: list[Batch]) -> Validation | None:
+def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[Batch]) -> Validation | None:
     """What is evaluated; None without held-out clips."""
     if not heldout:
         return None
     log.info(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
-    encoded = [parts.stage.encode(batch) for batch in heldout]
+    encoded = [setup.stage.encode(batch) for batch in heldout]
     health = None
-    if isinstance(parts.stage, EnhancementStage):
+    if isinstance(setup.stage, EnhancementStage):
         health = SuperResDiagnostics(
-            stage=parts.stage,
-            model_of=lambda params: parts.network.model(**params),
+            stage=setup.stage,
+            model_of=lambda params: setup.network.model(**params),
             vae=vae,
-            context=parts.context,
+            context=setup.context,
             batches=encoded,
             truths=[batch.get('high_res_BFHWC') for batch in heldout],
-            key=jax.random.fold_in(jax.random.key(parts.config.seed), 2),
-            to_host=functools.partial(arrays.to_host, placement=parts.placement),
+            key=jax.random.fold_in(jax.random.key(setup.config.seed), 2),
+            to_host=functools.partial(arrays.to_host, partitioner=setup.partitioner),
         )
-    return Validation(encoded, functools.partial(_videos, vae, parts.placement), health=health)
+    return Validation(encoded, functools.partial(_videos, vae, setup.partitioner), health=health)
 
 
-def _restore(parts: Assembly, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:
+def _restore(setup: TrainSetup, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:
     """The newest checkpoint that is whole, in the middle of a run."""
     history = initialization.valid_checkpoints(workdir)
     if history is None:
         return None
-    found = initialization.restore(parts, history)
+    found = initialization.restore(setup, history)
     initialization.quarantine(workdir, history)
     checkpoints.reload()
     return found
 
 
-def _videos(vae: JittedVAE | None, placement: Placement, samples: dict[str, jax.Array]) -> list[tuple[str, np.ndarray]]:
+def _videos(
+    vae: JittedVAE | None, partitioner: Partitioner, samples: dict[str, jax.Array]
+) -> list[tuple[str, np.ndarray]]:
     """The first clip of every array of `Stage.sample`, as uint8; latents are decoded."""
     out = []
     for name, value in samples.items():
-        video = arrays.to_host(vae.video(value) if name.startswith('z_') else value, placement)[0]
+        video = arrays.to_host(vae.video(value) if name.startswith('z_') else value, partitioner)[0]
         out.append((name.removeprefix('z_').removesuffix('_BFHWC'), to_uint8(np.asarray(video, np.float32))))
     return out
 

@@ -14,7 +14,7 @@ from fv_jax.planning.collectives import Traffic
 from fv_jax.planning.compiling import Compiled, TooLarge
 from fv_jax.planning.programs import Executable, Phase
 from fv_jax.planning.report import executed, roofline
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 from tests import runs
 
 REAL, SMOKE = 'configs/stage2.py', 'configs/stage2.py:smoke'
@@ -187,7 +187,7 @@ def test_the_ceiling_that_heads_of_64_allow():
 
 def test_wider_heads_take_half_the_time_where_the_matrix_unit_is_wider():
     """The same model FLOPs; on GPUs heads of 64 run at full rate, and nothing is said."""
-    configs = [read_config(RunConfig, name, [('data.loader.batch_size', '1')]) for name in (REAL, f'{REAL}:head128')]
+    configs = [read_config(TrainConfig, name, [('data.loader.batch_size', '1')]) for name in (REAL, f'{REAL}:head128')]
     narrow, wide = (config.stage.network for config in configs)
     assert (narrow.num_heads, wide.num_heads, wide.head_dim) == (30, 15, 128)
     assert dataclasses.replace(wide, num_heads=30) == narrow

@@ -88,7 +88,7 @@ def test_what_a_run_leaves_behind(whole):
     (evaluated,) = [row for row in rows if 'eval/loss' in row]
     assert evaluated['step'] == 4
     config = json.loads((whole / 'config.json').read_text())
-    assert to_dict(build(train.RunConfig, config)) == config
+    assert to_dict(build(train.TrainConfig, config)) == config
     run = trained_runs.open_run(whole)
     assert (run.step, run.config) == (4, config)
     first = jax.local_devices()[0]
@@ -146,7 +146,7 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
     config.stage.text.update(encoder='', length=None, dim=None)
     config.init_from = str(merged)
     config.loop.update(num_steps=1, eval_every=0)
-    train.run(build(train.RunConfig, config.to_dict()), tmp_path / 'run')
+    train.run(build(train.TrainConfig, config.to_dict()), tmp_path / 'run')
     assert f'initialized from {merged}' in log_lines
     run = trained_runs.open_run(tmp_path / 'run')
     kernel = run.params['frozen']['blocks']['attention']['qkv']['kernel']
@@ -355,12 +355,12 @@ def test_a_checkpoint_of_another_architecture_is_named(command, whole, tmp_path,
 @pytest.mark.parametrize('program', [vae, stage1, stage2])
 @pytest.mark.parametrize('variant', ['', 'tiny', 'smoke'])
 def test_every_config_is_whole(program, variant):
-    config = build(train.RunConfig, program.get_config(variant).to_dict())
-    assert build(train.RunConfig, to_dict(config)) == config
+    config = build(train.TrainConfig, program.get_config(variant).to_dict())
+    assert build(train.TrainConfig, to_dict(config)) == config
     if not variant:
         assert config.data.frames in (17, 49)
     if program is stage1 and not variant:
-        full = build(train.RunConfig, program.get_config('full_ft').to_dict())
+        full = build(train.TrainConfig, program.get_config('full_ft').to_dict())
         assert config.stage.network.lora is not None and full.stage.network.lora is None
     if program is stage2 and not variant:
         assert (config.data.height, config.data.width, config.stage.network.embed_dim) == (1072, 1920, 1920)
@@ -373,13 +373,13 @@ def test_stage_2_needs_twins():
     config = stage2.get_config('tiny')
     config.data.cache.num_degraded_variants = 0
     with pytest.raises(ConfigError, match='num_degraded_variants=0: stage superres needs'):
-        build(train.RunConfig, config.to_dict())
+        build(train.TrainConfig, config.to_dict())
 
 
 @pytest.mark.parametrize('size', ['', ',tiny=true'])
 def test_the_phases_of_stage_2(size):
     """One network through all of them, nearer to the source each time, and batches of about as many tokens."""
-    phases = [build(train.RunConfig, stage2.get_config(f'phase{i}{size}').to_dict()) for i in (1, 2, 3)]
+    phases = [build(train.TrainConfig, stage2.get_config(f'phase{i}{size}').to_dict()) for i in (1, 2, 3)]
     assert len({phase.stage.network for phase in phases}) == 1 and len({phase.stage.vae for phase in phases}) == 1
     ranges = [registry.build(phase.stage).noise_augmentation_timesteps(latent_frames=5) for phase in phases]
     assert ranges[0][1] > ranges[1][1] >= ranges[2][1] and ranges[2][0] >= ranges[1][0]
@@ -397,7 +397,7 @@ def test_the_phases_of_stage_2(size):
 
 def test_the_clips_of_the_small_phases(log_lines):
     for i in (1, 2):
-        data = build(train.RunConfig, stage2.get_config(f'phase{i},tiny=true').to_dict()).data
+        data = build(train.TrainConfig, stage2.get_config(f'phase{i},tiny=true').to_dict()).data
         bad = BadRecords(data.bad_records)
         log_lines.clear()
         groups = pipeline.group_by_bucket(pipeline.training_sources(data, bad), data, OFFICIAL.latent_spec)

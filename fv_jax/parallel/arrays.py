@@ -10,32 +10,32 @@ from fv_jax.core import axes
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.parallel.rules import Names, Placement
+from fv_jax.parallel.rules import Names, Partitioner
 
 Batch = dict[str, jax.Array]
 Tree = Any
 
 
-def check_batch_size(placement: Placement, size: int, what: str, microbatches: int = 1) -> None:
+def check_batch_size(partitioner: Partitioner, size: int, what: str, microbatches: int = 1) -> None:
     """Raises ConfigError when a batch does not divide over the mesh, or the batch of a shard into microbatches."""
-    parts = placement.shards(axes.ACT_BATCH) * microbatches
+    parts = partitioner.num_shards(axes.ACT_BATCH) * microbatches
     if size % parts:
         below = size // parts * parts
         sizes = f'{below} or {below + parts}' if below else f'{parts}'
-        over = ' x '.join(f'{axis} {placement.mesh.shape[axis]}' for axis in ('data', 'fsdp'))
+        over = ' x '.join(f'{axis} {partitioner.mesh.shape[axis]}' for axis in ('data', 'fsdp'))
         times = f', config.loop.microbatches={microbatches}' if microbatches > 1 else ''
         raise ConfigError(f'{what}={size}: does not divide by {parts} (config.parallel: {over}{times}); use {sizes}')
 
 
-def process_part(placement: Placement) -> tuple[int, int]:
+def process_part(partitioner: Partitioner) -> tuple[int, int]:
     """Returns which part of every batch this process reads: (index, number of parts).
 
     Several processes read the same part where the tokens of an example are split over them.
 
     Raises ConfigError when the examples on the process's devices are not one of equal parts.
     """
-    shards = placement.shards(axes.ACT_BATCH)
-    indices = placement.sharding((axes.ACT_BATCH,), (shards,), 'batch').addressable_devices_indices_map((shards,))
+    shards = partitioner.num_shards(axes.ACT_BATCH)
+    indices = partitioner.sharding((axes.ACT_BATCH,), (shards,), 'batch').addressable_devices_indices_map((shards,))
     mine = sorted({index.indices(shards)[0] for (index,) in indices.values()})
     first, count = mine[0], len(mine)
     require(
@@ -47,35 +47,35 @@ def process_part(placement: Placement) -> tuple[int, int]:
     return first // count, shards // count
 
 
-def video_axes(placement: Placement, shape_BFHWC: tuple[int, ...], stride: int) -> Names:
+def video_axes(partitioner: Partitioner, shape_BFHWC: tuple[int, ...], stride: int) -> Names:
     """Returns the logical axes of a video.
 
     Its width is split where that of its latents, which is `stride` times smaller, divides over the mesh.
     """
-    divides = shape_BFHWC[3] % (stride * placement.shards(axes.ACT_WIDTH)) == 0
+    divides = shape_BFHWC[3] % (stride * partitioner.num_shards(axes.ACT_WIDTH)) == 0
     return (axes.ACT_BATCH, None, None, axes.ACT_WIDTH if divides else None, None)
 
 
-def batch_axes(placement: Placement, name: str, shape: tuple[int, ...], latent_spec: LatentSpec) -> Names:
+def batch_axes(partitioner: Partitioner, name: str, shape: tuple[int, ...], latent_spec: LatentSpec) -> Names:
     """Returns the logical axes of an array of a batch: the batch axis and, for videos, the width."""
     if name.endswith('_BFHWC') and not name.startswith('z_'):
-        return video_axes(placement, shape, latent_spec.spatial)
+        return video_axes(partitioner, shape, latent_spec.spatial)
     return (axes.ACT_BATCH, *(None,) * (len(shape) - 1))
 
 
-def to_global(batch: dict[str, np.ndarray], placement: Placement, latent_spec: LatentSpec) -> Batch:
+def to_global(batch: dict[str, np.ndarray], partitioner: Partitioner, latent_spec: LatentSpec) -> Batch:
     """Makes the sharded global batch of the parts that the processes have (`process_part`).
 
     Args:
       batch: this process's part.
       latent_spec: of the VAE that encodes the videos; its spatial factor decides whether their width can be split.
     """
-    part, parts = process_part(placement)
+    part, parts = process_part(partitioner)
 
     def place(name: str, local: np.ndarray) -> jax.Array:
         rows = len(local)
         shape = (parts * rows, *local.shape[1:])
-        sharding = placement.sharding(batch_axes(placement, name, shape, latent_spec), shape, name)
+        sharding = partitioner.sharding(batch_axes(partitioner, name, shape, latent_spec), shape, name)
 
         def piece(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(shape[0])
@@ -106,7 +106,7 @@ def on_cpu_device() -> contextlib.AbstractContextManager:
     return jax.default_device(jax.local_devices(backend='cpu')[0])
 
 
-def to_host(tree: Tree, placement: Placement) -> Tree:
+def to_host(tree: Tree, partitioner: Partitioner) -> Tree:
     """Gathers global arrays as NumPy arrays in every process. All processes must call it."""
-    whole = jax.jit(lambda x: x, out_shardings=placement.replicated)(tree)
+    whole = jax.jit(lambda x: x, out_shardings=partitioner.replicated)(tree)
     return jax.tree.map(np.asarray, whole)

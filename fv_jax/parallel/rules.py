@@ -86,13 +86,13 @@ def check_strategy(name: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class Partitioner:
     """A mesh, and the sharding strategy on it by its name in `STRATEGIES`."""
 
     mesh: Mesh
     strategy: str
 
-    def shards(self, name: str) -> int:
+    def num_shards(self, name: str) -> int:
         """Returns the number of parts that a dimension of this logical axis is split into."""
         return math.prod(self.mesh.shape[axis] for axis in self._mesh_axes(name))
 

@@ -17,7 +17,7 @@ from fv_jax.kernels import context_parallel
 from fv_jax.kernels.attention import BACKENDS, attention
 from fv_jax.kernels.context_cost import AttentionShape, ContextParallelPlan, cheapest_plan
 from fv_jax.parallel.mesh import CONTEXT
-from fv_jax.parallel.rules import Names, Placement
+from fv_jax.parallel.rules import Names, Partitioner
 
 Tree = Any
 
@@ -37,21 +37,21 @@ class ContextParallelConfig:
 
 
 def make_parallel_context(
-    placement: Placement, choice: ContextParallelConfig = ContextParallelConfig()
+    partitioner: Partitioner, choice: ContextParallelConfig = ContextParallelConfig()
 ) -> ParallelContext:
     """Returns the parallel context that a network is called with. On one device it constrains nothing."""
-    platform = placement.mesh.devices.flat[0].platform
-    if placement.mesh.size == 1:
+    platform = partitioner.mesh.devices.flat[0].platform
+    if partitioner.mesh.size == 1:
         return ParallelContext(
-            functools.partial(attention, platform=platform), padded_length=functools.partial(padded_length, placement)
+            functools.partial(attention, platform=platform), padded_length=functools.partial(padded_length, partitioner)
         )
 
     def constrain(x: jax.Array, names: Names) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, placement.sharding(names, x.shape, f'an activation {names}'))
+        return jax.lax.with_sharding_constraint(x, partitioner.sharding(names, x.shape, f'an activation {names}'))
 
     def attend(q_BMNK: jax.Array, k_BMNK: jax.Array, v_BMNK: jax.Array, num_tokens: int) -> jax.Array:
         names = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)
-        sharding = placement.sharding(names, q_BMNK.shape, 'attention')
+        sharding = partitioner.sharding(names, q_BMNK.shape, 'attention')
         return context_parallel.attention(
             q_BMNK,
             k_BMNK,
@@ -59,20 +59,20 @@ def make_parallel_context(
             num_tokens,
             sharding=sharding,
             context=CONTEXT,
-            plan=context_parallel_plan(placement, choice, q_BMNK.shape, q_BMNK.dtype.itemsize),
+            plan=context_parallel_plan(partitioner, choice, q_BMNK.shape, q_BMNK.dtype.itemsize),
         )
 
-    return ParallelContext(attend, constrain, functools.partial(padded_length, placement))
+    return ParallelContext(attend, constrain, functools.partial(padded_length, partitioner))
 
 
 def context_parallel_plan(
-    placement: Placement, choice: ContextParallelConfig, shape_BMNK: tuple[int, ...], itemsize: int
+    partitioner: Partitioner, choice: ContextParallelConfig, shape_BMNK: tuple[int, ...], itemsize: int
 ) -> ContextParallelPlan:
     """Returns the plan for attention over global arrays of a shape. Raises ConfigError if `choice` is impossible."""
     batch, tokens, heads, head_dim = shape_BMNK
-    rows, heads = batch // placement.shards(axes.ACT_BATCH), heads // placement.shards(axes.ACT_HEADS)
+    rows, heads = batch // partitioner.num_shards(axes.ACT_BATCH), heads // partitioner.num_shards(axes.ACT_HEADS)
     shape = AttentionShape(rows, tokens, heads, head_dim, itemsize, choice.training)
-    device, ring = placement.mesh.devices.flat[0], choice.ring
+    device, ring = partitioner.mesh.devices.flat[0], choice.ring
     if BACKENDS[device.platform].partial is None:
         require(
             not ring,
@@ -82,20 +82,20 @@ def context_parallel_plan(
         ring = False
     return cheapest_plan(
         shape,
-        placement.shards(axes.ACT_TOKENS),
+        partitioner.num_shards(axes.ACT_TOKENS),
         chip_of(device.device_kind),
         ulysses_degree=choice.ulysses_degree,
         ring=ring,
     )
 
 
-def padded_length(placement: Placement, num_tokens: int) -> int:
+def padded_length(partitioner: Partitioner, num_tokens: int) -> int:
     """Returns the padded length of a sequence, with which every chip of the context axis has equally many whole tiles.
 
     Raises ConfigError when a chip would have nothing but padding.
     """
-    shards = placement.shards(axes.ACT_TOKENS)
-    tile = BACKENDS[placement.mesh.devices.flat[0].platform].tile(-(-num_tokens // shards))
+    shards = partitioner.num_shards(axes.ACT_TOKENS)
+    tile = BACKENDS[partitioner.mesh.devices.flat[0].platform].tile(-(-num_tokens // shards))
     share = -(-num_tokens // (shards * tile)) * tile
     if (used := -(-num_tokens // share)) < shards:
         raise ConfigError(
@@ -105,7 +105,7 @@ def padded_length(placement: Placement, num_tokens: int) -> int:
     return share * shards
 
 
-def parameter_shardings(placement: Placement, variables: nnx.State) -> dict[str, Any]:
+def parameter_shardings(partitioner: Partitioner, variables: nnx.State) -> dict[str, Any]:
     """Returns the sharding of every parameter, as nested dicts like `nnx.to_pure_dict(variables)`.
 
     Raises ConfigError naming a parameter that does not divide over the mesh.
@@ -113,7 +113,7 @@ def parameter_shardings(placement: Placement, variables: nnx.State) -> dict[str,
 
     def sharding(path: tuple, variable: nnx.Variable) -> jax.sharding.NamedSharding:
         name = '/'.join(map(str, path))
-        return placement.sharding(variable.get_metadata('axes'), variable.get_value().shape, name)
+        return partitioner.sharding(variable.get_metadata('axes'), variable.get_value().shape, name)
 
     return nnx.to_pure_dict(nnx.map_state(sharding, variables))
 

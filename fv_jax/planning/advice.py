@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 
 from fv_jax.core import axes
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import slices
 from fv_jax.planning.compiling import gib
 from fv_jax.planning.report import PhaseReport, Report
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 
 
-def advice(report: Report, config: RunConfig, placement: Placement) -> list[str]:
+def advice(report: Report, config: TrainConfig, partitioner: Partitioner) -> list[str]:
     """A line for each change that helps a phase that does not fit, the cheapest first."""
     found: list[str] = []
     for phase in report.phases:
         if not phase.fits(report.where.chip):
-            found += _of_phase(phase, config, placement)
+            found += _of_phase(phase, config, partitioner)
     if found:
         larger = [each for each in slices.sizes(report.where.generation) if each.chips > report.where.chips]
         if larger:
@@ -23,19 +23,19 @@ def advice(report: Report, config: RunConfig, placement: Placement) -> list[str]
     return list(dict.fromkeys(found))
 
 
-def _of_phase(phase: PhaseReport, config: RunConfig, placement: Placement) -> Iterator[str]:
+def _of_phase(phase: PhaseReport, config: TrainConfig, partitioner: Partitioner) -> Iterator[str]:
     name = phase.largest.name
     if phase.name == 'training':
-        yield from _of_training(phase, config, placement, name)
+        yield from _of_training(phase, config, partitioner, name)
     if phase.name == 'sampling' and name == 'sampler' and config.stage.options.guidance_batched:
         yield 'guidance by two evaluations in turn: --config.stage.options.guidance_batched=false'
     if name.startswith('VAE') and config.stage.vae_dtype == 'float32':
         yield 'the VAE in half the memory: --config.stage.vae_dtype=bfloat16'
 
 
-def _of_training(phase: PhaseReport, config: RunConfig, placement: Placement, name: str) -> Iterator[str]:
+def _of_training(phase: PhaseReport, config: TrainConfig, partitioner: Partitioner, name: str) -> Iterator[str]:
     microbatches = config.loop.microbatches
-    shards = placement.shards(axes.ACT_BATCH) * microbatches
+    shards = partitioner.num_shards(axes.ACT_BATCH) * microbatches
     if name == 'training step' and config.stage.network.remat not in ('full', 'offload'):
         yield 'keep fewer activations: --config.stage.network.remat=full'
     if name == 'training step' and phase.rows % (2 * shards) == 0:
@@ -47,7 +47,7 @@ def _of_training(phase: PhaseReport, config: RunConfig, placement: Placement, na
         yield f'fewer clips a step: --config.data.loader.batch_size={fewer} (at least {shards}), or --search'
     if name.startswith('VAE'):
         yield "encode once, before training: --config.data.cache=\"{'num_degraded_variants': 2, 'crop': None}\""
-    if placement.shards(axes.EMBED) < placement.mesh.size:
+    if partitioner.num_shards(axes.EMBED) < partitioner.mesh.size:
         yield 'spread the weights over all chips: --config.parallel.data=1 --config.parallel.fsdp=-1'
     if config.optim.momentum_dtype == 'float32':
         half = phase.resident['optimizer'] / (4 if config.optim.algorithm == 'adamw' else 2)

@@ -16,7 +16,7 @@ from fv_jax.models.t5 import T5Config
 from fv_jax.models.vae import VAEConfig
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel.mesh import ParallelConfig, describe, make_mesh
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import programs, slices
 from fv_jax.planning.compiling import devices_of
 from fv_jax.planning.programs import Phase
@@ -24,7 +24,7 @@ from fv_jax.planning.report import Report, executed, measured
 from fv_jax.planning.slices import Slice
 from fv_jax.stages import registry
 from fv_jax.stages.latent_stage import LatentStage
-from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
+from fv_jax.training.run.setup import TrainConfig, TrainSetup, make_partitioner, make_train_setup
 from fv_jax.weights import t5_text, text_encoders
 
 PHASES = ('training', 'sampling', 'text')
@@ -36,7 +36,7 @@ class Request:
     of the VAE when sampling; None for whole frames.
     """
 
-    config: RunConfig
+    config: TrainConfig
     where: Slice
     phases: tuple[str, ...] = PHASES
     only: tuple[str, ...] = ()
@@ -45,9 +45,9 @@ class Request:
 
 def plan(request: Request) -> Report:
     """Raises ConfigError for a configuration that cannot be on the slice; one that does not fit is a report."""
-    placement = placement_on(request)
-    parts = assemble(request.config, placement, latent_spec(request.config))
-    bucket, vae, notes = programs.largest(parts), _vae_config(request.config), []
+    partitioner = make_slice_partitioner(request)
+    setup = make_train_setup(request.config, partitioner, latent_spec(request.config))
+    bucket, vae, notes = programs.largest(setup), _vae_config(request.config), []
     if not _is_here(request.config):
         notes.append(f'{request.config.stage.vae} is not here; it is taken to be the official VAE')
     if len(request.config.data.sizes) > 1:
@@ -58,7 +58,7 @@ def plan(request: Request) -> Report:
             'to about half; traffic is not known'
         )
     reports = []
-    for phase, devices in _phases(request, parts, vae, bucket, notes):
+    for phase, devices in _phases(request, setup, vae, bucket, notes):
         if request.only:
             kept = tuple(e for e in phase.executables if any(word in e.name for word in request.only))
             phase = dataclasses.replace(phase, executables=kept)
@@ -66,28 +66,28 @@ def plan(request: Request) -> Report:
             reports.append(measured(phase, request.where, devices))
             notes += _wider_heads(phase, request, devices)
     # CPU devices may have stood for the slice's.
-    mesh = describe(placement.mesh, request.where.generation)
+    mesh = describe(partitioner.mesh, request.where.generation)
     return Report(request.where, str(bucket), mesh, tuple(reports), tuple(notes))
 
 
-def latent_spec(config: RunConfig) -> LatentSpec:
+def latent_spec(config: TrainConfig) -> LatentSpec:
     """The latents that the run's stage works on."""
     return registry.latent_spec(config.stage, _vae_config(config) if registry.needs_vae(config.stage) else None)
 
 
-def placement_on(request: Request) -> Placement:
+def make_slice_partitioner(request: Request) -> Partitioner:
     """Raises ConfigError when batch, heads, tokens or parameters do not divide over the slice."""
     if not isinstance(request.config.stage.network, DiTConfig):
         known = ' and '.join(registry.kinds_of(LatentStage))
         raise ConfigError(f'config.stage.kind={request.config.stage.kind}: stages {known} can be planned')
     mesh = make_mesh(request.config.parallel, _devices(request.where))
-    return placement_of(request.config, mesh, latent_spec(request.config))
+    return make_partitioner(request.config, mesh, latent_spec(request.config))
 
 
 def resident_bytes(request: Request) -> float:
     """Of training, a chip: what a slice must hold at the least. Nothing is compiled."""
-    parts = assemble(request.config, placement_on(request), latent_spec(request.config))
-    phase = programs.training(parts, _vae_config(request.config), programs.largest(parts))
+    setup = make_train_setup(request.config, make_slice_partitioner(request), latent_spec(request.config))
+    phase = programs.training(setup, _vae_config(request.config), programs.largest(setup))
     return sum(phase.resident.values())
 
 
@@ -104,19 +104,19 @@ def _devices(where: Slice) -> Sequence[jax.Device]:
 
 
 def _phases(
-    request: Request, parts: Assembly, vae: VAEConfig, bucket: Bucket, notes: list[str]
+    request: Request, setup: TrainSetup, vae: VAEConfig, bucket: Bucket, notes: list[str]
 ) -> Iterator[tuple[Phase, int]]:
     """Those that are asked for, each with the devices that it runs on."""
     wanted: Collection[str] = request.phases
     if 'training' in wanted:
-        yield programs.training(parts, vae, bucket), request.where.devices
+        yield programs.training(setup, vae, bucket), request.where.devices
     if 'sampling' in wanted:
-        yield programs.sampling_phase(parts, vae, bucket, request.tiling), request.where.devices
+        yield programs.sampling_phase(setup, vae, bucket, request.tiling), request.where.devices
     encoder = request.config.stage.text
     if 'text' in wanted and encoder.encoder and text_encoders.kind_of(encoder, 'config.stage.text') is t5_text.KIND:
         notes.append('T5 is taken to be XXL; it runs on one device')
         devices = _devices(request.where.one)[:1]
-        one = Placement(make_mesh(ParallelConfig(), devices), request.config.strategy)
+        one = Partitioner(make_mesh(ParallelConfig(), devices), request.config.strategy)
         sizes = T5Config(dtype=encoder.dtype, param_dtype=encoder.dtype)
         yield programs.text(sizes, encoder.length, one), 1
 
@@ -134,11 +134,11 @@ def _wider_heads(phase: Phase, request: Request, devices: int) -> Iterator[str]:
         )
 
 
-def _vae_config(config: RunConfig) -> VAEConfig:
+def _vae_config(config: TrainConfig) -> VAEConfig:
     """Of the VAE that the configuration names; the official one where it is not here."""
     found = weights.vae_config(config.stage.vae) if _is_here(config) else vae_lib.OFFICIAL
     return dataclasses.replace(found, dtype=config.stage.vae_dtype)
 
 
-def _is_here(config: RunConfig) -> bool:
+def _is_here(config: TrainConfig) -> bool:
     return weights.vae_path(config.stage.vae).exists()

@@ -27,14 +27,14 @@ from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays, sharding
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import estimate, flops
 from fv_jax.planning.flops import Flops, Sequence
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.stages.frozen_vae import Chunk, JittedVAE, jit_vae
 from fv_jax.stages.protocol import Batch, BatchSize, Program, Stage
 from fv_jax.text import t5_encoder, tokenizer
-from fv_jax.training.run.setup import Assembly, latents_shape
+from fv_jax.training.run.setup import TrainSetup, latents_shape
 from fv_jax.training.step import train_step
 
 Tree = Any
@@ -79,9 +79,9 @@ def bytes_per_chip(tree: Tree) -> float:
     return float(sum(of(leaf) for leaf in jax.tree.leaves(tree)))
 
 
-def largest(parts: Assembly) -> Bucket:
+def largest(setup: TrainSetup) -> Bucket:
     """The size whose batch has the most work."""
-    data, latent_spec = parts.config.data, parts.latent_spec
+    data, latent_spec = setup.config.data, setup.latent_spec
 
     def work(bucket: Bucket) -> int:
         return data.batch_size(bucket, latent_spec) * latent_spec.num_tokens(*bucket.size) ** 2
@@ -92,27 +92,27 @@ def largest(parts: Assembly) -> Bucket:
 # --- training ---
 
 
-def training(parts: Assembly, vae: VAEConfig, bucket: Bucket) -> Phase:
+def training(setup: TrainSetup, vae: VAEConfig, bucket: Bucket) -> Phase:
     """A step of training at this size."""
-    config, state = parts.config, parts.abstract_state
+    config, state = setup.config, setup.abstract_state
     resident = {
         'parameters': bytes_per_chip((state.trainable, state.frozen)),
         'optimizer': bytes_per_chip(state.opt_state),
         'average': bytes_per_chip(state.ema),
     }
     resident = {name: size for name, size in resident.items() if size}
-    rows, *latents, _ = latents_shape(config, bucket, parts.latent_spec)
-    known, placement = sum(resident.values()), parts.placement
-    jitted, executables = _abstract_vae(vae, placement), []
-    for program in _programs(parts.stage, 'training', BatchSize(rows, bucket.size, tuple(latents))):
+    rows, *latents, _ = latents_shape(config, bucket, setup.latent_spec)
+    known, partitioner = sum(resident.values()), setup.partitioner
+    jitted, executables = _abstract_vae(vae, partitioner), []
+    for program in _programs(setup.stage, 'training', BatchSize(rows, bucket.size, tuple(latents))):
         if program.network == 'stage':
-            executables.append(_training_step(parts, program, _row(parts, bucket), known))
+            executables.append(_training_step(setup, program, _row(setup, bucket), known))
         elif config.data.cache is None:
-            video = _shape(parts, 'video_BFHWC', program.inputs['video_BFHWC'])
+            video = _shape(setup, 'video_BFHWC', program.inputs['video_BFHWC'])
             # The next batch is made, and waits, while a step runs.
             waiting = program.runs * bytes_per_chip(video)
             resident |= {"VAE's encoder": bytes_per_chip(jitted.encoder.state), 'next batch': waiting}
-            executables += _encodes(jitted, vae, video, placement, program.runs)
+            executables += _encodes(jitted, vae, video, partitioner, program.runs)
     return Phase('training', resident, tuple(executables), rows, config.stage.network.head_dim)
 
 
@@ -120,103 +120,103 @@ def _programs(stage: Stage, phase: str, size: BatchSize) -> list[Program]:
     return [program for program in stage.programs(size) if program.phase == phase]
 
 
-def _training_step(parts: Assembly, program: Program, row: Sequence, known: float) -> Executable:
-    dit, microbatches = parts.config.stage.network, parts.config.loop.microbatches
+def _training_step(setup: TrainSetup, program: Program, row: Sequence, known: float) -> Executable:
+    dit, microbatches = setup.config.stage.network, setup.config.loop.microbatches
     rows = next(iter(program.inputs.values()))[0]
     return Executable(
         program.name,
-        functools.partial(_lower_step, parts, program),
+        functools.partial(_lower_step, setup, program),
         program.runs,
         flops.dit_training(dit, row) * rows,
         flops.recomputed(dit, row) * rows,
         known,
-        bytes_per_chip(parts.abstract_state.trainable) * (1 if microbatches == 1 else 2)
-        + _layer(dit, row, rows / microbatches, parts.placement, training=True),
+        bytes_per_chip(setup.abstract_state.trainable) * (1 if microbatches == 1 else 2)
+        + _layer(dit, row, rows / microbatches, setup.partitioner, training=True),
     )
 
 
-def _lower_step(parts: Assembly, program: Program) -> jax.stages.Lowered:
-    config, inputs = parts.config, dict(program.inputs)
+def _lower_step(setup: TrainSetup, program: Program) -> jax.stages.Lowered:
+    config, inputs = setup.config, dict(program.inputs)
     if not config.stage.text.encoder:
         inputs.pop('text_BLD', None)
-    batch = {name: _shape(parts, name, shape) for name, shape in inputs.items()}
-    num_steps, microbatches, where = config.loop.num_steps, config.loop.microbatches, (parts.context, parts.shardings)
-    step = train_step(parts.stage, parts.network, parts.tx, config.optim, num_steps, *where, microbatches)
-    return step.lower(parts.abstract_state, batch, _key(parts.placement))
+    batch = {name: _shape(setup, name, shape) for name, shape in inputs.items()}
+    num_steps, microbatches, where = config.loop.num_steps, config.loop.microbatches, (setup.context, setup.shardings)
+    step = train_step(setup.stage, setup.network, setup.tx, config.optim, num_steps, *where, microbatches)
+    return step.lower(setup.abstract_state, batch, _key(setup.partitioner))
 
 
 # --- sampling ---
 
 
-def sampling_phase(parts: Assembly, vae: VAEConfig, bucket: Bucket, tiling: Tiling | None = None) -> Phase:
+def sampling_phase(setup: TrainSetup, vae: VAEConfig, bucket: Bucket, tiling: Tiling | None = None) -> Phase:
     """Samples of this size from a network in its compute dtype, its LoRA merged, as an official file is opened.
 
     tiling: of the VAE, for a stage that enhances, on one device. Raises ConfigError for others.
     """
-    dit = parts.config.stage.network
+    dit = setup.config.stage.network
     dit = dataclasses.replace(dit, param_dtype=dit.dtype, lora=None)
-    stage, rows = dataclasses.replace(parts.stage, network=dit), parts.placement.shards(axes.ACT_BATCH)
-    whole = BatchSize(rows, bucket.size, parts.latent_spec.latent_size(*bucket.size))
+    stage, rows = dataclasses.replace(setup.stage, network=dit), setup.partitioner.num_shards(axes.ACT_BATCH)
+    whole = BatchSize(rows, bucket.size, setup.latent_spec.latent_size(*bucket.size))
     programs = _programs(stage, 'sampling', whole)
     graphdef, state = nnx.split(abstract_module(stage.init))
-    state = _placed(parts.placement, state)
-    jitted, known, executables = _abstract_vae(vae, parts.placement), bytes_per_chip(state), []
+    state = _placed(setup.partitioner, state)
+    jitted, known, executables = _abstract_vae(vae, setup.partitioner), bytes_per_chip(state), []
     halves = {'encoder': jitted.encoder, 'decoder': jitted.decoder}
     used = {program.network for program in programs} & halves.keys()
     resident = {'parameters': known, 'VAE': bytes_per_chip([halves[name].state for name in used])}
     tiles, size = 1, whole
     if tiling is not None:
-        _check_tiles(parts, 'encoder' in used)
+        _check_tiles(setup, 'encoder' in used)
         tiles, tile = (
             tiling.count(bucket.height, bucket.width),
             (bucket.frames, *tiling.tile_of(bucket.height, bucket.width)),
         )
         size = BatchSize(rows, tile, vae.latent_spec.latent_size(*tile))
         # That tiles are cut from, or joined to.
-        resident['video'] = bytes_per_chip(_shape(parts, 'video_BFHWC', (rows, *bucket.size, 3)))
+        resident['video'] = bytes_per_chip(_shape(setup, 'video_BFHWC', (rows, *bucket.size, 3)))
     for program in programs:
         if program.network == 'stage':
-            executables.append(_sampler(parts, dit, program, graphdef, state, _row(parts, bucket)))
+            executables.append(_sampler(setup, dit, program, graphdef, state, _row(setup, bucket)))
     for program in _programs(stage, 'sampling', size):
         if program.network in halves:
             ((name, shape),) = program.inputs.items()
             chunks = _encodes if program.network == 'encoder' else _decodes
-            executables += chunks(jitted, vae, _shape(parts, name, shape), parts.placement, tiles * program.runs)
+            executables += chunks(jitted, vae, _shape(setup, name, shape), setup.partitioner, tiles * program.runs)
     return Phase('sampling', resident, tuple(executables), rows, dit.head_dim)
 
 
-def _check_tiles(parts: Assembly, encodes: bool) -> None:
+def _check_tiles(setup: TrainSetup, encodes: bool) -> None:
     if not encodes:
         raise ConfigError('--tile-size: previews are decoded in whole frames; leave it out')
-    if parts.placement.mesh.size > 1:
+    if setup.partitioner.mesh.size > 1:
         raise ConfigError(
-            f'--tile-size: tiles are for one device; over {parts.placement.mesh.size}, frames are spread by columns'
+            f'--tile-size: tiles are for one device; over {setup.partitioner.mesh.size}, frames are spread by columns'
         )
 
 
 def _sampler(
-    parts: Assembly, dit: DiTConfig, program: Program, graphdef: Any, state: nnx.State, row: Sequence
+    setup: TrainSetup, dit: DiTConfig, program: Program, graphdef: Any, state: nnx.State, row: Sequence
 ) -> Executable:
     rows = next(iter(program.inputs.values()))[0]
     return Executable(
         program.name,
-        functools.partial(_lower_sampler, parts, program, graphdef, state),
+        functools.partial(_lower_sampler, setup, program, graphdef, state),
         program.runs,
         flops.dit_forward(dit, row) * (rows * program.evaluations),
         Flops(),
         bytes_per_chip(state),
-        _layer(dit, row, rows * program.batch_copies, parts.placement, training=False),
+        _layer(dit, row, rows * program.batch_copies, setup.partitioner, training=False),
     )
 
 
-def _lower_sampler(parts: Assembly, program: Program, graphdef: Any, state: nnx.State) -> jax.stages.Lowered:
-    parallel, placement = parts.config.parallel, parts.placement
+def _lower_sampler(setup: TrainSetup, program: Program, graphdef: Any, state: nnx.State) -> jax.stages.Lowered:
+    parallel, partitioner = setup.config.parallel, setup.partitioner
     choice = sharding.ContextParallelConfig(parallel.ulysses_degree, parallel.ring_attention, training=False)
-    context = sharding.make_parallel_context(placement, choice)
-    inputs = {name: _shape(parts, name, shape) for name, shape in program.inputs.items()}
+    context = sharding.make_parallel_context(partitioner, choice)
+    inputs = {name: _shape(setup, name, shape) for name, shape in program.inputs.items()}
     rows = next(iter(program.inputs.values()))[0]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    noise = SeededNoise(jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=placement.replicated))
+    noise = SeededNoise(jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=partitioner.replicated))
 
     def sample(state: nnx.State, inputs: Batch, noise: SeededNoise) -> jax.Array:
         return program.function(nnx.merge(graphdef, state), inputs, noise, context)
@@ -224,12 +224,12 @@ def _lower_sampler(parts: Assembly, program: Program, graphdef: Any, state: nnx.
     return jax.jit(sample).lower(state, inputs, noise)
 
 
-def _placed(placement: Placement, state: nnx.State) -> nnx.State:
+def _placed(partitioner: Partitioner, state: nnx.State) -> nnx.State:
     """A network's shapes, each where the strategy says."""
 
     def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
         shape = variable.get_value()
-        where = placement.sharding(variable.get_metadata('axes'), shape.shape, '/'.join(map(str, path)))
+        where = partitioner.sharding(variable.get_metadata('axes'), shape.shape, '/'.join(map(str, path)))
         return variable.replace(jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where))
 
     return nnx.map_state(place, state)
@@ -238,12 +238,12 @@ def _placed(placement: Placement, state: nnx.State) -> nnx.State:
 # --- the VAE ---
 
 
-def _abstract_vae(config: VAEConfig, placement: Placement) -> JittedVAE:
-    return jit_vae(abstract_module(functools.partial(VAE, config)), placement)
+def _abstract_vae(config: VAEConfig, partitioner: Partitioner) -> JittedVAE:
+    return jit_vae(abstract_module(functools.partial(VAE, config)), partitioner)
 
 
 def _encodes(
-    jitted: JittedVAE, config: VAEConfig, video: jax.ShapeDtypeStruct, placement: Placement, clips: int
+    jitted: JittedVAE, config: VAEConfig, video: jax.ShapeDtypeStruct, partitioner: Partitioner, clips: int
 ) -> Iterator[Executable]:
     """Of so many clips a row."""
     sizes = vae_chunking.chunk_sizes(video.shape[1], vae_chunking.encode_chunks(config.latent_spec))
@@ -251,13 +251,13 @@ def _encodes(
 
     def work(frames: int, first: bool) -> tuple[Flops, float]:
         done = flops.vae_encode(config, frames, height, width, first=first) * rows
-        return done, estimate.vae_chunk(config, (rows, frames, height, width), _picture_shards(placement))
+        return done, estimate.vae_chunk(config, (rows, frames, height, width), _picture_shards(partitioner))
 
     return _chunks('VAE encode', jitted.encoder, video, sizes, work, clips)
 
 
 def _decodes(
-    jitted: JittedVAE, config: VAEConfig, z: jax.ShapeDtypeStruct, placement: Placement, clips: int
+    jitted: JittedVAE, config: VAEConfig, z: jax.ShapeDtypeStruct, partitioner: Partitioner, clips: int
 ) -> Iterator[Executable]:
     """Of so many clips a row."""
     sizes = vae_chunking.chunk_sizes(z.shape[1], vae_chunking.DECODE_CHUNKS)
@@ -267,13 +267,13 @@ def _decodes(
     def work(frames: int, first: bool) -> tuple[Flops, float]:
         done = flops.vae_decode(config, frames, height, width, first=first) * rows
         made = rows, spec.temporal * frames, spec.spatial * height, spec.spatial * width
-        return done, estimate.vae_chunk(config, made, _picture_shards(placement))
+        return done, estimate.vae_chunk(config, made, _picture_shards(partitioner))
 
     return _chunks('VAE decode', jitted.decoder, z, sizes, work, clips)
 
 
-def _picture_shards(placement: Placement) -> int:
-    return placement.shards(axes.ACT_BATCH) * placement.shards(axes.ACT_WIDTH)
+def _picture_shards(partitioner: Partitioner) -> int:
+    return partitioner.num_shards(axes.ACT_BATCH) * partitioner.num_shards(axes.ACT_WIDTH)
 
 
 def _chunks(
@@ -305,13 +305,13 @@ def _chunks(
 # --- T5 ---
 
 
-def text(config: T5Config, length: int | None, placement: Placement) -> Phase:
+def text(config: T5Config, length: int | None, partitioner: Partitioner) -> Phase:
     """A batch of texts, on one device. length: tokens; None for the official number."""
     tokens = length or tokenizer.OFFICIAL_LENGTH
     graphdef, state = nnx.split(abstract_module(functools.partial(T5, config)))
-    state = arrays.put_sharded(state, jax.tree.map(lambda _: placement.replicated, state))
+    state = arrays.put_sharded(state, jax.tree.map(lambda _: partitioner.replicated, state))
     rows = t5_encoder.BATCH
-    ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=placement.replicated)
+    ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=partitioner.replicated)
     known = bytes_per_chip(state)
     encode = Executable(
         'T5',
@@ -328,25 +328,25 @@ def text(config: T5Config, length: int | None, placement: Placement) -> Phase:
 # --- shapes ---
 
 
-def _layer(dit: DiTConfig, row: Sequence, rows: float, placement: Placement, *, training: bool) -> float:
+def _layer(dit: DiTConfig, row: Sequence, rows: float, partitioner: Partitioner, *, training: bool) -> float:
     """What a chip needs for a pass through the DiT, by formula."""
-    tokens = row.tokens * rows / placement.shards(axes.ACT_BATCH)
-    here = tokens / placement.shards(axes.ACT_TOKENS)
+    tokens = row.tokens * rows / partitioner.num_shards(axes.ACT_BATCH)
+    here = tokens / partitioner.num_shards(axes.ACT_TOKENS)
     work = estimate.dit_layer(dit, here, tokens)
     return work + estimate.kept(dit, here) if training else work
 
 
-def _row(parts: Assembly, bucket: Bucket) -> Sequence:
-    text_length, _ = parts.stage.text_shape
-    return Sequence(text_length, parts.latent_spec.num_tokens(*bucket.size))
+def _row(setup: TrainSetup, bucket: Bucket) -> Sequence:
+    text_length, _ = setup.stage.text_shape
+    return Sequence(text_length, setup.latent_spec.num_tokens(*bucket.size))
 
 
-def _shape(parts: Assembly, name: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    placement = parts.placement
-    where = placement.sharding(arrays.batch_axes(placement, name, shape, parts.latent_spec), shape, name)
+def _shape(setup: TrainSetup, name: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    partitioner = setup.partitioner
+    where = partitioner.sharding(arrays.batch_axes(partitioner, name, shape, setup.latent_spec), shape, name)
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
 
-def _key(placement: Placement) -> jax.ShapeDtypeStruct:
+def _key(partitioner: Partitioner) -> jax.ShapeDtypeStruct:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=placement.replicated)
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=partitioner.replicated)

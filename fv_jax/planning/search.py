@@ -11,7 +11,7 @@ from fv_jax.planning import planner, slices
 from fv_jax.planning.compiling import gib
 from fv_jax.planning.planner import Request
 from fv_jax.planning.report import PhaseReport
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ def largest_batch(request: Request) -> Found:
     """
     if request.config.data.token_budget is not None:
         raise ConfigError('config.data.token_budget: sets the batches of every size; --search needs it to be none')
-    here = planner.placement_on(_with(request, _smallest(request), 'full'))
-    step = here.shards(axes.ACT_BATCH) * request.config.loop.microbatches
+    here = planner.make_slice_partitioner(_with(request, _smallest(request), 'full'))
+    step = here.num_shards(axes.ACT_BATCH) * request.config.loop.microbatches
 
     def needed(batch: int, remat: Remat) -> float | None:
         report = _training(_with(request, batch, remat))
@@ -124,7 +124,7 @@ def _smallest(request: Request) -> int:
 
 
 def _with(request: Request, batch: int, remat: Remat) -> Request:
-    config: RunConfig = request.config
+    config: TrainConfig = request.config
     loader = dataclasses.replace(config.data.loader, batch_size=batch)
     network = dataclasses.replace(config.stage.network, remat=remat)
     config = dataclasses.replace(

@@ -17,15 +17,15 @@ from fv_jax.sampling.lazy_stages import LazyStage
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages.latent_stage import LatentStage
 from fv_jax.stages.protocol import Batch
-from fv_jax.training.run.setup import Assembly
+from fv_jax.training.run.setup import TrainSetup
 
 _BACKWARD = 3  # a forward pass, and twice as much backwards
 _HEAD_DIM = 64  # where there is no attention
 
 
-def training(parts: Assembly, vae: VAEConfig | None) -> Callable[[Batch], throughput.StepCost]:
+def training(setup: TrainSetup, vae: VAEConfig | None) -> Callable[[Batch], throughput.StepCost]:
     """A batch, before it is encoded -> what its step computes. vae: of the frozen one, which encodes what is video."""
-    stage, devices = parts.stage, parts.placement.mesh.devices.flatten()
+    stage, devices = setup.stage, setup.partitioner.mesh.devices.flatten()
     network = stage.network
 
     def of(batch: Batch) -> throughput.StepCost:
@@ -33,11 +33,11 @@ def training(parts: Assembly, vae: VAEConfig | None) -> Callable[[Batch], throug
             rows, *video, _ = batch['high_res_BFHWC'].shape
             done = _encode(network, video) + _decode(network, video)
             # Nothing makes patches here: tokens are those that the stages would make of its latents.
-            tokens = parts.latent_spec.num_tokens(*video)
+            tokens = setup.latent_spec.num_tokens(*video)
             return _work(done * (_BACKWARD * rows), rows * tokens, devices, _HEAD_DIM)
         videos = [batch[name].shape for name in stage.latents_of if name in batch]
         rows, *size, _ = batch['z_high_BFHWC'].shape if 'z_high_BFHWC' in batch else videos[0]
-        latents = parts.latent_spec.latent_size(*size) if videos else size
+        latents = setup.latent_spec.latent_size(*size) if videos else size
         row = _row(stage, latents, batch)
         done = flops.dit_training(network, row) + _sum(_encode(vae, video) for _, *video, _ in videos)
         return _work(done * rows, rows * row.video, devices, network.head_dim)

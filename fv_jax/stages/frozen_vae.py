@@ -17,7 +17,7 @@ from fv_jax.models import vae_chunking, vae_tiling
 from fv_jax.models.vae import VAE, Cache, VAEConfig, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
-from fv_jax.parallel.rules import Names, Placement
+from fv_jax.parallel.rules import Names, Partitioner
 
 Place = Callable[[jax.Array], jax.Array]
 Where = Callable[[tuple[int, ...]], jax.sharding.Sharding]
@@ -82,39 +82,39 @@ class JittedVAE(NamedTuple):
         return vae_tiling.decode(self, z_BFHWC, tiling)
 
 
-def jit_vae(vae: VAE, placement: Placement | None = None) -> JittedVAE:
+def jit_vae(vae: VAE, partitioner: Partitioner | None = None) -> JittedVAE:
     """vae: a network, or the shapes of one, to be lowered.
 
-    placement: a mesh over which pictures are spread by their columns, the network being whole on every chip; None for
+    partitioner: a mesh over which pictures are spread by their columns, the network being whole on every chip; None for
     one device. Latents come out spread by rows of the batch alone.
     """
-    if placement is None:
+    if partitioner is None:
         return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)), vae.config)
 
     def place(x: jax.Array, names: Names, what: str) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, placement.sharding(names, x.shape, what))
+        return jax.lax.with_sharding_constraint(x, partitioner.sharding(names, x.shape, what))
 
     def pixels(x_BFHWC: jax.Array) -> jax.Array:
         stride = vae.config.latent_spec.spatial
-        return place(x_BFHWC, arrays.video_axes(placement, x_BFHWC.shape, stride), 'a video')
+        return place(x_BFHWC, arrays.video_axes(partitioner, x_BFHWC.shape, stride), 'a video')
 
     def columns(z_BFHWC: jax.Array) -> jax.Array:
-        return place(z_BFHWC, arrays.video_axes(placement, z_BFHWC.shape, 1), 'latents')
+        return place(z_BFHWC, arrays.video_axes(partitioner, z_BFHWC.shape, 1), 'latents')
 
     def rows(z_BFHWC: jax.Array) -> jax.Array:
         return place(z_BFHWC, (axes.ACT_BATCH, None, None, None, None), 'latents')
 
     def cached(shape: tuple[int, ...]) -> jax.sharding.Sharding:
-        return placement.sharding(arrays.video_axes(placement, shape, 1), shape, 'a cache')
+        return partitioner.sharding(arrays.video_axes(partitioner, shape, 1), shape, 'a cache')
 
-    encoder, decoder = (_replicated(half, placement) for half in (vae.encoder, vae.decoder))
+    encoder, decoder = (_replicated(half, partitioner) for half in (vae.encoder, vae.decoder))
     halves = Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached)
     return JittedVAE(*halves, vae.config)
 
 
-def _replicated(module: nnx.Module, placement: Placement) -> tuple[nnx.GraphDef, nnx.State]:
+def _replicated(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphDef, nnx.State]:
     graphdef, state = nnx.split(module)
-    return graphdef, arrays.put_sharded(state, jax.tree.map(lambda _: placement.replicated, state))
+    return graphdef, arrays.put_sharded(state, jax.tree.map(lambda _: partitioner.replicated, state))
 
 
 # Not each VAE's own: one that is read again compiles nothing.

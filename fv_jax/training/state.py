@@ -14,7 +14,7 @@ from flax import nnx
 
 from fv_jax.core.abstract_module import abstract_module
 from fv_jax.parallel import sharding
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.stages.protocol import Stage
 
 Params = dict[str, Any]  # nested, of arrays
@@ -102,19 +102,19 @@ def train_state_from_params(
 
 
 def state_shardings(
-    network: ModelDef, tx: optax.GradientTransformation, placement: Placement, *, ema: bool
+    network: ModelDef, tx: optax.GradientTransformation, partitioner: Partitioner, *, ema: bool
 ) -> TrainState:
     """Returns the shardings of a train state, as a TrainState with shardings as leaves.
 
     Raises ConfigError naming a parameter that does not divide over the mesh.
     """
     parts = network.trainable, network.frozen
-    trainable, frozen = (sharding.parameter_shardings(placement, part) for part in parts)
+    trainable, frozen = (sharding.parameter_shardings(partitioner, part) for part in parts)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(network.trainable))
     opt_state = sharding.shardings_like_params(
-        jax.eval_shape(tx.init, shapes), shapes, trainable, otherwise=placement.replicated
+        jax.eval_shape(tx.init, shapes), shapes, trainable, otherwise=partitioner.replicated
     )
-    return TrainState(placement.replicated, trainable, frozen, opt_state, trainable if ema else None)
+    return TrainState(partitioner.replicated, trainable, frozen, opt_state, trainable if ema else None)
 
 
 def inference_params(state: TrainState) -> Params:

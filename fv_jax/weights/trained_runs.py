@@ -21,7 +21,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.vae import set_compute_dtype
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.stages import registry
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.protocol import Stage
@@ -68,7 +68,7 @@ def latent_spec(config: registry.StageConfig) -> LatentSpec:
     return registry.latent_spec(config, weights.vae_config(config.vae) if registry.needs_vae(config) else None)
 
 
-def frozen_vae(config: registry.StageConfig, placement: Placement | None = None) -> JittedVAE | None:
+def frozen_vae(config: registry.StageConfig, partitioner: Partitioner | None = None) -> JittedVAE | None:
     """The VAE whose latents the stage works on, on a mesh if one is given; None where the stage needs none.
 
     Raises ConfigError when its latents do not fit the stage's network, and what `weights.load_vae` raises.
@@ -83,7 +83,7 @@ def frozen_vae(config: registry.StageConfig, placement: Placement | None = None)
         f'config.stage.network.latent_channels={wanted}; set that to {there} or name another VAE',
         ConfigError,
     )
-    return jit_vae(vae, placement)
+    return jit_vae(vae, partitioner)
 
 
 def open_run(folder: Path | str, step: int | None = None) -> Run:

@@ -46,7 +46,7 @@ from fv_jax.planning import planner, step_cost
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.programs import LoadedStage
-from fv_jax.training.run.setup import Assembly, RunConfig, assemble, placement_of
+from fv_jax.training.run.setup import TrainConfig, TrainSetup, make_partitioner, make_train_setup
 from fv_jax.training.step import train_step
 
 Run = Callable[[], Any]  # dispatches one run, and returns what to wait for
@@ -68,15 +68,15 @@ def main(argv: list[str] | None = None) -> int:
         'device': device.device_kind,
         'versions': {name: _version(name) for name in ('jax', 'torch', 'tokamax')},
     }
-    config = read_config(RunConfig, options.config, ())
+    config = read_config(TrainConfig, options.config, ())
     if options.tokens:
         heads = config.stage.network.num_heads, config.stage.network.head_dim
         rows = [_attention(int(n), heads, options.rounds) for n in options.tokens.split(',')]
         found['attention'] = rows
         found['exactness'] = _exactness(heads)
     if options.size:
-        parts = _assembled(options.config, tuple(int(side) for side in options.size.split('x')))
-        found['networks'] = {'size': options.size} | _networks(parts, options.rounds)
+        setup = _train_setup(options.config, tuple(int(side) for side in options.size.split('x')))
+        found['networks'] = {'size': options.size} | _networks(setup, options.rounds)
     options.json.write_text(json.dumps(found, indent=1) + '\n')
     print(f'{options.json}: written')
     return 0
@@ -206,30 +206,30 @@ def _torch_attention(qkv: list[np.ndarray]) -> dict[str, tuple[Run, Run, Callabl
 # --- networks ---
 
 
-def _assembled(program: str, size: tuple[int, int, int]) -> Assembly:
+def _train_setup(program: str, size: tuple[int, int, int]) -> TrainSetup:
     sides = zip(('frames', 'height', 'width'), size, strict=True)
     overrides = [(f'data.{name}', str(value)) for name, value in sides]
-    config = read_config(RunConfig, program, [*overrides, ('data.loader.batch_size', '1')])
+    config = read_config(TrainConfig, program, [*overrides, ('data.loader.batch_size', '1')])
     latent_spec = planner.latent_spec(config)
-    placement = placement_of(config, make_mesh(config.parallel, jax.devices()[:1]), latent_spec)
-    return assemble(config, placement, latent_spec)
+    partitioner = make_partitioner(config, make_mesh(config.parallel, jax.devices()[:1]), latent_spec)
+    return make_train_setup(config, partitioner, latent_spec)
 
 
-def _networks(parts: Assembly, rounds: int) -> dict[str, Any]:
-    data, dit = parts.config.data, parts.config.stage.network
-    latents = parts.latent_spec.latent_size(data.frames, data.height, data.width)
+def _networks(setup: TrainSetup, rounds: int) -> dict[str, Any]:
+    data, dit = setup.config.data, setup.config.stage.network
+    latents = setup.latent_spec.latent_size(data.frames, data.height, data.width)
     key = jax.random.key(0)
     z = [jax.random.normal(jax.random.fold_in(key, i), (1, *latents, dit.latent_channels)) for i in range(2)]
-    text_BLD = jax.random.normal(key, (1, parts.stage.config.text_length, dit.text_dim))
+    text_BLD = jax.random.normal(key, (1, setup.stage.config.text_length, dit.text_dim))
     batch = {'z_high_BFHWC': z[0], 'z_low_BFHWC': z[1], 'text_BLD': text_BLD}
-    sampler = _sampler(parts, z[1], text_BLD)
+    sampler = _sampler(setup, z[1], text_BLD)
     done = {
-        'sampler': step_cost.sampler(parts.stage, latents, 1),
-        'training step': step_cost.training(parts, None)(batch),
+        'sampler': step_cost.sampler(setup.stage, latents, 1),
+        'training step': step_cost.training(setup, None)(batch),
     }
     out = {'sampler': _figures('sampler', done['sampler'], seconds(sampler, jax.block_until_ready, rounds))}
     del sampler  # its weights
-    step = _training(parts, batch, key)
+    step = _training(setup, batch, key)
     name = 'training step'
     return out | {name: _figures(name, done[name], seconds(step, jax.block_until_ready, rounds))}
 
@@ -240,11 +240,11 @@ def _figures(name: str, done: throughput.StepCost, taken: float) -> dict[str, fl
     return {'seconds': taken} | values
 
 
-def _training(parts: Assembly, batch: dict[str, jax.Array], key: jax.Array) -> Run:
-    config = parts.config
-    state = [jax.jit(parts.init_train_state, out_shardings=parts.shardings)(key)]
+def _training(setup: TrainSetup, batch: dict[str, jax.Array], key: jax.Array) -> Run:
+    config = setup.config
+    state = [jax.jit(setup.init_train_state, out_shardings=setup.shardings)(key)]
     step = train_step(
-        parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.context, parts.shardings
+        setup.stage, setup.network, setup.tx, config.optim, config.loop.num_steps, setup.context, setup.shardings
     )
 
     def run() -> Any:
@@ -254,14 +254,14 @@ def _training(parts: Assembly, batch: dict[str, jax.Array], key: jax.Array) -> R
     return run
 
 
-def _sampler(parts: Assembly, z_low: jax.Array, text_BLD: jax.Array) -> Run:
+def _sampler(setup: TrainSetup, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     """As an official file is opened: the weights in the compute dtype."""
-    dit = dataclasses.replace(parts.config.stage.network, param_dtype=parts.config.stage.network.dtype)
-    stage = dataclasses.replace(parts.stage, network=dit)
+    dit = dataclasses.replace(setup.config.stage.network, param_dtype=setup.config.stage.network.dtype)
+    stage = dataclasses.replace(setup.stage, network=dit)
     graphdef, _ = nnx.split(abstract_module(stage.init))
     weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
     loaded, noise = LoadedStage(stage, graphdef, weights), SeededNoise.from_seeds([0])
-    return lambda: programs.enhance_latents(loaded, z_low, text_BLD, noise, context=parts.context)
+    return lambda: programs.enhance_latents(loaded, z_low, text_BLD, noise, context=setup.context)
 
 
 if __name__ == '__main__':

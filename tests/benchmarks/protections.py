@@ -49,7 +49,7 @@ from fv_jax.training.monitoring.watchdog import Watchdog
 from fv_jax.training.optimizer import update_ema
 from fv_jax.training.progress import Progress
 from fv_jax.training.run.save_policy import SavePolicy
-from fv_jax.training.run.setup import Assembly, RunConfig, assemble, latents_shape, placement_of
+from fv_jax.training.run.setup import TrainConfig, TrainSetup, latents_shape, make_partitioner, make_train_setup
 from fv_jax.training.step import train_step
 from fv_jax.weights import trained_runs
 from tests import runs
@@ -82,9 +82,9 @@ class Stopwatch:
             found[kind].append((ended - began) / steps)
 
 
-def bare_step(parts: Assembly) -> Callable:
+def bare_step(setup: TrainSetup) -> Callable:
     """(state, batch, key) -> (state, loss), jitted: what is left of `train_step` without its protections."""
-    stage, network, optim = parts.stage, parts.network, parts.config.optim
+    stage, network, optim = setup.stage, setup.network, setup.config.optim
 
     def step(old: state.TrainState, batch: Batch, key: jax.Array) -> tuple[state.TrainState, dict[str, jax.Array]]:
         noised = stage.sample_noise_and_time(
@@ -92,15 +92,15 @@ def bare_step(parts: Assembly) -> Callable:
         )
 
         def loss_fn(trainable: state.Params) -> jax.Array:
-            return stage.loss(network.model(trainable, old.frozen), noised, context=parts.context)[0]
+            return stage.loss(network.model(trainable, old.frozen), noised, context=setup.context)[0]
 
         loss, grads = jax.value_and_grad(loss_fn)(old.trainable)
-        updates, opt_state = parts.tx.update(grads, old.opt_state, old.trainable)
+        updates, opt_state = setup.tx.update(grads, old.opt_state, old.trainable)
         trainable = optax.apply_updates(old.trainable, updates)
         ema = None if old.ema is None else update_ema(old.ema, trainable, optim.ema_decay, old.step)
         return state.TrainState(old.step + 1, trainable, old.frozen, opt_state, ema), {'loss': loss}
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(parts.shardings, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, None))
 
 
 def run_bare(step: Callable, then: state.TrainState, batches: Any, key: jax.Array, steps: int) -> state.TrainState:
@@ -118,14 +118,14 @@ def run_bare(step: Callable, then: state.TrainState, batches: Any, key: jax.Arra
 class Turns:
     """The loop's `trace`: after every `steps` steps it lets the other kinds have their turn."""
 
-    def __init__(self, parts: Assembly, batches: list[Batch], key: jax.Array, steps: int):
+    def __init__(self, setup: TrainSetup, batches: list[Batch], key: jax.Array, steps: int):
         self.watch, self._steps, self._key, self._batches = Stopwatch(), steps, key, itertools.cycle(batches)
-        config = parts.config
+        config = setup.config
         guarded = train_step(
-            parts.stage, parts.network, parts.tx, config.optim, config.loop.num_steps, parts.context, parts.shardings
+            setup.stage, setup.network, setup.tx, config.optim, config.loop.num_steps, setup.context, setup.shardings
         )
-        self._kinds = {'bare': bare_step(parts), 'step': guarded}
-        self._states = {kind: new_state(parts) for kind in self._kinds}
+        self._kinds = {'bare': bare_step(setup), 'step': guarded}
+        self._states = {kind: new_state(setup) for kind in self._kinds}
         self._quiet = Profiler(None, Path())
 
     def __call__(self, step: int, before: Any) -> None:
@@ -140,32 +140,36 @@ class Turns:
         self._quiet(step, before)
 
 
-def new_state(parts: Assembly) -> state.TrainState:
+def new_state(setup: TrainSetup) -> state.TrainState:
     """With small random numbers for parameters, and zeros for the rest: an initialiser would have to be compiled."""
     rng = np.random.default_rng(0)
 
     def drawn(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.device_put(jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), leaf.sharding)
 
-    abstract = parts.abstract_state
+    abstract = setup.abstract_state
     zeros = jax.tree.map(lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding), abstract)
     trainable, frozen = (jax.tree.map(drawn, part) for part in (abstract.trainable, abstract.frozen))
     return dataclasses.replace(zeros, trainable=trainable, frozen=frozen)
 
 
-def made_up_batches(parts: Assembly, count: int = 4) -> list[Batch]:
+def made_up_batches(setup: TrainSetup, count: int = 4) -> list[Batch]:
     """Latents of the sizes that the run's rows have."""
-    shape = latents_shape(parts.config, parts.config.data.sizes[0], parts.latent_spec)
+    shape = latents_shape(setup.config, setup.config.data.sizes[0], setup.latent_spec)
     rng = np.random.default_rng(0)
     names = ('z_high_BFHWC', 'z_low_BFHWC')
     return [{name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name in names} for _ in range(count)]
 
 
-def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Times, state.TrainState, SavePolicy]:
+def measure(setup: TrainSetup, folder: Path, rounds: int, steps: int) -> tuple[Times, state.TrainState, SavePolicy]:
     """The loop to its end, with the other kinds in turn, in a run's folder."""
-    config, batches, goodput = parts.config, made_up_batches(parts), Goodput()
+    config, batches, goodput = setup.config, made_up_batches(setup), Goodput()
     key = jax.random.key(1)
-    turns, any_host, preemption = Turns(parts, batches, key, steps), CrossHostFlags(parts.placement.mesh), Preemption()
+    turns, any_host, preemption = (
+        Turns(setup, batches, key, steps),
+        CrossHostFlags(setup.partitioner.mesh),
+        Preemption(),
+    )
     checkpoints = Checkpoints(folder, max_to_keep=config.loop.max_to_keep)
     saver = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), {}, any_host)
     folder.mkdir(exist_ok=True)
@@ -176,11 +180,11 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
         Watchdog(goodput, 60 * config.loop.stall_timeout_minutes),
     ):
         last = trainer.Trainer(
-            stage=parts.stage,
-            network=parts.network,
+            stage=setup.stage,
+            network=setup.network,
             optim=config.optim,
             config=once,
-            context=parts.context,
+            context=setup.context,
             key=key,
             writer=writer,
             make_batches=lambda step, order: itertools.cycle(batches),
@@ -190,8 +194,8 @@ def measure(parts: Assembly, folder: Path, rounds: int, steps: int) -> tuple[Tim
             poll_signals=lambda step: any_host(preemption.is_requested(step), saver.is_due()),
             profile=turns,
             goodput=goodput,
-            shardings=parts.shardings,
-        ).run(new_state(parts))
+            shardings=setup.shardings,
+        ).run(new_state(setup))
     return turns.watch.times, last, saver
 
 
@@ -229,12 +233,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--json', type=Path, help='also write the figures here')
     arguments = parser.parse_args(argv)
     silence_third_party_logs()
-    config = read_config(RunConfig, arguments.config, ())
+    config = read_config(TrainConfig, arguments.config, ())
     latent_spec = trained_runs.latent_spec(config.stage)
-    placement = placement_of(config, make_mesh(config.parallel), latent_spec)
+    partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
     with tempfile.TemporaryDirectory() as name, runs.shared_compiling(Path(name) / 'compiled'):
-        parts = assemble(config, placement, latent_spec)
-        times, last, saver = measure(parts, Path(name) / 'run', arguments.rounds, arguments.steps)
+        setup = make_train_setup(config, partitioner, latent_spec)
+        times, last, saver = measure(setup, Path(name) / 'run', arguments.rounds, arguments.steps)
         saves = save_seconds(last, saver)
         size = sum(
             path.stat().st_size

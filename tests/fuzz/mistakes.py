@@ -11,15 +11,15 @@ from configs import degradations, prepare, stage1, stage2, vae
 from fv_jax.core.config import build, to_dict
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.video.clips import ClipsConfig
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 from tests import runs
 from tests.fuzz.world import own_mistakes
 
 CONFIGS = runs.ROOT / 'configs'
 PROGRAMS = {
-    'vae': (RunConfig, vae),
-    'stage1': (RunConfig, stage1),
-    'stage2': (RunConfig, stage2),
+    'vae': (TrainConfig, vae),
+    'stage1': (TrainConfig, stage1),
+    'stage2': (TrainConfig, stage2),
     'prepare': (ClipsConfig, prepare),
     'degradations': (Degradation, degradations),
 }

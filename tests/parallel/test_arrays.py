@@ -10,13 +10,13 @@ from fv_jax.core.config import build
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.training import state
-from fv_jax.training.run.setup import RunConfig, assemble, placement_of
+from fv_jax.training.run.setup import TrainConfig, make_partitioner, make_train_setup
 
 
-def placement(strategy='fsdp_split_frames', **parallel):
-    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
+def partitioner(strategy='fsdp_split_frames', **parallel):
+    return Partitioner(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
 
 
 def numbers(*shape):
@@ -29,7 +29,7 @@ def test_batch_axes_split_examples_and_width_of_videos():
         'z_low_BFHWC': numbers(4, 1, 1, 8, 2),
         'text_BLD': numbers(4, 3, 5),
     }
-    placed = arrays.to_global(batch, placement(fsdp=2, context=4), OFFICIAL.latent_spec)
+    placed = arrays.to_global(batch, partitioner(fsdp=2, context=4), OFFICIAL.latent_spec)
     shares = {name: x.sharding.shard_shape(x.shape) for name, x in placed.items()}
     assert shares == {'high_res_BFHWC': (2, 1, 8, 16, 3), 'z_low_BFHWC': (2, 1, 1, 8, 2), 'text_BLD': (2, 3, 5)}
     for name, x in placed.items():
@@ -38,7 +38,7 @@ def test_batch_axes_split_examples_and_width_of_videos():
 
 def test_video_axes_do_not_split_a_small_width():
     """48 columns make 6 of latents, which 4 chips cannot share."""
-    where = placement(fsdp=2, context=4)
+    where = partitioner(fsdp=2, context=4)
     assert arrays.video_axes(where, (2, 1, 32, 48, 3), 8)[3] is None
     assert arrays.video_axes(where, (2, 49, 1072, 1920, 3), 8)[3] == 'act_width'
     assert arrays.video_axes(where, (2, 13, 134, 240, 16), 1)[3] == 'act_width'
@@ -81,7 +81,7 @@ def test_process_part_refuses_unequal_parts(shards, mine):
 
 
 def test_to_host_round_trip():
-    where = placement(context=8)
+    where = partitioner(context=8)
     sharding = where.sharding(('act_batch', 'act_tokens'), (2, 16), 'x')
     x = numbers(2, 16)
     placed = arrays.put_sharded({'x': x}, {'x': sharding})
@@ -97,9 +97,9 @@ def config():
 def parts_on(config, **parallel):
     config.parallel = {'data': 1} | parallel
     config.data.loader.batch_size = 8
-    built = build(RunConfig, config.to_dict())
+    built = build(TrainConfig, config.to_dict())
     latent_spec = OFFICIAL.latent_spec
-    return assemble(built, placement_of(built, make_mesh(built.parallel), latent_spec), latent_spec)
+    return make_train_setup(built, make_partitioner(built, make_mesh(built.parallel), latent_spec), latent_spec)
 
 
 def test_state_is_initialized_sharded_and_restored_on_another_mesh(config, tmp_path):

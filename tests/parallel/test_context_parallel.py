@@ -11,7 +11,7 @@ from fv_jax.kernels.attention import BACKENDS
 from fv_jax.kernels.context_cost import ContextParallelPlan, all_plans
 from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 
 TOKENS, PADDED, HEADS = 50, 56, 6
 
@@ -75,10 +75,10 @@ def test_ring_attention_forward_has_no_all_gather():
 
 
 def test_no_ring_where_no_kernel_can_do_it(monkeypatch):
-    placement = Placement(make_mesh(ParallelConfig(data=1, context=8)), 'fsdp_split_frames')
+    partitioner = Partitioner(make_mesh(ParallelConfig(data=1, context=8)), 'fsdp_split_frames')
     shape = 1, 104_768, 30, 64
-    assert sharding.context_parallel_plan(placement, sharding.ContextParallelConfig(ring=True), shape, 2).ring
+    assert sharding.context_parallel_plan(partitioner, sharding.ContextParallelConfig(ring=True), shape, 2).ring
     monkeypatch.setitem(BACKENDS, 'cpu', BACKENDS['cpu']._replace(partial=None))
-    assert not sharding.context_parallel_plan(placement, sharding.ContextParallelConfig(), shape, 2).ring
+    assert not sharding.context_parallel_plan(partitioner, sharding.ContextParallelConfig(), shape, 2).ring
     with pytest.raises(ConfigError, match='ring_attention=True: no kernel for a cpu'):
-        sharding.context_parallel_plan(placement, sharding.ContextParallelConfig(ring=True), shape, 2)
+        sharding.context_parallel_plan(partitioner, sharding.ContextParallelConfig(ring=True), shape, 2)

@@ -13,7 +13,7 @@ from fv_jax.models.lora import LoRAConfig
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import collectives
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.noise import per_example_keys
@@ -45,8 +45,8 @@ STAGES = {
 }
 
 
-def placement(axes: dict[str, int], kind: str) -> Placement:
-    return Placement(make_mesh(ParallelConfig(**({'data': 1} | axes))), STAGES[kind].strategy)
+def partitioner(axes: dict[str, int], kind: str) -> Partitioner:
+    return Partitioner(make_mesh(ParallelConfig(**({'data': 1} | axes))), STAGES[kind].strategy)
 
 
 @pytest.fixture(scope='module', params=list(STAGES))
@@ -82,7 +82,7 @@ def test_sharded_loss_and_gradients_equal_one_device(made, alone, axes):
     kind, stage, network, params, batch = made
     if kind == 'lowres' and axes not in LORA_MESHES:
         pytest.skip('what differs, the matrices of LoRA, is seen on two meshes')
-    where = placement(axes, kind)
+    where = partitioner(axes, kind)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = [arrays.put_sharded(part, s) for part, s in zip(params, shardings, strict=True)]
     of = jax.jit(
@@ -103,7 +103,7 @@ def test_sharded_microbatches_equal_the_batch(made, alone):
     kind, stage, network, params, batch = made
     if kind == 'superres':
         pytest.skip('one stage is enough; this one has frozen parameters as well')
-    where = placement({'fsdp': 4, 'tensor': 2}, kind)
+    where = partitioner({'fsdp': 4, 'tensor': 2}, kind)
     parts = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = [arrays.put_sharded(part, s) for part, s in zip(params, parts, strict=True)]
     shardings = state.TrainState(where.replicated, *parts, {}, None)
@@ -122,7 +122,7 @@ def test_sharded_microbatches_equal_the_batch(made, alone):
 
 
 def test_sharded_microbatches_move_no_example():
-    where = placement({'data': 2, 'fsdp': 2, 'context': 2}, 'superres')
+    where = partitioner({'data': 2, 'fsdp': 2, 'context': 2}, 'superres')
     batch = arrays.to_global({'z_low_BFHWC': np.zeros((ROWS, *SIZE), np.float32)}, where, OFFICIAL.latent_spec)
     split = jax.jit(lambda batch: step.split_microbatches(batch, 2)['z_low_BFHWC'] + 1).lower(batch).compile()
     assert not collectives.read_traffic(split.as_text(), 8).counts
@@ -132,7 +132,7 @@ def test_sharded_microbatches_move_no_example():
 @pytest.mark.parametrize('axes', MESHES[1:3], ids=str)
 def test_large_parameters_are_split_over_all_chips(made, axes):
     kind, _, network, _, _ = made
-    shardings = sharding.parameter_shardings(placement(axes, kind), network.trainable)
+    shardings = sharding.parameter_shardings(partitioner(axes, kind), network.trainable)
     shapes = nnx.to_pure_dict(network.trainable)
     whole = 0
     for (path, s), x in zip(jax.tree_util.tree_leaves_with_path(shardings), jax.tree.leaves(shapes), strict=True):

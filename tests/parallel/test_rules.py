@@ -11,14 +11,14 @@ from fv_jax.core.config import ConfigError, build
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
-from fv_jax.parallel.rules import STRATEGIES, Placement
-from fv_jax.training.run.setup import RunConfig, assemble, placement_of
+from fv_jax.parallel.rules import STRATEGIES, Partitioner
+from fv_jax.training.run.setup import TrainConfig, make_partitioner, make_train_setup
 
 LOGICAL = {value for name, value in vars(axes).items() if name.isupper()}
 
 
-def placement(strategy='fsdp_split_frames', **parallel):
-    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
+def partitioner(strategy='fsdp_split_frames', **parallel):
+    return Partitioner(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
 
 
 def run_config(program, variant='', **changes):
@@ -27,15 +27,15 @@ def run_config(program, variant='', **changes):
     for path, value in changes.items():
         group, name = path.split('__')
         config[group].update({name: value})
-    return build(RunConfig, config.to_dict())
+    return build(TrainConfig, config.to_dict())
 
 
 def place(config):
-    return placement_of(config, make_mesh(config.parallel), OFFICIAL.latent_spec)
+    return make_partitioner(config, make_mesh(config.parallel), OFFICIAL.latent_spec)
 
 
 def make(config):
-    return assemble(config, place(config), OFFICIAL.latent_spec)
+    return make_train_setup(config, place(config), OFFICIAL.latent_spec)
 
 
 @pytest.mark.parametrize('rules', STRATEGIES.values(), ids=STRATEGIES)
@@ -86,8 +86,10 @@ def test_an_unknown_strategy_is_refused():
 
 
 def test_rules_split_a_dimension_over_its_mesh_axes():
-    where = placement(fsdp=2, context=4)
-    assert where.shards(axes.EMBED) == 8 and where.shards(axes.ACT_BATCH) == 2 and where.shards(axes.MLP) == 1
+    where = partitioner(fsdp=2, context=4)
+    assert (
+        where.num_shards(axes.EMBED) == 8 and where.num_shards(axes.ACT_BATCH) == 2 and where.num_shards(axes.MLP) == 1
+    )
     kernel = where.sharding((axes.EMBED, None, axes.HEADS), (64, 3, 30), 'a kernel')
     assert kernel.spec == jax.P(('fsdp', 'context'), None, None)
     assert kernel.shard_shape((64, 3, 30)) == (8, 3, 30)
@@ -116,7 +118,7 @@ def test_a_dimension_that_does_not_divide_is_refused_by_name():
 
 def test_sharding_refuses_a_mesh_axis_used_twice():
     with pytest.raises(ConfigError, match='a kernel: mlp and heads cannot both be split over the mesh axis tensor'):
-        placement(tensor=8).sharding((axes.MLP, axes.HEADS), (8, 8), 'a kernel')
+        partitioner(tensor=8).sharding((axes.MLP, axes.HEADS), (8, 8), 'a kernel')
 
 
 def test_placement_refuses_heads_that_do_not_divide():
@@ -157,7 +159,7 @@ def test_placement_checks_every_bucket():
 
 
 def test_placement_refuses_more_context_shards_than_tiles():
-    where = placement(context=8)
+    where = partitioner(context=8)
     assert [sharding.padded_length(where, n) for n in (8, 50, 64)] == [8, 56, 64]
     with pytest.raises(ConfigError, match=r'context=8: 7 tokens .* fill only 7 chip\(s\); use at most 7'):
         sharding.padded_length(where, 7)

@@ -9,7 +9,7 @@ from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
-from fv_jax.parallel.rules import Placement
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.stages.frozen_vae import jit_vae
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.training import state
@@ -19,8 +19,8 @@ from tests.sampling import tiny
 STAGE = SuperRes(SuperResConfig(text_length=5, num_steps=2, guidance_batched=True), tiny.DIT)
 
 
-def placement(**parallel):
-    return Placement(make_mesh(ParallelConfig(**({'data': 1} | parallel))), 'fsdp_split_frames')
+def partitioner(**parallel):
+    return Partitioner(make_mesh(ParallelConfig(**({'data': 1} | parallel))), 'fsdp_split_frames')
 
 
 def close(a, b):
@@ -38,7 +38,7 @@ def test_sharded_samples_equal_one_device(parallel):
     z = rng.standard_normal((2, 3, 6, 10, 4)).astype(np.float32)
     batch = {'z_low_BFHWC': z, 'text_BLD': rng.standard_normal((2, 5, tiny.DIT.text_dim)).astype(np.float32)}
     expected = sample_step(STAGE, network, SINGLE_DEVICE)(params, batch, jax.random.key(0))['z_sample_BFHWC']
-    where = placement(**parallel)
+    where = partitioner(**parallel)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = arrays.put_sharded(params, dict(zip(('trainable', 'frozen'), shardings, strict=True)))
     context = sharding.make_parallel_context(where, sharding.ContextParallelConfig(training=False))
@@ -51,7 +51,7 @@ def test_sharded_samples_equal_one_device(parallel):
 def test_sharded_vae_equals_one_device_and_splits_the_width():
     """128 columns on eight chips: two of latents each, with halos at every level; group norms over all of them."""
     video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 128, 3)).astype(np.float32)
-    alone, where = jit_vae(tiny.vae()), placement(context=8)
+    alone, where = jit_vae(tiny.vae()), partitioner(context=8)
     spread = jit_vae(tiny.vae(), where)
     z = spread.latents(arrays.to_global({'x_BFHWC': video}, where, OFFICIAL.latent_spec)['x_BFHWC'])
     expected = alone.latents(video)

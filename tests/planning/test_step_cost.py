@@ -15,16 +15,16 @@ from fv_jax.stages import registry, super_res
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.super_res import SuperRes
-from fv_jax.training.run.setup import RunConfig, assemble, placement_of
+from fv_jax.training.run.setup import TrainConfig, make_partitioner, make_train_setup
 
 VAE = LazyVAE(OFFICIAL, lambda: JittedVAE(None, None, OFFICIAL), lambda: '')
 
 
-def assembled(program, *overrides):
-    config = read_config(RunConfig, program, [('data.loader.batch_size', '1'), *overrides])
+def train_setup(program, *overrides):
+    config = read_config(TrainConfig, program, [('data.loader.batch_size', '1'), *overrides])
     latent_spec = registry.latent_spec(config.stage, OFFICIAL if registry.needs_vae(config.stage) else None)
-    placement = placement_of(config, make_mesh(config.parallel, jax.devices()[:1]), latent_spec)
-    return assemble(config, placement, latent_spec)
+    partitioner = make_partitioner(config, make_mesh(config.parallel, jax.devices()[:1]), latent_spec)
+    return make_train_setup(config, partitioner, latent_spec)
 
 
 def shape(*sizes):
@@ -37,25 +37,25 @@ def total(phase):
 
 @pytest.mark.parametrize(('program', 'videos_per_clip'), [('configs/stage2.py', 2), ('configs/stage1.py', 1)])
 def test_a_training_step_is_the_plans(program, videos_per_clip):
-    parts = assembled(program, ('data.cache', 'none'))
-    bucket = programs.largest(parts)
+    setup = train_setup(program, ('data.cache', 'none'))
+    bucket = programs.largest(setup)
     video = shape(1, bucket.frames, bucket.height, bucket.width, 3)
     batch = dict(zip(('high_res_BFHWC', 'low_res_BFHWC')[:videos_per_clip], [video] * videos_per_clip, strict=True))
-    found = step_cost.training(parts, OFFICIAL)(batch)
-    assert found.flops == pytest.approx(total(programs.training(parts, OFFICIAL, bucket)))
+    found = step_cost.training(setup, OFFICIAL)(batch)
+    assert found.flops == pytest.approx(total(programs.training(setup, OFFICIAL, bucket)))
     tokens = OFFICIAL.latent_spec.num_tokens(*bucket.size)
     assert (found.tokens, found.devices, found.peak_seconds) == (tokens, 1, None)  # a CPU's peak is not known
     latents = shape(1, 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8, 16)
-    encoded = step_cost.training(parts, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
-    cached = assembled(program, ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
+    encoded = step_cost.training(setup, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
+    cached = train_setup(program, ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
     assert encoded.flops == pytest.approx(total(programs.training(cached, OFFICIAL, bucket)))
     assert encoded.tokens == found.tokens
 
 
 def test_a_vae_is_counted_forwards_and_backwards():
-    parts = assembled('configs/vae.py:smoke')
-    net = parts.config.stage.network
-    found = step_cost.training(parts, None)({'high_res_BFHWC': shape(2, 9, 32, 48, 3)})
+    setup = train_setup('configs/vae.py:smoke')
+    net = setup.config.stage.network
+    found = step_cost.training(setup, None)({'high_res_BFHWC': shape(2, 9, 32, 48, 3)})
     once = step_cost._encode(net, (9, 32, 48)) + step_cost._decode(net, (9, 32, 48))
     assert found.flops == pytest.approx(3 * 2 * once.vae) and found.tokens == 2 * 3 * 2 * 3
 
@@ -67,11 +67,11 @@ def test_samples_are_the_plans():
         ('configs/stage1.py', step_cost.preview(first, PreviewSettings(), 2)),
         ('configs/stage2.py', step_cost.enhancement(second, EnhanceSettings(), OFFICIAL, (13, 32, 60), 2)),
     ):
-        parts = assembled(program)
-        planned = total(programs.sampling_phase(parts, OFFICIAL, programs.largest(parts)))
+        setup = train_setup(program)
+        planned = total(programs.sampling_phase(setup, OFFICIAL, programs.largest(setup)))
         # Enhancing decodes the preview too, and official stage 1 has the same steps and guidance as its config.
         assert found.flops == pytest.approx(2 * planned, rel=0.01) and found.flops >= 2 * planned
-        assert found.tokens == 2 * OFFICIAL.latent_spec.num_tokens(*programs.largest(parts).size)
+        assert found.tokens == 2 * OFFICIAL.latent_spec.num_tokens(*programs.largest(setup).size)
 
 
 def test_of_a_known_chip_there_is_a_peak(monkeypatch):

@@ -35,7 +35,7 @@ from fv_jax.models.vae_tiling import Tiling
 from fv_jax.planning import planner, slices
 from fv_jax.planning.compiling import Compiled
 from fv_jax.planning.report import PhaseReport
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 
 ONE_CLIP = (('data.loader.batch_size', '1'),)
 BATCH_64 = (
@@ -93,7 +93,7 @@ ROWS = {
 
 def measure(row: Row) -> PhaseReport:
     """Compiles what a row names."""
-    config = read_config(RunConfig, row.config, row.overrides)
+    config = read_config(TrainConfig, row.config, row.overrides)
     request = planner.Request(config, slices.parse(row.topology), (row.phase,), row.only, row.tiling)
     (phase,) = planner.plan(request).phases
     return phase

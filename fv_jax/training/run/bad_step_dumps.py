@@ -25,7 +25,7 @@ from fv_jax.parallel import arrays
 from fv_jax.stages import registry
 from fv_jax.training.monitoring.anomalies import BadStep
 from fv_jax.training.monitoring.replay import Replay, replay
-from fv_jax.training.run.setup import Assembly, RunConfig
+from fv_jax.training.run.setup import TrainConfig, TrainSetup
 from fv_jax.training.state import ModelDef
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ _UNREADABLE = (
 _FIELDS = {'step', 'kind', 'reason', 'params_step', 'metrics', 'config'}  # of a record
 
 
-def write(parts: Assembly, workdir: Path, digests: Mapping[str, str], bad_step: BadStep) -> None:
+def write(setup: TrainSetup, workdir: Path, digests: Mapping[str, str], bad_step: BadStep) -> None:
     """Writes a dump. All processes call it. A failure to write it is reported, and does not stop the run."""
     folder = workdir / FOLDER / str(bad_step.step)
-    batch = arrays.to_host(bad_step.batch, parts.placement)
-    config = config_lib.to_dict(parts.config)
+    batch = arrays.to_host(bad_step.batch, setup.partitioner)
+    config = config_lib.to_dict(setup.config)
     try:
         params = {'trainable': bad_step.state.trainable, 'frozen': bad_step.state.frozen}
-        if parts.stage.takes_average:
+        if setup.stage.takes_average:
             params['average'] = bad_step.state.ema
         Checkpoints(folder).save(bad_step.step, {'params': params}, config, digests)
         if jax.process_index() == 0:
@@ -103,7 +103,7 @@ def read(path: Path) -> BadStepDump:
     return BadStepDump(path.parent, record, batch, key)
 
 
-def in_float32(config: RunConfig) -> RunConfig:
+def in_float32(config: TrainConfig) -> TrainConfig:
     """Returns the same configuration with the network in float32."""
     network = dataclasses.replace(config.stage.network, dtype='float32')
     return dataclasses.replace(config, stage=dataclasses.replace(config.stage, network=network))
@@ -111,7 +111,7 @@ def in_float32(config: RunConfig) -> RunConfig:
 
 def replay_dump(dump: BadStepDump) -> Replay:
     """Recomputes the step on this process's first device. Raises ConfigError or CheckpointError."""
-    config = in_float32(config_lib.build(RunConfig, dump.record['config']))
+    config = in_float32(config_lib.build(TrainConfig, dump.record['config']))
     stage = registry.build(config.stage)
     network = ModelDef.from_stage(stage)
     trainable, frozen = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))

@@ -21,7 +21,7 @@ from fv_jax.stages import registry
 from fv_jax.stages.protocol import Batch
 from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint
 from fv_jax.training.run import latent_cache
-from fv_jax.training.run.setup import Assembly, RunConfig
+from fv_jax.training.run.setup import TrainConfig, TrainSetup
 from fv_jax.weights import text_encoders, trained_runs
 
 Digests = dict[str, str]  # 'vae' and 'text' -> 16 hexadecimal digits
@@ -45,7 +45,7 @@ class Datasets:
 
 
 def open_datasets(
-    config: RunConfig, latent_spec: LatentSpec, bad: BadRecords, check: Callable[[Digests], None]
+    config: TrainConfig, latent_spec: LatentSpec, bad: BadRecords, check: Callable[[Digests], None]
 ) -> Datasets:
     """Opens the records of a run.
 
@@ -69,7 +69,7 @@ def open_datasets(
     return Datasets(pipeline.group_by_bucket(clips, data, latent_spec), heldout, digests)
 
 
-def _digests(config: RunConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None) -> Digests:
+def _digests(config: TrainConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None) -> Digests:
     """Returns the fingerprints of the VAE and the text encoder that make the training data, for the checkpoints."""
     if not registry.needs_vae(config.stage):
         return {}
@@ -78,7 +78,7 @@ def _digests(config: RunConfig, clips: list[WeightedSource], heldout: pipeline.D
 
 
 def _text_fingerprint(
-    config: RunConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None
+    config: TrainConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None
 ) -> TextEncoderFingerprint | None:
     """Returns the fingerprint of the text encoder of the run; embeddings stored with the clips must have the same."""
     chosen, found = config.stage.text, {}
@@ -106,16 +106,16 @@ def _embeds_online(text: TextConfig) -> bool:
 class TrainBatches:
     """The batches of a run, sharded over the mesh."""
 
-    parts: Assembly
+    setup: TrainSetup
     datasets: Datasets
     streams: list[BatchStream]
     text: TextEncoder | None
     bad: BadRecords
 
     @classmethod
-    def open(cls, parts: Assembly, datasets: Datasets, workdir: Path, bad: BadRecords) -> 'TrainBatches':
+    def open(cls, setup: TrainSetup, datasets: Datasets, workdir: Path, bad: BadRecords) -> 'TrainBatches':
         """Opens the streams of batches. Clips for the latent cache are encoded here."""
-        config = parts.config
+        config = setup.config
         # Without an online encoder the embeddings are stored with the clips.
         text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
         encoded = any(provenance.is_latent_source(part.source) for group in datasets.groups for part in group.parts)
@@ -124,35 +124,35 @@ class TrainBatches:
         else:
             low_res = registry.needs_low_res(config.stage)
             streams = pipeline.make_streams(datasets.groups, config.data, low_res=low_res, text=text)
-        return cls(parts, datasets, streams, text, bad)
+        return cls(setup, datasets, streams, text, bad)
 
     def train(self, start_step: int, num_rollbacks: int) -> Iterator[Batch]:
         """Yields the training batches from a step on.
 
         num_rollbacks: each number of rollbacks has its own order of clips and its own random augmentation.
         """
-        data, placement = self.parts.config.data, self.parts.placement
+        data, partitioner = self.setup.config.data, self.setup.partitioner
         if num_rollbacks:
             (seed,) = np.random.SeedSequence([data.loader.seed, num_rollbacks]).generate_state(1)
             data = dataclasses.replace(data, loader=dataclasses.replace(data.loader, seed=int(seed)))
-        part = arrays.process_part(placement)
+        part = arrays.process_part(partitioner)
         batches = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=part)
-        return (arrays.to_global(batch, placement, self.parts.latent_spec) for batch in batches)
+        return (arrays.to_global(batch, partitioner, self.setup.latent_spec) for batch in batches)
 
     def heldout(self) -> list[Batch]:
         """Returns the held-out batches, which are the same at every evaluation."""
         if self.datasets.heldout is None:
             return []
-        data, placement = self.parts.config.data, self.parts.placement
-        low_res = registry.needs_low_res(self.parts.config.stage)
+        data, partitioner = self.setup.config.data, self.setup.partitioner
+        low_res = registry.needs_low_res(self.setup.config.stage)
         transform = pipeline.clip_transform(data, low_res=low_res, training=False, text=self.text)
-        rows, process = placement.shards(axes.ACT_BATCH), arrays.process_part(placement)
+        rows, process = partitioner.num_shards(axes.ACT_BATCH), arrays.process_part(partitioner)
         found = pipeline.heldout_batches(self.datasets.heldout, transform, data, rows=rows, process=process)
-        return [arrays.to_global(batch, placement, self.parts.latent_spec) for batch in found]
+        return [arrays.to_global(batch, partitioner, self.setup.latent_spec) for batch in found]
 
 
 def _cached_streams(
-    config: RunConfig, datasets: Datasets, workdir: Path, bad: BadRecords, text: TextEncoder | None
+    config: TrainConfig, datasets: Datasets, workdir: Path, bad: BadRecords, text: TextEncoder | None
 ) -> list[BatchStream]:
     """Returns streams of cached latents. The first process encodes, on its first device; the others wait."""
     folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)

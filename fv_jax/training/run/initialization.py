@@ -18,7 +18,7 @@ from fv_jax.parallel import arrays, distributed
 from fv_jax.training import state
 from fv_jax.training.progress import PROGRESS, Progress
 from fv_jax.training.run.datasets import Digests
-from fv_jax.training.run.setup import Assembly, RunConfig
+from fv_jax.training.run.setup import TrainConfig, TrainSetup
 
 log = logging.getLogger(__name__)
 
@@ -73,25 +73,25 @@ def _problem(reader: Checkpoints, step: int) -> str | None:
     return None if jax.process_index() else reader.verify(step)
 
 
-def restore(parts: Assembly, history: CheckpointHistory) -> tuple[state.TrainState, Progress]:
+def restore(setup: TrainSetup, history: CheckpointHistory) -> tuple[state.TrainState, Progress]:
     """Restores the newest checkpoint that can be read. Raises CheckpointError."""
     while True:
         step, problem = history.steps[-1], None
         try:
             meta = history.checkpoints.meta(step)
-            items = history.checkpoints.restore(state.to_items(parts.abstract_state), step)
+            items = history.checkpoints.restore(state.to_items(setup.abstract_state), step)
         except DamagedError as error:
             problem = str(error)
         if not distributed.any_process(problem is not None):
-            return state.from_items(items, ema=parts.ema), Progress.from_dict(meta.get(PROGRESS, {}))
+            return state.from_items(items, ema=setup.ema), Progress.from_dict(meta.get(PROGRESS, {}))
         history.mark_newest_damaged(problem or 'another process found it damaged')
 
 
-def initial_state(parts: Assembly, history: CheckpointHistory | None) -> tuple[state.TrainState, Progress]:
+def initial_state(setup: TrainSetup, history: CheckpointHistory | None) -> tuple[state.TrainState, Progress]:
     """Returns the sharded state that the run starts from: restored, with the parameters of `init_from`, or new."""
-    config = parts.config
+    config = setup.config
     if history is not None:
-        found = restore(parts, history)
+        found = restore(setup, history)
         for step, problem in history.damaged.items():
             log.warning(
                 f'the checkpoint of step {step} is damaged: {problem}. Falling back to step {history.steps[-1]}'
@@ -99,10 +99,10 @@ def initial_state(parts: Assembly, history: CheckpointHistory | None) -> tuple[s
         return found
     # The shardings are the same in all cases, so that the step compiles to one program: resuming is bit-exact.
     if config.init_from is None:
-        return jax.jit(parts.init_train_state, out_shardings=parts.shardings)(jax.random.key(config.seed)), Progress()
-    params = _load_init_params(parts, config.init_from, state.to_items(parts.abstract_state)['params'])
+        return jax.jit(setup.init_train_state, out_shardings=setup.shardings)(jax.random.key(config.seed)), Progress()
+    params = _load_init_params(setup, config.init_from, state.to_items(setup.abstract_state)['params'])
     log.info(f'initialized from {config.init_from}')
-    given = jax.jit(parts.train_state_from_params, donate_argnums=(0, 1), out_shardings=parts.shardings)(*params)
+    given = jax.jit(setup.train_state_from_params, donate_argnums=(0, 1), out_shardings=setup.shardings)(*params)
     return given, Progress()
 
 
@@ -129,20 +129,20 @@ def check_digests(history: CheckpointHistory | None, workdir: Path, digests: Dig
             )
 
 
-def _load_init_params(parts: Assembly, name: str, abstract: Any) -> tuple[Any, Any]:
+def _load_init_params(setup: TrainSetup, name: str, abstract: Any) -> tuple[Any, Any]:
     """Loads the parameters that `init_from` names; returns (trainable, frozen), sharded."""
     if not weights.is_weights(name):
-        model = parts.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
-        parts.stage.start_from(model)
-        return state.split_params(parts.stage, model)
+        model = setup.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
+        setup.stage.start_from(model)
+        return state.split_params(setup.stage, model)
     with arrays.on_cpu_device():
-        model = _load_init_network(parts.config, name)
-        parts.stage.start_from(model)
-        params = state.split_params(parts.stage, model)
-    return arrays.put_sharded(params, (parts.shardings.trainable, parts.shardings.frozen))
+        model = _load_init_network(setup.config, name)
+        setup.stage.start_from(model)
+        params = state.split_params(setup.stage, model)
+    return arrays.put_sharded(params, (setup.shardings.trainable, setup.shardings.frozen))
 
 
-def _load_init_network(config: RunConfig, name: str) -> nnx.Module:
+def _load_init_network(config: TrainConfig, name: str) -> nnx.Module:
     """Loads the network from the weights file that `init_from` names."""
     wanted = config.stage.network
     if isinstance(wanted, DiTConfig):

@@ -18,7 +18,7 @@ from fv_jax.models.patch import patch_grid
 from fv_jax.models.sequence import SequenceLayout
 from fv_jax.parallel import arrays, sharding
 from fv_jax.parallel.mesh import ParallelConfig
-from fv_jax.parallel.rules import Placement, check_strategy
+from fv_jax.parallel.rules import Partitioner, check_strategy
 from fv_jax.stages import registry
 from fv_jax.stages.protocol import Encoder, Stage
 from fv_jax.training import optimizer, state
@@ -26,8 +26,8 @@ from fv_jax.training.config import LoopConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """The whole configuration of a training run.
+class TrainConfig:
+    """The configuration of a training run.
 
     Attributes:
       stage, data, optim, loop, parallel: the sections of the configuration.
@@ -65,20 +65,20 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembly:
-    """The parts of a run on a mesh; nothing is allocated or compiled yet.
+class TrainSetup:
+    """What a training run consists of on a mesh; nothing is allocated or compiled yet.
 
     Attributes:
       latent_spec: of the VAE whose latents the stage works on.
-      placement, context: shardings on the mesh, and the parallel context of the network.
+      partitioner, context: of the mesh: what shards arrays, and the parallel context of the network.
       network: the structure of the stage's network.
       tx: the optimizer.
       shardings: of the train state.
     """
 
-    config: RunConfig
+    config: TrainConfig
     latent_spec: LatentSpec
-    placement: Placement
+    partitioner: Partitioner
     context: ParallelContext
     stage: Stage
     network: state.ModelDef
@@ -104,28 +104,30 @@ class Assembly:
         return sharding.eval_shape_sharded(self.init_train_state, jax.random.key(0), shardings=self.shardings)
 
 
-def placement_of(config: RunConfig, mesh: Mesh, latent_spec: LatentSpec) -> Placement:
-    """Returns the sharding strategy of the run on a mesh.
+def make_partitioner(config: TrainConfig, mesh: Mesh, latent_spec: LatentSpec) -> Partitioner:
+    """Returns the partitioner of a run: its sharding strategy on a mesh.
 
     Raises ConfigError when its batch, heads or tokens do not divide over the mesh, and for clip sizes that the VAE
     cannot take.
     """
     config.data.check_sizes(latent_spec)
-    placement = Placement(mesh, config.strategy)
+    partitioner = Partitioner(mesh, config.strategy)
     data = config.data
     for bucket in data.sizes:
         what = 'config.data.loader.batch_size'
         if data.token_budget is not None:
             what = f'config.data.batch_multiple={data.batch_multiple}: the batch of {bucket}'
-        arrays.check_batch_size(placement, data.batch_size(bucket, latent_spec), what, config.loop.microbatches)
+        arrays.check_batch_size(partitioner, data.batch_size(bucket, latent_spec), what, config.loop.microbatches)
     if isinstance(network := config.stage.network, DiTConfig):
-        placement.sharding((axes.ACT_HEADS,), (network.num_heads,), 'config.stage.network.num_heads')
+        partitioner.sharding((axes.ACT_HEADS,), (network.num_heads,), 'config.stage.network.num_heads')
         for bucket in data.sizes:
-            layout(config, bucket, latent_spec, sharding.make_parallel_context(placement))
-    return placement
+            sequence_layout(config, bucket, latent_spec, sharding.make_parallel_context(partitioner))
+    return partitioner
 
 
-def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, context: ParallelContext) -> SequenceLayout:
+def sequence_layout(
+    config: TrainConfig, bucket: Bucket, latent_spec: LatentSpec, context: ParallelContext
+) -> SequenceLayout:
     """Returns the layout of the token sequence of a training example. Raises ConfigError."""
     text, _ = registry.build(config.stage).text_shape
     try:
@@ -137,7 +139,7 @@ def layout(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec, context: 
     return SequenceLayout.from_grid(text, grid, context)
 
 
-def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) -> tuple[int, int, int, int, int]:
+def latents_shape(config: TrainConfig, bucket: Bucket, latent_spec: LatentSpec) -> tuple[int, int, int, int, int]:
     """Returns (B, F, H, W, C) of the latents of a training batch."""
     data, channels = config.data, config.stage.network.latent_channels
     frames, *size = latent_spec.latent_size(*bucket.size)
@@ -146,17 +148,24 @@ def latents_shape(config: RunConfig, bucket: Bucket, latent_spec: LatentSpec) ->
     return (data.batch_size(bucket, latent_spec), frames, *size, channels)
 
 
-def assemble(
-    config: RunConfig, placement: Placement, latent_spec: LatentSpec, encoder: Encoder | None = None
-) -> Assembly:
-    """Assembles the parts of a run. encoder: of the frozen VAE, for batches that contain video.
+def make_train_setup(
+    config: TrainConfig, partitioner: Partitioner, latent_spec: LatentSpec, encoder: Encoder | None = None
+) -> TrainSetup:
+    """Makes the parts of a training run. encoder: of the frozen VAE, for batches that contain video.
 
     Raises ConfigError naming a parameter that does not divide over the mesh.
     """
     stage = registry.build(config.stage, encoder=encoder)
     network, tx = state.ModelDef.from_stage(stage), optimizer.make_optimizer(config.optim, config.loop.num_steps)
-    shardings = state.state_shardings(network, tx, placement, ema=config.optim.ema_decay > 0)
+    shardings = state.state_shardings(network, tx, partitioner, ema=config.optim.ema_decay > 0)
     choice = sharding.ContextParallelConfig(config.parallel.ulysses_degree, config.parallel.ring_attention)
-    return Assembly(
-        config, latent_spec, placement, sharding.make_parallel_context(placement, choice), stage, network, tx, shardings
+    return TrainSetup(
+        config,
+        latent_spec,
+        partitioner,
+        sharding.make_parallel_context(partitioner, choice),
+        stage,
+        network,
+        tx,
+        shardings,
     )

@@ -12,7 +12,7 @@ from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import did_you_mean
 from fv_jax.core.files import parse_json, write_json
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 
 CONFIG = 'config.json'
 # Fields that do not affect what is learnt: length, speed, devices, logging.
@@ -32,7 +32,7 @@ class Change:
         return any(self.field == prefix or self.field.startswith(f'{prefix}.') for prefix in prefixes)
 
 
-def check_folder(workdir: Path, config: RunConfig, allowed: Sequence[str] = ()) -> list[Change]:
+def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()) -> list[Change]:
     """Compares a configuration with that of the run in the work directory.
 
     Args:
@@ -54,7 +54,7 @@ def check_folder(workdir: Path, config: RunConfig, allowed: Sequence[str] = ()) 
     if not path.exists():
         return []
     with error_context(f'{path}: cannot be read; choose another --workdir: ', error=UsageError):
-        old = config_lib.to_dict(config_lib.build(RunConfig, parse_json(path.read_text())))
+        old = config_lib.to_dict(config_lib.build(TrainConfig, parse_json(path.read_text())))
     changes = list(_changes(old, new))
     refused = [change for change in changes if not change.under((*SAFE_TO_CHANGE, *allowed))]
     if refused:
@@ -86,7 +86,7 @@ def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
             group = group[key]
 
 
-def write_run_config(workdir: Path, config: RunConfig) -> None:
+def write_run_config(workdir: Path, config: TrainConfig) -> None:
     """Writes the configuration to the work directory, which it creates; the first process does."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core.config import build, to_dict
 from fv_jax.stages import registry
 from fv_jax.training.run import bad_step_dumps
-from fv_jax.training.run.setup import RunConfig, latents_shape
+from fv_jax.training.run.setup import TrainConfig, latents_shape
 from fv_jax.training.state import ModelDef
 from fv_jax.weights import trained_runs
 from tests.sampling import tiny
@@ -20,7 +20,7 @@ from tests.sampling import tiny
 @pytest.mark.parametrize('program', [stage1, stage2, vae])
 def test_replay_of_a_dump_is_in_float32(program):
     """The real runs compute in bfloat16; nothing but that changes."""
-    config = build(RunConfig, program.get_config().to_dict())
+    config = build(TrainConfig, program.get_config().to_dict())
     again = bad_step_dumps.in_float32(config)
     was, now = (c.stage.network for c in (config, again))
     assert (was.dtype, now.dtype) == ('bfloat16', 'float32')
@@ -30,7 +30,7 @@ def test_replay_of_a_dump_is_in_float32(program):
 def test_replay_of_a_dump_does_not_depend_on_the_dtype_of_the_run(tmp_path):
     program = stage2.get_config('smoke')
     program.stage.network.update(num_layers=1, dtype='bfloat16')
-    config = build(RunConfig, program.to_dict())
+    config = build(TrainConfig, program.to_dict())
     stage = registry.build(config.stage)
     network = ModelDef.from_stage(stage)
     shapes = jax.eval_shape(lambda key: network.init(stage, key), jax.random.key(0))

@@ -140,7 +140,7 @@ def test_loop_config_refuses_negative_values(name):
 
 
 class Parts:
-    """What `restore` needs of an assembly."""
+    """What `restore` needs of a train setup."""
 
     ema = True
     abstract_state = jax.eval_shape(lambda: train_state(0))

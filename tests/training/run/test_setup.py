@@ -5,7 +5,7 @@ import pytest
 from configs import stage1, stage2
 from fv_jax.core.config import ConfigError, build
 from fv_jax.stages.super_res import SuperRes
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 
 
 def config(program, **changes):
@@ -13,7 +13,7 @@ def config(program, **changes):
     for path, value in changes.items():
         group, name = path.split('__')
         found[group][name] = value
-    return build(RunConfig, found.to_dict())
+    return build(TrainConfig, found.to_dict())
 
 
 def test_pairs_need_degraded_clips():

@@ -7,15 +7,15 @@ import pytest
 from configs import stage2
 from fv_jax.core.command_line import UsageError, override
 from fv_jax.core.config import build, to_dict
-from fv_jax.training.run.setup import RunConfig
+from fv_jax.training.run.setup import TrainConfig
 from fv_jax.training.run.workdir import CONFIG, check_folder, write_run_config
 
 
 def config(**fields):
-    values = to_dict(build(RunConfig, stage2.get_config('smoke').to_dict()))
+    values = to_dict(build(TrainConfig, stage2.get_config('smoke').to_dict()))
     for path, value in fields.items():
         override(values, path.replace('__', '.'), str(value))
-    return build(RunConfig, values)
+    return build(TrainConfig, values)
 
 
 @pytest.fixture
