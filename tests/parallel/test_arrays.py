@@ -44,20 +44,20 @@ def test_video_axes_do_not_split_a_small_width():
     assert arrays.video_axes(where, (2, 13, 134, 240, 16), 1)[3] == 'act_width'
 
 
-class Share:
-    """The rows that the devices of one process hold, of `rows`."""
+class ProcessDevices:
+    """Stands for a partitioner: the examples, by index, that the devices of one process hold."""
 
-    def __init__(self, where, rows_of_process):
-        self.where, self.rows = where, rows_of_process
+    def __init__(self, num_shards, examples):
+        self.shards, self.examples = num_shards, examples
 
-    def shards(self, name):
-        return self.where
+    def num_shards(self, name):
+        return self.shards
 
     def sharding(self, names, shape, what):
         return self
 
     def addressable_devices_indices_map(self, shape):
-        return {i: (slice(row, row + 1),) for i, row in enumerate(self.rows)}
+        return {i: (slice(example, example + 1),) for i, example in enumerate(self.examples)}
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ class Share:
     ],
 )
 def test_process_part(shards, mine, part):
-    assert arrays.process_part(Share(shards, mine)) == part
+    assert arrays.process_part(ProcessDevices(shards, mine)) == part
 
 
 @pytest.mark.parametrize(('shards', 'mine'), [(8, [0, 2]), (6, [1, 2]), (4, [0, 1, 2])])
 def test_process_part_refuses_unequal_parts(shards, mine):
     with pytest.raises(ValueError, match='is not one of equal parts; make data x fsdp a multiple'):
-        arrays.process_part(Share(shards, mine))
+        arrays.process_part(ProcessDevices(shards, mine))
 
 
 def test_to_host_round_trip():

@@ -121,19 +121,19 @@ def test_sharding_refuses_a_mesh_axis_used_twice():
         partitioner(tensor=8).sharding((axes.MLP, axes.HEADS), (8, 8), 'a kernel')
 
 
-def test_placement_refuses_heads_that_do_not_divide():
+def test_partitioner_refuses_heads_that_do_not_divide():
     with pytest.raises(ConfigError, match=r'num_heads: .*is 30, which does not divide by 4 .*tensor 4'):
         make(run_config(stage2, parallel={'data': -1, 'tensor': 4}))
 
 
-def test_placement_refuses_a_batch_smaller_than_its_axes():
+def test_partitioner_refuses_a_batch_smaller_than_its_axes():
     for batch, fix in ((4, 'use 8'), (12, 'use 8 or 16')):
         config = run_config(vae, 'smoke', parallel={'data': 4, 'fsdp': 2}, data__loader={'batch_size': batch})
         with pytest.raises(ConfigError, match=rf'batch_size={batch}: does not divide by 8 .*data 4 x fsdp 2.*{fix}'):
             place(config)
 
 
-def test_placement_refuses_microbatches_that_do_not_divide():
+def test_partitioner_refuses_microbatches_that_do_not_divide():
     sizes = {'parallel': {'data': 4, 'fsdp': 2}, 'data__loader': {'batch_size': 24}}
     config = run_config(vae, 'smoke', loop__microbatches=2, **sizes)
     with pytest.raises(ConfigError, match=r'batch_size=24: does not divide by 16 .*microbatches=2\); use 16 or 32'):
@@ -142,7 +142,7 @@ def test_placement_refuses_microbatches_that_do_not_divide():
     place(config)
 
 
-def test_placement_checks_every_bucket():
+def test_partitioner_checks_every_bucket():
     clip, picture, small = (
         {'frames': frames, 'height': height, 'width': width}
         for frames, height, width in ((9, 32, 48), (1, 32, 112), (1, 16, 16))
@@ -158,7 +158,7 @@ def test_placement_checks_every_bucket():
         place(config)
 
 
-def test_placement_refuses_more_context_shards_than_tiles():
+def test_partitioner_refuses_more_context_shards_than_tiles():
     where = partitioner(context=8)
     assert [sharding.padded_length(where, n) for n in (8, 50, 64)] == [8, 56, 64]
     with pytest.raises(ConfigError, match=r'context=8: 7 tokens .* fill only 7 chip\(s\); use at most 7'):
