@@ -176,7 +176,7 @@ def _clips(data: pipeline.DataConfig, strong: StrongConfig | None) -> Iterator[C
     Strong degradations are sampled with the index of the clip as the seed, the same for every run.
     """
     records = pipeline.open_source(data.heldout, data, heldout=True)
-    batches = pipeline.heldout_batches(records, pipeline.clip_transform(data, low_res=False, training=False), data)
+    batches = pipeline.heldout_clips(records, pipeline.clip_transform(data, low_res=False, training=False), data)
     factors = np.linspace(data.weak.low, data.weak.high, len(batches))
     for i, (factor, batch) in enumerate(zip(factors, batches, strict=True)):
         truth = batch['high_res_BFHWC'][0]
@@ -256,7 +256,7 @@ def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoi
         return
     records = pipeline.open_source(data.train, data, heldout=False)
     transform = pipeline.training_transform(data, data.sizes[0], low_res=True)
-    for batch in pipeline.heldout_batches(records, transform, dataclasses.replace(data, eval_clips=TRAIN_CLIPS)):
+    for batch in pipeline.heldout_clips(records, transform, dataclasses.replace(data, eval_clips=TRAIN_CLIPS)):
         yield run.stage.encode(batch)
 
 

@@ -51,8 +51,8 @@ from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import step_cost
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage
-from fv_jax.stages.protocol import Batch
 from fv_jax.training import state
+from fv_jax.training.heldout import HeldoutBatch
 from fv_jax.training.monitoring.collapse import CollapseError
 from fv_jax.training.monitoring.goodput import Goodput
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics
@@ -222,12 +222,12 @@ def _log_run_header(setup: TrainSetup, train_state: state.TrainState) -> None:
     log.info(f'{"resuming from" if step else "starting at"} step {step} of {config.loop.num_steps}')
 
 
-def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[Batch]) -> Validation | None:
+def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[HeldoutBatch]) -> Validation | None:
     """What is evaluated; None without held-out clips."""
     if not heldout:
         return None
-    log.info(f'{sum(len(next(iter(batch.values()))) for batch in heldout)} held-out clip(s)')
-    encoded = [setup.stage.encode(batch) for batch in heldout]
+    log.info(f'{sum(batch.num_clips for batch in heldout)} held-out clip(s)')
+    encoded = [batch._replace(arrays=setup.stage.encode(batch.arrays)) for batch in heldout]
     health = None
     if isinstance(setup.stage, EnhancementStage):
         health = SuperResDiagnostics(
@@ -236,7 +236,7 @@ def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[Batch]) 
             vae=vae,
             context=setup.context,
             batches=encoded,
-            truths=[batch.get('high_res_BFHWC') for batch in heldout],
+            truths=[batch.arrays.get('high_res_BFHWC') for batch in heldout],
             key=jax.random.fold_in(jax.random.key(setup.config.seed), 2),
             to_host=functools.partial(arrays.to_host, partitioner=setup.partitioner),
         )

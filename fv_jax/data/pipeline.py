@@ -353,40 +353,23 @@ def train_batches(
     return mixed_batches(drawn, config.loader, start_step=start_step, process=process, bad=bad)
 
 
-def heldout_batches(
-    records: DataSource,
-    transform: transforms.Transform,
-    config: DataConfig,
-    *,
-    rows: int = 1,
-    process: tuple[int, int] = (0, 1),
-) -> list[Batch]:
-    """Loads the first `eval_clips` held-out clips, the same at every evaluation and in every run.
+def heldout_clips(records: DataSource, transform: transforms.Transform, config: DataConfig) -> list[Batch]:
+    """Loads the first `eval_clips` held-out clips, each as a batch of one, the same in every run."""
+    count = min(config.eval_clips, len(records))
+    return [load_heldout(records, transform, [index]) for index in range(count)]
+
+
+def load_heldout(records: DataSource, transform: transforms.Transform, clips: Sequence[int]) -> Batch:
+    """Loads held-out clips as one batch; each clip is the same at every call.
 
     Args:
       records: the held-out source.
       transform: without randomness in training mode, see `clip_transform`.
-      config: the number of clips.
-      rows: examples of a global batch.
-      process: (index, count), which part of each batch is loaded.
-
-    Raises:
-      ConfigError: the number of clips is no multiple of `rows`.
+      clips: their indices; repeated ones are loaded once.
     """
-    count = min(config.eval_clips, len(records))
-    require(
-        count % rows == 0,
-        f'config.data.eval_clips={config.eval_clips}: {count} of {len(records)} held-out clips do not make batches '
-        f'of {rows}; use a multiple of {rows}, or set config.loop.eval_every=0',
-        ConfigError,
-    )
     one = LoaderConfig(batch_size=1, num_threads=0)
-    share = rows // process[1]
-    out = []
-    for first in range(process[0] * share, count, rows):
-        clips = [
-            next(batches([records[i]], transform, dataclasses.replace(one, seed=i)))
-            for i in range(first, first + share)
-        ]
-        out.append({name: np.concatenate([clip[name] for clip in clips]) for name in clips[0]})
-    return out
+    loaded = {
+        int(i): next(batches([records[int(i)]], transform, dataclasses.replace(one, seed=int(i))))
+        for i in dict.fromkeys(clips)
+    }
+    return {name: np.concatenate([loaded[int(i)][name] for i in clips]) for name in loaded[int(clips[0])]}

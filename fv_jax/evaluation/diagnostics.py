@@ -20,7 +20,7 @@ c (z_high - mean), at any t. For every clip enhanced with the sampler, in 8-bit 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,8 +34,9 @@ from fv_jax.diffusion import time_grids
 from fv_jax.evaluation import metrics
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage
-from fv_jax.stages.noise import per_example_keys
+from fv_jax.stages.noise import heldout_keys
 from fv_jax.stages.protocol import Batch, evaluation_loss
+from fv_jax.training.heldout import HeldoutBatch
 
 TENTHS = 10
 # The k-th tenth of t is paired with the (3 k mod 10)-th tenth of the noise range: ten pairs, each tenth of both once.
@@ -67,7 +68,7 @@ class SuperResDiagnostics:
       stage: the stage.
       model_of: builds its network from parameters.
       vae: decodes latents.
-      rules: how activations are sharded and which attention kernel runs.
+      context: how activations are sharded and which attention kernel runs.
       batches: the held-out batches, encoded.
       truths: the ground truth of each batch (B, F, H, W, 3) in [-1, 1]; None compares with the ceiling.
       key: of the fixed noise.
@@ -78,24 +79,25 @@ class SuperResDiagnostics:
     model_of: Callable[[Params], nnx.Module]
     vae: JittedVAE
     context: ParallelContext
-    batches: Sequence[Batch]
+    batches: Sequence[HeldoutBatch]
     truths: Sequence[jax.Array | np.ndarray | None]
     key: jax.Array
     to_host: Callable[[jax.Array], np.ndarray] = np.asarray
 
     def __call__(self, params: Params) -> DiagnosticResult:
-        rows, videos = [], []
-        for i, batch in enumerate(self.batches):
-            losses = self._losses(params, batch, i)
-            pixels, video = self._pixel_metrics(params, batch, i)
-            rows.append(losses | pixels)
-            videos.append((f'heldout_{i}', video))
-        return DiagnosticResult({name: float(np.mean([row[name] for row in rows])) for name in rows[0]}, videos)
+        clips, videos = [], []
+        for batch, references in zip(self.batches, self._references, strict=True):
+            losses = self._losses(params, batch)
+            for pixels, video in self._pixel_metrics(params, batch, references):
+                videos.append((f'heldout_{len(clips)}', video))
+                clips.append(losses | pixels)
+        return DiagnosticResult({name: float(np.mean([clip[name] for clip in clips])) for name in clips[0]}, videos)
 
-    def _losses(self, params: Params, batch: Batch, index: int) -> dict[str, float]:
+    def _losses(self, params: Params, heldout: HeldoutBatch) -> dict[str, float]:
+        batch = heldout.arrays
         w, s = probe_points(self.stage, batch['z_low_BFHWC'].shape[1])
         t = time_grids.shift_times(w, self.stage.config.shift)
-        probed = [jax.device_get(self._probe(params, batch, index, t[k], s[k])) for k in range(TENTHS)]
+        probed = [jax.device_get(self._probe(params, *heldout, t[k], s[k])) for k in range(TENTHS)]
         losses = np.array([float(loss) for loss, _, _ in probed])
         found = {f'loss_t/{k}': losses[k] for k in range(TENTHS)}
         low, high = self.stage.noise_augmentation_timesteps(batch['z_low_BFHWC'].shape[1])
@@ -109,14 +111,12 @@ class SuperResDiagnostics:
 
     @functools.cached_property
     def _probe(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-        """(params, batch, its index, t, noise-augmentation timestep) -> losses: the network's, the two predictors'."""
+        """(params, batch, clips, t, noise-augmentation timestep) -> losses: the network's, the two predictors'."""
 
         @jax.jit
-        def probe(params, batch, index, t, noise_augmentation_timestep):
-            rows = batch['z_low_BFHWC'].shape[0]
-            keys_B = per_example_keys(self.key, index, rows)
-            times = jnp.full(rows, t), jnp.full(rows, noise_augmentation_timestep)
-            noised = self.stage.noise_at(batch, keys_B, *times)
+        def probe(params, batch, clips_B, t, noise_augmentation_timestep):
+            times = jnp.full(clips_B.shape, t), jnp.full(clips_B.shape, noise_augmentation_timestep)
+            noised = self.stage.noise_at(batch, heldout_keys(self.key, clips_B), *times)
             loss, _ = evaluation_loss(self.stage, self.model_of(params), noised, context=self.context)
             data = noised.data_BFHWC
             degraded = jnp.mean((data - self.stage.scale_latents(batch['z_low_BFHWC'])) ** 2)
@@ -127,31 +127,38 @@ class SuperResDiagnostics:
 
     @functools.cached_property
     def _sample(self) -> Callable[[Params, Batch, jax.Array], jax.Array]:
-        def sample(params, batch, key):
-            return self.stage.sample(self.model_of(params), batch, key, context=self.context)['z_sample_BFHWC']
+        def sample(params, batch, clips_B):
+            keys_B = heldout_keys(self.key, clips_B)
+            return self.stage.sample(self.model_of(params), batch, keys_B, context=self.context)['z_sample_BFHWC']
 
         return jax.jit(sample)
 
     @functools.cached_property
     def _references(self) -> list[dict[str, np.ndarray]]:
-        """The first clip of every batch: degraded and ceiling, decoded once, and ground truth; uint8 FHWC."""
+        """Of every batch: its degraded clips and their ceiling, decoded once, and the ground truth; uint8 BFHWC."""
         found = []
-        for batch, truth in zip(self.batches, self.truths, strict=True):
-            degraded, ceiling = (self._decode(batch[name]) for name in ('z_low_BFHWC', 'z_high_BFHWC'))
-            shown = ceiling if truth is None else to_uint8(self.to_host(truth)[0])
+        for heldout, truth in zip(self.batches, self.truths, strict=True):
+            names = 'z_low_BFHWC', 'z_high_BFHWC'
+            degraded, ceiling = (self._decode(heldout.arrays[name], heldout.num_clips) for name in names)
+            shown = ceiling if truth is None else to_uint8(self.to_host(truth)[: heldout.num_clips])
             found.append({'degraded': degraded, 'ceiling': ceiling, 'truth': shown})
         return found
 
-    def _pixel_metrics(self, params: Params, batch: Batch, index: int) -> tuple[dict[str, float], np.ndarray]:
-        """Enhances the first clip of a batch; returns its pixel metrics and the video that shows it."""
-        z = self._sample(params, batch, jax.random.fold_in(self.key, index))
-        videos = self._references[index] | {'enhanced': self._decode(z)}
-        found = pixel_metrics(videos) | {'energy': _rms(z) / max(_rms(batch['z_high_BFHWC']), _EPSILON)}
-        return found, np.concatenate([videos[name] for name in ('degraded', 'enhanced', 'truth')], axis=2)
+    def _pixel_metrics(
+        self, params: Params, heldout: HeldoutBatch, references: dict[str, np.ndarray]
+    ) -> Iterator[tuple[dict[str, float], np.ndarray]]:
+        """Enhances the clips of a batch; yields the pixel metrics of each and the video that shows it."""
+        z = self._sample(params, *heldout)
+        enhanced = self._decode(z, heldout.num_clips)
+        energy = np.asarray(self.to_host(_rms(z) / jnp.maximum(_rms(heldout.arrays['z_high_BFHWC']), _EPSILON)))
+        for i in range(heldout.num_clips):
+            videos = {name: array[i] for name, array in references.items()} | {'enhanced': enhanced[i]}
+            shown = np.concatenate([videos[name] for name in ('degraded', 'enhanced', 'truth')], axis=2)
+            yield pixel_metrics(videos) | {'energy': float(energy[i])}, shown
 
-    def _decode(self, z_BFHWC: jax.Array) -> np.ndarray:
-        """Decodes the first clip. The whole batch is decoded, as its examples may be sharded over devices."""
-        return to_uint8(self.to_host(self.vae.video(z_BFHWC))[0].astype(np.float32))
+    def _decode(self, z_BFHWC: jax.Array, num_clips: int) -> np.ndarray:
+        """Decodes the first clips. The whole batch is decoded, as its examples may be sharded over devices."""
+        return to_uint8(self.to_host(self.vae.video(z_BFHWC))[:num_clips].astype(np.float32))
 
 
 def probe_points(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,5 +194,6 @@ def pixel_metrics(videos: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def _rms(x: jax.Array) -> float:
-    return float(jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2)))
+def _rms(x: jax.Array) -> jax.Array:
+    """Returns the root mean square of every example, (B,)."""
+    return jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2, axis=tuple(range(1, x.ndim))))

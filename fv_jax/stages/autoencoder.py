@@ -95,7 +95,7 @@ class Autoencoder:
         metrics = {'psnr': -10 * jnp.log10(error / 4), 'kl': kl, 'latent_std': jnp.std(mean)}
         return error + self.config.kl_weight * kl, metrics
 
-    def sample(self, model: VAE, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
+    def sample(self, model: VAE, batch: Batch, keys_B: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         """`decoded_BFHWC`, the video from the latents' means, beside the video."""
         mean, _ = split_moments(vae_chunking.encode(model, batch['high_res_BFHWC']))
         return {'high_res_BFHWC': batch['high_res_BFHWC'], 'decoded_BFHWC': vae_chunking.decode(model, mean)}

@@ -29,7 +29,7 @@ from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
 from fv_jax.models.dit import DiT
 from fv_jax.models.lora import LoRAParam
 from fv_jax.stages.latent_stage import PreviewStage
-from fv_jax.stages.noise import PreviewNoise, per_example_keys, per_example_normal, sampler_noise
+from fv_jax.stages.noise import PreviewNoise, per_example_normal, sampler_noise
 from fv_jax.stages.protocol import Batch, Metrics, OfficialStage, Shape
 from fv_jax.stages.sampler_configs import PreviewSamplerConfig
 
@@ -125,10 +125,10 @@ class LowRes(PreviewStage):
             'target_norm': jnp.sqrt(jnp.mean(example.target**2)),
         }
 
-    def sample(self, model: DiT, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
+    def sample(self, model: DiT, batch: Batch, keys_B: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         """`z_sample_BFHWC` as the VAE decodes it, of the batch's texts, beside the batch's own latents."""
         shape = batch['z_high_BFHWC'].shape
-        noise, noise_fn = sampler_noise(per_example_keys(key, 0, shape[0]), shape)
+        noise, noise_fn = sampler_noise(keys_B, shape)
         x = self.integrate(model, noise, self.text(batch), noise_fn, context=context)
         latents = {name: value for name, value in batch.items() if name.startswith('z_')}
         return latents | {'z_sample_BFHWC': self.unscale_latents(x)}

@@ -19,6 +19,11 @@ def per_example_keys(key: jax.Array, step: jax.Array | int, batch_size: int) -> 
     return jax.vmap(lambda index: jax.random.fold_in(at_step, index))(jnp.arange(batch_size))
 
 
+def heldout_keys(key: jax.Array, clips_B: jax.Array) -> jax.Array:
+    """Returns one key for each held-out clip, (B,), which depends on its index and not on the batch that it is in."""
+    return jax.vmap(lambda clip: jax.random.fold_in(jax.random.fold_in(key, clip), 0))(jnp.asarray(clips_B))
+
+
 def per_example_normal(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Unit Gaussian noise of `shape` (B, ...), float32, each example's from its own key."""
     # Drawn flat: the values are the same, and XLA compiles it seven times faster than counters of four dimensions.

@@ -171,9 +171,12 @@ class Stage(Protocol):
         ...
 
     def sample(
-        self, model: nnx.Module, batch: Batch, key: jax.Array, *, context: ParallelContext
+        self, model: nnx.Module, batch: Batch, keys_B: jax.Array, *, context: ParallelContext
     ) -> dict[str, jax.Array]:
-        """Named latents or videos of an encoded batch, for validation to look at and to measure."""
+        """Returns named latents or videos of an encoded batch, for validation to look at and to measure.
+
+        keys_B: one random key for each example.
+        """
         ...
 
     def programs(self, size: BatchSize) -> Sequence[Program]:
@@ -183,6 +186,24 @@ class Stage(Protocol):
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
         """The forward functions that `export` can write; empty for a stage without any."""
         ...
+
+
+def evaluation_noise(stage: Stage, batch: Batch, keys_B: jax.Array) -> NoisedBatch:
+    """Returns the noised batch in which every example has the noise and time that it has in a batch of its own.
+
+    Training draws times that are stratified over the batch. For evaluation they must not depend on the batch's size.
+
+    Args:
+      stage: the stage.
+      batch: what `encode` returned.
+      keys_B: a key for each example (`noise.heldout_keys`).
+    """
+
+    def noise_one(example: Batch, key: jax.Array) -> NoisedBatch:
+        noised = stage.sample_noise_and_time(jax.tree.map(lambda x: x[None], example), key[None])
+        return jax.tree.map(lambda x: x[0], noised)
+
+    return jax.vmap(noise_one)(batch, keys_B)
 
 
 def evaluation_loss(

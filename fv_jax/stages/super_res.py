@@ -27,7 +27,7 @@ from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import guidance, noise_schedules, process, samplers, time_grids
 from fv_jax.models.dit import DiT
 from fv_jax.stages.latent_stage import EnhancementStage, NoisedPair
-from fv_jax.stages.noise import EnhanceNoise, per_example_keys, per_example_normal
+from fv_jax.stages.noise import EnhanceNoise, per_example_normal
 from fv_jax.stages.protocol import Batch, BatchSize, ExportedFunction, Metrics, OfficialStage
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig
 
@@ -134,10 +134,10 @@ class SuperRes(EnhancementStage):
             'target_norm': jnp.sqrt(jnp.mean(target**2)),
         }
 
-    def sample(self, model: DiT, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
+    def sample(self, model: DiT, batch: Batch, keys_B: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         """`z_sample_BFHWC` as the VAE decodes it, beside the batch's own latents."""
         z_low = batch['z_low_BFHWC']
-        source = self.make_source(z_low, per_example_normal(per_example_keys(key, 0, z_low.shape[0]), z_low.shape))
+        source = self.make_source(z_low, per_example_normal(keys_B, z_low.shape))
         x = self.integrate(model, source, self.text(batch), context=context)
         latents = {name: value for name, value in batch.items() if name.startswith('z_')}
         return latents | {'z_sample_BFHWC': self.unscale_latents(x)}

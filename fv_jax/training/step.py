@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import optax
 
 from fv_jax.core.parallel_context import ParallelContext
-from fv_jax.stages.noise import per_example_keys
-from fv_jax.stages.protocol import Batch, Metrics, NoisedBatch, Stage, evaluation_loss
+from fv_jax.stages.noise import heldout_keys, per_example_keys
+from fv_jax.stages.protocol import Batch, Metrics, NoisedBatch, Stage, evaluation_loss, evaluation_noise
 from fv_jax.training.optimizer import OptimConfig, learning_rates, update_ema
 from fv_jax.training.state import ModelDef, Params, TrainState
 
 Tree = Any
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
-Evaluate = Callable[[Params, Batch, jax.Array, int], Metrics]
-Sample = Callable[[Params, Batch, jax.Array], dict[str, jax.Array]]
+Evaluate = Callable[[Params, Batch, jax.Array, jax.Array], Metrics]
+Sample = Callable[[Params, Batch, jax.Array, jax.Array], dict[str, jax.Array]]
 
 
 def _batch_size(batch: Batch) -> int:
@@ -152,14 +152,14 @@ def train_step(
 
 
 def eval_step(stage: Stage, network: ModelDef, context: ParallelContext) -> Evaluate:
-    """Returns the jitted (inference params, batch, key, index of the batch) -> metrics.
+    """Returns the jitted (inference params, batch, key, clips_B) -> metrics.
 
-    The same key and index give the same noise and times at every evaluation.
+    The same key and clip (`HeldoutBatch.clips`) give the same noise and time at every evaluation, on every mesh.
     """
 
     @jax.jit
-    def step(params: Params, batch: Batch, key: jax.Array, index: jax.Array) -> Metrics:
-        noised = stage.sample_noise_and_time(batch, per_example_keys(key, index, _batch_size(batch)))
+    def step(params: Params, batch: Batch, key: jax.Array, clips_B: jax.Array) -> Metrics:
+        noised = evaluation_noise(stage, batch, heldout_keys(key, clips_B))
         loss, metrics = evaluation_loss(stage, network.model(**params), noised, context=context)
         return {'loss': loss, **metrics}
 
@@ -167,5 +167,10 @@ def eval_step(stage: Stage, network: ModelDef, context: ParallelContext) -> Eval
 
 
 def sample_step(stage: Stage, network: ModelDef, context: ParallelContext) -> Sample:
-    """Returns the jitted (inference params, batch, key) -> what the stage samples."""
-    return jax.jit(lambda params, batch, key: stage.sample(network.model(**params), batch, key, context=context))
+    """Returns the jitted (inference params, batch, key, clips_B) -> what the stage samples. See `eval_step`."""
+
+    @jax.jit
+    def step(params: Params, batch: Batch, key: jax.Array, clips_B: jax.Array) -> dict[str, jax.Array]:
+        return stage.sample(network.model(**params), batch, heldout_keys(key, clips_B), context=context)
+
+    return step

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from fv_jax.core.parallel_context import ParallelContext
-from fv_jax.stages.protocol import Batch, Stage
+from fv_jax.stages.protocol import Stage
+from fv_jax.training.heldout import HeldoutBatch
 from fv_jax.training.monitoring.collapse import CollapseError, CollapseMonitor, CollapseMonitorConfig
 from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, eval_line, health_line
 from fv_jax.training.progress import Progress
@@ -36,7 +37,7 @@ class Validation:
       health: computes further metrics of parameters, and videos in place of `show`'s; None for stages without any.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[HeldoutBatch]
     show: Callable[[dict[str, jax.Array]], Sequence[Video]]
     fps: float = 24.0
     health: Callable[[Params], Measured] | None = None
@@ -78,14 +79,16 @@ class Validator:
         Raises CollapseError if the collapse monitor reports a fault and the run is configured to stop then.
         """
         losses = []
-        for i, batch in enumerate(self._validation.batches):
-            losses.append(self._eval_step(params, batch, self._key, i))
+        batches = self._validation.batches
+        for batch in batches:
+            losses.append(self._eval_step(params, batch.arrays, self._key, batch.clips))
             heartbeat()
         names = ['loss', *(name for name in losses[0] if name != 'loss')]
-        means = {f'eval/{name}': float(np.mean([float(each[name]) for each in losses])) for name in names}
+        weights = [batch.num_clips for batch in batches]
+        means = {f'eval/{n}': float(np.average([float(each[n]) for each in losses], weights=weights)) for n in names}
         self._writer.scalars(step, means, eval_line(step, means))
         if self._validation.health is None:
-            samples = self._sample_step(params, self._validation.batches[0], self._key)
+            samples = self._sample_step(params, batches[0].arrays, self._key, batches[0].clips)
             self._write_videos(step, self._validation.show(samples))
             return
         measured = self._validation.health(params)

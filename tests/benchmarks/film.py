@@ -24,4 +24,4 @@ def clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
     records = pipeline.open_source('embedded', config, heldout=heldout)
     transform = pipeline.clip_transform(config, low_res=False, training=False)
     every = dataclasses.replace(config, eval_clips=len(records))
-    return [batch['high_res_BFHWC'][0] for batch in pipeline.heldout_batches(records, transform, every)]
+    return [batch['high_res_BFHWC'][0] for batch in pipeline.heldout_clips(records, transform, every)]

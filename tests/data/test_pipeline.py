@@ -74,10 +74,10 @@ def test_processes_share_the_global_batch():
     np.testing.assert_array_equal(np.concatenate([p['low_res_BFHWC'] for p in parts]), whole['low_res_BFHWC'])
 
 
-def test_heldout_batches_are_the_same_every_time():
+def test_heldout_clips_are_the_same_every_time():
     records = pipeline.open_source('synthetic', SMALL, heldout=True)
     transform = pipeline.clip_transform(SMALL, low_res=True, training=False)
-    first, again = (pipeline.heldout_batches(records, transform, SMALL) for _ in range(2))
+    first, again = (pipeline.heldout_clips(records, transform, SMALL) for _ in range(2))
     assert len(first) == 3
     for a, b in zip(first, again, strict=True):
         assert a['high_res_BFHWC'].shape == (1, 1, 16, 32, 3)
@@ -101,7 +101,26 @@ def test_fewer_heldout_clips_than_asked_for():
     config = dataclasses.replace(SMALL, eval_clips=9)
     records = pipeline.synthetic_clips(2, 1, 16, 32)
     transform = pipeline.clip_transform(config, low_res=False, training=False)
-    assert len(pipeline.heldout_batches(records, transform, config)) == 2
+    assert len(pipeline.heldout_clips(records, transform, config)) == 2
+
+
+def test_a_clip_is_loaded_once_and_is_the_same_in_every_batch():
+    reads = []
+
+    class Records:
+        def __getitem__(self, index):
+            reads.append(index)
+            return {'value': np.float32(index)}
+
+    def transform(record, rng):
+        return {'x_D': record['value'] + np.float32(rng.uniform(0, 0.5, 2))}
+
+    batch = pipeline.load_heldout(Records(), transform, np.array([2, 1, 2]))
+    assert sorted(reads) == [1, 2] and batch['x_BD'].shape == (3, 2)
+    np.testing.assert_array_equal(batch['x_BD'][0], batch['x_BD'][2])
+    np.testing.assert_array_equal(
+        pipeline.load_heldout(Records(), transform, np.array([1]))['x_BD'][0], batch['x_BD'][1]
+    )
 
 
 def test_sources(tmp_path):

@@ -13,6 +13,7 @@ from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import SuperResDiagnostics, pixel_metrics, probe_points
 from fv_jax.models.dit import DiTConfig
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
+from fv_jax.training.heldout import HeldoutBatch
 from fv_jax.training.monitoring.collapse import CollapseMonitor, CollapseMonitorConfig
 from tests.data import films
 
@@ -55,7 +56,7 @@ def check_of(answer, stage=STAGE):
         model_of=model_of,
         vae=Pixels(),
         context=ParallelContext(attention=lambda q, k, v: v),
-        batches=[{'z_high_BFHWC': jnp.asarray(HIGH), 'z_low_BFHWC': jnp.asarray(LOW)}],
+        batches=[HeldoutBatch({'z_high_BFHWC': jnp.asarray(HIGH), 'z_low_BFHWC': jnp.asarray(LOW)}, np.arange(1))],
         truths=[HIGH],
         key=jax.random.key(0),
     )

@@ -37,13 +37,15 @@ def test_sharded_samples_equal_one_device(parallel):
     rng = np.random.default_rng(0)
     z = rng.standard_normal((2, 3, 6, 10, 4)).astype(np.float32)
     batch = {'z_low_BFHWC': z, 'text_BLD': rng.standard_normal((2, 5, tiny.DIT.text_dim)).astype(np.float32)}
-    expected = sample_step(STAGE, network, SINGLE_DEVICE)(params, batch, jax.random.key(0))['z_sample_BFHWC']
+    expected = sample_step(STAGE, network, SINGLE_DEVICE)(params, batch, jax.random.key(0), np.arange(2))[
+        'z_sample_BFHWC'
+    ]
     where = partitioner(**parallel)
     shardings = [sharding.parameter_shardings(where, part) for part in (network.trainable, network.frozen)]
     placed = arrays.put_sharded(params, dict(zip(('trainable', 'frozen'), shardings, strict=True)))
     context = sharding.make_parallel_context(where, sharding.ContextParallelConfig(training=False))
     sample = sample_step(STAGE, network, context)(
-        placed, arrays.to_global(batch, where, OFFICIAL.latent_spec), jax.random.key(0)
+        placed, arrays.to_global(batch, where, OFFICIAL.latent_spec), jax.random.key(0), np.arange(2)
     )
     close(sample['z_sample_BFHWC'], expected)
 

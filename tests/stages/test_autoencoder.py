@@ -76,7 +76,7 @@ def test_latents_are_drawn_from_the_rows_keys():
 def test_samples_are_decoded_from_the_means():
     batch = {'high_res_BFHWC': video(0.5)}
     assert stage().encode(batch) is batch
-    shown = stage().sample(network(0.3, 5.0), batch, jax.random.key(0), context=CONTEXT)
+    shown = stage().sample(network(0.3, 5.0), batch, jax.random.split(jax.random.key(0), 2), context=CONTEXT)
     assert shown.keys() == {'high_res_BFHWC', 'decoded_BFHWC'}
     np.testing.assert_allclose(shown['decoded_BFHWC'], 0.3, rtol=1e-6)
 

@@ -216,7 +216,7 @@ def test_samples_depend_on_their_own_keys_alone():
 
     def sample(rows):
         given = {'z_high_BFHWC': jnp.zeros((rows, *SHAPE[1:]))}
-        return here.sample(model, given, jax.random.key(0), context=CONTEXT)
+        return here.sample(model, given, per_example_keys(jax.random.key(0), 0, rows), context=CONTEXT)
 
     four, two = sample(4), sample(2)
     assert four.keys() == {'z_sample_BFHWC', 'z_high_BFHWC'}

@@ -105,7 +105,7 @@ def test_latents_are_scaled_once_on_the_way_in_and_once_out():
     given = batch()
     noised = here.sample_noise_and_time(given, keys())
     np.testing.assert_array_equal(noised.data_BFHWC, 2 * given['z_high_BFHWC'])
-    out = here.sample(Recorder(lambda x, t: jnp.zeros_like(x)), given, jax.random.key(0), context=CONTEXT)
+    out = here.sample(Recorder(lambda x, t: jnp.zeros_like(x)), given, keys(), context=CONTEXT)
     assert out.keys() == {'z_sample_BFHWC', 'z_high_BFHWC', 'z_low_BFHWC'}
     np.testing.assert_array_equal(out['z_low_BFHWC'], given['z_low_BFHWC'])
     assert abs(float(out['z_sample_BFHWC'].std()) - 0.5) < 0.05  # unit noise over the scale factor

@@ -60,7 +60,7 @@ def test_an_evaluated_network_is_its_own_average():
     stage = Consistent()
     network, state, _ = toy.new(stage, OPTIM)
     params = {'trainable': {'head': {'kernel': jnp.ones((3, 2)), 'bias': jnp.full(2, 7.0)}}, 'frozen': state.frozen}
-    found = eval_step(stage, network, toy.CONTEXT)(params, encoded(), KEY, 0)
+    found = eval_step(stage, network, toy.CONTEXT)(params, encoded(), KEY, np.arange(toy.ROWS))
     assert float(found['bias']) == 7
 
 

@@ -97,8 +97,7 @@ def test_step_noise_depends_on_the_step_alone(made, trained):
     assert float(metrics['noise']) != rows[0]['noise']
 
 
-def test_step_noise_differs_between_examples(made):
-    """Equal rows have unequal errors only because of their noise."""
+def test_step_noise_differs_between_examples_and_steps(made):
     _, network, start, _ = made
     keys = []
 
@@ -107,12 +106,28 @@ def test_step_noise_differs_between_examples(made):
             keys.append(jax.random.key_data(keys_B))
             return super().sample_noise_and_time(batch, keys_B)
 
-    params = {'trainable': start.trainable, 'frozen': start.frozen}
+    _, _, tx = toy.new(Spy(), OPTIM)
     with jax.disable_jit():
-        for index in (0, 1):
-            eval_step(Spy(), network, toy.CONTEXT)(params, encoded(), KEY, index)
+        step_fn = train_step(Spy(), network, tx, OPTIM, 100, toy.CONTEXT)
+        step_fn(step_fn(fresh(start), encoded(), KEY)[0], encoded(), KEY)
     flat = np.concatenate(keys)
     assert flat.shape[0] == 2 * toy.ROWS and len(np.unique(flat, axis=0)) == len(flat)
+
+
+def test_eval_noise_is_a_clips_own_in_any_batch(made):
+    stage, network, start, _ = made
+    evaluate = eval_step(stage, network, toy.CONTEXT)
+    params = {'trainable': start.trainable, 'frozen': start.frozen}
+
+    def noise(*clips):
+        """The mean noise of examples that are equal but for their clip's index."""
+        batch = {name: np.repeat(np.asarray(value)[:1], len(clips), axis=0) for name, value in encoded().items()}
+        return float(evaluate(params, batch, KEY, np.array(clips))['noise'])
+
+    alone = [noise(clip) for clip in range(4)]
+    assert len(set(alone)) == 4
+    assert noise(0, 1, 2, 3) == pytest.approx(np.mean(alone), abs=1e-6)
+    assert noise(2, 2) == pytest.approx(alone[2], abs=1e-6)
 
 
 def test_step_donates_the_state(made):
@@ -138,9 +153,9 @@ def test_eval_step_uses_the_ema_and_fixed_noise(made, trained):
     evaluate = eval_step(stage, network, toy.CONTEXT)
     params = state.inference_params(states[-1])
     np.testing.assert_array_equal(params['trainable']['head']['bias'], states[-1].ema['head']['bias'])
-    first, again, other = (evaluate(params, encoded(50), KEY, i) for i in (0, 0, 1))
+    first, again, other = (evaluate(params, encoded(50), KEY, i + np.arange(toy.ROWS)) for i in (0, 0, 1))
     assert float(first['loss']) == float(again['loss']) != float(other['loss'])
-    sample = sample_step(stage, network, toy.CONTEXT)(params, encoded(50), KEY)
+    sample = sample_step(stage, network, toy.CONTEXT)(params, encoded(50), KEY, np.arange(toy.ROWS))
     model = network.model(**params)
     np.testing.assert_allclose(sample['y'], model(toy.batch(50)['x']), rtol=1e-5)
 

@@ -12,6 +12,7 @@ import pytest
 from fv_jax.core.config import ConfigError
 from fv_jax.core.exit_codes import PreemptedError
 from fv_jax.training.config import LoopConfig
+from fv_jax.training.heldout import HeldoutBatch
 from fv_jax.training.monitoring.anomalies import BadStepsConfig
 from fv_jax.training.monitoring.collapse import CollapseError, CollapseMonitorConfig
 from fv_jax.training.optimizer import OptimConfig
@@ -96,6 +97,9 @@ def show(samples):
     return [('sample', np.zeros((2, 8, 8, 3), np.uint8))]
 
 
+HELDOUT = [HeldoutBatch(toy.Toy().encode(toy.batch(90 + i)), np.arange(4 * i, 4 * i + 4)) for i in (0, 1)]
+
+
 def run(config, *, state=None, validation=False, bad=None, health=None, progress=None, optim=OPTIM, diary=None, **more):
     stage, diary = toy.Toy(noise=0.1), diary or Diary()
     network, new, _ = toy.new(stage, optim, config.num_steps)
@@ -114,9 +118,7 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
         dump_bad_step=diary.keep,
         progress=Progress.from_dict(progress or {}),
         **more,
-        validation=Validation([stage.encode(toy.batch(s)) for s in (90, 91)], show, 12.0, health)
-        if validation
-        else None,
+        validation=Validation(HELDOUT, show, 12.0, health) if validation else None,
     )
     try:
         last = trainer.run(state)

@@ -64,7 +64,7 @@ class Toy:
         loss = jnp.mean(error**2) + jnp.mean(noised['bad']) + slope - slope
         return loss, {'noise': jnp.mean(noised['noise']), 'encoded': jnp.mean(noised['encoded'])}
 
-    def sample(self, model: Line, batch: Batch, key: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
+    def sample(self, model: Line, batch: Batch, keys_B: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
         return {'y': model(batch['x'])}
 
 

@@ -20,6 +20,7 @@ from fv_jax.parallel import arrays, distributed
 from fv_jax.stages import registry
 from fv_jax.stages.protocol import Batch
 from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint
+from fv_jax.training.heldout import HeldoutBatch, heldout_indices
 from fv_jax.training.run import latent_cache
 from fv_jax.training.run.setup import TrainConfig, TrainSetup
 from fv_jax.weights import text_encoders, trained_runs
@@ -139,16 +140,20 @@ class TrainBatches:
         batches = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=part)
         return (arrays.to_global(batch, partitioner, self.setup.latent_spec) for batch in batches)
 
-    def heldout(self) -> list[Batch]:
+    def heldout(self) -> list[HeldoutBatch]:
         """Returns the held-out batches, which are the same at every evaluation."""
         if self.datasets.heldout is None:
             return []
         data, partitioner = self.setup.config.data, self.setup.partitioner
         low_res = registry.needs_low_res(self.setup.config.stage)
         transform = pipeline.clip_transform(data, low_res=low_res, training=False, text=self.text)
-        rows, process = partitioner.num_shards(axes.ACT_BATCH), arrays.process_part(partitioner)
-        found = pipeline.heldout_batches(self.datasets.heldout, transform, data, rows=rows, process=process)
-        return [arrays.to_global(batch, partitioner, self.setup.latent_spec) for batch in found]
+        size, (part, parts) = partitioner.num_shards(axes.ACT_BATCH), arrays.process_part(partitioner)
+        mine = slice(part * size // parts, (part + 1) * size // parts)
+        found = []
+        for clips in heldout_indices(min(data.eval_clips, len(self.datasets.heldout)), size):
+            local = pipeline.load_heldout(self.datasets.heldout, transform, clips[mine])
+            found.append(HeldoutBatch(arrays.to_global(local, partitioner, self.setup.latent_spec), clips))
+        return found
 
 
 def _cached_streams(
