@@ -20,8 +20,8 @@ from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.planning import planner, search, slices, table
-from fv_jax.planning.advice import advice
-from fv_jax.planning.planner import PHASES, Request
+from fv_jax.planning.planner import PHASES, PlanRequest
+from fv_jax.planning.suggestions import suggest_changes
 from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.training.run.setup import TrainConfig
 
@@ -47,44 +47,43 @@ def _plan(argv: Sequence[str]) -> int:
     add_tiling_flags(parser)
     arguments, overrides = parser.parse(argv)
     both = arguments.search and arguments.find_smallest_slice
-    require(not both, '--search, --find-smallest-slice: give one of them', UsageError)
+    require(not both, '--search, --find-smallest-slice: cannot be combined; give one of them', UsageError)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UsageError(f'--json={arguments.json}: its folder does not exist')
-    phases = _words(arguments.phases)
+    phases = _split_words(arguments.phases)
     if unknown := set(phases) - set(PHASES):
         raise UsageError(f'--phases={arguments.phases}: {sorted(unknown)[0]} is not one of {", ".join(PHASES)}')
     config = read_config(TrainConfig, arguments.config, overrides)
     tiling = read_tiling(arguments, planner.latent_spec(config))
     if arguments.find_smallest_slice:
         generation = slices.parse_generation(arguments.topology.replace(':', '-').partition('-')[0])
-        request = Request(config, slices.sizes(generation)[0])
-        where = search.smallest_slice(request, generation)
-        print_result(f'the smallest slice: {where}')
+        request = PlanRequest(config, slices.list_slices(generation)[0])
+        print_result(f'the smallest slice: {search.find_smallest_slice(request, generation)}')
         return 0
-    request = Request(config, slices.parse(arguments.topology), phases, _words(arguments.filter), tiling)
+    request = PlanRequest(config, slices.parse(arguments.topology), phases, _split_words(arguments.filter), tiling)
     if arguments.search:
-        found = search.largest_batch(request)
-        fields = f'--config.data.loader.batch_size={found.batch} --config.stage.network.remat={found.remat}'
+        best = search.find_largest_batch(request)
+        fields = f'--config.data.loader.batch_size={best.batch_size} --config.stage.network.remat={best.remat}'
         print_result(f'the largest batch: {fields}')
         return 0
-    return _report(request, arguments.json)
+    return _print_report(request, arguments.json)
 
 
-def _report(request: Request, to: Path | None) -> int:
+def _print_report(request: PlanRequest, json_path: Path | None) -> int:
     report = planner.plan(request)
-    for line in table.lines(report):
+    for line in table.format_report(report):
         print_result(line)
-    changes = advice(report, request.config, planner.make_slice_partitioner(request))
+    suggestions = suggest_changes(report, request.config, planner.make_slice_partitioner(request))
     if not report.fits:
         print_result('does not fit; suggestions:')
-        for line in changes:
+        for line in suggestions:
             print_result(f'  {line}')
-    if to is not None:
-        files.write_json(to, report.as_dict() | {'changes': changes})
+    if json_path is not None:
+        files.write_json(json_path, report.to_dict() | {'suggestions': suggestions})
     return 0 if report.fits else DOES_NOT_FIT
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _split_words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(',') if word.strip())
 
 

@@ -261,12 +261,12 @@ def _preview(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _report_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
-    _report_speed(fv, 'preview', step_cost.preview(fv.stage1, settings, rows))
+    _report_speed(fv, 'preview', step_cost.preview_cost(fv.stage1, settings, rows))
 
 
 def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[StoredPreview]) -> None:
     vae, latents = fv.find_vae(stored[0]).config, stored[0].latents.shape[:3]
-    done = step_cost.enhancement(fv.stage2, settings, vae, latents, len(stored))
+    done = step_cost.enhancement_cost(fv.stage2, settings, vae, latents, len(stored))
     _report_speed(fv, 'enhance', done)
 
 

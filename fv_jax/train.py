@@ -200,7 +200,7 @@ def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) ->
             progress=progress,
             goodput=goodput,
             validation=validation,
-            step_cost=step_cost.training(setup, vae.config if vae else None),
+            step_cost=step_cost.train_step_cost(setup, vae.config if vae else None),
             shardings=setup.shardings,
         )
         trainer.run(train_state)

@@ -1,4 +1,4 @@
-"""The command: what it refuses, in one line; what it says of GPUs, which need no compiler."""
+"""The command `plan`: one-line errors, plans of GPUs by formula, suggestions."""
 
 import dataclasses
 import json
@@ -10,10 +10,10 @@ import pytest
 from fv_jax import plan
 from fv_jax.core.command_line import read_config
 from fv_jax.planning import compiling, flops, planner, slices
-from fv_jax.planning.collectives import Traffic
-from fv_jax.planning.compiling import Compiled, TooLarge
-from fv_jax.planning.programs import Executable, Phase
-from fv_jax.planning.report import executed, roofline
+from fv_jax.planning.collectives import CollectiveTraffic
+from fv_jax.planning.compiling import CompiledProgram, CompileOutOfMemory
+from fv_jax.planning.programs import Phase, PlannedProgram
+from fv_jax.planning.report import compute_times, executed_seconds
 from fv_jax.training.run.setup import TrainConfig
 from tests import runs
 
@@ -29,34 +29,34 @@ def run(capsys, *flags: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (('--topology=v9-8',), 'v9 is no known generation'),
+        (('--topology=v9-8',), "unknown generation 'v9'"),
         (('--topology=v6e-9',), 'v6e comes in 1, 4, 8'),
         (('--topology=v5e-8', '--phases=trainig'), 'trainig is not one of training, sampling, text'),
         (('--topology=v5e-8', '--json=nowhere/plan.json'), 'its folder does not exist'),
         (('--topology=v5e-8', '--search', '--find-smallest-slice'), 'give one of them'),
-        (('--topology=v9', '--find-smallest-slice'), 'v9 is no known generation'),
+        (('--topology=v9', '--find-smallest-slice'), "unknown generation 'v9'"),
         (('--topology=h100-1', '--config.parallel.context=3'), 'context 3 needs 3 device(s) and there are 1'),
         (('--topology=h100-1', '--tile-size=100x64'), 'tile_size: height=100: must be a multiple of 8'),
         (('--topology=h100-1', '--tile-overlap=8'), 'has no effect without --tile-size'),
     ],
 )
-def test_wrong_usage_is_one_line(capsys, flags, message):
+def test_usage_errors_are_one_line(capsys, flags, message):
     code, out, err = run(capsys, f'--config={SMOKE}', *flags)
     assert code == 2 and message in err and err.count('\n') == 1 and not out
 
 
-def test_a_vae_is_no_stage_to_plan(capsys):
+def test_vae_stage_cannot_be_planned(capsys):
     code, _, err = run(capsys, '--config=configs/vae.py:smoke', '--topology=h100-1')
     assert code == 2 and 'lowres and superres can be planned' in err
 
 
-def test_without_libtpu_it_says_which_extra(capsys, monkeypatch):
+def test_missing_libtpu_is_an_error_that_names_the_extra(capsys, monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, 'find_spec', lambda name: None)
     code, _, err = run(capsys, f'--config={SMOKE}', '--topology=v5e-8')
     assert code == 2 and "pip install 'fv_jax[plan]'" in err and err.count('\n') == 1
 
 
-def test_a_gpu_by_formula(capsys, tmp_path):
+def test_gpu_plan_by_formula(capsys, tmp_path):
     file = tmp_path / 'plan.json'
     one_clip = '--config.data.loader.batch_size=1'
     code, out, err = run(capsys, f'--config={REAL}', '--topology=h200-1', one_clip, f'--json={file}')
@@ -65,26 +65,30 @@ def test_a_gpu_by_formula(capsys, tmp_path):
     assert (code, err) == (0 if found['fits'] else plan.DOES_NOT_FIT, '')
     assert 'by formula' in out and 'official VAE' in out
     # 1.7 billion parameters in float32, twice that for Adam, once for the average.
-    assert training['resident']['parameters'] == pytest.approx(4 * 1.71e9, rel=0.02)
-    assert training['resident']['optimizer'] == pytest.approx(2 * training['resident']['parameters'], rel=0.01)
-    assert sampling['resident']['parameters'] == pytest.approx(training['resident']['parameters'] / 2, rel=0.01)
-    step = training['executables'][0]
+    assert training['resident_bytes']['parameters'] == pytest.approx(4 * 1.71e9, rel=0.02)
+    assert training['resident_bytes']['optimizer'] == pytest.approx(
+        2 * training['resident_bytes']['parameters'], rel=0.01
+    )
+    assert sampling['resident_bytes']['parameters'] == pytest.approx(
+        training['resident_bytes']['parameters'] / 2, rel=0.01
+    )
+    step = training['programs'][0]
     assert step['compiled'] is None and step['flops']['attention'] == pytest.approx(7.58e15, rel=0.01)
     # 5 evaluations, guided.
-    sampler = sampling['executables'][0]
+    sampler = sampling['programs'][0]
     assert sampler['flops']['total'] == pytest.approx(10 * step['flops']['total'] / 3, rel=0.01)
 
 
-def test_tiles_on_one_gpu(capsys, tmp_path):
+def test_tiling_scales_vae_memory_and_flops(capsys, tmp_path):
     found = {}
     flags = f'--config={REAL}', '--topology=h100-1', '--config.data.loader.batch_size=1', '--phases=sampling'
     for name, more in (('whole', ()), ('tiles', ('--tile-size=568x528',))):
         file = tmp_path / f'{name}.json'
         _, out, err = run(capsys, *flags, *more, f'--json={file}')
         (phase,) = json.loads(file.read_text())['phases']
-        found[name] = {item['name']: item for item in phase['executables']}
+        found[name] = {item['name']: item for item in phase['programs']}
         assert not err and '1 h100 device(s)' in out and 'cpu' not in out
-        assert ('video' in phase['resident']) == bool(more)
+        assert ('video' in phase['resident_bytes']) == bool(more)
     assert found['whole'].keys() == found['tiles'].keys()
     for name in found['whole']:
         whole, tiles = found['whole'][name], found['tiles'][name]
@@ -92,26 +96,26 @@ def test_tiles_on_one_gpu(capsys, tmp_path):
             assert tiles == whole
             continue
         assert tiles['runs'] == 8 * whole['runs']
-        assert tiles['beside'] == pytest.approx(568 * 528 / (1072 * 1920) * whole['beside'])
+        assert tiles['transient_bytes'] == pytest.approx(568 * 528 / (1072 * 1920) * whole['transient_bytes'])
         assert tiles['flops']['vae'] == pytest.approx(8 * 568 * 528 / (1072 * 1920) * whole['flops']['vae'], rel=0.01)
 
 
-def test_tiles_are_for_stage_2_on_one_device(capsys):
+def test_tiling_requires_stage_2_and_one_device(capsys):
     flags = '--phases=sampling', '--tile-size=568x528'
     code, out, err = run(capsys, '--config=configs/stage1.py', '--topology=h100-1', *flags)
-    assert code == 2 and 'previews are decoded in whole' in err and err.count('\n') == 1 and not out
-    # CPU devices stand for eight: as many are there only in a process that has not asked for one yet.
+    assert code == 2 and 'previews are decoded without tiles' in err and err.count('\n') == 1 and not out
+    # The number of CPU devices can be set only before JAX is initialized: in a new process.
     command = [sys.executable, '-m', 'fv_jax.plan', f'--config={REAL}', '--topology=h100-8', *flags]
     done = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT, check=False)
-    assert done.returncode == 2 and 'tiles are for one device' in done.stderr and done.stderr.count('\n') == 1
+    assert done.returncode == 2 and 'tiles require one device' in done.stderr and done.stderr.count('\n') == 1
 
 
-def test_what_does_not_fit_is_a_result_with_what_to_change(capsys):
-    many, encoded = (
+def test_run_that_does_not_fit_prints_suggestions(capsys):
+    many, cached = (
         '--config.data.loader.batch_size=64',
         "--config.data.cache={'num_degraded_variants': 1, 'crop': None}",
     )
-    code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, encoded, '--phases=training')
+    code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, cached, '--phases=training')
     assert code == plan.DOES_NOT_FIT and not err
     assert 'DOES NOT FIT' in out
     for change in (
@@ -125,21 +129,21 @@ def test_what_does_not_fit_is_a_result_with_what_to_change(capsys):
         assert change in out, change
 
 
-def test_microbatches_take_less_memory(capsys, tmp_path):
-    """Of a large batch's activations half, for one sum of gradients."""
+def test_microbatches_halve_activation_memory(capsys, tmp_path):
+    """At the price of a second copy of the gradients."""
     common = f'--config={SMOKE}', '--topology=h200-1', '--config.data.loader.batch_size=4', '--phases=training'
-    beside = []
+    transient = []
     for microbatches in (1, 2):
         file = tmp_path / f'{microbatches}.json'
         run(capsys, *common, f'--config.loop.microbatches={microbatches}', '--filter=step', f'--json={file}')
         (phase,) = json.loads(file.read_text())['phases']
-        beside.append(phase['executables'][0]['beside'])
-    parameters = phase['resident']['parameters']
-    assert beside[1] - 2 * parameters == pytest.approx((beside[0] - parameters) / 2)
+        transient.append(phase['programs'][0]['transient_bytes'])
+    parameters = phase['resident_bytes']['parameters']
+    assert transient[1] - 2 * parameters == pytest.approx((transient[0] - parameters) / 2)
 
 
-def lowered(result):
-    """Stands for a lowered program: compiling it gives the result, or raises it."""
+def fake_lowered(result):
+    """Returns a fake lowered program; compiling it returns the result, or raises it."""
 
     class Lowered:
         def compile(self):
@@ -163,47 +167,51 @@ class Program:
         return ''
 
 
-def test_what_the_compiler_says():
-    found = compiling.compile_ahead(lowered(Program()), 8)
-    assert isinstance(found, Compiled) and (found.arguments, found.temporaries, found.fresh) == (100, 7, 10)
-    assert found.traffic == Traffic({}, {})
+def test_compile_ahead_reads_memory_and_out_of_memory_errors():
+    compiled = compiling.compile_ahead(fake_lowered(Program()), 8)
+    assert isinstance(compiled, CompiledProgram)
+    assert (compiled.argument_bytes, compiled.temp_bytes, compiled.output_bytes) == (100, 7, 10)
+    assert compiled.traffic == CollectiveTraffic({}, {})
     message = 'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: ... temporaries (20.16G) exceeds available HBM (15.75G).'
-    refused = compiling.compile_ahead(lowered(compiling.jax.errors.JaxRuntimeError(message)), 8)
-    assert isinstance(refused, TooLarge) and refused.needed == pytest.approx(20.16 * 2**30)
+    refused = compiling.compile_ahead(fake_lowered(compiling.jax.errors.JaxRuntimeError(message)), 8)
+    assert isinstance(refused, CompileOutOfMemory) and refused.required_bytes == pytest.approx(20.16 * 2**30)
     message = 'Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm.'
-    assert compiling.compile_ahead(lowered(compiling.jax.errors.JaxRuntimeError(message)), 8).needed == 2**29
+    refused = compiling.compile_ahead(fake_lowered(compiling.jax.errors.JaxRuntimeError(message)), 8)
+    assert refused.required_bytes == 2**29
     with pytest.raises(compiling.jax.errors.JaxRuntimeError, match='Mosaic'):
-        compiling.compile_ahead(lowered(compiling.jax.errors.JaxRuntimeError('INTERNAL: Mosaic failed')), 8)
+        compiling.compile_ahead(fake_lowered(compiling.jax.errors.JaxRuntimeError('INTERNAL: Mosaic failed')), 8)
 
 
-def test_the_ceiling_that_heads_of_64_allow():
+def test_roofline_of_attention_with_heads_of_64():
     flops = planner.programs.Flops(attention=4e15, linear=1e15)
     for name, share in (('v5e-8', 0.5), ('v6e-8', 0.25), ('h100-8', 1.0)):
-        where = slices.parse(name)
-        times = roofline(flops, planner.programs.Flops(), where.chip, where.devices, 64)
-        rate = 8 * where.chip.flops
-        assert times.peak == pytest.approx(5e15 / rate) and times.ceiling == pytest.approx((4e15 / share + 1e15) / rate)
+        topology = slices.parse(name)
+        times = compute_times(flops, planner.programs.Flops(), topology.chip, topology.devices, 64)
+        rate = 8 * topology.chip.flops
+        assert times.peak == pytest.approx(5e15 / rate) and times.roofline == pytest.approx(
+            (4e15 / share + 1e15) / rate
+        )
 
 
-def test_wider_heads_take_half_the_time_where_the_matrix_unit_is_wider():
-    """The same model FLOPs; on GPUs heads of 64 run at full rate, and nothing is said."""
+def test_wider_heads_are_suggested_where_the_matrix_unit_is_wider():
+    """Model FLOPs are the same; on GPUs heads of 64 run at full rate, and there is no note."""
     configs = [read_config(TrainConfig, name, [('data.loader.batch_size', '1')]) for name in (REAL, f'{REAL}:head128')]
     narrow, wide = (config.stage.network for config in configs)
     assert (narrow.num_heads, wide.num_heads, wide.head_dim) == (30, 15, 128)
     assert dataclasses.replace(wide, num_heads=30) == narrow
-    row = flops.Sequence(text=226, video=13 * 67 * 120)
-    work, again = (f(narrow, row) for f in (flops.dit_training, flops.recomputed))
-    assert (work, again) == (flops.dit_training(wide, row), flops.recomputed(wide, row))
-    step = Executable('training step', lambda: None, 1, work, again, 0, 0)
+    sequence = flops.SequenceLength(text=226, video=13 * 67 * 120)
+    work, recompute = (f(narrow, sequence) for f in (flops.dit_training, flops.dit_recompute))
+    assert (work, recompute) == (flops.dit_training(wide, sequence), flops.dit_recompute(wide, sequence))
+    step = PlannedProgram('training step', lambda: None, 1, work, recompute, 0, 0)
     for name, saved in (('v5e-8', 0.48), ('v6e-8', 0.49), ('h100-8', 0)):
-        where = slices.parse(name)
+        topology = slices.parse(name)
         phase = Phase('training', {}, (step,), 1, narrow.head_dim)
-        before, after = (executed(phase, where, 8, size) for size in (64, 128))
+        before, after = (executed_seconds(phase, topology, 8, size) for size in (64, 128))
         assert 1 - after / before == pytest.approx(saved, abs=0.01)
-        said = list(planner._wider_heads(phase, planner.Request(configs[0], where), 8))
-        assert len(said) == (saved > 0)
-        if said:
+        notes = list(planner._suggest_wider_heads(phase, planner.PlanRequest(configs[0], topology), 8))
+        assert len(notes) == (saved > 0)
+        if notes:
             assert (
-                f'heads of 128 (--config.stage.network.num_heads=15) would take {after:.3g} s in place of {before:.3g}'
-                in said[0]
+                f'heads of 128 (--config.stage.network.num_heads=15) would take {after:.3g} s instead of {before:.3g}'
+                in notes[0]
             )

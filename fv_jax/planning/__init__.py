@@ -1,1 +1,1 @@
-"""What a run would need and cost on a slice that is not there: memory, arithmetic, traffic, time."""
+"""Plans memory, FLOPs, communication and time of a run on hardware that need not be attached."""

@@ -1,19 +1,20 @@
-"""What a compiled program sends between chips, read from its text (HLO).
+"""Bytes that the collectives of a compiled program send between chips, parsed from its HLO text.
 
 With n chips in a group and b bytes of an instruction's result on each, a chip sends
 
-    all-gather          (n - 1)/n b             what it holds of the result, all the way round
-    reduce-scatter      (n - 1) b               b is the share that stays
-    all-reduce          2 (n - 1)/n b           the two, one after the other
+    all-gather          (n - 1)/n b             its shard, to each of the other chips of a ring
+    reduce-scatter      (n - 1) b               b is the shard of the result
+    all-reduce          2 (n - 1)/n b           a reduce-scatter, then an all-gather
     all-to-all          (n - 1)/n b
-    collective-permute  b                       where it is a source
+    collective-permute  b                       if it is a source
 
-An instruction in the body of a loop counts as often as the loop runs: `while (i < limit)` with a constant start, step
-and limit, which is how a scan is compiled. A loop that is not of that form counts once and is named in `unknown_loops`.
+An instruction in the body of a loop is multiplied by the trip count: `while (i < limit)` with a constant start, step
+and limit, which is how a scan is compiled. Any other loop counts once and is named in `unknown_loops`.
 """
 
 import dataclasses
 import math
+import operator
 import re
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -29,16 +30,22 @@ _OPERAND = re.compile(r'%([\w.\-]+)')
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
-    """sent: bytes that a chip sends, by kind. counts: how often, by kind. unknown_loops: those counted once."""
+class CollectiveTraffic:
+    """The collectives of one run of a program.
 
-    sent: dict[str, float]
+    Attributes:
+      sent_bytes: that a chip sends, by kind of collective.
+      counts: of executed instructions, by kind of collective.
+      unknown_loops: the names of loops of unknown trip count, whose bodies were counted once.
+    """
+
+    sent_bytes: dict[str, float]
     counts: dict[str, int]
     unknown_loops: tuple[str, ...] = ()
 
     @property
-    def total(self) -> float:
-        return sum(self.sent.values())
+    def total_bytes(self) -> float:
+        return sum(self.sent_bytes.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,75 +58,78 @@ class _Instruction:
 
     @property
     def operands(self) -> list[str]:
-        return _OPERAND.findall(self.rest[: _closing(self.rest)])
+        return _OPERAND.findall(self.rest[: _find_closing_parenthesis(self.rest)])
 
     def attribute(self, name: str) -> str | None:
-        found = re.search(rf'\b{name}=%?([\w.\-]+)', self.rest)
-        return found.group(1) if found else None
+        match = re.search(rf'\b{name}=%?([\w.\-]+)', self.rest)
+        return match.group(1) if match else None
 
 
 Computation = dict[str, _Instruction]
 
 
-def read_traffic(text: str, num_devices: int) -> Traffic:
-    """Of a compiled program's text (`compiled.as_text()`) for so many devices."""
-    computations, entry = _parse(text)
-    times, unknown = _repetitions(computations, entry)
+def parse_collectives(text: str, num_devices: int) -> CollectiveTraffic:
+    """Sums what a chip sends in one run of a program.
+
+    Args:
+      text: of the compiled program, `compiled.as_text()`.
+      num_devices: that it was compiled for; a collective without groups is among all of them.
+    """
+    computations, entry = _parse_computations(text)
+    run_counts, unknown = _count_runs(computations, entry)
     sent, counts = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0)
-    # One that is sent in steps, beside other work, is written at each step; it is whole as often as its rarest runs.
+    # A collective that is overlapped with other work is split into a chain of steps, each an instruction of its own:
+    # the collective is complete as often as the step that runs least often.
     chains: dict[str, tuple[int, str, _Instruction]] = {}
     for name, instructions in computations.items():
         for instruction in instructions.values():
-            kind, again = instruction.opcode.removesuffix('-start'), times.get(name, 0)
-            if kind in KINDS and again:
+            kind, runs = instruction.opcode.removesuffix('-start'), run_counts.get(name, 0)
+            if kind in KINDS and runs:
                 chain = re.search(r'chain_id="(\d+)"', instruction.rest)
                 key = f'chain {chain.group(1)}' if chain else f'{name} {instruction.name}'
-                chains[key] = min(chains.get(key, (again, kind, instruction)), (again, kind, instruction), key=_first)
-    for again, kind, instruction in chains.values():
-        sent[kind] += again * _sent(kind, instruction, num_devices)
-        counts[kind] += again
-    return Traffic(
+                step = runs, kind, instruction
+                chains[key] = min(chains.get(key, step), step, key=operator.itemgetter(0))
+    for runs, kind, instruction in chains.values():
+        sent[kind] += runs * _count_sent_bytes(kind, instruction, num_devices)
+        counts[kind] += runs
+    return CollectiveTraffic(
         {kind: size for kind, size in sent.items() if counts[kind]},
         {kind: count for kind, count in counts.items() if count},
         tuple(unknown),
     )
 
 
-def _first(item: tuple) -> int:
-    return item[0]
-
-
-def _parse(text: str) -> tuple[dict[str, Computation], str]:
+def _parse_computations(text: str) -> tuple[dict[str, Computation], str]:
     computations: dict[str, Computation] = {}
     entry, current = '', None
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             current = computations.setdefault(head.group(2), {})
             entry = head.group(2) if head.group(1) else entry
-        elif line == '}':  # attributes may hold lines of their own
+        elif line == '}':  # attributes may contain line breaks
             current = None
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            value = found.group(3)
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            value = match.group(3)
             if opcode := _OPCODE.search(value):
                 parts = opcode.group(1), value[: opcode.start(1)], value[opcode.end() :]
-                current[found.group(2)] = _Instruction(found.group(2), *parts, is_root=bool(found.group(1)))
+                current[match.group(2)] = _Instruction(match.group(2), *parts, is_root=bool(match.group(1)))
     return computations, entry
 
 
-def _repetitions(computations: dict[str, Computation], entry: str) -> tuple[dict[str, int], list[str]]:
-    """How often each computation runs when the entry runs once; and the loops whose count is not known."""
-    times: dict[str, int] = {}
+def _count_runs(computations: dict[str, Computation], entry: str) -> tuple[dict[str, int], list[str]]:
+    """Counts how often each computation runs when the entry runs once; returns also the loops of unknown count."""
+    runs: dict[str, int] = {}
     unknown: list[str] = []
 
     def visit(name: str, count: int) -> None:
-        times[name] = times.get(name, 0) + count
+        runs[name] = runs.get(name, 0) + count
         for instruction in computations.get(name, {}).values():
             called = _CALLED.findall(instruction.rest)
             for branches in _BRANCHES.findall(instruction.rest):
                 called += _OPERAND.findall(branches)
             trips = 1
             if instruction.opcode == 'while':
-                trips = _trips(computations, computations[name], instruction)
+                trips = _find_trip_count(computations, computations[name], instruction)
                 if trips is None:
                     unknown.append(instruction.name)
                     trips = 1
@@ -127,11 +137,11 @@ def _repetitions(computations: dict[str, Computation], entry: str) -> tuple[dict
                 visit(other, count * trips)
 
     visit(entry, 1)
-    return times, unknown
+    return runs, unknown
 
 
-def _trips(computations: dict[str, Computation], where: Computation, loop: _Instruction) -> int | None:
-    """How often a loop's body runs: from the constants that its counter starts with, grows by and stops at."""
+def _find_trip_count(computations: dict[str, Computation], caller: Computation, loop: _Instruction) -> int | None:
+    """Computes how often a loop's body runs, from the start, step and limit of its counter; None if unknown."""
     condition = computations.get(loop.attribute('condition') or '', {})
     body = computations.get(loop.attribute('body') or '', {})
     test = next((i for i in condition.values() if i.opcode == 'compare'), None)
@@ -141,46 +151,46 @@ def _trips(computations: dict[str, Computation], where: Computation, loop: _Inst
     if counter is None or counter.opcode != 'get-tuple-element':
         return None
     index = int(counter.attribute('index'))
-    limit = _constant(condition, test.operands[1])
-    given, result = where.get(loop.operands[0]), next((i for i in body.values() if i.is_root), None)
-    if limit is None or given is None or given.opcode != 'tuple' or result is None or result.opcode != 'tuple':
+    limit = _find_constant(condition, test.operands[1])
+    initial, result = caller.get(loop.operands[0]), next((i for i in body.values() if i.is_root), None)
+    if limit is None or initial is None or initial.opcode != 'tuple' or result is None or result.opcode != 'tuple':
         return None
-    start = _constant(where, given.operands[index])
-    step = _step(body, result.operands[index])
+    start = _find_constant(caller, initial.operands[index])
+    step = _find_step(body, result.operands[index])
     return None if start is None or not step else max(-(-(limit - start) // step), 0)
 
 
-def _constant(where: Computation, name: str) -> int | None:
-    """The value of an integer constant, through copies."""
-    instruction = where.get(name)
+def _find_constant(computation: Computation, name: str) -> int | None:
+    """Finds the value of an integer constant, through copies; None if it is not constant."""
+    instruction = computation.get(name)
     while instruction is not None and instruction.opcode in ('copy', 'bitcast', 'copy-done', 'copy-start'):
-        instruction = where.get(instruction.operands[0])
+        instruction = computation.get(instruction.operands[0])
     if instruction is None or instruction.opcode != 'constant':
         return None
-    found = re.match(r'(-?\d+)\)', instruction.rest)
-    return int(found.group(1)) if found else None
+    match = re.match(r'(-?\d+)\)', instruction.rest)
+    return int(match.group(1)) if match else None
 
 
-def _step(body: Computation, name: str) -> int | None:
-    """What an `add` adds to the counter."""
+def _find_step(body: Computation, name: str) -> int | None:
+    """Finds the constant that an `add` adds to the counter; None if it adds none."""
     instruction = body.get(name)
     while instruction is not None and instruction.opcode in ('copy', 'bitcast'):
         instruction = body.get(instruction.operands[0])
     if instruction is None or instruction.opcode != 'add':
         return None
-    return next((c for c in (_constant(body, o) for o in instruction.operands) if c is not None), None)
+    return next((c for c in (_find_constant(body, o) for o in instruction.operands) if c is not None), None)
 
 
-def _sent(kind: str, instruction: _Instruction, num_devices: int) -> float:
-    size, n = _bytes(instruction), _group_size(instruction.rest, num_devices)
+def _count_sent_bytes(kind: str, instruction: _Instruction, num_devices: int) -> float:
+    size, n = _result_bytes(instruction), _group_size(instruction.rest, num_devices)
     if kind == 'collective-permute':
         return size
     factor = {'all-reduce': 2 * (n - 1) / n, 'reduce-scatter': n - 1}.get(kind, (n - 1) / n)
     return factor * size
 
 
-def _bytes(instruction: _Instruction) -> float:
-    """Of the result. What a `-start` gives is a tuple of what goes in and what comes out, with counters behind."""
+def _result_bytes(instruction: _Instruction) -> float:
+    """Counts the bytes of the result. That of a `-start` is a tuple: its operands, its results, then counters."""
     sizes = [
         math.prod(int(d) for d in dims.split(',') if d) * _BITS.get(dtype, 0) / 8
         for dtype, dims in _SHAPE.findall(re.sub(r'\{[^}]*\}', '', instruction.result))
@@ -192,7 +202,7 @@ def _bytes(instruction: _Instruction) -> float:
 
 
 def _group_size(attributes: str, num_devices: int) -> int:
-    """Chips that take part in one group, from any of the ways it is written."""
+    """Parses the number of chips in a group, in each of the notations of `replica_groups`."""
     groups = re.search(r'replica_groups=(mesh\[[^\]]*\]\s*\{[^}]*\}|\{.*?\}\}|\{\}|\[\d+,\d+\]<=\S+)', attributes)
     if groups is None or groups.group(1) == '{}':
         return num_devices
@@ -206,8 +216,8 @@ def _group_size(attributes: str, num_devices: int) -> int:
     return len(text[2 : text.index('}')].split(','))
 
 
-def _closing(text: str) -> int:
-    """Where the parenthesis closes that `text` is within."""
+def _find_closing_parenthesis(text: str) -> int:
+    """Finds the parenthesis that closes the one before `text`."""
     depth = 0
     for i, character in enumerate(text):
         depth += {'(': 1, ')': -1}.get(character, 0)

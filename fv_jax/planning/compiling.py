@@ -1,6 +1,6 @@
-"""Compiling for a slice that is not there, and what the compiler says of memory.
+"""Ahead-of-time compilation for a topology that need not be attached, and the compiler's memory analysis.
 
-libtpu, an ordinary package, compiles for any TPU on any machine.
+libtpu compiles for every TPU, on machines without one.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from jax.experimental import topologies
 
 from fv_jax.core.config import ConfigError
 from fv_jax.core.hardware import GIB
-from fv_jax.planning.collectives import Traffic, read_traffic
+from fv_jax.planning.collectives import CollectiveTraffic, parse_collectives
 from fv_jax.planning.slices import Slice
 
-# libtpu looks for the machine that it is on, and asks the cloud where it finds none.
-_NOWHERE = {
+# Without these, libtpu looks for the TPU of this machine, and queries the metadata server of the cloud.
+_LIBTPU_ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -28,81 +28,94 @@ _NOWHERE = {
 }
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # "... temporaries (20.16G) exceeds available HBM (15.75G)", "Used 20.16G of 15.75G hbm"
-_TOO_LARGE = re.compile(r'\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm')
+_OUT_OF_MEMORY = re.compile(r'\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm')
 
 
 class MissingCompilerError(ConfigError):
-    """libtpu is not installed."""
+    """Raised where libtpu is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of an executable; bytes a device. fresh: results that take no argument's memory.
-    seconds: of compiling.
+class CompiledProgram:
+    """Memory and communication of a compiled program, in bytes per device.
+
+    Attributes:
+      argument_bytes, temp_bytes, code_bytes: of its arguments, temporaries and instructions.
+      output_bytes: of the results that do not alias a donated argument.
+      seconds: of compiling.
+      traffic: of its collectives, in one run.
     """
 
-    arguments: float
-    temporaries: float
-    fresh: float
-    code: float
+    argument_bytes: float
+    temp_bytes: float
+    output_bytes: float
+    code_bytes: float
     seconds: float
-    traffic: Traffic
+    traffic: CollectiveTraffic
 
 
 @dataclasses.dataclass(frozen=True)
-class TooLarge:
-    """It was refused. needed: bytes a device, of temporaries or in all, whichever the compiler gave up at."""
+class CompileOutOfMemory:
+    """The compiler found that a program exceeds the memory of a device.
 
-    needed: float
+    Attributes:
+      required_bytes: per device, of the temporaries alone or in total, whichever the compiler reported.
+      seconds: of compiling.
+    """
+
+    required_bytes: float
     seconds: float
 
 
-def devices_of(where: Slice) -> Sequence[jax.Device]:
-    """The devices of a slice that is not there. Call it before JAX is asked for any other device.
+def get_topology_devices(topology: Slice) -> Sequence[jax.Device]:
+    """Returns the devices of a TPU topology that need not be attached. Call it before any other use of JAX devices.
 
     Raises:
-      MissingCompilerError: without libtpu.
-      ConfigError: libtpu knows no such slice.
+      MissingCompilerError: libtpu is not installed.
+      ConfigError: the slice is of GPUs, or libtpu does not have it.
     """
-    if where.topology is None:
-        raise ConfigError(f'--topology={where}: nothing here compiles for a GPU that is not there')
+    if topology.libtpu_name is None:
+        raise ConfigError(f'--topology={topology}: programs can be compiled ahead of time for TPUs only')
     if importlib.util.find_spec('libtpu') is None:
         raise MissingCompilerError(
-            f'--topology={where}: to compile for it libtpu has to be installed, which no TPU needs to be there for; '
+            f'--topology={topology}: compiling for it requires libtpu (but no TPU); '
             "run pip install 'fv_jax[plan]' (in a clone: pip install -e '.[plan]')"
         )
-    for name, value in _NOWHERE.items():
+    for name, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update('jax_platforms', 'cpu')
-    options = {} if where.chip_config is None else {'chip_config_name': where.chip_config}
+    options = {} if topology.chip_config is None else {'chip_config_name': topology.chip_config}
     try:
-        return topologies.get_topology_desc(platform='tpu', topology_name=where.topology, **options).devices
+        return topologies.get_topology_desc(platform='tpu', topology_name=topology.libtpu_name, **options).devices
     except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f'--topology={where}: libtpu knows no such slice ({str(error).splitlines()[0]})') from None
+        raise ConfigError(f'--topology={topology}: libtpu does not have it ({str(error).splitlines()[0]})') from None
 
 
-def compile_ahead(lower: Callable[[], jax.stages.Lowered], num_devices: int) -> Compiled | TooLarge:
-    """Compiles. What does not fit is a result; any other complaint of the compiler's is raised."""
-    began = time.monotonic()
+def compile_ahead(lower: Callable[[], jax.stages.Lowered], num_devices: int) -> CompiledProgram | CompileOutOfMemory:
+    """Lowers and compiles a program.
+
+    Returns CompileOutOfMemory for one that does not fit. Raises any other error of the compiler.
+    """
+    start = time.monotonic()
     lowered = lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if (found := _TOO_LARGE.search(str(error))) is None:
+        if (match := _OUT_OF_MEMORY.search(str(error))) is None:
             raise
-        size, unit = (group for group in found.groups() if group)
-        return TooLarge(float(size) * _UNITS[unit], time.monotonic() - began)
+        size, unit = (group for group in match.groups() if group)
+        return CompileOutOfMemory(float(size) * _UNITS[unit], time.monotonic() - start)
     memory = compiled.memory_analysis()
-    return Compiled(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        fresh=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-        seconds=time.monotonic() - began,
-        traffic=read_traffic(compiled.as_text(), num_devices),
+    return CompiledProgram(
+        argument_bytes=memory.argument_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
+        seconds=time.monotonic() - start,
+        traffic=parse_collectives(compiled.as_text(), num_devices),
     )
 
 
-def gib(size: float) -> str:
-    """'3.24 GiB'."""
+def format_gib(size: float) -> str:
+    """Formats a number of bytes as '3.24 GiB'."""
     return f'{size / GIB:.2f} GiB'

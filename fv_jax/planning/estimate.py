@@ -1,12 +1,12 @@
-"""Temporaries by formula, for chips that nothing here compiles for: good to about half.
+"""Estimates temporary memory by formula, for chips without an ahead-of-time compiler; accurate to about 50 %.
 
-    training   gradients as wide as the parameters, twice with microbatches; of one microbatch what `remat` keeps of
-               every layer, and the work of one layer
-    sampling   the work of one layer
-    VAE        five of the widest activations: four to five are what libtpu's programs for 1072x1920 take
+    training   gradients in the dtype of the parameters, twice with microbatches; of one microbatch, the activations
+               that `remat` saves of every layer, and the temporaries of one layer
+    sampling   the temporaries of one layer
+    VAE        five of the widest activations: libtpu's programs for 1072x1920 take four to five
 
-A layer's work: float32 norms and gates, queries, keys, values and their gradients, the MLP's inner activation twice,
-and the keys and values of all tokens where they are gathered.
+The temporaries of a layer: float32 norms and gates, queries, keys, values and their gradients, the MLP's inner
+activation twice, and the gathered keys and values of all tokens.
 """
 
 import math
@@ -18,22 +18,34 @@ _ACTIVATIONS = 5
 
 
 def dit_layer(config: DiTConfig, tokens: float, all_tokens: float) -> float:
-    """tokens: on this chip, of all its rows; all_tokens: those of its rows, wherever they are."""
+    """Estimates the temporaries of one DiT layer in bytes per chip.
+
+    Args:
+      config: of the DiT.
+      tokens: on the chip, of all its examples.
+      all_tokens: of the same examples, on all chips of the context axis.
+    """
     item = _itemsize(config.dtype)
-    here = tokens * (4 * 4 * config.embed_dim + item * (8 * config.embed_dim + 2 * config.mlp_dim))
-    return here + item * 4 * all_tokens * config.embed_dim
+    local = tokens * (4 * 4 * config.embed_dim + item * (8 * config.embed_dim + 2 * config.mlp_dim))
+    return local + item * 4 * all_tokens * config.embed_dim
 
 
-def kept(config: DiTConfig, tokens: float) -> float:
-    """What all layers keep for the backward pass."""
+def saved_activations(config: DiTConfig, tokens: float) -> float:
+    """Estimates the activations that all layers save for the backward pass, in bytes, for `tokens` tokens on a chip."""
     dim, inner, item = config.embed_dim, config.mlp_dim, _itemsize(config.dtype)
     dots, none = dim + 3 * dim + 3 * dim + inner, 24 * dim + 3 * inner
-    numbers = {'offload': 0, 'full': dim, 'dots': dots, 'none': none}[config.remat]
-    return config.num_layers * tokens * numbers * item
+    features = {'offload': 0, 'full': dim, 'dots': dots, 'none': none}[config.remat]
+    return config.num_layers * tokens * features * item
 
 
 def vae_chunk(config: VAEConfig, shape_BFHWC: tuple[int, ...], shards: int) -> float:
-    """shape_BFHWC: of the chunk's video. shards: over which it is split."""
+    """Estimates the temporaries of a chunk of the VAE in bytes per chip.
+
+    Args:
+      config: of the VAE.
+      shape_BFHWC: of the chunk's video.
+      shards: the number of shards that the video is split into.
+    """
     return _ACTIVATIONS * math.prod(shape_BFHWC[:4]) * config.base_channels * _itemsize(config.dtype) / shards
 
 

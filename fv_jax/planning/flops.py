@@ -1,16 +1,17 @@
-"""Arithmetic by formula: what a network's multiplications cost, wherever and however they are run.
+"""FLOPs of the networks by formula, independent of how and where they are executed.
 
-A multiplication and its addition are two. With M tokens of width D, N heads of size K (N K = D), an MLP of width I and
-E numbers of conditioning, one row's pass through a block of the DiT takes
+A multiplication and its addition are two FLOPs. With M tokens of width D, N heads of size K (N K = D), an MLP of width
+I and a conditioning vector of width E, the forward pass of one example through a block of the DiT takes
 
     linear     8 M D^2 + 4 M D I + 24 E D                (1)   q k v and out; the MLP; the twelve modulations
     attention  4 M^2 D                                   (2)
 
-and a 3x3x3 convolution of C to C' channels 2 * 27 C C' for every output but those at the rim, whose zeros are not
-counted. Norms, activations and samplers' sums are left out.
+and a 3x3x3 convolution of C to C' channels 2 * 27 C C' for each output, without the taps on zero padding. Norms,
+activations and the arithmetic of samplers are not counted.
 
-Backwards everything costs twice the forward pass, once for the inputs and once for the weights; frozen weights (LoRA)
-cost once. What rematerialisation and kernels compute again is `recomputed`, and no part of a model's own FLOPs.
+The backward pass costs twice the forward pass, once for the gradient of the inputs and once for that of the weights;
+frozen weights (LoRA) cost once. What rematerialization and kernels recompute is `dit_recompute`, and not part of the
+model FLOPs (arXiv:2204.02311, appendix B, tells model from hardware FLOPs utilization).
 """
 
 import dataclasses
@@ -20,15 +21,21 @@ from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5Config
 from fv_jax.models.vae import VAEConfig
 
-# Products of M x M x K in one pass of flash attention: forwards q k and w v. Backwards, where keys' and queries'
-# gradients are two kernels, q k and do v twice each, and w do, ds q, ds k.
+# Products of M x M x K in flash attention. Forward: q k and w v. Backward, where the gradients of keys and of queries
+# are two kernels: q k and do v twice each, and w do, ds q, ds k.
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 7
-MODEL_BACKWARD_PRODUCTS = 4  # of the formula itself, which recomputes no logits
+MODEL_BACKWARD_PRODUCTS = 4  # of the formula, which does not recompute the logits
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """attention: (2), where the head size bounds the rate. linear: other matrix products. vae: convolutions."""
+    """FLOPs by what bounds their rate.
+
+    Attributes:
+      attention: of (2), which the head size can keep below the peak rate.
+      linear: of all other matrix products.
+      vae: of convolutions.
+    """
 
     attention: float = 0.0
     linear: float = 0.0
@@ -46,55 +53,60 @@ class Flops:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
-    """A row's tokens."""
+class SequenceLength:
+    """The numbers of text and video tokens of one example."""
 
     text: int
     video: int
 
     @property
-    def tokens(self) -> int:
+    def total(self) -> int:
         return self.text + self.video
 
 
 # --- the DiT ---
 
 
-def dit_forward(config: DiTConfig, row: Sequence) -> Flops:
-    """One row, one pass."""
-    return dit_blocks(config, row) + Flops(linear=_inputs(config, row) + _embeddings(config) + _head(config, row))
+def dit_forward(config: DiTConfig, sequence: SequenceLength) -> Flops:
+    """Counts the forward pass of one example."""
+    return dit_blocks(config, sequence) + Flops(
+        linear=_embed_tokens(config, sequence) + _embed_cond(config) + _head(config, sequence)
+    )
 
 
-def dit_blocks(config: DiTConfig, row: Sequence) -> Flops:
-    """All blocks of one row, one pass, with their LoRA."""
-    linear = _token_linears(config, row.tokens) + _modulation(config) + _lora(config, row.tokens)
-    return Flops(4 * row.tokens**2 * config.embed_dim, linear) * config.num_layers
+def dit_blocks(config: DiTConfig, sequence: SequenceLength) -> Flops:
+    """Counts the forward pass of one example through all blocks, with LoRA."""
+    linear = _token_linears(config, sequence.total) + _modulation(config) + _lora(config, sequence.total)
+    return Flops(4 * sequence.total**2 * config.embed_dim, linear) * config.num_layers
 
 
-def dit_training(config: DiTConfig, row: Sequence) -> Flops:
-    """One row, forwards and backwards."""
-    forward = dit_forward(config, row)
-    backward = 2 * forward.attention, 2 * forward.linear - _inputs(config, row)  # what goes in has no gradient
+def dit_training(config: DiTConfig, sequence: SequenceLength) -> Flops:
+    """Counts the forward and the backward pass of one example, without recomputation."""
+    forward = dit_forward(config, sequence)
+    backward = (
+        2 * forward.attention,
+        2 * forward.linear - _embed_tokens(config, sequence),
+    )  # the inputs need no gradient
     if config.lora is not None:
-        # Through frozen weights once; what does not depend on LoRA has no gradient at all.
-        frozen = _token_linears(config, row.tokens) * config.num_layers + 2 * row.tokens * config.embed_dim * (
+        # Frozen weights need the gradient of their inputs alone; what does not depend on LoRA needs none.
+        frozen = _token_linears(config, sequence.total) * config.num_layers + 2 * sequence.total * config.embed_dim * (
             config.patch_dim
         )
-        backward = backward[0], frozen + 2 * _lora(config, row.tokens) * config.num_layers
+        backward = backward[0], frozen + 2 * _lora(config, sequence.total) * config.num_layers
     return forward + Flops(*backward)
 
 
-def recomputed(config: DiTConfig, row: Sequence) -> Flops:
-    """What training computes besides: what `remat` does not keep, and the attention kernel's own logits."""
-    blocks = dit_blocks(config, row)
+def dit_recompute(config: DiTConfig, sequence: SequenceLength) -> Flops:
+    """Counts what training recomputes for one example: what `remat` does not save, and the logits of attention."""
+    blocks = dit_blocks(config, sequence)
     products = BACKWARD_PRODUCTS - MODEL_BACKWARD_PRODUCTS
-    again = Flops(attention=blocks.attention * products / FORWARD_PRODUCTS)
+    recompute = Flops(attention=blocks.attention * products / FORWARD_PRODUCTS)
     if config.remat in ('full', 'offload'):
-        return again + blocks
+        return recompute + blocks
     if config.remat == 'dots':
-        # Attention's output is kept, but not what its kernel's backward pass needs besides.
-        return again + Flops(attention=blocks.attention)
-    return again
+        # The output of attention is saved, but not the residuals of its kernel.
+        return recompute + Flops(attention=blocks.attention)
+    return recompute
 
 
 def _token_linears(config: DiTConfig, tokens: int) -> float:
@@ -106,7 +118,7 @@ def _modulation(config: DiTConfig) -> float:
 
 
 def _lora(config: DiTConfig, tokens: int) -> float:
-    """x A B of every linear of a block that has one."""
+    """Counts x A B of every linear of a block that has LoRA."""
     if config.lora is None:
         return 0.0
     dim, inner, rank = config.embed_dim, config.mlp_dim, config.lora.rank
@@ -119,31 +131,43 @@ def _lora(config: DiTConfig, tokens: int) -> float:
     return 2 * rank * sum(sizes[target] for target in config.lora.targets)
 
 
-def _inputs(config: DiTConfig, row: Sequence) -> float:
-    """Patches and text to tokens; the patches' map runs over the whole sequence."""
-    return 2 * config.embed_dim * (row.tokens * config.patch_dim + row.text * config.text_dim)
+def _embed_tokens(config: DiTConfig, sequence: SequenceLength) -> float:
+    """Counts the embeddings of patches and text; that of patches is applied to the whole sequence."""
+    return 2 * config.embed_dim * (sequence.total * config.patch_dim + sequence.text * config.text_dim)
 
 
-def _embeddings(config: DiTConfig) -> float:
-    """The conditioning vector."""
+def _embed_cond(config: DiTConfig) -> float:
+    """Counts the embeddings that make the conditioning vector."""
     count = 1 + config.embed_num_frames + config.embed_noise_augmentation_timestep
     return 2 * count * (config.embed_dim * config.cond_dim + config.cond_dim**2)
 
 
-def _head(config: DiTConfig, row: Sequence) -> float:
-    return 2 * config.embed_dim * (row.tokens * config.patch_dim + 2 * config.cond_dim)
+def _head(config: DiTConfig, sequence: SequenceLength) -> float:
+    return 2 * config.embed_dim * (sequence.total * config.patch_dim + 2 * config.cond_dim)
 
 
 # --- the VAE ---
 
 
 def vae_encode(config: VAEConfig, frames: int, height: int, width: int, *, first: bool) -> Flops:
-    """One chunk of one clip; height and width of the video. first: of a clip."""
+    """Counts the encoding of a chunk of one clip.
+
+    Args:
+      config: of the VAE.
+      frames, height, width: of the chunk, in pixels.
+      first: whether it is the first chunk of the clip.
+    """
     return Flops(vae=sum(_encoder(config, frames, height, width, first)))
 
 
 def vae_decode(config: VAEConfig, frames: int, height: int, width: int, *, first: bool) -> Flops:
-    """One chunk of one clip; frames, height and width of the latents."""
+    """Counts the decoding of a chunk of one clip.
+
+    Args:
+      config: of the VAE.
+      frames, height, width: of the latents.
+      first: whether it is the first chunk of the clip.
+    """
     return Flops(vae=sum(_decoder(config, frames, height, width, first)))
 
 
@@ -163,7 +187,7 @@ def _encoder(config: VAEConfig, f: int, h: int, w: int, first: bool) -> Iterator
 
 def _decoder(config: VAEConfig, f: int, h: int, w: int, first: bool) -> Iterator[float]:
     widths = config.widths[::-1]
-    norm = 4 * config.latent_channels * f * h * w  # of a channel: its scale and its offset, read from the latents
+    norm = 4 * config.latent_channels * f * h * w  # per channel: scale and offset, computed from the latents
     yield _conv3d(f, h, w, config.latent_channels, widths[0], first)
     for _ in range(2):
         yield _res_block(f, h, w, widths[0], widths[0], first) + norm * 2 * widths[0]
@@ -184,12 +208,12 @@ def _res_block(f: int, h: int, w: int, inputs: int, outputs: int, first: bool) -
 
 
 def _conv3d(f: int, h: int, w: int, inputs: int, outputs: int, first: bool) -> float:
-    in_time = 1 if first and f == 1 else 3  # every tap in time sees a single picture: one is enough
+    in_time = 1 if first and f == 1 else 3  # of a single frame all three taps are the same frame
     return 2 * in_time * f * _taps(h) * _taps(w) * inputs * outputs
 
 
 def _taps(size: int) -> int:
-    """Of a kernel of three, over all positions of a side, without those on its zero padding."""
+    """Counts the taps of a kernel of width 3 over all positions of a side, without those on zero padding."""
     return 3 * size - 2
 
 
@@ -197,7 +221,7 @@ def _taps(size: int) -> int:
 
 
 def t5_forward(config: T5Config, tokens: int) -> Flops:
-    """One text."""
+    """Counts the encoding of one text of `tokens` tokens."""
     heads = config.num_heads * config.head_dim
     linear = 2 * tokens * config.embed_dim * (4 * heads + 3 * config.mlp_dim)
     return Flops(4 * tokens**2 * heads, linear) * config.num_layers

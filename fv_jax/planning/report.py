@@ -1,124 +1,165 @@
-"""The figures of a plan: bytes a chip by cause, time at the roofline, traffic, cost.
+"""The report of a plan: memory by cause, roofline time, communication, cost.
 
-    time at peak      FLOPs / (devices x rate)
-    time at ceiling   the same, attention at the share of the rate that its head size allows (`core.chips`)
-    executed          at the ceiling, with what rematerialisation and the kernels compute again
-    traffic           bytes sent / rate of one link; it may hide behind the arithmetic
+    peak            model FLOPs / (devices x peak rate)
+    roofline        the same, with attention at the rate that its head size allows (`core.hardware`)
+    executed        at the roofline, with what rematerialization and the kernels recompute
+    communication   bytes sent / rate of one link; it may overlap with computation
 
-A phase needs what stays in memory and the largest of its executables: temporaries, results, code, and the arguments
-that do not stay. All bytes and all times are a chip's; a v7x counts as two, as in JAX.
+A phase needs the memory of what is resident and of its largest program: temporaries, results, code, and the arguments
+that are not resident. All bytes and times are per JAX device; a v7x chip is two devices.
 """
 
 import dataclasses
 from typing import Any
 
 from fv_jax.core.hardware import Chip
-from fv_jax.planning.compiling import Compiled, TooLarge, compile_ahead
+from fv_jax.planning.compiling import CompiledProgram, CompileOutOfMemory, compile_ahead
 from fv_jax.planning.flops import Flops
-from fv_jax.planning.programs import Executable, Phase
+from fv_jax.planning.programs import Phase, PlannedProgram
 from fv_jax.planning.slices import Slice
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds, of so many runs as a step, or a batch of samples, has."""
+    """Seconds of a training step or of a batch of samples; the module says what each is."""
 
     peak: float
-    ceiling: float
+    roofline: float
     executed: float
-    traffic: float = 0.0
+    communication: float = 0.0
 
     def __add__(self, other: 'Times') -> 'Times':
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Times(*(a + b for a, b in pairs))
 
 
-def roofline(flops: Flops, again: Flops, chip: Chip, devices: int, head_dim: int) -> Times:
-    """Of the arithmetic alone."""
+def compute_times(flops: Flops, recompute: Flops, chip: Chip, devices: int, head_dim: int) -> Times:
+    """Computes the times of computation alone.
+
+    Args:
+      flops: of the model, over all devices.
+      recompute: what is executed in addition.
+      chip: the data sheet of a device.
+      devices: that share the work.
+      head_dim: the size of an attention head.
+    """
     rate, attention = devices * chip.flops, devices * chip.attention_flops(head_dim)
 
     def bounded(work: Flops) -> float:
         return (work.linear + work.vae) / rate + work.attention / attention
 
-    return Times(flops.total / rate, bounded(flops), bounded(flops + again))
+    return Times(flops.total / rate, bounded(flops), bounded(flops + recompute))
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """An executable. compiled: None where nothing compiles for the chip. beside: bytes a chip that it needs beside what
-    stays in memory; by formula where it was not compiled.
+class ProgramReport:
+    """A program of a phase.
+
+    Attributes:
+      runs: in a training step, or for a batch of samples.
+      flops, times: of all runs.
+      compiled: the result of compiling it; None for a chip without an ahead-of-time compiler.
+      transient_bytes: per device, in addition to what is resident; estimated by formula if it was not compiled.
     """
 
     name: str
     runs: int
     flops: Flops
     times: Times
-    compiled: Compiled | TooLarge | None
-    beside: float
+    compiled: CompiledProgram | CompileOutOfMemory | None
+    transient_bytes: float
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseReport:
-    """devices: over which it is spread. rows: clips of a batch, or texts."""
+    """A phase: programs that share their resident memory.
+
+    Attributes:
+      batch_size: the global number of clips, or of texts.
+      devices: that the phase runs on.
+      resident: bytes per device by cause.
+    """
 
     name: str
-    rows: int
+    batch_size: int
     devices: int
     resident: dict[str, float]
-    items: tuple[Item, ...]
+    programs: tuple[ProgramReport, ...]
 
     @property
-    def largest(self) -> Item:
-        """The executable that needs the most."""
-        return max(self.items, key=lambda item: item.beside)
+    def largest_program(self) -> ProgramReport:
+        """The program with the most transient memory."""
+        return max(self.programs, key=lambda program: program.transient_bytes)
 
     @property
-    def needed(self) -> float:
-        """Bytes a chip."""
-        return sum(self.resident.values()) + self.largest.beside
+    def peak_bytes(self) -> float:
+        """Resident bytes and those of the largest program, per device."""
+        return sum(self.resident.values()) + self.largest_program.transient_bytes
 
     @property
     def times(self) -> Times:
-        return sum((item.times for item in self.items), Times(0, 0, 0))
+        return sum((program.times for program in self.programs), Times(0, 0, 0))
 
     def fits(self, chip: Chip) -> bool:
-        return self.needed <= chip.memory and not any(isinstance(i.compiled, TooLarge) for i in self.items)
+        """Returns whether the phase fits the memory of a device, and the compiler refused no program."""
+        return self.peak_bytes <= chip.memory and not any(
+            isinstance(i.compiled, CompileOutOfMemory) for i in self.programs
+        )
 
 
-def measured(phase: Phase, where: Slice, devices: int) -> PhaseReport:
-    """Compiles the phase's executables, where something compiles for the slice. devices: that the phase runs on."""
-    items = tuple(_measured(each, phase, where, devices) for each in phase.executables)
-    return PhaseReport(phase.name, phase.rows, devices, phase.resident, items)
+def compile_phase(phase: Phase, topology: Slice, devices: int) -> PhaseReport:
+    """Compiles the programs of a phase for a topology; those for GPUs are estimated by formula.
+
+    Args:
+      phase: the phase.
+      topology: the slice.
+      devices: of the slice that the phase runs on.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler failed, other than for lack of memory.
+    """
+    programs = tuple(_compile_program(each, phase, topology, devices) for each in phase.programs)
+    return PhaseReport(phase.name, phase.batch_size, devices, phase.resident, programs)
 
 
-def executed(phase: Phase, where: Slice, devices: int, head_dim: int) -> float:
-    """Seconds of the phase as executed at the ceiling, were its attention in heads of this size."""
+def executed_seconds(phase: Phase, topology: Slice, devices: int, head_dim: int) -> float:
+    """Computes the executed time of a phase if its attention had heads of size `head_dim`, in seconds."""
 
-    def of(each: Executable) -> float:
-        work = each.flops * each.runs, each.again * each.runs
-        return roofline(*work, where.chip, devices, head_dim).executed
+    def seconds(each: PlannedProgram) -> float:
+        work = each.flops * each.runs, each.recompute * each.runs
+        return compute_times(*work, topology.chip, devices, head_dim).executed
 
-    return sum(map(of, phase.executables))
+    return sum(map(seconds, phase.programs))
 
 
-def _measured(executable: Executable, phase: Phase, where: Slice, devices: int) -> Item:
-    flops, again = executable.flops * executable.runs, executable.again * executable.runs
-    times = roofline(flops, again, where.chip, devices, phase.head_dim)
-    if where.topology is None:
-        return Item(executable.name, executable.runs, flops, times, None, executable.guess)
-    compiled = compile_ahead(executable.lower, devices)
-    if isinstance(compiled, TooLarge):
-        return Item(executable.name, executable.runs, flops, times, compiled, compiled.needed)
-    times = dataclasses.replace(times, traffic=executable.runs * compiled.traffic.total / where.chip.link_rate)
-    beside = compiled.arguments - executable.known + compiled.temporaries + compiled.fresh + compiled.code
-    return Item(executable.name, executable.runs, flops, times, compiled, beside)
+def _compile_program(program: PlannedProgram, phase: Phase, topology: Slice, devices: int) -> ProgramReport:
+    flops, recompute = program.flops * program.runs, program.recompute * program.runs
+    times = compute_times(flops, recompute, topology.chip, devices, phase.head_dim)
+    if topology.libtpu_name is None:
+        return ProgramReport(program.name, program.runs, flops, times, None, program.estimated_bytes)
+    compiled = compile_ahead(program.lower, devices)
+    if isinstance(compiled, CompileOutOfMemory):
+        return ProgramReport(program.name, program.runs, flops, times, compiled, compiled.required_bytes)
+    times = dataclasses.replace(
+        times, communication=program.runs * compiled.traffic.total_bytes / topology.chip.link_rate
+    )
+    arguments = compiled.argument_bytes - program.resident_argument_bytes
+    transient_bytes = arguments + compiled.temp_bytes + compiled.output_bytes + compiled.code_bytes
+    return ProgramReport(program.name, program.runs, flops, times, compiled, transient_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A plan. size: of the clips. notes: what the figures leave out."""
+    """The report of a plan.
 
-    where: Slice
+    Attributes:
+      topology: the slice.
+      size: of the clips, for display.
+      mesh: of the run, for display.
+      notes: assumptions, and what is not included.
+    """
+
+    topology: Slice
     size: str
     mesh: str
     phases: tuple[PhaseReport, ...]
@@ -126,48 +167,48 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        return all(phase.fits(self.where.chip) for phase in self.phases)
+        return all(phase.fits(self.topology.chip) for phase in self.phases)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: bytes, seconds and FLOPs."""
-        chip = self.where.chip
+    def to_dict(self) -> dict[str, Any]:
+        """Converts the report to JSON values, in bytes, seconds and FLOPs."""
+        chip = self.topology.chip
         return {
-            'topology': str(self.where),
-            'chips': self.where.chips,
-            'devices': self.where.devices,
-            'memory': chip.memory,
+            'topology': str(self.topology),
+            'chips': self.topology.chips,
+            'devices': self.topology.devices,
+            'memory_bytes': chip.memory,
             'size': self.size,
             'mesh': self.mesh,
             'fits': self.fits,
             'notes': list(self.notes),
-            'phases': [_phase_dict(phase, self.where) for phase in self.phases],
+            'phases': [_phase_dict(phase, self.topology) for phase in self.phases],
         }
 
 
-def chip_seconds(phase: PhaseReport, where: Slice) -> float:
-    """Of a step or a batch of samples, as executed at the ceiling; whole chips are paid for."""
-    return phase.times.executed * phase.devices * where.chips / where.devices
+def chip_seconds(phase: PhaseReport, topology: Slice) -> float:
+    """Computes the executed time of a step or a batch of samples, times the chips that it occupies."""
+    return phase.times.executed * phase.devices * topology.chips / topology.devices
 
 
-def _phase_dict(phase: PhaseReport, where: Slice) -> dict[str, Any]:
+def _phase_dict(phase: PhaseReport, topology: Slice) -> dict[str, Any]:
     return {
         'name': phase.name,
-        'rows': phase.rows,
-        'fits': phase.fits(where.chip),
-        'needed': phase.needed,
-        'resident': phase.resident,
+        'batch_size': phase.batch_size,
+        'fits': phase.fits(topology.chip),
+        'peak_bytes': phase.peak_bytes,
+        'resident_bytes': phase.resident,
         'times': dataclasses.asdict(phase.times),
-        'chip_seconds': chip_seconds(phase, where),
-        'executables': [
+        'chip_seconds': chip_seconds(phase, topology),
+        'programs': [
             {
-                'name': item.name,
-                'runs': item.runs,
-                'beside': item.beside,
-                'flops': dataclasses.asdict(item.flops) | {'total': item.flops.total},
-                'times': dataclasses.asdict(item.times),
-                'too_large': isinstance(item.compiled, TooLarge),
-                'compiled': None if item.compiled is None else dataclasses.asdict(item.compiled),
+                'name': program.name,
+                'runs': program.runs,
+                'transient_bytes': program.transient_bytes,
+                'flops': dataclasses.asdict(program.flops) | {'total': program.flops.total},
+                'times': dataclasses.asdict(program.times),
+                'out_of_memory': isinstance(program.compiled, CompileOutOfMemory),
+                'compiled': None if program.compiled is None else dataclasses.asdict(program.compiled),
             }
-            for item in phase.items
+            for program in phase.programs
         ],
     }

@@ -1,4 +1,4 @@
-"""The largest batch and the cheapest remat that fit a slice; the smallest slice that a run fits."""
+"""Searches: the largest batch and the cheapest remat that fit a slice; the smallest slice that a run fits."""
 
 import dataclasses
 import logging
@@ -8,124 +8,144 @@ from fv_jax.core import axes
 from fv_jax.core.config import ConfigError
 from fv_jax.models.remat import Remat
 from fv_jax.planning import planner, slices
-from fv_jax.planning.compiling import gib
-from fv_jax.planning.planner import Request
+from fv_jax.planning.compiling import format_gib
+from fv_jax.planning.planner import PlanRequest
 from fv_jax.planning.report import PhaseReport
 from fv_jax.training.run.setup import TrainConfig
 
 log = logging.getLogger(__name__)
 
-CHEAPEST_FIRST: tuple[Remat, ...] = ('none', 'dots', 'full')  # by what they compute again
+CHEAPEST_FIRST: tuple[Remat, ...] = ('none', 'dots', 'full')  # by what they recompute
 _MAX_COMPILES = 8  # of the search for a batch; each takes a minute or more
 
-Needed = Callable[[int, Remat], float | None]  # batch, remat -> bytes a chip; None where it does not fit
+PeakBytes = Callable[[int, Remat], float | None]  # batch size, remat -> bytes per device; None if it does not fit
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """batch: clips of a step, all chips'. needed: bytes a chip."""
+class SearchResult:
+    """The result of a search.
 
-    batch: int
+    Attributes:
+      batch_size: the global batch size.
+      remat: the rematerialization policy.
+      peak_bytes: per device.
+    """
+
+    batch_size: int
     remat: Remat
-    needed: float
+    peak_bytes: float
 
 
-def largest_batch(request: Request) -> Found:
-    """The largest batch that fits with full rematerialisation, then the cheapest policy that fits with it.
+def find_largest_batch(request: PlanRequest) -> SearchResult:
+    """Finds the largest batch that fits with full rematerialization, then the cheapest policy that fits with it.
 
-    Raises ConfigError when not even the smallest batch fits.
+    Raises:
+      ConfigError: the smallest batch does not fit, or batch sizes follow from `config.data.token_budget`.
     """
     if request.config.data.token_budget is not None:
-        raise ConfigError('config.data.token_budget: sets the batches of every size; --search needs it to be none')
-    here = planner.make_slice_partitioner(_with(request, _smallest(request), 'full'))
-    step = here.num_shards(axes.ACT_BATCH) * request.config.loop.microbatches
+        budget = request.config.data.token_budget
+        raise ConfigError(f'config.data.token_budget={budget}: sets the batch sizes; set it to none for --search')
+    partitioner = planner.make_slice_partitioner(_replace_batch(request, _smallest_batch(request), 'full'))
+    step = partitioner.num_shards(axes.ACT_BATCH) * request.config.loop.microbatches
 
-    def needed(batch: int, remat: Remat) -> float | None:
-        report = _training(_with(request, batch, remat))
-        fits = report.fits(request.where.chip)
-        log.info(f'batch {batch}, remat {remat}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
-        return report.needed if fits else None
+    def compute_peak_bytes(batch_size: int, remat: Remat) -> float | None:
+        report = _plan_training(_replace_batch(request, batch_size, remat))
+        fits = report.fits(request.topology.chip)
+        verdict = 'fits' if fits else 'does not fit'
+        log.info(f'batch size {batch_size}, remat {remat}: {format_gib(report.peak_bytes)} per device, {verdict}')
+        return report.peak_bytes if fits else None
 
-    return search(needed, step, request.where.chip.memory)
+    return search_batch_size(compute_peak_bytes, step, request.topology.chip.memory)
 
 
-def search(needed: Needed, step: int, memory: float) -> Found:
-    """Batches are multiples of `step`. Memory grows with the batch, by about as much for each clip: the next batch to
-    try is where a line through the two largest that fit meets `memory`.
+def search_batch_size(peak_bytes: PeakBytes, step: int, memory: float) -> SearchResult:
+    """Finds the largest batch size that fits with full rematerialization, then the cheapest policy at that size.
 
-    Raises ConfigError when nothing fits.
+    Memory grows almost linearly with the batch: the next candidate is where the line through the two largest batches
+    that fit meets `memory`.
+
+    Args:
+      peak_bytes: compiles a training step; called at most 11 times.
+      step: batch sizes are multiples of it.
+      memory: bytes of a device.
+
+    Raises:
+      ConfigError: the smallest batch does not fit.
     """
     fitting = {}
-    if (first := needed(step, 'full')) is None:
-        raise ConfigError(f'batch_size={step}: the smallest batch that divides does not fit, with full remat')
+    if (first := peak_bytes(step, 'full')) is None:
+        raise ConfigError(
+            f'batch_size={step}: the smallest batch size does not fit with remat=full; choose a larger slice'
+        )
     fitting[step], too_large, candidate = first, None, 2 * step
     for _ in range(_MAX_COMPILES):
-        if (size := needed(candidate, 'full')) is None:
+        if (size := peak_bytes(candidate, 'full')) is None:
             too_large = candidate
         else:
             fitting[candidate] = size
         best = max(fitting)
-        candidate = _next(fitting, too_large, step, memory)
+        candidate = _next_candidate(fitting, too_large, step, memory)
         if candidate <= best or candidate == too_large:
             break
     for remat in CHEAPEST_FIRST[:-1]:
-        if (size := needed(best, remat)) is not None:
-            return Found(best, remat, size)
-    return Found(best, 'full', fitting[best])
+        if (size := peak_bytes(best, remat)) is not None:
+            return SearchResult(best, remat, size)
+    return SearchResult(best, 'full', fitting[best])
 
 
-def _next(fitting: dict[int, float], too_large: int | None, step: int, memory: float) -> int:
-    """A batch between the largest that fits and the smallest that does not."""
+def _next_candidate(fitting: dict[int, float], too_large: int | None, step: int, memory: float) -> int:
+    """Chooses a batch size between the largest that fits and the smallest that does not."""
     *_, best = sorted(fitting)
     if len(fitting) > 1:
         *_, below, best = sorted(fitting)
         slope = (fitting[best] - fitting[below]) / (best - below)
-        guess = int((best + (memory - fitting[best]) / max(slope, 1)) / step) * step
+        candidate = int((best + (memory - fitting[best]) / max(slope, 1)) / step) * step
     else:
-        guess = 2 * best
+        candidate = 2 * best
     if too_large is None:
-        return max(guess, best + step)
-    if guess >= too_large:  # the line was too flat
-        guess = (best + too_large) // (2 * step) * step
-    return min(max(guess, best + step), too_large - step)
+        return max(candidate, best + step)
+    if candidate >= too_large:  # the slope was underestimated
+        candidate = (best + too_large) // (2 * step) * step
+    return min(max(candidate, best + step), too_large - step)
 
 
-def smallest_slice(request: Request, generation: str) -> slices.Slice:
-    """The first slice of a generation, from the smallest, on which training fits.
+def find_smallest_slice(request: PlanRequest, generation: str) -> slices.Slice:
+    """Finds the smallest slice of a generation that training fits.
 
-    Raises ConfigError when there is none.
+    Raises:
+      ConfigError: there is none.
     """
-    for where in slices.sizes(generation):
-        here = dataclasses.replace(request, where=where)
+    for topology in slices.list_slices(generation):
+        candidate = dataclasses.replace(request, topology=topology)
         try:
-            resident = planner.resident_bytes(here)
+            resident = planner.resident_bytes(candidate)
         except ConfigError as error:
-            log.info(f'{where}: {error}')
+            log.info(f'{topology}: {error}')
             continue
-        if resident > where.chip.memory:
-            log.info(f'{where}: {gib(resident)} a chip of state alone, too much')
+        if resident > topology.chip.memory:
+            log.info(f'{topology}: {format_gib(resident)} per device of resident state alone, does not fit')
             continue
-        report = _training(here)
-        fits = report.fits(where.chip)
-        log.info(f'{where}: {gib(report.needed)} a chip{"" if fits else ", too much"}')
+        report = _plan_training(candidate)
+        fits = report.fits(topology.chip)
+        log.info(f'{topology}: {format_gib(report.peak_bytes)} per device, {"fits" if fits else "does not fit"}')
         if fits:
-            return where
+            return topology
     raise ConfigError(f'--topology={generation}: no slice of this generation fits the run')
 
 
-def _training(request: Request) -> PhaseReport:
+def _plan_training(request: PlanRequest) -> PhaseReport:
     (phase,) = planner.plan(dataclasses.replace(request, phases=('training',))).phases
     return phase
 
 
-def _smallest(request: Request) -> int:
-    """A batch that divides over any mesh of the slice, and into microbatches."""
-    return request.where.devices * request.config.loop.microbatches
+def _smallest_batch(request: PlanRequest) -> int:
+    """Computes a batch size that divides over every mesh of the slice, and into microbatches."""
+    return request.topology.devices * request.config.loop.microbatches
 
 
-def _with(request: Request, batch: int, remat: Remat) -> Request:
+def _replace_batch(request: PlanRequest, batch_size: int, remat: Remat) -> PlanRequest:
     config: TrainConfig = request.config
-    loader = dataclasses.replace(config.data.loader, batch_size=batch)
+    loader = dataclasses.replace(config.data.loader, batch_size=batch_size)
     network = dataclasses.replace(config.stage.network, remat=remat)
     config = dataclasses.replace(
         config,

@@ -1,6 +1,6 @@
-"""What a run and a sample compute, by formula, for the speed ledger (`core/throughput`).
+"""The cost of training steps and samples by formula, for the throughput that they log (`core.throughput`).
 
-Text encoders, norms, resizing and what rematerialisation and tiles compute again are left out.
+Text encoders, norms, resizing, and what rematerialization and tiles recompute are not counted.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,95 +12,108 @@ from fv_jax.models import vae_chunking
 from fv_jax.models.vae import VAEConfig
 from fv_jax.planning import flops
 from fv_jax.planning.flops import Flops
-from fv_jax.planning.report import roofline
+from fv_jax.planning.report import compute_times
 from fv_jax.sampling.lazy_stages import LazyStage
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages.latent_stage import LatentStage
 from fv_jax.stages.protocol import Batch
 from fv_jax.training.run.setup import TrainSetup
 
-_BACKWARD = 3  # a forward pass, and twice as much backwards
-_HEAD_DIM = 64  # where there is no attention
+_FORWARD_AND_BACKWARD = 3  # forward passes
+_HEAD_DIM = 64  # of a network without attention, which it does not matter for
 
 
-def training(setup: TrainSetup, vae: VAEConfig | None) -> Callable[[Batch], throughput.StepCost]:
-    """A batch, before it is encoded -> what its step computes. vae: of the frozen one, which encodes what is video."""
+def train_step_cost(setup: TrainSetup, vae: VAEConfig | None) -> Callable[[Batch], throughput.StepCost]:
+    """Returns a function from a batch, before it is encoded, to the cost of its training step.
+
+    Args:
+      setup: of the run.
+      vae: the sizes of the frozen VAE, which encodes batches of video; None for a stage without one.
+    """
     stage, devices = setup.stage, setup.partitioner.mesh.devices.flatten()
     network = stage.network
 
-    def of(batch: Batch) -> throughput.StepCost:
+    def cost(batch: Batch) -> throughput.StepCost:
         if isinstance(network, VAEConfig):
-            rows, *video, _ = batch['high_res_BFHWC'].shape
-            done = _encode(network, video) + _decode(network, video)
-            # Nothing makes patches here: tokens are those that the stages would make of its latents.
+            batch_size, *video, _ = batch['high_res_BFHWC'].shape
+            work = _encode_flops(network, video) + _decode_flops(network, video)
+            # A VAE has no tokens: these are the tokens that a DiT would make of its latents.
             tokens = setup.latent_spec.num_tokens(*video)
-            return _work(done * (_BACKWARD * rows), rows * tokens, devices, _HEAD_DIM)
+            return _step_cost(work * (_FORWARD_AND_BACKWARD * batch_size), batch_size * tokens, devices, _HEAD_DIM)
         videos = [batch[name].shape for name in stage.latents_of if name in batch]
-        rows, *size, _ = batch['z_high_BFHWC'].shape if 'z_high_BFHWC' in batch else videos[0]
+        batch_size, *size, _ = batch['z_high_BFHWC'].shape if 'z_high_BFHWC' in batch else videos[0]
         latents = setup.latent_spec.latent_size(*size) if videos else size
-        row = _row(stage, latents, batch)
-        done = flops.dit_training(network, row) + _sum(_encode(vae, video) for _, *video, _ in videos)
-        return _work(done * rows, rows * row.video, devices, network.head_dim)
+        length = _sequence_length(stage, latents, batch)
+        work = flops.dit_training(network, length) + _sum(_encode_flops(vae, video) for _, *video, _ in videos)
+        return _step_cost(work * batch_size, batch_size * length.video, devices, network.head_dim)
 
-    return of
-
-
-def sampler(stage: LatentStage, latents: Sequence[int], rows: int) -> throughput.StepCost:
-    """Of the network alone, for so many samples of these latents (F', H', W')."""
-    done, row = _sampler(stage, latents)
-    return _work(done * rows, rows * row.video, jax.devices()[:1], stage.network.head_dim)
+    return cost
 
 
-def preview(part: LazyStage, settings: PreviewSettings, rows: int) -> throughput.StepCost:
-    """Of so many previews: stage 1's sampler, and the decode."""
+def sampler_cost(stage: LatentStage, latents: Sequence[int], batch_size: int) -> throughput.StepCost:
+    """Computes the cost of sampling `batch_size` latents of size (F', H', W'), without the VAE."""
+    work, length = _sampler_flops(stage, latents)
+    return _step_cost(work * batch_size, batch_size * length.video, jax.devices()[:1], stage.network.head_dim)
+
+
+def preview_cost(part: LazyStage, settings: PreviewSettings, batch_size: int) -> throughput.StepCost:
+    """Computes the cost of `batch_size` previews: sampling and decoding."""
     stage, video = part.stage.with_sampler_config(settings), (settings.frames, *settings.size)
-    done, row = _sampler(stage, part.latent_spec.latent_size(*video))
-    done += _decode(part.vae.config, video)
-    return _work(done * rows, rows * row.video, jax.devices()[:1], stage.network.head_dim)
+    work, length = _sampler_flops(stage, part.latent_spec.latent_size(*video))
+    work += _decode_flops(part.vae.config, video)
+    return _step_cost(work * batch_size, batch_size * length.video, jax.devices()[:1], stage.network.head_dim)
 
 
-def enhancement(
-    part: LazyStage, settings: EnhanceSettings, preview_vae: VAEConfig, latents: tuple[int, int, int], rows: int
+def enhancement_cost(
+    part: LazyStage, settings: EnhanceSettings, preview_vae: VAEConfig, latents: tuple[int, int, int], batch_size: int
 ) -> throughput.StepCost:
-    """Of so many previews of these latents (F', H', W'): their decode, the encode, stage 2's sampler, the decode."""
+    """Computes the cost of enhancing previews: decoding, encoding, sampling and decoding.
+
+    Args:
+      part: the stage.
+      settings: of the enhancement.
+      preview_vae: the VAE of the previews.
+      latents: (F', H', W') of a preview.
+      batch_size: the number of previews.
+    """
     stage, vae, latent_spec = part.stage.with_sampler_config(settings), part.vae.config, part.latent_spec
-    frames, height, width = small = preview_vae.latent_spec.video_size(*latents)
-    large = frames, *settings.size_for(height, width, latent_spec)
-    done, row = _sampler(stage, latent_spec.latent_size(*large))
-    done += _decode(preview_vae, small) + _encode(vae, large) + _decode(vae, large)
-    return _work(done * rows, rows * row.video, jax.devices()[:1], stage.network.head_dim)
+    frames, height, width = preview_size = preview_vae.latent_spec.video_size(*latents)
+    video_size = frames, *settings.size_for(height, width, latent_spec)
+    work, length = _sampler_flops(stage, latent_spec.latent_size(*video_size))
+    work += _decode_flops(preview_vae, preview_size) + _encode_flops(vae, video_size) + _decode_flops(vae, video_size)
+    return _step_cost(work * batch_size, batch_size * length.video, jax.devices()[:1], stage.network.head_dim)
 
 
-def _sampler(stage: LatentStage, latents: Sequence[int]) -> tuple[Flops, flops.Sequence]:
-    row = _row(stage, latents, {})
-    return flops.dit_forward(stage.network, row) * stage.num_function_evaluations(), row
+def _sampler_flops(stage: LatentStage, latents: Sequence[int]) -> tuple[Flops, flops.SequenceLength]:
+    length = _sequence_length(stage, latents, {})
+    return flops.dit_forward(stage.network, length) * stage.num_function_evaluations(), length
 
 
-def _work(done: Flops, tokens: int, devices: Sequence[jax.Device], head_dim: int) -> throughput.StepCost:
+def _step_cost(work: Flops, tokens: int, devices: Sequence[jax.Device], head_dim: int) -> throughput.StepCost:
     chip = hardware.known_chip(devices[0].device_kind)
     if chip is None:
-        return throughput.StepCost(tokens, done.total, len(devices))
-    times = roofline(done, Flops(), chip, len(devices), head_dim)
-    return throughput.StepCost(tokens, done.total, len(devices), times.peak, times.ceiling)
+        return throughput.StepCost(tokens, work.total, len(devices))
+    times = compute_times(work, Flops(), chip, len(devices), head_dim)
+    return throughput.StepCost(tokens, work.total, len(devices), times.peak, times.roofline)
 
 
-def _encode(config: VAEConfig, video: Sequence[int]) -> Flops:
+def _encode_flops(config: VAEConfig, video: Sequence[int]) -> Flops:
     frames, height, width = video
     sizes = vae_chunking.chunk_sizes(frames, vae_chunking.encode_chunks(config.latent_spec))
     return _sum(flops.vae_encode(config, n, height, width, first=i == 0) for i, n in enumerate(sizes))
 
 
-def _decode(config: VAEConfig, video: Sequence[int]) -> Flops:
+def _decode_flops(config: VAEConfig, video: Sequence[int]) -> Flops:
     frames, height, width = config.latent_spec.latent_size(*video)
     sizes = vae_chunking.chunk_sizes(frames, vae_chunking.DECODE_CHUNKS)
     return _sum(flops.vae_decode(config, n, height, width, first=i == 0) for i, n in enumerate(sizes))
 
 
-def _sum(each: Iterable[Flops]) -> Flops:
-    return sum(each, Flops())
+def _sum(terms: Iterable[Flops]) -> Flops:
+    return sum(terms, Flops())
 
 
-def _row(stage: LatentStage, latents: Sequence[int], batch: Batch) -> flops.Sequence:
+def _sequence_length(stage: LatentStage, latents: Sequence[int], batch: Batch) -> flops.SequenceLength:
     (frames, height, width), patch = latents, stage.network.patch_size
     text_length = batch['text_BLD'].shape[1] if 'text_BLD' in batch else stage.text_shape[0]
-    return flops.Sequence(text_length, frames * (height // patch) * (width // patch))
+    return flops.SequenceLength(text_length, frames * (height // patch) * (width // patch))

@@ -224,8 +224,8 @@ def _networks(setup: TrainSetup, rounds: int) -> dict[str, Any]:
     batch = {'z_high_BFHWC': z[0], 'z_low_BFHWC': z[1], 'text_BLD': text_BLD}
     sampler = _sampler(setup, z[1], text_BLD)
     done = {
-        'sampler': step_cost.sampler(setup.stage, latents, 1),
-        'training step': step_cost.training(setup, None)(batch),
+        'sampler': step_cost.sampler_cost(setup.stage, latents, 1),
+        'training step': step_cost.train_step_cost(setup, None)(batch),
     }
     out = {'sampler': _figures('sampler', done['sampler'], seconds(sampler, jax.block_until_ready, rounds))}
     del sampler  # its weights

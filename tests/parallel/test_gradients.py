@@ -125,7 +125,7 @@ def test_sharded_microbatches_move_no_example():
     where = partitioner({'data': 2, 'fsdp': 2, 'context': 2}, 'superres')
     batch = arrays.to_global({'z_low_BFHWC': np.zeros((ROWS, *SIZE), np.float32)}, where, OFFICIAL.latent_spec)
     split = jax.jit(lambda batch: step.split_microbatches(batch, 2)['z_low_BFHWC'] + 1).lower(batch).compile()
-    assert not collectives.read_traffic(split.as_text(), 8).counts
+    assert not collectives.parse_collectives(split.as_text(), 8).counts
     assert split.output_shardings.spec[1] == ('data', 'fsdp')
 
 

@@ -1,8 +1,8 @@
-"""Bytes that are sent, read from programs: written by hand, and compiled here for eight devices where there are."""
+"""Bytes sent by collectives, parsed from HLO text."""
 
 import pytest
 
-from fv_jax.planning.collectives import read_traffic
+from fv_jax.planning.collectives import parse_collectives
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -50,22 +50,22 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
 """
 
 
-def test_a_program_in_all_its_parts():
-    traffic = read_traffic(PROGRAM.replace('LIMIT', '10'), 8)
+def test_collectives_in_loops_fusions_and_chains_are_counted():
+    traffic = parse_collectives(PROGRAM.replace('LIMIT', '10'), 8)
     assert traffic.unknown_loops == ()
     loops = 5  # from 0 by 2 to 10
     assert traffic.counts['collective-permute'] == loops
-    assert traffic.sent['collective-permute'] == loops * 8 * 4 * 4
-    assert traffic.sent['all-reduce'] == 2 * 3 / 4 * (8 * 4 * 2 + 4 * 4)
-    assert traffic.sent['reduce-scatter'] == 7 * 4 * 4
-    assert traffic.sent['all-to-all'] == 7 / 8 * 8 * 4 * 4
-    # One fusion that two places run: as often as both.
-    assert traffic.sent['all-gather'] == (loops + 1) * 3 / 4 * 8 * 4 * 4
-    assert traffic.total == sum(traffic.sent.values())
+    assert traffic.sent_bytes['collective-permute'] == loops * 8 * 4 * 4
+    assert traffic.sent_bytes['all-reduce'] == 2 * 3 / 4 * (8 * 4 * 2 + 4 * 4)
+    assert traffic.sent_bytes['reduce-scatter'] == 7 * 4 * 4
+    assert traffic.sent_bytes['all-to-all'] == 7 / 8 * 8 * 4 * 4
+    # The fusion is called from two places.
+    assert traffic.sent_bytes['all-gather'] == (loops + 1) * 3 / 4 * 8 * 4 * 4
+    assert traffic.total_bytes == sum(traffic.sent_bytes.values())
 
 
-def test_a_gather_in_steps_is_one_gather():
-    """The first step is outside of a loop, the others within."""
+def test_chained_all_gather_counts_once():
+    """The first step of the chain is outside of a loop, the others are in it."""
     body = PROGRAM.replace('LIMIT', '10')
     start = (
         '%piece.0 (p.0: f32[2,4]) -> f32[8,4] {'
@@ -75,12 +75,12 @@ def test_a_gather_in_steps_is_one_gather():
     text = body.replace('ENTRY', start + 'ENTRY').replace(
         'fusion(%piece), kind=kCustom, calls=%piece.1', 'fusion(%piece), kind=kCustom, calls=%piece.0'
     )
-    assert read_traffic(text, 8).counts['all-gather'] == 1
+    assert parse_collectives(text, 8).counts['all-gather'] == 1
 
 
-def test_a_loop_of_unknown_length_counts_once_and_is_named():
+def test_loop_of_unknown_trip_count_counts_once_and_is_named():
     text = PROGRAM.replace('constant(LIMIT)', 'negate(%p)')
-    traffic = read_traffic(text, 8)
+    traffic = parse_collectives(text, 8)
     assert traffic.unknown_loops == ('loop',)
     assert traffic.counts['collective-permute'] == 1
 
@@ -88,5 +88,5 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named():
 @pytest.mark.parametrize(
     'text', ['', 'HloModule nothing\n\nENTRY %main () -> f32[] {\n  ROOT %c = f32[] constant(1)\n}\n']
 )
-def test_a_program_alone_sends_nothing(text):
-    assert read_traffic(text, 1).total == 0
+def test_program_without_collectives_sends_nothing(text):
+    assert parse_collectives(text, 1).total_bytes == 0

@@ -1,4 +1,4 @@
-"""Slices by their names."""
+"""Names of TPU slices and GPUs: chips, devices and topology; errors."""
 
 import pytest
 
@@ -25,37 +25,37 @@ from fv_jax.planning import slices
         ('h200-1', 1, 1, None),
     ],
 )
-def test_a_name_is_so_many_chips(name, chips, devices, topology):
-    found = slices.parse(name)
-    assert (found.chips, found.devices, found.topology) == (chips, devices, topology)
-    assert slices.parse(str(found)) == found
+def test_slice_names_give_chips_devices_and_topology(name, chips, devices, topology):
+    parsed = slices.parse(name)
+    assert (parsed.chips, parsed.devices, parsed.libtpu_name) == (chips, devices, topology)
+    assert slices.parse(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('v9-8', 'v9 is no known generation; known: v4'),
+        ('v9-8', "unknown generation 'v9'; known: v4"),
         ('v5ep-8', 'did you mean v5'),
         ('v5p-6', 'v5p comes in 8, 16'),
         ('v6e-12', 'v6e comes in 1, 4, 8'),
         ('v6e', 'v6e comes in'),
         ('h100-3', 'h100 comes in 1, 2, 4, 8'),
-        ('v5e:3x3', 'there is no such slice'),
-        ('v5p:4x4', 'is no shape of v5p'),
-        ('v5p:3x4x4', 'there is no such slice'),
-        ('v5p:12x4x4', 'in rising order'),
-        ('v5p-12416', 'multiples of 128 to 12288'),
+        ('v5e:3x3', 'does not exist'),
+        ('v5p:4x4', 'is not a topology of v5p'),
+        ('v5p:3x4x4', 'does not exist'),
+        ('v5p:12x4x4', 'in ascending order'),
+        ('v5p-12416', 'multiples of 128 up to 12288'),
         ('v5p-08', 'v5p comes in 8, 16'),
-        ('h100:2x4', 'is no shape of h100'),
+        ('h100:2x4', 'is not a topology of h100'),
     ],
 )
-def test_what_does_not_exist_is_said(name, message):
+def test_unknown_slice_is_an_error_that_names_the_alternatives(name, message):
     with pytest.raises(ConfigError, match='--topology=') as error:
         slices.parse(name)
     assert message in str(error.value)
 
 
-def test_sizes_grow():
+def test_slices_are_listed_in_ascending_size():
     for generation in ('v4', 'v5e', 'h100'):
-        chips = [each.chips for each in slices.sizes(generation)]
+        chips = [each.chips for each in slices.list_slices(generation)]
         assert chips == sorted(chips) and len(set(chips)) == len(chips)

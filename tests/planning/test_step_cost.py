@@ -1,4 +1,4 @@
-"""What the ledger counts is what the plan counts."""
+"""The step cost that runs log is what the plan counts."""
 
 import jax
 import jax.numpy as jnp
@@ -32,51 +32,51 @@ def shape(*sizes):
 
 
 def total(phase):
-    return sum(each.flops.total * each.runs for each in phase.executables)
+    return sum(each.flops.total * each.runs for each in phase.programs)
 
 
 @pytest.mark.parametrize(('program', 'videos_per_clip'), [('configs/stage2.py', 2), ('configs/stage1.py', 1)])
-def test_a_training_step_is_the_plans(program, videos_per_clip):
+def test_train_step_cost_matches_the_plan(program, videos_per_clip):
     setup = train_setup(program, ('data.cache', 'none'))
-    bucket = programs.largest(setup)
+    bucket = programs.largest_bucket(setup)
     video = shape(1, bucket.frames, bucket.height, bucket.width, 3)
     batch = dict(zip(('high_res_BFHWC', 'low_res_BFHWC')[:videos_per_clip], [video] * videos_per_clip, strict=True))
-    found = step_cost.training(setup, OFFICIAL)(batch)
-    assert found.flops == pytest.approx(total(programs.training(setup, OFFICIAL, bucket)))
+    cost = step_cost.train_step_cost(setup, OFFICIAL)(batch)
+    assert cost.flops == pytest.approx(total(programs.training_phase(setup, OFFICIAL, bucket)))
     tokens = OFFICIAL.latent_spec.num_tokens(*bucket.size)
-    assert (found.tokens, found.devices, found.peak_seconds) == (tokens, 1, None)  # a CPU's peak is not known
+    assert (cost.tokens, cost.devices, cost.peak_seconds) == (tokens, 1, None)  # the peak of a CPU is not known
     latents = shape(1, 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8, 16)
-    encoded = step_cost.training(setup, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
+    encoded = step_cost.train_step_cost(setup, None)({'z_high_BFHWC': latents, 'z_low_BFHWC': latents})
     cached = train_setup(program, ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
-    assert encoded.flops == pytest.approx(total(programs.training(cached, OFFICIAL, bucket)))
-    assert encoded.tokens == found.tokens
+    assert encoded.flops == pytest.approx(total(programs.training_phase(cached, OFFICIAL, bucket)))
+    assert encoded.tokens == cost.tokens
 
 
-def test_a_vae_is_counted_forwards_and_backwards():
+def test_train_step_cost_of_a_vae_is_three_forward_passes():
     setup = train_setup('configs/vae.py:smoke')
     net = setup.config.stage.network
-    found = step_cost.training(setup, None)({'high_res_BFHWC': shape(2, 9, 32, 48, 3)})
-    once = step_cost._encode(net, (9, 32, 48)) + step_cost._decode(net, (9, 32, 48))
-    assert found.flops == pytest.approx(3 * 2 * once.vae) and found.tokens == 2 * 3 * 2 * 3
+    cost = step_cost.train_step_cost(setup, None)({'high_res_BFHWC': shape(2, 9, 32, 48, 3)})
+    once = step_cost._encode_flops(net, (9, 32, 48)) + step_cost._decode_flops(net, (9, 32, 48))
+    assert cost.flops == pytest.approx(3 * 2 * once.vae) and cost.tokens == 2 * 3 * 2 * 3
 
 
-def test_samples_are_the_plans():
+def test_sampling_cost_matches_the_plan():
     first = LazyStage('1', LowRes(LowResConfig(), STAGE1), None, VAE, None)
     second = LazyStage('2', SuperRes(super_res.OFFICIAL, STAGE2), None, VAE, None)
-    for program, found in (
-        ('configs/stage1.py', step_cost.preview(first, PreviewSettings(), 2)),
-        ('configs/stage2.py', step_cost.enhancement(second, EnhanceSettings(), OFFICIAL, (13, 32, 60), 2)),
+    for program, cost in (
+        ('configs/stage1.py', step_cost.preview_cost(first, PreviewSettings(), 2)),
+        ('configs/stage2.py', step_cost.enhancement_cost(second, EnhanceSettings(), OFFICIAL, (13, 32, 60), 2)),
     ):
         setup = train_setup(program)
-        planned = total(programs.sampling_phase(setup, OFFICIAL, programs.largest(setup)))
+        planned = total(programs.sampling_phase(setup, OFFICIAL, programs.largest_bucket(setup)))
         # Enhancing decodes the preview too, and official stage 1 has the same steps and guidance as its config.
-        assert found.flops == pytest.approx(2 * planned, rel=0.01) and found.flops >= 2 * planned
-        assert found.tokens == 2 * OFFICIAL.latent_spec.num_tokens(*programs.largest(setup).size)
+        assert cost.flops == pytest.approx(2 * planned, rel=0.01) and cost.flops >= 2 * planned
+        assert cost.tokens == 2 * OFFICIAL.latent_spec.num_tokens(*programs.largest_bucket(setup).size)
 
 
-def test_of_a_known_chip_there_is_a_peak(monkeypatch):
+def test_step_cost_of_a_known_chip_has_peak_and_roofline_seconds(monkeypatch):
     class Device:
         device_kind = 'TPU v5 lite'
 
-    done = step_cost._work(step_cost.Flops(attention=197e12, linear=197e12), 10, [Device()] * 2, 64)
-    assert (done.peak_seconds, done.roofline_seconds) == (1.0, 1.5)
+    cost = step_cost._step_cost(step_cost.Flops(attention=197e12, linear=197e12), 10, [Device()] * 2, 64)
+    assert (cost.peak_seconds, cost.roofline_seconds) == (1.0, 1.5)

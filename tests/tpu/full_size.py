@@ -1,25 +1,25 @@
-"""The full-size figures: what each program of the real configurations needs, by the compiler, on slices not there.
+"""Memory of the full-size configurations by the TPU compiler, on topologies that need not be attached.
 
-    python -m tests.tpu.full_size            # all rows: 15 minutes on two cores
-    python -m tests.tpu.full_size lora t5    # rows by name
+    python -m tests.tpu.full_size            # all cases: 15 minutes on two cores
+    python -m tests.tpu.full_size lora t5    # cases by name
     python -m pytest -m tpu tests/tpu/full_size.py -k lora    # the same as tests
 
-Prints a line a row, and exits with 1 when one is above its limit. Memory is what stays plus the largest program's own,
-a chip; for 'decode' the temporaries alone. By libtpu 0.0.52, in GiB a chip:
+Prints a line per case, and exits with 1 when one is above its limit. Memory is what is resident plus the transient
+memory of the largest program; for 'decode' its temporaries alone. By libtpu 0.0.52, in GiB per chip:
 
-    row            measured  limit
-    step_v5e8        10.44     15     the VAE's encode of 16 more frames; the step alone 8.4
+    case           compiled  limit
+    step_v5e8        10.44     15     VAE encode of 16 more frames; the step alone 8.4
     step_v6e4        20.27     28     the same; the step alone 15.3
     step_v5e4        13.93     15
-    lora             10.82     15     what stays 3.43, beside it 7.39
-    full             24.51     30     what stays 11.04, beside it 13.47
+    lora             10.82     15     resident 3.43, transient 7.39
+    full             24.51     30     resident 11.04, transient 13.47
     sample2           6.50     14
     decode            3.47      6     temporaries
     sample1          13.60     15
     sample2_one      10.52     15     the sampler
-    sample2_tiles    13.68     15     the VAE's decode of a tile's 2 more latent frames
+    sample2_tiles    13.68     15     VAE decode of 2 more latent frames of a tile
     t5                9.17     15
-    pod               7.98     95     collectives take 4 % of the roofline's time; 20 % allowed
+    pod               7.98     95     communication takes 4 % of the roofline time; 20 % allowed
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from fv_jax.core.hardware import GIB
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.planning import planner, slices
-from fv_jax.planning.compiling import Compiled
+from fv_jax.planning.compiling import CompiledProgram
 from fv_jax.planning.report import PhaseReport
 from fv_jax.training.run.setup import TrainConfig
 
@@ -44,86 +44,91 @@ BATCH_64 = (
     ('parallel.fsdp', '32'),
     ('parallel.context', '4'),
 )
-NO_AVERAGE = (*ONE_CLIP, ('optim.ema_decay', '0'), ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
-IN_TURN = (*ONE_CLIP, ('stage.options.guidance_batched', 'false'))
-HALVES = (('loop.microbatches', '2'),)
-IN_TURN_FIRST = (('data.loader.batch_size', '1'), ('stage.options.guidance_batched', 'false'))
+NO_EMA = (*ONE_CLIP, ('optim.ema_decay', '0'), ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
+UNBATCHED_GUIDANCE = (*ONE_CLIP, ('stage.options.guidance_batched', 'false'))
+TWO_MICROBATCHES = (('loop.microbatches', '2'),)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """limit: GiB a chip. temporaries: of the largest program alone are limited. share: traffic of the roofline time.
-    tiling: of the VAE.
+class Case:
+    """A program of a configuration on a slice.
+
+    Attributes:
+      filters: words of the names of programs; () takes all.
+      limit: GiB per chip.
+      temporaries: whether the limit is that of the temporaries alone.
+      max_communication: limit of the communication time, as a fraction of the executed time.
+      tiling: of the VAE.
     """
 
     config: str
     topology: str
     overrides: tuple[tuple[str, str], ...]
     phase: str
-    only: tuple[str, ...]
+    filters: tuple[str, ...]
     limit: float
     temporaries: bool = False
-    share: float | None = None
+    max_communication: float | None = None
     tiling: Tiling | None = None
 
 
-ROWS = {
-    'step_v5e8': Row('configs/stage2.py', 'v5e-8', ONE_CLIP, 'training', (), 15),
-    'step_v6e4': Row('configs/stage2.py', 'v6e-4', ONE_CLIP, 'training', (), 28),
-    'step_v5e4': Row('configs/stage2.py', 'v5e-4', NO_AVERAGE, 'training', ('step',), 15),
-    'lora': Row('configs/stage1.py', 'v5e-8', HALVES, 'training', ('step',), 15),
-    'full': Row('configs/stage1.py:full_ft', 'v6e-8', HALVES, 'training', ('step',), 30),
-    'sample2': Row('configs/stage2.py', 'v5e-4', ONE_CLIP, 'sampling', ('sampler',), 14),
-    'decode': Row('configs/stage2.py', 'v5e-8', ONE_CLIP, 'sampling', ('decode',), 6, temporaries=True),
-    'sample1': Row('configs/stage1.py', 'v5e-1', IN_TURN_FIRST, 'sampling', ('sampler',), 15),
-    'sample2_one': Row('configs/stage2.py', 'v5e-1', IN_TURN, 'sampling', ('sampler',), 15),
-    'sample2_tiles': Row(
+CASES = {
+    'step_v5e8': Case('configs/stage2.py', 'v5e-8', ONE_CLIP, 'training', (), 15),
+    'step_v6e4': Case('configs/stage2.py', 'v6e-4', ONE_CLIP, 'training', (), 28),
+    'step_v5e4': Case('configs/stage2.py', 'v5e-4', NO_EMA, 'training', ('step',), 15),
+    'lora': Case('configs/stage1.py', 'v5e-8', TWO_MICROBATCHES, 'training', ('step',), 15),
+    'full': Case('configs/stage1.py:full_ft', 'v6e-8', TWO_MICROBATCHES, 'training', ('step',), 30),
+    'sample2': Case('configs/stage2.py', 'v5e-4', ONE_CLIP, 'sampling', ('sampler',), 14),
+    'decode': Case('configs/stage2.py', 'v5e-8', ONE_CLIP, 'sampling', ('decode',), 6, temporaries=True),
+    'sample1': Case('configs/stage1.py', 'v5e-1', UNBATCHED_GUIDANCE, 'sampling', ('sampler',), 15),
+    'sample2_one': Case('configs/stage2.py', 'v5e-1', UNBATCHED_GUIDANCE, 'sampling', ('sampler',), 15),
+    'sample2_tiles': Case(
         'configs/stage2.py',
         'v5e-1',
-        IN_TURN,
+        UNBATCHED_GUIDANCE,
         'sampling',
         (),
         15,
         tiling=Tiling((568, 528), 64, OFFICIAL.latent_spec.spatial),
     ),
-    't5': Row('configs/stage1.py', 'v5e-1', (), 'text', (), 15),
-    'pod': Row('configs/stage2.py', 'v5p:4x8x8', BATCH_64, 'training', ('step',), 95, share=0.2),
+    't5': Case('configs/stage1.py', 'v5e-1', (), 'text', (), 15),
+    'pod': Case('configs/stage2.py', 'v5p:4x8x8', BATCH_64, 'training', ('step',), 95, max_communication=0.2),
 }
 
 
-def measure(row: Row) -> PhaseReport:
-    """Compiles what a row names."""
-    config = read_config(TrainConfig, row.config, row.overrides)
-    request = planner.Request(config, slices.parse(row.topology), (row.phase,), row.only, row.tiling)
+def compile_case(case: Case) -> PhaseReport:
+    """Compiles the programs of a case."""
+    config = read_config(TrainConfig, case.config, case.overrides)
+    request = planner.PlanRequest(config, slices.parse(case.topology), (case.phase,), case.filters, case.tiling)
     (phase,) = planner.plan(request).phases
     return phase
 
 
-def show(name: str, row: Row) -> bool:
-    """Prints a row's figures. Returns whether they are within its limits."""
-    phase = measure(row)
-    compiled = [item.compiled for item in phase.items]
-    within = phase.fits(slices.parse(row.topology).chip)
-    size = phase.needed
-    if row.temporaries:
-        size = max(c.temporaries if isinstance(c, Compiled) else c.needed for c in compiled)
-    within &= size <= row.limit * GIB
-    share = phase.times.traffic / phase.times.executed
-    within &= row.share is None or share <= row.share
-    stays = ', '.join(f'{what} {held / GIB:.2f}' for what, held in phase.resident.items())
-    print(
-        f'{name}: {size / GIB:.2f} of {row.limit} GiB on {row.topology}: {"ok" if within else "ABOVE"}; stays: {stays}'
-    )
-    for item in phase.items:
-        taken = ''
-        if isinstance(item.compiled, Compiled):
-            kinds = ', '.join(f'{kind} {sent / GIB:.2f}' for kind, sent in item.compiled.traffic.sent.items())
-            taken = f', temporaries {item.compiled.temporaries / GIB:.2f}, sends {kinds or "nothing"}'
-        print(f'  {item.name}: beside {item.beside / GIB:.2f}{taken}, compiled in {item.compiled.seconds:.0f} s')
+def report_case(name: str, case: Case) -> bool:
+    """Prints the memory and time of a case. Returns whether they are within its limits."""
+    phase = compile_case(case)
+    compiled = [program.compiled for program in phase.programs]
+    within = phase.fits(slices.parse(case.topology).chip)
+    size = phase.peak_bytes
+    if case.temporaries:
+        size = max(c.temp_bytes if isinstance(c, CompiledProgram) else c.required_bytes for c in compiled)
+    within &= size <= case.limit * GIB
+    share = phase.times.communication / phase.times.executed
+    within &= case.max_communication is None or share <= case.max_communication
+    resident = ', '.join(f'{what} {size / GIB:.2f}' for what, size in phase.resident.items())
+    verdict = 'ok' if within else 'ABOVE'
+    print(f'{name}: {size / GIB:.2f} of {case.limit} GiB on {case.topology}: {verdict}; resident: {resident}')
+    for program in phase.programs:
+        details = ''
+        if isinstance(program.compiled, CompiledProgram):
+            kinds = ', '.join(f'{kind} {sent / GIB:.2f}' for kind, sent in program.compiled.traffic.sent_bytes.items())
+            details = f', temporaries {program.compiled.temp_bytes / GIB:.2f}, sends {kinds or "nothing"}'
+        details += f', compiled in {program.compiled.seconds:.0f} s'
+        print(f'  {program.name}: transient {program.transient_bytes / GIB:.2f}{details}')
     times, host = phase.times, resource.getrusage(resource.RUSAGE_SELF)
     print(
-        f'  roofline {times.peak:.3g} s at peak, {times.ceiling:.3g} at the ceiling, {times.executed:.3g} executed, '
-        f'traffic {times.traffic:.3g} ({share:.0%}); {host.ru_utime + host.ru_stime:.0f} s of CPU, '
+        f'  roofline {times.peak:.3g} s at peak, {times.roofline:.3g} at the roofline, {times.executed:.3g} executed, '
+        f'communication {times.communication:.3g} ({share:.0%}); {host.ru_utime + host.ru_stime:.0f} s of CPU, '
         f'{host.ru_maxrss / 2**20:.2f} GiB of host memory so far',
         flush=True,
     )
@@ -131,14 +136,14 @@ def show(name: str, row: Row) -> bool:
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize('name', ROWS)
-def test_a_row_is_within_its_limits(name):
+@pytest.mark.parametrize('name', CASES)
+def test_full_size_memory_is_within_its_limit(name):
     pytest.importorskip('libtpu')
-    assert show(name, ROWS[name])
+    assert report_case(name, CASES[name])
 
 
 if __name__ == '__main__':
-    chosen = sys.argv[1:] or list(ROWS)
-    if unknown := set(chosen) - set(ROWS):
-        sys.exit(f'{sorted(unknown)[0]}: no row of that name; {", ".join(ROWS)}')
-    sys.exit(0 if all([show(name, ROWS[name]) for name in chosen]) else 1)
+    chosen = sys.argv[1:] or list(CASES)
+    if unknown := set(chosen) - set(CASES):
+        sys.exit(f'unknown case {sorted(unknown)[0]!r}; use one of {", ".join(CASES)}')
+    sys.exit(0 if all([report_case(name, CASES[name]) for name in chosen]) else 1)

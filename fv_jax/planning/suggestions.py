@@ -1,0 +1,58 @@
+"""Suggests what to change where a plan does not fit."""
+
+from collections.abc import Iterator
+
+from fv_jax.core import axes
+from fv_jax.parallel.rules import Partitioner
+from fv_jax.planning import slices
+from fv_jax.planning.compiling import format_gib
+from fv_jax.planning.report import PhaseReport, Report
+from fv_jax.training.run.setup import TrainConfig
+
+
+def suggest_changes(report: Report, config: TrainConfig, partitioner: Partitioner) -> list[str]:
+    """Returns a line for each change that makes room in a phase that does not fit, the cheapest first."""
+    lines: list[str] = []
+    for phase in report.phases:
+        if not phase.fits(report.topology.chip):
+            lines += _suggest_for_phase(phase, config, partitioner)
+    if lines:
+        larger = [each for each in slices.list_slices(report.topology.generation) if each.chips > report.topology.chips]
+        if larger:
+            lines.append(f'a larger slice: --topology={larger[0]}, or --find-smallest-slice to find one')
+    return list(dict.fromkeys(lines))
+
+
+def _suggest_for_phase(phase: PhaseReport, config: TrainConfig, partitioner: Partitioner) -> Iterator[str]:
+    name = phase.largest_program.name
+    if phase.name == 'training':
+        yield from _suggest_for_training(phase, config, partitioner, name)
+    if phase.name == 'sampling' and name == 'sampler' and config.stage.options.guidance_batched:
+        yield 'guidance by two evaluations, one after the other: --config.stage.options.guidance_batched=false'
+    if name.startswith('VAE') and config.stage.vae_dtype == 'float32':
+        yield 'the VAE in half the memory: --config.stage.vae_dtype=bfloat16'
+
+
+def _suggest_for_training(
+    phase: PhaseReport, config: TrainConfig, partitioner: Partitioner, program: str
+) -> Iterator[str]:
+    microbatches = config.loop.microbatches
+    shards = partitioner.num_shards(axes.ACT_BATCH) * microbatches
+    if program == 'training step' and config.stage.network.remat not in ('full', 'offload'):
+        yield 'save fewer activations: --config.stage.network.remat=full'
+    if program == 'training step' and phase.batch_size % (2 * shards) == 0:
+        yield f'smaller microbatches: --config.loop.microbatches={2 * microbatches}'
+    if program == 'training step' and config.stage.network.remat == 'full':
+        yield "offload the input of each layer to the host's memory: --config.stage.network.remat=offload"
+    if phase.batch_size > shards and config.data.token_budget is None:
+        fewer = max(phase.batch_size // 2 // shards, 1) * shards
+        yield f'fewer clips a step: --config.data.loader.batch_size={fewer} (at least {shards}), or --search'
+    if program.startswith('VAE'):
+        yield "encode once, before training: --config.data.cache=\"{'num_degraded_variants': 2, 'crop': None}\""
+    if partitioner.num_shards(axes.EMBED) < partitioner.mesh.size:
+        yield 'shard the parameters over all chips: --config.parallel.data=1 --config.parallel.fsdp=-1'
+    if config.optim.momentum_dtype == 'float32':
+        half = phase.resident['optimizer'] / (4 if config.optim.algorithm == 'adamw' else 2)
+        yield f'the momentum in half the memory ({format_gib(half)}): --config.optim.momentum_dtype=bfloat16'
+    if 'EMA' in phase.resident:
+        yield f'no moving average ({format_gib(phase.resident["EMA"])}): --config.optim.ema_decay=0'
