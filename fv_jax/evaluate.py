@@ -128,10 +128,10 @@ def evaluate(
     enhance_latents = jit_enhance_latents(run.stage, run.network.model(**run.params), context=SINGLE_DEVICE)
     rows, clip_metrics, held_out = [], [], []
     for i, clip in enumerate(_clips(data, strong)):
-        z_high, z_low = (run.vae.latents(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))
+        z_high, z_low = (run.vae.encode(jnp.asarray(v)[None]) for v in (clip.truth, clip.bilinear))
         held_out.append({'z_high_BFHWC': z_high, 'z_low_BFHWC': z_low})
-        enhanced = np.asarray(run.vae.video(enhance_latents(z_low, jax.random.key(i), 0))[0])
-        ceiling = np.asarray(run.vae.video(z_high)[0])
+        enhanced = np.asarray(run.vae.decode(enhance_latents(z_low, jax.random.key(i), 0))[0])
+        ceiling = np.asarray(run.vae.decode(z_high)[0])
         clip_metrics.append(_metrics(clip, enhanced, ceiling))
         log.info(f'clip {i}, downsampled {clip.factor:.1f} times: PSNR {clip_metrics[-1]["psnr_enhanced"]:.2f} dB')
         videos = _videos(clip, enhanced)
@@ -161,7 +161,7 @@ def _open_run(checkpoint: Path, num_steps: int | None) -> trained_runs.Run:
     for note in run.notes:
         log.info(f'note: {note}')
     if not isinstance(run.stage, EnhancementStage):
-        known, kind = ', '.join(registry.kinds_of(EnhancementStage)), run.config['stage']['kind']
+        known, kind = ', '.join(registry.find_kinds(EnhancementStage)), run.config['stage']['kind']
         raise UsageError(f'{checkpoint}: holds stage {kind!r}; only {known} can be evaluated')
     sampler = run.stage.sampler_config()
     if num_steps is not None:

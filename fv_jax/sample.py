@@ -364,7 +364,7 @@ def _peek(run: Path, step: int | None) -> tuple[int, int, LatentSpec]:
     """Returns the checkpoint's step, the frames of a window and the VAE's latent geometry, without reading arrays."""
     meta = Checkpoints(run, read_only=True).meta(step)
     kind, frames = (meta['config'].get(group, {}).get(name) for group, name in (('stage', 'kind'), ('data', 'frames')))
-    known = registry.kinds_of(EnhancementStage)
+    known = registry.find_kinds(EnhancementStage)
     can = f'only {", ".join(map(repr, known))} can enhance'
     require(kind in known, f'--checkpoint={run}: holds stage {kind!r}; {can}', UsageError)
     require(isinstance(frames, int), f'{run}: its config has no data.frames, the number of frames of a clip')

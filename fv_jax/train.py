@@ -155,7 +155,7 @@ def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) ->
     latent_spec = trained_runs.latent_spec(config.stage)
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
     vae = trained_runs.frozen_vae(config.stage, partitioner)
-    setup = make_train_setup(config, partitioner, latent_spec, encoder=vae.latents if vae else None)
+    setup = make_train_setup(config, partitioner, latent_spec, encoder=vae.encode if vae else None)
     bad = BadRecords(config.data.bad_records)
     history = initialization.valid_checkpoints(workdir)
     check = functools.partial(initialization.check_digests, history, workdir)
@@ -260,7 +260,7 @@ def _videos(
     """The first clip of every array of `Stage.sample`, as uint8; latents are decoded."""
     out = []
     for name, value in samples.items():
-        video = arrays.to_host(vae.video(value) if name.startswith('z_') else value, partitioner)[0]
+        video = arrays.to_host(vae.decode(value) if name.startswith('z_') else value, partitioner)[0]
         out.append((name.removeprefix('z_').removesuffix('_BFHWC'), to_uint8(np.asarray(video, np.float32))))
     return out
 

@@ -252,7 +252,7 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     assert len(clips) == len(latents) and 'video' not in latents[0]
     jitted = jit_vae(weights.load_vae(str(vae)))
     video = transforms.to_float(video_io.decode(clips[1]['video']).frames)
-    np.testing.assert_allclose(latents[1]['z_high'], np.asarray(jitted.latents(video[None])[0], np.float16), atol=1e-3)
+    np.testing.assert_allclose(latents[1]['z_high'], np.asarray(jitted.encode(video[None])[0], np.float16), atol=1e-3)
     assert latents[1]['z_low'].shape == (2, *latents[1]['z_high'].shape)
     assert not np.array_equal(latents[1]['z_low'][0], latents[1]['z_low'][1])
     stamp = json.loads((tmp_path / 'latents' / 'clips.json').read_text())['latents']

@@ -163,7 +163,7 @@ class Checkpoints:
           more: further entries of the JSON.
         """
         assert self._pending is None, 'call wait() for the previous save first'
-        meta = meta_of(step, config, digests) | dict(more or {})
+        meta = make_meta(step, config, digests) | dict(more or {})
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
         shapes = {name: _shapes(tree) for name, tree in arrays.items()}
@@ -367,7 +367,7 @@ class Checkpoints:
             )
 
 
-def meta_of(step: int, config: dict[str, Any], digests: Mapping[str, str] | None) -> dict[str, Any]:
+def make_meta(step: int, config: dict[str, Any], digests: Mapping[str, str] | None) -> dict[str, Any]:
     """Returns the JSON of a checkpoint. digests: None leaves them out."""
     meta = {'step': step, 'data_position': step, 'config': config}
     return meta if digests is None else meta | {'digests': dict(digests)}

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, meta_of, reason
+from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, make_meta, reason
 
 PARAMS, STATE = 'params', 'state'
 GROUPS = ('trainable', 'frozen')
@@ -114,7 +114,7 @@ def save(
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     leaves = jax.tree.map(_LazyLeaf, params)
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
-    meta = meta_of(step, config, digests)
+    meta = make_meta(step, config, digests)
     items = {PARAMS: ocp.args.PyTreeSave(leaves, save_args=chunks), META: ocp.args.JsonSave(meta)}
     folder = run.absolute() / FOLDER
     with (

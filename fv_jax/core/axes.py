@@ -1,4 +1,4 @@
-"""Logical axis names: what a dimension *means*, not where it lives.
+"""Logical axis names: what a dimension means, as opposed to how it is sharded.
 
 Every parameter carries one name (or None) per dimension under the metadata key `axes`;
 `parallel/rules.py` maps names to mesh axes. Flax's own sharding metadata is not used: it refuses to
@@ -24,10 +24,10 @@ ACT_TOKENS = 'act_tokens'
 ACT_EMBED = 'act_embed'
 ACT_HEADS = 'act_heads'
 ACT_MLP = 'act_mlp'
-ACT_WIDTH = 'act_width'  # columns of a video's pictures
+ACT_WIDTH = 'act_width'  # columns of video frames
 
 
 def param(value, axes: tuple[str | None, ...]) -> nnx.Param:
-    """A trainable array with one logical axis name per dimension."""
+    """Makes a trainable parameter with one logical axis name per dimension."""
     assert len(axes) == value.ndim, (axes, value.shape)
     return nnx.Param(value, axes=axes)

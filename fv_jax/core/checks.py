@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 
 def require(condition: object, message: str, error: type[Exception] = ValueError) -> None:
-    """Raises `error(message)` unless the condition holds. The message says value, limit and fix."""
+    """Raises `error(message)` unless the condition holds. The message states value, limit and fix."""
     if not condition:
         raise error(message)
 
@@ -14,7 +14,7 @@ def require(condition: object, message: str, error: type[Exception] = ValueError
 def error_context(
     prefix: str, catch: type[Exception] | tuple[type[Exception], ...] = ValueError, error: type[Exception] = ValueError
 ) -> Iterator[None]:
-    """Raises an error of the types `catch` as `error`, its message in one line and after `prefix`."""
+    """Reraises errors of the types `catch` as `error`, with their message in one line after `prefix`."""
     try:
         yield
     except catch as caught:

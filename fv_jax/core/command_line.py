@@ -30,11 +30,11 @@ Override = tuple[str, str]  # the field's path with dots, the text of its value
 
 
 class UsageError(Exception):
-    """Wrong usage. The message is one line with the fix; nothing was done."""
+    """Raised for wrong usage, before anything was done. The message is one line: value, limit and fix."""
 
 
 def format_error(error: object) -> str:
-    """An error's message as one line of bounded length."""
+    """Formats the message of an error as one line of at most `MAX_LINE` characters."""
     return ' '.join(str(error).split())[:MAX_LINE] or type(error).__name__
 
 
@@ -94,7 +94,12 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
 
 
 def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
-    """Runs a config file ('' is the defaults), applies overrides and builds the dataclass `cls`.
+    """Loads a config file, applies overrides and builds the dataclass `cls`.
+
+    Args:
+      cls: the class of the configuration.
+      program: 'path.py:variant' as in `--config`; '' is the defaults of `cls`.
+      overrides: (field, value) of `--config.FIELD=VALUE`, applied in order.
 
     Raises:
       UsageError: no such file.
@@ -108,13 +113,16 @@ def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
 
 
 def override(values: dict[str, Any], path: str, text: str, root: str = 'config') -> None:
-    """Sets a field of nested dicts in place. Raises ConfigError.
+    """Sets a field of nested dicts in place.
 
     Args:
       values: the configuration.
       path: of the field, 'optim.learning_rate'.
       text: its new value: a Python literal, none, true or false; for a field that is a string, the string.
-      root: name of the whole configuration in messages.
+      root: name of the configuration in messages.
+
+    Raises:
+      ConfigError: the field does not exist, or is a section.
     """
     *groups, name = path.split('.')
     group = values
@@ -148,7 +156,10 @@ def _literal(text: str) -> Any:
 
 
 def load_config_file(argument: str) -> dict[str, Any]:
-    """Runs a config file 'path.py:variant' and returns its values as nested dicts. Raises UsageError or ConfigError."""
+    """Executes a config file 'path.py:variant' and returns its values as nested dicts.
+
+    Raises UsageError or ConfigError.
+    """
     name, _, variant = argument.partition(':')
     path = Path(name)
     require(path.is_file(), f'--config={argument}: file {name} does not exist', UsageError)
@@ -174,7 +185,7 @@ def load_config_file(argument: str) -> dict[str, Any]:
 
 
 def _failure(error: Exception, program: Path) -> str:
-    """Formats what a config file raised, with the line in it."""
+    """Formats an exception that a config file raised, with its line."""
     places = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == program]
     at = f', line {places[-1]}' if places else ''
     return f'{program}{at} fails with {type(error).__name__}: {format_error(error)}'

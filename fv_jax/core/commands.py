@@ -59,10 +59,10 @@ def run_command(
 
 
 def silence_third_party_logs() -> None:
-    """Silences what libraries tell their developers.
+    """Silences log messages of libraries that are of no use to users.
 
     Orbax and Grain log through absl, for example that a read-only folder cannot be written. A save to a full disk logs
-    pages of tracebacks, also by asyncio and from threads, besides the exception that we report.
+    pages of tracebacks, also by asyncio and from threads, in addition to the exception that we report.
     """
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -73,6 +73,6 @@ def silence_third_party_logs() -> None:
 
 
 def _unraisable(unraisable: Any) -> None:
-    """Calls Python's own hook, except for writes that end after a failed save has closed their event loop."""
+    """Calls Python's default hook, except for writes that end after a failed save has closed their event loop."""
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)

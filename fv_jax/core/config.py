@@ -29,7 +29,7 @@ def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
 
 
 def check_choice(config: Any, *names: str, choices: Collection[str]) -> None:
-    """Raises ConfigError for a field of a dataclass, one of `names`, whose value is not one of `choices`."""
+    """Raises ConfigError unless the values of the fields `names` of a dataclass are in `choices`."""
     for name in names:
         value = getattr(config, name)
         if value not in choices:
@@ -47,14 +47,14 @@ def check_range(
     below: float = math.inf,
     hint: str = '',
 ) -> None:
-    """Raises ConfigError for a field of a dataclass, one of `names`, that is not in the range.
+    """Raises ConfigError unless the values of the fields `names` of a dataclass are in a range.
 
     A field that is None passes. Of a tuple every value must be in the range, none smaller than the one before it.
 
     Args:
       low, high: the smallest and the largest value.
       above, below: limits that a value must not reach.
-      hint: how to get what the refused value may have been meant for; ends the message.
+      hint: ends the message: what to use instead of a refused value.
     """
     limits, hint = _limits(low, high, above, below), hint and f'; {hint}'
     for name in names:
@@ -79,10 +79,10 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
     """Builds the dataclass `cls` from a mapping, recursively.
 
     Args:
-      cls: a dataclass. Fields may be dataclasses, optional, tuples, numbers, strings and booleans. Where the types of
-        some depend on the value of another, a class method `field_types` of the values gives them by name.
+      cls: a dataclass. Fields may be dataclasses, optional, tuples, numbers, strings and booleans. If the types of
+        some depend on the value of another, the class method `field_types` returns them by name, given the values.
       values: a ConfigDict or a plain dict.
-      path: where `values` sits in the whole configuration, for messages.
+      path: of `values` in the configuration, for messages.
 
     Raises:
       ConfigError: an unknown key, a missing one, a value of the wrong type, or one that `cls` refuses.
@@ -153,7 +153,7 @@ def _convert_tuple(hint: Any, value: Any, path: str) -> tuple:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A JSON-ready dict from which `build` makes the same dataclass again."""
+    """Converts a dataclass to a JSON-ready dict, from which `build` makes the same dataclass again."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

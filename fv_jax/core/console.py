@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class Notice(UserWarning):
-    """A warning of the Python API about what it was given. Commands report it as a note."""
+    """A warning of the Python API to its caller. Commands log it as a note."""
 
 
 class StdoutHandler(logging.Handler):
-    """Writes the message alone, below its level from WARNING on, to what `sys.stdout` is at that time.
+    """Writes the message of a record to the current `sys.stdout`, with the level in front from WARNING on.
 
     Records come from process 0 alone, unless their `extra` is EVERY_PROCESS. As with `print`, a closed pipe or a full
-    disk raises OSError where the record is made.
+    disk raises OSError in the code that logs.
     """
 
     def __init__(self):
@@ -50,7 +50,7 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def log_to_stdout() -> Iterator[None]:
-    """Shows the package's records from INFO on, and its notices, while it lasts."""
+    """A context in which the records of the package from INFO on, and its notices, are written to stdout."""
     logger, handler = logging.getLogger(PACKAGE), StdoutHandler()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -80,10 +80,10 @@ def _show_notices_as_notes() -> None:
 
 
 def print_result(text: str) -> None:
-    """Writes what a command was asked for, as opposed to what it reports on the way, to the standard output."""
+    """Writes a result of a command to stdout, as opposed to its log."""
     print(text, flush=True)
 
 
 def print_error(command: str, text: str) -> None:
-    """Writes why a command ended to the standard error."""
+    """Writes the error that ended a command to stderr."""
     print(f'{command}: {text}', file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Exit codes of the commands, besides 0; launchers decide by them what to do next."""
+"""Exit codes of the commands, besides 0; launchers decide by them whether to run a command again."""
 
 FAILED = 1
 USAGE = 2  # as argparse has it: the command line or the config must change
@@ -9,9 +9,12 @@ TERMINATED = 143  # 128 + SIGTERM
 
 
 class PreemptedError(Exception):
-    """Raised when a run has ended because a signal requested it."""
+    """Raised when a run was ended by a signal."""
 
     def __init__(self, step: int | None = None, saved: bool = False):
-        """step: the last step; None outside of the training loop. saved: whether its state could be saved."""
+        """Args:
+        step: the last step; None outside of the training loop.
+        saved: whether the state was saved.
+        """
         where = 'before a step' if step is None else f'at step {step}, which {"is" if saved else "could not be"} saved'
         super().__init__(f'preempted {where}; run the same command again to resume')

@@ -8,11 +8,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The data of one device.
+    """The data sheet of one JAX device.
 
     Attributes:
       flops: peak rate in FLOP/s, dense bfloat16.
-      memory: bytes that programs can use: for TPUs by libtpu's own messages, for GPUs nine tenths of the total.
+      memory: bytes available to programs: of TPUs by libtpu's own messages, of GPUs nine tenths of the total.
       memory_rate: bandwidth of the memory in bytes/s.
       link_rate: bytes/s to a neighbour, in one direction along one axis of the interconnect.
       matrix_size: rows of the matrix unit, of which a head of size 64 fills 64; None where heads of 64 run at the peak
@@ -27,7 +27,7 @@ class Chip:
     matrix_size: int | None
 
     def attention_flops(self, head_dim: int) -> float:
-        """Returns the FLOP/s of attention, whose matrix products are no wider than a head."""
+        """Computes the peak rate of attention in FLOP/s; its matrix products are no wider than a head."""
         return self.flops * (min(1.0, head_dim / self.matrix_size) if self.matrix_size else 1.0)
 
 
@@ -60,13 +60,13 @@ _KINDS = {
 }
 
 
-def known_chip(device_kind: str) -> Chip | None:
-    """Returns the chip of a `jax.Device.device_kind`; None for an unknown one."""
+def find_chip(device_kind: str) -> Chip | None:
+    """Returns the data sheet of a `jax.Device.device_kind`; None for an unknown one."""
     if device_kind in _KINDS:
         return CHIPS[_KINDS[device_kind]]
     return next((chip for name, chip in CHIPS.items() if name in device_kind.lower()), None)
 
 
-def chip_of(device_kind: str) -> Chip:
-    """Returns the chip of a `jax.Device.device_kind`; for an unknown one `CPU`, whose ratios are those of a TPU."""
-    return known_chip(device_kind) or CPU
+def find_chip_or_default(device_kind: str) -> Chip:
+    """Returns the data sheet of a `jax.Device.device_kind`; for an unknown one `CPU`, with the ratios of a TPU."""
+    return find_chip(device_kind) or CPU

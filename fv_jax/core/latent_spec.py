@@ -74,7 +74,7 @@ class LatentSpec:
         """Returns the largest size (height, width) of whole patches that is not larger.
 
         Raises:
-          ValueError: a side is too small for a single patch.
+          ValueError: a side is too small for one patch.
         """
         multiple, smallest = self.pixel_multiple, int(min(height, width))
         require(smallest >= multiple, f'a side of {smallest} pixels is too small: at least {multiple} are needed')
@@ -93,7 +93,7 @@ class LatentSpec:
         self.check_side(f'{path}.width', width)
 
     def check_frames(self, name: str, frames: int) -> None:
-        """Raises ConfigError where the VAE cannot take a clip of so many frames, naming the nearest lengths."""
+        """Raises ConfigError if the VAE cannot encode a clip of so many frames, naming the nearest lengths."""
         if self.is_valid_length(frames):
             return
         step = self.frame_step
@@ -101,12 +101,12 @@ class LatentSpec:
         raise ConfigError(f'{name}={frames}: a clip must have 1 or {step}k+1 frames; use {below} or {below + step}')
 
     def check_size(self, name: str, size: tuple[int, int]) -> None:
-        """Raises ConfigError where patches do not cover (height, width), naming the nearest numbers that they cover."""
+        """Raises ConfigError if (height, width) is not a whole number of patches, naming the nearest that are."""
         for side, pixels in zip(('height', 'width'), size, strict=True):
             self.check_side(f'{name}: {side}', pixels)
 
     def check_side(self, name: str, pixels: int) -> None:
-        """Raises ConfigError where patches do not cover so many pixels, naming the nearest numbers that they cover."""
+        """Raises ConfigError if a side of so many pixels is not whole patches, naming the nearest that are."""
         check_multiple(name, pixels, self.pixel_multiple)
 
 

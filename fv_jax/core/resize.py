@@ -46,12 +46,15 @@ def resize_matrix(size_in: int, size_out: int, ratio: float | None = None) -> np
 def resize(
     image_HWC: jax.Array, height: int, width: int, *, ratio: float | tuple[float, float] | None = None
 ) -> jax.Array:
-    """Resizes the two axes before the last one. Values are kept as they are: nothing is rounded or clipped.
+    """Resizes images bilinearly. Values are neither rounded nor clipped.
 
     Args:
-      image_HWC: (..., H, W, C); floating point. It is computed in float32 and returned in its own dtype.
-      height, width: the output's size in pixels.
+      image_HWC: (..., H, W, C), floating point, of any range.
+      height, width: of the output in pixels.
       ratio: input pixels per output pixel, one for both axes or (height, width); None is input size / output size.
+
+    Returns:
+      (..., height, width, C) in the dtype of the input; computed in float32.
 
     Raises:
       ValueError: fewer than three axes, values that are not floating point, or a size that is not positive.

@@ -23,13 +23,13 @@ _COMPILING = '/jax/core/compile/backend_compile_duration'
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """What a step, or any other computation, costs.
+    """The cost of a training step, or of any other computation.
 
     Attributes:
       tokens: number of video tokens.
       flops: model FLOPs without recomputation, over all devices.
       devices: number of devices that share it.
-      peak_seconds: time at the chip's peak rate; None where the chip is not known.
+      peak_seconds: time at the chip's peak rate; None for an unknown chip.
       roofline_seconds: the same with attention at the rate that its head size allows.
     """
 
@@ -53,7 +53,7 @@ class StepCost:
 
 
 def throughput_metrics(cost: StepCost, seconds: float) -> dict[str, float]:
-    """Returns the metrics above, but for memory, of a computation of this cost that took `seconds`."""
+    """Computes the metrics above, except for memory, of a computation of this cost that took `seconds`."""
     metrics = {
         'tokens_per_s': cost.tokens / seconds,
         'tflops_per_chip': cost.flops / (cost.devices * seconds) / 1e12,
@@ -64,14 +64,14 @@ def throughput_metrics(cost: StepCost, seconds: float) -> dict[str, float]:
 
 
 def peak_memory() -> dict[str, float]:
-    """Returns `peak_memory_gib`, or nothing where this process's devices do not report it."""
+    """Returns `peak_memory_gib` of the devices of this process; nothing if they do not report it."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     found = [each['peak_bytes_in_use'] for each in stats if 'peak_bytes_in_use' in each]
     return {'peak_memory_gib': max(found) / GIB} if found else {}
 
 
 def format_metrics(values: dict[str, float]) -> str:
-    """Formats those of the metrics above that `values` has, as one line."""
+    """Formats those of the metrics above that are in `values`, as one line."""
     formats = {
         'tokens_per_s': '{:,.0f} tokens/s',
         'tflops_per_chip': '{:.3g} TFLOP/s per chip',
@@ -91,7 +91,7 @@ class Clock:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """A context whose time counts for `name`. It must wait for its results: JAX dispatches asynchronously."""
+        """A context whose time is added to `name`. It must block on its results, as JAX dispatches asynchronously."""
         compiling = 0.0
 
         def listen(event: str, duration: float, **_: object) -> None:

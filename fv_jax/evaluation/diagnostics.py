@@ -158,7 +158,7 @@ class SuperResDiagnostics:
 
     def _decode(self, z_BFHWC: jax.Array, num_clips: int) -> np.ndarray:
         """Decodes the first clips. The whole batch is decoded, as its examples may be sharded over devices."""
-        return to_uint8(self.to_host(self.vae.video(z_BFHWC))[:num_clips].astype(np.float32))
+        return to_uint8(self.to_host(self.vae.decode(z_BFHWC))[:num_clips].astype(np.float32))
 
 
 def probe_points(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from flax import nnx
 from fv_jax.core import axes
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.hardware import chip_of
+from fv_jax.core.hardware import find_chip_or_default
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels import context_parallel
 from fv_jax.kernels.attention import BACKENDS, attention
@@ -83,7 +83,7 @@ def context_parallel_plan(
     return cheapest_plan(
         shape,
         partitioner.num_shards(axes.ACT_TOKENS),
-        chip_of(device.device_kind),
+        find_chip_or_default(device.device_kind),
         ulysses_degree=choice.ulysses_degree,
         ring=ring,
     )

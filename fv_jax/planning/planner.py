@@ -92,7 +92,7 @@ def make_slice_partitioner(request: PlanRequest) -> Partitioner:
       ConfigError: batch, heads, tokens or parameters do not divide over the slice, or the stage cannot be planned.
     """
     if not isinstance(request.config.stage.network, DiTConfig):
-        known = ' and '.join(registry.kinds_of(LatentStage))
+        known = ' and '.join(registry.find_kinds(LatentStage))
         raise ConfigError(f'config.stage.kind={request.config.stage.kind}: stages {known} can be planned')
     mesh = make_mesh(request.config.parallel, _find_devices(request.topology))
     return make_partitioner(request.config, mesh, latent_spec(request.config))

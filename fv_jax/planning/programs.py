@@ -325,7 +325,7 @@ def _chunk_programs(
         return jax.ShapeDtypeStruct((clip.shape[0], frames, *clip.shape[2:]), clip.dtype, sharding=clip.sharding)
 
     def lower_later(size: int) -> jax.stages.Lowered:
-        return half.lower(abstract_chunk(size), half.cache_after(abstract_chunk(sizes[0])))
+        return half.lower(abstract_chunk(size), half.abstract_cache(abstract_chunk(sizes[0])))
 
     parameter_bytes = bytes_per_chip(half.state)
     work, estimated = cost(sizes[0], True)

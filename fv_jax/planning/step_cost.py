@@ -90,7 +90,7 @@ def _sampler_flops(stage: LatentStage, latents: Sequence[int]) -> tuple[Flops, f
 
 
 def _step_cost(work: Flops, tokens: int, devices: Sequence[jax.Device], head_dim: int) -> throughput.StepCost:
-    chip = hardware.known_chip(devices[0].device_kind)
+    chip = hardware.find_chip(devices[0].device_kind)
     if chip is None:
         return throughput.StepCost(tokens, work.total, len(devices))
     times = compute_times(work, Flops(), chip, len(devices), head_dim)

@@ -132,7 +132,7 @@ def low_res_latents(
     Returns:
       Latents, unscaled.
     """
-    moments = vae.moments(_resize(video_BFHWC, *size), tiling)
+    moments = vae.encode_moments(_resize(video_BFHWC, *size), tiling)
     return split_moments(moments)[0] if noise is None else _sample_posterior(moments, noise)
 
 
@@ -151,4 +151,4 @@ def decode_latents(
     vae: JittedVAE, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1
 ) -> jax.Array:
     """Decodes unscaled latents to video (B, F, H, W, 3) in [-1, 1], float32."""
-    return jnp.clip(vae.video(z_BFHWC, tiling, width_slices=width_slices).astype(jnp.float32), -1, 1)
+    return jnp.clip(vae.decode(z_BFHWC, tiling, width_slices=width_slices).astype(jnp.float32), -1, 1)

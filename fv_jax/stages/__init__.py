@@ -1,1 +1,1 @@
-"""One short file per trained system, each holding only what is different about it. `base` is what they all offer."""
+"""The trained systems, one file each. `protocol` defines what a stage is, `latent_stage` what most of them share."""

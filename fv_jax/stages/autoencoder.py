@@ -1,11 +1,11 @@
-"""Training the causal VAE: reconstruction with a faint pull of the latents towards a unit Gaussian.
+"""Trains the causal VAE: reconstruction with a weak KL penalty (arXiv:1312.6114).
 
 With z = mean + std * noise, x the video and C the latents' channels:
 
     loss = mean (x - decode(z))^2 + kl_weight * mean KL(N(mean, std^2) || N(0, 1))                 (1)
 
-Each mean is over all elements, so `kl_weight` is also the share of squared error that the latents' own noise settles
-at: about kl_weight / 2. No adversarial or perceptual term: the small VAE is judged by PSNR.
+Each mean is over all elements, so the squared error that the noise of the latents causes settles at about
+kl_weight / 2. There is no adversarial or perceptual term: the small VAE is evaluated by PSNR.
 """
 
 import dataclasses
@@ -27,9 +27,11 @@ from fv_jax.stages.protocol import Batch, BatchSize, ExportedFunction, Metrics, 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """kl_weight: of (1).
+    """How the VAE is trained.
 
-    init_from_image_vae: `init_from` was trained on single pictures; see `vae.collapse_temporal_kernels`.
+    Attributes:
+      kl_weight: of (1).
+      init_from_image_vae: whether `init_from` is a VAE of single images; see `vae.collapse_temporal_kernels`.
     """
 
     kl_weight: float = 1e-4
@@ -48,7 +50,7 @@ class KeyedVideos(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
-    """The stage. A batch holds `high_res_BFHWC`, video in [-1, 1]."""
+    """The training of a VAE. A batch holds `high_res_BFHWC`, video in [-1, 1]."""
 
     config: AutoencoderConfig
     network: VAEConfig
@@ -64,7 +66,7 @@ class Autoencoder:
     def trainable(self) -> Filter:
         return nnx.Param
 
-    def start_from(self, model: VAE) -> None:
+    def adapt_initial_params(self, model: VAE) -> None:
         if self.config.init_from_image_vae:
             collapse_temporal_kernels(model)
 
@@ -79,13 +81,13 @@ class Autoencoder:
         return batch
 
     def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> KeyedVideos:
-        """The videos, and the keys of their latents' noise."""
+        """Returns the videos and the keys of the noise of their latents."""
         return KeyedVideos(batch['high_res_BFHWC'], keys_B)
 
     def loss(
         self, model: VAE, noised: KeyedVideos, *, context: ParallelContext, average: VAE | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """The loss (1). Metrics: `psnr` of its first term, `kl` of its second, `latent_std` of the means."""
+        """Computes the loss (1). Metrics: `psnr` of its first term, `kl` of its second, `latent_std` of the means."""
         video = noised.video_BFHWC
         moments = vae_chunking.encode(model, video)
         mean, std = split_moments(moments)
@@ -96,7 +98,7 @@ class Autoencoder:
         return error + self.config.kl_weight * kl, metrics
 
     def sample(self, model: VAE, batch: Batch, keys_B: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
-        """`decoded_BFHWC`, the video from the latents' means, beside the video."""
+        """Returns `decoded_BFHWC`, the video decoded from the means of the latents, beside the video."""
         mean, _ = split_moments(vae_chunking.encode(model, batch['high_res_BFHWC']))
         return {'high_res_BFHWC': batch['high_res_BFHWC'], 'decoded_BFHWC': vae_chunking.decode(model, mean)}
 
@@ -104,7 +106,11 @@ class Autoencoder:
         return ()
 
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> list[ExportedFunction]:
-        """encode: video_BFHWC in [-1, 1] -> moments (mean | logvar). decode: z_BFHWC, not scaled -> video."""
+        """Returns the functions `encode` and `decode`.
+
+        encode   video_BFHWC in [-1, 1] -> moments (mean | logvar)
+        decode   unscaled z_BFHWC -> video
+        """
         video, z = (size.examples, *size.video, 3), (size.examples, *size.latents, self.network.latent_channels)
         return [
             ExportedFunction('encode', vae_chunking.encode, {'video_BFHWC': video}),

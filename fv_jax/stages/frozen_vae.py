@@ -1,7 +1,7 @@
-"""Executables: one per network and shape, dispatched one after the other.
+"""The frozen VAE, compiled chunk by chunk: one executable per network and chunk shape.
 
-Two VAE encodes inlined in one program compile for minutes and need gigabytes; one chunk is an executable of its own
-here, shared by all later chunks of its shape.
+Two VAE encodes inlined in one program take minutes and gigabytes to compile. Here each chunk is an executable of its
+own, shared by all later chunks of the same shape; chunks are dispatched one after the other.
 """
 
 import dataclasses
@@ -19,116 +19,161 @@ from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Names, Partitioner
 
-Place = Callable[[jax.Array], jax.Array]
-Where = Callable[[tuple[int, ...]], jax.sharding.Sharding]
+Constrain = Callable[[jax.Array], jax.Array]
+CacheSharding = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 ChunkFn = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
-def _unplaced(x_BFHWC: jax.Array) -> jax.Array:
+def _unconstrained(x_BFHWC: jax.Array) -> jax.Array:
     return x_BFHWC
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chunk:
-    """One half of a VAE. given, result: place what goes in and what comes out. cached: where an array of a cache lives,
-    by its shape.
+    """The encoder or the decoder of a VAE, applied to one chunk of frames.
+
+    Attributes:
+      graphdef, state: of the network.
+      constrain_input, constrain_output: add sharding constraints.
+      cache_sharding: shape -> sharding, of an array of the cache; None for one device.
     """
 
     graphdef: nnx.GraphDef
     state: nnx.State
-    given: Place = _unplaced
-    result: Place = _unplaced
-    cached: Where | None = None
+    constrain_input: Constrain = _unconstrained
+    constrain_output: Constrain = _unconstrained
+    cache_sharding: CacheSharding | None = None
 
     def __call__(self, x_BFHWC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """A chunk and the cache of the one before, {} for none -> its result and the cache for the next."""
-        return _chunk(self.graphdef, self.given, self.result, self.cached, self.state, x_BFHWC, cache)
+        """Applies the network to one chunk.
+
+        Args:
+          x_BFHWC: the chunk, video or latents.
+          cache: of the chunk before; {} for the first.
+
+        Returns:
+          (latents' moments or video, the cache for the next chunk).
+        """
+        return _run_chunk(
+            self.graphdef, self.constrain_input, self.constrain_output, self.cache_sharding, self.state, x_BFHWC, cache
+        )
 
     def lower(self, x_BFHWC: jax.ShapeDtypeStruct, cache: Cache) -> jax.stages.Lowered:
-        """The executable that a call with such arguments runs."""
-        return _chunk.lower(self.graphdef, self.given, self.result, self.cached, self.state, x_BFHWC, cache)
+        """Lowers the program that a call with these arguments runs."""
+        return _run_chunk.lower(
+            self.graphdef, self.constrain_input, self.constrain_output, self.cache_sharding, self.state, x_BFHWC, cache
+        )
 
-    def cache_after(self, x_BFHWC: jax.ShapeDtypeStruct) -> Cache:
-        """The shapes that a clip's first chunk leaves for the next, where they live."""
+    def abstract_cache(self, x_BFHWC: jax.ShapeDtypeStruct) -> Cache:
+        """Returns ShapeDtypeStructs with shardings of the cache that a clip's first chunk leaves for the next."""
         _, cache = jax.eval_shape(self, x_BFHWC, {})
-        where = self.cached or (lambda shape: x_BFHWC.sharding)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x.shape)), cache)
+        sharding_of = self.cache_sharding or (lambda shape: x_BFHWC.sharding)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x.shape)), cache)
 
 
 class JittedVAE(NamedTuple):
-    """A VAE's two halves, compiled per chunk shape; `vae_chunking` takes it in place of a VAE. config: its sizes."""
+    """A VAE whose encoder and decoder are compiled per chunk shape; `vae_chunking` accepts it in place of a VAE.
+
+    Attributes:
+      encoder, decoder: (chunk, cache) -> (result, cache).
+      config: of the VAE.
+    """
 
     encoder: ChunkFn
     decoder: ChunkFn
     config: VAEConfig
 
-    def moments(self, video_BFHWC: jax.Array, tiling: Tiling | None = None) -> jax.Array:
-        """A video's moments (mean | logvar), not scaled, with the official chunks. tiling: None for whole frames."""
+    def encode_moments(self, video_BFHWC: jax.Array, tiling: Tiling | None = None) -> jax.Array:
+        """Encodes a video in the official chunks.
+
+        Args:
+          video_BFHWC: in [-1, 1].
+          tiling: of the frames; None for whole frames.
+
+        Returns:
+          Moments (B, F', H', W', 2C), mean | logvar, unscaled.
+        """
         return (
             vae_chunking.encode(self, video_BFHWC) if tiling is None else vae_tiling.encode(self, video_BFHWC, tiling)
         )
 
-    def latents(self, video_BFHWC: jax.Array) -> jax.Array:
-        """The means of a video's latents, not scaled, with the official chunks."""
-        return split_moments(self.moments(video_BFHWC))[0]
+    def encode(self, video_BFHWC: jax.Array) -> jax.Array:
+        """Encodes video_BFHWC in [-1, 1] in the official chunks.
 
-    def video(self, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1) -> jax.Array:
-        """Latents, not scaled, to video nominally in [-1, 1], with the official chunks; see `vae_chunking.decode`.
-        tiling: None for whole frames, or slices of them.
+        Returns:
+          The means of its latents (B, F', H', W', C), unscaled.
+        """
+        return split_moments(self.encode_moments(video_BFHWC))[0]
+
+    def decode(self, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1) -> jax.Array:
+        """Decodes latents in the official chunks (`vae_chunking.decode`).
+
+        Args:
+          z_BFHWC: unscaled latents.
+          tiling: of the frames; None for whole frames.
+          width_slices: decodes whole frames in so many slices of their width; 1 with tiles.
+
+        Returns:
+          Video (B, F, H, W, 3), nominally in [-1, 1].
         """
         if tiling is None:
             return vae_chunking.decode(self, z_BFHWC, width_slices=width_slices)
-        assert width_slices == 1, width_slices  # the settings refuse both
+        assert width_slices == 1, width_slices  # the settings refuse both together
         return vae_tiling.decode(self, z_BFHWC, tiling)
 
 
 def jit_vae(vae: VAE, partitioner: Partitioner | None = None) -> JittedVAE:
-    """vae: a network, or the shapes of one, to be lowered.
+    """Compiles a VAE chunk by chunk.
 
-    partitioner: a mesh over which pictures are spread by their columns, the network being whole on every chip; None for
-    one device. Latents come out spread by rows of the batch alone.
+    Args:
+      vae: the network; ShapeDtypeStructs in place of parameters can be lowered only.
+      partitioner: of a mesh over which frames are split by columns, with the parameters replicated; None for one
+        device. Encoded latents are split by examples alone.
     """
     if partitioner is None:
         return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)), vae.config)
 
-    def place(x: jax.Array, names: Names, what: str) -> jax.Array:
+    def constrain(x: jax.Array, names: Names, what: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, partitioner.sharding(names, x.shape, what))
 
-    def pixels(x_BFHWC: jax.Array) -> jax.Array:
+    def constrain_video(x_BFHWC: jax.Array) -> jax.Array:
         stride = vae.config.latent_spec.spatial
-        return place(x_BFHWC, arrays.video_axes(partitioner, x_BFHWC.shape, stride), 'a video')
+        return constrain(x_BFHWC, arrays.video_axes(partitioner, x_BFHWC.shape, stride), 'a video')
 
-    def columns(z_BFHWC: jax.Array) -> jax.Array:
-        return place(z_BFHWC, arrays.video_axes(partitioner, z_BFHWC.shape, 1), 'latents')
+    def constrain_latents_by_column(z_BFHWC: jax.Array) -> jax.Array:
+        return constrain(z_BFHWC, arrays.video_axes(partitioner, z_BFHWC.shape, 1), 'latents')
 
-    def rows(z_BFHWC: jax.Array) -> jax.Array:
-        return place(z_BFHWC, (axes.ACT_BATCH, None, None, None, None), 'latents')
+    def constrain_latents_by_example(z_BFHWC: jax.Array) -> jax.Array:
+        return constrain(z_BFHWC, (axes.ACT_BATCH, None, None, None, None), 'latents')
 
-    def cached(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    def cache_sharding(shape: tuple[int, ...]) -> jax.sharding.Sharding:
         return partitioner.sharding(arrays.video_axes(partitioner, shape, 1), shape, 'a cache')
 
-    encoder, decoder = (_replicated(half, partitioner) for half in (vae.encoder, vae.decoder))
-    halves = Chunk(*encoder, pixels, rows, cached), Chunk(*decoder, columns, pixels, cached)
-    return JittedVAE(*halves, vae.config)
+    encoder, decoder = (_replicate(half, partitioner) for half in (vae.encoder, vae.decoder))
+    return JittedVAE(
+        Chunk(*encoder, constrain_video, constrain_latents_by_example, cache_sharding),
+        Chunk(*decoder, constrain_latents_by_column, constrain_video, cache_sharding),
+        vae.config,
+    )
 
 
-def _replicated(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphDef, nnx.State]:
+def _replicate(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphDef, nnx.State]:
     graphdef, state = nnx.split(module)
     return graphdef, arrays.put_sharded(state, jax.tree.map(lambda _: partitioner.replicated, state))
 
 
-# Not each VAE's own: one that is read again compiles nothing.
+# A function of the module, not of each VAE: a VAE that is loaded again does not compile again.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _chunk(
+def _run_chunk(
     graphdef: nnx.GraphDef,
-    given: Place,
-    result: Place,
-    cached: Where | None,
+    constrain_input: Constrain,
+    constrain_output: Constrain,
+    cache_sharding: CacheSharding | None,
     state: nnx.State,
     x_BFHWC: jax.Array,
     cache: Cache,
 ) -> tuple[jax.Array, Cache]:
-    y_BFHWC, cache = nnx.merge(graphdef, state)(given(x_BFHWC), cache)
-    if cached is not None:
-        cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cached(x.shape)), cache)
-    return result(y_BFHWC), cache
+    y_BFHWC, cache = nnx.merge(graphdef, state)(constrain_input(x_BFHWC), cache)
+    if cache_sharding is not None:
+        cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cache_sharding(x.shape)), cache)
+    return constrain_output(y_BFHWC), cache

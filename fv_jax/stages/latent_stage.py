@@ -1,7 +1,7 @@
-"""What the stages that train a DiT on a frozen VAE's latents share, and the two purposes that sampling has for them.
+"""The base classes of stages that train a DiT on the latents of a frozen VAE.
 
-A `PreviewStage` makes latents of a text, an `EnhancementStage` high-res latents of low-res ones. Sampling, planning and
-evaluation ask for one or the other and never for a certain stage.
+A `PreviewStage` generates latents from text, an `EnhancementStage` high-res latents from low-res ones. Sampling,
+planning and evaluation require one or the other, never a certain stage.
 """
 
 import abc
@@ -26,12 +26,12 @@ C = TypeVar('C', PreviewSamplerConfig, EnhancementSamplerConfig)
 
 @dataclasses.dataclass(frozen=True)
 class LatentStage(abc.ABC, Generic[C]):
-    """A stage of the protocol whose network is a DiT.
+    """A stage whose network is a DiT.
 
     Attributes:
-      config: the stage's own configuration; it extends `sampler_class`.
-      network: the DiT's.
-      encoder: the frozen VAE's, for batches that hold video.
+      config: of the stage; it extends `sampler_class`.
+      network: the config of the DiT.
+      encoder: of the frozen VAE, for batches that contain video.
     """
 
     config: Any
@@ -50,7 +50,7 @@ class LatentStage(abc.ABC, Generic[C]):
     def trainable(self) -> Filter:
         return nnx.Param
 
-    def start_from(self, model: DiT) -> None:
+    def adapt_initial_params(self, model: DiT) -> None:
         pass
 
     # --- batches ---
@@ -66,22 +66,24 @@ class LatentStage(abc.ABC, Generic[C]):
     def encode(self, batch: Batch) -> Batch:
         found = [name for name in self.latents_of if name in batch]
         if found and self.encoder is None:
-            raise ValueError(f'the batch holds {", ".join(found)} and this stage was made without an encoder')
+            raise ValueError(
+                f'the batch holds {", ".join(found)}, but this stage has no encoder; pass one to `registry.build`'
+            )
         rest = {name: value for name, value in batch.items() if name not in found}
         return rest | {self.latents_of[name]: self.encoder(batch[name]) for name in found}
 
     def text(self, batch: Batch) -> jax.Array:
-        """The batch's text embeddings, float32, or all-zero ones."""
+        """Returns the text embeddings of a batch (B, L, D), float32; zeros if it has none."""
         if 'text_BLD' in batch:
             return batch['text_BLD'].astype(jnp.float32)
         return self.zero_text(next(iter(batch.values())).shape[0])
 
     def zero_text(self, examples: int) -> jax.Array:
-        """The embeddings of no text (B, L, D), which are the unconditional input too."""
+        """Returns the unconditional input (B, L, D): zeros."""
         return jnp.zeros((examples, *self.text_shape), jnp.float32)
 
     def scale_latents(self, z: jax.Array) -> jax.Array:
-        """The VAE's latents as the network sees them, float32."""
+        """Multiplies unscaled latents by the scale factor, as float32."""
         return self.config.scale_factor * z.astype(jnp.float32)
 
     def unscale_latents(self, x: jax.Array) -> jax.Array:
@@ -91,39 +93,39 @@ class LatentStage(abc.ABC, Generic[C]):
     # --- sampling ---
 
     def sampler_config(self) -> C:
-        """How the stage is sampled. `with_sampler_config` of a changed one is the only way to sample it otherwise."""
+        """Returns how the stage is sampled; `with_sampler_config` changes it."""
         fields = dataclasses.fields(self.sampler_class)
         return self.sampler_class(**{field.name: getattr(self.config, field.name) for field in fields})
 
     def with_sampler_config(self, config: C) -> Self:
-        """The same stage, sampled as `config`, or a class that extends it, says. Raises ConfigError."""
+        """Returns the stage with other sampler settings: `config`, or a class that extends it. Raises ConfigError."""
         changes = {field.name: getattr(config, field.name) for field in dataclasses.fields(self.sampler_class)}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
     @abc.abstractmethod
     def is_guided(self) -> bool:
-        """Whether guidance changes anything."""
+        """Whether guidance changes the prediction."""
 
     def num_function_evaluations(self) -> int:
-        """How often the network is evaluated for one sample; a guided evaluation counts twice."""
+        """Counts the evaluations of the network per sample (NFE); a guided one counts twice."""
         evaluations = self.config.num_steps * SAMPLERS[self.config.sampler].evaluations
         return 2 * evaluations if self.is_guided() else evaluations
 
     # --- descriptions ---
 
     def training_programs(self, size: BatchSize) -> list[Program]:
-        """The step, and the encode of each video of a clip."""
+        """Describes the training step, and the encoding of each video of a clip."""
         video = (size.examples, *size.video, 3)
         step = Program('training step', 'training', 'stage', self.inputs(size))
         return [step, Program('VAE encode', 'training', 'encoder', {'video_BFHWC': video}, len(self.latents_of))]
 
     def decode_program(self, size: BatchSize) -> Program:
-        """The decode of the samples."""
+        """Describes the decoding of samples."""
         z = (size.examples, *size.latents, self.network.latent_channels)
         return Program('VAE decode', 'sampling', 'decoder', {'z_BFHWC': z})
 
     def sampler_program(self, inputs: dict[str, Shape], function: Any) -> Program:
-        """The sampler, all of whose steps are one program."""
+        """Describes the sampler, whose steps are one program."""
         copies = 2 if self.config.guidance_batched else 1
         evaluations = self.num_function_evaluations()
         return Program('sampler', 'sampling', 'stage', inputs, 1, function, evaluations, copies)
@@ -133,8 +135,10 @@ class LatentStage(abc.ABC, Generic[C]):
 
 
 class PreviewStage(LatentStage[PreviewSamplerConfig]):
-    """Makes latents of a text. A batch holds `z_high_BFHWC` as the VAE makes them, not scaled, or `high_res_BFHWC`,
-    videos of the preview's size in [-1, 1] for `encoder`; and `text_BLD` where there is any.
+    """A stage that generates latents from text.
+
+    A batch holds unscaled latents `z_high_BFHWC`, or `high_res_BFHWC`, videos of the preview's size in [-1, 1] for
+    `encoder`; and `text_BLD` if there is text.
     """
 
     sampler_class = PreviewSamplerConfig
@@ -143,7 +147,18 @@ class PreviewStage(LatentStage[PreviewSamplerConfig]):
     def generate(
         self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, context: ParallelContext
     ) -> jax.Array:
-        """Latents of `shape` (B, F, H, W, C) as the VAE decodes them, not scaled, float32."""
+        """Samples latents from text.
+
+        Args:
+          model: the network.
+          text_BLD: text embeddings; zeros are the unconditional input.
+          noise: the initial latents and the noise of the sampler.
+          shape: (B, F, H, W, C) of the latents.
+          context: the parallel context.
+
+        Returns:
+          Unscaled latents of `shape`, float32.
+        """
 
     def programs(self, size: BatchSize) -> list[Program]:
         shape = (size.examples, *size.latents, self.network.latent_channels)
@@ -156,9 +171,7 @@ class PreviewStage(LatentStage[PreviewSamplerConfig]):
 
 
 class NoisedPair(NamedTuple):
-    """A batch of an enhancement stage with everything random drawn; the latents are scaled. t is 1 at the source, 0 at
-    the data.
-    """
+    """A noised batch of an enhancement stage; latents are scaled. t is 1 at the source, 0 at the data."""
 
     source_BFHWC: jax.Array
     data_BFHWC: jax.Array
@@ -168,9 +181,10 @@ class NoisedPair(NamedTuple):
 
 
 class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
-    """Makes high-res latents of low-res ones. A batch holds `z_high_BFHWC` and `z_low_BFHWC` as the VAE makes them, not
-    scaled, or `high_res_BFHWC` and `low_res_BFHWC`, videos of one size in [-1, 1] for `encoder`; and `text_BLD` where
-    there is any.
+    """A stage that generates high-res latents from low-res ones.
+
+    A batch holds unscaled latents `z_high_BFHWC` and `z_low_BFHWC`, or `high_res_BFHWC` and `low_res_BFHWC`, videos of
+    one size in [-1, 1] for `encoder`; and `text_BLD` if there is text.
     """
 
     latents_of: ClassVar[Mapping[str, str]] = {'high_res_BFHWC': 'z_high_BFHWC', 'low_res_BFHWC': 'z_low_BFHWC'}
@@ -178,19 +192,37 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
 
     @abc.abstractmethod
     def noise_augmentation_timesteps(self, latent_frames: int) -> tuple[int, int]:
-        """(lowest, highest) that training draws from, for clips of so many latent frames."""
+        """Returns (lowest, highest) that training draws from, for clips of so many latent frames."""
 
     @abc.abstractmethod
     def noise_at(
         self, batch: Batch, keys_B: jax.Array, t_B: jax.Array, noise_augmentation_timestep_B: jax.Array
     ) -> NoisedPair:
-        """A noised batch at these times, with the examples' own noise and all of their text."""
+        """Noises a batch at given times, with all of its text.
+
+        Args:
+          batch: with latents.
+          keys_B: one key for each example.
+          t_B: times in [0, 1].
+          noise_augmentation_timestep_B: indices into the noise schedule.
+        """
 
     @abc.abstractmethod
     def enhance(
         self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, context: ParallelContext
     ) -> jax.Array:
-        """The high-res latents of an upsampled video's, both not scaled, float32."""
+        """Samples high-res latents.
+
+        Args:
+          model: the network.
+          z_low_BFHWC: unscaled latents of the upsampled video.
+          text_BLD: text embeddings.
+          noise: of the augmentation.
+          context: the parallel context.
+
+        Returns:
+          Unscaled latents shaped like `z_low_BFHWC`, float32.
+        """
 
     def encode(self, batch: Batch) -> Batch:
         encoded = super().encode(batch)
@@ -201,7 +233,7 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
         return encoded
 
     def without_guidance(self) -> Self:
-        """The same stage, sampled without guidance."""
+        """Returns the stage, sampled without guidance."""
         return self.with_sampler_config(dataclasses.replace(self.sampler_config(), guidance_scale=1.0))
 
     def programs(self, size: BatchSize) -> list[Program]:

@@ -1,12 +1,12 @@
-"""Stage 1: noise and a text to a low-resolution preview's latents (model guide 5.1 and 5.2).
+"""Stage 1: generates the latents of a low-resolution preview from noise and text (model guide 5.1 and 5.2).
 
-With z the clip's latents and c the latent scale factor, a network is trained on (c z, noise) by v-prediction, or by the
-flow from noise to data (`diffusion/prediction_types`, with the equations):
+With z the clip's latents and c the latent scale factor, a network is trained on (c z, noise) by v-prediction
+(arXiv:2202.00512) or by flow matching (`diffusion/prediction_types`, with the equations):
 
     loss = mean (prediction_theta - prediction)^2, float32                  (1)
          = mean 1/(1 - a^2) (x0_theta - c z)^2 for v-prediction
 
-There are no 'official' numerics as in stage 2: the official timesteps are whole numbers, the state float32
+Unlike stage 2, there are no 'official' numerics: the official timesteps are integers, the state float32
 (model guide 1.7).
 """
 
@@ -40,10 +40,10 @@ class LowResConfig(PreviewSamplerConfig):
 
     Attributes:
       prediction_type: what the network is trained to predict (`diffusion/prediction_types`).
-      shift: of the prediction type 'flow'; pushes t towards the noise, in training and in the sampler's grid; 1 = off.
-      scale_factor: what the VAE's latents are multiplied by.
-      caption_dropout: the share of training examples whose text is replaced by zeros.
-      text_length: number of all-zero text tokens where a batch has no text.
+      shift: of times, for flow matching: above 1 towards the noise, in training and in the sampler's grid; 1 is none.
+      scale_factor: multiplies the VAE's latents.
+      caption_dropout: the probability that the text of a training example is replaced by zeros.
+      text_length: number of all-zero text tokens for a batch without text.
       guidance_steps: the n of the guidance kind 'official'; None for num_steps.
     """
 
@@ -69,7 +69,7 @@ class LowResConfig(PreviewSamplerConfig):
 
 
 class NoisedClip(NamedTuple):
-    """A batch with everything random drawn; the latents are scaled. t is 1 at the noise, 0 at the data."""
+    """A noised batch; latents are scaled. t is 1 at the noise, 0 at the data."""
 
     noise_BFHWC: jax.Array
     data_BFHWC: jax.Array
@@ -79,7 +79,7 @@ class NoisedClip(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LowRes(PreviewStage):
-    """The stage."""
+    """Stage 1; see the module."""
 
     config: LowResConfig
 
@@ -95,7 +95,7 @@ class LowRes(PreviewStage):
         return nnx.Param if self.network.lora is None else LoRAParam
 
     def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> NoisedClip:
-        """Everything random of every example, each from the example's key."""
+        """Draws times, noise and caption dropout for every example, each from the example's own key."""
         z, text = batch['z_high_BFHWC'], self.text(batch)
         time_B, noise_B, drop_B = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys_B), 1, 0)
         kept_B = jax.vmap(jax.random.uniform)(drop_B) >= self.config.caption_dropout
@@ -109,9 +109,10 @@ class LowRes(PreviewStage):
     def loss(
         self, model: DiT, noised: NoisedClip, *, context: ParallelContext, average: DiT | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """The loss (1) of a noised batch. Metrics: the loss of the examples in the upper and lower half of the
-        distribution of t (each taken to be half of the batch, as in a stratified one of even size); root mean squares
-        of (1).
+        """Computes the loss (1) of a noised batch.
+
+        Metrics: the loss of the examples in the upper and lower half of the distribution of t (each taken to be half of
+        the batch, as in a stratified one of even size); root mean squares of (1).
         """
         prediction_type = PREDICTION_TYPES[self.config.prediction_type]
         example = prediction_type.example(noised.data_BFHWC, noised.noise_BFHWC, noised.t_B)
@@ -126,7 +127,7 @@ class LowRes(PreviewStage):
         }
 
     def sample(self, model: DiT, batch: Batch, keys_B: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
-        """`z_sample_BFHWC` as the VAE decodes it, of the batch's texts, beside the batch's own latents."""
+        """Samples `z_sample_BFHWC`, unscaled, from the texts of a batch; returned with the latents of the batch."""
         shape = batch['z_high_BFHWC'].shape
         noise, noise_fn = sampler_noise(keys_B, shape)
         x = self.integrate(model, noise, self.text(batch), noise_fn, context=context)
@@ -142,9 +143,17 @@ class LowRes(PreviewStage):
     def integrate(
         self, model: DiT, noise: jax.Array, text_BLD: jax.Array, noise_fn: NoiseFn | None, *, context: ParallelContext
     ) -> jax.Array:
-        """From unit noise (B, F, H, W, C) and text to data (scaled latents, float32).
+        """Integrates from noise to data with the sampler, grid and guidance of the config.
 
-        noise_fn: what the sampler adds at each step: the second of `noise.sampler_noise`. Only dpmpp_2m_sde needs it.
+        Args:
+          model: the network.
+          noise: unit normal (B, F, H, W, C).
+          text_BLD: text embeddings.
+          noise_fn: the noise of each sampler step (`noise.sampler_noise`); only dpmpp_2m_sde needs it.
+          context: the parallel context.
+
+        Returns:
+          Scaled latents, float32.
         """
         config = self.config
         predict_fn = self.predict_fn(model, text_BLD, context=context)
@@ -153,7 +162,10 @@ class LowRes(PreviewStage):
         return prediction_type.integrate(predict_fn, noise.astype(jnp.float32), steps, noise_fn)
 
     def predict_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
-        """What the network predicts, float32, guided against all-zero text (model guide 6), which stands first."""
+        """Returns the guided prediction of the network, float32.
+
+        All-zero text, the unconditional input (model guide 6), comes first in a batched evaluation.
+        """
 
         def predict(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
             return model(x, jnp.full(x.shape[:1], time.timestep), text_BLD, context=context).astype(jnp.float32)
@@ -168,7 +180,7 @@ class LowRes(PreviewStage):
         return not guidance.is_unguided(self._guidance_schedule())
 
     def _guidance_schedule(self) -> np.ndarray:
-        """The guidance scale by timestep."""
+        """Computes the guidance scale by timestep."""
         config = self.config
         n = config.guidance_steps or config.num_steps
         return guidance.guidance_schedule(config.guidance_kind, config.guidance_scale, config.guidance_exponent, n)

@@ -1,8 +1,8 @@
 """The protocol of a stage: all that training, sampling, planning, evaluation and sharding know of one.
 
-A batch is a dict of global arrays whose first dimension is the batch, B examples. A stage keeps no state of its own: it
+A batch is a dict of global arrays whose first dimension is the batch, B examples. A stage has no state of its own: it
 is a frozen dataclass, hashable, so that compiled programs can be keyed by it. `latent_stage` has what the stages that
-work on a VAE's latents share.
+work on latents share.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ Shape = tuple[int, ...]
 
 
 class BatchSize(NamedTuple):
-    """A batch of clips.
+    """The size of a batch of clips.
 
     Attributes:
-      examples: how many clips.
+      examples: the number of clips.
       video: (frames, height, width) in pixels.
       latents: (frames, height, width) of the latents that are trained on or sampled, which may be a crop.
     """
@@ -41,18 +41,18 @@ class BatchSize(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program of a run, described: nothing is traced.
+    """The description of a program of a run, for planning; nothing is traced.
 
     Attributes:
       name: as a plan shows it.
       phase: 'training', for a step, or 'sampling', for a batch of samples.
-      network: whose parameters it takes: the stage's network's, or those of a half of the frozen VAE.
+      network: whose parameters it takes: those of the stage's network, or of the encoder or decoder of the frozen VAE.
       inputs: the shape of each input, float32, the batch first.
-      runs: how often it runs in a step, or for a batch of samples.
+      runs: in a step, or for a batch of samples.
       function: (model, inputs, noise, context) -> latents, of a sampler. None for a training step, which is the
         gradient of `Stage.loss`, and for the VAE, which runs chunk by chunk (`frozen_vae`).
-      evaluations: how often a run evaluates the network, for each example.
-      batch_copies: examples in one evaluation for each of the batch: 2 where guidance is batched.
+      evaluations: of the network in a run, for each example.
+      batch_copies: examples in one evaluation for each of the batch: 2 with batched guidance.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFunction:
-    """A forward function that is worth having where fv_jax is not.
+    """A function of a network that `export` writes, to be run without fv_jax.
 
     Attributes:
       name: of its file.
@@ -85,13 +85,13 @@ class ExportedFunction:
 
 @dataclasses.dataclass(frozen=True)
 class OfficialStage:
-    """A stage as the official release has it.
+    """A stage in the official release.
 
     Attributes:
-      file: with its weights.
+      file: of its weights.
       options: the stage's own configuration.
-      network: fields of the network's configuration that tell it from those of other stages.
-      clip: what it was made for: `frames`, and `height` and `width` in pixels where it has a size.
+      network: fields of the network's configuration that distinguish it from those of other stages.
+      clip: the official size: `frames`, and `height` and `width` in pixels if it has one.
     """
 
     file: str
@@ -101,16 +101,16 @@ class OfficialStage:
 
 
 class Stage(Protocol):
-    """One of the trained systems: its network, its loss and its samples.
+    """A trained system: its network, its loss and its samples.
 
     Attributes:
       config: the stage's own configuration.
-      network: the configuration of the network that is trained.
-      latents_of: the videos of a batch, by name, and the names of their latents, which take their places; empty for a
-        stage that works on videos themselves and needs no frozen VAE.
-      strategy: the sharding strategy (`parallel/rules`) where a run names none.
-      takes_average: whether the loss is given the network with averaged parameters as well.
-      official: the stage as the official release has it; None for one that is not part of it.
+      network: the configuration of the trained network.
+      latents_of: name of a video of a batch -> name of the latents that replace it; empty for a stage that works on
+        videos and needs no frozen VAE.
+      strategy: the default sharding strategy (`parallel/rules`).
+      takes_average: whether the loss takes the network with averaged parameters too.
+      official: the stage in the official release; None if it is not part of it.
     """
 
     config: Any
@@ -121,34 +121,35 @@ class Stage(Protocol):
     official: ClassVar[OfficialStage | None]
 
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The network(s) being trained, with the frozen parts of them, if any, newly initialised."""
+        """Initializes the network, with its frozen parts, if any."""
         ...
 
     def trainable(self) -> Filter:
-        """The filter of the variables that are trained; everything else stays as `init` or a checkpoint made it."""
+        """Returns the filter of the trainable variables; all others are frozen."""
         ...
 
-    def start_from(self, model: nnx.Module) -> None:
-        """Adapts parameters that come from another run or a file (`init_from`), in place."""
+    def adapt_initial_params(self, model: nnx.Module) -> None:
+        """Adapts parameters of another run or of a file (`init_from`), in place."""
         ...
 
     @property
     def text_shape(self) -> tuple[int, int] | None:
-        """(tokens, width) of the text embeddings that the network takes; None where it takes none."""
+        """(tokens, width) of the text embeddings that the network takes; None if it takes none."""
         ...
 
     def inputs(self, size: BatchSize) -> dict[str, Shape]:
-        """The shapes of an encoded batch, by name. `text_BLD` may be left out of a batch."""
+        """Returns the shapes of an encoded batch, by name. `text_BLD` may be absent from a batch."""
         ...
 
     def encode(self, batch: Batch) -> Batch:
-        """Runs the frozen encoders, which are executables of their own, before the step. A batch that already holds
-        latents comes back as it is.
+        """Runs the frozen encoders, which are executables of their own, before the step.
+
+        A batch that holds latents already is returned unchanged.
         """
         ...
 
     def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> NoisedBatch:
-        """Everything of a step that is random, or a matter of the whole batch, for every example.
+        """Draws all that is random in a step, or depends on the whole batch.
 
         Args:
           batch: what `encode` returned.
@@ -159,32 +160,41 @@ class Stage(Protocol):
     def loss(
         self, model: nnx.Module, noised: NoisedBatch, *, context: ParallelContext, average: nnx.Module | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """The scalar float32 loss of a noised batch, or of some of its examples, and scalar metrics. The loss is a mean
-        over examples.
+        """Computes the loss of a noised batch, or of a part of its examples: a mean over examples.
 
         Args:
           model: what `init` returned.
           noised: what `sample_noise_and_time` returned.
           context: the parallel context: sharding constraints, attention and padding.
-          average: the network with averaged parameters, of which no gradient is taken; only where `takes_average`.
+          average: the network with averaged parameters, without gradient; None unless `takes_average`.
+
+        Returns:
+          (loss, metrics): float32 scalars.
         """
         ...
 
     def sample(
         self, model: nnx.Module, batch: Batch, keys_B: jax.Array, *, context: ParallelContext
     ) -> dict[str, jax.Array]:
-        """Returns named latents or videos of an encoded batch, for validation to look at and to measure.
+        """Samples latents or videos from an encoded batch, for evaluation.
 
-        keys_B: one random key for each example.
+        Args:
+          model: what `init` returned.
+          batch: what `encode` returned.
+          keys_B: one random key for each example.
+          context: the parallel context.
+
+        Returns:
+          Arrays (B, ...) by name; names of unscaled latents start with `z_`.
         """
         ...
 
     def programs(self, size: BatchSize) -> Sequence[Program]:
-        """The programs that training and sampling clips of a size consist of; empty for a stage that is not planned."""
+        """Describes the programs of training and sampling clips of a size; none for a stage that cannot be planned."""
         ...
 
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
-        """The forward functions that `export` can write; empty for a stage without any."""
+        """Returns the functions that `export` can write; none for a stage without any."""
         ...
 
 
@@ -209,5 +219,12 @@ def evaluation_noise(stage: Stage, batch: Batch, keys_B: jax.Array) -> NoisedBat
 def evaluation_loss(
     stage: Stage, model: nnx.Module, noised: NoisedBatch, *, context: ParallelContext
 ) -> tuple[jax.Array, Metrics]:
-    """The loss of a network that is itself the average, or has none. model: with the parameters to be evaluated."""
+    """Computes the loss of a network for evaluation, in which it is its own average.
+
+    Args:
+      stage: the stage.
+      model: with the parameters to evaluate.
+      noised: the noised batch.
+      context: the parallel context.
+    """
     return stage.loss(model, noised, context=context, average=model if stage.takes_average else None)

@@ -1,4 +1,4 @@
-"""Which kinds of stages there are: the one table in which a name becomes a class."""
+"""The registry of stages, by kind, and their configuration."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,13 @@ from fv_jax.text.encoder import TextConfig
 
 
 class StageKind(NamedTuple):
-    """stage: the class. options: of its own configuration. network: of its network's."""
+    """A kind of stage.
+
+    Attributes:
+      stage: the class.
+      options: the class of its own configuration.
+      network: the class of the configuration of its network.
+    """
 
     stage: type[Stage]
     options: type
@@ -34,16 +40,16 @@ KINDS: dict[str, StageKind] = {
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """A stage and its network; what a checkpoint needs to be used.
+    """A stage and its network; all that a checkpoint needs to be sampled.
 
     Attributes:
-      kind: one of `KINDS`, which says what classes the next two are.
+      kind: one of `KINDS`, which determines the classes of the next two.
       network: the network's configuration.
       options: how the stage is trained and sampled.
       vae: whose latents the stage works on: 'embedded' (the small one in the package) or a 3d-vae.pt; None for a stage
         that works on videos.
-      vae_dtype: what that VAE convolves in; its parameters are float32.
-      text: whose embeddings of captions the stage takes; without an encoder it works without texts.
+      vae_dtype: the compute dtype of that VAE; its parameters are float32.
+      text: the text encoder; a stage without one is trained and sampled without text.
     """
 
     kind: str
@@ -55,7 +61,7 @@ class StageConfig:
 
     @classmethod
     def field_types(cls, values: Mapping[str, Any]) -> dict[str, type]:
-        """What `config.build` makes of `network` and `options`. Raises ConfigError for an unknown kind."""
+        """Returns the classes of `network` and `options` for `config.build`. Raises ConfigError for an unknown kind."""
         if (kind := values.get('kind')) not in KINDS:
             raise ConfigError(f'kind={kind}: {did_you_mean(str(kind), KINDS)}')
         types = {'network': KINDS[kind].network, 'options': KINDS[kind].options}
@@ -77,14 +83,16 @@ class StageConfig:
 
 
 def needs_vae(config: StageConfig) -> bool:
-    """Whether the stage works on a frozen VAE's latents."""
+    """Returns whether the stage works on the latents of a frozen VAE."""
     return bool(KINDS[config.kind].stage.latents_of)
 
 
 def latent_spec(config: StageConfig, frozen_vae: VAEConfig | None) -> LatentSpec:
-    """The latents that the stage works on, in the patches of its DiT; of a stage that is a VAE, its own.
+    """Returns the geometry of the latents that a stage works on, with the patch size of its DiT.
 
-    frozen_vae: of the VAE that the stage names, if it needs one.
+    Args:
+      config: of the stage.
+      frozen_vae: the config of the VAE that the stage names; None for a stage that is a VAE itself.
     """
     if frozen_vae is None:
         return config.network.latent_spec
@@ -92,27 +100,27 @@ def latent_spec(config: StageConfig, frozen_vae: VAEConfig | None) -> LatentSpec
 
 
 def needs_low_res(config: StageConfig) -> bool:
-    """Whether the stage is trained on pairs: a clip and its degraded version."""
+    """Returns whether the stage is trained on pairs of a clip and its degraded version."""
     return 'low_res_BFHWC' in KINDS[config.kind].stage.latents_of
 
 
 def takes_average(config: StageConfig) -> bool:
-    """Whether the stage's loss is given the network with averaged parameters as well."""
+    """Returns whether the stage's loss takes the network with averaged parameters too."""
     return KINDS[config.kind].stage.takes_average
 
 
 def default_strategy(config: StageConfig) -> str:
-    """The sharding strategy of runs that name none."""
+    """Returns the sharding strategy of runs that name none."""
     return KINDS[config.kind].stage.strategy
 
 
-def kinds_of(base: type) -> list[str]:
-    """The kinds whose stages are of a class, such as `latent_stage.EnhancementStage`."""
+def find_kinds(base: type) -> list[str]:
+    """Lists the kinds whose stages extend a class, such as `latent_stage.EnhancementStage`."""
     return [name for name, kind in KINDS.items() if issubclass(kind.stage, base)]
 
 
 def official_kinds(network: NetworkConfig) -> list[str]:
-    """The kinds whose network in the official release is of this configuration's sort."""
+    """Lists the kinds whose network in the official release has a configuration of this class and these embeddings."""
     return [
         name
         for name, kind in KINDS.items()
@@ -123,6 +131,11 @@ def official_kinds(network: NetworkConfig) -> list[str]:
 
 
 def build(config: StageConfig, *, encoder: Encoder | None = None) -> Stage:
-    """The stage. encoder: the frozen VAE's, for batches that hold video."""
+    """Builds the stage of a configuration.
+
+    Args:
+      config: of the stage.
+      encoder: of the frozen VAE, for batches that contain video.
+    """
     stage = KINDS[config.kind].stage(config.options, config.network)
     return stage if encoder is None else dataclasses.replace(stage, encoder=encoder)

@@ -1,7 +1,6 @@
-"""How a trained stage is sampled: what may be changed without training it anew. The defaults are the official ones.
+"""Sampler configurations of stages: what can be changed without training. The defaults are the official ones.
 
-A stage's own configuration extends the one for its purpose; so do the settings that a user chooses
-(`sampling/settings`).
+The configuration of a stage extends one of these; so do the settings that a user chooses (`sampling/settings`).
 """
 
 import dataclasses
@@ -11,15 +10,15 @@ from fv_jax.diffusion import guidance, time_grids
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreviewSamplerConfig:
-    """Of a stage that makes a preview of a text.
+    """How a preview stage is sampled.
 
     Attributes:
       num_steps: steps of the sampler.
       sampler: one of `diffusion.samplers.SAMPLERS`.
       guidance_kind: how the guidance scale depends on the timestep (`diffusion/guidance`).
-      guidance_scale: 1 = off, of 'official' 0.
+      guidance_scale: 1 is no guidance; of the kind 'official', 0.
       guidance_exponent: of the kinds 'official' and 'cosine'.
-      guidance_batched: one evaluation at twice the batch, or two (less memory).
+      guidance_batched: one evaluation at twice the batch size, or two evaluations, which take less memory.
     """
 
     num_steps: int = 51
@@ -32,19 +31,19 @@ class PreviewSamplerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnhancementSamplerConfig:
-    """Of a stage that makes a preview, or any clip, large and detailed.
+    """How an enhancement stage is sampled.
 
     Attributes:
       num_steps: steps of the sampler.
       sampler: one of `diffusion.samplers.SAMPLERS`, for flows.
-      shift: pushes t towards the source, in training and in the sampler's grid; 1 = off.
-      noise_augmentation_timestep: index into the 1000-step noise schedule that the low-res latents are noised to.
-      guidance_scale: 1 = off.
-      guidance_batched: one evaluation at twice the batch, or two (less memory).
+      shift: of times, above 1 towards the source, in training and in the sampler's grid; 1 is none.
+      noise_augmentation_timestep: the noise level of the low-res latents, an index into the 1000-step noise schedule.
+      guidance_scale: 1 is no guidance.
+      guidance_batched: one evaluation at twice the batch size, or two evaluations, which take less memory.
       numerics: 'exact', or 'official' for those of the official bfloat16 run (`diffusion/time_grids`).
-      prompt_prefix: what a preview's prompt is preceded by when it is enhanced.
-      sample_posterior: draw the low-res latents from the VAE's distribution, as the official code does, when enhancing;
-        else take its means, which is what is trained on here.
+      prompt_prefix: precedes the prompt of a preview when it is enhanced.
+      sample_posterior: whether enhancing samples the low-res latents from the VAE's posterior, as the official code
+        does; otherwise they are its means, as in training.
     """
 
     num_steps: int = 5

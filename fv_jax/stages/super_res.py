@@ -34,16 +34,18 @@ from fv_jax.stages.sampler_configs import EnhancementSamplerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuperResConfig(EnhancementSamplerConfig):
-    """How stage 2 is trained and sampled. The defaults are the official ones, but for the two that are set here anew: a
-    run of our own takes no prefix and trains on the means of the VAE's latents.
+    """How stage 2 is trained and sampled.
+
+    The defaults are the official ones except for two: a run of our own has no prompt prefix, and trains on the means of
+    the VAE's latents.
 
     Attributes:
       noise_augmentation_timestep_range: (lowest, highest), both included, that training draws from, one for each
         example, stratified over the global batch. None: always noise_augmentation_timestep.
       image_noise_augmentation_timestep_range: the same for batches of images (one latent frame). None: as for clips.
-      scale_factor: what the VAE's latents are multiplied by.
-      caption_dropout: the share of training examples whose text is replaced by zeros.
-      text_length: number of all-zero text tokens where a batch has no text.
+      scale_factor: multiplies the VAE's latents.
+      caption_dropout: the probability that the text of a training example is replaced by zeros.
+      text_length: number of all-zero text tokens for a batch without text.
     """
 
     noise_augmentation_timestep_range: tuple[int, int] | None = None
@@ -69,7 +71,7 @@ OFFICIAL = SuperResConfig(**dataclasses.asdict(EnhancementSamplerConfig()))  # m
 
 @dataclasses.dataclass(frozen=True)
 class SuperRes(EnhancementStage):
-    """The stage."""
+    """Stage 2; see the module."""
 
     config: SuperResConfig
 
@@ -88,8 +90,10 @@ class SuperRes(EnhancementStage):
         return of_clips if latent_frames > 1 else config.image_noise_augmentation_timestep_range or of_clips
 
     def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> NoisedPair:
-        """Everything random of every example, each from the example's key; which one has which part of the
-        noise-augmentation timesteps is a matter of the batch, and drawn from the first example's.
+        """Draws times, noise, caption dropout and noise-augmentation timesteps, each example's from its own key.
+
+        Times and timesteps are stratified over the batch; the order of the strata of the timesteps is drawn from the
+        key of the first example.
         """
         time_B, _, drop_B, index_B = _split_keys(keys_B)
         low, high = self.noise_augmentation_timesteps(latent_frames=batch['z_low_BFHWC'].shape[1])
@@ -118,8 +122,10 @@ class SuperRes(EnhancementStage):
     def loss(
         self, model: DiT, noised: NoisedPair, *, context: ParallelContext, average: DiT | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """The loss of a noised batch. Metrics: the loss of the examples in the upper and lower half of the distribution
-        of t (each taken to be half of the batch, as in a stratified one of even size); root mean squares of (3).
+        """Computes the loss of a noised batch.
+
+        Metrics: the loss of the examples in the upper and lower half of the distribution of t (each taken to be half of
+        the batch, as in a stratified one of even size); root mean squares of (3).
         """
         x_t = process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B)  # (2)
         target = process.velocity(noised.source_BFHWC, noised.data_BFHWC)  # (3)
@@ -135,7 +141,7 @@ class SuperRes(EnhancementStage):
         }
 
     def sample(self, model: DiT, batch: Batch, keys_B: jax.Array, *, context: ParallelContext) -> dict[str, jax.Array]:
-        """`z_sample_BFHWC` as the VAE decodes it, beside the batch's own latents."""
+        """Samples `z_sample_BFHWC`, unscaled, from a batch, and returns it beside the latents of the batch."""
         z_low = batch['z_low_BFHWC']
         source = self.make_source(z_low, per_example_normal(keys_B, z_low.shape))
         x = self.integrate(model, source, self.text(batch), context=context)
@@ -151,14 +157,33 @@ class SuperRes(EnhancementStage):
     def make_source(
         self, z_low: jax.Array, noise: jax.Array, noise_augmentation_timestep_B: jax.Array | None = None
     ) -> jax.Array:
-        """(1): the noised, scaled latents; `z_low` is not scaled. Without timesteps: all at the config's."""
+        """Computes the source (1).
+
+        Args:
+          z_low: unscaled latents (B, F, H, W, C).
+          noise: unit normal, shaped like `z_low`.
+          noise_augmentation_timestep_B: indices into the noise schedule; None for that of the config.
+
+        Returns:
+          Scaled, noised latents, float32.
+        """
         if noise_augmentation_timestep_B is None:
             noise_augmentation_timestep_B = jnp.full(z_low.shape[:1], self.config.noise_augmentation_timestep)
         sqrt_alphas = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep())
         return process.add_noise(self.scale_latents(z_low), noise, sqrt_alphas[noise_augmentation_timestep_B])
 
     def integrate(self, model: DiT, source: jax.Array, text_BLD: jax.Array, *, context: ParallelContext) -> jax.Array:
-        """From a source to data (scaled latents, float32), with the config's sampler, grid and guidance."""
+        """Integrates from a source to data with the sampler, grid and guidance of the config.
+
+        Args:
+          model: the network.
+          source: (1), scaled latents.
+          text_BLD: text embeddings.
+          context: the parallel context.
+
+        Returns:
+          Scaled latents, float32.
+        """
         config = self.config
         grid = time_grids.flow_time_grid(config.num_steps, config.shift, config.numerics)
         state = source.astype(time_grids.STATE_DTYPES[config.numerics])
@@ -166,7 +191,10 @@ class SuperRes(EnhancementStage):
         return samplers.SAMPLERS[config.sampler].run(velocity_fn, state, grid).astype(jnp.float32)
 
     def velocity_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
-        """Our velocity, guided against all-zero text (model guide 6), at the config's noise-augmentation timestep."""
+        """Returns the velocity (3), guided against all-zero text (model guide 6).
+
+        The noise-augmentation timestep is that of the config.
+        """
 
         def velocity(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
             at = time.timestep, self.config.noise_augmentation_timestep
@@ -182,7 +210,7 @@ class SuperRes(EnhancementStage):
         return not guidance.is_unguided(self.config.guidance_scale)
 
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> list[ExportedFunction]:
-        """velocity: (x_BFHWC, timestep_B, text_BLD) -> dx/dt at t = timestep / 1000, not guided."""
+        """Returns `velocity`: (x_BFHWC, timestep_B, text_BLD) -> dx/dt at t = timestep / 1000, without guidance."""
         unguided, latents = self.without_guidance(), (size.examples, *size.latents, self.network.latent_channels)
 
         def velocity(model: DiT, x: jax.Array, timestep_B: jax.Array, text_BLD: jax.Array) -> jax.Array:
@@ -194,12 +222,15 @@ class SuperRes(EnhancementStage):
         return [ExportedFunction('velocity', velocity, shapes)]
 
     def _velocity(self, model, x, text_BLD, timestep_B, noise_augmentation_timestep_B, context) -> jax.Array:
-        """dx/dt in our time, float32: the official network predicts data - source, so this is where the sign flips."""
+        """Computes dx/dt in our time, float32.
+
+        The official network predicts data - source: the sign is flipped here.
+        """
         embedded_B = time_grids.embedded_timestep(noise_augmentation_timestep_B, self.config.numerics)
         extra = (embedded_B,) if self.network.embed_noise_augmentation_timestep else ()
         return -model(x, timestep_B, text_BLD, *extra, context=context).astype(jnp.float32)
 
 
 def _split_keys(keys_B: jax.Array) -> jax.Array:
-    """An example's keys of its t, its noise, its caption's dropout and its noise-augmentation timestep, (4, B)."""
+    """Splits the keys of the examples into those of t, noise, caption dropout and augmentation timestep, (4, B)."""
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys_B), 1, 0)

@@ -1,7 +1,7 @@
 """The `TextEncoder` protocol, its configuration, and what text encoders have in common.
 
-An encoder gives every text the same number of tokens, so that embeddings can be stored beside clips and stacked.
-"No text", the unconditional input, is not the empty text: it is all zeros (model guide 6).
+An encoder gives every text the same number of tokens, so that embeddings can be stored with clips and stacked.
+The unconditional input is not the embedding of the empty text: it is all zeros (model guide 6).
 
 A new encoder is one file with a `TextEncoderKind`, and one entry in the registry, `weights/text_encoders.py`.
 Dimensions: B batch, L tokens, D width.
@@ -24,10 +24,10 @@ class TextConfig:
     Attributes:
       encoder: '' for none, a name in the registry such as 'hash', or a folder such as T5's (config.json, spiece.model,
         *.safetensors).
-      length: tokens of a text; None is the encoder's own: 226 of T5, 16 of 'hash'.
-      dim: width, where an encoder can be of any; None is its own: 64 of 'hash'.
-      masked: hide the padding within T5. FlashVideo does not (model guide 6), and its weights expect that.
-      dtype: what T5 keeps its weights in and multiplies in. The official run is bfloat16, 9.5 GB of XXL.
+      length: tokens of a text; None is the encoder's default: 226 of T5, 16 of 'hash'.
+      dim: width, for an encoder of any width; None is its default: 64 of 'hash'.
+      masked: whether T5's attention masks padding. FlashVideo's does not (model guide 6), and its weights expect that.
+      dtype: of T5's parameters and computation. The official run is bfloat16, 9.5 GB for XXL.
     """
 
     encoder: str = ''
@@ -41,12 +41,21 @@ class TextConfig:
         check_range(self, 'length', 'dim', low=1)
         for name in () if self.encoder else ('dim', 'masked'):
             value = getattr(self, name)
-            require(not value, f'{name}={value}: no text encoder is named; leave it out or name one', ConfigError)
+            require(
+                not value,
+                f'{name}={value}: has no effect without a text encoder; remove it or set encoder',
+                ConfigError,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """A text that was longer than its encoder takes: how many tokens it has, and how many from its start are used."""
+    """How much of a text that is longer than its encoder takes is used.
+
+    Attributes:
+      tokens: of the text.
+      used: of them, from the start.
+    """
 
     tokens: int
     used: int
@@ -79,7 +88,17 @@ class TextEncoder(Protocol):
     fingerprint: TextEncoderFingerprint
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(B, L, D) float32, each text independent of the others. Raises ValueError for what is no text."""
+        """Encodes texts, each independent of the others.
+
+        Args:
+          texts: B strings.
+
+        Returns:
+          Embeddings (B, L, D), float32.
+
+        Raises:
+          ValueError: a text is not valid Unicode.
+        """
         ...
 
     def truncation(self, text: str) -> Truncation | None:
@@ -92,10 +111,11 @@ class TextEncoderKind:
     """How the text encoders of one kind are opened.
 
     Attributes:
-      open: gives the encoder that a configuration names. Raises FileNotFoundError or ValueError where it cannot.
-      fingerprint: that of the encoder which `open` would give, without reading its weights. Raises the same.
+      open: opens the encoder of a configuration. Raises FileNotFoundError or ValueError.
+      fingerprint: computes the fingerprint of the encoder that `open` would return, without reading weights. Raises the
+        same.
       options: the fields of `TextConfig`, besides `encoder`, that this kind takes.
-      online: captions are embedded as clips are read; otherwise `prepare` embeds them beforehand.
+      online: whether captions are embedded as clips are read; otherwise `prepare` embeds them beforehand.
     """
 
     open: Callable[[TextConfig], TextEncoder]
@@ -105,9 +125,17 @@ class TextEncoderKind:
 
 
 def embed_caption(encoder: TextEncoder, caption: str | None) -> np.ndarray:
-    """A caption's embedding (L, D) as records store it, float16; zeros, the unconditional input, for None.
+    """Embeds a caption as records store it.
 
-    Raises ValueError for a caption that is not Unicode.
+    Args:
+      encoder: the encoder.
+      caption: the text; None is the unconditional input, zeros.
+
+    Returns:
+      (L, D) float16.
+
+    Raises:
+      ValueError: the caption is not valid Unicode.
     """
     if caption is None:
         return np.zeros((encoder.fingerprint.length, encoder.fingerprint.dim), np.float16)
@@ -115,11 +143,11 @@ def embed_caption(encoder: TextEncoder, caption: str | None) -> np.ndarray:
 
 
 def check_text(text: str) -> str:
-    """`text` itself. Raises ValueError when it cannot be written as UTF-8."""
+    """Returns `text`. Raises ValueError if it cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f'the text is not Unicode: it has half a character at position {error.start}; was it read as UTF-8?'
+            f'the text is not valid Unicode: surrogate at position {error.start}; read it as UTF-8'
         ) from None
     return text

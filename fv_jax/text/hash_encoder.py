@@ -1,20 +1,20 @@
-"""A text encoder without files and without training: a fixed-seed hash of each word, its left neighbour and its place.
+"""A text encoder without files and without training: hashes of words, their left neighbours and their positions.
 
-It stands in for T5 where the networks are small. What it gives is frozen, as T5's embeddings are; a network's text
-projection learns what to make of it. A text is its UTF-8 bytes. Words are the runs of ASCII letters (in lower case),
-digits and bytes from 128 on, cut after 24 bytes; everything else separates them. Word i, of bytes w_i, is one token
+It replaces T5 for small networks. Like T5's, its embeddings are frozen; a network's text projection is trained on them.
+A text is its UTF-8 bytes. Words are the runs of ASCII letters (in lower case), digits and bytes from 128 on, cut after
+24 bytes; everything else separates them. Word i, of bytes w_i, is one token
 
     [ (word(w_i) + spelling(w_i) / 2) / sqrt(5/4)  |  pair(w_{i-1}, w_i)  |  place(i) ]        5 : 2 : 1 of the width
 
-word, pair    a hash to numbers of mean 0 and variance 1: two words have nothing to do with one another
+word, pair    a hash to values of mean 0 and variance 1: the embeddings of two words are independent
 spelling      the sum of such hashes of the word's three-byte pieces, ends included, over the root of their number:
               "ladybugs" is near "ladybug"
-place         triangle waves of i, so that near places are near
+place         triangle waves of i, so that near positions have near embeddings
 
-The pair tells "from left to right" from "from right to left" in single tokens; without it their words are the same.
-Tokens after the last word are zeros. A text without words is all zeros, which is the unconditional input.
+The pair distinguishes "from left to right" and "from right to left" in single tokens; without it their words are the
+same. Tokens after the last word are zeros. A text without words is all zeros, which is the unconditional input.
 
-The hash is SHAKE-256, sums are of integers, and all else is exact or correctly rounded: every machine gives the same
+The hash is SHAKE-256, sums are of integers, and all else is exact or correctly rounded: every machine computes the same
 bits. Dimensions: B batch, L tokens, D width.
 """
 
@@ -49,7 +49,10 @@ class HashTextEncoder:
         self.fingerprint = TextEncoderFingerprint(fingerprint([f'{_VERSION}, {length} x {dim}']), length, dim)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(B, length, dim) float32, about 1 in size. Raises ValueError for a text that is not Unicode."""
+        """Encodes texts as (B, length, dim) float32 of variance about 1.
+
+        Raises ValueError for a text that is not Unicode.
+        """
         length, dim = self.fingerprint.length, self.fingerprint.dim
         out_BLD = np.zeros((len(texts), length, dim), np.float32)
         eighth = dim // 8
@@ -74,13 +77,13 @@ def _words(text: str) -> list[bytes]:
 
 
 def _hash(kind: bytes, value: bytes, size: int) -> np.ndarray:
-    """(size,) int64: odd numbers, evenly spread between -2^16 and 2^16."""
+    """Hashes bytes to `size` odd integers, int64, evenly distributed between -2^16 and 2^16."""
     digest = hashlib.shake_256(kind + b':' + value).digest(2 * size)
     return 2 * np.frombuffer(digest, '<u2').astype(np.int64) - (_LEVELS - 1)
 
 
 def _scale(values: np.ndarray, variance: float) -> np.ndarray:
-    """Sums of hashes, as if of variance 1, where they have `variance` times that of one hash."""
+    """Scales sums of hashes to variance 1; `variance` is theirs, relative to that of one hash."""
     return values * (np.sqrt(3 / variance) / _LEVELS)
 
 
@@ -93,8 +96,10 @@ def _embed_word(word: bytes, size: int) -> np.ndarray:
 
 
 def _embed_position(i: int, size: int) -> np.ndarray:
-    """(size,): triangle waves between -1.5 and 1.5, in pairs a quarter apart, of periods 64, 32, 16, 8 words, then 64
-    again."""
+    """Computes triangle waves (size,) between -1.5 and 1.5, in pairs a quarter period apart.
+
+    The periods are 64, 32, 16, 8 words, then 64 again.
+    """
     waves = np.arange(size)
     period = 64 >> (waves // 2 % 4)
     phase = (i / period + waves % 2 / 4) % 1

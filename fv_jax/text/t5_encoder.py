@@ -1,6 +1,6 @@
-"""T5 as a `TextEncoder`: texts, tokens, embeddings.
+"""The T5 text encoder: tokenizer and network.
 
-An encoder holds T5's weights until the last reference to it is gone; nothing else keeps them.
+An encoder holds T5's weights until the last reference to it is dropped.
 """
 
 import functools
@@ -20,18 +20,24 @@ BATCH = 8  # texts encoded at once
 
 
 class T5Encoder:
-    """A `TextEncoder`: T5 as FlashVideo runs it (model guide 6), or with the padding hidden."""
+    """A `TextEncoder`: T5 as FlashVideo runs it (model guide 6), or with masked padding."""
 
     def __init__(self, model: T5, tokens: Tokenizer, fingerprint: TextEncoderFingerprint, *, masked: bool = False):
-        """`model`, `tokens` and `fingerprint` are of one folder. masked: hide the padding from the text;
-        the padding's own outputs are kept in any case.
+        """Args:
+        model: the network.
+        tokens: the tokenizer of the same folder.
+        fingerprint: of the same folder.
+        masked: whether attention masks padding; the outputs of padding tokens are kept in any case.
         """
         self._graphdef, self._state = nnx.split(model)
         self._tokens, self._masked = tokens, masked
         self.fingerprint = fingerprint
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(B, length, dim) float32; one executable for each number of texts up to eight, which go at once."""
+        """Encodes texts as (B, length, dim) float32.
+
+        Eight texts are encoded at a time; there is one executable for each number of texts up to eight.
+        """
         ids_BL = self._tokens(texts)
         out_BLD = np.empty((len(texts), self.fingerprint.length, self.fingerprint.dim), np.float32)
         for first in range(0, len(texts), BATCH):
@@ -45,9 +51,12 @@ class T5Encoder:
         return self._tokens.truncation(text)
 
 
-# Not the encoder's own: a T5 that was let go and is opened again compiles nothing.
+# A function of the module, not of each encoder: a T5 that is opened again does not compile again.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def embed_ids(state: nnx.State, ids_BL: jax.Array, graphdef: nnx.GraphDef, masked: bool) -> jax.Array:
-    """Token ids -> embeddings: the executable of every T5."""
+    """Encodes token ids (B, L) as embeddings (B, L, D).
+
+    All T5 encoders of one configuration share the executable.
+    """
     mask_BL = ids_BL != tokenizer.PAD if masked else None
     return nnx.merge(graphdef, state)(ids_BL, mask_BL)

@@ -1,9 +1,9 @@
-"""T5's tokenizer: SentencePiece ids, the end, then padding, always to one length (model guide 6).
+"""T5's tokenizer: SentencePiece ids, the end-of-sequence token, then padding to a fixed length (model guide 6).
 
     ids = [pieces of the text ..., 1, 0, 0, ...]
 
-The text is given to SentencePiece as it is: not lower-cased, not cleaned, not stripped. A text that is too long keeps
-its first pieces, and the end stays last.
+The text is passed to SentencePiece unchanged: not lower-cased, not cleaned, not stripped. Of a text that is too long
+the first pieces are kept, followed by the end-of-sequence token.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,11 @@ OFFICIAL_LENGTH = 226
 
 
 class Tokenizer:
-    """Texts to ids.
+    """Converts texts to token ids.
 
-    length: ids of a text, the end included.
-    vocab_size: ids are below it.
+    Attributes:
+      length: ids of a text, with the end-of-sequence token.
+      vocab_size: ids are below it.
     """
 
     def __init__(self, model: bytes, length: int = OFFICIAL_LENGTH):
@@ -32,27 +33,29 @@ class Tokenizer:
           length: at least 1.
 
         Raises:
-          ValueError: this is no SentencePiece model, or not one of T5's kind.
+          ValueError: not a SentencePiece model, or not one with T5's special tokens.
         """
-        require(length >= 1, f'length={length}: must be at least 1, the end of the text')
+        require(length >= 1, f'length={length}: must be at least 1, for the end-of-sequence token')
         self.length = length
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
-            raise ValueError('not a SentencePiece model, or damaged; download it again') from None
+            raise ValueError('not a SentencePiece model, or corrupted; download it again') from None
         self.vocab_size = self._processor.vocab_size()
         found = self._processor.pad_id(), self._processor.eos_id()
-        require(found == (PAD, EOS), f'not a tokenizer of T5: padding and end are {found}, and should be {(PAD, EOS)}')
+        require(
+            found == (PAD, EOS), f'not a tokenizer of T5: the ids of padding and end are {found}, must be {(PAD, EOS)}'
+        )
 
     @classmethod
     def open(cls, path: str | Path, length: int = OFFICIAL_LENGTH) -> 'Tokenizer':
-        """The tokenizer in the file `path`. Raises FileNotFoundError, or ValueError naming the file."""
+        """Opens the tokenizer in a spiece.model. Raises FileNotFoundError, or ValueError naming the file."""
         with error_context(f'{path}: '):
             return cls(Path(path).read_bytes(), length)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """(B, length) int32. Raises ValueError for a text that is not Unicode."""
+        """Tokenizes texts to ids (B, length), int32. Raises ValueError for a text that is not Unicode."""
         ids_BL = np.full((len(texts), self.length), PAD, np.int32)
         for row, text in zip(ids_BL, texts, strict=True):
             pieces = self._pieces(text)[: self.length - 1]
@@ -60,7 +63,7 @@ class Tokenizer:
         return ids_BL
 
     def truncation(self, text: str) -> Truncation | None:
-        """How much of a text is left out, if any is. The end is not counted."""
+        """Returns how much of a text is truncated, or None. The end-of-sequence token is not counted."""
         count = len(self._pieces(text))
         return Truncation(count, self.length - 1) if count >= self.length else None
 

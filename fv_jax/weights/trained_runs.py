@@ -98,7 +98,7 @@ def open_run(folder: Path | str, step: int | None = None) -> Run:
     meta, params_of = open_checkpoint(folder, step)
     stage_config, digests = stage_config_of(folder, meta), meta.get('digests', {})
     vae = frozen_vae(stage_config)
-    stage = registry.build(stage_config, encoder=vae.latents if vae else None)
+    stage = registry.build(stage_config, encoder=vae.encode if vae else None)
     network = ModelDef.from_stage(stage)
     notes = tuple(unverified(stage_config, digests))
     params = params_of(stage, network)

@@ -81,7 +81,7 @@ def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
         small, truth = (to_float(sprites.draw(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))
         z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
         z_high = programs.enhance_latents(loaded, z_low, None, SeededNoise.from_seeds([i]), context=fv.context)
-        ceiling = part.vae.jitted.latents(jnp.asarray(truth)[None])
+        ceiling = part.vae.jitted.encode(jnp.asarray(truth)[None])
         shown = {
             'bilinear': resize_bilinear(small, size),
             'enhanced': np.asarray(programs.decode_latents(part.vae.jitted, z_high)[0]),

@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _there_and_back(vae: JittedVAE, clip_FHWC: np.ndarray, tiling: Tiling | None) -> np.ndarray:
-    z_BFHWC, _ = split_moments(vae.moments(jnp.asarray(clip_FHWC)[None], tiling))
-    return np.clip(np.asarray(vae.video(z_BFHWC, tiling)[0], np.float32), -1, 1)
+    z_BFHWC, _ = split_moments(vae.encode_moments(jnp.asarray(clip_FHWC)[None], tiling))
+    return np.clip(np.asarray(vae.decode(z_BFHWC, tiling)[0], np.float32), -1, 1)
 
 
 if __name__ == '__main__':

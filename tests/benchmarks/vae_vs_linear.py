@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     vae, linear = jit_vae(_opened(arguments.vae)), Linear(film.clips(heldout=False, frames=17))
     rows = []
     for i, clip in enumerate(film.clips(heldout=True, frames=33)):
-        decoded = np.asarray(vae.video(vae.latents(jnp.asarray(clip)[None]))[0])
+        decoded = np.asarray(vae.decode(vae.encode(jnp.asarray(clip)[None]))[0])
         rows.append((metrics.psnr(np.clip(decoded, -1, 1), clip), metrics.psnr(np.clip(linear(clip), -1, 1), clip)))
         print(f'shot {i}: VAE {rows[-1][0]:.2f} dB, linear {rows[-1][1]:.2f} dB', flush=True)
     mean = np.mean(rows, axis=0)

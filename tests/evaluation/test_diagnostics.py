@@ -27,7 +27,7 @@ MONITOR = CollapseMonitorConfig(after_step=0)
 class Pixels:
     """Stands in for the VAE: the latents are the pixels."""
 
-    def video(self, z_BFHWC):
+    def decode(self, z_BFHWC):
         return z_BFHWC
 
 

@@ -65,10 +65,10 @@ def test_each_tile_is_a_clip_of_its_own():
 
 def test_one_tile_is_the_whole_frame():
     vae, x = jit_vae(tiny.vae()), normal(2, 9, 16, 24, 3)
-    moments = vae.moments(x)
-    np.testing.assert_array_equal(vae.moments(x, Tiling((16, 24), 8, 8)), moments)
+    moments = vae.encode_moments(x)
+    np.testing.assert_array_equal(vae.encode_moments(x, Tiling((16, 24), 8, 8)), moments)
     z = split_moments(moments)[0]
-    np.testing.assert_array_equal(vae.video(z, Tiling((64, 64), 8, 8)), vae.video(z))
+    np.testing.assert_array_equal(vae.decode(z, Tiling((64, 64), 8, 8)), vae.decode(z))
 
 
 def test_no_seam_in_a_gradient():
@@ -78,8 +78,8 @@ def test_no_seam_in_a_gradient():
 
     def slopes(tiling):
         """Of each column to the next, without the frame's own rim."""
-        z = split_moments(vae.moments(picture[None, None], tiling))[0]
-        columns = np.asarray(vae.video(z, tiling))[0, 0].mean(0)
+        z = split_moments(vae.encode_moments(picture[None, None], tiling))[0]
+        columns = np.asarray(vae.decode(z, tiling))[0, 0].mean(0)
         return np.abs(np.diff(columns, axis=0)).mean(-1)[16:-16]
 
     steepest = slopes(None).max()

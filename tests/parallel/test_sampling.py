@@ -55,9 +55,9 @@ def test_sharded_vae_equals_one_device_and_splits_the_width():
     video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 128, 3)).astype(np.float32)
     alone, where = jit_vae(tiny.vae()), partitioner(context=8)
     spread = jit_vae(tiny.vae(), where)
-    z = spread.latents(arrays.to_global({'x_BFHWC': video}, where, OFFICIAL.latent_spec)['x_BFHWC'])
-    expected = alone.latents(video)
+    z = spread.encode(arrays.to_global({'x_BFHWC': video}, where, OFFICIAL.latent_spec)['x_BFHWC'])
+    expected = alone.encode(video)
     close(z, expected)
-    decoded = spread.video(z)
-    close(decoded, alone.video(expected))
+    decoded = spread.decode(z)
+    close(decoded, alone.decode(expected))
     assert decoded.sharding.shard_shape(decoded.shape)[3] == 128 // 8

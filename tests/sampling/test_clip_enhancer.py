@@ -179,11 +179,11 @@ def test_a_window_is_the_stage_with_its_guidance(networks, enhancer):
     assert stage.config.guidance_scale == 13
     film = films.pattern(8, 10, 13)
     padded = np.concatenate([film, film[-1:]])
-    z_low = vae.latents(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
+    z_low = vae.encode(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
     source = stage.make_source(z_low, latent_noise(KEY, 6, z_low.shape))
     text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
     moved = jax.jit(lambda s: stage.integrate(model, s, text, context=SINGLE_DEVICE))(source)
-    expected = np.clip(vae.video(moved / stage.config.scale_factor)[0, :8], -1, 1)
+    expected = np.clip(vae.decode(moved / stage.config.scale_factor)[0, :8], -1, 1)
     got = enhancer.enhance_window(film, SIZE, key=KEY, first_latent=6)
     assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=2e-4)

@@ -96,7 +96,7 @@ def test_a_negative_weight_is_refused():
 def test_only_a_start_from_pictures_forgets_the_past(init_from_image_vae):
     vae = tiny.vae()
     before = vae.decoder.conv_in.kernel[...]
-    Autoencoder(AutoencoderConfig(init_from_image_vae=init_from_image_vae), tiny.VAE_CONFIG).start_from(vae)
+    Autoencoder(AutoencoderConfig(init_from_image_vae=init_from_image_vae), tiny.VAE_CONFIG).adapt_initial_params(vae)
     kernel = vae.decoder.conv_in.kernel[...]
     np.testing.assert_array_equal(
         kernel, before if not init_from_image_vae else np.stack([0 * before[0]] * 2 + [before.sum(0)])

@@ -27,14 +27,14 @@ def test_latents_are_means_and_both_ways_are_chunked():
     halves = {name: Noted(name, getattr(network, name)) for name in ('encoder', 'decoder')}
     vae = frozen_vae.JittedVAE(*(jax.jit(half) for half in halves.values()), network.config)
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 25, 8, 16, 3)), jnp.float32)
-    z = vae.latents(x)
+    z = vae.encode(x)
     assert z.shape == (1, 7, 1, 2, tiny.VAE_CONFIG.latent_channels)
-    video = vae.video(z)
+    video = vae.decode(z)
     assert video.shape == x.shape
     assert traces == [('encoder', 17, False), ('encoder', 8, True), ('decoder', 3, False), ('decoder', 2, True)]
     compiled = frozen_vae.jit_vae(network)
-    np.testing.assert_allclose(compiled.latents(x), split_moments(vae_chunking.encode(vae, x))[0], atol=1e-5)
-    np.testing.assert_allclose(compiled.video(z), video, atol=1e-4)
+    np.testing.assert_allclose(compiled.encode(x), split_moments(vae_chunking.encode(vae, x))[0], atol=1e-5)
+    np.testing.assert_allclose(compiled.decode(z), video, atol=1e-4)
     assert len(traces) == 4  # none again, for the same shapes
 
 
@@ -43,5 +43,5 @@ def test_a_video_in_two_slices():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 1, 2, 4)), jnp.float32)
     compiled = frozen_vae.jit_vae(network)
     two = vae_chunking.decode(network, z, width_slices=2)
-    np.testing.assert_allclose(compiled.video(z, width_slices=2), two, atol=1e-4)
-    assert not np.allclose(compiled.video(z), two, atol=1e-3)
+    np.testing.assert_allclose(compiled.decode(z, width_slices=2), two, atol=1e-4)
+    assert not np.allclose(compiled.decode(z), two, atol=1e-3)

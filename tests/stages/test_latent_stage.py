@@ -29,9 +29,7 @@ def test_videos_are_encoded_and_latents_are_left_alone():
     assert encoded.keys() == {'z_high_BFHWC', 'z_low_BFHWC', 'text_BLD'}
     assert float(encoded['z_high_BFHWC'][0, 0]) == 2 and float(encoded['z_low_BFHWC'][0, 0]) == 6
     assert SECOND.encode(encoded) == encoded
-    with pytest.raises(
-        ValueError, match='the batch holds high_res_BFHWC, low_res_BFHWC and this stage was made withou'
-    ):
+    with pytest.raises(ValueError, match='holds high_res_BFHWC, low_res_BFHWC, but this stage has no encoder'):
         SECOND.encode(batch)
 
 

@@ -242,7 +242,7 @@ def test_encode_takes_videos_and_leaves_latents():
     here = dataclasses.replace(stage(), encoder=lambda video: video[..., :1] + 1)
     encoded = here.encode({'high_res_BFHWC': jnp.zeros((1, 1, 8, 8, 3))})
     assert encoded.keys() == {'z_high_BFHWC'} and float(encoded['z_high_BFHWC'].max()) == 1
-    with pytest.raises(ValueError, match='made without an encoder'):
+    with pytest.raises(ValueError, match='this stage has no encoder'):
         stage().encode({'high_res_BFHWC': jnp.zeros((1, 1, 8, 8, 3))})
 
 

@@ -78,8 +78,8 @@ def test_a_config_that_cannot_be_is_refused_by_name(values, words):
 
 
 def test_kinds_by_their_purpose():
-    assert registry.kinds_of(PreviewStage) == ['lowres'] and registry.kinds_of(EnhancementStage) == ['superres']
-    assert registry.kinds_of(LatentStage) == ['lowres', 'superres']
+    assert registry.find_kinds(PreviewStage) == ['lowres'] and registry.find_kinds(EnhancementStage) == ['superres']
+    assert registry.find_kinds(LatentStage) == ['lowres', 'superres']
 
 
 def test_official_networks_are_told_apart():

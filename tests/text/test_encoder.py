@@ -11,8 +11,8 @@ from fv_jax.text.encoder import TextConfig, check_text
     [
         ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
         ({'encoder': 'hash', 'length': 0}, 'length=0: must be at least 1'),
-        ({'dim': 64}, 'dim=64: no text encoder is named; leave it out'),
-        ({'masked': True}, 'masked=True: no text encoder is named; leave it out'),
+        ({'dim': 64}, 'dim=64: has no effect without a text encoder'),
+        ({'masked': True}, 'masked=True: has no effect without a text encoder'),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict, words: str) -> None:
@@ -28,5 +28,5 @@ def test_the_config_survives_a_round_trip() -> None:
 def test_texts_are_checked_and_not_changed() -> None:
     text = ' Ein Häschen 🐇\n'
     assert check_text(text) is text
-    with pytest.raises(ValueError, match='half a character at position 0; was it read as UTF-8'):
+    with pytest.raises(ValueError, match='surrogate at position 0; read it as UTF-8'):
         check_text('\udc80')

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_reported() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match='half a character at position 1'):
+    with pytest.raises(ValueError, match='surrogate at position 1'):
         ENCODER.encode(['fine', 'a\ud800'])
     with pytest.raises(ConfigError, match='dim=60: must be a multiple of 8; use 56 or 64'):
         HashTextEncoder(16, 60)

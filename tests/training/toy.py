@@ -46,7 +46,7 @@ class Toy:
     def trainable(self) -> Filter:
         return nnx.PathContains('head')
 
-    def start_from(self, model: nnx.Module) -> None:
+    def adapt_initial_params(self, model: nnx.Module) -> None:
         pass
 
     def encode(self, batch: Batch) -> Batch:

@@ -133,11 +133,11 @@ def _load_init_params(setup: TrainSetup, name: str, abstract: Any) -> tuple[Any,
     """Loads the parameters that `init_from` names; returns (trainable, frozen), sharded."""
     if not weights.is_weights(name):
         model = setup.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
-        setup.stage.start_from(model)
+        setup.stage.adapt_initial_params(model)
         return state.split_params(setup.stage, model)
     with arrays.on_cpu_device():
         model = _load_init_network(setup.config, name)
-        setup.stage.start_from(model)
+        setup.stage.adapt_initial_params(model)
         params = state.split_params(setup.stage, model)
     return arrays.put_sharded(params, (setup.shardings.trainable, setup.shardings.frozen))
 

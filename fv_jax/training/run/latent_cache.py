@@ -138,7 +138,7 @@ def encode_pair(high_res: np.ndarray, degraded: Iterable[np.ndarray], vae: Jitte
     """
 
     def latents(video_FHWC: np.ndarray) -> np.ndarray:
-        return np.asarray(jax.device_get(vae.latents(video_FHWC[None])[0]), np.float16)
+        return np.asarray(jax.device_get(vae.encode(video_FHWC[None])[0]), np.float16)
 
     z_high, z_low = latents(high_res), [latents(video) for video in degraded]
     z_lows = np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)

@@ -35,7 +35,7 @@ class Pixels:
     def __init__(self):
         self.videos = []
 
-    def latents(self, video_BFHWC):
+    def encode(self, video_BFHWC):
         self.videos.append(np.asarray(video_BFHWC[0]))
         return video_BFHWC
 
@@ -130,10 +130,10 @@ def test_latent_cache_refuses_another_fingerprint(tmp_path, field, digest):
 
 def test_latent_cache_interrupted_leaves_nothing(tmp_path):
     class Failing(Pixels):
-        def latents(self, video_BFHWC):
+        def encode(self, video_BFHWC):
             if len(self.videos) == 6:
                 raise KeyboardInterrupt
-            return super().latents(video_BFHWC)
+            return super().encode(video_BFHWC)
 
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path / 'latents', vae=Failing())
