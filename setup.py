@@ -63,8 +63,10 @@ setuptools.setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11',
-    packages=setuptools.find_packages(include=['fv_jax', 'fv_jax.*']),
-    package_data={'fv_jax.data': ['embedded/*'], 'fv_jax.weights': ['embedded/*']},
+    # The shipped configs are a part of the package, and no package of their own: `configs` is everybody's name.
+    packages=[*setuptools.find_packages(include=['fv_jax', 'fv_jax.*']), 'fv_jax.configs'],
+    package_dir={'fv_jax.configs': 'configs'},
+    package_data={'fv_jax.data': ['embedded/*'], 'fv_jax.weights': ['embedded/*'], 'fv_jax.configs': ['README.md']},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     classifiers=[

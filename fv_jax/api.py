@@ -10,6 +10,7 @@ from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.parallel_context import ParallelContext
+from fv_jax.core.paths import expand_path
 from fv_jax.diffusion.time_grids import Numerics
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import DtypeName
@@ -79,7 +80,7 @@ class FlashVideo(Pipeline):
           FileNotFoundError: the folder does not exist or is incomplete; the message names every missing file.
           ValueError: a file is damaged, is of another model, or does not fit the others.
         """
-        there = official_release.open_release(Path(folder), dtype, text)
+        there = official_release.open_release(Path(expand_path(str(folder))), dtype, text)
         name = str(there.vae)
         vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_fingerprint(name))
         encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
@@ -158,7 +159,7 @@ def _runs(folder: str | Path) -> list[Path]:
     """Returns the runs that a path is or holds, folders or exported files. Raises CheckpointError for none."""
     if str(folder) == EMBEDDED:
         return embedded.stages()
-    path = Path(folder)
+    path = Path(expand_path(str(folder)))
     if path.is_file() or (path / FOLDER).is_dir():
         return [path]
     found = [path / name for name in STAGES if (path / name / FOLDER).is_dir()]

@@ -34,7 +34,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, files
 from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import Parser, UsageError
+from fv_jax.core.command_line import Parser, UsageError, path_flag, path_or_name_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_error
 from fv_jax.core.output_paths import check_output
@@ -78,8 +78,8 @@ def _convert(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser('python -m fv_jax.convert', 'Converts official weights to a checkpoint, or a checkpoint to them.')
     add = parser.add_argument
-    add('--input', type=Path, required=True, help='an official file or folder, or the work directory of a run')
-    add('--output', type=Path, required=True, help='a work directory, or a file: *.pt or *.safetensors')
+    add('--input', type=path_flag, required=True, help='an official file or folder, or the work directory of a run')
+    add('--output', type=path_flag, required=True, help='a work directory, or a file: *.pt or *.safetensors')
     add(
         '--lora',
         choices=('keep', 'merge'),
@@ -94,10 +94,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--step', type=int, help='the step of the checkpoint (default: the newest)')
     add(
         '--vae',
+        type=path_or_name_flag,
         help='the VAE that the checkpoint names (default: 3d-vae.pt, or folder vae, beside the input)',
     )
     add(
         '--text',
+        type=path_or_name_flag,
         help='the T5 folder that the checkpoint names (default: t5-v1_1-xxl, or folder text_encoder, beside the input)',
     )
     add(

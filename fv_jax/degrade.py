@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.output_paths import check_output_file
@@ -51,11 +51,9 @@ def _degrade(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
     parser = Parser('python -m fv_jax.degrade', 'Shows what the degradations of a config do to a clip.', OVERRIDES)
-    parser.add_argument('--input', type=Path, required=True, help='a video; its first frames are degraded')
-    parser.add_argument('--output', type=Path, required=True, help='the image to write, *.png')
-    parser.add_argument(
-        '--config', default='configs/degradations.py', help='a config file of degradations (default: %(default)s)'
-    )
+    parser.add_argument('--input', type=path_flag, required=True, help='a video; its first frames are degraded')
+    parser.add_argument('--output', type=path_flag, required=True, help='the image to write, *.png')
+    parser.add_argument('--config', default='degradations', help='a config file of degradations (default: %(default)s)')
     parser.add_argument('--frames', type=int, default=9, help='number of frames; 1 for an image (default: %(default)s)')
     parser.add_argument('--height', type=int, default=256, help='the size that the video is resized to first')
     parser.add_argument('--width', type=int, default=480)

@@ -1,6 +1,6 @@
 """Evaluates a stage-2 run on its held-out clips: `python -m fv_jax.evaluate --checkpoint RUN --output DIR`.
 
-Each clip is downsampled, or with `--degradation-config configs/degradations.py` strongly degraded, and enhanced; the
+Each clip is downsampled, or with `--degradation-config degradations` strongly degraded, and enhanced; the
 metrics named bilinear are then those of the degraded clip. The output folder holds:
 
   clip_N.mp4         input, bilinear, enhanced and ground truth side by side
@@ -30,7 +30,7 @@ from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import Parser, UsageError, read_config
+from fv_jax.core.command_line import Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.files import write_json
@@ -66,18 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.evaluate', 'Evaluates a stage-2 run on its held-out clips.')
-    parser.add_argument('--checkpoint', type=Path, required=True, help='the work directory of a run')
-    parser.add_argument('--output', type=Path, required=True, help='the folder to write to')
+    parser.add_argument('--checkpoint', type=path_flag, required=True, help='the work directory of a run')
+    parser.add_argument('--output', type=path_flag, required=True, help='the folder to write to')
     parser.add_argument('--num-clips', type=int, default=4, help='number of held-out clips (default: %(default)s)')
     parser.add_argument('--num-steps', type=int, default=None, help="sampler steps (default: the run's)")
-    parser.add_argument('--degradation-config', default='', help='a config file whose strong degradations are applied')
+    parser.add_argument('--degradation-config', help='a config file whose strong degradations are applied')
     arguments = parser.parse_flags(argv)
     for flag, value in (('--num-clips', arguments.num_clips), ('--num-steps', arguments.num_steps)):
         require(value is None or value >= 1, f'{flag}={value}: must be at least 1', UsageError)
     given = arguments.degradation_config
-    strong = read_config(Degradation, given, ()).strong if given else None
-    if given and strong is None:
-        raise UsageError(f'--degradation-config={given}: has no strong degradations; use configs/degradations.py')
+    strong = None
+    if given is not None:
+        strong = read_config(Degradation, given, (), '--degradation-config').strong
+        wrong = f'--degradation-config={given}: has no strong degradations; use degradations'
+        require(strong is not None, wrong, UsageError)
     report = evaluate(arguments.checkpoint, arguments.output, arguments.num_clips, arguments.num_steps, strong)
     print_result(_summary(report))
     log.info(f'wrote contact_sheet.png, report.json and the clips to {arguments.output}')

@@ -29,7 +29,7 @@ from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, files
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import Parser, UsageError
+from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.output_paths import check_output
 from fv_jax.kernels.attention import PORTABLE
@@ -76,8 +76,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         'python -m fv_jax.export', 'Exports the parameters of a run for sampling, to a folder or one small file.'
     )
     add = parser.add_argument
-    add('--checkpoint', type=Path, required=True, help='the work directory of a run')
-    add('--output', type=Path, required=True, help='a folder, or a file *.safetensors (float16)')
+    add('--checkpoint', type=path_flag, required=True, help='the work directory of a run')
+    add('--output', type=path_flag, required=True, help='a folder, or a file *.safetensors (float16)')
     add('--step', type=int, help='the step of the checkpoint (default: the newest)')
     add('--params', choices=('ema', 'last'), default='ema', help='EMA parameters, or those of the last step')
     add('--lora', choices=('keep', 'merge'), default='keep', help='keep LoRA separate, or merge it into the weights')

@@ -29,7 +29,7 @@ from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import Parser, UsageError, format_error
+from fv_jax.core.command_line import Parser, UsageError, format_error, path_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.files import parse_json
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.inspect', 'Shows what a run, an exported folder or a file of weights holds.')
-    parser.add_argument('path', type=Path, help='the folder of a run or an export, or weights')
+    parser.add_argument('path', type=path_flag, help='the folder of a run or an export, or weights')
     parser.add_argument('--step', type=int, help='the step of the checkpoint (default: the newest)')
     parser.add_argument(
         '--verify', action='store_true', help='compare the files of the checkpoint with their checksums'

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fv_jax.core import files
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.planning import planner, search, slices, table
@@ -37,11 +37,11 @@ def _plan(argv: Sequence[str]) -> int:
     parser = Parser(
         'python -m fv_jax.plan', 'Plans memory, time and cost of a run on a TPU slice or on GPUs.', OVERRIDES
     )
-    parser.add_argument('--config', required=True, help='a config file and variant, configs/stage2.py:VARIANT')
+    parser.add_argument('--config', required=True, help='a config file and variant: stage2:tiny, or FILE.py:tiny')
     parser.add_argument('--topology', required=True, help='v5e-8, v6e-8, v5p-8 (4 chips), v5p:4x8x8, h100-8, ...')
     parser.add_argument('--phases', default=','.join(PHASES), help='comma-separated (default: %(default)s)')
     parser.add_argument('--filter', default='', help="only programs whose names contain a word of 'step,decode'")
-    parser.add_argument('--json', type=Path, help='write the report to this file')
+    parser.add_argument('--json', type=path_flag, help='write the report to this file')
     parser.add_argument('--search', action='store_true', help='find the largest batch and cheapest remat that fit')
     parser.add_argument('--find-smallest-slice', action='store_true', help='find the smallest slice that fits')
     add_tiling_flags(parser)

@@ -1,4 +1,4 @@
-"""Splits videos into clips: `python -m fv_jax.prepare --input DIR --output DIR [--config=configs/prepare.py:tiny]`.
+"""Splits videos into clips: `python -m fv_jax.prepare --input DIR --output DIR [--config=prepare:tiny]`.
 
 Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one file), detects shot boundaries, cuts
 shots into clips of the length, size and frame rate of the config, and writes ArrayRecord shards. Captions come from
@@ -34,7 +34,7 @@ from fv_jax import weights
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, read_config
+from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.data.shards.records import Record, RecordWriter
 from fv_jax.data.transforms import to_float
@@ -98,10 +98,10 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
         f'{OVERRIDES} {CODES}',
     )
     parser.add_argument(
-        '--input', type=Path, required=True, help='a folder of videos (searched recursively), or one video'
+        '--input', type=path_flag, required=True, help='a folder of videos (searched recursively), or one video'
     )
-    parser.add_argument('--output', type=Path, required=True, help='the folder to write shards to')
-    parser.add_argument('--config', default='', help='a config file and variant, configs/prepare.py:tiny')
+    parser.add_argument('--output', type=path_flag, required=True, help='the folder to write shards to')
+    parser.add_argument('--config', help='a config file and variant, prepare:tiny')
     parser.add_argument('--overwrite', action='store_true', help='replace shards of the same name in the output folder')
     arguments, overrides = parser.parse(argv)
     return arguments, read_config(clips.ClipsConfig, arguments.config, overrides)

@@ -36,7 +36,7 @@ from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, throughput
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.command_line import Override, Parser, UsageError, override, parse_size
+from fv_jax.core.command_line import Override, Parser, UsageError, override, parse_size, path_flag, path_or_name_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.output_paths import check_output_file, check_output_folder
@@ -126,9 +126,9 @@ def _parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]
 def _add_preview_flags(parser: Parser) -> None:
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument('--prompt', help='the text prompt')
-    texts.add_argument('--prompts', type=Path, help='a text file with one prompt per line')
+    texts.add_argument('--prompts', type=path_flag, help='a text file with one prompt per line')
     add = parser.add_argument
-    add('--output', type=Path, required=True, help='the folder of the previews')
+    add('--output', type=path_flag, required=True, help='the folder of the previews')
     add('--num-samples', type=int, default=1, help='previews of each prompt (default: %(default)s)')
     add('--seed', type=int, default=0, help='of the first preview (default: %(default)s)')
     add('--enhance-all', action='store_true', help='enhance every preview as well')
@@ -137,16 +137,18 @@ def _add_preview_flags(parser: Parser) -> None:
 
 
 def _add_enhance_flags(parser: Parser) -> None:
-    parser.add_argument('folders', metavar='FOLDER', type=Path, nargs='+', help='a stored preview, such as RUN/0')
-    parser.add_argument('--output', type=Path, help='the mp4 to write, for one preview (default: FOLDER/video.mp4)')
+    parser.add_argument('folders', metavar='FOLDER', type=path_flag, nargs='+', help='a stored preview, such as RUN/0')
+    parser.add_argument(
+        '--output', type=path_flag, help='the mp4 to write, for one preview (default: FOLDER/video.mp4)'
+    )
     parser.add_argument('--seed', type=int, help="of the noise (default: the preview's)")
     _add_batch_flags(parser)
     _add_weights_flags(parser)
 
 
 def _add_reproduce_flags(parser: Parser) -> None:
-    parser.add_argument('video', metavar='VIDEO', type=Path, help='an mp4 that `preview` or `enhance` wrote')
-    parser.add_argument('--output', type=Path, required=True, help='the mp4 to write')
+    parser.add_argument('video', metavar='VIDEO', type=path_flag, help='an mp4 that `preview` or `enhance` wrote')
+    parser.add_argument('--output', type=path_flag, required=True, help='the mp4 to write')
     _add_overwrite_flag(parser)
     _add_weights_flags(parser)
 
@@ -156,9 +158,9 @@ def _add_clip_flags(parser: Parser) -> None:
         return Fraction(str(float(text)))  # 320 times 1.15 is 368 pixels, not 367.99999999999994
 
     add = parser.add_argument
-    add('--checkpoint', type=Path, required=True, help='the work directory of a stage-2 run')
-    add('--input', type=Path, required=True, help='a video of any length and size')
-    add('--output', type=Path, required=True, help='the mp4 to write')
+    add('--checkpoint', type=path_flag, required=True, help='the work directory of a stage-2 run')
+    add('--input', type=path_flag, required=True, help='a video of any length and size')
+    add('--output', type=path_flag, required=True, help='the mp4 to write')
     add('--step', type=int, help='the checkpoint of the run (default: the newest)')
     add('--num-steps', type=int, help="sampler steps (default: those of the checkpoint's config)")
     add('--seed', type=int, default=0, help='of the noise (default: %(default)s)')
@@ -188,9 +190,10 @@ def _add_overwrite_flag(parser: Parser) -> None:
 
 def _add_weights_flags(parser: Parser) -> None:
     add = parser.add_argument
-    add('--official', type=Path, help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl')
-    add('--checkpoint', nargs='+', help='a folder that holds the runs stage1 and stage2, or the runs themselves')
-    add('--text', help=f'the text encoder: {CHOICES} (default: the one that the weights name)')
+    add('--official', type=path_flag, help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl')
+    runs = 'a folder that holds the runs stage1 and stage2, or the runs themselves'
+    add('--checkpoint', type=path_or_name_flag, nargs='+', help=runs)
+    add('--text', type=path_or_name_flag, help=f'the text encoder: {CHOICES} (default: the one that the weights name)')
     add('--dtype', choices=('bfloat16', 'float32'), help='of the official networks (default: bfloat16)')
 
 
@@ -229,7 +232,7 @@ def _open_pipeline(arguments: argparse.Namespace, origin: WeightsOrigin | None =
 def _override_settings(settings: T, stage: str, overrides: list[Override]) -> T:
     values = config_lib.to_dict(settings)
     for path, text in overrides:
-        override(values, path, text, f'--{stage}')
+        override(type(settings), values, path, text, f'--{stage}')
     return config_lib.build(type(settings), values, f'--{stage}')
 
 

@@ -37,6 +37,7 @@ from fv_jax.core.command_line import (
     Parser,
     UsageError,
     add_process_flags,
+    path_flag,
     read_config,
 )
 from fv_jax.core.commands import run_command
@@ -90,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.train', 'Trains a stage of FlashVideo.', OVERRIDES)
-    parser.add_argument('--config', help='a config file and variant, configs/stage2.py:tiny')
-    parser.add_argument('--workdir', type=Path, help='the work directory of the run; created if missing')
-    parser.add_argument('--replay', type=Path, metavar='FILE', help='replay a dumped bad step instead of training')
+    parser.add_argument('--config', help='a config file and variant: stage2:tiny, or FILE.py:tiny')
+    parser.add_argument('--workdir', type=path_flag, help='the work directory of the run; created if missing')
+    parser.add_argument('--replay', type=path_flag, metavar='FILE', help='replay a dumped bad step instead of training')
     parser.add_argument(
         '--allow-config-change', default='', metavar='FIELD,GROUP', help='config fields that may change'
     )

@@ -1,7 +1,5 @@
 """What the command lines of all commands share: flags, config files, `--config.FIELD=VALUE`, and one-line errors.
 
-A config file is Python, with `get_config(variant: str) -> ConfigDict`, named as `path.py:variant`.
-
 Not absl.flags with ml_collections.config_flags: those flags are global to the process, and their errors are not one
 line that names the nearest flag or field.
 """
@@ -9,23 +7,23 @@ line that names the nearest flag or field.
 import argparse
 import ast
 import difflib
-import importlib.util
 import re
-import sys
-import traceback
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ml_collections import ConfigDict
-
 from fv_jax.core.checks import require
-from fv_jax.core.config import ConfigError, build, did_you_mean, to_dict
+from fv_jax.core.config import ConfigError, build, did_you_mean, field_types, split_optional, to_dict
+from fv_jax.core.config_files import load_config_file
+from fv_jax.core.paths import LocalPath, LocalPathOrEmpty, expand_path
 
 T = TypeVar('T')
 
 MAX_LINE = 500  # characters of an error; an allocator's complaint goes on for pages
-OVERRIDES = '--config.FIELD=VALUE sets a field of the config, for example --config.optim.learning_rate=3e-4.'
+OVERRIDES = (
+    '--config.FIELD=VALUE sets a field of the config, for example --config.optim.learning_rate=3e-4; none is no value.'
+)
 Override = tuple[str, str]  # the field's path with dots, the text of its value
 
 
@@ -93,56 +91,79 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
     return height, width
 
 
-def read_config(cls: type[T], program: str, overrides: Sequence[Override]) -> T:
+def path_flag(text: str) -> Path:
+    """Parses the value of a flag that is a local path: the `type` of `add_argument`."""
+    return Path(path_or_name_flag(text))
+
+
+def path_or_name_flag(text: str) -> str:
+    """Parses the value of a flag that is a local path or a name such as embedded, which ./embedded is not."""
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def read_config(cls: type[T], program: str | None, overrides: Sequence[Override], flag: str = '--config') -> T:
     """Loads a config file, applies overrides and builds the dataclass `cls`.
 
     Args:
       cls: the class of the configuration.
-      program: 'path.py:variant' as in `--config`; '' is the defaults of `cls`.
+      program: FILE:VARIANT as in `--config` (`config_files`); None is the defaults of `cls`.
       overrides: (field, value) of `--config.FIELD=VALUE`, applied in order.
+      flag: the flag that gave `program`, for messages.
 
     Raises:
-      UsageError: no such file.
-      ConfigError: a variant or a field that does not exist (the nearest is named), or an invalid value.
+      ConfigError: a file, a variant or a field that does not exist (the nearest is named), or an invalid value.
     """
-    config = build(cls, load_config_file(program)) if program else cls()
+    config = cls() if program is None else build(cls, load_config_file(program, flag))
     values = to_dict(config)  # with every default, so that any field can be set
     for path, text in overrides:
-        override(values, path, text)
+        override(cls, values, path, text)
     return build(cls, values)
 
 
-def override(values: dict[str, Any], path: str, text: str, root: str = 'config') -> None:
+def override(cls: type, values: dict[str, Any], path: str, text: str, root: str = 'config') -> None:
     """Sets a field of nested dicts in place.
 
     Args:
+      cls: the dataclass whose fields they are.
       values: the configuration.
       path: of the field, 'optim.learning_rate'.
-      text: its new value: a Python literal, none, true or false; for a field that is a string, the string.
+      text: its new value: none or null, where the field may be (and is not a choice of that name); for a field that is
+        a text, the text; for any other a Python literal, true or false.
       root: name of the configuration in messages.
 
     Raises:
       ConfigError: the field does not exist, or is a section.
     """
-    *groups, name = path.split('.')
-    group = values
-    for depth, key in enumerate([*groups, name]):
+    group, hint, keys = values, cls, path.split('.')
+    for depth, key in enumerate(keys):
+        where = '.'.join([root, *keys[:depth]])
         if not isinstance(group, dict) or key not in group:
-            where = '.'.join([root, *path.split('.')[:depth]])
             known = group if isinstance(group, dict) else ()
-            hint = did_you_mean(key, known) if known else 'it has no fields here'
-            raise ConfigError(f'{where}.{key}: unknown key; {hint}')
-        if depth < len(groups):
-            group = group[key]
-    if isinstance(group[name], dict):
-        raise ConfigError(f'{root}.{path}: is a section; set one of its fields ({", ".join(group[name])})')
-    group[name] = text if isinstance(group[name], str) else _literal(text)
+            fix = did_you_mean(key, known) if known else 'it has no fields here'
+            raise ConfigError(f'{where}.{key}: unknown key; {fix}')
+        hint, optional = split_optional(field_types(hint, group, where)[key])
+        parent, group = group, group[key]
+    value = _parse(hint, text)
+    if isinstance(group, dict) and not (optional and value is None):
+        none = ', or none' if optional else ''
+        raise ConfigError(f'{root}.{path}: is a section; set one of its fields ({", ".join(group)}){none}')
+    parent[keys[-1]] = value
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """Parses the text of a value for a field of this type."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if text.lower() in ('none', 'null') and text not in choices:
+        return None
+    return text if choices or hint in (str, LocalPath, LocalPathOrEmpty) else _literal(text)
 
 
 def _literal(text: str) -> Any:
-    named = {'none': None, 'null': None, 'true': True, 'false': False}
-    if text.lower() in named:
-        return named[text.lower()]
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
     try:
         return ast.literal_eval(text)
     except (
@@ -153,39 +174,3 @@ def _literal(text: str) -> Any:
         RecursionError,
     ):  # the last three for malformed or very long texts
         return text
-
-
-def load_config_file(argument: str) -> dict[str, Any]:
-    """Executes a config file 'path.py:variant' and returns its values as nested dicts.
-
-    Raises UsageError or ConfigError.
-    """
-    name, _, variant = argument.partition(':')
-    path = Path(name)
-    require(path.is_file(), f'--config={argument}: file {name} does not exist', UsageError)
-    spec = importlib.util.spec_from_file_location(f'_config_{path.stem}', path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f'--config={argument}: {name} is not a Python file')
-    module = importlib.util.module_from_spec(spec)
-    # Config files import what they share as `configs.common`.
-    root = str(path.resolve().parent.parent)
-    sys.path.insert(0, root)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(variant) if hasattr(module, 'get_config') else None
-    except ConfigError as error:
-        raise ConfigError(f'--config={argument}: {error}') from None
-    except Exception as error:  # the user's own code can raise anything
-        raise UsageError(f'--config={argument}: {_failure(error, path)}') from error
-    finally:
-        sys.path.remove(root)
-    if not isinstance(config, ConfigDict):
-        raise UsageError(f'--config={argument}: {name} has no function get_config that returns a ConfigDict')
-    return config.to_dict()
-
-
-def _failure(error: Exception, program: Path) -> str:
-    """Formats an exception that a config file raised, with its line."""
-    places = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == program]
-    at = f', line {places[-1]}' if places else ''
-    return f'{program}{at} fails with {type(error).__name__}: {format_error(error)}'

@@ -1,7 +1,7 @@
 """From a ConfigDict (or a checkpoint's JSON) to frozen dataclasses, strictly, and back.
 
 A key that a dataclass does not know is an error that names the nearest one it does; so is a value of
-the wrong type. Commands catch `ConfigError` and print its one line.
+the wrong type. Commands catch `ConfigError` and print its one line. Scalars and arrays of NumPy count as Python's.
 """
 
 import dataclasses
@@ -11,6 +11,11 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
+
+import numpy as np
+
+from fv_jax.core.checks import error_context, require
+from fv_jax.core.paths import LocalPath, LocalPathOrEmpty, expand_path
 
 T = TypeVar('T')
 
@@ -93,11 +98,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
     for key in values:
         if key not in hints:
             raise ConfigError(f'{path}.{key}: unknown key; {did_you_mean(key, hints)}')
-    if (field_types := getattr(cls, 'field_types', None)) is not None:
-        try:
-            hints |= field_types(values)
-        except ConfigError as error:
-            raise ConfigError(f'{path}.{error}') from None
+    hints = field_types(cls, values, path)
     kwargs = {key: _convert(hints[key], values[key], f'{path}.{key}') for key in values}
     missing = [
         f.name
@@ -112,14 +113,32 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
         raise ConfigError(f'{path}.{error}') from None
 
 
+def field_types(cls: type, values: Mapping[str, Any], path: str = 'config') -> dict[str, Any]:
+    """Returns the type of every field of `cls`, some of which may depend on `values`. Raises ConfigError."""
+    hints = typing.get_type_hints(cls)
+    if (depending := getattr(cls, 'field_types', None)) is None:
+        return hints
+    with error_context(f'{path}.', ConfigError, ConfigError):
+        return hints | depending(values)
+
+
+def split_optional(hint: Any) -> tuple[Any, bool]:
+    """Splits the type `X | None` into (X, True), and any other X into (X, False)."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    (given,) = [option for option in typing.get_args(hint) if option is not type(None)]
+    return given, True
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    hint, optional = split_optional(hint)
     origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        (hint,) = [o for o in options if o is not type(None)]
-        return _convert(hint, value, path)
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None:
+        empty = "; '' is an empty one" if hint in (str, LocalPathOrEmpty) else ''
+        require(optional, f'{path}: must not be none; expected {_describe(hint)}{empty}', ConfigError)
+        return None
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)
     if origin is tuple:
@@ -130,15 +149,26 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 f'{path}: {value!r} is not a choice; {did_you_mean(str(value), map(str, typing.get_args(hint)))}'
             )
         return value
+    if hint in (LocalPath, LocalPathOrEmpty) and type(value) is str:
+        with error_context(f'{path}: ', error=ConfigError):
+            return expand_path(value) if value or hint is LocalPath else value
     if hint is float and type(value) is int and abs(value) < INT_LIMIT:
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f'{path}: expected {hint.__name__}, got {value!r} ({type(value).__name__})')
+        raise ConfigError(f'{path}: expected {_describe(hint)}, got {value!r} ({type(value).__name__})')
     if hint is int and abs(value) >= INT_LIMIT:
         raise ConfigError(f'{path}={value}: must be below {INT_LIMIT}')
     if hint is float and not math.isfinite(value):
         raise ConfigError(f'{path}={value}: must be a finite number')
     return value
+
+
+def _describe(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint):
+        return 'a group of fields'
+    if hint in (LocalPath, LocalPathOrEmpty):
+        return 'a path'
+    return {tuple: 'a sequence', typing.Literal: 'a choice'}.get(typing.get_origin(hint)) or hint.__name__
 
 
 def _convert_tuple(hint: Any, value: Any, path: str) -> tuple:

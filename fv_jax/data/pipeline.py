@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.core.paths import expand_path, is_url
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources, transforms
 from fv_jax.data.buckets import Bucket, BucketFit
@@ -56,7 +57,8 @@ class DataConfig:
     Attributes:
       loader: batch size, seed and threads.
       train, heldout: names of sources (`sources.py`): 'embedded', 'synthetic', a folder of shards, 'images:FOLDER',
-        'stills:NAME', 'pingpong:NAME', joined by '+', each with '@weight' to mix them. '' as heldout is none.
+        'stills:NAME', 'pingpong:NAME', joined by '+', each with '@weight' to mix them; quotes around names that
+        hold these. '' as heldout is none.
       frames, height, width: size of a clip; larger ones are cut to a window in time and, per `fit`, cropped or resized.
       buckets: sizes to train at in place of that one; every clip goes to the one that fits best (`BucketFit`).
       token_budget: video tokens of a global batch: each bucket's batch size is the largest multiple of batch_multiple
@@ -100,6 +102,10 @@ class DataConfig:
         check_range(self, 'max_pan', low=0, hint='0 keeps crops still')
         check_range(self, 'eval_clips', 'batch_multiple', 'token_budget', low=1)
         require(len(set(self.buckets)) == len(self.buckets), 'buckets: the same size twice', ConfigError)
+        for name in ('train', 'heldout'):
+            if names := getattr(self, name):
+                with error_context(f'{name}: ', error=ConfigError):
+                    sources.parse(names)
         _ = self.degradation, self.clip_fit  # their checks run here, not when the first clip is loaded
 
     @property
@@ -158,9 +164,7 @@ def training_sources(config: DataConfig, bad: BadRecords) -> list[WeightedSource
     named = sources.parse(config.train)
     if named[0][1] is None:
         return [WeightedSource(config.train, open_source(config.train, config, heldout=False, bad=bad))]
-    return [
-        WeightedSource(name, open_source(name, config, heldout=False, bad=bad), weight=weight) for name, weight in named
-    ]
+    return [WeightedSource(name, _open_one_source(name, config, False, bad), weight=weight) for name, weight in named]
 
 
 def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecords) -> DataSource:
@@ -176,9 +180,9 @@ def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecor
     if kind == TFDS:
         from fv_jax.data.shards.tfds_builder import Examples
 
-        return Examples(rest)
+        return Examples(rest if is_url(rest) else expand_path(rest))
     if kind == IMAGES:
-        return sources.ImageFolder(rest)
+        return sources.ImageFolder(expand_path(rest))
     shards = sources.embedded_shards(heldout=heldout) if name == EMBEDDED else sources.open_shards(name, bad)
     return sources.InMemory(shards) if config.in_memory and not heldout else shards
 

@@ -12,9 +12,11 @@
 
 Several are joined by '+' into one source, whose records are equally likely. With a weight behind each, as in
 'data/clips@3+images:photos@1', examples are drawn from them in that proportion, however many records they have.
+Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write
 from fv_jax.core.hashing import fingerprint
+from fv_jax.core.paths import expand_path, is_url
 from fv_jax.data import embedded
 from fv_jax.data.loader import DataSource, Shards
 from fv_jax.data.shards.bad_records import BadRecords
@@ -38,29 +41,36 @@ EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', '
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 FORMATS = ('PNG', 'JPEG', 'WEBP')
 CACHE_VARIABLE = 'FV_JAX_CACHE'
+_OUTSIDE_QUOTES = r'(?=(?:[^"]*"[^"]*")*[^"]*$)'  # whole pairs of quotes follow
 
 
 def parse(names: str) -> list[tuple[str, float | None]]:
-    """Splits 'a@3+b@1' into [('a', 3.0), ('b', 1.0)]; the weight of 'a' alone is None.
+    """Splits 'a@3+"b+c"@1' into [('a', 3.0), ('b+c', 1.0)]; the weight of 'a' alone is None.
 
-    Raises ConfigError for a weight that is not a positive number, or where only some names have one.
+    Raises ConfigError for a weight that is not a positive number, a quote without its other one, or where only some
+    names have a weight.
     """
+    require(names.count('"') % 2 == 0, f'{names}: a double quote is not closed', ConfigError)
+    hint = 'a name with + or @ in it stands in double quotes'
     parts = []
-    for part in names.split('+'):
-        name, at, weight = part.rpartition('@')
-        if not at:
-            parts.append((part, None))
-            continue
-        try:
-            value = float(weight)
-        except ValueError:
-            value = 0.0
-        require(0 < value < float('inf'), f'{part}: expected a weight above 0 after the @', ConfigError)
-        parts.append((name, value))
+    for part in re.split(f'[+]{_OUTSIDE_QUOTES}', names):
+        name, *weight = re.split(f'@{_OUTSIDE_QUOTES}', part)
+        require(name, f'{names}: a name is missing; {hint}', ConfigError)
+        require(len(weight) < 2, f'{part}: has more than one @; {hint}', ConfigError)
+        parts.append((name.replace('"', ''), _parse_weight(part, weight[0], hint) if weight else None))
     weighted = [weight is not None for _, weight in parts]
     if any(weighted) and not all(weighted):
         raise ConfigError(f'{names}: some sources have a weight and some have not; give all of them one, or none')
     return parts
+
+
+def _parse_weight(part: str, text: str, hint: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    require(0 < value < float('inf'), f'{part}: expected a weight above 0 after the @; {hint}', ConfigError)
+    return value
 
 
 class ConcatSource:
@@ -226,7 +236,7 @@ def open_shards(folder: str, bad: BadRecords) -> Shards:
 
     Raises ValueError when there are none that can.
     """
-    paths = list_shards(local_copy(folder) if '://' in folder else folder)
+    paths = list_shards(local_copy(folder) if is_url(folder) else expand_path(folder))
     good = []
     for path in paths:
         try:

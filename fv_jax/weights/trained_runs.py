@@ -20,6 +20,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.core.paths import expand_path
 from fv_jax.models.vae import set_compute_dtype
 from fv_jax.parallel.rules import Partitioner
 from fv_jax.stages import registry
@@ -94,7 +95,7 @@ def open_run(folder: Path | str, step: int | None = None) -> Run:
       ConfigError, ValueError, FileNotFoundError: its configuration, or the VAE that it names, cannot be used; or the
         VAE is not there, or is another one.
     """
-    folder = Path(folder)
+    folder = Path(expand_path(str(folder)))
     meta, params_of = open_checkpoint(folder, step)
     stage_config, digests = stage_config_of(folder, meta), meta.get('digests', {})
     vae = frozen_vae(stage_config)

@@ -1,21 +1,30 @@
 """Flags, config programs and overrides: what is read, and what is said when it cannot be."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from fv_jax.core import command_line
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, override, read_config
-from fv_jax.core.config import ConfigError
+from fv_jax.core.command_line import (
+    OVERRIDES,
+    Parser,
+    UsageError,
+    format_error,
+    override,
+    path_flag,
+    path_or_name_flag,
+    read_config,
+)
+from fv_jax.core.config import ConfigError, to_dict
+from fv_jax.core.paths import LocalPath, LocalPathOrEmpty
 
 PROGRAM = """
 from ml_collections import ConfigDict
-from configs.common import parse_variant
 
 def get_config(variant=''):
-    name, _ = parse_variant(variant, ('small',))
-    return ConfigDict({'part': {'size': 1 if name else 7}, 'label': 'from the program'})
+    return ConfigDict({'part': {'size': 1 if variant else 7}, 'label': 'from the program'})
 """
 
 
@@ -33,12 +42,15 @@ class Whole:
     flag: bool = False
     sizes: tuple[int, ...] | None = None
     other: Part | None = None
+    mode: Literal['none', 'all'] | None = 'all'
+    start: LocalPath | None = None
+    vae: LocalPath = 'vae.pt'
+    encoder: LocalPathOrEmpty = ''
 
 
 @pytest.fixture
 def program(tmp_path):
-    (tmp_path / 'configs').mkdir()
-    path = tmp_path / 'configs' / 'small.py'
+    path = tmp_path / 'small.py'
     path.write_text(PROGRAM)
     return path
 
@@ -93,7 +105,7 @@ def test_read_config_applies_overrides_to_the_file(program):
 
 
 def test_read_config_without_a_file_has_the_defaults():
-    assert read_config(Whole, '', [('part.kind', 'b')]) == Whole(part=Part(kind='b'))
+    assert read_config(Whole, None, [('part.kind', 'b')]) == Whole(part=Part(kind='b'))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +114,13 @@ def test_read_config_without_a_file_has_the_defaults():
         ('part.rate', '2e-5', 2e-5),
         ('part.size', '12', 12),
         ('label', '12', '12'),
-        ('label', 'none', 'none'),
+        ('label', 'None of these', 'None of these'),
+        ('mode', 'none', 'none'),
+        ('mode', 'null', None),
+        ('other', 'none', None),
+        ('start', 'None', None),
+        ('start', '1e5', '1e5'),
+        ('start', './none', './none'),
         ('flag', 'True', True),
         ('flag', 'false', False),
         ('sizes', 'none', None),
@@ -113,8 +131,8 @@ def test_read_config_without_a_file_has_the_defaults():
     ],
 )
 def test_override_parses_values(path, text, value):
-    values = {'part': {'size': 3, 'rate': 0.5}, 'label': 'x', 'flag': False, 'sizes': None}
-    override(values, path, text)
+    values = to_dict(Whole(other=Part(), start='run', sizes=(1,)))
+    override(Whole, values, path, text)
     for key in path.split('.'):
         values = values[key]
     assert values == value and type(values) is type(value)
@@ -128,38 +146,59 @@ def test_override_parses_values(path, text, value):
         ('other.size', '1', 'config.other.size: unknown key; it has no fields here'),
         ('label.size', '1', 'config.label.size: unknown key'),
         ('part', '1', 'config.part: is a section; set one of its fields (size, rate, kind)'),
+        ('part', 'none', 'config.part: is a section; set one of its fields (size, rate, kind)'),
+        ('label', 'none', "config.label: must not be none; expected str; '' is an empty one"),
+        ('flag', 'none', 'config.flag: must not be none; expected bool'),
+        ('part.size', 'null', 'config.part.size: must not be none; expected int'),
+        ('vae', 'none', 'config.vae: must not be none; expected a path'),
+        ('vae', '', 'config.vae: must be the path of a file or folder, and is empty'),
+        ('start', 'gcs://bucket/run', 'config.start: gcs://bucket/run: object storage and URLs are not supported'),
+        ('encoder', 'none', "config.encoder: must not be none; expected a path; '' is an empty one"),
         ('part.size', '1.5', 'config.part.size: expected int, got 1.5'),
         ('part.kind', 'c', "config.part.kind: 'c' is not a choice"),
     ],
 )
 def test_override_error_names_the_field(path, text, words):
     with pytest.raises(ConfigError) as error:
-        read_config(Whole, '', [(path, text)])
+        read_config(Whole, None, [(path, text)])
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
-def test_config_file_error_is_one_line(program, tmp_path):
-    (tmp_path / 'empty.py').write_text('')
-    (tmp_path / 'text.txt').write_text('')
-    (tmp_path / 'raises.py').write_text('def get_config(variant):\n    return {}[variant]')
-    (tmp_path / 'number.py').write_text('def get_config(variant):\n    return 3')
-    for argument, error, words in (
-        ('none.py:small', UsageError, 'file none.py does not exist'),
-        (f'{tmp_path}/empty.py', UsageError, 'has no function get_config'),
-        (f'{tmp_path}/text.txt', UsageError, 'is not a Python file'),
-        (f'{tmp_path}/raises.py:a', UsageError, "raises.py, line 2 fails with KeyError: 'a'"),
-        (f'{tmp_path}/number.py', UsageError, 'has no function get_config that returns a ConfigDict'),
-        (f'{program}:smal', ConfigError, "smal: unknown variant; did you mean 'small'?"),
-    ):
-        with pytest.raises(error, match='--config=') as found:
-            read_config(Whole, argument, [])
-        assert words in str(found.value)
+def test_override_of_an_optional_group_by_a_value_names_its_fields_and_none():
+    values = to_dict(Whole(other=Part()))
+    with pytest.raises(ConfigError, match=r'config.other: is a section; set one of its fields \(size.*\), or none$'):
+        override(Whole, values, 'other', '3')
 
 
-def test_config_file_leaves_sys_path_unchanged(program):
-    before = list(command_line.sys.path)
-    read_config(Whole, str(program), [])
-    assert command_line.sys.path == before
+def test_read_config_expands_paths(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    config = read_config(Whole, None, [('start', '~/run'), ('vae', '~/vae.pt'), ('encoder', '~/t5'), ('label', '~/x')])
+    assert (config.start, config.vae, config.encoder) == ('/home/me/run', '/home/me/vae.pt', '/home/me/t5')
+    assert config.label == '~/x'
+
+
+# Paths.
+
+
+def test_path_flag_expands_and_keeps_what_a_name_stands_for(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert path_flag('~/run') == Path('/home/me/run')
+    assert path_or_name_flag('./embedded') == './embedded' and path_or_name_flag('embedded') == 'embedded'
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('', 'argument --input: must be the path of a file or folder, and is empty'),
+        ('s3://bucket/x', 'argument --input: s3://bucket/x: object storage and URLs are not supported here yet'),
+    ],
+)
+def test_path_flag_error_names_the_flag(text, words):
+    made = Parser('python -m test', 'Tests.')
+    made.add_argument('--input', type=path_flag)
+    with pytest.raises(UsageError) as error:
+        made.parse([f'--input={text}'])
+    assert words in str(error.value) and '\n' not in str(error.value)
 
 
 # What a terminal shows.

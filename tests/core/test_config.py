@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from fv_jax.core import config
@@ -46,6 +47,23 @@ def test_build_applies_defaults_in_nested_configs():
     assert dropout == 1.0 and type(dropout) is float
 
 
+def test_build_takes_scalars_and_arrays_of_numpy_as_pythons():
+    values = {
+        'name': np.str_('a'),
+        'model': {'embed_dim': np.int64(128), 'dropout': np.float32(0.5), 'remat': np.str_('full')},
+        'size': np.array([32, 64]),
+        'chunks': [np.int32(9), np.int8(3)],
+        'limit': np.uint16(3),
+        'resume': np.False_,
+    }
+    run = config.build(Run, values)
+    assert run == Run('a', Model(128, 0.5, 'full'), size=(32, 64), chunks=(9, 3), limit=3, resume=False)
+    json.dumps(config.to_dict(run))
+    assert config.build(Model, {'dropout': np.int32(1)}).dropout == 1.0
+    with pytest.raises(ConfigError, match=r'config.limit: expected int, got 2.5 \(float\)'):
+        config.build(Run, {'name': 'a', 'limit': np.float64(2.5)})
+
+
 @pytest.mark.parametrize(
     ('values', 'message'),
     [
@@ -58,6 +76,9 @@ def test_build_applies_defaults_in_nested_configs():
         ({'name': 'a', 'model': {'dropout': float('nan')}}, 'config.model.dropout=nan: must be a finite number'),
         ({'name': 'a', 'model': {'dropout': float('-inf')}}, 'config.model.dropout=-inf: must be a finite number'),
         ({'name': 3}, 'config.name: expected str, got 3 (int)'),
+        ({'name': None}, "config.name: must not be none; expected str; '' is an empty one"),
+        ({'name': 'a', 'model': None}, 'config.model: must not be none; expected a group of fields'),
+        ({'name': 'a', 'size': None}, 'config.size: must not be none; expected a sequence'),
         ({'name': 'a', 'resume': 1}, 'config.resume: expected bool, got 1 (int)'),
         ({'name': 'a', 'limit': True}, 'config.limit: expected int, got True (bool)'),
         ({'name': 'a', 'limit': 2.5}, 'config.limit: expected int, got 2.5 (float)'),

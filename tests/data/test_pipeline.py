@@ -138,6 +138,28 @@ def test_sources(tmp_path):
         pipeline.open_source(str(tmp_path / 'empty'), SMALL, heldout=True)
 
 
+def test_sources_in_folders_of_any_name(tmp_path, monkeypatch):
+    """With + and @ in quotes, alone, joined and weighted; with ~; with a colon."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for i, name in enumerate(('a+b@2', 'exp:1')):
+        with RecordWriter(tmp_path / name, 'clips') as writer:
+            writer.write({'video': np.full((9, 32, 48, 3), i, np.uint8)})
+    (tmp_path / 'me@home').mkdir()
+    Image.new('RGB', (48, 32)).save(tmp_path / 'me@home' / 'a.png')
+    for names, sizes in (
+        ('"~/a+b@2"', [1]),
+        ('~/exp:1', [1]),
+        (f'"{tmp_path}/a+b@2"+~/exp:1+stills:"~/a+b@2"', [3]),
+        ('"~/a+b@2"@3+images:"~/me@home"@1', [1, 1]),
+    ):
+        config = dataclasses.replace(SMALL, train=names)
+        assert [len(part) for part in pipeline.training_sources(config, BadRecords(config.bad_records))] == sizes
+    with pytest.raises(ValueError, match=r's3://b: object storage and URLs are not supported here yet'):
+        pipeline.open_source('images:s3://b', SMALL, heldout=False)
+    with pytest.raises(ConfigError, match=r'^train: .* has more than one @'):
+        dataclasses.replace(SMALL, train='a@b@1')
+
+
 def test_clips_in_memory_are_those_on_disk(tmp_path):
     film = films.pattern(9, 32, 48)
     with RecordWriter(tmp_path, 'clips') as writer:

@@ -26,9 +26,24 @@ def test_names_and_weights():
     assert sources.parse('sprites:500@3+images:x@0.5') == [('sprites:500', 3.0), ('images:x', 0.5)]
     with pytest.raises(ConfigError, match='some sources have a weight and some have not'):
         sources.parse('a@2+b')
-    for name in ('a@0', 'a@x', 'a@-1', 'a@inf'):
-        with pytest.raises(ConfigError, match='expected a weight above 0'):
+    for name in ('a@0', 'a@x', 'a@-1', 'a@inf', 'gs://user@host/a', 'a@'):
+        with pytest.raises(ConfigError, match=r'weight above 0 after the @; a name with .* in double quotes'):
             sources.parse(name)
+
+
+def test_quoted_names_may_hold_what_joins_names():
+    assert sources.parse('"/data/c++"') == [('/data/c++', None)]
+    assert sources.parse('"a+b@2"@3+images:"photos@home"@1') == [('a+b@2', 3.0), ('images:photos@home', 1.0)]
+    assert sources.parse('"s3://user@host/a"+stills:"x+y"') == [('s3://user@host/a', None), ('stills:x+y', None)]
+    for names, words in (
+        ('data/c++', 'a name is missing; a name with + or @ in it stands in double quotes'),
+        ('', 'a name is missing'),
+        ('a@b@3', 'has more than one @; a name with + or @'),
+        ('"a+b', 'a double quote is not closed'),
+    ):
+        with pytest.raises(ConfigError) as error:
+            sources.parse(names)
+        assert words in str(error.value)
 
 
 def test_pictures_with_captions(tmp_path):

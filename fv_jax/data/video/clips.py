@@ -14,6 +14,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
+from fv_jax.core.paths import LocalPathOrEmpty
 from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
@@ -36,7 +37,7 @@ class OfflineLatentsConfig:
       seed: of the degradations.
     """
 
-    vae: str = ''
+    vae: LocalPathOrEmpty = ''
     num_degraded_variants: int = 4
     weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
     strong: StrongConfig | None = None

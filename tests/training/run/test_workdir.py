@@ -14,7 +14,7 @@ from fv_jax.training.run.workdir import CONFIG, check_folder, write_run_config
 def config(**fields):
     values = to_dict(build(TrainConfig, stage2.get_config('smoke').to_dict()))
     for path, value in fields.items():
-        override(values, path.replace('__', '.'), str(value))
+        override(TrainConfig, values, path.replace('__', '.'), str(value))
     return build(TrainConfig, values)
 
 
