@@ -38,7 +38,7 @@ def load_config_file(argument: str, flag: str = '--config') -> dict[str, Any]:
       ConfigError: the file or the variant does not exist, or the file fails or returns no ConfigDict.
     """
     with error_context(f'{flag}={argument}: ', error=ConfigError):
-        path, variant = _split(argument)
+        path, variant = _split(argument, flag)
         return _run(path, variant).to_dict()
 
 
@@ -49,18 +49,18 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent / PACKAGE
 
 
-def _split(argument: str) -> tuple[Path, str]:
+def _split(argument: str, flag: str) -> tuple[Path, str]:
     """Splits FILE:VARIANT at the last colon before which a file is named: both may hold colons. Raises ValueError."""
     head = argument
     while head:
         if (path := _find(head)) is not None:
             return path, argument[len(head) + 1 :]
         head = head.rpartition(':')[0]
-    name = expand_path(_VARIANT.sub('', argument))
-    path, shipped = Path(name), _shipped()
+    name = _VARIANT.sub('', argument)
+    path, shipped = Path(expand_path(name)), _shipped()
     if path.name == name and not path.suffix:
         raise ValueError(f'no shipped config has the name {name!r}; {did_you_mean(name, shipped)}')
-    instead = f'; the shipped one is {path.stem}, without folder and .py' if path.stem in shipped else ''
+    instead = f'; the shipped one is {flag}={path.stem}{argument[len(name) :]}' if path.stem in shipped else ''
     raise ValueError(f'file {path} does not exist{instead}')
 
 
