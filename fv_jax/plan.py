@@ -1,4 +1,4 @@
-"""Plans memory, time and cost of a run: `python -m fv_jax.plan --config=configs/stage2.py --topology=v6e-8`.
+"""Plans memory, time and cost of a run: `python -m fv_jax.plan --config=stage2 --topology=v6e-8`.
 
 Compiles the programs of the run ahead of time for a TPU topology that the machine does not have, and prints a
 per-device memory breakdown, FLOPs, communication, roofline time and cost. libtpu, an ordinary package, is the compiler;

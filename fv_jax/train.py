@@ -1,4 +1,4 @@
-"""Trains a stage: `python -m fv_jax.train --config=configs/stage2.py --workdir=DIR`.
+"""Trains a stage: `python -m fv_jax.train --config=stage2 --workdir=DIR`.
 
 Any field of the config can be set: `--config.optim.learning_rate=3e-4`. Re-running the command resumes from the last
 checkpoint. The work directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and bad_steps/, dumps of
