@@ -37,7 +37,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, path_flag, path_or_name_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_error
-from fv_jax.core.output_paths import check_output
+from fv_jax.core.output_paths import check_checkpoint_folder, check_output
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAEConfig
@@ -116,6 +116,8 @@ def _check(arguments: argparse.Namespace) -> None:
     given, output = arguments.input, arguments.output
     require(given.exists(), f'--input={given}: does not exist', UsageError)
     check_output(output, given, arguments.overwrite, 'input')
+    if output.suffix not in SUFFIXES:
+        check_checkpoint_folder(output)
     require(not output.is_dir() or output.suffix not in SUFFIXES, f'--output={output}: is a folder', UsageError)
     if output.is_dir() and (others := sorted({path.name for path in output.iterdir()} - _OURS)):
         raise UsageError(

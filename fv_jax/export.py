@@ -31,7 +31,7 @@ from fv_jax.core import exit_codes, files
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.commands import run_command
-from fv_jax.core.output_paths import check_output
+from fv_jax.core.output_paths import check_checkpoint_folder, check_output
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
@@ -93,6 +93,8 @@ def _check(arguments: argparse.Namespace) -> None:
     output = arguments.output
     require(output.suffix in ('', SUFFIX), f'--output={output}: must end in {SUFFIX}, or be a folder', UsageError)
     check_output(output, arguments.checkpoint, arguments.overwrite or not output.is_dir(), 'run')
+    if not output.suffix:
+        check_checkpoint_folder(output)
     # Another run would be lost.
     if output.is_dir() and not (output / model_card.NAME).is_file():
         raise UsageError(f'--output={output}: is a folder that this command did not write; choose another')

@@ -41,6 +41,7 @@ from fv_jax.core.command_line import (
     read_config,
 )
 from fv_jax.core.commands import run_command
+from fv_jax.core.output_paths import check_checkpoint_folder
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import SuperResDiagnostics
@@ -104,6 +105,7 @@ def _train(argv: Sequence[str]) -> int:
         return _replay(arguments.replay, overrides)
     for name in ('config', 'workdir'):
         require(getattr(arguments, name) is not None, f'--{name}: is required; see --help', UsageError)
+    check_checkpoint_folder(arguments.workdir, '--workdir=')
     profile = None if arguments.profile_steps is None else ProfileSteps.parse(arguments.profile_steps)
     distributed.start(
         distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)

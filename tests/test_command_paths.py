@@ -1,11 +1,15 @@
 """The paths of every command: one rule for all of them, and nothing is written when a path is refused."""
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fv_jax import convert, degrade, evaluate, export, inspect, plan, prepare, sample, train
+from tests import runs
 
 # Lines that are right but for the path that takes the place of PATH.
 LINES = [
@@ -65,6 +69,38 @@ def test_path_is_refused_in_one_line_and_nothing_is_written(line, tmp_path, monk
         name = command.__name__.rpartition('.')[2]
         assert error.startswith(f'{name}: ') and error.count('\n') == 1 and words in error, error
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        (train, '--config=stage2:smoke', '--workdir=PATH'),
+        (convert, '--input=stage1.pt', '--output=PATH'),
+        (export, '--checkpoint=run', '--output=PATH'),
+    ],
+    ids=lambda line: line[0].__name__,
+)
+def test_folder_that_no_checkpoint_can_have_is_refused_at_once(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'stage1.pt').touch()
+    command, *arguments = line
+    for text in ('exp[1]', 'a\\b', 'a*'):
+        assert command.main([argument.replace('PATH', text) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and f'={text}: no checkpoint can be saved in {tmp_path / text} because' in error
+        assert [path.name for path in tmp_path.iterdir()] == ['stage1.pt']
+
+
+def test_path_that_the_locale_cannot_encode_is_refused_at_once(tmp_path):
+    environment = os.environ | {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'JAX_PLATFORMS': 'cpu'}
+    environment['PYTHONPATH'] = str(runs.ROOT)
+    command = [sys.executable, '-m', 'fv_jax.train', '--config=stage2:smoke', '--workdir=données']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ''
+    assert (
+        done.stderr.count('\n') == 1 and 'cannot be encoded as utf-8' in done.stderr and 'LC_ALL=C.UTF-8' in done.stderr
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_path_flag_is_in_the_list(monkeypatch):

@@ -1,5 +1,6 @@
 """Checks of the `--output` of a command before any work begins."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -54,6 +55,24 @@ def check_output(output: Path, source: Path, overwrite: bool, what: str) -> None
     require(output.resolve() != source.resolve(), f'--output={output}: is the {what}', UsageError)
     free = overwrite or not output.exists()
     require(free, f'--output={output}: already exists; choose another name or pass --overwrite', UsageError)
+
+
+def check_checkpoint_folder(folder: Path, flag: str = '--output=') -> None:
+    """Raises UsageError if no checkpoint can be saved in a folder because of a name in its path.
+
+    Orbax lists its files by `glob` with the whole path as pattern, and takes gs:/ for the scheme of a bucket.
+    Tensorstore takes \\ for /.
+
+    Args:
+      folder: need not exist.
+      flag: precedes the path in messages.
+    """
+    path = folder.absolute().as_posix()
+    if found := re.search(r'[*?\[\\]|gs:/', f'{path}/'):
+        raise UsageError(
+            f'{flag}{folder}: no checkpoint can be saved in {path} because of {found.group()!r}; choose a path without '
+            '*, ?, [, \\ and folders whose names end in gs:'
+        )
 
 
 def _check_writable(folder: Path, what: str) -> None:

@@ -5,7 +5,6 @@ Data sources take URLs as well (`data/sources.py`); their local folders come her
 
 import os
 import re
-from pathlib import Path
 from typing import NewType
 
 from fv_jax.core.checks import require
@@ -15,8 +14,6 @@ LocalPath = NewType('LocalPath', str)
 LocalPathOrEmpty = NewType('LocalPathOrEmpty', str)  # '' is none
 
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
-# Orbax lists its files with `glob` on the whole path, tensorstore takes \ for /, and etils reads gs:/ as a bucket's.
-_NOT_SAVABLE = re.compile(r'[*?\[\\]|gs:/')
 
 
 def is_url(text: str) -> bool:
@@ -50,13 +47,3 @@ def _check_encoding(text: str) -> None:
             f'{text!a}: cannot be encoded as {error.encoding}; rename it in ASCII, or run in a UTF-8 locale '
             '(LC_ALL=C.UTF-8)'
         ) from None
-
-
-def check_savable(folder: Path) -> None:
-    """Raises ValueError for a folder in which Orbax cannot save or find a checkpoint because of a name in its path."""
-    path = str(folder.absolute())
-    if found := _NOT_SAVABLE.search(f'{path}/'):
-        raise ValueError(
-            f'{folder}: no checkpoint can be saved in {path}, because of {found.group()!r}; use a path without '
-            '*, ?, [, \\ and names that end in gs:'
-        )
