@@ -81,7 +81,7 @@ def _degrade_strongly(
     for _ in range(COLUMNS if config.strong else 0):
         target = degradations.even_size(config.weak.size(clip.shape[1:3], rng), 1)
         drawn = degradations.sample_strong(rng, config.strong, target=target, frames=len(clip))
-        yield ', '.join(map(str, drawn)), degradations.apply(drawn, clip)
+        yield ', '.join(map(str, drawn)), degradations.apply_steps(drawn, clip)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline, transforms
-from fv_jax.data.loader import LoaderConfig, batches, mixed_batches
+from fv_jax.data.loader import LoaderConfig, load_batches, load_mixed_batches
 from fv_jax.data.shards import provenance, records, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.video import video_io
@@ -227,7 +227,7 @@ def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, ca
     )
     transform = pipeline.clip_transform(data, low_res=True, training=True)
     source = pipeline.open_source(data.train, data, heldout=False)
-    batch = next(batches(source, transform, data.loader))
+    batch = next(load_batches(source, transform, data.loader))
     assert batch['text_BLD'].shape == (8, 16, 64) and batch['text_BLD'].dtype == np.float16
     stage = SuperRes(SuperResConfig(), DiTConfig(text_dim=64))
     text = stage.text(batch | {'z_low_BFHWC': batch['low_res_BFHWC']})
@@ -265,11 +265,9 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
     parts = pipeline.training_sources(data, bad)
     provenance.check_latents(parts, stamp)
     groups = pipeline.group_by_bucket(parts, data, tiny.VAE_CONFIG.latent_spec)
-    batch = next(mixed_batches(pipeline.make_streams(groups, data, low_res=True), data.loader))
+    batch = next(load_mixed_batches(pipeline.make_streams(groups, data, low_res=True), data.loader))
     assert batch['z_high_BFHWC'].shape == batch['z_low_BFHWC'].shape == (2, *latents[1]['z_high'].shape)
-    with pytest.raises(
-        ValueError, match=r'its latents were made with vae \w+, and this run has other; prepare them again'
-    ):
+    with pytest.raises(ValueError, match=r'its latents have vae \w+, but this run has other; prepare them again'):
         provenance.check_latents(parts, {'vae': 'other', 'chunks': [17, 16]})
     with pytest.raises(ValueError, match='chunks'):
         provenance.check_latents(parts, stamp | {'chunks': [13, 12]})
@@ -278,7 +276,7 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
         pipeline.group_by_bucket(parts, wider, tiny.VAE_CONFIG.latent_spec)
     both = dataclasses.replace(data, train=f'{tmp_path}/latents@1+{tmp_path}/clips@1')
     groups = pipeline.group_by_bucket(pipeline.training_sources(both, bad), both, tiny.VAE_CONFIG.latent_spec)
-    with pytest.raises(ConfigError, match='of size 9x64x96 there are both clips and latents'):
+    with pytest.raises(ConfigError, match='bucket 9x64x96 has both clips and latents'):
         pipeline.make_streams(groups, both, low_res=True)
 
 
@@ -322,7 +320,7 @@ def test_embeddings_of_t5_and_what_it_cuts_off(folder: Path, tmp_path: Path, cap
     assert run(tmp_path / 'in', tmp_path / 'out', *flags) == prepare.SKIPPED
     out = capsys.readouterr().out
     assert 'long/a.mp4: the text has ' in out and 'only the first 4 are used' in out and 'short/a.mp4' not in out
-    assert 'odd/a.mp4: its caption cannot be encoded: the text is not Unicode' in out
+    assert 'odd/a.mp4: its caption cannot be encoded: the text is not valid Unicode' in out
     read = list(records.read_records(records.list_shards(tmp_path / 'out')))
     assert [r['source'] for r in read] == ['long/a.mp4'] * 2 + ['short/a.mp4'] * 2
     assert {r['text'].shape for r in read} == {(5, small_text.SMALL.embed_dim)}

@@ -228,7 +228,7 @@ def test_how_many_go_at_once():
     [
         (['--prompt='], ("--prompt=''", 'is empty')),
         (['--prompt=   '], ('is empty',)),
-        (['--prompt=\ud83d'], ('not Unicode',)),
+        (['--prompt=\ud83d'], ('not valid Unicode',)),
         (['--prompts=none.txt'], ('--prompts=none.txt', 'No such file')),
         (['--prompt=x', '--prompts=y'], ('not allowed with',)),
         (['--output=x'], ('--prompt', '--prompts', 'required')),

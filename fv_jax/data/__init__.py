@@ -1,1 +1,1 @@
-"""Film and latents: records, video files, transforms, degradations, the loader, the embedded film."""
+"""Data: clip records and shards, video files, transforms, degradations, the loader, the embedded clips."""

@@ -43,14 +43,14 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class BucketFit:
-    """Which clips fit a bucket.
+    """How clips are fitted to buckets.
 
     Attributes:
       scaled: clips are scaled to cover the bucket, then cropped at the centre; otherwise the bucket is cropped out of
         them without scaling.
       max_upscale: the largest factor by which clips may be enlarged.
-      max_crop_fraction: the largest share of a scaled clip's area that may be cropped away, in [0, 1).
-      exact: take only clips of exactly the bucket's size.
+      max_crop_fraction: the largest fraction of a scaled clip's area that may be cropped, in [0, 1).
+      exact: accept only clips of exactly the bucket's size.
     """
 
     scaled: bool = True
@@ -68,7 +68,7 @@ class BucketFit:
         Args:
           size: (frames, height, width) of the clip; zeros where it is unknown.
           buckets: to choose from.
-          latent_spec: counts tokens: of the buckets that fit, the one with most tokens is taken.
+          latent_spec: counts tokens: of the buckets that fit, the one with most tokens is chosen.
         """
         if 0 in size:
             return 'of unknown size'
@@ -101,7 +101,7 @@ class BucketFit:
         return max(bucket.height / size[1], bucket.width / size[2])
 
     def _cut(self, size: Size, bucket: Bucket) -> float:
-        """Computes the share of the area that cropping to the bucket's aspect ratio removes."""
+        """Computes the fraction of the area that cropping to the bucket's aspect ratio removes."""
         ratio = (bucket.width / bucket.height) / (size[2] / size[1])
         return 1 - min(ratio, 1 / ratio)
 
@@ -123,7 +123,14 @@ class Assignment:
 
 
 def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: BucketFit, latent_spec: LatentSpec) -> Assignment:
-    """Assigns all records of a source to buckets. `sizes`: (n, 3), frames, height and width of each record."""
+    """Assigns all records of a source to buckets.
+
+    Args:
+      sizes: (n, 3), frames, height and width of each record; zeros where unknown.
+      buckets: to choose from.
+      fit: which clips fit.
+      latent_spec: of the VAE.
+    """
     kinds, inverse = np.unique(sizes, axis=0, return_inverse=True)
     goes = [fit.bucket(tuple(int(v) for v in kind), buckets, latent_spec) for kind in kinds]
     indices_by_bucket, skipped = {}, {}
@@ -137,16 +144,22 @@ def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: BucketFit, latent_
 
 
 def batch_size(tokens: int, token_budget: int, multiple: int) -> int:
-    """Computes the largest multiple of `multiple`, and at least that, whose clips are within `token_budget` tokens."""
+    """Computes the batch size of a bucket.
+
+    Args:
+      tokens: of a clip.
+      token_budget: of a batch.
+      multiple: batch sizes are multiples of it, and at least that.
+    """
     return max(token_budget // (tokens * multiple), 1) * multiple
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketSchedule:
-    """Which stream every step takes its batch from.
+    """The stream that each step takes its batch from.
 
     Attributes:
-      shares: each stream's share of the steps, up to a common factor.
+      shares: the fraction of steps of each stream, up to a common factor.
       seed: of the order of the streams.
     """
 
@@ -155,7 +168,7 @@ class BucketSchedule:
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
-        """How many steps of a cycle each stream has, int (streams,)."""
+        """The number of steps of each stream in a cycle, int (streams,)."""
         if len(self.shares) == 1:
             return np.ones(1, int)
         shares = np.asarray(self.shares, float)
@@ -167,6 +180,6 @@ class BucketSchedule:
         return int(self.steps.sum())
 
     def order(self, cycle: int) -> np.ndarray:
-        """Draws the stream of each step of this cycle."""
+        """Draws the order of the streams in a cycle, int (cycle,)."""
         order = np.repeat(np.arange(len(self.steps)), self.steps)
         return np.random.default_rng([self.seed, cycle]).permutation(order)

@@ -69,7 +69,7 @@ class DataSource(Protocol):
 class Shards:
     """A data source of ArrayRecord shards.
 
-    Raises ValueError for a shard that cannot be opened or a damaged record, naming it.
+    Raises ValueError for a shard that cannot be opened or a corrupted record, naming it.
     """
 
     def __init__(self, paths: Sequence[str]):
@@ -149,8 +149,8 @@ class BatchStream:
     share: float = 1.0
 
 
-class _Load:
-    """Loads (source, number of its record) as arrays; reports a bad record and replaces it by another of its source."""
+class _LoadExample:
+    """Loads (source, index in it) as arrays; reports a bad record and replaces it by another of its source."""
 
     def __init__(self, stream: BatchStream, bad: BadRecords):
         self._parts, self._transform, self._bad = stream.parts, stream.transform, bad
@@ -169,7 +169,11 @@ class _Load:
 
 
 def check_streams(streams: Sequence[BatchStream]) -> None:
-    """Raises BadRecordError, naming the source, when none of a source's first records can be used."""
+    """Loads the first records of each source.
+
+    Raises:
+      BadRecordError: none of them can be used; the message names the source.
+    """
     for stream in streams:
         for part in stream.parts:
             for number in range(min(len(part), _TRIES)):
@@ -184,7 +188,7 @@ def check_streams(streams: Sequence[BatchStream]) -> None:
 
 
 class _ProcessExamples:
-    """A data source of this process's examples (2), one after the other."""
+    """A data source of this process's examples (2), in order."""
 
     def __init__(
         self,
@@ -237,7 +241,7 @@ class _ProcessExamples:
         return order, np.cumsum(np.asarray(self._local)[order]), earlier
 
 
-def batches(
+def load_batches(
     source: DataSource,
     transform: Transform,
     config: LoaderConfig,
@@ -246,13 +250,13 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields the batches of one source, as `mixed_batches`; a bad record raises."""
+    """Yields the batches of one source, as `load_mixed_batches`; a bad record raises."""
     stream = BatchStream((WeightedSource('the source', source),), transform, config.batch_size)
     process = process_index, process_count
-    return mixed_batches([stream], config, start_step=start_step, process=process)
+    return load_mixed_batches([stream], config, start_step=start_step, process=process)
 
 
-def mixed_batches(
+def load_mixed_batches(
     streams: Sequence[BatchStream],
     config: LoaderConfig,
     *,
@@ -264,17 +268,17 @@ def mixed_batches(
 
     Args:
       streams: each with a transform to arrays of one shape and dtype from record to record (`transforms.compose`).
-      config: seed, threads. The batch sizes are the streams'.
+      config: seed and threads; the batch sizes are those of the streams.
       start_step: number of batches that were drawn before.
-      process: (index, count), which part of each global batch is wanted; parts are equal, in order.
-      bad: where bad records are counted; None stops at the first.
+      process: (index, count) of the part of each global batch to load; parts are equal, in order.
+      bad: where bad records are counted; None raises at the first.
 
-    Returns:
-      An iterator of dicts of arrays (b, ...). An element's name_FHWC is called name_BFHWC in a batch.
+    Yields:
+      Dicts of arrays (b, ...). An element's name_FHWC is called name_BFHWC in a batch.
 
     Raises:
       ValueError: a batch size does not divide by the processes, or there are no records. Later, while iterating:
-        a damaged record, or records that do not fit in one batch.
+        a corrupted record, or records that cannot be stacked.
     """
     _check(streams, start_step, process)
     bad = bad or BadRecords(BadRecordConfig())
@@ -298,22 +302,22 @@ def _stack_batches(examples: Iterator[dict[str, np.ndarray]], mine: _ProcessExam
 def _stream_examples(stream: BatchStream, seed: int, number: int, bad: BadRecords) -> grain.MapDataset:
     """Builds the endless examples of one stream by (1) and (3)."""
     parts = []
-    # Grain numbers epochs by adding to the seed: neighbouring seeds must not be the same order one epoch apart.
+    # Grain adds the epoch to the seed: orders of adjacent seeds must not be the same, one epoch apart.
     order_seed, transform_seed, *others = _seeds(seed, number, len(stream.parts))
     for i, part in enumerate(stream.parts):
         order = grain.MapDataset.range(len(part)).shuffle(seed=[order_seed, *others][i]).repeat()
-        parts.append(order.map(functools.partial(_tagged, i)))
+        parts.append(order.map(functools.partial(_tag_index, i)))
     weights = [part.weight for part in stream.parts]
     examples = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-    return examples.random_map(_Load(stream, bad), seed=transform_seed)
+    return examples.random_map(_LoadExample(stream, bad), seed=transform_seed)
 
 
-def _tagged(part: int, number: int) -> tuple[int, int]:
+def _tag_index(part: int, number: int) -> tuple[int, int]:
     return part, int(number)
 
 
 def _seeds(seed: int, number: int, parts: int) -> list[int]:
-    """Derives a stream's seeds: of its first source's order, of its transforms, of its other sources' orders."""
+    """Derives a stream's seeds: of its first source's order, its transforms, the orders of its other sources."""
     entropy = seed if number == 0 else [seed, number]
     return [int(s) for s in np.random.SeedSequence(entropy).generate_state(1 + parts)]
 
@@ -335,13 +339,13 @@ def _check(streams: Sequence[BatchStream], start_step: int, process: tuple[int, 
 def stack(elements: Sequence[dict[str, np.ndarray]]) -> Batch:
     """Stacks elements into one batch: name_FHWC (F, H, W, C) becomes name_BFHWC (B, F, H, W, C).
 
-    Raises ValueError when they differ in keys, shapes or dtypes.
+    Raises ValueError if they differ in keys, shapes or dtypes.
     """
     first = elements[0]
     for element in elements:
         if element.keys() != first.keys():
             odd = sorted(element.keys() ^ first.keys())
-            raise ValueError(f'some records have {", ".join(odd)} and some have not: they do not fit in one batch')
+            raise ValueError(f'some records have {", ".join(odd)} and some do not: they cannot be stacked in one batch')
     batch = {}
     for key in first:
         arrays = [np.asarray(element[key]) for element in elements]

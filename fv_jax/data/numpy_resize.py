@@ -1,13 +1,13 @@
-"""Antialiased resizing for the workers that must not start JAX.
+"""Antialiased resizing with NumPy, for loader threads, which must not start JAX.
 
 Half-pixel centres, edges clamped. With s = size_in / size_out and r = max(s, 1), output i is the mean
 of the inputs j weighted by
 
   w_ij = k((j + 1/2 - (i + 1/2) s) / r)                                                         (1)
 
-normalised over j, where k is the triangle (bilinear: the official resize between the stages, model guide 5.4;
-`core/resize.py` is the same in JAX) or Keys' cubic with a = -1/2 (bicubic: sharper, for cutting clips from
-larger film).
+normalized over j, where k is the triangle (bilinear: the official resize between the stages, model guide 5.4;
+`core/resize.py` is the same in JAX) or Keys' cubic with a = -1/2 (bicubic: sharper, for extracting clips from
+larger videos).
 """
 
 import math
@@ -18,8 +18,16 @@ from PIL import Image
 
 
 def resize_bilinear(frames_FHWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float32 frames to float32 frames of `size` = (height, width), (1) with the triangle."""
-    # OpenCV is the fastest; it does not widen the triangle (r = 1), which is right only where nothing shrinks.
+    """Resizes frames by (1) with the triangle.
+
+    Args:
+      frames_FHWC: float32, of any range.
+      size: (height, width) of the output.
+
+    Returns:
+      float32 (F, height, width, C).
+    """
+    # OpenCV is the fastest, but does not widen the triangle (r = 1): correct only for enlarging.
     grows = size[0] >= frames_FHWC.shape[1] and size[1] >= frames_FHWC.shape[2]
     one = _enlarge if grows else _shrink
     out = np.empty((len(frames_FHWC), *size, frames_FHWC.shape[3]), np.float32)
@@ -33,13 +41,13 @@ def _enlarge(frame_HWC: np.ndarray, out_HWC: np.ndarray) -> None:
 
 
 def _shrink(frame_HWC: np.ndarray, out_HWC: np.ndarray) -> None:
-    """Rows first, then columns, each output line from the few input lines that (1) reaches."""
-    rows_PWC = _weighted_lines(frame_HWC, out_HWC.shape[0])
-    out_HWC[...] = _weighted_lines(rows_PWC.swapaxes(0, 1), out_HWC.shape[1]).swapaxes(0, 1)
+    """Resizes rows first, then columns, each output line from the few input lines with weight in (1)."""
+    rows_PWC = _resample_lines(frame_HWC, out_HWC.shape[0])
+    out_HWC[...] = _resample_lines(rows_PWC.swapaxes(0, 1), out_HWC.shape[1]).swapaxes(0, 1)
 
 
-def _weighted_lines(lines: np.ndarray, count: int) -> np.ndarray:
-    """(1) along the first axis, to `count` lines."""
+def _resample_lines(lines: np.ndarray, count: int) -> np.ndarray:
+    """Resamples along the first axis to `count` lines by (1)."""
     ratio = len(lines) / count
     reach = max(ratio, 1.0)
     flat = np.ascontiguousarray(lines, np.float32).reshape(len(lines), -1)
@@ -53,7 +61,15 @@ def _weighted_lines(lines: np.ndarray, count: int) -> np.ndarray:
 
 
 def resize_uint8(frames_FHWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 RGB frames to uint8 frames of `size` = (height, width), (1) with the cubic, rounded and clipped."""
+    """Resizes frames by (1) with the cubic.
+
+    Args:
+      frames_FHWC: uint8 RGB.
+      size: (height, width) of the output.
+
+    Returns:
+      uint8 (F, height, width, 3), rounded and clipped.
+    """
     if frames_FHWC.shape[1:3] == size:
         return frames_FHWC
     frames = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames_FHWC)
@@ -61,7 +77,7 @@ def resize_uint8(frames_FHWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def crop_to_aspect(frames_FHWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest centred part of the frames that has the aspect ratio of `size`, to a pixel. A view."""
+    """Returns the largest centred crop with the aspect ratio of `size`, to a pixel, as a view."""
     height, width = frames_FHWC.shape[1:3]
     scale = min(height / size[0], width / size[1])
     crop = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -21,9 +21,9 @@ from fv_jax.data.loader import (
     DataSource,
     LoaderConfig,
     WeightedSource,
-    batches,
     check_streams,
-    mixed_batches,
+    load_batches,
+    load_mixed_batches,
 )
 from fv_jax.data.shards import provenance
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
@@ -58,16 +58,17 @@ class DataConfig:
       loader: batch size, seed and threads.
       train, heldout: names of sources (`sources.py`): 'embedded', 'synthetic', a folder of shards, 'images:FOLDER',
         'stills:NAME', 'pingpong:NAME', joined by '+', each with '@weight' to mix them; quotes around names that
-        hold these. '' as heldout is none.
-      frames, height, width: size of a clip; larger ones are cut to a window in time and, per `fit`, cropped or resized.
-      buckets: sizes to train at in place of that one; every clip goes to the one that fits best (`BucketFit`).
+        contain these. heldout='' is none.
+      frames, height, width: size of a clip; longer ones are cropped in time and, by `fit`, larger ones cropped or
+        resized.
+      buckets: sizes to train at instead of that one; every clip is assigned to the best fit (`BucketFit`).
       token_budget: video tokens of a global batch: each bucket's batch size is the largest multiple of batch_multiple
         within it (choose one that every number of processes divides). None uses loader.batch_size for all.
       fit: 'crop' crops height x width, at random in training; 'resize' scales to cover, then crops at the centre.
       max_upscale, max_crop_fraction: of `BucketFit`, where clips are resized.
       max_pan: pixels per frame; with 'crop' in training, half of the crops pan at constant velocity, at most so fast.
       flip: mirror half of the training clips.
-      in_memory: decode every training clip once and keep it; for data sets of some hundred megabytes.
+      in_memory: decode every training clip once and keep it in memory; for data sets of a few hundred megabytes.
       eval_clips: how many held-out clips are evaluated.
       heldout_size: their (frames, height, width); None for that of training.
       weak, strong, strong_probability: how degraded variants are made (`Degradation`).
@@ -148,8 +149,8 @@ def open_source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords
     Args:
       name: as in `DataConfig.train`; weights are ignored.
       config: sizes, and whether to keep records in memory.
-      heldout: whether held-out clips are wanted, of a source that has both.
-      bad: counts shards that cannot be opened; without it, the first raises.
+      heldout: whether to open the held-out clips, of a source that has both.
+      bad: counts shards that cannot be opened; None raises at the first.
 
     Raises:
       ValueError: the source does not exist or holds no records.
@@ -160,7 +161,7 @@ def open_source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords
 
 
 def training_sources(config: DataConfig, bad: BadRecords) -> list[WeightedSource]:
-    """Opens the sources of `config.train`: one concatenation of all, or, where they have weights, each separately."""
+    """Opens the sources of `config.train`: one concatenation of all, or, if they have weights, each separately."""
     named = sources.parse(config.train)
     if named[0][1] is None:
         return [WeightedSource(config.train, open_source(config.train, config, heldout=False, bad=bad))]
@@ -183,7 +184,7 @@ def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecor
         return Examples(rest if is_url(rest) else expand_path(rest))
     if kind == IMAGES:
         return sources.ImageFolder(expand_path(rest))
-    shards = sources.embedded_shards(heldout=heldout) if name == EMBEDDED else sources.open_shards(name, bad)
+    shards = sources.open_embedded_shards(heldout=heldout) if name == EMBEDDED else sources.open_shards(name, bad)
     return sources.InMemory(shards) if config.in_memory and not heldout else shards
 
 
@@ -254,10 +255,10 @@ def group_by_bucket(parts: Sequence[WeightedSource], config: DataConfig, latent_
 def _assign_to_buckets(
     part: WeightedSource, config: DataConfig, latent_spec: LatentSpec
 ) -> dict[Bucket, WeightedSource]:
-    sizes = sources.sizes_of(part.source)
-    if sizes is None:  # a source that draws its clips at the one size that it is given
+    sizes = sources.read_sizes(part.source)
+    if sizes is None:  # a source that renders its clips at one given size
         if config.buckets:
-            raise ConfigError(f'buckets: {part.name} is drawn at one size; leave buckets empty, or leave it out')
+            raise ConfigError(f'buckets: {part.name} has one size; leave buckets empty, or remove it from train')
         return {config.sizes[0]: part}
     fit = bucketing.EXACT_FIT if provenance.is_latent_source(part.source) else config.clip_fit
     assignment = bucketing.assign(sizes, config.sizes, fit, latent_spec)
@@ -289,7 +290,7 @@ def make_streams(
     for group in found:
         kinds = {provenance.is_latent_source(part.source) for part in group.parts}
         if len(kinds) > 1:
-            raise ConfigError(f'train: of size {group.bucket} there are both clips and latents; train on one of them')
+            raise ConfigError(f'train: bucket {group.bucket} has both clips and latents; remove one of them')
         transform = training_transform(config, group.bucket, low_res=low_res, text=text)
         if kinds == {True}:
             embed = [] if text is None else [transforms.EmbedCaption(text)]
@@ -353,8 +354,8 @@ def _clip_transform(
 def train_batches(
     drawn: Sequence[BatchStream], config: DataConfig, bad: BadRecords, *, start_step: int, process: tuple[int, int]
 ) -> Iterator[Batch]:
-    """Yields this process's training batches without end, from `start_step` on; process = (index, count)."""
-    return mixed_batches(drawn, config.loader, start_step=start_step, process=process, bad=bad)
+    """Yields this process's training batches without end, from `start_step` on; `process` is (index, count)."""
+    return load_mixed_batches(drawn, config.loader, start_step=start_step, process=process, bad=bad)
 
 
 def heldout_clips(records: DataSource, transform: transforms.Transform, config: DataConfig) -> list[Batch]:
@@ -373,7 +374,7 @@ def load_heldout(records: DataSource, transform: transforms.Transform, clips: Se
     """
     one = LoaderConfig(batch_size=1, num_threads=0)
     loaded = {
-        int(i): next(batches([records[int(i)]], transform, dataclasses.replace(one, seed=int(i))))
+        int(i): next(load_batches([records[int(i)]], transform, dataclasses.replace(one, seed=int(i))))
         for i in dict.fromkeys(clips)
     }
     return {name: np.concatenate([loaded[int(i)][name] for i in clips]) for name in loaded[int(clips[0])]}

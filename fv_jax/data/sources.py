@@ -2,15 +2,15 @@
 
   embedded            the video clips in the package
   synthetic           drifting sinusoids, for smoke tests
-  sprites, sprite_crops      drawn, with captions (`sprites.source`); 'sprites:500' for 500 clips
+  sprites, sprite_crops      rendered, with captions (`sprites.open_source`); 'sprites:500' for 500 clips
   stills:NAME         the first frame of every clip of another source, as images
-  pingpong:NAME          every clip of another source forth, back and forth again: longer clips
-  images:FOLDER       pictures (png, jpg, jpeg, webp), with captions as beside films (`captions.py`)
-  tfds:FOLDER         a TFDS data set of videos, prepared there (`video_dataset.py`)
+  pingpong:NAME       every clip of another source forwards, backwards and forwards again: longer clips
+  images:FOLDER       images (png, jpg, jpeg, webp), with captions as of videos (`captions.py`)
+  tfds:FOLDER         a prepared TFDS data set of videos (`tfds_builder.py`)
   gs://BUCKET/FOLDER  or another URL that fsspec knows: shards, copied to a local folder when opened
   FOLDER              shards that `prepare` wrote
 
-Several are joined by '+' into one source, whose records are equally likely. With a weight behind each, as in
+Several are joined by '+' into one source, whose records are equally likely. With a weight after each, as in
 'data/clips@3+images:photos@1', examples are drawn from them in that proportion, however many records they have.
 Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
@@ -60,7 +60,7 @@ def parse(names: str) -> list[tuple[str, float | None]]:
         parts.append((name.replace('"', ''), _parse_weight(part, weight[0], hint) if weight else None))
     weighted = [weight is not None for _, weight in parts]
     if any(weighted) and not all(weighted):
-        raise ConfigError(f'{names}: some sources have a weight and some have not; give all of them one, or none')
+        raise ConfigError(f'{names}: some sources have a weight and some do not; give all of them one, or none')
     return parts
 
 
@@ -92,7 +92,7 @@ class ConcatSource:
         return record_name(part, local)
 
     def sizes(self) -> np.ndarray | None:
-        found = [sizes_of(part) for part in self._parts]
+        found = [read_sizes(part) for part in self._parts]
         return None if any(sizes is None for sizes in found) else np.concatenate(found)
 
     def _locate(self, index: int) -> tuple[DataSource, int]:
@@ -106,7 +106,7 @@ class InMemory:
     def __init__(self, source: DataSource):
         self._names = [record_name(source, i) for i in range(len(source))]
         self._records = [_decode_record(source, i) for i in range(len(source))]
-        self._sizes, self.sources = sizes_of(source), (source,)
+        self._sizes, self.sources = read_sizes(source), (source,)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -153,7 +153,7 @@ class MappedSource:
         return record_name(self._source, index)
 
     def sizes(self) -> np.ndarray | None:
-        sizes = sizes_of(self._source)
+        sizes = read_sizes(self._source)
         return None if sizes is None else np.column_stack([self._counts(sizes[:, 0]), sizes[:, 1:]])
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ class FirstFrames(MappedSource):
 
 
 class PingPong(MappedSource):
-    """A source's clips played forwards, backwards and forwards again: 3 F - 2 frames from F."""
+    """A source's clips played forwards, backwards and forwards again: 3 F - 2 frames of F."""
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
         forth = video_io.decode(video).frames if isinstance(video, bytes) else video
@@ -205,7 +205,7 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Record:
         path = self._files[index]
         unreadable = OSError, SyntaxError, Image.DecompressionBombError
-        with error_context(f'{path}: not a picture that can be read: ', unreadable), _open(path) as image:
+        with error_context(f'{path}: not an image that can be read: ', unreadable), _open(path) as image:
             frame = np.asarray(image.convert('RGB'))
         record = {'video': frame[None], 'fps': 1.0, 'frames': 1, 'height': frame.shape[0], 'width': frame.shape[1]}
         caption = self._captions.find(path)
@@ -227,14 +227,15 @@ class ImageFolder:
 
 
 def _open(path: Path) -> Image.Image:
-    """A picture of the kinds that are looked for, whatever the file's name says: other readers run other programs."""
+    """Opens an image of IMAGE_SUFFIXES, whatever its suffix; readers of other formats run other programs."""
     return Image.open(path, formats=FORMATS)
 
 
 def open_shards(folder: str, bad: BadRecords) -> Shards:
-    """The shards of a folder, local or by URL; those that cannot be opened are reported and left out.
+    """Opens the shards of a folder, local or by URL; those that cannot be opened are reported and skipped.
 
-    Raises ValueError when there are none that can.
+    Raises:
+      ValueError: no shard can be opened.
     """
     paths = list_shards(local_copy(folder) if is_url(folder) else expand_path(folder))
     good = []
@@ -250,10 +251,10 @@ def open_shards(folder: str, bad: BadRecords) -> Shards:
 
 
 def local_copy(url: str) -> str:
-    """A local folder with the files of a remote one; files that are there already, of the same size, are kept.
+    """Copies a remote folder to a local one; files of the same size are not copied again.
 
-    It lies under $FV_JAX_CACHE, or else under the system's folder for temporary files. ArrayRecord's reader opens local
-    files only.
+    The local folder is in $FV_JAX_CACHE, or else in the system's folder for temporary files. ArrayRecord's reader opens
+    local files only.
     """
     with error_context(f'{url}: cannot be read: ', (ImportError, ValueError, OSError)):
         files, root = fsspec.core.url_to_fs(url)
@@ -271,7 +272,7 @@ def local_copy(url: str) -> str:
     return str(folder)
 
 
-def embedded_shards(*, heldout: bool) -> Shards:
+def open_embedded_shards(*, heldout: bool) -> Shards:
     """Opens the video clips in the package."""
     return Shards(embedded.heldout_shards() if heldout else embedded.train_shards())
 
@@ -282,7 +283,7 @@ def record_name(source: DataSource, index: int) -> str:
     return named(index) if named else f'record {index}'
 
 
-def sizes_of(source: DataSource) -> np.ndarray | None:
+def read_sizes(source: DataSource) -> np.ndarray | None:
     """Reads the frames, height and width of every record, int (n, 3).
 
     Zeros where a record does not state its size. None for sources that draw their clips at a given size.
@@ -311,7 +312,7 @@ def _size(record: Record) -> tuple[int, int, int]:
 
 
 def _shard_sizes(source: Shards) -> np.ndarray:
-    """From the sets' NAME.json where it tells; else every record is read."""
+    """Reads the sizes of all records from NAME.json; the records themselves if it has none."""
     sizes, known = np.zeros((len(source), 3), int), True
     runs: dict[str, np.ndarray] = {}
     start = 0
@@ -331,11 +332,9 @@ def _shard_sizes(source: Shards) -> np.ndarray:
 
 
 def _indexed_sizes(index: dict) -> np.ndarray:
-    """The sizes of a whole set, as its NAME.json tells them, (frames, height, width, how many) in a row; empty if it
-    does not.
-    """
+    """Reads the sizes of all records of a set from its NAME.json, int (n, 3); empty if it has none."""
     runs = index.get('sizes')
-    if runs is None and isinstance(config := index.get('config'), dict):  # of sets written before sizes were noted
+    if runs is None and isinstance(config := index.get('config'), dict):  # of sets written before sizes were stored
         sides = [config.get(key) for key in ('frames', 'height', 'width')]
         runs = [[*sides, index.get('records', 0)]] if all(isinstance(side, int) for side in sides) else None
     if not runs or any(run[0] == 0 or max(run) >= 2**40 for run in runs):

@@ -8,9 +8,9 @@ A record's own keys are those of `records.py`; the arrays made here have their d
   video_FHWC      uint8, decoded
   high_res_FHWC   float32 in [-1, 1]; `degradations.py` makes low_res_FHWC beside it
   z_high_FHWC, z_low_FHWC      latents
-  text_LD         a text embedding, where the record holds one under `text`
+  text_LD         a text embedding, from `text` of the record
 
-and the loader puts the batch in front of it: high_res_BFHWC.
+and the loader adds the batch dimension: high_res_BFHWC.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from fv_jax.data.shards.records import Record
 from fv_jax.data.video import video_io
 from fv_jax.text.encoder import TextEncoder, embed_caption
 
-# Arrays that come from a record as they are: whatever made them may have let a NaN through.
+# Arrays that are stored in records, which may contain NaN.
 _STORED = frozenset({'text_LD', 'z_high_FHWC', 'z_low_FHWC'})
 
 Transform = Callable[[Record, np.random.Generator], Record]
@@ -42,28 +42,29 @@ def compose(*transforms: Transform) -> Transform:
 
 
 def decode_video(record: Record, rng: np.random.Generator) -> Record:
-    """`video` (mp4 bytes or a uint8 array) -> video_FHWC.
+    """Decodes `video` (mp4 bytes or a uint8 array) to video_FHWC.
 
-    Raises ValueError for what is damaged, is no uint8 video, or holds fewer frames than its record says.
+    Raises:
+      ValueError: the video is corrupted, not uint8, or has fewer frames than its record states.
     """
     del rng
     record = dict(record)
-    require('video' in record, f'the record has no video; it has {", ".join(sorted(record))}')
+    require('video' in record, f'the record has no video, only {", ".join(sorted(record))}')
     video = record.pop('video')
     frames = video_io.decode(video).frames if isinstance(video, bytes) else np.asarray(video)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(f'its video must be uint8 (F, H, W, 3), and is {frames.dtype} {list(frames.shape)}')
-    if len(frames) < (said := record.get('frames') or 0):
-        raise ValueError(f'its video has {len(frames)} frames, and the record says {said}')
+        raise ValueError(f'its video must be uint8 (F, H, W, 3) (got {frames.dtype} {list(frames.shape)})')
+    if len(frames) < (stated := record.get('frames') or 0):
+        raise ValueError(f'its video has {len(frames)} frames, but the record states {stated}')
     record['video_FHWC'] = frames
     return record
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Cuts `frames` consecutive frames out of video_FHWC, at random or from the middle.
+    """Crops `frames` consecutive frames of video_FHWC, at random or in the middle.
 
-    Raises ValueError on a shorter clip, which padded with its last frame would train the network on motion that stops.
+    Raises ValueError for a shorter clip: padding it with its last frame would train the network on motion that stops.
     """
 
     frames: int
@@ -72,13 +73,13 @@ class Window:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         video = record['video_FHWC']
         spare = len(video) - self.frames
-        require(spare >= 0, f'its video has {len(video)} frames, and {self.frames} are needed')
+        require(spare >= 0, f'its video must have at least {self.frames} frames (got {len(video)})')
         start = _offset(spare, rng if self.random else None)
         return record | {'video_FHWC': video[start : start + self.frames]}
 
 
 def _offset(spare: int, rng: np.random.Generator | None) -> int:
-    """Draws the start of a crop that is `spare` shorter than its source; without a generator it is centred."""
+    """Draws the start of a crop that is `spare` shorter than its source; centred without a generator."""
     spare = max(spare, 0)
     return spare // 2 if rng is None else int(rng.integers(spare + 1))
 
@@ -98,12 +99,12 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Crops height x width out of video_FHWC, at random or at the centre.
+    """Crops height x width of video_FHWC, at random or at the centre.
 
     With `max_pan`, in pixels per frame, half of the random crops pan over the image at a constant velocity, small
-    velocities more often than large ones, which adds camera motion. Otherwise all frames are cropped at one place.
+    velocities more often than large ones, which adds camera motion. Otherwise all frames are cropped at one position.
 
-    Raises ValueError on a smaller clip.
+    Raises ValueError for a smaller clip.
     """
 
     height: int
@@ -127,7 +128,7 @@ def _crop(
 
 
 def _spare(array: np.ndarray, size: tuple[int, int], what: str) -> tuple[int, int]:
-    """Computes how much higher and wider an array is than a crop. Raises ValueError where it is smaller."""
+    """Computes how much larger (height, width) an array is than a crop. Raises ValueError if it is smaller."""
     height, width = array.shape[1:3]
     if height < size[0] or width < size[1]:
         raise ValueError(f'cannot crop {size[0]}x{size[1]} out of a {what} of {height}x{width}')
@@ -150,7 +151,7 @@ def _panning_crop(
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Mirrors video_FHWC left to right with this probability; unsuitable where captions mention left or right."""
+    """Mirrors video_FHWC left to right with this probability; unsuitable for captions that mention left or right."""
 
     probability: float = 0.5
 
@@ -195,7 +196,7 @@ class Latents:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         record = dict(record)
         if missing := [key for key in ('z_high', 'z_low') if not isinstance(record.get(key), np.ndarray)]:
-            raise ValueError(f'the record has no {" and no ".join(missing)}; it has {", ".join(sorted(record))}')
+            raise ValueError(f'the record has no {" and no ".join(missing)}, only {", ".join(sorted(record))}')
         z_high, z_low = record.pop('z_high'), record.pop('z_low')
         if z_low.shape[1:] != z_high.shape:
             raise ValueError(f'z_low {z_low.shape} must be a stack of arrays like z_high {z_high.shape}')
@@ -207,7 +208,7 @@ class Latents:
 
 @dataclasses.dataclass(frozen=True)
 class EmbedCaption:
-    """Embeds the caption of a record that holds no embedding yet; zeros, the unconditional input, without a caption."""
+    """Embeds the caption of a record without an embedding; zeros, the unconditional input, without a caption."""
 
     encoder: TextEncoder
 

@@ -22,7 +22,7 @@ import torch
 from configs import degradations as published
 from fv_jax.core.config import build
 from fv_jax.data.degradation.degradations import Degradation, Degrade
-from fv_jax.data.loader import LoaderConfig, batches
+from fv_jax.data.loader import LoaderConfig, load_batches
 from fv_jax.data.transforms import Flip, compose, decode_video, keep_arrays, normalize_video
 from fv_jax.data.video import video_io
 from tests.benchmarks import plain_torch_data
@@ -82,7 +82,7 @@ def _ours(videos: list[bytes], strong: dict | None, cores: int) -> Iterator:
     degraded = Degrade(build(Degradation, values))
     transform = compose(decode_video, Flip(), normalize_video, degraded, keep_arrays)
     config = LoaderConfig(batch_size=1, num_threads=cores if cores > 1 else 0, prefetch_batches=2 * cores)
-    return batches([{'video': video} for video in videos], transform, config)
+    return load_batches([{'video': video} for video in videos], transform, config)
 
 
 def _film(frames: int, size: tuple[int, int], seed: int) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import loader
-from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, batches, mixed_batches
+from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, load_batches, load_mixed_batches
 from fv_jax.data.shards import records
 from fv_jax.data.shards.records import Record
 
@@ -40,7 +40,7 @@ def take(count: int, source=None, *, start_step: int = 0, process_count: int = 1
     config = LoaderConfig(**{'batch_size': BATCH, 'seed': 3, 'num_threads': 2, **config})
     parts = [
         itertools.islice(
-            batches(
+            load_batches(
                 source or InMemory(),
                 draw,
                 config,
@@ -90,7 +90,7 @@ def test_a_restart_goes_on_where_it_was_with_another_number_of_processes(alone: 
 
 def test_going_to_a_step_reads_nothing_before_it() -> None:
     source = InMemory()
-    iterator = batches(source, draw, LoaderConfig(BATCH, num_threads=0), start_step=10**12)
+    iterator = load_batches(source, draw, LoaderConfig(BATCH, num_threads=0), start_step=10**12)
     next(iterator)
     assert len(source.reads) == BATCH
 
@@ -117,7 +117,7 @@ def test_threads_change_nothing(alone: list[dict], num_threads: int) -> None:
 def test_reading_ahead_is_bounded() -> None:
     source = InMemory(1000)
     config = LoaderConfig(BATCH, num_threads=3, prefetch_batches=2)
-    iterator = batches(source, draw, config)
+    iterator = load_batches(source, draw, config)
     next(iterator)
     ready = threading.Event()
     ready.wait(0.3)  # long enough for an unbounded reader to have read everything
@@ -126,21 +126,21 @@ def test_reading_ahead_is_bounded() -> None:
 
 def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r'batch_size=6: does not divide over 4 processes; use 4 or 8'):
-        batches(InMemory(), draw, LoaderConfig(6), process_count=4)
+        load_batches(InMemory(), draw, LoaderConfig(6), process_count=4)
     with pytest.raises(ValueError, match='batch_size=3: does not divide over 4 processes; use 4'):
-        batches(InMemory(), draw, LoaderConfig(3), process_count=4)
+        load_batches(InMemory(), draw, LoaderConfig(3), process_count=4)
     with pytest.raises(ValueError, match='process_index=2: must be from 0 to 1'):
-        batches(InMemory(), draw, LoaderConfig(4), process_index=2, process_count=2)
+        load_batches(InMemory(), draw, LoaderConfig(4), process_index=2, process_count=2)
     with pytest.raises(ValueError, match='start_step=-1'):
-        batches(InMemory(), draw, LoaderConfig(4), start_step=-1)
+        load_batches(InMemory(), draw, LoaderConfig(4), start_step=-1)
     with pytest.raises(ValueError, match='no records'):
-        batches([], draw, LoaderConfig(4))
+        load_batches([], draw, LoaderConfig(4))
     with pytest.raises(ConfigError, match='batch_size=0'):
         LoaderConfig(0)
 
 
 def test_records_that_do_not_fit_one_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match='some records have b and some have not'):
+    with pytest.raises(ValueError, match='some records have b and some do not'):
         loader.stack([{'a': np.zeros(2)}, {'a': np.zeros(2), 'b': np.zeros(2)}])
     with pytest.raises(ValueError, match=r'x_HW is float64\[2, 2\] in one record and float64\[2, 3\] in another'):
         loader.stack([{'x_HW': np.zeros((2, 2))}, {'x_HW': np.zeros((2, 3))}])
@@ -168,7 +168,7 @@ STREAMS = [
 def mixed(count: int, *, start_step: int = 0, process_count: int = 1, threads: int = 2) -> list[dict]:
     config = LoaderConfig(4, seed=3, num_threads=threads)
     parts = [
-        itertools.islice(mixed_batches(STREAMS, config, start_step=start_step, process=(p, process_count)), count)
+        itertools.islice(load_mixed_batches(STREAMS, config, start_step=start_step, process=(p, process_count)), count)
         for p in range(process_count)
     ]
     return [{k: np.concatenate([b[k] for b in together]) for k in together[0]} for together in zip(*parts, strict=True)]
@@ -206,7 +206,7 @@ def test_weights_are_of_rows_not_of_records() -> None:
     streams = [
         BatchStream((WeightedSource('a', [{'i': 0}]), WeightedSource('b', [{'i': 1}] * 7, weight=3.0)), tagged(0, 2), 4)
     ]
-    rows = np.concatenate([b['i_BL'][:, 0] for b in itertools.islice(mixed_batches(streams, config), 100)])
+    rows = np.concatenate([b['i_BL'][:, 0] for b in itertools.islice(load_mixed_batches(streams, config), 100)])
     assert rows.mean() == 0.75
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_record_is_named_when_it_is_drawn(tmp_path: Path) -> None:
             assert f'clips-00001-of-00002.array_record, record {i - 20}: damaged' in str(error)
     assert counts == {'good': 39, 'bad': 1}
     with pytest.raises(ValueError, match=r'record 1.: damaged'):
-        list(itertools.islice(batches(shards, draw, LoaderConfig(4)), 10))
+        list(itertools.islice(load_batches(shards, draw, LoaderConfig(4)), 10))
 
 
 def test_shards_that_are_not_there_or_cut_off_are_named(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_a_source_of_which_nothing_fits_is_named(tmp_path):
     config = dataclasses.replace(SMALL, train=str(tmp_path))
     with pytest.raises(ValueError, match=f'{tmp_path}: none of its 1 clips can be trained on: 1 smaller than 32x48'):
         first_batches(config)
-    with pytest.raises(ConfigError, match='buckets: sprites is drawn at one size'):
+    with pytest.raises(ConfigError, match='buckets: sprites has one size'):
         first_batches(dataclasses.replace(SMALL, train='sprites', buckets=(Bucket(9, 16, 16), Bucket(9, 16, 32))))
 
 

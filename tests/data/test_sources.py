@@ -24,7 +24,7 @@ def strict() -> BadRecords:
 def test_names_and_weights():
     assert sources.parse('a/b+embedded') == [('a/b', None), ('embedded', None)]
     assert sources.parse('sprites:500@3+images:x@0.5') == [('sprites:500', 3.0), ('images:x', 0.5)]
-    with pytest.raises(ConfigError, match='some sources have a weight and some have not'):
+    with pytest.raises(ConfigError, match='some sources have a weight and some do not'):
         sources.parse('a@2+b')
     for name in ('a@0', 'a@x', 'a@-1', 'a@inf', 'gs://user@host/a', 'a@'):
         with pytest.raises(ConfigError, match=r'weight above 0 after the @; a name with .* in double quotes'):
@@ -60,7 +60,7 @@ def test_pictures_with_captions(tmp_path):
     np.testing.assert_array_equal(found[2]['video'][0], picture)
     assert found[2]['caption'] == 'waves' and found[0]['video'].shape == (1, 20, 30, 3) and 'caption' not in found[0]
     for i in (1, 3):
-        with pytest.raises(ValueError, match=f'{found.record_name(i)}: not a picture that can be read'):
+        with pytest.raises(ValueError, match=f'{found.record_name(i)}: not an image that can be read'):
             found[i]
     with pytest.raises(ValueError, match='no such folder'):
         sources.ImageFolder(tmp_path / 'x')
@@ -80,20 +80,20 @@ def write(folder, count: int = 3) -> list[str]:
 def test_sizes_of_shards_are_told_or_measured(tmp_path):
     paths = write(tmp_path)
     expected = [[9, 32, 48], [9, 32, 48], [17, 32, 48]]
-    assert sources.sizes_of(Shards(paths)).tolist() == expected
-    assert sources.sizes_of(Shards(paths[1:])).tolist() == expected[2:]  # a shard was left out
+    assert sources.read_sizes(Shards(paths)).tolist() == expected
+    assert sources.read_sizes(Shards(paths[1:])).tolist() == expected[2:]  # a shard was left out
     index = json.loads((tmp_path / 'clips.json').read_text())
     assert index['sizes'] == [[9, 32, 48, 2], [17, 32, 48, 1]]
     old = {key: index[key] for key in ('name', 'records', 'shards')}
     (tmp_path / 'clips.json').write_text(json.dumps(old))
-    assert sources.sizes_of(Shards(paths)).tolist() == expected
+    assert sources.read_sizes(Shards(paths)).tolist() == expected
     old['config'] = {'frames': 5, 'height': 6, 'width': 7}  # as older sets tell it
     (tmp_path / 'clips.json').write_text(json.dumps(old))
-    assert sources.sizes_of(Shards(paths)).tolist() == [[5, 6, 7]] * 3
+    assert sources.read_sizes(Shards(paths)).tolist() == [[5, 6, 7]] * 3
     (tmp_path / 'clips.json').unlink()
-    assert sources.sizes_of(Shards(paths)).tolist() == expected
+    assert sources.read_sizes(Shards(paths)).tolist() == expected
     bare = [{'video': video_io.encode_bytes(films.pattern(9, 32, 48), 24)}, {'caption': 'no video'}]
-    assert sources.sizes_of(bare).tolist() == [[9, 32, 48], [0, 0, 0]]
+    assert sources.read_sizes(bare).tolist() == [[9, 32, 48], [0, 0, 0]]
 
 
 def test_stills_are_first_frames(tmp_path):
@@ -130,7 +130,7 @@ def test_shards_far_away_are_copied_once(tmp_path, monkeypatch):
         far.put_file(path, f'/bucket/clips/{os.path.basename(path)}')
     here = sources.open_shards('memory://bucket/clips', strict())
     assert len(here) == 3 and here[1] == Shards(paths)[1]
-    assert sources.sizes_of(here).tolist() == sources.sizes_of(Shards(paths)).tolist()
+    assert sources.read_sizes(here).tolist() == sources.read_sizes(Shards(paths)).tolist()
     before = {path: os.stat(path).st_mtime_ns for path in here.paths}
     again = sources.open_shards('memory://bucket/clips', strict())
     assert {path: os.stat(path).st_mtime_ns for path in again.paths} == before

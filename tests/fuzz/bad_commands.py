@@ -65,7 +65,7 @@ def nothing_begins() -> Iterator[None]:
     begins = {
         train: ('write_run_config',),
         initialization.jax: ('jit',),
-        plan.planner.programs: ('largest',),
+        plan.planner.programs: ('largest_bucket',),
         prepare.clips: ('extract_clips',),
         degrade.degradations: ('degrade_weak',),
         sample: ('write_clip',),

@@ -22,7 +22,7 @@ import numpy as np
 
 from fv_jax import prepare
 from fv_jax.data import sources
-from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, mixed_batches
+from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, load_mixed_batches
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
 from fv_jax.data.shards.records import RecordWriter
 from tests.data import films
@@ -92,7 +92,7 @@ def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
         except ValueError:
             broken.add(source.record_name(i))
     config = LoaderConfig(batch_size=1, seed=case, num_threads=2)
-    rows = mixed_batches([BatchStream((WeightedSource('damaged', source),), _clip, 1)], config, bad=bad)
+    rows = load_mixed_batches([BatchStream((WeightedSource('damaged', source),), _clip, 1)], config, bad=bad)
     try:
         for batch in itertools.islice(rows, 2 * len(source)):
             assert batch['x'].tobytes() == originals[int(batch['i'].item())], f'case {case}: a batch came back wrong'

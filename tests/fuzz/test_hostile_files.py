@@ -167,14 +167,14 @@ def test_a_record_of_what_cannot_be_stored_is_refused(value):
 def test_an_index_of_shards_that_is_none_is_refused(tmp_path, index):
     source = shards(tmp_path, index if isinstance(index, str) else json.dumps(index))
     with pytest.raises(ValueError, match=r'clips\.json'):
-        sources.sizes_of(source)
+        sources.read_sizes(source)
 
 
 def test_an_index_of_shards_that_exaggerates_costs_no_memory(tmp_path):
     source = shards(
         tmp_path, json.dumps({'sizes': [[9, 32, 48, 10**12]], 'shards': {'clips-00000-of-00001.array_record': 1}})
     )
-    np.testing.assert_array_equal(sources.sizes_of(source), [[9, 32, 48]])
+    np.testing.assert_array_equal(sources.read_sizes(source), [[9, 32, 48]])
 
 
 def shards(folder, index: str):
@@ -216,7 +216,7 @@ def test_a_picture_is_a_picture(tmp_path, monkeypatch):
     (tmp_path / 'x.png').write_bytes(buffer.getvalue())
     monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *_, **__: pytest.fail('run'))
     folder = sources.ImageFolder(tmp_path)
-    with pytest.raises(ValueError, match='not a picture'):
+    with pytest.raises(ValueError, match='not an image'):
         folder[0]
     assert not folder.sizes()[:, 1:].any()
 

@@ -19,7 +19,7 @@ def test_prompts_are_stripped_and_kept():
         (' \n', 'is empty; describe what the video shows'),
         (7, 'prompt=7: must be a string, not a int'),
         (None, 'must be a string, not a NoneType'),
-        ('half \ud83d', 'is not Unicode'),
+        ('half \ud83d', 'is not valid Unicode'),
     ],
 )
 def test_what_is_no_prompt(prompt, words):

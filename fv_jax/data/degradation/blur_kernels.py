@@ -44,7 +44,7 @@ def blur_kernel(
         kernel = np.exp(-(distance**beta) / 2)
     else:
         kernel = 1 / (1 + distance**beta)
-    return _normalized(kernel)
+    return _normalize(kernel)
 
 
 def sinc_kernel(size: int, omega: float) -> np.ndarray:
@@ -58,11 +58,18 @@ def sinc_kernel(size: int, omega: float) -> np.ndarray:
     radius = np.hypot(x, y)
     away = np.where(radius > 0, radius, 1)
     kernel = np.where(radius > 0, omega * scipy.special.j1(omega * away) / (2 * np.pi * away), omega**2 / (4 * np.pi))
-    return _normalized(kernel)
+    return _normalize(kernel)
 
 
 def separable_factors(kernel_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Factors a kernel with sum 1 into column and row, whose outer product it is; None if it is not separable."""
+    """Factors a kernel with sum 1.
+
+    Args:
+      kernel_HW: the kernel.
+
+    Returns:
+      (column (H,), row (W,)) whose outer product is the kernel; None if it is not separable.
+    """
     column, row = kernel_HW.sum(axis=1), kernel_HW.sum(axis=0)  # the factors, if the kernel is separable
     return (column, row) if np.allclose(np.outer(column, row), kernel_HW, atol=1e-7) else None
 
@@ -73,5 +80,5 @@ def _offsets(size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
 
 
-def _normalized(kernel: np.ndarray) -> np.ndarray:
+def _normalize(kernel: np.ndarray) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)

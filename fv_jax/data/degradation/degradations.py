@@ -41,7 +41,11 @@ _SMALL_KERNEL = 13  # pixels: a sinc of a smaller size cannot have the lowest cu
 
 @dataclasses.dataclass(frozen=True)
 class WeakConfig:
-    """The range (low, high) of the downsampling factor, at least 1; equal values fix it."""
+    """The range of the weak degradation.
+
+    Attributes:
+      low, high: of the downsampling factor, at least 1; equal values fix it.
+    """
 
     low: float = 4.0
     high: float = 8.0
@@ -51,7 +55,15 @@ class WeakConfig:
         require(1 <= self.low <= self.high < math.inf, wrong, ConfigError)
 
     def size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """Draws the smaller size for a clip of `size` = (height, width). Raises ValueError for a side below 1 pixel."""
+        """Draws the size of the downsampled clip.
+
+        Args:
+          size: (height, width) of the clip.
+          rng: draws the factor.
+
+        Raises:
+          ValueError: a side would be below 1 pixel.
+        """
         factor = rng.uniform(self.low, self.high)
         small = int(size[0] / factor), int(size[1] / factor)
         if min(small) < 1:
@@ -137,7 +149,7 @@ class NoiseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VideoConfig:
-    """Ranges of the video compression: the probability of each of compression.CODECS, and the bits per pixel."""
+    """Ranges of the video compression: the probability of each of compression.CODECS, and of the bits per pixel."""
 
     codecs: tuple[float, float]
     bits_per_pixel: Range
@@ -203,9 +215,18 @@ def _check_odd(config: object) -> None:
 
 
 def degrade_weak(frames_FHWC: np.ndarray, rng: np.random.Generator, config: WeakConfig) -> np.ndarray:
-    """Degrades a clip weakly and returns float32 of the same shape and range.
+    """Degrades a clip by bilinear down- and upsampling.
 
-    Raises ValueError when a side of the clip has fewer pixels than the factor.
+    Args:
+      frames_FHWC: float32 in [-1, 1].
+      rng: draws the factor.
+      config: the range of the factor.
+
+    Returns:
+      float32 of the same shape and range.
+
+    Raises:
+      ValueError: a side of the clip is shorter than the factor.
     """
     size = frames_FHWC.shape[1:3]
     return resize_bilinear(resize_bilinear(frames_FHWC, config.size(size, rng)), size)
@@ -227,11 +248,19 @@ def degrade_strong(
     """
     size = frames_FHWC.shape[1:3]
     drawn = sample_strong(rng, config, target=even_size(factor.size(size, rng), 1), frames=len(frames_FHWC))
-    return apply(drawn, frames_FHWC)
+    return apply_steps(drawn, frames_FHWC)
 
 
-def apply(drawn: Sequence[Step], frames_FHWC: np.ndarray) -> np.ndarray:
-    """Applies all operations, rounds to 8-bit levels and resizes to the original size; float32 in [-1, 1]."""
+def apply_steps(drawn: Sequence[Step], frames_FHWC: np.ndarray) -> np.ndarray:
+    """Applies the steps of a strong degradation, rounds to 8-bit levels and resizes to the original size.
+
+    Args:
+      drawn: the steps (`sample_strong`).
+      frames_FHWC: float32 in [-1, 1].
+
+    Returns:
+      float32 of the same shape and range.
+    """
     stream = ((frame.astype(np.float32) + 1) * np.float32(127.5) for frame in frames_FHWC)
     out = np.empty(frames_FHWC.shape, np.float32)
     count = 0
@@ -246,19 +275,22 @@ def apply(drawn: Sequence[Step], frames_FHWC: np.ndarray) -> np.ndarray:
 def sample_strong(
     rng: np.random.Generator, config: StrongConfig, *, target: tuple[int, int], frames: int
 ) -> tuple[Step, ...]:
-    """Draws the operations for one clip.
+    """Draws the steps of a strong degradation for one clip.
 
     Args:
       rng: draws the parameters.
       config: ranges of the parameters.
       target: (height, width) of the degraded frames before the upsampling.
       frames: of the clip; 1 is an image.
+
+    Returns:
+      The steps, in order, for `apply_steps`.
     """
 
     def codec(pass_config: DegradationPassConfig) -> list[Step]:
         if frames == 1:
             return [steps.Jpeg(_sample_integer(rng, pass_config.quality))]
-        name = CODECS[rng.choice(len(CODECS), p=_normalized(config.video.codecs))]
+        name = CODECS[rng.choice(len(CODECS), p=_normalize(config.video.codecs))]
         return [steps.Video(name, rng.uniform(*config.video.bits_per_pixel))]
 
     first = [*_sample_pass(rng, config.first), *codec(config.first)]
@@ -282,7 +314,7 @@ def _sample_blur(rng: np.random.Generator, config: BlurConfig) -> list[Step]:
     if rng.random() >= config.probability:
         return []
     size = _sample_odd(rng, config.sizes)
-    shape = SHAPES[rng.choice(len(SHAPES), p=_normalized(config.shapes))]
+    shape = SHAPES[rng.choice(len(SHAPES), p=_normalize(config.shapes))]
     if shape == 'sinc':
         lowest = math.pi / 3 if size < _SMALL_KERNEL else math.pi / 5
         omega = rng.uniform(lowest, math.pi)
@@ -302,7 +334,7 @@ def _sample_blur(rng: np.random.Generator, config: BlurConfig) -> list[Step]:
 
 
 def _sample_around_one(rng: np.random.Generator, between: Range) -> float:
-    """Draws below 1 as often as above 1 where the range contains 1, as the authors' code does."""
+    """Draws below 1 as often as above 1 if the range contains 1, like the official code of Real-ESRGAN."""
     low, high = between
     if low < 1 < high:
         return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
@@ -310,7 +342,7 @@ def _sample_around_one(rng: np.random.Generator, between: Range) -> float:
 
 
 def _sample_resize(rng: np.random.Generator, config: ResizeConfig) -> list[Step]:
-    mode = rng.choice(3, p=_normalized(config.modes))
+    mode = rng.choice(3, p=_normalize(config.modes))
     if mode == 2:
         return []
     scale = rng.uniform(1, config.scale[1]) if mode == 0 else rng.uniform(config.scale[0], 1)
@@ -343,13 +375,19 @@ def _sample_integer(rng: np.random.Generator, between: tuple[int, int]) -> int:
     return int(rng.integers(between[0], between[1] + 1))
 
 
-def _normalized(shares: Sequence[float]) -> np.ndarray:
+def _normalize(shares: Sequence[float]) -> np.ndarray:
     return np.asarray(shares) / np.sum(shares)
 
 
 @dataclasses.dataclass(frozen=True)
 class Degradation:
-    """Degrades a clip strongly with `strong_probability`, else weakly."""
+    """Degrades a clip strongly with probability `strong_probability`, otherwise weakly.
+
+    Attributes:
+      weak: the range of the downsampling factor, of both kinds.
+      strong: the ranges of the strong degradation; None for weak degradation alone.
+      strong_probability: of a strong degradation.
+    """
 
     weak: WeakConfig
     strong: StrongConfig | None = None
@@ -361,9 +399,17 @@ class Degradation:
         require(self.strong is not None or self.strong_probability == 0, wrong, ConfigError)
 
     def degrade(self, frames_FHWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Degrades a clip in [-1, 1] and returns float32 of its shape.
+        """Degrades a clip.
 
-        Raises ValueError for a clip smaller than the factor.
+        Args:
+          frames_FHWC: float32 in [-1, 1].
+          rng: draws the degradation.
+
+        Returns:
+          float32 of the same shape and range.
+
+        Raises:
+          ValueError: a side of the clip is shorter than the downsampling factor.
         """
         # At a probability of 0 nothing is drawn here, so that weak degradation alone depends on the generator only.
         if self.strong_probability > 0 and rng.random() < self.strong_probability:
@@ -373,7 +419,7 @@ class Degradation:
 
 @dataclasses.dataclass(frozen=True)
 class Degrade:
-    """The transform that adds low_res_FHWC, the degraded high_res_FHWC."""
+    """A transform that adds low_res_FHWC, the degraded high_res_FHWC."""
 
     degradation: Degradation
 

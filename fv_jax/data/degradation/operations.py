@@ -1,8 +1,8 @@
-"""The steps that a strong degradation is made of, each with its numbers drawn.
+"""The steps of a strong degradation, with sampled parameters.
 
-A step takes an iterator of frames, float32 (H, W, 3) RGB from 0 to 255, and yields as many: no more of a clip than the
-encoders look ahead is held at a time. Everything of a step is the same for all frames, but noise is new in each. A step
-that needs randomness while it runs carries a seed, so how far one step runs ahead of another changes nothing.
+A step takes an iterator of frames, float32 (H, W, 3) RGB from 0 to 255, and yields as many: no more frames are in
+memory than the encoders look ahead. The parameters of a step are the same for all frames; noise is independent in each.
+A step that needs randomness while it runs has a seed, so that results do not depend on the order of evaluation.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from fv_jax.data.degradation.compression import Codec
 Frames = Iterable[np.ndarray]
 Step = Callable[[Frames], Iterator[np.ndarray]]
 
-SMALLEST = 16  # pixels a side: what x264 accepts
+SMALLEST = 16  # pixels along a side: the minimum of x264
 INTERPOLATIONS = {'area': cv2.INTER_AREA, 'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
 
 _LEVELS = 256
@@ -30,14 +30,14 @@ _LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)  # BT.601
 
 
 def even_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """`size` times `scale`, each side even (chroma has half of it) and at least SMALLEST."""
+    """Scales a size to even sides (chroma has half of them) of at least SMALLEST pixels."""
     height, width = (max(2 * round(side * scale / 2), SMALLEST) for side in size)
     return height, width
 
 
 @dataclasses.dataclass(frozen=True)
 class Blur:
-    """Convolution with a kernel (h, w) that sums to 1; the picture is mirrored at its edges."""
+    """Convolves with a kernel (h, w) that sums to 1; the image is reflected at its edges."""
 
     kernel: np.ndarray
     name: str
@@ -56,7 +56,10 @@ class Blur:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """To `scale` times the size, or to `size` = (height, width). OpenCV's filters: but for 'area', not antialiased."""
+    """Resizes to `scale` times the size, or to `size` = (height, width).
+
+    The filters are OpenCV's; only 'area' is antialiased.
+    """
 
     interpolation: str
     scale: float | None = None
@@ -74,7 +77,7 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise:
-    """Independent normal noise of `sigma` levels; grey: the same in all channels."""
+    """Adds independent normal noise of standard deviation `sigma` levels; with `grey`, the same in all channels."""
 
     sigma: float
     grey: bool
@@ -84,7 +87,7 @@ class GaussianNoise:
         rng, table = np.random.default_rng(self.seed), _normal_quantiles() * np.float32(self.sigma)
         for frame in frames:
             shape = (*frame.shape[:2], 1 if self.grey else 3)
-            yield _clipped(frame + table[rng.integers(0, _QUANTILES, shape, dtype=np.uint16)])
+            yield _clip(frame + table[rng.integers(0, _QUANTILES, shape, dtype=np.uint16)])
 
     def __str__(self) -> str:
         return f'gaussian {self.sigma:.1f}{" grey" if self.grey else ""}'
@@ -92,8 +95,9 @@ class GaussianNoise:
 
 @dataclasses.dataclass(frozen=True)
 class PoissonNoise:
-    """Shot noise: at a level v the deviation of a Poisson variable of mean v, times `scale`; its variance is
-    scale^2 v. grey: that of the luma, the same in all channels.
+    """Adds shot noise: at a level v, the deviation of a Poisson variable of mean v, times `scale`.
+
+    Its variance is scale^2 v. With `grey`, it is that of the luma, the same in all channels.
     """
 
     scale: float
@@ -104,9 +108,9 @@ class PoissonNoise:
         rng, table = np.random.default_rng(self.seed), _poisson_quantiles()
         for frame in frames:
             mean = cv2.transform(frame, _LUMA)[..., None] if self.grey else frame
-            index = _levels(mean).astype(np.int32) * _POISSON_QUANTILES
+            index = _to_levels(mean).astype(np.int32) * _POISSON_QUANTILES
             index += rng.integers(0, _POISSON_QUANTILES, mean.shape, dtype=np.uint16)
-            yield _clipped(frame + np.float32(self.scale) * table.take(index))
+            yield _clip(frame + np.float32(self.scale) * table.take(index))
 
     def __str__(self) -> str:
         return f'poisson {self.scale:.2f}{" grey" if self.grey else ""}'
@@ -114,13 +118,13 @@ class PoissonNoise:
 
 @dataclasses.dataclass(frozen=True)
 class Jpeg:
-    """JPEG of one quality, every frame on its own."""
+    """Compresses every frame as JPEG of one quality."""
 
     quality: int
 
     def __call__(self, frames: Frames) -> Iterator[np.ndarray]:
         for frame in frames:
-            yield compression.jpeg(_levels(frame), self.quality).astype(np.float32)
+            yield compression.compress_jpeg(_to_levels(frame), self.quality).astype(np.float32)
 
     def __str__(self) -> str:
         return f'jpeg {self.quality}'
@@ -128,25 +132,25 @@ class Jpeg:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video codec at an average rate."""
+    """Compresses the clip with a video codec at an average rate."""
 
     codec: Codec
     bits_per_pixel: float
 
     def __call__(self, frames: Frames) -> Iterator[np.ndarray]:
-        for frame in compression.video(map(_levels, frames), self.codec, self.bits_per_pixel):
+        for frame in compression.compress_video(map(_to_levels, frames), self.codec, self.bits_per_pixel):
             yield frame.astype(np.float32)
 
     def __str__(self) -> str:
         return f'{self.codec} {self.bits_per_pixel:.2f} bpp'
 
 
-def _clipped(frame: np.ndarray) -> np.ndarray:
+def _clip(frame: np.ndarray) -> np.ndarray:
     return np.clip(frame, 0, _LEVELS - 1, out=frame)
 
 
-def _levels(frame: np.ndarray) -> np.ndarray:
-    """uint8. Filters of negative weights reach outside of the range."""
+def _to_levels(frame: np.ndarray) -> np.ndarray:
+    """Rounds to uint8; filters with negative weights exceed the range."""
     return np.rint(np.clip(frame, 0, _LEVELS - 1)).astype(np.uint8)
 
 
@@ -156,7 +160,7 @@ def _levels(frame: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _normal_quantiles() -> np.ndarray:
-    """The means of the normal distribution's equally likely parts, float32, of variance 1."""
+    """Computes the means of equally likely intervals of the normal distribution, float32, scaled to variance 1."""
     normal = NormalDist()
     table = np.array([normal.inv_cdf((i + 0.5) / _QUANTILES) for i in range(_QUANTILES)])
     return (table / table.std()).astype(np.float32)
@@ -164,9 +168,9 @@ def _normal_quantiles() -> np.ndarray:
 
 @functools.cache
 def _poisson_quantiles() -> np.ndarray:
-    """For each level: how far a Poisson variable of that mean is from it, at equally likely points, float32, flat.
+    """Tabulates deviations of a Poisson variable from its mean, for each level as mean, at equally likely points.
 
-    Centred, and scaled to the variance, of which the points alone miss a little in the tails.
+    Float32, flat. They are centred and scaled to the variance, of which the points alone miss a little in the tails.
     """
     points = (np.arange(_POISSON_QUANTILES) + 0.5) / _POISSON_QUANTILES
     counts = np.arange(2 * _LEVELS)  # 16 standard deviations above the highest mean

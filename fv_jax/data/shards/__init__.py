@@ -1,1 +1,1 @@
-"""Clips in ArrayRecord shards: records, provenance, and what happens to bad ones."""
+"""Clips in ArrayRecord shards: records, provenance, and the policy for bad records."""

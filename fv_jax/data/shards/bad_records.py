@@ -51,7 +51,7 @@ class BadRecords:
         self._lock = threading.Lock()
 
     def report(self, name: str, error: ValueError) -> None:
-        """Counts and logs a bad record. Raises BadRecordError where the policy stops the run."""
+        """Counts and logs a bad record. Raises BadRecordError if the policy is to fail, or at the limit."""
         reason = str(error).strip().partition('\n')[0].removeprefix(f'{name}: ')
         if self.config.on_bad_record == 'fail':
             raise BadRecordError(

@@ -13,7 +13,7 @@ from fv_jax.data.shards.records import read_index
 
 
 def shard_indexes(source: DataSource) -> dict[str, dict[str, Any]]:
-    """Reads the NAME.json of every set of shards in a source; returns them by the path of one of the set's shards."""
+    """Reads the NAME.json of every set of shards in a source; returns them by the path of one shard of each set."""
     shards = source if isinstance(source, Shards) else None
     if shards is None:
         inner = getattr(source, 'sources', ())
@@ -27,7 +27,7 @@ def shard_indexes(source: DataSource) -> dict[str, dict[str, Any]]:
 
 
 def is_latent_source(source: DataSource) -> bool:
-    """Tells whether a source's records are latents. Raises ValueError when some are and some are not."""
+    """Returns whether the records of a source are latents. Raises ValueError for a mixture of latents and clips."""
     kinds = {path: 'latents' in index for path, index in shard_indexes(source).items()}
     if len(set(kinds.values())) > 1:
         latents = next(path for path, kind in kinds.items() if kind)
@@ -37,20 +37,23 @@ def is_latent_source(source: DataSource) -> bool:
 
 
 def check_latents(parts: Sequence[WeightedSource], vae: dict[str, Any] | None) -> None:
-    """Raises ValueError, naming the shards, when their latents were not encoded by this VAE.
+    """Checks that latents were encoded by the VAE of this run.
 
     Args:
       parts: sources, of clips or latents.
       vae: provenance of this run's latents, as in NAME.json; None for a run without a VAE.
+
+    Raises:
+      ValueError: latents of another VAE; the message names the shards.
     """
     for part in parts:
         for path, index in shard_indexes(part.source).items():
-            made_by = index.get('latents')
-            if made_by is None:
+            stored = index.get('latents')
+            if stored is None:
                 continue
             for key in vae or {'vae': None}:
                 require(
-                    made_by.get(key) == (vae or {}).get(key),
-                    f'{path}: its latents were made with {key} {made_by.get(key)}, and this run has '
+                    stored.get(key) == (vae or {}).get(key),
+                    f'{path}: its latents have {key} {stored.get(key)}, but this run has '
                     f'{(vae or {}).get(key)}; prepare them again',
                 )

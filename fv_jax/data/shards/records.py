@@ -2,20 +2,20 @@
 
 A record is a msgpack map. Numbers, strings, bytes, booleans and None are stored as they are; an array
 is stored as a map of its dtype's name, its shape and its bytes (row-major, little-endian), bfloat16
-included. A film record has the keys
+included. A record of a clip has the keys
 
   video         mp4 bytes (H.264), or an array uint8 FHWC
-  fps           float, frames a second
+  fps           float, frames per second
   frames, height, width      ints
-  source        name of the file it was cut from
+  source        name of the video file
   start_frame   index of its first frame there, counted at `fps`
   caption       string, or absent
 
 and a record of cached latents has `z_high` (FHWC) and `z_low` (KFHWC) instead of `video`.
 
 Shards are named NAME-00000-of-00003.array_record, with NAME.json beside them (how many records each holds, their sizes
-as runs of [frames, height, width, how many], and whatever the writer's owner adds). They are written under temporary
-names and renamed when all of them are complete: a folder never holds a half-written set.
+as runs of [frames, height, width, count], and the summary of the writer). They are written under temporary
+names and renamed when all of them are complete: a folder never holds an incomplete set.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ Record = dict[str, Any]
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
-    """One record as msgpack bytes. Raises ValueError for a value that cannot be stored."""
+    """Encodes a record as msgpack bytes. Raises ValueError for a value that cannot be stored."""
     return msgpack.packb({key: _pack(key, value) for key, value in record.items()}, use_bin_type=True)
 
 
 def decode_record(data: bytes) -> Record:
-    """The inverse of `encode_record`; arrays come back writable. Raises ValueError if `data` is not a record."""
+    """The inverse of `encode_record`; arrays are writable. Raises ValueError if `data` is not a record."""
     with error_context('not a record: ', (ValueError, msgpack.UnpackException)):
         packed = msgpack.unpackb(data, raw=False)
     require(isinstance(packed, dict), f'not a record: expected a map, found {type(packed).__name__}')
@@ -98,9 +98,7 @@ def _dtype(key: str, name: str) -> np.dtype:
 
 
 def record_size(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(frames, height, width) in pixels of what a record shows; None if it does not say. Latents do not: the size of
-    their clip is beside them.
-    """
+    """Returns (frames, height, width) in pixels of the clip of a record, latents or not; None if it is unknown."""
     video = record.get('video')
     if isinstance(video, np.ndarray) and video.ndim == 4:
         return video.shape[:3]
@@ -113,14 +111,14 @@ def shard_path(folder: str | Path, name: str, index: int, count: int) -> Path:
 
 
 def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
-    """Paths of the complete sets of shards in `folder`, in order.
+    """Lists the complete sets of shards in a folder, in order.
 
     Args:
       folder: where a `RecordWriter` wrote.
-      name: take only the set of this name; None takes every set.
+      name: of one set; None lists all sets.
 
     Raises:
-      ValueError: no such folder, no such shards, or a shard of a set is missing.
+      ValueError: the folder does not exist, has no such shards, or lacks a shard of a set.
     """
     folder = Path(folder)
     require(folder.is_dir(), f'{folder}: no such folder')
@@ -134,17 +132,17 @@ def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
         missing = sorted(set(range(count)) - present)
         if missing:
             lost = shard_path(folder, set_name, missing[0], count)
-            raise ValueError(f'{lost}: missing; {len(present)} of {count} shards of {set_name!r} are there')
+            raise ValueError(f'{lost}: missing; {len(present)} of {count} shards of {set_name!r} exist')
     return [str(path) for path, _ in found]
 
 
 def set_name(shard: str | Path) -> str:
-    """The name of the set that a shard belongs to."""
+    """Returns the name of the set that a shard belongs to."""
     return _SHARD.fullmatch(Path(shard).name)['name']
 
 
 def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
-    """Every record of `shards`, one after the other. Raises ValueError naming the shard and the index."""
+    """Yields every record of `shards` in order. Raises ValueError, naming the shard and the index."""
     for shard in shards:
         reader = _open(shard)
         try:
@@ -163,19 +161,19 @@ def read_index(shard: str | Path) -> dict[str, Any]:
         return {}
     with error_context(f'{index}: cannot be read: '):
         found = parse_json(index.read_text(encoding='utf-8'))
-    require(isinstance(found, dict), f'{index}: is a {type(found).__name__}, and should be a map')
+    require(isinstance(found, dict), f'{index}: must be a map (got {type(found).__name__})')
     for key, fits in _INDEX.items():
-        require(found.get(key) is None or fits(found[key]), f'{index}: its {key!r} is not what `prepare` writes')
+        require(found.get(key) is None or fits(found[key]), f'{index}: invalid {key!r}; prepare the clips again')
     return found
 
 
 def _counts(value: Any, length: int | None = None) -> bool:
-    """Tells whether a value is a list of non-negative integers, of this length if one is given."""
+    """Returns whether a value is a list of non-negative integers, of this length if one is given."""
     fits = isinstance(value, list) and length in (None, len(value))
     return fits and all(type(x) is int and x >= 0 for x in value)
 
 
-# What readers take of an index, and what it has to be.
+# The fields of an index that readers use, and their checks.
 _INDEX = {
     'shards': lambda value: isinstance(value, dict) and _counts(list(value.values())),
     'sizes': lambda value: isinstance(value, list) and all(_counts(run, 4) for run in value),
@@ -225,24 +223,23 @@ def _first_line(error: Exception) -> str:
 class RecordWriter:
     """Writes records to shards of at most `shard_records` records; use it as a context manager.
 
-    The shards appear in `folder` only when the block ends without an exception, together with
-    `NAME.json` = {'name', 'records', 'shards': {file: count}, **summary}. Whatever ends the block
-    otherwise (Ctrl-C included) removes what was written. Only a kill -9 leaves a hidden .NAME.*.partial folder, which
-    can be deleted.
+    The shards appear in `folder` only if the block ends without an exception, together with
+    `NAME.json` = {'name', 'records', 'shards': {file: count}, **summary}. On an exception (Ctrl-C included) everything
+    written is removed. A killed process (kill -9) leaves a hidden .NAME.*.partial folder, which can be deleted.
 
     Attributes:
-      summary: what the writer's owner wants to find in NAME.json; JSON values.
+      summary: JSON values that are added to NAME.json.
     """
 
     def __init__(self, folder: str | Path, name: str, shard_records: int = 256, overwrite: bool = False):
         """Args:
-          folder: made when writing begins, if it is not there.
+          folder: created if it does not exist.
           name: the first part of the shards' names.
-          shard_records: records a shard.
-          overwrite: replace shards of the same name.
+          shard_records: records per shard.
+          overwrite: whether to replace shards of the same name.
 
         Raises:
-          ValueError: there are shards of this name and they may not be overwritten.
+          ValueError: shards of this name exist and may not be overwritten.
         """
         require(shard_records >= 1, f'shard_records={shard_records}: must be at least 1')
         self.summary: dict[str, Any] = {}
@@ -263,7 +260,7 @@ class RecordWriter:
 
     @property
     def shards(self) -> list[Path]:
-        """Where the shards written so far will be, or are."""
+        """The final paths of the shards written so far."""
         return [shard_path(self._folder, self._name, i, len(self._counts)) for i in range(len(self._counts))]
 
     def _present(self) -> list[Path]:
@@ -278,13 +275,13 @@ class RecordWriter:
         return self
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record. Raises OSError when the disk refuses."""
+        """Appends one record. Raises OSError if it cannot be written."""
         data = encode_record(record)
         with _disk_errors():
             if self._writer is None or self._counts[-1] >= self._shard_records:
                 self._close()
                 path = self._temporary / str(len(self._counts))
-                # One record a group: each can be read alone. Uncompressed: mp4 and latents do not shrink.
+                # One record per group, so that each can be read alone; mp4 and latents do not compress further.
                 self._writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
                 self._counts.append(0)
             self._writer.write(data)
@@ -320,7 +317,7 @@ class RecordWriter:
                     path.rmdir()
 
     def _publish(self) -> None:
-        """Moves the old shards out of the way and the new ones in, or, when that is interrupted, the old ones back."""
+        """Replaces the old shards by the new ones; if that is interrupted, restores the old ones."""
         index = {
             'name': self._name,
             'records': self.records,
@@ -347,7 +344,7 @@ class RecordWriter:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """The ArrayRecord library reports a refused write as a RuntimeError."""
+    """A context that raises OSError for a failed write, which the ArrayRecord library reports as a RuntimeError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Provenance check of text embeddings: which text encoder made those in a data set.
+"""Provenance check of text embeddings: which text encoder made them.
 
 `prepare` writes the encoder's fingerprint to NAME.json beside the shards.
 """
@@ -72,10 +72,10 @@ def check_fingerprints(
     Args:
       found: fingerprints of every set of clips, by its name, from `stored_fingerprints`.
       config: the run's encoder.
-      own: its fingerprint; None without an encoder, or where its files do not exist here and the stored fingerprints
-        are relied on.
+      own: its fingerprint; None without an encoder, or if its files do not exist and the stored fingerprints are
+        trusted.
       text_dim: width of the embeddings that the network takes.
-      online: captions are embedded as they are read. Otherwise a set without embeddings is an error.
+      online: whether captions are embedded as they are read; otherwise a set without embeddings is an error.
 
     Raises:
       ConfigError: embeddings that are missing, of different encoders, of another one than the run's, or not of the

@@ -1,10 +1,10 @@
-"""A TFDS data set of a folder of videos with captions, for those who keep their data as TFDS; no TensorFlow is needed.
+"""Builds a TFDS data set of a folder of videos with captions, without TensorFlow.
 
-    VideoFolder(films, config, data_dir=DATA).download_and_prepare()
+    VideoFolder(videos, config, data_dir=DATA).download_and_prepare()
 
-cuts the films as `prepare` does and writes the clips to DATA/video_folder/1.0.0. `tfds.data_source`, `tfds.builder`'s
-`as_data_source`, and our source `tfds:DATA/video_folder/1.0.0` read them: examples are records (`records.py`), their
-video as H.264 bytes, their caption empty where there is none.
+extracts clips from the videos as `prepare` does and writes them to DATA/video_folder/1.0.0. `tfds.data_source`,
+`tfds.builder`'s `as_data_source`, and our source `tfds:DATA/video_folder/1.0.0` read them: examples are records
+(`records.py`), their video as H.264 bytes, their caption empty if there is none.
 """
 
 from collections.abc import Iterator
@@ -24,18 +24,22 @@ SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 
 
 class VideoFolder(tfds.core.GeneratorBasedBuilder):
-    """The builder. A film that cannot be used is skipped and named in `skipped`.
+    """The builder. A video that cannot be used is skipped.
 
     Attributes:
-      skipped: film -> why, after `download_and_prepare`.
+      skipped: name of a video -> reason, after `download_and_prepare`.
     """
 
     VERSION = tfds.core.Version('1.0.0')
-    code_path = None  # TFDS looks for checksums of downloads beside the code; there are none
+    code_path = None  # TFDS looks for checksums of downloads beside the code, and there are none
 
-    def __init__(self, films: str | Path, config: ClipsConfig, *, data_dir: str | Path):
-        """films: a folder of films, searched to the bottom. config: how they are cut. data_dir: where to write."""
-        self._films, self._clips = Path(films), config
+    def __init__(self, videos: str | Path, config: ClipsConfig, *, data_dir: str | Path):
+        """Args:
+        videos: a folder of videos, searched recursively.
+        config: how clips are extracted.
+        data_dir: where to write.
+        """
+        self._videos, self._clips = Path(videos), config
         self.skipped: dict[str, str] = {}
         super().__init__(data_dir=str(data_dir), file_format='array_record')
 
@@ -60,9 +64,9 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
         return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[str, Record]]:
-        captions = Captions(self._films)
-        for path in sorted(p for p in self._films.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()):
-            name = path.relative_to(self._films).as_posix()
+        captions = Captions(self._videos)
+        for path in sorted(p for p in self._videos.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()):
+            name = path.relative_to(self._videos).as_posix()
             try:
                 caption = captions.find(path) or ''
                 planned = clips.scan_file(path, self._clips, video_io.probe(path))
@@ -79,7 +83,7 @@ class Examples:
     def __init__(self, folder: str):
         try:
             self._source = tfds.builder_from_directory(folder).as_data_source(split=SPLIT)
-        except Exception as error:  # TFDS raises what its many parts raise
+        except Exception as error:  # TFDS raises whatever the libraries below it raise
             raise ValueError(
                 f'{folder}: not a TFDS data set with a split {SPLIT!r}: {str(error).splitlines()[0]}'
             ) from None
@@ -88,7 +92,7 @@ class Examples:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        example = {key: _plain(value) for key, value in self._source[int(index)].items()}
+        example = {key: _to_python(value) for key, value in self._source[int(index)].items()}
         for key in ('caption', 'source'):
             if isinstance(example.get(key), bytes):
                 example[key] = example[key].decode()  # what is not UTF-8 raises a ValueError of its own
@@ -97,13 +101,13 @@ class Examples:
         return example
 
     def sizes(self) -> np.ndarray:
-        """TFDS keeps no index of them: every example is read."""
+        """Reads every example, as TFDS stores no index of sizes."""
         keys = ('frames', 'height', 'width')
         return np.array([[self[i].get(key, 0) for key in keys] for i in range(len(self))]).reshape(-1, 3)
 
 
-def _plain(value: Any) -> Any:
-    """Numbers and texts out of NumPy's scalars and arrays of none dimension."""
+def _to_python(value: Any) -> Any:
+    """Converts NumPy scalars and arrays of no dimension to Python numbers and strings."""
     if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     return value

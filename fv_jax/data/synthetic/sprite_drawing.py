@@ -1,11 +1,12 @@
-"""Draws the moving sprites: the art, six landscapes, and a sprite that glides over one of them.
+"""Renders the moving sprites: the art, six landscapes, and a sprite that moves over one of them.
 
-Lengths are in picture heights: y runs from 0 (top) to 1, x from 0 (left) to width / height. A pixel of a picture drawn
-at height h is the mean of the scene over a square of side 1 / h, so a preview drawn small is the final picture
+Lengths are in image heights: y runs from 0 (top) to 1, x from 0 (left) to width / height. A pixel of an image drawn
+at height h is the mean of the scene over a square of side 1 / h, so a preview drawn small is the final image
 averaged (to rounding): the landscape is painted at k h >= 256 rows and averaged over k x k, the sprite is moved on a
 grid as fine as the art and averaged likewise.
 
-Art: (160, 160, 4) float32, RGBA in [0, 1], the colours multiplied by the alpha; the sprite's middle is the art's.
+Art: (160, 160, 4) float32, RGBA in [0, 1], the colours multiplied by the alpha; the centre of the sprite is that of the
+art.
 """
 
 import math
@@ -26,7 +27,7 @@ Colour = tuple[float, float, float]
 
 
 def load_art(count: int) -> np.ndarray:
-    """The first `count` cells of the sheet: art (count, 160, 160, 4), see above."""
+    """Loads the first `count` cells of the sheet: art (count, 160, 160, 4), see above."""
     with Image.open(SHEET) as sheet:
         pixels = np.asarray(sheet.convert('RGBA'), np.float32) / 255
     rows, columns = pixels.shape[0] // CELL, pixels.shape[1] // CELL
@@ -36,13 +37,13 @@ def load_art(count: int) -> np.ndarray:
 
 
 def draw_moving_sprite(backdrop_HWC: np.ndarray, art: np.ndarray, centres_F2: np.ndarray, size: float) -> np.ndarray:
-    """Frames of a sprite over a landscape.
+    """Draws a sprite that moves over a landscape.
 
     Args:
       backdrop_HWC: uint8.
-      art: one sprite.
-      centres_F2: the sprite's middle in every frame, (y, x) in picture heights; it may leave the picture.
-      size: of the art's side, in picture heights.
+      art: of one sprite.
+      centres_F2: the centre of the sprite in every frame, (y, x) in image heights; it may leave the image.
+      size: side of the art, in image heights.
 
     Returns:
       uint8 FHWC.
@@ -54,7 +55,7 @@ def draw_moving_sprite(backdrop_HWC: np.ndarray, art: np.ndarray, centres_F2: np
 
 
 def resample_art(art: np.ndarray, centre: Sequence[float], size: float, side: int) -> np.ndarray:
-    """The art scaled to `size` pixels with its middle at `centre` (y, x) of a side x side square: float32 RGBA."""
+    """Scales art to `size` pixels, centred at `centre` (y, x) of a side x side square: float32 RGBA."""
     fine = max(1, math.ceil(len(art) / size))
     scale = size * fine / len(art)
     # OpenCV's pixel centres are whole numbers; ours lie half a pixel further.
@@ -78,8 +79,8 @@ def _paste(frame_HWC: np.ndarray, art: np.ndarray, centre: np.ndarray, size: flo
 # --- landscapes ---
 
 
-def landscape(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """The landscape of this name, its details drawn from `rng`: uint8 HWC of `size` = (height, width)."""
+def draw_landscape(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Draws the landscape of this name, with details from `rng`, as uint8 HWC of `size` = (height, width)."""
     fine = max(1, math.ceil(_FINE / size[0]))
     canvas = _Canvas((size[0] * fine, size[1] * fine))
     LANDSCAPES[name](canvas, rng)
@@ -89,25 +90,25 @@ def landscape(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.
 
 
 class _Canvas:
-    """Paints with sharp, antialiased edges; coordinates in picture heights, colours RGB from 0 to 255."""
+    """Paints with sharp, antialiased edges; coordinates in image heights, colours RGB from 0 to 255."""
 
     def __init__(self, size: tuple[int, int]):
         self.pixels = np.empty((*size, 3), np.uint8)
         self.width = size[1] / size[0]
 
     def sky(self, top: Colour, bottom: Colour) -> None:
-        """Fills everything: `top` to `bottom`, reached at 0.6."""
+        """Fills everything with a gradient from `top` to `bottom`, reached at 0.6."""
         share = np.minimum(np.linspace(0, 1 / 0.6, len(self.pixels)), 1)[:, None]
         self.pixels[:] = np.rint((1 - share) * top + share * bottom)[:, None]
 
     def ground(self, profile: Callable[[np.ndarray], np.ndarray], colour: Colour) -> None:
-        """Fills what lies below y = profile(x)."""
+        """Fills the area below y = profile(x)."""
         x = np.linspace(-0.02, self.width + 0.02, 97)
         line = np.stack([x, profile(x)], axis=1)
         self.polygon([*line, (self.width + 0.02, 1.02), (-0.02, 1.02)], colour)
 
     def band(self, profile: Callable[[np.ndarray], np.ndarray], thickness: float, colour: Colour) -> None:
-        """Fills what lies between y = profile(x) and as much as `thickness` below it."""
+        """Fills the area from y = profile(x) to `thickness` below it."""
         x = np.linspace(-0.02, self.width + 0.02, 97)
         upper, lower = np.stack([x, profile(x)], axis=1), np.stack([x, profile(x) + thickness], axis=1)
         self.polygon([*upper, *lower[::-1]], colour)
@@ -120,7 +121,7 @@ class _Canvas:
         self.polygon([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], colour)
 
     def ellipse(self, x: float, y: float, across: float, down: float, colour: Colour) -> None:
-        """With half axes `across` and `down`."""
+        """Fills an ellipse with half axes `across` and `down`."""
         unit = len(self.pixels) * 2**_SHIFT
         middle = [round(c * unit - 2 ** (_SHIFT - 1)) for c in (x, y)]
         axes = [max(1, round(c * unit)) for c in (across, down)]
@@ -132,7 +133,7 @@ class _Canvas:
 
 
 def _waves(rng: np.random.Generator, height: float, swell: float, length: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A profile around `height`: two sines of about that swell and wavelength, their phases drawn."""
+    """Draws a profile around `height`: two sines of about this amplitude and wavelength, with random phases."""
     phases, stretch = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.85, 1.15)
 
     def profile(x: np.ndarray) -> np.ndarray:

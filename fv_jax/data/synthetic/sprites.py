@@ -1,15 +1,15 @@
-"""The captioned data set that comes with the package: a named object that moves over a landscape.
+"""The captioned data set in the package: a named object that moves over a landscape.
 
-A clip is a `Scene`: one of 20 objects, one of 8 motions, one of 6 landscapes, and where exactly. Record i of a
-split is a function of (seed, split, i) and nothing else; nothing is on disk but the art (Noto Emoji, Apache-2.0: see
+A clip is a `Scene`: one of 20 objects, one of 8 motions, one of 6 landscapes, and a position. Record i of a
+split is a function of (seed, split, i) alone; only the art is on disk (Noto Emoji, Apache-2.0: see
 embedded/sprites_NOTICE; `launch/make_sprites.py` made the sheet).
 
 The splits share no combination. With object o of 20, round r of 6, the held-out ones are
 
   (object o, motion (3 o + 5 r) mod 8, landscape (o + r) mod 6)                                       (1)
 
-so that every object is held out once over each landscape, with six of its motions, and any 20 that follow each
-other hold every object. The other 840 are for training, among them every pair of object and motion, object and
+so that every object is held out once over each landscape, with six of its motions, and any 20 consecutive ones contain
+every object. The other 840 are for training, among them every pair of object and motion, object and
 landscape, motion and landscape.
 """
 
@@ -25,7 +25,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data.shards.records import Record
 from fv_jax.data.synthetic import sprite_drawing
 
-# As a caption says it, and the name of its picture in the set of icons.
+# Its name in captions, and in the set of icons.
 OBJECTS = {
     'ladybug': 'lady-beetle',
     'butterfly': 'butterfly',
@@ -61,7 +61,7 @@ MOTIONS = {
     'top right to bottom left': ((1, -1), 'down and to the left'),
 }
 
-# A landscape as `sprite_drawing` knows it, and as a caption says it.
+# The name of a landscape in `sprite_drawing`, and in captions.
 BACKGROUNDS = {
     'beach': 'a beach',
     'meadow': 'a meadow',
@@ -74,10 +74,10 @@ BACKGROUNDS = {
 Split = Literal['train', 'heldout']
 Combination = tuple[str, str, str]  # object, motion, background
 
-PREVIEW, FINAL = (17, 64, 96), (17, 256, 384)  # frames, height, width that the small weights are made for
+PREVIEW, FINAL = (17, 64, 96), (17, 256, 384)  # frames, height, width of the small weights
 FPS = 8.0
 
-# What a data configuration calls them, and how many clips they have if it does not say.
+# The names of the sources, and their default numbers of clips.
 WHOLE, CROPS = 'sprites', 'sprite_crops'
 TRAIN_CLIPS, HELDOUT_CLIPS = 4096, 120
 
@@ -95,12 +95,13 @@ _ASPECT = FINAL[2] / FINAL[1]
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A clip in words and numbers; lengths in picture heights.
+    """The description of a clip; lengths in image heights.
 
-    object, motion, background: keys of OBJECTS, MOTIONS and BACKGROUNDS.
-    size: of the side of the sprite's art.
-    start, end: (y, x) of the sprite's middle in the first and in the last frame; it goes straight at one speed.
-    details: seed of the landscape's details.
+    Attributes:
+      object, motion, background: keys of OBJECTS, MOTIONS and BACKGROUNDS.
+      size: side of the sprite's art.
+      start, end: (y, x) of the sprite's centre in the first and in the last frame; the motion is linear.
+      details: seed of the landscape's details.
     """
 
     object: str
@@ -114,10 +115,10 @@ class Scene:
     @property
     def caption(self) -> str:
         """The canonical caption, the prompt of a held-out scene: 'a ladybug moves from left to right over a beach'."""
-        return self.caption_from(CANONICAL)
+        return self.format_caption(CANONICAL)
 
-    def caption_from(self, pattern: str) -> str:
-        """The caption in the words of CANONICAL or one of PARAPHRASES."""
+    def format_caption(self, pattern: str) -> str:
+        """Formats the caption in the words of CANONICAL or of one of PARAPHRASES."""
         article = 'an' if self.object[0] in 'aeiou' else 'a'
         return pattern.format(
             thing=f'{article} {self.object}',
@@ -127,12 +128,12 @@ class Scene:
         )
 
     def centres(self, frames: int) -> np.ndarray:
-        """(frames, 2): where the sprite's middle is, (y, x)."""
+        """Computes the sprite's centre (y, x) in each frame, (frames, 2)."""
         return np.linspace(self.start, self.end, frames)
 
 
 def heldout_combinations() -> list[Combination]:
-    """The 120 combinations of (1), round after round."""
+    """Returns the 120 combinations of (1), round after round."""
     objects, motions, backgrounds = list(OBJECTS), list(MOTIONS), list(BACKGROUNDS)
     return [
         (objects[o], motions[(3 * o + 5 * r) % len(motions)], backgrounds[(o + r) % len(backgrounds)])
@@ -147,11 +148,17 @@ def train_combinations() -> list[Combination]:
     return [c for c in itertools.product(OBJECTS, MOTIONS, BACKGROUNDS) if c not in heldout]
 
 
-def new_scene(combination: Combination, rng: np.random.Generator, aspect: float = _ASPECT) -> Scene:
-    """A scene of this combination, in a picture of width / height `aspect`.
+def sample_scene(combination: Combination, rng: np.random.Generator, aspect: float = _ASPECT) -> Scene:
+    """Draws a scene of a combination.
 
-    The sprite stays in the picture but for a tenth of its half at most. It goes straight, near the middle of what
-    room that leaves, at most 0.75 picture heights far: 3 pixels a frame of the preview, 12 a frame of its latents.
+    The sprite stays in the image except for a twentieth of its size at most. It moves in a straight line, near the
+    middle of the room that this leaves, at most 0.75 image heights: 3 pixels a frame of the preview, 12 a frame of its
+    latents.
+
+    Args:
+      combination: object, motion and background.
+      rng: draws size and position.
+      aspect: width / height of the image.
     """
     direction = MOTIONS[combination[1]][0]
     size = rng.uniform(0.35, 0.43)
@@ -161,42 +168,44 @@ def new_scene(combination: Combination, rng: np.random.Generator, aspect: float 
     longest = (room / np.maximum(np.abs(along), 1e-9)).min()
     path = along * min(longest, 0.75) * rng.uniform(0.8, 1)
     middle = np.array([0.5, aspect / 2])
-    # Along the way it stays near the middle, so that it starts on the side that the caption says.
+    # It stays near the middle of its path, so that it starts on the side that the caption names.
     loose = np.where(np.array(direction) == 0, 0.5, 0.25)
     middle = middle + (room - np.abs(path)) * loose * rng.uniform(-1, 1, 2)
     ends = (tuple(float(c) for c in middle + sign * path / 2) for sign in (-1, 1))
     return Scene(*combination, float(size), *ends, int(rng.integers(2**31)))
 
 
-def draw(scene: Scene, size: tuple[int, int, int], art: np.ndarray | None = None) -> np.ndarray:
-    """The scene as uint8 FHWC.
+def draw_scene(scene: Scene, size: tuple[int, int, int], art: np.ndarray | None = None) -> np.ndarray:
+    """Renders a scene as uint8 FHWC.
 
     Args:
-      scene: what is to be seen. Its lengths are in picture heights: a wider picture shows more to the right.
+      scene: in image heights: a wider image shows more to the right.
       size: (frames, height, width). The preview and the final size of one scene show the same.
-      art: all of `load_art`, for those who draw often; read from the package if None.
+      art: of `load_art`, to avoid loading it for each scene; None loads it.
     """
     art = load_art() if art is None else art
     rng = np.random.default_rng(scene.details)
-    backdrop = sprite_drawing.landscape(scene.background, rng, size[1:])
+    backdrop = sprite_drawing.draw_landscape(scene.background, rng, size[1:])
     sprite = art[list(OBJECTS).index(scene.object)]
     return sprite_drawing.draw_moving_sprite(backdrop, sprite, scene.centres(size[0]), scene.size)
 
 
 def load_art() -> np.ndarray:
-    """The art of all OBJECTS, in their order: see `sprite_drawing`."""
+    """Loads the art of all OBJECTS, in their order: see `sprite_drawing`."""
     return sprite_drawing.load_art(len(OBJECTS))
 
 
 class SpriteClips:
-    """Records of drawn clips, by index, for the loader: `video` (uint8 FHWC), `caption` and the scene's names.
+    """Records of rendered clips, by index: `video` (uint8 FHWC), `caption` and the scene's names.
 
-    split: 'train' draws its combinations at random and words half of its captions otherwise; 'heldout' goes through its
-      combinations in turn, with canonical captions.
-    count: how many clips there are; more than 120 held-out ones show the combinations again, elsewhere.
-    size: (frames, height, width) of every clip.
-    smallest_height: if given, a clip is drawn at a height between this and `size`'s, its width to match, as often
-      in every octave: for training on crops that shall show sprites large and small.
+    Args:
+      split: 'train' draws combinations at random and paraphrases half of its captions; 'heldout' goes through its
+        combinations in order, with canonical captions.
+      count: the number of clips; beyond 120, held-out ones repeat the combinations at other positions.
+      size: (frames, height, width) of every clip.
+      seed: of the scenes.
+      smallest_height: if given, the height of a clip is drawn between this and that of `size`, its width in proportion,
+        log-uniformly, so that random crops show sprites small and large.
     """
 
     def __init__(
@@ -220,9 +229,9 @@ class SpriteClips:
         return self._count
 
     def __getitem__(self, index: int) -> Record:
-        scene, caption, size = self._plan(int(index))
+        scene, caption, size = self._sample(int(index))
         return {
-            'video': draw(scene, size, self._art),
+            'video': draw_scene(scene, size, self._art),
             'fps': FPS,
             'frames': size[0],
             'height': size[1],
@@ -236,18 +245,18 @@ class SpriteClips:
 
     def scene(self, index: int) -> Scene:
         """Returns the scene of record `index`, without drawing it."""
-        return self._plan(int(index))[0]
+        return self._sample(int(index))[0]
 
     def caption(self, index: int) -> str:
-        """The caption of record `index`, without drawing it."""
-        return self._plan(int(index))[1]
+        """Returns the caption of record `index`, without drawing it."""
+        return self._sample(int(index))[1]
 
-    def _plan(self, index: int) -> tuple[Scene, str, tuple[int, int, int]]:
+    def _sample(self, index: int) -> tuple[Scene, str, tuple[int, int, int]]:
         if not 0 <= index < self._count:
             raise IndexError(f'clip {index} of {self._count}')
         rng = np.random.default_rng([*self._key, index])
         pick = rng.integers(len(self._combinations)) if self._split == 'train' else index % len(self._combinations)
-        scene = new_scene(self._combinations[pick], rng, self._size[2] / self._size[1])
+        scene = sample_scene(self._combinations[pick], rng, self._size[2] / self._size[1])
         pattern = CANONICAL
         if self._split == 'train' and rng.random() < _PARAPHRASED:
             pattern = PARAPHRASES[rng.integers(len(PARAPHRASES))]
@@ -255,24 +264,26 @@ class SpriteClips:
         if self._smallest is not None:
             drawn = round(self._smallest * (height / self._smallest) ** rng.random())
             height, width = drawn, math.ceil(width * drawn / height)
-        return scene, scene.caption_from(pattern), (frames, height, width)
+        return scene, scene.format_caption(pattern), (frames, height, width)
 
 
 def is_name(name: str) -> bool:
-    """Tells whether `open_source` accepts this name."""
+    """Returns whether `open_source` accepts this name."""
     return name.partition(':')[0] in (WHOLE, CROPS)
 
 
 def open_source(name: str, size: tuple[int, int, int], *, heldout: bool) -> SpriteClips:
-    """The clips of a data configuration.
+    """Opens the sprites that a data configuration names.
 
     Args:
-      name: 'sprites': whole scenes, drawn at `size`, for whatever reads captions (do not mirror or cut those).
-        'sprite_crops': in training drawn at all heights from the preview's to the final one that `size` can be cut out
-        of, for a VAE. Either may say how many clips: 'sprites:500'.
-      size: (frames, height, width) of what is trained on.
+      name: 'sprites': whole scenes of `size`, for training with captions (do not mirror or crop those).
+        'sprite_crops': for a VAE; in training at all heights from the preview's to the largest that `size` can be
+        cropped from. Either may give a number of clips: 'sprites:500'.
+      size: (frames, height, width) of the training clips.
+      heldout: whether to open the held-out split.
 
-    Raises ConfigError for a number of clips that is none.
+    Raises:
+      ConfigError: an invalid number of clips.
     """
     kind, colon, text = name.partition(':')
     count = HELDOUT_CLIPS if heldout else TRAIN_CLIPS

@@ -1,6 +1,6 @@
-"""Captions that lie beside videos.
+"""Captions of videos, from text files beside them.
 
-Looked for in this order: `clip.txt` beside `clip.mp4`; in the video's folder captions.json, a map of
+They are searched in this order: `clip.txt` beside `clip.mp4`; in the video's folder captions.json, a map of
 file name to text or a list of {"file": ..., "caption": ...}; captions.csv, with a header that has such columns. Names
 are with or without the extension. The same captions.* files in the folder above, up to the root, name files by their
 path from there.
@@ -25,7 +25,7 @@ class Captions:
         self._tables: dict[Path, dict[str, str]] = {}
 
     def find(self, video: Path) -> str | None:
-        """The caption of a video under the root, or None."""
+        """Returns the caption of a video under the root, or None."""
         sidecar = video.with_suffix('.txt')
         if sidecar.is_file():
             return _read(sidecar).strip() or None

@@ -22,18 +22,18 @@ from fv_jax.data.video import video_io
 from fv_jax.data.video.shots import ShotDetector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
 
-_TIE = 2e-3  # seconds: containers round timestamps to a millisecond; of two frames as near, the earlier is shown
-_BLACK = 6.0  # mean level (of 255) under which a frame counts as black
+_TIE = 2e-3  # seconds: containers round timestamps to a millisecond; of two equally near frames, the earlier is shown
+_BLACK = 6.0  # mean level (of 255) below which a frame counts as black
 
 
 @dataclasses.dataclass(frozen=True)
 class OfflineLatentsConfig:
-    """Latents stored in place of clips, so that training neither decodes nor encodes.
+    """Latents stored instead of clips, so that training neither decodes nor encodes.
 
     Attributes:
       vae: the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt or a .safetensors of this package; '' stores videos.
       num_degraded_variants: degraded variants of each clip, which are encoded too; stage 1 needs none.
-      weak, strong, strong_probability: how they are made (`Degradation`; `configs/degradations.py`).
+      weak, strong, strong_probability: of the degradations (`Degradation`; `configs/degradations.py`).
       seed: of the degradations.
     """
 
@@ -62,8 +62,8 @@ class ClipsConfig:
       frames: length of a clip.
       height, width: pixels of a clip. A video is cropped to their aspect ratio at the centre and resized.
       fps: frames per second; frames of the video are dropped or repeated. None keeps all frames.
-      max_upscale: videos that would have to be enlarged by more are skipped, since training on enlarged videos makes a
-        model blur.
+      max_upscale: videos that would have to be enlarged by more are skipped, as models trained on enlarged videos
+        blur.
       detector, threshold, min_shot_frames: shot detection (see `shots.scan`).
       margin: frames skipped at both ends of a shot, where cuts may blend.
       clips_per_shot: the most clips of a shot, spread evenly; None takes all that fit.
@@ -72,7 +72,7 @@ class ClipsConfig:
       crf, preset: of the H.264 encoding of the clips.
       shard_records: clips per shard.
       text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
-      latents: the VAE whose latents are stored in place of the clips; by default none.
+      latents: the VAE whose latents are stored instead of the clips; by default none.
     """
 
     name: str = 'clips'
@@ -124,7 +124,7 @@ class ClipSelection:
 
 
 def check_size(info: video_io.VideoInfo, config: ClipsConfig) -> None:
-    """Raises ValueError when a video of this size would have to be enlarged by more than max_upscale."""
+    """Raises ValueError if a video of this size would have to be enlarged by more than max_upscale."""
     needed = max(config.height / info.height, config.width / info.width)
     if needed > config.max_upscale * (1 + 1e-6):
         raise ValueError(
@@ -164,17 +164,17 @@ def _nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _allowed(timeline: Timeline, source: np.ndarray, fps: float, config: ClipsConfig) -> Iterator[tuple[int, int]]:
-    """Spans of output frames [first, last) that lie in one shot and, if there are any, in one range."""
+    """Yields intervals of output frames [first, last) that are in one shot and, if there are any, in one range."""
     end = len(source)
     ranges = [(0, end)]
     if config.ranges:
         bounds = np.rint(np.asarray(config.ranges) * fps).astype(int)
-        if config.fps is None:  # of frames that may not be evenly spaced, by their timestamps
+        if config.fps is None:  # by timestamps, as frames may not be evenly spaced
             bounds = np.searchsorted(timeline.seconds, np.asarray(config.ranges) - 0.5 / fps)
         ranges = [(int(first), min(int(last), end)) for first, last in bounds]
     for a, b in timeline.shots:
         first, last = (int(j) for j in np.searchsorted(source, (a, b)))
-        # The film's own two ends are no cuts.
+        # The start and the end of the video are not cuts.
         first, last = first + config.margin * (a > 0), last - config.margin * (b < len(timeline.seconds))
         for low, high in ranges:
             if max(first, low) < min(last, high):
@@ -184,9 +184,18 @@ def _allowed(timeline: Timeline, source: np.ndarray, fps: float, config: ClipsCo
 def extract_clips(
     path: Path, selection: ClipSelection, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
 ) -> Iterator[Record]:
-    """Decodes the video again and yields a record for each selected clip, None for one that was dropped.
+    """Decodes a video again and yields a record for each selected clip, None for one that was dropped.
 
-    Holds the frames of one clip at a time. The caller adds `source`, `caption` and `text`.
+    The frames of one clip are in memory at a time. The caller adds `source`, `caption` and `text`.
+
+    Args:
+      path: the file.
+      selection: of `scan_file`.
+      config: of the clips.
+      on_frame: called once per frame, for a progress bar.
+
+    Raises:
+      ValueError: the file cannot be decoded, or is shorter than when it was scanned.
     """
     size = config.height, config.width
     waiting = list(selection.clips)[::-1]
@@ -223,7 +232,17 @@ def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfi
 def scan_file(
     path: Path, config: ClipsConfig, info: video_io.VideoInfo, on_frame: Callable[[], None] = lambda: None
 ) -> ClipSelection:
-    """Scans a whole file and selects its clips. Raises ValueError when the file cannot be used."""
+    """Scans a whole file and selects its clips.
+
+    Args:
+      path: the file.
+      config: of the clips.
+      info: of the file.
+      on_frame: called once per frame, for a progress bar.
+
+    Raises:
+      ValueError: the file cannot be used.
+    """
     check_size(info, config)
     timeline = scan(path, info, config.detector, config.threshold, config.min_shot_frames, on_frame)
     return select_clips(timeline, float(info.fps or video_io.DEFAULT_FPS), config)

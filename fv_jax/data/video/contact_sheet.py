@@ -1,17 +1,17 @@
-"""Pictures to look at: what an enhancement did, side by side and on a contact sheet, and a sheet of previews."""
+"""Contact sheets: enhanced clips side by side with their inputs, and sheets of previews."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_LABEL = 22  # pixels of the strip that names a picture
+_LABEL = 22  # pixels: height of a label
 _GAP = 4
-_SHEET_WIDTH = 800  # pixels that a sheet of previews should have at least, or nearly
+_SHEET_WIDTH = 800  # pixels: the approximate minimum width of a sheet of previews
 
 
 def add_label(frame_HWC: np.ndarray, label: str) -> np.ndarray:
-    """A uint8 picture under a strip with its name."""
+    """Adds a strip with a label above a uint8 image."""
     height, width, _ = frame_HWC.shape
     image = Image.new('RGB', (width, height + _LABEL), 'black')
     image.paste(Image.fromarray(frame_HWC), (0, _LABEL))
@@ -20,7 +20,7 @@ def add_label(frame_HWC: np.ndarray, label: str) -> np.ndarray:
 
 
 def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Four named uint8 videos (F, H, W, 3) of one size as one, in two rows of two; even sides."""
+    """Joins four named uint8 videos (F, H, W, 3) of one size in two rows of two; the sides of the result are even."""
     names, clips = list(videos), list(videos.values())
     assert len(names) == 4, names
     frames = []
@@ -31,9 +31,13 @@ def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: int = 2) -> Image.Image:
-    """One row for each clip: the middle frame of every video, and below it the same part of each, `zoom` times larger.
+    """Draws a contact sheet, one row for each clip.
 
-    rows: (caption, {name: uint8 FHWC}); all videos of one size.
+    A row has the middle frame of every video, and below it the same part of each, `zoom` times larger.
+
+    Args:
+      rows: (caption, {name: uint8 FHWC}); all videos of one size.
+      zoom: of the enlarged part.
     """
     lines = []
     for caption, videos in rows:
@@ -46,8 +50,11 @@ def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: in
 
 
 def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> Image.Image:
-    """One row for each (caption, uint8 FHWC), all of one size: frames evenly spread from the first to the last, small
-    ones enlarged.
+    """Draws a contact sheet of previews, one row of evenly spaced frames for each; small frames are enlarged.
+
+    Args:
+      rows: (caption, uint8 FHWC), all of one size.
+      columns: the number of frames.
     """
     zoom = max(1, _SHEET_WIDTH // (columns * rows[0][1].shape[2]))
     lines = []
@@ -59,7 +66,7 @@ def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> I
 
 
 def _stack_lines(lines: Sequence[np.ndarray]) -> Image.Image:
-    """Pictures of one width below each other."""
+    """Stacks images of one width below each other."""
     width, height = lines[0].shape[1], sum(line.shape[0] + _GAP for line in lines)
     sheet = Image.new('RGB', (width, height), 'white')
     top = 0

@@ -1,4 +1,4 @@
-"""Where a film cuts, found by PySceneDetect on small frames of our own decoding, and when each frame is shown."""
+"""Shot detection with PySceneDetect on small decoded frames, and the timestamps of frames."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from fv_jax.data.video import video_io
 
 ShotDetector = Literal['adaptive', 'content', 'none']
 
-# Shots are looked for at this height: enough to tell them apart, and little to compute.
+# Height of the frames for detection: enough to find shots, and cheap.
 _SCAN_HEIGHT = 144
 
 
@@ -22,8 +22,9 @@ _SCAN_HEIGHT = 144
 class Timeline:
     """The timestamps and shots of a video file.
 
-    seconds: when each frame is shown, from 0 on, increasing.
-    shots: (first frame, frame after the last) of every shot, in order, covering all frames.
+    Attributes:
+      seconds: the time of each frame, from 0 on, increasing.
+      shots: (first frame, frame after the last) of every shot, in order, covering all frames.
     """
 
     seconds: np.ndarray
@@ -38,18 +39,19 @@ def scan(
     min_frames: int = 15,
     on_frame: Callable[[], None] = lambda: None,
 ) -> Timeline:
-    """Decodes the whole file once, so that damage anywhere in it is found.
+    """Decodes the whole file once, so that corruption anywhere in it is found.
 
     Args:
-      path: the file, and `info` what `video_io.probe` said of it.
-      detector: 'adaptive' compares a frame's change with that around it, which leaves fast pans whole; 'content' has
+      path: the file.
+      info: of `video_io.probe`.
+      detector: 'adaptive' compares a frame's change with those around it, which does not split fast pans; 'content' has
         one threshold for all; 'none' takes the file as one shot.
-      threshold: the detector's; None is PySceneDetect's default.
+      threshold: of the detector; None is PySceneDetect's default.
       min_frames: the shortest shot.
-      on_frame: called once a frame, for a progress bar.
+      on_frame: called once per frame, for a progress bar.
 
     Raises:
-      ValueError: damaged at frame n, or no frames.
+      ValueError: the file is corrupted at a frame, or has no frames.
     """
     detect = _detector(detector, threshold, min_frames)
     size = _SCAN_HEIGHT, max(round(_SCAN_HEIGHT * info.width / info.height), 1)

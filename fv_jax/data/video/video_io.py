@@ -1,7 +1,7 @@
-"""Video files and bytes to uint8 FHWC arrays and back, with PyAV.
+"""Decodes video files and bytes to uint8 FHWC arrays and encodes them, with PyAV.
 
-Everything here raises ValueError with one line that begins with the file's name: not a video, no
-video stream, damaged at frame n, a size that cannot be encoded.
+All functions raise ValueError with one line that starts with the name of the file: not a video, no video stream,
+damaged at frame n, a size that cannot be encoded.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ DEFAULT_CRF = 18
 PRESETS = ('ultrafast', 'superfast', 'veryfast', 'faster', 'fast', 'medium', 'slow', 'slower', 'veryslow')
 # For a file that states no rate.
 DEFAULT_FPS = 25
-# What players assume of a file that does not name its colour matrix: BT.709 from this height on, BT.601 below.
+# Players assume BT.709 for a file without a colour matrix from this height on, BT.601 below.
 HD_HEIGHT = 720
-# What is read, whatever a file's name says. Playlists and their like are not: they make FFmpeg open other files, and
-# addresses.
+# The formats that are read, whatever the suffix of a file. Playlists are not: they make FFmpeg open other files and
+# URLs.
 FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,mxf,yuv4mpegpipe,h264,hevc,ivf'
 _UNSPECIFIED = 2  # in FFmpeg's numbering of colour matrices
 # The scaler's fast defaults round every value down by about one level and repeat chroma: 3 dB on a round trip.
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# Of chroma on its way up, where a linear filter is as near to what was filmed and takes two thirds of the time.
+# For upsampling chroma: a linear filter is as accurate as a cubic one in two thirds of the time.
 EXACT_UP = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
@@ -40,11 +40,12 @@ EXACT_UP = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.F
 class VideoInfo:
     """Properties of a file's first video stream, read without decoding all of it.
 
-    height, width: pixels as shown, after the rotation a phone may have written down.
-    fps: mean frames a second.
-    frames: as the container says or as length times fps; 0 if neither is known. An estimate.
-    rotation: degrees counter-clockwise that a decoded frame is turned by to be shown: 0, 90, 180 or 270.
-    has_audio: whether there is an audio stream.
+    Attributes:
+      height, width: pixels as shown, after the stored rotation.
+      fps: mean frames per second.
+      frames: as the container states or as duration times fps; 0 if neither is known. An estimate.
+      rotation: degrees counter-clockwise that a decoded frame is rotated by to be shown: 0, 90, 180 or 270.
+      has_audio: whether there is an audio stream.
     """
 
     height: int
@@ -57,51 +58,56 @@ class VideoInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """Decoded frames uint8 FHWC (RGB) and their rate in frames a second."""
+    """A decoded video.
+
+    Attributes:
+      frames: uint8 FHWC (RGB).
+      fps: frames per second.
+    """
 
     frames: np.ndarray
     fps: float
 
     @property
     def size(self) -> tuple[int, int]:
-        """The frames' (height, width) in pixels."""
+        """(height, width) of the frames in pixels."""
         return self.frames.shape[1], self.frames.shape[2]
 
 
-def _name(source: DataSource) -> str:
+def _source_name(source: DataSource) -> str:
     return f'<{len(source)} bytes>' if isinstance(source, bytes) else str(source)
 
 
-def _reason(error: Exception) -> str:
+def _format_reason(error: Exception) -> str:
     return (getattr(error, 'strerror', None) or str(error)).strip().partition('\n')[0]
 
 
 @contextlib.contextmanager
 def _open(source: DataSource) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    name = _name(source)
+    name = _source_name(source)
     require(isinstance(source, bytes) or Path(source).is_file(), f'{name}: no such file')
     try:
-        # An absolute path is never taken for an address, as a file called http:... would be.
+        # An absolute path is never taken for a URL, unlike a file named http:...
         place = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
         container = av.open(place, options={'format_whitelist': FORMATS})
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(f'{name}: not a video that can be read ({_reason(error)})') from None
+        raise ValueError(f'{name}: not a video that can be read ({_format_reason(error)})') from None
     with container:
-        # A cover picture of an audio file is a video stream too, but not film.
+        # The cover image of an audio file is a video stream too.
         cover = av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & cover]
         require(streams, f'{name}: has no video stream')
-        require(streams[0].codec_context is not None, f'{name}: its video is in a format that cannot be decoded here')
+        require(streams[0].codec_context is not None, f'{name}: no decoder for its video format')
         _check_complete(source, streams[0])
         yield container, streams[0]
 
 
 def _check_complete(source: DataSource, stream: av.VideoStream) -> None:
-    """A file that was cut off ends quietly: ask its index whether all of it is there."""
+    """Raises ValueError for a truncated file, which ends without an error, by comparing it with its index."""
     length = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     for index, entry in enumerate(stream.index_entries):
         if entry.pos + entry.size > length:
-            raise ValueError(f'{_name(source)}: damaged at frame {index} (the file is cut off at byte {length})')
+            raise ValueError(f'{_source_name(source)}: damaged at frame {index} (the file is cut off at byte {length})')
 
 
 def _fps(stream: av.VideoStream) -> Fraction:
@@ -109,7 +115,7 @@ def _fps(stream: av.VideoStream) -> Fraction:
 
 
 def probe(source: DataSource) -> VideoInfo:
-    """Size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError."""
+    """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError."""
     with _open(source) as (container, stream):
         fps = _fps(stream)
         seconds = Fraction(0)
@@ -119,38 +125,41 @@ def probe(source: DataSource) -> VideoInfo:
             seconds = Fraction(container.duration, av.time_base)
         frames = stream.frames or round(seconds * fps)
         has_audio = bool(container.streams.audio)
-        first = next(_decoded(_name(source), container, stream), None)
-        require(first is not None, f'{_name(source)}: holds no frames')
+        first = next(_decode_frames(_source_name(source), container, stream), None)
+        require(first is not None, f'{_source_name(source)}: holds no frames')
         rotation = int(first.rotation) % 360
         height, width = (first.width, first.height) if rotation in (90, 270) else (first.height, first.width)
     return VideoInfo(height, width, fps, frames, rotation, has_audio)
 
 
-def _decoded(name: str, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _decode_frames(
+    name: str, container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
     stream.thread_type = 'AUTO'
     count = 0
     try:
         for frame in container.decode(stream):
-            # The decoder conceals missing data; a clip with a grey or smeared frame is not what was filmed.
+            # The decoder conceals missing data with grey or smeared frames.
             require(not frame.is_corrupt, f'{name}: damaged at frame {count}')
             yield frame
             count += 1
     except av.FFmpegError as error:
-        raise ValueError(f'{name}: damaged at frame {count} ({_reason(error)})') from None
+        raise ValueError(f'{name}: damaged at frame {count} ({_format_reason(error)})') from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A decoded frame: its time in seconds from the first one's, and its pixels on demand."""
+    """A decoded frame: its time in seconds from the first one, and its pixels on demand."""
 
     seconds: float
     _frame: av.VideoFrame
 
     def pixels(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 HWC (RGB), upright.
+        """Converts the frame to uint8 HWC (RGB), upright.
 
-        size: (height, width) the frame is scaled to on the way, ignoring its aspect ratio (area averaging: good for
-          looking at, not for training); None keeps the size.
+        Args:
+          size: (height, width) to scale to, ignoring the aspect ratio (by area averaging: for display and detection,
+            not for training); None keeps the size.
         """
         turns = int(self._frame.rotation) % 360 // 90
         options = {'interpolation': EXACT_UP}
@@ -164,15 +173,15 @@ class Frame:
 
 
 def iter_frames(source: DataSource) -> Iterator[Frame]:
-    """Yields the frames of a path or bytes one at a time; neither the file nor the frames before are held.
+    """Yields the frames of a path or of bytes one at a time, without holding the file or earlier frames in memory.
 
-    The times are the frames' timestamps, from 0 on; a frame without one follows at the mean rate. Raises ValueError
-    when damage is reached; of damage of a few bytes the decoder notices only a part.
+    Times are timestamps, from 0 on; a frame without one follows at the mean rate. Raises ValueError at corruption; of
+    a few corrupted bytes the decoder notices only a part.
     """
     with _open(source) as (container, stream):
         period = 1 / float(_fps(stream) or DEFAULT_FPS)
         start, seconds = None, -period
-        for frame in _decoded(_name(source), container, stream):
+        for frame in _decode_frames(_source_name(source), container, stream):
             time = frame.time
             start = time if start is None else start
             seconds = seconds + period if time is None else time - start
@@ -180,23 +189,26 @@ def iter_frames(source: DataSource) -> Iterator[Frame]:
 
 
 def decode(source: DataSource, max_frames: int | None = None) -> Video:
-    """Decodes a path or bytes into memory. Raises ValueError, also when the size changes on the way.
+    """Decodes a path or bytes into memory.
 
     Args:
       source: path or bytes.
-      max_frames: stop after so many.
+      max_frames: stops after so many.
+
+    Raises:
+      ValueError: the video cannot be decoded, or the size of its frames changes.
     """
     frames = []
     for frame in (f.pixels() for f in iter_frames(source)):
         if frames and frame.shape != frames[0].shape:
             raise ValueError(
-                f'{_name(source)}: frame {len(frames)} is {frame.shape[0]}x{frame.shape[1]}, '
+                f'{_source_name(source)}: frame {len(frames)} is {frame.shape[0]}x{frame.shape[1]}, '
                 f'the ones before {frames[0].shape[0]}x{frames[0].shape[1]}; re-encode it at one size'
             )
         frames.append(frame)
         if max_frames is not None and len(frames) >= max_frames:
             break
-    require(frames, f'{_name(source)}: holds no frames')
+    require(frames, f'{_source_name(source)}: holds no frames')
     with _open(source) as (_, stream):
         fps = float(_fps(stream) or DEFAULT_FPS)
     return Video(np.stack(frames), fps)
@@ -209,14 +221,17 @@ def encode_bytes(
     preset: str = 'medium',
     comment: str = '',
 ) -> bytes:
-    """An H.264 (yuv420p) mp4 of uint8 HWC frames, or of an FHWC array.
+    """Encodes frames as an H.264 (yuv420p) mp4.
 
     Args:
-      frames: at least one; both sides even, because chroma has half their resolution.
-      fps: frames a second.
-      crf: x264's constant rate factor: 0 is lossless, 18 hardly shows, 23 is x264's default.
+      frames: at least one, uint8 (H, W, 3); both sides even, as chroma has half their resolution.
+      fps: frames per second.
+      crf: x264's constant rate factor: 0 is lossless, 18 is visually near lossless, 23 is x264's default.
       preset: x264's trade of time for size, 'ultrafast' to 'veryslow'.
-      comment: a text for the file's comment tag, which `read_comment` reads; any length.
+      comment: a text of any length for the file's comment tag, which `read_comment` reads.
+
+    Raises:
+      ValueError: no frames, frames of different sizes, or of an odd size.
     """
     buffer = io.BytesIO()
     _write(buffer, frames, fps, crf, preset, comment)
@@ -231,13 +246,13 @@ def encode(
     preset: str = 'medium',
     comment: str = '',
 ) -> None:
-    """Like `encode_bytes`, to the file `path`, which appears (or is replaced) only when it is complete."""
+    """Encodes frames to the file `path` atomically; see `encode_bytes`."""
     with atomic_write(Path(path)) as partial:
         _write(str(partial), frames, fps, crf, preset, comment)
 
 
 def read_comment(source: DataSource) -> str:
-    """The text in a video's comment tag; '' if there is none. Raises ValueError."""
+    """Reads the comment tag of a video; '' if there is none. Raises ValueError."""
     with _open(source) as (container, _):
         return container.metadata.get('comment', '')
 
@@ -246,7 +261,7 @@ def _write(
     target: str | io.BytesIO, frames: Iterable[np.ndarray], fps: float | Fraction, crf: float, preset: str, comment: str
 ) -> None:
     require(fps > 0, f'fps={fps}: must be above 0')
-    # A BytesIO has no name to tell the format by, a path may have an unusual one.
+    # A BytesIO has no suffix that gives the format, and a path may have an unusual one.
     with av.open(target, 'w', format='mp4') as container:
         if comment:
             container.metadata['comment'] = comment
@@ -275,7 +290,7 @@ def _h264_stream(container, height: int, width: int, fps: float | Fraction, crf:
     rate = Fraction(fps).limit_denominator(1001)
     stream = container.add_stream('libx264', rate=rate, options={'crf': str(crf), 'preset': preset})
     stream.height, stream.width, stream.pix_fmt = height, width, 'yuv420p'
-    # Written down, because players guess by height what a file does not say.
+    # Stored explicitly, as players otherwise guess by height.
     codec = stream.codec_context
     codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
     codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
@@ -290,10 +305,10 @@ def to_yuv(frame: np.ndarray) -> av.VideoFrame:
 
 
 def copy_audio(source: str | Path, target: str | Path) -> bool:
-    """Puts the audio of `source`, as it is, beside the video of the mp4 `target`, cut to the video's length.
+    """Copies the audio stream of `source` into the mp4 `target`, cut to the length of its video.
 
     Returns:
-      Whether there was audio. `target` is untouched if not, and replaced in one step if so.
+      Whether there was audio. `target` is untouched if not, and replaced atomically if so.
 
     Raises:
       ValueError: one of them cannot be read, or the audio's format cannot be stored in an mp4.
@@ -309,7 +324,7 @@ def copy_audio(source: str | Path, target: str | Path) -> bool:
             except (av.FFmpegError, ValueError) as error:
                 codec = audio.codec_context.name
                 raise ValueError(
-                    f'{source}: its audio ({codec}) cannot be stored in an mp4 ({_reason(error)})'
+                    f'{source}: its audio ({codec}) cannot be stored in an mp4 ({_format_reason(error)})'
                 ) from None
     return True
 
@@ -323,7 +338,7 @@ def _remux(out, video_in, video, audio_in, audio) -> None:
         end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         packet.stream = out_video
         out.mux(packet)
-    # Both start at 0 here, whatever offset the source's container gave them.
+    # Both start at 0 here, without the offsets of the source's container.
     start = None
     for packet in audio_in.demux(audio):
         if packet.dts is None:

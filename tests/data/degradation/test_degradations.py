@@ -168,7 +168,7 @@ def test_the_numbers_are_one_for_a_clip() -> None:
         values[name]['noise'] = quiet
     still = np.repeat(film(1), 4, axis=0)
     for one in drawn(6, config=build(StrongConfig, values)):
-        out = degradations.apply([step for step in one if not isinstance(step, steps.Video)], still)
+        out = degradations.apply_steps([step for step in one if not isinstance(step, steps.Video)], still)
         assert (out == out[:1]).all()
 
 

@@ -118,7 +118,7 @@ def test_jpeg_loses_more_at_lower_quality() -> None:
     assert all(a > b + 0.5 for a, b in itertools.pairwise(found)) and found[0] > 27
     colour = np.zeros((32, 32, 3), np.uint8)
     colour[...] = 200, 60, 20
-    np.testing.assert_allclose(compression.jpeg(colour, 95), colour, atol=4)  # red stays red
+    np.testing.assert_allclose(compression.compress_jpeg(colour, 95), colour, atol=4)  # red stays red
 
 
 @pytest.mark.parametrize('codec', compression.CODECS)
@@ -144,7 +144,7 @@ from tests.data import films
 noise = np.random.default_rng(0).normal(0, 20, (9, 36, 54, 3))
 frames = np.clip(films.pattern(9, 36, 54) + noise, 0, 255).astype(np.uint8)
 for codec in compression.CODECS:
-    print(hashlib.sha256(np.stack(list(compression.video(frames, codec, 0.3)))).hexdigest())
+    print(hashlib.sha256(np.stack(list(compression.compress_video(frames, codec, 0.3)))).hexdigest())
 """
 
 
@@ -169,4 +169,4 @@ def test_the_smallest_and_the_shortest(codec: compression.Codec) -> None:
     frames = texture(2)
     smallest = [frame[:16, :16] for frame in frames[:2]]
     assert len(list(steps.Video(codec, 0.01)(smallest))) == 2
-    assert list(compression.video([], codec, 1.0)) == []
+    assert list(compression.compress_video([], codec, 1.0)) == []

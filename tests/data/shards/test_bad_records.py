@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, check_streams, mixed_batches
+from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, check_streams, load_mixed_batches
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
 
 BAD = {3, 7}
@@ -40,7 +40,7 @@ def stream(source=None, **fields) -> BatchStream:
 
 def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, streams=None) -> list[dict]:
     config = LoaderConfig(4, seed=1, num_threads=threads)
-    return list(itertools.islice(mixed_batches(streams or [stream()], config, process=process, bad=bad), count))
+    return list(itertools.islice(load_mixed_batches(streams or [stream()], config, process=process, bad=bad), count))
 
 
 def test_bad_records_are_counted_and_named_once_and_replaced(log_lines: list[str]) -> None:

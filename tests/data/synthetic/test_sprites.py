@@ -11,7 +11,7 @@ import pytest
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline
 from fv_jax.data.degradation.degradations import WeakConfig
-from fv_jax.data.loader import LoaderConfig, batches
+from fv_jax.data.loader import LoaderConfig, load_batches
 from fv_jax.data.synthetic import sprite_drawing, sprites
 from tests.benchmarks import sprite_measures
 from tests.benchmarks.heldout_prompts import heldout_prompts
@@ -91,12 +91,12 @@ def test_captions():
     assert 0.4 < canonical < 0.6
     for i, caption in enumerate(captions):
         scene = train.scene(i)
-        assert caption in [scene.caption_from(p) for p in (sprites.CANONICAL, *sprites.PARAPHRASES)]
+        assert caption in [scene.format_caption(p) for p in (sprites.CANONICAL, *sprites.PARAPHRASES)]
         assert scene.object in caption and sprites.BACKGROUNDS[scene.background] in caption
     combinations = sprites.train_combinations() + sprites.heldout_combinations()
     scenes = [dataclasses.replace(scene, object=o, motion=m, background=b) for o, m, b in combinations]
     for pattern in (sprites.CANONICAL, *sprites.PARAPHRASES):
-        texts = [s.caption_from(pattern) for s in scenes]
+        texts = [s.format_caption(pattern) for s in scenes]
         assert len(set(texts)) == len(texts) and max(len(text.split()) for text in texts) <= 16
 
 
@@ -124,7 +124,7 @@ def test_the_pipeline_knows_sprites():
     records = pipeline.open_source(CONFIG.train, CONFIG, heldout=False)
     assert len(records) == 20 and len(pipeline.open_source('sprites', CONFIG, heldout=True)) == 120
     transform = pipeline.clip_transform(CONFIG, low_res=True, training=True)
-    batch = next(batches(records, transform, CONFIG.loader))
+    batch = next(load_batches(records, transform, CONFIG.loader))
     assert batch.keys() == {'high_res_BFHWC', 'low_res_BFHWC'}
     assert all(video.shape == (2, 9, 32, 48, 3) for video in batch.values())
     one = pipeline.clip_transform(CONFIG, low_res=False, training=True)(records[4], np.random.default_rng(0))[
@@ -141,7 +141,7 @@ def test_crops_show_sprites_large_and_small():
     assert len(set(sizes)) >= 5
     assert all((records[i]['height'], records[i]['width']) == sizes[i][1:3] for i in range(6))
     transform = pipeline.clip_transform(config, low_res=False, training=True)
-    batch = next(batches(records, transform, config.loader))
+    batch = next(load_batches(records, transform, config.loader))
     assert batch['high_res_BFHWC'].shape == (2, 9, 64, 64, 3)
 
 
@@ -174,7 +174,7 @@ def test_a_picture_too_narrow_for_a_sprite_is_refused():
 
 def test_the_preview_is_the_final_picture_averaged(art):
     for scene in heldout_prompts(6):
-        small, large = (sprites.draw(scene, size, art) for size in ((3, 64, 96), (3, 256, 384)))
+        small, large = (sprites.draw_scene(scene, size, art) for size in ((3, 64, 96), (3, 256, 384)))
         mean = large.reshape(3, 64, 4, 96, 4, 3).mean(axis=(2, 4))
         assert psnr(small, mean) > 40
         # And it is less than the final picture: there is something to enhance.
@@ -219,7 +219,7 @@ def test_scenes_stay_in_the_picture_and_go_where_they_say():
 
 def test_every_sprite_stands_out_from_every_landscape(art):
     for name in sprite_drawing.LANDSCAPES:
-        backdrop = sprite_drawing.landscape(name, np.random.default_rng(1), (64, 96))
+        backdrop = sprite_drawing.draw_landscape(name, np.random.default_rng(1), (64, 96))
         assert backdrop.shape == (64, 96, 3) and backdrop.astype(float).std() > 8
         for i, one in enumerate(art):
             shown = sprite_drawing.draw_moving_sprite(backdrop, one, np.array([(0.7, 0.75)]), 0.38)[0]
@@ -268,7 +268,7 @@ def test_object_and_motion_are_found_on_blurred_noisy_clips(clips):
 
 def test_large_and_long_clips_are_measured_too(art):
     for scene, size in zip(heldout_prompts(3), ((9, 256, 384), (33, 64, 96), (5, 128, 240)), strict=True):
-        frames = sprites.draw(scene, size, art)
+        frames = sprites.draw_scene(scene, size, art)
         assert sprite_measures.object_of(frames) == scene.object
         assert sprite_measures.motion_of(frames) == scene.motion
 

@@ -9,7 +9,7 @@ import pytest
 from fv_jax.data import pipeline
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.degradation.degradations import WeakConfig
-from fv_jax.data.loader import LoaderConfig, WeightedSource, batches
+from fv_jax.data.loader import LoaderConfig, WeightedSource, load_batches
 from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import read_records
@@ -144,7 +144,7 @@ def test_latent_cache_interrupted_leaves_nothing(tmp_path):
 def test_latent_cache_is_trained_on(tmp_path):
     records = cached(tmp_path / 'latents')
     transform = compose(Latents((8, 8)), keep_arrays)
-    batch = next(batches(records, transform, CONFIG.loader))
+    batch = next(load_batches(records, transform, CONFIG.loader))
     assert {name: value.shape for name, value in batch.items()} == {
         'z_high_BFHWC': (1, 1, 8, 8, 3),
         'z_low_BFHWC': (1, 1, 8, 8, 3),
