@@ -33,7 +33,7 @@ def weak_and_strong() -> dict[str, Any]:
 
 
 def strong() -> dict[str, Any]:
-    """The published second-order model; fields of `fv_jax.data.degradation.degradations.StrongConfig`."""
+    """The published second-order model; fields of `fv_jax.data.degradation.configs.StrongConfig`."""
     return {
         'first': {
             'blur': _blur(probability=1.0, sigma=(0.2, 3.0)),  # RE, RB

@@ -79,7 +79,7 @@ def _degrade_strongly(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields COLUMNS times the sampled operations and the degraded clip; nothing without strong degradations."""
     for _ in range(COLUMNS if config.strong else 0):
-        target = degradations.even_size(config.weak.size(clip.shape[1:3], rng), 1)
+        target = degradations.even_size(config.weak.sample_size(clip.shape[1:3], rng), 1)
         drawn = degradations.sample_strong(rng, config.strong, target=target, frames=len(clip))
         yield ', '.join(map(str, drawn)), degradations.apply_steps(drawn, clip)
 

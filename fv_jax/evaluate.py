@@ -36,7 +36,8 @@ from fv_jax.core.console import print_result
 from fv_jax.core.files import write_json
 from fv_jax.data import pipeline
 from fv_jax.data.degradation import degradations
-from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
+from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
+from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import resize_bilinear
 from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import to_uint8

@@ -14,7 +14,8 @@ from fv_jax.core.paths import expand_path, is_url
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources, transforms
 from fv_jax.data.buckets import Bucket, BucketFit
-from fv_jax.data.degradation.degradations import Degradation, Degrade, StrongConfig, WeakConfig
+from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
+from fv_jax.data.degradation.degradations import Degradation, Degrade
 from fv_jax.data.loader import (
     Batch,
     BatchStream,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fv_jax.core.parallel_context import ParallelContext
-from fv_jax.data.degradation.degradations import WeakConfig, degrade_weak
+from fv_jax.data.degradation.configs import WeakConfig
+from fv_jax.data.degradation.degradations import degrade_weak
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import SuperResDiagnostics, pixel_metrics, probe_points
 from fv_jax.models.dit import DiTConfig

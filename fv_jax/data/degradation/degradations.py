@@ -27,191 +27,21 @@ from fv_jax.core.config import ConfigError, check_range
 from fv_jax.data.degradation import blur_kernels
 from fv_jax.data.degradation import operations as steps
 from fv_jax.data.degradation.compression import CODECS
+from fv_jax.data.degradation.configs import (
+    SHAPES,
+    SMALL_KERNEL,
+    BlurConfig,
+    DegradationPassConfig,
+    NoiseConfig,
+    Range,
+    ResizeConfig,
+    SincConfig,
+    StrongConfig,
+    WeakConfig,
+)
 from fv_jax.data.degradation.operations import Step, even_size
 from fv_jax.data.numpy_resize import resize_bilinear
 from fv_jax.data.shards.records import Record
-
-Range = tuple[float, float]
-
-# Shapes of blur kernels, in the order of the probabilities in BlurConfig.shapes.
-SHAPES = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso', 'sinc')
-_PI = math.pi + 1e-3  # a bound that accepts pi written with few digits
-_SMALL_KERNEL = 13  # pixels: a sinc of a smaller size cannot have the lowest cutoffs (Real-ESRGAN)
-
-
-@dataclasses.dataclass(frozen=True)
-class WeakConfig:
-    """The range of the weak degradation.
-
-    Attributes:
-      low, high: of the downsampling factor, at least 1; equal values fix it.
-    """
-
-    low: float = 4.0
-    high: float = 8.0
-
-    def __post_init__(self):
-        wrong = f'low={self.low}: must be 1 <= low <= high (here {self.high})'
-        require(1 <= self.low <= self.high < math.inf, wrong, ConfigError)
-
-    def size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """Draws the size of the downsampled clip.
-
-        Args:
-          size: (height, width) of the clip.
-          rng: draws the factor.
-
-        Raises:
-          ValueError: a side would be below 1 pixel.
-        """
-        factor = rng.uniform(self.low, self.high)
-        small = int(size[0] / factor), int(size[1] / factor)
-        if min(small) < 1:
-            raise ValueError(f'a clip of {size[0]}x{size[1]} cannot be made {factor:.2f} times smaller')
-        return small
-
-
-@dataclasses.dataclass(frozen=True)
-class BlurConfig:
-    """Ranges of the blur in one pass.
-
-    Attributes:
-      probability: of any blur.
-      sizes: smallest and largest side of the kernel in pixels, both odd.
-      shapes: probability of each of SHAPES.
-      sigma: standard deviation in pixels.
-      angle: rotation of anisotropic kernels, radians.
-      generalized_beta, plateau_beta: exponents of these shapes.
-    """
-
-    probability: float
-    sizes: tuple[int, int]
-    shapes: tuple[float, ...]
-    sigma: Range
-    angle: Range
-    generalized_beta: Range
-    plateau_beta: Range
-
-    def __post_init__(self):
-        _check_probabilities(self, 'shapes', len(SHAPES))
-        check_range(self, 'probability', low=0, high=1)
-        check_range(self, 'sizes', low=3, high=99)
-        check_range(self, 'sigma', low=0.1, high=99)
-        check_range(self, 'angle', low=-_PI, high=_PI)
-        check_range(self, 'generalized_beta', 'plateau_beta', low=0.1, high=99)
-        _check_odd(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class ResizeConfig:
-    """Ranges of the resize in one pass.
-
-    Attributes:
-      modes: probabilities of (up, down, keep).
-      scale: (smallest, largest) factor, on both sides of 1; up draws from (1, largest), down from (smallest, 1).
-    """
-
-    modes: tuple[float, float, float]
-    scale: Range
-
-    def __post_init__(self):
-        _check_probabilities(self, 'modes', 3)
-        check_range(self, 'scale', low=0.01, high=4)
-        require(
-            self.scale[0] <= 1 <= self.scale[1],
-            f'scale={self.scale}: must contain 1, as (smallest, largest)',
-            ConfigError,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseConfig:
-    """Ranges of the noise in one pass.
-
-    Attributes:
-      poisson: probability of Poisson noise in place of Gaussian noise.
-      grey: probability that the noise is the same in all channels.
-      gaussian_sigma: standard deviation in 8-bit levels.
-      poisson_scale: factor of the Poisson noise's standard deviation.
-    """
-
-    poisson: float
-    grey: float
-    gaussian_sigma: Range
-    poisson_scale: Range
-
-    def __post_init__(self):
-        for name in ('poisson', 'grey'):
-            check_range(self, name, low=0, high=1)
-        check_range(self, 'gaussian_sigma', low=0, high=255)
-        check_range(self, 'poisson_scale', low=0, high=99)
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoConfig:
-    """Ranges of the video compression: the probability of each of compression.CODECS, and of the bits per pixel."""
-
-    codecs: tuple[float, float]
-    bits_per_pixel: Range
-
-    def __post_init__(self):
-        _check_probabilities(self, 'codecs', len(CODECS))
-        check_range(self, 'bits_per_pixel', low=1e-3, high=24)
-
-
-@dataclasses.dataclass(frozen=True)
-class SincConfig:
-    """Ranges of the final sinc filter.
-
-    Attributes:
-      probability: of any filter.
-      sizes: smallest and largest side of the kernel in pixels, both odd.
-      omega: cutoff frequency in radians per pixel.
-    """
-
-    probability: float
-    sizes: tuple[int, int]
-    omega: Range
-
-    def __post_init__(self):
-        check_range(self, 'probability', low=0, high=1)
-        check_range(self, 'sizes', low=3, high=99)
-        check_range(self, 'omega', low=0.1, high=_PI)
-        _check_odd(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class DegradationPassConfig:
-    """The ranges of one pass of blur, resize, noise and JPEG, whose quality is from 1 to 100."""
-
-    blur: BlurConfig
-    resize: ResizeConfig
-    noise: NoiseConfig
-    quality: tuple[int, int]
-
-    def __post_init__(self):
-        check_range(self, 'quality', low=1, high=100)
-
-
-@dataclasses.dataclass(frozen=True)
-class StrongConfig:
-    """The ranges of the second-order model: its two passes, the video codecs and the final sinc filter."""
-
-    first: DegradationPassConfig
-    second: DegradationPassConfig
-    video: VideoConfig
-    sinc: SincConfig
-
-
-def _check_probabilities(config: object, name: str, count: int) -> None:
-    shares = getattr(config, name)
-    if len(shares) != count or min(shares) < 0 or abs(sum(shares) - 1) > 1e-3:
-        raise ConfigError(f'{name}={shares}: must be {count} probabilities that sum to 1')
-
-
-def _check_odd(config: object) -> None:
-    if any(size % 2 == 0 for size in config.sizes):
-        raise ConfigError(f'sizes={config.sizes}: both must be odd, so that a kernel has a centre')
 
 
 def degrade_weak(frames_FHWC: np.ndarray, rng: np.random.Generator, config: WeakConfig) -> np.ndarray:
@@ -229,7 +59,7 @@ def degrade_weak(frames_FHWC: np.ndarray, rng: np.random.Generator, config: Weak
       ValueError: a side of the clip is shorter than the factor.
     """
     size = frames_FHWC.shape[1:3]
-    return resize_bilinear(resize_bilinear(frames_FHWC, config.size(size, rng)), size)
+    return resize_bilinear(resize_bilinear(frames_FHWC, config.sample_size(size, rng)), size)
 
 
 def degrade_strong(
@@ -247,7 +77,7 @@ def degrade_strong(
       float32 of the same shape and range, rounded to 8-bit levels before the upsampling.
     """
     size = frames_FHWC.shape[1:3]
-    drawn = sample_strong(rng, config, target=even_size(factor.size(size, rng), 1), frames=len(frames_FHWC))
+    drawn = sample_strong(rng, config, target=even_size(factor.sample_size(size, rng), 1), frames=len(frames_FHWC))
     return apply_steps(drawn, frames_FHWC)
 
 
@@ -316,7 +146,7 @@ def _sample_blur(rng: np.random.Generator, config: BlurConfig) -> list[Step]:
     size = _sample_odd(rng, config.sizes)
     shape = SHAPES[rng.choice(len(SHAPES), p=_normalize(config.shapes))]
     if shape == 'sinc':
-        lowest = math.pi / 3 if size < _SMALL_KERNEL else math.pi / 5
+        lowest = math.pi / 3 if size < SMALL_KERNEL else math.pi / 5
         omega = rng.uniform(lowest, math.pi)
         return [steps.Blur(blur_kernels.sinc_kernel(size, omega), f'sinc {omega:.2f}')]
     family, _, _ = shape.rpartition('_')

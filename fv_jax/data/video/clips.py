@@ -15,7 +15,8 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.paths import LocalPathOrEmpty
-from fv_jax.data.degradation.degradations import Degradation, StrongConfig, WeakConfig
+from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
+from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import video_io

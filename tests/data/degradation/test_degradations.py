@@ -12,11 +12,10 @@ from fv_jax.core import resize as core_resize
 from fv_jax.core.config import ConfigError, build
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation import operations as steps
+from fv_jax.data.degradation.configs import SHAPES, StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import (
     Degradation,
     Degrade,
-    StrongConfig,
-    WeakConfig,
     degrade_strong,
     degrade_weak,
     sample_strong,
@@ -134,7 +133,7 @@ def test_how_often_what_is_drawn(many: list[tuple[steps.Step, ...]]) -> None:
     assert len(video) == 2 * count
     share_of(sum(step.codec == 'mpeg4' for step in video), len(video), 1 / 3)
     firsts = [one[0].name.split()[0] for one in many]
-    for shape, share in zip(degradations.SHAPES, STRONG.first.blur.shapes, strict=True):
+    for shape, share in zip(SHAPES, STRONG.first.blur.shapes, strict=True):
         share_of(firsts.count(shape), count, share)
     scales = [one[1].scale for one in many if isinstance(one[1], steps.Resize)]
     share_of(sum(scale > 1 for scale in scales), len(scales), 0.2 / 0.9)

@@ -10,7 +10,7 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline
-from fv_jax.data.degradation.degradations import WeakConfig
+from fv_jax.data.degradation.configs import WeakConfig
 from fv_jax.data.loader import LoaderConfig, load_batches
 from fv_jax.data.synthetic import sprite_drawing, sprites
 from tests.benchmarks import sprite_measures
