@@ -52,7 +52,7 @@ def degradations(path: Path) -> None:
             f'--config={ROOT}/configs/degradations.py',
             f'--input={clip}',
             f'--output={sheet}',
-            '--num-samples=3',
+            '--num-samples=2',
         ]
         if code := degrade.main(arguments):
             raise RuntimeError(f'fv_jax.degrade ended with exit code {code}')
