@@ -11,7 +11,6 @@ RUN = (
     '--config.parallel.context=2',
     '--config.data.loader.batch_size=2',
     '--config.loop.num_steps=2',
-    '--config.loop.eval_every=0',
     '--config.loop.save_every=2',
     # Large, or Adam, which divides by a gradient's size, makes much of the last bit of the small ones.
     '--config.optim.eps=1.0',

@@ -1,4 +1,4 @@
-"""A training run of two and of four processes, joined over gloo, is the run of one: same batches, same numbers."""
+"""A training run of two and of four processes, joined over gloo, is the run of one: same batches and held-out metrics."""
 
 import numpy as np
 import pytest
@@ -36,10 +36,10 @@ def test_several_processes_train_like_one(one, run, processes):
     assert '4 cpu device(s) (data 2, context 2)' in first[2] and 'saved step 2' in first
     assert others == [[]] * (processes - 1)
     rows, expected = runs.rows(workdir), runs.rows(one)
-    assert [row.keys() for row in rows] == [row.keys() for row in expected] and len(rows) == 2
+    assert [row.keys() for row in rows] == [row.keys() for row in expected] and len(rows) == 4
     for row, other in zip(rows, expected, strict=True):
         for name, value in other.items():
-            np.testing.assert_allclose(row[name], value, rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(row[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     numbers, expected = runs.arrays(workdir, 2), runs.arrays(one, 2)
     assert numbers.keys() == expected.keys()
     for name, value in expected.items():
