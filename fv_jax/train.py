@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,12 @@ from fv_jax.training.monitoring.profiler import Profiler, ProfileSteps, TraceSig
 from fv_jax.training.monitoring.watchdog import Watchdog
 from fv_jax.training.progress import Progress
 from fv_jax.training.run import bad_step_dumps, initialization
-from fv_jax.training.run.datasets import TrainBatches, open_datasets
+from fv_jax.training.run.datasets import TrainBatches, load_heldout_batches, open_datasets
 from fv_jax.training.run.launch_record import record_start
+from fv_jax.training.run.run_lock import lock_run
 from fv_jax.training.run.save_policy import SavePolicy
 from fv_jax.training.run.setup import TrainConfig, TrainSetup, make_partitioner, make_train_setup
-from fv_jax.training.run.workdir import check_folder, write_run_config
+from fv_jax.training.run.workdir import check_folder, check_writable, write_run_config
 from fv_jax.training.trainer import Trainer
 from fv_jax.training.validation import Validation
 from fv_jax.weights import trained_runs
@@ -153,32 +154,41 @@ class LaunchInfo:
 
 
 def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
-    """Wires a run together and trains it to the end. What can be wrong is found before anything is written."""
-    launch, goodput = launch or LaunchInfo(), Goodput()
+    """Trains a run to the end. What can be wrong is found before anything is computed or written."""
+    launch = launch or LaunchInfo()
     latent_spec = trained_runs.latent_spec(config.stage)
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
     vae = trained_runs.frozen_vae(config.stage, partitioner)
     setup = make_train_setup(config, partitioner, latent_spec, encoder=vae.encode if vae else None)
-    bad = BadRecords(config.data.bad_records)
+    with lock_run(workdir) as check_lock:
+        check_writable(workdir)
+        _run(setup, vae, workdir, launch, check_lock)
+
+
+def _run(
+    setup: TrainSetup, vae: JittedVAE | None, workdir: Path, launch: LaunchInfo, check_lock: Callable[[], None]
+) -> None:
+    config, goodput, bad = setup.config, Goodput(), BadRecords(setup.config.data.bad_records)
     history = initialization.valid_checkpoints(workdir)
     check = functools.partial(initialization.check_digests, history, workdir)
-    datasets = open_datasets(config, latent_spec, bad, check)
+    datasets = open_datasets(config, setup.latent_spec, bad, check)
+    heldout = load_heldout_batches(setup, datasets)
     train_state, progress = initialization.initial_state(setup, history)
     start = int(train_state.step)
     _log_run_header(setup, train_state)
     if start >= config.loop.num_steps:
         log.info('already at the last step; use --config.loop.num_steps=N to train to step N')
         return
+    batches = TrainBatches.open(setup, datasets, workdir, bad)
     write_run_config(workdir, config)
     initialization.quarantine(workdir, history)
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
-    any_host = CrossHostFlags(partitioner.mesh)
-    save_policy = SavePolicy(checkpoints, config.loop, config_lib.to_dict(config), datasets.digests, any_host)
-    batches = TrainBatches.open(setup, datasets, workdir, bad)
-    validation = _validation(setup, vae, batches.heldout())
+    any_host, values = CrossHostFlags(setup.partitioner.mesh), config_lib.to_dict(config)
+    save_policy = SavePolicy(checkpoints, config.loop, values, datasets.digests, any_host, check_lock)
+    validation = _validation(setup, vae, heldout)
     log.info('compiling the training step')
     if jax.process_index() == 0:
-        record_start(workdir, launch.command, config_lib.to_dict(config), partitioner.mesh, start)
+        record_start(workdir, launch.command, values, setup.partitioner.mesh, start)
     with (
         _writer(workdir, start) as writer,
         launch.preemption.defer_sigterm(),

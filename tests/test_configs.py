@@ -11,8 +11,9 @@ from fv_jax.planning import slices
 from tests import runs
 
 SLICES = ('v5e-8', 'v5e-16', 'v6e-8', 'v5p-32', 'h100-8')
-FULL = ('stage1.py', 'stage1.py:full_ft', 'vae.py', 'stage2.py', 'stage2.py:head128') + tuple(
-    f'stage2.py:phase{i}' for i in (1, 2, 3)
+FULL = (
+    *('stage1.py', 'stage1.py:full_ft', 'vae.py', 'stage2.py', 'stage2.py:head128'),
+    *(f'stage2.py:phase{i}' for i in (1, 2, 3)),
 )
 SMALL = (
     *(f'{name}:smoke' for name in ('stage1.py', 'stage2.py', 'vae.py')),

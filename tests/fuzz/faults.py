@@ -48,7 +48,8 @@ SAVE_STUCK = """
 import os, threading
 make = os.mkdir
 def mkdir(path, *arguments, **more):
-    if '.orbax-checkpoint-tmp' in str(path) and threading.current_thread() is not threading.main_thread():
+    trial, main = '.trial_save' in str(path), threading.current_thread() is threading.main_thread()
+    if '.orbax-checkpoint-tmp' in str(path) and not trial and not main:
         threading.Event().wait()
     make(path, *arguments, **more)
 os.mkdir = mkdir

@@ -1,4 +1,4 @@
-"""A training run of two and of four processes, joined over gloo, is the run of one: same batches and held-out metrics."""
+"""A run of two and of four processes, joined over gloo, is the run of one: same batches, same held-out metrics."""
 
 import numpy as np
 import pytest

@@ -38,11 +38,13 @@ class Datasets:
       groups: the training clips, by bucket.
       heldout: the clips for evaluation; None without any.
       digests: fingerprints of the networks that make the training data.
+      text: embeds captions; None where the embeddings are stored with the clips, or there are none.
     """
 
     groups: list[pipeline.BucketGroup]
     heldout: pipeline.DataSource | None
     digests: Digests
+    text: TextEncoder | None
 
 
 def open_datasets(
@@ -67,7 +69,9 @@ def open_datasets(
     check(digests)
     stamp = latent_cache.vae_stamp(digests['vae'], latent_spec) if 'vae' in digests else None
     provenance.check_latents(clips, stamp)
-    return Datasets(pipeline.group_by_bucket(clips, data, latent_spec), heldout, digests)
+    groups = pipeline.group_by_bucket(clips, data, latent_spec)
+    text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
+    return Datasets(groups, heldout, digests, text)
 
 
 def _digests(config: TrainConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None) -> Digests:
@@ -103,29 +107,44 @@ def _embeds_online(text: TextConfig) -> bool:
     return bool(text.encoder) and text_encoders.kind_of(text, 'config.stage.text').online
 
 
+def load_heldout_batches(setup: TrainSetup, datasets: Datasets) -> list[HeldoutBatch]:
+    """Returns the held-out batches, sharded over the mesh; the same at every evaluation. Empty without held-out clips.
+
+    Raises ValueError or OSError: a clip cannot be read.
+    """
+    if datasets.heldout is None:
+        return []
+    data, partitioner = setup.config.data, setup.partitioner
+    low_res = registry.needs_low_res(setup.config.stage)
+    transform = pipeline.clip_transform(data, low_res=low_res, training=False, text=datasets.text)
+    size, (part, parts) = partitioner.num_shards(axes.ACT_BATCH), arrays.process_part(partitioner)
+    mine = slice(part * size // parts, (part + 1) * size // parts)
+    batches = []
+    for clips in heldout_indices(min(data.eval_clips, len(datasets.heldout)), size):
+        local = pipeline.load_heldout(datasets.heldout, transform, clips[mine])
+        batches.append(HeldoutBatch(arrays.to_global(local, partitioner, setup.latent_spec), clips))
+    return batches
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
     """The batches of a run, sharded over the mesh."""
 
     setup: TrainSetup
-    datasets: Datasets
     streams: list[BatchStream]
-    text: TextEncoder | None
     bad: BadRecords
 
     @classmethod
     def open(cls, setup: TrainSetup, datasets: Datasets, workdir: Path, bad: BadRecords) -> 'TrainBatches':
         """Opens the streams of batches. Clips for the latent cache are encoded here."""
         config = setup.config
-        # Without an online encoder the embeddings are stored with the clips.
-        text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
         encoded = any(provenance.is_latent_source(part.source) for group in datasets.groups for part in group.parts)
         if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
-            streams = _cached_streams(config, datasets, workdir, bad, text)
+            streams = _cached_streams(config, datasets, workdir, bad)
         else:
             low_res = registry.needs_low_res(config.stage)
-            streams = pipeline.make_streams(datasets.groups, config.data, low_res=low_res, text=text)
-        return cls(setup, datasets, streams, text, bad)
+            streams = pipeline.make_streams(datasets.groups, config.data, low_res=low_res, text=datasets.text)
+        return cls(setup, streams, bad)
 
     def train(self, start_step: int, num_rollbacks: int) -> Iterator[Batch]:
         """Yields the training batches from a step on.
@@ -140,29 +159,12 @@ class TrainBatches:
         batches = pipeline.train_batches(self.streams, data, self.bad, start_step=start_step, process=part)
         return (arrays.to_global(batch, partitioner, self.setup.latent_spec) for batch in batches)
 
-    def heldout(self) -> list[HeldoutBatch]:
-        """Returns the held-out batches, which are the same at every evaluation."""
-        if self.datasets.heldout is None:
-            return []
-        data, partitioner = self.setup.config.data, self.setup.partitioner
-        low_res = registry.needs_low_res(self.setup.config.stage)
-        transform = pipeline.clip_transform(data, low_res=low_res, training=False, text=self.text)
-        size, (part, parts) = partitioner.num_shards(axes.ACT_BATCH), arrays.process_part(partitioner)
-        mine = slice(part * size // parts, (part + 1) * size // parts)
-        found = []
-        for clips in heldout_indices(min(data.eval_clips, len(self.datasets.heldout)), size):
-            local = pipeline.load_heldout(self.datasets.heldout, transform, clips[mine])
-            found.append(HeldoutBatch(arrays.to_global(local, partitioner, self.setup.latent_spec), clips))
-        return found
 
-
-def _cached_streams(
-    config: TrainConfig, datasets: Datasets, workdir: Path, bad: BadRecords, text: TextEncoder | None
-) -> list[BatchStream]:
+def _cached_streams(config: TrainConfig, datasets: Datasets, workdir: Path, bad: BadRecords) -> list[BatchStream]:
     """Returns streams of cached latents. The first process encodes, on its first device; the others wait."""
     folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)
     arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']
-    cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=text)
+    cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=datasets.text)
     found = cached() if jax.process_index() == 0 else None
     distributed.barrier('latents')
     return cached() if found is None else found

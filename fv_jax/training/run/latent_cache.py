@@ -1,7 +1,6 @@
 """The latent cache: clips and several degraded variants of each, encoded once before training and stored as shards.
 
-A fingerprint of everything that made them is stored beside the shards; with another VAE or other settings they are
-refused.
+Everything that they depend on is stored beside the shards; with another VAE or other settings they are refused.
 """
 
 import contextlib
@@ -18,7 +17,6 @@ import jax
 import numpy as np
 
 from fv_jax.core import config as config_lib
-from fv_jax.core.hashing import fingerprint
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.loader import BatchStream, DataSource, Shards, WeightedSource
 from fv_jax.data.pipeline import BucketGroup, DataConfig, training_transform
@@ -33,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = 'latents'  # in a run's folder
 NAME = 'latents'  # first part of the names of its shards
+MADE_WITH = 'made_with'  # in the JSON beside them: what they depend on
 _PROGRESS_S = 5.0  # seconds between two reports of progress
 
 
@@ -86,15 +85,12 @@ def cached_latents(
       bad: counts the records that cannot be used.
 
     Raises:
-      ValueError: the folder contains latents with another fingerprint.
+      ValueError: the folder contains latents that were made with other settings, clips or networks.
     """
-    stamp = _stamp(config, folder.name, len(records), made_by)
+    made_with = _settings(config, folder.name, len(records), made_by)
     path = folder / f'{NAME}.json'
     if path.exists():
-        if (found := json.loads(path.read_text()).get('stamp')) != stamp:
-            raise ValueError(
-                f'{folder}: contains latents of another VAE or other data ({found}, not {stamp}); delete it'
-            )
+        _check_settings(folder, json.loads(path.read_text()).get(MADE_WITH, {}), made_with)
         return Shards(list_shards(folder, NAME))
     variants = config.cache.num_degraded_variants
     degraded = f' and {variants} degraded variant(s) of each' if variants else ''
@@ -112,7 +108,7 @@ def cached_latents(
             if i + 1 == len(records) or time.monotonic() - reported > _PROGRESS_S:
                 log.info(f'encoded {i + 1}/{len(records)} clips')
                 reported = time.monotonic()
-        writer.summary = {'stamp': stamp}
+        writer.summary = {MADE_WITH: made_with}
     return Shards(list_shards(folder, NAME))
 
 
@@ -172,14 +168,26 @@ def _degrade_ahead(records: WeightedSource, transform: Transform, config: DataCo
                 future.cancel()
 
 
-def _stamp(config: DataConfig, name: str, records: int, made_by: str) -> str:
-    """Returns the fingerprint of everything that the latents depend on."""
-    others = ('loader', 'in_memory', 'heldout', 'heldout_size', 'eval_clips', 'token_budget', 'batch_multiple')
-    values = {k: v for k, v in config_lib.to_dict(config).items() if k not in others}
-    values |= {
-        'cache': config.cache.num_degraded_variants,
-        'seed': config.loader.seed,
-        'name': name,
-        'records': records,
+def _settings(config: DataConfig, name: str, records: int, made_by: str) -> dict[str, Any]:
+    """Returns everything that the latents depend on, as JSON gives it back; keys are fields of the configuration."""
+    names = ['train', 'buckets', 'fit', 'max_upscale', 'max_crop_fraction', 'max_pan', 'flip']
+    names += [] if config.buckets else ['frames', 'height', 'width']
+    names += ['weak', 'strong', 'strong_probability'] if config.cache.num_degraded_variants else []
+    values = config_lib.to_dict(config)
+    found = {f'data.{key}': values[key] for key in names} | {
+        'data.cache.num_degraded_variants': config.cache.num_degraded_variants,
+        'data.loader.seed': config.loader.seed,
+        'bucket': name,
+        'number of clips': records,
+        'VAE and text encoder': made_by,
     }
-    return fingerprint([json.dumps([values, made_by], sort_keys=True)])
+    return json.loads(json.dumps(found))
+
+
+def _check_settings(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key, value in wanted.items():
+        if (there := found.get(key)) != value:
+            raise ValueError(
+                f'{folder}: contains latents that were made with other settings: {key} is {there!r} there and '
+                f'{value!r} in this run; choose another --workdir, or delete {folder} to encode again'
+            )

@@ -25,6 +25,7 @@ class SavePolicy:
       config: the whole configuration of the run.
       digests: fingerprints of the networks that made its data.
       any_host: two flags of this process -> which of them is set in any process; all processes call it alike.
+      check_lock: raises CheckpointError where this run no longer holds its work directory (`run_lock`).
       failed: number of consecutive failed saves.
     """
 
@@ -33,6 +34,7 @@ class SavePolicy:
     config: Mapping[str, Any]
     digests: Mapping[str, str]
     any_host: Callable[[bool, bool], jax.Array | np.ndarray]
+    check_lock: Callable[[], None] = lambda: None
     failed: int = 0
     _last: float = dataclasses.field(default_factory=lambda: time.monotonic())  # a clock that cannot be set back
     _step: int | None = None  # of the save in progress
@@ -45,6 +47,7 @@ class SavePolicy:
 
     def start(self, step: int, train_state: state.TrainState, progress: Progress) -> None:
         """Waits for the save before, and starts one. The state may be donated afterwards. Raises as `wait`."""
+        self.check_lock()
         self.wait()
         self._last = time.monotonic()
         more = {PROGRESS: progress.to_dict()}

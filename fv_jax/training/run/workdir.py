@@ -1,20 +1,25 @@
 """A run's work directory: its configuration, and what may change in it between two starts."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import did_you_mean
 from fv_jax.core.files import parse_json, write_json
+from fv_jax.parallel import distributed
 from fv_jax.training.run.setup import TrainConfig
 
 CONFIG = 'config.json'
+TRIAL = '.trial_save'
 # Fields that do not affect what is learnt: length, speed, devices, logging.
 SAFE_TO_CHANGE = ('loop', 'parallel', 'data.loader.num_threads', 'data.loader.prefetch_batches')
 
@@ -86,8 +91,23 @@ def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
             group = group[key]
 
 
+def check_writable(workdir: Path) -> None:
+    """Saves and removes a checkpoint of one number, so that what cannot be saved is found before anything is computed.
+
+    All processes call it. Raises UsageError.
+    """
+    folder = workdir / TRIAL
+    try:
+        Checkpoints(folder).save(0, {'params': {'trial': np.zeros(1, np.float32)}}, {})
+    except (CheckpointError, OSError, ValueError) as error:
+        raise UsageError(f'--workdir={workdir}: a trial save failed: {error}') from error
+    finally:
+        distributed.barrier('trial save')
+        if jax.process_index() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_run_config(workdir: Path, config: TrainConfig) -> None:
-    """Writes the configuration to the work directory, which it creates; the first process does."""
+    """Writes the configuration to the work directory; the first process does."""
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, config_lib.to_dict(config))

@@ -11,7 +11,7 @@ from fv_jax.data.buckets import Bucket
 from fv_jax.data.degradation.configs import WeakConfig
 from fv_jax.data.loader import LoaderConfig, WeightedSource, load_batches
 from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
-from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import Latents, compose, keep_arrays
 from fv_jax.models.vae import OFFICIAL
@@ -102,7 +102,14 @@ def test_latent_cache_encodes_once(tmp_path, log_lines):
     cached(tmp_path / 'latents', vae=vae)
     assert len(vae.videos) == 16
     log_lines.clear()
-    later = dataclasses.replace(CONFIG, loader=LoaderConfig(batch_size=2), eval_clips=1, heldout='')
+    later = dataclasses.replace(
+        CONFIG,
+        loader=LoaderConfig(batch_size=2),
+        eval_clips=1,
+        heldout='',
+        bad_records=BadRecordConfig('skip', 7),
+        in_memory=True,
+    )
     records = cached(tmp_path / 'latents', later, vae=vae)
     assert len(vae.videos) == 16 and log_lines == [] and len(records) == 4
     crop = dataclasses.replace(CONFIG, cache=LatentCacheConfig(num_degraded_variants=3, crop=(8, 8)))
@@ -110,22 +117,23 @@ def test_latent_cache_encodes_once(tmp_path, log_lines):
 
 
 @pytest.mark.parametrize(
-    ('field', 'digest'),
+    ('field', 'difference'),
     [
-        ({}, 'def'),
-        ({'weak': WeakConfig(2.0, 3.0)}, 'abc'),
-        ({'flip': False}, 'abc'),
-        ({'cache': LatentCacheConfig(num_degraded_variants=2)}, 'abc'),
-        ({'loader': LoaderConfig(batch_size=1, seed=1)}, 'abc'),
-        ({'train': 'elsewhere'}, 'abc'),
+        ({}, "VAE and text encoder is 'abc' there and 'def' in this run"),
+        ({'weak': WeakConfig(2.0, 3.0)}, "data.weak is .*'high': 4.0.* there and .*'high': 3.0"),
+        ({'flip': False}, 'data.flip is True there and False'),
+        ({'height': 32}, 'data.height is 16 there and 32'),
+        ({'cache': LatentCacheConfig(num_degraded_variants=2)}, 'data.cache.num_degraded_variants is 3 there and 2'),
+        ({'loader': LoaderConfig(batch_size=1, seed=1)}, 'data.loader.seed is 0 there and 1'),
+        ({'train': 'elsewhere'}, "data.train is 'synthetic' there and 'elsewhere'"),
     ],
 )
-def test_latent_cache_refuses_another_fingerprint(tmp_path, field, digest):
+def test_latent_cache_refuses_other_settings_and_names_them(tmp_path, field, difference):
     cached(tmp_path / 'latents')
     before = (tmp_path / 'latents' / 'latents.json').read_text()
-    with pytest.raises(ValueError, match=r'contains latents of another VAE or other data .*; delete it'):
-        cached(tmp_path / 'latents', dataclasses.replace(CONFIG, **field), digest)
-    assert (tmp_path / 'latents' / 'latents.json').read_text() == before and json.loads(before)['stamp']
+    with pytest.raises(ValueError, match=rf'other settings: {difference}.*; choose another --workdir, or delete '):
+        cached(tmp_path / 'latents', dataclasses.replace(CONFIG, **field), 'abc' if field else 'def')
+    assert (tmp_path / 'latents' / 'latents.json').read_text() == before
 
 
 def test_latent_cache_interrupted_leaves_nothing(tmp_path):
@@ -184,5 +192,13 @@ def test_latent_cache_embeds_captions(tmp_path):
             _, read = stream.parts[0].record(0)
             row = stream.transform(read(), np.random.default_rng(0))
             np.testing.assert_array_equal(row['text_LD'], expected)
-    with pytest.raises(ValueError, match='contains latents of another VAE or other data'):
+    with pytest.raises(ValueError, match='VAE and text encoder is '):
         streams(HashTextEncoder(8, 32))
+
+
+def test_latent_cache_of_clips_alone_does_not_depend_on_degradations(tmp_path):
+    vae = Pixels()
+    config = dataclasses.replace(CONFIG, cache=LatentCacheConfig(num_degraded_variants=0))
+    cached(tmp_path / 'latents', config, vae=vae)
+    cached(tmp_path / 'latents', dataclasses.replace(config, weak=WeakConfig(2.0, 3.0)), vae=vae)
+    assert len(vae.videos) == 4

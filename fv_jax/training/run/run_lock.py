@@ -1,0 +1,243 @@
+"""One process at a time trains in a work directory: two would delete each other's checkpoints.
+
+The first process of a run holds WORKDIR/run.lock, created exclusively, which is atomic on NFS as well. It names the
+host and the process, and is rewritten every few seconds as long as that process lives. A lock is stale if its process
+ended without removing it (SIGKILL, a host that was taken away): on the same machine the process is looked for;
+elsewhere the lock is watched until it is rewritten, or has not been for WATCH_S, since clocks of hosts may differ.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.core.command_line import UsageError
+from fv_jax.parallel import distributed
+
+log = logging.getLogger(__name__)
+
+LOCK = 'run.lock'
+HEARTBEAT_S = 10.0
+# More heartbeats than one, and longer than NFS clients may keep attributes (60 s).
+WATCH_S = 65.0
+SETTLE_S = 1.0  # longer than it takes to read a lock and to replace it
+READS = 5
+_POLL_S = 1.0
+
+
+@contextlib.contextmanager
+def lock_run(workdir: Path) -> Iterator[Callable[[], None]]:
+    """A context in which no other process trains in the work directory. All processes of the run enter it.
+
+    It creates the work directory. At the end it removes the lock, and the folders that it created and that are empty: a
+    start that fails leaves nothing.
+
+    Yields:
+      A function that raises CheckpointError where another process has taken the lock over. All processes call it.
+
+    Raises:
+      UsageError: another process holds the lock, or the work directory cannot be written to.
+    """
+    lock, error = None, None
+    if jax.process_index() == 0:
+        try:
+            lock = RunLock(workdir)
+        except (OSError, UsageError) as problem:
+            error = problem
+    if distributed.any_process(error is not None):
+        reason = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, UsageError):
+            raise error
+        raise UsageError(f'--workdir={workdir}: cannot be written to ({reason or "by the first process"})') from error
+
+    def check() -> None:
+        lost = lock is not None and lock.is_lost()
+        if distributed.any_process(lost):
+            raise CheckpointError(f'{workdir}: another process has taken {LOCK} over; this one stops without saving')
+
+    try:
+        yield check
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+    """The content of a lock. token: unique. beats: how often it was rewritten."""
+
+    host: str
+    pid: int
+    machine: str
+    process_start: str
+    since: str
+    token: str
+    beats: int = 0
+
+    @classmethod
+    def current(cls) -> '_Holder':
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, _machine(), _process_start(pid), now, secrets.token_hex(8))
+
+    def is_dead(self) -> bool | None:
+        """Whether the process has ended; None where it runs on another machine."""
+        if self.machine != _machine():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass  # of another user: it exists
+        return _process_start(self.pid) != self.process_start
+
+    def __str__(self) -> str:
+        return f'process {self.pid} on {self.host}, since {self.since}'
+
+
+class RunLock:
+    """The lock of a work directory, held by this process until `release`."""
+
+    def __init__(self, workdir: Path):
+        """Takes the lock. Raises UsageError when another process holds it, and OSError."""
+        self._path, self._mine = workdir / LOCK, _Holder.current()
+        self._created = [path for path in (workdir, *workdir.parents) if not path.exists()]
+        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            while not (_create(self._path, self._mine) or self._take_over_stale(workdir)):
+                pass
+        except BaseException:
+            self._remove_created()
+            raise
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name='run lock', daemon=True)
+        self._thread.start()
+
+    def is_lost(self) -> bool:
+        """Returns whether another process holds the lock now."""
+        holder = _read(self._path)
+        return holder is not None and holder.token != self._mine.token
+
+    def release(self) -> None:
+        """Removes the lock if it is still this process's."""
+        self._stop.set()
+        self._thread.join()
+        if not self.is_lost():
+            self._path.unlink(missing_ok=True)
+        self._remove_created()
+
+    def _remove_created(self) -> None:
+        for folder in self._created:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+    def _beat(self) -> None:
+        """Rewrites the lock in place, so that readers on NFS, who open it anew, see it."""
+        beats = 0
+        while not self._stop.wait(HEARTBEAT_S):
+            beats += 1
+            with contextlib.suppress(OSError):  # a beat that is missed is no reason to stop
+                if not self.is_lost():
+                    with open(self._path, 'r+b') as file:
+                        file.write(_encode(dataclasses.replace(self._mine, beats=beats)))
+
+    def _take_over_stale(self, workdir: Path) -> bool:
+        """Replaces the lock if its process has ended; returns whether this process holds it now.
+
+        Raises UsageError if its process lives.
+        """
+        holder = _read(self._path)
+        if holder is None:
+            return False
+        dead = holder.is_dead()
+        if dead is None:
+            log.info(f'{self._path}: held by {holder}; waiting {WATCH_S:.0f} s for a sign of life')
+            holder, dead = _watch(self._path, holder)
+        if not dead:
+            raise UsageError(
+                f'--workdir={workdir}: another run trains there ({holder}); wait for its end or stop it, or choose '
+                'another --workdir'
+            )
+        if _read(self._path) == holder:
+            temporary = self._path.with_name(f'{LOCK}.{self._mine.token}')
+            temporary.write_bytes(_encode(self._mine))
+            os.replace(temporary, self._path)
+            # Others may find the same lock stale at the same moment: the last one to replace it has it.
+            time.sleep(SETTLE_S)
+        if taken := not self.is_lost() and self._path.exists():
+            log.info(f'{self._path}: taken over; its process ({holder}) has ended')
+        return taken
+
+
+def _watch(path: Path, before: _Holder) -> tuple[_Holder, bool]:
+    """Returns the holder of a lock, and whether the lock has not changed for WATCH_S."""
+    deadline = time.monotonic() + WATCH_S
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        holder = _read(path)
+        if holder != before:
+            return holder or before, holder is None
+    return before, True
+
+
+def _create(path: Path, holder: _Holder) -> bool:
+    """Creates the lock; returns whether there was none. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with open(descriptor, 'wb') as file:
+        file.write(_encode(holder))
+    return True
+
+
+def _read(path: Path) -> _Holder | None:
+    """Returns the holder of a lock; None if there is no lock. A file that is no lock has a holder of no machine."""
+    for _ in range(READS):
+        try:
+            return _Holder(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            time.sleep(SETTLE_S / READS)  # it may have been created a moment ago
+    return _Holder('an unknown host', 0, '', '', 'an unknown time', '')
+
+
+def _encode(holder: _Holder) -> bytes:
+    """Encodes the content, always equally long, so that it can be rewritten in place."""
+    values: dict[str, Any] = dataclasses.asdict(holder) | {'beats': 0}
+    return json.dumps(values).removesuffix('0}').encode() + f'{holder.beats:<12}}}\n'.encode()
+
+
+def _machine() -> str:
+    """Returns what tells this machine, since its last start, and this container's processes from others."""
+    found = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        found.append(Path('/proc/sys/kernel/random/boot_id').read_text().strip())
+        found.append(os.readlink('/proc/self/ns/pid'))
+    return ' '.join(found)
+
+
+def _process_start(pid: int) -> str:
+    """Returns when a process started, in clock ticks since the machine's start: a process id is used again.
+
+    '' for a process that has ended, also one that its parent has not waited for, and where there is no /proc.
+    """
+    try:
+        state, *fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return ''
+    return '' if state == 'Z' else fields[18]
