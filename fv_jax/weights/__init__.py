@@ -93,7 +93,7 @@ def load_vae(name: str) -> VAE:
 
     Raises FileNotFoundError or ValueError as `load_official` does, and when the file holds something else.
     """
-    path = vae_path(name)
+    path = _existing_vae(name)
     network = single_file.load(path) if single_file.kind_of(path) else load_official(path)
     require(isinstance(network, VAE), f'{name}: holds a {type(network).__name__}, not a VAE')
     return network
@@ -113,8 +113,15 @@ def vae_fingerprint(name: str) -> str:
     return params_fingerprint(read())
 
 
-def _open_vae(name: str) -> tuple[VAEConfig, Callable[[], Parameters]]:
+def _existing_vae(name: str) -> Path:
     path = vae_path(name)
+    hint = 'name another VAE in config.stage.vae (prepare: config.latents.vae), such as embedded, the one in the package'
+    require(path.exists(), f'{name}: does not exist; {hint}', FileNotFoundError)
+    return path
+
+
+def _open_vae(name: str) -> tuple[VAEConfig, Callable[[], Parameters]]:
+    path = _existing_vae(name)
     if single_file.kind_of(path):
         config, read = single_file.config_of(path), functools.partial(single_file.parameters, path)
     else:

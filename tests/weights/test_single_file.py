@@ -79,8 +79,13 @@ def test_what_is_no_vae_of_ours_is_refused(tmp_path):
     save_file({'x': np.zeros(3)}, other)
     with pytest.raises(ValueError, match='holds no network of this project'):
         single_file.load(other)
-    with pytest.raises(FileNotFoundError, match='none'):
-        weights.load_vae(str(tmp_path / 'none.safetensors'))
+
+
+@pytest.mark.parametrize('read', [weights.load_vae, weights.vae_config, weights.vae_fingerprint])
+def test_a_missing_vae_is_named_with_the_field_to_set(tmp_path, read):
+    missing = str(tmp_path / '3d-vae.pt')
+    with pytest.raises(FileNotFoundError, match=rf'{missing}: does not exist; name another VAE in config.stage.vae .* embedded'):
+        read(missing)
 
 
 def test_which_file_a_configuration_means(tmp_path):
