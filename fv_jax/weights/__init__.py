@@ -115,7 +115,7 @@ def vae_fingerprint(name: str) -> str:
 
 def _existing_vae(name: str) -> Path:
     path = vae_path(name)
-    hint = 'name another VAE in config.stage.vae (prepare: config.latents.vae), such as embedded, the one in the package'
+    hint = 'name another VAE in config.stage.vae (prepare: config.latents.vae), such as embedded, the small one'
     require(path.exists(), f'{name}: does not exist; {hint}', FileNotFoundError)
     return path
 
