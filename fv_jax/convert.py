@@ -37,6 +37,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, path_flag, path_or_name_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_error
+from fv_jax.core.devices import check_devices
 from fv_jax.core.output_paths import check_checkpoint_folder, check_output
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _convert(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     _check(arguments)
+    check_devices()
     kind = _kind(arguments.input)
     try:
         _CONVERSIONS[kind](arguments)

@@ -33,6 +33,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
+from fv_jax.core.devices import check_devices
 from fv_jax.core.files import write_json
 from fv_jax.data import pipeline
 from fv_jax.data.degradation import degradations
@@ -81,6 +82,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         strong = read_config(Degradation, given, (), '--degradation-config').strong
         wrong = f'--degradation-config={given}: has no strong degradations; use degradations'
         require(strong is not None, wrong, UsageError)
+    check_devices()
     report = evaluate(arguments.checkpoint, arguments.output, arguments.num_clips, arguments.num_steps, strong)
     print_result(_summary(report))
     log.info(f'wrote contact_sheet.png, report.json and the clips to {arguments.output}')

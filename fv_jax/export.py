@@ -31,6 +31,7 @@ from fv_jax.core import exit_codes, files
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.commands import run_command
+from fv_jax.core.devices import check_devices
 from fv_jax.core.output_paths import check_checkpoint_folder, check_output
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.models.dit import DiTConfig
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     _check(arguments)
+    check_devices()
     exported = _open_checkpoint(arguments)
     output = arguments.output.absolute()
     with files.atomic_write(output) as partial:

@@ -36,6 +36,7 @@ from fv_jax.core import exit_codes
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
+from fv_jax.core.devices import check_devices
 from fv_jax.data.shards.records import Record, RecordWriter
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, video_io
@@ -159,6 +160,8 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     root = arguments.input if arguments.input.is_dir() else arguments.input.parent
     files = _find_videos(arguments.input, arguments.output)
     tally = _Tally()
+    if config.latents.vae or config.text.encoder:
+        check_devices()
     latents = _latents(config.latents)
     # Which VAE takes clips that are stored as video is not known yet; most are for the official one.
     latent_spec = latents.vae.config.latent_spec if latents else OFFICIAL.latent_spec

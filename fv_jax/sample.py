@@ -38,6 +38,7 @@ from fv_jax.core import exit_codes, throughput
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import Override, Parser, UsageError, override, parse_size, path_flag, path_or_name_flag
 from fv_jax.core.commands import run_command
+from fv_jax.core.devices import check_devices
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.output_paths import check_output_file, check_output_folder
 from fv_jax.data.video import video_io
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sample(argv: Sequence[str]) -> int:
     command, arguments, overrides = _parse(argv)
     _check_ranges(arguments)
+    check_devices()
     command.run(arguments, overrides)
     return 0
 
@@ -137,11 +139,10 @@ def _add_preview_flags(parser: Parser) -> None:
 
 
 def _add_enhance_flags(parser: Parser) -> None:
-    parser.add_argument('folders', metavar='FOLDER', type=path_flag, nargs='+', help='a stored preview, such as RUN/0')
-    parser.add_argument(
-        '--output', type=path_flag, help='the mp4 to write, for one preview (default: FOLDER/video.mp4)'
-    )
-    parser.add_argument('--seed', type=int, help="of the noise (default: the preview's)")
+    add = parser.add_argument
+    add('folders', metavar='FOLDER', type=path_flag, nargs='+', help='a stored preview, such as RUN/0')
+    add('--output', type=path_flag, help='the mp4 to write, for one preview (default: FOLDER/video.mp4)')
+    add('--seed', type=int, help="of the noise (default: the preview's)")
     _add_batch_flags(parser)
     _add_weights_flags(parser)
 

@@ -41,6 +41,7 @@ from fv_jax.core.command_line import (
     read_config,
 )
 from fv_jax.core.commands import run_command
+from fv_jax.core.devices import check_devices
 from fv_jax.core.output_paths import check_checkpoint_folder
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
@@ -114,6 +115,7 @@ def _train(argv: Sequence[str]) -> int:
     config = read_config(TrainConfig, arguments.config, overrides)
     allowed = [name for name in arguments.allow_config_change.split(',') if name]
     changes = check_folder(arguments.workdir, config, allowed)
+    check_devices()
     log.info(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
     for change in changes:
         log.info(f'changed since the last launch: config.{change.field} from {change.old!r} to {change.new!r}')

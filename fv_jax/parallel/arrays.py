@@ -102,8 +102,17 @@ def put_sharded(tree: Tree, shardings: Tree) -> Tree:
 
 
 def on_cpu_device() -> contextlib.AbstractContextManager:
-    """A context in which arrays are created in host memory, which has room for a whole network."""
-    return jax.default_device(jax.local_devices(backend='cpu')[0])
+    """A context in which arrays are created in host memory, which has room for a whole network.
+
+    Raises ConfigError where JAX_PLATFORMS leaves the CPU out.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend='cpu')[0])
+    except RuntimeError:
+        chosen = jax.config.jax_platforms
+        raise ConfigError(
+            f'JAX_PLATFORMS={chosen}: weights are read on the CPU first; use JAX_PLATFORMS={chosen},cpu'
+        ) from None
 
 
 def to_host(tree: Tree, partitioner: Partitioner) -> Tree:

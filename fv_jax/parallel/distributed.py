@@ -5,6 +5,7 @@ The other processes are detected on TPU VMs, on TPUs of GKE and under Slurm. Any
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -18,7 +19,10 @@ from jax.experimental import multihost_utils
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 
+log = logging.getLogger(__name__)
+
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
+SLURM = 'slurm'
 GRACE_S = 10.0  # time that a failed process waits for the others
 TPU_DEVICES = ('/dev/accel0', '/dev/vfio/0')
 
@@ -57,7 +61,7 @@ class DistributedConfig:
 def detect_cluster(environment: Mapping[str, str], *, tpu_host: bool) -> str | None:
     """Returns 'slurm' or 'tpu' where JAX can find the other processes by itself; None where there are none."""
     if 'SLURM_JOB_ID' in environment and int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1:
-        return 'slurm'
+        return SLURM
     if environment.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu':
         return None
     hosts = [name for name in environment.get('TPU_WORKER_HOSTNAMES', '').split(',') if name]
@@ -67,19 +71,40 @@ def detect_cluster(environment: Mapping[str, str], *, tpu_host: bool) -> str | N
     return 'tpu' if tpu_host and not hosts and 'TPU_SKIP_MDS_QUERY' not in environment else None
 
 
+def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """Returns the `local_device_ids` of `jax.distributed.initialize` under Slurm.
+
+    Without them JAX gives each process the one GPU of its index on the node. A process that is alone on its node takes
+    all GPUs of it: no restriction, which is []. None leaves it to JAX.
+    """
+    nodes, tasks = (int(environment.get(f'SLURM_STEP_NUM_{name}', '1')) for name in ('NODES', 'TASKS'))
+    if nodes == tasks:
+        return []
+    gpus, per_node = int(environment.get('SLURM_GPUS_ON_NODE', '0')), -(-tasks // nodes)
+    if gpus > per_node:
+        log.warning(
+            f'{gpus - per_node} of {gpus} GPUs of each node are not used: each of its {per_node} processes takes one. '
+            f'Start one process a node (--ntasks-per-node=1) or one a GPU (--ntasks-per-node={gpus})'
+        )
+    return None
+
+
 def start(processes: DistributedConfig) -> None:
     """Connects to the other processes, if there are any. Raises RuntimeError when they cannot be reached."""
     if jax.distributed.is_initialized():
         return
+    cluster = detect_cluster(os.environ, tpu_host=_is_tpu_host())
+    local_devices = slurm_devices(os.environ) if cluster == SLURM else None
     if processes.coordinator is not None:
         jax.distributed.initialize(
             processes.coordinator,
             processes.num_processes,
             processes.process_id,
+            local_devices,
             coordinator_bind_address=bind_address(processes.coordinator),
         )
-    elif detect_cluster(os.environ, tpu_host=_is_tpu_host()) is not None:
-        jax.distributed.initialize()
+    elif cluster is not None:
+        jax.distributed.initialize(local_device_ids=local_devices)
 
 
 def force_exit_after_grace(code: int) -> None:

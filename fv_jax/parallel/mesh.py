@@ -59,7 +59,9 @@ class ParallelConfig:
         fixed = math.prod(size for size in sizes.values() if size != AUTO)
         asked = ' x '.join(f'{name} {size}' for name, size in sizes.items() if size not in (1, AUTO)) or 'every axis 1'
         if AUTO in sizes.values() and num_devices % fixed:
-            raise ConfigError(f'config.parallel: {asked} does not divide {num_devices} device(s)')
+            raise ConfigError(
+                f'config.parallel: {asked} does not divide {num_devices} device(s); use sizes whose product does'
+            )
         require(
             AUTO in sizes.values() or num_devices == fixed,
             f'config.parallel: {asked} needs {fixed} device(s) and there are {num_devices}; set one axis to {AUTO} '

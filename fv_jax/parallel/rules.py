@@ -118,7 +118,7 @@ class Partitioner:
                 over = ' x '.join(f'{axis} {self.mesh.shape[axis]}' for axis in each)
                 raise ConfigError(
                     f'{what}: dimension {dim} ({name}) is {size}, which does not divide by {parts} (config.parallel: '
-                    f'{over}); choose divisors of {size} there'
+                    f'{over}); use {self._fitting_axes(each, size)}'
                 )
         return NamedSharding(self.mesh, PartitionSpec(*(each or None for each in placed)))
 
@@ -126,6 +126,15 @@ class Partitioner:
     def replicated(self) -> NamedSharding:
         """The sharding of an array that is whole on every chip."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    def _fitting_axes(self, mesh_axes: MeshAxes, size: int) -> str:
+        """Returns the flags of a mesh over which a size divides: of as many chips, the rest of them along `data`."""
+        chips = {DATA: self.mesh.shape[DATA]}
+        for axis in mesh_axes:
+            chips[axis] = math.gcd(self.mesh.shape[axis], size)
+            chips[DATA] *= self.mesh.shape[axis] // chips[axis]
+            size //= chips[axis]
+        return ' '.join(f'--config.parallel.{axis}={count}' for axis, count in chips.items())
 
     def _mesh_axes(self, name: str) -> MeshAxes:
         """Returns the mesh axes of a logical axis that have more than one chip."""

@@ -6,7 +6,7 @@ import pytest
 
 from configs import stage2
 from fv_jax.checkpoints.manager import Checkpoints
-from fv_jax.core.config import build
+from fv_jax.core.config import ConfigError, build
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
@@ -117,3 +117,12 @@ def test_state_is_initialized_sharded_and_restored_on_another_mesh(config, tmp_p
     ):
         assert a.sharding == sharding
         np.testing.assert_array_equal(a, b)
+
+
+def test_on_cpu_device_names_the_setting_that_leaves_the_cpu_out(monkeypatch):
+    def fail(backend):
+        raise RuntimeError(f'Unknown backend {backend}')
+
+    monkeypatch.setattr(jax, 'local_devices', fail)
+    with pytest.raises(ConfigError, match='JAX_PLATFORMS=cpu: weights are read on the CPU first; use JAX_PLATFORMS='):
+        arrays.on_cpu_device()

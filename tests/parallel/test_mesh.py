@@ -66,7 +66,7 @@ def test_mesh_slices_differ_in_data_only():
     [
         ({'data': 3, 'context': 2}, 'data 3 x context 2 needs 6 device'),
         ({'data': 1}, 'every axis 1 needs 1 device'),
-        ({'context': 3}, 'context 3 does not divide 8 device'),
+        ({'context': 3}, r'context 3 does not divide 8 device\(s\); use sizes whose product does'),
         ({'context': -1}, 'data and context: at most one axis may be -1'),
         ({'tensor': 0}, 'tensor=0: must be at least 1, or -1'),
     ],

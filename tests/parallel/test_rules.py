@@ -1,6 +1,7 @@
 """The table, what it refuses, and that refusals come before anything is allocated."""
 
 import math
+import re
 
 import jax
 import pytest
@@ -113,7 +114,44 @@ def test_a_dimension_that_does_not_divide_is_refused_by_name():
     with pytest.raises(ConfigError) as error:
         make(config)
     assert 'blocks/mlp/hidden/kernel: dimension 2 (mlp) is 129, which does not divide by 2' in str(error.value)
-    assert '(config.parallel: tensor 2); choose divisors of 129 there' in str(error.value)
+    fix = 'use --config.parallel.data=2 --config.parallel.tensor=1'
+    assert str(error.value).endswith(f'(config.parallel: tensor 2); {fix}')
+
+
+def test_sharding_names_the_largest_mesh_over_which_a_dimension_divides():
+    mesh = partitioner('replicated_split_frames', context=4, tensor=2)
+    for size, flags in ((12, 'data=2 context=4 tensor=1'), (6, 'data=4 context=2 tensor=1'), (5, 'data=8 context=1')):
+        with pytest.raises(ConfigError) as error:
+            mesh.sharding((axes.ACT_WIDTH,), (size,), 'x')
+        assert ' '.join(f'--config.parallel.{flag}' for flag in flags.split()) in str(error.value)
+
+
+@pytest.mark.parametrize('devices', [3, 6])
+@pytest.mark.parametrize(
+    ('program', 'variant'),
+    [
+        (stage1, ''), (stage1, 'full_ft'), (stage1, 'tiny'), (stage1, 'smoke'), (stage2, ''), (stage2, 'tiny'),
+        (stage2, 'smoke'), (stage2, 'head128'), (vae, ''), (vae, 'tiny'), (vae, 'smoke'),
+    ],
+)  # fmt: skip
+def test_errors_on_odd_numbers_of_devices_name_a_way_that_works(program, variant, devices):
+    """Following them changes batch size and mesh alone, and ends in a run that can start."""
+    config = program.get_config(variant)
+    latent_spec = OFFICIAL.latent_spec
+    for _ in range(4):
+        built = build(TrainConfig, config.to_dict())
+        try:
+            mesh = make_mesh(built.parallel, jax.devices()[:devices])
+            setup = make_train_setup(built, make_partitioner(built, mesh, latent_spec), latent_spec)
+            assert jax.tree.leaves(setup.abstract_state)
+            return
+        except ConfigError as error:
+            fix = str(error).rpartition('; use ')[2]
+        if flags := re.findall(r'--config\.parallel\.(\w+)=(\d+)', fix):
+            config.parallel.update({name: int(size) for name, size in flags})
+        else:
+            config.data.loader.batch_size = int(re.match(r'\d+', fix).group())
+    pytest.fail('four errors, one after the other')
 
 
 def test_sharding_refuses_a_mesh_axis_used_twice():
