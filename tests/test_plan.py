@@ -1,7 +1,9 @@
 """The command `plan`: one-line errors, plans of GPUs by formula, suggestions."""
 
+import ast
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -127,6 +129,16 @@ def test_run_that_does_not_fit_prints_suggestions(capsys):
         '--topology=h100-2',
     ):
         assert change in out, change
+
+
+@pytest.mark.parametrize(('config', 'variants'), [('stage1', 0), ('stage2', 2)])
+def test_suggested_latent_cache_has_what_the_stage_needs(config, variants, capsys):
+    flags = '--topology=h100-1', '--phases=training', '--filter=VAE', '--config.data.loader.batch_size=256'
+    code, out, _ = run(capsys, f'--config={config}', *flags)
+    assert code == plan.DOES_NOT_FIT
+    (cache,) = re.findall(r'--config\.(data\.cache)="(.*)"', out)
+    assert ast.literal_eval(cache[1])['num_degraded_variants'] == variants
+    read_config(TrainConfig, config, [cache])
 
 
 def test_microbatches_halve_activation_memory(capsys, tmp_path):

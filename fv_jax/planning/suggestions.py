@@ -7,6 +7,7 @@ from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import slices
 from fv_jax.planning.compiling import format_gib
 from fv_jax.planning.report import PhaseReport, Report
+from fv_jax.stages import registry
 from fv_jax.training.run.setup import TrainConfig
 
 
@@ -48,7 +49,9 @@ def _suggest_for_training(
         fewer = max(phase.batch_size // 2 // shards, 1) * shards
         yield f'fewer clips a step: --config.data.loader.batch_size={fewer} (at least {shards}), or --search'
     if program.startswith('VAE'):
-        yield "encode once, before training: --config.data.cache=\"{'num_degraded_variants': 2, 'crop': None}\""
+        variants = 2 if registry.needs_low_res(config.stage) else 0
+        cache = f"{{'num_degraded_variants': {variants}, 'crop': None}}"
+        yield f'encode once, before training: --config.data.cache="{cache}"'
     if partitioner.num_shards(axes.EMBED) < partitioner.mesh.size:
         yield 'shard the parameters over all chips: --config.parallel.data=1 --config.parallel.fsdp=-1'
     if config.optim.momentum_dtype == 'float32':
