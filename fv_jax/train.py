@@ -76,6 +76,8 @@ from fv_jax.weights import trained_runs
 
 log = logging.getLogger('fv_jax.train')
 
+PRNG_IMPL = 'threefry2x32'
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
@@ -118,7 +120,7 @@ def _train(argv: Sequence[str]) -> int:
     check_devices()
     log.info(f'{config.stage.kind}: {arguments.config} in {arguments.workdir}')
     for change in changes:
-        log.info(f'changed since the last launch: config.{change.field} from {change.old!r} to {change.new!r}')
+        log.info(f'changed since the last launch: {change}')
     command = ('python', '-m', 'fv_jax.train', *argv)
     with Preemption() as preemption, TraceSignal() as trace_signal:
         run(config, arguments.workdir, LaunchInfo(command, profile, preemption, trace_signal))
@@ -157,7 +159,15 @@ class LaunchInfo:
 
 def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
     """Trains a run to the end. What can be wrong is found before anything is computed or written."""
-    launch = launch or LaunchInfo()
+    # The noise of a run does not depend on the environment: with another implementation a resumed run would have other
+    # noise, and 'rbg' gives an example noise that depends on the batch it is in.
+    if (asked := jax.config.jax_default_prng_impl) != PRNG_IMPL:
+        log.info(f'note: the noise of training is drawn by {PRNG_IMPL}; jax_default_prng_impl={asked} is not used')
+    with jax.default_prng_impl(PRNG_IMPL), jax.threefry_partitionable(True):
+        _open_and_run(config, workdir, launch or LaunchInfo())
+
+
+def _open_and_run(config: TrainConfig, workdir: Path, launch: LaunchInfo) -> None:
     latent_spec = trained_runs.latent_spec(config.stage)
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
     vae = trained_runs.frozen_vae(config.stage, partitioner)

@@ -115,7 +115,8 @@ def train_step(
 
     Returns:
       The step. Its metrics are scalars: `loss`, the stage's own (the mean over microbatches), `grad_norm` before
-      clipping, `update_norm` of the change of the parameters, `param_norm`, these three also as `grad_norm/GROUP` for each part of the network, and
+      clipping, `update_norm` of the change of the parameters, `param_norm`, these three also as `grad_norm/GROUP` for
+      each part of the network, and
       `learning_rate`.
     """
     rates = learning_rates(optim, num_steps)

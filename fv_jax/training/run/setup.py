@@ -182,7 +182,7 @@ def _check_trainable_dtypes(network: state.ModelDef) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(network.trainable):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != jnp.float32:
             raise ConfigError(
-                f'config.stage.network.param_dtype={leaf.dtype}: trainable parameters must be float32, or small updates '
-                f'are rounded away ({jax.tree_util.keystr(path)}); use float32, which computes in bfloat16 with '
+                f'config.stage.network.param_dtype={leaf.dtype}: trainable parameters must be float32, or small '
+                f'updates are rounded away ({jax.tree_util.keystr(path)}); use float32, which computes in bfloat16 with '
                 'config.stage.network.dtype=bfloat16, or train LoRA, whose frozen parameters may be bfloat16'
             )

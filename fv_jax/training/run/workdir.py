@@ -1,40 +1,25 @@
 """A run's work directory: its configuration, and what may change in it between two starts."""
 
-import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import did_you_mean
 from fv_jax.core.files import parse_json, write_json
 from fv_jax.parallel import distributed
+from fv_jax.training.run.config_changes import Change, compare
 from fv_jax.training.run.setup import TrainConfig
 
 CONFIG = 'config.json'
 TRIAL = '.trial_save'
-# Fields that do not affect what is learnt: length, speed, devices, logging.
-SAFE_TO_CHANGE = ('loop', 'parallel', 'data.loader.num_threads', 'data.loader.prefetch_batches')
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """A field of the configuration whose value in the work directory differs from the requested one."""
-
-    field: str
-    old: Any
-    new: Any
-
-    def under(self, prefixes: Sequence[str]) -> bool:
-        """Returns whether the field is one of these, or in one of these sections."""
-        return any(self.field == prefix or self.field.startswith(f'{prefix}.') for prefix in prefixes)
 
 
 def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()) -> list[Change]:
@@ -43,13 +28,14 @@ def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()
     Args:
       workdir: need not exist.
       config: of the requested run.
-      allowed: fields and sections that may differ, besides `SAFE_TO_CHANGE`.
+      allowed: fields and sections that may differ, besides those whose change is safe (`config_changes`).
 
     Returns:
       The allowed differences; none for a new run.
 
     Raises:
-      UsageError: another field differs, a name of `allowed` is no field, or the stored configuration cannot be read.
+      UsageError: another field differs, the checkpoint cannot be resumed with a change, a name of `allowed` is no
+        field, or the stored configuration cannot be read.
     """
     path, new = workdir / CONFIG, config_lib.to_dict(config)
     allowed = [name.removeprefix('config.') for name in allowed]
@@ -59,26 +45,29 @@ def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()
     if not path.exists():
         return []
     with error_context(f'{path}: cannot be read; choose another --workdir: ', error=UsageError):
-        old = config_lib.to_dict(config_lib.build(TrainConfig, parse_json(path.read_text())))
-    changes = list(_changes(old, new))
-    refused = [change for change in changes if not change.under((*SAFE_TO_CHANGE, *allowed))]
+        there = config_lib.build(TrainConfig, parse_json(path.read_text()))
+    changes = compare(there, config, (config_lib.to_dict(there), new), _newest_step(workdir))
+    if impossible := [change for change in changes if not change.is_possible]:
+        raise UsageError(f'{workdir}: cannot be resumed with {impossible[0]}')
+    refused = [change for change in changes if not (change.is_safe or change.under(allowed))]
     if refused:
-        first = f'{refused[0].field} is {refused[0].old!r} there and {refused[0].new!r} here'
+        first = refused[0]
+        effect = f' ({first.effect})' if first.effect else ''
         more = f' and {len(refused) - 1} more' if len(refused) > 1 else ''
         names = ','.join([*allowed, *(change.field for change in refused)])
         raise UsageError(
-            f'{workdir}: contains another run: {first}{more}; choose another --workdir, or, to continue anyway, '
-            f'--allow-config-change={names}'
+            f'{workdir}: contains another run: {first.field} is {first.old!r} there and {first.new!r} here{effect}'
+            f'{more}; choose another --workdir, or, to continue anyway, --allow-config-change={names}'
         )
     return changes
 
 
-def _changes(old: Any, new: Any, path: str = '') -> Iterator[Change]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _changes(old.get(key), new.get(key), f'{path}.{key}' if path else key)
-    elif old != new:
-        yield Change(path, old, new)
+def _newest_step(workdir: Path) -> int:
+    """Returns the step of the newest checkpoint, by the folders' names; 0 without any."""
+    folder = workdir / FOLDER
+    return (
+        max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0) if folder.is_dir() else 0
+    )
 
 
 def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
