@@ -19,7 +19,7 @@ from tests.docs.python_names import check_python
 
 LANGUAGES = ('bash', 'python', 'text')
 MAX_WIDTH = 98  # characters of a line that GitHub shows without a scroll bar
-TIMEOUT = 120  # seconds of a block
+TIMEOUT = 300  # seconds of a block
 
 
 def copy_repository(to: Path) -> Path:
