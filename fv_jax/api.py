@@ -30,11 +30,11 @@ from fv_jax.weights.text_encoders import CHOICES, open_text_encoder
 from fv_jax.weights.trained_runs import (
     EMBEDDED,
     find_text_encoder,
-    frozen_vae,
+    list_unverified,
+    load_frozen_vae,
     open_checkpoint,
     open_run,
-    stage_config_of,
-    unverified,
+    read_stage_config,
 )
 
 STAGES, SUFFIX = ('stage1', 'stage2'), '.safetensors'  # the runs in a folder that holds both stages
@@ -191,15 +191,15 @@ def _open_stage(
     kind, digests = meta['config'].get('stage', {}).get('kind'), meta.get('digests', {})
     if kind not in (known := registry.find_kinds(LatentStage)):
         raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline consists of {" and ".join(known)}')
-    config = stage_config_of(run, meta)
+    config = read_stage_config(run, meta)
     stage = registry.build(config)
     vae = LazyVAE(
         weights.vae_config(config.vae),
-        lambda: frozen_vae(config),
+        lambda: load_frozen_vae(config),
         lambda: digests.get('vae') or weights.vae_fingerprint(config.vae),
     )
     vae = vaes.setdefault((config.vae, config.vae_dtype, config.network.latent_channels), vae)
-    notes = unverified(config, digests)
+    notes = list_unverified(config, digests)
     needs_text = isinstance(stage, PreviewStage)
     if text is not None and (needs_text or config.text.encoder):
         encoder = LazyTextEncoder(text.encoder, lambda: open_text_encoder(text))

@@ -208,9 +208,9 @@ def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespa
 def _forwards(exported: _Exported, arguments: argparse.Namespace) -> list[ExportedFunction]:
     frames, height, width = (int(part) for part in re.fullmatch(_SIZE, arguments.size).groups())
     meta = {'config': exported.config, 'digests': exported.digests}
-    latent_spec = trained_runs.latent_spec(trained_runs.stage_config_of(arguments.checkpoint, meta))
+    latent_spec = trained_runs.latent_spec(trained_runs.read_stage_config(arguments.checkpoint, meta))
     stage = registry.build(exported.stage)
-    return exported_functions.functions(stage, latent_spec, (frames, height, width), context=PORTABLE)
+    return exported_functions.list_functions(stage, latent_spec, (frames, height, width), context=PORTABLE)
 
 
 def _write_forwards(

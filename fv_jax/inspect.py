@@ -141,9 +141,9 @@ def _row(path: str, shape: tuple[int, ...], dtype: np.dtype, known: Mapping[str,
 
 
 def _weights(path: Path) -> list[Row]:
-    if (kind := single_file.kind_of(path)) is not None:
-        config = single_file.config_of(path)
-        stored = {key.replace('/', '.'): tensor for key, tensor in single_file.tensors(path).items()}
+    if (kind := single_file.read_kind(path)) is not None:
+        config = single_file.read_config(path)
+        stored = {key.replace('/', '.'): tensor for key, tensor in single_file.read_tensors(path).items()}
         run = trained_runs.single_file_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
         print_result(f'{path}: an exported file, {kind}{of}')

@@ -372,7 +372,7 @@ def _peek(run: Path, step: int | None) -> tuple[int, int, LatentSpec]:
     can = f'only {", ".join(map(repr, known))} can enhance'
     require(kind in known, f'--checkpoint={run}: holds stage {kind!r}; {can}', UsageError)
     require(isinstance(frames, int), f'{run}: its config has no data.frames, the number of frames of a clip')
-    return meta['step'], frames, trained_runs.latent_spec(trained_runs.stage_config_of(run, meta))
+    return meta['step'], frames, trained_runs.latent_spec(trained_runs.read_stage_config(run, meta))
 
 
 def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -> tuple[EnhancementStage, Enhancer]:

@@ -170,7 +170,7 @@ def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) ->
 def _open_and_run(config: TrainConfig, workdir: Path, launch: LaunchInfo) -> None:
     latent_spec = trained_runs.latent_spec(config.stage)
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
-    vae = trained_runs.frozen_vae(config.stage, partitioner)
+    vae = trained_runs.load_frozen_vae(config.stage, partitioner)
     setup = make_train_setup(config, partitioner, latent_spec, encoder=vae.encode if vae else None)
     with lock_run(workdir) as check_lock:
         check_writable(workdir)

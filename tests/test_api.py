@@ -34,14 +34,14 @@ def stage(latent_channels: int) -> StageConfig:
 
 def test_a_vae_whose_latents_do_not_fit_the_network():
     with pytest.raises(ConfigError) as error:
-        trained_runs.frozen_vae(stage(8))
+        trained_runs.load_frozen_vae(stage(8))
     text = format_error(error.value)
     assert 'config.stage.vae=embedded' in text and 'have 16 channels' in text
     assert 'config.stage.network.latent_channels=8; set that to 16' in text
 
 
 def test_a_vae_that_fits():
-    assert trained_runs.frozen_vae(stage(16)) is not None
+    assert trained_runs.load_frozen_vae(stage(16)) is not None
 
 
 # The VAE and the text encoder that a checkpoint names.
@@ -65,7 +65,7 @@ def vae(tmp_path_factory):
 def test_the_vae_is_found_in_the_folder_and_beside_it(vae, tmp_path):
     path, digest = vae
     run = saved(tmp_path / 'run', digests={'vae': digest})
-    with pytest.raises(FileNotFoundError, match=r'its VAE is not there; looked for vae.safetensors, .*run/vae'):
+    with pytest.raises(FileNotFoundError, match=r'its VAE does not exist; searched vae.safetensors, .*run/vae'):
         trained_runs.open_run(run)
     shutil.copy(path, tmp_path / 'vae.safetensors')
     opened = trained_runs.open_run(run)
@@ -77,7 +77,9 @@ def test_the_vae_is_found_in_the_folder_and_beside_it(vae, tmp_path):
 def test_another_vae_is_refused(vae, tmp_path):
     path, digest = vae
     run = saved(tmp_path / 'run', str(path), digests={'vae': '0' * 16})
-    with pytest.raises(ValueError, match=f'made with the VAE {"0" * 16}, and .*vae.safetensors is {digest}; put') as e:
+    with pytest.raises(
+        ValueError, match=f'trained with the VAE {"0" * 16}, but .*vae.safetensors is {digest}; put'
+    ) as e:
         trained_runs.open_run(run)
     assert '\n' not in str(e.value)
 
@@ -97,16 +99,16 @@ def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
     digests = {'vae': vae[1], 'text': text_fingerprint(config).digest}
     run = saved(tmp_path / 'run', str(vae[0]), text=dataclasses.replace(config, encoder='t5'), digests=digests)
     opened = trained_runs.open_run(run)
-    with pytest.raises(FileNotFoundError, match='its text encoder is not there; looked for t5, '):
+    with pytest.raises(FileNotFoundError, match='its text encoder does not exist; searched t5, '):
         trained_runs.open_run_text_encoder(opened)
     shutil.copytree(source, tmp_path / 't5')
     assert trained_runs.open_run_text_encoder(opened).fingerprint.digest == digests['text']
     other = dataclasses.replace(opened, text=dataclasses.replace(opened.text, length=8))
-    with pytest.raises(ValueError, match=f'made with the text encoder {digests["text"]}, and .* is '):
+    with pytest.raises(ValueError, match=f'trained with the text encoder {digests["text"]}, but .* is '):
         trained_runs.open_run_text_encoder(other)
 
 
 def test_a_run_without_texts_has_no_encoder(vae, tmp_path):
     run = saved(tmp_path / 'run', str(vae[0]), digests={'vae': vae[1]})
-    with pytest.raises(ConfigError, match='the stage was trained without texts'):
+    with pytest.raises(ConfigError, match='the stage was trained without text'):
         trained_runs.open_run_text_encoder(trained_runs.open_run(run))

@@ -84,8 +84,8 @@ def test_another_text_encoder_needs_no_t5(official):
 @pytest.mark.parametrize(
     ('name', 'other', 'words'),
     [
-        ('stage1.pt', 'stage2.pt', r'stage1\.pt: holds the network of stage2\.pt'),
-        ('stage2.pt', 'stage1.pt', r'stage2\.pt: holds the network of stage1\.pt'),
+        ('stage1.pt', 'stage2.pt', r'stage1\.pt: contains the network of stage2\.pt'),
+        ('stage2.pt', 'stage1.pt', r'stage2\.pt: contains the network of stage1\.pt'),
         ('stage2.pt', '3d-vae.pt', r'stage2\.pt: holds a VAE, not a DiT'),
         ('3d-vae.pt', 'stage2.pt', r'3d-vae\.pt: holds a DiT, not a VAE'),
     ],
@@ -148,7 +148,7 @@ def test_the_embedded_stages(folder, monkeypatch):
     """Runs in one file, as `export` writes them; here and under their usual names."""
     files = [folder / f'{name}.safetensors' for name in ('stage1', 'stage2')]
     monkeypatch.setattr(embedded, 'STAGES_TINY', tuple(files))
-    with pytest.raises(FileNotFoundError, match=r"'embedded': .* comes without stage1\.safetensors and stage2"):
+    with pytest.raises(FileNotFoundError, match=r"'embedded': .* has no stage1\.safetensors and stage2"):
         FlashVideo.from_checkpoint('embedded')
     for path in files:
         assert export.main([f'--checkpoint={path.with_suffix("")}', f'--output={path}']) == 0
@@ -178,10 +178,10 @@ def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
     assert fv.notes == () and fv.stage1.vae.digest == vae
     assert fv.stage1.vae.jitted is not None and fv.stage1.text.open().fingerprint.digest == text
     (tmp_path / 'run' / 'vae.safetensors').unlink()
-    with pytest.raises(ValueError, match=f'made with the VAE {vae}'):
+    with pytest.raises(ValueError, match=f'trained with the VAE {vae}'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
     path.unlink()
-    with pytest.raises(FileNotFoundError, match='its VAE is not there; looked for'):
+    with pytest.raises(FileNotFoundError, match='its VAE does not exist; searched'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
 
 
@@ -189,7 +189,7 @@ def test_another_text_encoder_is_refused_and_can_be_insisted_on(tmp_path):
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
     with_digests(tmp_path, weights.vae_fingerprint(str(path)), 'f' * 16)
-    with pytest.raises(ValueError, match='made with the text encoder ffff'):
+    with pytest.raises(ValueError, match='trained with the text encoder ffff'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
     fv = FlashVideo.from_checkpoint(tmp_path / 'run', text=TextConfig('hash', dim=8))
     assert fv.stage1.text.open().fingerprint.dim == 8

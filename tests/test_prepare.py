@@ -124,11 +124,11 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
         ([f'--config={CONFIG}:embedded,spilt=heldout'], "spilt: unknown field of the variant; did you mean 'split'?"),
         ([f'--config={CONFIG}:embedded,split=held'], "split=held: did you mean 'heldout'?"),
         (['--config.text.encoder=byts'], "byts: no such folder; a text encoder is 'hash' or a T5 folder"),
-        (['--config.text.encoder=tests'], 'tests: holds no spiece.model'),
+        (['--config.text.encoder=tests'], 'tests: has no spiece.model'),
         (['--config.text.encoder=hash', '--config.text.dim=60'], 'dim=60: must be a multiple of 8; use 56 or 64'),
         (
             ['--config.text.encoder=hash', '--config.text.masked=true'],
-            "text.masked=True: is no option of the text encoder 'hash'",
+            "text.masked=True: is not an option of the text encoder 'hash'",
         ),
     ],
 )

@@ -127,7 +127,7 @@ def _phases(
     if 'sampling' in wanted:
         yield programs.sampling_phase(setup, vae, bucket, request.tiling), request.topology.devices
     encoder = request.config.stage.text
-    if 'text' in wanted and encoder.encoder and text_encoders.kind_of(encoder, 'config.stage.text') is t5_text.KIND:
+    if 'text' in wanted and encoder.encoder and text_encoders.find_kind(encoder, 'config.stage.text') is t5_text.KIND:
         notes.append('assuming T5-XXL, on one device')
         devices = _find_devices(request.topology.single_chip)[:1]
         partitioner = Partitioner(make_mesh(ParallelConfig(), devices), request.config.strategy)

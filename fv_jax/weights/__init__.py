@@ -33,10 +33,10 @@ __all__ = [
 def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT | VAE:
     """Loads the network in an official file: a DiT from stage1.pt or stage2.pt, a VAE from 3d-vae.pt.
 
-    What the file holds is told from its keys, every size from its tensors' shapes. Stage 1 comes with its LoRA in
-    effect (`config.lora` is set; `models.lora.merge_lora` makes it part of the weights); a file in which it is merged,
-    or merged in some linears, is as good. So are the same tensors in a .safetensors file, and a `transformer` or `vae`
-    folder of a diffusers CogVideoX pipeline (`weights/layouts/diffusers_folder.py` says what of it has no counterpart).
+    The kind of network follows from the keys, every size from the shapes of tensors. Stage 1 has LoRA
+    (`config.lora`; `models.lora.merge_lora` merges it); files in which LoRA is merged, also in some linears only, are
+    read too. So are the same tensors in a .safetensors file, and a `transformer` or `vae` folder of a diffusers
+    CogVideoX pipeline (`weights/layouts/diffusers_folder.py` lists what of it has no counterpart).
 
     Args:
       path: the file or folder.
@@ -44,8 +44,8 @@ def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT |
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a whole torch file, one that holds more than tensors, one of no known kind, or one whose tensors
-        do not make a whole network (the message lists every unknown, missing and mismatched key).
+      ValueError: not a complete torch file, one with other objects than tensors, one of an unknown kind, or one whose
+        tensors do not match the network (the message lists every unknown, missing and mismatched key).
     """
     return reader.open_weights(path, param_dtype=param_dtype).network()
 
@@ -60,25 +60,28 @@ def save_official(
     """Saves a network in the official layout: .pt, which torch.load opens, or .safetensors, by the path's suffix.
 
     Args:
-      path: the file; it appears when it is whole, and takes the place of one that is there.
-      network: what `load_official` gives.
-      lora: kept apart, as the official stage1.pt has it, or merged.
-      dtype: of every tensor; None keeps what each parameter has.
+      path: the file, which is replaced atomically.
+      network: a DiT or a VAE.
+      lora: 'keep' stores it separately, as the official stage1.pt does; 'merge' merges it into the weights.
+      dtype: of every tensor; None keeps each parameter's own.
 
-    Raises ValueError for another suffix, OSError where it cannot be written.
+    Raises:
+      ValueError: another suffix.
+      OSError: the file cannot be written.
     """
     with files.atomic_write(Path(path)) as partial:
         reader.write(partial, key_table.module_parameters(nnx.state(network)), network.config, lora=lora, dtype=dtype)
 
 
 def is_weights(name: str | Path) -> bool:
-    """Tells by its form whether a name is that of weights, not of a work directory: 'embedded', a .pt or .safetensors
-    file, or a diffusers folder.
+    """Returns whether a name is that of weights, as opposed to a work directory.
+
+    Weights are 'embedded', a .pt or .safetensors file, or a diffusers folder.
     """
     path = vae_path(str(name))
     if path.suffix in ('.pt', '.safetensors'):
         return True
-    # A run's folder has a config.json too.
+    # The folder of a run has a config.json too.
     return (path / diffusers_folder.CONFIG).is_file() and not (path / 'checkpoints').exists()
 
 
@@ -88,19 +91,22 @@ def vae_path(name: str) -> Path:
 
 
 def load_vae(name: str) -> VAE:
-    """The VAE that a configuration names: 'embedded', the small one in the package; a .safetensors of ours; or anything
-    else that `load_official` reads a VAE from.
+    """Loads the VAE that a configuration names.
 
-    Raises FileNotFoundError or ValueError as `load_official` does, and when the file holds something else.
+    Args:
+      name: 'embedded', the small one in the package; a .safetensors of ours; or anything that `load_official` reads.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_official`, and for a file that is not a VAE.
     """
     path = _existing_vae(name)
-    network = single_file.load(path) if single_file.kind_of(path) else load_official(path)
+    network = single_file.load(path) if single_file.read_kind(path) else load_official(path)
     require(isinstance(network, VAE), f'{name}: holds a {type(network).__name__}, not a VAE')
     return network
 
 
 def vae_config(name: str) -> VAEConfig:
-    """The sizes of the VAE that `load_vae` gives; its parameters are not read. Raises what `load_vae` does."""
+    """Reads the configuration of the VAE that `load_vae` loads, without its parameters. Raises what `load_vae` does."""
     return _open_vae(name)[0]
 
 
@@ -122,8 +128,8 @@ def _existing_vae(name: str) -> Path:
 
 def _open_vae(name: str) -> tuple[VAEConfig, Callable[[], Parameters]]:
     path = _existing_vae(name)
-    if single_file.kind_of(path):
-        config, read = single_file.config_of(path), functools.partial(single_file.parameters, path)
+    if single_file.read_kind(path):
+        config, read = single_file.read_config(path), functools.partial(single_file.read_parameters, path)
     else:
         source = reader.open_weights(path)
         config, read = source.config, source.parameters

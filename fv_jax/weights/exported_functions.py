@@ -1,9 +1,9 @@
-"""A network's forward functions as files that run where fv_jax is not: with jax and numpy alone.
+"""Exports the functions of a network as StableHLO files that run without fv_jax, with jax and numpy alone.
 
-A stage says which functions it has (`Stage.exported_functions`). Each is one `jax.export` artefact of one shape, which
-holds StableHLO and no parameters. Its first argument is the list of the network's parameters, flat, in the order of
-their names in `parameters.npz`. Nothing in the networks is a platform's own kernel, so that one file serves cpu, tpu
-and cuda; attention is written twice in it, for CPUs and for the others.
+A stage lists its functions (`Stage.exported_functions`). Each is one `jax.export` artifact of one shape, which
+contains StableHLO and no parameters. Its first argument is the list of the network's parameters, flat, in the order of
+their names in `parameters.npz`. The networks use no platform-specific kernel here, so that one file serves cpu, tpu
+and cuda; it contains attention twice, for CPUs and for the others.
 """
 
 import zipfile
@@ -25,7 +25,7 @@ PLATFORMS = ('cpu', 'tpu', 'cuda')
 PARAMETERS = 'parameters.npz'
 SUFFIX = '.jax'
 
-# What a user copies; a test runs it.
+# Example code for users; a test runs it.
 LOADER = """\
 import jax, numpy as np
 from jax import export
@@ -42,20 +42,24 @@ def load(name):
 """
 
 
-def functions(
+def list_functions(
     stage: Stage, latent_spec: LatentSpec, size: tuple[int, int, int], *, context: ParallelContext
 ) -> list[ExportedFunction]:
-    """The functions of a stage's network for a video of (frames, height, width), a batch of one.
+    """Returns the functions of a stage's network for one video.
 
-    latent_spec: of the VAE whose latents the stage works on. context: its attention must be available on every platform
-    of an artefact.
+    Args:
+      stage: the stage.
+      latent_spec: of the VAE whose latents the stage works on.
+      size: (frames, height, width) of the video.
+      context: with attention that is available on every platform of the export.
 
-    Raises ConfigError for a size that the VAE cannot take, or a stage that has none.
+    Raises:
+      ConfigError: a size that the VAE cannot take, or a stage without functions.
     """
     latent_spec.check_clip('--size', *size)
     found = stage.exported_functions(BatchSize(1, size, latent_spec.latent_size(*size)), context=context)
     if not found:
-        raise ConfigError('--forward: this stage has no forward functions to write')
+        raise ConfigError('--forward: this stage has no functions to export; remove the flag')
     return list(found)
 
 
@@ -75,13 +79,16 @@ def export_stablehlo(function: ExportedFunction, stage: Stage, platforms: Sequen
 
 
 def parameter_names(stage: Stage) -> list[tuple[str, np.dtype]]:
-    """The parameters as artefacts take them: dotted names in order, and their types."""
+    """Returns the dotted names and dtypes of the parameters, in the order in which exported functions take them."""
     state = nnx.state(abstract_module(stage.init))
     return [('.'.join(map(str, path)), np.dtype(leaf.dtype)) for path, leaf in nnx.to_flat_state(state)]
 
 
 def write_parameters(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """An .npz of arrays in this order, one in memory at a time; bfloat16, which numpy does not know, as its bits."""
+    """Writes arrays to an .npz in this order, one in memory at a time.
+
+    bfloat16, which numpy does not know, is stored as its bits (uint16).
+    """
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
         for i, (name, array) in enumerate(arrays):
             array = array.view(np.uint16) if array.dtype == jnp.bfloat16 else array

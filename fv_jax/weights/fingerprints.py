@@ -1,6 +1,6 @@
 """Fingerprints of networks: equal for equal parameters, whatever kind of file they came from.
 
-A checkpoint names by them the VAE and the text encoder that its latents and embeddings come from.
+Checkpoints identify the VAE and the text encoder of their latents and embeddings by them.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ def params_fingerprint(values: Parameters) -> str:
 def sampled_fingerprint(params: jax.typing.ArrayLike) -> str:
     """Computes a fingerprint of a tree of arrays from samples, 16 hexadecimal digits.
 
-    It covers each array's path, shape and dtype and 4,096 evenly spaced elements. It tells networks apart; a change of
-    a few values may go unnoticed.
+    It covers each array's path, shape and dtype and 4,096 evenly spaced elements: enough to tell networks apart, while
+    a change of a few values may go unnoticed.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     samples = jax.device_get(_samples([leaf for _, leaf in leaves]))

@@ -1,4 +1,4 @@
-"""The README.md of exported weights: what they are, where they come from, how they are used."""
+"""The model card (README.md) of exported weights."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,20 @@ def render(
     forwards: Sequence[str],
     loader: str,
 ) -> str:
-    """The card.
+    """Renders the card as Markdown.
 
     Args:
       name: of the weights.
-      config: of the run, whole.
+      config: of the run.
       digests: of the VAE and the text encoder.
       about: source, step, parameters, hash and license.
-      forwards: a line for each forward function; empty for none. loader: the code that loads them, given `folder`.
+      forwards: a line for each exported function; empty for none.
+      loader: the code that loads them, given `folder`.
     """
     stage = config['stage']
     encoder = stage.get('text', {}).get('encoder')
-    needs = [f'* VAE: `{stage["vae"]}`, {_named(digests.get("vae"))}'] if stage.get('vae') else []
-    needs += [f'* text encoder: `{encoder}`, {_named(digests.get("text"))}'] if encoder else []
+    needs = [f'* VAE: `{stage["vae"]}`, {_format_digest(digests.get("vae"))}'] if stage.get('vae') else []
+    needs += [f'* text encoder: `{encoder}`, {_format_digest(digests.get("text"))}'] if encoder else []
     sections = [
         f'---\nlicense: {json.dumps(about["license"])}\nlibrary_name: fv_jax\n---\n# {name}',
         f'Weights of a FlashVideo stage, `{stage["kind"]}`, for fv_jax.',
@@ -54,5 +55,5 @@ def render(
     return '\n\n'.join(sections) + '\n'
 
 
-def _named(digest: str | None) -> str:
+def _format_digest(digest: str | None) -> str:
     return f'hash `{digest}`' if digest else 'whose hash the run did not record'

@@ -1,7 +1,7 @@
-"""Whatever holds a network's weights, opened: what it is, and its parameters when they are asked for.
+"""Opens files of weights: their configuration, and their parameters on demand.
 
-An official file (.pt), the same tensors as safetensors, or a CogVideoX folder of diffusers. Opening reads names and
-shapes; it checks them all, so that nothing can be missing later.
+An official file (.pt), the same tensors as safetensors, or a CogVideoX folder of diffusers. Opening reads and checks
+all names and shapes, so that reading cannot fail later for lack of a tensor.
 """
 
 import dataclasses
@@ -32,7 +32,9 @@ OUTER = {'dit': 'module', 'vae': 'state_dict'}  # the one key of an official fil
 class WeightsFile:
     """An opened file or folder.
 
-    config: of the network in it. notes: what a user should know of it, a line each.
+    Attributes:
+      config: of its network.
+      notes: notes for the user, a line each.
     """
 
     name: str
@@ -74,14 +76,14 @@ def open_weights(
 
     Args:
       path: the file or folder.
-      param_dtype: of a DiT's parameters (not of LoRA's, nor of a VAE's, which are float32); None: as most are stored.
-      like: fields of the network that a diffusers transformer becomes, as `embed_num_frames`: embeddings that no
-        CogVideoX has start as a new network's. They are off where it says nothing.
+      param_dtype: of a DiT's parameters (not of LoRA's, nor of a VAE's, which are float32); None: that of most tensors.
+      like: fields of the network that a diffusers transformer becomes, such as `embed_num_frames`: embeddings that no
+        CogVideoX has are initialized. They are off by default.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a whole file, one that holds more than tensors, one of no known kind, or one whose tensors
-        do not make a whole network (the message lists every unknown, missing and mismatched key).
+      ValueError: not a complete file, one with other objects than tensors, one of an unknown kind, or one whose tensors
+        do not match the network (the message lists every unknown, missing and mismatched key).
     """
     path = Path(path)
     if path.is_dir():
@@ -107,7 +109,7 @@ def _official(path: Path, param_dtype: DtypeName | None) -> WeightsFile:
 
 
 def _tensors(path: Path) -> tuple[str, Tensors]:
-    """Reads a file's tensors, and tells whether they are of a 'dit' or a 'vae'."""
+    """Opens the tensors of a file; returns them and their kind, 'dit' or 'vae'."""
     kinds = (('dit', official_dit.is_dit), ('vae', official_vae.is_vae))
     if path.suffix == '.safetensors':
         contents, _ = safetensors_file.read(path)
@@ -142,26 +144,29 @@ def write(
     dtype: DtypeName | None = None,
     unused: Mapping[str, np.ndarray] | None = None,
 ) -> int:
-    """Writes parameters in the official layout, as .pt or .safetensors by the path's suffix; returns how many tensors.
+    """Writes parameters in the official layout, as .pt or .safetensors by the path's suffix.
 
     Args:
-      path: the file; see `files.atomic_write` for writing it whole or not at all.
-      values: parameter by parameter, so that the network never is in memory.
+      path: the file; `files.atomic_write` makes it atomic.
+      values: read one at a time, so that the network is never in memory.
       config: of the network.
-      lora: kept apart, as the official stage1.pt has it, or part of the weights.
-      dtype: of everything; None keeps what each parameter has.
-      unused: `WeightsFile.unused` of the file that the network once came from; None writes zeros.
+      lora: 'keep' stores it separately, as the official stage1.pt does; 'merge' merges it into the weights.
+      dtype: of every tensor; None keeps each parameter's own.
+      unused: `WeightsFile.unused` of the original file; None writes zeros.
+
+    Returns:
+      The number of tensors.
 
     Raises:
-      ValueError: parameters that are not this network's, or another suffix.
+      ValueError: the parameters are not those of the network, or another suffix.
     """
     if isinstance(config, VAEConfig):
         kind, table, unused = 'vae', KeyTable(official_vae.table(config)), {}
     else:
         if lora == 'merge':
             values, config = official_dit.merge_lora_parameters(values, config)
-        values, kind = official_dit.official_scale(values, config), 'dit'
-        table = official_dit.official_table(values, config)
+        values, kind = official_dit.scale_lora_to_official(values, config), 'dit'
+        table = official_dit.make_official_table(values, config)
         unused = unused or official_dit.position_table(config, values['final_norm.scale'].dtype)
     specs, tensors = key_table.to_official(values, table, dtype and jnp.dtype(dtype))
     unused = {key: np.asarray(x, dtype and jnp.dtype(dtype)) for key, x in unused.items()}

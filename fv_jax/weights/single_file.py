@@ -1,7 +1,6 @@
-"""Our own small networks in one safetensors file: float16 tensors named by their paths, the configuration as metadata.
+"""Our small networks in one safetensors file: float16 tensors named by their paths, the configuration as metadata.
 
-The metadata has one key for the network, 'vae' or 'dit', with its configuration as JSON, and whatever else the writer
-wants known of it.
+The metadata has one key for the network, 'vae' or 'dit', with its configuration as JSON, and others of the writer.
 """
 
 import json
@@ -30,60 +29,73 @@ _KINDS = {'vae': VAEConfig, 'dit': DiTConfig}
 def write(
     path: Path | str, values: Parameters, config: VAEConfig | DiTConfig, more: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a network's parameters, rounded to float16. more: further metadata.
+    """Writes a network's parameters, rounded to float16.
 
-    Raises ValueError for a number that float16 cannot hold.
+    Args:
+      path: the file.
+      values: the parameters.
+      config: of the network.
+      more: further metadata.
+
+    Raises:
+      ValueError: a value exceeds the range of float16.
     """
     (kind,) = [name for name, cls in _KINDS.items() if isinstance(config, cls)]
     tensors = {_key(name): value.numpy() for name, value in key_table.cast_parameters(values, np.float16).items()}
     Path(path).write_bytes(save(tensors, {kind: json.dumps(config_lib.to_dict(config)), **(more or {})}))
 
 
-def kind_of(path: Path | str) -> str | None:
-    """'vae' or 'dit' of such a file, None of any other. Raises FileNotFoundError, or ValueError for a damaged one."""
+def read_kind(path: Path | str) -> str | None:
+    """Returns 'vae' or 'dit' for such a file, None for any other.
+
+    Raises FileNotFoundError, or ValueError for a corrupted one.
+    """
     path = Path(path)
     if path.suffix != '.safetensors':
         return None
     return next((kind for kind in _KINDS if kind in safetensors_file.read(path)[1]), None)
 
 
-def metadata(path: Path | str) -> dict[str, str]:
-    """Reads the metadata that `write` stored. Raises FileNotFoundError, or ValueError for a damaged file."""
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """Reads the metadata that `write` stored. Raises FileNotFoundError, or ValueError for a corrupted file."""
     return safetensors_file.read(path)[1]
 
 
-def tensors(path: Path | str) -> Mapping[str, safetensors_file.StoredTensor]:
+def read_tensors(path: Path | str) -> Mapping[str, safetensors_file.StoredTensor]:
     """Returns the stored tensors by the parameters' paths with slashes; values are read when they are used."""
     return safetensors_file.read(path)[0]
 
 
-def config_of(path: Path | str) -> VAEConfig | DiTConfig:
+def read_config(path: Path | str) -> VAEConfig | DiTConfig:
     """Reads the network's configuration. Raises FileNotFoundError, or ValueError for a file of another kind."""
-    known = metadata(path)
+    known = read_metadata(path)
     kind = next((kind for kind in _KINDS if kind in known), None)
-    require(kind is not None, f'{path}: holds no network of this project')
+    require(kind is not None, f'{path}: does not contain a network of this project')
     config: Any = config_lib.build(_KINDS[kind], parse_json(known[kind]), kind)
     return config
 
 
-def parameters(path: Path | str) -> Parameters:
-    """Those of the network in such a file, in the types of its configuration; a VAE's are float32.
+def read_parameters(path: Path | str) -> Parameters:
+    """Reads the parameters of a file lazily, in the dtypes of its configuration; a VAE's are float32.
 
-    Raises FileNotFoundError, or ValueError when the file is not one, or not whole.
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another kind of file, or an incomplete one.
     """
-    return _parameters(path, reader.abstract_network(config_of(path)))
+    return _parameters(path, reader.abstract_network(read_config(path)))
 
 
 def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
-    stored = tensors(path)
+    stored = read_tensors(path)
     leaves = key_table.named_parameters(nnx.state(shapes))
     wanted = {_key(name): leaf for name, (_, leaf) in leaves.items()}
     if unknown := sorted(stored.keys() - wanted.keys()):
-        raise ValueError(f'{path}: {unknown[0]} ({len(unknown)} in all) is not a part of the network')
+        raise ValueError(f'{path}: {unknown[0]} ({len(unknown)} in total) is not a parameter of the network')
     for key, leaf in wanted.items():
-        if key not in stored or stored[key].shape != leaf.shape:
-            shape = stored[key].shape if key in stored else 'absent'
-            raise ValueError(f'{path}: {key} is {shape} in the file, the network needs {leaf.shape}')
+        if key not in stored:
+            raise ValueError(f'{path}: {key} is missing; the file is incomplete')
+        if stored[key].shape != leaf.shape:
+            raise ValueError(f'{path}: {key} has shape {stored[key].shape}, must be {leaf.shape}')
 
     def parameter(name: str, leaf: Any) -> Parameter:
         dtype = np.dtype(leaf.dtype)
@@ -93,8 +105,8 @@ def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
 
 
 def load(path: Path | str) -> VAE | DiT:
-    """The network in such a file. Raises as `parameters` does."""
-    shapes = reader.abstract_network(config_of(path))
+    """Loads the network of a file. Raises as `read_parameters` does."""
+    shapes = reader.abstract_network(read_config(path))
     return key_table.build_module(shapes, _parameters(path, shapes))
 
 

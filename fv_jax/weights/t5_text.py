@@ -17,23 +17,23 @@ from fv_jax.weights.layouts import t5_folder
 from fv_jax.weights.layouts.key_table import Tensors
 
 SPIECE = 'spiece.model'
-_SAMPLES, _SAMPLE = 16, 256  # parts of a tensor that the fingerprint reads, and elements of each
+_SAMPLES, _SAMPLE = 16, 256  # samples of a tensor that the fingerprint reads, and elements of each
 
 
 def open_folder(config: TextConfig) -> T5Encoder:
-    """The T5 in a folder.
+    """Opens the T5 in a folder.
 
     Raises:
-      FileNotFoundError: a file is not in the folder.
-      ValueError: the folder does not hold a whole T5 v1.1 and its tokenizer.
+      FileNotFoundError: a file is missing from the folder.
+      ValueError: not a complete T5 v1.1 with its tokenizer.
     """
     folder = Path(config.encoder)
-    require((folder / SPIECE).is_file(), f'{folder}: holds no {SPIECE}, the tokenizer', FileNotFoundError)
+    require((folder / SPIECE).is_file(), f'{folder}: has no {SPIECE}, the tokenizer', FileNotFoundError)
     tokens = Tokenizer.open(folder / SPIECE, _length(config))
     sizes = t5_folder.read_config(folder)
     require(
         tokens.vocab_size <= sizes.vocab_size,
-        f'{folder}: the tokenizer has {tokens.vocab_size} ids and the network {sizes.vocab_size}; they are not '
+        f'{folder}: the tokenizer has {tokens.vocab_size} ids, the network {sizes.vocab_size}; use the files '
         'of one model',
     )
     model = t5_folder.load(folder, dtype=config.dtype, param_dtype=config.dtype)
@@ -41,17 +41,17 @@ def open_folder(config: TextConfig) -> T5Encoder:
 
 
 def read_fingerprint(config: TextConfig) -> TextEncoderFingerprint:
-    """Names a T5 folder and how it is run.
+    """Computes the fingerprint of a T5 folder and of how it is run.
 
-    A hash of the sizes in config.json, of the whole tokenizer, of `length` and `masked`, and of every encoder tensor's
-    name, shape, dtype and 16 parts of 256 values, evenly spread. How the tensors are spread over files does not matter,
-    nor what T5 computes in. A change of a few values between the parts goes unseen: the fingerprint tells models apart,
-    it does not guard against damage.
+    It is a hash of the sizes in config.json, of the tokenizer, of `length` and `masked`, and of every encoder tensor's
+    name, shape, dtype and 16 evenly spaced samples of 256 values. It depends neither on how tensors are split into
+    files nor on the compute dtype. It distinguishes models; a change of a few values between the samples goes
+    unnoticed.
     """
     folder, sizes = Path(config.encoder), t5_folder.read_config(config.encoder)
     run = {'sizes': config_lib.to_dict(sizes), 'length': _length(config), 'masked': config.masked}
     spiece = (folder / SPIECE).read_bytes()
-    digest = fingerprint([json.dumps(run, sort_keys=True), spiece, *_sampled(t5_folder.read_tensors(folder))])
+    digest = fingerprint([json.dumps(run, sort_keys=True), spiece, *_sample_tensors(t5_folder.read_tensors(folder))])
     return TextEncoderFingerprint(digest, _length(config), sizes.embed_dim)
 
 
@@ -59,9 +59,9 @@ def _length(config: TextConfig) -> int:
     return config.length or tokenizer.OFFICIAL_LENGTH
 
 
-def _sampled(tensors: Tensors) -> Iterator[str | bytes]:
+def _sample_tensors(tensors: Tensors) -> Iterator[str | bytes]:
     for key in sorted(tensors):
-        flat = tensors[key].numpy().reshape(-1)  # a view: only what is sampled is read
+        flat = tensors[key].numpy().reshape(-1)  # a view: only the samples are read
         yield f'{key} {tensors[key].shape} {tensors[key].dtype}'
         starts = np.linspace(0, max(len(flat) - _SAMPLE, 0), _SAMPLES).astype(np.int64)
         for start in np.unique(starts):

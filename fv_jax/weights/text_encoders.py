@@ -1,4 +1,4 @@
-"""The registry of text encoders: by name, or by what a folder holds."""
+"""The registry of text encoders, by name or by a file in their folder."""
 
 import dataclasses
 from pathlib import Path
@@ -10,16 +10,16 @@ from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint,
 from fv_jax.weights import t5_text
 
 NAMED: dict[str, TextEncoderKind] = {'hash': hash_encoder.KIND}
-IN_FOLDERS: dict[str, TextEncoderKind] = {t5_text.SPIECE: t5_text.KIND}  # by a file that the folder holds
+IN_FOLDERS: dict[str, TextEncoderKind] = {t5_text.SPIECE: t5_text.KIND}  # by a file in the folder
 CHOICES = ', '.join([*map(repr, NAMED)]) + ' or a T5 folder'  # for messages
 
 
-def kind_of(config: TextConfig, where: str = 'text') -> TextEncoderKind:
-    """The kind of encoder that a configuration names. A folder that does not exist is taken to be T5's.
+def find_kind(config: TextConfig, where: str = 'text') -> TextEncoderKind:
+    """Finds the kind of encoder that a configuration names. A folder that does not exist is assumed to be T5's.
 
     Args:
       config: with an encoder.
-      where: the place of `config` in the whole configuration, for messages.
+      where: path of `config` in the configuration, for messages.
 
     Raises:
       ConfigError: the kind does not take one of the options that are set.
@@ -33,35 +33,35 @@ def kind_of(config: TextConfig, where: str = 'text') -> TextEncoderKind:
         value = getattr(config, field.name)
         require(
             field.name in ('encoder', *kind.options) or value == field.default,
-            f'{where}.{field.name}={value}: is no option of the text encoder {config.encoder!r}, which takes '
-            f'{", ".join(sorted(kind.options))}; leave it out',
+            f'{where}.{field.name}={value}: is not an option of the text encoder {config.encoder!r}, which takes '
+            f'{", ".join(sorted(kind.options))}; remove it',
             ConfigError,
         )
     return kind
 
 
 def is_available(config: TextConfig) -> bool:
-    """Tells whether a configuration's encoder exists here: a registered name or an existing folder."""
+    """Returns whether the encoder of a configuration exists: a registered name or an existing folder."""
     return config.encoder in NAMED or (bool(config.encoder) and Path(config.encoder).is_dir())
 
 
 def open_text_encoder(config: TextConfig) -> TextEncoder:
-    """The text encoder that a configuration names. It holds its weights until the last reference to it is gone.
+    """Opens the text encoder of a configuration, which holds its weights until its last reference is dropped.
 
     Raises:
       FileNotFoundError: its folder, or a file in it, does not exist.
-      ValueError: the folder is not whole, the configuration names no encoder, or sets an option that it does not take.
+      ValueError: the folder is incomplete, the configuration names no encoder, or sets an option that it does not take.
     """
-    return _checked_kind(config).open(config)
+    return _require_kind(config).open(config)
 
 
 def text_fingerprint(config: TextConfig) -> TextEncoderFingerprint:
-    """The fingerprint of what `open_text_encoder` would give, without reading its weights. Raises the same."""
-    return _checked_kind(config).fingerprint(config)
+    """Computes the fingerprint of the encoder that `open_text_encoder` opens, without weights. Raises the same."""
+    return _require_kind(config).fingerprint(config)
 
 
-def _checked_kind(config: TextConfig) -> TextEncoderKind:
-    require(config.encoder, f"encoder='': no text encoder is named; use {CHOICES}")
+def _require_kind(config: TextConfig) -> TextEncoderKind:
+    require(config.encoder, f"encoder='': names no text encoder; use {CHOICES}")
     if config.encoder not in NAMED and not Path(config.encoder).is_dir():
         raise FileNotFoundError(f'{config.encoder}: no such folder; a text encoder is {CHOICES}')
-    return kind_of(config)
+    return find_kind(config)

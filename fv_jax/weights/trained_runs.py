@@ -1,8 +1,8 @@
-"""Trained runs, ready to use: a checkpoint's stage, its parameters, its VAE and its text encoder.
+"""Opens trained runs for use: a checkpoint's stage, its parameters, its VAE and its text encoder.
 
-A checkpoint names its VAE and its text encoder by digest, a hash of their parameters (`weights/fingerprints.py` and
-`weights/t5_text.py`). Both are looked for where the configuration says, in the run's folder and beside it;
-another one is never taken.
+A checkpoint identifies its VAE and its text encoder by digest, a hash of their parameters (`weights/fingerprints.py`
+and `weights/t5_text.py`). Both are searched at the configured path, in the run's folder and beside it; others
+are rejected.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from fv_jax.text.encoder import TextConfig, TextEncoder
 from fv_jax.training.state import ModelDef, Params, split_params
 from fv_jax.weights import single_file, text_encoders
 
-EMBEDDED = 'embedded'  # what comes with the package: the small VAE, the small stages
+EMBEDDED = 'embedded'  # the small VAE and the small stages in the package
 
-ParamsOf = Callable[[Stage, ModelDef], Params]  # read when the stage is known
+ParamsOf = Callable[[Stage, ModelDef], Params]  # reads the parameters, given the stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Run:
     """A checkpoint's stage with its parameters for sampling.
 
     Attributes:
-      config: the whole configuration of the run, as a nested dict.
+      config: of the run, as a nested dict.
       stage: the stage.
       network: its network without parameters.
       params: for `network.model(**params)`.
-      vae: the frozen VAE of the stage's latents; None where the stage has none.
+      vae: the frozen VAE of the stage's latents; None for a stage without one.
       step: of the checkpoint.
       folder: where the run was found.
       text: the stage's text encoder, which `open_run_text_encoder` opens.
       digests: fingerprints of the VAE and of the text encoder that the checkpoint records.
-      notes: what a user should know of the run, a line each.
+      notes: notes for the user, a line each.
     """
 
     config: dict[str, Any]
@@ -65,14 +65,20 @@ class Run:
 
 
 def latent_spec(config: registry.StageConfig) -> LatentSpec:
-    """The latents that the stage works on. Of its frozen VAE no parameters are read. Raises as `weights.load_vae`."""
+    """Reads the geometry of the latents that a stage works on, without parameters. Raises as `weights.load_vae`."""
     return registry.latent_spec(config, weights.vae_config(config.vae) if registry.needs_vae(config) else None)
 
 
-def frozen_vae(config: registry.StageConfig, partitioner: Partitioner | None = None) -> JittedVAE | None:
-    """The VAE whose latents the stage works on, on a mesh if one is given; None where the stage needs none.
+def load_frozen_vae(config: registry.StageConfig, partitioner: Partitioner | None = None) -> JittedVAE | None:
+    """Loads the VAE whose latents a stage works on; None for a stage without one.
 
-    Raises ConfigError when its latents do not fit the stage's network, and what `weights.load_vae` raises.
+    Args:
+      config: of the stage.
+      partitioner: of a mesh to decode and encode on; None for one device.
+
+    Raises:
+      ConfigError: its latents do not match the stage's network.
+      FileNotFoundError, ValueError: as `weights.load_vae`.
     """
     if not registry.needs_vae(config):
         return None
@@ -80,7 +86,7 @@ def frozen_vae(config: registry.StageConfig, partitioner: Partitioner | None = N
     there, wanted = vae.config.latent_channels, config.network.latent_channels
     require(
         there == wanted,
-        f'config.stage.vae={config.vae}: its latents have {there} channels, and '
+        f'config.stage.vae={config.vae}: its latents have {there} channels, but '
         f'config.stage.network.latent_channels={wanted}; set that to {there} or name another VAE',
         ConfigError,
     )
@@ -88,31 +94,35 @@ def frozen_vae(config: registry.StageConfig, partitioner: Partitioner | None = N
 
 
 def open_run(folder: Path | str, step: int | None = None) -> Run:
-    """The newest checkpoint of a work directory or an exported folder, or the one of `step`; or a run in one file.
+    """Opens a run for sampling.
+
+    Args:
+      folder: a work directory or an exported folder, or an exported file.
+      step: of the checkpoint; None is the newest.
 
     Raises:
-      CheckpointError: none there, or damaged.
+      CheckpointError: no checkpoint, or a corrupted one.
       ConfigError, ValueError, FileNotFoundError: its configuration, or the VAE that it names, cannot be used; or the
-        VAE is not there, or is another one.
+        VAE does not exist, or is another one.
     """
     folder = Path(expand_path(str(folder)))
     meta, params_of = open_checkpoint(folder, step)
-    stage_config, digests = stage_config_of(folder, meta), meta.get('digests', {})
-    vae = frozen_vae(stage_config)
+    stage_config, digests = read_stage_config(folder, meta), meta.get('digests', {})
+    vae = load_frozen_vae(stage_config)
     stage = registry.build(stage_config, encoder=vae.encode if vae else None)
     network = ModelDef.from_stage(stage)
-    notes = tuple(unverified(stage_config, digests))
+    notes = tuple(list_unverified(stage_config, digests))
     params = params_of(stage, network)
     return Run(meta['config'], stage, network, params, vae, meta['step'], folder, stage_config.text, digests, notes)
 
 
 def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
-    """Opens a run, in a folder or in one file: returns its metadata and a function that reads its parameters."""
+    """Opens a run, in a folder or in one file; returns its metadata and a function that reads its parameters."""
     return _open_single_file(run, step) if run.is_file() else _open_checkpoint_folder(run, step)
 
 
-def stage_config_of(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
-    """A checkpoint's, with the VAE where it was found."""
+def read_stage_config(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
+    """Reads the stage configuration of a checkpoint, with the path at which its VAE was found."""
     config = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     if not registry.needs_vae(config):
         return config
@@ -133,10 +143,10 @@ def _open_checkpoint_folder(folder: Path, step: int | None) -> tuple[dict[str, A
 
 
 def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
-    if single_file.kind_of(path) is None or (meta := single_file_run(path)) is None:
-        raise ValueError(f'{path}: is no run in one file, as `python -m fv_jax.export` writes a stage')
+    if single_file.read_kind(path) is None or (meta := single_file_run(path)) is None:
+        raise ValueError(f'{path}: is not an exported run in one file, as `python -m fv_jax.export` writes')
     if step not in (None, meta['step']):
-        raise CheckpointError(f'{path}: has no step {step}; it has {meta["step"]}')
+        raise CheckpointError(f'{path}: has no step {step}, only {meta["step"]}')
 
     def params(stage: Stage, network: ModelDef) -> Params:
         del network
@@ -147,44 +157,45 @@ def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], Par
 
 
 def single_file_run(path: Path) -> dict[str, Any] | None:
-    """Reads the run metadata of a single file: {'step', 'config', 'digests'}; None where the file has none.
+    """Reads the run metadata of a single file: {'step', 'config', 'digests'}; None for a file without any.
 
-    Raises ValueError for what `export` cannot have written.
+    Raises:
+      ValueError: invalid metadata.
     """
-    if (run := single_file.metadata(path).get(single_file.RUN)) is None:
+    if (run := single_file.read_metadata(path).get(single_file.RUN)) is None:
         return None
     meta = parse_json(run)
     if not isinstance(meta, dict) or not isinstance(meta.get('step'), int):
-        raise ValueError(f'{path}: what it says of its run cannot be read; export it again')
+        raise ValueError(f'{path}: unreadable run metadata; export it again')
     _check_metadata(path, meta)
     return meta
 
 
 def _check_metadata(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """Returns the metadata, or raises ValueError where its stage or its digests are missing or invalid."""
+    """Returns the metadata. Raises ValueError if its stage or its digests are missing or invalid."""
     config, digests = meta.get('config'), meta.get('digests', {})
     stage = config.get('stage') if isinstance(config, dict) else None
     if not isinstance(stage, dict) or not isinstance(stage.get('kind'), str) or not isinstance(digests, dict):
-        raise ValueError(f'{run}: its configuration holds no stage')
+        raise ValueError(f'{run}: its configuration has no stage')
     return meta
 
 
 def open_run_text_encoder(run: Run) -> TextEncoder:
-    """The text encoder that a run's stage was trained with.
+    """Opens the text encoder that a run's stage was trained with.
 
     Raises:
-      ConfigError: it was trained without texts.
-      FileNotFoundError: the encoder's folder is nowhere.
-      ValueError: what is there is another one, or not whole.
+      ConfigError: it was trained without text.
+      FileNotFoundError: the encoder's folder was not found.
+      ValueError: the encoder that was found is another one, or incomplete.
     """
     if not run.text.encoder:
-        raise ConfigError(f'{run.folder}: config.stage.text names no encoder; the stage was trained without texts')
+        raise ConfigError(f'{run.folder}: config.stage.text names no encoder; the stage was trained without text')
 
     return text_encoders.open_text_encoder(find_text_encoder(run.folder, run.text, run.digests.get('text')))
 
 
 def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> TextConfig:
-    """The text encoder that a run's configuration names, where it was found."""
+    """Returns the configuration of a run's text encoder, with the path at which it was found."""
 
     def named(name: str) -> TextConfig:
         return dataclasses.replace(config, encoder=name)
@@ -198,8 +209,15 @@ def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> Text
 def _locate(
     what: str, name: str, run: Path, wanted: str | None, digest: Callable[[str], str], no_files: Collection[str]
 ) -> str:
-    """Where the network of this name and digest is. wanted: None takes the first that exists. no_files: names that are
-    not of files.
+    """Finds a network by name and digest, at its path, in the folder of the run or beside it.
+
+    Args:
+      what: for messages.
+      name: in the configuration.
+      run: the folder of the run.
+      wanted: the digest; None accepts the first that exists.
+      digest: computes the digest of a network by name.
+      no_files: names that are not paths.
     """
     if name in no_files:
         there = [name]
@@ -208,7 +226,7 @@ def _locate(
         there = [str(place) for place in dict.fromkeys(places) if place.exists()]
         if not there:
             looked = ', '.join(map(str, dict.fromkeys(places)))
-            raise FileNotFoundError(f'{run}: its {what} is not there; looked for {looked}')
+            raise FileNotFoundError(f'{run}: its {what} does not exist; searched {looked}')
     if wanted is None:
         return there[0]
     others = {}
@@ -217,10 +235,10 @@ def _locate(
         if others[place] == wanted:
             return place
     listed = ', '.join(f'{place} is {found}' for place, found in others.items())
-    raise ValueError(f'{run}: was made with the {what} {wanted}, and {listed}; put {wanted} in one of these places')
+    raise ValueError(f'{run}: was trained with the {what} {wanted}, but {listed}; put {wanted} in one of these places')
 
 
-def unverified(config: registry.StageConfig, digests: dict[str, str]) -> list[str]:
+def list_unverified(config: registry.StageConfig, digests: dict[str, str]) -> list[str]:
     """Returns a note for each component whose fingerprint the checkpoint does not record."""
     named = {'vae': ('VAE', config.vae), 'text': ('text encoder', config.text.encoder)}
     return [

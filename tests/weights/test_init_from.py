@@ -57,7 +57,7 @@ def test_our_own_small_files(tmp_path):
     rounded = jax.tree.map(lambda leaf: leaf.astype('float16').astype(leaf.dtype), nnx.state(network(PLAIN)))
     model = init_dit_from_weights(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, remat='full'), KEY)
     assert_same(model, nnx.merge(nnx.graphdef(network(PLAIN)), rounded))
-    with pytest.raises(ConfigError, match=r'own.safetensors: holds another network: num_layers=3 here and 2 there'):
+    with pytest.raises(ConfigError, match=r'own.safetensors: architecture mismatch: num_layers=3 here and 2 there'):
         init_dit_from_weights(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, num_layers=3), KEY)
     with pytest.raises(ValueError, match='holds a VAE, not a DiT'):
         init_dit_from_weights(VAE_TINY, PLAIN, KEY)

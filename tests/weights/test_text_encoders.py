@@ -11,7 +11,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.text.encoder import TextConfig
 from fv_jax.text.hash_encoder import HashTextEncoder
 from fv_jax.weights.layouts import t5_folder
-from fv_jax.weights.text_encoders import kind_of, open_text_encoder, text_fingerprint
+from fv_jax.weights.text_encoders import find_kind, open_text_encoder, text_fingerprint
 from tests.compiling import compiled
 from tests.small_text import LINES, SMALL, make_folder, random_t5, spiece
 
@@ -98,16 +98,16 @@ def test_the_digest_names_what_the_embeddings_depend_on(folder, tmp_path):
 
 
 def test_wrong_folders_are_named(folder, tmp_path):
-    with pytest.raises(ValueError, match="encoder='': no text encoder"):
+    with pytest.raises(ValueError, match="encoder='': names no text encoder"):
         open_text_encoder(TextConfig())
     with pytest.raises(FileNotFoundError, match=r"byts: no such folder; a text encoder is 'hash' or a T5 folder"):
         open_text_encoder(TextConfig('byts'))
-    with pytest.raises(FileNotFoundError, match=r'holds no spiece\.model, the tokenizer'):
+    with pytest.raises(FileNotFoundError, match=r'has no spiece\.model, the tokenizer'):
         open_text_encoder(TextConfig(str(tmp_path)))
     shutil.copytree(folder, tmp_path / 't5')
     config = tmp_path / 't5' / 'config.json'
     config.write_text(config.read_text().replace('"vocab_size": 50', '"vocab_size": 30'))
-    with pytest.raises(ValueError, match='the tokenizer has 40 ids and the network 30; they are not of one model'):
+    with pytest.raises(ValueError, match='the tokenizer has 40 ids, the network 30; use the files of one model'):
         open_text_encoder(TextConfig(str(tmp_path / 't5')))
     (tmp_path / 't5' / 'spiece.model').write_bytes(b'')
     with pytest.raises(ValueError, match=r'spiece\.model: not a SentencePiece model'):
@@ -117,11 +117,14 @@ def test_wrong_folders_are_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ('config', 'words'),
     [
-        (TextConfig('hash', masked=True), "config.stage.text.masked=True: is no option of the text encoder 'hash'"),
-        (TextConfig('hash', dtype='float32'), 'dtype=float32: .* takes dim, length; leave it out'),
-        (TextConfig('t5', dim=64), "dim=64: is no option of the text encoder 't5', which takes dtype, length, masked"),
+        (TextConfig('hash', masked=True), "config.stage.text.masked=True: is not an option of the text encoder 'hash'"),
+        (TextConfig('hash', dtype='float32'), 'dtype=float32: .* takes dim, length; remove it'),
+        (
+            TextConfig('t5', dim=64),
+            "dim=64: is not an option of the text encoder 't5', which takes dtype, length",
+        ),
     ],
 )
 def test_options_of_another_kind_are_refused(config, words):
     with pytest.raises(ConfigError, match=words):
-        kind_of(config, 'config.stage.text')
+        find_kind(config, 'config.stage.text')

@@ -104,7 +104,7 @@ def _text_fingerprint(
 
 
 def _embeds_online(text: TextConfig) -> bool:
-    return bool(text.encoder) and text_encoders.kind_of(text, 'config.stage.text').online
+    return bool(text.encoder) and text_encoders.find_kind(text, 'config.stage.text').online
 
 
 def load_heldout_batches(setup: TrainSetup, datasets: Datasets) -> list[HeldoutBatch]:
@@ -162,7 +162,7 @@ class TrainBatches:
 
 def _cached_streams(config: TrainConfig, datasets: Datasets, workdir: Path, bad: BadRecords) -> list[BatchStream]:
     """Returns streams of cached latents. The first process encodes, on its first device; the others wait."""
-    folder, vae = workdir / latent_cache.FOLDER, trained_runs.frozen_vae(config.stage)
+    folder, vae = workdir / latent_cache.FOLDER, trained_runs.load_frozen_vae(config.stage)
     arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']
     cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=datasets.text)
     found = cached() if jax.process_index() == 0 else None

@@ -16,25 +16,25 @@ class MemoryMappedFile:
         self.bytes = np.frombuffer(self._map, np.uint8)
 
     def storage(self, start: int, dtype: np.dtype, elements: int) -> 'Storage':
-        """`elements` values of `dtype` from byte `start` on."""
+        """Returns `elements` values of `dtype` from byte `start` on."""
         return Storage(self.bytes[start : start + elements * dtype.itemsize].view(dtype), self, start)
 
     def drop_pages(self, start: int, length: int) -> None:
         """Drops the pages of these bytes from memory (madvise DONTNEED); a later access reads them from disk again."""
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
-        if hasattr(mmap, 'MADV_DONTNEED') and last > first:  # where it is missing, the system alone decides
+        if hasattr(mmap, 'MADV_DONTNEED') and last > first:  # not available on every system
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-# Refuse __setstate__: the pickle opcode BUILD could otherwise change a tensor after its bounds were checked, so that it
-# reads outside of the file.
+# __setstate__ is disabled: the pickle opcode BUILD could otherwise change a tensor after its bounds were checked, so
+# that it reads outside of the file.
 _SETSTATE = 'a tensor in a file is not changed by a pickle'
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run of equal values in a file. values: one-dimensional, memory-mapped."""
+    """One-dimensional, memory-mapped values of a file."""
 
     values: np.ndarray = dataclasses.field(repr=False)
     file: MemoryMappedFile | None = None
@@ -51,7 +51,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: `shape` and `dtype` are known, values are read by `numpy()`."""
+    """A tensor in a file, with known `shape` and `dtype`; `numpy()` reads its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -63,7 +63,7 @@ class StoredTensor:
         raise TypeError(_SETSTATE)
 
     def numpy(self) -> np.ndarray:
-        """The values, as a read-only view of the file; pages are read when they are touched."""
+        """Returns the values as a read-only view of the file; pages are read on access."""
         return np.lib.stride_tricks.as_strided(
             self.storage.values[self.offset :],
             self.shape,
@@ -76,7 +76,7 @@ class StoredTensor:
         self.storage.drop_pages()
 
 
-def contiguous(storage: Storage, shape: tuple[int, ...]) -> StoredTensor:
-    """The whole of a storage as a tensor of `shape`."""
+def make_tensor(storage: Storage, shape: tuple[int, ...]) -> StoredTensor:
+    """Makes a contiguous tensor of `shape` of a whole storage."""
     strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
     return StoredTensor(shape, storage.values.dtype, storage, 0, tuple(strides))

@@ -1,11 +1,11 @@
 """Reads and writes safetensors files tensor by tensor.
 
-Such a file is eight bytes (the length of the header, little-endian), the header (JSON: for each tensor its type, its
-shape and where its bytes are) and the bytes.
+A file consists of eight bytes (the length of the header, little-endian), the header (JSON: for each tensor its dtype,
+its shape and where its bytes are) and the bytes.
 
-Not `safetensors.safe_open` and `save_file`: they copy whole tensors and write from memory. Here a tensor is a view of
-the file, gives its pages back, and is written when it has been made. The fingerprint of a T5, which samples every
-tensor, takes 2 ms for each GB in place of 3 s.
+`safetensors.safe_open` and `save_file` are not used: they copy whole tensors, and write from memory. Here a tensor is
+a view of the file, whose pages can be dropped, and is written as soon as it is computed. The fingerprint of a T5, which
+samples every tensor, takes 2 ms per GB instead of 3 s.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
-from fv_jax.weights.formats.memory_map import MemoryMappedFile, StoredTensor, contiguous
+from fv_jax.weights.formats.memory_map import MemoryMappedFile, StoredTensor, make_tensor
 from fv_jax.weights.formats.torch_zip import TensorSpec
 
 INDEX = '*.safetensors.index.json'  # of a model in several files
@@ -44,11 +44,11 @@ _ALIGNMENT = 64
 
 
 def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors and the metadata of a file.
+    """Opens the tensors and the metadata of a file.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a whole safetensors file.
+      ValueError: not a complete safetensors file.
     """
     path = Path(path)
     if path.stat().st_size < _LENGTH_BYTES:
@@ -59,67 +59,68 @@ def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         header = parse_json(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
     except ValueError:
         header = None
-    require(isinstance(header, dict), f'{path}: not a safetensors file, or cut short ({len(file.bytes)} bytes)')
+    require(isinstance(header, dict), f'{path}: not a safetensors file, or truncated ({len(file.bytes)} bytes)')
     metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f'{path}: its metadata is no map of texts; the file is damaged, download it again')
+        raise ValueError(f'{path}: invalid metadata; the file is corrupted, download it again')
     return {key: _tensor(path, file, start, key, entry) for key, entry in header.items()}, metadata
 
 
 def _tensor(path: Path, file: MemoryMappedFile, start: int, key: str, entry: Any) -> StoredTensor:
     name, shape, offsets = (entry.get(k) for k in _ENTRY) if isinstance(entry, dict) else (None, None, None)
     if not isinstance(name, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise ValueError(f'{path}: {key} has no {", ".join(_ENTRY)} as it should; download the file again')
-    require(name in _DTYPES, f'{path}: {key} is of type {name}; known are {", ".join(_DTYPES)}')
+        raise ValueError(f'{path}: {key} has no valid {", ".join(_ENTRY)}; download the file again')
+    require(name in _DTYPES, f'{path}: {key} has dtype {name}; supported are {", ".join(_DTYPES)}')
     dtype, shape, (first, last) = _DTYPES[name], tuple(shape), offsets
     elements = math.prod(shape)
     require(
         last - first == elements * dtype.itemsize and start + last <= len(file.bytes),
-        f'{path}: {key} of shape {shape} ends at byte {start + last} of {len(file.bytes)}; the file is damaged or '
-        'cut short, download it again',
+        f'{path}: {key} of shape {shape} ends at byte {start + last} of {len(file.bytes)}; the file is corrupted or '
+        'truncated, download it again',
     )
-    return contiguous(file.storage(start + first, dtype, elements), shape)
+    return make_tensor(file.storage(start + first, dtype, elements), shape)
 
 
 def _counts(value: Any) -> bool:
-    """Tells whether a value is a list of non-negative integers."""
+    """Returns whether a value is a list of non-negative integers."""
     return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
 
 
 def read_folder(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder's *.safetensors files: those its index names where it has one, else its only file.
+    """Opens the tensors of the *.safetensors files in a folder.
+
+    The files are those of its index, or else the only one.
 
     Raises:
-      FileNotFoundError: no such file in it, or one that the index names is missing.
-      ValueError: a damaged file, several and no index, or an index that does not say what its files hold.
+      FileNotFoundError: no such file, or one that the index names is missing.
+      ValueError: a corrupted file, several files without an index, or an index that does not match its files.
     """
     indexes, files = sorted(folder.glob(INDEX)), sorted(folder.glob('*.safetensors'))
     if len(indexes) == 1:
-        return _indexed(indexes[0])
+        return _read_indexed(indexes[0])
     require(files, f'{folder}: holds no .safetensors file', FileNotFoundError)
     if len(indexes) > 1 or len(files) > 1:
         names = ', '.join(path.name for path in indexes or files)
-        raise ValueError(f'{folder}: holds {names}; keep those of one variant')
+        raise ValueError(f'{folder}: has {names}; keep the files of one variant')
     return read(files[0])[0]
 
 
-def _indexed(index: Path) -> dict[str, StoredTensor]:
-    """The tensors of the files that an index names: exactly those that it says each of them holds."""
+def _read_indexed(index: Path) -> dict[str, StoredTensor]:
+    """Opens the tensors of the files that an index names, and checks that they are those of the index."""
     try:
         weight_map = parse_json(index.read_text(encoding='utf-8'))['weight_map']
         named = {(name, key) for key, name in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f'{index}: not an index (JSON with a weight_map from tensors to files)') from None
     if strange := next((name for name, _ in named if not isinstance(name, str) or Path(name).name != name), None):
-        raise ValueError(f'{index}: names the file {strange!r}; it must be one in the same folder')
+        raise ValueError(f'{index}: names the file {strange!r}; files must be in the same folder')
     contents = {name: read(index.parent / name)[0] for name in sorted({name for name, _ in named})}
     there = {(name, key) for name, tensors in contents.items() for key in tensors}
     if different := sorted(named ^ there):
         name, key = different[0]
         what = 'is not in it' if (name, key) in named else 'is in it, and not by the index'
         raise ValueError(
-            f'{index}: does not fit {name}: {key} {what} ({len(different)} differences); the files are of different '
-            'downloads, get all of them again'
+            f'{index}: does not match {name}: {key} {what} ({len(different)} differences); download all files again'
         )
     return {key: tensor for tensors in contents.values() for key, tensor in tensors.items()}
 
@@ -130,7 +131,14 @@ def write(
     specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, np.ndarray]],
 ) -> None:
-    """Writes a file. `tensors`: every key of `specs` once, in any order; they are asked for one by one."""
+    """Writes a file.
+
+    Args:
+      path: the file.
+      metadata: strings by name.
+      specs: key -> shape and dtype.
+      tensors: every key of `specs` once, in any order; consumed one at a time.
+    """
     header, offset = {_METADATA: dict(metadata)}, 0
     for key, spec in specs.items():
         size = spec.size * spec.dtype.itemsize

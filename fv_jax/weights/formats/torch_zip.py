@@ -1,11 +1,11 @@
-"""Reads and writes the zip files of torch.save, without torch and without running what is inside.
+"""Reads and writes the zip files of torch.save, without torch and without executing what they contain.
 
-Such a file is an uncompressed zip: `<name>/data.pkl` describes the objects, `<name>/data/<key>` holds the raw bytes
-of each storage. The pickle is read by an unpickler that knows a handful of names and refuses every other, so
-that a file cannot run code; storages stay on disk behind a memory map, and a tensor is read when it is asked for.
+Such a file is an uncompressed zip: `<name>/data.pkl` describes the objects, `<name>/data/<key>` has the raw bytes
+of each storage. The pickle is read by an unpickler that accepts a handful of names and refuses all others, so
+that a file cannot execute code; storages stay on disk behind a memory map, and a tensor is read on demand.
 
-Writing takes no torch either. The format is small and fixed, and one tensor at a time fits in memory where torch.save
-wants them all.
+Writing does not need torch either. The format is small and fixed, and one tensor is in memory at a time, where
+torch.save needs all of them.
 """
 
 import collections
@@ -41,7 +41,7 @@ _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name and extra field
 _LOCAL_HEADER_MAGIC = b'PK\x03\x04'
 _EXTRA_HEADER_BYTES = 4  # of a field of a member's extra data: its name and its length
-_PADDING_ID = b'FB'  # torch's name for the extra field that is only there to be long
+_PADDING_ID = b'FB'  # torch's name for the extra field that pads
 _ZIP64_EXTRA_BYTES = 20
 _ZIP64_FROM = 2**30  # bytes of a member; below it Python's zipfile never needs the long header
 _ALIGNMENT = 64
@@ -49,18 +49,19 @@ MAX_REPEATS = 4096  # of a storage's values in one tensor
 
 
 def read(path: str | Path) -> Any:
-    """The object in the torch file at `path`, with a `StoredTensor` for every tensor.
+    """Reads the object in a torch file, with a `StoredTensor` for every tensor.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a whole, uncompressed torch zip file, or its pickle names more than tensors and plain containers.
+      ValueError: not a complete, uncompressed torch zip file, or its pickle has other objects than tensors and plain
+        containers.
     """
     path = Path(path)
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError):  # the latter of a zip of another version
+    except (zipfile.BadZipFile, NotImplementedError):  # the latter for an unsupported zip version
         raise ValueError(
-            f'{path}: not a torch zip file, or cut short ({path.stat().st_size} bytes); download it again, or re-save '
+            f'{path}: not a torch zip file, or truncated ({path.stat().st_size} bytes); download it again, or re-save '
             'it with a torch of version 1.6 or newer'
         ) from None
     with archive:
@@ -88,7 +89,7 @@ class _Storages:
         return self.file.bytes[start : start + size].tobytes()
 
     def member(self, name: str) -> tuple[int, int]:
-        """Where a member's bytes begin, and how many they are."""
+        """Returns (start, size) of the bytes of a member."""
         info = self.members.get(name)
         if info is None:
             raise _RefusedError(f'{self.path}: {name} is missing from the archive; download the file again')
@@ -101,7 +102,7 @@ class _Storages:
         header = self.file.bytes[start : start + _LOCAL_HEADER_BYTES].tobytes()
         require(
             len(header) >= _LOCAL_HEADER_BYTES and header.startswith(_LOCAL_HEADER_MAGIC),
-            f'{self.path}: no header for {name} at byte {start}; the file is damaged, download it again',
+            f'{self.path}: no header for {name} at byte {start}; the file is corrupted, download it again',
             _RefusedError,
         )
         name_bytes, extra_bytes = struct.unpack_from('<HH', header, 26)
@@ -109,18 +110,18 @@ class _Storages:
         require(
             start + info.file_size <= len(self.file.bytes),
             f'{self.path}: {name} ends at byte {start + info.file_size} of {len(self.file.bytes)}; the file is '
-            'cut short, download it again',
+            'truncated, download it again',
             _RefusedError,
         )
         return start, info.file_size
 
     def storage(self, key: str, dtype: np.dtype, elements: int) -> Storage:
-        """Storage `key` as `elements` values of `dtype`."""
+        """Returns storage `key` as `elements` values of `dtype`."""
         start, size = self.member(f'{self.root}data/{key}')
         require(
             size == elements * dtype.itemsize,
             f'{self.path}: storage {key} has {size} bytes where {elements} values of {dtype} need '
-            f'{elements * dtype.itemsize}; the file is damaged, download it again',
+            f'{elements * dtype.itemsize}; the file is corrupted, download it again',
             _RefusedError,
         )
         return self.file.storage(start, dtype, elements)
@@ -128,20 +129,20 @@ class _Storages:
 
 @dataclasses.dataclass(frozen=True)
 class _StorageType:
-    """Stands for a torch storage class in the pickle; it is only ever named, never called."""
+    """Represents a torch storage class in the pickle, which names but never calls it."""
 
     dtype: np.dtype
 
     def __setstate__(self, state: object) -> None:
-        raise TypeError('a storage class is not changed by a pickle')
+        raise TypeError('a pickle must not change a storage class')
 
 
 class _RefusedError(ValueError):
-    """Raised for a file that is refused, with a complete message, unlike the errors of the pickle module."""
+    """Raised for a file that is refused; unlike the errors of the pickle module, its message is complete."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, parameters and ordered dicts, and nothing else."""
+    """An unpickler of tensors, parameters and ordered dicts, and nothing else."""
 
     def __init__(self, path: Path, storages: _Storages):
         self.path = path
@@ -186,7 +187,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == 'storage' and isinstance(pid[1], _StorageType)):
-            raise _RefusedError(f'{self.path}: an unknown kind of storage, {pid!r}; re-save the file with torch.save')
+            raise _RefusedError(f'{self.path}: unknown kind of storage {pid!r}; re-save the file with torch.save')
         _, kind, key, _, elements = pid
         return self.storages.storage(key, kind.dtype, elements)
 
@@ -203,15 +204,15 @@ class _Unpickler(pickle.Unpickler):
         del requires_grad, hooks, metadata
         shape, strides = tuple(shape), tuple(strides)
         if not isinstance(storage, Storage) or not all(type(x) is int for x in (offset, *shape, *strides)):
-            raise TypeError(f'no tensor: {shape}, {strides}, {offset}')
+            raise TypeError(f'not a tensor: {shape}, {strides}, {offset}')
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         bad = offset < 0 or min((*shape, *strides), default=0) < 0
-        # A stride of 0 repeats values: what a few bytes claim to be must not fill the memory.
+        # A stride of 0 repeats values: a few bytes could claim to be a tensor that exceeds the memory.
         repeated = math.prod(shape) > MAX_REPEATS * max(len(storage.values), 1)
         require(
             not bad and not repeated and (0 in shape or last < len(storage.values)),
             f'{self.path}: a tensor of shape {shape}, strides {strides} and offset {offset} does not fit its '
-            f'storage of {len(storage.values)} values; the file is damaged, download it again',
+            f'storage of {len(storage.values)} values; the file is corrupted, download it again',
             _RefusedError,
         )
         return StoredTensor(shape, storage.values.dtype, storage, offset, strides)
@@ -227,7 +228,7 @@ def _parameter(data: StoredTensor, requires_grad: bool, hooks: Any) -> StoredTen
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that is still to be written."""
+    """The shape and dtype of a tensor to write."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -238,19 +239,22 @@ class TensorSpec:
 
 
 def write(path: Path, outer: str, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes {outer: {key: tensor}} as torch.save would; torch.load opens it, with weights_only=True too.
+    """Writes {outer: {key: tensor}} as torch.save would; torch.load opens it, also with weights_only=True.
 
     Args:
       path: the file.
       outer: the one key of the outer dict.
       specs: key -> shape and dtype, in the order of the inner dict.
-      tensors: every key of `specs` once, in any order, with its contiguous values. They are asked for one by one, so
-        that no more than one need exist.
+      tensors: every key of `specs` once, in any order, with its contiguous values; consumed one at a time.
     """
     numbers = {key: i for i, key in enumerate(specs)}
     name = path.name.split('.')[0] or 'archive'
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for member, content in (('data.pkl', _pickled(outer, specs)), ('byteorder', b'little'), ('version', b'3\n')):
+        for member, content in (
+            ('data.pkl', _pickle_specs(outer, specs)),
+            ('byteorder', b'little'),
+            ('version', b'3\n'),
+        ):
             _add(archive, f'{name}/{member}', content)
         for key, tensor in tensors:
             spec = specs[key]
@@ -260,8 +264,8 @@ def write(path: Path, outer: str, specs: Mapping[str, TensorSpec], tensors: Iter
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | np.ndarray) -> None:
-    """A member whose bytes begin at a multiple of 64, as torch aligns them, so that they can be memory-mapped."""
-    info = zipfile.ZipInfo(name)  # dated 1980: the same numbers give the same file
+    """Adds a member whose bytes start at a multiple of 64, as torch aligns them, so that they can be memory-mapped."""
+    info = zipfile.ZipInfo(name)  # dated 1980: equal tensors give equal files
     size = memoryview(content).nbytes
     zip64 = size > _ZIP64_FROM
     before = archive.fp.tell() + _LOCAL_HEADER_BYTES + len(name) + _EXTRA_HEADER_BYTES
@@ -273,8 +277,8 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | np.ndarray) -> No
         member.write(content)
 
 
-def _pickled(outer: str, specs: Mapping[str, TensorSpec]) -> bytes:
-    """The pickle that describes the tensors: written out by hand, for pickling torch's classes takes torch."""
+def _pickle_specs(outer: str, specs: Mapping[str, TensorSpec]) -> bytes:
+    """Pickles the description of the tensors, opcode by opcode, as pickling torch's classes would need torch."""
     out = [pickle.PROTO + b'\x02', pickle.EMPTY_DICT, _text(outer), pickle.EMPTY_DICT, pickle.MARK]
     for number, (key, spec) in enumerate(specs.items()):
         strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]

@@ -1,17 +1,17 @@
-"""CogVideoX in Hugging Face diffusers' layout as starting weights: a folder with config.json and safetensors.
+"""CogVideoX in the layout of Hugging Face diffusers as initial weights: a folder with config.json and safetensors.
 
-The same tensors as the official ones under other names: the rows of `official_dit` and `official_vae`, renamed. Two are
-packed otherwise: q | k | v are three tensors, and the twelve modulations are two, of attention (norm1) and of the MLP
-(norm2), each with the video's three before the text's.
+The tensors are the official ones under other names: the mappings of `official_dit` and `official_vae`, renamed. Two are
+packed differently: q | k | v are three tensors, and the twelve modulations are two, of attention (norm1) and of the
+MLP (norm2), each with the video's three before the text's.
 
-What has no counterpart is said, not skipped (`Folder.notes`):
+What has no counterpart is reported (`Folder.notes`):
   * the position table of a network without rotary positions (the 2B model adds it to its tokens; ours rotates);
   * the last norm's eps (1e-5 there, 1e-6 here);
-  * the two extra embeddings of an enhancement stage, which no CogVideoX has: they start as a new network's.
-Networks of another shape are refused: version 1.5 (patches in time), image to video (32 input channels).
+  * the two extra embeddings of an enhancement stage, which no CogVideoX has: they are initialized.
+Networks of another structure are refused: version 1.5 (patches in time), image to video (32 input channels).
 
-Names, packing and defaults are those of diffusers' modules and of its conversion script for CogVideoX as published;
-that a released folder holds nothing else could not be checked.
+Names, packing and defaults are those of diffusers' modules and of its conversion script for CogVideoX
+(arXiv:2408.06072) as published; whether a released folder has other tensors could not be checked.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ CONFIG = 'config.json'
 POSITION_TABLE = 'patch_embed.pos_embedding'
 BLOCK = 'transformer_blocks.{i}.'
 
-# diffusers writes no value that is the class's default.
+# diffusers does not write values that are defaults of the class.
 _TRANSFORMER = {
     'num_attention_heads': 30,
     'attention_head_dim': 64,
@@ -55,7 +55,7 @@ _VAE = {
     'norm_num_groups': 32,
     'temporal_compression_ratio': 4,
 }
-# What our networks are without a choice: a folder that says otherwise holds another network.
+# Fixed properties of our networks: other values mean another network.
 _TRANSFORMER_MUST = {
     'patch_size_t': None,
     'ofs_embed_dim': None,
@@ -102,7 +102,13 @@ _NEW = {'embed_num_frames': 'frames_embed', 'embed_noise_augmentation_timestep':
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a folder holds. new: the first names of our parameters that it has nothing for. notes: a line each."""
+    """An opened folder.
+
+    Attributes:
+      config: of the network.
+      new: the first names of our parameters that the folder does not have.
+      notes: what has no counterpart, a line each.
+    """
 
     config: DiTConfig | VAEConfig
     table: KeyTable
@@ -112,17 +118,17 @@ class Folder:
 
 
 def open_folder(folder: Path, *, like: Mapping[str, Any], param_dtype: str) -> Folder:
-    """Names and shapes of a folder, `transformer` or `vae` of a CogVideoX pipeline.
+    """Opens a folder, `transformer` or `vae` of a CogVideoX pipeline, and checks names and shapes.
 
     Args:
-      folder: holds config.json and the safetensors.
+      folder: with config.json and the safetensors.
       like: fields of the network that a transformer becomes. `embed_num_frames` and `embed_noise_augmentation_timestep`
-        are new embeddings; they are off where it says nothing.
+        are new embeddings, by default off.
       param_dtype: of a transformer's parameters.
 
     Raises:
       FileNotFoundError: no config.json, or no safetensors.
-      ValueError: another kind of model, or a CogVideoX that our networks cannot hold; all that is wrong is listed.
+      ValueError: another kind of model, or a CogVideoX with other features than our networks; lists all differences.
     """
     values = parse_json((folder / CONFIG).read_text())
     name = values.get('_class_name') if isinstance(values, dict) else None
@@ -131,7 +137,7 @@ def open_folder(folder: Path, *, like: Mapping[str, Any], param_dtype: str) -> F
     if name == 'AutoencoderKLCogVideoX':
         return _vae(folder, values)
     raise ValueError(
-        f"{folder}: its {CONFIG} names {name!r}; known are 'CogVideoXTransformer3DModel' and 'AutoencoderKLCogVideoX'"
+        f"{folder}: its {CONFIG} names {name!r}, must be 'CogVideoXTransformer3DModel' or 'AutoencoderKLCogVideoX'"
     )
 
 
@@ -209,14 +215,14 @@ def _differences(values: Mapping[str, Any], must: Mapping[str, Any]) -> list[str
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
-    require(not problems, f'{folder}: a CogVideoX that our networks cannot hold: {"; ".join(problems)}')
+    require(not problems, f'{folder}: unsupported CogVideoX: {"; ".join(problems)}')
 
 
 # --- names ---
 
 
 def _rename(row: TensorMapping) -> TensorMapping:
-    """A row of the official DiT's table with diffusers' tensors."""
+    """Renames the official DiT tensors of a mapping to diffusers' names."""
     ((key, shape),) = row.official
     kind = key.rpartition('.')[2]
     if key.startswith(_QKV):
@@ -245,22 +251,22 @@ def _join_transform(
     concatenated in `order`.
     """
 
-    def make(*tensors: np.ndarray) -> np.ndarray:
+    def to_ours(*tensors: np.ndarray) -> np.ndarray:
         cut = [piece for x, n in zip(tensors, pieces, strict=True) for piece in np.split(x, n)]
         return transform.to_ours(np.concatenate([cut[i] for i in order]))
 
-    def take(parameter: np.ndarray, shapes: tuple[Shape, ...]) -> tuple[np.ndarray, ...]:
+    def to_official(parameter: np.ndarray, shapes: tuple[Shape, ...]) -> tuple[np.ndarray, ...]:
         (whole,) = transform.to_official(parameter, (shape,))
         cut = np.split(whole, len(order))
         counted = [cut[order.index(i)] for i in range(len(order))]
         starts = np.cumsum([0, *pieces])
         return tuple(np.concatenate(counted[starts[j] : starts[j + 1]]) for j in range(len(shapes)))
 
-    return TensorTransform(make, take)
+    return TensorTransform(to_ours, to_official)
 
 
 def _vae_names(row: TensorMapping, levels: int) -> tuple[tuple[str, Shape], ...]:
-    """A row's official tensors by diffusers' names. It counts the decoder's levels from the coarsest, as we do."""
+    """Renames the official VAE tensors of a mapping; diffusers counts decoder levels from the coarsest, like we do."""
 
     def renamed(key: str) -> str:
         key = re.sub(r'^decoder\.up\.(\d+)', lambda m: f'decoder.up_blocks.{levels - 1 - int(m[1])}', key)

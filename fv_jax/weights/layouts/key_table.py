@@ -48,7 +48,7 @@ class TensorTransform(NamedTuple):
     to_official: Callable[[np.ndarray, tuple[Shape, ...]], tuple[np.ndarray, ...]]
 
 
-# A bias or a norm's weight: as it is.
+# A bias or a norm's weight, unchanged.
 vector = TensorTransform(lambda x: x, lambda p, shapes: (p.reshape(shapes[0]),))
 
 # (out, in, ...) and (in ..., out): a linear, or a convolution whose kernel sees one patch or one point.
@@ -128,7 +128,7 @@ class KeyTable:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A lazy parameter: every call of `numpy` computes its values anew."""
+    """A lazy parameter: each call of `numpy` computes its values."""
 
     shape: Shape
     dtype: np.dtype
@@ -158,14 +158,14 @@ def common_size(tensors: Tensors, candidates: Iterable[tuple[str, int]], default
     """Finds the size that most tensors agree on, so that `check_keys` can name those that differ.
 
     Args:
-      tensors: the file.
+      tensors: of the file.
       candidates: (key pattern, dimension) pairs that all have the size; a `*` stands for anything.
-      default: for a file that has none of them; `check` will list them as missing.
+      default: for a file that has none of them; `check_keys` lists them as missing.
     """
     votes = collections.Counter(
         tensor.shape[dim]
         for pattern, dim in candidates
-        for key, tensor in _matching(tensors, pattern)
+        for key, tensor in _find_matching(tensors, pattern)
         if len(tensor.shape) > dim
     )
     return votes.most_common(1)[0][0] if votes else default
@@ -182,7 +182,7 @@ def common_count(tensors: Tensors, patterns: Iterable[str], default: int) -> int
     return votes.most_common(1)[0][0] if votes else default
 
 
-def _matching(tensors: Tensors, pattern: str) -> Iterable[tuple[str, StoredTensor]]:
+def _find_matching(tensors: Tensors, pattern: str) -> Iterable[tuple[str, StoredTensor]]:
     if '*' not in pattern:
         return [(pattern, tensors[pattern])] if pattern in tensors else []
     return [(key, tensor) for key, tensor in tensors.items() if fnmatch.fnmatchcase(key, pattern)]
@@ -211,12 +211,15 @@ def check_keys(name: str, tensors: Tensors, table: KeyTable) -> None:
 
 
 def from_official(tensors: Tensors, table: KeyTable, specs: Mapping[str, Any]) -> Parameters:
-    """Maps checked official tensors to our parameters.
+    """Maps checked official tensors to our parameters, lazily.
 
     Args:
       tensors: of a file that `check_keys` accepted.
       table: the mappings.
-      specs: anything with a shape and a dtype by each parameter's dotted path, such as `named_parameters` returns.
+      specs: objects with a shape and a dtype by each parameter's dotted path, such as `named_parameters` returns.
+
+    Returns:
+      Parameters by dotted path.
     """
 
     def parameter(row: TensorMapping) -> Parameter:
@@ -269,19 +272,19 @@ def to_nested(state: nnx.State, values: Parameters) -> dict[str, Any]:
 def cast_parameters(values: Mapping[str, Any], dtype: str | np.dtype | None = None) -> Parameters:
     """Casts parameters (or stored arrays) lazily to `dtype`; None keeps each one's.
 
-    Reading a parameter raises ValueError where one of its values is out of the dtype's range.
+    Reading a parameter raises ValueError if one of its values is out of the range of the dtype.
     """
 
-    def converted(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
+    def cast(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
         with np.errstate(over='ignore'):
             out = np.asarray(before := value.numpy(), wanted)
         if wanted == np.float16 and np.isinf(out).any():
-            raise ValueError(f'{name}: holds {np.abs(before).max():g}, and float16 ends at {np.finfo(wanted).max:g}')
+            raise ValueError(f'{name}: {np.abs(before).max():g} exceeds the range of float16, {np.finfo(wanted).max:g}')
         return out
 
     def parameter(name: str, value: Any) -> Parameter:
         wanted = np.dtype(jnp.dtype(dtype)) if dtype else np.dtype(value.dtype)
-        return Parameter(value.shape, wanted, lambda: converted(name, value, wanted))
+        return Parameter(value.shape, wanted, lambda: cast(name, value, wanted))
 
     return {name: parameter(name, value) for name, value in values.items()}
 
@@ -316,7 +319,7 @@ def to_official(
     """
     ours = {row.path for row in table.rows}
     if ours != values.keys():
-        raise ValueError(f'not the parameters of this network: {", ".join(sorted(ours ^ values.keys())[:5])}')
+        raise ValueError(f'parameters do not match the network: {", ".join(sorted(ours ^ values.keys())[:5])}')
 
     def dtype_of(row: TensorMapping) -> np.dtype:
         return values[row.path].dtype if dtype is None else np.dtype(dtype)

@@ -1,12 +1,12 @@
-"""The official DiT checkpoints (stage1.pt, stage2.pt) and our DiT: sizes from shapes, and the table (model guide 2, 3).
+"""Maps the official DiT checkpoints (stage1.pt, stage2.pt) to our DiT and infers its sizes (model guide 2, 3).
 
-Official linears are (out, in); packed outputs (q | k | v, the twelve modulations, shift | scale) are rows one after
-the other, which become the middle dimension of our kernels.
+Official linears are (out, in); packed outputs (q | k | v, the twelve modulations, shift | scale) are concatenated
+rows, which become the middle dimension of our kernels.
 
 A linear X with LoRA is `X.original` with `X.matrix_A.j` and `X.matrix_B.j`, one pair for each of its parts j; one
-without, also where LoRA was merged, is X itself. A file may mix them as it likes. A kind of linear that has LoRA in no
-layer has none in our network either; one that has it in some layers has matrices of zeros in the others, which is no
-LoRA too (`models/lora.py`), and is written as a plain linear again. The official scale is 1 / rank: where ours is
+without, also one with merged LoRA, is X itself. A file may mix them. A kind of linear that has LoRA in no
+layer has none in our network either; one that has it in some layers has matrices of zeros in the others, which change
+nothing (`models/lora.py`), and is written as a plain linear again. The official scale is 1 / rank: if ours is
 alpha / rank, B is written multiplied by alpha.
 """
 
@@ -42,12 +42,16 @@ K_NORM = f'{MIXINS}adaln_layer.key_layernorm_list.{{i}}'
 FRAMES_EMBED = f'{PREFIX}time_size_embedding'
 SOURCE_EMBED = f'{PREFIX}ref_step_time_embedding'
 POSITION_TABLE = f'{PREFIX}transformer.position_embeddings.weight'
-POSITIONS = 64  # rows of the table that every official file has and nothing reads
+POSITIONS = 64  # rows of the position table that every official file has and no computation reads
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRATarget:
-    """A linear of every block that may have LoRA. parts: of its outputs, each with matrices of its own."""
+    """A linear of every block that may have LoRA.
+
+    Attributes:
+      parts: number of parts of its outputs, each with its own matrices.
+    """
 
     target: Target
     official: str
@@ -68,12 +72,12 @@ LINEARS = (
 
 
 def is_dit(tensors: Iterable[str]) -> bool:
-    """Tells whether these are the keys of a DiT."""
+    """Returns whether these are the keys of a DiT."""
     return any(key.startswith(PREFIX) for key in tensors)
 
 
 def infer_config(tensors: Tensors) -> DiTConfig:
-    """Every size from the tensors' shapes, the extra embeddings and LoRA from their keys."""
+    """Infers every size from the shapes of tensors, the extra embeddings and LoRA from their keys."""
     lora = _infer_lora(tensors)
     tensors = {key.replace('.original.', '.'): tensor for key, tensor in tensors.items()}
 
@@ -129,14 +133,17 @@ def _layers_with_lora(tensors: Iterable[str], target: LoRATarget) -> set[int]:
 
 
 def file_names(tensors: Iterable[str], config: DiTConfig) -> dict[str, str | None]:
-    """Where a file, of these keys, has a plain linear although others of its kind have LoRA (`KeyTable.names`)."""
+    """Returns `KeyTable.names` of a file with these keys.
+
+    They mark linears without LoRA whose kind has LoRA in other layers.
+    """
     keys = list(tensors)
     with_lora = {x.official: _layers_with_lora(keys, x) for x in LINEARS}
-    return plain_names(config, lambda target, layer: layer not in with_lora[target.official])
+    return _plain_key_names(config, lambda target, layer: layer not in with_lora[target.official])
 
 
-def plain_names(config: DiTConfig, is_plain: Callable[[LoRATarget, int], bool]) -> dict[str, str | None]:
-    """`KeyTable.names` of a file in which these linears are plain."""
+def _plain_key_names(config: DiTConfig, is_plain: Callable[[LoRATarget, int], bool]) -> dict[str, str | None]:
+    """Returns `KeyTable.names` of a file in which these linears have no LoRA."""
     names: dict[str, str | None] = {}
     for target in LINEARS:
         for i in range(config.num_layers if config.lora_on(target.target) else 0):
@@ -148,7 +155,7 @@ def plain_names(config: DiTConfig, is_plain: Callable[[LoRATarget, int], bool]) 
 
 
 def table(config: DiTConfig) -> list[TensorMapping]:
-    """Every parameter of a DiT of this `config`, and the official tensors it is made of."""
+    """Maps every parameter of a DiT of this `config` to the official tensors it is made of."""
     dim, cond, inner, head = config.embed_dim, config.cond_dim, config.mlp_dim, config.head_dim
     patch = (config.latent_channels, config.patch_size, config.patch_size)
     in_blocks = {
@@ -199,27 +206,31 @@ def _lora_rows(target: LoRATarget, shape: Shape, lora: LoRAConfig | None) -> lis
     ]
 
 
-# --- LoRA on the way ---
+# --- LoRA ---
 
 
 def merge_lora_parameters(values: Parameters, config: DiTConfig) -> tuple[Parameters, DiTConfig]:
-    """The parameters of the network in which LoRA is merged, and its config; each kernel is merged when it is made."""
+    """Merges LoRA into the kernels, each when it is read.
+
+    Returns:
+      (the parameters of the network without LoRA, its config).
+    """
     if config.lora is None:
         return values, config
     scale = config.lora.scale
 
-    def folded(name: str, parameter: Parameter) -> Parameter:
+    def merge(name: str, parameter: Parameter) -> Parameter:
         linear_name, _, leaf = name.rpartition('.')
         matrices = [values.get(f'{linear_name}.lora.{side}') for side in 'ab']
         if leaf != 'kernel' or matrices[0] is None:
             return parameter
-        return dataclasses.replace(parameter, numpy=lambda: _merged(parameter, matrices, scale))
+        return dataclasses.replace(parameter, numpy=lambda: _merge_kernel(parameter, matrices, scale))
 
-    kept = {name: folded(name, parameter) for name, parameter in values.items() if '.lora.' not in name}
+    kept = {name: merge(name, parameter) for name, parameter in values.items() if '.lora.' not in name}
     return kept, dataclasses.replace(config, lora=None)
 
 
-def _merged(kernel: Parameter, matrices: list[Parameter], scale: float) -> np.ndarray:
+def _merge_kernel(kernel: Parameter, matrices: list[Parameter], scale: float) -> np.ndarray:
     out, (a, b) = np.array(kernel.numpy()), (matrix.numpy() for matrix in matrices)
     for i in range(len(out)):
         if np.any(b[i]):
@@ -227,27 +238,30 @@ def _merged(kernel: Parameter, matrices: list[Parameter], scale: float) -> np.nd
     return out
 
 
-def official_scale(values: Parameters, config: DiTConfig) -> Parameters:
-    """The parameters as a file has them whose reader scales LoRA by 1 / rank: B times alpha."""
+def scale_lora_to_official(values: Parameters, config: DiTConfig) -> Parameters:
+    """Multiplies B by alpha, for files whose reader scales LoRA by 1 / rank."""
     if config.lora is None or config.lora.alpha == 1:
         return values
     alpha = config.lora.alpha
 
-    def scaled(parameter: Parameter) -> Parameter:
+    def rescale(parameter: Parameter) -> Parameter:
         return dataclasses.replace(parameter, numpy=lambda: parameter.numpy() * np.asarray(alpha, parameter.dtype))
 
-    return {name: scaled(x) if name.endswith('.lora.b') else x for name, x in values.items()}
+    return {name: rescale(x) if name.endswith('.lora.b') else x for name, x in values.items()}
 
 
-def official_table(values: Parameters, config: DiTConfig) -> KeyTable:
-    """The table by which these parameters are written: a linear whose matrices are all zero is a plain one."""
+def make_official_table(values: Parameters, config: DiTConfig) -> KeyTable:
+    """Makes the table for writing these parameters.
+
+    A linear whose LoRA matrices are all zero is written without LoRA.
+    """
 
     def empty(path: str) -> np.ndarray:
         matrices = (values[f'{path}.lora.{side}'].numpy() for side in 'ab')
         return np.all([~np.any(x, axis=tuple(range(1, x.ndim))) for x in matrices], axis=0)
 
     empties = {x.path: empty(x.path) for x in LINEARS if config.lora_on(x.target)}
-    return KeyTable(table(config), config.num_layers, plain_names(config, lambda x, i: bool(empties[x.path][i])))
+    return KeyTable(table(config), config.num_layers, _plain_key_names(config, lambda x, i: bool(empties[x.path][i])))
 
 
 def position_table(config: DiTConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -259,8 +273,9 @@ def position_table(config: DiTConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
 
 
 def frames_embedding_report(values: Mapping[str, Parameter]) -> str | None:
-    """Whether the embedding of the number of latent frames can tell one number from another: the official code
-    initialises both of its linears with zeros, from which only the last bias can ever learn. None without one.
+    """Reports whether the embedding of the number of latent frames can distinguish numbers; None without one.
+
+    The official code initializes both of its linears with zeros, from which only the last bias can be trained.
     """
     if 'frames_embed.out.kernel' not in values:
         return None
@@ -280,17 +295,17 @@ def frames_embedding_report(values: Mapping[str, Parameter]) -> str | None:
 
 
 def infer_config_and_table(tensors: Tensors, param_dtype: str) -> tuple[DiTConfig, KeyTable]:
-    """The config and the table of an official checkpoint's tensors."""
+    """Infers the config and the table of an official checkpoint from its tensors."""
     config = dataclasses.replace(infer_config(tensors), param_dtype=param_dtype)
     return config, KeyTable(table(config), config.num_layers, file_names(tensors, config))
 
 
 def init_parameters(config: DiTConfig, names: Iterable[str]) -> Parameters:
-    """Newly initialised parameters by these first names ('frames_embed'), and nothing else of the network."""
+    """Initializes the parameters with these first names ('frames_embed'), and no others of the network."""
     names = tuple(names)
     one_layer = dataclasses.replace(config, num_layers=1)
 
-    # Compiled, so that the rest of the network is never made.
+    # Compiled, so that the other parameters are not computed.
     @jax.jit
     def make() -> nnx.State:
         state = nnx.state(DiT(one_layer, rngs=nnx.Rngs(0)))

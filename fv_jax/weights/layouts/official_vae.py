@@ -1,6 +1,6 @@
-"""The official VAE file (3d-vae.pt) and our VAE: sizes from shapes, and the table (model guide 3).
+"""Maps the official VAE file (3d-vae.pt) to our VAE and infers its sizes (model guide 3).
 
-Two things differ from ours in name: the official decoder counts its levels from the finest, ours from the coarsest
+Two names differ: the official decoder counts its levels from the finest, ours from the coarsest
 (the order in which they run), and causal convolutions have an inner `.conv`. All kernels become channels-last.
 """
 
@@ -13,12 +13,12 @@ from fv_jax.weights.layouts.key_table import TensorMapping, Tensors, affine, con
 
 
 def is_vae(tensors: Iterable[str]) -> bool:
-    """Tells whether these are the keys of a VAE."""
+    """Returns whether these are the keys of a VAE."""
     return any(key.startswith(('encoder.', 'decoder.')) for key in tensors)
 
 
 def infer_config(tensors: Tensors) -> VAEConfig:
-    """Widths, number of blocks and latent channels from the tensors' shapes."""
+    """Infers widths, number of blocks and latent channels from the shapes of tensors."""
     levels = key_table.common_count(
         tensors,
         ('encoder.down.{i}.block.0.norm1.weight', 'decoder.up.{i}.block.0.conv2.conv.bias'),
@@ -44,7 +44,7 @@ def infer_config(tensors: Tensors) -> VAEConfig:
     return VAEConfig(
         base_channels=base,
         multipliers=tuple(width // base for width in widths),
-        temporal_levels=OFFICIAL.temporal_levels,  # shapes show neither this nor the groups
+        temporal_levels=OFFICIAL.temporal_levels,  # shapes determine neither this nor the groups
         num_res_blocks=max(set(blocks), key=blocks.count),
         latent_channels=key_table.common_size(
             tensors,
@@ -60,7 +60,7 @@ def infer_config(tensors: Tensors) -> VAEConfig:
 
 
 def table(config: VAEConfig) -> list[TensorMapping]:
-    """Every parameter of a VAE of this `config`, and the official tensor it is made of."""
+    """Maps every parameter of a VAE of this `config` to the official tensor it is made of."""
     return _encoder(config) + _decoder(config)
 
 
@@ -80,7 +80,7 @@ def _spatial_norm(official: str, path: str, size: int, latent: int) -> list[Tens
 
 
 def _res_block(official: str, path: str, into: int, out: int, latent: int | None = None) -> list[TensorMapping]:
-    """A residual block; `latent` channels make its norms spatial."""
+    """Maps a residual block; with `latent` channels, its norms are spatial."""
     rows = []
     for i, (first, last) in enumerate(((into, out), (out, out)), 1):
         names = f'{official}.norm{i}', f'{path}.norm{i}', first

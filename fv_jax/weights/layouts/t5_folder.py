@@ -1,8 +1,8 @@
-"""A Hugging Face T5 v1.1 folder as our T5, and back (model guide 6).
+"""Maps a Hugging Face T5 v1.1 folder to our T5, and back (model guide 6).
 
-A folder holds config.json and the tensors: model.safetensors, or several files and model.safetensors.index.json, which
-says which holds what. The embedding is shared.weight; encoder.embed_tokens.weight is the same tensor and may be there
-too, or instead. A decoder and its head may be there and are not read. Linears are (out, in).
+A folder has config.json and the tensors: model.safetensors, or several files and model.safetensors.index.json, which
+lists the tensors of each. The embedding is shared.weight; encoder.embed_tokens.weight is the same tensor and may be
+present too, or instead. A decoder and its head are ignored. Linears are (out, in).
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ SHARED, TIED = 'shared.weight', 'encoder.embed_tokens.weight'
 UNUSED = ('decoder.', 'lm_head.')
 SHARD_BYTES = 5 * 10**9
 
-# Hugging Face's names of our sizes. The last three may be absent from old files, which then mean our defaults.
+# Hugging Face's names of our sizes. Old files lack the last three, which are our defaults then.
 _FIELDS = {
     'vocab_size': 'vocab_size',
     'd_model': 'embed_dim',
@@ -47,18 +47,23 @@ _FIELDS = {
     'layer_norm_epsilon': 'norm_eps',
 }
 _OPTIONAL = ('num_buckets', 'max_distance', 'norm_eps')
-_GATED_GELU = 'gated-gelu'  # what sets v1.1 apart; T5 1.0 has a plain ReLU
+_GATED_GELU = 'gated-gelu'  # of v1.1; T5 1.0 has ReLU
 _FILE = re.compile(r'model(-\d{5}-of-\d{5})?\.safetensors')
 
 
 def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: DtypeName = 'float32') -> T5:
-    """The encoder in a folder, computing in `dtype`, its parameters stored in `param_dtype`.
+    """Loads the encoder in a folder.
 
-    Holds the parameters once, and the largest of them twice.
+    The parameters are in memory once, the largest of them twice.
+
+    Args:
+      folder: of a T5 v1.1.
+      dtype: of the computation.
+      param_dtype: of the parameters.
 
     Raises:
       FileNotFoundError: no such folder, or a file of it is missing.
-      ValueError: no T5 v1.1, or its tensors are not those that config.json asks for; the message lists every unknown,
+      ValueError: not a T5 v1.1, or its tensors do not match config.json; the message lists every unknown,
         missing and mismatched key.
     """
     folder = Path(folder)
@@ -75,11 +80,12 @@ def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> No
     """Writes config.json and the tensors, in the dtype of the parameters, as `load` and Hugging Face read them.
 
     Args:
-      folder: made if it is not there; the encoder that was in it is replaced. The tokenizer is not ours to write.
-      shard_bytes: tensors of more bytes than this in all go to several files of at most so many each.
+      folder: created if it does not exist; an encoder in it is replaced. The tokenizer is not written.
+      model: the encoder.
+      shard_bytes: tensors of more bytes in total are split into several files of at most so many bytes.
 
     Raises:
-      OSError: the disk refuses.
+      OSError: the files cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,7 @@ def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> No
     for name, keys in zip(names, shards, strict=True):
         part = {key: specs[key] for key in keys}
         with atomic_write(folder / name) as partial:
-            # 'pt' or Hugging Face's loaders refuse the file. The tensors come in the order of `specs`.
+            # Hugging Face's loaders require 'pt'. The tensors are in the order of `specs`.
             safetensors_file.write(partial, {'format': 'pt'}, part, itertools.islice(tensors, len(keys)))
     for path in folder.iterdir():
         if _FILE.fullmatch(path.name) and path.name not in names:
@@ -105,14 +111,14 @@ def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> No
 
 
 def read_config(folder: str | Path) -> T5Config:
-    """The sizes in a folder's config.json. Raises FileNotFoundError, or ValueError for another network's."""
+    """Reads the sizes in a folder's config.json. Raises FileNotFoundError, or ValueError for another network."""
     path = Path(folder) / CONFIG
     values = _read_json(path)
     activation = values.get('feed_forward_proj')
     require(
         values.get('model_type') == 't5' and activation == _GATED_GELU,
         f'{path}: not a T5 v1.1: model_type is {values.get("model_type")!r} and feed_forward_proj {activation!r}, '
-        f"and should be 't5' and {_GATED_GELU!r}",
+        f"must be 't5' and {_GATED_GELU!r}",
     )
     missing = [key for key, ours in _FIELDS.items() if key not in values and ours not in _OPTIONAL]
     require(not missing, f'{path}: has no {", ".join(missing)}')
@@ -121,19 +127,19 @@ def read_config(folder: str | Path) -> T5Config:
 
 
 def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
-    """The encoder's tensors in a folder, wherever they lie; the embedding is always `shared.weight`."""
+    """Opens the encoder's tensors in a folder, of one or several files; the embedding is always `shared.weight`."""
     tensors = safetensors_file.read_folder(Path(folder))
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(UNUSED)}
     if TIED not in tensors:
         return tensors
     tied = tensors.pop(TIED)
     if SHARED in tensors and not np.array_equal(tied.numpy(), tensors[SHARED].numpy()):
-        raise ValueError(f'{folder}: {TIED} and {SHARED} are one tensor in a T5, and differ here')
+        raise ValueError(f'{folder}: {TIED} and {SHARED} must be equal, as they are one tensor of a T5')
     return {SHARED: tied} | tensors
 
 
 def table(config: T5Config) -> KeyTable:
-    """Every parameter of a T5 of this `config`, and the tensor it is made of."""
+    """Maps every parameter of a T5 of this `config` to the tensor it is made of."""
     dim, inner, heads = config.embed_dim, config.mlp_dim, config.num_heads * config.head_dim
     layer = 'encoder.block.{i}.layer.'
     attention, mlp = f'{layer}0.SelfAttention', f'{layer}1.DenseReluDense'
@@ -164,7 +170,7 @@ def table(config: T5Config) -> KeyTable:
 def _read_json(path: Path) -> dict[str, Any]:
     with error_context(f'{path}: not JSON: '):
         values = parse_json(path.read_text(encoding='utf-8'))
-    require(isinstance(values, dict), f'{path}: expected a map, found a {type(values).__name__}')
+    require(isinstance(values, dict), f'{path}: expected a map, got {type(values).__name__}')
     return values
 
 
@@ -181,7 +187,10 @@ def _hf_config(config: T5Config) -> dict[str, Any]:
 
 
 def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
-    """Keys in order, in as few groups of at most `limit` bytes as that order allows; a larger tensor is alone."""
+    """Groups keys in order, in as few groups of at most `limit` bytes as possible.
+
+    A larger tensor has its own group.
+    """
     shards: list[list[str]] = [[]]
     filled = 0
     for key, size in sizes.items():

@@ -57,7 +57,7 @@ def test_a_file_cut_short_is_refused(tmp_path, tensors, kept):
     save_file(tensors, path)
     content = path.read_bytes()
     path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    with pytest.raises(ValueError, match=r'x.safetensors: .*(not a safetensors file|cut short)'):
+    with pytest.raises(ValueError, match=r'x.safetensors: .*(not a safetensors file|truncated)'):
         safetensors_file.read(path)
 
 
@@ -74,7 +74,7 @@ def test_a_folder_of_several_files_needs_its_index(tmp_path, tensors):
     halves = [dict(list(tensors.items())[i::2]) for i in (0, 1)]
     for name, half in zip(names, halves, strict=True):
         save_file(half, tmp_path / name)
-    with pytest.raises(ValueError, match='keep those of one variant'):
+    with pytest.raises(ValueError, match='keep the files of one variant'):
         safetensors_file.read_folder(tmp_path)
     weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
@@ -100,11 +100,11 @@ def shards(folder, tensors, change=lambda weight_map: None):
     [
         (
             lambda m: m.update(more='model-1-of-2.safetensors'),
-            'fit model-1-of-2.safetensors: more is not in it .1 d',
+            'match model-1-of-2.safetensors: more is not in it .1 d',
         ),
-        (lambda m: m.pop('a'), 'fit model-1-of-2.safetensors: a is in it, and not by the index .1 differences'),
-        (lambda m: m.update(a='model-2-of-2.safetensors'), 'fit model-1.*: a is in it, .* .2 differences'),
-        (lambda m: m.update(a='../x.safetensors'), "names the file '../x.safetensors'; it must be one in the same"),
+        (lambda m: m.pop('a'), 'match model-1-of-2.safetensors: a is in it, and not by the index .1 differences'),
+        (lambda m: m.update(a='model-2-of-2.safetensors'), 'match model-1.*: a is in it, .* .2 differences'),
+        (lambda m: m.update(a='../x.safetensors'), "names the file '../x.safetensors'; files must be in the same"),
         (lambda m: m.update(a=3), 'names the file 3'),
     ],
 )

@@ -78,7 +78,7 @@ def test_and_back(arrays):
 def test_other_parameters_than_the_table_s_are_not_written(arrays):
     values = key_table.module_parameters(nnx.state(load(arrays)))
     values['more'] = values.pop('bias')
-    with pytest.raises(ValueError, match='not the parameters of this network: bias, more'):
+    with pytest.raises(ValueError, match='parameters do not match the network: bias, more'):
         key_table.to_official(values, TABLE)
 
 

@@ -111,7 +111,7 @@ def test_a_tied_embedding_may_be_there_too_or_instead(folder):
     )
     same(t5_folder.load(folder), expected)
     save_file(arrays | {t5_folder.TIED: arrays[t5_folder.SHARED] + 1}, folder / t5_folder.SINGLE)
-    with pytest.raises(ValueError, match='are one tensor in a T5, and differ here'):
+    with pytest.raises(ValueError, match='must be equal, as they are one tensor of a T5'):
         t5_folder.load(folder)
 
 
