@@ -116,8 +116,7 @@ def train_step(
     Returns:
       The step. Its metrics are scalars: `loss`, the stage's own (the mean over microbatches), `grad_norm` before
       clipping, `update_norm` of the change of the parameters, `param_norm`, these three also as `grad_norm/GROUP` for
-      each part of the network, and
-      `learning_rate`.
+      each part of the network, and `learning_rate`.
     """
     rates = learning_rates(optim, num_steps)
     gradients_of = gradients(stage, network, context, shardings, microbatches)
@@ -130,8 +129,7 @@ def train_step(
         # The optimizer runs in any case; what a non-finite gradient makes of it is discarded below.
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = _select(good, optax.apply_updates(state.trainable, updates), state.trainable)
-        # What arrived: an update below the precision of its parameter is lost.
-        updates = jax.tree.map(jnp.subtract, trainable, state.trainable)
+        updates = jax.tree.map(jnp.subtract, trainable, state.trainable)  # what arrived, after rounding
         ema = state.ema
         if ema is not None:
             ema = _select(good, update_ema(ema, trainable, optim.ema_decay, state.step), ema)

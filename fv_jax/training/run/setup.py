@@ -183,6 +183,6 @@ def _check_trainable_dtypes(network: state.ModelDef) -> None:
         if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != jnp.float32:
             raise ConfigError(
                 f'config.stage.network.param_dtype={leaf.dtype}: trainable parameters must be float32, or small '
-                f'updates are rounded away ({jax.tree_util.keystr(path)}); use float32, which computes in bfloat16 with '
-                'config.stage.network.dtype=bfloat16, or train LoRA, whose frozen parameters may be bfloat16'
+                f'updates are rounded away ({jax.tree_util.keystr(path)}); use float32, which computes in bfloat16 '
+                'with config.stage.network.dtype=bfloat16, or train LoRA, whose frozen parameters may be bfloat16'
             )

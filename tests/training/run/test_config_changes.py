@@ -25,9 +25,9 @@ def changed(**fields):
     ('fields', 'field', 'effect'),
     [
         # cosine from 1 to 0.05 at 800 of 1000 steps: 0.140; of 2000: 0.672
-        ({'loop__num_steps': 2000}, 'loop.num_steps', 'rate of step 801 becomes 0.000672 in place of 0.000141, 4.8 times'),
+        ({'loop__num_steps': 2000}, 'loop.num_steps', 'becomes 0.000672 in place of 0.000141, 4.8 times'),
         ({'optim__learning_rate': 2e-3}, 'optim.learning_rate', 'becomes 0.000281 in place of 0.000141, 2 times'),
-        ({'data__loader__batch_size': 2}, 'data.loader.batch_size', '800 clips have been trained on .* at clip 1600: 800 clips are skipped'),
+        ({'data__loader__batch_size': 2}, 'data.loader.batch_size', '800 clips .* at clip 1600: 800 clips are skipped'),
         ({'data__loader__seed': 1}, 'data.loader.seed', 'clips come in another order'),
         ({'seed': 1}, 'seed', 'the noise and times of all steps after 800 are others'),
     ],
