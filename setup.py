@@ -28,6 +28,7 @@ REQUIRED = [
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12',
     'pillow>=11',
+    'platformdirs>=4',
     'safetensors>=0.5',
     # The distribution named plain `scenedetect` asks for opencv-python, which overwrites the files of the headless one.
     'scenedetect-headless>=0.7',

@@ -5,8 +5,8 @@ makes the tests quick, most of whose time goes into compiling:
   tolerance is wider for it. With JAX_DISABLE_MOST_OPTIMIZATIONS=false, as launch/check.sh runs tests/parity, they are
   those that are used.
 * What one test compiled, no other one compiles again. The cache is a folder of this run of pytest, shared by its
-  workers, empty at its start and gone at its end, so that no test passes on what an earlier run compiled; programs that
-  a test starts do not see it: one that is killed would leave half an entry.
+  workers, empty at its start and gone at its end, so that no test passes on what an earlier run compiled. Commands that
+  a test starts have another one there: one that is killed may leave half an entry.
 * Garbage is looked for rarely: to walk through all that JAX keeps took a fifth of the time.
 
 And Ctrl-C, which a shell's background jobs ignore, is heard by what a test starts.
@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = config.compiled = tempfile.mkdtemp(prefix='fv_jax_compiled_')
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     jax.config.update('jax_compilation_cache_dir', folder)
+    os.environ['FV_JAX_CACHE'] = f'{folder}/of_commands'
 
 
 @pytest.hookimpl(optionalhook=True)

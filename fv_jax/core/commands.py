@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from fv_jax.core import exit_codes
+from fv_jax.core.cache import use_compilation_cache
 from fv_jax.core.command_line import UsageError, format_error
 from fv_jax.core.config import ConfigError
 from fv_jax.core.console import log_to_stdout, print_error
@@ -48,6 +49,7 @@ def run_command(
     """
     codes = {**EXIT_CODES, **(errors or {})}
     silence_third_party_logs()
+    use_compilation_cache()
     with log_to_stdout():
         try:
             return body(sys.argv[1:] if argv is None else argv)

@@ -15,9 +15,7 @@ Several are joined by '+' into one source, whose records are equally likely. Wit
 Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import fsspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fv_jax.core.cache import cache_folder
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write
@@ -40,7 +39,6 @@ from fv_jax.data.video.captions import Captions
 EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'pingpong', 'images', 'tfds'
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 FORMATS = ('PNG', 'JPEG', 'WEBP')
-CACHE_VARIABLE = 'FV_JAX_CACHE'
 _OUTSIDE_QUOTES = r'(?=(?:[^"]*"[^"]*")*[^"]*$)'  # whole pairs of quotes follow
 
 
@@ -253,16 +251,14 @@ def open_shards(folder: str, bad: BadRecords) -> Shards:
 def local_copy(url: str) -> str:
     """Copies a remote folder to a local one; files of the same size are not copied again.
 
-    The local folder is in $FV_JAX_CACHE, or else in the system's folder for temporary files. ArrayRecord's reader opens
-    local files only.
+    The local folder is in the user's cache folder (`core/cache.py`). ArrayRecord's reader opens local files only.
     """
     with error_context(f'{url}: cannot be read: ', (ImportError, ValueError, OSError)):
         files, root = fsspec.core.url_to_fs(url)
         found = files.find(root, maxdepth=1, detail=True)
     wanted = {name: info for name, info in found.items() if name.endswith(('.array_record', '.json'))}
     require(wanted, f'{url}: holds no shards')
-    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / 'fv_jax_cache')
-    folder = folder / fingerprint([url])
+    folder = cache_folder() / 'data' / fingerprint([url])
     folder.mkdir(parents=True, exist_ok=True)
     for name, info in wanted.items():
         target = folder / name.rpartition('/')[2]

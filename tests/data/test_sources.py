@@ -124,7 +124,7 @@ def test_swings_go_forth_and_back_and_forth(tmp_path):
 
 def test_shards_far_away_are_copied_once(tmp_path, monkeypatch):
     paths = write(tmp_path / 'local')
-    monkeypatch.setenv(sources.CACHE_VARIABLE, str(tmp_path / 'cache'))
+    monkeypatch.setenv('FV_JAX_CACHE', str(tmp_path / 'cache'))
     far = fsspec.filesystem('memory')
     for path in [*paths, str(tmp_path / 'local' / 'clips.json')]:
         far.put_file(path, f'/bucket/clips/{os.path.basename(path)}')
