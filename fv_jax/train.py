@@ -257,7 +257,7 @@ def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[HeldoutB
     if isinstance(setup.stage, EnhancementStage):
         health = SuperResDiagnostics(
             stage=setup.stage,
-            model_of=lambda params: setup.network.model(**params),
+            make_model=lambda params: setup.network.model(**params),
             vae=vae,
             context=setup.context,
             batches=encoded,

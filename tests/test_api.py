@@ -32,7 +32,7 @@ def stage(latent_channels: int) -> StageConfig:
     return config_lib.build(StageConfig, given, 'config.stage')
 
 
-def test_a_vae_whose_latents_do_not_fit_the_network():
+def test_frozen_vae_with_other_latent_channels_is_refused():
     with pytest.raises(ConfigError) as error:
         trained_runs.load_frozen_vae(stage(8))
     text = format_error(error.value)
@@ -40,14 +40,14 @@ def test_a_vae_whose_latents_do_not_fit_the_network():
     assert 'config.stage.network.latent_channels=8; set that to 16' in text
 
 
-def test_a_vae_that_fits():
+def test_frozen_vae_with_the_same_latent_channels():
     assert trained_runs.load_frozen_vae(stage(16)) is not None
 
 
 # The VAE and the text encoder that a checkpoint names.
 
 
-def saved(folder, name='vae.safetensors', *, text=None, digests=None):
+def save_run(folder, name='vae.safetensors', *, text=None, digests=None):
     """A run whose VAE is `name` beside it."""
     config = dataclasses.replace(tiny.stage_config(name), text=text or TextConfig())
     arrays = state.to_items(tiny.train_state(registry.build(config)))
@@ -62,9 +62,9 @@ def vae(tmp_path_factory):
     return path, weights.vae_fingerprint(str(path))
 
 
-def test_the_vae_is_found_in_the_folder_and_beside_it(vae, tmp_path):
+def test_vae_of_a_run_is_found_in_its_folder_and_beside_it(vae, tmp_path):
     path, digest = vae
-    run = saved(tmp_path / 'run', digests={'vae': digest})
+    run = save_run(tmp_path / 'run', digests={'vae': digest})
     with pytest.raises(FileNotFoundError, match=r'its VAE does not exist; searched vae.safetensors, .*run/vae'):
         trained_runs.open_run(run)
     shutil.copy(path, tmp_path / 'vae.safetensors')
@@ -74,9 +74,9 @@ def test_the_vae_is_found_in_the_folder_and_beside_it(vae, tmp_path):
     assert trained_runs.open_run(run).vae is not None
 
 
-def test_another_vae_is_refused(vae, tmp_path):
+def test_vae_with_another_fingerprint_is_refused(vae, tmp_path):
     path, digest = vae
-    run = saved(tmp_path / 'run', str(path), digests={'vae': '0' * 16})
+    run = save_run(tmp_path / 'run', str(path), digests={'vae': '0' * 16})
     with pytest.raises(
         ValueError, match=f'trained with the VAE {"0" * 16}, but .*vae.safetensors is {digest}; put'
     ) as e:
@@ -84,8 +84,8 @@ def test_another_vae_is_refused(vae, tmp_path):
     assert '\n' not in str(e.value)
 
 
-def test_a_checkpoint_of_before_there_were_digests_says_so(vae, tmp_path):
-    run = saved(tmp_path / 'run', str(vae[0]), text=TextConfig('hash', length=3, dim=8))
+def test_checkpoint_without_fingerprints_is_reported(vae, tmp_path):
+    run = save_run(tmp_path / 'run', str(vae[0]), text=TextConfig('hash', length=3, dim=8))
     opened = trained_runs.open_run(run)
     assert opened.digests == {} and trained_runs.open_run_text_encoder(opened).fingerprint.length == 3
     first, second = opened.notes
@@ -93,11 +93,11 @@ def test_a_checkpoint_of_before_there_were_digests_says_so(vae, tmp_path):
     assert 'does not record the fingerprint of its text encoder; assuming hash' in second
 
 
-def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
+def test_text_encoder_of_a_run_is_found_or_refused(vae, tmp_path):
     source = make_folder(tmp_path / 'elsewhere' / 't5')
     config = TextConfig(str(source), length=9, dtype='float32')
     digests = {'vae': vae[1], 'text': text_fingerprint(config).digest}
-    run = saved(tmp_path / 'run', str(vae[0]), text=dataclasses.replace(config, encoder='t5'), digests=digests)
+    run = save_run(tmp_path / 'run', str(vae[0]), text=dataclasses.replace(config, encoder='t5'), digests=digests)
     opened = trained_runs.open_run(run)
     with pytest.raises(FileNotFoundError, match='its text encoder does not exist; searched t5, '):
         trained_runs.open_run_text_encoder(opened)
@@ -108,7 +108,7 @@ def test_the_text_encoder_is_found_or_refused(vae, tmp_path):
         trained_runs.open_run_text_encoder(other)
 
 
-def test_a_run_without_texts_has_no_encoder(vae, tmp_path):
-    run = saved(tmp_path / 'run', str(vae[0]), digests={'vae': vae[1]})
+def test_run_without_text_has_no_encoder(vae, tmp_path):
+    run = save_run(tmp_path / 'run', str(vae[0]), digests={'vae': vae[1]})
     with pytest.raises(ConfigError, match='the stage was trained without text'):
         trained_runs.open_run_text_encoder(trained_runs.open_run(run))

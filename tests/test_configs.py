@@ -69,7 +69,7 @@ def test_configs_start_on_one_device(errors, name):
 
 @pytest.mark.parametrize('devices', ['3', '6', '8', '16'])
 @pytest.mark.parametrize('name', FULL + SMALL)
-def test_a_mesh_that_cannot_be_names_the_field_and_its_limit(errors, name, devices):
+def test_invalid_mesh_is_an_error_that_names_the_field_and_its_limit(errors, name, devices):
     error = errors[name, devices]
     if error is not None:
         assert re.search(r'config\.\S+=\d+: .* use (at most )?\d+|config\.parallel: .*; (choose|use) ', error), error

@@ -92,7 +92,7 @@ def run(*argv):
     return convert.main([str(argument) for argument in argv])
 
 
-def failed(capsys, code, *argv):
+def run_failing(capsys, code, *argv):
     """The one line that a failure is told in."""
     capsys.readouterr()
     assert run(*argv) == code
@@ -106,14 +106,14 @@ def failed(capsys, code, *argv):
 
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
 @pytest.mark.parametrize('name', NETWORKS)
-def test_every_tensor_comes_back_bit_for_bit(files, runs, tmp_path, name, suffix):
+def test_convert_round_trip_is_bit_exact(files, runs, tmp_path, name, suffix):
     assert run('--input', runs / name, '--output', tmp_path / f'x{suffix}') == 0
     assert_same(tensors(tmp_path / f'x{suffix}'), tensors(files / f'{name}.pt'))
     assert [path.name for path in tmp_path.iterdir()] == [f'x{suffix}']
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_what_is_written_opens_as_a_run(files, runs, name):
+def test_convert_output_opens_as_a_run(files, runs, name):
     opened = trained_runs.open_run(runs / name)
     assert opened.step == 0 and opened.config['converted_from'] == str(files / f'{name}.pt')
     expected = weights.load_official(files / f'{name}.pt')
@@ -127,15 +127,15 @@ def test_what_is_written_opens_as_a_run(files, runs, name):
     for path in ours:
         np.testing.assert_array_equal(ours[path][...], theirs[path][...], err_msg=str(path))
     if name == 'stage1':
-        assert {key.key for key, *_ in map(list, paths_of(opened.params['trainable']))} == {'blocks'}
-        assert len(paths_of(opened.params['trainable'])) == 4  # LoRA learns, the rest is frozen
+        assert {key.key for key, *_ in map(list, parameter_paths(opened.params['trainable']))} == {'blocks'}
+        assert len(parameter_paths(opened.params['trainable'])) == 4  # LoRA learns, the rest is frozen
 
 
-def paths_of(tree):
+def parameter_paths(tree):
     return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def test_lora_merged_in_either_direction_is_the_same(files, runs, tmp_path):
+def test_convert_merges_lora_in_both_directions(files, runs, tmp_path):
     vae = files / '3d-vae.pt.safetensors'
     assert run('--input', files / 'stage1.pt', '--output', tmp_path / 'run', '--lora', 'merge', '--vae', vae) == 0
     assert run('--input', tmp_path / 'run', '--output', tmp_path / 'a.pt') == 0
@@ -150,7 +150,7 @@ def test_lora_merged_in_either_direction_is_the_same(files, runs, tmp_path):
         np.testing.assert_allclose(merged[key], before[key], rtol=0, atol=1e-6, err_msg=key)
 
 
-def test_sixteen_bits_on_the_way(files, tmp_path, capsys):
+def test_convert_to_bfloat16(files, tmp_path, capsys):
     vae = files / '3d-vae.pt.safetensors'
     assert run('--input', files / 'stage1.pt', '--output', tmp_path / 'run', '--dtype=bfloat16', '--vae', vae) == 0
     assert 'in bfloat16' in capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_sixteen_bits_on_the_way(files, tmp_path, capsys):
     )
 
 
-def test_a_run_that_was_trained_becomes_a_file_too(files, tmp_path):
+def test_convert_a_trained_run_to_an_official_file(files, tmp_path):
     """Its checkpoint was written by the trainer's own code, and has no table to give back: zeros stand for it."""
     stage = tiny.stage_config(files / '3d-vae.pt.safetensors')
     tiny.save_run(tmp_path / 'run', stage)
@@ -190,7 +190,7 @@ def test_a_run_that_was_trained_becomes_a_file_too(files, tmp_path):
         (('2',), 'the second kernel is exactly zero'),
     ],
 )
-def test_the_frame_count_embedding_is_reported(files, tmp_path, capsys, zeros, report):
+def test_convert_reports_the_frame_count_embedding(files, tmp_path, capsys, zeros, report):
     arrays = tensors(files / 'stage2.pt')
     for i in zeros:
         arrays[f'model.diffusion_model.time_size_embedding.{i}.weight'][...] = 0
@@ -200,7 +200,7 @@ def test_the_frame_count_embedding_is_reported(files, tmp_path, capsys, zeros, r
     assert report in out and ('is not told how long a clip is' in out) == bool(zeros)
 
 
-def test_a_t5_there_and_back(tmp_path, capsys):
+def test_convert_t5_round_trip(tmp_path, capsys):
     source = Path(__file__).parent / 'parity' / 'official_dev' / 't5'
     assert run('--input', source, '--output', tmp_path / 'run') == 0
     assert run('--input', tmp_path / 'run', '--output', tmp_path / 't5') == 0
@@ -208,10 +208,10 @@ def test_a_t5_there_and_back(tmp_path, capsys):
     found, before = (safetensors_file.read_folder(folder) for folder in (tmp_path / 't5', source))
     assert_same(*({key: x.numpy() for key, x in tensors.items()} for tensors in (found, before)))
     assert (tmp_path / 't5' / 'spiece.model').read_bytes() == (source / 'spiece.model').read_bytes()
-    assert 'a T5 becomes a folder' in failed(capsys, 2, '--input', tmp_path / 'run', '--output', tmp_path / 'x.pt')
+    assert 'a T5 becomes a folder' in run_failing(capsys, 2, '--input', tmp_path / 'run', '--output', tmp_path / 'x.pt')
 
 
-def test_a_diffusers_folder(tmp_path, capsys):
+def test_convert_a_diffusers_folder(tmp_path, capsys):
     """Its layout is tested in tests/weights/layouts/test_diffusers_folder.py; here, what the command says of it."""
     config = dataclasses.replace(STAGE1, lora=None, mlp_dim=128)
     folder = tmp_path / 'transformer'
@@ -232,11 +232,11 @@ def test_a_diffusers_folder(tmp_path, capsys):
     assert meta['config']['stage']['kind'] == 'superres'
 
 
-def test_the_text_encoder_beside_a_file_is_named_by_hash(files, tmp_path, capsys):
+def test_convert_records_the_fingerprint_of_the_text_encoder(files, tmp_path, capsys):
     folder = make_folder(tmp_path / 't5-v1_1-xxl')
     source, vae = shutil.copy(files / 'stage2.pt', tmp_path / 'stage2.pt'), files / '3d-vae.pt.safetensors'
     argv = '--input', source, '--output', tmp_path / 'run', '--vae', vae
-    assert 'has embeddings of width 12, the network takes 8' in failed(capsys, 2, *argv)
+    assert 'has embeddings of width 12, the network takes 8' in run_failing(capsys, 2, *argv)
     wide = dataclasses.replace(SMALL, embed_dim=8)
     assert run(*argv, '--text', make_folder(tmp_path / 'right', wide)) == 0
     assert 'text encoder' not in capsys.readouterr().out
@@ -248,7 +248,7 @@ def test_the_text_encoder_beside_a_file_is_named_by_hash(files, tmp_path, capsys
 # Whole or not at all.
 
 
-def test_all_that_is_wrong_with_a_file_is_named_and_nothing_written(files, tmp_path, capsys):
+def test_convert_lists_all_mismatched_keys_and_writes_nothing(files, tmp_path, capsys):
     arrays, prefix = tensors(files / 'stage1.pt'), 'model.diffusion_model.'
     del arrays[f'{prefix}transformer.layers.1.attention.query_key_value.matrix_B.2']
     arrays[f'{prefix}transformer.layers.1.attention.extra'] = np.zeros(3, np.float32)
@@ -270,25 +270,25 @@ def test_all_that_is_wrong_with_a_file_is_named_and_nothing_written(files, tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_there_is_replaced_only_when_asked(files, runs, tmp_path, capsys):
+def test_convert_replaces_the_output_only_when_asked(files, runs, tmp_path, capsys):
     target, vae = tmp_path / 'run', files / '3d-vae.pt.safetensors'
     shutil.copytree(runs / 'stage1', target)
     argv = ('--input', files / 'stage2.pt', '--output', target, '--vae', vae)
-    assert 'already exists; choose another name or pass --overwrite' in failed(capsys, 2, *argv)
+    assert 'already exists; choose another name or pass --overwrite' in run_failing(capsys, 2, *argv)
     assert run(*argv, '--overwrite') == 0
     assert trained_runs.open_run(target).config['stage']['kind'] == 'superres'
     (target / 'notes.txt').write_text('mine')
-    assert 'holds notes.txt, which this command did not write' in failed(capsys, 2, *argv, '--overwrite')
+    assert 'holds notes.txt, which this command did not write' in run_failing(capsys, 2, *argv, '--overwrite')
     path = tmp_path / 'x.pt'
     path.write_text('before')
-    assert 'already exists' in failed(capsys, 2, '--input', target, '--output', path)
+    assert 'already exists' in run_failing(capsys, 2, '--input', target, '--output', path)
     assert path.read_text() == 'before'
     assert run('--input', runs / 'stage2', '--output', path, '--overwrite') == 0
     assert_same(tensors(path), tensors(files / 'stage2.pt'))
 
 
 @pytest.mark.parametrize('direction', ['there', 'back'])
-def test_a_full_disk_leaves_nothing(files, runs, tmp_path, capsys, monkeypatch, direction):
+def test_convert_on_a_full_disk_leaves_nothing(files, runs, tmp_path, capsys, monkeypatch, direction):
     def full(*args, **kwargs):
         raise OSError(28, 'No space left on device')
 
@@ -298,12 +298,12 @@ def test_a_full_disk_leaves_nothing(files, runs, tmp_path, capsys, monkeypatch, 
     else:
         monkeypatch.setattr(key_table, 'to_official', full)
         argv = '--input', runs / 'stage2', '--output', tmp_path / 'x.safetensors'
-    assert 'No space left on device' in failed(capsys, 1, *argv)
+    assert 'No space left on device' in run_failing(capsys, 1, *argv)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_cannot_be_written(runs, capsys):
-    failed(capsys, 1, '--input', runs / 'stage2', '--output', '/proc/x.pt')
+def test_convert_refuses_an_unwritable_output(runs, capsys):
+    run_failing(capsys, 1, '--input', runs / 'stage2', '--output', '/proc/x.pt')
 
 
 @pytest.mark.parametrize(
@@ -323,21 +323,23 @@ def test_an_output_that_cannot_be_written(runs, capsys):
         ),
     ],
 )
-def test_wrong_usage_is_one_line(files, capsys, argv, message):
+def test_convert_usage_errors_are_one_line(files, capsys, argv, message):
     before = sorted(files.iterdir())
-    assert message in failed(capsys, 2, *(text.format(files) for text in argv))
+    assert message in run_failing(capsys, 2, *(text.format(files) for text in argv))
     assert sorted(files.iterdir()) == before
 
 
-def test_a_run_becomes_a_file(runs, tmp_path, capsys):
-    assert 'must end in .pt or .safetensors' in failed(capsys, 2, '--input', runs / 'vae', '--output', tmp_path / 'x')
-    assert 'has no step 3; it has 0' in failed(
+def test_convert_a_run_to_an_official_file(runs, tmp_path, capsys):
+    assert 'must end in .pt or .safetensors' in run_failing(
+        capsys, 2, '--input', runs / 'vae', '--output', tmp_path / 'x'
+    )
+    assert 'has no step 3; it has 0' in run_failing(
         capsys, 1, '--input', runs / 'vae', '--output', tmp_path / 'x.pt', '--step', 3
     )
 
 
-def test_a_run_of_another_architecture_than_it_says(files, tmp_path, capsys):
+def test_convert_refuses_a_run_of_another_architecture(files, tmp_path, capsys):
     stage = tiny.stage_config(files / '3d-vae.pt.safetensors')
     tiny.save_run(tmp_path / 'run', stage, saved=tiny.wider(stage))
-    error = failed(capsys, 1, '--input', tmp_path / 'run', '--output', tmp_path / 'x.pt')
+    error = run_failing(capsys, 1, '--input', tmp_path / 'run', '--output', tmp_path / 'x.pt')
     assert 'are not those of its configuration: blocks.mlp.hidden.bias is (1, 32) there and (1, 64)' in error

@@ -8,14 +8,14 @@ from PIL import Image
 
 from fv_jax import degrade
 from fv_jax.data.video import video_io
-from tests.data import films
+from tests.data import sample_videos
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    video_io.encode(tmp_path / 'film.mp4', films.pattern(4, 64, 96), 24)
+    video_io.encode(tmp_path / 'film.mp4', sample_videos.pattern(4, 64, 96), 24)
     return [
         f'--config={ROOT / "configs" / "degradations.py"}',
         f'--input={tmp_path / "film.mp4"}',
@@ -25,7 +25,7 @@ def arguments(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_a_sheet(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_degrade_writes_a_sheet(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert degrade.main([*arguments, '--num-samples=2', '--frames=3']) == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 7 and said[0].startswith('sample 0, strong 0: blur ') and 'bpp' in said[0]
@@ -37,7 +37,9 @@ def test_a_sheet(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     assert (np.asarray(Image.open(tmp_path / 'sheet.png')) != first).any()
 
 
-def test_pictures_and_weak_ones(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_degrade_of_an_image_and_without_strong_degradations(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert degrade.main([*arguments, '--frames=1', '--num-samples=1']) == 0
     assert 'bpp' not in capsys.readouterr().out
     arguments[0] += ':weak'
@@ -55,6 +57,8 @@ def test_pictures_and_weak_ones(arguments: list[str], tmp_path: Path, capsys: py
         ('--config.strang=1', 2, "did you mean 'strong'"),
     ],
 )
-def test_mistakes(arguments: list[str], more: str, code: int, words: str, capsys: pytest.CaptureFixture) -> None:
+def test_degrade_usage_errors_are_one_line(
+    arguments: list[str], more: str, code: int, words: str, capsys: pytest.CaptureFixture
+) -> None:
     assert degrade.main([*arguments, more]) == code
     assert words in capsys.readouterr().err

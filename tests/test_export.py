@@ -63,12 +63,12 @@ def run(*argv):
     return export.main([str(argument) for argument in argv])
 
 
-def exported(runs, output, name, *more):
+def run_export(runs, output, name, *more):
     assert run('--checkpoint', runs / name, '--output', output, *more) == 0
     return trained_runs.open_run(output)
 
 
-def numbers(opened):
+def parameters(opened):
     return key_table.module_parameters(nnx.state(opened.network.model(**opened.params)))
 
 
@@ -83,11 +83,11 @@ def assert_same(first, second, dtype=np.float32):
 
 
 @pytest.mark.parametrize('name', ['superres', 'lowres', 'autoencoder'])
-def test_a_folder_opens_like_the_run(runs, tmp_path, name):
-    before, after = trained_runs.open_run(runs / name), exported(runs, tmp_path / 'out', name, '--license', 'CC0-1.0')
+def test_export_folder_opens_like_the_run(runs, tmp_path, name):
+    before, after = trained_runs.open_run(runs / name), run_export(runs, tmp_path / 'out', name, '--license', 'CC0-1.0')
     assert after.stage.config == before.stage.config and (after.step, after.notes) == (STEP, ())
     assert after.digests == before.digests
-    assert_same(numbers(after), numbers(before))
+    assert_same(parameters(after), parameters(before))
     assert sorted(path.name for path in (tmp_path / 'out' / 'checkpoints' / str(STEP)).iterdir() if path.is_dir()) == [
         'meta',
         'params',
@@ -96,7 +96,7 @@ def test_a_folder_opens_like_the_run(runs, tmp_path, name):
     for words in (
         f'source run: `{runs / name}`, step {STEP}',
         'parameters: EMA (decay 0.99)',
-        f'hash of the parameters: `{params_fingerprint(numbers(before))}`',
+        f'hash of the parameters: `{params_fingerprint(parameters(before))}`',
         'license: "CC0-1.0"',
         *(f'hash `{digest}`' for digest in before.digests.values()),
     ):
@@ -105,10 +105,10 @@ def test_a_folder_opens_like_the_run(runs, tmp_path, name):
     assert json.loads(config)['stage'] == before.config['stage']
 
 
-def test_the_parameters_of_the_last_step(runs, tmp_path):
+def test_export_last_parameters(runs, tmp_path):
     average, last = (
         trained_runs.open_run(runs / 'lowres'),
-        exported(runs, tmp_path / 'out', 'lowres', '--params', 'last'),
+        run_export(runs, tmp_path / 'out', 'lowres', '--params', 'last'),
     )
     for before, after in zip(*(jax.tree.leaves(x.params['trainable']) for x in (average, last)), strict=True):
         np.testing.assert_array_equal(after, before + 1)
@@ -120,21 +120,24 @@ def test_the_parameters_of_the_last_step(runs, tmp_path):
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
-def test_numbers_in_fewer_bits(runs, tmp_path, dtype):
-    before, after = trained_runs.open_run(runs / 'lowres'), exported(runs, tmp_path / 'out', 'lowres', '--dtype', dtype)
-    assert_same(numbers(after), numbers(before), jnp.dtype(dtype))
+def test_export_to_bfloat16(runs, tmp_path, dtype):
+    before, after = (
+        trained_runs.open_run(runs / 'lowres'),
+        run_export(runs, tmp_path / 'out', 'lowres', '--dtype', dtype),
+    )
+    assert_same(parameters(after), parameters(before), jnp.dtype(dtype))
     kernel = after.params['frozen']['text_embed']['kernel']
     assert kernel.dtype == (jnp.bfloat16 if dtype == 'bfloat16' else jnp.float32)
     stored = export.streaming.CheckpointReader(tmp_path / 'out').arrays()
     assert {str(x.dtype) for x in stored.values()} == {dtype}
 
 
-def test_lora_becomes_part_of_the_weights(runs, tmp_path):
+def test_export_merges_lora(runs, tmp_path):
     before = trained_runs.open_run(runs / 'lowres')
-    after = exported(runs, tmp_path / 'out', 'lowres', '--lora', 'merge')
+    after = run_export(runs, tmp_path / 'out', 'lowres', '--lora', 'merge')
     assert after.stage.network.lora is None and not after.params['frozen']
     merged = key_table.module_parameters(nnx.state(merge_lora(before.network.model(**before.params))))
-    for name, value in numbers(after).items():
+    for name, value in parameters(after).items():
         np.testing.assert_allclose(value.numpy(), merged[name].numpy(), rtol=0, atol=1e-6, err_msg=name)
 
 
@@ -142,28 +145,28 @@ def test_lora_becomes_part_of_the_weights(runs, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['superres', 'lowres'])
-def test_a_stage_in_one_file_opens_like_the_run(runs, tmp_path, name):
-    before, after = trained_runs.open_run(runs / name), exported(runs, tmp_path / 'x.safetensors', name)
+def test_export_single_file_opens_like_the_run(runs, tmp_path, name):
+    before, after = trained_runs.open_run(runs / name), run_export(runs, tmp_path / 'x.safetensors', name)
     assert (after.stage.config, after.stage.network) == (before.stage.config, before.stage.network)
     assert (after.step, after.digests, after.notes) == (STEP, before.digests, ())
     assert after.config['data'] == before.config['data'] and after.vae is not None
-    assert_same(numbers(after), numbers(before), np.float16)
+    assert_same(parameters(after), parameters(before), np.float16)
     count = sum(x.size for x in jax.tree.leaves(before.params))
     assert 2 * count < (tmp_path / 'x.safetensors').stat().st_size < 2 * count + 12_000
 
 
-def test_a_vae_in_one_file(runs, tmp_path, capsys):
+def test_export_a_vae_to_a_single_file(runs, tmp_path, capsys):
     assert run('--checkpoint', runs / 'autoencoder', '--output', tmp_path / 'vae.safetensors') == 0
     assert f'step {STEP}, ' in capsys.readouterr().out
     vae = weights.load_vae(str(tmp_path / 'vae.safetensors'))
     assert_same(
-        key_table.module_parameters(nnx.state(vae)), numbers(trained_runs.open_run(runs / 'autoencoder')), np.float16
+        key_table.module_parameters(nnx.state(vae)), parameters(trained_runs.open_run(runs / 'autoencoder')), np.float16
     )
     with pytest.raises(ValueError, match='is not an exported run in one file'):
         trained_runs.open_run(tmp_path / 'vae.safetensors')
 
 
-def test_a_number_that_float16_cannot_hold_is_named(tmp_path):
+def test_export_refuses_values_out_of_the_range_of_float16(tmp_path):
     values = {'a.b': key_table.Parameter((1,), np.dtype(np.float32), lambda: np.full(1, 1e5, np.float32))}
     with pytest.raises(ValueError, match=r'a\.b: 100000 exceeds the range of float16, 65504'):
         single_file.write(tmp_path / 'x.safetensors', values, tiny.DIT)
@@ -173,7 +176,7 @@ def test_a_number_that_float16_cannot_hold_is_named(tmp_path):
 # Without fv_jax.
 
 
-def without_fv_jax(folder, name, inputs):
+def run_without_fv_jax(folder, name, inputs):
     """Runs the model card's own code in a process that can import neither fv_jax nor flax."""
     card = (folder / 'README.md').read_text()
     (loader,) = re.findall(r'```python\n(folder = .*?)```', card, re.DOTALL)
@@ -194,29 +197,29 @@ except ImportError:
     return np.load(folder / 'output.npy')
 
 
-def test_a_velocity_without_fv_jax(runs, tmp_path):
+def test_exported_velocity_runs_without_fv_jax(runs, tmp_path):
     flags = '--export-functions', 'cpu,tpu,cuda', '--size', '9x32x48'
-    opened = exported(runs, tmp_path / 'out', 'superres', *flags)
+    opened = run_export(runs, tmp_path / 'out', 'superres', *flags)
     rng = np.random.default_rng(0)
     x, text = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 3, 4, 6, 4), (1, 3, 8)))
     stage, model = opened.stage.without_guidance(), opened.network.model(**opened.params)
     expected = stage.velocity_fn(model, jnp.asarray(text), context=SINGLE_DEVICE)(jnp.asarray(x), Times(0.4, 400.0))
-    found = without_fv_jax(tmp_path / 'out', 'velocity', (x, np.full(1, 400, np.float32), text))
+    found = run_without_fv_jax(tmp_path / 'out', 'velocity', (x, np.full(1, 400, np.float32), text))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert np.abs(found).max() > 0.1
 
 
-def test_a_vae_without_fv_jax(runs, tmp_path):
+def test_exported_vae_runs_without_fv_jax(runs, tmp_path):
     flags = '--export-functions', 'cpu,cuda', '--size', '9x16x16', '--dtype', 'bfloat16'
-    opened = exported(runs, tmp_path / 'out', 'autoencoder', *flags)
+    opened = run_export(runs, tmp_path / 'out', 'autoencoder', *flags)
     vae, video = opened.network.model(**opened.params), np.random.default_rng(0).uniform(-1, 1, (1, 9, 16, 16, 3))
     video = video.astype(np.float32)
     moments = vae_chunking.encode(vae, jnp.asarray(video))
-    found = without_fv_jax(tmp_path / 'out', 'encode', (video,))
+    found = run_without_fv_jax(tmp_path / 'out', 'encode', (video,))
     np.testing.assert_allclose(found, moments, rtol=0, atol=1e-5 * float(jnp.abs(moments).max()))
     z = found[..., : tiny.VAE_CONFIG.latent_channels]
     expected = vae_chunking.decode(vae, jnp.asarray(z))
-    decoded = without_fv_jax(tmp_path / 'out', 'decode', (z,))
+    decoded = run_without_fv_jax(tmp_path / 'out', 'decode', (z,))
     np.testing.assert_allclose(decoded, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
@@ -247,7 +250,7 @@ def test_a_vae_without_fv_jax(runs, tmp_path):
         ('../runs', (), 'already exists'),
     ],
 )
-def test_one_line_for_every_mistake(runs, tmp_path, capsys, output, more, words):
+def test_export_usage_errors_are_one_line(runs, tmp_path, capsys, output, more, words):
     (tmp_path / 'here').mkdir()
     if output == '../runs':
         output = runs / 'superres'
@@ -258,7 +261,7 @@ def test_one_line_for_every_mistake(runs, tmp_path, capsys, output, more, words)
     assert list((tmp_path / 'here').iterdir()) == []
 
 
-def test_an_export_is_replaced_when_asked(runs, tmp_path):
-    exported(runs, tmp_path / 'out', 'autoencoder')
+def test_export_replaces_the_output_only_when_asked(runs, tmp_path):
+    run_export(runs, tmp_path / 'out', 'autoencoder')
     assert run('--checkpoint', runs / 'superres', '--output', tmp_path / 'out') == 2
-    assert exported(runs, tmp_path / 'out', 'superres', '--overwrite').config['stage']['kind'] == 'superres'
+    assert run_export(runs, tmp_path / 'out', 'superres', '--overwrite').config['stage']['kind'] == 'superres'

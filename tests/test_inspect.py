@@ -30,15 +30,15 @@ def run(tmp_path_factory):
     return folder / 'stage2'
 
 
-def shown(capsys, *arguments):
+def inspect_output(capsys, *arguments):
     assert inspect.main([*map(str, arguments)]) == 0
     out, err = capsys.readouterr()
     assert err == ''
     return out
 
 
-def test_a_run(run, capsys):
-    out = shown(capsys, run, '--verify')
+def test_inspect_a_run(run, capsys):
+    out = inspect_output(capsys, run, '--verify')
     assert f'{run}: stage superres, step 7 of 7' in out and 'checksums: intact' in out
     assert f'trained with the VAE {weights.vae_fingerprint(str(run.parent / "vae.safetensors"))}' in out
     assert 'training at step 7: loss 0.5' in out and 'eval at step 7: loss 0.25' in out
@@ -49,27 +49,27 @@ def test_a_run(run, capsys):
     assert axes.split(',')[:2] == ['layers', 'embed'] and axes.endswith('heads') and len(axes.split(',')) == 4
     elements, trainable = (sum(v.size for k, v in params.items() if part in k) for part in ('', "['trainable']"))
     assert f'{len(params)} parameters, {elements:,} elements, {trainable:,} of them trainable' in out
-    summed = shown(capsys, run, '--depth', 1).splitlines()
+    summed = inspect_output(capsys, run, '--depth', 1).splitlines()
     assert any(line.split()[:1] == ['blocks'] for line in summed) and not any('qkv' in line for line in summed)
 
 
-def test_no_array_is_read(run, capsys, monkeypatch):
+def test_inspect_reads_no_array(run, capsys, monkeypatch):
     monkeypatch.setattr(jax, 'device_put', lambda *_, **__: pytest.fail('an array was made'))
     monkeypatch.setattr(np, 'frombuffer', lambda *_, **__: pytest.fail('an array was read'))
-    shown(capsys, run)
+    inspect_output(capsys, run)
 
 
-def test_weights(run, capsys):
-    out = shown(capsys, run.parent / 'vae.safetensors')
+def test_inspect_weights(run, capsys):
+    out = inspect_output(capsys, run.parent / 'vae.safetensors')
     assert 'an exported file, vae' in out and 'base_channels = 8' in out and 'float16' in out and 'trainable' not in out
-    out = shown(capsys, FIXTURES / 'stage1.pt', '--depth', 2)
+    out = inspect_output(capsys, FIXTURES / 'stage1.pt', '--depth', 2)
     assert 'official layout, DiT' in out and 'num_layers = ' in out
     official = weights.load_official(FIXTURES / 'stage1.pt')
     count = sum(leaf.size for leaf in jax.tree.leaves(official))
     assert f'{count:,} elements' in out
 
 
-def test_what_cannot_be_shown(run, tmp_path, capsys):
+def test_inspect_refuses_other_files(run, tmp_path, capsys):
     (tmp_path / 'text.safetensors').write_text('no weights')
     (tmp_path / 'empty').mkdir()
     for arguments, code, words in (
@@ -87,7 +87,7 @@ def test_what_cannot_be_shown(run, tmp_path, capsys):
         assert line.startswith('inspect: ') and words in line
 
 
-def test_damage_is_said(run, capsys):
+def test_inspect_verify_reports_damage(run, capsys):
     path = run / 'checkpoints' / '7' / 'meta' / 'metadata'
     path.write_text(path.read_text() + ' ')
     assert inspect.main([str(run), '--verify']) == 1
@@ -95,13 +95,13 @@ def test_damage_is_said(run, capsys):
     assert 'checksums: DAMAGED: meta/metadata has' in out and 'is damaged' in err and 'qkv' in out
 
 
-def test_a_run_of_no_stage_and_records_that_are_none(tmp_path, capsys):
+def test_inspect_runs_without_stage_or_metrics(tmp_path, capsys):
     """A converted text encoder; run.json and metrics.jsonl of somebody else."""
     array = streaming.LazyArray((3,), np.dtype('float32'), lambda: np.zeros(3, np.float32))
     streaming.save(tmp_path, 0, {'frozen': {'x': array}}, {'t5': {}})
     (tmp_path / 'metrics.jsonl').write_text('3\n[]\n{"loss": 1}\n{"step": "x"}\n')
     for text in ('[]', '[3]', '{', '[' * 100_000):
         (tmp_path / 'run.json').write_text(text)
-        out = shown(capsys, tmp_path)
+        out = inspect_output(capsys, tmp_path)
         assert 't5, step 0' in out and 'the launch record cannot be read' in out
     assert 'x ' in out and '1 parameters, 3 elements' in out

@@ -23,7 +23,7 @@ from tests.sampling import tiny
 OFFICIAL = Path(__file__).parent / 'parity' / 'official_dev'
 
 
-def test_the_front_door():
+def test_flashvideo_is_exported_by_the_package():
     assert fv_jax.FlashVideo is FlashVideo and 'FlashVideo' in fv_jax.__all__
     with pytest.raises(AttributeError, match='no attribute'):
         fv_jax.flash_video  # noqa: B018
@@ -42,7 +42,7 @@ def official(tmp_path):
     return folder
 
 
-def test_an_official_folder(official):
+def test_from_official(official):
     fv = FlashVideo.from_official(official)
     assert fv.preview_settings == PreviewSettings() and fv.enhance_settings == EnhanceSettings()
     assert fv.origin == WeightsOrigin(official=str(official), dtype='bfloat16')
@@ -59,7 +59,7 @@ def test_an_official_folder(official):
 
 
 @pytest.mark.parametrize('name', ['stage1.pt', 'stage2.pt', '3d-vae.pt', 't5-v1_1-xxl/config.json'])
-def test_a_missing_file_is_named(official, name):
+def test_from_official_names_a_missing_file(official, name):
     (official / name.partition('/')[0]).unlink()
     with pytest.raises(FileNotFoundError) as error:
         FlashVideo.from_official(official)
@@ -67,7 +67,7 @@ def test_a_missing_file_is_named(official, name):
     assert text.startswith(f'{official}: has no {name}') and '\n' not in text
 
 
-def test_all_that_is_missing_is_named(tmp_path):
+def test_from_official_names_all_missing_files(tmp_path):
     for folder in (tmp_path, tmp_path / 'none'):
         with pytest.raises(
             FileNotFoundError, match=r'stage1\.pt, stage2\.pt, 3d-vae\.pt, t5-v1_1-xxl/config\.json, t5'
@@ -75,7 +75,7 @@ def test_all_that_is_missing_is_named(tmp_path):
             FlashVideo.from_official(folder)
 
 
-def test_another_text_encoder_needs_no_t5(official):
+def test_from_official_with_another_text_encoder_needs_no_t5(official):
     (official / 't5-v1_1-xxl').unlink()
     fv = FlashVideo.from_official(official, text=TextConfig(str(OFFICIAL / 't5'), length=10))
     assert fv.stage1.text.open().fingerprint.length == 10
@@ -90,14 +90,14 @@ def test_another_text_encoder_needs_no_t5(official):
         ('3d-vae.pt', 'stage2.pt', r'3d-vae\.pt: holds a DiT, not a VAE'),
     ],
 )
-def test_a_file_under_the_wrong_name(official, name, other, words):
+def test_from_official_refuses_swapped_files(official, name, other, words):
     (official / name).unlink()
     (official / name).symlink_to(OFFICIAL / other)
     with pytest.raises(ValueError, match=words):
         FlashVideo.from_official(official)
 
 
-def test_a_damaged_file_is_named(official):
+def test_from_official_names_a_damaged_file(official):
     (official / 'stage2.pt').unlink()
     (official / 'stage2.pt').write_bytes((OFFICIAL / 'stage2.pt').read_bytes()[:10_000])
     with pytest.raises(ValueError, match=r'stage2\.pt'):
@@ -114,7 +114,7 @@ def folder(tmp_path):
     return tmp_path / 'both'
 
 
-def test_a_folder_of_both_or_both_folders(folder):
+def test_from_checkpoint_of_one_or_two_folders(folder):
     at_once = FlashVideo.from_checkpoint(folder)
     apart = FlashVideo.from_checkpoint(folder / 'stage2', str(folder / 'stage1'))
     for fv in (at_once, apart):
@@ -128,7 +128,7 @@ def test_a_folder_of_both_or_both_folders(folder):
     assert FlashVideo.from_checkpoint(folder, numerics='official').enhance_settings.slices == 2
 
 
-def test_what_is_no_pipeline(folder, tmp_path):
+def test_from_checkpoint_refuses_other_folders(folder, tmp_path):
     stage1, stage2 = folder / 'stage1', folder / 'stage2'
     cases = [
         ([tmp_path / 'none'], CheckpointError, 'none: contains no checkpoints .*stage1 and stage2'),
@@ -144,7 +144,7 @@ def test_what_is_no_pipeline(folder, tmp_path):
         FlashVideo.from_checkpoint(folder, steps=[7, 8])
 
 
-def test_the_embedded_stages(folder, monkeypatch):
+def test_from_checkpoint_embedded(folder, monkeypatch):
     """Runs in one file, as `export` writes them; here and under their usual names."""
     files = [folder / f'{name}.safetensors' for name in ('stage1', 'stage2')]
     monkeypatch.setattr(embedded, 'STAGES_TINY', tuple(files))
@@ -160,18 +160,18 @@ def test_the_embedded_stages(folder, monkeypatch):
     assert [part.load().config.embed_noise_augmentation_timestep for part in (fv.stage1, fv.stage2)] == [False, True]
 
 
-def with_digests(folder: Path, vae: str, text: str) -> None:
+def set_digests(folder: Path, vae: str, text: str) -> None:
     config = tiny.first_stage_config(folder / 'vae.safetensors')
     digests = {'vae': vae, 'text': text}
     tiny.save_run(folder / 'run', config, size=tiny.PREVIEW, digests=digests)
 
 
-def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
+def test_from_checkpoint_finds_encoders_by_fingerprint(tmp_path):
     """The VAE is moved into the run; another one lies where it was."""
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
     vae, text = weights.vae_fingerprint(str(path)), HashTextEncoder(3, 8).fingerprint.digest
-    with_digests(tmp_path, vae, text)
+    set_digests(tmp_path, vae, text)
     shutil.move(path, tmp_path / 'run' / 'vae.safetensors')
     shutil.copy(embedded.VAE_TINY, path)
     fv = FlashVideo.from_checkpoint(tmp_path / 'run')
@@ -185,17 +185,17 @@ def test_encoders_are_found_by_their_digests_or_refused(tmp_path):
         FlashVideo.from_checkpoint(tmp_path / 'run')
 
 
-def test_another_text_encoder_is_refused_and_can_be_insisted_on(tmp_path):
+def test_from_checkpoint_refuses_another_text_encoder_unless_given(tmp_path):
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
-    with_digests(tmp_path, weights.vae_fingerprint(str(path)), 'f' * 16)
+    set_digests(tmp_path, weights.vae_fingerprint(str(path)), 'f' * 16)
     with pytest.raises(ValueError, match='trained with the text encoder ffff'):
         FlashVideo.from_checkpoint(tmp_path / 'run')
     fv = FlashVideo.from_checkpoint(tmp_path / 'run', text=TextConfig('hash', dim=8))
     assert fv.stage1.text.open().fingerprint.dim == 8
 
 
-def test_a_first_stage_needs_a_text_encoder_and_a_second_does_not(tmp_path):
+def test_from_checkpoint_stage_1_requires_a_text_encoder(tmp_path):
     path = tmp_path / 'vae.safetensors'
     tiny.save_vae(path)
     tiny.save_pipeline(tmp_path / 'both', path, TextConfig())
@@ -206,7 +206,7 @@ def test_a_first_stage_needs_a_text_encoder_and_a_second_does_not(tmp_path):
     assert fv.stage2.encode_prompts(['a dog']) == (None, '')
 
 
-def test_a_stage_that_is_none_of_these(tmp_path):
+def test_from_checkpoint_refuses_another_kind_of_stage(tmp_path):
     config = tiny.stage_config('embedded', dataclasses.replace(tiny.DIT, latent_channels=16))
     tiny.save_run(tmp_path / 'run', config)
     fv = FlashVideo.from_checkpoint(tmp_path / 'run')
@@ -216,7 +216,7 @@ def test_a_stage_that_is_none_of_these(tmp_path):
         _ = FlashVideo.from_checkpoint(tmp_path / 'narrow').stage2.vae.jitted
 
 
-def test_the_merged_network_is_the_one_in_the_file(official):
+def test_from_official_merges_lora(official):
     """Reading is lazy; what is read is stage 1 with its LoRA merged."""
     fv = FlashVideo.from_official(official, dtype='float32')
     merged = fv.stage1.load()

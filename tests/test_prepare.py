@@ -29,7 +29,7 @@ from fv_jax.text.encoder import TextConfig
 from fv_jax.text.hash_encoder import HashTextEncoder
 from fv_jax.weights.text_encoders import text_fingerprint
 from tests import small_text
-from tests.data import films
+from tests.data import sample_videos
 from tests.sampling import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     path = tmp_path_factory.mktemp('films')
     (path / 'more').mkdir()
-    films.two_shots(path / 'a.mp4')
-    films.two_shots(path / 'more' / 'b.mkv', fps=12)
+    sample_videos.write_two_shots(path / 'a.mp4')
+    sample_videos.write_two_shots(path / 'more' / 'b.mkv', fps=12)
     (path / 'captions.json').write_text(json.dumps({'more/b.mkv': 'two patterns'}))
     (path / 'broken.mp4').write_bytes((path / 'a.mp4').read_bytes()[:-2000])
     (path / 'text.webm').write_text('no film')
@@ -59,7 +59,7 @@ def run(source: Path, output: Path, *more: str) -> int:
     return prepare.main([f'--input={source}', f'--output={output}', f'--config={CONFIG}:smoke', *SIZE, *more])
 
 
-def test_films_become_records_and_what_is_no_film_is_named(
+def test_prepare_writes_records_and_names_skipped_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run(folder, tmp_path / 'out', '--config.shard_records=3', '--config.margin=0') == prepare.SKIPPED
@@ -85,9 +85,7 @@ def test_films_become_records_and_what_is_no_film_is_named(
     assert config_lib.build(ClipsConfig, index['config']).shard_records == 3
 
 
-def test_one_good_film_is_no_complaint_and_shards_are_not_replaced_unasked(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_prepare_replaces_shards_only_when_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(folder / 'a.mp4', tmp_path) == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert run(folder / 'a.mp4', tmp_path) == exit_codes.USAGE
@@ -98,7 +96,7 @@ def test_one_good_film_is_no_complaint_and_shards_are_not_replaced_unasked(
     assert records.count_records(records.list_shards(tmp_path)) == 4
 
 
-def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_prepare_default_config(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert (
         dataclasses.replace(config_lib.build(ClipsConfig, get_config().to_dict()), latents=OfflineLatentsConfig())
         == ClipsConfig()
@@ -132,7 +130,7 @@ def test_without_a_config_it_is_the_real_one(folder: Path, tmp_path: Path, capsy
         ),
     ],
 )
-def test_wrong_usage_is_one_line(
+def test_prepare_usage_errors_are_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str
 ) -> None:
     assert run(folder, tmp_path / 'out', *flags) == exit_codes.USAGE
@@ -141,9 +139,7 @@ def test_wrong_usage_is_one_line(
     assert not (tmp_path / 'out').exists()
 
 
-def test_an_empty_folder_and_unreadable_captions_are_one_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_prepare_input_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / 'in').mkdir()
     assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.USAGE
     assert f'--input={tmp_path / "in"}: contains no videos (mp4, mov, m4v, webm, mkv, avi)' in capsys.readouterr().err
@@ -158,8 +154,8 @@ def test_an_empty_folder_and_unreadable_captions_are_one_line(
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interruption_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
-    video_io.encode(tmp_path / 'long.mp4', np.concatenate([films.pattern(400)] * 5), 24, preset='ultrafast')
+def test_prepare_interrupted_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    video_io.encode(tmp_path / 'long.mp4', np.concatenate([sample_videos.pattern(400)] * 5), 24, preset='ultrafast')
     command = [sys.executable, '-m', 'fv_jax.prepare', f'--input={tmp_path}', f'--output={tmp_path / "out" / "clips"}']
     flags = [f'--config={CONFIG}:smoke', *SIZE, '--config.detector=none', '--config.preset=veryslow']
     process = subprocess.Popen(
@@ -182,7 +178,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, number: int, code: int) 
     assert [path.name for path in tmp_path.iterdir()] == ['long.mp4']
 
 
-def test_variants_are_parsed_strictly() -> None:
+def test_prepare_config_variants() -> None:
     fields = {'batch': 4, 'rate': 0.5, 'name': 'x', 'fast': False}
     assert parse_variant('', ('smoke',)) == ('', {})
     assert parse_variant('smoke,batch=8,fast=true', ('smoke', 'tiny'), fields) == (
@@ -205,7 +201,9 @@ def test_variants_are_parsed_strictly() -> None:
         parse_variant('smoke')
 
 
-def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_prepare_stores_text_embeddings_for_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """From a caption beside a film to the text that a stage conditions on; a film without one has the zeros that stand
     for no text.
     """
@@ -237,7 +235,7 @@ def test_embeddings_of_captions_reach_the_stage(folder: Path, tmp_path: Path, ca
     np.testing.assert_array_equal(text[captioned], np.stack([expected] * 4))
 
 
-def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
+def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     """They are of the clips that would have been stored, and a run with another VAE refuses them."""
     vae = tmp_path / 'vae.safetensors'
     tiny.save_vae(vae)
@@ -280,7 +278,9 @@ def test_latents_in_place_of_clips(folder: Path, tmp_path: Path) -> None:
         pipeline.make_streams(groups, both, low_res=True)
 
 
-def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_prepare_skips_videos_with_captions_that_are_not_utf8(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / 'in').mkdir()
     for name in ('a', 'b'):
         (tmp_path / 'in' / f'{name}.mp4').write_bytes((folder / 'a.mp4').read_bytes())
@@ -294,7 +294,7 @@ def test_a_caption_that_is_not_utf8_skips_its_film(folder: Path, tmp_path: Path,
     assert 'captions.csv: not UTF-8 text' in capsys.readouterr().err
 
 
-def test_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_prepare_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) -> None:
     for name, length in (('a', 8), ('b', 12)):
         flags = ['--config.clips_per_shot=1', '--config.text.encoder=hash', f'--config.text.length={length}']
         run(folder, tmp_path / name, *flags)
@@ -310,7 +310,9 @@ def test_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: Path) ->
         text_provenance.check_fingerprints(found[0] | found[1], config, own, own.dim, online=True)
 
 
-def test_embeddings_of_t5_and_what_it_cuts_off(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_prepare_with_t5_reports_truncated_captions(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     t5 = small_text.make_folder(tmp_path / 't5')
     for name, caption in (('long', 'a beach ' * 9), ('odd', 'half \ud83d'), ('short', 'left')):
         (tmp_path / 'in' / name).mkdir(parents=True)

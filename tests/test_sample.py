@@ -14,7 +14,7 @@ from fv_jax import sample
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.data.video import video_io
 from fv_jax.models.vae_tiling import Tiling
-from tests.data import films
+from tests.data import sample_videos
 from tests.sampling import tiny
 
 
@@ -37,13 +37,13 @@ def clip(tmp_path_factory) -> Path:
     """14 frames of 10x13, 12 a second, with sound."""
     folder = tmp_path_factory.mktemp('clip')
     path = folder / 'clip.mp4'
-    odd_sized(path, films.pattern(14, 10, 13), 12)
-    films.with_audio(folder / 'sound.mp4', seconds=2)
+    odd_sized_clip(path, sample_videos.pattern(14, 10, 13), 12)
+    sample_videos.write_with_audio(folder / 'sound.mp4', seconds=2)
     assert video_io.copy_audio(folder / 'sound.mp4', path)
     return path
 
 
-def odd_sized(path: Path, video_FHWC: np.ndarray, fps: int) -> None:
+def odd_sized_clip(path: Path, video_FHWC: np.ndarray, fps: int) -> None:
     """Our own writer's chroma needs even sides."""
     with av.open(str(path), 'w') as out:
         stream = out.add_stream('libx264', rate=fps, options={'crf': '10'})
@@ -57,7 +57,7 @@ def command(clip: Path, run: Path, output: Path, *more: str) -> int:
     return sample.main(['clip', f'--input={clip}', f'--checkpoint={run}', f'--output={output}', *more])
 
 
-def test_a_clip_is_enhanced(clip, run, tmp_path, capsys):
+def test_sample_clip(clip, run, tmp_path, capsys):
     """Three windows of 9 frames; 40x52 rounded to 32x48."""
     output = tmp_path / 'out.mp4'
     output.write_text('something else')
@@ -82,7 +82,7 @@ def test_a_clip_is_enhanced(clip, run, tmp_path, capsys):
 
 
 @pytest.fixture
-def repeating(monkeypatch):
+def repeat_pixels(monkeypatch):
     """Notes what `enhance` is told."""
     calls = []
 
@@ -103,9 +103,9 @@ def repeating(monkeypatch):
         (['--size=16x64', '--overlap=1'], (16, 64), 1, None),
     ],
 )
-def test_size_and_overlap(more, size, overlap, note, clip, run, repeating, tmp_path, capsys):
+def test_sample_clip_size_and_overlap(more, size, overlap, note, clip, run, repeat_pixels, tmp_path, capsys):
     assert command(clip, run, tmp_path / 'out.mp4', *more) == 0
-    ((got, windows, tiling),) = repeating
+    ((got, windows, tiling),) = repeat_pixels
     assert tiling is None
     assert got == size and (windows.frames, windows.overlap) == (9, overlap)
     out = capsys.readouterr().out
@@ -113,14 +113,14 @@ def test_size_and_overlap(more, size, overlap, note, clip, run, repeating, tmp_p
     assert video_io.decode(tmp_path / 'out.mp4').frames.shape == (14, *size, 3)
 
 
-def test_tiles(clip, run, repeating, tmp_path):
+def test_sample_clip_with_tiles(clip, run, repeat_pixels, tmp_path):
     assert command(clip, run, tmp_path / 'out.mp4', '--tile-size=16x24', '--tile-overlap=8') == 0
-    ((_, _, tiling),) = repeating
+    ((_, _, tiling),) = repeat_pixels
     assert tiling == Tiling((16, 24), 8, tiny.VAE_CONFIG.latent_spec.spatial)
 
 
-def test_sound_that_an_mp4_cannot_hold_is_named_and_left_out(run, repeating, tmp_path, capsys):
-    films.with_audio(tmp_path / 'clip.avi', seconds=0.5, codec='pcm_u8')
+def test_sample_clip_drops_audio_that_mp4_cannot_contain(run, repeat_pixels, tmp_path, capsys):
+    sample_videos.write_with_audio(tmp_path / 'clip.avi', seconds=0.5, codec='pcm_u8')
     assert command(tmp_path / 'clip.avi', run, tmp_path / 'out.mp4', '--scale=1') == 0
     assert 'audio (pcm_u8) cannot be stored in an mp4' in capsys.readouterr().out
     assert not video_io.probe(tmp_path / 'out.mp4').has_audio
@@ -134,7 +134,7 @@ def test_sound_that_an_mp4_cannot_hold_is_named_and_left_out(run, repeating, tmp
         (KeyboardInterrupt(), 130, 'interrupted; only complete files were written'),
     ],
 )
-def test_what_fails_leaves_what_was_there(error, code, line, clip, run, tmp_path, capsys, monkeypatch):
+def test_sample_clip_failure_leaves_the_old_output(error, code, line, clip, run, tmp_path, capsys, monkeypatch):
     def enhance(enhancer, frames, size, *, key, windows):
         yield np.zeros((4, *size, 3), np.uint8)
         raise error
@@ -150,7 +150,7 @@ def test_what_fails_leaves_what_was_there(error, code, line, clip, run, tmp_path
 # Bad input: one line, and nothing is done.
 
 
-def refused(capsys, code: int, *words: str) -> None:
+def assert_refused(capsys, code: int, *words: str) -> None:
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert line.startswith('sample: ')
@@ -183,23 +183,23 @@ def refused(capsys, code: int, *words: str) -> None:
         (['--config.seed=3'], ('--config.seed', 'carries its config')),
     ],
 )
-def test_a_bad_flag_is_refused(more, words, clip, run, tmp_path, capsys):
+def test_sample_clip_refuses_invalid_flags(more, words, clip, run, tmp_path, capsys):
     assert command(clip, run, tmp_path / 'out.mp4', *more) == 2
     assert list(tmp_path.iterdir()) == []
-    refused(capsys, 2, *words)
+    assert_refused(capsys, 2, *words)
 
 
-def test_a_bad_input_is_refused(clip, run, tmp_path, capsys):
+def test_sample_clip_refuses_invalid_input(clip, run, tmp_path, capsys):
     output = tmp_path / 'out.mp4'
     text = tmp_path / 'text.mp4'
     text.write_text('no film')
     for path, word in ((tmp_path / 'none.mp4', 'no such file'), (text, 'not a video')):
         assert command(path, run, output) == 2
-        refused(capsys, 2, '--input=', path.name, word)
+        assert_refused(capsys, 2, '--input=', path.name, word)
     assert not output.exists()
 
 
-def test_a_bad_output_is_refused(clip, run, tmp_path, capsys):
+def test_sample_clip_refuses_invalid_output(clip, run, tmp_path, capsys):
     there = tmp_path / 'there.mp4'
     there.write_text('precious')
     (tmp_path / 'folder.mp4').mkdir()
@@ -210,26 +210,26 @@ def test_a_bad_output_is_refused(clip, run, tmp_path, capsys):
         (there, '--overwrite'),
     ):
         assert command(clip, run, path) == 2
-        refused(capsys, 2, '--output=', path.name, word)
+        assert_refused(capsys, 2, '--output=', path.name, word)
     assert there.read_text() == 'precious'
 
 
-def test_a_bad_checkpoint_is_refused(clip, stage, tmp_path, capsys):
+def test_sample_clip_refuses_invalid_checkpoints(clip, stage, tmp_path, capsys):
     output = tmp_path / 'out.mp4'
     assert command(clip, tmp_path / 'none', output) == 2
-    refused(capsys, 2, 'none', 'contains no checkpoints')
+    assert_refused(capsys, 2, 'none', 'contains no checkpoints')
     (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
     assert command(clip, tmp_path / 'empty', output) == 2
-    refused(capsys, 2, 'empty', 'no completed checkpoint')
+    assert_refused(capsys, 2, 'empty', 'no completed checkpoint')
     numbers = {'params': {'x': jnp.zeros(3)}}
     autoencoder = {'stage': {'kind': 'autoencoder'}, 'data': {'frames': 9}}
     Checkpoints(tmp_path / 'autoencoder').save(1, numbers, autoencoder)
     assert command(clip, tmp_path / 'autoencoder', output) == 2
-    refused(capsys, 2, '--checkpoint=', "holds stage 'autoencoder'; only 'superres'")
+    assert_refused(capsys, 2, '--checkpoint=', "holds stage 'autoencoder'; only 'superres'")
     tiny.save_run(tmp_path / 'other', stage, saved=tiny.wider(stage))
     assert command(clip, tmp_path / 'other', output) == 2
-    refused(capsys, 2, 'another architecture', '64')
+    assert_refused(capsys, 2, 'another architecture', '64')
     tiny.save_run(tmp_path / 'lost', dataclasses.replace(stage, vae=str(tmp_path / 'lost.safetensors')))
     assert command(clip, tmp_path / 'lost', output) == 1
-    refused(capsys, 1, 'lost.safetensors')
+    assert_refused(capsys, 1, 'lost.safetensors')
     assert not output.exists()

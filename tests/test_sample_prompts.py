@@ -26,7 +26,7 @@ SPEC = tiny.VAE_CONFIG.latent_spec
 WEIGHTS = WeightDigests('a' * 16, 'b' * 16, 'c' * 16)
 
 
-def said(capsys, code: int, *words: str) -> None:
+def assert_error(capsys, code: int, *words: str) -> None:
     """One line, on stderr."""
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
@@ -50,7 +50,7 @@ def weights(tmp_path_factory):
     return folder
 
 
-def test_the_whole_walk(weights, tmp_path, capsys):
+def test_sample_preview_enhance_and_reproduce(weights, tmp_path, capsys):
     run, flags = tmp_path / 'run', [f'--checkpoint={weights}', '--stage1.num_steps=2', '--batch-size=1']
     assert sample.main(['--prompt', 'a dog', f'--output={run}', '--seed=5', *flags]) == 0
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4', 'contact_sheet.png']
@@ -84,7 +84,7 @@ def test_the_whole_walk(weights, tmp_path, capsys):
 
 
 @dataclasses.dataclass
-class Grey:
+class GreyPipeline:
     """Notes what it is asked."""
 
     origin: WeightsOrigin
@@ -120,9 +120,9 @@ class Grey:
 
 
 @pytest.fixture
-def grey(monkeypatch):
+def grey_pipeline(monkeypatch):
     settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
-    fv, origins = Grey(WeightsOrigin(checkpoints=('grey',), steps=(1, 1)), *settings), []
+    fv, origins = GreyPipeline(WeightsOrigin(checkpoints=('grey',), steps=(1, 1)), *settings), []
     monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
     for name in ('_report_previewing', '_report_enhancing'):  # it computes nothing
         monkeypatch.setattr(sample, name, lambda *arguments: None)
@@ -130,14 +130,14 @@ def grey(monkeypatch):
     return fv
 
 
-def test_a_file_of_prompts(grey, tmp_path, capsys):
+def test_sample_preview_of_a_prompt_file(grey_pipeline, tmp_path, capsys):
     (tmp_path / 'prompts.txt').write_text('a dog\n\n سلحفاة 🐢 \n', encoding='utf-8')
     run = tmp_path / 'run'
     flags = ['--num-samples=2', '--seed=3', '--fps=12', '--crf=0', '--stage1.guidance_scale=2.5', '--batch-size=3']
     assert sample.main([f'--prompts={tmp_path}/prompts.txt', f'--output={run}', *flags]) == 0
-    settings = dataclasses.replace(grey.preview_settings, guidance_scale=2.5)
-    assert grey.calls[1] == ('preview', ['a dog'] * 2 + ['سلحفاة 🐢'] * 2, [3, 1003, 4, 1004], settings, 3)
-    assert grey.origins == [WeightsOrigin(checkpoints=('embedded',))]
+    settings = dataclasses.replace(grey_pipeline.preview_settings, guidance_scale=2.5)
+    assert grey_pipeline.calls[1] == ('preview', ['a dog'] * 2 + ['سلحفاة 🐢'] * 2, [3, 1003, 4, 1004], settings, 3)
+    assert grey_pipeline.origins == [WeightsOrigin(checkpoints=('embedded',))]
     files = [f'{i}/{name}' for i in range(4) for name in ('latents.safetensors', 'preview.mp4')]
     assert names(run) == [*files, 'contact_sheet.png']
     stored = preview_store.load(run / '3')
@@ -152,55 +152,61 @@ def test_a_file_of_prompts(grey, tmp_path, capsys):
     assert f'{run}/3: ' in out and '4 preview(s)' in out
 
 
-def test_the_chosen_ones_are_enhanced_later(grey, tmp_path):
+def test_sample_enhance_of_chosen_previews(grey_pipeline, tmp_path):
     run = tmp_path / 'run'
     assert sample.main(['--prompt', 'a dog', '--num-samples=3', f'--output={run}']) == 0
     chosen = [f'{run}/2', f'{run}/0']
     assert sample.main(['enhance', *chosen, '--stage2.num_steps=3', '--stage2.numerics=official']) == 0
-    settings = dataclasses.replace(grey.enhance_settings, num_steps=3, numerics='official')
-    assert grey.calls[-1] == ('enhance', ['a dog'] * 2, [2000, 0], settings, batch.batch_size(SPEC, 9, (64, 128)))
-    assert grey.origins[-1] == grey.origin  # of the previews
+    settings = dataclasses.replace(grey_pipeline.enhance_settings, num_steps=3, numerics='official')
+    assert grey_pipeline.calls[-1] == (
+        'enhance',
+        ['a dog'] * 2,
+        [2000, 0],
+        settings,
+        batch.batch_size(SPEC, 9, (64, 128)),
+    )
+    assert grey_pipeline.origins[-1] == grey_pipeline.origin  # of the previews
     assert video_io.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
     assert not (run / '1' / 'video.mp4').exists()
     # Elsewhere, with another seed and other weights.
     more = [f'--output={tmp_path}/x.mp4', '--seed=9', '--checkpoint', 'a', 'b', '--text=hash']
     assert sample.main(['enhance', f'{run}/1', *more]) == 0
-    assert grey.calls[-1][2] == [9] and grey.origins[-1].checkpoints == ('a', 'b')
-    assert grey.origins[-1].text.encoder == 'hash'
+    assert grey_pipeline.calls[-1][2] == [9] and grey_pipeline.origins[-1].checkpoints == ('a', 'b')
+    assert grey_pipeline.origins[-1].text.encoder == 'hash'
 
 
-def test_which_weights(grey, tmp_path):
+def test_sample_chooses_the_weights_by_flags(grey_pipeline, tmp_path):
     flags = ['--official=ckpts', '--dtype=float32']
     assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', *flags]) == 0
-    assert grey.origins == [WeightsOrigin(official='ckpts', dtype='float32')]
+    assert grey_pipeline.origins == [WeightsOrigin(official='ckpts', dtype='float32')]
 
 
-def test_a_preview_is_repeated_as_a_preview(grey, tmp_path):
+def test_sample_reproduce_a_preview(grey_pipeline, tmp_path):
     assert sample.main(['--prompt=a dog', '--seed=50', f'--output={tmp_path}/run', '--fps=5']) == 0
     again = tmp_path / 'again.mp4'
     assert sample.main(['reproduce', f'{tmp_path}/run/0/preview.mp4', f'--output={again}']) == 0
     assert again.read_bytes() == (tmp_path / 'run' / '0' / 'preview.mp4').read_bytes()
-    assert grey.origins[-1] == grey.origin
+    assert grey_pipeline.origins[-1] == grey_pipeline.origin
 
 
-def test_other_weights_do_not_repeat(grey, tmp_path, capsys):
+def test_sample_reproduce_refuses_other_weights(grey_pipeline, tmp_path, capsys):
     assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', '--enhance-all']) == 0
-    grey.weights = dataclasses.replace(WEIGHTS, network='d' * 16)
+    grey_pipeline.weights = dataclasses.replace(WEIGHTS, network='d' * 16)
     capsys.readouterr()
     flags = [f'--output={tmp_path}/again.mp4', '--checkpoint=other']
     assert sample.main(['reproduce', f'{tmp_path}/run/0/video.mp4', *flags]) == 1
-    said(capsys, 1, 'stage 1: the weights differ', 'aaaa', 'dddd')
+    assert_error(capsys, 1, 'stage 1: the weights differ', 'aaaa', 'dddd')
     assert not (tmp_path / 'again.mp4').exists()
 
 
-def test_what_was_there_is_kept_or_replaced_whole(grey, tmp_path, capsys):
+def test_sample_replaces_outputs_atomically_when_asked(grey_pipeline, tmp_path, capsys):
     run = tmp_path / 'run'
     assert sample.main(['--prompt=a dog', '--num-samples=3', f'--output={run}', '--enhance-all']) == 0
     capsys.readouterr()
     assert sample.main(['--prompt=a cat', f'--output={run}']) == 2
-    said(capsys, 2, f'--output={run}', 'is not empty', '--overwrite')
+    assert_error(capsys, 2, f'--output={run}', 'is not empty', '--overwrite')
     assert sample.main(['enhance', f'{run}/0']) == 2
-    said(capsys, 2, f'{run}/0/video.mp4', 'already exists', '--overwrite')
+    assert_error(capsys, 2, f'{run}/0/video.mp4', 'already exists', '--overwrite')
     assert preview_store.load(run / '0').prompt == 'a dog'
     assert sample.main(['enhance', f'{run}/0', '--overwrite', '--seed=77']) == 0
     assert sample.main(['--prompt=a cat', f'--output={run}', '--overwrite']) == 0
@@ -208,14 +214,14 @@ def test_what_was_there_is_kept_or_replaced_whole(grey, tmp_path, capsys):
     assert preview_store.load(run / '0').prompt == 'a cat'
 
 
-def test_an_interruption_leaves_what_is_complete(grey, tmp_path, capsys):
+def test_sample_interrupted_leaves_complete_files(grey_pipeline, tmp_path, capsys):
     run = tmp_path / 'run'
     assert sample.main(['--prompt=interrupt', '--num-samples=2', f'--output={run}']) == 130
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4']
     assert 'interrupted; only complete files were written' in capsys.readouterr().err
 
 
-def test_how_many_go_at_once():
+def test_sample_batch_size():
     assert batch.batch_size(SPEC, 49, (256, 480)) == 1 and batch.batch_size(SPEC, 49, (1072, 1920)) == 1
     assert batch.batch_size(SPEC, 17, (64, 96)) == 10_000 // (5 * 4 * 6)
 
@@ -259,22 +265,22 @@ def test_how_many_go_at_once():
         (['reproduce', 'x.mp4', '--seed=1'], ('--seed: unknown flag',)),
     ],
 )
-def test_a_bad_flag_is_refused(flags, words, grey, tmp_path, capsys, monkeypatch):
+def test_sample_refuses_invalid_flags(flags, words, grey_pipeline, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     output = {'reproduce': ['--output=x.mp4'], 'clip': ['--output=x.mp4'], 'enhance': []}.get(
         flags[0], ['--output=run']
     )
     assert sample.main([*flags, *output]) == 2
-    said(capsys, 2, *words)
-    assert list(tmp_path.iterdir()) == [] and not [c for c in grey.calls if c[0] != 'check']
+    assert_error(capsys, 2, *words)
+    assert list(tmp_path.iterdir()) == [] and not [c for c in grey_pipeline.calls if c[0] != 'check']
 
 
-def test_a_command_is_needed(capsys):
+def test_sample_requires_a_subcommand(capsys):
     assert sample.main([]) == 2
-    said(capsys, 2, 'COMMAND is missing', 'preview, enhance, clip, reproduce')
+    assert_error(capsys, 2, 'COMMAND is missing', 'preview, enhance, clip, reproduce')
 
 
-def test_help_shows_what_a_command_takes(capsys):
+def test_sample_help(capsys):
     shown = {}
     for name in ('preview', 'enhance', 'clip', 'reproduce'):
         with pytest.raises(SystemExit, match='0'):
@@ -290,7 +296,7 @@ def test_help_shows_what_a_command_takes(capsys):
     assert all(f'    {name} ' in out for name in shown)
 
 
-def test_an_output_that_cannot_be_written(grey, tmp_path, capsys):
+def test_sample_refuses_an_unwritable_output(grey_pipeline, tmp_path, capsys):
     (tmp_path / 'file').write_text('precious')
     prompt = '--prompt=a dog'
     for output, words in (
@@ -300,48 +306,48 @@ def test_an_output_that_cannot_be_written(grey, tmp_path, capsys):
         (Path('/proc/run'), 'cannot be written'),
     ):
         assert sample.main([prompt, f'--output={output}']) == 2
-        said(capsys, 2, f'--output={output}', words)
+        assert_error(capsys, 2, f'--output={output}', words)
     assert sample.main([prompt]) == 2
-    said(capsys, 2, 'required: --output')
+    assert_error(capsys, 2, 'required: --output')
     assert sample.main(['reproduce', 'x.mp4', '--output=/proc/x.mp4']) == 2
-    said(capsys, 2, '--output=/proc/x.mp4: cannot be written')
-    assert (tmp_path / 'file').read_text() == 'precious' and not grey.calls
+    assert_error(capsys, 2, '--output=/proc/x.mp4: cannot be written')
+    assert (tmp_path / 'file').read_text() == 'precious' and not grey_pipeline.calls
 
 
-def test_an_edited_preview_is_refused(grey, tmp_path, capsys):
+def test_sample_enhance_refuses_a_changed_preview(grey_pipeline, tmp_path, capsys):
     run = tmp_path / 'run'
     assert sample.main(['--prompt=a dog', f'--output={run}']) == 0
     path = run / '0' / 'latents.safetensors'
     path.write_bytes(path.read_bytes().replace(b'a dog', b'a cat'))
     capsys.readouterr()
     assert sample.main(['enhance', f'{run}/0']) == 2
-    said(capsys, 2, f'{run}/0: was modified since it was stored', 'run `sample preview` again')
-    assert len(grey.origins) == 1
+    assert_error(capsys, 2, f'{run}/0: was modified since it was stored', 'run `sample preview` again')
+    assert len(grey_pipeline.origins) == 1
 
 
-def test_previews_of_different_weights_are_not_enhanced_at_once(grey, tmp_path, capsys):
+def test_sample_enhance_refuses_previews_of_different_weights(grey_pipeline, tmp_path, capsys):
     for name in 'ab':
-        grey.origin = WeightsOrigin(checkpoints=(name,), steps=(1, 1))
+        grey_pipeline.origin = WeightsOrigin(checkpoints=(name,), steps=(1, 1))
         assert sample.main(['--prompt=a dog', f'--output={tmp_path}/{name}']) == 0
     capsys.readouterr()
     both = ['enhance', f'{tmp_path}/a/0', f'{tmp_path}/b/0']
     assert sample.main(both) == 2
-    said(capsys, 2, 'were made with different weights', 'enhance them separately')
+    assert_error(capsys, 2, 'were made with different weights', 'enhance them separately')
     assert sample.main([*both, f'--output={tmp_path}/x.mp4']) == 2
-    said(capsys, 2, '--output=', '2 previews are enhanced; leave it out')
+    assert_error(capsys, 2, '--output=', '2 previews are enhanced; leave it out')
 
 
-def test_an_mp4_of_something_else_is_not_repeated(grey, tmp_path, capsys):
+def test_sample_reproduce_refuses_other_mp4_files(grey_pipeline, tmp_path, capsys):
     video_io.encode(tmp_path / 'film.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
     assert sample.main(['reproduce', f'{tmp_path}/film.mp4', f'--output={tmp_path}/x.mp4']) == 2
-    said(capsys, 2, f'{tmp_path}/film.mp4: contains no generation metadata')
+    assert_error(capsys, 2, f'{tmp_path}/film.mp4: contains no generation metadata')
 
 
-def test_weights_that_are_not_there(tmp_path, capsys):
+def test_sample_names_missing_weights(tmp_path, capsys):
     for flags, code, word in (
         (['--official=none'], 1, 'none: no such folder'),
         (['--checkpoint=none'], 2, 'none: contains no checkpoints'),
     ):
         assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', *flags]) == code
-        said(capsys, code, word)
+        assert_error(capsys, code, word)
     assert list(tmp_path.iterdir()) == []

@@ -43,23 +43,23 @@ def command(vae_file):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, command):
+def uninterrupted(tmp_path_factory, command):
     """A run of 4 steps that was not stopped. Nobody may change it."""
     folder = tmp_path_factory.mktemp('whole') / 'run'
     assert command(folder) == 0
     return folder
 
 
-def stopped_at_2(whole: Path, folder: Path) -> Path:
+def stopped_at_2(uninterrupted: Path, folder: Path) -> Path:
     """The run as it was when it had saved step 2 and was killed after step 3."""
-    shutil.copytree(whole, folder)
+    shutil.copytree(uninterrupted, folder)
     shutil.rmtree(folder / 'checkpoints' / '4')
     path = folder / 'metrics.jsonl'
     path.write_text(''.join(path.read_text().splitlines(keepends=True)[:3]))
     return folder
 
 
-def refused(capsys, code: int, *words: str) -> str:
+def assert_refused(capsys, code: int, *words: str) -> str:
     """One line on stderr, without a trace."""
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
@@ -72,8 +72,8 @@ def refused(capsys, code: int, *words: str) -> str:
 # A run.
 
 
-def test_what_a_run_leaves_behind(whole):
-    assert {p.name for p in whole.iterdir()} == {
+def test_train_writes_checkpoints_metrics_and_config(uninterrupted):
+    assert {p.name for p in uninterrupted.iterdir()} == {
         'config.json',
         'metrics.jsonl',
         'run.json',
@@ -81,31 +81,31 @@ def test_what_a_run_leaves_behind(whole):
         'checkpoints',
         'latents',
     }
-    assert runs.steps(whole) == [2, 4]
-    rows = runs.rows(whole)
+    assert runs.steps(uninterrupted) == [2, 4]
+    rows = runs.rows(uninterrupted)
     assert [row['step'] for row in rows if 'loss' in row] == [1, 2, 3, 4]
     assert all(np.isfinite(value) for row in rows for value in row.values())
     (evaluated,) = [row for row in rows if 'eval/loss' in row]
     assert evaluated['step'] == 4
-    config = json.loads((whole / 'config.json').read_text())
+    config = json.loads((uninterrupted / 'config.json').read_text())
     assert to_dict(build(train.TrainConfig, config)) == config
-    run = trained_runs.open_run(whole)
+    run = trained_runs.open_run(uninterrupted)
     assert (run.step, run.config) == (4, config)
     first = jax.local_devices()[0]
     assert all(leaf.devices() == {first} for leaf in jax.tree.leaves(run.params))
-    averages = runs.arrays(whole, 4)
+    averages = runs.arrays(uninterrupted, 4)
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.params):
         np.testing.assert_array_equal(leaf, averages[f'params{jax.tree_util.keystr(path)}'])
-    assert count_records(list_shards(whole / 'latents')) == 4
+    assert count_records(list_shards(uninterrupted / 'latents')) == 4
     assert run.digests == {'vae': weights.vae_fingerprint(config['stage']['vae'])} and not run.notes
 
 
-def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, whole, tmp_path, capsys):
-    resumed = stopped_at_2(whole, tmp_path / 'run')
+def test_resume_is_bit_exact_after_stopping_early(command, uninterrupted, tmp_path, capsys):
+    resumed = stopped_at_2(uninterrupted, tmp_path / 'run')
     capsys.readouterr()
     assert command(resumed) == 0
-    assert runs.rows(resumed) == runs.rows(whole)  # exactly
-    runs.assert_same(resumed, whole, 4)
+    assert runs.rows(resumed) == runs.rows(uninterrupted)  # exactly
+    runs.assert_same(resumed, uninterrupted, 4)
     # What a person sees: what, where, on which sizes, from which step; then a line a step; nothing from libraries.
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -120,10 +120,10 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(command, who
     # Once more: it is complete.
     assert command(resumed) == 0
     assert 'already at the last step' in capsys.readouterr().out
-    assert runs.rows(resumed) == runs.rows(whole)
+    assert runs.rows(resumed) == runs.rows(uninterrupted)
 
 
-def test_stage_1_trains(vae_file, tmp_path):
+def test_train_stage_1(vae_file, tmp_path):
     folder = tmp_path / 'run'
     assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.loop.num_steps=2')) == 0
     assert [set(row) >= {'loss_near_noise', 'loss_near_data', 'target_norm'} for row in runs.rows(folder)] == [True] * 2
@@ -134,7 +134,7 @@ def test_stage_1_trains(vae_file, tmp_path):
     assert encoder.fingerprint == words and (words.length, words.dim) == (4, 32)
 
 
-def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
+def test_train_lora_from_a_file_changes_lora_only(tmp_path, log_lines):
     """From the official fixture with its own LoRA merged."""
     official = weights.load_official(FIXTURES / 'stage1.pt')
     merged = tmp_path / 'merged.safetensors'
@@ -156,39 +156,39 @@ def test_lora_starts_from_a_file_and_only_it_learns(tmp_path, log_lines):
     assert all(np.any(np.asarray(leaf)) for _, leaf in learnt)
 
 
-def test_a_run_can_start_from_the_parameters_of_another(command, whole, tmp_path, capsys):
+def test_train_init_from_another_run(command, uninterrupted, tmp_path, capsys):
     folder = tmp_path / 'run'
-    assert command(folder, NO_EVAL, f'--config.init_from={whole}') == 0
-    assert f'initialized from {whole}' in capsys.readouterr().out
+    assert command(folder, NO_EVAL, f'--config.init_from={uninterrupted}') == 0
+    assert f'initialized from {uninterrupted}' in capsys.readouterr().out
     assert runs.steps(folder) == [2, 4]
-    first, other = runs.losses(folder)[1], runs.losses(whole)[1]
+    first, other = runs.losses(folder)[1], runs.losses(uninterrupted)[1]
     assert first['learning_rate'] == other['learning_rate']
-    averages = runs.arrays(whole, 4)
+    averages = runs.arrays(uninterrupted, 4)
     norm = np.sqrt(sum(np.sum(np.square(v)) for k, v in averages.items() if k.startswith("params['trainable']")))
     assert first['param_norm'] == pytest.approx(norm, rel=1e-3)
     assert first['loss'] != other['loss']
 
 
-def test_a_run_that_is_interrupted_goes_on_from_what_was_saved(command, whole, tmp_path, capsys, monkeypatch):
+def test_resume_after_an_interrupt(command, uninterrupted, tmp_path, capsys, monkeypatch):
     """From the keyboard, while step 4 is being saved."""
-    folder = stopped_at_2(whole, tmp_path / 'run')
+    folder = stopped_at_2(uninterrupted, tmp_path / 'run')
     capsys.readouterr()
 
-    def interrupted(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(save_policy.SavePolicy, 'start', interrupted)
+        patch.setattr(save_policy.SavePolicy, 'start', interrupt)
         assert command(folder, NO_EVAL) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('train: interrupted; run the same command again')
     assert runs.steps(folder) == [2]
     assert command(folder, NO_EVAL) == 0
-    runs.assert_same(folder, whole, 4)
-    assert runs.losses(folder) == runs.losses(whole)
+    runs.assert_same(folder, uninterrupted, 4)
+    assert runs.losses(folder) == runs.losses(uninterrupted)
 
 
-def test_a_run_that_blows_up_stops_and_can_be_studied(command, tmp_path, capsys):
+def test_train_diverged_run_stops_and_can_be_replayed(command, tmp_path, capsys):
     """Its first step's batch, parameters and keys are kept, and run again without the config."""
     folder = tmp_path / 'run'
     assert command(folder, NO_EVAL, '--config.optim.learning_rate=1e30') == 1
@@ -207,7 +207,7 @@ def test_a_run_that_blows_up_stops_and_can_be_studied(command, tmp_path, capsys)
         (['--replay', str(folder / 'none')], ('is not a bad-step dump', 'No such file')),
     ):
         assert train.main(arguments) == 2
-        refused(capsys, 2, *words)
+        assert_refused(capsys, 2, *words)
 
 
 # Bad input: one line, nothing is made or lost.
@@ -229,14 +229,14 @@ def test_a_run_that_blows_up_stops_and_can_be_studied(command, tmp_path, capsys)
         (['--config.seed'], ('--config.seed: needs a value',)),
     ],
 )
-def test_a_bad_flag_is_refused(command, more, words, tmp_path, capsys):
+def test_train_refuses_invalid_flags(command, more, words, tmp_path, capsys):
     code = command(tmp_path / 'run', *more)
     assert code == 2
-    refused(capsys, code, *words)
+    assert_refused(capsys, code, *words)
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_bad_config_program_is_refused(tmp_path, capsys):
+def test_train_refuses_invalid_config_files(tmp_path, capsys):
     empty = tmp_path / 'empty.py'
     empty.write_text('')
     for program, words in (
@@ -245,9 +245,9 @@ def test_a_bad_config_program_is_refused(tmp_path, capsys):
         (f'{runs.ROOT}/configs/vae.py:smok', ('smok: unknown variant', "did you mean 'smoke'")),
     ):
         assert train.main([f'--config={program}', f'--workdir={tmp_path / "run"}']) == 2
-        refused(capsys, 2, *words)
+        assert_refused(capsys, 2, *words)
     assert train.main([f'--workdir={tmp_path / "run"}']) == 2
-    refused(capsys, 2, '--config')
+    assert_refused(capsys, 2, '--config')
     assert not (tmp_path / 'run').exists()
 
 
@@ -262,29 +262,29 @@ def test_a_bad_config_program_is_refused(tmp_path, capsys):
         (['--config.init_from={tmp}/stage1.pt'], ('stage1.pt', 'No such file')),
     ],
 )
-def test_a_folder_without_what_is_needed_is_refused(command, more, words, tmp_path, capsys):
+def test_train_refuses_incomplete_folders(command, more, words, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     code = command(tmp_path / 'run', *(flag.format(tmp=tmp_path) for flag in more))
     assert code == 1
-    refused(capsys, code, *words)
+    assert_refused(capsys, code, *words)
     assert not (tmp_path / 'run').exists() and not any((tmp_path / 'empty').iterdir())
 
 
-def test_a_vae_that_is_not_there_is_refused(tmp_path, capsys):
+def test_train_refuses_a_missing_vae(tmp_path, capsys):
     (tmp_path / 'text.safetensors').write_text('no weights')
     for name in ('none.safetensors', 'none.pt', 'text.safetensors'):
         assert train.main(runs.superres(tmp_path / 'run', tmp_path / name)) == 1
-        refused(capsys, 1, name)
+        assert_refused(capsys, 1, name)
     assert not (tmp_path / 'run').exists()
 
 
-def test_another_vae_under_the_same_name_is_refused(vae_file, whole, tmp_path, capsys, command):
-    folder = stopped_at_2(whole, tmp_path / 'run')
+def test_resume_refuses_another_vae_under_the_same_name(vae_file, uninterrupted, tmp_path, capsys, command):
+    folder = stopped_at_2(uninterrupted, tmp_path / 'run')
     meta = folder / 'checkpoints' / '2' / 'meta' / 'metadata'
     meta.write_text(meta.read_text().replace(weights.vae_fingerprint(str(vae_file)), '0' * 16))
     (folder / 'checkpoints' / '2' / 'checksums.json').unlink()
     assert command(folder) == 2
-    refused(
+    assert_refused(
         capsys,
         2,
         'config.stage.vae: has the fingerprint',
@@ -293,21 +293,21 @@ def test_another_vae_under_the_same_name_is_refused(vae_file, whole, tmp_path, c
     )
 
 
-def test_clips_with_the_embeddings_of_another_encoder_are_refused(vae_file, tmp_path, capsys):
+def test_train_refuses_embeddings_of_another_encoder(vae_file, tmp_path, capsys):
     with RecordWriter(tmp_path / 'clips', 'x') as writer:
         writer.write({'video': np.zeros((9, 32, 48, 3), np.uint8), 'text': np.zeros((4, 32), np.float16)})
         writer.summary = {'text': {'digest': 'f' * 16, 'length': 4, 'dim': 32}}
     flags = NO_EVAL, f'--config.data.train={tmp_path / "clips"}'
     assert train.main(runs.lowres(tmp_path / 'run', vae_file, *flags)) == 2
-    refused(capsys, 2, 'x.json: its text embeddings are of encoder ffffffffffffffff', 'those of hash are of')
+    assert_refused(capsys, 2, 'x.json: its text embeddings are of encoder ffffffffffffffff', 'those of hash are of')
     flags += ('--config.stage.text.encoder=', '--config.stage.text.length=None', '--config.stage.text.dim=None')
     assert train.main(runs.lowres(tmp_path / 'run', vae_file, *flags)) == 2
-    refused(capsys, 2, 'config.stage.text.encoder is empty', 'name the encoder that prepare used')
+    assert_refused(capsys, 2, 'config.stage.text.encoder is empty', 'name the encoder that prepare used')
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_folder_that_holds_another_run_is_left_alone(command, whole, tmp_path, capsys):
-    folder = stopped_at_2(whole, tmp_path / 'run')
+def test_train_refuses_the_workdir_of_another_run(command, uninterrupted, tmp_path, capsys):
+    folder = stopped_at_2(uninterrupted, tmp_path / 'run')
     before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
     for more, words in (
         (
@@ -317,18 +317,18 @@ def test_a_folder_that_holds_another_run_is_left_alone(command, whole, tmp_path,
         (['--config.seed=1', '--config.data.flip=false'], ('data.flip is True there', 'and 1 more')),
     ):
         assert command(folder, *more) == 2
-        refused(capsys, 2, str(folder), '--workdir', *words)
+        assert_refused(capsys, 2, str(folder), '--workdir', *words)
     (folder / 'config.json').write_text('{"stage"')
     before[folder / 'config.json'] = b'{"stage"'
     assert command(folder) == 2
-    refused(capsys, 2, 'config.json: cannot be read')
+    assert_refused(capsys, 2, 'config.json: cannot be read')
     assert {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()} == before
 
 
-def test_a_config_of_before_a_field_was_added_is_the_same_run(command, whole, tmp_path, capsys):
+def test_resume_with_a_config_field_that_was_added_later(command, uninterrupted, tmp_path, capsys):
     """What the file does not say is at its default, which is what the run had."""
     folder = tmp_path / 'run'
-    shutil.copytree(whole, folder)
+    shutil.copytree(uninterrupted, folder)
     config = json.loads((folder / 'config.json').read_text())
     del config['optim']['eps']
     (folder / 'config.json').write_text(json.dumps(config))
@@ -336,17 +336,17 @@ def test_a_config_of_before_a_field_was_added_is_the_same_run(command, whole, tm
     assert 'already at the last step' in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_architecture_is_named(command, whole, tmp_path, capsys):
+def test_resume_refuses_a_checkpoint_of_another_architecture(command, uninterrupted, tmp_path, capsys):
     wider = '--config.stage.network.mlp_dim=96'
     words = ('another architecture', '128) there and ', '96) in this configuration')
-    assert command(tmp_path / 'run', wider, f'--config.init_from={whole}') == 1
-    refused(capsys, 1, *words)
+    assert command(tmp_path / 'run', wider, f'--config.init_from={uninterrupted}') == 1
+    assert_refused(capsys, 1, *words)
     assert not (tmp_path / 'run').exists()
-    folder = stopped_at_2(whole, tmp_path / 'other')
+    folder = stopped_at_2(uninterrupted, tmp_path / 'other')
     (folder / 'config.json').unlink()
     assert command(folder, wider) == 1
-    refused(capsys, 1, *words)
-    runs.assert_same(folder, whole, 2)
+    assert_refused(capsys, 1, *words)
+    runs.assert_same(folder, uninterrupted, 2)
 
 
 # The configs.
@@ -354,7 +354,7 @@ def test_a_checkpoint_of_another_architecture_is_named(command, whole, tmp_path,
 
 @pytest.mark.parametrize('program', [vae, stage1, stage2])
 @pytest.mark.parametrize('variant', ['', 'tiny', 'smoke'])
-def test_every_config_is_whole(program, variant):
+def test_every_config_builds(program, variant):
     config = build(train.TrainConfig, program.get_config(variant).to_dict())
     assert build(train.TrainConfig, to_dict(config)) == config
     if not variant:
@@ -369,7 +369,7 @@ def test_every_config_is_whole(program, variant):
         program.get_config('smokey')
 
 
-def test_stage_2_needs_twins():
+def test_stage_2_requires_degraded_clips():
     config = stage2.get_config('tiny')
     config.data.cache.num_degraded_variants = 0
     with pytest.raises(ConfigError, match='num_degraded_variants=0: stage superres needs'):
@@ -377,7 +377,7 @@ def test_stage_2_needs_twins():
 
 
 @pytest.mark.parametrize('size', ['', ',tiny=true'])
-def test_the_phases_of_stage_2(size):
+def test_stage_2_phases(size):
     """One network through all of them, nearer to the source each time, and batches of about as many tokens."""
     phases = [build(train.TrainConfig, stage2.get_config(f'phase{i}{size}').to_dict()) for i in (1, 2, 3)]
     assert len({phase.stage.network for phase in phases}) == 1 and len({phase.stage.vae for phase in phases}) == 1
@@ -395,7 +395,7 @@ def test_the_phases_of_stage_2(size):
             assert min(tokens) > 1.4e6 and max(tokens) <= 1.7e6
 
 
-def test_the_clips_of_the_small_phases(log_lines):
+def test_stage_2_clips_of_the_small_phases(log_lines):
     for i in (1, 2):
         data = build(train.TrainConfig, stage2.get_config(f'phase{i},tiny=true').to_dict()).data
         bad = BadRecords(data.bad_records)

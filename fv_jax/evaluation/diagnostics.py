@@ -66,7 +66,7 @@ class SuperResDiagnostics:
 
     Attributes:
       stage: the stage.
-      model_of: builds its network from parameters.
+      make_model: builds the network from its parameters.
       vae: decodes latents.
       context: how activations are sharded and which attention kernel runs.
       batches: the held-out batches, encoded.
@@ -76,7 +76,7 @@ class SuperResDiagnostics:
     """
 
     stage: EnhancementStage
-    model_of: Callable[[Params], nnx.Module]
+    make_model: Callable[[Params], nnx.Module]
     vae: JittedVAE
     context: ParallelContext
     batches: Sequence[HeldoutBatch]
@@ -117,7 +117,7 @@ class SuperResDiagnostics:
         def probe(params, batch, clips_B, t, noise_augmentation_timestep):
             times = jnp.full(clips_B.shape, t), jnp.full(clips_B.shape, noise_augmentation_timestep)
             noised = self.stage.noise_at(batch, heldout_keys(self.key, clips_B), *times)
-            loss, _ = evaluation_loss(self.stage, self.model_of(params), noised, context=self.context)
+            loss, _ = evaluation_loss(self.stage, self.make_model(params), noised, context=self.context)
             data = noised.data_BFHWC
             degraded = jnp.mean((data - self.stage.scale_latents(batch['z_low_BFHWC'])) ** 2)
             mean = jnp.mean((data - data.mean(axis=(1, 2, 3), keepdims=True)) ** 2)
@@ -129,7 +129,7 @@ class SuperResDiagnostics:
     def _sample(self) -> Callable[[Params, Batch, jax.Array], jax.Array]:
         def sample(params, batch, clips_B):
             keys_B = heldout_keys(self.key, clips_B)
-            return self.stage.sample(self.model_of(params), batch, keys_B, context=self.context)['z_sample_BFHWC']
+            return self.stage.sample(self.make_model(params), batch, keys_B, context=self.context)['z_sample_BFHWC']
 
         return jax.jit(sample)
 

@@ -212,7 +212,7 @@ def planted(tmp_path: pathlib.Path, where: str, text: str) -> pathlib.Path:
         ('models/dit.py', 'from fv_jax.helpers import misc', 'helpers, which has no level'),
     ],
 )
-def test_a_planted_import_is_found(tmp_path: pathlib.Path, where: str, text: str, message: str) -> None:
+def test_import_of_a_higher_level_is_found(tmp_path: pathlib.Path, where: str, text: str, message: str) -> None:
     problems = layer_violations(planted(tmp_path, where, text))
     assert len(problems) == 1 and message in problems[0], problems
 
@@ -228,11 +228,11 @@ def test_a_planted_import_is_found(tmp_path: pathlib.Path, where: str, text: str
         ('models/dit.py', 'from . import layers\nfrom ..kernels import attention\nfrom fv_jax.core import axes'),
     ],
 )
-def test_what_is_allowed_is_not_reported(tmp_path: pathlib.Path, where: str, text: str) -> None:
+def test_allowed_imports_are_not_reported(tmp_path: pathlib.Path, where: str, text: str) -> None:
     assert layer_violations(planted(tmp_path, where, text)) == []
 
 
-def test_planted_lengths_are_found(tmp_path: pathlib.Path) -> None:
+def test_long_files_and_functions_are_found(tmp_path: pathlib.Path) -> None:
     (tmp_path / 'configs').mkdir()
     body = '    x = 1\n'
     planted(
@@ -247,7 +247,7 @@ def test_planted_lengths_are_found(tmp_path: pathlib.Path) -> None:
     assert len(problems) == 2 and 'function.py:2: f has 62' in problems[0] and 'long.py: 401 lines' in problems[1]
 
 
-def test_planted_torch_in_tests_is_found(tmp_path: pathlib.Path) -> None:
+def test_torch_outside_of_parity_tests_is_found(tmp_path: pathlib.Path) -> None:
     for folder in ('models', 'parity'):
         path = tmp_path / 'tests' / folder / 'test_dit.py'
         path.parent.mkdir(parents=True)

@@ -129,7 +129,7 @@ def geometry_violations(root: pathlib.Path) -> list[str]:
     ]
 
 
-def test_factors_of_the_vae_stand_in_its_config() -> None:
+def test_vae_factors_are_written_in_its_config_only() -> None:
     problems = geometry_violations(ROOT)
     assert not problems, '\n'.join(problems)
 
@@ -159,7 +159,7 @@ def test_factors_of_the_vae_stand_in_its_config() -> None:
         ("x = 'a size in pixels, a multiple of 16'", 'a multiple of 16'),
     ],
 )
-def test_a_planted_factor_is_found(tmp_path: pathlib.Path, text: str, message: str) -> None:
+def test_literal_vae_factor_is_found(tmp_path: pathlib.Path, text: str, message: str) -> None:
     problems = geometry_violations(planted(tmp_path, 'sampling/results.py', text))
     assert problems and message in problems[0], problems
 
@@ -176,5 +176,5 @@ def test_a_planted_factor_is_found(tmp_path: pathlib.Path, text: str, message: s
         ('sampling/results.py', '"""Officially 13 x 32 x 60."""'),
     ],
 )
-def test_what_is_no_factor_is_not_reported(tmp_path: pathlib.Path, where: str, text: str) -> None:
+def test_other_numbers_are_not_reported(tmp_path: pathlib.Path, where: str, text: str) -> None:
     assert geometry_violations(planted(tmp_path, where, text)) == []

@@ -37,7 +37,7 @@ def reporting_violations(root: pathlib.Path) -> list[str]:
     return problems
 
 
-def test_nothing_else_prints() -> None:
+def test_only_the_console_prints() -> None:
     problems = reporting_violations(ROOT)
     assert not problems, '\n'.join(problems)
 
@@ -53,7 +53,7 @@ def test_nothing_else_prints() -> None:
         ('data/loader.py', "import logging\nlogging.info('a line')", 'logging.info is of the root logger'),
     ],
 )
-def test_what_is_planted_is_found(tmp_path: pathlib.Path, where: str, text: str, message: str) -> None:
+def test_print_and_other_loggers_are_found(tmp_path: pathlib.Path, where: str, text: str, message: str) -> None:
     path = tmp_path / 'fv_jax' / where
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding='utf-8')
@@ -61,7 +61,7 @@ def test_what_is_planted_is_found(tmp_path: pathlib.Path, where: str, text: str,
     assert message in problem
 
 
-def test_what_is_allowed_is_not_reported(tmp_path: pathlib.Path) -> None:
+def test_allowed_logging_is_not_reported(tmp_path: pathlib.Path) -> None:
     for where, name in (('train.py', "'fv_jax.train'"), ('data/loader.py', '__name__')):
         path = tmp_path / 'fv_jax' / where
         path.parent.mkdir(parents=True, exist_ok=True)

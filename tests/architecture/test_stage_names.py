@@ -86,7 +86,7 @@ def test_every_exception_is_needed() -> None:
         ('options = super_res.SuperResConfig()', '.SuperResConfig'),
     ],
 )
-def test_a_planted_name_is_found(tmp_path: pathlib.Path, text: str, what: str) -> None:
+def test_stage_name_in_another_module_is_found(tmp_path: pathlib.Path, text: str, what: str) -> None:
     problems = violations(planted(tmp_path, 'planning/programs.py', text))
     assert len(problems) == 1 and f'programs.py:1: names a stage: {what};' in problems[0], problems
 
@@ -101,5 +101,5 @@ def test_a_planted_name_is_found(tmp_path: pathlib.Path, text: str, what: str) -
         ('api.py', 'from fv_jax.stages.low_res import LowRes'),
     ],
 )
-def test_what_is_allowed_is_not_reported(tmp_path: pathlib.Path, where: str, text: str) -> None:
+def test_allowed_mentions_of_stages_are_not_reported(tmp_path: pathlib.Path, where: str, text: str) -> None:
     assert violations(planted(tmp_path, where, text)) == []

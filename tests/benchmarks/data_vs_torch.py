@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(name: str, size: tuple[int, int], degraded: str, clips: int, frames: int, cores: int) -> dict:
     """One row: frames a second and core of both, the medians of three turns each."""
-    videos = [_film(frames, size, seed) for seed in range(4)]
+    videos = [_write_videos(frames, size, seed) for seed in range(4)]
     strong = published.strong() if degraded == 'weak+strong' else None
     found: dict[str, list[float]] = {'ours': [], 'torch': []}
     torch.set_num_threads(1)  # as DataLoader's workers have it
@@ -85,7 +85,7 @@ def _ours(videos: list[bytes], strong: dict | None, cores: int) -> Iterator:
     return load_batches([{'video': video} for video in videos], transform, config)
 
 
-def _film(frames: int, size: tuple[int, int], seed: int) -> bytes:
+def _write_videos(frames: int, size: tuple[int, int], seed: int) -> bytes:
     """A film with texture that moves, as mp4."""
     rng = np.random.default_rng(seed)
     canvas = rng.integers(0, 255, (size[0] // 4 + 8, size[1] // 4 + frames + 8, 3), dtype=np.uint8)

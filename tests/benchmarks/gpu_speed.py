@@ -119,11 +119,11 @@ def _attention(tokens: int, heads: tuple[int, int], rounds: int) -> dict[str, An
                 row[name][way] = flops / seconds(run, wait, rounds) / 1e12
             except (RuntimeError, ValueError, TypeError) as error:  # no kernel for this device or length, or no memory
                 row[name][way] = f'refused: {format_error(error)[:200]}'
-        print(f'attention, {tokens} tokens, {name}: {_shown(row[name])}', flush=True)
+        print(f'attention, {tokens} tokens, {name}: {_format_times(row[name])}', flush=True)
     return row
 
 
-def _shown(ways: dict[str, float | str]) -> str:
+def _format_times(ways: dict[str, float | str]) -> str:
     return ', '.join(f'{way} {x if isinstance(x, str) else f"{x:.4g} TFLOP/s"}' for way, x in ways.items())
 
 

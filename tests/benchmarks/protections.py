@@ -115,7 +115,7 @@ def run_bare(step: Callable, then: state.TrainState, batches: Any, key: jax.Arra
     return then
 
 
-class Turns:
+class InterleavedRuns:
     """The loop's `trace`: after every `steps` steps it lets the other kinds have their turn."""
 
     def __init__(self, setup: TrainSetup, batches: list[Batch], key: jax.Array, steps: int):
@@ -153,7 +153,7 @@ def new_state(setup: TrainSetup) -> state.TrainState:
     return dataclasses.replace(zeros, trainable=trainable, frozen=frozen)
 
 
-def made_up_batches(setup: TrainSetup, count: int = 4) -> list[Batch]:
+def random_batches(setup: TrainSetup, count: int = 4) -> list[Batch]:
     """Latents of the sizes that the run's rows have."""
     shape = latents_shape(setup.config, setup.config.data.sizes[0], setup.latent_spec)
     rng = np.random.default_rng(0)
@@ -163,10 +163,10 @@ def made_up_batches(setup: TrainSetup, count: int = 4) -> list[Batch]:
 
 def measure(setup: TrainSetup, folder: Path, rounds: int, steps: int) -> tuple[Times, state.TrainState, SavePolicy]:
     """The loop to its end, with the other kinds in turn, in a run's folder."""
-    config, batches, goodput = setup.config, made_up_batches(setup), Goodput()
+    config, batches, goodput = setup.config, random_batches(setup), Goodput()
     key = jax.random.key(1)
     turns, any_host, preemption = (
-        Turns(setup, batches, key, steps),
+        InterleavedRuns(setup, batches, key, steps),
         CrossHostFlags(setup.partitioner.mesh),
         Preemption(),
     )

@@ -22,7 +22,7 @@ import json
 import sys
 from pathlib import Path
 
-import film
+import embedded_clips
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     ways = {'whole, float32': (exact, None), 'whole, bfloat16': (rounded, None)}
     ways |= {name: (exact, tiling) for name, tiling in TILES.items()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for i, clip in enumerate(film.clips(heldout=True, frames=arguments.frames)[: arguments.shots]):
+    for i, clip in enumerate(embedded_clips.clips(heldout=True, frames=arguments.frames)[: arguments.shots]):
         whole = None
         for name, (vae, tiling) in ways.items():
-            video = _there_and_back(vae, clip, tiling)
+            video = _encode_and_decode(vae, clip, tiling)
             whole = video if whole is None else whole
             found[name].append((metrics.psnr(video, clip), metrics.psnr(video, whole)))
             print(f'shot {i}, {name}: {found[name][-1][0]:.3f} dB, {found[name][-1][1]:.2f} dB', flush=True)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _there_and_back(vae: JittedVAE, clip_FHWC: np.ndarray, tiling: Tiling | None) -> np.ndarray:
+def _encode_and_decode(vae: JittedVAE, clip_FHWC: np.ndarray, tiling: Tiling | None) -> np.ndarray:
     z_BFHWC, _ = split_moments(vae.encode_moments(jnp.asarray(clip_FHWC)[None], tiling))
     return np.clip(np.asarray(vae.decode(z_BFHWC, tiling)[0], np.float32), -1, 1)
 

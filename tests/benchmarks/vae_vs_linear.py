@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-import film
+import embedded_clips
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--vae', default='embedded', help="'embedded', a file of weights, or a run's folder")
     parser.add_argument('--json', type=Path, default=None)
     arguments = parser.parse_args(argv)
-    vae, linear = jit_vae(_opened(arguments.vae)), Linear(film.clips(heldout=False, frames=17))
+    vae, linear = jit_vae(_opened(arguments.vae)), Linear(embedded_clips.clips(heldout=False, frames=17))
     rows = []
-    for i, clip in enumerate(film.clips(heldout=True, frames=33)):
+    for i, clip in enumerate(embedded_clips.clips(heldout=True, frames=33)):
         decoded = np.asarray(vae.decode(vae.encode(jnp.asarray(clip)[None]))[0])
         rows.append((metrics.psnr(np.clip(decoded, -1, 1), clip), metrics.psnr(np.clip(linear(clip), -1, 1), clip)))
         print(f'shot {i}: VAE {rows[-1][0]:.2f} dB, linear {rows[-1][1]:.2f} dB', flush=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fv_jax.checkpoints import checksums
-from tests.fuzz.damage import damaged
+from tests.fuzz.damage import damage
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_checksums_detect_any_damage_of_a_file(folder):
     path = folder / 'state' / 'd' / '0'
     good = path.read_bytes()
     for case in range(200):
-        path.write_bytes(damaged(good, np.random.default_rng(case)))
+        path.write_bytes(damage(good, np.random.default_rng(case)))
         assert 'state/d/0' in checksums.verify_checksums(folder)
     flipped = bytearray(good)
     flipped[1234] ^= 1

@@ -17,7 +17,7 @@ from tests.small_text import SMALL
 @pytest.mark.parametrize(
     ('network', 'config'), [(VAE, tiny.VAE_CONFIG), (DiT, tiny.DIT), (T5, SMALL)], ids=['VAE', 'DiT', 'T5']
 )
-def test_abstract_module_equals_the_real_one_in_shapes(network, config):
+def test_abstract_module_has_the_shapes_of_the_initialized_one(network, config):
     graphdef, state = nnx.split(abstract_module(functools.partial(network, config)))
     expected_graphdef, expected = nnx.split(nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0))))
     assert graphdef == expected_graphdef

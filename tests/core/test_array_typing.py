@@ -16,13 +16,13 @@ def outer(a_B: Float[Array, ' b'], b_C: Float[Array, ' c'] | Int[Array, ' c']) -
 
 @pytest.mark.parametrize('of', [np.asarray, jnp.asarray])
 @pytest.mark.parametrize('call', [outer, jax.jit(outer)])
-def test_arrays_of_jax_and_of_numpy_are_taken(call, of):
+def test_typed_accepts_jax_and_numpy_arrays(call, of):
     a, b = of(np.ones(2, np.float32)), of(np.arange(3, dtype=np.int32))
     np.testing.assert_array_equal(call(a, b), [[0, 1, 2]] * 2)
 
 
 @pytest.mark.parametrize('of', [np.asarray, jnp.asarray])
-def test_wrong_ranks_and_dtypes_are_refused(of):
+def test_typed_refuses_wrong_ranks_and_dtypes(of):
     one, two = of(np.ones(2, np.float32)), of(np.ones((2, 2), np.float32))
     for a, b in ((two, one), (one, two), (of(np.ones(2, np.int32)), one), ([1.0, 2.0], one)):
         with pytest.raises(TypeCheckError):

@@ -11,7 +11,7 @@ from fv_jax import convert, evaluate, export, prepare, sample, train
 from fv_jax.core import devices
 from fv_jax.core.command_line import UsageError
 from tests import runs
-from tests.data import films
+from tests.data import sample_videos
 
 HINT = "install the backend (pip install 'fv_jax[tpu]' or 'fv_jax[cuda]'), or compute on the CPU with JAX_PLATFORMS=cpu"
 IN_USE = "Unable to initialize backend 'tpu': UNAVAILABLE: TPU is in use"
@@ -72,7 +72,7 @@ def test_command_opens_the_devices_before_anything_else(line, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name in ('devices', 'local_devices', 'default_backend'):
         monkeypatch.setattr(jax, name, fail)
-    films.two_shots(tmp_path / 'film.mp4', frames=2)
+    sample_videos.write_two_shots(tmp_path / 'film.mp4', frames=2)
     (tmp_path / 'stage2.pt').touch()
     before = sorted(tmp_path.rglob('*'))
     command, *arguments = line

@@ -35,24 +35,24 @@ ALL = (SMALL, WIDE, TALL, LONG, PICTURE)
         ((1, 100, 224), 'smaller than 128x224'),
     ],
 )
-def test_where_a_clip_goes(size: tuple[int, int, int], found: Bucket | str) -> None:
+def test_clip_is_assigned_to_the_best_bucket(size: tuple[int, int, int], found: Bucket | str) -> None:
     assert BucketFit().bucket(size, ALL, SPEC) == found
 
 
-def test_cropped_clips_go_to_the_largest_that_can_be_cut_out_of_them() -> None:
+def test_cropped_clip_is_assigned_to_the_largest_bucket_that_fits() -> None:
     fit = BucketFit(scaled=False)
     assert fit.bucket((17, 64, 640), ALL, SPEC) == SMALL
     assert fit.bucket((17, 300, 300), ALL, SPEC) in (WIDE, TALL)
     assert fit.bucket((17, 127, 224), ALL, SPEC) == SMALL
 
 
-def test_kinds_that_no_bucket_takes() -> None:
+def test_clips_that_fit_no_bucket_have_a_reason() -> None:
     assert BucketFit().bucket((1, 200, 300), (SMALL,), SPEC) == 'an image, and no bucket is for images'
     assert BucketFit().bucket((17, 200, 300), (PICTURE,), SPEC) == 'a clip, and no bucket is for clips'
     assert BucketFit(max_upscale=2.0).bucket((17, 32, 56), (SMALL,), SPEC) == SMALL
 
 
-def test_every_record_is_in_one_bucket_or_counted() -> None:
+def test_every_record_is_in_one_bucket_or_counted_as_skipped() -> None:
     rng = np.random.default_rng(0)
     sizes = np.stack([rng.choice([1, 9, 17, 40], 500), rng.integers(16, 400, 500), rng.integers(16, 400, 500)], axis=1)
     found = assign(sizes, ALL, BucketFit(), SPEC)
@@ -63,7 +63,7 @@ def test_every_record_is_in_one_bucket_or_counted() -> None:
         assert all(BucketFit().bucket(tuple(sizes[i]), ALL, SPEC) == bucket for i in found.indices_by_bucket[bucket])
 
 
-def test_which_bucket_is_larger_is_a_matter_of_the_vae() -> None:
+def test_bucket_order_depends_on_the_latent_spec() -> None:
     """Of 9 frames of 64x64 and 17 of 48x48 the first make more tokens with the official VAE, not with single frames."""
     few, many = Bucket(9, 64, 64), Bucket(17, 48, 48)
     fit = BucketFit(scaled=False)
@@ -71,14 +71,14 @@ def test_which_bucket_is_larger_is_a_matter_of_the_vae() -> None:
     assert fit.bucket((17, 64, 64), (few, many), LatentSpec(16, 1, 8)) == many
 
 
-def test_tokens_and_batches() -> None:
+def test_batch_size_by_token_budget() -> None:
     tokens = SPEC.num_tokens(*PICTURE.size)
     assert SPEC.num_tokens(*Bucket(49, 1072, 1920).size) == 13 * 67 * 120 and tokens == 8 * 14
     assert batch_size(tokens, 1000, 1) == 8 and batch_size(tokens, 1000, 3) == 6
     assert batch_size(tokens, 50, 4) == 4
 
 
-def test_a_schedule_keeps_the_shares_and_forgets_none() -> None:
+def test_bucket_schedule_has_every_bucket_in_proportion() -> None:
     schedule = BucketSchedule((0.7, 0.29, 0.00001), seed=3)
     assert schedule.steps.tolist() == [707, 293, 1]
     first, second = schedule.order(0), schedule.order(1)

@@ -17,7 +17,7 @@ def clips() -> dict[str, list[records.Record]]:
     }
 
 
-def test_the_clips_are_those_of_the_config(clips: dict) -> None:
+def test_embedded_clips_are_those_of_the_config(clips: dict) -> None:
     for split, starts, frames in (
         ('train', prepare.TRAIN_STARTS, prepare.TRAIN_FRAMES),
         ('heldout', tuple(prepare.HELDOUT_STARTS), prepare.HELDOUT_FRAMES),
@@ -28,7 +28,7 @@ def test_the_clips_are_those_of_the_config(clips: dict) -> None:
             assert shape == (frames, 256, 480, 24.0)
 
 
-def test_held_out_shots_are_far_from_training_shots(clips: dict) -> None:
+def test_embedded_heldout_shots_differ_from_training_shots(clips: dict) -> None:
     train = np.array(prepare.TRAIN_STARTS)
     for start in prepare.HELDOUT_STARTS:
         before, after = train + prepare.TRAIN_FRAMES, start + prepare.HELDOUT_FRAMES
@@ -36,7 +36,7 @@ def test_held_out_shots_are_far_from_training_shots(clips: dict) -> None:
         assert gaps.min() >= 48, f'frame {start} is {gaps.min()} frames from a training clip'  # 2 seconds
 
 
-def test_every_clip_decodes_into_detailed_moving_film_without_a_cut(clips: dict) -> None:
+def test_embedded_clips_have_detail_and_motion_without_cuts(clips: dict) -> None:
     for split, step in (('train', 9), ('heldout', 1)):
         for record in clips[split][::step]:
             frames = video_io.decode(record['video']).frames
@@ -48,7 +48,7 @@ def test_every_clip_decodes_into_detailed_moving_film_without_a_cut(clips: dict)
             assert np.corrcoef(first_half.ravel(), second_half.ravel())[0, 1] > 0.1
 
 
-def test_it_stays_small_and_attributed() -> None:
+def test_embedded_clips_are_small_and_attributed() -> None:
     files = list(Path(embedded.__file__).parent.glob('*'))
     assert sum(path.stat().st_size for path in files if path.is_file()) < 4_200_000
     notice = (Path(embedded.__file__).parent / 'NOTICE').read_text(encoding='utf-8')

@@ -58,7 +58,7 @@ def take(count: int, source=None, *, start_step: int = 0, process_count: int = 1
     ]
 
 
-def assert_same(a: list[dict], b: list[dict]) -> None:
+def assert_batches_equal(a: list[dict], b: list[dict]) -> None:
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys()
@@ -67,54 +67,56 @@ def assert_same(a: list[dict], b: list[dict]) -> None:
 
 
 @pytest.fixture(scope='module')
-def alone() -> list[dict]:
+def single_process_batches() -> list[dict]:
     return take(12)
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_the_global_batches_do_not_depend_on_the_processes(alone: list[dict], process_count: int) -> None:
-    assert_same(take(12, process_count=process_count), alone)
+def test_loader_batches_do_not_depend_on_the_number_of_processes(
+    single_process_batches: list[dict], process_count: int
+) -> None:
+    assert_batches_equal(take(12, process_count=process_count), single_process_batches)
 
 
-def test_every_record_comes_once_an_epoch_in_another_order_each(alone: list[dict]) -> None:
-    rows = np.concatenate([batch['i'] for batch in alone])[: 4 * RECORDS].reshape(4, RECORDS)
+def test_loader_shuffles_every_record_once_per_epoch(single_process_batches: list[dict]) -> None:
+    rows = np.concatenate([batch['i'] for batch in single_process_batches])[: 4 * RECORDS].reshape(4, RECORDS)
     for epoch in rows:
         assert sorted(epoch) == list(range(RECORDS))
     assert len({tuple(epoch) for epoch in rows}) == 4
 
 
-def test_a_restart_goes_on_where_it_was_with_another_number_of_processes(alone: list[dict]) -> None:
+def test_loader_resume_with_another_number_of_processes(single_process_batches: list[dict]) -> None:
     for step in (1, 3, 7):
-        assert_same(take(5, start_step=step, process_count=2), alone[step : step + 5])
+        assert_batches_equal(take(5, start_step=step, process_count=2), single_process_batches[step : step + 5])
 
 
-def test_going_to_a_step_reads_nothing_before_it() -> None:
+def test_loader_resume_reads_no_earlier_records() -> None:
     source = InMemory()
     iterator = load_batches(source, draw, LoaderConfig(BATCH, num_threads=0), start_step=10**12)
     next(iterator)
     assert len(source.reads) == BATCH
 
 
-def test_random_numbers_belong_to_the_row(alone: list[dict]) -> None:
-    noise = np.concatenate([batch['noise_BHW'] for batch in alone]).reshape(-1, 6)
+def test_loader_random_numbers_depend_on_the_example_alone(single_process_batches: list[dict]) -> None:
+    noise = np.concatenate([batch['noise_BHW'] for batch in single_process_batches]).reshape(-1, 6)
     assert len(np.unique(noise, axis=0)) == len(noise)  # also the same record in another epoch
 
 
-def test_seeds_give_other_orders(alone: list[dict]) -> None:
-    here = np.concatenate([batch['i'] for batch in alone])
+def test_loader_order_depends_on_the_seed(single_process_batches: list[dict]) -> None:
+    here = np.concatenate([batch['i'] for batch in single_process_batches])
     other = take(12, seed=4)
     there = np.concatenate([batch['i'] for batch in other])
-    assert (here != there).any() and not np.array_equal(other[0]['noise_BHW'], alone[0]['noise_BHW'])
+    assert (here != there).any() and not np.array_equal(other[0]['noise_BHW'], single_process_batches[0]['noise_BHW'])
     # Grain numbers epochs by adding to the seed: seed 4 must not be seed 3 an epoch later.
     assert (here[RECORDS:] != there[:-RECORDS]).any()
 
 
 @pytest.mark.parametrize('num_threads', [0, 1, 8])
-def test_threads_change_nothing(alone: list[dict], num_threads: int) -> None:
-    assert_same(take(6, num_threads=num_threads), alone[:6])
+def test_loader_batches_do_not_depend_on_threads(single_process_batches: list[dict], num_threads: int) -> None:
+    assert_batches_equal(take(6, num_threads=num_threads), single_process_batches[:6])
 
 
-def test_reading_ahead_is_bounded() -> None:
+def test_loader_prefetching_is_bounded() -> None:
     source = InMemory(1000)
     config = LoaderConfig(BATCH, num_threads=3, prefetch_batches=2)
     iterator = load_batches(source, draw, config)
@@ -124,7 +126,7 @@ def test_reading_ahead_is_bounded() -> None:
     assert len(source.reads) <= BATCH + 2 * BATCH + 3
 
 
-def test_what_does_not_divide_is_refused() -> None:
+def test_loader_refuses_invalid_batch_sizes_and_processes() -> None:
     with pytest.raises(ValueError, match=r'batch_size=6: does not divide over 4 processes; use 4 or 8'):
         load_batches(InMemory(), draw, LoaderConfig(6), process_count=4)
     with pytest.raises(ValueError, match='batch_size=3: does not divide over 4 processes; use 4'):
@@ -139,7 +141,7 @@ def test_what_does_not_divide_is_refused() -> None:
         LoaderConfig(0)
 
 
-def test_records_that_do_not_fit_one_batch_are_refused() -> None:
+def test_loader_refuses_records_that_cannot_be_stacked() -> None:
     with pytest.raises(ValueError, match='some records have b and some do not'):
         loader.stack([{'a': np.zeros(2)}, {'a': np.zeros(2), 'b': np.zeros(2)}])
     with pytest.raises(ValueError, match=r'x_HW is float64\[2, 2\] in one record and float64\[2, 3\] in another'):
@@ -147,7 +149,7 @@ def test_records_that_do_not_fit_one_batch_are_refused() -> None:
     assert loader.stack([{'x_FHWC': np.zeros((1, 2, 3, 4)), 'fps': 24.0}])['x_BFHWC'].shape == (1, 1, 2, 3, 4)
 
 
-def tagged(tag: int, size: int):
+def tagged_records(tag: int, size: int):
     """A transform whose arrays tell the stream and are of its size."""
 
     def draw(record: Record, rng: np.random.Generator) -> Record:
@@ -158,14 +160,17 @@ def tagged(tag: int, size: int):
 
 STREAMS = [
     BatchStream(
-        (WeightedSource('a', InMemory(10)), WeightedSource('b', InMemory(1000), weight=3.0)), tagged(0, 2), 4, share=2.0
+        (WeightedSource('a', InMemory(10)), WeightedSource('b', InMemory(1000), weight=3.0)),
+        tagged_records(0, 2),
+        4,
+        share=2.0,
     ),
-    BatchStream((WeightedSource('a', InMemory(10), indices=np.array([1, 4, 9])),), tagged(1, 3), 8, share=1.0),
-    BatchStream((WeightedSource('c', InMemory(5)),), tagged(2, 5), 4, share=0.001),
+    BatchStream((WeightedSource('a', InMemory(10), indices=np.array([1, 4, 9])),), tagged_records(1, 3), 8, share=1.0),
+    BatchStream((WeightedSource('c', InMemory(5)),), tagged_records(2, 5), 4, share=0.001),
 ]
 
 
-def mixed(count: int, *, start_step: int = 0, process_count: int = 1, threads: int = 2) -> list[dict]:
+def load_mixed(count: int, *, start_step: int = 0, process_count: int = 1, threads: int = 2) -> list[dict]:
     config = LoaderConfig(4, seed=3, num_threads=threads)
     parts = [
         itertools.islice(load_mixed_batches(STREAMS, config, start_step=start_step, process=(p, process_count)), count)
@@ -175,36 +180,38 @@ def mixed(count: int, *, start_step: int = 0, process_count: int = 1, threads: i
 
 
 @pytest.fixture(scope='module')
-def mixture() -> list[dict]:
+def count_sources() -> list[dict]:
     """The steps 0 ... 39, and 980 ... 1019, over the end of a cycle."""
-    return mixed(40, threads=0) + mixed(40, start_step=980, threads=0)
+    return load_mixed(40, threads=0) + load_mixed(40, start_step=980, threads=0)
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_mixed_batches_do_not_depend_on_the_processes(mixture: list[dict], process_count: int) -> None:
-    assert_same(mixed(12, process_count=process_count), mixture[:12])
-    assert_same(mixed(12, process_count=process_count, start_step=995), mixture[55:67])
+def test_mixed_batches_do_not_depend_on_the_number_of_processes(count_sources: list[dict], process_count: int) -> None:
+    assert_batches_equal(load_mixed(12, process_count=process_count), count_sources[:12])
+    assert_batches_equal(load_mixed(12, process_count=process_count, start_step=995), count_sources[55:67])
 
 
-def test_each_batch_is_of_one_shape_and_the_shares_are_kept(mixture: list[dict]) -> None:
-    tags = [int(batch['tag_BL'][0, 0]) for batch in mixture]
-    for batch, tag in zip(mixture, tags, strict=True):
+def test_mixed_batches_have_one_shape_each_in_proportion(count_sources: list[dict]) -> None:
+    tags = [int(batch['tag_BL'][0, 0]) for batch in count_sources]
+    for batch, tag in zip(count_sources, tags, strict=True):
         assert (batch['tag_BL'] == tag).all() and batch['i_BL'].shape == ((4, 2), (8, 3), (4, 5))[tag]
     assert 40 < tags.count(0) < 67 and tags.count(1) > 13  # two to one
 
 
-def test_every_record_of_a_stream_comes_once_an_epoch(mixture: list[dict]) -> None:
-    rows = np.concatenate([batch['i_BL'][:, 0] for batch in mixture[:40] if batch['tag_BL'][0, 0] == 1])
+def test_mixed_batches_have_every_record_once_per_epoch(count_sources: list[dict]) -> None:
+    rows = np.concatenate([batch['i_BL'][:, 0] for batch in count_sources[:40] if batch['tag_BL'][0, 0] == 1])
     epochs = rows[: len(rows) // 3 * 3].reshape(-1, 3)
     assert (np.sort(epochs, axis=1) == [1, 4, 9]).all() and len(np.unique(epochs, axis=0)) == 6
-    noise = np.concatenate([batch['noise_BL'][:, 0] for batch in mixture])
+    noise = np.concatenate([batch['noise_BL'][:, 0] for batch in count_sources])
     assert len(np.unique(noise)) == len(noise)
 
 
-def test_weights_are_of_rows_not_of_records() -> None:
+def test_source_weights_are_fractions_of_examples() -> None:
     config = LoaderConfig(4, seed=0, num_threads=0)
     streams = [
-        BatchStream((WeightedSource('a', [{'i': 0}]), WeightedSource('b', [{'i': 1}] * 7, weight=3.0)), tagged(0, 2), 4)
+        BatchStream(
+            (WeightedSource('a', [{'i': 0}]), WeightedSource('b', [{'i': 1}] * 7, weight=3.0)), tagged_records(0, 2), 4
+        )
     ]
     rows = np.concatenate([b['i_BL'][:, 0] for b in itertools.islice(load_mixed_batches(streams, config), 100)])
     assert rows.mean() == 0.75
@@ -217,13 +224,13 @@ def write(folder: Path, count: int, shard_records: int) -> list[str]:
     return records.list_shards(folder)
 
 
-def test_shards_are_a_source(tmp_path: Path, alone: list[dict]) -> None:
+def test_shards_are_a_data_source(tmp_path: Path, single_process_batches: list[dict]) -> None:
     shards = loader.Shards(write(tmp_path, RECORDS, shard_records=4))
     assert len(shards) == RECORDS and [shards[i]['i'] for i in range(RECORDS)] == list(range(RECORDS))
-    assert_same(take(5, shards), alone[:5])
+    assert_batches_equal(take(5, shards), single_process_batches[:5])
 
 
-def test_a_damaged_record_is_named_when_it_is_drawn(tmp_path: Path) -> None:
+def test_damaged_record_is_an_error_that_names_it(tmp_path: Path) -> None:
     paths = write(tmp_path, 40, shard_records=20)
     data = bytearray(Path(paths[1]).read_bytes())
     data[70_000:70_010] = bytes(10)
@@ -241,7 +248,7 @@ def test_a_damaged_record_is_named_when_it_is_drawn(tmp_path: Path) -> None:
         list(itertools.islice(load_batches(shards, draw, LoaderConfig(4)), 10))
 
 
-def test_shards_that_are_not_there_or_cut_off_are_named(tmp_path: Path) -> None:
+def test_missing_or_truncated_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     paths = write(tmp_path, 40, shard_records=20)
     with pytest.raises(ValueError, match=r'x.array_record: no such shard'):
         loader.Shards([*paths, tmp_path / 'x.array_record'])

@@ -9,7 +9,7 @@ from fv_jax.data import numpy_resize
 @pytest.mark.parametrize(
     ('before', 'after'), [((37, 64), (9, 16)), ((9, 16), (37, 64)), ((20, 20), (30, 7)), ((20, 20), (20, 20))]
 )
-def test_bilinear_is_the_resize_between_the_stages(before: tuple[int, int], after: tuple[int, int]) -> None:
+def test_resize_bilinear_equals_the_jax_resize(before: tuple[int, int], after: tuple[int, int]) -> None:
     frames = np.random.default_rng(0).normal(size=(2, *before, 3)).astype(np.float32)
     expected = core_resize.resize(jnp.asarray(frames), *after)
     out = numpy_resize.resize_bilinear(frames, after)
@@ -17,7 +17,7 @@ def test_bilinear_is_the_resize_between_the_stages(before: tuple[int, int], afte
     np.testing.assert_allclose(out, expected, atol=5e-6)  # core evaluates the weights in float32: 3e-6
 
 
-def test_uint8_is_antialiased_and_does_not_shift() -> None:
+def test_resize_uint8_is_antialiased_and_centred() -> None:
     checkers = np.indices((64, 64)).sum(0) % 2 * 255
     small = numpy_resize.resize_uint8(np.repeat(checkers[None, ..., None], 3, -1).astype(np.uint8), (16, 16))
     np.testing.assert_allclose(small, 127.5, atol=2)

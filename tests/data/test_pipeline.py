@@ -18,7 +18,7 @@ from fv_jax.data.shards.records import RecordWriter
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import video_io
 from fv_jax.models.vae import OFFICIAL
-from tests.data import films
+from tests.data import sample_videos
 
 SPEC = OFFICIAL.latent_spec
 SMALL = DataConfig(
@@ -49,7 +49,7 @@ def test_synthetic_clips_move_and_differ():
     assert all(np.abs(np.diff(clip.astype(float), axis=0)).mean() > 1 for clip in clips)
 
 
-def test_training_batches():
+def test_train_batches():
     (first, second) = first_batches(SMALL)
     for batch in (first, second):
         assert batch.keys() == {'high_res_BFHWC', 'low_res_BFHWC'}
@@ -61,14 +61,14 @@ def test_training_batches():
     assert not np.array_equal(first['high_res_BFHWC'], second['high_res_BFHWC'])
 
 
-def test_any_step_can_be_started_from():
+def test_train_batches_resume_at_any_step():
     *_, third = first_batches(SMALL, count=3)
     (again,) = first_batches(SMALL, start_step=2, count=1)
     for name in third:
         np.testing.assert_array_equal(again[name], third[name])
 
 
-def test_processes_share_the_global_batch():
+def test_train_batches_are_split_over_processes():
     (whole,) = first_batches(SMALL, count=1)
     parts = [first_batches(SMALL, count=1, process=(i, 2))[0] for i in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([p['low_res_BFHWC'] for p in parts]), whole['low_res_BFHWC'])
@@ -86,7 +86,7 @@ def test_heldout_clips_are_the_same_every_time():
     assert len({batch['high_res_BFHWC'].tobytes() for batch in first}) == 3
 
 
-def test_the_middle_is_evaluated_and_never_mirrored():
+def test_heldout_clips_are_centre_crops_without_flips():
     config = dataclasses.replace(SMALL, fit='crop', heldout_size=(1, 16, 16))
     video = np.zeros((3, 20, 24, 3), np.uint8)
     middle = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -97,14 +97,14 @@ def test_the_middle_is_evaluated_and_never_mirrored():
         np.testing.assert_allclose(got[0, ..., 0], middle * (2 / 255) - 1, atol=1e-6)
 
 
-def test_fewer_heldout_clips_than_asked_for():
+def test_heldout_clips_fewer_than_requested():
     config = dataclasses.replace(SMALL, eval_clips=9)
     records = pipeline.synthetic_clips(2, 1, 16, 32)
     transform = pipeline.clip_transform(config, low_res=False, training=False)
     assert len(pipeline.heldout_clips(records, transform, config)) == 2
 
 
-def test_a_clip_is_loaded_once_and_is_the_same_in_every_batch():
+def test_heldout_clip_is_loaded_once_and_equal_in_every_batch():
     reads = []
 
     class Records:
@@ -123,7 +123,7 @@ def test_a_clip_is_loaded_once_and_is_the_same_in_every_batch():
     )
 
 
-def test_sources(tmp_path):
+def test_pipeline_sources(tmp_path):
     assert len(pipeline.open_source('embedded', SMALL, heldout=False)) == 66
     assert len(pipeline.open_source('embedded', SMALL, heldout=True)) == 8 and embedded.heldout_shards()
     assert len(pipeline.open_source('synthetic', SMALL, heldout=True)) == 3
@@ -160,8 +160,8 @@ def test_sources_in_folders_of_any_name(tmp_path, monkeypatch):
         dataclasses.replace(SMALL, train='a@b@1')
 
 
-def test_clips_in_memory_are_those_on_disk(tmp_path):
-    film = films.pattern(9, 32, 48)
+def test_in_memory_source_equals_shards(tmp_path):
+    film = sample_videos.pattern(9, 32, 48)
     with RecordWriter(tmp_path, 'clips') as writer:
         writer.write({'video': video_io.encode_bytes(film, 24)})
         writer.write({'video': film[::-1].copy()})
@@ -183,13 +183,13 @@ def test_clips_in_memory_are_those_on_disk(tmp_path):
         ({'buckets': (Bucket(16, 64, 64),)}, r'^config.data.buckets\[0\].frames=16'),
     ],
 )
-def test_sizes_that_the_vae_cannot_take_are_refused(field, words):
+def test_data_config_refuses_sizes_that_the_vae_cannot_take(field, words):
     SMALL.check_sizes(SPEC)
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(SMALL, **field).check_sizes(SPEC)
 
 
-def test_sizes_follow_the_vae():
+def test_data_config_valid_sizes_depend_on_the_vae():
     """With 4 frames of 16x16 pixels to a latent, sides must be multiples of 32."""
     wide = LatentSpec(48, 4, 16)
     dataclasses.replace(SMALL, height=32, width=64, heldout_size=None).check_sizes(wide)
@@ -199,19 +199,19 @@ def test_sizes_follow_the_vae():
     assert config.batch_size(Bucket(9, 32, 64), SPEC) == 1 and config.batch_size(Bucket(9, 32, 64), wide) == 5
 
 
-def test_what_cannot_be_is_refused():
+def test_data_config_refuses_invalid_values():
     with pytest.raises(ConfigError, match='eval_clips=0: must be at least 1'):
         dataclasses.replace(SMALL, eval_clips=0)
 
 
-def test_what_cannot_be_built_is_refused():
+def test_pipeline_refuses_sources_that_do_not_match_the_config():
     with pytest.raises(ConfigError, match='num_degraded_variants=-1'):
         LatentCacheConfig(num_degraded_variants=-1)
     with pytest.raises(ConfigError, match='fit'):
         build(DataConfig, {'loader': {'batch_size': 1}, 'fit': 'stretch'})
 
 
-def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path, log_lines):
+def test_buckets_train_clips_at_their_sizes(tmp_path, log_lines):
     with RecordWriter(tmp_path / 'clips', 'clips') as writer:
         for size in [(9, 32, 48)] * 3 + [(17, 64, 64), (9, 40, 32), (5, 64, 64)]:
             writer.write({'video': np.full((*size, 3), size[0], np.uint8), 'caption': 'grey'})
@@ -239,7 +239,7 @@ def test_clips_of_several_sizes_are_trained_on_at_theirs(tmp_path, log_lines):
     assert len(shapes) >= 3  # the third is one step in 60
 
 
-def test_a_source_of_which_nothing_fits_is_named(tmp_path):
+def test_source_without_fitting_clips_is_an_error_that_names_it(tmp_path):
     with RecordWriter(tmp_path, 'clips') as writer:
         writer.write({'video': np.zeros((9, 16, 16, 3), np.uint8)})
     config = dataclasses.replace(SMALL, train=str(tmp_path))
@@ -249,7 +249,7 @@ def test_a_source_of_which_nothing_fits_is_named(tmp_path):
         first_batches(dataclasses.replace(SMALL, train='sprites', buckets=(Bucket(9, 16, 16), Bucket(9, 16, 32))))
 
 
-def test_shards_that_cannot_be_opened_are_left_out_and_counted(tmp_path):
+def test_shards_that_cannot_be_opened_are_skipped_and_counted(tmp_path):
     with RecordWriter(tmp_path, 'clips', shard_records=2) as writer:
         for i in range(4):
             writer.write({'video': np.full((9, 32, 48, 3), i, np.uint8)})

@@ -14,14 +14,14 @@ from fv_jax.data.loader import Shards
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.records import RecordWriter, list_shards
 from fv_jax.data.video import video_io
-from tests.data import films
+from tests.data import sample_videos
 
 
 def strict() -> BadRecords:
     return BadRecords(BadRecordConfig('fail'))
 
 
-def test_names_and_weights():
+def test_source_names_and_weights():
     assert sources.parse('a/b+embedded') == [('a/b', None), ('embedded', None)]
     assert sources.parse('sprites:500@3+images:x@0.5') == [('sprites:500', 3.0), ('images:x', 0.5)]
     with pytest.raises(ConfigError, match='some sources have a weight and some do not'):
@@ -31,7 +31,7 @@ def test_names_and_weights():
             sources.parse(name)
 
 
-def test_quoted_names_may_hold_what_joins_names():
+def test_source_names_in_quotes_may_contain_separators():
     assert sources.parse('"/data/c++"') == [('/data/c++', None)]
     assert sources.parse('"a+b@2"@3+images:"photos@home"@1') == [('a+b@2', 3.0), ('images:photos@home', 1.0)]
     assert sources.parse('"s3://user@host/a"+stills:"x+y"') == [('s3://user@host/a', None), ('stills:x+y', None)]
@@ -46,9 +46,9 @@ def test_quoted_names_may_hold_what_joins_names():
         assert words in str(error.value)
 
 
-def test_pictures_with_captions(tmp_path):
+def test_image_folder_with_captions(tmp_path):
     (tmp_path / 'more').mkdir()
-    picture = films.pattern(1, 20, 30)[0]
+    picture = sample_videos.pattern(1, 20, 30)[0]
     Image.fromarray(picture).save(tmp_path / 'more' / 'a.png')
     Image.fromarray(picture).convert('L').save(tmp_path / 'b.jpg')
     (tmp_path / 'broken.png').write_bytes((tmp_path / 'more' / 'a.png').read_bytes()[:60])
@@ -72,12 +72,12 @@ def test_pictures_with_captions(tmp_path):
 def write(folder, count: int = 3) -> list[str]:
     with RecordWriter(folder, 'clips', shard_records=2) as writer:
         for i in range(count):
-            video = video_io.encode_bytes(films.pattern(9 + 8 * (i == 2), 32, 48, seed=i), 24)
+            video = video_io.encode_bytes(sample_videos.pattern(9 + 8 * (i == 2), 32, 48, seed=i), 24)
             writer.write({'video': video, 'frames': 9 + 8 * (i == 2), 'height': 32, 'width': 48})
     return list_shards(folder)
 
 
-def test_sizes_of_shards_are_told_or_measured(tmp_path):
+def test_shard_sizes_are_read_from_the_index_or_measured(tmp_path):
     paths = write(tmp_path)
     expected = [[9, 32, 48], [9, 32, 48], [17, 32, 48]]
     assert sources.read_sizes(Shards(paths)).tolist() == expected
@@ -92,11 +92,11 @@ def test_sizes_of_shards_are_told_or_measured(tmp_path):
     assert sources.read_sizes(Shards(paths)).tolist() == [[5, 6, 7]] * 3
     (tmp_path / 'clips.json').unlink()
     assert sources.read_sizes(Shards(paths)).tolist() == expected
-    bare = [{'video': video_io.encode_bytes(films.pattern(9, 32, 48), 24)}, {'caption': 'no video'}]
+    bare = [{'video': video_io.encode_bytes(sample_videos.pattern(9, 32, 48), 24)}, {'caption': 'no video'}]
     assert sources.read_sizes(bare).tolist() == [[9, 32, 48], [0, 0, 0]]
 
 
-def test_stills_are_first_frames(tmp_path):
+def test_stills_source_has_first_frames(tmp_path):
     shards = Shards(write(tmp_path))
     stills = sources.FirstFrames(shards)
     first = video_io.decode(shards[2]['video']).frames[:1]
@@ -105,7 +105,7 @@ def test_stills_are_first_frames(tmp_path):
     assert stills.record_name(2) == f'{shards.paths[1]}, record 0'
 
 
-def test_swings_go_forth_and_back_and_forth(tmp_path):
+def test_pingpong_source_plays_forwards_and_backwards(tmp_path):
     shards = Shards(write(tmp_path))
     swings = sources.PingPong(shards)
     forth = video_io.decode(shards[2]['video']).frames
@@ -122,7 +122,7 @@ def test_swings_go_forth_and_back_and_forth(tmp_path):
         _ = sources.PingPong([{'caption': 'a'}])[0]
 
 
-def test_shards_far_away_are_copied_once(tmp_path, monkeypatch):
+def test_remote_shards_are_copied_once(tmp_path, monkeypatch):
     paths = write(tmp_path / 'local')
     monkeypatch.setenv('FV_JAX_CACHE', str(tmp_path / 'cache'))
     far = fsspec.filesystem('memory')

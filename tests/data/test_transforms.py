@@ -4,7 +4,7 @@ import pytest
 from fv_jax.data import transforms
 from fv_jax.data.transforms import Crop, Flip, Latents, Resize, Window
 from fv_jax.data.video import video_io
-from tests.data import films
+from tests.data import sample_videos
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -17,7 +17,7 @@ def clip(frames: int = 20, height: int = 12, width: int = 16) -> np.ndarray:
     return np.stack([f, h, w], axis=-1).astype(np.uint8)
 
 
-def test_windows_are_consecutive_and_anywhere() -> None:
+def test_window_has_consecutive_frames_at_random_positions() -> None:
     starts = set()
     for seed in range(200):
         frames = Window(9)({'video_FHWC': clip(12)}, rng(seed))['video_FHWC'][:, 0, 0, 0]
@@ -27,12 +27,12 @@ def test_windows_are_consecutive_and_anywhere() -> None:
     assert Window(9, random=False)({'video_FHWC': clip(13)}, rng())['video_FHWC'][0, 0, 0, 0] == 2
 
 
-def test_a_short_clip_is_refused() -> None:
+def test_window_refuses_a_short_clip() -> None:
     with pytest.raises(ValueError, match='its video must have at least 9 frames'):
         Window(9)({'video_FHWC': clip(6)}, rng())
 
 
-def test_crops_are_one_for_all_frames_and_reach_every_edge() -> None:
+def test_crop_is_the_same_for_all_frames_and_reaches_every_edge() -> None:
     corners = set()
     for seed in range(300):
         video = Crop(10, 13)({'video_FHWC': clip(3)}, rng(seed))['video_FHWC']
@@ -46,7 +46,7 @@ def test_crops_are_one_for_all_frames_and_reach_every_edge() -> None:
         Crop(13, 12)({'video_FHWC': clip()}, rng())
 
 
-def test_every_other_crop_glides_when_asked_to() -> None:
+def test_crop_pans_in_half_of_the_clips() -> None:
     still, pans = 0, []
     for seed in range(400):
         video = Crop(10, 13, max_pan=1.5)({'video_FHWC': clip(9, 30, 40)}, rng(seed))['video_FHWC']
@@ -72,14 +72,14 @@ def test_flip() -> None:
     assert (Flip(0.0)({'video_FHWC': video}, rng())['video_FHWC'] == video).all()
 
 
-def test_resize_crops_to_the_ratio_first() -> None:
+def test_resize_crops_to_the_aspect_ratio() -> None:
     video = Resize(16, 16)({'video_FHWC': clip(1, 64, 128)}, rng())['video_FHWC']
     assert video.shape == (1, 16, 16, 3)
     np.testing.assert_allclose(video[0, :, 8, 1], 4 * np.arange(16) + 1.5, atol=1)
     np.testing.assert_allclose(video[0, 8, :, 2], 32 + 4 * np.arange(16) + 1.5, atol=1)
 
 
-def test_float_range_and_back() -> None:
+def test_to_float_round_trip() -> None:
     levels = np.arange(256, dtype=np.uint8)
     floats = transforms.to_float(levels)
     assert floats.dtype == np.float32 and floats[0] == -1 and floats[255] == 1
@@ -87,8 +87,8 @@ def test_float_range_and_back() -> None:
     np.testing.assert_array_equal(transforms.to_uint8(np.array([-1.5, 1.5])), [0, 255])
 
 
-def test_a_chain_from_film_to_arrays() -> None:
-    film = films.pattern(12)
+def test_transforms_from_video_to_arrays() -> None:
+    film = sample_videos.pattern(12)
     record = {
         'video': video_io.encode_bytes(film, 24, crf=4),
         'caption': 'a pattern',
@@ -115,7 +115,7 @@ def test_a_chain_from_film_to_arrays() -> None:
         transforms.decode_video({'caption': 'x'}, rng())
 
 
-def test_latents_draw_one_variant_and_crop_both_alike() -> None:
+def test_latents_sample_one_variant_and_one_crop() -> None:
     z_high = np.moveaxis(np.mgrid[:2, :6, :8], 0, -1).astype(np.float32)
     z_low = np.stack([z_high + 100 * (k + 1) for k in range(3)])
     variants = set()

@@ -18,7 +18,7 @@ WEIGHTS = {
 }
 
 
-def curved_table(num_steps, first=0.05, last=0.99):
+def curved_schedule(num_steps, first=0.05, last=0.99):
     """Pure noise, then from `first` to `last` in uneven steps of lambda."""
     ends = [np.log(a / np.sqrt(1 - a**2)) for a in (first, last)]
     lambdas = ends[0] + (ends[1] - ends[0]) * np.linspace(0, 1, num_steps - 1) ** 1.3
@@ -58,13 +58,13 @@ def exact(table, x, mean, std):
 
 
 @pytest.mark.parametrize(('sampler', 'order'), [('ddim', 1), ('dpmpp_2m', 2)])
-def test_order_of_convergence(sampler, order):
+def test_dpm_solver_order_of_convergence(sampler, order):
     mean, std = 0.7, 0.4
     errors = []
     with jax.enable_x64(True):
         x = jnp.array([-1.5, 0.3, 2.0], jnp.float64)
         for num_steps in (64, 128):
-            table = curved_table(num_steps)
+            table = curved_schedule(num_steps)
             out = solve(sampler, table, x, gaussian_denoiser(table, mean, std))
             errors.append(np.abs(out - exact(table, np.asarray(x), mean, std)).max())
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2, errors
@@ -78,7 +78,7 @@ def final_spread(table, std):
     return a * std**2 / np.sqrt(a**2 * std**2 + 1 - a**2)
 
 
-def spread_error_of_the_sde(num_steps, std):
+def sde_spread_error(num_steps, std):
     """Of its samples' standard deviation, exactly: each noise by itself is carried to the end."""
     table = zero_snr_schedule(num_steps)
     x = jnp.zeros(num_steps).at[-1].set(1.0)
@@ -88,14 +88,14 @@ def spread_error_of_the_sde(num_steps, std):
     return np.sqrt(np.sum(out**2)) / final_spread(table, std) - 1
 
 
-def test_the_sdes_samples_have_the_right_spread():
-    assert abs(spread_error_of_the_sde(51, 0.25)) < 0.01
-    coarse, fine = (spread_error_of_the_sde(n, 1.0) for n in (51, 200))
+def test_dpm_solver_sde_samples_have_the_exact_spread():
+    assert abs(sde_spread_error(51, 0.25)) < 0.01
+    coarse, fine = (sde_spread_error(n, 1.0) for n in (51, 200))
     assert 0.002 < fine < 0.003 and 3.5 < coarse / fine < 4.5  # first order
 
 
 @pytest.mark.parametrize(('sampler', 'tolerance'), [('ddim', 0.04), ('dpmpp_2m', 0.005)])
-def test_the_odes_samples_have_the_right_mean_and_spread(sampler, tolerance):
+def test_dpm_solver_ode_samples_have_the_exact_mean_and_spread(sampler, tolerance):
     mean, std = 0.7, 0.4
     table = zero_snr_schedule(51)
     x = jnp.array([-1.5, 0.0, 2.0])
@@ -106,7 +106,7 @@ def test_the_odes_samples_have_the_right_mean_and_spread(sampler, tolerance):
 
 @pytest.mark.parametrize('sampler', ALL)
 @pytest.mark.parametrize('num_steps', [2, 3, 7])
-def test_known_data_is_reached(sampler, num_steps):
+def test_dpm_solver_reaches_known_data(sampler, num_steps):
     x, data = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 3, 4)), jnp.float32)
     noises = jnp.ones((num_steps - 1, 2, 3, 4))
     np.testing.assert_allclose(
@@ -115,7 +115,7 @@ def test_known_data_is_reached(sampler, num_steps):
 
 
 @pytest.mark.parametrize('sampler', ALL)
-def test_a_state_keeps_its_share_of_signal_and_noise(sampler):
+def test_dpm_solver_states_have_the_marginals_of_the_schedule(sampler):
     """With data known, x_i = a_i data + s_i noise stays of that form: exactly the table's shares."""
     table = zero_snr_schedule(51)
     w = WEIGHTS[sampler](table)
@@ -126,7 +126,7 @@ def test_a_state_keeps_its_share_of_signal_and_noise(sampler):
     assert all(part.dtype == np.float64 and np.all(np.isfinite(part)) for part in w)
 
 
-def test_the_official_update_in_full():
+def test_dpm_solver_sde_equals_the_official_update():
     """Model guide 5.2, written out with its logarithms, on denoisers' answers that mean nothing."""
     n = 7
     table = zero_snr_schedule(n)
@@ -160,7 +160,7 @@ def test_the_official_update_in_full():
     np.testing.assert_array_equal(out, denoised[-1].astype(np.float32))  # the last answer, as it is
 
 
-def test_the_first_the_second_and_the_last_step():
+def test_dpm_solver_order_of_the_first_and_last_steps():
     w = dpm_solver.dpmpp_sde_coefficients(zero_snr_schedule(51))
     assert w.x[0] == 0 and np.all(w.x[1:-1] > 0)
     assert np.all(w.previous[[0, 1, -1]] == 0) and np.all(w.previous[2:-1] < 0)
@@ -171,7 +171,7 @@ def test_the_first_the_second_and_the_last_step():
 
 
 @pytest.mark.parametrize('sampler', ALL)
-def test_evaluations_and_noises(sampler):
+def test_dpm_solver_number_of_evaluations_and_noises(sampler):
     times, asked = [], []
 
     def denoise(x, time):
@@ -191,17 +191,17 @@ def test_evaluations_and_noises(sampler):
 
 
 @pytest.mark.parametrize('sampler', ALL)
-def test_the_state_is_float32_at_least(sampler):
+def test_dpm_solver_state_is_at_least_float32(sampler):
     out = solve(sampler, zero_snr_schedule(3), jnp.ones(2, jnp.bfloat16), lambda x, t: x.astype(jnp.bfloat16))
     assert out.dtype == jnp.float32
 
 
-def test_a_stochastic_sampler_needs_noise():
+def test_dpm_solver_sde_requires_noise():
     with pytest.raises(ValueError, match='give it a noise_fn'):
         dpm_solver.dpmpp_2m_sde(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3), None)
     assert dpm_solver.ddim(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3)).shape == (2,)
 
 
-def test_given_noises_are_used_in_order():
+def test_dpm_solver_sde_uses_noises_in_order():
     noise_fn = fixed_noise(np.arange(6.0).reshape(3, 2))
     np.testing.assert_array_equal(jax.jit(noise_fn)(1), [2, 3])

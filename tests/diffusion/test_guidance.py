@@ -18,14 +18,14 @@ def with_cond(fn, cond):
     return lambda x, time: fn(x, time, cond)
 
 
-def test_formula():
+def test_guidance_formula():
     x = jnp.arange(6.0).reshape(2, 3)
     guided = guidance.classifier_free(lambda x, time: 3 * x, lambda x, time: x + time.t, 13.0)
     np.testing.assert_allclose(guided(x, TIME), x + 0.5 + 13 * (2 * x - 0.5))
 
 
 @pytest.mark.parametrize('cond_first', [True, False])
-def test_batched_equals_two_evaluations(cond_first):
+def test_guidance_batched_equals_two_evaluations(cond_first):
     x = jnp.arange(6.0).reshape(2, 3)
     cond, null = jnp.array([2.0, 5.0]), jnp.zeros(2)
     seen = []
@@ -41,7 +41,7 @@ def test_batched_equals_two_evaluations(cond_first):
 
 
 @pytest.mark.parametrize('batched', [True, False])
-def test_scale_one_is_off(batched):
+def test_guidance_scale_one_is_the_conditional_prediction(batched):
     seen = []
 
     def fn(x, time, cond):
@@ -57,7 +57,7 @@ def test_scale_one_is_off(batched):
     assert seen == [[3, 3]]
 
 
-def test_guidance_of_guidance_is_a_function_of_the_same_kind():
+def test_guidance_can_be_nested():
     inner = guidance.classifier_free(lambda x, t: 2 * x, lambda x, t: x, 3.0)
     outer = guidance.classifier_free(inner, lambda x, t: 0 * x, 2.0)
     np.testing.assert_allclose(outer(jnp.ones(3), TIME), 8.0)
@@ -66,7 +66,7 @@ def test_guidance_of_guidance_is_a_function_of_the_same_kind():
 # Scales that depend on the timestep.
 
 
-def test_the_official_scale_looks_random():
+def test_guidance_official_scale_oscillates():
     """Model guide 5.2: of the timestep, not of the step's index; between 1 and 1 + scale."""
     table = guidance.guidance_schedule('official', 8.0, 5, 51)
     assert table.dtype == np.float64 and table.shape == (1000,)
@@ -77,7 +77,7 @@ def test_the_official_scale_looks_random():
     assert np.sum(np.diff(np.sign(np.diff(table))) != 0) > 400  # up and down all the time
 
 
-def test_the_official_scale_needs_float64():
+def test_guidance_official_scale_requires_float64():
     """The cosine's argument is of the order of 10^7 where one float32 is a radian from the next."""
     timesteps = np.arange(1000, dtype=np.float32)
     progress = (np.float32(51) - timesteps) / np.float32(51)
@@ -85,7 +85,7 @@ def test_the_official_scale_needs_float64():
     assert np.abs(single - guidance.guidance_schedule('official', 8.0, 5, 51)).max() > 1
 
 
-def test_the_cosine_scale_rises_from_1_to_the_scale():
+def test_guidance_cosine_scale_rises_from_1_to_the_scale():
     table = guidance.guidance_schedule('cosine', 8.0, 5)
     assert np.all(np.diff(table) <= 0)  # by timestep: the data is at 0
     np.testing.assert_allclose(table[[999, 0]], [1, 8], atol=1e-3)
@@ -97,7 +97,7 @@ def test_the_cosine_scale_rises_from_1_to_the_scale():
     ('kind', 'scale', 'off'),
     [('constant', 1, True), ('cosine', 1, True), ('official', 0, True), ('official', 1, False), ('constant', 2, False)],
 )
-def test_when_guidance_is_off(kind, scale, off):
+def test_is_unguided(kind, scale, off):
     table = guidance.guidance_schedule(kind, scale)
     assert guidance.is_unguided(table) == off
     rows = []
@@ -111,13 +111,13 @@ def test_when_guidance_is_off(kind, scale, off):
 
 
 @pytest.mark.parametrize(('timestep', 'entry'), [(0, 0), (499.6, 500), (999, 999), (1000, 999)])
-def test_a_table_is_read_at_the_nearest_timestep(timestep, entry):
+def test_guidance_scale_is_that_of_the_nearest_timestep(timestep, entry):
     table = np.arange(1000.0)
     assert guidance.guidance_scale_at(table, Times(jnp.float32(0), jnp.float32(timestep))) == entry
 
 
 @pytest.mark.parametrize('cond_first', [True, False])
-def test_guidance_by_a_table(cond_first):
+def test_guidance_with_a_schedule(cond_first):
     x, cond, null = jnp.arange(6.0).reshape(2, 3), jnp.array([2.0, 5.0]), jnp.zeros(2)
     table = guidance.guidance_schedule('official', 8.0)
     two = guidance.classifier_free(with_cond(field, cond), with_cond(field, null), table)(x, TIME)

@@ -22,7 +22,7 @@ def data_and_noise():
     return normal(2, SHAPE)
 
 
-def test_the_mean_square_of_v_is_the_weighted_one_of_x0():
+def test_v_prediction_loss_is_the_weighted_x0_loss():
     """(4), at every timestep of the table, the noisiest and the cleanest included."""
     with jax.enable_x64(True):
         a_B = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep(), jnp.float64)
@@ -33,7 +33,7 @@ def test_the_mean_square_of_v_is_the_weighted_one_of_x0():
         np.testing.assert_allclose(weighted, ((v_theta - v) ** 2).mean(1), rtol=1e-9)
 
 
-def test_v_example_is_of_the_noise_schedule():
+def test_v_example_follows_the_noise_schedule():
     data, noise = data_and_noise()
     x, target, timestep_B = prediction_types.v_example(data, noise, jnp.array([0.0, 0.5, 0.9991, 1.0]))
     assert timestep_B.dtype == jnp.int32 and timestep_B.tolist() == [0, 499, 999, 999]
@@ -65,7 +65,7 @@ def oracle(name, data, noise, num_steps):
 
 
 @pytest.mark.parametrize('sampler', SAMPLERS)
-def test_a_network_that_knows_the_data_is_led_there(sampler):
+def test_integration_with_an_exact_network_reaches_the_data(sampler):
     name = SAMPLERS[sampler].prediction_type
     data, noise = data_and_noise()
     num_steps = 6
@@ -76,7 +76,7 @@ def test_a_network_that_knows_the_data_is_led_there(sampler):
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 
-def test_the_denoiser_rounds_a_to_the_table_of_1000():
+def test_v_denoiser_uses_the_nearest_of_1000_timesteps():
     table = noise_schedules.zero_snr_schedule(51)
     used = noise_schedules.sqrt_alphas_by_timestep()[noise_schedules.nearest_timesteps(table.sqrt_alphas)]
     assert 5e-4 < np.abs(used - table.sqrt_alphas).max() < 6e-4

@@ -7,7 +7,7 @@ import numpy as np
 from fv_jax.diffusion import process
 
 
-def test_ends_and_slope():
+def test_interpolate_ends_and_velocity():
     source, data = jax.random.normal(jax.random.key(0), (2, 3, 2, 4, 4, 1))
     np.testing.assert_array_equal(process.interpolate(source, data, jnp.ones(3)), source)
     np.testing.assert_array_equal(process.interpolate(source, data, jnp.zeros(3)), data)
@@ -15,13 +15,13 @@ def test_ends_and_slope():
     np.testing.assert_allclose(slope, process.velocity(source, data), atol=1e-6)
 
 
-def test_each_row_has_its_own_time():
+def test_interpolate_with_a_time_per_example():
     source, data = jnp.ones((3, 2, 1)), jnp.zeros((3, 2, 1))
     t = jnp.array([0.0, 0.25, 1.0])
     np.testing.assert_array_equal(process.interpolate(source, data, t), t[:, None, None] * jnp.ones((3, 2, 1)))
 
 
-def test_noising_keeps_unit_variance_and_its_ends():
+def test_add_noise_keeps_unit_variance():
     z, noise = jax.random.normal(jax.random.key(1), (2, 4, 50, 50))
     out = process.add_noise(z, noise, jnp.array([0.0, 0.6, 0.8, 1.0]))
     np.testing.assert_array_equal(out[0], noise[0])
@@ -30,7 +30,7 @@ def test_noising_keeps_unit_variance_and_its_ends():
     np.testing.assert_allclose(out[1:3].std(axis=(1, 2)), 1.0, atol=0.05)
 
 
-def test_v_gives_the_data_and_the_noise_back():
+def test_v_to_x0_inverts_v_target():
     data, noise = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3, 5)), jnp.float32)
     a_B = jnp.array([0.0, 0.3, 0.8, 1.0])
     x, v = process.add_noise(data, noise, a_B), process.v_target(data, noise, a_B)

@@ -11,7 +11,7 @@ from fv_jax.diffusion.time_grids import Times, flow_time_grid
 ALL = sorted(samplers.names('flow'))
 
 
-def error_on_a_curved_field(sampler, num_steps):
+def curved_field_error(sampler, num_steps):
     """dx/dt = -x sin(5 t), x(1) = 1: x(0) = exp((1 - cos 5) / 5) by separation of variables."""
     with jax.enable_x64(True):
         t = np.linspace(1, 0, num_steps + 1) ** 1.2
@@ -21,14 +21,14 @@ def error_on_a_curved_field(sampler, num_steps):
 
 
 @pytest.mark.parametrize(('sampler', 'order'), [('euler', 1), ('heun', 2), ('rk4', 4)])
-def test_order_of_convergence(sampler, order):
+def test_sampler_order_of_convergence(sampler, order):
     steps = (64, 128)
-    coarse, fine = (error_on_a_curved_field(sampler, n) for n in steps)
+    coarse, fine = (curved_field_error(sampler, n) for n in steps)
     assert abs(np.log2(coarse / fine) - order) < 0.25, (coarse, fine)
 
 
 @pytest.mark.parametrize('sampler', ALL)
-def test_exact_on_constant_fields(sampler):
+def test_samplers_are_exact_on_constant_fields(sampler):
     source, data = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
     for num_steps in (1, 5):
         out = samplers.SAMPLERS[sampler].run(lambda x, time: source - data, source, flow_time_grid(num_steps, 2.5))
@@ -36,7 +36,7 @@ def test_exact_on_constant_fields(sampler):
 
 
 @pytest.mark.parametrize(('sampler', 'power'), [('euler', 0), ('heun', 1), ('rk4', 3)])
-def test_exact_on_polynomials_of_time(sampler, power):
+def test_samplers_are_exact_on_polynomials_of_time(sampler, power):
     out = samplers.SAMPLERS[sampler].run(
         lambda x, time: time.t**power * jnp.ones_like(x), jnp.zeros(2), flow_time_grid(3, 2.0)
     )
@@ -44,7 +44,7 @@ def test_exact_on_polynomials_of_time(sampler, power):
 
 
 @pytest.mark.parametrize('sampler', ALL)
-def test_evaluations_and_timesteps(sampler):
+def test_sampler_evaluations_and_timesteps(sampler):
     seen = []
 
     def velocity(x, time):
@@ -66,7 +66,7 @@ def test_evaluations_and_timesteps(sampler):
 
 
 @pytest.mark.parametrize('sampler', ALL)
-def test_the_state_keeps_its_dtype(sampler):
+def test_samplers_keep_the_dtype_of_the_state(sampler):
     x = jnp.ones((2, 2), jnp.bfloat16)
     dtypes = []
 
@@ -78,6 +78,6 @@ def test_the_state_keeps_its_dtype(sampler):
     assert set(dtypes) == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_a_grid_needs_two_times():
+def test_samplers_require_two_times():
     with pytest.raises(ValueError, match=r'n \+ 1 >= 2'):
         samplers.euler(lambda x, time: x, jnp.ones(1), Times(np.ones(1), np.ones(1)))

@@ -147,7 +147,7 @@ def test_blocks_run(guide: Path, tmp_path: Path) -> None:
         ('python', 'import fv_jax\nfv_jax.FlashVideo.from_official("x").preview("a").safe("b")', 'no attribute safe'),
     ],
 )
-def test_a_wrong_block_is_refused(language: str, code: str, problem: str) -> None:
+def test_invalid_block_is_an_error(language: str, code: str, problem: str) -> None:
     (block,) = blocks(f'<!-- not run: a test -->\n```{language}\n{code}\n```\n')
     assert not block.is_run
     with pytest.raises(ValueError) as error:
@@ -164,7 +164,7 @@ def test_a_wrong_block_is_refused(language: str, code: str, problem: str) -> Non
         ('    python -m fv_jax.train', 'line 1: put commands between fences'),
     ],
 )
-def test_a_wrong_marker_is_refused(text: str, problem: str) -> None:
+def test_invalid_marker_is_an_error(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         blocks(text)
 
@@ -179,7 +179,7 @@ def test_a_wrong_marker_is_refused(text: str, problem: str) -> None:
         ('<!-- dry-run -->\n```bash\nkubectl delete jobset run1\n```', 'only launch scripts'),
     ],
 )
-def test_a_block_that_fails_is_reported(tmp_path: Path, text: str, problem: str) -> None:
+def test_failing_block_is_reported(tmp_path: Path, text: str, problem: str) -> None:
     (block,) = blocks(text)
     (tmp_path / 'repository').mkdir()
     folder, env = copy_repository(tmp_path / 'repository'), environment(tmp_path)
@@ -188,7 +188,7 @@ def test_a_block_that_fails_is_reported(tmp_path: Path, text: str, problem: str)
     assert problem in str(error.value)
 
 
-def test_a_block_runs_outside_of_the_tree(tmp_path: Path) -> None:
+def test_block_runs_outside_of_the_repository(tmp_path: Path) -> None:
     install, find = 'pip install -e .\npwd >folder', 'import fv_jax\nprint(fv_jax.__file__, file=open("found", "w"))'
     (tmp_path / 'repository').mkdir()
     folder, env = copy_repository(tmp_path / 'repository'), environment(tmp_path)

@@ -52,7 +52,7 @@ def violations(guide: Path) -> list[str]:
 
 
 @pytest.mark.parametrize('guide', guides(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_a_guide_names_exists(guide: Path) -> None:
+def test_names_in_guides_exist(guide: Path) -> None:
     problems = violations(guide)
     assert not problems, '\n'.join(problems)
 
@@ -112,7 +112,7 @@ def test_the_guide_of_the_package_shows_the_levels() -> None:
         'num_twins',
     ],
 )
-def test_an_unknown_name_is_found(span: str) -> None:
+def test_unknown_name_in_a_guide_is_found(span: str) -> None:
     assert names.problem(span, ROOT / 'README.md')
 
 
@@ -126,7 +126,7 @@ def test_an_unknown_name_is_found(span: str) -> None:
         ('`python -m', 'a code span must be on one line'),
     ],
 )
-def test_a_broken_link_or_span_is_found(
+def test_broken_link_in_a_guide_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str
 ) -> None:
     monkeypatch.setattr('tests.docs.test_names.ROOT', tmp_path)

@@ -10,7 +10,7 @@ from fv_jax.weights import load_vae
 from tests import runs
 
 
-def test_a_run_of_the_vae_goes_on_as_if_it_had_not_stopped(tmp_path, capsys):
+def test_resume_of_vae_training_is_bit_exact(tmp_path, capsys):
     whole, folder = tmp_path / 'whole', tmp_path / 'run'
     loop = ('--config.loop.num_steps=3', '--config.loop.save_every=1')
     assert train.main(runs.autoencoder(whole, *loop)) == 0

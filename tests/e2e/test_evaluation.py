@@ -13,7 +13,7 @@ from tests.sampling import tiny
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """A run of stage 2."""
     folder = tmp_path_factory.mktemp('whole')
     tiny.save_vae(folder / 'vae.safetensors')
@@ -21,9 +21,9 @@ def whole(tmp_path_factory):
     return folder / 'run'
 
 
-def test_a_run_is_measured(whole, tmp_path, capsys):
+def test_evaluate_a_run(uninterrupted, tmp_path, capsys):
     output = tmp_path / 'report'
-    assert evaluate.main([f'--checkpoint={whole}', f'--output={output}', '--num-clips=2', '--num-steps=1']) == 0
+    assert evaluate.main([f'--checkpoint={uninterrupted}', f'--output={output}', '--num-clips=2', '--num-steps=1']) == 0
     out, err = capsys.readouterr()
     assert err == '' and 'PSNR  ' in out and str(output) in out
     assert {p.name for p in output.iterdir()} == {
@@ -42,7 +42,7 @@ def test_a_run_is_measured(whole, tmp_path, capsys):
         assert film.frames == 9 and film.width == 2 * 48
     assert Image.open(output / 'contact_sheet.png').width >= 4 * 48
     ranges = f'--degradation-config={runs.ROOT / "configs" / "degradations.py"}'
-    flags = [f'--checkpoint={whole}', f'--output={tmp_path / "strong"}', '--num-clips=2', '--num-steps=1']
+    flags = [f'--checkpoint={uninterrupted}', f'--output={tmp_path / "strong"}', '--num-clips=2', '--num-steps=1']
     assert evaluate.main([*flags, ranges]) == 0
     strong = json.loads((tmp_path / 'strong' / 'report.json').read_text())
     assert strong['mean']['psnr_bilinear'] < report['mean']['psnr_bilinear']
@@ -50,20 +50,20 @@ def test_a_run_is_measured(whole, tmp_path, capsys):
     assert 'has no strong degradations' in capsys.readouterr().err
 
 
-def test_what_cannot_be_measured_is_refused(whole, tmp_path, capsys):
+def test_evaluate_refuses_invalid_runs(uninterrupted, tmp_path, capsys):
     for arguments, code, words in (
         ([f'--checkpoint={tmp_path}', f'--output={tmp_path}/out'], 1, 'contains no checkpoints'),
         (
-            [f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-clips=0'],
+            [f'--checkpoint={uninterrupted}', f'--output={tmp_path}/out', '--num-clips=0'],
             2,
             '--num-clips=0: must be at least 1',
         ),
         (
-            [f'--checkpoint={whole}', f'--output={tmp_path}/out', '--num-steps=0'],
+            [f'--checkpoint={uninterrupted}', f'--output={tmp_path}/out', '--num-steps=0'],
             2,
             '--num-steps=0: must be at least 1',
         ),
-        ([f'--checkpoint={whole}', '--outptu=x', f'--output={tmp_path}/out'], 2, 'did you mean --output'),
+        ([f'--checkpoint={uninterrupted}', '--outptu=x', f'--output={tmp_path}/out'], 2, 'did you mean --output'),
     ):
         assert evaluate.main(arguments) == code
         (line,) = capsys.readouterr().err.splitlines()

@@ -57,7 +57,7 @@ def source(cell: dict) -> str:
     return ''.join(cell['source'])
 
 
-def test_it_is_a_clean_notebook():
+def test_notebook_has_no_outputs():
     notebook = json.loads(NOTEBOOK.read_text(encoding='utf-8'))
     assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
     assert len({cell['id'] for cell in cells()}) == len(cells())
@@ -66,7 +66,7 @@ def test_it_is_a_clean_notebook():
         assert cell['cell_type'] == 'markdown' or (cell['outputs'] == [] and cell['execution_count'] is None)
 
 
-def test_from_start_to_end(tmp_path):
+def test_notebook_runs(tmp_path):
     tiny.save_vae(tmp_path / 'vae.safetensors')
     tiny.save_pipeline(tmp_path / 'weights', tmp_path / 'vae.safetensors')
     copied = tmp_path / 'source'

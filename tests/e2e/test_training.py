@@ -12,7 +12,7 @@ import pytest
 from fv_jax.core import exit_codes
 from tests import runs
 from tests.fuzz.faults import SAVE_STUCK, SOURCE_BLOCKS
-from tests.fuzz.killed_runs import Moment, assert_as_if_nothing_had_been, kill_and_restart
+from tests.fuzz.killed_runs import Moment, assert_equals_uninterrupted, kill_and_restart
 from tests.sampling import tiny
 
 LOOP = (
@@ -51,23 +51,23 @@ def finish(process: subprocess.Popen) -> str:
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, process, vae_file):
+def uninterrupted(tmp_path_factory, process, vae_file):
     """A run of stage 2 that was not stopped."""
     folder = tmp_path_factory.mktemp('whole') / 'run'
     finish(process(runs.superres(folder, vae_file, *LOOP)))
     return folder
 
 
-def test_a_run_that_was_killed_and_started_again_is_the_one_that_was_not(whole, process, vae_file, tmp_path):
+def test_resume_after_sigkill_is_bit_exact(uninterrupted, process, vae_file, tmp_path):
     """Between saves and inside one; `tests/fuzz/killed_runs.py` does it at 50 moments."""
     folder = tmp_path / 'run'
     moments = Moment(line='saved step 4'), Moment(lines=4, in_a_save=True, seconds=0.01)
     newest = kill_and_restart(process, runs.superres(folder, vae_file, *LOOP), folder, moments)
     assert 4 <= newest[0] <= newest[1] < 20
-    assert_as_if_nothing_had_been(folder, whole, 20)
+    assert_equals_uninterrupted(folder, uninterrupted, 20)
 
 
-def test_a_run_that_is_preempted_saves_and_goes_on_as_if_nothing_had_been(whole, process, vae_file, tmp_path):
+def test_resume_after_preemption_is_bit_exact(uninterrupted, process, vae_file, tmp_path):
     folder = tmp_path / 'run'
     arguments = runs.superres(folder, vae_file, *LOOP)
     with process(arguments) as preempted:
@@ -79,14 +79,14 @@ def test_a_run_that_is_preempted_saves_and_goes_on_as_if_nothing_had_been(whole,
     saved = runs.steps(folder)[-1]
     assert f'preempted at step {saved}, which is saved; run the same command again' in line and 5 <= saved < 20
     assert f'resuming from step {saved} of 20' in finish(process(arguments))
-    assert runs.rows(folder) == runs.rows(whole)
-    runs.assert_same(folder, whole, 20)
+    assert runs.rows(folder) == runs.rows(uninterrupted)
+    runs.assert_same(folder, uninterrupted, 20)
     starts = json.loads((folder / 'run.json').read_text())
     assert [start['step'] for start in starts] == [0, saved]
     assert starts[0]['command'][:3] == ['python', '-m', 'fv_jax.train'] and starts[0]['command'][3:] == arguments
 
 
-def test_a_source_that_blocks_ends_the_run_with_every_stack(process, vae_file, tmp_path):
+def test_stalled_data_source_ends_the_run_with_all_stacks(process, vae_file, tmp_path):
     flags = *LOOP, '--config.loop.stall_timeout_minutes=0.1'
     stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SOURCE_BLOCKS)
     _, err = stuck.communicate(timeout=300)
@@ -96,7 +96,7 @@ def test_a_source_that_blocks_ends_the_run_with_every_stack(process, vae_file, t
     )
 
 
-def test_a_save_that_is_stuck_ends_the_run_though_its_steps_go_on(process, vae_file, tmp_path):
+def test_stalled_save_ends_the_run(process, vae_file, tmp_path):
     flags = *LOOP, '--config.loop.stall_timeout_minutes=0.1'
     stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SAVE_STUCK)
     out, err = stuck.communicate(timeout=300)
@@ -104,9 +104,9 @@ def test_a_save_that_is_stuck_ends_the_run_though_its_steps_go_on(process, vae_f
     assert err.startswith('STALLED: an asynchronous save has not ended for 6 s') and 'in mkdir' in err
 
 
-def test_a_disk_that_stays_full_stops_a_run_and_keeps_what_was_saved(whole, process, vae_file, tmp_path):
+def test_full_disk_stops_the_run_and_keeps_earlier_checkpoints(uninterrupted, process, vae_file, tmp_path):
     folder = tmp_path / 'run'
-    shutil.copytree(whole, folder)
+    shutil.copytree(uninterrupted, folder)
     for step in runs.steps(folder):
         if step > 4:
             shutil.rmtree(folder / 'checkpoints' / str(step))
@@ -118,4 +118,4 @@ def test_a_disk_that_stays_full_stops_a_run_and_keeps_what_was_saved(whole, proc
     assert line.startswith('train: ') and 'step 8 could not be saved' in line
     assert 'the newest checkpoint is step 4' in line
     assert runs.steps(folder) == [2, 4]
-    runs.assert_same(folder, whole, 4)
+    runs.assert_same(folder, uninterrupted, 4)

@@ -16,7 +16,7 @@ from fv_jax.models.dit import DiTConfig
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.training.heldout import HeldoutBatch
 from fv_jax.training.monitoring.collapse import CollapseMonitor, CollapseMonitorConfig
-from tests.data import films
+from tests.data import sample_videos
 
 CONFIG = SuperResConfig(
     noise_augmentation_timestep_range=(100, 300), text_length=2, guidance_scale=1.0, scale_factor=2.0, num_steps=3
@@ -34,7 +34,7 @@ class Pixels:
 
 def clip():
     rng = np.random.default_rng(0)
-    film = films.pattern(3, 32, 48) + rng.normal(0, 20, (3, 32, 48, 3))
+    film = sample_videos.pattern(3, 32, 48) + rng.normal(0, 20, (3, 32, 48, 3))
     high = np.clip(film / 127.5 - 1, -1, 1).astype(np.float32)
     return high[None], degrade_weak(high, rng, WeakConfig(3, 3))[None]
 
@@ -42,10 +42,10 @@ def clip():
 HIGH, LOW = clip()
 
 
-def check_of(answer, stage=STAGE):
+def diagnose(answer, stage=STAGE):
     """Diagnostics of a 'network' that returns answer(x, t, data, degraded), scaled latents, for data - source."""
 
-    def model_of(params):
+    def make_model(params):
         def model(x, timestep_B, text, noise_augmentation_timestep_B, *, context):
             t = timestep_B[:, None, None, None, None] / 1000
             return (answer(x, t, 2.0 * HIGH, 2.0 * LOW) - x) / t
@@ -54,7 +54,7 @@ def check_of(answer, stage=STAGE):
 
     return SuperResDiagnostics(
         stage=stage,
-        model_of=model_of,
+        make_model=make_model,
         vae=Pixels(),
         context=ParallelContext(attention=lambda q, k, v: v),
         batches=[HeldoutBatch({'z_high_BFHWC': jnp.asarray(HIGH), 'z_low_BFHWC': jnp.asarray(LOW)}, np.arange(1))],
@@ -63,8 +63,8 @@ def check_of(answer, stage=STAGE):
     )
 
 
-def test_a_perfect_network_has_nothing_wrong():
-    health = check_of(lambda x, t, data, degraded: data)({})
+def test_diagnostics_of_a_perfect_network():
+    health = diagnose(lambda x, t, data, degraded: data)({})
     found = health.metrics
     assert found['loss_vs_copy'] < 1e-6 and found['loss_vs_mean'] < 1e-6
     assert found['psnr'] > 50 and found['psnr_degraded'] < 30
@@ -88,34 +88,34 @@ def test_a_perfect_network_has_nothing_wrong():
     ],
 )
 def test_diagnostics_of_broken_networks_violate_the_limits(answer, violated):
-    found = {line.split()[0] for line in CollapseMonitor(MONITOR).check(0, check_of(answer)({}).metrics)}
+    found = {line.split()[0] for line in CollapseMonitor(MONITOR).check(0, diagnose(answer)({}).metrics)}
     assert violated <= found, found
 
 
-def test_a_break_in_one_tenth_shows_there_alone():
+def test_diagnostics_loss_by_decile_locates_a_fault():
     w, s = probe_points(STAGE, 3)
     t = 2.5 * w / (1 + 1.5 * w)
     broken = 7
-    check = check_of(lambda x, u, data, degraded: jnp.where(jnp.abs(u - t[broken]) < 1e-3, data + 0.5 * u, data))
+    check = diagnose(lambda x, u, data, degraded: jnp.where(jnp.abs(u - t[broken]) < 1e-3, data + 0.5 * u, data))
     found = check({}).metrics
     assert found['loss_t/7'] > 0.2 and found[f'loss_noise/{3 * broken % 10}'] == found['loss_t/7']
     assert all(found[f'loss_t/{k}'] < 1e-6 for k in range(10) if k != broken)
     assert sorted(s) == [110, 130, 150, 170, 190, 210, 230, 250, 270, 290]
 
 
-def test_the_same_noise_every_time_and_no_noise_tenths_without_a_range():
+def test_diagnostics_use_fixed_noise():
     fixed = SuperRes(dataclasses.replace(CONFIG, noise_augmentation_timestep_range=None), STAGE.network)
-    check = check_of(lambda x, t, data, degraded: degraded, fixed)
+    check = diagnose(lambda x, t, data, degraded: degraded, fixed)
     found = check({}).metrics
     assert found == check({}).metrics and not any(name.startswith('loss_noise') for name in found)
 
 
-def test_without_the_truth_the_ceiling_stands_for_it():
-    check = dataclasses.replace(check_of(lambda x, t, data, degraded: data), truths=[None])
+def test_diagnostics_without_ground_truth_use_the_vae_ceiling():
+    check = dataclasses.replace(diagnose(lambda x, t, data, degraded: data), truths=[None])
     assert check({}).metrics['psnr_ceiling'] == 99
 
 
-def test_flicker_is_measured_against_the_ceiling():
+def test_diagnostics_flicker_is_relative_to_the_vae_ceiling():
     rng = np.random.default_rng(0)
     still = np.repeat(HIGH[0][:1], 4, axis=0)
     moving = np.clip(still + rng.normal(0, 0.1, still.shape), -1, 1).astype(np.float32)

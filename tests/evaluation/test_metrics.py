@@ -22,7 +22,7 @@ def test_detail_of_a_ramp_is_its_slope():
     assert detail(np.ones((1, 4, 4, 3), np.float32)) == pytest.approx(0, abs=1e-6)
 
 
-def test_detail_is_of_luma():
+def test_detail_is_computed_on_luma():
     """Green weighs 0.587, blue 0.114."""
     ramp = np.zeros((1, 4, 8, 3), np.float32)
     ramp[..., 1] = 0.1 * np.arange(8)

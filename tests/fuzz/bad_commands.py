@@ -47,20 +47,20 @@ class Accepted(BaseException):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ended:
+class Result:
     """How a command did. error: what it said on the standard error."""
 
     code: int
     error: str
 
     @property
-    def said(self) -> list[str]:
+    def error_lines(self) -> list[str]:
         """Without bars of progress."""
         return [line for line in self.error.splitlines() if '%|' not in line and 'B/s' not in line and line.strip()]
 
 
 @contextlib.contextmanager
-def nothing_begins() -> Iterator[None]:
+def stop_before_work() -> Iterator[None]:
     """Within it, what costs time or writes raises Accepted."""
     begins = {
         train: ('write_run_config',),
@@ -78,17 +78,17 @@ def nothing_begins() -> Iterator[None]:
         inspect: ('_table',),
     }
 
-    def accepted(*_, **__):
+    def raise_accepted(*_, **__):
         raise Accepted
 
     with contextlib.ExitStack() as stack:
         for module, names in begins.items():
             for name in names:
-                stack.enter_context(mock.patch.object(module, name, accepted))
+                stack.enter_context(mock.patch.object(module, name, raise_accepted))
         yield
 
 
-def here(mistake: Mistake) -> Ended:
+def run_in_this_process(mistake: Mistake) -> Result:
     """In this process. Raises AssertionError for a command that accepts the line, or does not end by itself."""
     out, error = io.StringIO(), io.StringIO()
     try:
@@ -99,22 +99,22 @@ def here(mistake: Mistake) -> Ended:
     except BaseException as raised:
         trace = ''.join(traceback.format_exception(raised)[-3:])
         raise AssertionError(f'{mistake}: raised {trace}') from None
-    return Ended(code, error.getvalue())
+    return Result(code, error.getvalue())
 
 
-def as_process(mistake: Mistake, folder: Path) -> Ended:
+def run_as_process(mistake: Mistake, folder: Path) -> Result:
     """In a process of its own, whose temporary files go to a folder."""
     command = [sys.executable, '-m', f'fv_jax.{mistake.command}', *mistake.arguments]
     environment = os.environ | {'PYTHONPATH': str(runs.ROOT), 'JAX_PLATFORMS': 'cpu', 'TMPDIR': str(folder)}
     done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    return Ended(done.returncode, done.stderr)
+    return Result(done.returncode, done.stderr)
 
 
-def judge(mistake: Mistake, ended: Ended) -> str:
+def check_result(mistake: Mistake, ended: Result) -> str:
     """The message. Raises AssertionError when it is not as promised."""
     assert ended.code not in (0, None), f'{mistake}: exit code {ended.code}'
-    assert len(ended.said) == 1, f'{mistake}: {len(ended.said)} lines: {ended.error}'
-    (line,) = ended.said
+    assert len(ended.error_lines) == 1, f'{mistake}: {len(ended.error_lines)} lines: {ended.error}'
+    (line,) = ended.error_lines
     assert line.startswith(f'{mistake.command}: ') and 'Traceback' not in line, f'{mistake}: {line}'
     assert any(word in line for word in mistake.named), f'{mistake}: none of {mistake.named} in {line}'
     return line
@@ -128,23 +128,23 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (s.st_size if path.is_file() else 0, s.st_mtime_ns) for path, s in found.items()}
 
 
-def in_one_process(world: Path, mistakes: Iterable[Mistake]) -> tuple[list[tuple[Mistake, str]], list[str]]:
+def check_in_this_process(world: Path, mistakes: Iterable[Mistake]) -> tuple[list[tuple[Mistake, str]], list[str]]:
     """Mistakes with the messages that they got, and what was not as promised."""
-    found, wrong, before = [], [], state(world)
-    with nothing_begins():
+    found, problems, before = [], [], state(world)
+    with stop_before_work():
         for mistake in mistakes:
             try:
-                found.append((mistake, judge(mistake, here(mistake))))
+                found.append((mistake, check_result(mistake, run_in_this_process(mistake))))
             except AssertionError as error:
-                wrong.append(str(error))
+                problems.append(str(error))
             if (after := state(world)) != before:
                 changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-                wrong.append(f'{mistake}: wrote {changed}')
+                problems.append(f'{mistake}: wrote {changed}')
                 before = after
-    return found, wrong
+    return found, problems
 
 
-def as_processes(world: Path, found: list[tuple[Mistake, str]], count: int, seed: int, at_once: int) -> list[str]:
+def check_as_processes(world: Path, found: list[tuple[Mistake, str]], count: int, seed: int, at_once: int) -> list[str]:
     """What was not as it was in one process, of mistakes of every command."""
     of: dict[str, list[tuple[Mistake, str]]] = collections.defaultdict(list)
     for i in np.random.default_rng(seed).permutation(len(found)):
@@ -152,17 +152,17 @@ def as_processes(world: Path, found: list[tuple[Mistake, str]], count: int, seed
     turns = itertools.zip_longest(*of.values())
     chosen = [each for turn in turns for each in turn if each is not None][:count]
 
-    def wrong(each: tuple[Mistake, str]) -> str | None:
+    def find_problem(each: tuple[Mistake, str]) -> str | None:
         mistake, line = each
         try:
-            said = judge(mistake, as_process(mistake, world / 'empty'))
+            message = check_result(mistake, run_as_process(mistake, world / 'empty'))
         except (AssertionError, subprocess.TimeoutExpired) as error:
             return str(error)
-        return None if said == line else f'{mistake}: {said} as a process, {line} in one'
+        return None if message == line else f'{mistake}: {message} as a process, {line} in this one'
 
     before = state(world)
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        lines = [line for line in pool.map(wrong, chosen) if line is not None]
+        lines = [line for line in pool.map(find_problem, chosen) if line is not None]
     return lines if state(world) == before else [*lines, 'the processes wrote something']
 
 
@@ -179,16 +179,17 @@ def main(argv: list[str] | None = None) -> int:
         world = Path(folder) / 'world'
         worlds.make(world)
         mistakes = draw(world, np.random.default_rng(arguments.seed))
-        found, wrong = in_one_process(world, itertools.islice(mistakes, arguments.lines))
-        wrong += as_processes(world, found, arguments.processes, arguments.seed, arguments.at_once)
-    for line in wrong:
+        found, problems = check_in_this_process(world, itertools.islice(mistakes, arguments.lines))
+        problems += check_as_processes(world, found, arguments.processes, arguments.seed, arguments.at_once)
+    for line in problems:
         print(f'WRONG {line}')
     by = collections.Counter(mistake.command for mistake, _ in found)
-    said = len({line for _, line in found})
+    messages = len({line for _, line in found})
     print(f'{time.process_time():.1f} s of processor time')
     print(f'{arguments.processes} of them also as processes')
-    print(f'{len(found)} lines of {dict(by)} refused as they should be, with {said} messages; {len(wrong)} were not')
-    return 1 if wrong else 0
+    print(f'{len(found)} lines of {dict(by)} refused as they should be, with {messages} messages')
+    print(f'{len(problems)} problems')
+    return 1 if problems else 0
 
 
 if __name__ == '__main__':

@@ -25,8 +25,8 @@ from fv_jax.data import sources
 from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, load_mixed_batches
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
 from fv_jax.data.shards.records import RecordWriter
-from tests.data import films
-from tests.fuzz.damage import damaged
+from tests.data import sample_videos
+from tests.fuzz.damage import damage
 
 RECORDS = 6
 SECONDS = 60.0  # that one case may take
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         print(fuzz_shards(Path(folder), arguments.shards, arguments.seed))
-        print(fuzz_films(Path(folder), arguments.films, arguments.seed))
+        print(fuzz_videos(Path(folder), arguments.films, arguments.seed))
     return 0
 
 
@@ -59,7 +59,7 @@ def fuzz_shards(folder: Path, count: int, seed: int) -> str:
         where = folder / 'damaged'
         shutil.rmtree(where, ignore_errors=True)
         shutil.copytree(folder / 'good', where)
-        (where / shard.name).write_bytes(damaged(good, np.random.default_rng([seed, case])))
+        (where / shard.name).write_bytes(damage(good, np.random.default_rng([seed, case])))
         missing = _read(where, originals, case)
         unopened += missing is None
         lost += missing or 0
@@ -103,14 +103,14 @@ def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
     return len(broken)
 
 
-def fuzz_films(folder: Path, count: int, seed: int) -> str:
+def fuzz_videos(folder: Path, count: int, seed: int) -> str:
     """What was met, in words. Raises AssertionError for a film that is neither used nor named."""
     source, output = folder / 'films', folder / 'clips'
     source.mkdir()
-    films.two_shots(source / 'good.mp4')
+    sample_videos.write_two_shots(source / 'good.mp4')
     good = (source / 'good.mp4').read_bytes()
     for case in range(count):
-        (source / f'{case:05d}.mp4').write_bytes(damaged(good, np.random.default_rng([seed, case])))
+        (source / f'{case:05d}.mp4').write_bytes(damage(good, np.random.default_rng([seed, case])))
     flags = ['--config.frames=9', '--config.height=64', '--config.width=96', '--config.preset=ultrafast']
     faulthandler.dump_traceback_later(SECONDS + count, exit=True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

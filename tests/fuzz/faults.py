@@ -95,7 +95,7 @@ manager.Checkpoints.start = limited
 
 
 @dataclasses.dataclass(frozen=True)
-class Came:
+class Outcome:
     """What came of a fault. lost: steps that were done and had to be done again, or that were left out."""
 
     what: str
@@ -114,7 +114,7 @@ class Laboratory:
         tiny.save_vae(self.vae)
 
     @functools.cached_property
-    def whole(self) -> Path:
+    def uninterrupted(self) -> Path:
         """One that nothing was done to."""
         run = self.folder / 'whole'
         if not run.exists():
@@ -126,14 +126,14 @@ class Laboratory:
         loop = {'num_steps': STEPS, 'save_every': SAVE_EVERY, 'eval_every': 0, 'max_to_keep': 50, 'max_failed_saves': 0}
         return runs.superres(run, self.vae, *(f'--config.loop.{name}={value}' for name, value in loop.items()), *more)
 
-    def stuck(self, seconds: float) -> str:
+    def stalled(self, seconds: float) -> str:
         """After so long."""
         return f'--config.loop.stall_timeout_minutes={self.slow * seconds / 60}'
 
-    def at(self, name: str, step: int = AT) -> Path:
+    def wait_for_step(self, name: str, step: int = AT) -> Path:
         """A run of which `step` was the last thing saved, and the rows after it are as a kill leaves them."""
         run = self.folder / name
-        shutil.copytree(self.whole, run)
+        shutil.copytree(self.uninterrupted, run)
         for saved in runs.steps(run):
             if saved > step:
                 shutil.rmtree(run / 'checkpoints' / str(saved))
@@ -146,13 +146,13 @@ class Laboratory:
         assert 'Traceback' not in err, err
         return process.returncode, out, err
 
-    def go_on(self, run: Path, said: str) -> None:
+    def resume(self, run: Path, said: str) -> None:
         """Starts it with the same command; it must end well, as if nothing had been."""
         code, out, err = self.end(run)
         assert code == 0 and not err and said in out, (said, out, err)
         assert runs.steps(run)[-1] == STEPS
-        runs.assert_same(run, self.whole, STEPS)
-        assert runs.rows(run) == runs.rows(self.whole)
+        runs.assert_same(run, self.uninterrupted, STEPS)
+        assert runs.rows(run) == runs.rows(self.uninterrupted)
 
 
 def last_line(text: str) -> str:
@@ -168,18 +168,18 @@ def reached(out: str) -> int:
 # --- one process ---
 
 
-def disk_full(lab: Laboratory) -> Came:
-    run = lab.at('disk_full', SAVE_EVERY)
+def disk_full(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('disk_full', SAVE_EVERY)
     flags = '--config.loop.max_failed_saves=1', '--config.loop.num_steps=100'
     code, out, err = lab.end(run, *flags, largest_file=32_000)
     assert code == 1 and out.count('WARNING') == 1 and runs.steps(run) == [SAVE_EVERY], (code, out, err)
-    lab.go_on(run, f'resuming from step {SAVE_EVERY}')
-    return Came(f'warned, stopped with code 1: {last_line(err)}', reached(out) - SAVE_EVERY)
+    lab.resume(run, f'resuming from step {SAVE_EVERY}')
+    return Outcome(f'warned, stopped with code 1: {last_line(err)}', reached(out) - SAVE_EVERY)
 
 
-def read_only(lab: Laboratory) -> Came:
+def read_only(lab: Laboratory) -> Outcome:
     """A read-only bind mount in a mount namespace of the process's own; without the right to make one, chmod."""
-    run = lab.at('read_only')
+    run = lab.wait_for_step('read_only')
     path, before = run / 'checkpoints', ()
     if os.geteuid() == 0:
         mounts = f'mount --bind {path} {path} && mount -o remount,ro,bind {path} && exec "$@"'
@@ -189,91 +189,91 @@ def read_only(lab: Laboratory) -> Came:
     code, out, err = lab.end(run, before=before)
     path.chmod(0o755)
     assert code == 1 and 'could not be saved' in err and runs.steps(run) == [SAVE_EVERY, AT], (code, out, err)
-    lab.go_on(run, f'resuming from step {AT}')
-    return Came(f'stopped with code 1: {last_line(err)}', reached(out) - AT)
+    lab.resume(run, f'resuming from step {AT}')
+    return Outcome(f'stopped with code 1: {last_line(err)}', reached(out) - AT)
 
 
-def item_deleted(lab: Laboratory) -> Came:
-    run = lab.at('item_deleted')
+def delete_item(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('item_deleted')
     shutil.rmtree(run / 'checkpoints' / str(AT) / 'state')
-    lab.go_on(run, f'WARNING: the checkpoint of step {AT} is damaged')
-    return Came('said; went back to the one before', AT - SAVE_EVERY)
+    lab.resume(run, f'WARNING: the checkpoint of step {AT} is damaged')
+    return Outcome('said; went back to the one before', AT - SAVE_EVERY)
 
 
-def byte_flipped(lab: Laboratory) -> Came:
-    run = lab.at('byte_flipped')
+def flip_byte(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('byte_flipped')
     files = (run / 'checkpoints' / str(AT) / 'params').rglob('d/*')
     largest = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
-    lab.go_on(run, f'WARNING: the checkpoint of step {AT} is damaged')
-    return Came('said; went back to the one before', AT - SAVE_EVERY)
+    lab.resume(run, f'WARNING: the checkpoint of step {AT} is damaged')
+    return Outcome('said; went back to the one before', AT - SAVE_EVERY)
 
 
-def nan(lab: Laboratory) -> Came:
-    run = lab.at('nan')
+def nan(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('nan')
     code, out, err = lab.end(run, first=NAN)
     assert code == 0 and f'BAD STEP at step {AT + 2}' in out and runs.rows(run)[-1]['bad_steps'] == 1, (out, err)
-    assert runs.rows(run)[: AT + 1] == runs.rows(lab.whole)[: AT + 1]
+    assert runs.rows(run)[: AT + 1] == runs.rows(lab.uninterrupted)[: AT + 1]
     kept = run / 'bad_steps' / str(AT + 2) / 'step.npz'
-    return Came(f'step {AT + 2} left out, counted, kept for a replay: {kept.is_file()}; the run ended well', 1)
+    return Outcome(f'step {AT + 2} left out, counted, kept for a replay: {kept.is_file()}; the run ended well', 1)
 
 
-def worker_dies(lab: Laboratory) -> Came:
-    run = lab.at('worker_dies')
-    code, out, err = lab.end(run, lab.stuck(30), first=WORKER_DIES)
+def kill_worker(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('worker_dies')
+    code, out, err = lab.end(run, lab.stalled(30), first=WORKER_DIES)
     assert code not in (0, exit_codes.PREEMPTED) and runs.steps(run)[:2] == [SAVE_EVERY, AT], (code, out, err)
     newest = runs.steps(run)[-1]
-    lab.go_on(run, f'resuming from step {newest}')
-    return Came(f'ended with code {code}: {err.splitlines()[0][:120]}', reached(out) - newest)
+    lab.resume(run, f'resuming from step {newest}')
+    return Outcome(f'ended with code {code}: {err.splitlines()[0][:120]}', reached(out) - newest)
 
 
-def source_blocks(lab: Laboratory) -> Came:
-    run = lab.at('source_blocks')
-    code, out, err = lab.end(run, lab.stuck(6), first=SOURCE_BLOCKS)
+def block_source(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('source_blocks')
+    code, out, err = lab.end(run, lab.stalled(6), first=SOURCE_BLOCKS)
     assert code == exit_codes.STALLED and err.startswith('STALLED: no progress'), (code, out, err)
-    lab.go_on(run, f'resuming from step {AT}')
-    return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - AT)
+    lab.resume(run, f'resuming from step {AT}')
+    return Outcome(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - AT)
 
 
-def save_stuck(lab: Laboratory) -> Came:
-    run = lab.at('save_stuck', SAVE_EVERY)
-    code, out, err = lab.end(run, lab.stuck(6), '--config.loop.save_every=2', first=SAVE_STUCK)
+def stall_save(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('save_stuck', SAVE_EVERY)
+    code, out, err = lab.end(run, lab.stalled(6), '--config.loop.save_every=2', first=SAVE_STUCK)
     assert code == exit_codes.STALLED and 'an asynchronous save has not ended' in err, (code, out, err)
-    lab.go_on(run, f'resuming from step {SAVE_EVERY}')
-    return Came(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - SAVE_EVERY)
+    lab.resume(run, f'resuming from step {SAVE_EVERY}')
+    return Outcome(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - SAVE_EVERY)
 
 
-def clock_back(lab: Laboratory) -> Came:
-    run = lab.at('clock_back')
+def set_clock_back(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('clock_back')
     code, out, err = lab.end(run, '--config.loop.save_minutes=30', first=CLOCK_BACK)
     assert code == 0 and f'resuming from step {AT}' in out, (code, out, err)
-    runs.assert_same(run, lab.whole, STEPS)
-    assert runs.rows(run) == runs.rows(lab.whole) and runs.steps(run) == runs.steps(lab.whole)
-    return Came('nothing: the same numbers', 0)
+    runs.assert_same(run, lab.uninterrupted, STEPS)
+    assert runs.rows(run) == runs.rows(lab.uninterrupted) and runs.steps(run) == runs.steps(lab.uninterrupted)
+    return Outcome('nothing: the same numbers', 0)
 
 
-def config_edited(lab: Laboratory) -> Came:
-    run = lab.at('config_edited')
+def edit_config(lab: Laboratory) -> Outcome:
+    run = lab.wait_for_step('config_edited')
     before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
     code, out, err = lab.end(run, '--config.optim.learning_rate=0.5')
     assert code == 2 and 'contains another run: optim.learning_rate' in err, (code, out, err)
     assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
-    lab.go_on(run, f'resuming from step {AT}')
-    return Came(f'refused with code 2, nothing changed: {last_line(err)}', 0)
+    lab.resume(run, f'resuming from step {AT}')
+    return Outcome(f'refused with code 2, nothing changed: {last_line(err)}', 0)
 
 
 # --- several processes ---
 
 
-def started(lab: Laboratory, run: Path, count: int, *more: str, **how: object) -> list[subprocess.Popen]:
+def wait_for_start(lab: Laboratory, run: Path, count: int, *more: str, **how: object) -> list[subprocess.Popen]:
     environment = runs.environment(lab.folder / 'compiled', DEVICES // count)
     flags = lab.flags(run, *MESH, EXACT, *more)
     return runs.start_several(flags, environment, count, **how) if count > 1 else [runs.start(flags, environment)]
 
 
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def wait_for_end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     try:
         said = [process.communicate(timeout=SECONDS) for process in processes]
     finally:
@@ -282,66 +282,66 @@ def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
-def peer_killed(lab: Laboratory) -> Came:
+def kill_peer(lab: Laboratory) -> Outcome:
     run, seconds = lab.folder / 'peer_killed', 30.0
-    flags = '--config.loop.num_steps=100000', lab.stuck(seconds)
-    left, killed = processes = started(lab, run, 2, *flags)
+    flags = '--config.loop.num_steps=100000', lab.stalled(seconds)
+    left, killed = processes = wait_for_start(lab, run, 2, *flags)
     for line in left.stdout:
         if line.startswith(f'saved step {SAVE_EVERY}'):
             killed.send_signal(signal.SIGKILL)
             break
     began = time.monotonic()
-    (code, out, err), _ = ended(processes)
+    (code, out, err), _ = wait_for_end(processes)
     took, newest = time.monotonic() - began, runs.steps(run)[-1]
     assert code in (1, exit_codes.STALLED) and took < lab.slow * (seconds + 15), (code, took, out, err)
-    (again, *_) = ended(started(lab, run, 1, f'--config.loop.num_steps={newest + 1}'))
+    (again, *_) = wait_for_end(wait_for_start(lab, run, 1, f'--config.loop.num_steps={newest + 1}'))
     assert again[0] == 0 and f'resuming from step {newest}' in again[1], again
     lost = max(reached(out) - newest, 0)
-    return Came(f'the other ended with code {code} after {took:.0f} s: {err.splitlines()[0][:90]}', lost)
+    return Outcome(f'the other ended with code {code} after {took:.0f} s: {err.splitlines()[0][:90]}', lost)
 
 
-def one_cannot_write(lab: Laboratory) -> Came:
+def make_one_unwritable(lab: Laboratory) -> Outcome:
     """Of two processes; the other waits for it at Orbax's barrier."""
     run = lab.folder / 'one_cannot_write'
     first = ['', CANNOT_WRITE_ONCE]
-    (code, out, err), (other, _, other_err) = ended(
-        started(lab, run, 2, '--config.loop.max_failed_saves=1', first=first)
+    (code, out, err), (other, _, other_err) = wait_for_end(
+        wait_for_start(lab, run, 2, '--config.loop.max_failed_saves=1', first=first)
     )
     assert code == other == 0 and 'WARNING' in out, (code, other, out, err, other_err)
     assert runs.steps(run) == [AT, STEPS]
-    return Came('warned, went on, saved the next time', 0)
+    return Outcome('warned, went on, saved the next time', 0)
 
 
-def preempted(lab: Laboratory) -> Came:
+def preempt(lab: Laboratory) -> Outcome:
     """SIGTERM to one of two; then one, two and four go on, with the batches of a run that was left alone."""
-    run, whole = lab.folder / 'preempted', lab.folder / 'preempted_not'
-    ((code, _, err),) = ended(started(lab, whole, 1))
+    run, uninterrupted = lab.folder / 'preempted', lab.folder / 'not_preempted'
+    ((code, _, err),) = wait_for_end(wait_for_start(lab, uninterrupted, 1))
     assert code == 0, err
-    first, second = processes = started(lab, run, 2, '--config.loop.save_every=100')
+    first, second = processes = wait_for_start(lab, run, 2, '--config.loop.save_every=100')
     for line in first.stdout:
         if line.startswith('step  3/'):
             second.send_signal(signal.SIGTERM)
             break
-    codes = [code for code, _, _ in ended(processes)]
+    codes = [code for code, _, _ in wait_for_end(processes)]
     (step,) = runs.steps(run)
     assert codes == [exit_codes.PREEMPTED] * 2 and 3 <= step < STEPS, (codes, step)
     for count in (1, 2, 4):
         again = lab.folder / f'preempted_{count}'
         shutil.copytree(run, again)
-        (code, out, err), *_ = ended(started(lab, again, count))
+        (code, out, err), *_ = wait_for_end(wait_for_start(lab, again, count))
         assert code == 0 and f'resuming from step {step}' in out, (code, out, err)
-        rows, expected = runs.rows(again), runs.rows(whole)
+        rows, expected = runs.rows(again), runs.rows(uninterrupted)
         assert [row['step'] for row in rows] == [row['step'] for row in expected] == list(range(1, STEPS + 1))
         for row, other in zip(rows, expected, strict=True):
             np.testing.assert_allclose(row['loss'], other['loss'], rtol=1e-5, err_msg=f'{count} at step {row["step"]}')
-    return Came(f'both ended with code 75 at step {step}; 1, 2 and 4 went on with the same batches', 0)
+    return Outcome(f'both ended with code 75 at step {step}; 1, 2 and 4 went on with the same batches', 0)
 
 
-FAULTS: dict[str, Callable[[Laboratory], Came]] = {
+FAULTS: dict[str, Callable[[Laboratory], Outcome]] = {
     fault.__name__: fault
     for fault in (
-        disk_full, read_only, item_deleted, byte_flipped, nan, worker_dies, source_blocks, save_stuck, clock_back,
-        config_edited, peer_killed, one_cannot_write, preempted,
+        disk_full, read_only, delete_item, flip_byte, nan, kill_worker, block_source, stall_save, set_clock_back,
+        edit_config, kill_peer, make_one_unwritable, preempt,
     )
 }  # fmt: skip
 

@@ -55,12 +55,12 @@ def kill(process: subprocess.Popen, folder: Path, moment: Moment) -> None:
     reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
     reader.start()
 
-    def come() -> bool:
+    def reach() -> bool:
         if len(said) < moment.lines or not any(line.startswith(moment.line) for line in [*said, '']):
             return False
         return not moment.in_a_save or any((folder / 'checkpoints').glob('*.*tmp*'))
 
-    while process.poll() is None and not come():
+    while process.poll() is None and not reach():
         time.sleep(0.002)
     time.sleep(moment.seconds)
     process.send_signal(signal.SIGKILL)
@@ -83,7 +83,7 @@ def kill_and_restart(start: Start, arguments: list[str], folder: Path, moments: 
     return newest
 
 
-def assert_as_if_nothing_had_been(folder: Path, reference: Path, step: int) -> None:
+def assert_equals_uninterrupted(folder: Path, reference: Path, step: int) -> None:
     """The run that was killed is the one that was not."""
     runs.assert_same(folder, reference, step)
     assert runs.rows(folder) == runs.rows(reference)
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         assert start(flags(temporary / 'whole')).wait() == 0
         moments = [Moment.draw(rng) for _ in range(arguments.kills)]
         newest = kill_and_restart(start, flags(temporary / 'killed'), temporary / 'killed', moments)
-        assert_as_if_nothing_had_been(temporary / 'killed', temporary / 'whole', STEPS)
+        assert_equals_uninterrupted(temporary / 'killed', temporary / 'whole', STEPS)
     saves, late = sum(moment.in_a_save for moment in moments), newest[:-1].count(STEPS)
     print(
         f'{arguments.kills} kills ({saves} of them in a save, {late} of a run that was complete) over steps {newest}: '

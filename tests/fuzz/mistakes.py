@@ -13,7 +13,7 @@ from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.video.clips import ClipsConfig
 from fv_jax.training.run.setup import TrainConfig
 from tests import runs
-from tests.fuzz.world import own_mistakes
+from tests.fuzz.world import command_mistakes
 
 CONFIGS = runs.ROOT / 'configs'
 PROGRAMS = {
@@ -81,13 +81,13 @@ def draw(world: Path, rng: np.random.Generator, *, parsed_only: bool = False) ->
             yield own.pop()
             continue
         name = str(rng.choice(names, p=weights / weights.sum()))
-        mistake = _drawn(name, known[name], values, world, rng)
+        mistake = _draw_value(name, known[name], values, world, rng)
         if mistake not in seen:
             seen.add(mistake)
             yield mistake
 
 
-def _drawn(name: str, flags: Flags, values: dict, world: Path, rng: np.random.Generator) -> Mistake:
+def _draw_value(name: str, flags: Flags, values: dict, world: Path, rng: np.random.Generator) -> Mistake:
     kinds: list[Callable] = [_unknown_flag]
     kinds += [_field] * 8 + [_program] if flags.config else []
     kinds += (
@@ -109,7 +109,7 @@ def _line(flags: dict[str, str | None]) -> tuple[str, ...]:
 # --- flags ---
 
 
-def _misspelt(word: str, rng: np.random.Generator) -> str:
+def _misspell(word: str, rng: np.random.Generator) -> str:
     """With a letter more; no name of ours is another's with one."""
     place = rng.integers(1, len(word) + 1)
     return f'{word[:place]}q{word[place:]}'
@@ -117,28 +117,28 @@ def _misspelt(word: str, rng: np.random.Generator) -> str:
 
 def _unknown_flag(flags: Flags, values: dict, world: Path, rng: np.random.Generator) -> tuple[dict, tuple[str, ...]]:
     known = [*flags.right, *flags.integers, *flags.chosen, '--help']
-    name = '--' + _misspelt(str(rng.choice([flag for flag in known if flag.startswith('--')]))[2:], rng)
+    name = '--' + _misspell(str(rng.choice([flag for flag in known if flag.startswith('--')]))[2:], rng)
     return flags.right | {name: rng.choice(['1', 'x', None])}, (name,)
 
 
 def _missing_file(flags: Flags, values: dict, world: Path, rng: np.random.Generator) -> tuple[dict, tuple[str, ...]]:
     flag = str(rng.choice(flags.there))
     file = world / f'not_there_{rng.integers(1000)}{rng.choice(["", ".pt", ".mp4", "/deeper"])}'
-    return _placed(flags, flag, str(file)), (str(file), flag)
+    return _place(flags, flag, str(file)), (str(file), flag)
 
 
 def _no_integer(flags: Flags, values: dict, world: Path, rng: np.random.Generator) -> tuple[dict, tuple[str, ...]]:
     flag = str(rng.choice(flags.integers))
     text = str(rng.choice(['many', '1.5', '', '-3', '0x1', '1e3', '[1]', 'None', '-1000']))
-    return _placed(flags, flag, text), (flag, f'{flag[2:]} {text}')
+    return _place(flags, flag, text), (flag, f'{flag[2:]} {text}')
 
 
 def _no_choice(flags: Flags, values: dict, world: Path, rng: np.random.Generator) -> tuple[dict, tuple[str, ...]]:
     flag = str(rng.choice(flags.chosen))
-    return _placed(flags, flag, str(rng.choice(['none of them', '', 'FLOAT32', 'float64', '1']))), (flag,)
+    return _place(flags, flag, str(rng.choice(['none of them', '', 'FLOAT32', 'float64', '1']))), (flag,)
 
 
-def _placed(flags: Flags, flag: str, value: str) -> dict[str, str | None]:
+def _place(flags: Flags, flag: str, value: str) -> dict[str, str | None]:
     return {name: v for name, v in flags.right.items() if flag.startswith('--') or name.startswith('--')} | (
         {flag: value} if flag.startswith('--') else {f' {value}': None}
     )
@@ -163,12 +163,12 @@ def _program(flags: Flags, values: dict, world: Path, rng: np.random.Generator) 
     name = str(rng.choice(flags.config))
     path, variant = CONFIGS / f'{name}.py', str(rng.choice([v for v in VARIANTS[name] if v] or ['x']))
     program, word = [
-        (f'{path}:{_misspelt(variant.partition(",")[0], rng)}', path.name),
+        (f'{path}:{_misspell(variant.partition(",")[0], rng)}', path.name),
         (f'{path}:smoke,smoke', path.name),
-        (f'{path}:,{_misspelt("batch", rng)}=8', path.name),
+        (f'{path}:,{_misspell("batch", rng)}=8', path.name),
         (f'{path}:smoke,tiny={rng.choice(["maybe", "", "3"])}', path.name),
         (str(world / 'programs' / rng.choice(PROGRAMS_AT_FAULT)), 'programs'),
-        (f'{world}/{_misspelt(name, rng)}.py', f'{world}'),
+        (f'{world}/{_misspell(name, rng)}.py', f'{world}'),
     ][rng.integers(6)]
     return flags.right | {'--config': program}, (word, 'config.')
 
@@ -203,7 +203,7 @@ def _wrong(path: str, value: Any, rng: np.random.Generator) -> tuple[str, str | 
     kind = rng.integers(7)
     if kind == 0:
         place = rng.integers(len(groups))
-        groups[place] = _misspelt(groups[place], rng)
+        groups[place] = _misspell(groups[place], rng)
         return '.'.join(groups), str(rng.choice(['1', 'x', 'none', '[1]'])), groups[place]
     if kind == 1 and len(groups) > 1:
         group = '.'.join(groups[: rng.integers(1, len(groups))])
@@ -213,15 +213,15 @@ def _wrong(path: str, value: Any, rng: np.random.Generator) -> tuple[str, str | 
     if kind == 3 and rng.integers(4) == 0:
         return path, None, path
     if isinstance(value, bool | int | float | list | tuple) and (kind < 5 or isinstance(value, bool | list | tuple)):
-        return path, _of_another_type(value, rng), path
+        return path, _change_type(value, rng), path
     if isinstance(value, int | float):
         low = ['-7', '-7.5', '-1e30'] if last not in BELOW_ZERO else []
         return path, str(rng.choice([*low, '1e999', '-1e999', '9' * 400, '-' + '9' * 30])), last
-    groups[-1] = _misspelt(last, rng)
+    groups[-1] = _misspell(last, rng)
     return '.'.join(groups), '1', groups[-1]
 
 
-def _of_another_type(value: Any, rng: np.random.Generator) -> str:
+def _change_type(value: Any, rng: np.random.Generator) -> str:
     texts = ['many', 'nan', 'inf', '[', '{}', '{[]: 1}', '1e', 'nan()', '()' * 3, '(' * 300, '"1"', '1,5,', '']
     if isinstance(value, bool):
         texts += ['0', '1', 'yes', '1.0', '[True]']
@@ -239,7 +239,7 @@ def _commands(world: Path) -> dict[str, Flags]:
     smoke = {name: f'{CONFIGS / name}.py:smoke' for name in ('vae', 'stage1', 'stage2', 'prepare')}
     out = str(world / 'out')
     run, film, pt = world / 'run', world / 'film.mp4', runs.ROOT / 'tests/parity/official_dev/stage2.pt'
-    own = own_mistakes(world)
+    own = command_mistakes(world)
     return {
         'train': Flags(
             {'--config': smoke['stage2'], '--workdir': out}, ('vae', 'stage1', 'stage2'),

@@ -6,13 +6,13 @@ from pathlib import Path
 from tests.fuzz import damaged_files
 
 
-def test_damaged_shards_are_met(tmp_path: Path) -> None:
+def test_damaged_shards_are_errors(tmp_path: Path) -> None:
     said = damaged_files.fuzz_shards(tmp_path, 40, seed=1)
     unopened, lost = (int(number) for number in re.findall(r'\d+', said)[1:])
     assert unopened > 3 and lost > 3, said
 
 
-def test_damaged_films_are_met(tmp_path: Path) -> None:
-    said = damaged_files.fuzz_films(tmp_path, 12, seed=1)
+def test_damaged_videos_are_errors(tmp_path: Path) -> None:
+    said = damaged_files.fuzz_videos(tmp_path, 12, seed=1)
     skipped, used = (int(number) for number in re.findall(r'\d+', said)[1:])
     assert skipped > 3 and skipped + used == 12, said

@@ -23,12 +23,12 @@ from fv_jax.parallel import distributed
 from fv_jax.training.run import bad_step_dumps
 from fv_jax.weights import single_file
 from fv_jax.weights.formats import safetensors_file, torch_zip
-from tests.data import films
+from tests.data import sample_videos
 
 DEEP = '[' * 100_000
 
 
-class Harm:
+class Exploit:
     """What a pickle of it does when it is read."""
 
     def __init__(self, path):
@@ -62,14 +62,14 @@ def tensor_pickle(shape, strides=(1,), then: bytes = b'') -> bytes:
     return pickle.PROTO + b'\x02' + b''.join(named)
 
 
-def test_a_pickle_runs_nothing(tmp_path):
-    path = torch_archive(tmp_path / 'w.pt', pickle.dumps({'module': Harm(tmp_path / 'harm')}, 2))
+def test_pickle_cannot_execute_code(tmp_path):
+    path = torch_archive(tmp_path / 'w.pt', pickle.dumps({'module': Exploit(tmp_path / 'harm')}, 2))
     with pytest.raises(ValueError, match='refusing to load'):
         torch_zip.read(path)
     assert not (tmp_path / 'harm').exists()
 
 
-def test_a_pickle_cannot_change_a_tensor_that_was_checked(tmp_path):
+def test_pickle_cannot_change_a_checked_tensor(tmp_path):
     """Or the view would show memory that is not the file's."""
     state = pickle.dumps({'shape': (10**9,)}, 2)[2:-1]
     path = torch_archive(tmp_path / 'w.pt', tensor_pickle((4,), then=state + pickle.BUILD))
@@ -81,12 +81,12 @@ def test_a_pickle_cannot_change_a_tensor_that_was_checked(tmp_path):
 @pytest.mark.parametrize(
     ('shape', 'strides'), [((10**12,), (0,)), ((10**6, 10**6, 4), (0, 0, 1)), ((4.0,), (1,)), (('x',), (1,))]
 )
-def test_a_tensor_is_not_more_than_its_bytes(tmp_path, shape, strides):
+def test_tensor_cannot_exceed_its_bytes(tmp_path, shape, strides):
     with pytest.raises(ValueError, match=r'does not fit|cannot be read'):
         torch_zip.read(torch_archive(tmp_path / 'w.pt', tensor_pickle(shape, strides)))
 
 
-def test_a_pickle_without_end_is_refused(tmp_path):
+def test_pickle_without_end_is_refused(tmp_path):
     nested = pickle.PROTO + b'\x02' + pickle.EMPTY_TUPLE + pickle.TUPLE1 * 10**4 + pickle.STOP
     assert torch_zip.read(torch_archive(tmp_path / 'deep.pt', nested)) is not None  # read without recursion
     claims = pickle.PROTO + b'\x02' + pickle.BINUNICODE8 + struct.pack('<Q', 2**62) + b'x' + pickle.STOP
@@ -116,19 +116,19 @@ ENTRY = {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}
         b'[1]', b'{"a": NaN}', b'\xff\xfe', DEEP.encode(),
     ],
 )  # fmt: skip
-def test_a_safetensors_header_that_lies_is_refused(tmp_path, header):
+def test_safetensors_header_with_wrong_offsets_is_refused(tmp_path, header):
     path = safetensors(tmp_path / 'x.safetensors', header)
     with pytest.raises(ValueError, match=r'x\.safetensors'):
         safetensors_file.read(path)
 
 
-def test_a_safetensors_header_longer_than_its_file_is_refused(tmp_path):
+def test_safetensors_header_longer_than_its_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match='truncated'):
         safetensors_file.read(safetensors(tmp_path / 'x.safetensors', {}, length=2**63))
 
 
 @pytest.mark.parametrize('name', ['../secret.safetensors', '/secret.safetensors', '..', '.', 'sub/x.safetensors', 3])
-def test_an_index_names_files_beside_it_alone(tmp_path, name):
+def test_safetensors_index_cannot_name_files_elsewhere(tmp_path, name):
     safetensors(tmp_path / 'secret.safetensors', {'a': ENTRY})
     (folder := tmp_path / 'model').mkdir()
     (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': name}}))
@@ -137,7 +137,7 @@ def test_an_index_names_files_beside_it_alone(tmp_path, name):
 
 
 @pytest.mark.parametrize('text', ['[1]', '3', '{"x": 1}', '{"base_channels": "x"}', DEEP, '{'])
-def test_a_network_whose_sizes_are_none_is_refused(tmp_path, text):
+def test_network_config_with_invalid_sizes_is_refused(tmp_path, text):
     with pytest.raises(ValueError):
         single_file.read_config(safetensors(tmp_path / 'x.safetensors', {'__metadata__': {'vae': text}}))
 
@@ -151,7 +151,7 @@ def test_a_network_whose_sizes_are_none_is_refused(tmp_path, text):
         {'nested': {}}, msgpack.ExtType(5, b'a'), msgpack.Timestamp(1),
     ],
 )  # fmt: skip
-def test_a_record_of_what_cannot_be_stored_is_refused(value):
+def test_record_with_unsupported_types_is_refused(value):
     with pytest.raises(ValueError):
         records.decode_record(msgpack.packb({'x': value}))
     assert records.record_size({'z_high': b'no array'}) is None
@@ -164,13 +164,13 @@ def test_a_record_of_what_cannot_be_stored_is_refused(value):
         {'config': 3}, {'records': 'many'}, {'latents': 'x'}, {'text': {'digest': 3}}, {'text': 'x'}, DEEP,
     ],
 )  # fmt: skip
-def test_an_index_of_shards_that_is_none_is_refused(tmp_path, index):
+def test_invalid_shard_index_is_refused(tmp_path, index):
     source = shards(tmp_path, index if isinstance(index, str) else json.dumps(index))
     with pytest.raises(ValueError, match=r'clips\.json'):
         sources.read_sizes(source)
 
 
-def test_an_index_of_shards_that_exaggerates_costs_no_memory(tmp_path):
+def test_shard_index_with_huge_counts_takes_no_memory(tmp_path):
     source = shards(
         tmp_path, json.dumps({'sizes': [[9, 32, 48, 10**12]], 'shards': {'clips-00000-of-00001.array_record': 1}})
     )
@@ -184,7 +184,7 @@ def shards(folder, index: str):
     return sources.open_shards(str(folder), BadRecords(BadRecordConfig()))
 
 
-def test_json_without_end_is_refused(tmp_path):
+def test_deeply_nested_json_is_refused(tmp_path):
     with pytest.raises(ValueError, match='nested too deeply'):
         files.parse_json(DEEP)
     (tmp_path / 'captions.json').write_text(DEEP)
@@ -192,12 +192,12 @@ def test_json_without_end_is_refused(tmp_path):
         Captions(tmp_path).find(tmp_path / 'film.mp4')
 
 
-def test_a_playlist_opens_no_other_file(tmp_path):
+def test_playlist_cannot_open_other_files(tmp_path):
     """Under a film's name, it would make FFmpeg read what it names: any file, any address."""
     with av.open(str(tmp_path / 'secret.ts'), 'w', format='mpegts') as out:
         stream = out.add_stream('mpeg2video', rate=24)
         stream.height, stream.width = 64, 96
-        for frame in films.pattern(12):
+        for frame in sample_videos.pattern(12):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
         out.mux(stream.encode())
     assert len(video_io.decode(tmp_path / 'secret.ts').frames) == 12
@@ -209,7 +209,7 @@ def test_a_playlist_opens_no_other_file(tmp_path):
                 video_io.probe(source)
 
 
-def test_a_picture_is_a_picture(tmp_path, monkeypatch):
+def test_postscript_is_not_opened_as_an_image(tmp_path, monkeypatch):
     """PostScript under a picture's name would be run by another program."""
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(buffer, 'EPS')
@@ -221,8 +221,8 @@ def test_a_picture_is_a_picture(tmp_path, monkeypatch):
     assert not folder.sizes()[:, 1:].any()
 
 
-def test_a_bundle_runs_nothing_and_claims_nothing(tmp_path):
-    np.savez(tmp_path / 'a.npz', record=np.array([Harm(tmp_path / 'harm')], object), key=np.zeros(2, np.uint32))
+def test_bad_step_dump_cannot_execute_code_or_claim_memory(tmp_path):
+    np.savez(tmp_path / 'a.npz', record=np.array([Exploit(tmp_path / 'harm')], object), key=np.zeros(2, np.uint32))
     claims = io.BytesIO()
     np.lib.format.write_array_header_1_0(claims, {'descr': '<f4', 'fortran_order': False, 'shape': (10**14,)})
     with zipfile.ZipFile(tmp_path / 'b.npz', 'w') as archive:
@@ -239,5 +239,5 @@ def test_a_bundle_runs_nothing_and_claims_nothing(tmp_path):
     ('coordinator', 'where'),
     [('localhost:9', 'localhost:9'), ('127.0.0.1:9', '127.0.0.1:9'), ('[::1]:9', '[::1]:9'), ('10.0.0.1:9', None)],
 )
-def test_processes_of_one_machine_listen_to_no_network(coordinator, where):
+def test_processes_of_one_machine_listen_on_loopback_only(coordinator, where):
     assert distributed.bind_address(coordinator) == where

@@ -11,7 +11,7 @@ import numpy as np
 
 from fv_jax.checkpoints import streaming
 from tests import runs
-from tests.data import films
+from tests.data import sample_videos
 from tests.sampling import tiny
 
 Own = dict[str, tuple[tuple[dict[str, str | None], tuple[str, ...]], ...]]
@@ -42,7 +42,7 @@ def make_programs(world: Path) -> None:
 def make(world: Path) -> None:
     """Fills the folder."""
     make_programs(world)
-    films.two_shots(world / 'film.mp4', frames=12)
+    sample_videos.write_two_shots(world / 'film.mp4', frames=12)
     for name, data in (('text.mp4', b'no film'), ('text.pt', b'no weights'), ('empty.pt', b''), ('text.npz', b'none')):
         (world / name).write_bytes(data)
     (world / 'cut.pt').write_bytes((OFFICIAL / 'stage2.pt').read_bytes()[:5000])
@@ -81,7 +81,7 @@ def _make_runs(world: Path) -> None:
         (world / name / 'config.json').write_text(text)
 
 
-def own_mistakes(world: Path) -> Own:
+def command_mistakes(world: Path) -> Own:
     """command -> (flags in place of its right ones, words of which the message must have one)."""
     return {
         'train': (*_train(world), *_contradictions(world)),

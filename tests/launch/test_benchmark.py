@@ -8,7 +8,7 @@ import pytest
 from tests.benchmarks import gpu_speed
 
 
-def test_attention_step_and_sampler(tmp_path, capsys, monkeypatch):
+def test_benchmark_attention_step_and_sampler(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu_speed, 'EXACT_TOKENS', 64)
     file = tmp_path / 'speed.json'
     flags = ['--tokens=64,100', '--size=9x32x48', '--config=configs/stage2.py:smoke', '--rounds=2', f'--json={file}']
@@ -32,7 +32,7 @@ def test_attention_step_and_sampler(tmp_path, capsys, monkeypatch):
     assert '64 tokens, fv_jax: forward' in capsys.readouterr().out
 
 
-def test_a_kernel_that_refuses_is_said(monkeypatch):
+def test_benchmark_reports_a_kernel_that_fails(monkeypatch):
     def refuse():
         raise RuntimeError('No available kernel. Aborting execution.\nmore')
 

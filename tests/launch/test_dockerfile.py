@@ -24,20 +24,20 @@ def extras() -> set[str]:
     return set(ast.literal_eval(values[0]))
 
 
-def test_base_image_has_a_python_that_will_do():
+def test_dockerfile_base_image_has_a_supported_python():
     (image,) = steps('FROM')
     needed = re.search(r"python_requires='>=3\.(\d+)'", SETUP)
     assert image == 'python:3.12-slim' and int(needed[1]) <= 12
 
 
-def test_it_installs_an_extra_of_the_package():
+def test_dockerfile_installs_an_extra_of_the_package():
     arguments = dict(value.split('=') for value in steps('ARG'))
     named = {arguments['EXTRA'], *re.findall(r'--build-arg EXTRA=(\w+)', TEXT)}
     assert named == {'tpu', 'cuda'} <= extras()
     assert [step for step in steps('RUN') if 'pip install ".[${EXTRA}]"' in step]
 
 
-def test_users():
+def test_dockerfile_users():
     """The one it names are there: root, and the one that it makes."""
     arguments = dict(value.split('=') for value in steps('ARG'))
     assert steps('USER') == ['${RUN_AS}']
@@ -46,7 +46,7 @@ def test_users():
     assert {arguments['RUN_AS'], *re.findall(r'--build-arg RUN_AS=(\w+)', TEXT)} == {'root', 'fv'}
 
 
-def test_what_it_copies_is_there_and_enough():
+def test_dockerfile_copies_existing_files():
     """The launch scripts say `bash launch/run.sh` and `--config=configs/...`, from where the image's commands start."""
     sources = [source for step in steps('COPY') for source in step.split()[:-1]]
     assert all((ROOT / source).exists() for source in sources)

@@ -28,7 +28,7 @@ def flags(chip: str, *words: str, **env: str) -> list[str]:
 
 
 @pytest.mark.parametrize('chip', CHIPS)
-def test_every_flag_has_its_reason(chip):
+def test_every_xla_flag_has_a_reason(chip):
     output = launch('env.sh', chip).stdout
     reasons = dict(re.findall(r'^# (\S+)\n# +(\S.+)$', output, re.MULTILINE))
     exported = exports(chip)
@@ -38,18 +38,18 @@ def test_every_flag_has_its_reason(chip):
     assert exported['FV_JAX_CHIP'] == chip
 
 
-def test_only_v7x_is_given_the_sparse_cores():
+def test_sparse_core_flags_are_for_v7x_only():
     assert {chip for chip in CHIPS if SPARSE in flags(chip)} == {'v7x'}
 
 
-def test_sourcing_exports_what_running_says():
+def test_env_sourced_exports_what_it_prints():
     source = f'. {LAUNCH}/env.sh v5p 2 && printf %s "$LIBTPU_INIT_ARGS" && [[ -z ${{XLA_FLAGS:-}} ]]'
     assert bash('-euc', source).stdout.split() == flags('v5p', '2')
 
 
 @pytest.mark.parametrize('other', CHIPS)
 @pytest.mark.parametrize('chip', CHIPS)
-def test_a_shell_takes_the_flags_of_one_chip_only(chip, other):
+def test_env_refuses_flags_of_a_second_chip(chip, other):
     result = launch('env.sh', other, env=exports(chip))
     if chip == other:
         assert result.returncode == 0
@@ -58,7 +58,7 @@ def test_a_shell_takes_the_flags_of_one_chip_only(chip, other):
 
 
 @pytest.mark.parametrize('chip', TPUS)
-def test_the_set_that_hangs_a_v5p_is_refused_by_its_flags(chip):
+def test_env_refuses_the_flags_that_hang_a_v5p(chip):
     """Also where nothing says whose flags they are."""
     for flag in [f for f in flags('v7x') if 'sparse_core' in f or 'offload_tracing' in f or '_on_sc' in f]:
         result = launch('env.sh', chip, env={'LIBTPU_INIT_ARGS': f'--xla_tpu_rwb_fusion=false {flag}'})
@@ -68,7 +68,7 @@ def test_the_set_that_hangs_a_v5p_is_refused_by_its_flags(chip):
             assert refused(result, flag, f'for v6e and v7x, not {chip}', 'hang a v5p')
 
 
-def test_a_flag_that_switches_off_harms_nobody():
+def test_env_accepts_disabled_flags():
     off = SPARSE.replace('=true', '=false')
     assert off in flags('v5p', LIBTPU_INIT_ARGS=off)
 
@@ -88,22 +88,22 @@ def test_a_flag_that_switches_off_harms_nobody():
         (['v5p'], {'TPU_ACCELERATOR_TYPE': 'v6e-16'}, ['v6e-16', 'not v5p']),
     ],
 )
-def test_refusals(words, env, parts):
+def test_env_usage_errors(words, env, parts):
     assert refused(launch('env.sh', *words, env=env), *parts)
 
 
 @pytest.mark.parametrize('type_', ['v4-8', 'v5litepod-16', 'v5p-8', 'v6e-4', 'tpu7x-8'])
-def test_the_machine_may_say_what_it_is(type_):
+def test_env_detects_the_chip_from_metadata(type_):
     chip = {'v5litepod': 'v5e', 'tpu7x': 'v7x'}.get(type_.split('-')[0], type_.split('-')[0])
     assert flags(chip, TPU_ACCELERATOR_TYPE=type_) == flags(chip)
 
 
-def test_a_refusal_leaves_the_shell_as_it_was():
+def test_env_error_leaves_the_shell_unchanged():
     source = f'. {LAUNCH}/env.sh v5p; echo "$? $LIBTPU_INIT_ARGS ${{FV_JAX_CHIP:-none}}"'
     assert bash('-c', source, env={'LIBTPU_INIT_ARGS': SPARSE}).stdout == f'2 {SPARSE} none\n'
 
 
-def test_what_is_set_stays_and_wins():
+def test_env_keeps_flags_that_are_set():
     own = '--xla_tpu_rwb_fusion=false --xla_latency_hiding_scheduler_rerun=1'
     ours = [f for f in flags('v5p') if 'rerun' not in f]
     assert flags('v5p', LIBTPU_INIT_ARGS=own) == [*own.split(), *ours]
@@ -111,18 +111,18 @@ def test_what_is_set_stays_and_wins():
 
 
 @pytest.mark.parametrize('chip', CHIPS)
-def test_twice_is_once(chip):
+def test_env_is_idempotent(chip):
     assert exports(chip, **exports(chip)) == exports(chip)
 
 
-def test_several_slices():
+def test_env_with_several_slices():
     more = set(flags('v5p', '2')) - set(flags('v5p'))
     assert more and all('data_parallel' in flag for flag in more)
     assert flags('v5p', MEGASCALE_NUM_SLICES='2') == flags('v5p', '2')
     assert flags('gpu', '2') == flags('gpu')
 
 
-def test_this_jax_knows_the_flags_of_gpus():
+def test_installed_jax_accepts_the_gpu_flags():
     """XLA ends a program at a flag that it does not know, on any platform."""
     env = {**os.environ, **exports('gpu'), 'JAX_PLATFORMS': 'cpu'}
     result = subprocess.run(

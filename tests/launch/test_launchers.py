@@ -43,7 +43,7 @@ def dry_run(script: str, *words: str) -> str:
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_a_dry_run_says_what_a_run_does_and_touches_nothing(tmp_path, case):
+def test_dry_run_prints_the_commands_and_changes_nothing(tmp_path, case):
     script, *words = CASES[case]
     env = {**tools(tmp_path, 'gcloud', 'kubectl', 'xpk', 'sbatch', 'tar'), 'TMPDIR': str(tmp_path / 'tmp')}
     (tmp_path / 'home').mkdir()
@@ -63,7 +63,7 @@ def test_a_dry_run_says_what_a_run_does_and_touches_nothing(tmp_path, case):
     assert calls(env) == of_the_run
 
 
-def test_a_request_that_fails_is_said(tmp_path):
+def test_failing_request_is_reported(tmp_path):
     env = {**tools(tmp_path, 'gcloud'), 'TOOL_SAYS': 'SUSPENDED'}
     result = launch('tpu_vm.sh', 'create', *TPU_VM, '--type=v6e-8', '--queued', env=env)
     assert result.returncode == 2
@@ -71,7 +71,7 @@ def test_a_request_that_fails_is_said(tmp_path):
 
 
 @pytest.mark.parametrize('case', ['one host', 'run on one', 'jobset', 'xpk', 'slurm'])
-def test_a_tool_that_fails_ends_the_script(tmp_path, case):
+def test_failing_tool_ends_the_script(tmp_path, case):
     script, *words = CASES[case]
     env = {**tools(tmp_path, 'gcloud', 'kubectl', 'xpk', 'sbatch', 'tar'), 'TOOL_ENDS_WITH': '9'}
     assert launch(script, *words, env={**env, 'TMPDIR': str(tmp_path)}).returncode == 9
@@ -98,7 +98,7 @@ def test_help(script, tmp_path):
         *(('slurm.sh', SLURM, name) for name in ('name', 'nodes', 'gpus', 'time')),
     ],
 )
-def test_what_is_missing_is_named(script, words, missing):
+def test_missing_flag_is_named(script, words, missing):
     left = [word for word in words if not word.startswith(f'--{missing}=')]
     assert refused(launch(script, *left, '--dry-run', '--', *TRAIN), f'--{missing} is missing')
 
@@ -156,7 +156,7 @@ def jobset(type_: str, *options: str) -> dict:
         ('v7x-128', 'v7x', 'tpu7x', '4x4x4', 16, 4),
     ],
 )
-def test_jobset_asks_for_the_slice(type_, chip, accelerator, topology, hosts, chips_per_host):
+def test_jobset_requests_the_slice(type_, chip, accelerator, topology, hosts, chips_per_host):
     manifest = jobset(type_, '--slices=3')
     assert (manifest['apiVersion'], manifest['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
     (replicated,) = manifest['spec']['replicatedJobs']
@@ -178,7 +178,7 @@ def test_jobset_asks_for_the_slice(type_, chip, accelerator, topology, hosts, ch
     assert volume['persistentVolumeClaim'] == {'claimName': 'disk'}
 
 
-def test_jobset_starts_anew_after_a_preemption_only():
+def test_jobset_restarts_after_a_preemption_only():
     manifest = jobset('v5p-32', '--restarts=7', '--grace=90')
     policy = manifest['spec']['failurePolicy']
     job = manifest['spec']['replicatedJobs'][0]['template']['spec']
@@ -237,7 +237,7 @@ def batch(*options: str) -> str:
     return '\n'.join(said[1:-1])
 
 
-def test_slurm_asks_for_a_process_a_gpu():
+def test_slurm_requests_one_process_per_gpu():
     asked = dict(re.findall(r'^#SBATCH --([a-z-]+)(?:=(.+))?$', batch('--account=me', '--cpus=6'), re.MULTILINE))
     assert asked['nodes'] == '2' and asked['time'] == '2-00:00:00' and asked['account'] == 'me'
     assert asked['ntasks-per-node'] == asked['gpus-per-node'] == '8'
@@ -249,7 +249,7 @@ def test_slurm_asks_for_a_process_a_gpu():
 @pytest.mark.parametrize(
     'code, state', [(75, 'RUNNING'), (75, 'CANCELLED'), (75, 'COMPLETING'), *((c, 'RUNNING') for c in (0, 1, 137))]
 )
-def test_slurm_queues_again_after_a_preemption_only(tmp_path, code, state):
+def test_slurm_requeues_after_a_preemption_only(tmp_path, code, state):
     env = {**tools(tmp_path, 'srun', 'squeue', 'scontrol'), 'TOOL_SAYS': state, 'SLURM_JOB_ID': '42'}
     srun = tmp_path / 'bin' / 'srun'
     srun.write_text(srun.read_text().replace("int(os.environ.get('TOOL_ENDS_WITH', '0'))", str(code)))
@@ -270,7 +270,7 @@ def on_hosts(said: str) -> list[str]:
     return [word.removeprefix('--command=') for word in shlex.split(said) if word.startswith('--command=')]
 
 
-def test_tpu_vm_asks_for_the_slice():
+def test_tpu_vm_requests_the_slice():
     said = dry_run('tpu_vm.sh', 'create', *TPU_VM, '--type=v5e-16')
     where = '--zone=us-east5-b --project=mine'
     kind = '--accelerator-type=v5litepod-16'
@@ -293,7 +293,7 @@ def test_every_worker_runs_the_same_command():
     assert 'nfs' not in said
 
 
-def test_a_host_is_made_ready(tmp_path):
+def test_tpu_vm_installs_on_a_host(tmp_path):
     env = tools(tmp_path, 'tar', 'python3', 'sudo')
     (tmp_path / 'bin' / 'mountpoint').write_text('#!/bin/sh\nexit 1\n')
     (tmp_path / 'bin' / 'mountpoint').chmod(0o755)
@@ -311,7 +311,7 @@ def test_a_host_is_made_ready(tmp_path):
     ]
 
 
-def test_on_a_host_a_run_starts_once_and_stops(tmp_path):
+def test_tpu_vm_starts_a_run_once_and_stops_it(tmp_path):
     """What `run` and `stop` send, in a home of its own."""
     (tmp_path / 'fv_jax').mkdir()
     (tmp_path / 'fv_jax' / 'launch').symlink_to(LAUNCH)

@@ -25,17 +25,17 @@ def times(tmp_path: Path) -> int:
 
 
 @pytest.mark.parametrize('code', [0, 1, 2, 7, 74, 76, 130])
-def test_any_other_code_is_the_end(tmp_path, code):
+def test_run_ends_with_any_other_exit_code(tmp_path, code):
     assert run(tmp_path, COUNT + f'exit {code}').returncode == code
     assert times(tmp_path) == 1
 
 
-def test_a_killed_command_is_not_run_again(tmp_path):
+def test_run_does_not_restart_a_killed_command(tmp_path):
     assert run(tmp_path, COUNT + 'kill -KILL $$').returncode == 128 + signal.SIGKILL
     assert times(tmp_path) == 1
 
 
-def test_a_preempted_command_is_run_again(tmp_path):
+def test_run_restarts_a_preempted_command(tmp_path):
     result = run(tmp_path, COUNT + f'echo went on; [[ $(wc -l < times) == 2 ]] || exit {PREEMPTED}; exit 7')
     assert result.returncode == 7
     assert times(tmp_path) == 2
@@ -43,7 +43,7 @@ def test_a_preempted_command_is_run_again(tmp_path):
     assert 'preempted; running it again' in result.stderr
 
 
-def test_a_command_that_gets_nowhere_is_given_up(tmp_path):
+def test_run_gives_up_a_command_that_makes_no_progress(tmp_path):
     """With a code on which nobody outside starts it anew either."""
     result = run(tmp_path, COUNT + f'exit {PREEMPTED}')
     assert result.returncode == 1
@@ -53,7 +53,7 @@ def test_a_command_that_gets_nowhere_is_given_up(tmp_path):
 
 @pytest.mark.parametrize('told', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('code, signals', [(PREEMPTED, 1), (PREEMPTED, 3), (0, 1), (3, 1)])
-def test_a_signal_reaches_the_command_and_its_code_comes_back(tmp_path, told, code, signals):
+def test_run_forwards_signals_and_returns_the_exit_code(tmp_path, told, code, signals):
     """75 too: the machine goes, so the command is not run again here."""
     saving = f'trap "sleep 0.3; echo saved > saved; exit {code}" TERM; echo x >> times; while :; do sleep 0.02; done'
     process = subprocess.Popen(
@@ -75,24 +75,24 @@ def test_a_signal_reaches_the_command_and_its_code_comes_back(tmp_path, told, co
     assert times(tmp_path) == 1
 
 
-def test_the_command_sees_the_flags(tmp_path):
+def test_run_sets_the_xla_flags(tmp_path):
     assert '--xla_max_concurrent_async_all_gathers=4' in run(tmp_path, 'echo $LIBTPU_INIT_ARGS').stdout
     assert 'data_parallel' in run(tmp_path, 'echo $LIBTPU_INIT_ARGS', '--slices=2').stdout
 
 
-def test_words_arrive_as_they_are(tmp_path):
+def test_run_passes_arguments_unchanged(tmp_path):
     words = ['a b', "it's", '$HOME', '*', '', '--x={"y": 1}']
     result = launch('run.sh', '--chip', 'v4', '--', 'printf', '<%s>\\n', *words, home=tmp_path)
     assert result.stdout.splitlines() == [f'<{word}>' for word in words]
 
 
-def test_refused_flags_stop_it_before_the_command(tmp_path):
+def test_run_refused_flags_stop_it_before_the_command(tmp_path):
     result = run(tmp_path, COUNT, LIBTPU_INIT_ARGS='--xla_sc_disjoint_spmem=true')
     assert refused(result, 'xla_sc_disjoint_spmem', 'v5p')
     assert times(tmp_path) == 0
 
 
-def test_dry_run_runs_nothing(tmp_path):
+def test_run_dry_run_executes_nothing(tmp_path):
     result = run(tmp_path, COUNT, '--dry-run')
     assert result.returncode == 0
     assert 'export LIBTPU_INIT_ARGS=' in result.stdout
@@ -110,11 +110,11 @@ def test_dry_run_runs_nothing(tmp_path):
         (['--chip=v5p', 'true'], 'true: not an option'),
     ],
 )
-def test_refusals(words, part):
+def test_run_usage_errors(words, part):
     assert refused(launch('run.sh', *words), part)
 
 
-def test_the_code_has_one_home():
+def test_run_exit_codes_are_those_of_the_package():
     code = {
         path.name
         for path in LAUNCH.iterdir()

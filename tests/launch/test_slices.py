@@ -19,7 +19,7 @@ def read(*types: str) -> list[str]:
     return bash('-c', READ, 'launch', *types).stdout.splitlines()
 
 
-def test_names():
+def test_slice_names_in_bash():
     rows = [
         # what is asked for, generation, Google's name, topology, chips, hosts, chips of a host
         'v4-8 v4 v4-8 2x2x1 4 1 4',
@@ -50,7 +50,7 @@ def test_names():
 
 
 @pytest.mark.parametrize('generation', ['v4', 'v5e', 'v5p', 'v6e', 'v7x'])
-def test_every_slice_adds_up(generation):
+def test_slice_chips_and_hosts_agree(generation):
     """Of many numbers, those that name a slice: its topology, its hosts and its name agree."""
     rows = [row.split() for row in read(*(f'{generation}-{n}' for n in (*range(1, 34), *range(64, 1025, 64))))]
     assert len(rows) >= 8
@@ -86,7 +86,7 @@ def test_every_slice_adds_up(generation):
         ('', 'no such TPU generation'),
     ],
 )
-def test_names_that_there_are_not(tmp_path, type_, part):
+def test_unknown_slice_names_in_bash(tmp_path, type_, part):
     assert refused(bash('-c', READ, 'launch', type_, home=tmp_path), f'--type={type_}: ', part)
     assert not list(tmp_path.iterdir())
 
@@ -147,7 +147,7 @@ def by_plan(name: str) -> str | None:
     return f'{found.generation} {"x".join(map(str, found.shape))} {found.chips}'
 
 
-def test_plan_and_launch_know_the_same_slices():
+def test_plan_and_launch_accept_the_same_slices():
     """`fv_jax.planning.slices` reads the same names in another language."""
     names = [f'{generation}-{number}' for generation in GENERATIONS for number in NUMBERS]
     names += [f'{generation}:{shape}' for generation in GENERATIONS for shape in (*SHAPES, *CUBES)]

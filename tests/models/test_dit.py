@@ -63,23 +63,23 @@ def count(config):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
 
 
-def test_numpy_arrays_are_inputs_as_good(model, inputs):
+def test_dit_accepts_numpy_arrays(model, inputs):
     np.testing.assert_array_equal(model(*map(np.asarray, inputs)), model(*inputs))
 
 
-def test_official_sizes_count_their_parameters():
+def test_dit_number_of_parameters_of_the_official_sizes():
     assert count(STAGE1) == 5_570_283_072
     assert count(STAGE2) == 1_696_276_288
 
 
-def test_heads_twice_as_wide_have_the_same_parameters_but_for_two_norms():
+def test_dit_number_of_parameters_with_heads_of_128():
     wide = dataclasses.replace(STAGE2, num_heads=15)
     norms = 2 * 2 * (128 - 64)  # scale and offset of queries and keys
     assert wide.head_dim == 128 and count(wide) == count(STAGE2) + STAGE2.num_layers * norms
     assert rope_axis_dims(128) == tuple(2 * part for part in rope_axis_dims(64))
 
 
-def test_every_parameter_names_its_axes():
+def test_dit_parameters_have_logical_axes():
     abstract = nnx.eval_shape(lambda: DiT(DiTConfig(embed_dim=128, num_layers=2, num_heads=2), rngs=nnx.Rngs(0)))
     known = {value for name, value in vars(axes).items() if name.isupper()} | {None}
     for path, leaf in nnx.to_flat_state(nnx.state(abstract)):
@@ -102,7 +102,7 @@ def loss_and_grads(inputs):
     """remat -> params -> the mean squared distance of the output from 1, and its gradients; each compiled once."""
     compiled = {}
 
-    def of(remat):
+    def call(remat):
         if remat not in compiled:
             config = dataclasses.replace(SMALL, remat=remat)
             graphdef = nnx.graphdef(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
@@ -113,10 +113,10 @@ def loss_and_grads(inputs):
             compiled[remat] = jax.jit(jax.value_and_grad(loss))
         return compiled[remat]
 
-    return of
+    return call
 
 
-def test_a_new_network_is_the_zero_function_and_learns_everything(new_params, loss_and_grads):
+def test_dit_initialized_is_zero_with_gradients_everywhere(new_params, loss_and_grads):
     params, moved = new_params, set()
     # Plain gradient steps reach every parameter: zero layers open one after the other.
     for i in range(5):
@@ -127,19 +127,19 @@ def test_a_new_network_is_the_zero_function_and_learns_everything(new_params, lo
     assert moved == {path for path, _ in nnx.to_flat_state(params)}
 
 
-def test_only_the_last_linear_of_an_extra_embedding_is_zero(new_params):
+def test_dit_extra_embeddings_are_initialized_with_zero_output(new_params):
     for extra in (new_params.frames_embed, new_params.source_embed):
         assert np.all(extra.out.kernel[...] == 0)
         assert np.abs(extra.hidden.kernel[...]).max() > 0.1
     assert np.abs(new_params.time_embed.out.kernel[...]).max() > 0.1
 
 
-def test_gates_and_modulations_start_at_zero(new_params):
+def test_dit_gates_and_modulations_are_initialized_with_zeros(new_params):
     for layer in (new_params.blocks.modulation, new_params.output.modulation, new_params.output.out):
         assert not np.any(layer.kernel[...]) and not np.any(layer.bias[...])
 
 
-def test_blocks_differ_at_the_start(new_params):
+def test_dit_blocks_are_initialized_differently(new_params):
     kernel = new_params.blocks.attention.qkv.kernel[...]
     assert kernel.shape == (2, 32, 3, 32)
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
@@ -147,7 +147,7 @@ def test_blocks_differ_at_the_start(new_params):
     assert 0.9 * limit < np.abs(kernel).max() <= limit
 
 
-def test_the_scan_is_the_blocks_one_by_one(model, inputs, output):
+def test_dit_scan_equals_the_unrolled_blocks(model, inputs, output):
     x, timestep, text, source = inputs
     layout = SequenceLayout.from_grid(text.shape[1], (3, 2, 3))
 
@@ -162,23 +162,23 @@ def test_the_scan_is_the_blocks_one_by_one(model, inputs, output):
     np.testing.assert_allclose(unrolled(), output, atol=1e-5)
 
 
-def test_samples_do_not_see_each_other(run, inputs, output):
+def test_dit_examples_are_independent(run, inputs, output):
     other = [x.at[0].add(1) for x in inputs]
     np.testing.assert_allclose(run(*other)[1:], output[1:], atol=1e-5)
 
 
 @pytest.mark.parametrize('changed', range(4))
-def test_every_input_matters(run, inputs, output, changed):
+def test_dit_depends_on_every_input(run, inputs, output, changed):
     other = [x + 1 if i == changed else x for i, x in enumerate(inputs)]
     assert np.abs(run(*other) - output).max() > 1e-3
 
 
-def test_the_number_of_frames_is_embedded(model, inputs):
+def test_dit_embeds_the_number_of_frames(model, inputs):
     _, timestep, _, source = inputs
     assert np.abs(model.embed_cond(timestep, 3, source) - model.embed_cond(timestep, 4, source)).max() > 1e-3
 
 
-def test_without_extra_embeddings():
+def test_dit_without_extra_embeddings():
     config = dataclasses.replace(SMALL, embed_num_frames=False, embed_noise_augmentation_timestep=False)
     model = make(config)
     x, timestep, text, source = make_inputs()
@@ -189,7 +189,7 @@ def test_without_extra_embeddings():
         model(x, timestep, text, source)
 
 
-def test_a_missing_noise_augmentation_timestep_is_an_error(model, inputs):
+def test_dit_requires_the_noise_augmentation_timestep(model, inputs):
     with pytest.raises(ValueError, match='embeds noise_augmentation_timestep: pass it'):
         model(*inputs[:3])
 
@@ -202,7 +202,7 @@ def test_a_missing_noise_augmentation_timestep_is_an_error(model, inputs):
         ({'config': dataclasses.replace(SMALL, text_dim=6)}, '6 wide.*text_dim=5'),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(model, wrong, message):
+def test_dit_refuses_inputs_of_wrong_shape(model, wrong, message):
     with pytest.raises(ValueError, match=message):
         model(*make_inputs(**wrong))
 
@@ -218,12 +218,12 @@ def test_inputs_that_do_not_fit_are_refused(model, wrong, message):
         ({'local_attention_init': -1.0}, 'local_attention_init=-1.0: must be at least 0'),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(wrong, message):
+def test_dit_config_refuses_invalid_values(wrong, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(SMALL, **wrong)
 
 
-def test_attention_can_start_local():
+def test_dit_local_attention_initialization():
     seen = []
 
     def attend(q, k, v, count):
@@ -243,11 +243,11 @@ def test_attention_can_start_local():
     assert 0.54 < next_in_row < 0.56 and logits[0, 4] < logits[0, 2] < logits[0, 1]
 
 
-def test_a_config_survives_json():
+def test_dit_config_round_trip_through_json():
     assert build(DiTConfig, to_dict(STAGE1)) == STAGE1
 
 
-def test_remat_changes_no_gradient(model, loss_and_grads):
+def test_remat_does_not_change_gradients(model, loss_and_grads):
     # 'dots', the default, is held to the official gradients in tests/parity.
     params = nnx.state(model)
     plain, *others = (jax.tree.leaves(loss_and_grads(remat)(params)[1]) for remat in ('none', 'full', 'offload'))
@@ -256,7 +256,7 @@ def test_remat_changes_no_gradient(model, loss_and_grads):
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1e-3, np.abs(expected).max()))
 
 
-def test_what_goes_into_a_block_can_wait_in_the_hosts_memory(inputs):
+def test_remat_offload_saves_block_inputs_in_host_memory(inputs):
     def moves(remat):
         model = nnx.eval_shape(lambda: DiT(dataclasses.replace(SMALL, remat=remat), rngs=nnx.Rngs(0)))
         graphdef, params = nnx.split(model)
@@ -266,7 +266,7 @@ def test_what_goes_into_a_block_can_wait_in_the_hosts_memory(inputs):
     assert moves('offload') and not moves('full')
 
 
-def test_remat_computes_again(inputs):
+def test_remat_recomputes(inputs):
     def count(remat, operation):
         model = nnx.eval_shape(lambda: DiT(dataclasses.replace(SMALL, remat=remat), rngs=nnx.Rngs(0)))
         graphdef, params = nnx.split(model)
@@ -281,7 +281,7 @@ def test_remat_computes_again(inputs):
     assert count('dots', 'dot_general') + 5 <= count('full', 'dot_general')
 
 
-def test_bfloat16_is_near_float32_and_keeps_its_parameters(model, inputs, output):
+def test_dit_in_bfloat16_is_close_to_float32(model, inputs, output):
     config = dataclasses.replace(SMALL, dtype='bfloat16')
     half = make(config)
     assert half.blocks.mlp.hidden.kernel.dtype == jnp.float32
@@ -291,13 +291,13 @@ def test_bfloat16_is_near_float32_and_keeps_its_parameters(model, inputs, output
     assert np.sqrt(np.mean(error**2)) < 0.03 * np.sqrt(np.mean(np.asarray(output) ** 2))
 
 
-def test_parameters_can_be_stored_in_bfloat16():
+def test_dit_with_bfloat16_parameters():
     config = dataclasses.replace(SMALL, param_dtype='bfloat16')
     params = nnx.state(nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('bfloat16')}
 
 
-def test_final_norms_show_their_eps(model):
+def test_dit_eps_of_the_final_norms(model):
     # The official fixtures hardly show the first (model guide 9). Inputs of variance 1e-6, far below 1e-5.
     dim = SMALL.embed_dim
     x = 1e-3 * np.random.default_rng(0).standard_normal((1, 4, dim))
@@ -308,12 +308,12 @@ def test_final_norms_show_their_eps(model):
         np.testing.assert_allclose(norm(jnp.float32(x)), expected, atol=1e-5)
 
 
-def test_a_block_norms_with_eps_1e_5_and_queries_with_1e_6(model):
+def test_dit_eps_of_the_block_norms(model):
     assert (model.blocks.attention_norm.eps, model.blocks.mlp_norm.eps) == (1e-5, 1e-5)
     assert (model.blocks.attention.q_norm.eps, model.blocks.attention.k_norm.eps) == (1e-6, 1e-6)
 
 
-def test_rules_place_activations_and_compute_attention(model, inputs, output):
+def test_dit_uses_the_parallel_context(model, inputs, output):
     placed, attended = [], []
 
     def constrain(x, names):
@@ -333,7 +333,7 @@ def test_rules_place_activations_and_compute_attention(model, inputs, output):
     assert (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_MLP) in placed
 
 
-def test_padding_changes_nothing(model, inputs, output):
+def test_dit_padding_does_not_change_the_output(model, inputs, output):
     """Neither the output nor a gradient, whatever the padding's tokens come to."""
 
     def attention(q, k, v, num_tokens):
@@ -355,7 +355,7 @@ def test_padding_changes_nothing(model, inputs, output):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
 
-def test_works_inside_an_outer_scan_with_gradients(model, inputs):
+def test_dit_inside_an_outer_scan_with_gradients(model, inputs):
     x, timestep, text, source = inputs
     graphdef, params = nnx.split(model)
 

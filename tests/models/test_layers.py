@@ -36,7 +36,7 @@ def test_linear_with_groups_is_several_linears(rngs):
         np.testing.assert_allclose(layer(x)[:, :, i], expected, atol=1e-6)
 
 
-def test_axes_name_every_dimension(rngs):
+def test_layer_parameters_have_logical_axes(rngs):
     layer = Linear(5, (3, 7), ('embed', None, 'heads'), dtypes=Dtypes(), rngs=rngs)
     assert layer.kernel.get_metadata('axes') == ('embed', None, 'heads')
     assert layer.bias.get_metadata('axes') == (None, 'norm')
@@ -50,7 +50,7 @@ def test_xavier_counts_each_group_as_a_matrix():
     assert not zeros(jax.random.key(0), (4, 4), 'float32').any()
 
 
-def test_compute_and_parameter_dtypes_are_apart(rngs):
+def test_linear_compute_and_parameter_dtypes(rngs):
     layer = Linear(5, 7, ('embed', 'mlp'), dtypes=Dtypes(compute='bfloat16', param='float32'), rngs=rngs)
     assert layer.kernel.dtype == jnp.float32
     assert layer(normal(2, 5)).dtype == jnp.bfloat16
@@ -60,7 +60,7 @@ def test_compute_and_parameter_dtypes_are_apart(rngs):
 
 
 @pytest.mark.parametrize('eps', [1e-5, 1e-6])
-def test_layer_norm_on_small_variance_shows_its_eps(eps):
+def test_layer_norm_eps(eps):
     norm = LayerNorm(16, eps=eps, dtypes=Dtypes())
     norm.scale[...], norm.bias[...] = normal(16), normal(16, seed=1)
     x = 3 + 1e-3 * np.random.default_rng(2).standard_normal((4, 16))  # variance 1e-6
@@ -69,14 +69,14 @@ def test_layer_norm_on_small_variance_shows_its_eps(eps):
     np.testing.assert_allclose(norm(jnp.float32(x)), expected, atol=2e-3)
 
 
-def test_layer_norm_is_float32_whatever_comes_in():
+def test_layer_norm_computes_in_float32():
     norm = LayerNorm(16, eps=1e-6, dtypes=Dtypes(compute='bfloat16', param='bfloat16'))
     x = normal(4, 16).astype(jnp.bfloat16)
     assert norm(x).dtype == jnp.float32
     np.testing.assert_allclose(norm(x).mean(-1), 0, atol=1e-6)
 
 
-def test_layer_norm_survives_a_large_mean():
+def test_layer_norm_is_accurate_with_a_large_mean():
     # A one-pass variance, E[x^2] - E[x]^2, loses every digit here.
     x = 4096 + normal(8, 32)
     exact = np.asarray(x, np.float64)
@@ -96,7 +96,7 @@ def test_layer_norm_gradients():
     check_grads(loss, (params, normal(3, 8, seed=2)), order=1, modes=['rev'], eps=1e-2, atol=1e-2, rtol=1e-2)
 
 
-def test_mlp_and_what_it_constrains(rngs):
+def test_mlp_and_its_sharding_constraint(rngs):
     mlp = MLP((4, 8, 6), (('embed', 'mlp'), ('mlp', 'embed')), gelu_tanh, dtypes=Dtypes(), rngs=rngs)
     x, seen = normal(2, 3, 4), []
 
@@ -109,7 +109,7 @@ def test_mlp_and_what_it_constrains(rngs):
     assert seen == [(2, 3, 8)]
 
 
-def test_gelu_is_the_tanh_one():
+def test_gelu_is_the_tanh_approximation():
     x = np.linspace(-4, 4, 33)
     expected = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     np.testing.assert_allclose(gelu_tanh(jnp.float32(x)), expected, atol=1e-6)

@@ -60,17 +60,17 @@ def run():
     """Any network on the same inputs; one compilation per architecture."""
     compiled = {}
 
-    def of(network):
+    def call(network):
         graphdef, params = nnx.split(network)
         key = str(network.config)
         if key not in compiled:
             compiled[key] = jax.jit(lambda params: nnx.merge(graphdef, params)(*inputs()))
         return compiled[key](params)
 
-    return of
+    return call
 
 
-def test_the_official_trainable_set_by_count_and_by_name():
+def test_lora_trainable_parameters_of_the_official_stage_1():
     state = abstract(OFFICIAL)
     trainable = leaves(nnx.filter_state(state, LoRAParam))
     frozen = leaves(nnx.filter_state(state, nnx.Not(LoRAParam)))
@@ -87,7 +87,7 @@ def test_the_official_trainable_set_by_count_and_by_name():
     assert frozen.keys() == leaves(abstract(STAGE1)).keys()
 
 
-def test_base_in_bfloat16_and_lora_in_float32():
+def test_lora_is_float32_on_a_bfloat16_network():
     state = abstract(dataclasses.replace(SMALL, param_dtype='bfloat16', dtype='bfloat16'))
     assert {leaf.dtype for leaf in leaves(nnx.filter_state(state, LoRAParam)).values()} == {jnp.dtype('float32')}
     assert {leaf.dtype for leaf in leaves(nnx.filter_state(state, nnx.Not(LoRAParam))).values()} == {
@@ -95,7 +95,7 @@ def test_base_in_bfloat16_and_lora_in_float32():
     }
 
 
-def test_every_matrix_names_its_axes():
+def test_lora_parameters_have_logical_axes():
     for name, leaf in leaves(nnx.filter_state(abstract(SMALL), LoRAParam)).items():
         names = leaf.get_metadata('axes')
         assert len(names) == len(leaf.shape) and names[0] == axes.LAYERS, name
@@ -106,7 +106,7 @@ def test_every_matrix_names_its_axes():
     assert named['blocks.attention.out.lora.a'].get_metadata('axes') == ('layers', 'heads', None, None)
 
 
-def test_a_fresh_addition_changes_nothing_and_starts_at_random(run):
+def test_lora_initialized_does_not_change_the_network(run):
     plain = make(PLAIN)
     fresh = add_lora(plain, LORA, jax.random.key(0))
     assert fresh.config == SMALL
@@ -122,12 +122,12 @@ def test_a_fresh_addition_changes_nothing_and_starts_at_random(run):
             assert np.abs(np.mean(leaf[...])) < 0.2 * limit, name
 
 
-def test_what_has_lora_is_given_no_second(network):
+def test_lora_cannot_be_added_twice(network):
     with pytest.raises(ValueError, match='already has LoRA'):
         add_lora(network, LORA, jax.random.key(0))
 
 
-def test_merged_is_the_same_function_and_without_it_another(run, network, merged):
+def test_lora_merged_computes_the_same(run, network, merged):
     assert merged.config == PLAIN and merge_lora(merged) is merged
     assert not leaves(nnx.state(merged, LoRAParam))
     with_lora = run(network)
@@ -137,32 +137,32 @@ def test_merged_is_the_same_function_and_without_it_another(run, network, merged
     assert np.abs(run(alone) - with_lora).max() > 0.1 * np.abs(with_lora).max()
 
 
-def test_each_part_of_a_merged_kernel(network, merged):
+def test_lora_merged_kernel_of_each_part(network, merged):
     scale = 2.0 / 3
     qkv, modulation = (leaf.kernel for leaf in (merged.blocks.attention.qkv, merged.blocks.modulation))
-    kernel, a, b = (np.asarray(x[...]) for x in parts(network.blocks.attention.qkv))
+    kernel, a, b = (np.asarray(x[...]) for x in lora_arrays(network.blocks.attention.qkv))
     for i, part in [(i, part) for i in range(2) for part in range(3)]:
         expected = kernel[i, :, part] + scale * a[i, :, part] @ b[i, part]
         np.testing.assert_allclose(np.asarray(qkv[...])[i, :, part], expected, atol=1e-6)
-    kernel, a, b = (np.asarray(x[...]) for x in parts(network.blocks.modulation))
+    kernel, a, b = (np.asarray(x[...]) for x in lora_arrays(network.blocks.modulation))
     expected = kernel + scale * np.einsum('lir,lrpo->lipo', a[:, :, 0], b[:, 0])
     np.testing.assert_allclose(modulation[...], expected, atol=1e-6)
 
 
-def parts(linear):
+def lora_arrays(linear):
     return linear.kernel, linear.lora.a, linear.lora.b
 
 
-def test_a_merge_rounds_once_to_the_kernel_s_dtype():
+def test_lora_merge_rounds_once_to_the_kernel_dtype():
     network = make(dataclasses.replace(SMALL, param_dtype='bfloat16'))
     merged = merge_lora(network)
-    kernel, a, b = (np.asarray(x[...], np.float32) for x in parts(network.blocks.attention.out))
+    kernel, a, b = (np.asarray(x[...], np.float32) for x in lora_arrays(network.blocks.attention.out))
     exact = kernel + np.float32(2.0 / 3) * (a[:, :, 0] @ b[:, 0])
     assert merged.blocks.attention.out.kernel.dtype == jnp.bfloat16
     np.testing.assert_array_equal(merged.blocks.attention.out.kernel[...], exact.astype(jnp.bfloat16))
 
 
-def test_the_merged_kernel_is_never_made():
+def test_lora_forward_does_not_materialize_the_merged_kernel():
     """No array as large as a kernel is computed but the kernels themselves, which are only read."""
     wide = dataclasses.replace(SMALL, embed_dim=128)  # so that no activation is as large
     graphdef, params = nnx.split(nnx.eval_shape(lambda: DiT(wide, rngs=nnx.Rngs(0))))
@@ -174,7 +174,7 @@ def test_the_merged_kernel_is_never_made():
     assert (2, 11, 3, 128) in made and not made & kernels
 
 
-def test_gradients_reach_the_filter_s_variables_only():
+def test_lora_gradients_are_of_the_filtered_variables_only():
     network = add_lora(make(PLAIN), LORA, jax.random.key(0))
     graphdef, trainable, frozen = nnx.split(network, LoRAParam, ...)
     loss = jax.jit(jax.grad(lambda t: jnp.mean(jnp.square(nnx.merge(graphdef, t, frozen)(*inputs())))))
@@ -192,11 +192,11 @@ def test_gradients_reach_the_filter_s_variables_only():
         ({'targets': ('head',)}, "'head' is not a choice"),
     ],
 )
-def test_a_config_that_cannot_be(values, message):
+def test_lora_config_refuses_invalid_values(values, message):
     with pytest.raises(ConfigError, match=message):
         build(DiTConfig, {'lora': values})
 
 
-def test_a_config_survives_json():
+def test_lora_config_round_trip_through_json():
     assert build(DiTConfig, to_dict(SMALL)) == SMALL
     assert build(DiTConfig, to_dict(PLAIN)) == PLAIN

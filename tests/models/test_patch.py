@@ -13,7 +13,7 @@ def latents(frames=2, height=4, width=6, channels=3):
     )
 
 
-def test_tokens_run_frame_row_column_and_features_channel_row_column():
+def test_patchify_order_of_tokens_and_features():
     z = latents()
     tokens = patchify(z, 2)
     assert tokens.shape == (2, 2 * 2 * 3, 12)
@@ -24,7 +24,7 @@ def test_tokens_run_frame_row_column_and_features_channel_row_column():
 
 
 @pytest.mark.parametrize('patch', [1, 2])
-def test_unpatchify_inverts(patch):
+def test_unpatchify_inverts_patchify(patch):
     z = latents()
     grid = patch_grid(z.shape, patch)
     assert grid == (2, 4 // patch, 6 // patch)
@@ -32,6 +32,6 @@ def test_unpatchify_inverts(patch):
 
 
 @pytest.mark.parametrize(('height', 'width'), [(5, 6), (4, 7)])
-def test_a_size_that_does_not_divide_is_refused(height, width):
+def test_patchify_refuses_a_size_that_does_not_divide(height, width):
     with pytest.raises(ValueError, match=f'{height}x{width} do not divide into 2x2'):
         patchify(latents(height=height, width=width), 2)

@@ -25,18 +25,18 @@ def run():
     return lambda ids, mask=None: np.asarray(compiled(params, ids, mask))
 
 
-def test_numpy_arrays_are_inputs_as_good():
+def test_t5_accepts_numpy_arrays():
     model, ids = random_t5(), np.array([[5, 3, 1, 0]], np.int32)
     mask = ids != 0
     np.testing.assert_array_equal(model(ids, mask), model(jnp.asarray(ids), jnp.asarray(mask)))
 
 
-def test_xxl_counts_its_parameters():
+def test_t5_xxl_number_of_parameters():
     abstract = nnx.eval_shape(lambda: T5(T5Config(), rngs=nnx.Rngs(0)))
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(abstract))) == 4_762_310_656
 
 
-def test_every_parameter_names_its_axes_and_is_stored_as_asked():
+def test_t5_parameters_have_logical_axes_and_dtype():
     config = dataclasses.replace(SMALL, param_dtype='bfloat16')
     flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0)))))
     known = {value for name, value in vars(axes).items() if name.isupper()} | {None}
@@ -47,7 +47,7 @@ def test_every_parameter_names_its_axes_and_is_stored_as_asked():
         assert (names[0] == axes.LAYERS) == (path[0] == 'blocks'), path
 
 
-def test_buckets():
+def test_t5_relative_position_buckets():
     """Known by hand: 16 a side; 0-7 exact; then 16, 32 and 64 begin buckets 10, 12 and 14; 128 and more is the last."""
     buckets = relative_buckets(400, 32, 128)
     distances = (0, 1, 7, 8, 11, 12, 15, 16, 22, 23, 31, 32, 63, 64, 90, 91, 127, 128, 399)
@@ -59,13 +59,13 @@ def test_buckets():
     np.testing.assert_array_equal(buckets[1:, 1:], buckets[:-1, :-1])  # only the difference of positions counts
 
 
-def test_small_numbers_of_buckets_and_short_texts():
+def test_t5_few_buckets_and_short_texts():
     assert relative_buckets(1, 32, 128).tolist() == [[0]]
     assert relative_buckets(5, 4, 2)[0].tolist() == [0, 3, 3, 3, 3]
     assert relative_buckets(5, 4, 2)[4].tolist() == [1, 1, 1, 1, 0]
 
 
-def test_without_a_mask_everything_is_attended_to(run):
+def test_t5_without_mask_attends_to_padding(run):
     changed = IDS.copy()
     changed[:, -1] = 0
     assert (np.abs(run(IDS) - run(changed))[:, :-1].max(axis=(1, 2)) > 1e-3).all()
@@ -74,14 +74,14 @@ def test_without_a_mask_everything_is_attended_to(run):
     np.testing.assert_allclose(run(IDS, np.ones_like(IDS)), run(IDS), atol=1e-6)
 
 
-def test_what_is_masked_is_not_attended_to_but_has_an_output(run):
+def test_t5_mask_hides_padding(run):
     mask = np.array([[1, 1, 1, 1, 0, 0, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1]], np.int32)
     out, other = run(IDS, mask), run(np.where(mask, IDS, 3), mask)
     np.testing.assert_array_equal(out[mask == 1], other[mask == 1])
     assert np.abs(out - other)[mask == 0].max() > 1e-3
 
 
-def test_positions_matter_by_their_difference_only(run):
+def test_t5_bias_depends_on_relative_positions_only(run):
     """A text in the middle of hidden tokens is what it is at the start."""
     ids = np.zeros((2, 2, 8), np.int32)
     ids[0, :, :4] = ids[1, :, 3:7] = IDS[:, :4]
@@ -90,7 +90,7 @@ def test_positions_matter_by_their_difference_only(run):
     assert np.abs(run(IDS[:, ::-1])[:, ::-1] - run(IDS)).max() > 1e-2  # but order does matter
 
 
-def test_bfloat16_returns_float32_near_the_exact(run):
+def test_t5_in_bfloat16_is_close_to_float32(run):
     model = random_t5(dataclasses.replace(SMALL, dtype='bfloat16'))
     exact, near = run(IDS), jax.jit(model)(jnp.asarray(IDS))
     assert near.dtype == jnp.float32
@@ -98,7 +98,7 @@ def test_bfloat16_returns_float32_near_the_exact(run):
     assert 1e-5 < error < 0.05
 
 
-def test_activations_are_named_where_they_are_placed():
+def test_t5_uses_the_parallel_context():
     seen = set()
 
     def constrain(x, names):
@@ -120,10 +120,10 @@ def test_activations_are_named_where_they_are_placed():
         ({'dtype': 'float16'}, 'dtype=float16: must be one of float32, bfloat16'),
     ],
 )
-def test_what_cannot_be_is_refused(field, words):
+def test_t5_config_refuses_invalid_values(field, words):
     with pytest.raises(ConfigError, match=words):
         T5Config(**field)
 
 
-def test_the_config_survives_a_round_trip():
+def test_t5_config_round_trip():
     assert build(T5Config, to_dict(SMALL)) == SMALL

@@ -39,7 +39,7 @@ def normal(*shape, seed=0):
 # Sizes.
 
 
-def test_the_official_number_of_parameters(official_size):
+def test_vae_official_number_of_parameters(official_size):
     def count(module):
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
@@ -48,7 +48,7 @@ def test_the_official_number_of_parameters(official_size):
     assert count(official_size) == 215_583_907
 
 
-def test_every_parameter_names_its_axes(official_size):
+def test_vae_parameters_have_logical_axes(official_size):
     known = {None, axes.CONV_IN, axes.CONV_OUT, axes.NORM}
     for path, param in nnx.to_flat_state(nnx.state(official_size)):
         names = param.get_metadata()['axes']
@@ -57,7 +57,7 @@ def test_every_parameter_names_its_axes(official_size):
             assert names[-2:] == (axes.CONV_IN, axes.CONV_OUT), path
 
 
-def test_sizes_of_the_ways_there_and_back(network):
+def test_vae_sizes_of_latents_and_video(network):
     for frames, latent_frames in ((9, 3), (1, 1)):
         x = jax.ShapeDtypeStruct((2, frames, 16, 24, 3), jnp.float32)
         moments, _ = jax.eval_shape(network.encoder, x, {})
@@ -70,7 +70,7 @@ def test_sizes_of_the_ways_there_and_back(network):
     ('multipliers', 'temporal_levels', 'factors'),
     [((1, 1, 1, 1), 2, (4, 8)), ((1, 1, 1, 1, 1), 2, (4, 16)), ((1, 1, 1, 1), 3, (8, 8)), ((1, 1), 0, (1, 2))],
 )
-def test_factors_follow_from_the_levels(multipliers, temporal_levels, factors):
+def test_vae_factors_follow_from_the_levels(multipliers, temporal_levels, factors):
     """And a clip comes back in its size, whole or in chunks."""
     config = dataclasses.replace(CONFIG, multipliers=multipliers, temporal_levels=temporal_levels, latent_channels=3)
     spec = config.latent_spec
@@ -88,7 +88,7 @@ def test_factors_follow_from_the_levels(multipliers, temporal_levels, factors):
         assert shape(vae_chunking.decode, z) == video.shape
 
 
-def test_compute_in_bfloat16():
+def test_vae_in_bfloat16():
     config = dataclasses.replace(CONFIG, dtype='bfloat16')
     x = jax.ShapeDtypeStruct((1, 9, 16, 16, 3), jnp.float32)
     moments, cache = jax.eval_shape(lambda x: VAE(config, rngs=nnx.Rngs(0)).encoder(x, {}), x)
@@ -108,12 +108,12 @@ def test_compute_in_bfloat16():
         ({'dtype': 'float16'}, 'not a choice'),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(values, words):
+def test_vae_config_refuses_invalid_values(values, words):
     with pytest.raises(ConfigError, match=words):
         build(VAEConfig, values)
 
 
-def test_a_config_survives_json():
+def test_vae_config_round_trip_through_json():
     assert build(VAEConfig, to_dict(CONFIG)) == CONFIG
 
 
@@ -121,7 +121,7 @@ def test_a_config_survives_json():
 
 
 @pytest.mark.parametrize(('frames', 'of'), [(1, 1), (2, 1), (4, 2), (4, 1), (5, 3), (9, 3), (17, 5), (3, 3)])
-def test_nearest_resizing_reads_floor_indices(frames, of):
+def test_vae_nearest_resize_uses_floor_indices(frames, of):
     z = normal(1, of, 2, 3, 1)
     got = vae_lib.resize_space_nearest(vae_lib.resize_time_nearest(jnp.asarray(z), frames), 4, 12)
 
@@ -134,13 +134,13 @@ def test_nearest_resizing_reads_floor_indices(frames, of):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_pairs_of_frames_are_averaged_and_an_odd_first_one_stays():
+def test_vae_average_pool_time_keeps_an_odd_first_frame():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1, 1)
     np.testing.assert_array_equal(vae_lib.average_pool_time(x).ravel(), [0, 1.5, 3.5])
     np.testing.assert_array_equal(vae_lib.average_pool_time(x[:, 1:]).ravel(), [1.5, 3.5])
 
 
-def test_frames_are_doubled_and_an_odd_first_one_stays_single():
+def test_vae_upsample_keeps_an_odd_first_frame_single():
     x = jnp.arange(3.0).reshape(1, 3, 1, 1, 1)
     up = vae_lib.upsample_nearest(x, time=True).materialize()
     assert up.shape == (1, 5, 2, 2, 1)
@@ -155,7 +155,7 @@ def test_frames_are_doubled_and_an_odd_first_one_stays_single():
 # Norms of the decoder.
 
 
-def test_a_spatial_norm_is_a_group_norm_scaled_and_moved_by_the_latents():
+def test_vae_spatial_norm_is_a_group_norm_modulated_by_the_latents():
     """The official order, resize then map, is the definition; ours maps first."""
     norm = SpatialNorm(4, dataclasses.replace(CONFIG, latent_channels=3, groups=2), rngs=nnx.Rngs(0))
     for i, part in enumerate((norm.conv_y, norm.conv_b)):
@@ -167,7 +167,7 @@ def test_a_spatial_norm_is_a_group_norm_scaled_and_moved_by_the_latents():
     np.testing.assert_allclose(norm(x, z).materialize(), expected, atol=1e-5)
 
 
-def test_a_new_spatial_norm_is_a_group_norm():
+def test_vae_initialized_spatial_norm_is_a_group_norm():
     norm = SpatialNorm(8, CONFIG, rngs=nnx.Rngs(0))
     x, z = jnp.asarray(normal(1, 1, 4, 6, 8)), jnp.asarray(normal(1, 1, 2, 3, CONFIG.latent_channels))
     np.testing.assert_allclose(norm(x, z).materialize(), norm.norm_layer(x).materialize(), atol=1e-6)
@@ -186,7 +186,7 @@ class _Affine(nnx.Module):
         )
 
 
-def without_statistics(module):
+def remove_statistics(module):
     for _, sub in list(nnx.iter_modules(module)):
         for name, value in list(vars(sub).items()):
             if isinstance(value, vae_lib.GroupNorm):
@@ -194,8 +194,8 @@ def without_statistics(module):
     return module
 
 
-def test_no_latent_sees_later_frames_and_no_frame_later_latents():
-    network = without_statistics(tiny.vae())
+def test_vae_is_causal():
+    network = remove_statistics(tiny.vae())
     encode, decode = jax.jit(lambda x: network.encoder(x, {})[0]), jax.jit(lambda z: network.decoder(z, {})[0])
     x = normal(1, 9, 16, 16, 3)
     changed = x.copy()
@@ -209,9 +209,9 @@ def test_no_latent_sees_later_frames_and_no_frame_later_latents():
     assert moved[:5].max() == 0 and moved[5:].min() > 1e-4
 
 
-def test_chunks_are_the_whole_but_for_the_statistics_of_norms():
+def test_vae_chunks_equal_the_whole_clip_except_for_norm_statistics():
     """So the caches are exact, in both directions."""
-    network = without_statistics(tiny.vae())
+    network = remove_statistics(tiny.vae())
     for run, x, sizes in (
         (network.encoder, normal(1, 9, 8, 16, 3), (5, 4)),
         (network.decoder, normal(1, 5, 1, 2, CONFIG.latent_channels), (3, 2)),
@@ -225,7 +225,7 @@ def test_chunks_are_the_whole_but_for_the_statistics_of_norms():
 # Moments.
 
 
-def test_latents_are_the_mean_and_noise_of_a_clipped_deviation():
+def test_vae_sample_latents_clips_the_deviation():
     mean, logvar = normal(1, 2, 2, 2, 3), np.float32([-100, 0, 100]) + np.zeros((1, 2, 2, 2, 3), np.float32)
     moments = jnp.asarray(np.concatenate([mean, logvar], axis=-1))
     got_mean, std = vae_lib.split_moments(moments)
@@ -240,7 +240,7 @@ def test_latents_are_the_mean_and_noise_of_a_clipped_deviation():
 
 
 @pytest.mark.parametrize('half', ['encoder', 'decoder'])
-def test_convolutions_in_bfloat16_keep_parameters_and_norms(network, half):
+def test_vae_set_compute_dtype_keeps_parameters_and_norms(network, half):
     rounded = vae_lib.set_compute_dtype(tiny.vae(), 'bfloat16')
     assert rounded.config == dataclasses.replace(network.config, dtype='bfloat16')
     jax.tree.map(np.testing.assert_array_equal, nnx.state(rounded), nnx.state(network))
@@ -259,7 +259,7 @@ def test_convolutions_in_bfloat16_keep_parameters_and_norms(network, half):
 # From pictures to clips.
 
 
-def test_forgetting_the_past_keeps_pictures_and_separates_frames():
+def test_vae_collapse_temporal_kernels_keeps_images_and_separates_frames():
     vae = tiny.vae()
     clip = normal(1, 9, 16, 16, 3)
     picture_before = vae.encoder(clip[:, :1], {})[0]
@@ -274,7 +274,7 @@ def test_forgetting_the_past_keeps_pictures_and_separates_frames():
     assert difference[4] > 0.01 and not np.delete(difference, 4).any()
 
 
-def test_offsets_make_norms_almost_independent_of_the_picture():
+def test_vae_norms_with_offsets_are_almost_independent_of_the_image():
     # 64 channels, so that the tiny network's groups hold several.
     config = dataclasses.replace(CONFIG, base_channels=16, groups=2)
     encoder = VAE(config, rngs=nnx.Rngs(0)).encoder

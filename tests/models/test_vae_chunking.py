@@ -40,12 +40,12 @@ def video(frames, height=8, width=8):
         (3, DECODE_CHUNKS, (3,)),
     ],
 )
-def test_official_chunks(length, pattern, sizes):
+def test_vae_chunk_sizes_are_official(length, pattern, sizes):
     assert chunk_sizes(length, pattern) == sizes
 
 
 @pytest.mark.parametrize('frames', [1, 9, 17, 25, 49])
-def test_there_and_back_in_the_default_chunks(network, frames):
+def test_vae_chunks_encode_and_decode(network, frames):
     z = encode(network, video(frames))
     assert network.chunks == list(chunk_sizes(frames, ENCODE_CHUNKS))
     assert network.caches == [{'chunks': i} if i else {} for i in range(len(network.chunks))]
@@ -59,20 +59,20 @@ def test_there_and_back_in_the_default_chunks(network, frames):
 
 
 @pytest.mark.parametrize('chunks', [(49,), (13, 12, 12, 12), (1, 48), (5, 4, 40)])
-def test_chunks_can_be_chosen(network, chunks):
+def test_vae_chunks_are_configurable(network, chunks):
     z = encode(network, video(49), chunks)
     assert network.chunks == list(chunks)
     np.testing.assert_array_equal(z[0, :, 0, 0, 0], np.arange(0, 49, 4))
 
 
-def test_the_last_frame_fills_a_clip_up():
+def test_vae_pads_clips_with_the_last_frame():
     for frames, padded in ((1, 1), (2, 9), (8, 9), (9, 9), (10, 17), (23, 25)):
         x = vae_chunking.pad_to_valid(video(frames), SPEC)
         assert x.shape[1] == padded and SPEC.is_valid_length(padded)
         np.testing.assert_array_equal(x[0, :, 0, 0, 0], np.minimum(np.arange(padded), frames - 1))
 
 
-def test_chunks_follow_the_factor_in_time():
+def test_vae_chunks_depend_on_the_temporal_factor():
     assert ENCODE_CHUNKS == (17, 16)
     assert encode_chunks(LatentSpec(16, 8, 8)) == (33, 32) and encode_chunks(LatentSpec(48, 4, 16)) == (17, 16)
 
@@ -91,7 +91,7 @@ def test_chunks_follow_the_factor_in_time():
         ((1, 17, 8, 8, 3), (), 'add up to 0'),
     ],
 )
-def test_what_cannot_be_encoded_is_refused(network, shape, chunks, words):
+def test_vae_encode_refuses_invalid_sizes(network, shape, chunks, words):
     with pytest.raises(ValueError, match=words):
         encode(network, jnp.zeros(shape), chunks)
     assert network.chunks == []
@@ -107,7 +107,7 @@ def test_what_cannot_be_encoded_is_refused(network, shape, chunks, words):
         (3, None, 5, 'width_slices=5: must be from 1 to 4'),
     ],
 )
-def test_what_cannot_be_decoded_is_refused(network, frames, chunks, slices, words):
+def test_vae_decode_refuses_invalid_chunks(network, frames, chunks, slices, words):
     with pytest.raises(ValueError, match=words):
         decode(network, jnp.zeros((1, frames, 2, 4, 3)), chunks, width_slices=slices)
     assert network.chunks == []
@@ -117,18 +117,18 @@ def test_what_cannot_be_decoded_is_refused(network, frames, chunks, slices, word
     ('width', 'slices', 'widths'),
     [(32, 2, [32, 32]), (34, 2, [33, 33]), (240, 2, [136, 136]), (31, 2, [15, 16]), (48, 3, [32, 48, 32])],
 )
-def test_slices_overlap_where_there_is_room_and_are_cut_hard(network, width, slices, widths):
+def test_vae_width_slices_overlap(network, width, slices, widths):
     z = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32)[None, None, None, :, None], (1, 3, 1, width, 3))
     got = decode(network, z, width_slices=slices)
     assert network.widths == widths
     np.testing.assert_array_equal(got[0, 0, 0, :, 0], np.arange(width).repeat(8))
 
 
-def test_every_slice_starts_without_a_cache(network):
+def test_vae_width_slices_start_without_a_cache(network):
     decode(network, jnp.zeros((1, 5, 1, 4, 3)), width_slices=2)
     assert network.caches == [{}, {'chunks': 1}] * 2
 
 
-def test_anything_with_an_encoder_will_do():
+def test_vae_chunking_accepts_any_encoder():
     seen = SimpleNamespace(encoder=lambda x, cache: (x[:, ::4], cache), config=OFFICIAL)
     assert encode(seen, video(9)).shape == (1, 3, 8, 8, 3)

@@ -23,7 +23,7 @@ def normal(*shape):
 
 
 @pytest.mark.parametrize('size', [(64, 64), (72, 80), (200, 136), (8, 8), (104, 64)])
-def test_tiles_of_one_size_cover_the_frame_and_overlap(size):
+def test_tiling_covers_the_frame_with_overlap(size):
     tiling = Tiling((64, 48), 24, 8)
     for axis, (pixels, tile) in enumerate(zip(size, tiling.tile_of(*size), strict=True)):
         tile_ranges = tiling.tile_ranges(axis, pixels // 8, 8)
@@ -42,7 +42,7 @@ def test_tiles_of_one_size_cover_the_frame_and_overlap(size):
     )
 
 
-def test_weights_fall_in_a_line_to_the_edge_of_a_tile():
+def test_tiling_weights_are_linear():
     first, second = Tiling((64, 64), 32, 8).tile_ranges(1, 12, 8)
     assert (first.start, second.start) == (0, 4)
     np.testing.assert_array_equal(first.weights[:32], 1)
@@ -50,7 +50,7 @@ def test_weights_fall_in_a_line_to_the_edge_of_a_tile():
     np.testing.assert_allclose(second.weights, first.weights[::-1], rtol=1e-6)
 
 
-def test_each_tile_is_a_clip_of_its_own():
+def test_tiling_encodes_each_tile_separately():
     network, x = Recorder(), normal(1, 25, 16, 40, 3)
     z = vae_tiling.encode(network, x, Tiling((16, 24), 8, 8))
     assert network.sizes == [(17, 16, 24), (8, 16, 24)] * 2
@@ -63,7 +63,7 @@ def test_each_tile_is_a_clip_of_its_own():
     np.testing.assert_allclose(video, vae_chunking.decode(network, z), atol=1e-6)
 
 
-def test_one_tile_is_the_whole_frame():
+def test_tiling_with_one_tile_is_the_whole_frame():
     vae, x = jit_vae(tiny.vae()), normal(2, 9, 16, 24, 3)
     moments = vae.encode_moments(x)
     np.testing.assert_array_equal(vae.encode_moments(x, Tiling((16, 24), 8, 8)), moments)
@@ -71,7 +71,7 @@ def test_one_tile_is_the_whole_frame():
     np.testing.assert_array_equal(vae.decode(z, Tiling((64, 64), 8, 8)), vae.decode(z))
 
 
-def test_no_seam_in_a_gradient():
+def test_tiling_has_no_seam_in_a_gradient():
     vae, (height, width) = jit_vae(weights.load_vae('embedded')), (64, 192)
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     picture = jnp.asarray(np.stack([1.2 * x - 0.6, 1.2 * y - 0.6, 0.5 - (x + y) / 4], axis=-1), jnp.float32)
@@ -98,12 +98,12 @@ def test_no_seam_in_a_gradient():
         (lambda: Tiling((64, 96), 64, 8), 'tile_overlap=64: must be less than both sides of a tile, 64x96; use 56'),
     ],
 )
-def test_what_cannot_be_is_refused(make, words):
+def test_tiling_refuses_invalid_values(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
 
 
-def test_a_size_that_the_vae_cannot_take_is_refused():
+def test_tiling_refuses_sizes_that_the_vae_cannot_take():
     network = Recorder()
     with pytest.raises(ValueError, match='size 12x16: both sides must be multiples of 8'):
         vae_tiling.encode(network, normal(1, 1, 12, 16, 3), Tiling((16, 16), 8, 8))

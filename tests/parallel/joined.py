@@ -35,9 +35,9 @@ def train(arguments: list[str], processes: int) -> list[list[str]]:
             process.kill()
     for process, (_, err) in zip(started, said, strict=True):
         assert process.returncode == 0, err
-    return [[line for line in out.splitlines() if line and not _of_gloo(line)] for out, _ in said]
+    return [[line for line in out.splitlines() if line and not _filter_gloo_log(line)] for out, _ in said]
 
 
-def _of_gloo(line: str) -> bool:
+def _filter_gloo_log(line: str) -> bool:
     """Whether the library that joins processes says it, whose threads cut into each other's lines."""
     return '[Gloo]' in line or 'peer ranks' in line

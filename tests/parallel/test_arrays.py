@@ -19,15 +19,15 @@ def partitioner(strategy='fsdp_split_frames', **parallel):
     return Partitioner(make_mesh(ParallelConfig(**({'data': 1} | parallel))), strategy)
 
 
-def numbers(*shape):
+def sample_array(*shape):
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
 def test_batch_axes_split_examples_and_width_of_videos():
     batch = {
-        'high_res_BFHWC': numbers(4, 1, 8, 64, 3),
-        'z_low_BFHWC': numbers(4, 1, 1, 8, 2),
-        'text_BLD': numbers(4, 3, 5),
+        'high_res_BFHWC': sample_array(4, 1, 8, 64, 3),
+        'z_low_BFHWC': sample_array(4, 1, 1, 8, 2),
+        'text_BLD': sample_array(4, 3, 5),
     }
     placed = arrays.to_global(batch, partitioner(fsdp=2, context=4), OFFICIAL.latent_spec)
     shares = {name: x.sharding.shard_shape(x.shape) for name, x in placed.items()}
@@ -83,7 +83,7 @@ def test_process_part_refuses_unequal_parts(shards, mine):
 def test_to_host_round_trip():
     where = partitioner(context=8)
     sharding = where.sharding(('act_batch', 'act_tokens'), (2, 16), 'x')
-    x = numbers(2, 16)
+    x = sample_array(2, 16)
     placed = arrays.put_sharded({'x': x}, {'x': sharding})
     assert placed['x'].sharding == sharding
     np.testing.assert_array_equal(arrays.to_host(placed, where)['x'], x)
@@ -94,7 +94,7 @@ def config():
     return stage2.get_config('smoke')
 
 
-def parts_on(config, **parallel):
+def make_setup(config, **parallel):
     config.parallel = {'data': 1} | parallel
     config.data.loader.batch_size = 8
     built = build(TrainConfig, config.to_dict())
@@ -103,14 +103,14 @@ def parts_on(config, **parallel):
 
 
 def test_state_is_initialized_sharded_and_restored_on_another_mesh(config, tmp_path):
-    here = parts_on(config, context=8)
+    here = make_setup(config, context=8)
     made = jax.jit(here.init_train_state, out_shardings=here.shardings)(jax.random.key(0))
     kernel = made.trainable['blocks']['mlp']['hidden']['kernel']
     moment = made.opt_state[1][0].mu['blocks']['mlp']['hidden']['kernel']
     for x in (kernel, moment, made.ema['blocks']['mlp']['hidden']['kernel']):
         assert len(x.addressable_shards) == 8 and x.addressable_shards[0].data.size == x.size // 8
     Checkpoints(tmp_path).save(3, state.to_items(made), {})
-    there = parts_on(config, fsdp=4, tensor=2)
+    there = make_setup(config, fsdp=4, tensor=2)
     restored = state.from_items(Checkpoints(tmp_path).restore(state.to_items(there.abstract_state)), ema=True)
     for a, b, sharding in zip(
         jax.tree.leaves(restored), jax.tree.leaves(made), jax.tree.leaves(there.shardings), strict=True

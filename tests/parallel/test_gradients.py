@@ -50,7 +50,7 @@ def partitioner(axes: dict[str, int], kind: str) -> Partitioner:
 
 
 @pytest.fixture(scope='module', params=list(STAGES))
-def made(request):
+def make_network(request):
     """(kind, stage, network, (trainable, frozen) on the host, batch on the host)."""
     stage = STAGES[request.param]
     network = state.ModelDef.from_stage(stage)
@@ -72,14 +72,14 @@ def loss_and_grads(stage, network, context):
 
 
 @pytest.fixture(scope='module')
-def alone(made):
-    _, stage, network, params, batch = made
+def single_device_gradients(make_network):
+    _, stage, network, params, batch = make_network
     return jax.tree.map(np.asarray, jax.jit(loss_and_grads(stage, network, SINGLE_DEVICE))(*params, batch))
 
 
 @pytest.mark.parametrize('axes', MESHES, ids=str)
-def test_sharded_loss_and_gradients_equal_one_device(made, alone, axes):
-    kind, stage, network, params, batch = made
+def test_sharded_loss_and_gradients_equal_one_device(make_network, single_device_gradients, axes):
+    kind, stage, network, params, batch = make_network
     if kind == 'lowres' and axes not in LORA_MESHES:
         pytest.skip('what differs, the matrices of LoRA, is seen on two meshes')
     where = partitioner(axes, kind)
@@ -90,7 +90,7 @@ def test_sharded_loss_and_gradients_equal_one_device(made, alone, axes):
         out_shardings=((None, None), shardings[0]),
     )
     (loss, metrics), grads = of(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
-    (expected, expected_metrics), expected_grads = alone
+    (expected, expected_metrics), expected_grads = single_device_gradients
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for name in expected_metrics:
         np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name)
@@ -99,8 +99,8 @@ def test_sharded_loss_and_gradients_equal_one_device(made, alone, axes):
         np.testing.assert_allclose(np.asarray(a) / np.abs(b).max(), b / np.abs(b).max(), atol=1e-5, err_msg=str(path))
 
 
-def test_sharded_microbatches_equal_the_batch(made, alone):
-    kind, stage, network, params, batch = made
+def test_sharded_microbatches_equal_the_batch(make_network, single_device_gradients):
+    kind, stage, network, params, batch = make_network
     if kind == 'superres':
         pytest.skip('one stage is enough; this one has frozen parameters as well')
     where = partitioner({'fsdp': 4, 'tensor': 2}, kind)
@@ -109,13 +109,15 @@ def test_sharded_microbatches_equal_the_batch(made, alone):
     shardings = state.TrainState(where.replicated, *parts, {}, None)
     of = step.gradients(stage, network, sharding.make_parallel_context(where), shardings, microbatches=2)
 
-    def found(trainable, frozen, batch):
+    def compute_gradients(trainable, frozen, batch):
         noised = stage.sample_noise_and_time(batch, per_example_keys(jax.random.key(0), 0, ROWS))
         return of(state.TrainState(np.int32(0), trainable, frozen, {}, None), noised)
 
-    (loss, _), grads = jax.jit(found)(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
-    np.testing.assert_allclose(loss, alone[0][0], rtol=1e-5)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(alone[1]), strict=True):
+    (loss, _), grads = jax.jit(compute_gradients)(*placed, arrays.to_global(batch, where, OFFICIAL.latent_spec))
+    np.testing.assert_allclose(loss, single_device_gradients[0][0], rtol=1e-5)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(single_device_gradients[1]), strict=True
+    ):
         np.testing.assert_allclose(np.asarray(a) / np.abs(b).max(), b / np.abs(b).max(), atol=1e-5, err_msg=str(path))
     for a, s in zip(jax.tree.leaves(grads), jax.tree.leaves(parts[0]), strict=True):
         assert a.sharding.is_equivalent_to(s, a.ndim)
@@ -130,8 +132,8 @@ def test_sharded_microbatches_move_no_example():
 
 
 @pytest.mark.parametrize('axes', MESHES[1:3], ids=str)
-def test_large_parameters_are_split_over_all_chips(made, axes):
-    kind, _, network, _, _ = made
+def test_large_parameters_are_split_over_all_chips(make_network, axes):
+    kind, _, network, _, _ = make_network
     shardings = sharding.parameter_shardings(partitioner(axes, kind), network.trainable)
     shapes = nnx.to_pure_dict(network.trainable)
     whole = 0

@@ -31,12 +31,12 @@ def run_config(program, variant='', **changes):
     return build(TrainConfig, config.to_dict())
 
 
-def place(config):
+def partition(config):
     return make_partitioner(config, make_mesh(config.parallel), OFFICIAL.latent_spec)
 
 
 def make(config):
-    return make_train_setup(config, place(config), OFFICIAL.latent_spec)
+    return make_train_setup(config, partition(config), OFFICIAL.latent_spec)
 
 
 @pytest.mark.parametrize('rules', STRATEGIES.values(), ids=STRATEGIES)
@@ -168,16 +168,16 @@ def test_partitioner_refuses_a_batch_smaller_than_its_axes():
     for batch, fix in ((4, 'use 8'), (12, 'use 8 or 16')):
         config = run_config(vae, 'smoke', parallel={'data': 4, 'fsdp': 2}, data__loader={'batch_size': batch})
         with pytest.raises(ConfigError, match=rf'batch_size={batch}: does not divide by 8 .*data 4 x fsdp 2.*{fix}'):
-            place(config)
+            partition(config)
 
 
 def test_partitioner_refuses_microbatches_that_do_not_divide():
     sizes = {'parallel': {'data': 4, 'fsdp': 2}, 'data__loader': {'batch_size': 24}}
     config = run_config(vae, 'smoke', loop__microbatches=2, **sizes)
     with pytest.raises(ConfigError, match=r'batch_size=24: does not divide by 16 .*microbatches=2\); use 16 or 32'):
-        place(config)
+        partition(config)
     config = run_config(vae, 'smoke', loop__microbatches=3, **sizes)
-    place(config)
+    partition(config)
 
 
 def test_partitioner_checks_every_bucket():
@@ -188,12 +188,12 @@ def test_partitioner_checks_every_bucket():
     data = {'data__buckets': [clip, picture], 'data__token_budget': 150}  # 8 clips and 10 pictures
     config = run_config(stage2, 'smoke', parallel={'data': 8}, **data)
     with pytest.raises(ConfigError, match=r'batch_multiple=1: the batch of 1x32x112=10: does not divide by 8 .*use 8'):
-        place(config)
+        partition(config)
     config = run_config(stage2, 'smoke', parallel={'data': 8}, data__batch_multiple=8, **data)
-    place(config)
+    partition(config)
     config = run_config(stage2, 'smoke', parallel={'data': 1, 'context': 8}, data__buckets=[clip, small])
     with pytest.raises(ConfigError, match=r'context=8: .* tokens'):
-        place(config)
+        partition(config)
 
 
 def test_partitioner_refuses_more_context_shards_than_tiles():

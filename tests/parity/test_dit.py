@@ -60,7 +60,7 @@ def layout(model, inputs):
     return SequenceLayout.from_grid(inputs[2].shape[1], patch_grid(inputs[0].shape, model.config.patch_size))
 
 
-def test_sizes_are_read_from_the_file(official, model):
+def test_dit_parity_of_inferred_sizes(official, model):
     expected = json.loads((official / 'stage2_config.json').read_text())
     config = model.config
     assert config.embed_dim == expected['hidden_size']
@@ -72,7 +72,7 @@ def test_sizes_are_read_from_the_file(official, model):
     assert config.embed_num_frames and config.embed_noise_augmentation_timestep
 
 
-def test_embeddings(model, io, inputs, layout):
+def test_dit_parity_of_embeddings(model, io, inputs, layout):
     x, timestep, text, source = inputs
     dim = model.config.embed_dim
     close(sinusoid(timestep, dim), io['timestep_embedding'])
@@ -83,13 +83,13 @@ def test_embeddings(model, io, inputs, layout):
     close(model.embed_tokens(x, text, layout), io['tokens'])
 
 
-def test_rope_tables(model, io, layout):
+def test_dit_parity_of_rope(model, io, layout):
     rope = rope_table(*layout.grid, head_dim=model.config.head_dim)
     close(rope.cos, io['rope_cos'])
     close(rope.sin, io['rope_sin'])
 
 
-def test_block_by_block(model, io, layout):
+def test_dit_parity_of_each_block(model, io, layout):
     block = jax.jit(functools.partial(run_block, model), static_argnums=3)
     hidden, emb = io['tokens'], jnp.asarray(io['emb'])
     for i in range(model.config.num_layers):
@@ -100,11 +100,11 @@ def test_block_by_block(model, io, layout):
     close(model.head(jnp.asarray(hidden), emb, layout), bfhwc(io['output']))
 
 
-def test_output(forward, io, inputs):
+def test_dit_parity_of_the_output(forward, io, inputs):
     close(forward(*inputs), bfhwc(io['output']))
 
 
-def test_one_frame(forward, io):
+def test_dit_parity_with_one_frame(forward, io):
     timestep = jnp.asarray(io['img_timesteps'])
     source = jnp.full(timestep.shape, io['sample_ref_noise_step'])
     close(forward(bfhwc(io['img_x']), timestep, jnp.asarray(io['img_context']), source), bfhwc(io['img_output']))
@@ -132,11 +132,11 @@ def loss_and_grads(model, training):
     return run(params)
 
 
-def test_loss(training, loss_and_grads):
+def test_dit_parity_of_the_loss(training, loss_and_grads):
     close(loss_and_grads[0], training['loss'])
 
 
-def test_gradients(model, training, loss_and_grads):
+def test_dit_parity_of_gradients(model, training, loss_and_grads):
     grads = {'.'.join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(loss_and_grads[1])}
     rows = {row.official[0][0]: row for row in dit_weights.table(model.config)}
     names = [key.removeprefix(GRADIENT) for key in training if key.startswith(GRADIENT)]
@@ -154,7 +154,7 @@ def test_gradients(model, training, loss_and_grads):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max(), err_msg=name)
 
 
-def test_gradient_norm(training, loss_and_grads):
+def test_dit_parity_of_the_gradient_norm(training, loss_and_grads):
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(loss_and_grads[1])]
     norm = np.sqrt(sum(squares))
     np.testing.assert_allclose(norm, training['grad_global_norm'], rtol=TOLERANCE)

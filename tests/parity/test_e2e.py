@@ -49,11 +49,11 @@ class Recorded:
         return self.ref
 
 
-def of_network(x):
+def network_arrays(x):
     return jnp.asarray(np.moveaxis(x, -3, -1))
 
 
-def of_vae(x):
+def vae_arrays(x):
     return jnp.asarray(np.moveaxis(x, 1, -1))
 
 
@@ -81,10 +81,10 @@ def info(official):
 def noise(recorded, info):
     draws = used_draws(recorded['s1_noises'], info['steps'])
     return Recorded(
-        of_network(recorded['s1_x_T']),
-        of_network(draws),
-        of_vae(recorded['s2_vae_noise']),
-        of_network(recorded['s2_ref_noise']),
+        network_arrays(recorded['s1_x_T']),
+        network_arrays(draws),
+        vae_arrays(recorded['s2_vae_noise']),
+        network_arrays(recorded['s2_ref_noise']),
     )
 
 
@@ -103,7 +103,7 @@ def texts(fv, info):
 
 
 @pytest.fixture(scope='module')
-def previewed(fv, info, noise, texts):
+def generate_preview(fv, info, noise, texts):
     """Latents and video of stage 1."""
     settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
     size = fv.stage1.latent_spec.latent_size(settings.frames, *settings.size)
@@ -113,35 +113,35 @@ def previewed(fv, info, noise, texts):
 
 
 @pytest.fixture(scope='module')
-def enhanced(fv, recorded, noise, texts, previewed):
+def enhance_preview(fv, recorded, noise, texts, generate_preview):
     """Source latents, latents and video of stage 2."""
     size, vae = recorded['s2_frames'].shape[1:3], fv.stage2.vae.jitted
     settings = dataclasses.replace(fv.enhance_settings, size=size, width_slices=2)
     second = fv.stage2.loaded.with_stage(fv.stage2.stage.with_sampler_config(settings))
     assert settings.sample_posterior
-    z_low = programs.low_res_latents(vae, previewed[1], size, noise)
+    z_low = programs.low_res_latents(vae, generate_preview[1], size, noise)
     z_high = programs.enhance_latents(second, z_low, texts[1], noise, context=SINGLE_DEVICE)
     return z_low, z_high, programs.decode_latents(vae, z_high, width_slices=settings.slices)
 
 
-def test_texts(texts, recorded, info):
+def test_e2e_parity_of_text_embeddings(texts, recorded, info):
     assert info['texts']['s2_text'] == EnhanceSettings().prompt_prefix + info['text']
     assert_close(texts[0], recorded['s1_context'], TEXT)
     assert_close(texts[1], recorded['s2_context'], TEXT)
 
 
-def test_preview(previewed, recorded):
-    z, video = previewed
-    assert_close(LowResConfig().scale_factor * z, of_network(recorded['s1_latent']), LATENTS)
+def test_e2e_parity_of_the_preview(generate_preview, recorded):
+    z, video = generate_preview
+    assert_close(LowResConfig().scale_factor * z, network_arrays(recorded['s1_latent']), LATENTS)
     assert_close(levels(video), recorded['s1_frames'], FRAMES)
 
 
-def test_source(enhanced, recorded):
+def test_e2e_parity_of_the_source(enhance_preview, recorded):
     scale = super_res.OFFICIAL.scale_factor
-    assert_close(scale * enhanced[0], of_vae(recorded['s2_ref_latent']), LATENTS)
+    assert_close(scale * enhance_preview[0], vae_arrays(recorded['s2_ref_latent']), LATENTS)
 
 
-def test_final_video(enhanced, recorded):
-    _, z, video = enhanced
-    assert_close(super_res.OFFICIAL.scale_factor * z, of_network(recorded['s2_latent']), LATENTS)
+def test_e2e_parity_of_the_video(enhance_preview, recorded):
+    _, z, video = enhance_preview
+    assert_close(super_res.OFFICIAL.scale_factor * z, network_arrays(recorded['s2_latent']), LATENTS)
     assert_close(levels(video), recorded['s2_frames'], FRAMES)

@@ -20,7 +20,7 @@ def assert_close(got, expected):
     np.testing.assert_allclose(got, ours(expected), rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-def test_upscaling(data):
+def test_resize_parity_of_upscaling(data):
     keys = [key for key in data if key.startswith('resized_')]
     assert keys
     for key in keys:
@@ -28,11 +28,11 @@ def test_upscaling(data):
         assert_close(resize.resize(ours(data['x']), height, width), data[key])
 
 
-def test_the_frames_are_normalised_as_officially(data):
+def test_resize_parity_of_normalized_frames(data):
     np.testing.assert_allclose((data['frames'] / 255 - 0.5) / 0.5, ours(data['x']), atol=1e-6)
 
 
-def test_down_by_a_factor_that_does_not_divide_and_back(data):
+def test_resize_parity_of_down_and_upscaling(data):
     (key,) = [key for key in data if key.startswith('pr12_down_factor')]
     factor = float(key.removeprefix('pr12_down_factor').replace('_', '.'))
     height, width = (int(size / factor) for size in ours(data['x']).shape[-3:-1])

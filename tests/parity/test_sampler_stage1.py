@@ -30,12 +30,12 @@ def assert_close(got, expected, atol):
     np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
 
 
-def opened(path):
+def open_stage(path):
     with np.load(path) as file:
         return dict(file)
 
 
-def named(tables, pattern):
+def names(tables, pattern):
     found = [(match, tables[key]) for key in tables if (match := re.fullmatch(pattern, key))]
     assert found, f'nothing in the file is called {pattern}'
     return found
@@ -46,18 +46,18 @@ def named(tables, pattern):
 
 @pytest.fixture(scope='module')
 def tables(official):
-    return opened(official / 'sampler_tables.npz')
+    return open_stage(official / 'sampler_tables.npz')
 
 
-def test_guidance_in_float64(tables):
-    for match, expected in named(tables, r'f64_steps(\d+)_guidance_scale(\d+)_exp(\d+)'):
+def test_stage1_sampler_parity_of_guidance_in_float64(tables):
+    for match, expected in names(tables, r'f64_steps(\d+)_guidance_scale(\d+)_exp(\d+)'):
         num_steps, scale, exponent = map(int, match.groups())
         table = guidance.guidance_schedule('official', scale, exponent, num_steps)
         assert_close(table[noise_schedules.zero_snr_schedule(num_steps).timesteps], expected, 1e-6)
 
 
-def test_the_denoisers_quantised_a(tables):
-    for match, expected in named(tables, r'steps(\d+)_denoiser_index_shift1'):
+def test_stage1_sampler_parity_of_denoiser_alphas(tables):
+    for match, expected in names(tables, r'steps(\d+)_denoiser_index_shift1'):
         table = noise_schedules.zero_snr_schedule(int(match[1]))
         np.testing.assert_array_equal(noise_schedules.nearest_timesteps(table.sqrt_alphas), expected)
         values = tables[f'steps{match[1]}_denoiser_value_shift1']
@@ -74,15 +74,15 @@ def model(official):
 
 @pytest.fixture(scope='module')
 def short(official):
-    return opened(official / 'sampler_stage1_traj.npz')
+    return open_stage(official / 'sampler_stage1_traj.npz')
 
 
 @pytest.fixture(scope='module')
 def long(official):
-    return opened(official / 'sampler_stage1_traj51.npz')
+    return open_stage(official / 'sampler_stage1_traj51.npz')
 
 
-def stage_of(model, data, **fields):
+def make_stage(model, data, **fields):
     return LowRes(LowResConfig(scale_factor=1.0, num_steps=len(data['timestep']), **fields), model.config)
 
 
@@ -99,10 +99,10 @@ def generate(stage, model, data):
 
 
 @pytest.mark.parametrize('name', ['short', 'long'])
-def test_what_every_step_is_told(request, model, name):
+def test_stage1_sampler_parity_of_network_inputs(request, model, name):
     """Timesteps, shares of signal, the denoiser's own, guidance, the batch's order."""
     data = request.getfixturevalue(name)
-    config = stage_of(model, data).config
+    config = make_stage(model, data).config
     table = noise_schedules.zero_snr_schedule(config.num_steps)
     np.testing.assert_array_equal(table.timesteps, data['timestep'])
     np.testing.assert_array_equal(np.stack([table.timesteps] * 2, 1), data['net_timesteps'])
@@ -115,9 +115,9 @@ def test_what_every_step_is_told(request, model, name):
     assert bool(np.all(data['uncond_first']))
 
 
-def test_every_step(model, short):
+def test_stage1_sampler_parity_of_every_step(model, short):
     """Each official state, through our denoiser, gives the official x0 and, by the weights, the next state."""
-    stage = stage_of(model, short)
+    stage = make_stage(model, short)
     num_steps = stage.config.num_steps
     graphdef, params = nnx.split(model)
     text = jnp.asarray(short['context'])
@@ -141,28 +141,28 @@ def test_every_step(model, short):
         previous = denoised
 
 
-def test_short_trajectory(model, short):
-    assert_close(generate(stage_of(model, short), model, short), ours(short['final']), TRAJECTORY)
+def test_stage1_sampler_parity_of_a_short_trajectory(model, short):
+    assert_close(generate(make_stage(model, short), model, short), ours(short['final']), TRAJECTORY)
 
 
-def test_short_trajectory_with_another_guidance(model, short):
-    for match, expected in named(short, r'final_cfg(\d+)'):
-        stage = stage_of(model, short, guidance_scale=float(match[1]))
+def test_stage1_sampler_parity_with_another_guidance(model, short):
+    for match, expected in names(short, r'final_cfg(\d+)'):
+        stage = make_stage(model, short, guidance_scale=float(match[1]))
         assert_close(generate(stage, model, short), ours(expected), TRAJECTORY)
 
 
 @pytest.mark.parametrize(('num_steps', 'used'), [(2, [0]), (3, [0, 2]), (6, [0, 2, 4, 6, 8])])
-def test_the_first_of_two_official_draws_is_thrown_away(num_steps, used):
+def test_stage1_sampler_parity_of_unused_noise(num_steps, used):
     draws = jnp.arange(2 * num_steps - 3)
     assert used_draws(draws, num_steps).tolist() == used
     with pytest.raises(ValueError, match=f'{len(draws)} draws: {num_steps + 1} official steps draw'):
         used_draws(draws, num_steps + 1)
 
 
-def test_the_draws_that_are_used(short):
+def test_stage1_sampler_parity_of_used_noise(short):
     used = used_draws(jnp.asarray(short['all_noise_draws']), len(short['timestep']))
     np.testing.assert_array_equal(used, short['noise_used'][:-1])
 
 
-def test_long_trajectory(model, long):
-    assert_close(generate(stage_of(model, long), model, long), ours(long['final']), TRAJECTORY)
+def test_stage1_sampler_parity_of_a_long_trajectory(model, long):
+    assert_close(generate(make_stage(model, long), model, long), ours(long['final']), TRAJECTORY)

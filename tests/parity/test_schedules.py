@@ -20,51 +20,51 @@ def grids(official):
         return {key: file[key] for key in file.files if key.startswith(('grid_', 'ref_'))}
 
 
-def named(tables, pattern):
+def names(tables, pattern):
     found = [(match, tables[key]) for key in tables if (match := re.fullmatch(pattern, key))]
     assert found, f'nothing in the file is called {pattern}'
     return found
 
 
-def test_alphas_cumprod_is_exact_in_float64(tables):
-    for match, expected in named(tables, r'f64_alphas_cumprod_shift([\d.]+)'):
+def test_schedule_parity_of_alphas_cumprod_in_float64(tables):
+    for match, expected in names(tables, r'f64_alphas_cumprod_shift([\d.]+)'):
         np.testing.assert_allclose(noise_schedules.alphas_cumprod(float(match[1])), expected, rtol=1e-12)
 
 
-def test_the_table_of_1000(tables):
-    for match, expected in named(tables, r'sqrt_alphas_cumprod_1000_shift([\d.]+)'):
+def test_schedule_parity_of_1000_timesteps(tables):
+    for match, expected in names(tables, r'sqrt_alphas_cumprod_1000_shift([\d.]+)'):
         np.testing.assert_allclose(
             noise_schedules.sqrt_alphas_by_timestep(float(match[1])), expected, rtol=0, atol=1e-7
         )
 
 
-def test_tables_of_fewer_steps(tables):
-    for match, expected in named(tables, r'steps(\d+)_sqrt_alphas_cumprod_shift([\d.]+)'):
+def test_schedule_parity_of_fewer_steps(tables):
+    for match, expected in names(tables, r'steps(\d+)_sqrt_alphas_cumprod_shift([\d.]+)'):
         a = noise_schedules.zero_snr_schedule(int(match[1]), float(match[2])).sqrt_alphas
         np.testing.assert_allclose([*a, 1], expected, rtol=0, atol=1e-7)  # the official sequence ends with clean data
 
 
-def test_timesteps_of_fewer_steps(tables):
-    for match, expected in named(tables, r'steps(\d+)_timesteps'):
+def test_schedule_parity_of_timesteps(tables):
+    for match, expected in names(tables, r'steps(\d+)_timesteps'):
         np.testing.assert_array_equal(noise_schedules.zero_snr_schedule(int(match[1])).timesteps, expected)
 
 
-def test_signal_share_of_the_source(grids):
+def test_schedule_parity_of_the_source_signal(grids):
     a = noise_schedules.sqrt_alphas_by_timestep()
     expected = grids['ref_alpha_sqrt_at_675_650_700_750']
     np.testing.assert_allclose(a[[675, 650, 700, 750]], expected, rtol=0, atol=1e-7)
 
 
-def test_exact_grids(grids):
-    for match, expected in named(grids, r'grid_f32_n(\d+)_shift([\d.]+)_t'):
+def test_schedule_parity_of_exact_time_grids(grids):
+    for match, expected in names(grids, r'grid_f32_n(\d+)_shift([\d.]+)_t'):
         n, shift = match[1], match[2]
         ours = time_grids.flow_time_grid(int(n), float(shift))
         np.testing.assert_allclose(1 - ours.t, expected, rtol=0, atol=1e-6)
         np.testing.assert_allclose(ours.timestep, grids[f'grid_f32_n{n}_shift{shift}_idx'], rtol=1e-6, atol=1e-6)
 
 
-def test_official_grids_bit_for_bit(grids):
-    for match, expected in named(grids, r'grid_bf16cpu_n(\d+)_shift([\d.]+)_t'):
+def test_schedule_parity_of_official_time_grids_is_bit_exact(grids):
+    for match, expected in names(grids, r'grid_bf16cpu_n(\d+)_shift([\d.]+)_t'):
         n, shift = match[1], match[2]
         ours = time_grids.flow_time_grid(int(n), float(shift), 'official')
         np.testing.assert_array_equal(1 - ours.t, expected)

@@ -70,7 +70,7 @@ def run(network, inputs):
     return jax.jit(lambda params: nnx.merge(graphdef, params)(*inputs))(params)
 
 
-def test_sizes_and_lora_are_read_from_the_file(official, model):
+def test_stage1_parity_of_inferred_sizes_and_lora(official, model):
     expected = json.loads((official / 'stage1_config.json').read_text())
     config = model.config
     assert (config.embed_dim, config.num_layers) == (expected['hidden_size'], expected['num_layers'])
@@ -81,29 +81,29 @@ def test_sizes_and_lora_are_read_from_the_file(official, model):
     assert config.lora.scale == expected['lora_scaling']
 
 
-def test_output_with_lora_apart(model, io, inputs):
+def test_stage1_parity_with_separate_lora(model, io, inputs):
     close(run(model, inputs), bfhwc(io['output_before_merge']))
 
 
-def test_output_with_lora_merged(merged, io, inputs):
+def test_stage1_parity_with_merged_lora(merged, io, inputs):
     assert merged.config.lora is None
     close(run(merged, inputs), bfhwc(io['output']))
 
 
-def test_output_without_lora(model, merged, io, inputs):
+def test_stage1_parity_without_lora(model, merged, io, inputs):
     base = nnx.state(model, nnx.Not(LoRAParam))
     alone = nnx.merge(nnx.graphdef(merged), nnx.from_flat_state(nnx.to_flat_state(base)))
     close(run(alone, inputs), bfhwc(io['output_without_lora']))
 
 
-def test_merged_matrices(merged, io):
+def test_stage1_parity_of_merged_kernels(merged, io):
     blocks = merged.blocks
     for linear, name in ((blocks.attention.qkv, 'qkv'), (blocks.attention.out, 'dense'), (blocks.modulation, 'adaln')):
         kernel = np.asarray(linear.kernel[...])[0]
         close(kernel.reshape(kernel.shape[0], -1).T, io[f'merged_{name}_layer0'])
 
 
-def test_embeddings_and_rope(merged, io, inputs, layout):
+def test_stage1_parity_of_embeddings_and_rope(merged, io, inputs, layout):
     x, timestep, text = inputs
     close(merged.time_embed(sinusoid(timestep, merged.config.embed_dim)), io['emb'])
     close(merged.embed_cond(timestep, layout.grid[0]), io['emb'])
@@ -113,7 +113,7 @@ def test_embeddings_and_rope(merged, io, inputs, layout):
     close(rope.sin, io['rope_sin'])
 
 
-def test_block_by_block(model, io, layout):
+def test_stage1_parity_of_each_block(model, io, layout):
     block = jax.jit(functools.partial(run_block, model), static_argnums=3)
     hidden, emb = io['tokens'], jnp.asarray(io['emb'])
     for i in range(model.config.num_layers):
@@ -143,14 +143,14 @@ def assert_same(back, there):
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_every_file_comes_back(official, tmp_path, model, name):
+def test_stage1_file_round_trip(official, tmp_path, model, name):
     network = model if name == 'stage1.pt' else load_official(official / name)
     save_official(tmp_path / name, network)
     assert_same(arrays(tmp_path / name), arrays(official / name))
 
 
 @pytest.mark.parametrize('lora', ['keep', 'merge'])
-def test_torch_reads_what_is_written(official, tmp_path, model, merged, lora):
+def test_stage1_file_is_read_by_torch(official, tmp_path, model, merged, lora):
     torch = pytest.importorskip('torch')
     path = tmp_path / 'back.pt'
     save_official(path, model, lora=lora)
@@ -168,7 +168,7 @@ def test_torch_reads_what_is_written(official, tmp_path, model, merged, lora):
             close(leaf[...], expected[...])
 
 
-def test_plain_and_left_over_tensors(official, tmp_path, model, merged, io, inputs):
+def test_stage1_file_with_plain_and_unused_tensors(official, tmp_path, model, merged, io, inputs):
     """A file in which LoRA is merged in some of the linears, and that carries what nothing reads."""
     save_official(tmp_path / 'merged.pt', merged)
     mixed, plain = arrays(official / 'stage1.pt'), arrays(tmp_path / 'merged.pt')

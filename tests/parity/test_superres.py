@@ -34,7 +34,7 @@ def model(official):
     return load_official(official / 'stage2.pt')
 
 
-def stage_of(model, **fields):
+def make_stage(model, **fields):
     return SuperRes(SuperResConfig(scale_factor=1.0, **fields), model.config)
 
 
@@ -49,7 +49,7 @@ def train(official):
 
 @pytest.fixture(scope='module')
 def train_stage(train, model):
-    return stage_of(model, noise_augmentation_timestep=int(train['ref_noise_step']), shift=float(train['shift_t']))
+    return make_stage(model, noise_augmentation_timestep=int(train['ref_noise_step']), shift=float(train['shift_t']))
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,7 @@ def loss_and_gradients(train_stage, model):
     return lambda noised: compiled(params, noised)
 
 
-def draw_of(train, train_stage, t_B, rows=slice(None)):
+def noise_batch(train, train_stage, t_B, rows=slice(None)):
     noise, z_low = (jnp.asarray(ours(train[name][rows])) for name in ('ref_noise', 'ref_latent'))
     return NoisedPair(
         source_BFHWC=train_stage.make_source(z_low, noise),
@@ -77,17 +77,17 @@ def draw_of(train, train_stage, t_B, rows=slice(None)):
 @pytest.fixture(scope='module')
 def shifted(train, train_stage, loss_and_gradients):
     """The noised that `u` and the shift make, its loss and its gradients."""
-    noised = draw_of(train, train_stage, time_grids.shift_times(1 - train['u'], float(train['shift_t'])))
+    noised = noise_batch(train, train_stage, time_grids.shift_times(1 - train['u'], float(train['shift_t'])))
     return noised, *loss_and_gradients(noised)
 
 
-def test_times_are_the_official_ones(train, shifted):
+def test_superres_parity_of_times(train, shifted):
     t_B = shifted[0].t_B
     assert_close(1 - t_B, train['t'], 1e-6)
     assert_close(1000 * t_B, train['net_timesteps'], TIMESTEP)
 
 
-def test_source_x_t_and_target(train, shifted):
+def test_superres_parity_of_source_x_t_and_target(train, shifted):
     noised = shifted[0]
     assert_close(noised.source_BFHWC, ours(train['ref_noised']), 1e-6)
     x_t = process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B)
@@ -95,24 +95,24 @@ def test_source_x_t_and_target(train, shifted):
     assert_close(-process.velocity(noised.source_BFHWC, noised.data_BFHWC), ours(train['target']), 2e-6)
 
 
-def test_loss(train, shifted):
+def test_superres_parity_of_the_loss(train, shifted):
     np.testing.assert_allclose(shifted[1], train['loss'], rtol=1e-5)
 
 
-def test_gradients(train, model, shifted):
+def test_superres_parity_of_gradients(train, model, shifted):
     rows = {key: row for row in dit_weights.table(model.config) for key, _ in row.official}
     grads = {'.'.join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(shifted[2])}
     names = [name.removeprefix('grad__') for name in train if name.startswith('grad__')]
     assert len(names) >= 13
     for name in names:
-        row, layer = find_row(rows, dit_weights.PREFIX + name)
+        row, layer = find_mapping(rows, dit_weights.PREFIX + name)
         expected = row.to_ours(train[f'grad__{name}'])
         got = np.asarray(grads[row.path] if layer is None else grads[row.path][layer])
         error = np.abs(got.reshape(expected.shape) - expected).max() / np.abs(expected).max()
         assert error < GRADIENT, f'{name}: off by {error:.1e} of its maximum'
 
 
-def find_row(rows, key):
+def find_mapping(rows, key):
     """The table's row for an official key, and which layer of a stacked parameter it is."""
     if key in rows:
         return rows[key], None
@@ -124,13 +124,13 @@ def find_row(rows, key):
     raise KeyError(key)
 
 
-def test_gradient_norm(train, shifted):
+def test_superres_parity_of_the_gradient_norm(train, shifted):
     norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(shifted[2])))
     np.testing.assert_allclose(norm, train['grad_global_norm'], rtol=1e-4)
 
 
-def test_loss_without_shift(train, train_stage, loss_and_gradients):
-    noised = draw_of(train, train_stage, 1 - train['u'])
+def test_superres_parity_of_the_loss_without_shift(train, train_stage, loss_and_gradients):
+    noised = noise_batch(train, train_stage, 1 - train['u'])
     assert_close(1000 * noised.t_B, train['noshift_net_timesteps'], TIMESTEP)
     assert_close(
         process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B), ours(train['noshift_xt']), 2e-6
@@ -138,10 +138,10 @@ def test_loss_without_shift(train, train_stage, loss_and_gradients):
     np.testing.assert_allclose(loss_and_gradients(noised)[0], train['noshift_loss'], rtol=1e-5)
 
 
-def test_loss_of_one_row_at_stratified_times(train, train_stage, loss_and_gradients):
+def test_superres_parity_of_the_loss_at_stratified_times(train, train_stage, loss_and_gradients):
     """The official stratification repeats one row at the times (i + t) / k; ours gives each row a stratum."""
     timesteps = train['interval2_net_timesteps']
-    noised = draw_of(train, train_stage, timesteps / 1000, rows=[0] * len(timesteps))
+    noised = noise_batch(train, train_stage, timesteps / 1000, rows=[0] * len(timesteps))
     assert_close(
         process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B), ours(train['interval2_xt']), 2e-6
     )
@@ -152,23 +152,23 @@ def test_loss_of_one_row_at_stratified_times(train, train_stage, loss_and_gradie
 
 
 @pytest.fixture(scope='module')
-def sampled(official):
+def sample(official):
     with np.load(official / 'sampler_stage2.npz') as file:
         return dict(file)
 
 
 @pytest.fixture(scope='module', params=['a', 'b'])
-def run(request, sampled, model):
+def run(request, sample, model):
     """One official run and the stage that repeats it."""
-    data = {key.removeprefix(f'{request.param}_'): value for key, value in sampled.items()}
-    stage = stage_of(
+    data = {key.removeprefix(f'{request.param}_'): value for key, value in sample.items()}
+    stage = make_stage(
         model,
-        noise_augmentation_timestep=int(sampled['ref_step']),
+        noise_augmentation_timestep=int(sample['ref_step']),
         shift=float(data['shift_t']),
         guidance_scale=float(data['cfg']),
         num_steps=int(data['num_steps']),
     )
-    text = jnp.asarray(sampled['context'])
+    text = jnp.asarray(sample['context'])
     graphdef, params = nnx.split(model)
 
     @jax.jit
@@ -182,13 +182,13 @@ def run(request, sampled, model):
     return data, stage, lambda x, time: velocity(params, x, time), lambda source: integrate(params, source)
 
 
-def test_sampling_source(run, sampled):
+def test_superres_parity_of_the_sampling_source(run, sample):
     data, stage, _, _ = run
     assert bool(np.all(data['cond_first']))  # the order that the stage stacks them in
-    assert_close(stage.make_source(ours(sampled['ref_x']), ours(data['ref_noise'])), ours(data['x0_noised_ref']), 1e-6)
+    assert_close(stage.make_source(ours(sample['ref_x']), ours(data['ref_noise'])), ours(data['x0_noised_ref']), 1e-6)
 
 
-def test_every_step(run):
+def test_superres_parity_of_every_step(run):
     """Each official state, through our velocity and Euler's step, gives the next official state."""
     data, stage, velocity, _ = run
     grid = time_grids.flow_time_grid(stage.config.num_steps, stage.config.shift)
@@ -201,13 +201,13 @@ def test_every_step(run):
         assert_close(ours(states[i]) + (grid.t[i + 1] - grid.t[i]) * v, ours(states[i + 1]), TRAJECTORY)
 
 
-def test_trajectory(run):
+def test_superres_parity_of_the_trajectory(run):
     """One solve, from the official source to the last state."""
     data, _, _, integrate = run
     assert_close(integrate(jnp.asarray(ours(data['x0_noised_ref']))), ours(data['final']), TRAJECTORY)
 
 
-def test_our_own_states_on_the_way(run):
+def test_superres_parity_of_intermediate_states(run):
     """The same trajectory step by step, so that errors add up from the source on."""
     data, stage, velocity, _ = run
     grid = time_grids.flow_time_grid(stage.config.num_steps, stage.config.shift)

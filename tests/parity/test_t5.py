@@ -47,35 +47,35 @@ def forward(model):
     return lambda *inputs: run(params, *(jnp.asarray(x, jnp.int32) for x in inputs))
 
 
-def test_without_a_mask_padding_is_attended_to(forward, io):
+def test_t5_parity_without_mask(forward, io):
     close(forward(io['input_ids']), io['out_no_mask'])
 
 
-def test_a_mask_of_ones_is_no_mask(forward, io):
+def test_t5_parity_with_a_mask_of_ones(forward, io):
     close(forward(io['input_ids'], np.ones_like(io['input_ids'])), io['out_all_ones_mask'])
 
 
-def test_the_padding_mask(forward, io):
+def test_t5_parity_with_the_padding_mask(forward, io):
     masked = forward(io['input_ids'], io['attention_mask_padding'])
     close(masked, io['out_padding_mask'])
     assert np.abs(io['out_padding_mask'] - io['out_no_mask']).max() > 1  # so that the masks are told apart
 
 
-def test_distances_beyond_the_last_bucket(forward, io):
+def test_t5_parity_of_distant_positions(forward, io):
     assert io['long_input_ids'].shape[1] > 128
     close(forward(io['long_input_ids']), io['long_out'])
 
 
-def test_ids_choose_rows_of_the_embedding(model, io):
+def test_t5_parity_of_the_embedding(model, io):
     close(model.embedding[...][io['input_ids']], io['hidden_0'])
 
 
-def test_ids_are_the_official_ones(official, io, info):
+def test_t5_parity_of_token_ids(official, io, info):
     ids = Tokenizer.open(official / 't5' / 'spiece.model', info['max_length'])(info['texts'])
     np.testing.assert_array_equal(ids, io['text_input_ids'])
 
 
-def test_texts(official, io, info):
+def test_t5_parity_of_text_embeddings(official, io, info):
     encoder = open_text_encoder(TextConfig(str(official / 't5'), length=info['max_length'], dtype='float32'))
     assert (encoder.fingerprint.length, encoder.fingerprint.dim) == io['text_crossattn'].shape[1:]
     close(encoder.encode(info['texts']), io['text_crossattn'])
@@ -85,7 +85,7 @@ def test_texts(official, io, info):
     assert cut == [len(pieces.encode(text)) + 1 > info['max_length'] for text in info['texts']]
 
 
-def test_the_way_back_gives_the_official_files_tensors(official, model, tmp_path):
+def test_t5_folder_round_trip(official, model, tmp_path):
     t5_folder.save(tmp_path, model)
     ours, theirs = load_file(tmp_path / t5_folder.SINGLE), load_file(official / 't5' / t5_folder.SINGLE)
     assert ours.keys() == theirs.keys()

@@ -52,7 +52,7 @@ def long_moments(vae, io):
     return vae_chunking.encode(vae, bfhwc(io['long_x']))
 
 
-def test_sizes_are_read_from_the_file(official, network):
+def test_vae_parity_of_inferred_sizes(official, network):
     expected = json.loads((official / 'vae_config.json').read_text())
     config = network.config
     assert config.widths == tuple(expected['ch'] * m for m in expected['ch_mult'])
@@ -62,7 +62,7 @@ def test_sizes_are_read_from_the_file(official, network):
 
 
 @pytest.mark.parametrize('kind', ['vid', 'img'])
-def test_a_clip_and_an_image_in_one_chunk(vae, io, kind):
+def test_vae_parity_of_one_chunk(vae, io, kind):
     x = bfhwc(io[f'{kind}_x'])
     moments = vae_chunking.encode(vae, x, (x.shape[1],))
     close(moments, bfhwc(io[f'{kind}_moments']))
@@ -73,44 +73,44 @@ def test_a_clip_and_an_image_in_one_chunk(vae, io, kind):
     close(vae_chunking.decode(vae, mode, (mode.shape[1],)), bfhwc(io[f'{kind}_decode_of_mode']))
 
 
-def test_a_long_clip_in_the_official_chunks(long_moments, io):
+def test_vae_parity_of_encoding_in_official_chunks(long_moments, io):
     """17, 16 and 16 frames are the default."""
     close(long_moments, bfhwc(io['long_moments_chunked_17_16_16']))
 
 
-def test_a_long_clip_in_other_chunks(vae, io):
+def test_vae_parity_of_encoding_in_other_chunks(vae, io):
     x = bfhwc(io['long_x'])
     close(vae_chunking.encode(vae, x, (13, 12, 12, 12)), bfhwc(io['long_moments_chunked_13_12_12_12']))
 
 
-def test_a_long_clip_at_once(vae, io):
+def test_vae_parity_of_encoding_in_one_chunk(vae, io):
     x = bfhwc(io['long_x'])
     close(vae_chunking.encode(vae, x, (x.shape[1],)), bfhwc(io['long_moments_unchunked']))
 
 
-def test_sampled_and_scaled_latents_of_a_long_clip(long_moments, io):
+def test_vae_parity_of_sampled_latents(long_moments, io):
     """The official noise is drawn chunk by chunk; the fixture holds it one after the other."""
     sampled = SCALE * sample_latents(long_moments, bfhwc(io['long_noise']))
     close(sampled, bfhwc(io['long_save_memory_encode_returned']))
 
 
-def test_a_long_clip_is_decoded_in_the_official_chunks(vae, io):
+def test_vae_parity_of_decoding_in_official_chunks(vae, io):
     """3 latent frames, then 2 and 2, are the default."""
     close(vae_chunking.decode(vae, bfhwc(io['long_latent'])), bfhwc(io['long_decode_chunked']))
 
 
-def test_a_long_clip_is_decoded_at_once(vae, io):
+def test_vae_parity_of_decoding_in_one_chunk(vae, io):
     z = bfhwc(io['long_latent'])
     close(vae_chunking.decode(vae, z, (z.shape[1],)), bfhwc(io['long_decode_unchunked']))
 
 
-def test_an_even_number_of_latent_frames_in_one_chunk(vae, io):
+def test_vae_parity_of_an_even_number_of_latent_frames(vae, io):
     """What the official decoder does with two frames when its own wrapper does not split them."""
     z = bfhwc(io['q_latent4'])[:, :2]
     close(vae_chunking.decode(vae, z, (2,)), bfhwc(io['q_decode_T2_plain']))
 
 
-def test_the_left_and_the_right_half_by_themselves(vae, io):
+def test_vae_parity_of_width_slices(vae, io):
     """0 ... 255, clamped and not rounded, laid out as the official function returns it."""
     video = vae_chunking.decode(vae, bfhwc(io['mem_latent']), width_slices=2)
     pixels = np.clip((np.asarray(video[0]) + 1) / 2, 0, 1) * 255

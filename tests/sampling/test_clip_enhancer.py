@@ -17,7 +17,7 @@ from fv_jax.sampling.windows import Windows, split_windows
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.super_res import SuperRes
 from fv_jax.training.state import ModelDef
-from tests.data import films
+from tests.data import sample_videos
 from tests.sampling import tiny
 
 SIZE = (32, 48)
@@ -33,7 +33,7 @@ def latent_noise(key, first, shape):
     return WindowNoise(key, first).augmentation(shape)
 
 
-def test_noise_belongs_to_the_latent_frame_and_not_to_the_window():
+def test_window_noise_depends_on_the_latent_frame_alone():
     shape = (1, 5, 2, 3, 4)
     noise = latent_noise(KEY, 0, shape)
     np.testing.assert_array_equal(latent_noise(KEY, 3, (1, 2, 2, 3, 4)), noise[:, 3:])
@@ -62,7 +62,7 @@ def _decode(z_BFHWC, cache):
 KEEPING = JittedVAE(_encode, _decode, OFFICIAL)
 
 
-def enhanced(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
+def enhance(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
     blocks = list(enhance_clip(enhancer, iter(video_FHWC), size, key=key, windows=windows))
     assert len(blocks) == windows.count(len(video_FHWC))
     video = np.concatenate(blocks)
@@ -72,7 +72,7 @@ def enhanced(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
 
 @pytest.mark.parametrize(('frames', 'overlap'), [(9, 5), (9, 1), (17, 5), (1, 0)])
 @pytest.mark.parametrize('length', [1, 5, 9, 23])
-def test_a_clip_in_windows_is_the_clip_at_once(frames, overlap, length):
+def test_enhance_clip_in_windows_equals_one_window(frames, overlap, length):
     """Every latent frame is where it would be in the whole clip: the windows agree, and the blend changes nothing."""
     windows, firsts = Windows(frames, overlap, SPEC), []
 
@@ -81,19 +81,19 @@ def test_a_clip_in_windows_is_the_clip_at_once(frames, overlap, length):
         firsts.append(first)
         return z
 
-    video = enhanced(Enhancer(enhance_latents, KEEPING), films.numbered(length, 8, 12), windows)
+    video = enhance(Enhancer(enhance_latents, KEEPING), sample_videos.numbered_frames(length, 8, 12), windows)
     held = [min(-(-f // 4) * 4, length - 1) if frames > 1 else f for f in range(length)]
     np.testing.assert_array_equal(video[:, 4, 4, 0], [16 + 4 * f for f in held])
     np.testing.assert_array_equal(video[:, :, -8:], 128)
-    starts = [w.start for w in split_windows(films.numbered(length), windows)]
+    starts = [w.start for w in split_windows(sample_videos.numbered_frames(length), windows)]
     assert firsts == [start // windows.alignment for start in starts]
 
 
-def test_tiles_are_of_what_goes_in_and_of_what_comes_out():
+def test_enhance_clip_tiles_the_encode_and_the_decode():
     """The network between them sees whole frames."""
     seen = []
 
-    def noted(half):
+    def record_call(half):
         def run(x, cache):
             seen.append(x.shape[2:4])
             return half(x, cache)
@@ -104,14 +104,14 @@ def test_tiles_are_of_what_goes_in_and_of_what_comes_out():
         seen.append(z.shape[2:4])
         return z
 
-    vae, film = JittedVAE(noted(_encode), noted(_decode), OFFICIAL), films.numbered(1, 8, 12)
+    vae, film = JittedVAE(record_call(_encode), record_call(_decode), OFFICIAL), sample_videos.numbered_frames(1, 8, 12)
     tiled = Enhancer(enhance_latents, vae, Tiling((32, 32), 16, 8)).enhance_window(film, SIZE, key=KEY, first_latent=0)
     assert seen == [(32, 32)] * 2 + [(4, 6)] + [(4, 4)] * 2
     whole = Enhancer(enhance_latents, KEEPING).enhance_window(film, SIZE, key=KEY, first_latent=0)
     np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
-def test_overlapping_windows_get_the_noise_of_their_place():
+def test_overlapping_windows_share_noise():
     firsts = []
 
     def enhance_latents(z, key, first):
@@ -119,7 +119,7 @@ def test_overlapping_windows_get_the_noise_of_their_place():
         return z + 0.01 * latent_noise(key, first, z.shape)
 
     grey = np.full((23, 8, 12, 3), 100, np.uint8)
-    video = enhanced(Enhancer(enhance_latents, KEEPING), grey)
+    video = enhance(Enhancer(enhance_latents, KEEPING), grey)
     assert firsts == [0, 1, 2, 3, 4]
     # Frames 4f-3 ... 4f are latent frame f, in every window.
     noise = latent_noise(KEY, 0, (1, 7, 4, 6, 3))[0]
@@ -128,10 +128,10 @@ def test_overlapping_windows_get_the_noise_of_their_place():
         np.testing.assert_allclose(video[f], expected, atol=0.51)
 
 
-def test_values_outside_are_clipped_before_they_are_blended():
+def test_windows_are_clipped_before_blending():
     levels = iter((-3.0, 1.0))
     enhancer = Enhancer(lambda z, key, first: jnp.full_like(z, next(levels)), KEEPING)
-    video = enhanced(enhancer, np.zeros((13, 8, 12, 3), np.uint8))
+    video = enhance(enhancer, np.zeros((13, 8, 12, 3), np.uint8))
     expected = [0] * 4 + [255 * i / 6 for i in (1, 2, 3, 4, 5)] + [255] * 4
     np.testing.assert_allclose(video[:, 0, 0, 0], expected, atol=0.51)
 
@@ -170,14 +170,14 @@ def enhancer(networks, traced):
 
 @pytest.fixture(scope='module')
 def long_video(enhancer):
-    return enhanced(enhancer, films.pattern(23, 10, 13))
+    return enhance(enhancer, sample_videos.pattern(23, 10, 13))
 
 
-def test_a_window_is_the_stage_with_its_guidance(networks, enhancer):
+def test_enhance_window_equals_the_stage_with_guidance(networks, enhancer):
     """Guidance is left out because it cannot matter; everything else is the stage, applied to what was resized."""
     stage, model, vae = networks
     assert stage.config.guidance_scale == 13
-    film = films.pattern(8, 10, 13)
+    film = sample_videos.pattern(8, 10, 13)
     padded = np.concatenate([film, film[-1:]])
     z_low = vae.encode(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
     source = stage.make_source(z_low, latent_noise(KEY, 6, z_low.shape))
@@ -190,23 +190,23 @@ def test_a_window_is_the_stage_with_its_guidance(networks, enhancer):
     assert got.std() > 0.05 and np.abs(moved - source).max() > 0.05
 
 
-def test_every_window_takes_the_same_executable(enhancer, traced, long_video):
+def test_all_windows_share_the_executables(enhancer, traced, long_video):
     assert long_video.shape == (23, *SIZE, 3)
     before = list(traced.batches)
     assert set(before) == {1}  # no second half for guidance
-    enhanced(enhancer, films.pattern(14, 10, 13))
-    enhanced(enhancer, films.pattern(7, 10, 13))
+    enhance(enhancer, sample_videos.pattern(14, 10, 13))
+    enhance(enhancer, sample_videos.pattern(7, 10, 13))
     assert traced.batches == before
 
 
-def test_the_first_window_is_that_of_the_clip_cut_short(enhancer, long_video):
-    alone = enhanced(enhancer, films.pattern(9, 10, 13))
+def test_first_window_does_not_depend_on_the_rest_of_the_clip(enhancer, long_video):
+    alone = enhance(enhancer, sample_videos.pattern(9, 10, 13))
     np.testing.assert_array_equal(long_video[:4], alone[:4])
     assert not np.array_equal(long_video[4:9], alone[4:9])
 
 
-def test_a_seed_is_a_clip(enhancer):
-    film = films.pattern(5, 10, 13)
-    once, again = enhanced(enhancer, film), enhanced(enhancer, film)
+def test_enhance_clip_is_deterministic_by_seed(enhancer):
+    film = sample_videos.pattern(5, 10, 13)
+    once, again = enhance(enhancer, film), enhance(enhancer, film)
     np.testing.assert_array_equal(once, again)
-    assert not np.array_equal(once, enhanced(enhancer, film, key=jax.random.key(1)))
+    assert not np.array_equal(once, enhance(enhancer, film, key=jax.random.key(1)))

@@ -22,14 +22,14 @@ def test_prompts_are_stripped_and_kept():
         ('half \ud83d', 'is not valid Unicode'),
     ],
 )
-def test_what_is_no_prompt(prompt, words):
+def test_invalid_prompts_are_refused(prompt, words):
     with pytest.raises(ValueError, match=words):
         check_prompt(prompt)
     with pytest.raises(ValueError, match='prompt 1'):
         check_prompts(['a dog', prompt])
 
 
-def test_no_prompts():
+def test_empty_list_of_prompts_is_refused():
     with pytest.raises(ValueError, match='prompts: must not be empty'):
         check_prompts([])
 
@@ -65,12 +65,12 @@ def test_seeds(seed, rows, seeds):
         ([1, 'x'], "seed 1='x'"),
     ],
 )
-def test_what_is_no_seed(seed, words):
+def test_invalid_seeds_are_refused(seed, words):
     with pytest.raises(ValueError, match=words):
         check_seeds(seed, 2)
 
 
-def test_a_file_of_prompts(tmp_path):
+def test_read_prompts_from_a_file(tmp_path):
     path = tmp_path / 'prompts.txt'
     path.write_text('\ufeffa dog \n\n  a cat\r\n🐞\n', encoding='utf-8')
     assert read_prompts(path) == ['a dog', 'a cat', '🐞']
@@ -85,6 +85,6 @@ def test_a_file_of_prompts(tmp_path):
             read_prompts(missing)
 
 
-def test_a_prompt_is_shown_in_one_short_line():
+def test_quote_prompt_is_one_short_line():
     assert quote_prompt('a\n  dog') == "'a dog'"
     assert len(quote_prompt('x' * 10_000)) < 50

@@ -16,7 +16,7 @@ from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, Previe
 from fv_jax.sampling.results import Preview, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig
-from tests.data import films
+from tests.data import sample_videos
 
 WEIGHTS = WeightDigests('a' * 16, 'b' * 16, '')
 PROMPT = '<b>שלום</b> 🐞 "quoted"'
@@ -28,14 +28,14 @@ ENHANCED = EnhanceMetadata(8, EnhanceSettings(numerics='official', size=(64, 128
 def preview(prompt=PROMPT):
     latents = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
     made = dataclasses.replace(RECORD, preview=dataclasses.replace(PREVIEWED, prompt=prompt))
-    return Preview(latents, made, films.pattern(9, 16, 32))
+    return Preview(latents, made, sample_videos.pattern(9, 16, 32))
 
 
 def video():
-    return Video(films.pattern(9, 64, 128), dataclasses.replace(RECORD, enhance=ENHANCED))
+    return Video(sample_videos.pattern(9, 64, 128), dataclasses.replace(RECORD, enhance=ENHANCED))
 
 
-def test_a_record_comes_back_from_its_text():
+def test_metadata_round_trip():
     for made in (RECORD, dataclasses.replace(RECORD, enhance=ENHANCED, fps=12.5, crf=3)):
         text = made.to_json()
         assert text.isascii() and '\n' not in text
@@ -62,7 +62,7 @@ def test_invalid_metadata_is_refused(text, words):
 
 
 @pytest.mark.parametrize('made', [preview(), video()], ids=['preview', 'video'])
-def test_saved_with_everything_in_it(made, tmp_path):
+def test_saved_video_has_metadata(made, tmp_path):
     path = tmp_path / 'x.mp4'
     made.save(path, fps=12, crf=20)
     info = video_io.probe(path)
@@ -71,11 +71,11 @@ def test_saved_with_everything_in_it(made, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['x.mp4']
 
 
-def test_saved_as_officially():
+def test_saved_video_uses_the_official_encoding():
     assert metadata.FPS == 8
 
 
-def test_what_cannot_be_saved(tmp_path):
+def test_save_refuses_invalid_paths(tmp_path):
     with pytest.raises(FileNotFoundError, match='none does not exist'):
         preview().save(tmp_path / 'none' / 'x.mp4')
     with pytest.raises(ValueError, match='fps=0'):
@@ -83,14 +83,14 @@ def test_what_cannot_be_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_comment_of_any_length():
-    data = video_io.encode_bytes(films.pattern(2, 16, 16), 8, comment='x' * 50_000)
+def test_metadata_of_any_length():
+    data = video_io.encode_bytes(sample_videos.pattern(2, 16, 16), 8, comment='x' * 50_000)
     assert video_io.read_comment(data) == 'x' * 50_000
-    assert video_io.read_comment(video_io.encode_bytes(films.pattern(2, 16, 16), 8)) == ''
+    assert video_io.read_comment(video_io.encode_bytes(sample_videos.pattern(2, 16, 16), 8)) == ''
 
 
 @pytest.mark.parametrize('made', [preview(), video()], ids=['preview', 'video'])
-def test_shown_in_a_notebook(made):
+def test_results_are_shown_in_a_notebook(made):
     html = made._repr_html_()
     (data,) = re.findall(r'src="data:video/mp4;base64,([^"]+)"', html)
     assert video_io.decode(base64.b64decode(data)).frames.shape == made.frames.shape
@@ -101,7 +101,7 @@ def test_shown_in_a_notebook(made):
 # On disk.
 
 
-def test_what_is_stored_is_found(tmp_path):
+def test_stored_preview_round_trip(tmp_path):
     made = preview()
     preview_store.save(tmp_path / '3', made, fps=8, crf=18)
     assert sorted(p.name for p in (tmp_path / '3').iterdir()) == ['latents.safetensors', 'preview.mp4']
@@ -113,7 +113,7 @@ def test_what_is_stored_is_found(tmp_path):
     np.testing.assert_array_equal(preview_store.load(tmp_path / '3').latents, made.latents)
 
 
-def test_what_was_edited_is_refused(tmp_path):
+def test_stored_preview_with_changed_files_is_refused(tmp_path):
     preview_store.save(tmp_path / '0', preview(), fps=8, crf=18)
     path = tmp_path / '0' / 'latents.safetensors'
     whole = path.read_bytes()
@@ -136,7 +136,7 @@ def test_what_was_edited_is_refused(tmp_path):
         preview_store.load(tmp_path / '0')
 
 
-def test_where_nothing_is_stored(tmp_path):
+def test_load_without_a_stored_preview_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='none: holds no stored preview'):
         preview_store.load(tmp_path / 'none')
     preview_store.save(tmp_path / '4', preview(), fps=8, crf=18)
@@ -144,7 +144,7 @@ def test_where_nothing_is_stored(tmp_path):
         preview_store.load(tmp_path)
 
 
-def test_what_an_earlier_run_left_is_removed(tmp_path):
+def test_previews_of_an_earlier_run_are_removed(tmp_path):
     for name in ('0', '1', '2'):
         preview_store.save(tmp_path / name, preview(), fps=8, crf=18)
     (tmp_path / '5').mkdir()
@@ -153,7 +153,7 @@ def test_what_an_earlier_run_left_is_removed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['0', '5', 'notes']
 
 
-def test_the_contact_sheet(tmp_path):
+def test_contact_sheet_of_previews(tmp_path):
     preview_store.write_sheet(tmp_path / 'sheet.png', [('0', preview()), ('1', preview('two\nlines\0 ' * 1000))])
     sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
     zoom, row = 800 // (4 * 32), 22 + 16 * (800 // (4 * 32)) + 4
@@ -166,12 +166,12 @@ def test_the_contact_sheet(tmp_path):
     assert (sheet[:22] == 255).any()  # the prompt
 
 
-def test_a_sheet_of_large_single_frames():
+def test_contact_sheet_of_large_single_frames():
     sheet = contact_sheet.preview_sheet([('0', np.zeros((1, 16, 900, 3), np.uint8))])
     assert sheet.size == (900, 22 + 16 + 4)
 
 
-def test_the_json_has_every_setting():
+def test_metadata_json_has_every_setting():
     values = json.loads(dataclasses.replace(RECORD, enhance=ENHANCED).to_json())['fv_jax']
     assert values['preview']['settings'].keys() == {f.name for f in dataclasses.fields(PreviewSettings)}
     assert values['enhance']['settings'].keys() == {f.name for f in dataclasses.fields(EnhanceSettings)}

@@ -20,7 +20,7 @@ from tests.sampling import tiny
 SPEC = OFFICIAL.latent_spec
 
 
-def test_the_defaults_are_official():
+def test_default_settings_are_official():
     preview, final = PreviewSettings(), EnhanceSettings()
     preview.check(SPEC)
     final.check(SPEC)
@@ -47,14 +47,14 @@ def test_official_numerics_are_the_bfloat16_grid_and_two_slices():
     assert config.noise_augmentation_timestep == 675  # the index of the mixing
 
 
-def test_tiles_are_off_unless_asked_for():
+def test_tiling_is_off_by_default():
     assert EnhanceSettings().tiling(SPEC) is None
     assert EnhanceSettings(tile_size=(96, 128), tile_overlap=16).tiling(SPEC) == Tiling((96, 128), 16, 8)
     official = EnhanceSettings(tile_size=(96, 128), numerics='official', width_slices=1)
     assert (official.tiling(SPEC), official.slices) == (Tiling((96, 128), 64, 8), 1)
 
 
-def test_a_run_has_its_own():
+def test_settings_from_the_config_of_a_run():
     preview = PreviewSettings.from_config(
         LowRes(tiny.LOWRES, tiny.FIRST_DIT).sampler_config(), {'frames': 17, 'height': 64, 'width': 96}
     )
@@ -71,7 +71,7 @@ def test_a_run_has_its_own():
     assert whole.size == (256, 384)
 
 
-def test_they_reach_the_stage_and_nothing_else_changes():
+def test_settings_change_the_sampler_config_only():
     settings = PreviewSettings(
         num_steps=7, guidance_kind='cosine', guidance_scale=2.5, guidance_batched=False, sampler='ddim'
     )
@@ -124,17 +124,17 @@ def test_they_reach_the_stage_and_nothing_else_changes():
         (lambda: config_lib.build(EnhanceSettings, {'guidance': 3}), "guidance: unknown key; did you mean 'guidance_"),
     ],
 )
-def test_what_cannot_be_is_refused(make, words):
+def test_settings_refuse_invalid_values(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
 
 
-def test_a_preview_is_not_stretched():
+def test_settings_keep_the_aspect_ratio_of_the_preview():
     with pytest.raises(ValueError, match=r'would stretch a preview of 480x256; use \(1920, 1024\)'):
         EnhanceSettings().size_for(480, 256, SPEC)
 
 
-def test_every_field_is_explained():
+def test_settings_fields_are_documented():
     for settings in (PreviewSettings, EnhanceSettings):
         for field in dataclasses.fields(settings):
             docs = ' '.join(inspect.getdoc(cls) for cls in settings.__mro__[:2])

@@ -54,12 +54,12 @@ def close(a, b):
     np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max())
 
 
-def alike(a, b):
+def assert_similar(a, b):
     """uint8 frames, up to rounding."""
     assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_a_preview_is_stage_1_and_the_vae(fv, both):
+def test_preview_equals_stage_1_and_the_vae(fv, both):
     text = jnp.asarray(fv.stage1.text.open().encode([DOG, CAT]))
     z = programs.generate(fv.stage1.loaded, text, SeededNoise.from_seeds([3, 4]), (3, 2, 4), context=SINGLE_DEVICE)
     preview = both[1]
@@ -72,7 +72,7 @@ def test_a_preview_is_stage_1_and_the_vae(fv, both):
     assert (preview.prompt, preview.seed) == (CAT, 4)
 
 
-def test_a_row_is_its_prompt_and_seed_alone(fv, both):
+def test_preview_depends_on_its_prompt_and_seed_alone(fv, both):
     """In any batch, also one that is filled up."""
     close(fv.preview(f' {CAT}\n', seed=4).latents, both[1].latents)
     split = [p for batch in fv.preview_batches([DOG, CAT, DOG], [3, 4, 5], batch_size=2) for p in batch]
@@ -84,7 +84,7 @@ def test_a_row_is_its_prompt_and_seed_alone(fv, both):
     assert not np.allclose(other[0].latents, both[1].latents, atol=1e-3)  # the prompt
 
 
-def test_a_video_is_stage_2_with_the_previews_text(fv, both, videos):
+def test_enhance_equals_stage_2_with_the_text_of_the_preview(fv, both, videos):
     stage, vae = fv.stage2.loaded, fv.stage2.vae.jitted
     z = jnp.stack([preview.latents for preview in both])
     z_low = programs.low_res_latents(vae, programs.decode_latents(vae, z), (64, 128))
@@ -98,7 +98,7 @@ def test_a_video_is_stage_2_with_the_previews_text(fv, both, videos):
     assert not np.allclose(swapped, z_high, atol=1e-3)
 
 
-def test_settings_of_a_call(fv, both, videos):
+def test_settings_of_a_call_override_the_defaults(fv, both, videos):
     """Each one changes the video: the seed, the prefix, the sampled source, the numerics, slices, tiles."""
     base = fv.enhance_settings
     assert base.size is None and base.prompt_prefix == '' and not base.sample_posterior
@@ -113,7 +113,7 @@ def test_settings_of_a_call(fv, both, videos):
     assert np.abs(reseeded[0].frames.astype(int) - videos[0].frames).max() > 3
 
 
-def test_a_batch_is_one_call_and_a_second_one_compiles_nothing(fv, both, videos, monkeypatch):
+def test_second_batch_does_not_compile(fv, both, videos, monkeypatch):
     calls = []
     for name in ('_generate', '_enhance_latents'):
         function = getattr(programs, name)
@@ -124,7 +124,7 @@ def test_a_batch_is_one_call_and_a_second_one_compiles_nothing(fv, both, videos,
     assert not np.array_equal(again[0].frames, videos[0].frames)
 
 
-def test_loading_again_compiles_nothing(folder, both, videos):
+def test_reloaded_pipeline_does_not_compile(folder, both, videos):
     with compiled() as new_programs:
         again = FlashVideo.from_checkpoint(folder)
         previews = again.preview([DOG, CAT], seed=[3, 4])
@@ -134,7 +134,7 @@ def test_loading_again_compiles_nothing(folder, both, videos):
     np.testing.assert_array_equal(made[1].frames, videos[1].frames)
 
 
-def test_the_record_says_how(fv, folder, both, videos):
+def test_metadata_describes_the_generation(fv, folder, both, videos):
     metadata = videos[1].metadata
     assert dataclasses.replace(metadata, enhance=None) == both[1].metadata
     assert (metadata.preview.prompt, metadata.preview.seed, metadata.enhance.seed) == (CAT, 4, 4)
@@ -144,15 +144,15 @@ def test_the_record_says_how(fv, folder, both, videos):
     assert first.vae == second.vae and first.text == second.text and first.network != second.network
 
 
-def test_a_stored_preview_gives_the_same_video(fv, both, videos, tmp_path):
+def test_stored_preview_is_enhanced_to_the_same_video(fv, both, videos, tmp_path):
     preview_store.save(tmp_path / '0', both[0], fps=8, crf=18)
-    opened = fv.open_preview(tmp_path / '0')
-    alike(opened.frames, both[0].frames)
-    np.testing.assert_array_equal(opened.latents, both[0].latents)
-    alike(fv.enhance([opened, both[1]])[0].frames, videos[0].frames)
+    open_and_read = fv.open_preview(tmp_path / '0')
+    assert_similar(open_and_read.frames, both[0].frames)
+    np.testing.assert_array_equal(open_and_read.latents, both[0].latents)
+    assert_similar(fv.enhance([open_and_read, both[1]])[0].frames, videos[0].frames)
 
 
-def test_latents_of_another_vae_are_refused(fv, both):
+def test_enhance_refuses_latents_of_another_vae(fv, both):
     weights = dataclasses.replace(both[0].metadata.preview.weights, vae='f' * 16)
     previewed = dataclasses.replace(both[0].metadata.preview, weights=weights)
     other = dataclasses.replace(both[0], metadata=dataclasses.replace(both[0].metadata, preview=previewed))
@@ -160,13 +160,13 @@ def test_latents_of_another_vae_are_refused(fv, both):
         fv.enhance(other)
 
 
-def test_previews_of_several_sizes_are_refused(fv, both):
+def test_enhance_refuses_previews_of_several_sizes(fv, both):
     other = dataclasses.replace(both[0], latents=both[0].latents[:1])
     with pytest.raises(ValueError, match='of different sizes'):
         fv.enhance([both[0], other])
 
 
-def test_one_stage_alone(folder, both):
+def test_pipeline_of_one_stage(folder, both):
     alone = FlashVideo.from_checkpoint(folder / 'stage1')
     with pytest.raises(ValueError, match='stage1: contains no stage 2, which enhance needs'):
         alone.enhance(both[0])
@@ -179,7 +179,7 @@ def test_one_stage_alone(folder, both):
 # Texts.
 
 
-def test_what_is_cut_off_is_said(fv):
+def test_truncated_prompt_is_reported(fv):
     with pytest.warns(UserWarning, match=r"prompt 'w0 w1 .*\.\.\.': the text has 2500 tokens, .* first 3 are") as told:
         long = fv.preview(' '.join(f'w{i}' for i in range(2500)))
     assert told[0].filename == __file__
@@ -189,23 +189,23 @@ def test_what_is_cut_off_is_said(fv):
 
 
 @pytest.mark.parametrize('prompt', ['🐞 over 🏖️', 'سلحفاة تسبح', 'חתול רץ', '犬が走る'])
-def test_any_script_is_a_prompt(fv, both, prompt):
+def test_prompt_in_any_script(fv, both, prompt):
     assert not np.allclose(fv.preview(prompt, seed=3).latents, both[0].latents, atol=1e-3)
 
 
-def test_a_prompt_without_words_is_refused(fv):
+def test_prompt_without_words_is_refused(fv):
     with pytest.raises(ValueError, match="prompt '!!!': contains no text that 'hash' can encode"):
         fv.preview('!!!')
 
 
-def test_bad_prompts_and_seeds_are_refused_before_anything_is_read(fv, monkeypatch):
+def test_invalid_prompts_and_seeds_are_refused_before_loading(fv, monkeypatch):
     monkeypatch.setattr(text_to_video.Pipeline, 'preview_batches', None)
     for prompt, seed in (('', 0), (7, 0), ([], 0), (DOG, 'x'), ([DOG, CAT], [1])):
         with pytest.raises(ValueError, match=r'prompt|seed'):
             fv.preview(prompt, seed)
 
 
-def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
+def test_t5_is_freed_before_the_network_runs(folder, tmp_path, monkeypatch):
     """And is opened again, without compiling."""
     t5 = TextConfig(str(make_folder(tmp_path / 't5')), length=5, dtype='float32')
     wide = dataclasses.replace(tiny.FIRST_DIT, text_dim=SMALL.embed_dim)
@@ -217,18 +217,18 @@ def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
     alive = []
     generate, open_text = programs.generate, fv.stage1.text.open
 
-    def opened():
+    def open_and_read():
         encoder = open_text()
         alive.append([x.shape for x in jax.live_arrays()].count(embedding))
         return encoder
 
-    def generated(*args, **kwargs):
+    def count_calls(*args, **kwargs):
         alive.append([x.shape for x in jax.live_arrays()].count(embedding))
         return generate(*args, **kwargs)
 
-    fv.stage1.text.open = opened
+    fv.stage1.text.open = open_and_read
     gc.collect()  # what wrote the folder
-    monkeypatch.setattr(programs, 'generate', generated)
+    monkeypatch.setattr(programs, 'generate', count_calls)
     fv.preview('a ladybug')
     assert alive == [1, 0]
     with compiled() as new_programs:
@@ -236,7 +236,7 @@ def test_t5_is_gone_when_the_network_runs(folder, tmp_path, monkeypatch):
     assert alive == [1, 0, 1, 0] and not new_programs
 
 
-def test_a_text_encoder_that_does_not_fit(folder):
+def test_pipeline_refuses_a_text_encoder_of_another_width(folder):
     fv = FlashVideo.from_checkpoint(folder, text=TextConfig('hash', dim=16))
     with pytest.raises(ConfigError, match="text embeddings of width 8; those of 'hash' have width 16"):
         fv.preview(DOG)
@@ -245,12 +245,12 @@ def test_a_text_encoder_that_does_not_fit(folder):
 # What it is made of.
 
 
-def test_batches():
+def test_preview_batches():
     assert batch_indices(5, 2) == [[0, 1], [2, 3], [4, 4]]
     assert batch_indices(2, None) == [[0, 1]] and batch_indices(2, 8) == [[0, 1]]
 
 
-def test_the_front_doors_are_explained():
+def test_public_functions_are_documented():
     """Shapes, ranges, units, errors and the paper's section."""
     for method, words in (
         (FlashVideo.preview, ('(F, H, W, 3) uint8', '0 to 2^32 - 1', 'frames per second', 'Low-Resolution Stage I')),

@@ -45,7 +45,7 @@ def test_windows_are_aligned_and_cover_every_clip(frames, overlap):
 
 
 @pytest.mark.parametrize(('frames', 'overlap'), SIZES)
-def test_what_windows_agree_on_comes_out_as_it_was(frames, overlap):
+def test_crossfade_of_equal_windows_is_the_clip(frames, overlap):
     windows = Windows(frames, overlap, SPEC)
     for length in (1, 4, frames, frames + 1, frames + windows.stride, 60):
         blocks = list(crossfade(split_windows(clip(length), windows), overlap))
@@ -53,7 +53,7 @@ def test_what_windows_agree_on_comes_out_as_it_was(frames, overlap):
         np.testing.assert_allclose(np.concatenate(blocks)[:, 0, 0, 0], np.arange(length), rtol=1e-6)
 
 
-def test_the_fade_is_linear_and_a_moved_last_window_leaves_finished_frames_alone():
+def test_crossfade_is_linear():
     def piece(start, length, value, last=False):
         return Window(start, np.full((length, 1, 1, 1), value, np.float32), last)
 
@@ -64,7 +64,7 @@ def test_the_fade_is_linear_and_a_moved_last_window_leaves_finished_frames_alone
     assert numbers(np.concatenate(blocks)) == pytest.approx([0] * 12 + [1, 2, 3, 4, 5] + [6] * 6)
 
 
-def test_frames_are_read_as_they_are_needed():
+def test_windows_read_frames_lazily():
     read = []
 
     def frames():
@@ -78,14 +78,14 @@ def test_frames_are_read_as_they_are_needed():
         assert len(read) <= 17 + 12 * (done + 1)
 
 
-def test_a_block_does_not_keep_a_window_alive():
+def test_crossfade_does_not_hold_windows_in_memory():
     windows = (w._replace(video_FHWC=w.video_FHWC.copy()) for w in split_windows(clip(40), Windows(17, 5, SPEC)))
     blocks = list(crossfade(windows, 5))
     assert sum(len(b) for b in blocks) == 40
 
 
 @pytest.mark.parametrize(('frames', 'overlap'), [(1, 0), (9, 5), (17, 5), (33, 5), (49, 9), (97, 17)])
-def test_the_usual_overlap(frames, overlap):
+def test_windows_default_overlap(frames, overlap):
     assert Windows.create(frames, None, SPEC) == Windows(frames, overlap, SPEC)
     assert Windows.create(17, 9, SPEC) == Windows(17, 9, SPEC)
 
@@ -101,12 +101,12 @@ def test_the_usual_overlap(frames, overlap):
         (1, 1, 'use 0'),
     ],
 )
-def test_an_overlap_that_does_not_align_is_refused_with_the_nearest(frames, overlap, fix):
+def test_windows_refuse_an_unaligned_overlap(frames, overlap, fix):
     with pytest.raises(ConfigError, match=f'^overlap={overlap}: .*; {fix}$'):
         Windows(frames, overlap, SPEC)
 
 
-def test_other_lengths_are_refused():
+def test_crossfade_refuses_windows_of_another_length():
     with pytest.raises(ConfigError, match='frames=16'):
         Windows(16, 5, SPEC)
     with pytest.raises(ValueError, match='no frames'):

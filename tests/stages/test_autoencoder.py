@@ -47,14 +47,14 @@ def video(level, rows=2):
     return jnp.full((rows, 1, 16, 24, 3), level, jnp.float32)
 
 
-def test_the_error_and_its_psnr():
+def test_autoencoder_reconstruction_loss_and_psnr():
     value, metrics = loss(video(0.5), mean=0.3, logvar=-30.0)
     assert value == pytest.approx(0.04, rel=1e-3)
     assert metrics['psnr'] == pytest.approx(20, abs=0.01)  # of a range of 2
     assert metrics['latent_std'] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_divergence_from_a_unit_gaussian():
+def test_autoencoder_kl_divergence():
     """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - ln s."""
     logvar, mean = -2.0, 0.3
     expected = (mean**2 + np.exp(logvar) - 1) / 2 - logvar / 2
@@ -65,7 +65,7 @@ def test_the_divergence_from_a_unit_gaussian():
     assert loss(video(0.5), 0.0, 0.0)[1]['kl'] == pytest.approx(0, abs=1e-6)
 
 
-def test_latents_are_drawn_from_the_rows_keys():
+def test_autoencoder_latents_depend_on_the_keys_of_their_examples():
     """The error is that of the mean and the noise's variance; another step is other noise."""
     logvar = -2.0
     first, again, other = (loss(video(0.3, rows=64), 0.3, logvar, step=step)[0] for step in (0, 0, 1))
@@ -73,7 +73,7 @@ def test_latents_are_drawn_from_the_rows_keys():
     assert first == pytest.approx(np.exp(logvar), rel=0.3)
 
 
-def test_samples_are_decoded_from_the_means():
+def test_autoencoder_samples_are_decoded_means():
     batch = {'high_res_BFHWC': video(0.5)}
     assert stage().encode(batch) is batch
     shown = stage().sample(network(0.3, 5.0), batch, jax.random.split(jax.random.key(0), 2), context=CONTEXT)
@@ -81,19 +81,19 @@ def test_samples_are_decoded_from_the_means():
     np.testing.assert_allclose(shown['decoded_BFHWC'], 0.3, rtol=1e-6)
 
 
-def test_all_of_the_network_learns():
+def test_autoencoder_trains_all_parameters():
     model = nnx.eval_shape(lambda: stage().init(nnx.Rngs(0)))
     _, learns, rest = nnx.split(model, stage().trainable(), ...)
     assert model.config == tiny.VAE_CONFIG and len(jax.tree.leaves(learns)) > 50 and not jax.tree.leaves(rest)
 
 
-def test_a_negative_weight_is_refused():
+def test_autoencoder_refuses_a_negative_kl_weight():
     with pytest.raises(ConfigError, match='kl_weight=-1'):
         AutoencoderConfig(-1.0)
 
 
 @pytest.mark.parametrize('init_from_image_vae', [False, True])
-def test_only_a_start_from_pictures_forgets_the_past(init_from_image_vae):
+def test_autoencoder_init_from_an_image_vae_collapses_temporal_kernels(init_from_image_vae):
     vae = tiny.vae()
     before = vae.decoder.conv_in.kernel[...]
     Autoencoder(AutoencoderConfig(init_from_image_vae=init_from_image_vae), tiny.VAE_CONFIG).adapt_initial_params(vae)

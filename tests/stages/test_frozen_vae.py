@@ -10,11 +10,11 @@ from fv_jax.stages import frozen_vae
 from tests.sampling import tiny
 
 
-def test_latents_are_means_and_both_ways_are_chunked():
+def test_frozen_vae_encodes_means_in_chunks():
     """25 frames are encoded as 17 and 8 and decoded as 3, 2 and 2."""
     network, traces = tiny.vae(), []
 
-    class Noted:
+    class Recorded:
         """A half of the network that notes the chunks that it is traced for."""
 
         def __init__(self, name, module):
@@ -24,7 +24,7 @@ def test_latents_are_means_and_both_ways_are_chunked():
             traces.append((self.name, x.shape[1], bool(cache)))
             return self.module(x, cache)
 
-    halves = {name: Noted(name, getattr(network, name)) for name in ('encoder', 'decoder')}
+    halves = {name: Recorded(name, getattr(network, name)) for name in ('encoder', 'decoder')}
     vae = frozen_vae.JittedVAE(*(jax.jit(half) for half in halves.values()), network.config)
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 25, 8, 16, 3)), jnp.float32)
     z = vae.encode(x)
@@ -38,7 +38,7 @@ def test_latents_are_means_and_both_ways_are_chunked():
     assert len(traces) == 4  # none again, for the same shapes
 
 
-def test_a_video_in_two_slices():
+def test_frozen_vae_decodes_in_two_slices():
     network = tiny.vae()
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 1, 2, 4)), jnp.float32)
     compiled = frozen_vae.jit_vae(network)

@@ -22,7 +22,7 @@ FIRST, SECOND = LowRes(tiny.LOWRES, tiny.FIRST_DIT), SuperRes(tiny.SUPERRES, tin
 VAE = Autoencoder(AutoencoderConfig(), tiny.VAE_CONFIG)
 
 
-def test_videos_are_encoded_and_latents_are_left_alone():
+def test_encode_encodes_videos_and_keeps_latents():
     video = jnp.ones((1, 2))
     batch = {'high_res_BFHWC': video, 'low_res_BFHWC': 3 * video, 'text_BLD': jnp.zeros((1, 3, 4))}
     encoded = dataclasses.replace(SECOND, encoder=lambda video: 2 * video).encode(batch)
@@ -41,7 +41,7 @@ def test_text_is_float32_or_zeros():
 
 
 @pytest.mark.parametrize('stage', [FIRST, SECOND, VAE])
-def test_inputs_are_those_of_a_step(stage):
+def test_stage_inputs_are_those_of_a_step(stage):
     """Of a batch of these shapes noise can be drawn, and nothing of it is left unused."""
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in stage.inputs(SIZE).items()}
     keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), SIZE.examples))
@@ -54,7 +54,7 @@ def test_inputs_are_those_of_a_step(stage):
 
 
 @pytest.mark.parametrize(('stage', 'config'), [(FIRST, PreviewSamplerConfig), (SECOND, EnhancementSamplerConfig)])
-def test_a_sampler_config_is_all_that_sampling_can_change(stage, config):
+def test_with_sampler_config_changes_sampling_only(stage, config):
     before = stage.sampler_config()
     assert type(before) is config and stage.with_sampler_config(before) == stage
     after = dataclasses.replace(before, num_steps=7, guidance_batched=not before.guidance_batched)
@@ -82,31 +82,31 @@ def test_number_of_function_evaluations():
             assert second.without_guidance().num_function_evaluations() == 3 * sampler.evaluations
 
 
-def test_programs_are_what_a_run_consists_of():
+def test_stage_programs():
     z, text, video = (2, 3, 2, 4, 4), (2, 3, 8), (2, 9, 16, 32, 3)
 
-    def described(stage):
+    def describe(stage):
         return [(p.phase, p.network, p.inputs, p.runs) for p in stage.programs(SIZE)]
 
-    assert described(FIRST) == [
+    assert describe(FIRST) == [
         ('training', 'stage', {'z_high_BFHWC': z, 'text_BLD': text}, 1),
         ('training', 'encoder', {'video_BFHWC': video}, 1),
         ('sampling', 'stage', {'text_BLD': text}, 1),
         ('sampling', 'decoder', {'z_BFHWC': z}, 1),
     ]
-    assert described(SECOND) == [
+    assert describe(SECOND) == [
         ('training', 'stage', {'z_high_BFHWC': z, 'z_low_BFHWC': z, 'text_BLD': text}, 1),
         ('training', 'encoder', {'video_BFHWC': video}, 2),
         ('sampling', 'stage', {'z_low_BFHWC': z, 'text_BLD': text}, 1),
         ('sampling', 'encoder', {'video_BFHWC': video}, 1),
         ('sampling', 'decoder', {'z_BFHWC': z}, 1),
     ]
-    assert described(VAE) == []
+    assert describe(VAE) == []
     (sampler,) = (p for p in SECOND.programs(SIZE) if p.function)
     assert (sampler.evaluations, sampler.batch_copies) == (SECOND.num_function_evaluations(), 2)
 
 
-def test_exported_functions_take_the_inputs_that_they_name():
+def test_exported_functions_take_their_inputs():
     for stage, names in ((FIRST, []), (SECOND, ['velocity']), (VAE, ['encode', 'decode'])):
         found = stage.exported_functions(SIZE._replace(examples=1), context=SINGLE_DEVICE)
         assert [function.name for function in found] == names

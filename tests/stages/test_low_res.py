@@ -66,12 +66,12 @@ class Recorder:
         return self.answer(x, timestep)
 
 
-def shares(timestep_B):
+def dropout_fractions(timestep_B):
     a = noise_schedules.sqrt_alphas_by_timestep()[np.asarray(timestep_B)][:, None, None, None, None]
     return a, np.sqrt(1 - a**2)
 
 
-def test_v_prediction():
+def test_low_res_v_prediction_inputs_and_target():
     """The network sees x_k and k, whole numbers, one in each stratum of the global batch; its target is v."""
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
@@ -80,7 +80,7 @@ def test_v_prediction():
     (call,) = model.calls
     assert call['timestep'].dtype == jnp.int32
     assert (np.asarray(call['timestep']) // 250).tolist() == [3, 2, 1, 0]
-    a, s = shares(call['timestep'])
+    a, s = dropout_fractions(call['timestep'])
     np.testing.assert_allclose(call['x'], a * noised.data_BFHWC + s * noised.noise_BFHWC, atol=1e-6)
     v = a * noised.noise_BFHWC - s * noised.data_BFHWC
     np.testing.assert_allclose(loss, np.mean(v**2), rtol=1e-5)
@@ -91,19 +91,19 @@ def test_v_prediction():
     assert right.dtype == jnp.float32 and right.shape == () and right < 1e-12
 
 
-def test_the_loss_is_the_weighted_one_of_x0():
+def test_low_res_loss_is_the_weighted_x0_loss():
     """1 / (1 - a^2) on x0 = a x - sqrt(1 - a^2) v."""
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, k: jnp.sin(x))
     loss, _ = here.loss(model, noised, context=CONTEXT)
     (call,) = model.calls
-    a, s = shares(call['timestep'])
+    a, s = dropout_fractions(call['timestep'])
     x0 = a * np.asarray(call['x']) - s * np.sin(call['x'])
     np.testing.assert_allclose(loss, np.mean((x0 - noised.data_BFHWC) ** 2 / (1 - a**2)), rtol=1e-4)
 
 
-def test_flow():
+def test_low_res_flow_inputs_and_target():
     here = stage(shift=2.0, **FLOW)
     noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, t: noised.noise_BFHWC - noised.data_BFHWC)
@@ -117,7 +117,7 @@ def test_flow():
     assert np.floor(4 * np.asarray(w)).tolist() == [3, 2, 1, 0]
 
 
-def test_a_rows_draw_does_not_depend_on_the_other_rows():
+def test_low_res_noise_of_an_example_is_independent_of_the_batch():
     here = stage(caption_dropout=0.5)
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8))}
     other = jax.tree.map(lambda x: x.at[0].set(7.0), given)
@@ -129,7 +129,7 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows():
     assert np.any(here.sample_noise_and_time(given, keys(1)).noise_BFHWC != one.noise_BFHWC)
 
 
-def test_caption_dropout():
+def test_low_res_caption_dropout():
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8), jnp.bfloat16)}
     for rate, expected in ((0.0, 1.0), (1.0, 0.0)):
         text = stage(caption_dropout=rate).sample_noise_and_time(given, keys()).text_BLD
@@ -144,7 +144,7 @@ def test_caption_dropout():
 
 
 @pytest.mark.parametrize('batched', [True, False])
-def test_guidance_is_against_zero_text_which_stands_first(batched):
+def test_low_res_guidance_is_against_zero_text(batched):
     here = stage(guidance_batched=batched, num_steps=51)
     texts = []
 
@@ -161,7 +161,7 @@ def test_guidance_is_against_zero_text_which_stands_first(batched):
     assert texts == ([[0] * 4 + [0.25] * 4] if batched else [[0.25] * 4, [0] * 4])
 
 
-def test_official_guidance_has_an_n_of_its_own():
+def test_low_res_official_guidance_steps():
     def scale(**fields):
         predict = stage(**fields).predict_fn(
             lambda x, k, text, *, context: text[:, :1, :1, None, None] + 0 * x, jnp.ones((1, 5, 8)), context=CONTEXT
@@ -174,7 +174,7 @@ def test_official_guidance_has_an_n_of_its_own():
     assert scale(guidance_kind='cosine', guidance_scale=1.0) == 1
 
 
-def v_of_data(data, num_steps):
+def exact_v_network(data, num_steps):
     """A network that knows the (scaled) data."""
     alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.zero_snr_schedule(num_steps))
 
@@ -185,12 +185,12 @@ def v_of_data(data, num_steps):
     return answer
 
 
-def test_noise_becomes_data_by_v():
+def test_low_res_sampling_with_an_exact_v_network():
     z = normal(*SHAPE)
     noise, step_noise = normal(*SHAPE, seed=1), normal(3, *SHAPE, seed=2)
     here = stage(scale_factor=2.0, num_steps=4, guidance_kind='constant', guidance_scale=1.0)
     for sampler in samplers.names('v_prediction'):
-        model = Recorder(v_of_data(2 * z, 4))
+        model = Recorder(exact_v_network(2 * z, 4))
         sampled = with_sampler(here, sampler=sampler)
         x = sampled.integrate(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), context=CONTEXT)
         out = sampled.unscale_latents(x)
@@ -198,19 +198,19 @@ def test_noise_becomes_data_by_v():
         np.testing.assert_allclose(out, z, atol=1e-5)
 
 
-def test_noise_becomes_data_by_the_flow():
+def test_low_res_sampling_with_an_exact_flow_network():
     z, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
     here = stage(scale_factor=2.0, num_steps=4, guidance_scale=3.0, guidance_kind='constant', **FLOW)
-    model = Recorder(lambda x, t: _pair(noise - 2 * z))
+    model = Recorder(lambda x, t: _data_and_noise(noise - 2 * z))
     out = here.unscale_latents(here.integrate(model, noise, jnp.zeros((4, 5, 8)), None, context=CONTEXT))
     np.testing.assert_allclose(out, z, atol=1e-5)
 
 
-def _pair(x):
+def _data_and_noise(x):
     return jnp.concatenate([x, x])
 
 
-def test_samples_depend_on_their_own_keys_alone():
+def test_low_res_samples_depend_on_their_keys_alone():
     here = stage(num_steps=3, guidance_kind='constant', guidance_scale=1.0)
     model = Recorder(lambda x, k: jnp.tanh(x))
 
@@ -224,7 +224,7 @@ def test_samples_depend_on_their_own_keys_alone():
     assert len(np.unique(np.asarray(four['z_sample_BFHWC'][:, 0, 0, 0, 0]))) == 4
 
 
-def test_every_step_has_noise_of_its_own_for_every_row():
+def test_low_res_sampler_noise_differs_between_steps_and_examples():
     shape = (2, 3, 50, 40)
     x, noise_fn = sampler_noise(per_example_keys(jax.random.key(0), 0, 2), shape)
     noises = [x, noise_fn(0), noise_fn(1), jax.jit(noise_fn)(jnp.int32(49))]
@@ -236,7 +236,7 @@ def test_every_step_has_noise_of_its_own_for_every_row():
     np.testing.assert_array_equal(alone_fn(1)[0], noises[2][0])
 
 
-def test_encode_takes_videos_and_leaves_latents():
+def test_low_res_encode_encodes_videos_and_keeps_latents():
     given = batch()
     assert stage().encode(given) == given
     here = dataclasses.replace(stage(), encoder=lambda video: video[..., :1] + 1)
@@ -247,7 +247,7 @@ def test_encode_takes_videos_and_leaves_latents():
 
 
 @pytest.mark.parametrize('targets', [None, ('qkv', 'attention_out', 'modulation')])
-def test_lora_is_all_that_learns_where_there_is_any(targets):
+def test_low_res_trains_lora_only_if_present(targets):
     lora = None if targets is None else LoRAConfig(rank=4, targets=targets)
     here = dataclasses.replace(stage(), network=dataclasses.replace(DIT, lora=lora))
     model = nnx.eval_shape(lambda: here.init(nnx.Rngs(0)))
@@ -260,7 +260,7 @@ def test_lora_is_all_that_learns_where_there_is_any(targets):
         assert LoRAParam not in {type(variable) for _, variable in nnx.to_flat_state(rest)}
 
 
-def test_a_sampler_can_be_asked_for():
+def test_low_res_sampler_is_configurable():
     here = with_sampler(stage(), num_steps=7, guidance_scale=2.0, guidance_kind='cosine', guidance_exponent=1)
     config = dataclasses.replace(
         stage().config, num_steps=7, guidance_scale=2.0, guidance_kind='cosine', guidance_exponent=1
@@ -294,19 +294,19 @@ def test_a_sampler_can_be_asked_for():
         ({'shift': 2.0}, "shift=2.0: 'v_prediction' draws all timesteps alike; leave it at 1"),
     ],
 )
-def test_impossible_configs(fields, message):
+def test_low_res_config_refuses_invalid_values(fields, message):
     with pytest.raises(ConfigError) as error:
         LowResConfig(**fields)
     assert str(error.value).startswith(message)
 
 
-def test_config_round_trip():
+def test_low_res_config_round_trip():
     for config in (LowResConfig(guidance_steps=51), LowResConfig(shift=3.0, num_steps=1, **FLOW)):
         assert build(LowResConfig, to_dict(config)) == config
 
 
 @pytest.mark.parametrize(('variant', 'lora', 'stored'), [('', LoRAConfig(), 'bfloat16'), ('full_ft', None, 'float32')])
-def test_the_real_runs_are_of_the_official_system(variant, lora, stored):
+def test_low_res_configs_are_official(variant, lora, stored):
     config = build(StageConfig, stage1.get_config(variant).stage.to_dict())
     assert config.options == LowResConfig()
     assert (config.network.lora, config.network.param_dtype, config.network.dtype) == (lora, stored, 'bfloat16')

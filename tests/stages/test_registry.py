@@ -20,7 +20,7 @@ LOWRES = StageConfig('lowres', tiny.DIT, LowResConfig(), vae='embedded')
 AUTOENCODER = StageConfig('autoencoder', tiny.VAE_CONFIG, AutoencoderConfig())
 
 
-def test_a_name_becomes_its_stage():
+def test_registry_builds_stages_by_kind():
     made = registry.build(SUPERRES, encoder=abs)
     assert isinstance(made, SuperRes)
     assert (made.config, made.network, made.encoder) == (tiny.SUPERRES, tiny.DIT, abs)
@@ -35,7 +35,7 @@ def test_a_name_becomes_its_stage():
 
 
 @pytest.mark.parametrize('config', [LOWRES, dataclasses.replace(SUPERRES, text=TextConfig('hash')), AUTOENCODER])
-def test_a_config_survives_json(config):
+def test_stage_config_round_trip_through_json(config):
     assert build(StageConfig, to_dict(config)) == config
 
 
@@ -52,7 +52,7 @@ def test_a_config_survives_json(config):
         (AUTOENCODER, {'text': TextConfig('hash')}, "text.encoder=hash: not part of stage 'autoencoder'"),
     ],
 )
-def test_a_stage_has_what_it_needs_and_nothing_else(config, field, words):
+def test_stage_config_requires_what_the_stage_needs(config, field, words):
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(config, **field)
 
@@ -72,22 +72,22 @@ def test_a_stage_has_what_it_needs_and_nothing_else(config, field, words):
         ),
     ],
 )
-def test_a_config_that_cannot_be_is_refused_by_name(values, words):
+def test_stage_config_refuses_invalid_values(values, words):
     with pytest.raises(ConfigError, match=words):
         build(StageConfig, values)
 
 
-def test_kinds_by_their_purpose():
+def test_registry_finds_kinds_by_purpose():
     assert registry.find_kinds(PreviewStage) == ['lowres'] and registry.find_kinds(EnhancementStage) == ['superres']
     assert registry.find_kinds(LatentStage) == ['lowres', 'superres']
 
 
-def test_official_networks_are_told_apart():
+def test_registry_distinguishes_official_networks():
     assert registry.official_kinds(tiny.FIRST_DIT) == ['lowres'] and registry.official_kinds(tiny.DIT) == ['superres']
     assert registry.official_kinds(tiny.VAE_CONFIG) == ['autoencoder']
     assert registry.official_kinds(dataclasses.replace(tiny.DIT, embed_num_frames=False)) == []
 
 
-def test_every_stage_has_a_strategy():
+def test_registry_stages_have_a_sharding_strategy():
     for config in (LOWRES, SUPERRES, AUTOENCODER):
         assert registry.default_strategy(config) in STRATEGIES

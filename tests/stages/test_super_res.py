@@ -46,7 +46,7 @@ class Recorder:
         return self.answer(x, timestep)
 
 
-def test_a_network_that_predicts_data_minus_source_has_no_loss():
+def test_super_res_loss_of_an_exact_network_is_zero():
     """The sign, in closed form: the official network's target is data - source."""
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
@@ -58,14 +58,14 @@ def test_a_network_that_predicts_data_minus_source_has_no_loss():
 
 
 @pytest.mark.parametrize('sampler', ['euler', 'heun', 'rk4'])
-def test_transport_follows_the_officially_signed_velocity_to_the_data(sampler):
+def test_super_res_integrates_the_official_velocity_to_the_data(sampler):
     here = stage(sampler=sampler, guidance_scale=1.0)
     source, data = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     out = here.integrate(Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), context=CONTEXT)
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 
-def test_the_network_sees_x_t_and_1000_t():
+def test_super_res_network_inputs():
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
     model = Recorder(lambda x, t: jnp.zeros_like(x))
@@ -78,7 +78,7 @@ def test_the_network_sees_x_t_and_1000_t():
     np.testing.assert_allclose(loss, np.mean((np.asarray(noised.source_BFHWC) - noised.data_BFHWC) ** 2), rtol=1e-6)
 
 
-def test_t_is_drawn_as_officially_and_mirrored():
+def test_super_res_times_have_the_official_distribution():
     """Official: u uniform, t' = 1 - s(1-u)/(1+(s-1)(1-u)), 0 at the source. Ours is 1 - t', u stratified."""
     t = np.asarray(stage(shift=2.5).sample_noise_and_time(batch(), keys()).t_B, np.float64)
     plain = np.asarray(stage(shift=1.0).sample_noise_and_time(batch(), keys()).t_B, np.float64)
@@ -88,7 +88,7 @@ def test_t_is_drawn_as_officially_and_mirrored():
     assert np.all(t > plain)  # towards the source
 
 
-def test_source_mixes_scaled_latents_with_noise_from_the_shift_1_table():
+def test_super_res_source_is_noise_augmented():
     here = stage(scale_factor=2.0)
     z, noise = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     a = noise_schedules.sqrt_alphas_by_timestep(1.0)[675]
@@ -100,7 +100,7 @@ def test_source_mixes_scaled_latents_with_noise_from_the_shift_1_table():
     np.testing.assert_array_equal(per_row[2], here.make_source(z, noise)[2])
 
 
-def test_latents_are_scaled_once_on_the_way_in_and_once_out():
+def test_super_res_latents_are_scaled_once():
     here = stage(scale_factor=2.0, guidance_scale=1.0, noise_augmentation_timestep=999)
     given = batch()
     noised = here.sample_noise_and_time(given, keys())
@@ -111,7 +111,7 @@ def test_latents_are_scaled_once_on_the_way_in_and_once_out():
     assert abs(float(out['z_sample_BFHWC'].std()) - 0.5) < 0.05  # unit noise over the scale factor
 
 
-def test_pictures_have_a_range_of_their_own():
+def test_super_res_images_have_their_own_noise_augmentation_range():
     here = stage(noise_augmentation_timestep_range=(600, 750), image_noise_augmentation_timestep_range=(100, 110))
     clips = here.sample_noise_and_time(batch(), keys()).noise_augmentation_timestep_B
     pictures = here.sample_noise_and_time(
@@ -122,7 +122,7 @@ def test_pictures_have_a_range_of_their_own():
     assert same.noise_augmentation_timesteps(1) == same.noise_augmentation_timesteps(13) == (600, 750)
 
 
-def test_noise_augmentation_timestep_range_is_drawn_per_row_and_told_to_the_network():
+def test_super_res_noise_augmentation_timestep_per_example():
     here = stage(noise_augmentation_timestep=50, noise_augmentation_timestep_range=(20, 22))
     drawn = np.concatenate(
         [here.sample_noise_and_time(batch(), keys(step)).noise_augmentation_timestep_B for step in range(8)]
@@ -139,7 +139,7 @@ def test_noise_augmentation_timestep_range_is_drawn_per_row_and_told_to_the_netw
     )  # each row its own noise level
 
 
-def test_a_rows_draw_does_not_depend_on_the_other_rows():
+def test_super_res_noise_of_an_example_is_independent_of_the_batch():
     here = stage(noise_augmentation_timestep_range=(0, 999), caption_dropout=0.5)
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8))}
     other = jax.tree.map(lambda x: x.at[0].set(7.0), given)
@@ -149,7 +149,7 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows():
     assert np.any(one.source_BFHWC[0] != two.source_BFHWC[0])
 
 
-def test_caption_dropout():
+def test_super_res_caption_dropout():
     given = batch() | {'text_BLD': jnp.ones((4, 5, 8), jnp.bfloat16)}
     for rate, expected in ((0.0, 1.0), (1.0, 0.0)):
         text = stage(caption_dropout=rate).sample_noise_and_time(given, keys()).text_BLD
@@ -160,12 +160,12 @@ def test_caption_dropout():
     assert set(rows.tolist()) == {0.0, 1.0} and abs(rows.mean() - 0.75) < 0.1
 
 
-def test_text_is_zeros_where_there_is_none():
+def test_super_res_without_text_uses_zeros():
     np.testing.assert_array_equal(stage().sample_noise_and_time(batch(), keys()).text_BLD, np.zeros((4, 5, 8)))
 
 
 @pytest.mark.parametrize('batched', [True, False])
-def test_guidance_is_against_zero_text(batched):
+def test_super_res_guidance_is_against_zero_text(batched):
     here = stage(guidance_scale=13.0, guidance_batched=batched)
 
     def network(x, timestep, text, noise_augmentation_timestep, *, context):
@@ -185,7 +185,7 @@ def test_guidance_is_against_zero_text(batched):
         ('official', [1000, 904, 784, 624, 384], 676, jnp.bfloat16),
     ],
 )
-def test_numerics(numerics, timesteps, noise_augmentation_timestep, dtype):
+def test_super_res_official_numerics(numerics, timesteps, noise_augmentation_timestep, dtype):
     here, seen = stage(numerics=numerics, guidance_scale=1.0), []
 
     def network(x, timestep, text, noise_augmentation_timestep, *, context):
@@ -207,7 +207,7 @@ def test_numerics(numerics, timesteps, noise_augmentation_timestep, dtype):
     )
 
 
-def test_metrics_split_the_loss_by_half_of_t():
+def test_super_res_metrics_split_the_loss_by_half_of_t():
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
     by_row = jnp.arange(4.0)[:, None, None, None, None]
@@ -218,7 +218,7 @@ def test_metrics_split_the_loss_by_half_of_t():
     np.testing.assert_allclose(metrics['loss_near_data'], (4 + 9) / 2, rtol=1e-5)
 
 
-def test_a_real_network_learns_through_the_stage():
+def test_super_res_trains_a_network():
     here = stage()
     model = here.init(nnx.Rngs(0))
     graphdef, params, rest = nnx.split(model, here.trainable(), ...)
@@ -241,20 +241,20 @@ def test_a_real_network_learns_through_the_stage():
     assert all(v.shape == () for v in metrics.values())
 
 
-def test_a_network_without_source_embedding_is_not_told_it():
+def test_super_res_network_without_noise_augmentation_embedding():
     here = SuperRes(SuperResConfig(text_length=5), dataclasses.replace(DIT, embed_noise_augmentation_timestep=False))
     model = Recorder(lambda x, t: jnp.zeros_like(x))
     here.loss(model, here.sample_noise_and_time(batch(), keys()), context=CONTEXT)
     assert model.calls[0]['noise_augmentation_timestep'] is None
 
 
-def test_latents_of_two_sizes_are_refused():
+def test_super_res_refuses_latents_of_two_sizes():
     given = batch() | {'z_low_BFHWC': jnp.zeros((4, 2, 2, 3, 16))}
     with pytest.raises(ValueError, match=r'z_low is \(4, 2, 2, 3, 16\) and z_high \(4, 2, 4, 4, 16\)'):
         stage().sample_noise_and_time(given, keys())
 
 
-def test_encode_takes_videos_and_leaves_latents():
+def test_super_res_encode_encodes_videos_and_keeps_latents():
     given = batch()
     assert stage().encode(given) == given
     here = dataclasses.replace(stage(), encoder=lambda video: video[..., :1] + 1)
@@ -285,13 +285,13 @@ def test_encode_takes_videos_and_leaves_latents():
         ({'numerics': 'bf16'}, 'numerics=bf16: must be one of exact, official'),
     ],
 )
-def test_impossible_configs(fields, message):
+def test_super_res_config_refuses_invalid_values(fields, message):
     with pytest.raises(ConfigError) as error:
         SuperResConfig(**fields)
     assert str(error.value).startswith(message)
 
 
-def test_config_round_trip():
+def test_super_res_config_round_trip():
     config = SuperResConfig(
         noise_augmentation_timestep=50, noise_augmentation_timestep_range=(20, 100), numerics='official'
     )

@@ -15,17 +15,17 @@ from fv_jax.text.encoder import TextConfig, check_text
         ({'masked': True}, 'masked=True: has no effect without a text encoder'),
     ],
 )
-def test_what_cannot_be_is_refused(fields: dict, words: str) -> None:
+def test_text_config_refuses_invalid_values(fields: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         TextConfig(**fields)
 
 
-def test_the_config_survives_a_round_trip() -> None:
+def test_text_config_round_trip() -> None:
     for config in (TextConfig(), TextConfig('hash', 8, 32), TextConfig('folder/t5', masked=True, dtype='float32')):
         assert build(TextConfig, to_dict(config)) == config
 
 
-def test_texts_are_checked_and_not_changed() -> None:
+def test_check_text_refuses_invalid_unicode() -> None:
     text = ' Ein Häschen 🐇\n'
     assert check_text(text) is text
     with pytest.raises(ValueError, match='surrogate at position 0; read it as UTF-8'):

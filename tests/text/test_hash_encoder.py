@@ -33,7 +33,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_one_token_a_word_then_zeros() -> None:
+def test_hash_encoder_has_one_token_per_word() -> None:
     out = ENCODER.encode(['A ladybug, moves!', ''])
     assert out.shape == (2, 16, 64) and out.dtype == np.float32
     assert (np.abs(out[0, :3]).max(axis=-1) > 0.5).all() and not out[0, 3:].any() and not out[1].any()
@@ -41,7 +41,7 @@ def test_one_token_a_word_then_zeros() -> None:
     assert ENCODER.encode([]).shape == (0, 16, 64)
 
 
-def test_sizes_are_about_one() -> None:
+def test_hash_encoder_embeddings_have_unit_variance() -> None:
     letters = np.random.default_rng(0).choice(list('abcdefghijklmnopqrstuvwxyz'), (64, 16, 8))
     out = ENCODER.encode([' '.join(map(''.join, row)) for row in letters])
     assert abs(out.mean()) < 0.05
@@ -50,7 +50,7 @@ def test_sizes_are_about_one() -> None:
     assert np.abs(out).max() < 6  # far from what float16 can hold
 
 
-def test_a_word_keeps_its_identity_wherever_it_stands() -> None:
+def test_hash_encoder_word_embedding_is_independent_of_position() -> None:
     identity = slice(0, 40)
     np.testing.assert_array_equal(words('a ladybug moves', identity)[1], words('the red ladybug', identity)[2])
     different = [
@@ -59,14 +59,14 @@ def test_a_word_keeps_its_identity_wherever_it_stands() -> None:
     assert np.abs(different).max() < 0.6 and np.abs(np.mean(different)) < 0.1
 
 
-def test_spelling_brings_forms_of_a_word_together() -> None:
+def test_hash_encoder_similar_spellings_are_near() -> None:
     identity = slice(0, 40)
     one, many, other = (words(w, identity)[0] for w in ('ladybug', 'ladybugs', 'rockets'))
     assert similarity(one, many) > similarity(one, other) + 0.05
     assert similarity(one, many) < 0.6  # and yet they are two words
 
 
-def test_order_is_in_single_tokens() -> None:
+def test_hash_encoder_tokens_encode_word_order() -> None:
     """The same words in another order are other tokens, even if a reader forgets where they stood."""
     there, back = words('from left to right', slice(0, 56)), words('from right to left', slice(0, 56))
     closest = np.linalg.norm(there[:4, None] - back[None, :4], axis=-1).min(axis=1)
@@ -74,14 +74,14 @@ def test_order_is_in_single_tokens() -> None:
     assert closest[1:].min() > 2
 
 
-def test_places_differ_and_near_ones_are_near() -> None:
+def test_hash_encoder_near_positions_are_near() -> None:
     places = words('same ' * 16, slice(56, 64))[1:]
     far = np.linalg.norm(places[:, None] - places[None], axis=-1)
     assert far[~np.eye(15, dtype=bool)].min() > 0.5
     assert np.diagonal(far, 1).max() < np.median(far)
 
 
-def test_a_linear_reader_learns_objects_and_motions_from_few_texts() -> None:
+def test_hash_encoder_is_linearly_separable() -> None:
     """Read from the mean of the tokens, by least squares from 48 texts, right on all others."""
     combinations = list(itertools.product(range(len(OBJECTS)), range(len(MOTIONS)), range(len(PLACES))))
     texts = [f'a {OBJECTS[o]} moves {MOTIONS[m]} over a {PLACES[p]}' for o, m, p in combinations]
@@ -96,7 +96,7 @@ def test_a_linear_reader_learns_objects_and_motions_from_few_texts() -> None:
         assert (np.argmax(features[unseen] @ reader, axis=1) == labels[unseen]).mean() > 0.97
 
 
-def test_the_numbers_never_change() -> None:
+def test_hash_encoder_values_are_fixed() -> None:
     """Checkpoints are trained on them. If this fails, what was trained before cannot be used: bring the numbers back,
     or change the version in the module, and so the digest, on purpose.
     """
@@ -109,12 +109,12 @@ def test_the_numbers_never_change() -> None:
 
 
 @pytest.mark.parametrize(('text', 'count'), [('🐞🏖️', 1), ('خنفساء تتحرك', 2), ('犬' * 80, 10), ('?! ...', 0)])
-def test_any_text_has_tokens(text: str, count: int) -> None:
+def test_hash_encoder_encodes_any_text(text: str, count: int) -> None:
     out = words(text)
     assert np.isfinite(out).all() and np.count_nonzero(out.any(axis=-1)) == count
 
 
-def test_what_does_not_fit_is_reported() -> None:
+def test_hash_encoder_reports_truncation() -> None:
     text = ' '.join(OBJECTS) + ' ' + ' '.join(PLACES) + ' one two three four'
     assert ENCODER.truncation(text) is None
     assert ENCODER.truncation(text + ' five') == Truncation(17, 16)
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_reported() -> None:
     assert ENCODER.truncation('x' * 10_000) == Truncation(417, 16)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_hash_encoder_refuses_invalid_values() -> None:
     with pytest.raises(ValueError, match='surrogate at position 1'):
         ENCODER.encode(['fine', 'a\ud800'])
     with pytest.raises(ConfigError, match='dim=60: must be a multiple of 8; use 56 or 64'):

@@ -18,7 +18,7 @@ def pieces(model: bytes, text: str) -> list[int]:
     return sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
 
 
-def test_pieces_end_and_padding(model: bytes) -> None:
+def test_tokenizer_pieces_end_and_padding(model: bytes) -> None:
     tokens = Tokenizer(model)
     ids = tokens(['a beach', ''])
     assert ids.shape == (2, OFFICIAL_LENGTH) and ids.dtype == np.int32
@@ -28,7 +28,7 @@ def test_pieces_end_and_padding(model: bytes) -> None:
     assert tokens.truncation('') is None and tokens.vocab_size == 40 and tokens([]).shape == (0, OFFICIAL_LENGTH)
 
 
-def test_truncation_keeps_the_end_last_and_says_so(model: bytes) -> None:
+def test_tokenizer_truncation_keeps_the_end_token(model: bytes) -> None:
     text = 'a ladybug moves from left to right'
     whole = pieces(model, text)
     fits, cut = Tokenizer(model, len(whole) + 1), Tokenizer(model, len(whole))
@@ -39,7 +39,7 @@ def test_truncation_keeps_the_end_last_and_says_so(model: bytes) -> None:
     assert Tokenizer(model, 1)([text]).tolist() == [[1]]
 
 
-def test_texts_are_not_altered(model: bytes) -> None:
+def test_tokenizer_does_not_normalize_texts(model: bytes) -> None:
     tokens = Tokenizer(model)
     for a, b in (('A beach', 'a beach'), ('a beach.', 'a beach'), ('a (beach) http://b', 'a (beach)')):
         assert not np.array_equal(tokens([a]), tokens([b]))
@@ -48,7 +48,7 @@ def test_texts_are_not_altered(model: bytes) -> None:
 @pytest.mark.parametrize(
     'text', ['🐞🏖️', 'خنفساء تتحرك', '犬' * 300, 'a beach ' * 1250, 'a\nb\tc\x00d', ' ', '</s>', 'e\u0301']
 )
-def test_any_text_has_ids(model: bytes, text: str) -> None:
+def test_tokenizer_encodes_any_text(model: bytes, text: str) -> None:
     tokens = Tokenizer(model)
     (ids,) = tokens([text])
     kept = pieces(model, text)[: OFFICIAL_LENGTH - 1]
@@ -57,13 +57,13 @@ def test_any_text_has_ids(model: bytes, text: str) -> None:
     assert (tokens.truncation(text) is None) == (len(text) <= 300)
 
 
-def test_half_a_character_is_refused(model: bytes) -> None:
+def test_tokenizer_refuses_invalid_unicode(model: bytes) -> None:
     for call in (lambda t, text: t([text]), Tokenizer.truncation):
         with pytest.raises(ValueError, match='not valid Unicode: surrogate at position 2'):
             call(Tokenizer(model), 'ab\ud83dc')
 
 
-def test_other_files_are_refused(model: bytes, tmp_path) -> None:
+def test_tokenizer_refuses_other_files(model: bytes, tmp_path) -> None:
     path = tmp_path / 'spiece.model'
     for content in (b'', b'no model', model[: len(model) // 2]):
         path.write_bytes(content)

@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-def test_a_step_on_four_chips(capsys, tmp_path):
+def test_plan_of_a_step_on_four_chips(capsys, tmp_path):
     file = tmp_path / 'plan.json'
     spread = '--config.parallel.context=1', '--config.parallel.fsdp=4', '--config.data.loader.batch_size=4'
     flags = '--config=configs/stage2.py:smoke', '--topology=v5e-4', '--phases=training', f'--json={file}'

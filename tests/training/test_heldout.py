@@ -8,7 +8,7 @@ from fv_jax.training.heldout import HeldoutBatch, heldout_indices
 
 @pytest.mark.parametrize('batch_size', [1, 2, 3, 4, 6, 8, 16, 32, 256])
 @pytest.mark.parametrize('num_clips', [1, 2, 3, 4, 5, 7, 8, 12, 17])
-def test_every_clip_has_the_same_weight_in_batches_of_any_size(num_clips, batch_size):
+def test_heldout_clips_have_equal_weights_in_batches_of_any_size(num_clips, batch_size):
     weights = np.zeros(num_clips)
     for clips in heldout_indices(num_clips, batch_size):
         batch = HeldoutBatch({}, clips)
@@ -18,6 +18,6 @@ def test_every_clip_has_the_same_weight_in_batches_of_any_size(num_clips, batch_
     np.testing.assert_allclose(weights, 1)
 
 
-def test_left_over_clips_are_spread_over_few_batches():
+def test_heldout_clips_of_the_remainder_are_in_few_batches():
     assert [list(clips) for clips in heldout_indices(7, 4)] == [[0, 1, 2, 3], [4, 5, 4, 5], [6, 6, 6, 6]]
     assert len(heldout_indices(4, 256)) == 1 and heldout_indices(0, 8) == []

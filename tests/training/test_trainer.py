@@ -53,7 +53,7 @@ class Diary:
         assert self.saving is None or self.saving not in self.states
         self.wait()
         self.events.append(('save', step))
-        self.saving, self.copies[step] = step, (toy.copied(state), progress.to_dict())
+        self.saving, self.copies[step] = step, (toy.copy_tree(state), progress.to_dict())
 
     def poll(self):
         self.events.append(('poll', self.saving))
@@ -129,12 +129,12 @@ def run(config, *, state=None, validation=False, bad=None, health=None, progress
 
 
 @pytest.fixture(scope='module')
-def whole():
+def uninterrupted():
     return run(LoopConfig(num_steps=7, save_every=3, eval_every=2), validation=True)
 
 
-def test_trainer_saves_and_evaluates_when_due(whole):
-    diary, last = whole
+def test_trainer_saves_and_evaluates_when_due(uninterrupted):
+    diary, last = uninterrupted
     assert diary.steps('save') == [3, 6, 7]
     assert diary.steps('eval') == [2, 4, 6, 7]
     assert diary.steps('log') == list(range(1, 8))
@@ -143,8 +143,8 @@ def test_trainer_saves_and_evaluates_when_due(whole):
     np.testing.assert_array_equal(last.trainable['head']['kernel'], diary.states[7].trainable['head']['kernel'])
 
 
-def test_trainer_reads_metrics_one_step_late(whole):
-    diary, _ = whole
+def test_trainer_reads_metrics_one_step_late(uninterrupted):
+    diary, _ = uninterrupted
     order = [event for event in diary.events if event[0] in ('draw', 'log')]
     assert order.index(('draw', 2)) < order.index(('log', 1))
     # What is saved or evaluated was looked at first.
@@ -155,8 +155,8 @@ def test_trainer_reads_metrics_one_step_late(whole):
             assert diary.events.index(('log', step)) < diary.events.index((kind, step))
 
 
-def test_trainer_metrics(whole):
-    diary, _ = whole
+def test_trainer_metrics(uninterrupted):
+    diary, _ = uninterrupted
     assert 'steps_per_s' not in diary.rows['log', 1]
     row = diary.rows['log', 2]
     assert row['steps_per_s'] > 0 and row['clips_per_s'] == pytest.approx(toy.ROWS * row['steps_per_s'])
@@ -167,13 +167,13 @@ def test_trainer_metrics(whole):
     assert all('step' in line for line in diary.lines)
 
 
-def test_trainer_encodes_batches(whole):
-    diary, _ = whole
+def test_trainer_encodes_batches(uninterrupted):
+    diary, _ = uninterrupted
     assert diary.rows['log', 1]['encoded'] == diary.rows['eval', 2]['eval/encoded'] == 1
 
 
-def test_resume_is_bit_exact(whole):
-    diary, last = whole
+def test_resume_is_bit_exact(uninterrupted):
+    diary, last = uninterrupted
     again, end = run(LoopConfig(num_steps=7, save_every=3), state=diary.states[3])
     assert again.steps('log') == [4, 5, 6, 7]
     for step in (4, 5, 6, 7):
@@ -183,8 +183,8 @@ def test_resume_is_bit_exact(whole):
         np.testing.assert_array_equal(a, b)
 
 
-def test_resume_of_a_complete_run_does_nothing(whole):
-    diary, _ = whole
+def test_resume_of_a_complete_run_does_nothing(uninterrupted):
+    diary, _ = uninterrupted
     again, end = run(LoopConfig(num_steps=7), state=diary.states[7])
     assert again.events == [] and int(end.step) == 7
 
@@ -201,7 +201,7 @@ NAN, INF, NO_SLOPE = {'bad': float('nan')}, {'bad': float('inf')}, {'slope': 0.0
 @pytest.mark.parametrize(
     ('batch', 'name'), [(NAN, 'loss is nan'), (INF, 'loss is inf'), (NO_SLOPE, 'grad_norm is nan')]
 )
-def test_bad_step_is_skipped_counted_and_dumped(batch, name, whole):
+def test_bad_step_is_skipped_counted_and_dumped(batch, name, uninterrupted):
     """Also at a step that would be saved: that waits until the numbers are good again."""
     diary, last = run(LoopConfig(num_steps=7, save_every=3), bad={3: batch})
     assert int(last.step) == 7 and diary.steps('save') == [4, 6, 7] and diary.steps('log') == list(range(1, 8))
@@ -213,7 +213,7 @@ def test_bad_step_is_skipped_counted_and_dumped(batch, name, whole):
     np.testing.assert_array_equal(case.batch['x'], toy.batch(2)['x'])
     assert diary.progress[7]['bad_steps'] == 1
     # The steps before and the one after are those of a run without it.
-    other, _ = whole
+    other, _ = uninterrupted
     assert diary.rows['log', 2]['loss'] == other.rows['log', 2]['loss']
     assert diary.rows['log', 4]['loss'] != other.rows['log', 4]['loss']
 
@@ -304,30 +304,30 @@ def test_spike_is_logged_counted_and_dumped():
     assert diary.rows['log', 40]['spikes'] == 0
 
 
-def asks(ends=None, saves=()):
+def request_at(ends=None, saves=()):
     return lambda step: np.array([step == ends, step in saves])
 
 
-def test_resume_is_bit_exact_after_a_stop_signal(whole):
+def test_resume_is_bit_exact_after_a_stop_signal(uninterrupted):
     """The wish is read with the step's metrics, when the next is under way: that one is finished."""
     config = LoopConfig(num_steps=7, save_every=3, eval_every=2)
-    diary, error = run(config, validation=True, poll_signals=asks(ends=3))
+    diary, error = run(config, validation=True, poll_signals=request_at(ends=3))
     # Step 3 was to be saved, so it was read at once; what is asked at step 4 is read there, for it is evaluated.
     assert isinstance(error, PreemptedError) and str(error).startswith('preempted at step 3, which is saved')
     assert diary.steps('save') == [3] and diary.steps('goodput')[-1] == 3
-    diary, error = run(config, validation=True, poll_signals=asks(ends=4))
+    diary, error = run(config, validation=True, poll_signals=request_at(ends=4))
     assert 'step 4' in str(error) and diary.steps('save') == [3, 4]
     # What is evaluated comes after what is saved: there may be seconds left.
     assert diary.events.index(('save', 4)) < diary.events.index(('eval', 4))
-    diary, error = run(LoopConfig(num_steps=7, save_every=9), poll_signals=asks(ends=1))
+    diary, error = run(LoopConfig(num_steps=7, save_every=9), poll_signals=request_at(ends=1))
     assert 'step 2' in str(error) and diary.steps('save') == [2]
     _, last = run(LoopConfig(num_steps=7, save_every=9), state=diary.states[2], progress=diary.progress[2])
-    for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(whole[1]), strict=True):
+    for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(uninterrupted[1]), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_save_overlaps_with_steps_until_the_next_save(whole):
-    diary, _ = whole
+def test_save_overlaps_with_steps_until_the_next_save(uninterrupted):
+    diary, _ = uninterrupted
     at = diary.events.index
     assert at(('save', 3)) < at(('draw', 5)) < at(('saved', 3)) < at(('save', 6)) < at(('saved', 6))
     assert [saving for kind, saving in diary.events if kind == 'poll'] == [None, None, None, 3, 3, 3, 6]
@@ -337,23 +337,23 @@ def test_save_overlaps_with_steps_until_the_next_save(whole):
 def test_stop_signal_waits_for_the_save():
     diary = Diary()
     diary.could = False
-    diary, error = run(LoopConfig(num_steps=7, save_every=9), poll_signals=asks(ends=2), diary=diary)
+    diary, error = run(LoopConfig(num_steps=7, save_every=9), poll_signals=request_at(ends=2), diary=diary)
     assert str(error).startswith('preempted at step 3, which could not be saved')
     assert diary.events[-2:] == [('saved', 3), ('goodput', 3)]
 
 
 def test_stop_signal_at_the_last_step_is_ignored():
-    diary, last = run(LoopConfig(num_steps=3), poll_signals=asks(ends=3))
+    diary, last = run(LoopConfig(num_steps=3), poll_signals=request_at(ends=3))
     assert int(last.step) == 3 and diary.steps('save') == [3]
 
 
 def test_save_signal_saves_and_continues():
-    diary, last = run(LoopConfig(num_steps=9, save_every=5), poll_signals=asks(saves=(2, 7)))
+    diary, last = run(LoopConfig(num_steps=9, save_every=5), poll_signals=request_at(saves=(2, 7)))
     assert diary.steps('save') == [3, 5, 8, 9] and int(last.step) == 9
 
 
-def test_goodput_is_written_at_evaluations_and_at_the_end(whole):
-    diary, _ = whole
+def test_goodput_is_written_at_evaluations_and_at_the_end(uninterrupted):
+    diary, _ = uninterrupted
     assert diary.steps('goodput') == [2, 4, 6, 7]
     row = diary.rows['goodput', 7]
     assert sum(value for name, value in row.items() if name != 'goodput/seconds') == pytest.approx(1)
@@ -373,7 +373,7 @@ def test_loop_config_refuses_zero(field):
 
 
 @dataclasses.dataclass
-class Measured:
+class HealthResult:
     metrics: dict
     videos: list
 
@@ -384,7 +384,7 @@ def test_health_check_is_written_and_reports_collapse():
 
     def health(params):
         seen.append(params['trainable']['head']['kernel'])
-        return Measured({'energy': 0.2, 'psnr': 30.0}, [('heldout_0', np.zeros((1, 8, 8, 3), np.uint8))])
+        return HealthResult({'energy': 0.2, 'psnr': 30.0}, [('heldout_0', np.zeros((1, 8, 8, 3), np.uint8))])
 
     collapse_monitor = CollapseMonitorConfig(after_step=3, update_ratio=1e9)
     diary, last = run(

@@ -82,6 +82,6 @@ def new(
     return network, state.init_train_state(network, stage, tx, jax.random.key(0), ema=config.ema_decay > 0), tx
 
 
-def copied(tree):
+def copy_tree(tree):
     """On the host: what is donated later cannot be read any more."""
     return jax.tree.map(lambda x: np.array(x), tree)

@@ -69,7 +69,7 @@ class View:
         self.storage, self.shape, self.strides, self.offset = storage, shape, strides, offset
 
     @classmethod
-    def of(cls, array):
+    def from_array(cls, array):
         strides = [int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim)]
         return cls(np.ascontiguousarray(array).reshape(-1), array.shape, strides)
 
@@ -96,7 +96,7 @@ class TorchFiles:
 
     def members(self, outer, tensors):
         """{outer: {key: tensor}} as archive members; a tensor is an array or a View."""
-        views = [x if isinstance(x, View) else View.of(x) for x in tensors.values()]
+        views = [x if isinstance(x, View) else View.from_array(x) for x in tensors.values()]
         pickled = Assembler()
         pickled.out.write(pickle.EMPTY_DICT)
         pickled.text(outer)

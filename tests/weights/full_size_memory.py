@@ -50,8 +50,8 @@ def main() -> int:
     peaks = []
     try:
         for name, source, target, dtype in (('there', file, run, arguments.dtype), ('back', run, back, 'bfloat16')):
-            peaks.append(watched(arguments.folder / f'memory_{name}.csv', source, target, dtype))
-        same = equal(file, back)
+            peaks.append(watch_memory(arguments.folder / f'memory_{name}.csv', source, target, dtype))
+        same = assert_equal(file, back)
     finally:
         shutil.rmtree(run, ignore_errors=True)
         back.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def make(path: Path, config: DiTConfig) -> None:
     partial.rename(path)
 
 
-def watched(curve: Path, source: Path, target: Path, dtype: str) -> int:
+def watch_memory(curve: Path, source: Path, target: Path, dtype: str) -> int:
     """Runs a conversion and returns the most memory it had resident, file pages included."""
     command = [sys.executable, '-m', 'fv_jax.convert', '--input', source, '--output', target, f'--dtype={dtype}']
     started, rows = time.monotonic(), []
@@ -106,7 +106,7 @@ def resident(pid: int) -> tuple[int, int] | None:
     return (found['VmRSS'], found['RssAnon']) if len(found) == 2 else None
 
 
-def equal(first: Path, second: Path) -> bool:
+def assert_equal(first: Path, second: Path) -> bool:
     """Whether two files hold the same tensors."""
     a, b = (torch_zip.read(path)['module'] for path in (first, second))
     if a.keys() != b.keys():

@@ -25,7 +25,7 @@ def digest(**arrays):
     return params_fingerprint({k: Parameter(x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()})
 
 
-def test_a_digest_is_of_names_shapes_and_values():
+def test_fingerprint_depends_on_names_shapes_and_values():
     known = digest(a=VALUES, b=VALUES)
     assert len(known) == 16 and int(known, 16) >= 0
     assert digest(b=VALUES, a=VALUES) == known
@@ -35,13 +35,13 @@ def test_a_digest_is_of_names_shapes_and_values():
     assert len({known, *others}) == 4
 
 
-def test_what_a_number_is_kept_in_does_not_matter():
+def test_fingerprint_does_not_depend_on_the_stored_dtype():
     for dtype in (np.float16, jnp.bfloat16, np.float64, '>f4'):
         assert digest(a=VALUES.astype(dtype)) == digest(a=VALUES)
     assert digest(a=np.asfortranarray(VALUES)) == digest(a=VALUES)
 
 
-def test_a_vae_has_one_digest_in_every_kind_of_file(tmp_path):
+def test_fingerprint_of_a_vae_is_equal_in_all_formats(tmp_path):
     config = VAEConfig(base_channels=32, multipliers=(1, 1, 1, 1), num_res_blocks=1, latent_channels=4)
     graphdef, abstract = nnx.split(reader.abstract_network(config))
     network = nnx.merge(graphdef, tiny.random(abstract, 0.2))
@@ -56,7 +56,7 @@ def test_a_vae_has_one_digest_in_every_kind_of_file(tmp_path):
     assert ours != known != weights.vae_fingerprint('embedded') != ours
 
 
-def test_a_dit_is_no_vae(tmp_path):
+def test_vae_fingerprint_refuses_a_dit(tmp_path):
     config = dataclasses.replace(tiny.DIT, num_layers=2)
     graphdef, abstract = nnx.split(reader.abstract_network(config))
     weights.save_official(tmp_path / 'stage2.pt', nnx.merge(graphdef, tiny.random(abstract, 0.2)))
@@ -65,13 +65,13 @@ def test_a_dit_is_no_vae(tmp_path):
 
 
 @pytest.mark.parametrize('masked', [False, True])
-def test_a_text_encoder_is_known_without_being_opened(tmp_path, masked):
+def test_text_fingerprint_reads_no_weights(tmp_path, masked):
     t5 = TextConfig(str(make_folder(tmp_path / 't5')), length=9, masked=masked, dtype='float32')
     for config in (t5, TextConfig('hash', length=5, dim=16)):
         assert text_fingerprint(config) == open_text_encoder(config).fingerprint
 
 
-def test_sampled_fingerprint_tells_networks_apart():
+def test_sampled_fingerprint_differs_between_networks():
     params = {'a': jnp.arange(6.0).reshape(2, 3), 'b': jnp.ones(10_000)}
     known = sampled_fingerprint(params)
     assert len(known) == 16 and sampled_fingerprint(dict(params)) == known

@@ -34,25 +34,25 @@ def files(tmp_path_factory):
     return folder
 
 
-def numbers(model):
+def parameters(model):
     return {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
 def assert_same(model, expected):
-    a, b = numbers(model), numbers(expected)
+    a, b = parameters(model), parameters(expected)
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_the_same_network(files):
+def test_init_from_the_same_network(files):
     config = dataclasses.replace(WITH_LORA, dtype='bfloat16', remat='full')
     model = init_dit_from_weights(files / 'lora.pt', config, KEY)
     assert model.config == config
     assert_same(model, network(WITH_LORA))
 
 
-def test_our_own_small_files(tmp_path):
+def test_init_from_our_single_file(tmp_path):
     single_file.write(tmp_path / 'own.safetensors', key_table.module_parameters(nnx.state(network(PLAIN))), PLAIN)
     rounded = jax.tree.map(lambda leaf: leaf.astype('float16').astype(leaf.dtype), nnx.state(network(PLAIN)))
     model = init_dit_from_weights(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, remat='full'), KEY)
@@ -63,7 +63,7 @@ def test_our_own_small_files(tmp_path):
         init_dit_from_weights(VAE_TINY, PLAIN, KEY)
 
 
-def test_lora_that_the_config_has_not_is_merged(files):
+def test_init_from_merges_lora_that_the_config_lacks(files):
     model = init_dit_from_weights(files / 'lora.pt', PLAIN, KEY)
     assert model.config == PLAIN
     # Product and sum are compiled apart there and together here: they round differently.
@@ -74,7 +74,7 @@ def test_lora_that_the_config_has_not_is_merged(files):
     )
 
 
-def test_lora_that_the_file_has_not_starts_fresh(files):
+def test_init_from_initializes_lora_that_the_file_lacks(files):
     config = dataclasses.replace(WITH_LORA, param_dtype='bfloat16')
     model = init_dit_from_weights(files / 'plain.pt', config, KEY)
     assert model.config == config and model.text_embed.kernel.dtype == jax.numpy.bfloat16
@@ -86,7 +86,7 @@ def test_lora_that_the_file_has_not_starts_fresh(files):
     np.testing.assert_array_equal(model.blocks.mlp_norm.scale[...], base)
 
 
-def test_another_alpha_is_the_same_function(files):
+def test_init_from_rescales_lora_to_another_alpha(files):
     config = dataclasses.replace(WITH_LORA, lora=dataclasses.replace(LORA, alpha=4.0))
     merged = merge_lora(init_dit_from_weights(files / 'lora.pt', config, KEY))
     np.testing.assert_allclose(
@@ -104,6 +104,6 @@ def test_another_alpha_is_the_same_function(files):
         ({'embed_num_frames': False}, 'embed_num_frames=False here and True there'),
     ],
 )
-def test_another_network_is_refused(files, change, message):
+def test_init_from_refuses_another_network(files, change, message):
     with pytest.raises(ConfigError, match=message):
         init_dit_from_weights(files / 'lora.pt', dataclasses.replace(WITH_LORA, **change), KEY)

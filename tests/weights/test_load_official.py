@@ -50,7 +50,7 @@ def full_size():
     return full_size_tensors()
 
 
-def merged(stage1):
+def merge_tensors(stage1):
     """Stage 1's keys once its low-rank matrices are part of the weights."""
     return {key.replace('.original.', '.'): x for key, x in stage1.items() if '.matrix_' not in key}
 
@@ -69,7 +69,7 @@ def full_size_table(name, tensors, config):
 
 
 @pytest.mark.parametrize(('name', 'count', 'config'), FULL_SIZE)
-def test_every_full_size_tensor_is_consumed(full_size, name, count, config):
+def test_official_keys_full_size_are_all_mapped(full_size, name, count, config):
     tensors = full_size[name]
     assert len(tensors) == count
     table = full_size_table(name, tensors, config)
@@ -83,7 +83,7 @@ def test_every_full_size_tensor_is_consumed(full_size, name, count, config):
 
 
 @pytest.mark.parametrize(('name', 'count', 'config'), FULL_SIZE)
-def test_every_full_size_tensor_is_produced_again(full_size, name, count, config):
+def test_official_keys_full_size_are_all_written(full_size, name, count, config):
     leaves = key_table.named_parameters(nnx.state(reader.abstract_network(config)))
     dtype = np.dtype(np.float32)
     values = {key: Parameter(leaf.shape, dtype, lambda: np.ones((1,), dtype)) for key, (_, leaf) in leaves.items()}
@@ -94,14 +94,14 @@ def test_every_full_size_tensor_is_produced_again(full_size, name, count, config
     assert produced == {key: tensor.shape for key, tensor in full_size[name].items()}
 
 
-def test_full_size_stage_1_with_lora_merged(full_size):
-    tensors = merged(full_size['stage1'])
+def test_official_keys_of_stage_1_with_merged_lora(full_size):
+    tensors = merge_tensors(full_size['stage1'])
     config, table = official_dit.infer_config_and_table(tensors, 'float32')
     assert config == STAGE1
     key_table.check_keys('stage1.pt', tensors, table)
 
 
-def test_full_size_stage_1_with_lora_in_some_layers(full_size):
+def test_official_keys_of_stage_1_with_lora_in_some_layers(full_size):
     """Merged in the first half of the layers' attention outputs, and in all of q, k, v."""
 
     def is_plain(key):
@@ -110,7 +110,7 @@ def test_full_size_stage_1_with_lora_in_some_layers(full_size):
 
     stage1 = full_size['stage1']
     tensors = {key: x for key, x in stage1.items() if not is_plain(key)}
-    tensors |= merged({key: x for key, x in stage1.items() if is_plain(key)})
+    tensors |= merge_tensors({key: x for key, x in stage1.items() if is_plain(key)})
     config, table = official_dit.infer_config_and_table(tensors, 'bfloat16')
     lora = LoRAConfig(targets=('attention_out', 'modulation'))
     assert config == dataclasses.replace(STAGE1, lora=lora, param_dtype='bfloat16')
@@ -134,7 +134,7 @@ def random_arrays(rows, layers):
     }
 
 
-def test_a_dit_file_gives_a_network_that_runs(torch_files):
+def test_load_official_dit(torch_files):
     arrays = random_arrays(official_dit.table(SMALL), SMALL.num_layers)
     model = load_official(torch_files.save('module', arrays))
     assert isinstance(model, DiT)
@@ -151,7 +151,7 @@ def test_a_dit_file_gives_a_network_that_runs(torch_files):
     np.testing.assert_array_equal(model.blocks.attention.qkv.kernel[1, :, 2], layer1[64:].T)  # v's rows
 
 
-def test_a_vae_file_gives_a_network(torch_files):
+def test_load_official_vae(torch_files):
     arrays = random_arrays(official_vae.table(SMALL_VAE), 0)
     model = load_official(torch_files.save('state_dict', arrays | {'loss.logvar': np.zeros((), np.float32)}))
     assert isinstance(model, VAE)
@@ -162,7 +162,7 @@ def test_a_vae_file_gives_a_network(torch_files):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(model)))
 
 
-def test_missing_unknown_and_misshapen_tensors_of_a_dit_are_named(torch_files):
+def test_load_official_lists_all_mismatched_tensors(torch_files):
     arrays = random_arrays(official_dit.table(SMALL), SMALL.num_layers)
     prefix = 'model.diffusion_model.'
     del arrays[f'{prefix}mixins.patch_embed.proj.bias']
@@ -182,7 +182,7 @@ def test_missing_unknown_and_misshapen_tensors_of_a_dit_are_named(torch_files):
 
 
 @pytest.mark.parametrize('outer', ['module', 'state_dict', 'model'])
-def test_a_file_of_another_kind_is_refused(torch_files, outer):
+def test_load_official_refuses_other_files(torch_files, outer):
     path = torch_files.save(outer, {'something.weight': np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match=f"neither a DiT.*nor a VAE.*it has '{outer}'"):
         load_official(path)
@@ -192,7 +192,7 @@ LORA = LoRAConfig(rank=4, alpha=2.0, targets=('qkv', 'mlp'))
 
 
 @pytest.fixture
-def with_lora():
+def add_lora_tensors():
     """Random numbers, and in the last layer no LoRA on the first linear of the MLP."""
     config = dataclasses.replace(SMALL, lora=LORA)
     graphdef, abstract = nnx.split(reader.abstract_network(config))
@@ -205,9 +205,9 @@ def with_lora():
 
 
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
-def test_lora_on_any_linear_and_any_alpha(with_lora, tmp_path, suffix):
+def test_save_official_lora_on_any_linear_with_any_alpha(add_lora_tensors, tmp_path, suffix):
     path = tmp_path / f'weights{suffix}'
-    save_official(path, with_lora)
+    save_official(path, add_lora_tensors)
     source = reader.open_weights(path)
     # The official scale is 1 / rank: alpha has become a part of B.
     assert source.config == dataclasses.replace(SMALL, lora=dataclasses.replace(LORA, alpha=1.0))
@@ -215,34 +215,34 @@ def test_lora_on_any_linear_and_any_alpha(with_lora, tmp_path, suffix):
     assert f'{mlp.format(last)}weight' in source.tensors and f'{mlp.format(last)}matrix_A.0' not in source.tensors
     assert f'{mlp.format(0)}matrix_A.0' in source.tensors
     back = source.network().blocks
-    np.testing.assert_array_equal(back.mlp.out.lora.a[...], with_lora.blocks.mlp.out.lora.a[...])
-    np.testing.assert_array_equal(back.mlp.out.lora.b[...], 2 * with_lora.blocks.mlp.out.lora.b[...])
-    np.testing.assert_array_equal(back.mlp.hidden.lora.b[...], 2 * with_lora.blocks.mlp.hidden.lora.b[...])
+    np.testing.assert_array_equal(back.mlp.out.lora.a[...], add_lora_tensors.blocks.mlp.out.lora.a[...])
+    np.testing.assert_array_equal(back.mlp.out.lora.b[...], 2 * add_lora_tensors.blocks.mlp.out.lora.b[...])
+    np.testing.assert_array_equal(back.mlp.hidden.lora.b[...], 2 * add_lora_tensors.blocks.mlp.hidden.lora.b[...])
 
 
-def test_merged_on_the_way_out_is_merge_lora(with_lora, tmp_path):
-    save_official(tmp_path / 'before.pt', merge_lora(with_lora))
-    save_official(tmp_path / 'on_the_way.pt', with_lora, lora='merge')
+def test_save_official_merges_lora(add_lora_tensors, tmp_path):
+    save_official(tmp_path / 'before.pt', merge_lora(add_lora_tensors))
+    save_official(tmp_path / 'on_the_way.pt', add_lora_tensors, lora='merge')
     before, on_the_way = (reader.open_weights(tmp_path / f'{name}.pt') for name in ('before', 'on_the_way'))
     assert before.config == on_the_way.config == SMALL
     for key, tensor in before.tensors.items():  # compiled otherwise, and thus rounded otherwise
         np.testing.assert_allclose(on_the_way.tensors[key].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=key)
 
 
-def test_parameters_in_bfloat16(with_lora, tmp_path):
-    save_official(tmp_path / 'weights.pt', with_lora, dtype='bfloat16')
+def test_load_official_in_bfloat16(add_lora_tensors, tmp_path):
+    save_official(tmp_path / 'weights.pt', add_lora_tensors, dtype='bfloat16')
     assert reader.stored_dtype(reader.open_weights(tmp_path / 'weights.pt').tensors) == 'bfloat16'
     network = load_official(tmp_path / 'weights.pt', param_dtype='bfloat16')
     for path, leaf in nnx.to_flat_state(nnx.state(network)):
         assert leaf.dtype == (np.float32 if 'lora' in path else jax.numpy.bfloat16), path
 
 
-def test_what_is_there_stays_until_the_new_file_is_whole(with_lora, tmp_path):
+def test_save_official_is_atomic(add_lora_tensors, tmp_path):
     path = tmp_path / 'weights.pt'
     path.write_text('before')
-    with_lora.blocks.mlp.out.lora.b = None  # not a whole network
+    add_lora_tensors.blocks.mlp.out.lora.b = None  # not a whole network
     with pytest.raises(KeyError):
-        save_official(path, with_lora)
+        save_official(path, add_lora_tensors)
     assert path.read_text() == 'before' and list(tmp_path.iterdir()) == [path]
 
 
@@ -253,7 +253,7 @@ def report(hidden, out):
     )
 
 
-def test_the_frame_count_embedding_is_told_dead_or_alive():
+def test_frames_embedding_report():
     assert 'both kernels are exactly zero' in report(0, 0) and 'no gradient reaches them' in report(0, 0)
     assert 'the second kernel is exactly zero' in report(1, 0) and 'no gradient' not in report(1, 0)
     assert 'the first kernel is exactly zero' in report(0, 1)

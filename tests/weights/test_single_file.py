@@ -23,7 +23,7 @@ def path(tmp_path):
     return found
 
 
-def test_there_and_back_to_sixteen_bits(path):
+def test_single_file_round_trip_in_float16(path):
     network = tiny.vae()
     back = weights.load_vae(str(path))
     assert back.config == network.config
@@ -37,13 +37,13 @@ def test_there_and_back_to_sixteen_bits(path):
     assert back.encoder(x, {})[0].shape == (1, 1, 1, 1, 2 * tiny.VAE_CONFIG.latent_channels)
 
 
-def test_saved_numbers_save_to_the_same_file(path, tmp_path):
+def test_single_file_of_float16_parameters_is_reproducible(path, tmp_path):
     again = tmp_path / 'again.safetensors'
     single_file.write(again, key_table.module_parameters(nnx.state(single_file.load(path))), tiny.VAE_CONFIG)
     assert again.read_bytes() == path.read_bytes()
 
 
-def changed(path, change):
+def write_changed(path, change):
     tensors = load_file(path)
     name = next(iter(sorted(tensors)))
     change(tensors, name)
@@ -52,25 +52,25 @@ def changed(path, change):
     return name
 
 
-def test_a_file_that_is_not_whole_is_refused(path):
-    name = changed(path, lambda tensors, name: tensors.pop(name))
+def test_single_file_without_a_tensor_is_refused(path):
+    name = write_changed(path, lambda tensors, name: tensors.pop(name))
     with pytest.raises(ValueError, match=f'{name} is missing'):
         single_file.load(path)
 
 
-def test_a_tensor_of_another_shape_is_refused(path):
-    name = changed(path, lambda tensors, name: tensors.update({name: np.zeros(3, np.float16)}))
+def test_single_file_with_a_wrong_shape_is_refused(path):
+    name = write_changed(path, lambda tensors, name: tensors.update({name: np.zeros(3, np.float16)}))
     with pytest.raises(ValueError, match=rf'{name} has shape \(3,\), must be'):
         single_file.load(path)
 
 
-def test_a_tensor_too_many_is_refused(path):
-    changed(path, lambda tensors, name: tensors.update(more=np.zeros(3, np.float16)))
+def test_single_file_with_an_unknown_tensor_is_refused(path):
+    write_changed(path, lambda tensors, name: tensors.update(more=np.zeros(3, np.float16)))
     with pytest.raises(ValueError, match=r'more .1 in total. is not a parameter of the network'):
         single_file.load(path)
 
 
-def test_what_is_no_vae_of_ours_is_refused(tmp_path):
+def test_single_file_refuses_other_files(tmp_path):
     text = tmp_path / 'text.safetensors'
     text.write_text('no weights')
     with pytest.raises(ValueError, match=r'text.safetensors: not a safetensors file'):
@@ -82,12 +82,12 @@ def test_what_is_no_vae_of_ours_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('read', [weights.load_vae, weights.vae_config, weights.vae_fingerprint])
-def test_a_missing_vae_is_named_with_the_field_to_set(tmp_path, read):
+def test_load_vae_names_a_missing_file_and_the_field(tmp_path, read):
     missing = str(tmp_path / '3d-vae.pt')
     with pytest.raises(FileNotFoundError, match=rf'{missing}: does not exist; .* config.stage.vae .* embedded'):
         read(missing)
 
 
-def test_which_file_a_configuration_means(tmp_path):
+def test_vae_path(tmp_path):
     assert weights.vae_path('embedded').name == 'vae_tiny.safetensors'
     assert weights.vae_path(str(tmp_path / '3d-vae.pt')) == tmp_path / '3d-vae.pt'

@@ -25,14 +25,14 @@ def digest(folder, length, masked):
     return text_fingerprint(TextConfig(str(folder), length=length, masked=masked)).digest
 
 
-def test_hash():
+def test_text_encoder_hash():
     encoder = open_text_encoder(TextConfig('hash'))
     assert isinstance(encoder, HashTextEncoder) and encoder.fingerprint == HashTextEncoder(16, 64).fingerprint
     encoder = open_text_encoder(TextConfig('hash', length=4, dim=32))
     assert encoder.encode(['a b']).shape == (1, 4, 32)
 
 
-def test_t5_encodes_any_number_of_texts_each_for_itself(folder):
+def test_t5_encodes_texts_independently(folder):
     encoder = open_text_encoder(TextConfig(str(folder), length=9, dtype='float32'))
     texts = [*LINES, *(line[:20] for line in LINES), '', 'left', 'right', 'up']
     out = encoder.encode(texts)
@@ -43,12 +43,12 @@ def test_t5_encodes_any_number_of_texts_each_for_itself(folder):
     assert encoder.truncation('left') is None and encoder.truncation(LINES[0]).used == 8
 
 
-def test_t5_as_it_is_by_default(folder):
+def test_t5_default_options(folder):
     encoder = open_text_encoder(TextConfig(str(folder)))
     assert encoder.fingerprint.length == 226 and not np.array_equal(encoder.encode(['left']), encoder.encode(['right']))
 
 
-def test_the_mask_is_a_choice(folder):
+def test_t5_masked_option(folder):
     plain, masked = (
         open_text_encoder(TextConfig(str(folder), length=9, masked=m, dtype='float32')) for m in (False, True)
     )
@@ -68,7 +68,7 @@ def test_t5_is_released_with_its_last_reference(folder):
     assert [array.shape for array in jax.live_arrays() if id(array) not in before] == []
 
 
-def test_a_t5_that_is_opened_again_compiles_nothing(folder):
+def test_t5_opened_again_does_not_compile(folder):
     config = TextConfig(str(folder), length=7, dtype='float32')
     with compiled() as first:
         once = open_text_encoder(config).encode([LINES[0], 'a' * 7])
@@ -78,7 +78,7 @@ def test_a_t5_that_is_opened_again_compiles_nothing(folder):
     np.testing.assert_allclose(again[1], once[0], atol=1e-6)
 
 
-def test_the_digest_names_what_the_embeddings_depend_on(folder, tmp_path):
+def test_t5_fingerprint_depends_on_what_the_embeddings_depend_on(folder, tmp_path):
     known = digest(folder, 9, masked=False)
     assert len(known) == 16 and known == open_text_encoder(TextConfig(str(folder), length=9)).fingerprint.digest
     # Not what does not matter: where the folder is, how its tensors are spread, what it computes in.
@@ -97,7 +97,7 @@ def test_the_digest_names_what_the_embeddings_depend_on(folder, tmp_path):
     assert len(others) == 6
 
 
-def test_wrong_folders_are_named(folder, tmp_path):
+def test_text_encoder_invalid_folders_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="encoder='': names no text encoder"):
         open_text_encoder(TextConfig())
     with pytest.raises(FileNotFoundError, match=r"byts: no such folder; a text encoder is 'hash' or a T5 folder"):
@@ -125,6 +125,6 @@ def test_wrong_folders_are_named(folder, tmp_path):
         ),
     ],
 )
-def test_options_of_another_kind_are_refused(config, words):
+def test_text_encoder_options_of_another_kind_are_refused(config, words):
     with pytest.raises(ConfigError, match=words):
         find_kind(config, 'config.stage.text')

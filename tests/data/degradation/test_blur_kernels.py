@@ -19,20 +19,20 @@ def moments(kernel: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     'kernel', [blur_kernel(9, 'gaussian', (2, 1), 0.4), blur_kernel(7, 'plateau', (3, 3), beta=2), sinc_kernel(21, 1.0)]
 )
-def test_kernels_sum_to_one_and_have_a_middle(kernel: np.ndarray) -> None:
+def test_blur_kernels_sum_to_one_and_are_centred(kernel: np.ndarray) -> None:
     np.testing.assert_allclose(kernel.sum(), 1, atol=1e-6)
     np.testing.assert_allclose(kernel, kernel[::-1, ::-1], atol=1e-9)
     assert kernel.dtype == np.float32 and kernel.argmax() == kernel.size // 2
 
 
-def test_a_gaussian_has_the_covariance_asked_for() -> None:
+def test_gaussian_kernel_has_the_requested_covariance() -> None:
     angle = 0.6
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     expected = turn @ np.diag([2.0**2, 1.2**2]) @ turn.T
     np.testing.assert_allclose(moments(blur_kernel(41, 'gaussian', (2.0, 1.2), angle)), expected, atol=1e-3)
 
 
-def test_an_exponent_of_one_is_the_gaussian_and_more_is_flatter() -> None:
+def test_generalized_kernel_with_exponent_one_is_gaussian() -> None:
     plain = blur_kernel(15, 'gaussian', (2, 2))
     np.testing.assert_allclose(blur_kernel(15, 'generalized', (2, 2), beta=1.0), plain, atol=1e-8)
     middle = plain[7, 7] / plain[7, 8]
@@ -42,7 +42,7 @@ def test_an_exponent_of_one_is_the_gaussian_and_more_is_flatter() -> None:
     np.testing.assert_allclose(plateau[7, 7] / plateau[7, 9], 2, atol=1e-5)  # 1 + m, where m = 1
 
 
-def test_a_sinc_passes_what_is_below_its_cutoff_and_stops_what_is_above() -> None:
+def test_sinc_kernel_is_a_low_pass_filter() -> None:
     kernel = sinc_kernel(41, 1.2)
     half = np.arange(-20, 21)
 
@@ -53,6 +53,6 @@ def test_a_sinc_passes_what_is_below_its_cutoff_and_stops_what_is_above() -> Non
     assert kernel.min() < -1e-3  # it rings
 
 
-def test_even_sizes_are_refused() -> None:
+def test_blur_kernels_refuse_even_sizes() -> None:
     with pytest.raises(ValueError, match='size=8: the size of a kernel must be odd'):
         blur_kernels.sinc_kernel(8, 1.0)

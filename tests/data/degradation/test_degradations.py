@@ -20,7 +20,7 @@ from fv_jax.data.degradation.degradations import (
     degrade_weak,
     sample_strong,
 )
-from tests.data import films
+from tests.data import sample_videos
 
 STRONG = build(StrongConfig, published.strong())
 
@@ -29,7 +29,7 @@ def high_res(height: int = 48, width: int = 64) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (3, height, width, 3)).astype(np.float32)
 
 
-def test_the_weak_twin_is_down_and_up_by_one_factor() -> None:
+def test_weak_degradation_is_down_and_upsampling_by_one_factor() -> None:
     frames = high_res()
     degraded = degrade_weak(frames, np.random.default_rng(1), WeakConfig(4, 4))
     small = core_resize.resize(jnp.asarray(frames), 12, 16)
@@ -41,7 +41,7 @@ def test_the_weak_twin_is_down_and_up_by_one_factor() -> None:
         assert (out == out[:1]).all() and out.shape == frames.shape and out.dtype == np.float32
 
 
-def test_the_weak_twin_depends_on_the_generator_alone() -> None:
+def test_weak_degradation_is_a_function_of_the_generator() -> None:
     frames, config = high_res(), WeakConfig(2, 8)
     a, b, c = (degrade_weak(frames, np.random.default_rng(seed), config) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
@@ -53,7 +53,7 @@ def test_the_weak_twin_depends_on_the_generator_alone() -> None:
     assert detail[0] > 2 * detail[1] > 4 * detail[2]
 
 
-def test_the_transform_adds_the_twin() -> None:
+def test_degrade_transform_adds_the_degraded_clip() -> None:
     frames = high_res()
     record = Degrade(Degradation(WeakConfig(4, 8)))({'high_res_FHWC': frames}, np.random.default_rng(3))
     np.testing.assert_array_equal(
@@ -63,28 +63,28 @@ def test_the_transform_adds_the_twin() -> None:
 
 
 @pytest.mark.parametrize(('low', 'high'), [(0.5, 4), (8, 4), (1, float('inf'))])
-def test_ranges_that_make_no_sense_are_refused(low: float, high: float) -> None:
+def test_weak_degradation_refuses_invalid_ranges(low: float, high: float) -> None:
     with pytest.raises(ValueError, match='1 <= low <= high'):
         WeakConfig(low, high)
     with pytest.raises(ValueError, match=r'a clip of 4x64 cannot be made 8.00 times smaller'):
         degrade_weak(high_res(4), np.random.default_rng(0), WeakConfig(8, 8))
 
 
-def film(frames: int = 5, height: int = 64, width: int = 96) -> np.ndarray:
-    return films.pattern(frames, height, width).astype(np.float32) * np.float32(2 / 255) - 1
+def make_video(frames: int = 5, height: int = 64, width: int = 96) -> np.ndarray:
+    return sample_videos.pattern(frames, height, width).astype(np.float32) * np.float32(2 / 255) - 1
 
 
-def drawn(count: int, frames: int = 9, config: StrongConfig = STRONG) -> list[tuple[steps.Step, ...]]:
+def sample_steps(count: int, frames: int = 9, config: StrongConfig = STRONG) -> list[tuple[steps.Step, ...]]:
     return [sample_strong(np.random.default_rng(seed), config, target=(16, 24), frames=frames) for seed in range(count)]
 
 
 @pytest.fixture(scope='module')
-def many() -> list[tuple[steps.Step, ...]]:
-    return drawn(1500)
+def sample_many() -> list[tuple[steps.Step, ...]]:
+    return sample_steps(1500)
 
 
-def test_the_strong_twin_is_a_pure_function_of_the_generator() -> None:
-    frames, factor = film(), WeakConfig(2, 4)
+def test_strong_degradation_is_a_function_of_the_generator() -> None:
+    frames, factor = make_video(), WeakConfig(2, 4)
     before = frames.copy()
     a, b, c = (degrade_strong(frames, np.random.default_rng(seed), STRONG, factor) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
@@ -93,55 +93,55 @@ def test_the_strong_twin_is_a_pure_function_of_the_generator() -> None:
 
 
 @pytest.mark.parametrize('seed', range(24))
-def test_any_draw_gives_a_clip_of_the_same_kind(seed: int) -> None:
+def test_strong_degradation_keeps_shape_range_and_dtype(seed: int) -> None:
     rng = np.random.default_rng([9, seed])
     frames = int(rng.choice([1, 1, 2, 9]))
     size = 16 * int(rng.integers(1, 7)), 16 * int(rng.integers(1, 7))
-    clip = film(frames, *size) if seed % 3 else rng.choice([-1.0, 1.0], (frames, *size, 3)).astype(np.float32)
+    clip = make_video(frames, *size) if seed % 3 else rng.choice([-1.0, 1.0], (frames, *size, 3)).astype(np.float32)
     factor = WeakConfig(low := rng.uniform(1, 4), low + rng.uniform(0, 8))
     degraded = degrade_strong(clip, rng, STRONG, factor)
     assert degraded.shape == clip.shape and degraded.dtype == np.float32
     assert np.isfinite(degraded).all() and degraded.min() >= -1 - 1e-6 and degraded.max() <= 1 + 1e-6
 
 
-def test_the_order_is_the_published_one(many: list[tuple[steps.Step, ...]]) -> None:
+def test_strong_degradation_has_the_published_order(sample_many: list[tuple[steps.Step, ...]]) -> None:
     kinds = {
         steps.Blur: 'b', steps.Resize: 'r', steps.GaussianNoise: 'n', steps.PoissonNoise: 'n',
         steps.Jpeg: 'j', steps.Video: 'v',
     }  # fmt: skip
-    words = [''.join(kinds[type(step)] for step in one) for one in many]
+    words = [''.join(kinds[type(step)] for step in one) for one in sample_many]
     rounds = [a + b + 'nj' for a, b in itertools.product(('b', ''), ('r', ''))]
     ends = ['vr', 'vrb', 'rv', 'rbv']
     expected = {a + 'v' + b + end for a in rounds if a[0] == 'b' for b in rounds for end in ends}
     assert set(words) <= expected and len(expected - set(words)) <= 4  # the rarest comes once in 1,700
-    picture = {''.join(kinds[type(step)] for step in one) for one in drawn(400, frames=1)}
+    picture = {''.join(kinds[type(step)] for step in one) for one in sample_steps(400, frames=1)}
     assert picture <= {word.replace('v', 'j') for word in expected} and len(picture) > 16
 
 
-def test_how_often_what_is_drawn(many: list[tuple[steps.Step, ...]]) -> None:
+def test_strong_degradation_samples_steps_with_their_probabilities(sample_many: list[tuple[steps.Step, ...]]) -> None:
     """Within four standard deviations of the shares asked for."""
-    count = len(many)
+    count = len(sample_many)
 
     def share_of(found: int, total: int, expected: float) -> None:
         assert abs(found / total - expected) < 4 * np.sqrt(expected * (1 - expected) / total), (found / total, expected)
 
-    flat = [step for one in many for step in one]
+    flat = [step for one in sample_many for step in one]
     noise = [step for step in flat if isinstance(step, steps.GaussianNoise | steps.PoissonNoise)]
     share_of(sum(isinstance(step, steps.PoissonNoise) for step in noise), len(noise), 0.5)
     share_of(sum(step.grey for step in noise), len(noise), 0.4)
     video = [step for step in flat if isinstance(step, steps.Video)]
     assert len(video) == 2 * count
     share_of(sum(step.codec == 'mpeg4' for step in video), len(video), 1 / 3)
-    firsts = [one[0].name.split()[0] for one in many]
+    firsts = [one[0].name.split()[0] for one in sample_many]
     for shape, share in zip(SHAPES, STRONG.first.blur.shapes, strict=True):
         share_of(firsts.count(shape), count, share)
-    scales = [one[1].scale for one in many if isinstance(one[1], steps.Resize)]
+    scales = [one[1].scale for one in sample_many if isinstance(one[1], steps.Resize)]
     share_of(sum(scale > 1 for scale in scales), len(scales), 0.2 / 0.9)
     share_of(len(scales), count, 0.9)
 
 
-def test_what_is_drawn_stays_in_its_range(many: list[tuple[steps.Step, ...]]) -> None:
-    for step in itertools.chain.from_iterable(many):
+def test_strong_degradation_samples_parameters_in_their_ranges(sample_many: list[tuple[steps.Step, ...]]) -> None:
+    for step in itertools.chain.from_iterable(sample_many):
         match step:
             case steps.Blur():
                 assert len(step.kernel) % 2 and 7 <= len(step.kernel) <= 21
@@ -159,19 +159,19 @@ def test_what_is_drawn_stays_in_its_range(many: list[tuple[steps.Step, ...]]) ->
                 assert 0.152 < step.bits_per_pixel < 1.53
 
 
-def test_the_numbers_are_one_for_a_clip() -> None:
+def test_strong_degradation_has_one_set_of_parameters_per_clip() -> None:
     """With the noise, which is new in each frame, off, equal frames stay equal where no codec looks at other frames."""
     quiet = {'poisson': 0.0, 'grey': 0.0, 'gaussian_sigma': (0.0, 0.0), 'poisson_scale': (0.0, 0.0)}
     values = published.strong()
     for name in ('first', 'second'):
         values[name]['noise'] = quiet
-    still = np.repeat(film(1), 4, axis=0)
-    for one in drawn(6, config=build(StrongConfig, values)):
+    still = np.repeat(make_video(1), 4, axis=0)
+    for one in sample_steps(6, config=build(StrongConfig, values)):
         out = degradations.apply_steps([step for step in one if not isinstance(step, steps.Video)], still)
         assert (out == out[:1]).all()
 
 
-def test_noise_is_new_in_every_frame_whatever_runs_ahead() -> None:
+def test_degradation_noise_is_independent_in_each_frame() -> None:
     grey = [np.full((32, 32, 3), 128, np.float32)] * 3
     step = steps.GaussianNoise(5.0, False, seed=4)
     a, b, c = step(grey)
@@ -179,8 +179,8 @@ def test_noise_is_new_in_every_frame_whatever_runs_ahead() -> None:
     np.testing.assert_array_equal(b, list(step(iter(grey)))[1])
 
 
-def test_which_twin_a_clip_gets() -> None:
-    clip, factor = film(1, 32, 48), WeakConfig(2, 2)
+def test_degradation_is_strong_with_its_probability() -> None:
+    clip, factor = make_video(1, 32, 48), WeakConfig(2, 2)
     both = Degradation(factor, STRONG, 0.3)
     count = sum(
         np.array_equal(
@@ -208,12 +208,12 @@ def test_which_twin_a_clip_gets() -> None:
         ('noise', 'grey', 1.5, 'grey=1.5: must be from 0 to 1'),
     ],
 )
-def test_ranges_of_the_strong_model_that_cannot_be(group: str, field: str, value: object, words: str) -> None:
+def test_strong_degradation_refuses_invalid_ranges(group: str, field: str, value: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(getattr(STRONG.first, group), **{field: value})
 
 
-def test_strong_ones_need_their_ranges() -> None:
+def test_strong_probability_requires_strong_ranges() -> None:
     with pytest.raises(ConfigError, match=r'strong_probability=0.5: needs the ranges of `strong`'):
         Degradation(WeakConfig(), None, 0.5)
     assert build(Degradation, published.get_config().to_dict()).strong == STRONG

@@ -11,7 +11,7 @@ import pytest
 
 from fv_jax.data.degradation import blur_kernels, compression
 from fv_jax.data.degradation import operations as steps
-from tests.data import films
+from tests.data import sample_videos
 
 
 def flat(level: float, size: int = 256, frames: int = 2) -> list[np.ndarray]:
@@ -20,7 +20,7 @@ def flat(level: float, size: int = 256, frames: int = 2) -> list[np.ndarray]:
 
 def texture(frames: int = 3, height: int = 64, width: int = 96) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    film = films.pattern(frames, height, width) + rng.normal(0, 12, (1, height, width, 1))
+    film = sample_videos.pattern(frames, height, width) + rng.normal(0, 12, (1, height, width, 1))
     return list(np.clip(film, 0, 255).astype(np.float32))
 
 
@@ -34,7 +34,7 @@ def psnr(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 
 @pytest.mark.parametrize('grey', [False, True])
 @pytest.mark.parametrize('sigma', [1.0, 7.0, 25.0])
-def test_gaussian_noise_has_the_deviation_asked_for(sigma: float, grey: bool) -> None:
+def test_gaussian_noise_has_the_requested_deviation(sigma: float, grey: bool) -> None:
     noise = np.stack(list(steps.GaussianNoise(sigma, grey, seed=1)(flat(128)))) - 128
     np.testing.assert_allclose(noise.std(), sigma, rtol=0.02)
     assert abs(noise.mean()) < 0.02 * sigma
@@ -57,7 +57,7 @@ def test_poisson_noise_has_the_variance_of_the_level(level: int, scale: float) -
     assert (black == 0).all()
 
 
-def test_poisson_noise_is_skewed_where_it_is_dark() -> None:
+def test_poisson_noise_is_skewed_at_dark_levels() -> None:
     (dark,) = steps.PoissonNoise(1.0, False, seed=2)(flat(4, frames=1))
     noise = dark - 4
     np.testing.assert_allclose(np.mean(noise**3) / noise.std() ** 3, 1 / np.sqrt(4), atol=0.05)
@@ -65,7 +65,7 @@ def test_poisson_noise_is_skewed_where_it_is_dark() -> None:
     assert (grey == grey[..., :1]).all()
 
 
-def test_values_stay_levels() -> None:
+def test_degradation_steps_keep_8_bit_levels() -> None:
     for step in (steps.GaussianNoise(30.0, False, 1), steps.PoissonNoise(3.0, True, 1)):
         for level in (0, 255):
             (out,) = step(flat(level, frames=1))
@@ -73,7 +73,7 @@ def test_values_stay_levels() -> None:
 
 
 @pytest.mark.parametrize('name', ['gaussian', 'generalized', 'plateau'])
-def test_wider_blurs_leave_less_gradient_energy(name: str) -> None:
+def test_wider_blur_leaves_less_gradient_energy(name: str) -> None:
     frames = texture()
     energies = [gradient_energy(frames)]
     for sigma in (0.6, 1.5, 3.0):
@@ -82,28 +82,28 @@ def test_wider_blurs_leave_less_gradient_energy(name: str) -> None:
     assert all(after < 0.9 * before for before, after in itertools.pairwise(energies))
 
 
-def test_a_product_of_a_column_and_a_row_blurs_alike_either_way() -> None:
+def test_separable_and_full_blur_are_equal() -> None:
     frames = texture(1)
     kernel = blur_kernels.blur_kernel(13, 'gaussian', (1.4, 1.4))
     assert blur_kernels.separable_factors(kernel) is not None
     turned = blur_kernels.blur_kernel(13, 'gaussian', (1.4, 3.0), angle=0.7)
     assert blur_kernels.separable_factors(turned) is None
     (quick,) = steps.Blur(kernel, '')(frames)
-    slow = np.stack([_convolved(frames[0][..., c], kernel) for c in range(3)], axis=-1)
+    slow = np.stack([_convolve(frames[0][..., c], kernel) for c in range(3)], axis=-1)
     np.testing.assert_allclose(quick, slow, atol=1e-3)
     (quick,) = steps.Blur(turned, '')(frames)
-    slow = np.stack([_convolved(frames[0][..., c], turned) for c in range(3)], axis=-1)
+    slow = np.stack([_convolve(frames[0][..., c], turned) for c in range(3)], axis=-1)
     np.testing.assert_allclose(quick, slow, atol=1e-3)
 
 
-def _convolved(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def _convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     half = len(kernel) // 2
     padded = np.pad(image, half, mode='reflect')
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape)
     return np.einsum('hwij,ij->hw', windows, kernel)
 
 
-def test_sizes_and_their_limits() -> None:
+def test_resize_step_sizes_and_limits() -> None:
     frames = texture(2)
     assert [f.shape for f in steps.Resize('bicubic', scale=0.5)(frames)] == [(32, 48, 3)] * 2
     assert [f.shape for f in steps.Resize('area', size=(20, 30))(frames)] == [(20, 30, 3)] * 2
@@ -140,15 +140,15 @@ _HASHES = """
 import hashlib
 import numpy as np
 from fv_jax.data.degradation import compression
-from tests.data import films
+from tests.data import sample_videos
 noise = np.random.default_rng(0).normal(0, 20, (9, 36, 54, 3))
-frames = np.clip(films.pattern(9, 36, 54) + noise, 0, 255).astype(np.uint8)
+frames = np.clip(sample_videos.pattern(9, 36, 54) + noise, 0, 255).astype(np.uint8)
 for codec in compression.CODECS:
     print(hashlib.sha256(np.stack(list(compression.compress_video(frames, codec, 0.3)))).hexdigest())
 """
 
 
-def test_codecs_write_the_same_whatever_was_in_memory() -> None:
+def test_codecs_are_deterministic() -> None:
     """glibc fills new memory with a byte of our choice: an encoder that reads what it has not written shows it."""
     found = [
         subprocess.run(
@@ -165,7 +165,7 @@ def test_codecs_write_the_same_whatever_was_in_memory() -> None:
 
 
 @pytest.mark.parametrize('codec', compression.CODECS)
-def test_the_smallest_and_the_shortest(codec: compression.Codec) -> None:
+def test_codecs_accept_the_smallest_size_and_no_frames(codec: compression.Codec) -> None:
     frames = texture(2)
     smallest = [frame[:16, :16] for frame in frames[:2]]
     assert len(list(steps.Video(codec, 0.01)(smallest))) == 2

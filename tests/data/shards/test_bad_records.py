@@ -12,7 +12,7 @@ from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadR
 BAD = {3, 7}
 
 
-class Damaged:
+class DamagedSource:
     """A source some of whose records cannot be read."""
 
     def __init__(self, count: int = 12, bad=BAD):
@@ -35,7 +35,7 @@ def draw(record: dict, rng: np.random.Generator) -> dict:
 
 
 def stream(source=None, **fields) -> BatchStream:
-    return BatchStream((WeightedSource('the film', source or Damaged()),), draw, 4, **fields)
+    return BatchStream((WeightedSource('the film', source or DamagedSource()),), draw, 4, **fields)
 
 
 def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, streams=None) -> list[dict]:
@@ -43,7 +43,7 @@ def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, stre
     return list(itertools.islice(load_mixed_batches(streams or [stream()], config, process=process, bad=bad), count))
 
 
-def test_bad_records_are_counted_and_named_once_and_replaced(log_lines: list[str]) -> None:
+def test_bad_records_are_counted_logged_once_and_replaced(log_lines: list[str]) -> None:
     bad = BadRecords(BadRecordConfig('skip', max_bad_records=2))
     drawn = np.concatenate([batch['i'].ravel() for batch in run(bad)])
     assert not BAD & set(drawn.tolist()) and len(drawn) == 48
@@ -51,7 +51,7 @@ def test_bad_records_are_counted_and_named_once_and_replaced(log_lines: list[str
     assert len(log_lines) == 2 and log_lines[0].startswith('bad record 1 of at most 2: the film, record ')
 
 
-def test_what_replaces_them_does_not_depend_on_the_processes_or_threads() -> None:
+def test_bad_record_replacement_does_not_depend_on_processes_or_threads() -> None:
     skip = BadRecordConfig('skip', max_bad_records=2)
     alone = run(BadRecords(skip), threads=0)
     parts = [run(BadRecords(skip), process=(p, 2), threads=5) for p in (0, 1)]
@@ -68,13 +68,13 @@ def test_bad_records_above_the_limit_stop_the_run() -> None:
         run(bad)
 
 
-def test_fail_stops_at_the_first_and_says_how_to_go_on() -> None:
+def test_bad_record_policy_fail_raises_at_the_first() -> None:
     with pytest.raises(BadRecordError, match=r'the film, record [37]: damaged: of no use; .*on_bad_record=skip'):
         run(BadRecords(BadRecordConfig('fail')))
 
 
-def test_a_source_that_is_wholly_bad_stops_at_once_with_its_name() -> None:
-    nothing = stream(Damaged(bad=range(12)))
+def test_source_of_bad_records_only_is_an_error() -> None:
+    nothing = stream(DamagedSource(bad=range(12)))
     with pytest.raises(BadRecordError, match='the film: none of its first 12 records can be used; the film, record 11'):
         check_streams([stream(), nothing])
     check_streams([stream()])
@@ -84,20 +84,20 @@ def test_a_source_that_is_wholly_bad_stops_at_once_with_its_name() -> None:
 
 @pytest.mark.parametrize('fault', [RuntimeError('a bug'), SystemExit(3), MemoryError()])
 @pytest.mark.parametrize('threads', [0, 3])
-def test_a_worker_that_dies_stops_the_run(fault: BaseException, threads: int) -> None:
+def test_dead_worker_stops_the_run(fault: BaseException, threads: int) -> None:
     """What is not a record's fault is never skipped, and nobody waits for a thread that is gone."""
 
-    def dies(record: dict, rng: np.random.Generator) -> dict:
+    def die(record: dict, rng: np.random.Generator) -> dict:
         if record['i'] == 5:
             raise fault
         return draw(record, rng)
 
-    here = BatchStream((WeightedSource('the film', Damaged(bad=())),), dies, 4)
+    here = BatchStream((WeightedSource('the film', DamagedSource(bad=())),), die, 4)
     with pytest.raises(type(fault)):
         run(BadRecords(BadRecordConfig('skip')), threads=threads, streams=[here])
 
 
-def test_policies_that_cannot_be() -> None:
+def test_bad_record_config_refuses_invalid_policies() -> None:
     with pytest.raises(ConfigError, match='on_bad_record=ignore: must be one of skip, fail'):
         BadRecordConfig('ignore')
     with pytest.raises(ConfigError, match='max_bad_records=-1'):

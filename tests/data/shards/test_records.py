@@ -14,7 +14,7 @@ from fv_jax.data.shards import records
 from fv_jax.data.shards.records import RecordWriter
 
 
-def test_a_record_round_trips() -> None:
+def test_record_round_trip() -> None:
     record = {
         'video': b'\x00\xffmp4',
         'caption': 'ein Häschen',
@@ -37,7 +37,7 @@ def test_a_record_round_trips() -> None:
     assert back['z_high'].dtype == ml_dtypes.bfloat16 and type(back['frames']) is int
 
 
-def test_what_cannot_be_stored_or_read_is_refused() -> None:
+def test_record_refuses_unsupported_values() -> None:
     with pytest.raises(ValueError, match=r"record\['x'\]: cannot store a set"):
         records.encode_record({'x': {1}})
     with pytest.raises(ValueError, match=r"record\['x'\]: arrays of dtype object"):
@@ -68,7 +68,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     assert len(list((tmp_path / 'new' / 'folder').iterdir())) == 4
 
 
-def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
+def test_record_writer_removes_everything_after_an_exception(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path / 'a' / 'b', 'train', shard_records=2) as writer:
         for i in range(5):
             writer.write({'i': i})
@@ -76,7 +76,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_refused_or_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_record_writer_replaces_existing_shards_only_when_asked(tmp_path: Path) -> None:
     write(tmp_path, 9, shard_records=3)
     with pytest.raises(ValueError, match=r'already holds 3 shard\(s\) named train'):
         RecordWriter(tmp_path, 'train')
@@ -92,7 +92,7 @@ def test_what_is_there_is_refused_or_replaced_as_a_whole(tmp_path: Path) -> None
     assert len(records.list_shards(tmp_path)) == 2 and len(records.list_shards(tmp_path, 'heldout')) == 1
 
 
-def test_an_interruption_while_publishing_puts_the_old_shards_back(tmp_path: Path, monkeypatch) -> None:
+def test_record_writer_interrupted_restores_the_old_shards(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path, 4, shard_records=2)
     rename, moved = Path.rename, []
 
@@ -109,7 +109,7 @@ def test_an_interruption_while_publishing_puts_the_old_shards_back(tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     write(tmp_path, 6, shard_records=2)
     (tmp_path / 'train-00001-of-00003.array_record').unlink()
     with pytest.raises(ValueError, match=r'train-00001-of-00003.array_record: missing; 2 of 3'):
@@ -120,7 +120,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         records.list_shards(tmp_path, 'heldout')
 
 
-def test_damage_names_the_shard_and_the_record(tmp_path: Path) -> None:
+def test_damaged_shard_is_an_error_that_names_the_record(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, 'train') as writer:
         for i in range(40):
             writer.write({'i': i, 'noise': np.random.default_rng(i).bytes(5000)})
@@ -135,7 +135,7 @@ def test_damage_names_the_shard_and_the_record(tmp_path: Path) -> None:
         list(records.read_records([shard]))
 
 
-def test_a_refused_write_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_record_writer_on_a_full_disk_raises_and_leaves_nothing(tmp_path: Path) -> None:
     program = (
         'import sys\nfrom fv_jax.data.shards.records import RecordWriter\n'
         'try:\n    with RecordWriter(sys.argv[1], "train") as writer:\n'
@@ -158,7 +158,7 @@ def test_a_refused_write_is_an_os_error_and_leaves_nothing(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+def test_shards_can_be_read_while_others_are_written(tmp_path: Path) -> None:
     """Shards are not seen before they are complete."""
     with RecordWriter(tmp_path, 'train') as writer:
         writer.write({'i': 0})

@@ -22,7 +22,7 @@ def shards(folder, name, text, summary):
     return str(folder / f'{name}.json')
 
 
-def test_what_prepare_wrote_is_read(tmp_path):
+def test_text_fingerprints_of_prepare_are_read(tmp_path):
     summary = {'text': {'digest': A.digest, 'length': 4, 'dim': 8, 'truncated': {}}}
     first, second = shards(tmp_path, 'x', True, summary), shards(tmp_path, 'y', False, {})
     assert text_provenance.stored_fingerprints('x', Shards(list_shards(tmp_path))) == {first: A, second: None}
@@ -33,7 +33,7 @@ def test_what_prepare_wrote_is_read(tmp_path):
 
 
 @pytest.mark.parametrize('summary', [{}, None])
-def test_embeddings_of_nobody_are_refused(tmp_path, summary):
+def test_embeddings_without_fingerprint_are_refused(tmp_path, summary):
     path = shards(tmp_path, 'x', True, summary or {})
     if summary is None:
         (tmp_path / 'x.json').unlink()
@@ -42,7 +42,7 @@ def test_embeddings_of_nobody_are_refused(tmp_path, summary):
     assert path
 
 
-def test_a_run_and_its_clips_agree():
+def test_embeddings_of_the_same_encoder_are_accepted():
     assert text_provenance.check_fingerprints({'x': A, 'y': A}, T5, A, 8, online=False) == A
     assert text_provenance.check_fingerprints({'x': A}, T5, None, 8, online=False) == A  # the folder is not at hand
     assert text_provenance.check_fingerprints({'x': None}, NONE, None, 8, online=False) is None
@@ -62,7 +62,7 @@ def test_a_run_and_its_clips_agree():
         ({'x': A}, T5, A, 16, 'config.stage.network.text_dim=16: the text embeddings of t5 are 8 wide'),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(stamps, config, own, dim, words):
+def test_embeddings_of_another_encoder_are_refused(stamps, config, own, dim, words):
     with pytest.raises(ConfigError, match=words) as error:
         text_provenance.check_fingerprints(stamps, config, own, dim, online=config is HASH)
     assert '\n' not in str(error.value)

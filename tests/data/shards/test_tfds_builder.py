@@ -12,14 +12,14 @@ from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.tfds_builder import Examples, VideoFolder
 from fv_jax.data.video.clips import ClipsConfig
 from fv_jax.models.vae import OFFICIAL
-from tests.data import films
+from tests.data import sample_videos
 
 
-def test_films_to_examples_to_batches(tmp_path):
+def test_tfds_builder_makes_examples_and_batches(tmp_path):
     (tmp_path / 'in').mkdir()
-    films.two_shots(tmp_path / 'in' / 'a.mp4')
+    sample_videos.write_two_shots(tmp_path / 'in' / 'a.mp4')
     (tmp_path / 'in' / 'a.txt').write_text('two patterns')
-    films.two_shots(tmp_path / 'in' / 'b.mp4')
+    sample_videos.write_two_shots(tmp_path / 'in' / 'b.mp4')
     (tmp_path / 'in' / 'c.mp4').write_bytes(b'no film')
     config = ClipsConfig(frames=9, height=64, width=96, preset='ultrafast')
     builder = VideoFolder(tmp_path / 'in', config, data_dir=tmp_path / 'out')

@@ -59,7 +59,7 @@ def test_no_combination_is_in_both_splits_and_every_pair_is_trained_on():
         assert {(c[a], c[b]) for c in train} == set(itertools.product(names[a], names[b]))
 
 
-def test_64_prompts_are_64_held_out_combinations_of_every_name():
+def test_heldout_prompts_cover_every_name():
     prompts = heldout_prompts(64)
     combinations = [(p.object, p.motion, p.background) for p in prompts]
     assert len({p.caption for p in prompts}) == 64 and set(combinations) <= set(sprites.heldout_combinations())
@@ -70,7 +70,7 @@ def test_64_prompts_are_64_held_out_combinations_of_every_name():
         heldout_prompts(121)
 
 
-def test_records_show_their_split():
+def test_sprites_have_the_combinations_of_their_split():
     train, heldout = (sprites.SpriteClips(split, 400, sprites.PREVIEW) for split in ('train', 'heldout'))
     shown = [(s.object, s.motion, s.background) for s in map(train.scene, range(400))]
     assert not set(shown) & set(sprites.heldout_combinations()) and len(set(shown)) > 250
@@ -79,7 +79,7 @@ def test_records_show_their_split():
     assert scenes[0] != scenes[120] and scenes[:64] == heldout_prompts(64)
 
 
-def test_captions():
+def test_sprite_captions():
     scene = heldout_prompts(1)[0]
     assert scene.caption == 'a ladybug moves from left to right over a beach'
     other = dataclasses.replace(scene, object='umbrella', motion='bottom left to top right', background='town')
@@ -103,7 +103,7 @@ def test_captions():
 # --- records ---
 
 
-def test_a_record_is_a_function_of_seed_split_and_index():
+def test_sprites_are_a_function_of_seed_split_and_index():
     def clips(*args, **more):
         return sprites.SpriteClips(*args, sprites.PREVIEW, **more)
 
@@ -120,7 +120,7 @@ def test_a_record_is_a_function_of_seed_split_and_index():
         clips('train', 50)[50]
 
 
-def test_the_pipeline_knows_sprites():
+def test_sprites_in_the_data_pipeline():
     records = pipeline.open_source(CONFIG.train, CONFIG, heldout=False)
     assert len(records) == 20 and len(pipeline.open_source('sprites', CONFIG, heldout=True)) == 120
     transform = pipeline.clip_transform(CONFIG, low_res=True, training=True)
@@ -133,7 +133,7 @@ def test_the_pipeline_knows_sprites():
     np.testing.assert_allclose((one + 1) * 127.5, records[4]['video'], atol=1e-3)
 
 
-def test_crops_show_sprites_large_and_small():
+def test_sprite_crops_have_all_scales():
     config = dataclasses.replace(CONFIG, train='sprite_crops:30', fit='crop', height=64, width=64)
     records = pipeline.open_source(config.train, config, heldout=False)
     sizes = [records[i]['video'].shape for i in range(6)]
@@ -145,7 +145,7 @@ def test_crops_show_sprites_large_and_small():
     assert batch['high_res_BFHWC'].shape == (2, 9, 64, 64, 3)
 
 
-def test_sources_can_be_joined():
+def test_sprites_can_be_concatenated_with_other_sources():
     joined = pipeline.open_source('embedded+sprites:7+synthetic', CONFIG, heldout=False)
     assert len(joined) == 66 + 7 + 4
     assert 'start_frame' in joined[0] and 'start_frame' in joined[65]
@@ -159,12 +159,12 @@ def test_sources_can_be_joined():
     ('name', 'words'),
     [('sprites:many', 'sprites:many: expected a number'), ('sprites:', 'expected a number'), ('sprites:0', '0 clips')],
 )
-def test_names_that_say_nothing(name, words):
+def test_sprites_refuse_invalid_names(name, words):
     with pytest.raises(ConfigError, match=words):
         pipeline.open_source(name, CONFIG, heldout=False)
 
 
-def test_a_picture_too_narrow_for_a_sprite_is_refused():
+def test_sprites_refuse_a_narrow_image():
     with pytest.raises(ConfigError, match='height=64, width=16'):
         sprites.SpriteClips('train', 4, (9, 64, 16))
 
@@ -172,7 +172,7 @@ def test_a_picture_too_narrow_for_a_sprite_is_refused():
 # --- drawing ---
 
 
-def test_the_preview_is_the_final_picture_averaged(art):
+def test_sprite_preview_is_the_downsampled_final_image(art):
     for scene in heldout_prompts(6):
         small, large = (sprites.draw_scene(scene, size, art) for size in ((3, 64, 96), (3, 256, 384)))
         mean = large.reshape(3, 64, 4, 96, 4, 3).mean(axis=(2, 4))
@@ -181,7 +181,7 @@ def test_the_preview_is_the_final_picture_averaged(art):
         assert psnr(np.repeat(np.repeat(small, 4, axis=1), 4, axis=2), large) < 35
 
 
-def test_a_sprite_is_where_the_scene_says(art):
+def test_sprite_is_drawn_at_the_scene_position(art):
     backdrop = np.zeros((64, 96, 3), np.uint8)
     disc = np.zeros((160, 160, 4), np.float32)
     disc[np.hypot(*np.ogrid[-79.5:80, -79.5:80]) < 70] = 1
@@ -200,7 +200,7 @@ def test_a_sprite_is_where_the_scene_says(art):
     assert cut[0, 0] == 255 and cut[20:].max() == 0 and gone.max() == 0
 
 
-def test_scenes_stay_in_the_picture_and_go_where_they_say():
+def test_sprites_stay_in_the_image_and_move_as_captioned():
     clips = sprites.SpriteClips('train', 300)
     for i in range(300):
         scene = clips.scene(i)
@@ -217,7 +217,7 @@ def test_scenes_stay_in_the_picture_and_go_where_they_say():
         assert np.all((start - middle) * direction <= 0) and np.all((end - middle) * direction >= 0)
 
 
-def test_every_sprite_stands_out_from_every_landscape(art):
+def test_every_sprite_is_visible_on_every_landscape(art):
     for name in sprite_drawing.LANDSCAPES:
         backdrop = sprite_drawing.draw_landscape(name, np.random.default_rng(1), (64, 96))
         assert backdrop.shape == (64, 96, 3) and backdrop.astype(float).std() > 8
@@ -228,7 +228,7 @@ def test_every_sprite_stands_out_from_every_landscape(art):
     assert set(sprite_drawing.LANDSCAPES) == set(sprites.BACKGROUNDS)
 
 
-def test_the_art_is_small_and_attributed(art):
+def test_sprite_art_is_small_and_attributed(art):
     assert art.shape == (len(sprites.OBJECTS), 160, 160, 4) and art.min() >= 0 and art.max() == 1
     assert np.all(art[..., :3] <= art[..., 3:])
     filled = [np.argwhere(one[..., 3] > 0.5) for one in art]
@@ -251,11 +251,11 @@ def right(clips: list[dict], change=lambda video, rng: video) -> tuple[float, fl
     return float(np.mean(objects)), float(np.mean(motions))
 
 
-def test_object_and_motion_are_found_on_drawn_clips(clips):
+def test_sprite_measures_find_object_and_motion(clips):
     assert right(clips) == (1, 1)
 
 
-def test_object_and_motion_are_found_on_blurred_noisy_clips(clips):
+def test_sprite_measures_find_object_and_motion_in_blurred_noisy_clips(clips):
     def worse(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         # A frame also shows what was there up to three frames ago, as if decoded from too few latents.
         smeared = [video[max(0, t - 3) : t + 1].mean(axis=0) for t in range(len(video))]
@@ -266,14 +266,14 @@ def test_object_and_motion_are_found_on_blurred_noisy_clips(clips):
     assert min(found) >= 0.95
 
 
-def test_large_and_long_clips_are_measured_too(art):
+def test_sprite_measures_on_large_and_long_clips(art):
     for scene, size in zip(heldout_prompts(3), ((9, 256, 384), (33, 64, 96), (5, 128, 240)), strict=True):
         frames = sprites.draw_scene(scene, size, art)
         assert sprite_measures.object_of(frames) == scene.object
         assert sprite_measures.motion_of(frames) == scene.motion
 
 
-def test_backwards_is_the_opposite_motion(clips):
+def test_sprite_measures_of_a_reversed_clip(clips):
     opposite = {
         name: b
         for name, (d, _) in sprites.MOTIONS.items()
@@ -284,7 +284,7 @@ def test_backwards_is_the_opposite_motion(clips):
         assert sprite_measures.motion_of(record['video'][::-1]) == opposite[record['motion']]
 
 
-def test_what_stands_still_has_no_motion(clips):
+def test_sprite_measures_find_no_motion_in_a_still_clip(clips):
     still = np.repeat(clips[0]['video'][8:9], 17, axis=0)
     assert sprite_measures.motion_of(still) is None
     noisy = np.clip(still + np.random.default_rng(0).normal(0, 8, still.shape), 0, 255).astype(np.uint8)
@@ -292,13 +292,13 @@ def test_what_stands_still_has_no_motion(clips):
     assert sprite_measures.object_of(still) in sprites.OBJECTS
 
 
-def test_errors_say_how_well_the_object_explains_the_clip(clips):
+def test_sprite_measures_object_errors(clips):
     errors = sprite_measures.object_errors(clips[0]['video'])
     best, second, *_ = sorted(errors.values())
     assert errors[clips[0]['object']] == best < 0.1 and second > 0.2 and max(errors.values()) <= 1.0
 
 
-def test_what_is_no_clip_is_refused():
+def test_sprite_measures_refuse_invalid_arrays():
     for bad in (
         np.zeros((17, 64, 96, 3), np.float32),
         np.zeros((2, 64, 96, 3), np.uint8),

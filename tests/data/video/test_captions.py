@@ -6,7 +6,7 @@ import pytest
 from fv_jax.data.video.captions import Captions
 
 
-def test_captions_are_found_beside_the_film_and_above(tmp_path: Path) -> None:
+def test_captions_are_found_beside_the_video_and_in_parent_folders(tmp_path: Path) -> None:
     inner = tmp_path / 'a' / 'b'
     inner.mkdir(parents=True)
     (inner / 'one.txt').write_text('  from the text \n', encoding='utf-8')
@@ -39,7 +39,9 @@ def test_captions_are_found_beside_the_film_and_above(tmp_path: Path) -> None:
         ('a.txt', b'\xff\xfe', 'a.txt: not UTF-8'),
     ],
 )
-def test_captions_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_captions_that_cannot_be_read_are_an_error_that_names_the_file(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         Captions(tmp_path).find(tmp_path / 'a.mp4')

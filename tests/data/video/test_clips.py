@@ -8,7 +8,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data.video import clips, shots, video_io
 from fv_jax.data.video.clips import ClipsConfig
 from fv_jax.data.video.shots import Timeline
-from tests.data import films
+from tests.data import sample_videos
 
 SMALL = {'height': 32, 'width': 48, 'frames': 9, 'crf': 4.0, 'preset': 'ultrafast'}
 
@@ -18,7 +18,7 @@ def timeline(frames: int, fps: float = 24, cuts: tuple[int, ...] = ()) -> Timeli
     return Timeline(np.arange(frames) / fps, tuple(itertools.pairwise(bounds)))
 
 
-def planned(film: Timeline, **config) -> list[tuple[int, list[int]]]:
+def selected(film: Timeline, **config) -> list[tuple[int, list[int]]]:
     plan = clips.select_clips(film, 24.0, ClipsConfig(**{**SMALL, **config}))
     return [(start, list(source)) for start, source in plan.clips]
 
@@ -38,48 +38,48 @@ def planned(film: Timeline, **config) -> list[tuple[int, list[int]]]:
         ('ranges', ((3.0, 5.0), (4.0, 6.0)), 'ranges: 4.0 comes after 5.0'),
     ],
 )
-def test_configs_that_cannot_be_meant_are_refused(field: str, value: object, message: str) -> None:
+def test_clips_config_refuses_invalid_values(field: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ClipsConfig(**{field: value})
 
 
-def test_clips_follow_one_another_within_a_shot_less_its_margins() -> None:
-    assert planned(timeline(40, cuts=(21,)), margin=2) == [
+def test_clips_are_consecutive_within_a_shot_without_margins() -> None:
+    assert selected(timeline(40, cuts=(21,)), margin=2) == [
         (0, list(range(0, 9))),
         (9, list(range(9, 18))),
         (23, list(range(23, 32))),
     ]
-    assert [start for start, _ in planned(timeline(40, cuts=(21,)), margin=0)] == [0, 9, 21, 30]
-    assert planned(timeline(8)) == [] and planned(timeline(9, cuts=(4,))) == []
+    assert [start for start, _ in selected(timeline(40, cuts=(21,)), margin=0)] == [0, 9, 21, 30]
+    assert selected(timeline(8)) == [] and selected(timeline(9, cuts=(4,))) == []
 
 
-def test_some_clips_a_shot_are_spread_evenly() -> None:
-    assert [start for start, _ in planned(timeline(100), clips_per_shot=1)] == [46]
-    assert [start for start, _ in planned(timeline(100), clips_per_shot=2)] == [20, 70]
-    assert [start for start, _ in planned(timeline(20), clips_per_shot=5)] == [0, 9]
+def test_clips_per_shot_are_spread_evenly() -> None:
+    assert [start for start, _ in selected(timeline(100), clips_per_shot=1)] == [46]
+    assert [start for start, _ in selected(timeline(100), clips_per_shot=2)] == [20, 70]
+    assert [start for start, _ in selected(timeline(20), clips_per_shot=5)] == [0, 9]
 
 
-def test_ranges() -> None:
+def test_clips_within_time_ranges() -> None:
     film = timeline(200, cuts=(100,))
     ranges = ((10 / 24, 19 / 24), (90 / 24, 120 / 24))
-    assert [start for start, _ in planned(film, ranges=ranges, margin=0)] == [10, 90, 100, 109]
-    assert [start for start, _ in planned(film, ranges=ranges, margin=2)] == [10, 102, 111]
-    assert planned(film, ranges=((500.0, 600.0),)) == []
+    assert [start for start, _ in selected(film, ranges=ranges, margin=0)] == [10, 90, 100, 109]
+    assert [start for start, _ in selected(film, ranges=ranges, margin=2)] == [10, 102, 111]
+    assert selected(film, ranges=((500.0, 600.0),)) == []
 
 
-def test_a_rate_drops_or_repeats_frames_by_their_times() -> None:
-    ((start, source), *_) = planned(timeline(60, 24), fps=12.0)
+def test_clips_fps_drops_or_repeats_frames_by_timestamp() -> None:
+    ((start, source), *_) = selected(timeline(60, 24), fps=12.0)
     assert start == 0 and source == [0, 2, 4, 6, 8, 10, 12, 14, 16]
-    ((_, source), *_) = planned(timeline(20, 12), fps=24.0)
+    ((_, source), *_) = selected(timeline(20, 12), fps=24.0)
     assert source == [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    ((_, source), *_) = planned(timeline(60, 30), fps=24.0)
+    ((_, source), *_) = selected(timeline(60, 30), fps=24.0)
     np.testing.assert_allclose(np.array(source) / 30, np.arange(9) / 24, atol=0.5 / 30 + 1e-9)
     uneven = Timeline(np.array([0, 0.1, 0.2, 0.9, 1.0, 1.1]), ((0, 6),))  # a frame was held for 0.7 s
-    ((_, source), *_) = planned(uneven, fps=8.0)
+    ((_, source), *_) = selected(uneven, fps=8.0)
     assert source == [0, 1, 2, 2, 2, 3, 3, 3, 4]
 
 
-def test_film_too_small_is_refused() -> None:
+def test_clips_refuse_a_small_video() -> None:
     info = video_io.VideoInfo(720, 1280, 24, 100, 0, False)
     clips.check_size(info, ClipsConfig(height=256, width=480))
     with pytest.raises(ValueError, match=r'720x1280 is too small for clips of 1072x1920; .* allow max_upscale=1.5'):
@@ -93,8 +93,8 @@ def run(path: Path, **config) -> list[dict | None]:
     return list(clips.extract_clips(path, plan, config))
 
 
-def test_the_cut_between_two_shots_is_found(tmp_path: Path) -> None:
-    films.two_shots(tmp_path / 'a.mp4')
+def test_clips_do_not_cross_shot_boundaries(tmp_path: Path) -> None:
+    sample_videos.write_two_shots(tmp_path / 'a.mp4')
     info = video_io.probe(tmp_path / 'a.mp4')
     for detector in ('adaptive', 'content'):
         assert shots.scan(tmp_path / 'a.mp4', info, detector).shots == ((0, 24), (24, 48))
@@ -104,29 +104,29 @@ def test_the_cut_between_two_shots_is_found(tmp_path: Path) -> None:
     np.testing.assert_allclose(film.seconds, np.arange(48) / 24, atol=1e-6)
 
 
-def test_records_hold_the_planned_frames(tmp_path: Path) -> None:
-    video_io.encode(tmp_path / 'a.mp4', films.numbered(30, 64, 96), 24, crf=4)
+def test_clip_records_have_the_selected_frames(tmp_path: Path) -> None:
+    video_io.encode(tmp_path / 'a.mp4', sample_videos.numbered_frames(30, 64, 96), 24, crf=4)
     records = run(tmp_path / 'a.mp4', detector='none', fps=12.0)
     (record,) = records
     assert (record['frames'], record['height'], record['width'], record['fps']) == (9, 32, 48, 12.0)
-    assert films.numbers(video_io.decode(record['video']).frames) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert sample_videos.frame_numbers(video_io.decode(record['video']).frames) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
     doubled = run(tmp_path / 'a.mp4', detector='none', fps=48.0)
-    numbers = [films.numbers(video_io.decode(r['video']).frames) for r in doubled]
+    numbers = [sample_videos.frame_numbers(video_io.decode(r['video']).frames) for r in doubled]
     assert len(doubled) == 6 and [r['start_frame'] for r in doubled] == [0, 9, 18, 27, 36, 45]
     np.testing.assert_allclose(np.concatenate(numbers), np.arange(54) / 2, atol=0.5)
 
 
-def test_the_middle_is_kept_when_the_ratio_differs(tmp_path: Path) -> None:
+def test_clips_are_centre_cropped_to_the_aspect_ratio(tmp_path: Path) -> None:
     wide = np.zeros((9, 32, 96, 3), np.uint8)
-    wide[:, :, 24:72] = films.pattern(9, 32, 48)
+    wide[:, :, 24:72] = sample_videos.pattern(9, 32, 48)
     video_io.encode(tmp_path / 'a.mp4', wide, 24, crf=4)
     (record,) = run(tmp_path / 'a.mp4', detector='none')
     frames = video_io.decode(record['video']).frames.astype(int)
     assert np.abs(frames - wide[:, :, 24:72]).mean() < 4
 
 
-def test_black_clips_are_dropped_and_said_to_be(tmp_path: Path) -> None:
-    film = films.pattern(27)
+def test_black_clips_are_dropped_and_reported(tmp_path: Path) -> None:
+    film = sample_videos.pattern(27)
     film[9:14] = 0
     video_io.encode(tmp_path / 'a.mp4', film, 24)
     records = run(tmp_path / 'a.mp4', detector='none')

@@ -11,7 +11,7 @@ def videos(frames=3, height=32, width=48):
     return {name: np.broadcast_to(np.uint8(c), (frames, height, width, 3)).copy() for name, c in COLOURS.items()}
 
 
-def test_a_picture_with_its_name():
+def test_add_label():
     frame = videos()['input'][0]
     got = add_label(frame, 'input')
     strip = got.shape[0] - 32
@@ -21,7 +21,7 @@ def test_a_picture_with_its_name():
     assert not np.array_equal(got[:strip], add_label(frame, 'other')[:strip])
 
 
-def test_four_videos_in_two_rows():
+def test_side_by_side():
     got = side_by_side(videos())
     frames, height, width, _ = got.shape
     assert frames == 3 and width == 96 and height % 2 == width % 2 == 0
@@ -29,7 +29,7 @@ def test_four_videos_in_two_rows():
     assert [tuple(int(v) for v in corner) for corner in corners] == list(COLOURS.values())
 
 
-def test_a_contact_sheet_has_every_clip_whole_and_enlarged():
+def test_contact_sheet_has_every_clip_whole_and_enlarged():
     one = videos()
     one['truth'][1, 15:17, 23:25] = 255  # four pixels in the middle of the middle frame
     one['truth'][0] = 50

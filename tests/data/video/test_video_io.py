@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from fv_jax.data.video import video_io
-from tests.data import films
+from tests.data import sample_videos
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((a / 255.0 - b / 255.0) ** 2)))
 
 
-def test_a_round_trip_keeps_frames_rate_and_colours(tmp_path: Path) -> None:
-    frames = films.pattern(9)
+def test_encode_decode_round_trip(tmp_path: Path) -> None:
+    frames = sample_videos.pattern(9)
     data = video_io.encode_bytes(frames, 23.976, crf=4)
     video_io.encode(tmp_path / 'a.mp4', iter(frames), 23.976, crf=4)
     for source in (data, tmp_path / 'a.mp4'):
@@ -34,8 +34,8 @@ def test_a_round_trip_keeps_frames_rate_and_colours(tmp_path: Path) -> None:
         np.testing.assert_allclose(back[inside].mean((0, 1, 2)), grey_and_colours[inside].mean((0, 1, 2)), atol=1.1)
 
 
-def test_the_colour_matrix_is_written_down_and_guessed_by_height_where_it_is_not() -> None:
-    with av.open(io.BytesIO(video_io.encode_bytes(films.pattern(1), 24))) as container:
+def test_colour_matrix_is_stored_and_otherwise_assumed_by_height() -> None:
+    with av.open(io.BytesIO(video_io.encode_bytes(sample_videos.pattern(1), 24))) as container:
         assert next(container.decode(video=0)).colorspace == video_io.Colorspace.ITU709
     red = np.zeros((1, 64, 96, 3), np.uint8) + np.array([200, 30, 30], np.uint8)
     for height, matrix in ((64, video_io.Colorspace.ITU601), (720, video_io.Colorspace.ITU709)):
@@ -52,16 +52,16 @@ def test_the_colour_matrix_is_written_down_and_guessed_by_height_where_it_is_not
 
 
 def test_probe(tmp_path: Path) -> None:
-    films.with_audio(tmp_path / 'a.mp4', seconds=1)
+    sample_videos.write_with_audio(tmp_path / 'a.mp4', seconds=1)
     info = video_io.probe(tmp_path / 'a.mp4')
     assert (info.height, info.width, info.fps, info.rotation, info.has_audio) == (64, 96, Fraction(24), 0, True)
     assert info.frames == 24
-    assert not video_io.probe(video_io.encode_bytes(films.pattern(2), 24)).has_audio
+    assert not video_io.probe(video_io.encode_bytes(sample_videos.pattern(2), 24)).has_audio
 
 
 @pytest.mark.parametrize('degrees', [90, 180, 270])
-def test_rotation_is_honoured(degrees: int) -> None:
-    upright = films.pattern(1, 64, 96)
+def test_rotation_is_applied(degrees: int) -> None:
+    upright = sample_videos.pattern(1, 64, 96)
     upright[:, :32, :32] = 255  # a mark at the top left
     # A camera held on its side stores the picture turned and says how to turn it back.
     stored = np.ascontiguousarray(np.rot90(upright[0], -degrees // 90))
@@ -79,17 +79,17 @@ def test_rotation_is_honoured(degrees: int) -> None:
     assert frame.pixels((32, 48)).shape == (32, 48, 3)
 
 
-def test_frames_come_one_by_one_with_their_times() -> None:
-    data = video_io.encode_bytes(films.numbered(20), 10)
+def test_iter_frames_yields_frames_with_timestamps() -> None:
+    data = video_io.encode_bytes(sample_videos.numbered_frames(20), 10)
     frames = list(itertools.islice(video_io.iter_frames(data), 5))
     np.testing.assert_allclose([f.seconds for f in frames], np.arange(5) / 10, atol=1e-6)
-    assert films.numbers(np.stack([f.pixels() for f in frames])) == [0, 1, 2, 3, 4]
+    assert sample_videos.frame_numbers(np.stack([f.pixels() for f in frames])) == [0, 1, 2, 3, 4]
     assert len(video_io.decode(data, max_frames=7).frames) == 7
 
 
-def test_what_is_not_a_video_is_said_in_one_line(tmp_path: Path) -> None:
+def test_file_that_is_not_a_video_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / 'text.mp4').write_text('hello')
-    films.with_audio(tmp_path / 'sound.mp4', video=False)
+    sample_videos.write_with_audio(tmp_path / 'sound.mp4', video=False)
     for name, message in (
         ('text.mp4', 'text.mp4: not a video'),
         ('sound.mp4', 'sound.mp4: has no video stream'),
@@ -103,12 +103,12 @@ def test_what_is_not_a_video_is_said_in_one_line(tmp_path: Path) -> None:
         video_io.decode(b'hello')
 
 
-def test_damage_is_found_and_named(tmp_path: Path) -> None:
+def test_damaged_video_is_an_error_that_names_the_frame(tmp_path: Path) -> None:
     data = video_io.encode_bytes(
-        films.pattern(40) + np.random.default_rng(0).integers(0, 30, (40, 64, 96, 3), np.uint8), 24
+        sample_videos.pattern(40) + np.random.default_rng(0).integers(0, 30, (40, 64, 96, 3), np.uint8), 24
     )
 
-    def complaints(length: int, places: int) -> list[str]:
+    def collect_errors(length: int, places: int) -> list[str]:
         found = []
         for where in np.linspace(0.3, 0.75, places):
             broken, start = bytearray(data), int(where * len(data))
@@ -119,11 +119,11 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
                 found.append(str(error))
         return found
 
-    large = complaints(2000, places=10)
+    large = collect_errors(2000, places=10)
     assert len(large) == 10 and all('damaged at frame' in line for line in large)
     # Smaller damage the decoder conceals, and says so (no FFmpeg error is quoted), or it does not notice at all. Which
     # of the three, at a given place, hangs on its threads' timing: about half of them are concealed.
-    assert any('(' not in line for line in complaints(20, places=40))
+    assert any('(' not in line for line in collect_errors(20, places=40))
     # An index in front of the pictures is what lets the beginning of a file be opened at all.
     front = tmp_path / 'front.mp4'
     with av.open(io.BytesIO(data)) as source, av.open(str(front), 'w', options={'movflags': 'faststart'}) as out:
@@ -138,7 +138,7 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
         video_io.probe(front)
 
 
-def test_what_cannot_be_encoded_is_refused() -> None:
+def test_encode_refuses_invalid_frames() -> None:
     with pytest.raises(ValueError, match=r'cannot encode 33x48: .* even height and width; crop to 32x48'):
         video_io.encode_bytes(np.zeros((1, 33, 48, 3), np.uint8), 24)
     with pytest.raises(ValueError, match='no frames'):
@@ -151,13 +151,13 @@ def test_what_cannot_be_encoded_is_refused() -> None:
         video_io.encode_bytes([np.zeros((32, 48, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)], 24)
 
 
-def test_an_interrupted_encode_leaves_what_was_there(tmp_path: Path) -> None:
+def test_interrupted_encode_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / 'a.mp4'
-    video_io.encode(path, films.pattern(2), 24)
+    video_io.encode(path, sample_videos.pattern(2), 24)
     before = path.read_bytes()
 
     def frames():
-        yield from films.pattern(100)  # more than the encoder holds back, so that the file has been begun
+        yield from sample_videos.pattern(100)  # more than the encoder holds back, so that the file has been begun
         assert len(list(tmp_path.iterdir())) == 2
         raise KeyboardInterrupt
 
@@ -166,10 +166,10 @@ def test_an_interrupted_encode_leaves_what_was_there(tmp_path: Path) -> None:
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_audio_is_copied_and_cut_to_the_video(tmp_path: Path) -> None:
+def test_copy_audio_cuts_it_to_the_video(tmp_path: Path) -> None:
     source, target = tmp_path / 'source.mp4', tmp_path / 'target.mp4'
-    films.with_audio(source, seconds=3)
-    video_io.encode(target, films.pattern(24), 24)
+    sample_videos.write_with_audio(source, seconds=3)
+    video_io.encode(target, sample_videos.pattern(24), 24)
     silent = video_io.decode(target).frames
     assert video_io.copy_audio(source, target)
     with av.open(str(target)) as container:
@@ -182,19 +182,19 @@ def test_audio_is_copied_and_cut_to_the_video(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ['source.mp4', 'target.mp4']
 
 
-def test_a_source_without_audio_changes_nothing(tmp_path: Path) -> None:
+def test_copy_audio_without_audio_changes_nothing(tmp_path: Path) -> None:
     source, target = tmp_path / 'source.mp4', tmp_path / 'target.mp4'
-    video_io.encode(source, films.pattern(3), 24)
-    video_io.encode(target, films.pattern(4), 24)
+    video_io.encode(source, sample_videos.pattern(3), 24)
+    video_io.encode(target, sample_videos.pattern(4), 24)
     before = target.read_bytes()
     assert not video_io.copy_audio(source, target)
     assert target.read_bytes() == before
 
 
-def test_audio_that_an_mp4_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_copy_audio_refuses_formats_that_mp4_cannot_contain(tmp_path: Path) -> None:
     source, target = tmp_path / 'source.avi', tmp_path / 'target.mp4'
-    films.with_audio(source, seconds=1, codec='pcm_u8')
-    video_io.encode(target, films.pattern(4), 24)
+    sample_videos.write_with_audio(source, seconds=1, codec='pcm_u8')
+    video_io.encode(target, sample_videos.pattern(4), 24)
     before = target.read_bytes()
     with pytest.raises(ValueError, match=r'its audio \(pcm_u8\) cannot be stored in an mp4'):
         video_io.copy_audio(source, target)

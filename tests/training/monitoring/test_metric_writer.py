@@ -15,7 +15,7 @@ from fv_jax.training.monitoring.metric_writer import JSONL, MetricWriter, durati
 VALUES = {'loss': 0.5, 'grad_norm': 2.0, 'update_norm': 0.1, 'learning_rate': 1e-3}
 
 
-def written(folder):
+def read_lines(folder):
     return [json.loads(line) for line in (folder / JSONL).read_text().splitlines()]
 
 
@@ -43,7 +43,7 @@ def events(folder):
 def test_writer_writes_jsonl_tensorboard_and_log(tmp_path, log_lines):
     run(tmp_path, [1, 2])
     assert log_lines == ['line 1', 'line 2']
-    assert written(tmp_path) == [{'step': 1, 'loss': 0.1}, {'step': 2, 'loss': 0.2}]
+    assert read_lines(tmp_path) == [{'step': 1, 'loss': 0.1}, {'step': 2, 'loss': 0.2}]
     scalars = {
         (e.step, v.tag): v.simple_value for e in events(tmp_path) for v in e.summary.value if v.HasField('simple_value')
     }
@@ -65,16 +65,16 @@ def test_writer_stores_non_finite_values_as_text(tmp_path):
 def test_writer_lines_are_on_disk_at_once(tmp_path):
     writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': 1.0}, '')
-    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]
+    assert read_lines(tmp_path) == [{'step': 1, 'loss': 1.0}]
     writer.close()
 
 
 def test_writer_of_a_resumed_run_drops_lines_it_repeats(tmp_path):
     run(tmp_path, [1, 2, 3, 4])
     run(tmp_path, [3], start_step=2)
-    assert [row['step'] for row in written(tmp_path)] == [1, 2, 3]
+    assert [row['step'] for row in read_lines(tmp_path)] == [1, 2, 3]
     run(tmp_path, [1])
-    assert [row['step'] for row in written(tmp_path)] == [1]
+    assert [row['step'] for row in read_lines(tmp_path)] == [1]
     assert not list(tmp_path.glob('.*'))
 
 
@@ -85,7 +85,7 @@ def test_writer_drops_an_incomplete_last_line(tmp_path, cut, kept):
     path = tmp_path / JSONL
     path.write_text(path.read_text()[:-cut])
     run(tmp_path, [4], start_step=3)
-    assert [row['step'] for row in written(tmp_path)] == [*kept, 4]
+    assert [row['step'] for row in read_lines(tmp_path)] == [*kept, 4]
 
 
 def test_writer_stores_video_as_animated_gif(tmp_path):
@@ -140,7 +140,7 @@ def test_writer_keeps_lines_that_a_full_disk_refuses(tmp_path, log_lines):
     assert 'cannot be written' in log_lines[1] and '2 line(s) are kept in memory' in log_lines[3]
     writer.scalars(4, {'loss': 4.0}, '4')
     writer.close()
-    assert written(tmp_path) == [{'step': i, 'loss': float(i)} for i in (1, 2, 3, 4)]
+    assert read_lines(tmp_path) == [{'step': i, 'loss': float(i)} for i in (1, 2, 3, 4)]
 
 
 def test_writer_rewind_drops_lines_of_a_rollback(tmp_path, log_lines):
@@ -151,7 +151,7 @@ def test_writer_rewind_drops_lines_of_a_rollback(tmp_path, log_lines):
     writer.log('said')
     writer.scalars(2, {'loss': 5.0}, '')
     writer.close()
-    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and log_lines[3] == 'said'
+    assert read_lines(tmp_path) == [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 5.0}] and log_lines[3] == 'said'
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
 
 
@@ -172,4 +172,4 @@ def test_writer_ignores_tensorboard_write_errors(tmp_path, monkeypatch):
     monkeypatch.setattr('fv_jax.training.monitoring.metric_writer._TensorBoardWriter._write', refuse)
     writer.scalars(1, {'loss': 1.0}, '')
     writer.close()
-    assert written(tmp_path) == [{'step': 1, 'loss': 1.0}]
+    assert read_lines(tmp_path) == [{'step': 1, 'loss': 1.0}]

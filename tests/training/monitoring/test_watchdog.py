@@ -9,7 +9,7 @@ from fv_jax.training.monitoring.goodput import Goodput
 from fv_jax.training.monitoring.watchdog import Watchdog
 
 
-def stuck_in_a_source(until: threading.Event) -> None:
+def block_in_a_source(until: threading.Event) -> None:
     assert until.wait(300)
 
 
@@ -23,12 +23,12 @@ def test_watchdog_ends_a_stalled_run_with_all_stacks(tmp_path):
     goodput = Goodput()
     with (tmp_path / 'said').open('w+') as stream:
         with Watchdog(goodput, 0.2, end, stream), goodput.track('data'):
-            stuck_in_a_source(over)
+            block_in_a_source(over)
         stream.seek(0)
         said = stream.read()
     assert ended == [STALLED]
     assert said.startswith('STALLED: no progress for 0 s while waiting for data') and 'stall_timeout_minutes' in said
-    assert 'stuck_in_a_source' in said and said.count('hread 0x') >= 2
+    assert 'block_in_a_source' in said and said.count('hread 0x') >= 2
 
 
 def test_watchdog_ignores_a_run_with_progress():

@@ -17,7 +17,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def changed(**fields):
+def change_config(**fields):
     return config(**({'loop__num_steps': 1000, 'optim__warmup_steps': 0} | fields))
 
 
@@ -32,31 +32,31 @@ def changed(**fields):
         ({'seed': 1}, 'seed', 'the noise and times of all steps after 800 are others'),
     ],
 )  # fmt: skip
-def test_what_changes_learning_is_said_and_refused_unless_allowed(folder, fields, field, effect):
+def test_config_change_that_affects_training_is_refused_unless_allowed(folder, fields, field, effect):
     said = re.escape(field) + rf' is .* there and .* here \(.*{effect}.*\).*--allow-config-change={field}$'
     with pytest.raises(UsageError, match=said):
-        check_folder(folder, changed(**fields))
-    (change,) = check_folder(folder, changed(**fields), [field])
+        check_folder(folder, change_config(**fields))
+    (change,) = check_folder(folder, change_config(**fields), [field])
     assert re.search(rf'config.{field} from .* to .*: .*{effect}', str(change))
 
 
 @pytest.mark.parametrize('fields', [{'optim__algorithm': 'muon'}, {'optim__ema_decay': 0.0}])
-def test_another_optimizer_state_cannot_be_resumed_even_if_allowed(folder, fields):
+def test_config_change_of_the_optimizer_is_refused_always(folder, fields):
     (field,) = (name.replace('__', '.') for name in fields)
     said = f'cannot be resumed with config.{field} from .*: the checkpoint holds no state for it; start another --workd'
     with pytest.raises(UsageError, match=said):
-        check_folder(folder, changed(**fields), ['optim'])
+        check_folder(folder, change_config(**fields), ['optim'])
 
 
-def test_a_longer_run_with_a_constant_rate_is_harmless(tmp_path):
-    write_run_config(tmp_path, changed(optim__lr_schedule='constant'))
+def test_config_change_of_the_length_with_a_constant_rate_is_safe(tmp_path):
+    write_run_config(tmp_path, change_config(optim__lr_schedule='constant'))
     (tmp_path / 'checkpoints' / '800').mkdir(parents=True)
-    (change,) = check_folder(tmp_path, changed(optim__lr_schedule='constant', loop__num_steps=2000))
+    (change,) = check_folder(tmp_path, change_config(optim__lr_schedule='constant', loop__num_steps=2000))
     assert str(change) == 'config.loop.num_steps from 1000 to 2000'
 
 
-def test_before_the_first_checkpoint_nothing_is_lost(folder):
+def test_config_change_before_the_first_checkpoint_is_allowed(folder):
     (folder / 'checkpoints' / '800').rmdir()
-    (change,) = check_folder(folder, changed(loop__num_steps=2000))
+    (change,) = check_folder(folder, change_config(loop__num_steps=2000))
     assert change.effect == ''
-    assert len(check_folder(folder, changed(optim__algorithm='muon'), ['optim'])) == 1
+    assert len(check_folder(folder, change_config(optim__algorithm='muon'), ['optim'])) == 1

@@ -139,7 +139,7 @@ def test_loop_config_refuses_negative_values(name):
 # Which one is gone on from.
 
 
-class Parts:
+class FakeSetup:
     """What `restore` needs of a train setup."""
 
     ema = True
@@ -147,7 +147,7 @@ class Parts:
 
 
 @pytest.fixture
-def saved(tmp_path):
+def save_checkpoints(tmp_path):
     saves = saver(tmp_path, max_to_keep=5)
     for step in (1, 2, 3):
         save(saves, step)
@@ -173,33 +173,33 @@ def damage(folder, step, what):
 
 
 @pytest.mark.parametrize('what', ['byte', 'item', 'meta', 'item without checksums'])
-def test_resume_falls_back_from_a_damaged_checkpoint(saved, what, log_lines):
-    damage(saved, 3, what)
-    own = initialization.valid_checkpoints(saved)
-    state, progress = initialization.restore(Parts, own)
+def test_resume_falls_back_from_a_damaged_checkpoint(save_checkpoints, what, log_lines):
+    damage(save_checkpoints, 3, what)
+    own = initialization.valid_checkpoints(save_checkpoints)
+    state, progress = initialization.restore(FakeSetup, own)
     assert int(state.step) == 2 and progress.bad_steps == 2 and state.trainable['w'].tolist() == [2, 2, 2]
     assert list(own.damaged) == [3]
-    initialization.quarantine(saved, own)
-    assert steps(saved) == [1, 2] and (saved / 'damaged' / '3').is_dir()
+    initialization.quarantine(save_checkpoints, own)
+    assert steps(save_checkpoints) == [1, 2] and (save_checkpoints / 'damaged' / '3').is_dir()
     log_lines.clear()
-    saves = saver(saved)  # the step can be saved again
+    saves = saver(save_checkpoints)  # the step can be saved again
     assert save(saves, 3) and log_lines == ['saved step 3']
-    assert initialization.valid_checkpoints(saved).steps == [1, 2, 3]
+    assert initialization.valid_checkpoints(save_checkpoints).steps == [1, 2, 3]
 
 
-def test_resume_refuses_when_all_checkpoints_are_damaged(saved):
+def test_resume_refuses_when_all_checkpoints_are_damaged(save_checkpoints):
     for step in (1, 2, 3):
-        damage(saved, step, 'byte')
+        damage(save_checkpoints, step, 'byte')
     with pytest.raises(CheckpointError, match=r'no checkpoint is intact; step 3: .*choose another --workdir'):
-        initialization.valid_checkpoints(saved)
+        initialization.valid_checkpoints(save_checkpoints)
 
 
-def test_resume_reports_another_architecture_not_as_damage(saved):
-    class Other(Parts):
+def test_resume_reports_another_architecture_not_as_damage(save_checkpoints):
+    class Other(FakeSetup):
         abstract_state = jax.eval_shape(lambda: TrainState(**(vars(train_state(0)) | {'frozen': {'f': jnp.zeros(9)}})))
 
     with pytest.raises(CheckpointError, match='another architecture'):
-        initialization.restore(Other, initialization.valid_checkpoints(saved))
+        initialization.restore(Other, initialization.valid_checkpoints(save_checkpoints))
 
 
 def test_valid_checkpoints_of_a_new_run_are_none(tmp_path):

@@ -21,14 +21,14 @@ def config(program, **changes):
     return build(TrainConfig, found.to_dict())
 
 
-def test_pairs_need_degraded_clips():
+def test_train_config_of_stage_2_requires_degraded_clips():
     cache = {'num_degraded_variants': 0, 'crop': None}
     assert config(stage1, data__cache=cache).data.cache.num_degraded_variants == 0
     with pytest.raises(ConfigError, match=r'data\.cache\.num_degraded_variants=0: stage superres needs'):
         config(stage2, data__cache=cache)
 
 
-def test_a_stage_that_takes_the_average_needs_one(monkeypatch):
+def test_train_config_requires_ema_for_stages_that_take_it(monkeypatch):
     assert config(stage2, optim__ema_decay=0.0).optim.ema_decay == 0
     monkeypatch.setattr(SuperRes, 'takes_average', True)
     assert config(stage2, optim__ema_decay=0.9).optim.ema_decay == 0.9
@@ -45,7 +45,7 @@ def test_a_stage_that_takes_the_average_needs_one(monkeypatch):
         (stage1, {'param_dtype': 'bfloat16', 'lora': {'rank': 2, 'alpha': 1.0, 'targets': ('qkv',)}}, False),
     ],
 )
-def test_trainable_parameters_are_float32(stage, changes, refused):
+def test_train_setup_requires_float32_trainable_parameters(stage, changes, refused):
     given = config(stage, **{f'stage__network__{name}': value for name, value in changes.items()})
     spec = planner.latent_spec(given)
     partitioner = make_partitioner(given, make_mesh(ParallelConfig(data=1)), spec)

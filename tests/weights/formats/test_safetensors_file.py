@@ -33,7 +33,7 @@ def assert_same(found, tensors):
         np.testing.assert_array_equal(value, array)
 
 
-def test_what_the_package_writes_is_read(tmp_path, tensors):
+def test_safetensors_written_by_the_library_is_read(tmp_path, tensors):
     save_file(tensors, tmp_path / 'x.safetensors', {'vae': 'null'})
     found, metadata = safetensors_file.read(tmp_path / 'x.safetensors')
     assert metadata == {'vae': 'null'}
@@ -41,7 +41,7 @@ def test_what_the_package_writes_is_read(tmp_path, tensors):
     assert not found['b'].storage.values.flags.owndata
 
 
-def test_what_is_written_the_package_reads(tmp_path, tensors):
+def test_safetensors_is_read_by_the_library(tmp_path, tensors):
     specs = {key: TensorSpec(x.shape, x.dtype) for key, x in tensors.items()}
     backwards = [(key, tensors[key]) for key in reversed(list(tensors))]
     path = tmp_path / 'x.safetensors'
@@ -52,7 +52,7 @@ def test_what_is_written_the_package_reads(tmp_path, tensors):
 
 
 @pytest.mark.parametrize('kept', [0, 5, 60, 0.6, 0.99])
-def test_a_file_cut_short_is_refused(tmp_path, tensors, kept):
+def test_safetensors_truncated_file_is_refused(tmp_path, tensors, kept):
     path = tmp_path / 'x.safetensors'
     save_file(tensors, path)
     content = path.read_bytes()
@@ -61,7 +61,7 @@ def test_a_file_cut_short_is_refused(tmp_path, tensors, kept):
         safetensors_file.read(path)
 
 
-def test_something_else_is_refused(tmp_path):
+def test_safetensors_other_files_are_refused(tmp_path):
     (tmp_path / 'x.safetensors').write_text('these are no weights at all')
     with pytest.raises(ValueError, match='not a safetensors file'):
         safetensors_file.read(tmp_path / 'x.safetensors')
@@ -69,7 +69,7 @@ def test_something_else_is_refused(tmp_path):
         safetensors_file.read(tmp_path / 'y.safetensors')
 
 
-def test_a_folder_of_several_files_needs_its_index(tmp_path, tensors):
+def test_safetensors_folder_of_several_files_requires_an_index(tmp_path, tensors):
     names = [f'model-{i}-of-2.safetensors' for i in (1, 2)]
     halves = [dict(list(tensors.items())[i::2]) for i in (0, 1)]
     for name, half in zip(names, halves, strict=True):
@@ -108,7 +108,7 @@ def shards(folder, tensors, change=lambda weight_map: None):
         (lambda m: m.update(a=3), 'names the file 3'),
     ],
 )
-def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, tensors, change, words):
+def test_safetensors_index_that_does_not_match_is_refused(tmp_path, tensors, change, words):
     shards(tmp_path, tensors, change)
     with pytest.raises(ValueError, match=words) as error:
         safetensors_file.read_folder(tmp_path)
@@ -116,13 +116,13 @@ def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, tensors, chan
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"weight_map": 3}', '{"weight_map": {"a": []}}'])
-def test_an_index_that_is_none_is_refused(tmp_path, tensors, text):
+def test_safetensors_invalid_index_is_refused(tmp_path, tensors, text):
     shards(tmp_path, tensors)
     (tmp_path / 'model.safetensors.index.json').write_text(text)
     with pytest.raises(ValueError, match=r'index.json: not an index'):
         safetensors_file.read_folder(tmp_path)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
+def test_safetensors_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'holds no .safetensors file'):
         safetensors_file.read_folder(tmp_path)

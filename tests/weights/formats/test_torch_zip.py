@@ -19,14 +19,14 @@ def random(*shape, dtype='float32'):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16', 'int64'])
-def test_dtypes(torch_files, dtype):
+def test_torch_zip_dtypes(torch_files, dtype):
     array = random(3, 4, dtype=ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
     tensor = torch_zip.read(torch_files.save('module', {'a': array}))['module']['a']
     assert (tensor.shape, str(tensor.dtype)) == ((3, 4), dtype)
     np.testing.assert_array_equal(tensor.numpy(), array)
 
 
-def test_views_of_a_storage(torch_files):
+def test_torch_zip_views_of_a_storage(torch_files):
     flat = random(24)
     view = torch_files.View
     tensors = torch_zip.read(
@@ -50,7 +50,7 @@ def test_views_of_a_storage(torch_files):
     assert tensors['empty'].numpy().shape == (0, 3)
 
 
-def test_values_stay_in_the_file_and_leave_memory(torch_files):
+def test_torch_zip_values_are_memory_mapped_and_dropped(torch_files):
     tensor = torch_zip.read(torch_files.save('module', {'a': random(5), 'b': random(99_999)}))['module']['b']
     before = tensor.numpy().copy()
     tensor.drop_pages()
@@ -64,7 +64,7 @@ def test_values_stay_in_the_file_and_leave_memory(torch_files):
     ('offset', 'shape', 'strides'),
     [(0, (5,), (1,)), (2, (3,), (1,)), (0, (2, 2), (3, 1)), (-1, (2,), (1,)), (3, (2,), (-1,))],
 )
-def test_a_tensor_outside_its_storage_is_refused(torch_files, offset, shape, strides):
+def test_torch_zip_tensor_outside_of_its_storage_is_refused(torch_files, offset, shape, strides):
     path = torch_files.save('module', {'a': torch_files.View(random(4), shape, strides, offset)})
     with pytest.raises(ValueError, match='does not fit its storage of 4 values'):
         torch_zip.read(path)
@@ -73,7 +73,7 @@ def test_a_tensor_outside_its_storage_is_refused(torch_files, offset, shape, str
 @pytest.mark.parametrize(
     ('module', 'name'), [('os', 'system'), ('builtins', 'eval'), ('numpy', 'array'), ('torch', 'load')]
 )
-def test_every_other_name_is_refused(torch_files, tmp_path, module, name):
+def test_torch_zip_refuses_every_other_name(torch_files, tmp_path, module, name):
     pickled = torch_files.Assembler()
     pickled.name(module, name)
     pickled.out.write(pickle.MARK)
@@ -85,14 +85,14 @@ def test_every_other_name_is_refused(torch_files, tmp_path, module, name):
     assert not (tmp_path / 'harm').exists()
 
 
-def test_a_compressed_file_is_refused(torch_files):
+def test_torch_zip_refuses_a_compressed_file(torch_files):
     path = torch_files.save('module', {'a': random(5)}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match='is compressed; re-save'):
         torch_zip.read(path)
 
 
 @pytest.mark.parametrize('kept', [0.0, 0.3, 0.9, 0.999])
-def test_a_file_cut_short_is_refused(torch_files, kept):
+def test_torch_zip_refuses_a_truncated_file(torch_files, kept):
     path = torch_files.save('module', {'a': random(1000)})
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
@@ -111,14 +111,14 @@ def test_a_file_cut_short_is_refused(torch_files, kept):
         ({'weights/data.pkl': b'not a pickle'}, 'its pickle cannot be read'),
     ],
 )
-def test_a_damaged_file_is_refused(torch_files, changes, message):
+def test_torch_zip_refuses_a_damaged_file(torch_files, changes, message):
     members = torch_files.members('module', {'a': random(5)}) | changes
     path = torch_files.archive({name: content for name, content in members.items() if content is not None})
     with pytest.raises(ValueError, match=message):
         torch_zip.read(path)
 
 
-def test_something_else_is_refused(tmp_path):
+def test_torch_zip_refuses_other_files(tmp_path):
     path = tmp_path / 'weights.pt'
     path.write_bytes(pickle.dumps({'module': {}}))
     with pytest.raises(ValueError, match='not a torch zip file'):
@@ -130,12 +130,12 @@ def test_something_else_is_refused(tmp_path):
 # Writing.
 
 
-def specs_of(tensors):
+def make_specs(tensors):
     return {key: torch_zip.TensorSpec(x.shape, x.dtype) for key, x in tensors.items()}
 
 
-def written(path, tensors, order=None):
-    torch_zip.write(path, 'module', specs_of(tensors), [(key, tensors[key]) for key in order or tensors])
+def write_file(path, tensors, order=None):
+    torch_zip.write(path, 'module', make_specs(tensors), [(key, tensors[key]) for key in order or tensors])
     return torch_zip.read(path)
 
 
@@ -150,36 +150,36 @@ def tensors():
     return arrays | {'sixteen': random(7, dtype=ml_dtypes.bfloat16), 'whole': np.arange(4), 'yes': np.array([True])}
 
 
-def test_what_is_written_is_read_again(tmp_path, tensors):
-    back = written(tmp_path / 'weights.pt', tensors)
+def test_torch_zip_round_trip(tmp_path, tensors):
+    back = write_file(tmp_path / 'weights.pt', tensors)
     assert list(back) == ['module'] and list(back['module']) == list(tensors)
     for key, tensor in back['module'].items():
         assert (tensor.shape, tensor.dtype) == (tensors[key].shape, tensors[key].dtype)
         np.testing.assert_array_equal(tensor.numpy(), tensors[key])
 
 
-def test_the_order_in_which_tensors_come_changes_nothing(tmp_path, tensors):
+def test_torch_zip_does_not_depend_on_the_order_of_tensors(tmp_path, tensors):
     first, other = (tmp_path / f'{name}.pt' for name in ('first', 'other'))
-    back = written(first, tensors), written(other, tensors, reversed(list(tensors)))
+    back = write_file(first, tensors), write_file(other, tensors, reversed(list(tensors)))
     assert list(back[0]['module']) == list(back[1]['module'])
     for key in tensors:
         np.testing.assert_array_equal(*(contents['module'][key].numpy() for contents in back))
 
 
-def test_storages_are_aligned_for_memory_maps(tmp_path, tensors):
-    for tensor in written(tmp_path / 'weights.pt', tensors)['module'].values():
+def test_torch_zip_storages_are_aligned(tmp_path, tensors):
+    for tensor in write_file(tmp_path / 'weights.pt', tensors)['module'].values():
         assert tensor.storage.start % 64 == 0
 
 
-def test_the_archive_is_whole(tmp_path, tensors):
-    written(tmp_path / 'weights.pt', tensors)
+def test_torch_zip_archive_is_valid(tmp_path, tensors):
+    write_file(tmp_path / 'weights.pt', tensors)
     with zipfile.ZipFile(tmp_path / 'weights.pt') as archive:
         assert archive.testzip() is None
         assert archive.read('weights/byteorder') == b'little'
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
-def test_counts_beyond_thirty_one_bits():
+def test_torch_zip_counts_beyond_31_bits():
     spec = {'large': torch_zip.TensorSpec((3, 2**31), np.dtype(np.float32))}
     pickled = torch_zip._pickle_specs('module', spec)
     numbers = [value for _, value, _ in pickletools.genops(pickled) if isinstance(value, int)]

@@ -107,7 +107,7 @@ def res_block(name, into, out, spatial=False):
     return weights | ({f'{name}.conv_shortcut': (out, into, 1, 1, 1)} if into != out else {})
 
 
-def tensors_of(shapes):
+def random_tensors(shapes):
     rng = np.random.default_rng(0)
     tensors = {f'{key}.weight': rng.standard_normal(shape) for key, shape in shapes.items()}
     tensors |= {f'{key}.bias': rng.standard_normal(shape[:1]) for key, shape in shapes.items()}
@@ -123,7 +123,7 @@ def write(folder, config, tensors):
 
 @pytest.fixture(scope='module')
 def tensors():
-    return tensors_of(transformer_shapes())
+    return random_tensors(transformer_shapes())
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def folder(tmp_path, tensors):
     return write(tmp_path / 'transformer', TRANSFORMER, tensors)
 
 
-def test_a_transformer(folder, tensors):
+def test_diffusers_transformer(folder, tensors):
     model = load_official(folder)
     assert model.config == CONFIG
     blocks = {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
@@ -154,7 +154,7 @@ def test_a_transformer(folder, tensors):
     np.testing.assert_array_equal(blocks['time_embed.out.kernel'], tensors['time_embedding.linear_2.weight'].T)
 
 
-def test_packed_tensors_can_be_taken_apart_again(tensors):
+def test_diffusers_packed_tensors_round_trip(tensors):
     for row in (diffusers_folder._rename(row) for row in reader.official_dit.table(CONFIG)):
         keys = [key.replace('{i}', '0') for key, _ in row.official]
         parameter = row.to_ours(*(tensors[key] for key in keys))
@@ -164,9 +164,9 @@ def test_packed_tensors_can_be_taken_apart_again(tensors):
             np.testing.assert_array_equal(tensor, tensors[key], err_msg=key)
 
 
-def test_a_vae(tmp_path):
+def test_diffusers_vae(tmp_path):
     shapes = vae_shapes()
-    tensors = tensors_of(shapes)
+    tensors = random_tensors(shapes)
     network = load_vae(str(write(tmp_path / 'vae', VAE, tensors)))
     assert network.config == VAEConfig(
         base_channels=32, multipliers=(1, 2, 2, 3), num_res_blocks=1, latent_channels=4, groups=32
@@ -183,7 +183,7 @@ def test_a_vae(tmp_path):
     )
 
 
-def test_what_has_no_counterpart_is_said(tmp_path, tensors):
+def test_diffusers_tensors_without_counterpart_are_reported(tmp_path, tensors):
     config = TRANSFORMER | {'use_rotary_positional_embeddings': False}
     more = tensors | {'patch_embed.pos_embedding': np.zeros((1, 4, 32), np.float16)}
     source = reader.open_weights(
@@ -206,7 +206,7 @@ def test_what_has_no_counterpart_is_said(tmp_path, tensors):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(network)))
 
 
-def test_what_is_missing_is_named_as_the_folder_names_it(tmp_path, tensors):
+def test_diffusers_missing_tensors_are_named(tmp_path, tensors):
     wrong = dict(tensors)
     del wrong['transformer_blocks.1.attn1.to_k.weight']
     wrong |= {'norm_final.weight': np.zeros(31, np.float16), 'ofs_embedding.linear_1.bias': np.zeros(3, np.float16)}
@@ -231,13 +231,13 @@ def test_what_is_missing_is_named_as_the_folder_names_it(tmp_path, tensors):
         ({'_class_name': 'WanTransformer3DModel'}, "names 'WanTransformer3DModel', must be 'CogVideoX"),
     ],
 )
-def test_other_networks_are_refused(folder, change, message):
+def test_diffusers_other_networks_are_refused(folder, change, message):
     (folder / 'config.json').write_text(json.dumps(TRANSFORMER | change))
     with pytest.raises(ValueError, match=message):
         load_official(folder)
 
 
-def test_a_vae_with_more_to_it_is_refused(tmp_path):
+def test_diffusers_vae_with_other_features_is_refused(tmp_path):
     folder = write(tmp_path / 'vae', VAE | {'use_quant_conv': True}, {'x': np.zeros(1)})
     with pytest.raises(ValueError, match='unsupported CogVideoX: use_quant_conv is True, ours is always False'):
         load_official(folder)

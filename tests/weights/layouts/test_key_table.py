@@ -52,7 +52,7 @@ def load(arrays, table=TABLE):
     return key_table.build_module(nnx.eval_shape(Net), key_table.from_official(tensors, table, specs))
 
 
-def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):
+def test_from_official_transposes_stacks_and_casts(arrays):
     net = load(arrays)
     for i in range(2):
         np.testing.assert_array_equal(net.kernel[i], arrays[f'layer.{i}.weight'].astype(np.float32).T)
@@ -61,7 +61,7 @@ def test_values_arrive_transposed_stacked_combined_and_in_float32(arrays):
     assert {str(leaf.dtype) for _, leaf in nnx.to_flat_state(nnx.state(net))} == {'float32'}
 
 
-def test_and_back(arrays):
+def test_to_official_inverts_from_official(arrays):
     arrays['norm.extra'] = arrays['norm.weight'] + 2
     values = key_table.module_parameters(nnx.state(load(arrays)))
     specs, tensors = key_table.to_official(values, TABLE)
@@ -75,14 +75,14 @@ def test_and_back(arrays):
     assert {tensor.dtype for _, tensor in tensors} == {np.dtype(np.float16)}
 
 
-def test_other_parameters_than_the_table_s_are_not_written(arrays):
+def test_to_official_refuses_other_parameters(arrays):
     values = key_table.module_parameters(nnx.state(load(arrays)))
     values['more'] = values.pop('bias')
     with pytest.raises(ValueError, match='parameters do not match the network: bias, more'):
         key_table.to_official(values, TABLE)
 
 
-def test_a_file_s_own_names_and_zeros_for_what_it_has_not(arrays):
+def test_key_table_names_and_absent_tensors(arrays):
     names = {'layer.1.weight': 'layer.1.plain', 'layer.0.bias': None}
     table = KeyTable(TABLE.rows, 2, names)
     arrays['layer.1.plain'] = arrays.pop('layer.1.weight')
@@ -97,7 +97,7 @@ def test_a_file_s_own_names_and_zeros_for_what_it_has_not(arrays):
         load(arrays, table)
 
 
-def test_nothing_is_made_before_it_is_asked_for():
+def test_from_official_is_lazy():
     made = []
     lazy = {'kernel': (2, 2, 3), 'bias': (2, 3), 'scale': (3,)}
     values = {
@@ -109,7 +109,7 @@ def test_nothing_is_made_before_it_is_asked_for():
     assert next(tensors)[0] == 'layer.0.weight' and made == ['kernel']
 
 
-def test_all_that_is_wrong_is_listed_at_once(arrays):
+def test_check_keys_lists_all_mismatches(arrays):
     del arrays['layer.0.bias'], arrays['norm.extra']
     arrays |= {'layer.2.bias': np.zeros(3), 'other': np.zeros(3), 'layer.1.weight': np.zeros((2, 3))}
     arrays['norm.weight'] = np.zeros(3, np.int64)
@@ -136,13 +136,13 @@ def test_all_that_is_wrong_is_listed_at_once(arrays):
         'conditioner.embedders.0.transformer.shared.weight',
     ],
 )
-def test_known_unused_keys_are_passed_over(arrays, key):
+def test_check_keys_ignores_known_unused_keys(arrays, key):
     load(arrays | {key: np.zeros(3)})
     with pytest.raises(ValueError, match=r'1 unknown:\n  my_'):
         load(arrays | {f'my_{key.rpartition(".")[2]}': np.zeros(3)})
 
 
-def test_conv_kernels_become_channels_last():
+def test_conv_transform_makes_channels_last():
     x = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
     made = key_table.conv.to_ours(x)
     assert made.shape == (4, 5, 6, 3, 2)
@@ -150,7 +150,7 @@ def test_conv_kernels_become_channels_last():
     np.testing.assert_array_equal(key_table.conv.to_official(made, (x.shape,))[0], x)
 
 
-def test_a_patch_convolution_becomes_a_linear_of_channel_row_column():
+def test_patch_transform_makes_a_linear():
     x = np.arange(5 * 3 * 2 * 2).reshape(5, 3, 2, 2)
     made = key_table.linear.to_ours(x)
     assert made.shape == (12, 5)
@@ -158,7 +158,7 @@ def test_a_patch_convolution_becomes_a_linear_of_channel_row_column():
     np.testing.assert_array_equal(key_table.linear.to_official(made, (x.shape,))[0], x)
 
 
-def test_low_rank_matrices_of_three_parts():
+def test_lora_transforms_of_three_parts():
     rng = np.random.default_rng(0)
     a, b = ([rng.standard_normal(shape) for _ in range(3)] for shape in ((2, 7), (5, 2)))
     made_a, made_b = key_table.lora_a.to_ours(*a), key_table.lora_b.to_ours(*b)
@@ -171,14 +171,14 @@ def test_low_rank_matrices_of_three_parts():
             np.testing.assert_array_equal(mine, part)
 
 
-def test_the_common_size_outvotes_a_misshapen_tensor():
+def test_common_size_is_that_of_most_tensors():
     tensors = {f'layer.{i}.weight': stored(np.zeros((3, 2))) for i in range(3)} | {'norm': stored(np.zeros(4))}
     assert key_table.common_size(tensors, [('norm', 0), ('layer.*.weight', 0)], default=9) == 3
     assert key_table.common_size(tensors, [('layer.*.weight', 1)], default=9) == 2
     assert key_table.common_size(tensors, [('nothing', 0), ('norm', 1)], default=9) == 9
 
 
-def test_the_common_count():
+def test_common_count():
     tensors = {f'a.{i}.x': None for i in range(12)} | {f'b.{i}': None for i in range(12)} | {'c.99': None}
     assert key_table.common_count(tensors, ['a.{i}.x', 'b.{i}', 'c.{i}'], default=5) == 12
     assert key_table.common_count(tensors, ['d.{i}'], default=5) == 5

@@ -23,7 +23,7 @@ def leaves(model) -> dict[str, np.ndarray]:
     return {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
-def same(a, b) -> None:
+def assert_same(a, b) -> None:
     a, b = leaves(a), leaves(b)
     assert a.keys() == b.keys()
     for name, array in a.items():
@@ -35,22 +35,22 @@ def folder(tmp_path):
     return make_folder(tmp_path / 't5')
 
 
-def tensors_of(folder) -> dict[str, np.ndarray]:
+def read_all(folder) -> dict[str, np.ndarray]:
     return {key: np.array(array) for key, array in load_file(folder / t5_folder.SINGLE).items()}
 
 
-def test_there_and_back(folder):
+def test_t5_folder_round_trip(folder):
     model = t5_folder.load(folder)
     assert model.config == SMALL
-    same(model, random_t5())
-    arrays = tensors_of(folder)
+    assert_same(model, random_t5())
+    arrays = read_all(folder)
     assert arrays[f'{LAYER1}1.DenseReluDense.wi_0.weight'].shape == (SMALL.mlp_dim, SMALL.embed_dim)
     np.testing.assert_array_equal(model.blocks.gate.kernel[1], arrays[f'{LAYER1}1.DenseReluDense.wi_0.weight'].T)
     np.testing.assert_array_equal(model.blocks.v.kernel[1], arrays[f'{LAYER1}0.SelfAttention.v.weight'].T)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(model)))
 
 
-def test_several_files(tmp_path):
+def test_t5_folder_of_several_files(tmp_path):
     single, several = make_folder(tmp_path / 'one'), make_folder(tmp_path / 'many', shard_bytes=3000)
     files = sorted(path.name for path in several.glob('*.safetensors'))
     assert files == [f'model-{i:05d}-of-00004.safetensors' for i in range(1, 5)]
@@ -59,25 +59,25 @@ def test_several_files(tmp_path):
     assert index['weight_map'] == {key: name for name, part in arrays.items() for key in part}
     total = [sum(x.nbytes for x in part.values()) for part in arrays.values()]
     assert index['metadata']['total_size'] == sum(total) and max(total) <= 3000
-    same(t5_folder.load(several), t5_folder.load(single))
+    assert_same(t5_folder.load(several), t5_folder.load(single))
     # Written over one another, a folder holds one kind only.
     t5_folder.save(several, random_t5())
     t5_folder.save(single, random_t5(), shard_bytes=3000)
     assert not (several / t5_folder.INDEX).exists() and not (single / t5_folder.SINGLE).exists()
-    same(t5_folder.load(several), t5_folder.load(single))
+    assert_same(t5_folder.load(several), t5_folder.load(single))
 
 
-def test_dtypes(tmp_path):
+def test_t5_folder_dtypes(tmp_path):
     folder = make_folder(tmp_path, dataclasses.replace(SMALL, param_dtype='bfloat16'))
-    assert {array.dtype for array in tensors_of(folder).values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert {array.dtype for array in read_all(folder).values()} == {np.dtype(ml_dtypes.bfloat16)}
     half, full = t5_folder.load(folder, dtype='bfloat16', param_dtype='bfloat16'), t5_folder.load(folder)
     assert half.config.dtype == half.config.param_dtype == 'bfloat16' and full.config == SMALL
     assert {array.dtype for array in leaves(half).values()} == {jnp.dtype('bfloat16')}
     assert {array.dtype for array in leaves(full).values()} == {np.dtype(np.float32)}
-    same(full, half)
+    assert_same(full, half)
 
 
-def test_full_size_keys():
+def test_t5_folder_full_size_keys():
     """The tensors of T5 v1.1 XXL, as Hugging Face names them, are what the table asks for: no more, no less."""
     attention, mlp = 'layer.0.SelfAttention', 'layer.1.DenseReluDense'
     shapes = {f'{attention}.{x}': (4096, 4096) for x in 'qkvo'} | {f'layer.{i}.layer_norm': (4096,) for i in (0, 1)}
@@ -97,26 +97,26 @@ def test_full_size_keys():
     assert t5_folder.table(T5Config()).keys() == {key: tensor.shape for key, tensor in tensors.items()}
 
 
-def test_a_tied_embedding_may_be_there_too_or_instead(folder):
-    arrays = tensors_of(folder)
+def test_t5_folder_tied_embedding(folder):
+    arrays = read_all(folder)
     expected = random_t5()
     for extra in (
         {t5_folder.TIED: arrays[t5_folder.SHARED]},
         {'decoder.block.0.x': np.zeros(2), 'lm_head.weight': np.zeros(3)},
     ):
         save_file(arrays | extra, folder / t5_folder.SINGLE)
-        same(t5_folder.load(folder), expected)
+        assert_same(t5_folder.load(folder), expected)
     save_file(
         {t5_folder.TIED if key == t5_folder.SHARED else key: x for key, x in arrays.items()}, folder / t5_folder.SINGLE
     )
-    same(t5_folder.load(folder), expected)
+    assert_same(t5_folder.load(folder), expected)
     save_file(arrays | {t5_folder.TIED: arrays[t5_folder.SHARED] + 1}, folder / t5_folder.SINGLE)
     with pytest.raises(ValueError, match='must be equal, as they are one tensor of a T5'):
         t5_folder.load(folder)
 
 
-def test_missing_unknown_and_misshapen_tensors_are_named_in_one_message(folder):
-    arrays = tensors_of(folder)
+def test_t5_folder_lists_all_mismatched_tensors(folder):
+    arrays = read_all(folder)
     del arrays[f'{LAYER1}0.SelfAttention.q.weight']
     arrays[f'{LAYER1}0.SelfAttention.q.bias'] = np.zeros(15, np.float32)
     arrays['encoder.final_layer_norm.weight'] = np.zeros(11, np.float32)
@@ -133,7 +133,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named_in_one_message(folder):
     ]
 
 
-def test_a_whole_layer_more_or_less_than_the_config_says(folder):
+def test_t5_folder_with_another_number_of_layers_is_refused(folder):
     config = json.loads((folder / 'config.json').read_text())
     for layers, words in ((3, r'9 missing:\n  encoder\.block\.2'), (1, r'9 unknown:\n  encoder\.block\.1')):
         (folder / 'config.json').write_text(json.dumps(config | {'num_layers': layers}))
@@ -150,14 +150,14 @@ def test_a_whole_layer_more_or_less_than_the_config_says(folder):
         ({'num_heads': 0}, 'config.json: num_heads=0: must be at least 1'),
     ],
 )
-def test_other_configs_are_refused(folder, change, words):
+def test_t5_folder_other_configs_are_refused(folder, change, words):
     config = json.loads((folder / 'config.json').read_text()) | change
     (folder / 'config.json').write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     with pytest.raises(ValueError, match=words):
         t5_folder.load(folder)
 
 
-def test_old_configs_leave_out_what_is_always_the_same(folder):
+def test_t5_folder_old_configs(folder):
     config = json.loads((folder / 'config.json').read_text())
     for key in ('relative_attention_num_buckets', 'relative_attention_max_distance', 'layer_norm_epsilon'):
         del config[key]
@@ -165,7 +165,7 @@ def test_old_configs_leave_out_what_is_always_the_same(folder):
     assert t5_folder.read_config(folder) == SMALL
 
 
-def test_incomplete_folders_are_named(tmp_path):
+def test_t5_folder_incomplete_is_refused(tmp_path):
     folder = make_folder(tmp_path / 't5', shard_bytes=3000)
     index = json.loads((folder / t5_folder.INDEX).read_text())
     lost = 'model-00002-of-00004.safetensors'

@@ -1,4 +1,4 @@
-"""The film that comes with the package, as the benchmarks of the VAE take it."""
+"""The embedded clips, for the benchmarks of the VAE."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ SIZE = (256, 480)
 
 
 def clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
-    """All its training or held-out shots, whole frames in [-1, 1], (F, *SIZE, 3) float32."""
+    """Loads all training or held-out shots, whole frames in [-1, 1], (F, *SIZE, 3) float32."""
     config = pipeline.DataConfig(
         train='embedded',
         heldout='embedded',

@@ -1,4 +1,4 @@
-"""Small films for the tests, made here."""
+"""Small generated videos for tests."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,7 @@ from fv_jax.data.video import video_io
 
 
 def pattern(frames: int, height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
-    """uint8 FHWC: a smooth coloured pattern that moves to the right; another seed is another place."""
+    """uint8 FHWC: a smooth coloured pattern that moves to the right, at a position by seed."""
     rng = np.random.default_rng(seed)
     waves = rng.uniform(0.02, 0.08, (3, 2))
     phase = rng.uniform(0, 6, 3)
@@ -20,26 +20,26 @@ def pattern(frames: int, height: int = 64, width: int = 96, seed: int = 0) -> np
     return np.rint(127.5 + 90 * np.sin(angle)).astype(np.uint8)
 
 
-def numbered(frames: int, height: int = 64, width: int = 96) -> np.ndarray:
-    """uint8 FHWC: frame f is grey of level 16 + 4 f in the left half, so that a decoded frame tells its number."""
-    film = np.full((frames, height, width, 3), 128, np.uint8)
-    film[:, :, : width // 2] = (16 + 4 * np.arange(frames))[:, None, None, None]
-    return film
+def numbered_frames(frames: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """uint8 FHWC: frame f is grey of level 16 + 4 f in the left half, which identifies a decoded frame."""
+    video = np.full((frames, height, width, 3), 128, np.uint8)
+    video[:, :, : width // 2] = (16 + 4 * np.arange(frames))[:, None, None, None]
+    return video
 
 
-def numbers(frames: np.ndarray) -> list[int]:
-    """The numbers of frames of a `numbered` film."""
+def frame_numbers(frames: np.ndarray) -> list[int]:
+    """Reads the numbers of decoded `numbered_frames`."""
     left = frames[:, 8:-8, 8 : frames.shape[2] // 2 - 8].astype(float).mean(axis=(1, 2, 3))
     return [round(float(level)) for level in (left - 16) / 4]
 
 
-def two_shots(path: Path, frames: int = 24, fps: float = 24) -> None:
-    """A film of two shots of `frames` frames each."""
+def write_two_shots(path: Path, frames: int = 24, fps: float = 24) -> None:
+    """Writes a video of two shots of `frames` frames each."""
     video_io.encode(path, np.concatenate([pattern(frames, seed=1), 255 - pattern(frames, seed=2)]), fps)
 
 
-def with_audio(path: Path, seconds: float = 2.0, video: bool = True, codec: str = 'aac') -> None:
-    """A film (or, without video, a sound file) with a sine tone."""
+def write_with_audio(path: Path, seconds: float = 2.0, video: bool = True, codec: str = 'aac') -> None:
+    """Writes a video (or, without video, an audio file) with a sine tone."""
     with av.open(str(path), 'w') as out:
         stream = None
         if video:
