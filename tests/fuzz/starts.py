@@ -82,6 +82,8 @@ def try_start(start: Start, world: Path, vae: Path, compiled: Path) -> str:
         environment['XLA_FLAGS'] = ''
     arguments = runs.superres(Path('WORKDIR'), vae, f'--config.loop.num_steps={STEPS}')
     arguments = [argument.replace('--workdir=WORKDIR', f'--workdir={workdir}') for argument in arguments]
+    if not any('heldout' in field or 'eval' in field for field in start.fields):
+        arguments.append('--config.loop.eval_every=0')  # evaluation takes most of a short run's time
     arguments += [f'--config.{field}' for field in start.fields]
     processes = [runs.start(arguments, environment)]
     if start.second is not None:
