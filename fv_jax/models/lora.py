@@ -159,6 +159,18 @@ def add_lora(dit: Module, config: LoRAConfig, key: jax.Array) -> Module:
     return nnx.merge(nnx.graphdef(_abstract(dit, config.lora)), nnx.from_flat_state(values))
 
 
+def rescale_lora(dit: Module, alpha: float) -> Module:
+    """Returns a network that computes the same with another `config.lora.alpha`: its matrices B are scaled."""
+    config = dataclasses.replace(dit.config.lora, alpha=alpha)
+    ratio = alpha / dit.config.lora.alpha
+
+    def rescale(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(variable[...] / ratio) if path[-2:] == ('lora', 'b') else variable
+
+    values = [(path, rescale(path, variable)) for path, variable in nnx.to_flat_state(nnx.state(dit))]
+    return nnx.merge(nnx.graphdef(_abstract(dit, config)), nnx.from_flat_state(values))
+
+
 def _abstract(dit: Module, lora: LoRAConfig | None) -> Module:
     config = dataclasses.replace(dit.config, lora=lora)
     return abstract_module(functools.partial(type(dit), config))

@@ -5,20 +5,17 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
-from flax import nnx
 
-from fv_jax import weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints, DamagedError
 from fv_jax.core.config import ConfigError
-from fv_jax.models.dit import DiTConfig
-from fv_jax.parallel import arrays, distributed
+from fv_jax.parallel import distributed
 from fv_jax.training import state
 from fv_jax.training.progress import PROGRESS, Progress
 from fv_jax.training.run.datasets import Digests
-from fv_jax.training.run.setup import TrainConfig, TrainSetup
+from fv_jax.training.run.init_params import load_init_params
+from fv_jax.training.run.setup import TrainSetup
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +97,7 @@ def initial_state(setup: TrainSetup, history: CheckpointHistory | None) -> tuple
     # The shardings are the same in all cases, so that the step compiles to one program: resuming is bit-exact.
     if config.init_from is None:
         return jax.jit(setup.init_train_state, out_shardings=setup.shardings)(jax.random.key(config.seed)), Progress()
-    params = _load_init_params(setup, config.init_from, state.to_items(setup.abstract_state)['params'])
+    params = load_init_params(setup, config.init_from)
     log.info(f'initialized from {config.init_from}')
     given = jax.jit(setup.train_state_from_params, donate_argnums=(0, 1), out_shardings=setup.shardings)(*params)
     return given, Progress()
@@ -127,28 +124,3 @@ def check_digests(history: CheckpointHistory | None, workdir: Path, digests: Dig
                 f'config.stage.{name}: has the fingerprint {digests[name]}, and {workdir} was trained with {digest}; '
                 'restore that one or choose another --workdir'
             )
-
-
-def _load_init_params(setup: TrainSetup, name: str, abstract: Any) -> tuple[Any, Any]:
-    """Loads the parameters that `init_from` names; returns (trainable, frozen), sharded."""
-    if not weights.is_weights(name):
-        model = setup.network.model(**Checkpoints(name, read_only=True).restore({'params': abstract})['params'])
-        setup.stage.adapt_initial_params(model)
-        return state.split_params(setup.stage, model)
-    with arrays.on_cpu_device():
-        model = _load_init_network(setup.config, name)
-        setup.stage.adapt_initial_params(model)
-        params = state.split_params(setup.stage, model)
-    return arrays.put_sharded(params, (setup.shardings.trainable, setup.shardings.frozen))
-
-
-def _load_init_network(config: TrainConfig, name: str) -> nnx.Module:
-    """Loads the network from the weights file that `init_from` names."""
-    wanted = config.stage.network
-    if isinstance(wanted, DiTConfig):
-        return weights.init_dit_from_weights(name, wanted, jax.random.key(config.seed))
-    network = weights.load_vae(name)
-    found, wanted = (dataclasses.replace(c, dtype='float32') for c in (network.config, wanted))
-    if found != wanted:
-        raise ConfigError(f'config.init_from={name}: is a VAE with another configuration: {found} instead of {wanted}')
-    return network
