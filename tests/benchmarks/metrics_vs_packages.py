@@ -135,8 +135,7 @@ def main() -> None:
     noisy = cv2.GaussianBlur(truth[1], (0, 0), 1.5) + rng.normal(0, 8, truth[1].shape)
     jpeg = cv2.imdecode(cv2.imencode('.jpg', truth[0], [cv2.IMWRITE_JPEG_QUALITY, 15])[1], cv2.IMREAD_COLOR)
     video = np.stack([jpeg, np.clip(np.rint(noisy), 0, 255)]).astype(np.uint8)
-    natural = clip[:1, :, 100:350]
-    luma = natural.astype(np.float64) @ (0.299, 0.587, 0.114)
+    natural = np.rint(clip[:1] @ (0.299, 0.587, 0.114)).astype(np.uint8)
     motion = rng.uniform(-1, 1, (2, 16, 14, 14, 3)).astype(np.float16).astype(np.float32)
     np.savez_compressed(
         FIXTURE,
@@ -144,7 +143,7 @@ def main() -> None:
         truth=truth,
         natural=natural,
         motion=motion.astype(np.float16),
-        niqe=niqe(luma.astype(np.float32)),
+        niqe=niqe(natural),
         logits=logits(np.repeat(np.repeat(motion, 16, axis=2), 16, axis=3)),
         **perceptual(video, truth),
         **structural(video, truth),

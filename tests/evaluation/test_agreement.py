@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 
 from fv_jax.data.transforms import to_float
-from fv_jax.evaluation import full_reference, perceptual, weight_files
+from fv_jax.evaluation import full_reference, niqe, perceptual, weight_files
+from tests.evaluation.extra import needs_file
 
 RECORDED = np.load(Path(__file__).with_name('agreement.npz'))
 VIDEO, TRUTH = to_float(RECORDED['video']), to_float(RECORDED['truth'])
-
-
-def needs(file: weight_files.WeightFile) -> None:
-    """Skips the test where the package of a file of weights is not installed."""
-    try:
-        weight_files.package_folder(file.package, file.distribution)
-    except weight_files.MissingPackageError as error:
-        pytest.skip(str(error))
 
 
 def test_ssim_agrees_with_scikit_image() -> None:
@@ -31,12 +24,19 @@ def test_ssim_agrees_with_scikit_image() -> None:
 
 @pytest.mark.parametrize('network', ['alexnet', 'vgg16'])
 def test_lpips_agrees_with_torch(network: str) -> None:
-    needs(weight_files.VGG16)
+    needs_file(weight_files.VGG16)
     found = perceptual.lpips(VIDEO, TRUTH, perceptual.load_lpips(network))
     np.testing.assert_allclose(found, RECORDED[f'lpips_{network}'], rtol=0, atol=1e-4)
 
 
 def test_dists_agrees_with_torch() -> None:
-    needs(weight_files.VGG16)
+    needs_file(weight_files.VGG16)
     found = perceptual.dists(VIDEO, TRUTH, perceptual.load_dists())
-    np.testing.assert_allclose(found, RECORDED['dists'], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found, RECORDED['dists'], rtol=0, atol=1e-4)
+
+
+def test_niqe_agrees_with_scikit_video() -> None:
+    needs_file(weight_files.NIQE)
+    grey = np.repeat(to_float(RECORDED['natural'])[..., None], 3, axis=-1)
+    found = niqe.niqe(grey, niqe.load_niqe())
+    np.testing.assert_allclose(found, RECORDED['niqe'], rtol=0, atol=1e-2)
