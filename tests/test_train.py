@@ -1,7 +1,9 @@
 """The training command on stage 2's smoke config with a small VAE: to the end, resumed, and what it refuses."""
 
 import dataclasses
+import functools
 import json
+import operator
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +18,7 @@ from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.data import pipeline
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.records import RecordWriter, count_records, list_shards
+from fv_jax.models.lora import merge_lora
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.stages import registry
 from fv_jax.text.encoder import TextConfig
@@ -156,6 +159,24 @@ def test_train_lora_from_a_file_changes_lora_only(tmp_path, log_lines):
     assert all(np.any(np.asarray(leaf)) for _, leaf in learnt)
 
 
+def test_train_init_lora_from_a_full_run_and_full_training_from_a_step_of_it(vae_file, tmp_path):
+    """The network of the second run is that of the first plus LoRA; the third starts from their sum."""
+    lora = "--config.stage.network.lora={'rank': 2, 'targets': ('qkv',)}"
+    folders = [tmp_path / name for name in ('full', 'lora', 'merged')]
+    starts = ([], [f'--config.init_from={folders[0]}', lora], [f'--config.init_from={folders[1]}/checkpoints/2'])
+    for folder, more in zip(folders, starts, strict=True):
+        steps = '--config.loop.num_steps=2', '--config.loop.log_every=2', '--config.optim.warmup_steps=0'
+        assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.optim.ema_decay=0', *steps, *more)) == 0
+    full, with_lora, merged = (trained_runs.open_run(folder) for folder in folders)
+    kernel = 'blocks', 'attention', 'qkv', 'kernel'
+    places = full.params['trainable'], with_lora.params['frozen']
+    before, frozen = (functools.reduce(operator.getitem, kernel, place) for place in places)
+    np.testing.assert_array_equal(before, frozen)
+    sum_of_both = merge_lora(with_lora.network.model(**with_lora.params)).blocks.attention.qkv.kernel[...]
+    after = functools.reduce(operator.getitem, kernel, merged.params['trainable'])
+    assert np.abs(sum_of_both - before).max() > 0 and np.abs(after - sum_of_both).max() < 0.05 * np.abs(before).max()
+
+
 def test_train_init_from_another_run(command, uninterrupted, tmp_path, capsys):
     folder = tmp_path / 'run'
     assert command(folder, NO_EVAL, f'--config.init_from={uninterrupted}') == 0
@@ -258,14 +279,14 @@ def test_train_refuses_invalid_config_files(tmp_path, capsys):
         (['--config.data.train={tmp}/none'], ('none', 'no such folder')),
         (['--config.data.heldout={tmp}/empty'], ('empty', 'holds no')),
         (['--config.init_from={tmp}/empty'], ('empty', 'contains no checkpoints')),
-        (['--config.init_from={tmp}/none'], ('none', 'contains no checkpoints')),
+        (['--config.init_from={tmp}/none'], ('config.init_from: ', 'none: does not exist')),
         (['--config.init_from={tmp}/stage1.pt'], ('stage1.pt', 'No such file')),
     ],
 )
 def test_train_refuses_incomplete_folders(command, more, words, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     code = command(tmp_path / 'run', *(flag.format(tmp=tmp_path) for flag in more))
-    assert code == 1
+    assert code == (2 if 'init_from' in more[0] else 1)
     assert_refused(capsys, code, *words)
     assert not (tmp_path / 'run').exists() and not any((tmp_path / 'empty').iterdir())
 
@@ -338,10 +359,12 @@ def test_resume_with_a_config_field_that_was_added_later(command, uninterrupted,
 
 def test_resume_refuses_a_checkpoint_of_another_architecture(command, uninterrupted, tmp_path, capsys):
     wider = '--config.stage.network.mlp_dim=96'
-    words = ('another architecture', '128) there and ', '96) in this configuration')
-    assert command(tmp_path / 'run', wider, f'--config.init_from={uninterrupted}') == 1
-    assert_refused(capsys, 1, *words)
+    assert command(tmp_path / 'run', wider, f'--config.init_from={uninterrupted}') == 2
+    assert_refused(
+        capsys, 2, f'config.init_from: {uninterrupted}: architecture mismatch: mlp_dim=96 here and 128 there'
+    )
     assert not (tmp_path / 'run').exists()
+    words = ('another architecture', '128) there and ', '96) in this configuration')
     folder = stopped_at_2(uninterrupted, tmp_path / 'other')
     (folder / 'config.json').unlink()
     assert command(folder, wider) == 1

@@ -34,8 +34,8 @@ class TrainConfig:
     Attributes:
       stage, data, optim, loop, parallel: the sections of the configuration.
       seed: of the parameters and the noise; the data has its own.
-      init_from: where the parameters start: the folder of another run (its newest checkpoint), or a file or folder that
-        `fv_jax.weights` reads, such as stage1.pt. None initializes them.
+      init_from: where the parameters start: the folder of another run (its newest checkpoint) or of an export,
+        RUN/checkpoints/STEP, or a file or folder that `fv_jax.weights` reads, such as stage1.pt. None initializes them.
     """
 
     stage: registry.StageConfig
