@@ -6,7 +6,8 @@ The real run: the official stage1.pt is fine-tuned by LoRA of rank 128 on qkv, a
 own weights frozen in bfloat16; 49 frames at 256x480, film shards from `python -m fv_jax.prepare` with embeddings of
 their captions (`--config.text.encoder=t5-v1_1-xxl` there; the folder need not be here), and the official 3d-vae.pt
 (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names other weights to
-start from, or none. It needs a TPU or GPU slice; eight v5e chips need `--config.loop.microbatches=2` (`python -m
+start from, or none. It needs a TPU or GPU slice; eight v5e chips need latents that are encoded once,
+`--config.data.cache="{'num_degraded_variants': 0, 'crop': None}"`, and `--config.loop.microbatches=2` (`python -m
 tests.tpu.full_size lora` says what they hold then).
 
     :full_ft  the same without LoRA: all 5.6 billion parameters learn, in float32
