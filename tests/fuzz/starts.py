@@ -75,9 +75,10 @@ def try_start(start: Start, world: Path, vae: Path, compiled: Path) -> str:
     """Returns what came of a start. Raises AssertionError."""
     (world / 'file').write_text('')
     (world / 'readonly').symlink_to('/proc')
+    (home := world / 'home').mkdir()
     before = set(world.iterdir())
     workdir = start.folder if '://' in start.folder or start.folder in ('', '~') else str(world / start.folder)
-    environment = runs.environment(compiled, start.devices) | dict(start.environment)
+    environment = runs.environment(compiled, start.devices) | {'HOME': str(home)} | dict(start.environment)
     if 'JAX_NUM_CPU_DEVICES' in environment:
         environment['XLA_FLAGS'] = ''
     arguments = runs.superres(Path('WORKDIR'), vae, f'--config.loop.num_steps={STEPS}')
@@ -92,10 +93,11 @@ def try_start(start: Start, world: Path, vae: Path, compiled: Path) -> str:
     ended = _communicate(processes)
     outcomes = [_judge(start, code, error) for code, _, error in ended]
     if 'worked' in outcomes:
+        workdir = home if workdir == '~' else Path(workdir)
         checkpoints = Checkpoints(workdir, read_only=True)
         assert checkpoints.steps[-1] == STEPS, f'{start}: the checkpoints are {checkpoints.steps}'
         assert all(checkpoints.verify(step) is None for step in checkpoints.steps), f'{start}: a checkpoint is damaged'
-        assert not (Path(workdir) / 'run.lock').exists(), f'{start}: the lock is left'
+        assert not (workdir / 'run.lock').exists(), f'{start}: the lock is left'
     else:
         assert start.second is None, f'{start}: neither start worked: {ended}'
         assert set(world.iterdir()) == before, f'{start}: left {set(world.iterdir()) - before}: {ended}'
@@ -132,11 +134,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Starts training runs in ways that go wrong.')
     parser.add_argument('--starts', type=int, default=200)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--first', type=int, default=0, help='leave out the starts before this one')
     parser.add_argument('--at-once', type=int, default=2, help='processes')
     arguments = parser.parse_args(argv)
     silence_third_party_logs()
     rng, outcomes, wrong = np.random.default_rng(arguments.seed), collections.Counter(), []
-    starts = [Start.draw(rng) for _ in range(arguments.starts)]
+    starts = [Start.draw(rng) for _ in range(arguments.starts)][arguments.first :]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         tiny.save_vae(root / 'vae.safetensors')
