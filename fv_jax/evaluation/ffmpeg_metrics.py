@@ -60,8 +60,8 @@ def xpsnr(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Computes XPSNR of every frame: PSNR of planes whose errors are weighted by visibility, (6 Y + U + V) / 8.
 
     Source: Helmrich et al., ICASSP 2020, by ffmpeg's filter xpsnr, which gives the three planes in dB.
-    Range and direction: dB, 0 upwards, infinite for equal frames; higher is better. It takes motion into account at 24
-    frames per second. Arguments, result and errors are those of `vmaf`.
+    Range and direction: dB, 0 upwards, infinite for equal frames; higher is better. It takes motion into account, at 24
+    frames per second: the first frame's value is not like the others'. Arguments, result and errors are those of `vmaf`.
     """
     video, truth = check_pair(video, truth, 'XPSNR', min_side=_MIN_SIDE)
     log = _run(video, truth, f'[video][truth]xpsnr=stats_file={_LOG}', 'XPSNR')

@@ -9,7 +9,6 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.evaluation.videos import check_pair, luma, map_frames
 
-BATCH = 4  # frames at a time
 _PEAK = 255.0
 # Of SSIM: Wang et al. 2004
 _SIGMA = 1.5
@@ -36,7 +35,7 @@ def psnr(video: np.ndarray, truth: np.ndarray, *, on_luma: bool = False, border:
       ValueError: videos that do not fit each other or the range, or a border that leaves nothing.
     """
     video, truth = _crop(*check_pair(video, truth, 'PSNR'), border, 1)
-    return map_frames(functools.partial(_psnr, on_luma=on_luma), video, truth, batch=BATCH)
+    return map_frames(functools.partial(_psnr, on_luma=on_luma), video, truth)
 
 
 @functools.partial(jax.jit, static_argnames='on_luma')
@@ -68,7 +67,7 @@ def ssim(video: np.ndarray, truth: np.ndarray, *, on_luma: bool = False, border:
       ValueError: videos that do not fit each other or the range, or frames below 11 pixels without the border.
     """
     video, truth = _crop(*check_pair(video, truth, 'SSIM'), border, 2 * _RADIUS + 1)
-    return map_frames(functools.partial(_ssim, on_luma=on_luma), video, truth, batch=BATCH)
+    return map_frames(functools.partial(_ssim, on_luma=on_luma), video, truth)
 
 
 def gaussian_window(radius: int, sigma: float) -> np.ndarray:

@@ -12,7 +12,6 @@ import numpy as np
 
 from fv_jax.evaluation.videos import check_video, full_range_luma, map_frames
 
-BATCH = 4  # frames at a time
 JPEG_BLOCK = 8  # pixels, from the left and the top edge
 _MIN_SIDE = 3
 _EPSILON = 1e-3  # grey levels
@@ -29,7 +28,7 @@ def sharpness(video: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: another shape or range than float (F, H, W, 3) in [-1, 1], or frames below 3 pixels.
     """
-    return map_frames(_sharpness, check_video(video, 'sharpness', min_side=_MIN_SIDE), batch=BATCH)
+    return map_frames(_sharpness, check_video(video, 'sharpness', min_side=_MIN_SIDE))
 
 
 @jax.jit
@@ -48,7 +47,7 @@ def noise_level(video: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: another shape or range than float (F, H, W, 3) in [-1, 1], or frames below 3 pixels.
     """
-    return map_frames(_noise_level, check_video(video, 'noise level', min_side=_MIN_SIDE), batch=BATCH)
+    return map_frames(_noise_level, check_video(video, 'noise level', min_side=_MIN_SIDE))
 
 
 @jax.jit
@@ -71,7 +70,7 @@ def blockiness(video: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: another shape or range than float (F, H, W, 3) in [-1, 1], or frames below 9 pixels.
     """
-    return map_frames(_blockiness, check_video(video, 'blockiness', min_side=JPEG_BLOCK + 1), batch=BATCH)
+    return map_frames(_blockiness, check_video(video, 'blockiness', min_side=JPEG_BLOCK + 1))
 
 
 @jax.jit

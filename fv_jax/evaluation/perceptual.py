@@ -20,8 +20,6 @@ from fv_jax.evaluation import weight_files
 from fv_jax.evaluation.videos import check_pair, map_frames
 from fv_jax.weights.formats import safetensors_file
 
-ALEXNET_BATCH = 4  # frames at a time
-VGG16_BATCH = 1
 ALEXNET_MIN_SIDE = 31  # pixels: below, a pooling has no output
 VGG16_MIN_SIDE = 16
 DISTS_FILE = Path(__file__).parent / 'embedded' / 'dists.safetensors'
@@ -117,7 +115,7 @@ def _convs(arrays: Mapping[str, Any]) -> Convs:
     return tuple((jnp.asarray(layer['kernel']), jnp.asarray(layer['bias'])) for layer in ordered)
 
 
-def lpips(video: np.ndarray, truth: np.ndarray, weights: LPIPSWeights, *, batch: int | None = None) -> np.ndarray:
+def lpips(video: np.ndarray, truth: np.ndarray, weights: LPIPSWeights) -> np.ndarray:
     """Computes the learned perceptual image patch similarity of every frame, v0.1 (linear heads, whole frames).
 
     Source: Zhang et al. 2018, arXiv 1801.03924.
@@ -126,7 +124,6 @@ def lpips(video: np.ndarray, truth: np.ndarray, weights: LPIPSWeights, *, batch:
     Args:
       video, truth: float (F, H, W, 3) in [-1, 1].
       weights: from `load_lpips`.
-      batch: frames at a time; None is 4 with AlexNet, 1 with VGG16.
 
     Returns:
       (F,) float32.
@@ -138,7 +135,7 @@ def lpips(video: np.ndarray, truth: np.ndarray, weights: LPIPSWeights, *, batch:
     name = f'LPIPS with {weights.network}'
     video, truth = check_pair(video, truth, name, min_side=ALEXNET_MIN_SIDE if alexnet else VGG16_MIN_SIDE)
     distance = functools.partial(_lpips, weights.convs, weights.heads, network=weights.network)
-    return map_frames(distance, video, truth, batch=batch or (ALEXNET_BATCH if alexnet else VGG16_BATCH))
+    return map_frames(distance, video, truth)
 
 
 @functools.partial(jax.jit, static_argnames='network')
@@ -154,7 +151,7 @@ def _lpips(convs: Convs, heads: Sequence[jax.Array], video: jax.Array, truth: ja
     return distance
 
 
-def dists(video: np.ndarray, truth: np.ndarray, weights: DISTSWeights, *, batch: int = VGG16_BATCH) -> np.ndarray:
+def dists(video: np.ndarray, truth: np.ndarray, weights: DISTSWeights) -> np.ndarray:
     """Computes the deep image structure and texture similarity of every frame, at its own size.
 
     Its authors resize frames to 256 pixels first; enhancers' papers do not.
@@ -165,7 +162,6 @@ def dists(video: np.ndarray, truth: np.ndarray, weights: DISTSWeights, *, batch:
     Args:
       video, truth: float (F, H, W, 3) in [-1, 1].
       weights: from `load_dists`.
-      batch: frames at a time.
 
     Returns:
       (F,) float32.
@@ -175,7 +171,7 @@ def dists(video: np.ndarray, truth: np.ndarray, weights: DISTSWeights, *, batch:
     """
     video, truth = check_pair(video, truth, 'DISTS', min_side=VGG16_MIN_SIDE)
     distance = functools.partial(_dists, weights.convs, weights.alpha, weights.beta)
-    return map_frames(distance, video, truth, batch=batch)
+    return map_frames(distance, video, truth)
 
 
 @jax.jit

@@ -13,6 +13,7 @@ import numpy as np
 from fv_jax.core.checks import require
 
 _SLACK = 1e-3  # beyond [-1, 1]
+_PIXELS = 2**21  # that are computed at a time: a frame at 1080p
 # BT.601 of red, green and blue in [0, 1], in studio range (16 to 235): MATLAB's rgb2ycbcr
 _Y_WEIGHTS = (65.481, 128.553, 24.966)
 _Y_OFFSET = 16.0
@@ -68,21 +69,22 @@ def full_range_luma(video_FHWC: jax.Array) -> jax.Array:
     return jnp.sum((video_FHWC + 1) * 127.5 * weights[None, None, None], axis=-1)
 
 
-def map_frames(function: Callable[..., jax.Array], *videos: np.ndarray, batch: int) -> np.ndarray:
+def map_frames(function: Callable[..., jax.Array], *videos: np.ndarray) -> np.ndarray:
     """Applies a function of frames to a few frames at a time, so that one program and little memory are enough.
 
     Args:
-      function: (n, H, W, C), ... -> (n, ...).
+      function: (n, H, W, C), ... -> (n, ...), where n is 1 at 1080p and larger for small frames.
       videos: (F, H, W, C), of one length.
-      batch: frames at a time. The last ones are repeated up to it.
 
     Returns:
       (F, ...).
     """
+    frames, height, width = videos[0].shape[:3]
+    batch = min(frames, max(1, _PIXELS // (height * width)))
     found = []
-    for first in range(0, len(videos[0]), batch):
+    for first in range(0, frames, batch):
         parts = [video[first : first + batch] for video in videos]
-        missing = min(batch, len(videos[0])) - len(parts[0])
+        missing = batch - len(parts[0])  # the last frame is repeated, so that no other program is compiled
         padded = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part for part in parts]
         found.append(np.asarray(function(*map(jnp.asarray, padded)))[: len(parts[0])])
     return np.concatenate(found)
