@@ -51,7 +51,7 @@ def vmaf_neg(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Computes VMAF-NEG of every frame: VMAF without what enhancement beyond the ground truth gains.
 
     Source: model vmaf_v0.6.1neg of Netflix, https://github.com/Netflix/vmaf.
-    Range and direction: 0 to 100; higher is better. Arguments, result and errors are those of `vmaf`.
+    Range and direction: 0 to 100; higher is better. Arguments, result and errors: `vmaf`'s.
     """
     return _run_vmaf(video, truth, 'vmaf_neg')
 
@@ -61,7 +61,7 @@ def xpsnr(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Source: Helmrich et al., ICASSP 2020, by ffmpeg's filter xpsnr, which gives the three planes in dB.
     Range and direction: dB, 0 upwards, infinite for equal frames; higher is better. It takes motion into account, at 24
-    frames per second: the first frame's value is not like the others'. Arguments, result and errors are those of `vmaf`.
+    frames per second: the first frame's value is not like the others'. Arguments, result and errors: `vmaf`'s.
     """
     video, truth = check_pair(video, truth, 'XPSNR', min_side=_MIN_SIDE)
     log = _run(video, truth, f'[video][truth]xpsnr=stats_file={_LOG}', 'XPSNR')
