@@ -34,4 +34,4 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
         assert f'resuming from step {step} of {step + 1}' in said
         step += 1
     assert runs.steps(workdir) == [step - 2, step - 1, step]
-    assert [row['step'] for row in runs.rows(workdir)] == list(range(1, step + 1))
+    assert [row['step'] for row in runs.rows(workdir) if 'loss' in row] == list(range(1, step + 1))

@@ -19,12 +19,12 @@ def test_plan_of_a_step_on_four_chips(capsys, tmp_path):
     flags = '--config=configs/stage2.py:smoke', '--topology=v5e-4', '--phases=training', f'--json={file}'
     assert plan.main([*flags, *spread]) == 0, capsys.readouterr().err
     found = json.loads(file.read_text())
-    (step,) = found['phases'][0]['executables']
+    (step,) = found['phases'][0]['programs']
     compiled = step['compiled']
-    assert compiled['temporaries'] > 0 and compiled['seconds'] > 0
+    assert compiled['temp_bytes'] > 0 and compiled['seconds'] > 0
     # A chip holds a quarter of the large weights, and gathers them.
-    resident = found['phases'][0]['resident']
+    resident = found['phases'][0]['resident_bytes']
     assert abs(resident['optimizer'] - 2 * resident['parameters']) < 1000
-    assert compiled['traffic']['sent'] and not compiled['traffic']['unknown_loops']
-    assert compiled['arguments'] > sum(resident.values())
+    assert compiled['traffic']['sent_bytes'] and not compiled['traffic']['unknown_loops']
+    assert compiled['argument_bytes'] > sum(resident.values())
     assert 'DOES NOT FIT' not in capsys.readouterr().out
