@@ -1,4 +1,4 @@
-"""How a clip becomes its degraded (low-quality) version: the ranges, each with where it comes from.
+"""How a clip becomes its degraded (low-quality) version: the ranges, each with its source.
 
     python -m fv_jax.degrade --config=configs/degradations.py --input clip.mp4 --output sheet.png    shows what they do
 
@@ -6,7 +6,7 @@
 
 RE: Real-ESRGAN (arXiv:2107.10833) and the training options that its authors published. RB: RealBasicVSR
 (arXiv:2111.12704) and its published training configuration, which takes RE's ranges over and adds video codecs.
-FV: what FlashVideo's author said of stage 2's training.
+FV: what FlashVideo's author published about the training of stage 2.
 """
 
 from typing import Any
@@ -50,7 +50,7 @@ def strong() -> dict[str, Any]:
         'video': {
             # RB draws from libx264, h264 and mpeg4 alike; the first two are one codec.
             'codecs': (2 / 3, 1 / 3),
-            # RB: 1e4 to 1e5 bits a frame, for patches cut at 256x256. Told per pixel, it holds at any size.
+            # RB: 1e4 to 1e5 bits a frame, for patches of 256x256. Per pixel, it holds at any size.
             'bits_per_pixel': (1e4 / 256**2, 1e5 / 256**2),
         },
         'sinc': {'probability': 0.8, 'sizes': (7, 21), 'omega': (3.1416 / 3, 3.1416)},  # RE, RB

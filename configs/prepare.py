@@ -1,25 +1,26 @@
-"""How `prepare` cuts films into clips.
+"""How `prepare` extracts clips from videos.
 
-  python -m fv_jax.prepare --input FILMS --output CLIPS [--config=configs/prepare.py:VARIANT] [--config.frames=33]
+  python -m fv_jax.prepare --input VIDEOS --output CLIPS [--config=configs/prepare.py:VARIANT] [--config.frames=33]
 
 Without a variant: the clips of the real stage 2, 49 frames at 1072x1920 (`prepare` without a config does the same).
-Films smaller than that are skipped. One core cuts about 9 frames a second.
+Smaller videos are skipped. One core processes about 9 frames per second.
 
-With --config.text.encoder=T5_FOLDER (or =hash, for small networks) every clip carries the embedding of its caption,
-226 x 4096 values of T5 XXL, 1.9 MB a clip, so that training never holds T5.
+With --config.text.encoder=T5_FOLDER (or =hash, for small networks) the embedding of its caption is stored with every
+clip, 226 x 4096 values of T5 XXL, 1.9 MB a clip, so that training does not load T5.
 
-With --config.latents.vae=3d-vae.pt (or =embedded) the latents of every clip and of four degraded variants are stored in
-place of the clip, so that training never decodes or encodes: 13 x 134 x 240 x 16 float16 values each, 67 MB a clip.
+With --config.latents.vae=3d-vae.pt (or =embedded) the latents of every clip and of four degraded variants are stored
+instead of the clip, so that training neither decodes nor encodes: 13 x 134 x 240 x 16 float16 values each, 67 MB a
+clip.
 
   :tiny      17 frames at 256x480, for training on a CPU: about 25 frames a second on one core, from 1080p.
-  :smoke     9 frames at 64x112, at most one clip a shot: a try.
-  :embedded  the film that comes with the package (fv_jax/data/embedded), one shot each, by explicit times:
-             66 training shots and, with ,split=heldout, 8 held-out ones. From the film Big Buck Bunny
+  :smoke     9 frames at 64x112, at most one clip a shot, for trying out.
+  :embedded  the clips in the package (fv_jax/data/embedded), one per shot, at explicit times: 66 training shots and,
+             with ,split=heldout, 8 held-out ones. From Big Buck Bunny
              ((c) 2008 Blender Foundation, CC BY 3.0, peach.blender.org) at 1280x720, 24 frames a second, 14,315 frames:
                python -m fv_jax.prepare --input big_buck_bunny_720p.mp4 --output fv_jax/data/embedded \
                    --overwrite --config=configs/prepare.py:embedded
                (and again with :embedded,split=heldout)
-             4.1 MB in all; 3 minutes.
+             4.1 MB in total; 3 minutes.
 """
 
 import ml_collections
@@ -31,9 +32,9 @@ from fv_jax.core.config import ConfigError, did_you_mean
 VARIANTS = ('tiny', 'smoke', 'embedded')
 EMBEDDED_FPS = 24
 
-# First frames of the embedded clips in the film: one clip a shot, chosen for texture, detail and motion; no titles, no
+# First frames of the embedded clips in the video: one clip a shot, chosen for texture, detail and motion; no titles, no
 # fades. A held-out clip shows a view that no training clip shows, and the shots before and after it are not used. Where
-# the film goes back and forth between two views, each is on one side only. The characters are on both.
+# the video alternates between two views, each is in one split only. The characters are on both.
 TRAIN_FRAMES = 17
 TRAIN_STARTS = (
     *(1154, 1502, 1573, 1679, 1729, 2167, 2304, 2438, 2536, 3410, 3530, 3641, 3825, 4233, 4391, 4488, 4631, 4700),
@@ -62,7 +63,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.frames = 49
     config.height = 1072
     config.width = 1920
-    config.fps = None  # None keeps the film's
+    config.fps = None  # None keeps that of the video
     config.max_upscale = 1.0
     config.detector = 'adaptive'
     config.threshold = None

@@ -1,25 +1,25 @@
-"""Stage 1: a text to a low-resolution preview's latents, by v-prediction.
+"""Stage 1: text to the latents of a low-resolution preview, by v-prediction.
 
     python -m fv_jax.train --config=configs/stage1.py --workdir=runs/stage1
 
 The real run: the official stage1.pt is fine-tuned by LoRA of rank 128 on qkv, attention output and modulation, with its
-own weights frozen in bfloat16; 49 frames at 256x480, film shards from `python -m fv_jax.prepare` with embeddings of
-their captions (`--config.text.encoder=t5-v1_1-xxl` there; the folder need not be here), and the official 3d-vae.pt
-(`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names other weights to
-start from, or none. It needs a TPU or GPU slice; eight v5e chips need latents that are encoded once,
+own weights frozen in bfloat16; 49 frames at 256x480, shards of clips from `python -m fv_jax.prepare` with embeddings
+of their captions (`--config.text.encoder=t5-v1_1-xxl` there; training does not need the folder), and the official
+3d-vae.pt (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names other
+weights to start from, or none. It needs a TPU or GPU slice; eight v5e chips need latents that are encoded once,
 `--config.data.cache="{'num_degraded_variants': 0, 'crop': None}"`, and `--config.loop.microbatches=2` (`python -m
-tests.tpu.full_size lora` says what they hold then).
+tests.tpu.full_size lora` prints their memory then).
 
-    :full_ft  the same without LoRA: all 5.6 billion parameters learn, in float32
-    :tiny     small, trained from nothing on captioned sprites that move (previews of 17 frames at 64x96)
-    :smoke    seconds: made-up film, four steps
+    :full_ft  the same without LoRA: all 5.6 billion parameters are trained, in float32
+    :tiny     small, trained from scratch on captioned sprites that move (previews of 17 frames at 64x96)
+    :smoke    seconds: synthetic clips, four steps
 
-The small stage 1 that comes with the package is `:tiny`, in an hour on one core that had other work too, and another
+The small stage 1 in the package is `:tiny`, trained in an hour on one shared core, and another
 500 steps at 5e-4 on 600 of the clips when its VAE had changed (`--config.init_from` of the file itself); `python -m
 fv_jax.export --checkpoint=RUN --output=fv_jax/weights/embedded/stage1_tiny.safetensors` wrote it. Of 64 captions that
 were not in training, it shows the right object in 73 %, the right motion in 88 %, both in 66 %
 (`tests/benchmarks/small_weights.py`); 80 % and 90 % are aimed for. Backgrounds are clean, objects blurred. Guidance 3
-gives 69, 84 and 58, guidance 5 72, 88 and 64; twice the steps, or noise on the way, change nothing.
+gives 69, 84 and 58, guidance 5 72, 88 and 64; twice the steps, or a stochastic sampler, change nothing.
 """
 
 from ml_collections import ConfigDict

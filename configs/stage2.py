@@ -2,24 +2,24 @@
 
     python -m fv_jax.train --config=configs/stage2.py --workdir=runs/stage2
 
-The real run: official sizes, 49 frames at 1072x1920, film shards from `python -m fv_jax.prepare` and the official
-3d-vae.pt (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). Where the shards hold text embeddings,
+The real run: official sizes, 49 frames at 1072x1920, shards of clips from `python -m fv_jax.prepare` and the official
+3d-vae.pt (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). If the shards have text embeddings,
 `--config.stage.text.encoder` names their encoder. It needs a TPU or GPU slice.
 
     :phase1  :phase2  :phase3    the real curriculum, each from the one before (`bash launch/train_stage2.sh`)
-    :phase1,tiny=true ...        the same in minutes a phase on two CPU cores, on the film that comes with the package
+    :phase1,tiny=true ...        the same in minutes a phase on two CPU cores, on the clips in the package
     :head128 the same from scratch in 15 heads of 128, not 30 of 64; the phases take --config.stage.network.num_heads=15
-    :tiny    minutes on two CPU cores: the film and the small VAE that come with the package, latents encoded once
+    :tiny    minutes on two CPU cores: the clips and the small VAE in the package, latents encoded once
     :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
-    :smoke   seconds: made-up film, three steps
+    :smoke   seconds: synthetic clips, three steps
 
 Heads of 128 multiply and add as much, with as many parameters but for the norms of queries and keys (7,680 more of 1.7
 billion). TPUs take half the time: their matrix units are 128 (v4, v5) or 256 (v6e, v7x) wide, and attention fills no
-more of them than a head. As executed at these ceilings a step of one clip takes 18.4 s on v5e-8 in heads of 64 and 9.5
-in heads of 128, on v6e-8 7.7 and 3.9 (`python -m fv_jax.plan`). Official weights do not fit.
+more of them than a head. At the roofline with recomputation a step of one clip takes 18.4 s on v5e-8 in heads of 64 and
+9.5 in heads of 128, on v6e-8 7.7 and 3.9 (`python -m fv_jax.plan`). Official weights do not fit.
 
-The curriculum (`PHASES`). Sizes, the order of the phases and the noise are the authors': clips and pictures of the
-540p class, then 1072x1920 and pictures up to 2048x2048, then a small set that people preferred; the source noised to
+The curriculum (`PHASES`). Sizes, the order of the phases and the noise are the authors': clips and images of the
+540p class, then 1072x1920 and images up to 2048x2048, then a small set that people preferred; the source noised to
 600-900, 600-750, 650-750. They published neither learning rates, batches nor lengths. Ours, and why:
 
 * Batches of 1.7 million video tokens in every phase: 64 clips at 544x960, 16 at 1072x1920. The author warns that
@@ -27,13 +27,13 @@ The curriculum (`PHASES`). Sizes, the order of the phases and the noise are the 
   curriculum (CogVideoX-Fun) uses 1.7 million and more. The same in all phases, so that a rate means the same.
 * 1e-4 from scratch, as DiT is trained with AdamW, then 5e-5 and 1e-5: each phase changes less. Constant, as the
   author's, after a warm-up; clipping at 0.1 is the author's too.
-* 30,000 steps where a step is cheap (a quarter of the pixels), 10,000 where details are learnt, 1,000 on a small set,
-  which more would only memorise. They are starting points: watch the held-out figures and stop by them.
-* Clips to pictures 4 to 1 in rows, because pictures have detail but no motion; 12 to 1 in the last phase,
-  where motion is what is left to polish.
+* 30,000 steps where a step is cheap (a quarter of the pixels), 10,000 where details are learned, 1,000 on a small set,
+  which more steps would only memorize. They are starting points: stop by the held-out metrics.
+* Clips to images 4 to 1 in examples, because images have detail but no motion; 12 to 1 in the last phase,
+  which refines motion.
 
-What training on strong degradations brings, in small: the phases with `tiny=true`, 1,500 steps each, on 113 clips of
-film and their stills, once as they are and once with `--config.data.strong_probability=0`. Of twelve held-out clips,
+The effect of training on strong degradations, at small scale: the phases with `tiny=true`, 1,500 steps each, on 113
+clips and their stills, once as they are and once with `--config.data.strong_probability=0`. Of twelve held-out clips,
 degraded strongly, PSNR is 22.32 dB against 22.18 and detail 0.82 of the VAE's against 0.79; bilinear 22.71 dB and 0.51,
 the VAE's ceiling 30.86 dB (`python -m fv_jax.evaluate --degradation-config configs/degradations.py`).
 """
@@ -44,42 +44,42 @@ from configs import degradations
 from configs.common import official_optim, parse_variant, text_encoder
 from fv_jax.models.vae import OFFICIAL
 
-CLIPS, PICTURES = 'data/train', 'images:data/pictures'
-PREFERRED, PREFERRED_PICTURES = 'data/preferred', 'images:data/preferred_pictures'
+CLIPS, IMAGES = 'data/train', 'images:data/images'
+PREFERRED, PREFERRED_IMAGES = 'data/preferred', 'images:data/preferred_images'
 TOKENS = 1_700_000  # of a global batch
 
 PHASES = {
     'phase1': {
-        'train': f'{CLIPS}@4+{PICTURES}@1',
+        'train': f'{CLIPS}@4+{IMAGES}@1',
         'size': (49, 544, 960),
         'sizes': ((49, 544, 960), (49, 960, 544), (49, 720, 720), (1, 544, 960), (1, 960, 544), (1, 720, 720)),
         'noise': (600, 900),
-        'picture_noise': (600, 900),
+        'image_noise': (600, 900),
         'learning_rate': 1e-4,
         'num_steps': 30_000,
     },
     'phase2': {
-        'train': f'{CLIPS}@4+{PICTURES}@1',
+        'train': f'{CLIPS}@4+{IMAGES}@1',
         'size': (49, 1072, 1920),
         'sizes': ((49, 1072, 1920), (49, 1920, 1072), (1, 1072, 1920), (1, 1920, 1072), (1, 2048, 2048)),
         'noise': (600, 750),
-        'picture_noise': (600, 750),
+        'image_noise': (600, 750),
         'learning_rate': 5e-5,
         'num_steps': 10_000,
     },
     'phase3': {
-        'train': f'{PREFERRED}@12+{PREFERRED_PICTURES}@1',
+        'train': f'{PREFERRED}@12+{PREFERRED_IMAGES}@1',
         'size': (49, 1072, 1920),
         'sizes': ((49, 1072, 1920), (49, 1920, 1072), (1, 1072, 1920), (1, 1920, 1072), (1, 2048, 2048)),
         'noise': (650, 750),
-        'picture_noise': (650, 750),
+        'image_noise': (650, 750),
         'learning_rate': 1e-5,
         'num_steps': 1_000,
     },
 }
 
-# On two cores: half the film's size, then all of it; noise around the small VAE's noise-augmentation timestep. The last
-# phase's preferred set is the same film where none is named.
+# On two cores: half the size of the clips, then all of it; noise around the small VAE's noise-augmentation timestep.
+# The preferred set of the last phase is the same set of clips if none is named.
 TINY_PHASES = {
     'phase1': {'size': (17, 128, 240), 'noise': (20, 150), 'learning_rate': 2e-3, 'num_steps': 500},
     'phase2': {'size': (17, 256, 480), 'noise': (20, 120), 'learning_rate': 1e-3, 'num_steps': 600},
@@ -183,7 +183,7 @@ def _phase(config: ConfigDict, name: str) -> None:
     # What 8, 16 and more shards of the data divide; a batch of the largest size has 16 clips.
     config.data.batch_multiple = 16
     config.stage.options.noise_augmentation_timestep_range = phase['noise']
-    config.stage.options.image_noise_augmentation_timestep_range = phase['picture_noise']
+    config.stage.options.image_noise_augmentation_timestep_range = phase['image_noise']
     config.optim.learning_rate = phase['learning_rate']
     config.loop.num_steps = phase['num_steps']
 
@@ -192,7 +192,7 @@ def _tiny_phase(config: ConfigDict, name: str) -> None:
     phase = TINY_PHASES[name]
     frames, height, width = phase['size']
     _tiny(config)
-    # Four whole clips of either size a step, or a few more pictures.
+    # Four whole clips of either size a step, or a few more images.
     token_budget = 4 * OFFICIAL.latent_spec.num_tokens(frames, height, width)
     config.data.update(
         train='embedded@4+stills:embedded@1',
@@ -223,7 +223,7 @@ def _tiny(config: ConfigDict) -> None:
     # More noise gains no detail after 50 and costs PSNR. Four evaluations of a net trained on 50 alone:
     #   Euler, shift 1: -0.32 dB, 0.68    Heun, shift 2: -0.44, 0.74    shift 3: -0.46, 0.75
     #   Heun, shift 2, from index 55: -0.57, 0.78    60: -0.73, 0.82
-    # Noise beyond what the net learnt to take away stays as grain, without which film looks smoothed. As it is here
+    # Noise beyond what the network was trained to remove stays as grain; without it videos look smooth. These settings
     # (launch/quickstart.sh, 16 minutes, 2.9 GB): PSNR 22.78 dB, bilinear 23.37, the VAE's ceiling 28.27; detail 0.79;
     # loss 0.1133, the linear predictor's 0.1302.
     config.stage.options.update(

@@ -2,14 +2,14 @@
 
     python -m fv_jax.train --config=configs/vae.py --workdir=runs/vae
 
-The small VAE that comes with the package (`fv_jax/weights/embedded`, 16 bits) is made on CPU from the film and the
-sprites that come with it, in phases, each from the one before (`--config.init_from=RUN_BEFORE`):
+The small VAE in the package (`fv_jax/weights/embedded`, 16 bits) was trained on CPU on the clips and the sprites in the
+package, in phases, each from the one before (`--config.init_from=RUN_BEFORE`):
 
-    python -m fv_jax.train --config=configs/vae.py:tiny_images --workdir=runs/images    pictures of 64x64
+    python -m fv_jax.train --config=configs/vae.py:tiny_images --workdir=runs/images    images of 64x64
     ... :tiny_clips       9 frames
     ... :tiny_crops      17 frames
     ... :tiny_large      128x128
-    ... :tiny_long       33 frames: the film's clips, which have 17, forth and back
+    ... :tiny_long       33 frames: the embedded clips, which have 17, forwards and backwards
     ... :tiny            192x192, 25 frames
     python -m fv_jax.export --checkpoint=runs/vae --output=fv_jax/weights/embedded/vae_tiny.safetensors
     python tests/benchmarks/vae_vs_linear.py
@@ -18,16 +18,17 @@ The last command measures: on the eight held-out shots, whole, at 256x480 (33 fr
 dB (25.70 to 30.33), the linear codec of the same rate, a PCA of 16 components of 4x8x8 blocks fitted on the training
 shots, 26.70 dB (25.17 to 29.37): 1.12 dB less. What brought it there:
 
-* length: after 9-frame clips alone it was 24.15 dB, for beyond a clip's ninth frame all was new to it; 17 frames
+* length: after 9-frame clips alone it was 24.15 dB, as nothing beyond the ninth frame had been trained; 17 frames
   brought 26.07. After `:tiny_large` its first 17 frames were 0.79 dB above the linear codec, the others 0.16 below,
-  however they were cut into chunks: only they have a past as long as the net looks back. `:tiny_long`: 27.49 (after 150
+  however they were cut into chunks: only they have as long a past as the receptive field. `:tiny_long`: 27.49 (after
+    150
   steps; 225 more brought nothing).
 * size: the group norms of small crops are not those of whole frames. 128x128 brought 1.1 dB over 64x64, 192x192 another
   0.3.
 
-It took 14, 65, 20, 60, 45 and 25 minutes on one or two cores that had other work too. `:tiny_large` was first drawn for
-900 steps and shortened after 105 and 200 of them, `:tiny_long` ended at step 375 of its 450, `:tiny` was first drawn
-for 150 and shortened after 30. `--config.init_from=embedded` goes on from it.
+It took 14, 65, 20, 60, 45 and 25 minutes on one or two shared cores. `:tiny_large` was first planned for
+900 steps and shortened after 105 and 200 of them, `:tiny_long` ended at step 375 of its 450, `:tiny` was first planned
+for 150 and shortened after 30. `--config.init_from=embedded` continues from it.
 
 `:smoke` takes seconds.
 """
@@ -116,7 +117,7 @@ def _optim() -> dict:
 
 def _small(config: ConfigDict) -> None:
     config.stage.network.update(base_channels=16, multipliers=(1, 1, 2, 3), num_res_blocks=1, groups=2, dtype='float32')
-    # A quarter of the clips are sprites, which stage 1 is trained on. Half of the crops glide: the film has few pans as
+    # A quarter of the clips are sprites, which stage 1 is trained on. Half of the crops pan: the clips have few pans as
     # fast as those of the held-out shots. Played forth and back, its clips of 17 frames are as long as what is needed.
     config.data.update(
         train='pingpong:embedded+sprite_crops:22',
@@ -128,7 +129,7 @@ def _small(config: ConfigDict) -> None:
         heldout_size=(33, 256, 480),
         loader={'batch_size': 1, 'num_threads': 1},
     )
-    # Muon reaches in 200 steps on pictures what AdamW reaches in 500 (25.3 dB against 22.7 after 200).
+    # Muon reaches in 200 steps on images what AdamW reaches in 500 (25.3 dB against 22.7 after 200).
     config.optim.update(algorithm='muon', learning_rate=3e-4, warmup_steps=5, final_lr_ratio=0.05, ema_decay=0.97)
     config.loop.update(num_steps=105, log_every=5, eval_every=105, save_every=15)
 
@@ -169,7 +170,7 @@ def _clips(config: ConfigDict) -> None:
 
 def _images(config: ConfigDict) -> None:
     _crops(config)
-    # Many small pictures a step: with one or two crops a step the colours of the crop at hand win over everything else.
+    # Many small images a step: with one or two crops a step the colours of the crop at hand win over everything else.
     config.data.update(frames=1, max_pan=0.0, loader={'batch_size': 16, 'num_threads': 1})
     config.optim.update(learning_rate=1e-3, warmup_steps=50, lr_schedule='constant', ema_decay=0.999)
     config.loop.update(num_steps=1300, eval_every=1300)

@@ -104,10 +104,10 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
     for name, digest in meta.get('digests', {}).items():
         print_result(f'trained with the {"VAE" if name == "vae" else "text encoder"} {digest}')
     if progress := meta.get('progress'):
-        said = ', '.join(
+        counts = ', '.join(
             f'{name} {progress[name]}' for name in ('bad_steps', 'spikes', 'num_rollbacks') if name in progress
         )
-        print_result(f'anomalies so far: {said}')
+        print_result(f'anomalies so far: {counts}')
     problem = checkpoints.verify(step) if arguments.verify else None
     if arguments.verify:
         print_result(f'checksums: {"DAMAGED: " + problem if problem else "intact"}')
@@ -194,8 +194,8 @@ def _print_metrics(path: Path, step: int) -> None:
             newest['training' if 'loss' in row else kind] = row
     for kind, row in newest.items():
         values = {name.removeprefix(f'{kind}/'): value for name, value in row.items() if name != 'step'}
-        said = '  '.join(f'{n} {v:.4g}' if isinstance(v, float) else f'{n} {v}' for n, v in values.items())
-        print_result(f'{kind} at step {row["step"]}: {said}')
+        text = '  '.join(f'{n} {v:.4g}' if isinstance(v, float) else f'{n} {v}' for n, v in values.items())
+        print_result(f'{kind} at step {row["step"]}: {text}')
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

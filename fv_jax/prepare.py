@@ -130,11 +130,11 @@ def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Latents:
-    """Encodes clips to latents. stamp: the provenance that is stored with them."""
+    """Encodes clips to latents. provenance: of the latents, stored with them."""
 
     config: clips.OfflineLatentsConfig
     vae: JittedVAE
-    stamp: dict[str, Any]
+    provenance: dict[str, Any]
 
     def encode(self, record: Record, number: int) -> Record:
         """Replaces the video of record `number` by latents of it and of its degraded versions."""
@@ -152,8 +152,8 @@ def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
         return None
     with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
         vae = jit_vae(weights.load_vae(config.vae))
-        stamp = latent_cache.vae_stamp(weights.vae_fingerprint(config.vae), vae.config.latent_spec)
-    return _Latents(config, vae, stamp)
+        provenance = latent_cache.vae_provenance(weights.vae_fingerprint(config.vae), vae.config.latent_spec)
+    return _Latents(config, vae, provenance)
 
 
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:

@@ -276,14 +276,14 @@ def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Seq
 
 def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> None:
     seconds = fv.clock.running_s[name]
-    said = throughput.format_metrics(throughput.throughput_metrics(done, seconds) | throughput.peak_memory())
-    log.info(f'{name}: {said}, in {seconds:.1f} s (compile time {fv.clock.compiling_s[name]:.1f} s)')
+    metrics = throughput.format_metrics(throughput.throughput_metrics(done, seconds) | throughput.peak_memory())
+    log.info(f'{name}: {metrics}, in {seconds:.1f} s (compile time {fv.clock.compiling_s[name]:.1f} s)')
 
 
 def _enhance(arguments: argparse.Namespace, overrides: Overrides) -> None:
     folders = arguments.folders
     if arguments.output is not None and len(folders) > 1:
-        raise UsageError(f'--output={arguments.output}: {len(folders)} previews are enhanced; leave it out')
+        raise UsageError(f'--output={arguments.output}: {len(folders)} previews are enhanced; remove it')
     outputs = [arguments.output or folder / preview_store.VIDEO for folder in folders]
     with error_context('', error=UsageError):
         stored = [preview_store.load(folder) for folder in folders]

@@ -12,7 +12,7 @@ signalled, all end at the same step. On SIGUSR1 it writes a trace of the next th
 `--profile-steps 10:13` for the steps 10 to 13.
 
 Exit codes: 0 the run is complete; 2 wrong usage; 1 it stopped (the message says why; what was saved stays), or a
-replayed step went wrong again; 75 it was preempted: the same command goes on; 79 nothing moved for
+replayed step failed again; 75 it was preempted: the same command resumes it; 79 it made no progress for
 `config.loop.stall_timeout_minutes`: all stacks were printed.
 """
 

@@ -2,7 +2,7 @@
 # Everything that must hold before a change lands, under the Python it is called with:
 #   bash launch/check.sh                 (PYTHON=/path/to/python bash launch/check.sh for another one)
 # Installs the dev extra into that Python's environment, then lint, the import order and the tests, in parts.
-# A part that fails stops the run. A part over its budget (seconds, on two cores) is said aloud and does not fail.
+# A part that fails stops the run. A part over its budget (seconds, on two cores) is reported and does not fail.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -45,7 +45,7 @@ part() {
 # has_tests FOLDER: whether pytest has anything to find there (it exits with an error where it has not).
 has_tests() { [[ -n $(find "$1" -name 'test_*.py' -print -quit 2>/dev/null) ]]; }
 
-# tests NAME BUDGET FOLDER...: one pytest run as a part of its own; a folder without tests yet is said, not hidden.
+# tests NAME BUDGET FOLDER...: one pytest run as a part of its own; a folder without tests is reported.
 # WORKERS: a third one where much is waiting for other processes.
 WORKERS=2
 tests() {

@@ -13,7 +13,7 @@ find_python312() {
   local candidate
   for candidate in "${PYTHON312:-}" python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python; do
     [[ -n $candidate ]] || continue
-    # Asked, not only looked for: pyenv's shims exist for versions that are not switched on.
+    # Executed, not only searched: pyenv's shims exist for versions that are not enabled.
     if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; then
       printf '%s\n' "$candidate"
       return

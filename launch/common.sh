@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables of other files
 # What the launch scripts share: their arguments, their messages, doing or only saying. Sourced, not run.
 
-# The exit code of a command that saved its state since it was told to stop, and wants to be run again: EX_TEMPFAIL.
+# The exit code of a command that saved its state on a signal to stop, and is to be run again: EX_TEMPFAIL.
 readonly PREEMPTED=75
 SCRIPT=$(basename "$0" .sh)
 

@@ -5,7 +5,7 @@
 # What LIBTPU_INIT_ARGS (TPUs) and XLA_FLAGS (GPUs) hold already stays, and a flag in them wins over the one here. Flags that
 # another generation hangs or dies with are refused: exit code 2 and one line. SLICES, by default $MEGASCALE_NUM_SLICES or 1, is
 # the number of TPU slices of the run.
-# The flags are the chip makers' advice; nobody has timed fv_jax with and without them. They cost memory: the 1080p step of stage 2
+# The flags are the chip makers' advice; fv_jax was not timed with and without them. They cost memory: the 1080p step of stage 2
 # over 8 v6e, compiled without a TPU, takes 8.6 GiB of a chip with them and 8.2 without.
 
 # Chips, a flag (or an environment variable), its reason. `slices`: any TPU in a run of several slices.
@@ -54,7 +54,7 @@ _fv_check_flags() {
         [[ ${flag#*=} =~ ^[1-9][0-9]{0,6}$ ]] && ((${flag#*=} <= vmem)) ||
           _fv_refuse "LIBTPU_INIT_ARGS holds $flag; $chip has $vmem; take it out" || return
         ;;
-      *=false) ;; # harms nobody
+      *=false) ;; # harmless
       --xla_tpu_enable_sparse_core_* | --xla_sc_* | --xla_tpu_*_on_sc=* | --xla_tpu_enable_all_*_offload_tracing=*)
         # They hang a v5p of 2x2x2; v6e runs some of them, and is not given them here.
         [[ $chip == v6e || $chip == v7x ]] ||

@@ -6,12 +6,12 @@
 #   --claim     a PersistentVolumeClaim that every host can write; at /data, where --workdir belongs
 #   --slices=N  several slices, joined over the data centre network (1)
 #   --spot      on spot nodes
-#   --restarts=N  how often the whole run may start anew (100)
+#   --restarts=N  how often the run may restart (100)
 #   --grace=S   seconds to save in when a node is taken (600; a spot node gives less)
 #   --namespace=NAME
 #   --dry-run   prints the command and the manifest, and does nothing
 # One pod a host, each with the same command under launch/run.sh. When a pod ends with exit code 75, or its node is taken from
-# it, all start anew; on any other code the run has failed. Another try under the same name needs
+# it, all restart; on any other code the run has failed. Another try under the same name needs
 # `kubectl delete jobset NAME` first.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -76,7 +76,7 @@ spec:
           backoffLimit: 0
           podFailurePolicy:
             rules:
-              - action: Count  # the node was taken: start anew
+              - action: Count  # the node was taken: restart
                 onPodConditions:
                   - type: DisruptionTarget
                     status: "True"

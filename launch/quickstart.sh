@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # From nothing to an enhanced clip on two CPU cores, in at most 20 minutes and 6 GB:
 #   bash launch/quickstart.sh [FOLDER]        (default: quickstart)
-# Installs fv_jax into the environment of ${PYTHON:-python3}, trains stage 2 (configs/stage2.py:tiny) on the film that
-# comes with the package, enhances held-out shots and writes FOLDER/result: input, bilinear, enhanced and truth side by
-# side as mp4, contact_sheet.png and report.json. Run it again to go on where it stopped.
+# Installs fv_jax into the environment of ${PYTHON:-python3}, trains stage 2 (configs/stage2.py:tiny) on the clips in
+# the package, enhances held-out shots and writes FOLDER/result: input, bilinear, enhanced and truth side by side as mp4,
+# contact_sheet.png and report.json. Run it again to resume.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

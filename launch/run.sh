@@ -2,7 +2,7 @@
 # Runs a command with the flags of a chip, and runs it again when it says that it was preempted. All launch scripts put it
 # around the command, on every host:
 #   bash launch/run.sh --chip=CHIP [--slices=N] [--dry-run] -- COMMAND...
-# The command says so by exit code 75: what it had done is saved, and it wants to go on. Any other code is this script's own.
+# The command requests that by exit code 75: its state is saved, and it resumes. Any other code is this script's own.
 # SIGTERM and SIGINT reach the command as SIGTERM; when it then ends with 75 the machine is about to go, so 75 is handed on to
 # whoever can start it elsewhere. A command that ends with 75 three times in a row within five minutes each gets nowhere: 1.
 set -euo pipefail
@@ -26,9 +26,9 @@ fi
 
 say() { printf '\n== run: %s (%d s)\n' "$1" "$SECONDS" >&2; }
 
-child='' told='' interrupted=''
+child='' stopping='' interrupted=''
 pass_on() {
-  told=yes interrupted=yes
+  stopping=yes interrupted=yes
   [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
 trap pass_on TERM INT
@@ -54,7 +54,7 @@ while :; do
   began=$SECONDS
   run_once
   ((status == PREEMPTED)) || exit "$status"
-  if [[ -n $told ]]; then
+  if [[ -n $stopping ]]; then
     say 'the command saved its state; this machine is to be given up'
     exit "$PREEMPTED"
   fi

@@ -25,7 +25,7 @@ for option in nodes gpus cpus grace; do need_count "$option"; done
 need_command
 
 # JAX takes one process a GPU under Slurm, each of which must see all GPUs of its node: no --gpus-per-task.
-# The cores of a task are said again to srun, which since Slurm 22.05 does not take them from the batch job.
+# The cores of a task are repeated for srun, which since Slurm 22.05 does not take them from the batch job.
 # A batch shell with a handler outlives a SIGTERM that is sent to the whole job, and hears how the command ended. A job that
 # was cancelled is no longer RUNNING by then.
 batch() {

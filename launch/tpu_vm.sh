@@ -5,11 +5,11 @@
 #   bash launch/tpu_vm.sh logs | stop | delete  --name=NAME --zone=Z --project=P [--queued]
 # create  makes the machines; with --queued asks for them and waits until they are there
 # run     copies this folder to every host, installs it there, and starts the command on all of them under launch/run.sh; it
-#         goes on when you log out. The same again, after `stop`, takes the new code and goes on where the run was
+#         continues when you log out. The same again, after `stop`, takes the new code and resumes the run
 # logs    follows the output of the first host;  stop  lets the command save and end;  delete  gives the machines back
 #   --type      the slice, by Google's name (launch/slices.sh); v7x is to be had on GKE only
 #   --queued    queued resources; --slices=N several slices, which only they can give
-#   --spot      machines that Google may take back. They are not made anew by themselves: delete, create and run again
+#   --spot      machines that Google may take back. They are not recreated automatically: delete, create and run again
 #   --nfs       a share (Filestore) to mount at /data on every host, where --workdir belongs when there are several
 #   --dry-run   prints the commands and does nothing
 set -euo pipefail

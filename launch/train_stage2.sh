@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Stage 2 through its three phases, each from the one before; the same command again goes on where it stopped:
+# Stage 2 through its three phases, each from the one before; the same command again resumes:
 #   bash launch/train_stage2.sh FOLDER [--tiny] [--config.FIELD=VALUE ...]
 # FOLDER/phase1 ... phase3 are the runs (configs/stage2.py:phase1 ...). Flags are given to all three phases. --tiny takes
-# minutes a phase on two CPU cores: the film and the small VAE that come with the package, and nothing to prepare.
+# minutes a phase on two CPU cores: the clips and the small VAE in the package, and nothing to prepare.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

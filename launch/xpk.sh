@@ -5,10 +5,10 @@
 #   --image     what launch/Dockerfile makes, pushed to where the cluster can read it
 #   --storage=NAME  a volume attached by `xpk storage attach`, where --workdir belongs
 #   --slices=N  several slices, joined over the data centre network (1)
-#   --restarts=N  how often the whole run may start anew (100)
+#   --restarts=N  how often the run may restart (100)
 #   --grace=S   seconds to save in when a node is taken (600; a spot node gives less)
 #   --dry-run   prints the command and does nothing
-# One pod a host, each with the same command under launch/run.sh. When a pod ends with exit code 75 all start anew; xpk does so
+# One pod a host, each with the same command under launch/run.sh. When a pod ends with exit code 75 all restart; xpk does so
 # too for its own 42 and for 127 to 255 (killed by a signal), which cannot be switched off. Written for xpk 1.16.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -1,15 +1,15 @@
-"""For every test: the CPU (unless the environment asks for a device), no silent broadcasting between ranks, and what
-makes the tests quick, most of whose time goes into compiling:
+"""For every test: the CPU (unless the environment requests a device), no silent broadcasting between ranks, and fast
+compilation, which takes most of the time of the tests:
 
-* Programs that are optimized little, by XLA's emitters of before. What runs slower is too small to show it; no
-  tolerance is wider for it. With JAX_DISABLE_MOST_OPTIMIZATIONS=false, as launch/check.sh runs tests/parity, they are
-  those that are used.
-* What one test compiled, no other one compiles again. The cache is a folder of this run of pytest, shared by its
-  workers, empty at its start and gone at its end, so that no test passes on what an earlier run compiled. Commands that
-  a test starts have another one there: one that is killed may leave half an entry.
-* Garbage is looked for rarely: to walk through all that JAX keeps took a fifth of the time.
+* Programs are compiled with few optimizations, by XLA's earlier emitters. They run slower, which is negligible at these
+  sizes; no tolerance is wider for it. With JAX_DISABLE_MOST_OPTIMIZATIONS=false, as launch/check.sh runs tests/parity,
+  they are compiled as usual.
+* What one test compiles, no other test compiles again. The cache is a folder of this run of pytest, shared by its
+  workers, empty at its start and deleted at its end, so that no test depends on an earlier run. Commands that
+  tests start have another cache there: one that is killed may leave an incomplete entry.
+* Garbage collection is rare: traversing all objects of JAX took a fifth of the time.
 
-And Ctrl-C, which a shell's background jobs ignore, is heard by what a test starts.
+Ctrl-C, which background jobs of a shell ignore, reaches the processes that tests start.
 """
 
 import gc
@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node) -> None:
-    """Of pytest-xdist: what a worker is told."""
+    """A hook of pytest-xdist: passes the cache folder to a worker."""
     node.workerinput['compiled'] = node.config.compiled
 
 

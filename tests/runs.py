@@ -156,7 +156,7 @@ def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     found = {}
     for item in ('state', 'params'):
         path = workdir / 'checkpoints' / str(step) / item
-        # Into plain arrays, wherever they lived: other processes' devices may be gone.
+        # As plain arrays, whatever their shardings: the devices of other processes may not exist.
         there = ocp.StandardCheckpointer().metadata(path).item_metadata
         tree = ocp.StandardCheckpointer().restore(path, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), there))
         leaves = jax.tree_util.tree_leaves_with_path(tree)

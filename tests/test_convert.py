@@ -1,4 +1,4 @@
-"""Weights there and back by the command: bit for bit, whole or not at all, and one line for every mistake."""
+"""The command `convert`: round trips are bit-exact, output is atomic, errors are one line."""
 
 import dataclasses
 import json
@@ -93,7 +93,7 @@ def run(*argv):
 
 
 def run_failing(capsys, code, *argv):
-    """The one line that a failure is told in."""
+    """Runs a command that fails; returns its one line of error."""
     capsys.readouterr()
     assert run(*argv) == code
     error = capsys.readouterr().err
@@ -101,7 +101,7 @@ def run_failing(capsys, code, *argv):
     return error
 
 
-# There and back.
+# Round trip.
 
 
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
@@ -128,7 +128,7 @@ def test_convert_output_opens_as_a_run(files, runs, name):
         np.testing.assert_array_equal(ours[path][...], theirs[path][...], err_msg=str(path))
     if name == 'stage1':
         assert {key.key for key, *_ in map(list, parameter_paths(opened.params['trainable']))} == {'blocks'}
-        assert len(parameter_paths(opened.params['trainable'])) == 4  # LoRA learns, the rest is frozen
+        assert len(parameter_paths(opened.params['trainable'])) == 4  # LoRA is trainable, the rest is frozen
 
 
 def parameter_paths(tree):
@@ -197,7 +197,7 @@ def test_convert_reports_the_frame_count_embedding(files, tmp_path, capsys, zero
     path = write(tmp_path / 'stage2.pt', arrays)
     assert run('--input', path, '--output', tmp_path / 'run', '--vae', files / '3d-vae.pt.safetensors') == 0
     out = capsys.readouterr().out
-    assert report in out and ('is not told how long a clip is' in out) == bool(zeros)
+    assert report in out and ('does not receive the length of a clip' in out) == bool(zeros)
 
 
 def test_convert_t5_round_trip(tmp_path, capsys):

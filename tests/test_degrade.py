@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    video_io.encode(tmp_path / 'film.mp4', sample_videos.pattern(4, 64, 96), 24)
+    video_io.encode(tmp_path / 'video.mp4', sample_videos.pattern(4, 64, 96), 24)
     return [
         f'--config={ROOT / "configs" / "degradations.py"}',
-        f'--input={tmp_path / "film.mp4"}',
+        f'--input={tmp_path / "video.mp4"}',
         f'--output={tmp_path / "sheet.png"}',
         '--height=48',
         '--width=64',
@@ -27,8 +27,8 @@ def arguments(tmp_path: Path) -> list[str]:
 
 def test_degrade_writes_a_sheet(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert degrade.main([*arguments, '--num-samples=2', '--frames=3']) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 7 and said[0].startswith('sample 0, strong 0: blur ') and 'bpp' in said[0]
+    output = capsys.readouterr().out.splitlines()
+    assert len(output) == 7 and output[0].startswith('sample 0, strong 0: blur ') and 'bpp' in output[0]
     first = np.asarray(Image.open(tmp_path / 'sheet.png'))
     assert first.shape[1] > 5 * 64 and first.shape[0] > 4 * 48
     assert degrade.main([*arguments, '--num-samples=2', '--frames=3']) == 0

@@ -38,17 +38,18 @@ CONFIG = str(ROOT / 'configs' / 'prepare.py')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two good films of two shots each, one of them captioned and in a folder; half a film and a text that call
-    themselves films; and a text that does not.
+    """A folder of two videos of two shots each, one with a caption and in a subfolder.
+
+    Besides, a truncated video and a text with suffixes of videos, and a text file.
     """
-    path = tmp_path_factory.mktemp('films')
+    path = tmp_path_factory.mktemp('videos')
     (path / 'more').mkdir()
     sample_videos.write_two_shots(path / 'a.mp4')
     sample_videos.write_two_shots(path / 'more' / 'b.mkv', fps=12)
     (path / 'captions.json').write_text(json.dumps({'more/b.mkv': 'two patterns'}))
     (path / 'broken.mp4').write_bytes((path / 'a.mp4').read_bytes()[:-2000])
-    (path / 'text.webm').write_text('no film')
-    (path / 'notes.txt').write_text('no film either')
+    (path / 'text.webm').write_text('not a video')
+    (path / 'notes.txt').write_text('not a video either')
     return path
 
 
@@ -74,10 +75,10 @@ def test_prepare_writes_records_and_names_skipped_files(
         *(('more/b.mkv', start, 12.0) for start in (0, 9, 24, 33)),
     ]
     assert [r.get('caption') for r in read] == [None] * 4 + ['two patterns'] * 4
-    film = video_io.decode(folder / 'a.mp4').frames.astype(int)
+    source_video = video_io.decode(folder / 'a.mp4').frames.astype(int)
     for record in read[:4]:
         frames = video_io.decode(record['video']).frames
-        expected = film[record['start_frame'] : record['start_frame'] + 9]
+        expected = source_video[record['start_frame'] : record['start_frame'] + 9]
         assert frames.shape == expected.shape and np.abs(frames - expected).mean() < 2
     index = json.loads((tmp_path / 'out' / 'clips.json').read_text())
     assert index['records'] == 8 and index['captioned_clips'] == 4
@@ -204,9 +205,7 @@ def test_prepare_config_variants() -> None:
 def test_prepare_stores_text_embeddings_for_training(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """From a caption beside a film to the text that a stage conditions on; a film without one has the zeros that stand
-    for no text.
-    """
+    """From the caption of a video to the text embedding of a batch; a video without one has zeros."""
     assert run(folder, tmp_path, '--config.text.encoder=hash') == prepare.SKIPPED
     assert 'text embeddings: 4 clip(s) with one, 4 with zeros, the unconditional input' in capsys.readouterr().out
     encoder = HashTextEncoder()
@@ -253,22 +252,22 @@ def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(latents[1]['z_high'], np.asarray(jitted.encode(video[None])[0], np.float16), atol=1e-3)
     assert latents[1]['z_low'].shape == (2, *latents[1]['z_high'].shape)
     assert not np.array_equal(latents[1]['z_low'][0], latents[1]['z_low'][1])
-    stamp = json.loads((tmp_path / 'latents' / 'clips.json').read_text())['latents']
-    assert stamp == {'vae': weights.vae_fingerprint(str(vae)), 'chunks': [17, 16]}
+    stored_provenance = json.loads((tmp_path / 'latents' / 'clips.json').read_text())['latents']
+    assert stored_provenance == {'vae': weights.vae_fingerprint(str(vae)), 'chunks': [17, 16]}
 
     data = pipeline.DataConfig(
         LoaderConfig(batch_size=2, num_threads=0), train=str(tmp_path / 'latents'), frames=9, height=64, width=96
     )
     bad = BadRecords(data.bad_records)
     parts = pipeline.training_sources(data, bad)
-    provenance.check_latents(parts, stamp)
+    provenance.check_latents(parts, stored_provenance)
     groups = pipeline.group_by_bucket(parts, data, tiny.VAE_CONFIG.latent_spec)
     batch = next(load_mixed_batches(pipeline.make_streams(groups, data, low_res=True), data.loader))
     assert batch['z_high_BFHWC'].shape == batch['z_low_BFHWC'].shape == (2, *latents[1]['z_high'].shape)
     with pytest.raises(ValueError, match=r'its latents have vae \w+, but this run has other; prepare them again'):
         provenance.check_latents(parts, {'vae': 'other', 'chunks': [17, 16]})
     with pytest.raises(ValueError, match='chunks'):
-        provenance.check_latents(parts, stamp | {'chunks': [13, 12]})
+        provenance.check_latents(parts, stored_provenance | {'chunks': [13, 12]})
     wider = dataclasses.replace(data, width=80)
     with pytest.raises(ValueError, match='of 9x64x96, which is the size of no bucket'):
         pipeline.group_by_bucket(parts, wider, tiny.VAE_CONFIG.latent_spec)
@@ -286,8 +285,8 @@ def test_prepare_skips_videos_with_captions_that_are_not_utf8(
         (tmp_path / 'in' / f'{name}.mp4').write_bytes((folder / 'a.mp4').read_bytes())
     (tmp_path / 'in' / 'a.txt').write_bytes('caf\xe9'.encode('latin-1'))
     assert run(tmp_path / 'in', tmp_path / 'out', '--config.clips_per_shot=1') == prepare.SKIPPED
-    said = capsys.readouterr().out
-    assert '  a.mp4: ' in said and 'a.txt: not UTF-8 text' in said
+    messages = capsys.readouterr().out
+    assert '  a.mp4: ' in messages and 'a.txt: not UTF-8 text' in messages
     assert {r['source'] for r in records.read_records(records.list_shards(tmp_path / 'out'))} == {'b.mp4'}
     (tmp_path / 'in' / 'captions.csv').write_bytes(b'\xff\xfe')
     assert run(tmp_path / 'in', tmp_path / 'other') == exit_codes.USAGE

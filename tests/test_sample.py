@@ -66,9 +66,9 @@ def test_sample_clip(clip, run, tmp_path, capsys):
     info = video_io.probe(output)
     assert (info.height, info.width, info.fps, info.frames) == (32, 48, Fraction(12), 14)
     assert video_io.decode(output).frames.std() > 5
-    with av.open(str(output)) as film:
-        assert film.streams.video[0].codec_context.name == 'h264'
-        sound = film.streams.audio[0]
+    with av.open(str(output)) as video:
+        assert video.streams.video[0].codec_context.name == 'h264'
+        sound = video.streams.audio[0]
         assert float(sound.duration * sound.time_base) == pytest.approx(14 / 12, abs=0.05)
     out, err = capsys.readouterr()
     assert 'note: 40x52 is rounded down to 32x48' in out
@@ -83,7 +83,7 @@ def test_sample_clip(clip, run, tmp_path, capsys):
 
 @pytest.fixture
 def repeat_pixels(monkeypatch):
-    """Notes what `enhance` is told."""
+    """Records the arguments of `enhance`."""
     calls = []
 
     def enhance(enhancer, frames, size, *, key, windows):
@@ -143,8 +143,8 @@ def test_sample_clip_failure_leaves_the_old_output(error, code, line, clip, run,
     (tmp_path / 'old.mp4').write_text('precious')
     assert command(clip, run, tmp_path / 'old.mp4', '--overwrite') == code
     assert [p.read_text() for p in tmp_path.iterdir()] == ['precious']
-    (said,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith('sample: ')]
-    assert line in said
+    (messages,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith('sample: ')]
+    assert line in messages
 
 
 # Bad input: one line, and nothing is done.
@@ -192,7 +192,7 @@ def test_sample_clip_refuses_invalid_flags(more, words, clip, run, tmp_path, cap
 def test_sample_clip_refuses_invalid_input(clip, run, tmp_path, capsys):
     output = tmp_path / 'out.mp4'
     text = tmp_path / 'text.mp4'
-    text.write_text('no film')
+    text.write_text('not a video')
     for path, word in ((tmp_path / 'none.mp4', 'no such file'), (text, 'not a video')):
         assert command(path, run, output) == 2
         assert_refused(capsys, 2, '--input=', path.name, word)

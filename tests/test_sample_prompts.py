@@ -1,6 +1,4 @@
-"""The command's walk from prompts to previews to videos: once with small random stages, and with a pipeline that draws
-without any.
-"""
+"""The command `sample` from prompts to previews to videos: once with small random stages, and with a fake pipeline."""
 
 import dataclasses
 import re
@@ -59,7 +57,7 @@ def test_sample_preview_enhance_and_reproduce(weights, tmp_path, capsys):
         r'\npreview: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in ', out
     )
     # Later, from what is stored; the weights are those of then.
-    (run / '0' / 'preview.mp4').write_text('no film any more')
+    (run / '0' / 'preview.mp4').write_text('not a video any more')
     assert sample.main(['enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
     out = capsys.readouterr().out
     assert re.search(r'\nenhance: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in \S+ s \(compile time \S+ s\)', out)
@@ -142,8 +140,8 @@ def test_sample_preview_of_a_prompt_file(grey_pipeline, tmp_path, capsys):
     assert names(run) == [*files, 'contact_sheet.png']
     stored = preview_store.load(run / '3')
     assert stored.prompt == 'سلحفاة 🐢' and stored.seed == 1004 and stored.latents[0, 0, 0, 0] == 1004
-    film = video_io.decode(run / '2' / 'preview.mp4')
-    assert film.fps == 12 and np.abs(film.frames.astype(int) - 4).max() <= 1
+    video = video_io.decode(run / '2' / 'preview.mp4')
+    assert video.fps == 12 and np.abs(video.frames.astype(int) - 4).max() <= 1
     made = metadata.from_json(video_io.read_comment(run / '2' / 'preview.mp4'))
     assert (made.fps, made.crf, made.preview.seed) == (12, 0, 4)
     assert Image.open(run / 'contact_sheet.png').size[1] > 4 * 22
@@ -334,13 +332,13 @@ def test_sample_enhance_refuses_previews_of_different_weights(grey_pipeline, tmp
     assert sample.main(both) == 2
     assert_error(capsys, 2, 'were made with different weights', 'enhance them separately')
     assert sample.main([*both, f'--output={tmp_path}/x.mp4']) == 2
-    assert_error(capsys, 2, '--output=', '2 previews are enhanced; leave it out')
+    assert_error(capsys, 2, '--output=', '2 previews are enhanced; remove it')
 
 
 def test_sample_reproduce_refuses_other_mp4_files(grey_pipeline, tmp_path, capsys):
-    video_io.encode(tmp_path / 'film.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
-    assert sample.main(['reproduce', f'{tmp_path}/film.mp4', f'--output={tmp_path}/x.mp4']) == 2
-    assert_error(capsys, 2, f'{tmp_path}/film.mp4: contains no generation metadata')
+    video_io.encode(tmp_path / 'video.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
+    assert sample.main(['reproduce', f'{tmp_path}/video.mp4', f'--output={tmp_path}/x.mp4']) == 2
+    assert_error(capsys, 2, f'{tmp_path}/video.mp4: contains no generation metadata')
 
 
 def test_sample_names_missing_weights(tmp_path, capsys):

@@ -47,7 +47,7 @@ def command(vae_file):
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory, command):
-    """A run of 4 steps that was not stopped. Nobody may change it."""
+    """A run of 4 steps that was not interrupted; read-only for tests."""
     folder = tmp_path_factory.mktemp('whole') / 'run'
     assert command(folder) == 0
     return folder
@@ -154,9 +154,9 @@ def test_train_lora_from_a_file_changes_lora_only(tmp_path, log_lines):
     run = trained_runs.open_run(tmp_path / 'run')
     kernel = run.params['frozen']['blocks']['attention']['qkv']['kernel']
     np.testing.assert_array_equal(kernel, weights.load_official(merged).blocks.attention.qkv.kernel[...])
-    learnt = jax.tree_util.tree_leaves_with_path(run.params['trainable'])
-    assert {jax.tree_util.keystr(path[-2:]) for path, _ in learnt} == {"['lora']['a']", "['lora']['b']"}
-    assert all(np.any(np.asarray(leaf)) for _, leaf in learnt)
+    changed = jax.tree_util.tree_leaves_with_path(run.params['trainable'])
+    assert {jax.tree_util.keystr(path[-2:]) for path, _ in changed} == {"['lora']['a']", "['lora']['b']"}
+    assert all(np.any(np.asarray(leaf)) for _, leaf in changed)
 
 
 def test_train_init_lora_from_a_full_run_and_full_training_from_a_step_of_it(vae_file, tmp_path):

@@ -37,7 +37,7 @@ FOLDER = 'checkpoints'
 ARRAYS = ('state', 'params')
 META = 'meta'
 TEMPORARY_SUFFIX = '.orbax-checkpoint-tmp'  # Orbax's, of a folder that is not complete
-QUIET_S = 0.3  # a failed save's folder is gone once it has not been created again for this long
+QUIET_S = 0.3  # a failed save's folder is removed once it has not been created again for this long
 MAX_REMOVAL_S = 10.0
 POLL_S = 0.2  # between two collective checks of whether all processes have finished
 # Orbax's own time-out of a save: longer than any. Stalls are the watchdog's task.
@@ -280,11 +280,11 @@ class Checkpoints:
         After one of Orbax's writers has failed, others may still create files in the folder: it is removed repeatedly
         until it has stayed away for QUIET_S.
         """
-        gone_since, deadline = time.monotonic(), time.monotonic() + MAX_REMOVAL_S
-        while time.monotonic() < min(gone_since + QUIET_S, deadline):
+        absent_since, deadline = time.monotonic(), time.monotonic() + MAX_REMOVAL_S
+        while time.monotonic() < min(absent_since + QUIET_S, deadline):
             for path in self.folder.glob(f'{step}.*'):
                 shutil.rmtree(path, ignore_errors=True)
-                gone_since = time.monotonic()
+                absent_since = time.monotonic()
             time.sleep(0.02)
 
     def _newest_before(self, step: int) -> int | None:

@@ -20,7 +20,7 @@ from fv_jax.core.paths import LocalPath, LocalPathOrEmpty, expand_path
 
 T = TypeVar('T')
 
-MAX_LINE = 500  # characters of an error; an allocator's complaint goes on for pages
+MAX_LINE = 500  # characters of an error; the message of an allocator can have pages
 OVERRIDES = (
     '--config.FIELD=VALUE sets a field of the config, for example --config.optim.learning_rate=3e-4; none is no value.'
 )

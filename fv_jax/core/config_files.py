@@ -98,15 +98,15 @@ def _configs_package(path: Path) -> Iterator[None]:
     package.__path__ = [str(folder), str(shipped_folder())]
     others = {name: module for name, module in sys.modules.items() if name.partition('.')[0] == PACKAGE}
     try:
-        _forget_configs()
+        _unload_configs()
         sys.modules[PACKAGE] = package
         yield
     finally:
-        _forget_configs()
+        _unload_configs()
         sys.modules.update(others)
 
 
-def _forget_configs() -> None:
+def _unload_configs() -> None:
     for name in [name for name in sys.modules if name.partition('.')[0] == PACKAGE]:
         del sys.modules[name]
 

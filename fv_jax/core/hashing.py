@@ -9,7 +9,7 @@ import numpy as np
 def fingerprint(parts: Iterable[str | bytes | np.ndarray]) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of `parts`, concatenated; text is encoded as UTF-8.
 
-    A fingerprint tells things apart that are different by accident; it is too short to guard against a forger.
+    A fingerprint distinguishes contents that differ by accident; it is too short to protect against forgery.
     """
     digest = hashlib.sha256()
     for part in parts:

@@ -6,7 +6,7 @@
     roofline_utilization   roofline seconds / seconds; the roofline has attention at the rate of its head size
     peak_memory_gib        the largest memory use of a device of this process so far
 
-Metrics that are not known are left out: the peak rate of a CPU, memory where the device does not report it.
+Metrics that are not known are omitted: the peak rate of a CPU, memory where the device does not report it.
 """
 
 import contextlib

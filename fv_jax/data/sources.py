@@ -49,7 +49,7 @@ def parse(names: str) -> list[tuple[str, float | None]]:
     names have a weight.
     """
     require(names.count('"') % 2 == 0, f'{names}: a double quote is not closed', ConfigError)
-    hint = 'a name with + or @ in it stands in double quotes'
+    hint = 'a name that contains + or @ must be in double quotes'
     parts = []
     for part in re.split(f'[+]{_OUTSIDE_QUOTES}', names):
         name, *weight = re.split(f'@{_OUTSIDE_QUOTES}', part)
@@ -298,8 +298,8 @@ def _measure(records: Iterable[Record]) -> np.ndarray:
 
 def _size(record: Record) -> tuple[int, int, int]:
     """Reads the size that a record states, or that of its video's header; zeros where neither is available."""
-    if (said := record_size(record)) is not None:
-        return said
+    if (size := record_size(record)) is not None:
+        return size
     try:
         info = video_io.probe(record['video'])
     except (KeyError, ValueError):
@@ -318,11 +318,11 @@ def _shard_sizes(source: Shards) -> np.ndarray:
         key = str(Path(path).parent / str(index.get('name')))
         if key not in runs:
             runs[key] = _indexed_sizes(index)
-        told, first = runs[key], _first_record(index, path)
-        ends = np.cumsum(told[:, 3])
+        indexed, first = runs[key], _first_record(index, path)
+        ends = np.cumsum(indexed[:, 3])
         known = known and first is not None and len(ends) > 0 and ends[-1] >= first + count
         if known:
-            sizes[start : start + count] = told[np.searchsorted(ends, np.arange(first, first + count), 'right'), :3]
+            sizes[start : start + count] = indexed[np.searchsorted(ends, np.arange(first, first + count), 'right'), :3]
         start += count
     return sizes if known else _measure(_record_or_empty(source, i) for i in range(len(source)))
 

@@ -65,7 +65,7 @@ SCHEDULES: dict[str, Callable[[float, int, int], np.ndarray]] = {
 
 
 def is_unguided(scale: Scale) -> bool:
-    """Tells whether w is 1 everywhere, so that the unconditional evaluation can be skipped."""
+    """Returns whether w is 1 everywhere, so that the unconditional evaluation can be skipped."""
     return bool(np.all(np.asarray(scale) == 1))
 
 

@@ -25,7 +25,7 @@ from fv_jax.diffusion.noise_schedules import NUM_TIMESTEPS
 
 Numerics = Literal['exact', 'official']
 
-# What a solver's state and the timesteps told to the network are kept in.
+# The dtypes of a solver's state and of the network's timesteps.
 STATE_DTYPES: dict[str, Any] = {'exact': jnp.float32, 'official': jnp.bfloat16}
 
 
@@ -52,7 +52,7 @@ def flow_time_grid(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exa
 def embedded_timestep(timestep: jax.Array, numerics: Numerics = 'exact') -> jax.Array:
     """Rounds timesteps as the network's input, float32: 'official' rounds to bfloat16 (675 to 676, 650 to 648)."""
     kept = jnp.finfo(STATE_DTYPES[numerics])
-    # Not a cast there and back, which a compiler that allows excess precision removes.
+    # Not a cast to bfloat16 and back, which a compiler that allows excess precision removes.
     return jax.lax.reduce_precision(jnp.asarray(timestep, jnp.float32), kept.nexp, kept.nmant)
 
 

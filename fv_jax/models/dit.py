@@ -303,7 +303,7 @@ class DiT(nnx.Module):
         require(
             config.embed_noise_augmentation_timestep or noise_augmentation_timestep_B is None,
             'noise_augmentation_timestep was given, but this network has '
-            'embed_noise_augmentation_timestep=False: leave it out',
+            'embed_noise_augmentation_timestep=False: remove it',
         )
         emb_BE = self.time_embed(self._sinusoid(timestep_B))
         if config.embed_num_frames:

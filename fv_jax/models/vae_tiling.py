@@ -7,8 +7,8 @@ the tile i from s_i to e_i:
     w_i(x) = min(x + 1/2 - s_i, e_i - x - 1/2)         (1)   a linear ramp from each edge that is not the frame's edge
     y(x)   = sum_i w_i(x) y_i(x) / sum_i w_i(x)        (2)   over the tiles that contain x; separable over the two axes
 
-The result differs from that of whole frames: group norms take their statistics over a tile, and a tile does not see its
-surroundings. `python tests/benchmarks/vae_cost.py` measures the difference.
+The result differs from that of whole frames: group norms take their statistics over a tile, which lacks what is around
+it. `python tests/benchmarks/vae_cost.py` measures the difference.
 
 Dimensions: as in `vae`; h and w are a tile's height and width.
 """

@@ -11,7 +11,7 @@ activations and the arithmetic of samplers are not counted.
 
 The backward pass costs twice the forward pass, once for the gradient of the inputs and once for that of the weights;
 frozen weights (LoRA) cost once. What rematerialization and kernels recompute is `dit_recompute`, and not part of the
-model FLOPs (arXiv:2204.02311, appendix B, tells model from hardware FLOPs utilization).
+model FLOPs (arXiv:2204.02311, appendix B, distinguishes model and hardware FLOPs utilization).
 """
 
 import dataclasses

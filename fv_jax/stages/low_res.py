@@ -111,8 +111,8 @@ class LowRes(PreviewStage):
     ) -> tuple[jax.Array, Metrics]:
         """Computes the loss (1) of a noised batch.
 
-        Metrics: the loss of the examples in the upper and lower half of the distribution of t (each taken to be half of
-        the batch, as in a stratified one of even size); root mean squares of (1).
+        Metrics: the loss of the examples in the upper and lower half of the distribution of t (each assumed to be half
+        of the batch, as in a stratified one of even size); root mean squares of (1).
         """
         prediction_type = PREDICTION_TYPES[self.config.prediction_type]
         example = prediction_type.example(noised.data_BFHWC, noised.noise_BFHWC, noised.t_B)

@@ -124,8 +124,8 @@ class SuperRes(EnhancementStage):
     ) -> tuple[jax.Array, Metrics]:
         """Computes the loss of a noised batch.
 
-        Metrics: the loss of the examples in the upper and lower half of the distribution of t (each taken to be half of
-        the batch, as in a stratified one of even size); root mean squares of (3).
+        Metrics: the loss of the examples in the upper and lower half of the distribution of t (each assumed to be half
+        of the batch, as in a stratified one of even size); root mean squares of (3).
         """
         x_t = process.interpolate(noised.source_BFHWC, noised.data_BFHWC, noised.t_B)  # (2)
         target = process.velocity(noised.source_BFHWC, noised.data_BFHWC)  # (3)

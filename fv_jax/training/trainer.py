@@ -39,7 +39,7 @@ _ADVICE = (
 
 
 class Checkpointer(Protocol):
-    """Saves states while training goes on; leaves earlier checkpoints alone. All processes call it alike."""
+    """Saves states while training continues; leaves earlier checkpoints alone. All processes call it alike."""
 
     def start(self, step: int, state: TrainState, progress: Progress) -> None:
         """Starts a save. Returns when the state has been copied and may be donated."""
@@ -166,7 +166,7 @@ class Trainer:
                 if due.evaluate or due.save:
                     self._read_metrics(dispatched, state, due)
             except RollbackRequired as error:
-                diverged = str(error)  # the exception's traceback holds the state: it must be gone before the rollback
+                diverged = str(error)  # the exception's traceback holds the state: it must be freed before the rollback
             if diverged is not None:
                 # The restored state needs the memory of whatever the diverged steps still hold.
                 state = metrics = batch = in_flight = dispatched = None

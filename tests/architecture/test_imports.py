@@ -161,7 +161,7 @@ def length_violations(root: pathlib.Path) -> list[str]:
 
 
 def test_layers() -> None:
-    assert python_files(ROOT, PACKAGE), 'no source was found: the walk is broken'
+    assert python_files(ROOT, PACKAGE), 'no source was found'
     problems = layer_violations(ROOT)
     assert not problems, '\n'.join(problems)
 

@@ -17,7 +17,7 @@ def logger_problem(where: pathlib.Path, call: ast.Call) -> str | None:
         return f'logging.{call.func.attr} is of the root logger; use `log = logging.getLogger(__name__)`'
     if call.func.attr != 'getLogger' or where.as_posix() == CONSOLE or where.parts[1] == 'core':
         return None
-    # A command is run as __main__, whose records nobody shows.
+    # A command is run as __main__, whose records are not shown.
     wanted = f"'fv_jax.{where.stem}'" if len(where.parts) == 2 else '__name__'
     found = ', '.join(map(ast.unparse, call.args))
     return None if found == wanted else f'the logger is named by {found}; use logging.getLogger({wanted})'

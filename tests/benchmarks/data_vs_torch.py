@@ -86,12 +86,12 @@ def _ours(videos: list[bytes], strong: dict | None, cores: int) -> Iterator:
 
 
 def _write_videos(frames: int, size: tuple[int, int], seed: int) -> bytes:
-    """A film with texture that moves, as mp4."""
+    """Writes a video with moving texture as mp4."""
     rng = np.random.default_rng(seed)
     canvas = rng.integers(0, 255, (size[0] // 4 + 8, size[1] // 4 + frames + 8, 3), dtype=np.uint8)
     canvas = np.kron(canvas, np.ones((4, 4, 1), np.uint8))
-    film = [canvas[4 : 4 + size[0], 4 + 2 * f : 4 + 2 * f + size[1]] for f in range(frames)]
-    return video_io.encode_bytes(film, 24, crf=20, preset='veryfast')
+    source_video = [canvas[4 : 4 + size[0], 4 + 2 * f : 4 + 2 * f + size[1]] for f in range(frames)]
+    return video_io.encode_bytes(source_video, 24, crf=20, preset='veryfast')
 
 
 if __name__ == '__main__':

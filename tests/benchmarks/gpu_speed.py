@@ -1,14 +1,14 @@
-"""Speed on one GPU: attention beside torch's, the training step and the sampler of stage 2 at full width.
+"""Speed on one GPU: attention compared with torch's, the training step and the sampler of stage 2 at full width.
 
     bash launch/benchmark.sh --gpu [--tokens 16384,32768,104746] [--size 49x544x960] [--json gpu_speed.json]
 
-Attention: one row of 30 heads of 64 in bfloat16, ours, tokamax's kernel for Hopper and torch's
-scaled_dot_product_attention (cuDNN and FlashAttention), in turn in the same process. TFLOP/s are of the formula,
-4 M^2 D forwards and 12 M^2 D forwards and backwards, whatever a kernel computes again. Exactness is the distance of the
+Attention: one example of 30 heads of 64 in bfloat16, ours, tokamax's kernel for Hopper and torch's
+scaled_dot_product_attention (cuDNN and FlashAttention), alternating in the same process. TFLOP/s are of the formula,
+4 M^2 D forward and 12 M^2 D forward and backward, without what a kernel recomputes. Exactness is the distance of the
 output, and of the worst gradient, to the float32 reference over 2,048 tokens, relative to its norm. The training step
-and the sampler (5 evaluations, guided) take one clip's latents of the size; MFU is of the model's own FLOPs
+and the sampler (5 evaluations, guided) take one clip's latents of the size; MFU is of the model FLOPs
 (`fv_jax.planning.flops`). Medians; the first run of each, which compiles, is not counted. torch is the extra [torch],
-tokamax a package of that name for GPUs; without them, or for a kernel that is refused, the file says so.
+tokamax a package of that name for GPUs; without them, or for a kernel that fails, the file has the reason.
 
 The file holds the command, the device and the versions. On a CPU everything runs too, at sizes that fit one.
 """

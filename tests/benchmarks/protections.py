@@ -1,18 +1,18 @@
-"""What it costs that a run can be trusted: steps of the training loop beside bare ones, of stage 2's `tiny`.
+"""The cost of the safeguards of a run: steps of the training loop compared with bare ones, of stage 2's `tiny`.
 
     python tests/benchmarks/protections.py [--rounds 15] [--steps 6] [--config configs/stage2.py:tiny] [--json FILE]
 
-Three kinds, in turn, a few steps of each, in one process, on the same batches:
+Three kinds, alternating, a few steps of each, in one process, on the same batches:
 
-  bare     loss, gradient, optimizer, average; the loss is read while the next step runs. Nothing else.
-  step     `train_step` in its place: non-finite steps are left out on the device, norms of everything are taken
-  whole    the loop as `train` wires it: every step's metrics looked at (bad steps, spikes), rows to metrics.jsonl and
-           TensorBoard as often as the configuration says, goodput, the watchdog's thread, flags on preemption, the
+  bare     loss, gradient, optimizer, average; the loss is read while the next step runs, and nothing else.
+  step     `train_step`: non-finite steps are skipped on the device, norms are computed
+  whole    the loop as `train` wires it: every step's metrics checked (bad steps, spikes), lines to metrics.jsonl and
+           TensorBoard as often as configured, goodput, the watchdog's thread, flags on preemption, the
            trace's switch
 
-Reported: the median of seconds a step of each kind, on the clock and of processor time (of all threads; what other
-programs do to the clock they do less to that), and the medians of the rounds' ratios to bare. Saves, of a state as the
-configuration has it, apart.
+Reported: the median of seconds a step of each kind, on the clock and of processor time (of all threads, which
+other programs affect less), and the medians of the rounds' ratios to bare. Saves of
+the configured state are measured separately.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""How well the small stages do, on the sprites that were not in training.
+"""Evaluates the small stages on held-out sprites.
 
     python tests/benchmarks/small_weights.py [--weights FOLDER] [--stage 1|2] [--prompts 64] [--clips 16] [--output DIR]
 
-Stage 1 makes a preview of each held-out caption (`heldout_prompts`), and `sprite_measures` looks on the frames
-alone for the object and for the way it moves. Stage 2 enhances rendered low-resolution clips of other held-out scenes,
-whose truth is known: PSNR and detail against the truth, beside bilinear and the VAE's ceiling. Written: figures.json,
-and pictures to look at: previews.png, a row of frames for each of the first prompts, and enhanced.png.
+Stage 1 makes a preview of each held-out caption (`heldout_prompts`), and `sprite_measures` finds the object and its
+motion in the frames alone. Stage 2 enhances rendered low-resolution clips of other held-out scenes,
+whose truth is known: PSNR and detail against the truth, compared with bilinear and the VAE's ceiling. Writes
+figures.json,
+and images: previews.png, a row of frames for each of the first prompts, and enhanced.png.
 """
 
 import argparse

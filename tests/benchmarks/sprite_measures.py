@@ -30,14 +30,14 @@ from fv_jax.data.synthetic.sprites import MOTIONS, OBJECTS, load_art
 _HEIGHT = 64  # rows the measures work on
 _BLUR = 0.8  # of the frames, in pixels
 _SOFT = (0.8, 2.0)  # of the templates: sharp frames and blurred ones
-_REACH = 0.3  # R, in picture heights: beyond a sprite's edge
-_LEAST_MOVE = 0.12  # in picture heights, over the clip: less is no motion
+_REACH = 0.3  # R, in image heights: beyond a sprite's edge
+_LEAST_MOVE = 0.12  # in image heights, over the clip: less is no motion
 _STRAIGHT = 0.3  # of the centres' variance: less is no motion
 _ONE_THING = 0.5  # of what differs from the landscape: less is noise
-_SIZES = (0.29, 0.33, 0.37, 0.41, 0.45, 0.49)  # of the templates, in picture heights
+_SIZES = (0.29, 0.33, 0.37, 0.41, 0.45, 0.49)  # of the templates, in image heights
 _SIDE = 34  # of a template's square, in pixels
 _SEARCH = 4  # pixels a template may lie off c_t
-_LOOKS = 5  # frames that the object is looked for in
+_LOOKS = 5  # frames in which the object is searched
 _FAINT = (0.4, 1.0)  # bounds of a
 
 
@@ -182,7 +182,7 @@ def _line(centres_F2: np.ndarray, weights_F: np.ndarray) -> tuple[np.ndarray, fl
 def _around(video_FHWC: np.ndarray, backdrop_HWC: np.ndarray, centres_F2: np.ndarray) -> np.ndarray:
     """r, b.r, 1, b, |b|^2 around the centres: (F, side, side, 9).
 
-    Beyond the picture's edge all of them are 0: what of a template lies there is neither right nor wrong.
+    Beyond the image's edge all of them are 0: what of a template lies there is neither right nor wrong.
     """
     reach = _SIDE // 2 + _SEARCH
     residual = video_FHWC - backdrop_HWC

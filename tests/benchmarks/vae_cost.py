@@ -1,9 +1,9 @@
-"""What the VAE loses in tiles, and in bfloat16: PSNR of held-out shots, there and back.
+"""The loss of the VAE with tiles and in bfloat16: PSNR of held-out shots after encoding and decoding.
 
     PYTHONPATH=. python tests/benchmarks/vae_cost.py [--vae embedded | FILE] [--frames 17] [--shots 8] [--json FILE]
 
 The shots are those of the package, whole, 256x480. Two tiles by two, 144x256 with 32 pixels shared, are to these frames
-what 568x992 with 64 are to 1072x1920. Columns: PSNR to the truth; PSNR to what whole frames give in float32.
+as 568x992 with 64 to 1072x1920. Columns: PSNR to the truth; PSNR to the result of whole frames in float32.
 
 With `--frames 9 --shots 2` and the embedded VAE (both in dB, means):
 
@@ -13,8 +13,8 @@ With `--frames 9 --shots 2` and the embedded VAE (both in dB, means):
     128x240, overlap 0         28.77   41.35
     64x96, overlap 16          28.81   36.25
 
-This VAE was trained on small crops, which may be why tiles suit it a little better than frames; another may lose what
-it gains by them. Not measured on the official one.
+This VAE was trained on small crops, which may be why tiles are a little better than frames; another VAE may lose as
+much. Not measured with the official one.
 """
 
 import argparse

@@ -28,13 +28,13 @@ def barriers(monkeypatch):
     return found
 
 
-def come(barrier, key, said):
+def come(barrier, key, output):
     def run():
         try:
             barrier(key=key, timeout_ms=20_000)
-            said.append('reached')
+            output.append('reached')
         except BarrierAbortedError:
-            said.append('aborted')
+            output.append('aborted')
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -44,31 +44,31 @@ def come(barrier, key, said):
 def test_barrier_waits_for_all_processes_at_each_key(barriers):
     first, second = barriers
     for key in ('write', 'commit', 'write'):
-        said = []
-        one = come(first, key, said)
+        output = []
+        one = come(first, key, output)
         one.join(0.1)
         assert one.is_alive()
-        other = come(second, key, said)
+        other = come(second, key, output)
         one.join(), other.join()
-        assert said == ['reached', 'reached']
+        assert output == ['reached', 'reached']
 
 
 def test_barrier_abort_releases_waiting_threads_until_reset(barriers):
     first, second = barriers
-    said, began = [], time.monotonic()
-    waits = come(first, 'write', said)
-    failed = come(second, 'end', said)  # it could not write, and is further on
+    output, began = [], time.monotonic()
+    waits = come(first, 'write', output)
+    failed = come(second, 'end', output)  # it could not write, and is further on
     for barrier in barriers:
         barrier.abort()
     waits.join(), failed.join()
-    come(first, 'end', said).join()
-    assert said == ['aborted'] * 3 and time.monotonic() - began < 10
+    come(first, 'end', output).join()
+    assert output == ['aborted'] * 3 and time.monotonic() - began < 10
     for barrier in barriers:
         barrier.reset()
-    said = []
-    for thread in [come(barrier, 'write', said) for barrier in barriers]:
+    output = []
+    for thread in [come(barrier, 'write', output) for barrier in barriers]:
         thread.join()
-    assert said == ['reached', 'reached']
+    assert output == ['reached', 'reached']
 
 
 def test_barrier_is_skipped_where_orbax_only_synchronizes_a_value(barriers):

@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact there and back, also from other devices; what cannot be saved or read says so in a line."""
+"""Checkpoints: bit-exact round trips, also from other devices; errors in one line."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Networks without numbers are what Flax makes of them."""
+"""Abstract modules have the structure of the initialized ones."""
 
 import functools
 

@@ -6,7 +6,7 @@ from fv_jax.core.checks import error_context, require
 
 
 def test_require_raises_unless_the_condition_holds():
-    require([1], 'never said')
+    require([1], 'never raised')
     with pytest.raises(ValueError, match=r'^size=0: must be positive$'):
         require(0, 'size=0: must be positive')
     with pytest.raises(OSError, match='full'):

@@ -1,4 +1,4 @@
-"""Flags, config programs and overrides: what is read, and what is said when it cannot be."""
+"""Flags, config files and overrides: how they are parsed, and errors."""
 
 import dataclasses
 from pathlib import Path

@@ -87,7 +87,7 @@ def test_run_command_shows_log_records_before_the_error(capsys):
 
 
 class Failing:
-    """Raises where nobody can catch it."""
+    """Raises where no caller can catch it."""
 
     def __init__(self, text):
         self.text = text

@@ -56,9 +56,9 @@ def test_train_on_a_backend_that_cannot_be_opened(platforms, tmp_path):
     'line',
     [
         (train, '--config=stage2:smoke', '--workdir=run'),
-        (prepare, '--input=film.mp4', '--output=out', '--config=prepare:smoke', '--config.latents.vae=embedded'),
+        (prepare, '--input=video.mp4', '--output=out', '--config=prepare:smoke', '--config.latents.vae=embedded'),
         (sample, 'preview', '--prompt=a bee', '--output=out'),
-        (sample, 'clip', '--checkpoint=run', '--input=film.mp4', '--output=out.mp4'),
+        (sample, 'clip', '--checkpoint=run', '--input=video.mp4', '--output=out.mp4'),
         (convert, '--input=stage2.pt', '--output=out'),
         (export, '--checkpoint=run', '--output=out'),
         (evaluate, '--checkpoint=run', '--output=out'),
@@ -72,7 +72,7 @@ def test_command_opens_the_devices_before_anything_else(line, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name in ('devices', 'local_devices', 'default_backend'):
         monkeypatch.setattr(jax, name, fail)
-    sample_videos.write_two_shots(tmp_path / 'film.mp4', frames=2)
+    sample_videos.write_two_shots(tmp_path / 'video.mp4', frames=2)
     (tmp_path / 'stage2.pt').touch()
     before = sorted(tmp_path.rglob('*'))
     command, *arguments = line

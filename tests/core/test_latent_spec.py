@@ -1,4 +1,4 @@
-"""The geometry of latents: sizes there and back, valid lengths, tokens, and what is refused with which advice."""
+"""The geometry of latents: sizes of videos and latents, valid lengths, tokens, and errors."""
 
 import pytest
 

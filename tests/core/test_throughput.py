@@ -1,4 +1,4 @@
-"""The ledger's figures in closed form, and what is left out."""
+"""Throughput metrics in closed form, and those that are omitted."""
 
 import time
 
@@ -21,7 +21,7 @@ def test_throughput_metrics_of_a_known_chip():
     )
     assert throughput.throughput_metrics(cost + cost, 16.0) == pytest.approx(found)
     assert set(found) | {'peak_memory_gib'} == set(THROUGHPUT)
-    said = throughput.format_metrics(found | {'peak_memory_gib': 3.0})
+    output = throughput.format_metrics(found | {'peak_memory_gib': 3.0})
     for part in (
         '75 tokens/s',
         '49.2 TFLOP/s per chip',
@@ -29,7 +29,7 @@ def test_throughput_metrics_of_a_known_chip():
         '50.0% of the roofline',
         'peak memory 3.00 GiB per chip',
     ):
-        assert part in said
+        assert part in output
 
 
 def test_throughput_metrics_leave_out_what_is_not_known():

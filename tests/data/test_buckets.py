@@ -7,7 +7,7 @@ from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.buckets import Bucket, BucketFit, BucketSchedule, assign, batch_size
 from fv_jax.models.vae import OFFICIAL
 
-SMALL, WIDE, TALL, LONG, PICTURE = (
+SMALL, WIDE, TALL, LONG, IMAGE = (
     Bucket(17, 64, 112),
     Bucket(17, 128, 224),
     Bucket(17, 224, 128),
@@ -15,7 +15,7 @@ SMALL, WIDE, TALL, LONG, PICTURE = (
     Bucket(1, 128, 224),
 )
 SPEC = OFFICIAL.latent_spec
-ALL = (SMALL, WIDE, TALL, LONG, PICTURE)
+ALL = (SMALL, WIDE, TALL, LONG, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ ALL = (SMALL, WIDE, TALL, LONG, PICTURE)
         ((17, 100, 200), SMALL),
         ((49, 100, 200), LONG),  # of two that cut off alike, the one with more tokens
         ((49, 130, 230), WIDE),
-        ((1, 1000, 1800), PICTURE),
+        ((1, 1000, 1800), IMAGE),
         ((9, 128, 224), 'of fewer than 17 frames'),
         ((0, 0, 0), 'of unknown size'),
         ((17, 60, 224), 'smaller than 64x112'),
@@ -48,7 +48,7 @@ def test_cropped_clip_is_assigned_to_the_largest_bucket_that_fits() -> None:
 
 def test_clips_that_fit_no_bucket_have_a_reason() -> None:
     assert BucketFit().bucket((1, 200, 300), (SMALL,), SPEC) == 'an image, and no bucket is for images'
-    assert BucketFit().bucket((17, 200, 300), (PICTURE,), SPEC) == 'a clip, and no bucket is for clips'
+    assert BucketFit().bucket((17, 200, 300), (IMAGE,), SPEC) == 'a clip, and no bucket is for clips'
     assert BucketFit(max_upscale=2.0).bucket((17, 32, 56), (SMALL,), SPEC) == SMALL
 
 
@@ -72,7 +72,7 @@ def test_bucket_order_depends_on_the_latent_spec() -> None:
 
 
 def test_batch_size_by_token_budget() -> None:
-    tokens = SPEC.num_tokens(*PICTURE.size)
+    tokens = SPEC.num_tokens(*IMAGE.size)
     assert SPEC.num_tokens(*Bucket(49, 1072, 1920).size) == 13 * 67 * 120 and tokens == 8 * 14
     assert batch_size(tokens, 1000, 1) == 8 and batch_size(tokens, 1000, 3) == 6
     assert batch_size(tokens, 50, 4) == 4

@@ -161,10 +161,10 @@ def test_sources_in_folders_of_any_name(tmp_path, monkeypatch):
 
 
 def test_in_memory_source_equals_shards(tmp_path):
-    film = sample_videos.pattern(9, 32, 48)
+    source_video = sample_videos.pattern(9, 32, 48)
     with RecordWriter(tmp_path, 'clips') as writer:
-        writer.write({'video': video_io.encode_bytes(film, 24)})
-        writer.write({'video': film[::-1].copy()})
+        writer.write({'video': video_io.encode_bytes(source_video, 24)})
+        writer.write({'video': source_video[::-1].copy()})
     on_disk = dataclasses.replace(SMALL, train=str(tmp_path))
     for a, b in zip(first_batches(on_disk), first_batches(dataclasses.replace(on_disk, in_memory=True)), strict=True):
         for name in a:
@@ -217,7 +217,7 @@ def test_buckets_train_clips_at_their_sizes(tmp_path, log_lines):
             writer.write({'video': np.full((*size, 3), size[0], np.uint8), 'caption': 'grey'})
     for i in range(4):
         Image.fromarray(np.full((40, 60, 3), 200 + i, np.uint8)).save(tmp_path / f'{i}.png')
-    (tmp_path / '0.txt').write_text('a picture')
+    (tmp_path / '0.txt').write_text('an image')
     buckets = (Bucket(9, 32, 48), Bucket(1, 32, 48), Bucket(9, 16, 16), Bucket(17, 64, 64), Bucket(33, 16, 16))
     config = dataclasses.replace(
         SMALL, train=f'{tmp_path}/clips@3+images:{tmp_path}@1', buckets=buckets, token_budget=72, flip=False

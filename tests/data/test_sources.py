@@ -1,4 +1,4 @@
-"""Sources by name: pictures, stills, shards far away; how their sizes are known."""
+"""Data sources by name: images, stills, remote shards; the sizes of their clips."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_source_names_in_quotes_may_contain_separators():
     assert sources.parse('"a+b@2"@3+images:"photos@home"@1') == [('a+b@2', 3.0), ('images:photos@home', 1.0)]
     assert sources.parse('"s3://user@host/a"+stills:"x+y"') == [('s3://user@host/a', None), ('stills:x+y', None)]
     for names, words in (
-        ('data/c++', 'a name is missing; a name with + or @ in it stands in double quotes'),
+        ('data/c++', 'a name is missing; a name with + or @ in it must be in double quotes'),
         ('', 'a name is missing'),
         ('a@b@3', 'has more than one @; a name with + or @'),
         ('"a+b', 'a double quote is not closed'),
@@ -48,16 +48,16 @@ def test_source_names_in_quotes_may_contain_separators():
 
 def test_image_folder_with_captions(tmp_path):
     (tmp_path / 'more').mkdir()
-    picture = sample_videos.pattern(1, 20, 30)[0]
-    Image.fromarray(picture).save(tmp_path / 'more' / 'a.png')
-    Image.fromarray(picture).convert('L').save(tmp_path / 'b.jpg')
+    image = sample_videos.pattern(1, 20, 30)[0]
+    Image.fromarray(image).save(tmp_path / 'more' / 'a.png')
+    Image.fromarray(image).convert('L').save(tmp_path / 'b.jpg')
     (tmp_path / 'broken.png').write_bytes((tmp_path / 'more' / 'a.png').read_bytes()[:60])
-    (tmp_path / 'none.png').write_text('no picture')
+    (tmp_path / 'none.png').write_text('not an image')
     (tmp_path / 'captions.json').write_text(json.dumps({'more/a.png': 'waves'}))
     found = sources.ImageFolder(tmp_path)
     assert [os.path.basename(found.record_name(i)) for i in range(4)] == ['b.jpg', 'broken.png', 'a.png', 'none.png']
     assert found.sizes().tolist() == [[1, 20, 30], [1, 20, 30], [1, 20, 30], [1, 0, 0]]
-    np.testing.assert_array_equal(found[2]['video'][0], picture)
+    np.testing.assert_array_equal(found[2]['video'][0], image)
     assert found[2]['caption'] == 'waves' and found[0]['video'].shape == (1, 20, 30, 3) and 'caption' not in found[0]
     for i in (1, 3):
         with pytest.raises(ValueError, match=f'{found.record_name(i)}: not an image that can be read'):
@@ -81,7 +81,7 @@ def test_shard_sizes_are_read_from_the_index_or_measured(tmp_path):
     paths = write(tmp_path)
     expected = [[9, 32, 48], [9, 32, 48], [17, 32, 48]]
     assert sources.read_sizes(Shards(paths)).tolist() == expected
-    assert sources.read_sizes(Shards(paths[1:])).tolist() == expected[2:]  # a shard was left out
+    assert sources.read_sizes(Shards(paths[1:])).tolist() == expected[2:]  # a shard was removed
     index = json.loads((tmp_path / 'clips.json').read_text())
     assert index['sizes'] == [[9, 32, 48, 2], [17, 32, 48, 1]]
     old = {key: index[key] for key in ('name', 'records', 'shards')}
@@ -107,15 +107,15 @@ def test_stills_source_has_first_frames(tmp_path):
 
 def test_pingpong_source_plays_forwards_and_backwards(tmp_path):
     shards = Shards(write(tmp_path))
-    swings = sources.PingPong(shards)
+    pingpong = sources.PingPong(shards)
     forth = video_io.decode(shards[2]['video']).frames
-    frames = swings[2]['video']
-    assert len(frames) == swings[2]['frames'] == 3 * len(forth) - 2
+    frames = pingpong[2]['video']
+    assert len(frames) == pingpong[2]['frames'] == 3 * len(forth) - 2
     np.testing.assert_array_equal(frames[: len(forth)], forth)
     period = 2 * (len(forth) - 1)
     np.testing.assert_array_equal(frames[period:], forth)
     np.testing.assert_array_equal(frames[: period + 1], frames[period::-1])
-    assert swings.sizes()[:, 0].tolist() == [len(swings[i]['video']) for i in range(3)]
+    assert pingpong.sizes()[:, 0].tolist() == [len(pingpong[i]['video']) for i in range(3)]
     one = sources.PingPong([{'video': forth[:1]}])
     assert len(one[0]['video']) == 1 and one.sizes()[0, 0] == 1
     with pytest.raises(ValueError, match='record 0: has no video'):

@@ -88,9 +88,9 @@ def test_to_float_round_trip() -> None:
 
 
 def test_transforms_from_video_to_arrays() -> None:
-    film = sample_videos.pattern(12)
+    source_video = sample_videos.pattern(12)
     record = {
-        'video': video_io.encode_bytes(film, 24, crf=4),
+        'video': video_io.encode_bytes(source_video, 24, crf=4),
         'caption': 'a pattern',
         'fps': 24.0,
         'text': np.ones((4, 8), np.float32),
@@ -103,9 +103,9 @@ def test_transforms_from_video_to_arrays() -> None:
     assert 'video' in record and all(v.flags.c_contiguous for v in out.values())
     again = chain(record, rng(1))
     np.testing.assert_array_equal(again['high_res_FHWC'], out['high_res_FHWC'])
-    # It is the film: some window of it, at some place, up to what H.264 loses.
+    # It is a crop of the video, at some position, up to the loss of H.264.
     errors = [
-        np.abs(transforms.to_float(film[f : f + 9, y : y + 32, x : x + 48]) - out['high_res_FHWC']).mean()
+        np.abs(transforms.to_float(source_video[f : f + 9, y : y + 32, x : x + 48]) - out['high_res_FHWC']).mean()
         for f in range(4)
         for y in range(33)
         for x in range(49)

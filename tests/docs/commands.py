@@ -52,8 +52,8 @@ def check_command(name: str, argv: Sequence[str], root: Path) -> None:
     def stop(parser: Parser, argv: Sequence[str], groups: Sequence[str]) -> NoReturn:
         raise _ParsedError(parser, *parse(parser, argv, groups))
 
-    said = io.StringIO()
-    with mock.patch.object(Parser, 'parse_with_overrides', stop), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with mock.patch.object(Parser, 'parse_with_overrides', stop), contextlib.redirect_stderr(output):
         try:
             code = _main(name)(argv)
         except _ParsedError as found:
@@ -61,7 +61,7 @@ def check_command(name: str, argv: Sequence[str], root: Path) -> None:
         except SystemExit:  # --help
             return
         else:
-            raise ValueError(f'exit code {code}: {said.getvalue().strip()}')
+            raise ValueError(f'exit code {code}: {output.getvalue().strip()}')
 
 
 def _check_overrides(name: str, found: _ParsedError, root: Path) -> None:

@@ -125,7 +125,7 @@ def flags() -> frozenset[str]:
 
 @functools.cache
 def strings() -> frozenset[str]:
-    """The strings of the package and the configs, docstrings left out."""
+    """The strings of the package and the configs, except docstrings."""
     return frozenset(_strings('fv_jax', 'configs'))
 
 

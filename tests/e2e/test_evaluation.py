@@ -38,8 +38,8 @@ def test_evaluate_a_run(uninterrupted, tmp_path, capsys):
     losses = report['flow_matching_loss']
     assert losses['ratio'] == pytest.approx(losses['model'] / losses['linear_3x3x3']) and losses['model'] > 0
     for i in (0, 1):
-        film = video_io.probe(output / f'clip_{i}.mp4')
-        assert film.frames == 9 and film.width == 2 * 48
+        video = video_io.probe(output / f'clip_{i}.mp4')
+        assert video.frames == 9 and video.width == 2 * 48
     assert Image.open(output / 'contact_sheet.png').width >= 4 * 48
     ranges = f'--degradation-config={runs.ROOT / "configs" / "degradations.py"}'
     flags = [f'--checkpoint={uninterrupted}', f'--output={tmp_path / "strong"}', '--num-clips=2', '--num-steps=1']

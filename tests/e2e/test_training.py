@@ -1,4 +1,4 @@
-"""Whole runs, in processes of their own: killed, preempted, stuck, and resumed."""
+"""Training runs in processes of their own: killed, preempted, stalled, and resumed."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from fv_jax.core import exit_codes
 from tests import runs
-from tests.fuzz.faults import SAVE_STUCK, SOURCE_BLOCKS
+from tests.fuzz.faults import SOURCE_BLOCKS, STALLED_SAVE
 from tests.fuzz.killed_runs import Moment, assert_equals_uninterrupted, kill_and_restart
 from tests.sampling import tiny
 
@@ -44,7 +44,7 @@ def process(compiled):
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What a process that must succeed said; it must have nothing to complain of."""
+    """Returns the output of a process, which must succeed without errors or warnings."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and err == '', err
     return out
@@ -88,9 +88,9 @@ def test_resume_after_preemption_is_bit_exact(uninterrupted, process, vae_file, 
 
 def test_stalled_data_source_ends_the_run_with_all_stacks(process, vae_file, tmp_path):
     flags = *LOOP, '--config.loop.stall_timeout_minutes=0.1'
-    stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SOURCE_BLOCKS)
-    _, err = stuck.communicate(timeout=300)
-    assert stuck.returncode == exit_codes.STALLED and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
+    stalled = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SOURCE_BLOCKS)
+    _, err = stalled.communicate(timeout=300)
+    assert stalled.returncode == exit_codes.STALLED and (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
     assert err.startswith('STALLED: no progress for 6 s while waiting for data') and re.search(
         r'"<string>", line \d+ in train\n', err
     )
@@ -98,9 +98,9 @@ def test_stalled_data_source_ends_the_run_with_all_stacks(process, vae_file, tmp
 
 def test_stalled_save_ends_the_run(process, vae_file, tmp_path):
     flags = *LOOP, '--config.loop.stall_timeout_minutes=0.1'
-    stuck = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=SAVE_STUCK)
-    out, err = stuck.communicate(timeout=300)
-    assert stuck.returncode == exit_codes.STALLED and 'step  4/20' in out and 'saved' not in out
+    stalled = process(runs.superres(tmp_path / 'run', vae_file, *flags), first=STALLED_SAVE)
+    out, err = stalled.communicate(timeout=300)
+    assert stalled.returncode == exit_codes.STALLED and 'step  4/20' in out and 'saved' not in out
     assert err.startswith('STALLED: an asynchronous save has not ended for 6 s') and 'in mkdir' in err
 
 
@@ -113,7 +113,7 @@ def test_full_disk_stops_the_run_and_keeps_earlier_checkpoints(uninterrupted, pr
     flags = *LOOP, '--config.loop.max_failed_saves=1'
     out, line = (full := process(runs.superres(folder, vae_file, *flags), largest_file=32_000)).communicate(timeout=300)
     assert full.returncode == 1 and len(line.splitlines()) == 1, line
-    (warning,) = [said for said in out.splitlines() if said.startswith('WARNING')]
+    (warning,) = [output for output in out.splitlines() if output.startswith('WARNING')]
     assert 'step 6 could not be saved' in warning and 'config.loop.max_failed_saves' in warning
     assert line.startswith('train: ') and 'step 8 could not be saved' in line
     assert 'the newest checkpoint is step 4' in line

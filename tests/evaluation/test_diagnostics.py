@@ -26,7 +26,7 @@ MONITOR = CollapseMonitorConfig(after_step=0)
 
 
 class Pixels:
-    """Stands in for the VAE: the latents are the pixels."""
+    """A fake VAE whose latents are the pixels."""
 
     def decode(self, z_BFHWC):
         return z_BFHWC
@@ -34,8 +34,8 @@ class Pixels:
 
 def clip():
     rng = np.random.default_rng(0)
-    film = sample_videos.pattern(3, 32, 48) + rng.normal(0, 20, (3, 32, 48, 3))
-    high = np.clip(film / 127.5 - 1, -1, 1).astype(np.float32)
+    source_video = sample_videos.pattern(3, 32, 48) + rng.normal(0, 20, (3, 32, 48, 3))
+    high = np.clip(source_video / 127.5 - 1, -1, 1).astype(np.float32)
     return high[None], degrade_weak(high, rng, WeakConfig(3, 3))[None]
 
 

@@ -48,7 +48,7 @@ class Accepted(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a command did. error: what it said on the standard error."""
+    """The result of a command. error: its standard error."""
 
     code: int
     error: str

@@ -1,10 +1,10 @@
-"""Reads damaged shards and prepares damaged films, many of them, and checks that all damage is met:
+"""Reads damaged shards and prepares damaged videos, many of them, and checks that all damage is handled:
 
-    PYTHONPATH=. python tests/fuzz/damaged_files.py [--shards 250] [--films 250] [--seed 0]
+    PYTHONPATH=. python tests/fuzz/damaged_files.py [--shards 250] [--videos 250] [--seed 0]
 
-Shards: every record either comes back as it was written or raises ValueError, the loader skips exactly those and names
-each once, and a shard that cannot be opened is named. Films: `prepare` ends with its exit code for "some were skipped",
-and every film is either used or named. A case that takes over a minute ends the process, with a stack trace.
+Shards: every record is either read as it was written or raises ValueError, the loader skips exactly those and names
+each once, and a shard that cannot be opened is named. Videos: `prepare` returns its exit code for skipped files,
+and every video is either used or named. A case that takes over a minute ends the process, with a stack trace.
 """
 
 import argparse
@@ -35,12 +35,12 @@ SECONDS = 60.0  # that one case may take
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Fuzzes the reader of shards and `prepare`.')
     parser.add_argument('--shards', type=int, default=250)
-    parser.add_argument('--films', type=int, default=250)
+    parser.add_argument('--videos', type=int, default=250)
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         print(fuzz_shards(Path(folder), arguments.shards, arguments.seed))
-        print(fuzz_videos(Path(folder), arguments.films, arguments.seed))
+        print(fuzz_videos(Path(folder), arguments.videos, arguments.seed))
     return 0
 
 
@@ -86,9 +86,7 @@ def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
     for i in range(len(source)):
         try:
             record = source[i]
-            assert record['x'] == originals[record['i']], (
-                f'case {case}: record {i} came back wrong, and nothing was said'
-            )
+            assert record['x'] == originals[record['i']], f'case {case}: record {i} was read wrongly without an error'
         except ValueError:
             broken.add(source.record_name(i))
     config = LoaderConfig(batch_size=1, seed=case, num_threads=2)
@@ -104,8 +102,8 @@ def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
 
 
 def fuzz_videos(folder: Path, count: int, seed: int) -> str:
-    """What was met, in words. Raises AssertionError for a film that is neither used nor named."""
-    source, output = folder / 'films', folder / 'clips'
+    """Returns a summary. Raises AssertionError for a video that is neither used nor named."""
+    source, output = folder / 'videos', folder / 'clips'
     source.mkdir()
     sample_videos.write_two_shots(source / 'good.mp4')
     good = (source / 'good.mp4').read_bytes()
@@ -121,7 +119,7 @@ def fuzz_videos(folder: Path, count: int, seed: int) -> str:
     assert index['files'] + len(index['skipped']) == count + 1 and 'good.mp4' not in index['skipped']
     assert all(reason for reason in index['skipped'].values())
     used = index['files'] - 1
-    return f'{count} damaged films: {len(index["skipped"])} skipped and named, {used} used: their damage did not show'
+    return f'{count} damaged videos: {len(index["skipped"])} skipped and named, {used} used, with no visible damage'
 
 
 if __name__ == '__main__':

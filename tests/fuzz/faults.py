@@ -1,11 +1,11 @@
-"""Does to training runs, each a real process or several, what happens to runs, and prints what came of it:
+"""Injects faults into training runs, each one or several processes, and prints the outcome:
 
     PYTHONPATH=. python -m tests.fuzz.faults [--only NAME,NAME] [--folder FOLDER] [--slow 1]
 
-A line a fault: what happened, and how many steps of training were lost. What must happen is asserted: a run that can go
-on must end with the numbers, bit for bit, of one that nothing was done to (of two processes and more: to 1e-5). The
-machine's clock and disks are left alone; how a fault is made is said where it is made. On a machine with much to do
-the watchdog needs more patience: `--slow 20` gives it 20 times as much.
+One line per fault: the outcome, and how many steps of training were lost. The outcome is asserted: a run that can
+resume must end with parameters that equal those of an uninterrupted run bit for bit (with several processes: to 1e-5).
+The machine's clock and disks are not touched; each fault documents how it is made. On a loaded machine the watchdog
+needs a longer time-out: `--slow 20` makes it 20 times as long.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def train(self, *arguments):
     threading.Event().wait()
 datasets.TrainBatches.train = train
 """
-# As a disk that is gone: the call that makes a checkpoint's folder does not come back, in the threads that save.
-SAVE_STUCK = """
+# As a disk that was removed: the call that makes a checkpoint's folder does not come back, in the threads that save.
+STALLED_SAVE = """
 import os, threading
 make = os.mkdir
 def mkdir(path, *arguments, **more):
@@ -74,7 +74,7 @@ def train(self, start, order):
         yield {{k: v * float('nan') if bad and 'float' in str(v.dtype) else v for k, v in batch.items()}}
 datasets.TrainBatches.train = train
 """
-# A day, once the run has started: what Python's and Orbax's time stamps are made of. No machine's monotonic clock does.
+# A day, once the run has started: which Python's and Orbax's timestamps are made of. No machine's monotonic clock does.
 CLOCK_BACK = """
 import time
 now, now_ns, start = time.time, time.time_ns, time.monotonic()
@@ -96,7 +96,7 @@ manager.Checkpoints.start = limited
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a fault. lost: steps that were done and had to be done again, or that were left out."""
+    """The outcome of a fault. lost: steps that had to be repeated, or were skipped."""
 
     what: str
     lost: int
@@ -140,16 +140,16 @@ class Laboratory:
         return run
 
     def end(self, run: Path, *more: str, **how: object) -> tuple[int, str, str]:
-        """Exit code, and what was said, of the command."""
+        """Returns the exit code and the output of the command."""
         process = runs.start(self.flags(run, *more), self.environment, **how)
         out, err = process.communicate(timeout=SECONDS)
         assert 'Traceback' not in err, err
         return process.returncode, out, err
 
-    def resume(self, run: Path, said: str) -> None:
+    def resume(self, run: Path, output: str) -> None:
         """Starts it with the same command; it must end well, as if nothing had been."""
         code, out, err = self.end(run)
-        assert code == 0 and not err and said in out, (said, out, err)
+        assert code == 0 and not err and output in out, (output, out, err)
         assert runs.steps(run)[-1] == STEPS
         runs.assert_same(run, self.uninterrupted, STEPS)
         assert runs.rows(run) == runs.rows(self.uninterrupted)
@@ -160,9 +160,9 @@ def last_line(text: str) -> str:
 
 
 def reached(out: str) -> int:
-    """The last step that a run said."""
-    said = [line for line in out.splitlines() if line.startswith('step ')]
-    return max((int(line.split()[1].partition('/')[0]) for line in said), default=0)
+    """Returns the last step that a run logged."""
+    output = [line for line in out.splitlines() if line.startswith('step ')]
+    return max((int(line.split()[1].partition('/')[0]) for line in output), default=0)
 
 
 # --- one process ---
@@ -197,7 +197,7 @@ def delete_item(lab: Laboratory) -> Outcome:
     run = lab.wait_for_step('item_deleted')
     shutil.rmtree(run / 'checkpoints' / str(AT) / 'state')
     lab.resume(run, f'WARNING: the checkpoint of step {AT} is damaged')
-    return Outcome('said; went back to the one before', AT - SAVE_EVERY)
+    return Outcome('reported; fell back to the checkpoint before', AT - SAVE_EVERY)
 
 
 def flip_byte(lab: Laboratory) -> Outcome:
@@ -208,7 +208,7 @@ def flip_byte(lab: Laboratory) -> Outcome:
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     lab.resume(run, f'WARNING: the checkpoint of step {AT} is damaged')
-    return Outcome('said; went back to the one before', AT - SAVE_EVERY)
+    return Outcome('reported; fell back to the checkpoint before', AT - SAVE_EVERY)
 
 
 def nan(lab: Laboratory) -> Outcome:
@@ -217,7 +217,7 @@ def nan(lab: Laboratory) -> Outcome:
     assert code == 0 and f'BAD STEP at step {AT + 2}' in out and runs.rows(run)[-1]['bad_steps'] == 1, (out, err)
     assert runs.rows(run)[: AT + 1] == runs.rows(lab.uninterrupted)[: AT + 1]
     kept = run / 'bad_steps' / str(AT + 2) / 'step.npz'
-    return Outcome(f'step {AT + 2} left out, counted, kept for a replay: {kept.is_file()}; the run ended well', 1)
+    return Outcome(f'step {AT + 2} skipped, counted, dumped for a replay: {kept.is_file()}; the run ended well', 1)
 
 
 def kill_worker(lab: Laboratory) -> Outcome:
@@ -239,7 +239,7 @@ def block_source(lab: Laboratory) -> Outcome:
 
 def stall_save(lab: Laboratory) -> Outcome:
     run = lab.wait_for_step('save_stuck', SAVE_EVERY)
-    code, out, err = lab.end(run, lab.stalled(6), '--config.loop.save_every=2', first=SAVE_STUCK)
+    code, out, err = lab.end(run, lab.stalled(6), '--config.loop.save_every=2', first=STALLED_SAVE)
     assert code == exit_codes.STALLED and 'an asynchronous save has not ended' in err, (code, out, err)
     lab.resume(run, f'resuming from step {SAVE_EVERY}')
     return Outcome(f'stopped with code {code}: {err.splitlines()[0][:70]}', reached(out) - SAVE_EVERY)
@@ -275,11 +275,11 @@ def wait_for_start(lab: Laboratory, run: Path, count: int, *more: str, **how: ob
 
 def wait_for_end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     try:
-        said = [process.communicate(timeout=SECONDS) for process in processes]
+        output = [process.communicate(timeout=SECONDS) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+    return [(process.returncode, *texts) for process, texts in zip(processes, output, strict=True)]
 
 
 def kill_peer(lab: Laboratory) -> Outcome:
@@ -313,7 +313,7 @@ def make_one_unwritable(lab: Laboratory) -> Outcome:
 
 
 def preempt(lab: Laboratory) -> Outcome:
-    """SIGTERM to one of two; then one, two and four go on, with the batches of a run that was left alone."""
+    """SIGTERM to one of two; then one, two and four processes resume, with the batches of an uninterrupted run."""
     run, uninterrupted = lab.folder / 'preempted', lab.folder / 'not_preempted'
     ((code, _, err),) = wait_for_end(wait_for_start(lab, uninterrupted, 1))
     assert code == 0, err
@@ -359,10 +359,10 @@ def main(argv: list[str] | None = None) -> int:
         lost = 0
         print(f'{"fault":17} {"lost":>4}  what happened')
         for name in names:
-            came = FAULTS[name](lab)
-            lost += came.lost
-            print(f'{name:17} {came.lost:4}  {came.what}', flush=True)
-    print(f'{len(names)} faults, 0 runs lost, 0 silent differences, {lost} steps done again or left out')
+            outcome = FAULTS[name](lab)
+            lost += outcome.lost
+            print(f'{name:17} {outcome.lost:4}  {outcome.what}', flush=True)
+    print(f'{len(names)} faults, 0 runs lost, 0 silent differences, {lost} steps repeated or skipped')
     return 0
 
 

@@ -30,7 +30,7 @@ STEPS, SAVE_EVERY = 240, 2
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When a process is killed: once it has said `line` (or any line, so many of them), once a save is under way, and
+    """When a process is killed: once it has logged `line` (or so many lines of any kind), once a save is under way, and
     then after so many seconds.
     """
 
@@ -51,12 +51,12 @@ class Moment:
 
 def kill(process: subprocess.Popen, folder: Path, moment: Moment) -> None:
     """Returns when the process has ended, by our hand or, if it was faster, by itself."""
-    said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
+    output: list[str] = []
+    reader = threading.Thread(target=lambda: output.extend(process.stdout), daemon=True)
     reader.start()
 
     def reach() -> bool:
-        if len(said) < moment.lines or not any(line.startswith(moment.line) for line in [*said, '']):
+        if len(output) < moment.lines or not any(line.startswith(moment.line) for line in [*output, '']):
             return False
         return not moment.in_a_save or any((folder / 'checkpoints').glob('*.*tmp*'))
 

@@ -100,10 +100,10 @@ def _draw_value(name: str, flags: Flags, values: dict, world: Path, rng: np.rand
 
 
 def _line(flags: dict[str, str | None]) -> tuple[str, ...]:
-    """A flag that starts with a blank is a bare word, which comes first; one whose value is a blank is left out."""
-    said = {name: value for name, value in flags.items() if value != ' '}
-    said = dict(sorted(said.items(), key=lambda item: not item[0].startswith(' ')))
-    return tuple(name.strip() if value is None else f'{name}={value}' for name, value in said.items())
+    """A flag that starts with a blank is a bare word, which comes first; one whose value is a blank is omitted."""
+    output = {name: value for name, value in flags.items() if value != ' '}
+    output = dict(sorted(output.items(), key=lambda item: not item[0].startswith(' ')))
+    return tuple(name.strip() if value is None else f'{name}={value}' for name, value in output.items())
 
 
 # --- flags ---
@@ -238,7 +238,7 @@ def _change_type(value: Any, rng: np.random.Generator) -> str:
 def _commands(world: Path) -> dict[str, Flags]:
     smoke = {name: f'{CONFIGS / name}.py:smoke' for name in ('vae', 'stage1', 'stage2', 'prepare')}
     out = str(world / 'out')
-    run, film, pt = world / 'run', world / 'film.mp4', runs.ROOT / 'tests/parity/official_dev/stage2.pt'
+    run, video, pt = world / 'run', world / 'video.mp4', runs.ROOT / 'tests/parity/official_dev/stage2.pt'
     own = command_mistakes(world)
     return {
         'train': Flags(
@@ -250,10 +250,10 @@ def _commands(world: Path) -> dict[str, Flags]:
             own=own['plan'],
         ),
         'prepare': Flags(
-            {'--input': str(film), '--output': out}, ('prepare',), there=('--input', '--config'), own=own['prepare']
+            {'--input': str(video), '--output': out}, ('prepare',), there=('--input', '--config'), own=own['prepare']
         ),
         'degrade': Flags(
-            {'--input': str(film), '--output': f'{out}.png'}, ('degradations',), there=('--input', '--config'),
+            {'--input': str(video), '--output': f'{out}.png'}, ('degradations',), there=('--input', '--config'),
             integers=('--frames', '--height', '--width', '--num-samples', '--seed'), own=own['degrade'],
         ),
         'sample': Flags(

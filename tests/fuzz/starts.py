@@ -1,10 +1,10 @@
-"""Starts training runs in ways that go wrong, many of them, and checks how each ends:
+"""Starts many training runs that fail, and checks how each ends:
 
     PYTHONPATH=. python tests/fuzz/starts.py [--starts 200] [--seed 0] [--at-once 2]
 
 A start has mutated paths, environment, devices or fields; or a second start of the same work directory comes at a
-random moment of the first. Each must either work (the last checkpoint is there, and readable) or end with one line and
-an exit code other than 0, and then leave no folder behind that was not there. Where two start together, one trains and
+random moment of the first. Each must either work (the last checkpoint exists and is readable) or end with one line and
+an exit code other than 0, and then leave no new folder behind. Where two start together, one trains and
 the other is refused, or they train one after the other, and no checkpoint is lost.
 """
 
@@ -72,7 +72,7 @@ class Start:
 
 
 def try_start(start: Start, world: Path, vae: Path, compiled: Path) -> str:
-    """Returns what came of a start. Raises AssertionError."""
+    """Returns the outcome of a start. Raises AssertionError."""
     (world / 'file').write_text('')
     (world / 'readonly').symlink_to('/proc')
     (home := world / 'home').mkdir()
@@ -91,7 +91,7 @@ def try_start(start: Start, world: Path, vae: Path, compiled: Path) -> str:
         time.sleep(start.second)
         processes.append(runs.start(arguments, environment))
     ended = _communicate(processes)
-    outcomes = [_judge(start, code, error) for code, _, error in ended]
+    outcomes = [_check_result(start, code, error) for code, _, error in ended]
     if 'worked' in outcomes:
         workdir = home if workdir == '~' else Path(workdir)
         checkpoints = Checkpoints(workdir, read_only=True)
@@ -119,8 +119,8 @@ def _communicate(processes: list) -> list[tuple[int, str, str]]:
     return [(process.returncode, *found[i]) for i, process in enumerate(processes)]
 
 
-def _judge(start: Start, code: int, error: str) -> str:
-    # libtpu tells of its own trouble before JAX does.
+def _check_result(start: Start, code: int, error: str) -> str:
+    # libtpu reports its own errors before JAX does.
     of_libtpu = dict(start.environment).get('JAX_PLATFORMS') == 'tpu'
     lines = [line for line in error.splitlines() if line.strip()][-1 if of_libtpu else 0 :]
     if code == 0:

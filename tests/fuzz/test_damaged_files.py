@@ -7,12 +7,12 @@ from tests.fuzz import damaged_files
 
 
 def test_damaged_shards_are_errors(tmp_path: Path) -> None:
-    said = damaged_files.fuzz_shards(tmp_path, 40, seed=1)
-    unopened, lost = (int(number) for number in re.findall(r'\d+', said)[1:])
-    assert unopened > 3 and lost > 3, said
+    output = damaged_files.fuzz_shards(tmp_path, 40, seed=1)
+    unopened, lost = (int(number) for number in re.findall(r'\d+', output)[1:])
+    assert unopened > 3 and lost > 3, output
 
 
 def test_damaged_videos_are_errors(tmp_path: Path) -> None:
-    said = damaged_files.fuzz_videos(tmp_path, 12, seed=1)
-    skipped, used = (int(number) for number in re.findall(r'\d+', said)[1:])
-    assert skipped > 3 and skipped + used == 12, said
+    output = damaged_files.fuzz_videos(tmp_path, 12, seed=1)
+    skipped, used = (int(number) for number in re.findall(r'\d+', output)[1:])
+    assert skipped > 3 and skipped + used == 12, output

@@ -189,11 +189,11 @@ def test_deeply_nested_json_is_refused(tmp_path):
         files.parse_json(DEEP)
     (tmp_path / 'captions.json').write_text(DEEP)
     with pytest.raises(ValueError, match=r'captions\.json: nested'):
-        Captions(tmp_path).find(tmp_path / 'film.mp4')
+        Captions(tmp_path).find(tmp_path / 'video.mp4')
 
 
 def test_playlist_cannot_open_other_files(tmp_path):
-    """Under a film's name, it would make FFmpeg read what it names: any file, any address."""
+    """With the suffix of a video, it would make FFmpeg open the files and URLs that it names."""
     with av.open(str(tmp_path / 'secret.ts'), 'w', format='mpegts') as out:
         stream = out.add_stream('mpeg2video', rate=24)
         stream.height, stream.width = 64, 96
@@ -203,14 +203,14 @@ def test_playlist_cannot_open_other_files(tmp_path):
     assert len(video_io.decode(tmp_path / 'secret.ts').frames) == 12
     hls = '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n'
     for text in (hls, 'ffconcat version 1.0\nfile secret.ts\n'):
-        (tmp_path / 'film.mp4').write_text(text)
-        for source in (tmp_path / 'film.mp4', text.encode()):
+        (tmp_path / 'video.mp4').write_text(text)
+        for source in (tmp_path / 'video.mp4', text.encode()):
             with pytest.raises(ValueError, match='not a video that can be read'):
                 video_io.probe(source)
 
 
 def test_postscript_is_not_opened_as_an_image(tmp_path, monkeypatch):
-    """PostScript under a picture's name would be run by another program."""
+    """PostScript with the suffix of an image would be run by another program."""
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(buffer, 'EPS')
     (tmp_path / 'x.png').write_bytes(buffer.getvalue())

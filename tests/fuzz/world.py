@@ -42,8 +42,13 @@ def make_programs(world: Path) -> None:
 def make(world: Path) -> None:
     """Fills the folder."""
     make_programs(world)
-    sample_videos.write_two_shots(world / 'film.mp4', frames=12)
-    for name, data in (('text.mp4', b'no film'), ('text.pt', b'no weights'), ('empty.pt', b''), ('text.npz', b'none')):
+    sample_videos.write_two_shots(world / 'video.mp4', frames=12)
+    for name, data in (
+        ('text.mp4', b'not a video'),
+        ('text.pt', b'no weights'),
+        ('empty.pt', b''),
+        ('text.npz', b'none'),
+    ):
         (world / name).write_bytes(data)
     (world / 'cut.pt').write_bytes((OFFICIAL / 'stage2.pt').read_bytes()[:5000])
     (world / 'cut.npz').write_bytes(b'PK\x03\x04' + bytes(50))
@@ -52,10 +57,10 @@ def make(world: Path) -> None:
     np.savez(world / 'other.npz', x=np.zeros(3))
     (world / 'prompts.txt').write_text('\n \n')
     (world / 'bytes.txt').write_bytes(b'\xff\xfe a bee')
-    for name in ('empty', 'films', 'captioned', 'json'):
+    for name in ('empty', 'videos', 'captioned', 'json'):
         (world / name).mkdir()
-    (world / 'films' / 'text.mp4').write_bytes(b'no film')
-    shutil.copy(world / 'film.mp4', world / 'captioned' / 'film.mp4')
+    (world / 'videos' / 'text.mp4').write_bytes(b'not a video')
+    shutil.copy(world / 'video.mp4', world / 'captioned' / 'video.mp4')
     (world / 'captioned' / 'captions.json').write_text('["no", "table"]')
     (world / 'json' / 'config.json').write_text('[1]')
     _make_runs(world)
@@ -114,8 +119,8 @@ def _train(world: Path) -> list:
     return found
 
 
-_NO_BUNDLES = ('text.npz', 'cut.npz', 'empty.npz', 'array.npy', 'other.npz', 'empty', 'film.mp4')
-_NO_FOLDERS = ('film.mp4', 'film.mp4/run', 'another', 'no_json', 'list', 'number', 'no_meta')
+_NO_BUNDLES = ('text.npz', 'cut.npz', 'empty.npz', 'array.npy', 'other.npz', 'empty', 'video.mp4')
+_NO_FOLDERS = ('video.mp4', 'video.mp4/run', 'another', 'no_json', 'list', 'number', 'no_meta')
 
 
 def _contradictions(world: Path) -> list:
@@ -153,7 +158,7 @@ def _contradictions(world: Path) -> list:
         ('parallel.data', '0'), ('parallel.data', '7'), ('parallel.fsdp', '3'), ('parallel.tensor', '5'),
         ('parallel.context', '-2'), ('parallel.ulysses_degree', '0'), ('seed', '-1'), ('seed', '9999999999'),
         ('init_from', world / 'nowhere'), ('init_from', world / 'text.pt'), ('init_from', world / 'empty'),
-        ('init_from', world / 'first'), ('init_from', world / 'film.mp4'), ('init_from', world / 'cut.pt'),
+        ('init_from', world / 'first'), ('init_from', world / 'video.mp4'), ('init_from', world / 'cut.pt'),
         ('init_from', OFFICIAL / 'stage1.pt'), ('init_from', OFFICIAL / '3d-vae.pt'),
     ]  # fmt: skip
     # What is found by a part of the house that knows no field names the file, the axis or the group.
@@ -183,11 +188,11 @@ def _plan() -> list:
 
 
 def _prepare(world: Path) -> list:
-    found = _one('--input', world / 'nowhere', world / 'empty', world / 'films/text.mp4', world / 'text.mp4')
+    found = _one('--input', world / 'nowhere', world / 'empty', world / 'videos/text.mp4', world / 'text.mp4')
     found = [(flags, ('--input', 'skipped')) for flags, _ in found]
     found += [({'--input': ' '}, ('--input',)), ({'--output': ' '}, ('--output',))]
     found += [({'--input': str(world / 'captioned')}, ('captions.json',))]
-    found += [({'--output': str(world / 'film.mp4')}, ('film.mp4',))]
+    found += [({'--output': str(world / 'video.mp4')}, ('video.mp4',))]
     found += [({f'--config.{path}': str(value)}, (path.rpartition('.')[2],)) for path, value in (
         ('name', 'a/b'), ('name', ''), ('name', '../x'), ('frames', '10'), ('height', '30'), ('width', '0'),
         ('fps', '0'), ('crf', '52'), ('preset', 'fast er'), ('detector', 'magic'), ('ranges', '((3, 1),)'),
@@ -210,7 +215,7 @@ def _degrade(world: Path) -> list:
 def _sample(world: Path) -> list:
     out = str(world / 'out.mp4')
     clip = {
-        ' clip': None, '--prompt': ' ', '--input': str(world / 'film.mp4'), '--checkpoint': str(world / 'run'),
+        ' clip': None, '--prompt': ' ', '--input': str(world / 'video.mp4'), '--checkpoint': str(world / 'run'),
         '--output': out,
     }  # fmt: skip
     found = (
@@ -220,10 +225,10 @@ def _sample(world: Path) -> list:
         + _one('--prompt', '', '  ')
     )
     found += _one('--fps', 0, -1, 'nan', 'inf') + _one('--crf', -1, 60, 'nan') + _one('--dtype', 'float16')
-    found += [({'--official': str(world / name)}, (name,)) for name in ('empty', 'film.mp4')] + _one(
+    found += [({'--official': str(world / name)}, (name,)) for name in ('empty', 'video.mp4')] + _one(
         '--output', world / 'nowhere/x/y', world / 'run'
     )
-    found += [({'--output': str(world / 'film.mp4')}, ('--output',)), ({'--output': ' '}, ('--output',))]
+    found += [({'--output': str(world / 'video.mp4')}, ('--output',)), ({'--output': ' '}, ('--output',))]
     found += [({'--checkpoint': str(world / name)}, (name,)) for name in _NO_RUNS]
     found += [({'--text': str(world / name)}, (name,)) for name in ('empty', 'json', 'nowhere')]
     found += [
@@ -231,11 +236,11 @@ def _sample(world: Path) -> list:
     ]
     found += [
         ({' enhance': None, f' {world / name}': None, '--prompt': ' ', '--output': ' '}, (name,))
-        for name in ('empty', 'run', 'film.mp4', 'x')
+        for name in ('empty', 'run', 'video.mp4', 'x')
     ]
     found += [
         ({' reproduce': None, f' {world / name}': None, '--prompt': ' ', '--output': out}, (name,))
-        for name in ('film.mp4', 'text.mp4', 'x', 'empty')
+        for name in ('video.mp4', 'text.mp4', 'x', 'empty')
     ]
     found += [({' previews': None}, ('previews',)), ({' enhance': None, '--output': ' ', '--prompt': ' '}, ('FOLDER',))]
     found += [({'--prompts': 'x'}, ('--prompts',)), ({'--prompt': ' '}, ('--prompt',))]
@@ -260,14 +265,14 @@ def _sample(world: Path) -> list:
     return found
 
 
-_NO_RUNS = ('empty', 'bare', 'film.mp4', 'text.pt', 'lost_vae', 'no_meta', 'vae.safetensors', 'cut.safetensors', 't5')
+_NO_RUNS = ('empty', 'bare', 'video.mp4', 'text.pt', 'lost_vae', 'no_meta', 'vae.safetensors', 'cut.safetensors', 't5')
 
 
 def _convert(world: Path) -> list:
-    names = ('empty', 'json', 'text.pt', 'empty.pt', 'cut.pt', 'film.mp4', 'bare', 'no_meta', 'cut.safetensors')
+    names = ('empty', 'json', 'text.pt', 'empty.pt', 'cut.pt', 'video.mp4', 'bare', 'no_meta', 'cut.safetensors')
     found = [({'--input': str(world / name)}, (name,)) for name in names]
     found += _one(
-        '--output', world / 'nowhere/x', world / 'film.mp4', world / 'run', world / 'out.pt', OFFICIAL / 'stage2.pt'
+        '--output', world / 'nowhere/x', world / 'video.mp4', world / 'run', world / 'out.pt', OFFICIAL / 'stage2.pt'
     )
     found += [*_one('--step', 3), ({'--input': ' '}, ('--input',)), ({'--output': ' '}, ('--output',))]
     found += [({'--text': str(OFFICIAL / 't5'), '--dtype': 'float64'}, ('--dtype',))]
@@ -279,7 +284,7 @@ def _convert(world: Path) -> list:
 
 def _export(world: Path) -> list:
     found = [({'--checkpoint': str(world / name)}, (name,)) for name in _NO_RUNS if name != 'lost_vae']
-    found += _one('--output', world / 'nowhere/x', world / 'x.pt', world / 'run', world / 'empty', world / 'film.mp4')
+    found += _one('--output', world / 'nowhere/x', world / 'x.pt', world / 'run', world / 'empty', world / 'video.mp4')
     found += [({'--step': '8'}, ('step 8',)), ({'--checkpoint': ' '}, ('--checkpoint',))]
     found += [({'--export-functions': 'cpu'}, ('--size',)), ({'--size': '9x32x32'}, ('--export-functions',))]
     both = {'--export-functions': 'cpu', '--size': '9x32x32'}

@@ -2,10 +2,10 @@
 
     python -m tests.golden.measure --output before.json     before a change
     python -m tests.golden.measure --compare before.json    after it, on the same machine and jax: the same bits
-    python -m tests.golden.measure --record                 writes tests/golden/golden.json and parameters.txt anew
+    python -m tests.golden.measure --record                 rewrites tests/golden/golden.json and parameters.txt
 
-`test_golden.py` compares with the recorded values within a tolerance, on any machine and version. Record anew only
-where a change is meant to compute something else, and say so in its commit.
+`test_golden.py` compares with the recorded values within a tolerance, on any machine and version. Record them again
+only for a change that is meant to compute something else, and state that in its commit.
 """
 
 import argparse

@@ -10,8 +10,8 @@ from tests.golden import measure
 
 GOLDEN = json.loads(measure.GOLDEN.read_text())
 ADVICE = (
-    'If this change is meant to compute something else, record anew with `python -m tests.golden.measure --record` and '
-    'say so in the commit; else find what changed (bit for bit on one machine: --output before, --compare after)'
+    'If this change is meant to compute something else, record it by `python -m tests.golden.measure --record` and '
+    'state it in the commit; else find what changed (bit for bit on one machine: --output before, --compare after)'
 )
 
 

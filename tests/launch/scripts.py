@@ -22,10 +22,10 @@ sys.exit(int(os.environ.get('TOOL_ENDS_WITH', '0')))
 
 def bash(*words: str | Path, env: Mapping[str, str] | None = None, home: Path | None = None, stdin: str = ''):
     """`bash WORD...`, ended, with its output as text."""
-    surroundings = {'PATH': os.environ['PATH'], 'HOME': str(home or '/nonexistent'), **(env or {})}
+    environment = {'PATH': os.environ['PATH'], 'HOME': str(home or '/nonexistent'), **(env or {})}
     return subprocess.run(
         ['bash', *map(str, words)],
-        env=surroundings,
+        env=environment,
         cwd=home,
         input=stdin,
         capture_output=True,

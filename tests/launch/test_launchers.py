@@ -48,8 +48,8 @@ def test_dry_run_prints_the_commands_and_changes_nothing(tmp_path, case):
     env = {**tools(tmp_path, 'gcloud', 'kubectl', 'xpk', 'sbatch', 'tar'), 'TMPDIR': str(tmp_path / 'tmp')}
     (tmp_path / 'home').mkdir()
     at = words.index('--') if '--' in words else len(words)
-    said = launch(script, *words[:at], '--dry-run', *words[at:], env=env, home=tmp_path / 'home')
-    assert said.returncode == 0, said.stderr
+    output = launch(script, *words[:at], '--dry-run', *words[at:], env=env, home=tmp_path / 'home')
+    assert output.returncode == 0, output.stderr
     assert not calls(env)
     assert not list((tmp_path / 'home').iterdir())
 
@@ -57,8 +57,8 @@ def test_dry_run_prints_the_commands_and_changes_nothing(tmp_path, case):
     assert done.returncode == 0, done.stderr
     of_the_run = calls(env)
     assert of_the_run
-    # What it said is shell: run by a shell, it makes the same calls.
-    (tmp_path / 'said').write_text(said.stdout)
+    # The output is shell code: run by a shell, it makes the same calls.
+    (tmp_path / 'said').write_text(output.stdout)
     assert bash('-eu', tmp_path / 'said', env=env, home=tmp_path / 'home').returncode == 0
     assert calls(env) == of_the_run
 
@@ -137,9 +137,9 @@ def test_wrong_usage_is_one_line(script, words, part):
 
 
 def jobset(type_: str, *options: str) -> dict:
-    said = dry_run('jobset.sh', *JOBSET, f'--type={type_}', *options, '--', *TRAIN).splitlines()
-    assert said[0].endswith("<<'END'") and said[-1] == 'END'
-    return yaml.safe_load('\n'.join(said[1:-1]))
+    output = dry_run('jobset.sh', *JOBSET, f'--type={type_}', *options, '--', *TRAIN).splitlines()
+    assert output[0].endswith("<<'END'") and output[-1] == 'END'
+    return yaml.safe_load('\n'.join(output[1:-1]))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_jobset_restarts_after_a_preemption_only():
     policy = manifest['spec']['failurePolicy']
     job = manifest['spec']['replicatedJobs'][0]['template']['spec']
     pod = job['template']['spec']
-    # A job fails at its first failed pod: "by policy", which fails the set, or else, which starts the set anew.
+    # A job fails at its first failed pod: "by policy", which fails the set, or else, which restarts the set.
     assert job['backoffLimit'] == 0 and pod['restartPolicy'] == 'Never'
     assert policy == {
         'maxRestarts': 7,
@@ -232,9 +232,9 @@ def test_xpk():
 
 
 def batch(*options: str) -> str:
-    said = dry_run('slurm.sh', *SLURM, *options, '--', *TRAIN).splitlines()
-    assert said[0] == "sbatch <<'END'" and said[-1] == 'END'
-    return '\n'.join(said[1:-1])
+    output = dry_run('slurm.sh', *SLURM, *options, '--', *TRAIN).splitlines()
+    assert output[0] == "sbatch <<'END'" and output[-1] == 'END'
+    return '\n'.join(output[1:-1])
 
 
 def test_slurm_requests_one_process_per_gpu():
@@ -265,40 +265,40 @@ def test_slurm_requeues_after_a_preemption_only(tmp_path, code, state):
 # --- TPU VM ---
 
 
-def on_hosts(said: str) -> list[str]:
+def on_hosts(output: str) -> list[str]:
     """The shell commands that it would run on the hosts."""
-    return [word.removeprefix('--command=') for word in shlex.split(said) if word.startswith('--command=')]
+    return [word.removeprefix('--command=') for word in shlex.split(output) if word.startswith('--command=')]
 
 
 def test_tpu_vm_requests_the_slice():
-    said = dry_run('tpu_vm.sh', 'create', *TPU_VM, '--type=v5e-16')
+    output = dry_run('tpu_vm.sh', 'create', *TPU_VM, '--type=v5e-16')
     where = '--zone=us-east5-b --project=mine'
     kind = '--accelerator-type=v5litepod-16'
-    assert said == f'gcloud compute tpus tpu-vm create run1 {where} {kind} --version=v2-alpha-tpuv5-lite\n'
-    said = dry_run('tpu_vm.sh', 'create', *TPU_VM, '--type=v5e-16', '--queued', '--slices=2').splitlines()[0]
+    assert output == f'gcloud compute tpus tpu-vm create run1 {where} {kind} --version=v2-alpha-tpuv5-lite\n'
+    output = dry_run('tpu_vm.sh', 'create', *TPU_VM, '--type=v5e-16', '--queued', '--slices=2').splitlines()[0]
     nodes = '--node-count=2 --node-prefix=run1'
     ask = f'gcloud compute tpus queued-resources create run1 {where} {nodes} {kind}'
-    assert said == f'{ask} --runtime-version=v2-alpha-tpuv5-lite'
+    assert output == f'{ask} --runtime-version=v2-alpha-tpuv5-lite'
 
 
 def test_every_worker_runs_the_same_command():
     for options, everywhere in (([], '--worker=all'), (['--queued', '--slices=2'], '--node=all --worker=all')):
-        said = dry_run('tpu_vm.sh', 'run', *TPU_VM, '--type=v6e-16', *options, '--', *TRAIN)
-        lines = [line for line in said.splitlines() if ' scp ' in line or ' ssh ' in line]
+        output = dry_run('tpu_vm.sh', 'run', *TPU_VM, '--type=v6e-16', *options, '--', *TRAIN)
+        lines = [line for line in output.splitlines() if ' scp ' in line or ' ssh ' in line]
         assert len(lines) == 3 and all(everywhere in line for line in lines)
-        for command in on_hosts(said):
+        for command in on_hosts(output):
             assert bash('-n', stdin=command).returncode == 0
-        assert 'fv_jax[tpu]' in on_hosts(said)[0]
-        assert '--chip=v6e' in on_hosts(said)[1]
-    assert 'nfs' not in said
+        assert 'fv_jax[tpu]' in on_hosts(output)[0]
+        assert '--chip=v6e' in on_hosts(output)[1]
+    assert 'nfs' not in output
 
 
 def test_tpu_vm_installs_on_a_host(tmp_path):
     env = tools(tmp_path, 'tar', 'python3', 'sudo')
     (tmp_path / 'bin' / 'mountpoint').write_text('#!/bin/sh\nexit 1\n')
     (tmp_path / 'bin' / 'mountpoint').chmod(0o755)
-    said = dry_run('tpu_vm.sh', 'run', *TPU_VM, '--type=v6e-8', '--nfs=10.0.0.2:/share', '--', 'true')
-    result = bash('-c', on_hosts(said)[0], env=env, home=tmp_path)
+    output = dry_run('tpu_vm.sh', 'run', *TPU_VM, '--type=v6e-8', '--nfs=10.0.0.2:/share', '--', 'true')
+    result = bash('-c', on_hosts(output)[0], env=env, home=tmp_path)
     assert result.returncode == 0, result.stderr
     made = [call[:-1] for call in calls(env)]
     share = 'apt-get -qq install -y nfs-common && mkdir -p /data && mount -t nfs 10.0.0.2:/share /data'

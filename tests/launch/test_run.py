@@ -44,16 +44,16 @@ def test_run_restarts_a_preempted_command(tmp_path):
 
 
 def test_run_gives_up_a_command_that_makes_no_progress(tmp_path):
-    """With a code on which nobody outside starts it anew either."""
+    """With a code on which no launcher restarts it either."""
     result = run(tmp_path, COUNT + f'exit {PREEMPTED}')
     assert result.returncode == 1
     assert times(tmp_path) == 3
     assert '75 3 times in a row' in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize('told', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('stop_signal', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('code, signals', [(PREEMPTED, 1), (PREEMPTED, 3), (0, 1), (3, 1)])
-def test_run_forwards_signals_and_returns_the_exit_code(tmp_path, told, code, signals):
+def test_run_forwards_signals_and_returns_the_exit_code(tmp_path, stop_signal, code, signals):
     """75 too: the machine goes, so the command is not run again here."""
     saving = f'trap "sleep 0.3; echo saved > saved; exit {code}" TERM; echo x >> times; while :; do sleep 0.02; done'
     process = subprocess.Popen(
@@ -67,7 +67,7 @@ def test_run_forwards_signals_and_returns_the_exit_code(tmp_path, told, code, si
         assert process.poll() is None
         time.sleep(0.01)
     for _ in range(signals):
-        process.send_signal(told)
+        process.send_signal(stop_signal)
         time.sleep(0.05)
     process.communicate(timeout=300)
     assert process.returncode == code

@@ -27,7 +27,7 @@ def causal_conv(dtype='float32', channels=(2, 3)):
 
 
 def conv3d_in_numpy(x, kernel):
-    """Valid in time, zeros around the picture: the definition, tap by tap."""
+    """The definition, tap by tap: valid in time, zero-padded in space."""
     frames, (height, width) = x.shape[1] - len(kernel) + 1, x.shape[2:4]
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).astype(np.float64)
     return sum(
@@ -90,9 +90,9 @@ def test_conv_pads_the_past_with_the_first_frame():
 
 def test_conv_of_an_image_is_that_of_a_still_clip():
     layer, x = causal_conv(), jnp.asarray(normal(1, 1, 3, 5, 2))
-    picture, cache = layer(as_clip(x), None)
+    image, cache = layer(as_clip(x), None)
     still, _ = layer(as_clip(jnp.repeat(x, 4, axis=1)), None)
-    np.testing.assert_allclose(picture, still[:, -1:], atol=1e-6)
+    np.testing.assert_allclose(image, still[:, -1:], atol=1e-6)
     np.testing.assert_array_equal(cache, jnp.repeat(x, 2, axis=1))
 
 

@@ -179,7 +179,7 @@ def test_lora_gradients_are_of_the_filtered_variables_only():
     graphdef, trainable, frozen = nnx.split(network, LoRAParam, ...)
     loss = jax.jit(jax.grad(lambda t: jnp.mean(jnp.square(nnx.merge(graphdef, t, frozen)(*inputs())))))
     for name, leaf in leaves(loss(trainable)).items():
-        assert bool(np.any(leaf[...])) == name.endswith('.b'), name  # A learns once B has left zero
+        assert bool(np.any(leaf[...])) == name.endswith('.b'), name  # A has a gradient once B is not zero
 
 
 @pytest.mark.parametrize(

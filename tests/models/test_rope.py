@@ -48,7 +48,7 @@ def test_rope_scores_depend_on_relative_positions_only():
     scores = np.einsum('mk,jk->mj', apply_rope(q, rope)[0, :, 0], apply_rope(k, rope)[0, :, 0]).reshape((4,) * 6)
     np.testing.assert_allclose(scores[0, 1, 2, 1, 1, 3], scores[2, 2, 1, 3, 2, 2], atol=1e-4)
     np.testing.assert_allclose(scores[3, 0, 1, 1, 3, 0], scores[2, 0, 2, 0, 3, 1], atol=1e-4)
-    assert abs(scores[0, 0, 0, 1, 0, 0] - scores[0, 0, 0, 0, 1, 0]) > 1e-2  # the axes are told apart
+    assert abs(scores[0, 0, 0, 1, 0, 0] - scores[0, 0, 0, 0, 1, 0]) > 1e-2  # the axes differ
 
 
 def test_rope_keeps_norms_and_does_not_rotate_text():

@@ -256,16 +256,16 @@ def test_vae_set_compute_dtype_keeps_parameters_and_norms(network, half):
     assert norms[0](given).materialize().dtype == jnp.float32
 
 
-# From pictures to clips.
+# From images to clips.
 
 
 def test_vae_collapse_temporal_kernels_keeps_images_and_separates_frames():
     vae = tiny.vae()
     clip = normal(1, 9, 16, 16, 3)
-    picture_before = vae.encoder(clip[:, :1], {})[0]
+    image_before = vae.encoder(clip[:, :1], {})[0]
     _, history_before = vae.encoder.conv_in(LazyFrames.from_array(clip), None)
     vae_lib.collapse_temporal_kernels(vae)
-    np.testing.assert_allclose(vae.encoder(clip[:, :1], {})[0], picture_before, atol=1e-5)
+    np.testing.assert_allclose(vae.encoder(clip[:, :1], {})[0], image_before, atol=1e-5)
     y, history = vae.encoder.conv_in(LazyFrames.from_array(clip), None)
     np.testing.assert_array_equal(history, history_before)
     changed = clip.copy()
@@ -286,6 +286,6 @@ def test_vae_norms_with_offsets_are_almost_independent_of_the_image():
         normed = [norm(y).materialize() for y in ys]
         return float(normed[1].std((1, 2, 3)).mean() / normed[0].std((1, 2, 3)).mean())
 
-    assert gain() > 2.5  # three times the picture, almost three times the features
+    assert gain() > 2.5  # three times the image, almost three times the features
     encoder.conv_in.bias[...] = 0.0
     assert gain() < 1.1

@@ -74,11 +74,11 @@ def test_tiling_with_one_tile_is_the_whole_frame():
 def test_tiling_has_no_seam_in_a_gradient():
     vae, (height, width) = jit_vae(weights.load_vae('embedded')), (64, 192)
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
-    picture = jnp.asarray(np.stack([1.2 * x - 0.6, 1.2 * y - 0.6, 0.5 - (x + y) / 4], axis=-1), jnp.float32)
+    image = jnp.asarray(np.stack([1.2 * x - 0.6, 1.2 * y - 0.6, 0.5 - (x + y) / 4], axis=-1), jnp.float32)
 
     def slopes(tiling):
         """Of each column to the next, without the frame's own rim."""
-        z = split_moments(vae.encode_moments(picture[None, None], tiling))[0]
+        z = split_moments(vae.encode_moments(image[None, None], tiling))[0]
         columns = np.asarray(vae.decode(z, tiling))[0, 0].mean(0)
         return np.abs(np.diff(columns, axis=0)).mean(-1)[16:-16]
 

@@ -26,16 +26,16 @@ def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
 
 
 def train(arguments: list[str], processes: int) -> list[list[str]]:
-    """Runs the command in so many processes; the lines that each of them said."""
+    """Runs the command in several processes; returns the lines that each of them wrote."""
     started = start(arguments, processes)
     try:
-        said = [process.communicate(timeout=600) for process in started]
+        output = [process.communicate(timeout=600) for process in started]
     finally:
         for process in started:
             process.kill()
-    for process, (_, err) in zip(started, said, strict=True):
+    for process, (_, err) in zip(started, output, strict=True):
         assert process.returncode == 0, err
-    return [[line for line in out.splitlines() if line and not _filter_gloo_log(line)] for out, _ in said]
+    return [[line for line in out.splitlines() if line and not _filter_gloo_log(line)] for out, _ in output]
 
 
 def _filter_gloo_log(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""Who else takes part: said by flags or by the detect_cluster."""
+"""The processes of a run, from flags or from the detected cluster."""
 
 import re
 import subprocess
@@ -77,9 +77,9 @@ print(jax.process_index(), jax.process_count(), jax.config.read('jax_cuda_visibl
         pipes = {'stdout': subprocess.PIPE, 'text': True, 'cwd': runs.ROOT}
         command = [sys.executable, '-c', program]
         started.append(subprocess.Popen(command, env=runs.environment() | job | process, **pipes))
-    said = [process.communicate(timeout=120)[0].strip() for process in started]
+    output = [process.communicate(timeout=120)[0].strip() for process in started]
     expected = visible.split() if nodes == 1 else [visible] * 2
-    assert said == [f'{i} 2 {expected[i]}' for i in range(2)]
+    assert output == [f'{i} 2 {expected[i]}' for i in range(2)]
 
 
 def test_distributed_config_from_flags():

@@ -9,7 +9,7 @@ from tests.sampling import tiny
 
 
 def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
-    """With one checkpoint, from which two go on, and then one."""
+    """With one checkpoint, from which two processes resume, and then one."""
     workdir = tmp_path / 'preempted'
     more = '--config.loop.num_steps=40', '--config.loop.save_every=100'
     flags = runs.superres(workdir, tmp_path / 'vae.safetensors', *joined.RUN, *more)
@@ -30,8 +30,8 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
     (step,) = runs.steps(workdir)
     assert 2 <= step < 40 and all(f'preempted at step {step}, which is saved' in error for error in errors)
     for processes in (2, 1):
-        said, *_ = joined.train([*flags, f'--config.loop.num_steps={step + 1}'], processes)
-        assert f'resuming from step {step} of {step + 1}' in said
+        output, *_ = joined.train([*flags, f'--config.loop.num_steps={step + 1}'], processes)
+        assert f'resuming from step {step} of {step + 1}' in output
         step += 1
     assert runs.steps(workdir) == [step - 2, step - 1, step]
     assert [row['step'] for row in runs.rows(workdir) if 'loss' in row] == list(range(1, step + 1))

@@ -34,12 +34,12 @@ def test_sigterm_outside_of_the_loop_raises_at_once():
 def test_cross_host_flags_are_known_to_all(monkeypatch):
     """The program that several processes run, in one with several devices."""
     mesh = make_mesh(ParallelConfig(data=2, fsdp=-1))
-    vote = CrossHostFlags(mesh)
-    assert list(vote(False, True)) == [False, True]
+    any_host = CrossHostFlags(mesh)
+    assert list(any_host(False, True)) == [False, True]
     monkeypatch.setattr(cross_host.jax, 'process_count', lambda: 2)
     for wishes in ((False, False), (True, False), (True, True)):
-        found = vote(*wishes)
+        found = any_host(*wishes)
         assert found.sharding.spec == PartitionSpec() and list(np.asarray(found)) == list(wishes)
     one = np.zeros((jax.device_count(), 2), bool)
     one[-1, 1] = True  # of the last device alone
-    assert list(np.asarray(vote._any(jax.device_put(one, vote._split)))) == [False, True]
+    assert list(np.asarray(any_host._any(jax.device_put(one, any_host._split)))) == [False, True]

@@ -19,8 +19,8 @@ def run(folder):
 
     def run(processes):
         workdir = folder / f'of_{processes}'
-        said = joined.train(runs.superres(workdir, folder / 'vae.safetensors', *joined.RUN), processes)
-        return workdir, said
+        output = joined.train(runs.superres(workdir, folder / 'vae.safetensors', *joined.RUN), processes)
+        return workdir, output
 
     return run
 

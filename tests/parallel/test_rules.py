@@ -181,11 +181,11 @@ def test_partitioner_refuses_microbatches_that_do_not_divide():
 
 
 def test_partitioner_checks_every_bucket():
-    clip, picture, small = (
+    clip, image, small = (
         {'frames': frames, 'height': height, 'width': width}
         for frames, height, width in ((9, 32, 48), (1, 32, 112), (1, 16, 16))
     )
-    data = {'data__buckets': [clip, picture], 'data__token_budget': 150}  # 8 clips and 10 pictures
+    data = {'data__buckets': [clip, image], 'data__token_budget': 150}  # 8 clips and 10 images
     config = run_config(stage2, 'smoke', parallel={'data': 8}, **data)
     with pytest.raises(ConfigError, match=r'batch_multiple=1: the batch of 1x32x112=10: does not divide by 8 .*use 8'):
         partition(config)

@@ -22,7 +22,7 @@ STAGE = toy.Toy(noise=2.0)
 
 
 class Rows:
-    """Stands in for the metric writer."""
+    """A fake metric writer."""
 
     def __init__(self):
         self.rows = []

@@ -1,4 +1,4 @@
-"""Stage 1 against the official one: LoRA apart, merged and left out (model guide 2), and its file there and back."""
+"""Parity of stage 1 with the official code: LoRA separate, merged and absent (model guide 2); its file round trip."""
 
 import dataclasses
 import functools
@@ -124,7 +124,7 @@ def test_stage1_parity_of_each_block(model, io, layout):
     close(model.head(jnp.asarray(hidden), emb, layout), bfhwc(io['output']))
 
 
-# There and back. The way over a checkpoint, which keeps even the unused table, is in tests/test_convert.py.
+# Round trip of the file. That over a checkpoint, which keeps even the unused table, is in tests/test_convert.py.
 
 
 def arrays(path):

@@ -58,7 +58,7 @@ def test_t5_parity_with_a_mask_of_ones(forward, io):
 def test_t5_parity_with_the_padding_mask(forward, io):
     masked = forward(io['input_ids'], io['attention_mask_padding'])
     close(masked, io['out_padding_mask'])
-    assert np.abs(io['out_padding_mask'] - io['out_no_mask']).max() > 1  # so that the masks are told apart
+    assert np.abs(io['out_padding_mask'] - io['out_no_mask']).max() > 1  # so that the masks differ
 
 
 def test_t5_parity_of_distant_positions(forward, io):

@@ -104,10 +104,13 @@ def test_enhance_clip_tiles_the_encode_and_the_decode():
         seen.append(z.shape[2:4])
         return z
 
-    vae, film = JittedVAE(record_call(_encode), record_call(_decode), OFFICIAL), sample_videos.numbered_frames(1, 8, 12)
-    tiled = Enhancer(enhance_latents, vae, Tiling((32, 32), 16, 8)).enhance_window(film, SIZE, key=KEY, first_latent=0)
+    vae = JittedVAE(record_call(_encode), record_call(_decode), OFFICIAL)
+    clip_video = sample_videos.numbered_frames(1, 8, 12)
+    tiled = Enhancer(enhance_latents, vae, Tiling((32, 32), 16, 8)).enhance_window(
+        clip_video, SIZE, key=KEY, first_latent=0
+    )
     assert seen == [(32, 32)] * 2 + [(4, 6)] + [(4, 4)] * 2
-    whole = Enhancer(enhance_latents, KEEPING).enhance_window(film, SIZE, key=KEY, first_latent=0)
+    whole = Enhancer(enhance_latents, KEEPING).enhance_window(clip_video, SIZE, key=KEY, first_latent=0)
     np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
@@ -174,17 +177,17 @@ def long_video(enhancer):
 
 
 def test_enhance_window_equals_the_stage_with_guidance(networks, enhancer):
-    """Guidance is left out because it cannot matter; everything else is the stage, applied to what was resized."""
+    """Without guidance, which changes nothing here; otherwise the stage, applied to the resized clip."""
     stage, model, vae = networks
     assert stage.config.guidance_scale == 13
-    film = sample_videos.pattern(8, 10, 13)
-    padded = np.concatenate([film, film[-1:]])
+    clip_video = sample_videos.pattern(8, 10, 13)
+    padded = np.concatenate([clip_video, clip_video[-1:]])
     z_low = vae.encode(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
     source = stage.make_source(z_low, latent_noise(KEY, 6, z_low.shape))
     text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
     moved = jax.jit(lambda s: stage.integrate(model, s, text, context=SINGLE_DEVICE))(source)
     expected = np.clip(vae.decode(moved / stage.config.scale_factor)[0, :8], -1, 1)
-    got = enhancer.enhance_window(film, SIZE, key=KEY, first_latent=6)
+    got = enhancer.enhance_window(clip_video, SIZE, key=KEY, first_latent=6)
     assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=2e-4)
     assert got.std() > 0.05 and np.abs(moved - source).max() > 0.05
@@ -206,7 +209,7 @@ def test_first_window_does_not_depend_on_the_rest_of_the_clip(enhancer, long_vid
 
 
 def test_enhance_clip_is_deterministic_by_seed(enhancer):
-    film = sample_videos.pattern(5, 10, 13)
-    once, again = enhance(enhancer, film), enhance(enhancer, film)
+    clip_video = sample_videos.pattern(5, 10, 13)
+    once, again = enhance(enhancer, clip_video), enhance(enhancer, clip_video)
     np.testing.assert_array_equal(once, again)
-    assert not np.array_equal(once, enhance(enhancer, film, key=jax.random.key(1)))
+    assert not np.array_equal(once, enhance(enhancer, clip_video, key=jax.random.key(1)))

@@ -46,7 +46,7 @@ def test_metadata_round_trip():
     ('text', 'words'),
     [
         ('', 'contains no generation metadata'),
-        ('a film about dogs', 'contains no generation metadata'),
+        ('a video about dogs', 'contains no generation metadata'),
         ('[1]', 'contains no generation metadata'),
         (
             RECORD.to_json().replace('"prompt"', '"promt"'),

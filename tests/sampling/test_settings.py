@@ -63,7 +63,7 @@ def test_settings_from_the_config_of_a_run():
     final = EnhanceSettings.from_config(
         second.sampler_config(), {'frames': 17, 'height': 64, 'width': 64, 'fit': 'crop'}
     )
-    assert final.size is None and final.size_for(64, 96, SPEC) == (256, 384)  # it never saw whole pictures
+    assert final.size is None and final.size_for(64, 96, SPEC) == (256, 384)  # it was never trained on whole frames
     assert (final.noise_augmentation_timestep, final.prompt_prefix, final.sample_posterior) == (100, '', False)
     whole = EnhanceSettings.from_config(
         second.sampler_config(), {'frames': 17, 'height': 256, 'width': 384, 'fit': 'resize'}

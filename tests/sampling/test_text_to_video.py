@@ -180,9 +180,9 @@ def test_pipeline_of_one_stage(folder, both):
 
 
 def test_truncated_prompt_is_reported(fv):
-    with pytest.warns(UserWarning, match=r"prompt 'w0 w1 .*\.\.\.': the text has 2500 tokens, .* first 3 are") as told:
+    with pytest.warns(UserWarning, match=r"prompt 'w0 w1 .*\.\.\.': the text has 2500 tokens, .* first 3") as notes:
         long = fv.preview(' '.join(f'w{i}' for i in range(2500)))
-    assert told[0].filename == __file__
+    assert notes[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         close(long.latents, fv.preview('w0 w1 w2').latents)

@@ -83,8 +83,8 @@ def test_autoencoder_samples_are_decoded_means():
 
 def test_autoencoder_trains_all_parameters():
     model = nnx.eval_shape(lambda: stage().init(nnx.Rngs(0)))
-    _, learns, rest = nnx.split(model, stage().trainable(), ...)
-    assert model.config == tiny.VAE_CONFIG and len(jax.tree.leaves(learns)) > 50 and not jax.tree.leaves(rest)
+    _, trained, rest = nnx.split(model, stage().trainable(), ...)
+    assert model.config == tiny.VAE_CONFIG and len(jax.tree.leaves(trained)) > 50 and not jax.tree.leaves(rest)
 
 
 def test_autoencoder_refuses_a_negative_kl_weight():

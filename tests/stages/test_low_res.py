@@ -56,7 +56,7 @@ def keys(step=0):
 
 
 class Recorder:
-    """Stands in for the network: notes what it is told, answers with `answer(x, timestep)`."""
+    """A fake network: records its inputs and returns `answer(x, timestep)`."""
 
     def __init__(self, answer):
         self.answer, self.calls = answer, []
@@ -251,12 +251,12 @@ def test_low_res_trains_lora_only_if_present(targets):
     lora = None if targets is None else LoRAConfig(rank=4, targets=targets)
     here = dataclasses.replace(stage(), network=dataclasses.replace(DIT, lora=lora))
     model = nnx.eval_shape(lambda: here.init(nnx.Rngs(0)))
-    _, learns, rest = nnx.split(model, here.trainable(), ...)
-    kinds = {type(variable) for _, variable in nnx.to_flat_state(learns)}
+    _, trained, rest = nnx.split(model, here.trainable(), ...)
+    kinds = {type(variable) for _, variable in nnx.to_flat_state(trained)}
     if lora is None:
         assert kinds == {nnx.Param} and not jax.tree.leaves(rest)
     else:
-        assert kinds == {LoRAParam} and len(jax.tree.leaves(learns)) == 6  # two matrices for each of three linears
+        assert kinds == {LoRAParam} and len(jax.tree.leaves(trained)) == 6  # two matrices for each of three linears
         assert LoRAParam not in {type(variable) for _, variable in nnx.to_flat_state(rest)}
 
 

@@ -34,7 +34,7 @@ def keys(step=0):
 
 
 class Recorder:
-    """Stands in for the network: notes what it is told, answers with `answer(x, timestep)`."""
+    """A fake network: records its inputs and returns `answer(x, timestep)`."""
 
     def __init__(self, answer):
         self.answer, self.calls = answer, []
@@ -114,10 +114,10 @@ def test_super_res_latents_are_scaled_once():
 def test_super_res_images_have_their_own_noise_augmentation_range():
     here = stage(noise_augmentation_timestep_range=(600, 750), image_noise_augmentation_timestep_range=(100, 110))
     clips = here.sample_noise_and_time(batch(), keys()).noise_augmentation_timestep_B
-    pictures = here.sample_noise_and_time(
+    images = here.sample_noise_and_time(
         {name: z[:, :1] for name, z in batch().items()}, keys()
     ).noise_augmentation_timestep_B
-    assert clips.min() >= 600 and pictures.max() <= 110 and pictures.min() >= 100
+    assert clips.min() >= 600 and images.max() <= 110 and images.min() >= 100
     same = stage(noise_augmentation_timestep_range=(600, 750))
     assert same.noise_augmentation_timesteps(1) == same.noise_augmentation_timesteps(13) == (600, 750)
 

@@ -67,7 +67,7 @@ def test_hash_encoder_similar_spellings_are_near() -> None:
 
 
 def test_hash_encoder_tokens_encode_word_order() -> None:
-    """The same words in another order are other tokens, even if a reader forgets where they stood."""
+    """The same words in another order are other tokens, even without their positions."""
     there, back = words('from left to right', slice(0, 56)), words('from right to left', slice(0, 56))
     closest = np.linalg.norm(there[:4, None] - back[None, :4], axis=-1).min(axis=1)
     assert closest[0] == 0  # "from", first in both

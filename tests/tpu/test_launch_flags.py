@@ -44,9 +44,9 @@ def compile_with(topology: str, flags: str) -> subprocess.CompletedProcess:
     'chip, topology', [('v4', '2x2x1'), ('v5e', '2x4'), ('v5p', '2x2x1'), ('v6e', '2x4'), ('v7x', '2x2x1')]
 )
 def test_libtpu_compiles_with_the_flags(chip, topology):
-    said = subprocess.run(['bash', ENV, chip, '2'], env={'PATH': os.environ['PATH']}, capture_output=True, text=True)
+    output = subprocess.run(['bash', ENV, chip, '2'], env={'PATH': os.environ['PATH']}, capture_output=True, text=True)
     exports = dict(
-        shlex.split(line)[1].split('=', 1) for line in said.stdout.splitlines() if line.startswith('export ')
+        shlex.split(line)[1].split('=', 1) for line in output.stdout.splitlines() if line.startswith('export ')
     )
     generation = 'tpu7x' if chip == 'v7x' else chip
     result = compile_with(f'{generation}:{topology}', exports['LIBTPU_INIT_ARGS'])

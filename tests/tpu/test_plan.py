@@ -1,4 +1,4 @@
-"""The small configuration, compiled for a chip that is not there. Full size: `python -m tests.tpu.full_size`."""
+"""The small configuration, compiled for a TPU that is not attached. Full size: `python -m tests.tpu.full_size`."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The loop, with a toy stage: when it saves, evaluates and speaks, when it stops, and that it can go on."""
+"""The trainer with a toy stage: when it saves, evaluates, logs and stops, and that it resumes."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ class Diary:
         self.events.append(('poll', self.saving))
 
     def wait(self):
-        """What was started is there from now on."""
+        """From now on the started save is complete."""
         step, self.saving = self.saving, None
         if step is not None:
             self.events.append(('saved', step))
@@ -236,7 +236,7 @@ def test_rollback_after_consecutive_bad_steps_uses_other_batches():
         and diary.progress[8]['bad_steps'] == 3
     )
     assert any('ROLLED BACK to step 4 (step 7: loss is nan (3 consecutive bad steps))' in line for line in diary.lines)
-    # A run that was stopped after it goes on with the same batches and the same noise.
+    # A run that is stopped after it resumes with the same batches and the same noise.
     again, end = run(config, bad=bad, state=diary.states[6], progress=diary.progress[6])
     assert again.orders == [(6, 1)]
     for step in (7, 8):
@@ -246,7 +246,7 @@ def test_rollback_after_consecutive_bad_steps_uses_other_batches():
         np.testing.assert_array_equal(a, b)
 
 
-def test_rollback_forgets_later_losses():
+def test_rollback_drops_later_losses():
     """Or spikes would be measured by steps that never were."""
     bad = {(step, 0): NAN for step in (6, 7)}
     config = LoopConfig(num_steps=8, save_every=4, bad_steps=BadStepsConfig(max_consecutive=2))
@@ -294,8 +294,8 @@ def test_spike_is_logged_counted_and_dumped():
     config = LoopConfig(num_steps=40, log_every=10, bad_steps=BadStepsConfig(spike_sigmas=50.0, max_dumps=1))
     diary, last = run(config, bad={step: {'bad': 1e4} for step in (5, 30, 32)})
     assert int(last.step) == 40
-    said = [line for line in diary.lines if line.startswith('SPIKE')]
-    assert [line.split(':')[0] for line in said] == ['SPIKE at step 30', 'SPIKE at step 32']  # 5: nothing to compare to
+    spikes = [line.split(':')[0] for line in diary.lines if line.startswith('SPIKE')]
+    assert spikes == ['SPIKE at step 30', 'SPIKE at step 32']  # 5: nothing to compare to
     assert diary.rows['log', 40]['spikes'] == 2 and diary.rows['log', 40]['bad_steps'] == 0
     assert [case.step for case in diary.cases] == [30] and diary.steps('log') == [10, 20, 30, 32, 40]
     assert len(diary.progress[40]['losses']) == 38
@@ -361,9 +361,9 @@ def test_goodput_is_written_at_evaluations_and_at_the_end(uninterrupted):
 
 
 def test_profile_hook_is_called_at_every_step():
-    told = []
-    run(LoopConfig(num_steps=4, save_every=2), profile=lambda step, before: told.append((step, before is None)))
-    assert told == [(1, True), (2, False), (3, True), (4, False)]
+    inputs = []
+    run(LoopConfig(num_steps=4, save_every=2), profile=lambda step, before: inputs.append((step, before is None)))
+    assert inputs == [(1, True), (2, False), (3, True), (4, False)]
 
 
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'save_every', 'max_to_keep'])

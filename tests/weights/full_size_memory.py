@@ -1,4 +1,4 @@
-"""How much memory the conversion of a full-size stage 1 takes: made-up weights, there and back, watched from outside.
+"""Measures the memory of converting a full-size stage 1 of random weights to a run and back, from outside.
 
     python tests/weights/full_size_memory.py --folder /somewhere/large
     python tests/weights/full_size_memory.py --folder /somewhere --layers 10        # a quarter

@@ -118,7 +118,7 @@ def test_official_keys_of_stage_1_with_lora_in_some_layers(full_size):
     assert table.keys() == {
         key: x.shape for key, x in tensors.items() if not key.endswith('position_embeddings.weight')
     }
-    # What only one half of a pair is there of is missing, not zero.
+    # A pair with only one of its matrices is an error, not zero.
     del tensors['model.diffusion_model.transformer.layers.30.attention.dense.matrix_B.0']
     with pytest.raises(key_table.KeyMismatchError, match=r'1 missing:\n  .*layers.30.attention.dense.matrix_B.0'):
         key_table.check_keys('stage1.pt', tensors, official_dit.infer_config_and_table(tensors, 'float32')[1])
@@ -257,5 +257,5 @@ def test_frames_embedding_report():
     assert 'both kernels are exactly zero' in report(0, 0) and 'no gradient reaches them' in report(0, 0)
     assert 'the second kernel is exactly zero' in report(1, 0) and 'no gradient' not in report(1, 0)
     assert 'the first kernel is exactly zero' in report(0, 1)
-    assert 'the network is told how long a clip is' in report(1e-9, 0.5)
+    assert 'the network receives the length of a clip' in report(1e-9, 0.5)
     assert official_dit.frames_embedding_report({}) is None

@@ -1,4 +1,4 @@
-"""Our own VAE files: there and back, small, and refused when they are not one."""
+"""Single files of our own networks: round trips, sizes, and errors."""
 
 import jax
 import numpy as np

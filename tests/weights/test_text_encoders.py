@@ -1,4 +1,4 @@
-"""The one door to the text encoders: what is opened, what names it, that it can be let go."""
+"""The registry of text encoders: opening, fingerprints, and freeing them."""
 
 import gc
 import shutil

@@ -102,8 +102,8 @@ def record_size(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
     video = record.get('video')
     if isinstance(video, np.ndarray) and video.ndim == 4:
         return video.shape[:3]
-    said = tuple(record.get(key) for key in ('frames', 'height', 'width'))
-    return said if all(isinstance(value, int) for value in said) else None
+    size = tuple(record.get(key) for key in ('frames', 'height', 'width'))
+    return size if all(isinstance(value, int) for value in size) else None
 
 
 def shard_path(folder: str | Path, name: str, index: int, count: int) -> Path:

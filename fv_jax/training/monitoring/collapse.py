@@ -15,7 +15,7 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class CollapseMonitorConfig:
-    """The limits of a healthy run; each is compared with the metric of the same name unless said otherwise.
+    """The limits of a healthy run; each is compared with the metric of the same name unless stated otherwise.
 
     Attributes:
       after_step: the first step at which anything is reported.

@@ -39,7 +39,7 @@ class Goodput:
         self.current = (cause, now)
 
     def heartbeat(self) -> None:
-        """Tells the watchdog of progress under the current cause."""
+        """Reports progress under the current cause, for the watchdog."""
         self.switch_to(self.current[0])
 
     def idle_time(self) -> tuple[Cause, float]:

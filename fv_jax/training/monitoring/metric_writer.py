@@ -184,7 +184,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
 def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
     """Formats the metrics of a training step as one line.
 
-    Rates are left out without `steps_per_s`, which the first step does not have. Of the throughput metrics it has the
+    Rates are omitted without `steps_per_s`, which the first step does not have. Of the throughput metrics it has the
     MFU or, where the chip's peak rate is not known, TFLOP/s per chip.
     """
     line = (
@@ -208,7 +208,7 @@ def eval_line(step: int, means: Mapping[str, float]) -> str:
 
 
 def health_line(step: int, figures: Mapping[str, float], violations: Sequence[str]) -> str:
-    """Formats the metrics of a health check, those by decile left out, and one line for each violated limit."""
+    """Formats the metrics of a health check, without those by decile, and one line for each violated limit."""
     shown = '  '.join(f'{name} {value:.3g}' for name, value in figures.items() if '/' not in name)
     return '\n'.join([f'health at step {step}: {shown}', *(f'COLLAPSE at step {step}: {line}' for line in violations)])
 

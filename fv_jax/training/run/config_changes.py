@@ -7,7 +7,7 @@ from typing import Any
 from fv_jax.training import optimizer
 from fv_jax.training.run.setup import TrainConfig
 
-# Fields that do not affect what is learnt: length, speed, devices, logging.
+# Fields that do not affect training: length, speed, devices, logging.
 SAFE_TO_CHANGE = ('loop', 'parallel', 'data.loader.num_threads', 'data.loader.prefetch_batches')
 # Learning rates that differ by less are the same one computed in another way.
 _RATE_TOLERANCE = 1e-4
@@ -19,7 +19,7 @@ class Change:
 
     Attributes:
       effect: what it does to the run from its next step on; '' for a change that explains itself.
-      is_safe: whether what is learnt stays the same.
+      is_safe: whether training is unaffected.
       is_possible: whether the checkpoint can be resumed with it.
     """
 
@@ -46,7 +46,7 @@ def compare(old: TrainConfig, new: TrainConfig, values: tuple[Any, Any], step: i
       old: of the last launch.
       new: of this one.
       values: both as nested dicts.
-      step: of the checkpoint that is resumed from; at 0 nothing has been learnt yet.
+      step: of the checkpoint that is resumed from; at 0 nothing has been trained yet.
     """
     changes = list(_differences(*values))
     explained = {change.field: _explain(change, old, new, step) for change in changes}

@@ -67,8 +67,8 @@ def open_datasets(
     clips = pipeline.training_sources(data, bad)
     digests = _digests(config, clips, heldout)
     check(digests)
-    stamp = latent_cache.vae_stamp(digests['vae'], latent_spec) if 'vae' in digests else None
-    provenance.check_latents(clips, stamp)
+    vae_provenance = latent_cache.vae_provenance(digests['vae'], latent_spec) if 'vae' in digests else None
+    provenance.check_latents(clips, vae_provenance)
     groups = pipeline.group_by_bucket(clips, data, latent_spec)
     text = text_encoders.open_text_encoder(config.stage.text) if _embeds_online(config.stage.text) else None
     return Datasets(groups, heldout, digests, text)

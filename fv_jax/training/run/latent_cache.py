@@ -120,7 +120,7 @@ def cached_shards(folder: Path) -> list[str]:
     return [shard for found in folders for shard in list_shards(found, NAME)]
 
 
-def vae_stamp(digest: str, latent_spec: LatentSpec) -> dict[str, Any]:
+def vae_provenance(digest: str, latent_spec: LatentSpec) -> dict[str, Any]:
     """Returns what latents depend on besides their clip: the VAE, and its chunks in time (model guide 4.3)."""
     return {'vae': digest, 'chunks': list(vae_chunking.encode_chunks(latent_spec))}
 

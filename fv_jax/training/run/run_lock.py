@@ -2,7 +2,7 @@
 
 The first process of a run holds WORKDIR/run.lock, created exclusively, which is atomic on NFS as well. It names the
 host and the process, and is rewritten every few seconds as long as that process lives. A lock is stale if its process
-ended without removing it (SIGKILL, a host that was taken away): on the same machine the process is looked for;
+ended without removing it (SIGKILL, a host that was taken away): on the same machine the process is checked;
 elsewhere the lock is watched until it is rewritten, or has not been for WATCH_S, since clocks of hosts may differ.
 """
 
@@ -145,7 +145,7 @@ class RunLock:
                 folder.rmdir()
 
     def _beat(self) -> None:
-        """Rewrites the lock in place, so that readers on NFS, who open it anew, see it."""
+        """Rewrites the lock in place, so that readers on NFS, who open it again, see it."""
         beats = 0
         while not self._stop.wait(HEARTBEAT_S):
             beats += 1
@@ -223,7 +223,7 @@ def _encode(holder: _Holder) -> bytes:
 
 
 def _machine() -> str:
-    """Returns what tells this machine, since its last start, and this container's processes from others."""
+    """Returns what identifies this machine, since its last start, and the processes of this container."""
     found = [socket.gethostname()]
     with contextlib.suppress(OSError):
         found.append(Path('/proc/sys/kernel/random/boot_id').read_text().strip())

@@ -202,7 +202,7 @@ def _vae(folder: Path, values: Mapping[str, Any]) -> Folder:
     )
     rows = [dataclasses.replace(row, official=_vae_names(row, len(widths))) for row in official_vae.table(config)]
     factor = given.get('scaling_factor')
-    notes = [] if factor is None else [f"its latents are multiplied by {factor}: a stage's scale_factor must say so"]
+    notes = [] if factor is None else [f"its latents are multiplied by {factor}: set the stage's scale_factor to it"]
     return Folder(config, KeyTable(rows), safetensors_file.read_folder(folder), (), tuple(notes))
 
 

@@ -162,24 +162,24 @@ def common_size(tensors: Tensors, candidates: Iterable[tuple[str, int]], default
       candidates: (key pattern, dimension) pairs that all have the size; a `*` stands for anything.
       default: for a file that has none of them; `check_keys` lists them as missing.
     """
-    votes = collections.Counter(
+    counts = collections.Counter(
         tensor.shape[dim]
         for pattern, dim in candidates
         for key, tensor in _find_matching(tensors, pattern)
         if len(tensor.shape) > dim
     )
-    return votes.most_common(1)[0][0] if votes else default
+    return counts.most_common(1)[0][0] if counts else default
 
 
 def common_count(tensors: Tensors, patterns: Iterable[str], default: int) -> int:
     """Finds the number of layers that most patterns agree on; each pattern has one `{i}`."""
-    votes: collections.Counter[int] = collections.Counter()
+    counts: collections.Counter[int] = collections.Counter()
     for pattern in patterns:
         regex = re.compile(re.escape(pattern).replace(r'\{i\}', r'(\d+)'))
         found = [int(match[1]) for key in tensors if (match := regex.fullmatch(key))]
         if found:
-            votes[max(found) + 1] += 1
-    return votes.most_common(1)[0][0] if votes else default
+            counts[max(found) + 1] += 1
+    return counts.most_common(1)[0][0] if counts else default
 
 
 def _find_matching(tensors: Tensors, pattern: str) -> Iterable[tuple[str, StoredTensor]]:

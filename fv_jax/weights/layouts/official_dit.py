@@ -282,12 +282,12 @@ def frames_embedding_report(values: Mapping[str, Parameter]) -> str | None:
     largest = [float(np.abs(values[f'frames_embed.{x}.kernel'].numpy()).max()) for x in ('hidden', 'out')]
     sizes = f'largest weights {largest[0]:.3g} and {largest[1]:.3g}'
     if all(largest):
-        return f'frame-count embedding: its kernels are not zero ({sizes}): the network is told how long a clip is'
+        return f'frame-count embedding: its kernels are not zero ({sizes}): the network receives the length of a clip'
     which = 'both kernels are' if not any(largest) else f'the {"second" if largest[0] else "first"} kernel is'
-    stuck = ' no gradient reaches them either, so that training cannot change it;' if not any(largest) else ''
+    untrainable = ' no gradient reaches them either, so that training cannot change it;' if not any(largest) else ''
     return (
-        f'frame-count embedding: {which} exactly zero ({sizes}): it is one constant for every number of frames;{stuck} '
-        'the network is not told how long a clip is'
+        f'frame-count embedding: {which} exactly zero ({sizes}): it is one constant for every number of frames;'
+        f'{untrainable} the network does not receive the length of a clip'
     )
 
 

@@ -1,4 +1,4 @@
-"""Twins: what was drawn, that it is one for a clip, and that it depends on the generator alone."""
+"""Degradations: their parameters are sampled once per clip, and depend on the generator alone."""
 
 import dataclasses
 import itertools
@@ -114,8 +114,8 @@ def test_strong_degradation_has_the_published_order(sample_many: list[tuple[step
     ends = ['vr', 'vrb', 'rv', 'rbv']
     expected = {a + 'v' + b + end for a in rounds if a[0] == 'b' for b in rounds for end in ends}
     assert set(words) <= expected and len(expected - set(words)) <= 4  # the rarest comes once in 1,700
-    picture = {''.join(kinds[type(step)] for step in one) for one in sample_steps(400, frames=1)}
-    assert picture <= {word.replace('v', 'j') for word in expected} and len(picture) > 16
+    image = {''.join(kinds[type(step)] for step in one) for one in sample_steps(400, frames=1)}
+    assert image <= {word.replace('v', 'j') for word in expected} and len(image) > 16
 
 
 def test_strong_degradation_samples_steps_with_their_probabilities(sample_many: list[tuple[steps.Step, ...]]) -> None:

@@ -20,8 +20,8 @@ def flat(level: float, size: int = 256, frames: int = 2) -> list[np.ndarray]:
 
 def texture(frames: int = 3, height: int = 64, width: int = 96) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    film = sample_videos.pattern(frames, height, width) + rng.normal(0, 12, (1, height, width, 1))
-    return list(np.clip(film, 0, 255).astype(np.float32))
+    video = sample_videos.pattern(frames, height, width) + rng.normal(0, 12, (1, height, width, 1))
+    return list(np.clip(video, 0, 255).astype(np.float32))
 
 
 def gradient_energy(frames: list[np.ndarray]) -> float:

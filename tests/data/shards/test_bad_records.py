@@ -23,11 +23,11 @@ class DamagedSource:
 
     def __getitem__(self, index: int) -> dict:
         if index in self._bad:
-            raise ValueError(f'the film, record {index}: damaged: of no use')
+            raise ValueError(f'the source, record {index}: damaged: of no use')
         return {'i': index}
 
     def record_name(self, index: int) -> str:
-        return f'the film, record {index}'
+        return f'the source, record {index}'
 
 
 def draw(record: dict, rng: np.random.Generator) -> dict:
@@ -35,7 +35,7 @@ def draw(record: dict, rng: np.random.Generator) -> dict:
 
 
 def stream(source=None, **fields) -> BatchStream:
-    return BatchStream((WeightedSource('the film', source or DamagedSource()),), draw, 4, **fields)
+    return BatchStream((WeightedSource('the source', source or DamagedSource()),), draw, 4, **fields)
 
 
 def run(bad: BadRecords, count: int = 12, process=(0, 1), threads: int = 2, streams=None) -> list[dict]:
@@ -47,8 +47,8 @@ def test_bad_records_are_counted_logged_once_and_replaced(log_lines: list[str]) 
     bad = BadRecords(BadRecordConfig('skip', max_bad_records=2))
     drawn = np.concatenate([batch['i'].ravel() for batch in run(bad)])
     assert not BAD & set(drawn.tolist()) and len(drawn) == 48
-    assert bad.found == {f'the film, record {i}': 'damaged: of no use' for i in BAD}
-    assert len(log_lines) == 2 and log_lines[0].startswith('bad record 1 of at most 2: the film, record ')
+    assert bad.found == {f'the source, record {i}': 'damaged: of no use' for i in BAD}
+    assert len(log_lines) == 2 and log_lines[0].startswith('bad record 1 of at most 2: the source, record ')
 
 
 def test_bad_record_replacement_does_not_depend_on_processes_or_threads() -> None:
@@ -63,36 +63,38 @@ def test_bad_record_replacement_does_not_depend_on_processes_or_threads() -> Non
 def test_bad_records_above_the_limit_stop_the_run() -> None:
     bad = BadRecords(BadRecordConfig('skip', max_bad_records=1))
     with pytest.raises(
-        BadRecordError, match=r'2 records are bad and .*max_bad_records=1; the last is the film, record [37]'
+        BadRecordError, match=r'2 records are bad and .*max_bad_records=1; the last is the source, record [37]'
     ):
         run(bad)
 
 
 def test_bad_record_policy_fail_raises_at_the_first() -> None:
-    with pytest.raises(BadRecordError, match=r'the film, record [37]: damaged: of no use; .*on_bad_record=skip'):
+    with pytest.raises(BadRecordError, match=r'the source, record [37]: damaged: of no use; .*on_bad_record=skip'):
         run(BadRecords(BadRecordConfig('fail')))
 
 
 def test_source_of_bad_records_only_is_an_error() -> None:
     nothing = stream(DamagedSource(bad=range(12)))
-    with pytest.raises(BadRecordError, match='the film: none of its first 12 records can be used; the film, record 11'):
+    with pytest.raises(
+        BadRecordError, match='the source: none of its first 12 records can be used; the source, record 11'
+    ):
         check_streams([stream(), nothing])
     check_streams([stream()])
-    with pytest.raises(BadRecordError, match='the film: 16 consecutive records are bad'):
+    with pytest.raises(BadRecordError, match='the source: 16 consecutive records are bad'):
         run(BadRecords(BadRecordConfig('skip', max_bad_records=100)), streams=[nothing])
 
 
 @pytest.mark.parametrize('fault', [RuntimeError('a bug'), SystemExit(3), MemoryError()])
 @pytest.mark.parametrize('threads', [0, 3])
 def test_dead_worker_stops_the_run(fault: BaseException, threads: int) -> None:
-    """What is not a record's fault is never skipped, and nobody waits for a thread that is gone."""
+    """Errors other than those of records are never skipped, and no thread waits for a dead one."""
 
     def die(record: dict, rng: np.random.Generator) -> dict:
         if record['i'] == 5:
             raise fault
         return draw(record, rng)
 
-    here = BatchStream((WeightedSource('the film', DamagedSource(bad=())),), die, 4)
+    here = BatchStream((WeightedSource('the source', DamagedSource(bad=())),), die, 4)
     with pytest.raises(type(fault)):
         run(BadRecords(BadRecordConfig('skip')), threads=threads, streams=[here])
 

@@ -52,7 +52,7 @@ def test_embeddings_of_the_same_encoder_are_accepted():
 
 
 @pytest.mark.parametrize(
-    ('stamps', 'config', 'own', 'dim', 'words'),
+    ('provenances', 'config', 'own', 'dim', 'words'),
     [
         ({'x': A, 'y': B}, T5, A, 8, 'y: its text embeddings are of encoder bbbb.* those of t5 are of aaaa'),
         ({'x': A, 'y': B}, T5, None, 8, 'y: its text embeddings are of encoder bbbb.* those of x are of aaaa'),
@@ -62,7 +62,7 @@ def test_embeddings_of_the_same_encoder_are_accepted():
         ({'x': A}, T5, A, 16, 'config.stage.network.text_dim=16: the text embeddings of t5 are 8 wide'),
     ],
 )
-def test_embeddings_of_another_encoder_are_refused(stamps, config, own, dim, words):
+def test_embeddings_of_another_encoder_are_refused(provenances, config, own, dim, words):
     with pytest.raises(ConfigError, match=words) as error:
-        text_provenance.check_fingerprints(stamps, config, own, dim, online=config is HASH)
+        text_provenance.check_fingerprints(provenances, config, own, dim, online=config is HASH)
     assert '\n' not in str(error.value)

@@ -1,4 +1,4 @@
-"""A folder of films as a TFDS data set, without TensorFlow."""
+"""A folder of videos as a TFDS data set, without TensorFlow."""
 
 import dataclasses
 import sys
@@ -20,7 +20,7 @@ def test_tfds_builder_makes_examples_and_batches(tmp_path):
     sample_videos.write_two_shots(tmp_path / 'in' / 'a.mp4')
     (tmp_path / 'in' / 'a.txt').write_text('two patterns')
     sample_videos.write_two_shots(tmp_path / 'in' / 'b.mp4')
-    (tmp_path / 'in' / 'c.mp4').write_bytes(b'no film')
+    (tmp_path / 'in' / 'c.mp4').write_bytes(b'not a video')
     config = ClipsConfig(frames=9, height=64, width=96, preset='ultrafast')
     builder = VideoFolder(tmp_path / 'in', config, data_dir=tmp_path / 'out')
     builder.download_and_prepare()

@@ -177,7 +177,7 @@ def test_sprite_preview_is_the_downsampled_final_image(art):
         small, large = (sprites.draw_scene(scene, size, art) for size in ((3, 64, 96), (3, 256, 384)))
         mean = large.reshape(3, 64, 4, 96, 4, 3).mean(axis=(2, 4))
         assert psnr(small, mean) > 40
-        # And it is less than the final picture: there is something to enhance.
+        # And it has less detail than the final image: there is something to enhance.
         assert psnr(np.repeat(np.repeat(small, 4, axis=1), 4, axis=2), large) < 35
 
 
@@ -196,8 +196,8 @@ def test_sprite_is_drawn_at_the_scene_position(art):
     found = large.sum(1) @ rows / large.sum(), large.sum(0) @ columns / large.sum()
     np.testing.assert_allclose(found, (200.3, 180.6), atol=0.05)
     # Over an edge and beyond it.
-    cut, gone = sprite_drawing.draw_moving_sprite(backdrop, disc, np.array([(0.0, 0.0), (-0.5, 2.5)]), 0.4)[..., 0]
-    assert cut[0, 0] == 255 and cut[20:].max() == 0 and gone.max() == 0
+    cut, outside = sprite_drawing.draw_moving_sprite(backdrop, disc, np.array([(0.0, 0.0), (-0.5, 2.5)]), 0.4)[..., 0]
+    assert cut[0, 0] == 255 and cut[20:].max() == 0 and outside.max() == 0
 
 
 def test_sprites_stay_in_the_image_and_move_as_captioned():

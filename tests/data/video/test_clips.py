@@ -18,8 +18,8 @@ def timeline(frames: int, fps: float = 24, cuts: tuple[int, ...] = ()) -> Timeli
     return Timeline(np.arange(frames) / fps, tuple(itertools.pairwise(bounds)))
 
 
-def selected(film: Timeline, **config) -> list[tuple[int, list[int]]]:
-    plan = clips.select_clips(film, 24.0, ClipsConfig(**{**SMALL, **config}))
+def selected(video: Timeline, **config) -> list[tuple[int, list[int]]]:
+    plan = clips.select_clips(video, 24.0, ClipsConfig(**{**SMALL, **config}))
     return [(start, list(source)) for start, source in plan.clips]
 
 
@@ -60,11 +60,11 @@ def test_clips_per_shot_are_spread_evenly() -> None:
 
 
 def test_clips_within_time_ranges() -> None:
-    film = timeline(200, cuts=(100,))
+    video = timeline(200, cuts=(100,))
     ranges = ((10 / 24, 19 / 24), (90 / 24, 120 / 24))
-    assert [start for start, _ in selected(film, ranges=ranges, margin=0)] == [10, 90, 100, 109]
-    assert [start for start, _ in selected(film, ranges=ranges, margin=2)] == [10, 102, 111]
-    assert selected(film, ranges=((500.0, 600.0),)) == []
+    assert [start for start, _ in selected(video, ranges=ranges, margin=0)] == [10, 90, 100, 109]
+    assert [start for start, _ in selected(video, ranges=ranges, margin=2)] == [10, 102, 111]
+    assert selected(video, ranges=((500.0, 600.0),)) == []
 
 
 def test_clips_fps_drops_or_repeats_frames_by_timestamp() -> None:
@@ -99,9 +99,9 @@ def test_clips_do_not_cross_shot_boundaries(tmp_path: Path) -> None:
     for detector in ('adaptive', 'content'):
         assert shots.scan(tmp_path / 'a.mp4', info, detector).shots == ((0, 24), (24, 48))
     seen = []
-    film = shots.scan(tmp_path / 'a.mp4', info, 'none', on_frame=lambda: seen.append(1))
-    assert film.shots == ((0, 48),) and len(seen) == 48
-    np.testing.assert_allclose(film.seconds, np.arange(48) / 24, atol=1e-6)
+    video = shots.scan(tmp_path / 'a.mp4', info, 'none', on_frame=lambda: seen.append(1))
+    assert video.shots == ((0, 48),) and len(seen) == 48
+    np.testing.assert_allclose(video.seconds, np.arange(48) / 24, atol=1e-6)
 
 
 def test_clip_records_have_the_selected_frames(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_clips_are_centre_cropped_to_the_aspect_ratio(tmp_path: Path) -> None:
 
 
 def test_black_clips_are_dropped_and_reported(tmp_path: Path) -> None:
-    film = sample_videos.pattern(27)
-    film[9:14] = 0
-    video_io.encode(tmp_path / 'a.mp4', film, 24)
+    video = sample_videos.pattern(27)
+    video[9:14] = 0
+    video_io.encode(tmp_path / 'a.mp4', video, 24)
     records = run(tmp_path / 'a.mp4', detector='none')
     assert [record is None for record in records] == [False, True, False]
     assert None not in run(tmp_path / 'a.mp4', detector='none', drop_black=False)

@@ -1,4 +1,4 @@
-"""Pictures side by side."""
+"""Contact sheets and labels."""
 
 import numpy as np
 

@@ -63,7 +63,7 @@ def test_probe(tmp_path: Path) -> None:
 def test_rotation_is_applied(degrees: int) -> None:
     upright = sample_videos.pattern(1, 64, 96)
     upright[:, :32, :32] = 255  # a mark at the top left
-    # A camera held on its side stores the picture turned and says how to turn it back.
+    # A camera held on its side stores rotated frames and the rotation.
     stored = np.ascontiguousarray(np.rot90(upright[0], -degrees // 90))
     buffer = io.BytesIO()
     with av.open(buffer, 'w', format='mp4') as out:
@@ -124,7 +124,7 @@ def test_damaged_video_is_an_error_that_names_the_frame(tmp_path: Path) -> None:
     # Smaller damage the decoder conceals, and says so (no FFmpeg error is quoted), or it does not notice at all. Which
     # of the three, at a given place, hangs on its threads' timing: about half of them are concealed.
     assert any('(' not in line for line in collect_errors(20, places=40))
-    # An index in front of the pictures is what lets the beginning of a file be opened at all.
+    # Only with the index at its start can the beginning of a file be opened.
     front = tmp_path / 'front.mp4'
     with av.open(io.BytesIO(data)) as source, av.open(str(front), 'w', options={'movflags': 'faststart'}) as out:
         stream = out.add_stream_from_template(source.streams.video[0])

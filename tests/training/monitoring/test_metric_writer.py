@@ -126,7 +126,7 @@ def test_duration_format(seconds, text):
 
 
 def test_writer_keeps_lines_that_a_full_disk_refuses(tmp_path, log_lines):
-    """What was half written is written over, so that no row is cut or there twice."""
+    """An incomplete line is overwritten, so that no line is cut or doubled."""
     writer = MetricWriter(tmp_path, start_step=0)
     writer.scalars(1, {'loss': 1.0}, '1')
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -155,13 +155,13 @@ def test_writer_rewind_drops_lines_of_a_rollback(tmp_path, log_lines):
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
 
 
-def test_writer_tells_tensorboard_where_a_run_resumes(tmp_path):
+def test_writer_marks_in_tensorboard_where_a_run_resumes(tmp_path):
     """Otherwise it would show what an earlier start wrote after that step as well."""
     run(tmp_path, [1, 2, 3])
     assert not [e for e in events(tmp_path) if e.HasField('session_log')]
     run(tmp_path, [3], start_step=2)
-    (told,) = [e for e in events(tmp_path) if e.HasField('session_log')]
-    assert told.step == 3 and told.session_log.status == SessionLog.START
+    (inputs,) = [e for e in events(tmp_path) if e.HasField('session_log')]
+    assert inputs.step == 3 and inputs.session_log.status == SessionLog.START
 
 
 def test_writer_ignores_tensorboard_write_errors(tmp_path, monkeypatch):

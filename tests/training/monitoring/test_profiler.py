@@ -62,7 +62,7 @@ def test_profiler_signals_are_limited(tmp_path, monkeypatch, log_lines):
 
 
 def test_profiler_trace_can_be_read(tmp_path, log_lines):
-    """By JAX's own reader of what xprof reads: the steps' operations are in it, and its size is said."""
+    """JAX's own reader finds the operations of the steps in it, and its size is logged."""
     step = jax.jit(lambda x: jnp.sin(x @ x))
     x = step(jnp.ones((64, 64)))
     with Profiler(ProfileSteps.parse('2:3'), tmp_path) as trace:

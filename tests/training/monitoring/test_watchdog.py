@@ -25,10 +25,11 @@ def test_watchdog_ends_a_stalled_run_with_all_stacks(tmp_path):
         with Watchdog(goodput, 0.2, end, stream), goodput.track('data'):
             block_in_a_source(over)
         stream.seek(0)
-        said = stream.read()
+        output = stream.read()
     assert ended == [STALLED]
-    assert said.startswith('STALLED: no progress for 0 s while waiting for data') and 'stall_timeout_minutes' in said
-    assert 'block_in_a_source' in said and said.count('hread 0x') >= 2
+    assert output.startswith('STALLED: no progress for 0 s while waiting for data')
+    assert 'stall_timeout_minutes' in output
+    assert 'block_in_a_source' in output and output.count('hread 0x') >= 2
 
 
 def test_watchdog_ignores_a_run_with_progress():
@@ -57,8 +58,8 @@ def test_watchdog_allows_longer_for_compilation():
 def test_watchdog_limits_asynchronous_saves():
     began = time.monotonic()
     assert Watchdog(Goodput(), 10.0, saving_since=lambda: began).overdue() is None
-    stuck = Watchdog(Goodput(), 10.0, saving_since=lambda: began - 11.0)
-    assert stuck.overdue() == 'an asynchronous save has not ended for 10 s'
+    stalled = Watchdog(Goodput(), 10.0, saving_since=lambda: began - 11.0)
+    assert stalled.overdue() == 'an asynchronous save has not ended for 10 s'
 
 
 def test_watchdog_can_be_disabled():

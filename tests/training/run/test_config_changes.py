@@ -1,4 +1,4 @@
-"""What is said of a changed configuration before a run is resumed with it."""
+"""Reports of a changed configuration before a run is resumed with it."""
 
 import re
 
@@ -33,8 +33,8 @@ def change_config(**fields):
     ],
 )  # fmt: skip
 def test_config_change_that_affects_training_is_refused_unless_allowed(folder, fields, field, effect):
-    said = re.escape(field) + rf' is .* there and .* here \(.*{effect}.*\).*--allow-config-change={field}$'
-    with pytest.raises(UsageError, match=said):
+    error = re.escape(field) + rf' is .* there and .* here \(.*{effect}.*\).*--allow-config-change={field}$'
+    with pytest.raises(UsageError, match=error):
         check_folder(folder, change_config(**fields))
     (change,) = check_folder(folder, change_config(**fields), [field])
     assert re.search(rf'config.{field} from .* to .*: .*{effect}', str(change))
@@ -43,8 +43,10 @@ def test_config_change_that_affects_training_is_refused_unless_allowed(folder, f
 @pytest.mark.parametrize('fields', [{'optim__algorithm': 'muon'}, {'optim__ema_decay': 0.0}])
 def test_config_change_of_the_optimizer_is_refused_always(folder, fields):
     (field,) = (name.replace('__', '.') for name in fields)
-    said = f'cannot be resumed with config.{field} from .*: the checkpoint holds no state for it; start another --workd'
-    with pytest.raises(UsageError, match=said):
+    error = (
+        f'cannot be resumed with config.{field} from .*: the checkpoint holds no state for it; start another --workd'
+    )
+    with pytest.raises(UsageError, match=error):
         check_folder(folder, change_config(**fields), ['optim'])
 
 

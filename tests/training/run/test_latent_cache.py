@@ -30,7 +30,7 @@ CONFIG = DataConfig(
 
 
 class Pixels:
-    """Stands in for the VAE: the pixels are the latents."""
+    """A fake VAE whose latents are the pixels."""
 
     def __init__(self):
         self.videos = []

@@ -1,4 +1,4 @@
-"""Saving by the clock, and saves that fail; which checkpoint a run goes on from."""
+"""Saving by the clock, failed saves, and the checkpoint that a run resumes from."""
 
 import contextlib
 import threading
@@ -68,7 +68,7 @@ def test_failed_saves_are_reported_and_limited(tmp_path, monkeypatch, log_lines)
         assert not save(saves, 1) and not save(saves, 2)
     assert all(line.startswith('WARNING: ') and 'No space left' in line for line in log_lines)
     assert 'step 2 could not be saved' in log_lines[1] and 'max_failed_saves' in log_lines[1] and len(log_lines) == 2
-    assert save(saves, 3)  # there is room again, and counting starts anew
+    assert save(saves, 3)  # there is room again, and the count is reset
     with full_disk(monkeypatch):
         assert not save(saves, 4) and not save(saves, 5)
         with pytest.raises(CheckpointError, match='No space left'):
@@ -95,8 +95,8 @@ def test_save_result_is_reported_without_waiting(tmp_path, monkeypatch, log_line
     """At the steps after it; what failed counts from then on, also when another save or the end comes first."""
     saves = saver(tmp_path, max_failed_saves=1)
     saves.poll()
-    gate, seal = threading.Event(), checksums.write_checksums
-    monkeypatch.setattr(checksums, 'write_checksums', lambda folder: gate.wait() and seal(folder))
+    gate, write_checksums = threading.Event(), checksums.write_checksums
+    monkeypatch.setattr(checksums, 'write_checksums', lambda folder: gate.wait() and write_checksums(folder))
     saves.start(1, train_state(1), Progress())
     for _ in range(3):
         saves.poll()
@@ -121,8 +121,8 @@ def poll_until(saves, lines, count):
 
 
 def test_save_in_progress_is_completed_when_the_run_fails(tmp_path, monkeypatch, log_lines):
-    seal = checksums.write_checksums
-    monkeypatch.setattr(checksums, 'write_checksums', lambda folder: time.sleep(0.3) or seal(folder))
+    write_checksums = checksums.write_checksums
+    monkeypatch.setattr(checksums, 'write_checksums', lambda folder: time.sleep(0.3) or write_checksums(folder))
     saves = saver(tmp_path)
     with pytest.raises(FloatingPointError), saves:
         saves.start(1, train_state(1), Progress())
@@ -136,7 +136,7 @@ def test_loop_config_refuses_negative_values(name):
         LoopConfig(num_steps=1, **{name: -1})
 
 
-# Which one is gone on from.
+# The checkpoint that the run resumes from.
 
 
 class FakeSetup:

@@ -179,7 +179,7 @@ def test_diffusers_vae(tmp_path):
         shortcut, tensors['encoder.down_blocks.3.resnets.0.conv_shortcut.weight'][..., 0, 0, 0].T
     )
     assert reader.open_weights(tmp_path / 'vae').notes == (
-        "its latents are multiplied by 0.7: a stage's scale_factor must say so",
+        "its latents are multiplied by 0.7: set the stage's scale_factor to it",
     )
 
 
