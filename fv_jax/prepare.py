@@ -184,7 +184,7 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
             'config': config_lib.to_dict(config),
         }
         if latents is not None:
-            writer.summary['latents'] = latents.stamp
+            writer.summary['latents'] = latents.provenance
         if encoder is not None:
             writer.summary['text'] = dataclasses.asdict(encoder.fingerprint) | {'truncated': tally.truncated}
     log.info(_summary(arguments.output, writer, tally, config))

@@ -49,7 +49,7 @@ def parse(names: str) -> list[tuple[str, float | None]]:
     names have a weight.
     """
     require(names.count('"') % 2 == 0, f'{names}: a double quote is not closed', ConfigError)
-    hint = 'a name that contains + or @ must be in double quotes'
+    hint = 'a name with + or @ must be in double quotes'
     parts = []
     for part in re.split(f'[+]{_OUTSIDE_QUOTES}', names):
         name, *weight = re.split(f'@{_OUTSIDE_QUOTES}', part)

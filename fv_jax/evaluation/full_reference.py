@@ -26,7 +26,7 @@ def psnr(video: np.ndarray, truth: np.ndarray, *, on_luma: bool = False, border:
     Args:
       video, truth: float (F, H, W, 3) in [-1, 1].
       on_luma: compares Y of BT.601 in studio range (peak 255 as for RGB, so that figures compare with MATLAB's).
-      border: pixels that are left out along every edge.
+      border: pixels that are omitted along every edge.
 
     Returns:
       (F,) float32.
@@ -58,7 +58,7 @@ def ssim(video: np.ndarray, truth: np.ndarray, *, on_luma: bool = False, border:
     Args:
       video, truth: float (F, H, W, 3) in [-1, 1].
       on_luma: compares Y of BT.601 in studio range, with the same peak.
-      border: pixels that are left out along every edge.
+      border: pixels that are omitted along every edge.
 
     Returns:
       (F,) float32.

@@ -36,7 +36,7 @@ def test_source_names_in_quotes_may_contain_separators():
     assert sources.parse('"a+b@2"@3+images:"photos@home"@1') == [('a+b@2', 3.0), ('images:photos@home', 1.0)]
     assert sources.parse('"s3://user@host/a"+stills:"x+y"') == [('s3://user@host/a', None), ('stills:x+y', None)]
     for names, words in (
-        ('data/c++', 'a name is missing; a name with + or @ in it must be in double quotes'),
+        ('data/c++', 'a name is missing; a name with + or @ must be in double quotes'),
         ('', 'a name is missing'),
         ('a@b@3', 'has more than one @; a name with + or @'),
         ('"a+b', 'a double quote is not closed'),

@@ -73,7 +73,8 @@ def test_notebook_runs(tmp_path):
     copied.mkdir()
     for name in ('setup.py', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, copied)
-    shutil.copytree(ROOT / 'fv_jax', copied / 'fv_jax', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('fv_jax', 'configs'):
+        shutil.copytree(ROOT / name, copied / name, ignore=shutil.ignore_patterns('__pycache__'))
     installed = tmp_path / 'installed'
     installed.mkdir()  # or Python would not look into it
 

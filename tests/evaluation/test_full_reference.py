@@ -21,7 +21,7 @@ def test_psnr_on_luma_is_of_studio_range():
     np.testing.assert_allclose(psnr(video, GREY, on_luma=True), 20 * np.log10(255 / (128.553 / 255)), rtol=1e-4)
 
 
-def test_border_is_left_out():
+def test_border_is_omitted():
     video = GREY.copy()
     video[:, :2] = video[:, :, -2:] = 1
     assert np.isfinite(psnr(video, GREY, border=1)).all()

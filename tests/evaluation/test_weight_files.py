@@ -1,4 +1,4 @@
-"""Which pickles are read, and what is said of those that are not."""
+"""Which pickles are read, and the errors for others."""
 
 import dataclasses
 import hashlib
