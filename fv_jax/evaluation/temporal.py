@@ -15,8 +15,8 @@ def warping_error(video: np.ndarray, truth: np.ndarray | None = None) -> np.ndar
     """Computes the squared difference of every frame to the next one, warped to it along the optical flow.
 
     The flow is OpenCV's DIS at its medium preset, where papers use FlowNet2 or RAFT: compare only figures of one flow.
-    A pixel counts if the flows there and back cancel, |f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5, and stay within the
-    frame. The mean is over the pixels that count, of values in [0, 1], and over RGB.
+    A pixel counts if the forward and the backward flow cancel, |f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5, and stay within
+    the frame. The mean is over the pixels that count, of values in [0, 1], and over RGB.
 
     Source: E_warp of Lai et al., ECCV 2018, arXiv 1808.00449.
     Range and direction: 0 to 1; lower is steadier. A blurred video has a lower one than its ground truth.

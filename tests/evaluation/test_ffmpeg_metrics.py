@@ -1,4 +1,4 @@
-"""VMAF and XPSNR by ffmpeg, and what is said where it fails."""
+"""VMAF and XPSNR by ffmpeg, and its errors."""
 
 from pathlib import Path
 
@@ -31,7 +31,10 @@ def test_less_noise_is_better_in_every_frame(metric) -> None:
 
 
 def test_the_video_comes_first() -> None:
-    """libvmaf tells the ground truth from the video: contrast beyond it is gain in the model that has no such limit."""
+    """libvmaf distinguishes the ground truth from the video.
+
+    Contrast beyond it is gain in the model that has no such limit.
+    """
     needs('imageio_ffmpeg', 'imageio-ffmpeg')
     _, truth = pair()
     video = np.clip(truth * 1.5, -1, 1)
@@ -47,7 +50,7 @@ def test_xpsnr_of_static_noise_is_near_psnr() -> None:
 
 
 @pytest.mark.parametrize('metric', METRICS)
-def test_a_failing_ffmpeg_is_said_in_one_line(metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_ffmpeg_is_a_one_line_error(metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / 'ffmpeg'
     program.write_text('#!/bin/sh\necho "no such\nfilter" >&2\nexit 3\n')
     program.chmod(0o755)

@@ -47,12 +47,12 @@ def test_niqe_refuses_a_frame_of_one_colour(level: float) -> None:
 
 
 def test_niqe_ignores_a_patch_of_one_colour() -> None:
-    """Bars beside a film do not change its figure."""
+    """Bars beside a video do not change its score."""
     needs_file(niqe.weight_files.NIQE)
-    film = white_noise(20, (1, 192, 288))
-    bars = np.concatenate([film, np.full((1, 192, 192, 3), -1, np.float32)], axis=2)
+    video = white_noise(20, (1, 192, 288))
+    bars = np.concatenate([video, np.full((1, 192, 192, 3), -1, np.float32)], axis=2)
     parameters = niqe.load_niqe()
-    np.testing.assert_allclose(niqe.niqe(bars, parameters), niqe.niqe(film, parameters), rtol=0.02)
+    np.testing.assert_allclose(niqe.niqe(bars, parameters), niqe.niqe(video, parameters), rtol=0.02)
 
 
 @pytest.mark.parametrize(

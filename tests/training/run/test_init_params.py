@@ -138,7 +138,7 @@ def test_parameters_are_stored_in_the_dtype_of_the_config(saved, vae, dit):
         ('lora/checkpoints/8', {}, 'has no step 8; it has 7, 9'),
         ('lora/checkpoints', {}, 'contains no checkpoints'),
         ('empty', {}, 'contains no checkpoints'),
-        ('film.mp4', {}, 'film.mp4: '),
+        ('video.mp4', {}, 'video.mp4: '),
         ('nowhere.pt', {}, 'nowhere.pt'),
         ('lora', {'mlp_dim': 64}, 'lora: architecture mismatch: mlp_dim=64 here and 32 there'),
         ('lora_export', {'num_layers': 3}, 'architecture mismatch: num_layers=3 here and 2 there'),
@@ -155,7 +155,7 @@ def test_parameters_are_stored_in_the_dtype_of_the_config(saved, vae, dit):
 )
 def test_what_does_not_fit_is_one_line(saved, vae, source, change, words):
     (saved / 'empty').mkdir(exist_ok=True)
-    (saved / 'film.mp4').touch()
+    (saved / 'video.mp4').touch()
     (saved / 'vae.safetensors').write_bytes(embedded.VAE_TINY.read_bytes())
     if source == 'no_stage':
         Checkpoints(saved / source).save(1, {'params': {'a': np.ones(1)}}, {'t5': {}})
