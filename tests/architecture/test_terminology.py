@@ -78,7 +78,6 @@ REFUSED = {
     'half written': 'incomplete',
     'owed': 'pending',
     'there and back': 'round trip',
-    'nobody': 'no one',
     'wholly': 'completely',
     'unasked': 'unless asked',
 }

@@ -18,7 +18,7 @@ RUN = (
 
 
 def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
-    """The command in so many processes."""
+    """Starts the command in several processes."""
     environment = runs.environment(devices=DEVICES // processes)
     if processes == 1:
         return [runs.start(arguments, environment)]
@@ -39,5 +39,5 @@ def train(arguments: list[str], processes: int) -> list[list[str]]:
 
 
 def _filter_gloo_log(line: str) -> bool:
-    """Whether the library that joins processes says it, whose threads cut into each other's lines."""
+    """Returns whether a line is of Gloo, whose threads interleave their lines."""
     return '[Gloo]' in line or 'peer ranks' in line
