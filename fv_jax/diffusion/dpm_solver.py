@@ -14,7 +14,7 @@ a step is
     ddim          (3) with D_i in place of D'                                                                        (4)
 
 At the first step lambda = -inf, so that e^{-h} = 0 and there is no D_{i-1}; at the second lambda_{i-1} = -inf, so that
-D' = D_i; the last one is x_n = D_{n-1} (officially too D_{n-2} has no part in it, though r = 0 there).
+D' = D_i; the last one is x_n = D_{n-1} (in the official code D_{n-2} does not contribute either, although r = 0 there).
 
 So every step is a sum of x_i, D_i, D_{i-1} and noise_i with coefficients that depend on the schedule alone. They are
 computed in float64 on the host; one `jax.lax.scan` computes the sums in the state's dtype, float32 at least.
@@ -35,7 +35,7 @@ NoiseFn = Callable[[jax.Array], jax.Array]  # a step's index, int32 -> unit Gaus
 
 
 class Coefficients(NamedTuple):
-    """Coefficients of x_i, D_i, D_{i-1} and noise_i in each step's next state, float64 (n,) each."""
+    """The coefficients of x_i, D_i, D_{i-1} and noise_i in the next state, for each of n steps: float64 (n,) each."""
 
     x: np.ndarray
     denoised: np.ndarray
@@ -44,24 +44,38 @@ class Coefficients(NamedTuple):
 
 
 def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn) -> jax.Array:
-    """Samples by DPM-Solver++(2M) SDE (2), stochastic, second order: the official stage 1's sampler. nfe = n.
+    """Samples by DPM-Solver++(2M) SDE (2): stochastic, second order; the sampler of the official stage 1. nfe = n.
+
+    Source: arXiv:2211.01095, the SDE variant of algorithm 2.
 
     Args:
       denoise_fn: (x, time) -> x0; `time` has t = timestep / 1000 and the schedule's timestep, both float32 scalars.
-      x: unit Gaussian noise.
+      x: unit normal noise, of any shape.
       schedule: n steps, from a = 0 up.
-      noise_fn: gives the noise of step i = 0 ... n - 2.
+      noise_fn: returns the noise of step i = 0 ... n - 2, unit normal, shaped like `x`.
+
+    Returns:
+      Data, shaped like `x`, in its dtype or float32.
+
+    Raises:
+      ValueError: `noise_fn` is None.
     """
     return _solve(dpmpp_sde_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
 def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
-    """Samples by DPM-Solver++(2M) (3), deterministic, second order. nfe = n. `noise_fn` is never called."""
+    """Samples by DPM-Solver++(2M) (3): deterministic, second order (arXiv:2211.01095, algorithm 2). nfe = n.
+
+    Arguments and result are those of `dpmpp_2m_sde`; `noise_fn` is never called.
+    """
     return _solve(dpmpp_ode_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
 def ddim(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
-    """Samples by DDIM (4) with eta = 0: deterministic, first order. nfe = n. `noise_fn` is never called."""
+    """Samples by DDIM (4) with eta = 0: deterministic, first order (arXiv:2010.02502, eq. 12). nfe = n.
+
+    Arguments and result are those of `dpmpp_2m_sde`; `noise_fn` is never called.
+    """
     return _solve(ddim_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
@@ -111,7 +125,7 @@ def _solve(
 ) -> jax.Array:
     num_steps, stochastic = len(schedule.timesteps), bool(np.any(coefficients.noise))
     if stochastic and noise_fn is None:
-        raise ValueError('this sampler adds noise at every step but the last: give it a noise_fn')
+        raise ValueError('this sampler adds noise at every step but the last; pass a noise_fn')
     dtype = jnp.promote_types(x.dtype, jnp.float32)
 
     def advance(state, step):

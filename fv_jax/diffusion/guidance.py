@@ -12,7 +12,8 @@ scale and p the exponent:
 
 (3) rises from 1 at the noise to g at the data. (4) is the official code's, which subtracts the timestep k, up to 999,
 from the number of steps n: the base is negative and large, and w varies erratically in [1, 1 + g]. The official samples
-were made with it. The cosine's argument reaches 10^7, so that w in float32 would be off by more than half its range.
+were made with it. The argument of the cosine reaches 10^7, so that the error of w in float32 would exceed half its
+range.
 """
 
 from collections.abc import Callable
@@ -32,13 +33,16 @@ GuidanceKind = Literal['official', 'constant', 'cosine']
 
 
 def guidance_schedule(kind: GuidanceKind, scale: float, exponent: int = 5, num_steps: int = 51) -> np.ndarray:
-    """Computes the guidance scale w for every timestep, float64 (1000,).
+    """Computes the guidance scale w for every timestep.
 
     Args:
       kind: 'constant' is (2), 'cosine' (3), 'official' (4).
       scale: g.
-      exponent: p of (3) and (4), a whole number: the base of (4) is negative.
+      exponent: p of (3) and (4), an integer: the base of (4) is negative.
       num_steps: n of (4).
+
+    Returns:
+      w by timestep, float64 (1000,).
     """
     return SCHEDULES[kind](scale, exponent, num_steps)
 
@@ -70,7 +74,15 @@ def is_unguided(scale: Scale) -> bool:
 
 
 def guidance_scale_at(scale: Scale, time: Times) -> float | jax.Array:
-    """Looks up w at one time: the number itself, or a schedule's float32 entry for the nearest timestep."""
+    """Looks up w at one time.
+
+    Args:
+      scale: a number, or w by timestep, (1000,).
+      time: scalars.
+
+    Returns:
+      The number itself, or the float32 entry for the nearest timestep.
+    """
     if np.ndim(scale) == 0:
         return scale
     index = jnp.clip(jnp.round(time.timestep), 0, NUM_TIMESTEPS - 1).astype(jnp.int32)
@@ -78,14 +90,24 @@ def guidance_scale_at(scale: Scale, time: Times) -> float | jax.Array:
 
 
 def apply_cfg(cond: jax.Array, null: jax.Array, scale: float | jax.Array) -> jax.Array:
-    """Combines the two predictions: null + scale (cond - null)."""
+    """Combines two predictions by (1): null + scale (cond - null) (arXiv:2207.12598, eq. 6, whose w is scale - 1).
+
+    Args:
+      cond, null: predictions of one shape, conditional and unconditional.
+      scale: w.
+    """
     return null + scale * (cond - null)
 
 
 def classifier_free(cond_fn: FlowFn, null_fn: FlowFn, scale: Scale) -> FlowFn:
-    """Guides by two evaluations, one after the other, which takes the least memory.
+    """Guides by two evaluations, one after the other, which takes the least memory (arXiv:2207.12598).
 
-    With scale 1 `null_fn` is never called.
+    Args:
+      cond_fn, null_fn: the conditional and the unconditional prediction.
+      scale: w, a number or by timestep; with 1 `null_fn` is never called.
+
+    Returns:
+      The guided function (x, time) -> prediction.
     """
     if is_unguided(scale):
         return cond_fn
@@ -95,15 +117,18 @@ def classifier_free(cond_fn: FlowFn, null_fn: FlowFn, scale: Scale) -> FlowFn:
 def classifier_free_batched(
     fn: CondFn, cond: jax.Array, null_cond: jax.Array, scale: Scale, *, cond_first: bool = True
 ) -> FlowFn:
-    """Guides by one evaluation at twice the batch, with two copies of x and both conditions concatenated.
+    """Guides by one evaluation at twice the batch size: two copies of x and both conditions (arXiv:2207.12598).
 
     With scale 1 the batch is not doubled.
 
     Args:
-      fn: sees x, a time and a condition.
+      fn: (x, time, condition) -> prediction.
       cond, null_cond: (B, ...) each.
-      scale: the guidance scale, 1 = off, or a table of it.
+      scale: w, a number or by timestep; 1 is no guidance.
       cond_first: the order of the stack: [cond, null] as in the official second stage, or [null, cond] as in the first.
+
+    Returns:
+      The guided function (x, time) -> prediction.
     """
     if is_unguided(scale):
         return lambda x, time: fn(x, time, cond)

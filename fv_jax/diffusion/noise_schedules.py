@@ -37,16 +37,27 @@ class NoiseSchedule(NamedTuple):
 
 
 def alphas_cumprod(shift: float = 1.0) -> np.ndarray:
-    """Computes abar of (1) and (2) by timestep, float64 (1000,). `shift` > 1 means more noise at every timestep."""
+    """Computes abar of (1) and (2) by timestep.
+
+    Args:
+      shift: s of (2); above 1 is more noise at every timestep.
+
+    Returns:
+      float64 (1000,), decreasing.
+    """
     betas = np.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=np.float64) ** 2
     abar = np.cumprod(1.0 - betas)
     return abar / (shift + (1.0 - shift) * abar)
 
 
 def trailing_timesteps(num_steps: int) -> np.ndarray:
-    """Computes the timesteps of n steps with "trailing" spacing: even from 999 down, truncated, int64 (n,).
+    """Computes the timesteps of n steps with "trailing" spacing (arXiv:2305.08891, table 2).
 
-    Raises ValueError for fewer than 2 or more than 1000 steps.
+    Returns:
+      int64 (n,): evenly spaced from 999 down, truncated.
+
+    Raises:
+      ValueError: fewer than 2 or more than 1000 steps.
     """
     if not 2 <= num_steps <= NUM_TIMESTEPS:
         raise ValueError(f'num_steps={num_steps}: a noise schedule has between 2 and {NUM_TIMESTEPS} steps')
@@ -56,7 +67,18 @@ def trailing_timesteps(num_steps: int) -> np.ndarray:
 
 
 def zero_snr_schedule(num_steps: int = NUM_TIMESTEPS, shift: float = 1.0) -> NoiseSchedule:
-    """Computes the schedule (3) of n steps, from noise to data."""
+    """Computes the schedule (3) of n steps, from noise to data (arXiv:2305.08891, algorithm 1).
+
+    Args:
+      num_steps: n, from 2 to 1000.
+      shift: s of (2).
+
+    Returns:
+      Timesteps and signal shares (n,); a is exactly 0 at timestep 999.
+
+    Raises:
+      ValueError: fewer than 2 or more than 1000 steps.
+    """
     timesteps = trailing_timesteps(num_steps)
     a = np.sqrt(alphas_cumprod(shift)[timesteps].astype(np.float32))
     first, last = a[-1], a[0]  # by timestep: the one with most signal is the schedule's first
@@ -69,16 +91,19 @@ def sqrt_alphas_by_timestep(shift: float = 1.0) -> np.ndarray:
 
 
 def nearest_timesteps(sqrt_alphas: np.ndarray) -> np.ndarray:
-    """Finds the timesteps whose a in the table of 1000 is nearest to the given ones, int64, shaped like them."""
+    """Finds for each given a the timestep of the 1000-step schedule with the nearest a, int64, of the same shape."""
     distances = np.abs(sqrt_alphas_by_timestep() - np.asarray(sqrt_alphas, np.float32)[..., None])
     return np.argmin(distances, axis=-1)
 
 
 def denoiser_sqrt_alphas(schedule: NoiseSchedule) -> np.ndarray:
-    """Computes the a that a denoiser uses at each timestep while a sampler takes `schedule`, float32 (1000,).
+    """Computes the a that a denoiser uses at each timestep while a sampler follows `schedule` (model guide 5.2).
 
-    At the schedule's timesteps it is the entry of the table of 1000 nearest to the schedule's a; at all others, which
-    the sampler does not visit, the timestep's own entry.
+    At the timesteps of the schedule it is the nearest entry of the 1000-step schedule; at all others, which the sampler
+    does not visit, the timestep's own entry.
+
+    Returns:
+      float32 (1000,).
     """
     by_timestep = sqrt_alphas_by_timestep()
     out = by_timestep.copy()

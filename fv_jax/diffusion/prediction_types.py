@@ -36,7 +36,13 @@ from fv_jax.diffusion.samplers import SAMPLERS, Predicted
 
 
 class TrainingExample(NamedTuple):
-    """A training example: the network's inputs x (B, ...) and timestep_B, and the target (B, ...) of its prediction."""
+    """A training example.
+
+    Attributes:
+      x: the network's input (B, ...).
+      target: of its prediction, (B, ...).
+      timestep_B: the network's timestep.
+    """
 
     x: jax.Array
     target: jax.Array
@@ -44,7 +50,13 @@ class TrainingExample(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Steps from noise to data. sampler: a name of `samplers.SAMPLERS`. shift: of the time grid, for 'flow' only."""
+    """The steps from noise to data.
+
+    Attributes:
+      num_steps: their number.
+      sampler: a name of `samplers.SAMPLERS`.
+      shift: of the time grid, for 'flow' only.
+    """
 
     sampler: str
     num_steps: int
@@ -52,8 +64,11 @@ class Steps(NamedTuple):
 
 
 class PredictionType(NamedTuple):
-    """example: (data, noise, t_B in [0, 1]) -> the training example. integrate: (what the network predicts, noise,
-    steps, the noise that a stochastic sampler adds) -> data.
+    """A prediction type.
+
+    Attributes:
+      example: (data, noise, t_B in [0, 1]) -> the training example.
+      integrate: (prediction of the network, noise, steps, noise of a stochastic sampler) -> data.
     """
 
     example: Callable[[jax.Array, jax.Array, jax.Array], TrainingExample]
@@ -61,14 +76,27 @@ class PredictionType(NamedTuple):
 
 
 def v_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
-    """Makes the example of 'v_prediction': (1) and (2) at the timestep of each t in [0, 1]."""
+    """Makes the training example of 'v_prediction', (1) and (2) (arXiv:2202.00512, appendix D).
+
+    Args:
+      data, noise: (B, ...).
+      t_B: times in [0, 1], discretized to timesteps.
+    """
     timestep_B = time_grids.discretize_times(t_B)
     a_B = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep())[timestep_B]
     return TrainingExample(process.add_noise(data, noise, a_B), process.v_target(data, noise, a_B), timestep_B)
 
 
 def v_denoiser(predict_fn: FlowFn, num_steps: int) -> FlowFn:
-    """(3) for a sampler of `num_steps` steps."""
+    """Turns predictions of v into those of x0 by (3), for a sampler of `num_steps` steps.
+
+    Args:
+      predict_fn: (x, time) -> v.
+      num_steps: n of the sampler's schedule, which determines the rounding of a.
+
+    Returns:
+      (x, time) -> x0.
+    """
     sqrt_alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.zero_snr_schedule(num_steps))
 
     def denoise(x: jax.Array, time: time_grids.Times) -> jax.Array:
@@ -85,12 +113,17 @@ def _integrate_v(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: N
 
 
 def flow_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
-    """Makes the example of 'flow': (5) and (6) at each t in [0, 1]."""
+    """Makes the training example of 'flow', (5) and (6) (arXiv:2210.02747, section 4.1).
+
+    Args:
+      data, noise: (B, ...).
+      t_B: times in [0, 1].
+    """
     return TrainingExample(process.interpolate(noise, data, t_B), process.velocity(noise, data), 1000 * t_B)
 
 
 def _integrate_flow(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> jax.Array:
-    """Over the time grid; `noise_fn` is never called."""
+    """Integrates over the time grid; `noise_fn` is never called."""
     return SAMPLERS[steps.sampler].run(predict_fn, noise, time_grids.flow_time_grid(steps.num_steps, steps.shift))
 
 

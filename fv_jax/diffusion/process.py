@@ -23,12 +23,17 @@ import jax.numpy as jnp
 
 
 def expand_dims_like(values_B: jax.Array, like: jax.Array) -> jax.Array:
-    """Reshapes one value for each example, (B,), to (B, 1, ..., 1) of the rank of `like`, so that they broadcast."""
+    """Reshapes (B,) to (B, 1, ..., 1) of the rank of `like`, for broadcasting one value per example."""
     return values_B.reshape(values_B.shape + (1,) * (like.ndim - values_B.ndim))
 
 
 def interpolate(source: jax.Array, data: jax.Array, t_B: jax.Array) -> jax.Array:
-    """Computes x_t of (1) from source and data (B, ...) and t (B,) in [0, 1]."""
+    """Computes x_t of (1) (arXiv:2210.02747, section 4.1; arXiv:2209.03003, eq. 1).
+
+    Args:
+      source, data: (B, ...).
+      t: times (B,) in [0, 1].
+    """
     t = expand_dims_like(t_B, source)
     return t * source + (1 - t) * data
 
@@ -39,18 +44,33 @@ def velocity(source: jax.Array, data: jax.Array) -> jax.Array:
 
 
 def add_noise(z: jax.Array, noise: jax.Array, sqrt_alpha_B: jax.Array) -> jax.Array:
-    """Computes the noised source (3) from z and noise (B, ...) and sqrt_alpha (B,) in [0, 1]."""
+    """Computes the noised source (3): noise augmentation (arXiv:2106.15282).
+
+    Args:
+      z, noise: (B, ...).
+      sqrt_alpha: (B,) in [0, 1].
+    """
     a = expand_dims_like(sqrt_alpha_B, z)
     return a * z + jnp.sqrt(1 - a**2) * noise
 
 
 def v_target(data: jax.Array, noise: jax.Array, sqrt_alpha_B: jax.Array) -> jax.Array:
-    """Computes v of (4) from data and noise (B, ...) and sqrt_alpha (B,) in [0, 1]."""
+    """Computes v of (4) (arXiv:2202.00512, appendix D).
+
+    Args:
+      data, noise: (B, ...).
+      sqrt_alpha: (B,) in [0, 1].
+    """
     a = expand_dims_like(sqrt_alpha_B, data)
     return a * noise - jnp.sqrt(1 - a**2) * data
 
 
 def v_to_x0(x: jax.Array, v: jax.Array, sqrt_alpha: jax.Array) -> jax.Array:
-    """Computes x0 of (5) from x and v (B, ...) and sqrt_alpha, (B,) or one number for all examples."""
+    """Computes x0 of (5) (arXiv:2202.00512, appendix D).
+
+    Args:
+      x, v: (B, ...).
+      sqrt_alpha: (B,), or one number for all examples.
+    """
     a = expand_dims_like(sqrt_alpha, x)
     return a * x - jnp.sqrt(1 - a**2) * v

@@ -24,23 +24,36 @@ from fv_jax.diffusion.guidance import FlowFn
 from fv_jax.diffusion.time_grids import Times
 
 Predicted = Literal['v_prediction', 'flow']  # see `prediction_types`
-Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (velocity_fn, x, from, to) -> what is added to x
+Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (velocity_fn, x, from, to) -> the increment of x
 
 
 def euler(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
-    """Integrates by Euler's method, first order: x + h v(x, t_i). nfe = n."""
+    """Integrates by Euler's method, first order: x + h v(x, t_i). nfe = n.
+
+    Args:
+      velocity_fn: (x, time) -> dx/dt, shaped like x.
+      x: the state at the first time, of any shape.
+      times: the grid, n + 1 values each.
+
+    Returns:
+      The state at the last time, in the dtype of `x`.
+    """
     return _solve(_euler_step, velocity_fn, x, times)
 
 
 def heun(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
-    """Integrates by Heun's method, second order: the mean of the slopes at both ends of a step. nfe = 2 n."""
+    """Integrates by Heun's method, second order: the mean of the slopes at both ends of a step. nfe = 2 n.
+
+    Arguments and result are those of `euler`.
+    """
     return _solve(_heun_step, velocity_fn, x, times)
 
 
 def rk4(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
     """Integrates by the classical Runge-Kutta method, fourth order, with four slopes a step. nfe = 4 n.
 
-    The middle of an interval has t and timestep halfway between those of its ends.
+    The middle of an interval has t and timestep halfway between those of its ends. Arguments and result are those of
+    `euler`.
     """
     return _solve(_rk4_step, velocity_fn, x, times)
 
@@ -51,7 +64,7 @@ class Sampler(NamedTuple):
     Attributes:
       run: for 'flow' (velocity_fn, x, times) -> data; for 'v_prediction' (denoise_fn, x, schedule, noise_fn) -> data,
         as in `dpm_solver`.
-      prediction_type: what the network must have been trained to predict.
+      prediction_type: of the network.
       evaluations: function evaluations in each step.
     """
 
@@ -117,10 +130,10 @@ def _rk4_step(velocity_fn: FlowFn, x: jax.Array, here: Times, there: Times) -> j
 
 
 def _length(x: jax.Array, here: Times, there: Times) -> jax.Array:
-    """The step t_{i+1} - t_i (negative on the way to the data), in the state's dtype."""
+    """Computes the step t_{i+1} - t_i (negative towards the data) in the dtype of the state."""
     return (there.t - here.t).astype(x.dtype)
 
 
 def _state(x: jax.Array, moved: jax.Array) -> jax.Array:
-    """An intermediate state in the dtype of the state: a network may answer in another."""
+    """Casts an intermediate state to the dtype of the state; a network may return another."""
     return moved.astype(x.dtype)

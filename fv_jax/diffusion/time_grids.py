@@ -30,19 +30,36 @@ STATE_DTYPES: dict[str, Any] = {'exact': jnp.float32, 'official': jnp.bfloat16}
 
 
 class Times(NamedTuple):
-    """Pairs (t, timestep): two arrays (n + 1,) for a grid of n steps, two scalars for one of its times."""
+    """Pairs (t, timestep): two float32 arrays (n + 1,) for a grid of n steps, two scalars for one of its times."""
 
     t: Any
     timestep: Any
 
 
 def shift_times(w: Any, shift: float) -> Any:
-    """Shifts times in [0, 1] by (1): towards the source (t = 1) for shift > 1, towards the data for shift < 1."""
+    """Shifts times by (1) (arXiv:2403.03206, eq. 23).
+
+    Args:
+      w: times in [0, 1], a number or an array.
+      shift: s; above 1 towards the source (t = 1), below 1 towards the data.
+    """
     return shift * w / (1 + (shift - 1) * w)
 
 
 def flow_time_grid(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exact') -> Times:
-    """The grid of `num_steps` intervals from source (t = 1) to data (t = 0), float32 arrays of num_steps + 1."""
+    """Computes the time grid of a flow, from source (t = 1) to data (t = 0).
+
+    Args:
+      num_steps: n, the number of intervals.
+      shift: s of (1).
+      numerics: 'exact', or 'official' for the official bfloat16 grid.
+
+    Returns:
+      t and timestep, float32 (n + 1,) each.
+
+    Raises:
+      ValueError: no steps, or a shift that is not positive.
+    """
     require(num_steps >= 1, f'num_steps={num_steps}: at least 1 step is needed')
     require(shift > 0, f'shift={shift}: must be positive (1 leaves the times evenly spaced)')
     t, timestep = _GRIDS[numerics](num_steps, shift)
@@ -50,17 +67,32 @@ def flow_time_grid(num_steps: int, shift: float = 1.0, numerics: Numerics = 'exa
 
 
 def embedded_timestep(timestep: jax.Array, numerics: Numerics = 'exact') -> jax.Array:
-    """Rounds timesteps as the network's input, float32: 'official' rounds to bfloat16 (675 to 676, 650 to 648)."""
+    """Rounds timesteps as the input of the network.
+
+    Args:
+      timestep: of any shape.
+      numerics: 'official' rounds to bfloat16 (675 to 676, 650 to 648); 'exact' does not round.
+
+    Returns:
+      float32 of the same shape.
+    """
     kept = jnp.finfo(STATE_DTYPES[numerics])
     # Not a cast to bfloat16 and back, which a compiler that allows excess precision removes.
     return jax.lax.reduce_precision(jnp.asarray(timestep, jnp.float32), kept.nexp, kept.nmant)
 
 
 def stratified_times(keys_B: jax.Array, shift: float = 1.0) -> jax.Array:
-    """Draws a time t for each example of the global batch, (B,) float32: w_b = 1 - (b + uniform) / B, shifted by (1).
+    """Draws a time t for each example of the global batch: w_b = 1 - (b + uniform) / B, shifted by (1).
 
-    Each of B equal parts of [0, 1] holds exactly one w, which makes the loss of a batch less noisy. Example b's w is
-    always in part b, so that the examples of a batch must not be sorted.
+    Each of B equal parts of [0, 1] contains exactly one w, which reduces the variance of the loss. The w of example b
+    is always in part b, so the examples of a batch must not be sorted.
+
+    Args:
+      keys_B: one key for each example.
+      shift: s of (1).
+
+    Returns:
+      (B,) float32.
     """
     batch = keys_B.shape[0]
     within_B = jax.vmap(jax.random.uniform)(keys_B)
@@ -69,10 +101,18 @@ def stratified_times(keys_B: jax.Array, shift: float = 1.0) -> jax.Array:
 
 
 def stratified_integers(keys_B: jax.Array, key: jax.Array, low: int, high: int) -> jax.Array:
-    """Draws an integer from low to high, both included, for each example of the global batch, (B,) int32.
+    """Draws an integer from low to high, both included, for each example of the global batch.
 
-    As in `stratified_times`, each of B equal parts of the range holds exactly one. A permutation drawn from `key`, one
-    for the whole batch, assigns the parts to the examples, so that the integers are independent of the examples' t.
+    As in `stratified_times`, each of B equal parts of the range contains exactly one. A random permutation assigns the
+    parts to the examples, so that the integers are independent of the examples' t.
+
+    Args:
+      keys_B: one key for each example.
+      key: of the permutation, one for the batch.
+      low, high: the range.
+
+    Returns:
+      (B,) int32.
     """
     batch = keys_B.shape[0]
     within_B = jax.vmap(jax.random.uniform)(keys_B)

@@ -26,9 +26,9 @@ class Backend(NamedTuple):
     """The kernels of a platform.
 
     Attributes:
-      full: (q_BMNK, k_BJNK, v_BJNK, num_keys) -> BMNK, with `num_keys` known when it is traced.
-      partial: the same with a traced `num_keys` -> (o_BMNK, log-sum-exp lse_BMN), float32; None where no kernel exists.
-      tile: about how many tokens a chip has -> what their number should be a multiple of.
+      full: (q_BMNK, k_BJNK, v_BJNK, num_keys) -> BMNK, with a static `num_keys`.
+      partial: the same with a traced `num_keys` -> (o_BMNK, log-sum-exp lse_BMN), float32; None without such a kernel.
+      tile: approximate number of tokens per chip -> the multiple that the number is padded to.
     """
 
     full: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
@@ -54,18 +54,23 @@ def attention(
 ) -> Float[Array, 'b m n k']:
     """Computes softmax attention of every query over the first `num_keys` keys, or all of them.
 
-    Logits and softmax are float32; the result has the dtype of `v_BJNK`.
+    Logits and softmax are float32.
 
     Args:
+      q_BMNK: queries.
+      k_BJNK, v_BJNK: keys and values.
       num_keys: the keys after these are padding; None attends to all.
       platform: 'cpu', 'gpu' or 'tpu'; None is that of this process's devices.
+
+    Returns:
+      (B, M, N, K) in the dtype of `v_BJNK`.
     """
     num_keys = k_BJNK.shape[1] if num_keys is None else num_keys
     return BACKENDS[platform or jax.default_backend()].full(q_BMNK, k_BJNK, v_BJNK, num_keys)
 
 
 def portable_attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
-    """Computes the same with plain operations only, for exported code that is compiled on the platform it runs on.
+    """Computes `attention` with plain operations only, for exported code that is compiled on the platform it runs on.
 
     It is blocked on a CPU, and left to the compiler elsewhere.
     """

@@ -16,12 +16,21 @@ LOG_SUM = 'attention_log_sum'  # name by which a remat policy can save the log-s
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """(..., Q, K), (..., J, K), (..., J, K) -> (..., Q, K); logits and softmax float32."""
+    """Computes attention (..., Q, K), (..., J, K), (..., J, K) -> (..., Q, K) with float32 logits and softmax."""
     return jnp.einsum('...qj,...jk->...qk', jax.nn.softmax(_logits(q, k), axis=-1).astype(v.dtype), v)
 
 
 def attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
-    """Computes attention over the first `num_keys` keys, for any number of queries; the dtype is that of `v_BJNK`."""
+    """Computes attention over the first `num_keys` keys.
+
+    Args:
+      q_BMNK: queries, any number M.
+      k_BJNK, v_BJNK: keys and values.
+      num_keys: the keys after these are padding.
+
+    Returns:
+      (B, M, N, K) in the dtype of `v_BJNK`.
+    """
     heads = (x.transpose(2, 0, 1, 3) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]))
     return _heads(*heads).transpose(1, 2, 0, 3)
 
@@ -53,7 +62,10 @@ def _forward(q_NBMK: jax.Array, k_NBJK: jax.Array, v_NBJK: jax.Array) -> tuple[j
 
 
 def _backward(kept: tuple[jax.Array, ...], do_NBMK: jax.Array) -> tuple[jax.Array, ...]:
-    """With p the weights and dp = do v^T: dv = p^T do, ds = p (dp - sum_j p dp), dq = ds k, dk = ds^T q."""
+    """Computes the gradients of queries, keys and values.
+
+    With p the weights and dp = do v^T: dv = p^T do, ds = p (dp - sum_j p dp), dq = ds k, dk = ds^T q.
+    """
 
     def head(one: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         q_BMK, k_BJK, v_BJK, lse_BM, do_BMK = one
@@ -90,7 +102,7 @@ def _product(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _split_blocks(x_BM: jax.Array) -> jax.Array:
-    """(B, M, ...) -> (G, B, Q, ...), padded with zeros."""
+    """Splits (B, M, ...) into blocks (G, B, Q, ...), padded with zeros."""
     batch, tokens, *rest = x_BM.shape
     blocks = -(-tokens // BLOCK_QUERIES)
     size = -(-tokens // blocks)
@@ -99,13 +111,13 @@ def _split_blocks(x_BM: jax.Array) -> jax.Array:
 
 
 def _merge_blocks(x_GBQ: jax.Array, tokens: int) -> jax.Array:
-    """(G, B, Q, ...) -> (B, M, ...), without the padding."""
+    """Merges blocks (G, B, Q, ...) to (B, M, ...) without the padding."""
     x_BGQ = x_GBQ.swapaxes(0, 1)
     return x_BGQ.reshape(x_BGQ.shape[0], -1, *x_BGQ.shape[3:])[:, :tokens]
 
 
 def unblocked_attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
-    """Computes the same without blocks, for compilers that block it themselves."""
+    """Computes `attention` without blocks, for compilers that block it themselves."""
     q, k, v = (x.swapaxes(1, 2) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]))
     return softmax_attention(q, k, v).swapaxes(1, 2)
 
@@ -118,6 +130,8 @@ def attention_with_lse(
     The result can be merged with that of other keys. It is not differentiable.
 
     Args:
+      q_BMNK: queries.
+      k_BJNK, v_BJNK: keys and values.
       num_keys: int32 scalar, may be traced. With 0 the log-sum-exp is -inf.
 
     Returns:

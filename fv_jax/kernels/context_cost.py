@@ -54,7 +54,17 @@ class AttentionShape:
 
 
 def seconds(plan: ContextParallelPlan, shape: AttentionShape, chips: int, chip: Chip) -> float:
-    """Returns the modelled seconds of a plan, by (1) to (4)."""
+    """Models the time of attention in one layer by (1) to (4).
+
+    Args:
+      plan: how attention is computed over the chips.
+      shape: of the attention.
+      chips: of the context axis, c.
+      chip: the data sheet: R, W and V.
+
+    Returns:
+      Seconds; with `shape.training`, of the forward and the backward pass.
+    """
     u, groups = plan.ulysses_degree, chips // plan.ulysses_degree
     heads = -(-shape.heads // u) * u
     values = shape.batch * shape.tokens * heads * shape.head_dim  # of one of q, k, v, o, over all chips
@@ -69,7 +79,7 @@ def seconds(plan: ContextParallelPlan, shape: AttentionShape, chips: int, chip: 
 
 
 def all_plans(chips: int) -> list[ContextParallelPlan]:
-    """Returns all plans for a context axis of so many chips. A single group has no ring."""
+    """Lists all plans for a context axis of `chips` chips. A single group has no ring."""
     degrees = [u for u in range(1, chips + 1) if chips % u == 0]
     return [ContextParallelPlan(u, ring) for u in degrees for ring in (False, True) if not (ring and u == chips)]
 
@@ -77,9 +87,14 @@ def all_plans(chips: int) -> list[ContextParallelPlan]:
 def cheapest_plan(
     shape: AttentionShape, chips: int, chip: Chip, *, ulysses_degree: int | None = None, ring: bool | None = None
 ) -> ContextParallelPlan:
-    """Returns the cheapest plan, with this `ulysses_degree` and `ring` where they are given.
+    """Finds the cheapest plan by `seconds`.
 
-    Raises ConfigError when there is none.
+    Args:
+      shape, chips, chip: as of `seconds`.
+      ulysses_degree, ring: required of the plan; None leaves it open.
+
+    Raises:
+      ConfigError: no plan has the required `ulysses_degree` and `ring`.
     """
     allowed = [m for m in all_plans(chips) if ulysses_degree in (None, m.ulysses_degree) and ring in (None, m.ring)]
     require(

@@ -2,12 +2,12 @@
 
     out[m] = sum_j softmax_j(q[m] . k[j] / sqrt(K)) v[j],    m of one chip, j of all             model guide 1.4
 
-Ring attention is arXiv:2310.01889, Ulysses arXiv:2309.14509, both at once arXiv:2405.07719.
+Ring attention is arXiv:2310.01889, Ulysses arXiv:2309.14509, their combination arXiv:2405.07719.
 
 Text and video are one sequence in equal parts, so that every chip has the same amount of work; padding is at its end.
 
     gather   every chip gathers all keys and values
-    ring     keys and values go from chip to chip while each chip attends to those that it has; with o_i and
+    ring     keys and values rotate from chip to chip while each chip attends to those that it has; with o_i and
              l_i = log sum_j exp(logit_j) of a part of the keys, out = sum_i exp(l_i - l) o_i, l = log sum_i exp(l_i)
     Ulysses  groups of u neighbours exchange tokens for heads: each has 1/u of the heads for the tokens of the group; u
              need not divide the heads, which are padded. Then gather or ring between the c / u groups
@@ -88,7 +88,10 @@ def _split_context_axis(sharding: NamedSharding, context: str, size: int) -> tup
 
 
 def _all_to_all_tokens_to_heads(x_BMNK: jax.Array, group: int) -> jax.Array:
-    """(B, M of a chip, N, K) -> (B, M of the group, N / group, K); the heads are padded to a multiple of the group."""
+    """Exchanges tokens for heads: (B, M of a chip, N, K) -> (B, M of the group, N / group, K).
+
+    The heads are padded to a multiple of the group.
+    """
     padded = jnp.pad(x_BMNK, ((0, 0), (0, 0), (0, -x_BMNK.shape[2] % group), (0, 0)))
     return jax.lax.all_to_all(padded, GROUP, split_axis=2, concat_axis=1, tiled=True)
 

@@ -13,7 +13,16 @@ DTYPES = (jnp.bfloat16, jnp.float16)
 
 
 def attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int) -> jax.Array:
-    """Computes attention over the first `num_keys` keys; the dtype is that of `v_BJNK`."""
+    """Computes attention over the first `num_keys` keys.
+
+    Args:
+      q_BMNK: queries.
+      k_BJNK, v_BJNK: keys and values.
+      num_keys: the keys after these are padding.
+
+    Returns:
+      (B, M, N, K) in the dtype of `v_BJNK`.
+    """
     # `jax.nn` has no backward kernel for odd lengths.
     q, k, v = (_pad_to_even(x) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys]))
     lengths = None if k.shape[1] == num_keys else jnp.full(k.shape[0], num_keys, jnp.int32)

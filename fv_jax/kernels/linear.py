@@ -1,4 +1,4 @@
-"""x W over the last dimension, with a weight gradient that a CPU computes at full speed.
+"""The linear map x W over the last dimension, with a weight gradient that a CPU computes at full speed.
 
     y = x W,    dx = dy W^T,    dW = x^T dy  (summed over all leading dimensions of x)
 
@@ -15,7 +15,15 @@ import jax
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiplies over the last dimension of x: (..., I), (I, *O) -> (..., *O)."""
+    """Multiplies over the last dimension of x.
+
+    Args:
+      x: (..., I).
+      kernel: (I, *O).
+
+    Returns:
+      (..., *O).
+    """
     return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 

@@ -39,7 +39,7 @@ class KeyPaddingMask(splash.Mask):
 
 
 def tile(tokens: int) -> int:
-    """Returns what a chip's number of tokens is padded to a multiple of: the largest block with little padding."""
+    """Returns the multiple that the number of tokens per chip is padded to: the largest block with little padding."""
     return next((b for b in reversed(_powers(MAX_BLOCK)) if b <= tokens / 32), LANES)
 
 
@@ -63,7 +63,17 @@ def block_sizes(queries: int, keys: int) -> splash.BlockSizes:
 def attention(
     q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int, *, interpret: bool = False
 ) -> jax.Array:
-    """Computes attention over the first `num_keys` keys. interpret: for tests; runs on any platform, slowly."""
+    """Computes attention over the first `num_keys` keys.
+
+    Args:
+      q_BMNK: queries.
+      k_BJNK, v_BJNK: keys and values.
+      num_keys: the keys after these are padding.
+      interpret: whether to interpret the kernel, slowly, on any platform; for tests.
+
+    Returns:
+      (B, M, N, K) in the dtype of `v_BJNK`.
+    """
     tokens, dtype = q_BMNK.shape[1], v_BJNK.dtype
     q_BNMK, k_BNJK, v_BNJK = _prepare(q_BMNK, k_BJNK, v_BJNK)
     lengths = q_BNMK.shape[2], k_BNJK.shape[2]
@@ -81,7 +91,17 @@ def attention(
 def attention_with_lse(
     q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes what `blocked.attention_with_lse` does: (o_BMNK, lse_BMN), float32."""
+    """Computes attention over the first `num_keys` keys, and the log-sum-exp of their logits.
+
+    Args:
+      q_BMNK: queries.
+      k_BJNK, v_BJNK: keys and values.
+      num_keys: int32 scalar, may be traced.
+      interpret: whether to interpret the kernel, slowly, on any platform; for tests.
+
+    Returns:
+      (o_BMNK, lse_BMN), float32.
+    """
     tokens = q_BMNK.shape[1]
     q_BNMK, k_BNJK, v_BNJK = _prepare(q_BMNK, k_BJNK, v_BJNK)
     lengths = q_BNMK.shape[2], k_BNJK.shape[2]

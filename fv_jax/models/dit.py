@@ -142,7 +142,7 @@ def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
     """Embeds values as [cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1, float32 (model guide 1.1)."""
     half = dim // 2
     # The exponent is rounded to float32, as the official code does: at a timestep of 1000 the last bit of a frequency
-    # is worth 6e-5 of a radian. The exponential itself is rounded once, from float64.
+    # is 6e-5 of a radian. The exponential itself is rounded once, from float64.
     exponents = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = values_B.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -284,7 +284,8 @@ class DiT(nnx.Module):
           context: the parallel context: sharding constraints, attention and padding of the sequence.
 
         Raises:
-          ValueError: sizes that do not fit the configuration, or a noise-augmentation timestep missing or not wanted.
+          ValueError: sizes that do not fit the configuration, or a noise-augmentation timestep that is missing or not
+            accepted.
         """
         self._check(x_BFHWC, text_BLD)
         layout = SequenceLayout.from_grid(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), context)
@@ -296,7 +297,11 @@ class DiT(nnx.Module):
     def embed_cond(
         self, timestep_B: jax.Array, num_frames: int, noise_augmentation_timestep_B: jax.Array | None = None
     ) -> Float[Array, 'b e']:
-        """Computes the conditioning vector (model guide 1.1). `num_frames` counts LATENT frames."""
+        """Computes the conditioning vector (model guide 1.1); `num_frames` counts LATENT frames.
+
+        Raises:
+          ValueError: a noise-augmentation timestep is missing or not accepted.
+        """
         config = self.config
         if config.embed_noise_augmentation_timestep and noise_augmentation_timestep_B is None:
             raise ValueError('this network embeds noise_augmentation_timestep: pass it, an index from 0 to 999')

@@ -51,12 +51,18 @@ class Modulation(NamedTuple):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Computes x (1 + scale) + shift with the usual broadcasting."""
+    """Computes x (1 + scale) + shift with broadcasting (adaptive norm, arXiv:2212.09748, section 3.2)."""
     return x * (1 + scale) + shift
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...], dtype: DtypeName) -> jax.Array:
-    """Draws a kernel (in, *groups, out) with Xavier's variance for each group's matrix (in, out), as for q, k and v."""
+    """Draws a kernel with Xavier's variance for the matrix (in, out) of each group, as for q, k and v.
+
+    Args:
+      key: random key.
+      shape: (in, *groups, out).
+      dtype: of the kernel.
+    """
     groups = tuple(range(1, len(shape) - 1))
     init = jax.nn.initializers.variance_scaling(
         1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=-1, batch_axis=groups, dtype=dtype
@@ -156,7 +162,7 @@ class MLP(nnx.Module):
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """Applies GELU in its tanh approximation (model guide 1.3)."""
+    """Applies GELU in its tanh approximation (arXiv:1606.08415; model guide 1.3), elementwise."""
     return jax.nn.gelu(x, approximate=True)
 
 

@@ -108,7 +108,16 @@ class LoRA(nnx.Module):
 
 @jax.jit
 def merged_kernel(kernel: jax.Array, a_IPR: jax.Array, b_PRO: jax.Array, scale: float) -> jax.Array:
-    """Computes (2) for one linear: (I, *O) in the kernel's dtype, with product and sum in float32."""
+    """Computes the merged kernel (2) of one linear, with product and sum in float32.
+
+    Args:
+      kernel: (I, *O).
+      a_IPR, b_PRO: the matrices, float32.
+      scale: s.
+
+    Returns:
+      (I, *O) in the dtype of the kernel.
+    """
     parts, rank = b_PRO.shape[:2]
     a_IPR, b_PRO = a_IPR.astype(jnp.float32), b_PRO.astype(jnp.float32).reshape(parts, rank, -1)
     product = jnp.einsum('ipr,pro->ipo', a_IPR, b_PRO, precision=jax.lax.Precision.HIGHEST)
@@ -116,10 +125,13 @@ def merged_kernel(kernel: jax.Array, a_IPR: jax.Array, b_PRO: jax.Array, scale: 
 
 
 def merge_lora(dit: Module) -> Module:
-    """Merges LoRA into the weights: returns a network that computes the same with kernels (2) and `config.lora` None.
+    """Merges LoRA into the weights (arXiv:2106.09685, section 4.1).
 
-    Merges layer by layer, so that the float32 product exists for one layer at a time. A network without LoRA is
+    Layers are merged one at a time, so that the float32 product exists for one layer only. A network without LoRA is
     returned unchanged.
+
+    Returns:
+      A network that computes the same with kernels (2) and `config.lora` None.
     """
     lora = dit.config.lora
     if lora is None:
@@ -139,7 +151,12 @@ def merge_lora(dit: Module) -> Module:
 
 
 def add_lora(dit: Module, config: LoRAConfig, key: jax.Array) -> Module:
-    """Adds newly initialized LoRA to a network, which then still computes the same.
+    """Adds newly initialized LoRA to a network, which still computes the same (arXiv:2106.09685, section 4.1).
+
+    Args:
+      dit: a network without LoRA.
+      config: linears, rank and scale.
+      key: for the matrices A.
 
     Raises:
       ValueError: the network has LoRA.

@@ -30,14 +30,34 @@ def patch_grid(shape_BFHWC: tuple[int, ...], patch: int) -> tuple[int, int, int]
 
 @typed
 def patchify(z_BFHWC: Float[Array, 'b f h w c'], patch: int) -> Float[Array, 'b s p']:
-    """Cuts latents into tokens of channels * patch * patch features. Raises ValueError if the size does not divide."""
+    """Cuts latents into tokens.
+
+    Args:
+      z_BFHWC: latents.
+      patch: side of a patch.
+
+    Returns:
+      (B, S, P) with S = F (H / patch) (W / patch) and P = C patch^2.
+
+    Raises:
+      ValueError: height or width is not a multiple of the patch.
+    """
     patch_grid(z_BFHWC.shape, patch)
     return rearrange(z_BFHWC, 'b f (h p) (w q) c -> b (f h w) (c p q)', p=patch, q=patch)
 
 
 @typed
 def unpatchify(tokens_BSP: Float[Array, 'b s p'], grid: tuple[int, int, int], patch: int) -> Float[Array, 'b f h w c']:
-    """Reassembles latents from tokens on a `grid` of (frames, rows, columns); the inverse of `patchify`."""
+    """Reassembles latents from tokens; the inverse of `patchify`.
+
+    Args:
+      tokens_BSP: patch features.
+      grid: (frames, rows, columns) of patches.
+      patch: side of a patch.
+
+    Returns:
+      (B, F, H, W, C).
+    """
     frames, rows, columns = grid
     return rearrange(
         tokens_BSP,

@@ -96,7 +96,15 @@ def swap_pairs(x: jax.Array) -> jax.Array:
 
 @typed
 def apply_rope(x_BMNK: Float[Array, 'b m n k'], rope: Rope) -> Float[Array, 'b m n k']:
-    """Rotates every pair of channels by its token's angle. Computes and returns float32."""
+    """Rotates every pair of channels by its token's angle (arXiv:2104.09864, eq. 34).
+
+    Args:
+      x_BMNK: queries or keys, of any floating dtype.
+      rope: of `rope_table`.
+
+    Returns:
+      (B, M, N, K), computed in and returned as float32.
+    """
     x = x_BMNK.astype(jnp.float32)
     # (x0, x1) -> (-x1, x0)
     sign_K = jnp.asarray(np.where(np.arange(x.shape[-1]) % 2, 1.0, -1.0), jnp.float32)

@@ -197,7 +197,7 @@ def test_dpm_solver_state_is_at_least_float32(sampler):
 
 
 def test_dpm_solver_sde_requires_noise():
-    with pytest.raises(ValueError, match='give it a noise_fn'):
+    with pytest.raises(ValueError, match='pass a noise_fn'):
         dpm_solver.dpmpp_2m_sde(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3), None)
     assert dpm_solver.ddim(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3)).shape == (2,)
 
