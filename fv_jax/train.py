@@ -248,7 +248,7 @@ def _log_run_header(setup: TrainSetup, train_state: state.TrainState) -> None:
 
 
 def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[HeldoutBatch]) -> Validation | None:
-    """What is evaluated; None without held-out clips."""
+    """Makes the validation of a run; None without held-out clips."""
     if not heldout:
         return None
     log.info(f'{sum(batch.num_clips for batch in heldout)} held-out clip(s)')
@@ -269,7 +269,7 @@ def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[HeldoutB
 
 
 def _restore(setup: TrainSetup, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:
-    """The newest checkpoint that is whole, in the middle of a run."""
+    """Restores the newest intact checkpoint during a run, for a rollback."""
     history = initialization.valid_checkpoints(workdir)
     if history is None:
         return None
@@ -282,7 +282,7 @@ def _restore(setup: TrainSetup, workdir: Path, checkpoints: Checkpoints) -> tupl
 def _videos(
     vae: JittedVAE | None, partitioner: Partitioner, samples: dict[str, jax.Array]
 ) -> list[tuple[str, np.ndarray]]:
-    """The first clip of every array of `Stage.sample`, as uint8; latents are decoded."""
+    """Returns the first clip of every array of `Stage.sample`, as uint8; latents are decoded."""
     out = []
     for name, value in samples.items():
         video = arrays.to_host(vae.decode(value) if name.startswith('z_') else value, partitioner)[0]

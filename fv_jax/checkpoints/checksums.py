@@ -20,7 +20,11 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify_checksums(folder: Path) -> str | None:
-    """Returns the first difference from the stored checksums; None if there is none, or if no checksums exist."""
+    """Compares the files in a folder with the stored checksums.
+
+    Returns:
+      The first difference; None if there is none, or if no checksums exist.
+    """
     path = folder / CHECKSUMS
     if not path.is_file():
         return None

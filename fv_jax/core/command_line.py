@@ -43,10 +43,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        """Raises UsageError instead of ending the process."""
         raise UsageError(f'{message}; see --help')
 
     def parse_flags(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses the arguments of a command that takes no config."""
+        """Parses the arguments of a command that takes no config. Raises UsageError."""
         arguments, overrides = self.parse(argv)
         if overrides:
             raise UsageError(f'--config.{overrides[0][0]}: this command takes no config')

@@ -156,6 +156,7 @@ class _LoadExample:
         self._parts, self._transform, self._bad = stream.parts, stream.transform, bad
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Raises BadRecordError if all records seem to be bad, or by the policy."""
         part, number = self._parts[element[0]], element[1]
         for _ in range(_TRIES):
             name, read = part.record(number)

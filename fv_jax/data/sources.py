@@ -86,10 +86,12 @@ class ConcatSource:
         return part[local]
 
     def record_name(self, index: int) -> str:
+        """Returns the name of a record in its own source."""
         part, local = self._locate(index)
         return record_name(part, local)
 
     def sizes(self) -> np.ndarray | None:
+        """Reads the sizes of all records, int (n, 3); None if one of the sources has none."""
         found = [read_sizes(part) for part in self._parts]
         return None if any(sizes is None for sizes in found) else np.concatenate(found)
 
@@ -119,6 +121,7 @@ class InMemory:
         return self._names[index]
 
     def sizes(self) -> np.ndarray | None:
+        """Reads the sizes of all records, int (n, 3); None if the source has none."""
         return self._sizes
 
 
@@ -151,6 +154,7 @@ class MappedSource:
         return record_name(self._source, index)
 
     def sizes(self) -> np.ndarray | None:
+        """Computes the sizes of all records, int (n, 3), from those of the source; None if it has none."""
         sizes = read_sizes(self._source)
         return None if sizes is None else np.column_stack([self._counts(sizes[:, 0]), sizes[:, 1:]])
 
@@ -184,7 +188,10 @@ class PingPong(MappedSource):
 
 
 class ImageFolder:
-    """The images in a folder, searched recursively, as clips of one frame."""
+    """The images in a folder, searched recursively, as clips of one frame.
+
+    Raises ValueError for a folder without any.
+    """
 
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
@@ -213,6 +220,7 @@ class ImageFolder:
         return str(self._files[index])
 
     def sizes(self) -> np.ndarray:
+        """Reads (1, height, width) of all images from their headers, int (n, 3); zeros where they cannot be read."""
         return np.array([(1, *self._size(path)) for path in self._files])
 
     def _size(self, path: Path) -> tuple[int, int]:

@@ -58,9 +58,11 @@ class _Instruction:
 
     @property
     def operands(self) -> list[str]:
+        """The names of the operands."""
         return _OPERAND.findall(self.rest[: _find_closing_parenthesis(self.rest)])
 
     def attribute(self, name: str) -> str | None:
+        """Returns the value of an attribute such as `body=NAME`; None without it."""
         match = re.search(rf'\b{name}=%?([\w.\-]+)', self.rest)
         return match.group(1) if match else None
 

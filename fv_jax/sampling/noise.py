@@ -54,6 +54,7 @@ class WindowNoise:
     first: jax.Array | int
 
     def posterior(self, shape: tuple[int, ...]) -> jax.Array:
+        """Raises NotImplementedError, as clips are enhanced from the means of their latents."""
         raise NotImplementedError('clips are enhanced from the means of their latents')
 
     def augmentation(self, shape: tuple[int, ...]) -> jax.Array:

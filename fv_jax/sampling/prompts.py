@@ -43,7 +43,11 @@ def check_prompt(prompt: Any, where: str = 'prompt') -> str:
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """Checks a sequence of at least one prompt. Messages number the prompts from 0."""
+    """Strips and checks prompts as `check_prompt`; messages number them from 0.
+
+    Raises:
+      ValueError: no prompts, or one that is not valid.
+    """
     require(len(prompts), 'prompts: must not be empty; give at least one')
     return [check_prompt(prompt, f'prompt {i}') for i, prompt in enumerate(prompts)]
 

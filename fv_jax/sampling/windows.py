@@ -50,8 +50,16 @@ class Windows:
 
     @classmethod
     def create(cls, frames: int, overlap: int | None, latent_spec: LatentSpec) -> 'Windows':
-        """Creates windows with a default overlap for None: about a sixth of the window, 5 of 17 frames or 9 of 49 with
-        the official VAE, and 0 for windows of one frame.
+        """Creates windows of `frames` frames.
+
+        Args:
+          frames: length of a window, a valid clip length.
+          overlap: of neighbouring windows in frames; None is about a sixth of the window, 5 of 17 frames or 9 of 49
+            with the official VAE, and 0 for windows of one frame.
+          latent_spec: of the VAE.
+
+        Raises:
+          ConfigError: the overlap is too large or not a multiple of the frames per latent frame.
         """
         if overlap is None:
             shared = max(1, round((frames - 1) / (6 * latent_spec.temporal)))  # latent frames

@@ -42,7 +42,7 @@ class AutoencoderConfig:
 
 
 class KeyedVideos(NamedTuple):
-    """A batch of videos, with a random key for each."""
+    """A batch of videos (B, F, H, W, 3) in [-1, 1], with a random key (B,) for each."""
 
     video_BFHWC: jax.Array
     keys_B: jax.Array

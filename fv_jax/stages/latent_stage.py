@@ -64,6 +64,7 @@ class LatentStage(abc.ABC, Generic[C]):
         return {name: latents for name in self.latents_of.values()} | {'text_BLD': (size.examples, *self.text_shape)}
 
     def encode(self, batch: Batch) -> Batch:
+        """Raises ValueError for a batch that contains video if the stage has no encoder."""
         found = [name for name in self.latents_of if name in batch]
         if found and self.encoder is None:
             raise ValueError(
@@ -225,6 +226,7 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
         """
 
     def encode(self, batch: Batch) -> Batch:
+        """Raises ValueError for a batch without degraded clips, or with video if the stage has no encoder."""
         encoded = super().encode(batch)
         if 'z_low_BFHWC' not in encoded:
             raise ValueError(

@@ -106,6 +106,11 @@ class SuperRes(EnhancementStage):
     def noise_at(
         self, batch: Batch, keys_B: jax.Array, t_B: jax.Array, noise_augmentation_timestep_B: jax.Array
     ) -> NoisedPair:
+        """Noises a batch at given times, see `EnhancementStage.noise_at`.
+
+        Raises:
+          ValueError: low-res and high-res latents differ in size.
+        """
         z_low, z_high = batch['z_low_BFHWC'], batch['z_high_BFHWC']
         if z_low.shape != z_high.shape:
             raise ValueError(f'z_low is {z_low.shape} and z_high {z_high.shape}: upsample the low-res clip first')

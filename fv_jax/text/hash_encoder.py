@@ -40,8 +40,11 @@ class HashTextEncoder:
 
     def __init__(self, length: int = LENGTH, dim: int = DIM):
         """Args:
-        length: tokens, and so words, of a text.
-        dim: their width, a multiple of 8.
+          length: tokens, and so words, of a text.
+          dim: their width, a multiple of 8.
+
+        Raises:
+          ConfigError: an invalid length or width.
         """
         require(length >= 1, f'length={length}: must be at least 1', ConfigError)
         if dim < 8 or dim % 8:

@@ -95,7 +95,13 @@ def init_train_state(
 def train_state_from_params(
     trainable: Params, frozen: Params, tx: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
-    """Returns the state at step 0 with existing parameters. ema: whether to keep a moving average."""
+    """Makes the train state at step 0 with existing parameters.
+
+    Args:
+      trainable, frozen: the parameters.
+      tx: the optimizer.
+      ema: whether to keep a moving average.
+    """
     # A copy: the step donates both, and one buffer cannot be donated twice.
     average = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), trainable) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable), average)

@@ -62,7 +62,10 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def read_tensors(path: Path | str) -> Mapping[str, safetensors_file.StoredTensor]:
-    """Returns the stored tensors by the parameters' paths with slashes; values are read when they are used."""
+    """Opens the stored tensors by the parameters' paths with slashes; values are read when they are used.
+
+    Raises FileNotFoundError, or ValueError for a corrupted file.
+    """
     return safetensors_file.read(path)[0]
 
 

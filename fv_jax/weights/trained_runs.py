@@ -122,7 +122,17 @@ def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], Params
 
 
 def read_stage_config(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
-    """Reads the stage configuration of a checkpoint, with the path at which its VAE was found."""
+    """Reads the stage configuration of a checkpoint, with the path at which its VAE was found.
+
+    Args:
+      run: the folder of the run.
+      meta: the metadata of the checkpoint.
+
+    Raises:
+      ConfigError: an invalid configuration.
+      FileNotFoundError: the VAE was not found.
+      ValueError: only VAEs with other fingerprints were found.
+    """
     config = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     if not registry.needs_vae(config):
         return config
@@ -195,7 +205,20 @@ def open_run_text_encoder(run: Run) -> TextEncoder:
 
 
 def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> TextConfig:
-    """Returns the configuration of a run's text encoder, with the path at which it was found."""
+    """Finds the text encoder of a run by its digest.
+
+    Args:
+      run: the folder of the run.
+      config: of the text encoder, in the run's configuration.
+      wanted: the digest; None accepts the first that exists.
+
+    Returns:
+      `config` with the path at which the encoder was found.
+
+    Raises:
+      FileNotFoundError: it was not found.
+      ValueError: only encoders with other digests were found.
+    """
 
     def named(name: str) -> TextConfig:
         return dataclasses.replace(config, encoder=name)

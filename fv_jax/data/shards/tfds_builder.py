@@ -78,7 +78,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
 
 
 class Examples:
-    """The examples of a prepared TFDS data set, as records."""
+    """The examples of a prepared TFDS data set, as records. Raises ValueError for a folder without one."""
 
     def __init__(self, folder: str):
         try:

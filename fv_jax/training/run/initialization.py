@@ -104,7 +104,11 @@ def initial_state(setup: TrainSetup, history: CheckpointHistory | None) -> tuple
 
 
 def quarantine(workdir: Path, history: CheckpointHistory | None) -> None:
-    """Moves damaged checkpoints to DIR/damaged/STEP, so that their steps can be saved again."""
+    """Moves damaged checkpoints to DIR/damaged/STEP, so that their steps can be saved again.
+
+    Raises:
+      OSError: a folder cannot be moved.
+    """
     if history is not None and jax.process_index() == 0:
         for step in history.damaged:
             (workdir / DAMAGED).mkdir(exist_ok=True)

@@ -113,7 +113,7 @@ def cached_latents(
 
 
 def cached_shards(folder: Path) -> list[str]:
-    """Returns all shards that `cached_streams` wrote to a folder."""
+    """Lists all shards that `cached_streams` wrote to a folder. Raises ValueError for a folder without any."""
     folders = (
         [folder] if (folder / f'{NAME}.json').exists() else sorted(path for path in folder.iterdir() if path.is_dir())
     )

@@ -127,7 +127,14 @@ def read_config(folder: str | Path) -> T5Config:
 
 
 def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
-    """Opens the encoder's tensors in a folder, of one or several files; the embedding is always `shared.weight`."""
+    """Opens the encoder's tensors in a folder, of one or several files.
+
+    Returns:
+      Tensors by key; the embedding is always `shared.weight`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `safetensors_file.read_folder`; or the tied embeddings differ.
+    """
     tensors = safetensors_file.read_folder(Path(folder))
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(UNUSED)}
     if TIED not in tensors:
