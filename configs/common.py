@@ -30,7 +30,7 @@ def official_optim(*, learning_rate: float) -> dict[str, Any]:
 
 
 def text_encoder(name: str) -> dict[str, Any]:
-    """The fields of `TextConfig`: '' for none, 'hash', or a T5 folder, run as FlashVideo runs it."""
+    """Returns the fields of `TextConfig`: '' for none, 'hash', or a T5 folder, run as FlashVideo runs it."""
     return {'encoder': name, 'length': None, 'dim': None, 'masked': False, 'dtype': 'bfloat16'}
 
 

@@ -28,12 +28,12 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def weak_and_strong() -> dict[str, Any]:
-    """Both kinds; also fields of `fv_jax.data.pipeline.DataConfig`."""
+    """Returns both kinds; also fields of `fv_jax.data.pipeline.DataConfig`."""
     return {'weak': WEAK, 'strong': strong(), 'strong_probability': STRONG_PROBABILITY}
 
 
 def strong() -> dict[str, Any]:
-    """The published second-order model; fields of `fv_jax.data.degradation.configs.StrongConfig`."""
+    """Returns the published second-order model; fields of `fv_jax.data.degradation.configs.StrongConfig`."""
     return {
         'first': {
             'blur': _blur(probability=1.0, sigma=(0.2, 3.0)),  # RE, RB

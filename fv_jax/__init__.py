@@ -13,7 +13,7 @@ __all__ = ['FlashVideo', 'open_run']
 
 
 def __getattr__(name: str) -> Any:
-    """`fv_jax.FlashVideo` and `fv_jax.open_run` are imported when they are first used; all else is its own import."""
+    """Imports `fv_jax.FlashVideo` and `fv_jax.open_run` when they are first used; all else is its own import."""
     if name in __all__:
         from fv_jax import api
 

@@ -248,12 +248,12 @@ def _preview(arguments: argparse.Namespace, overrides: Overrides) -> None:
     with error_context('--prompts: ', error=UsageError):
         texts = prompts.check_prompts(texts)
     with error_context('--', error=UsageError):
-        rows = batch.PromptBatch.create(texts, arguments.seed, arguments.num_samples)
+        requests = batch.PromptBatch.create(texts, arguments.seed, arguments.num_samples)
     fv, file = _open_pipeline(arguments), batch.Mp4Options(arguments.fps, arguments.crf)
     preview = _override_settings(fv.preview_settings, PREVIEW, overrides[PREVIEW])
     final = _override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
     fv.check(preview, final if arguments.enhance_all or overrides[ENHANCE] else None)
-    folders = batch.generate_previews(fv, rows, arguments.output, preview, arguments.batch_size, file)
+    folders = batch.generate_previews(fv, requests, arguments.output, preview, arguments.batch_size, file)
     _report_previewing(fv, preview, len(folders))
     if arguments.enhance_all:
         stored = [preview_store.load(folder) for folder in folders]
@@ -264,8 +264,8 @@ def _preview(arguments: argparse.Namespace, overrides: Overrides) -> None:
         log.info(f'to enhance the ones you like: {PROG} enhance {folders[0]} ...')
 
 
-def _report_previewing(fv: api.FlashVideo, settings: PreviewSettings, rows: int) -> None:
-    _report_speed(fv, 'preview', step_cost.preview_cost(fv.stage1, settings, rows))
+def _report_previewing(fv: api.FlashVideo, settings: PreviewSettings, num_clips: int) -> None:
+    _report_speed(fv, 'preview', step_cost.preview_cost(fv.stage1, settings, num_clips))
 
 
 def _report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[StoredPreview]) -> None:
@@ -308,10 +308,10 @@ def _reproduce(arguments: argparse.Namespace, overrides: Overrides) -> None:
     with error_context('', error=UsageError):
         text = video_io.read_comment(arguments.video)
     with error_context(f'{arguments.video}: ', error=UsageError):
-        made = metadata.from_json(text)
-    again = batch.reproduce(_open_pipeline(arguments, made.origin), made)
-    again.save(arguments.output, fps=made.fps, crf=made.crf)
-    log.info(f'{arguments.output}: {prompts.quote_prompt(made.preview.prompt)}, reproduced')
+        recorded = metadata.from_json(text)
+    result = batch.reproduce(_open_pipeline(arguments, recorded.origin), recorded)
+    result.save(arguments.output, fps=recorded.fps, crf=recorded.crf)
+    log.info(f'{arguments.output}: {prompts.quote_prompt(recorded.preview.prompt)}, reproduced')
 
 
 # --- clips ---

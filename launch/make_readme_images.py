@@ -27,7 +27,7 @@ FPS, SCALE, GAP, QUALITY = 8, 4, 8, 70
 
 
 def preview_and_video(path: Path) -> None:
-    """One row for each prompt: the preview on the left, its enhanced video on the right."""
+    """Draws one row for each prompt: the preview on the left, its enhanced video on the right."""
     fv = fv_jax.FlashVideo.from_checkpoint('embedded')
     previews = fv.preview(PROMPTS, seed=1)
     rows = []
@@ -43,7 +43,7 @@ def preview_and_video(path: Path) -> None:
 
 
 def degradations(path: Path) -> None:
-    """The sheet of `python -m fv_jax.degrade` for the first held-out clip."""
+    """Draws the sheet of `python -m fv_jax.degrade` for the first held-out clip."""
     with tempfile.TemporaryDirectory() as folder:
         clip, sheet = Path(folder) / 'clip.mp4', Path(folder) / 'sheet.png'
         record = next(read_records(embedded.heldout_shards()))

@@ -36,7 +36,7 @@ def main(icons_path: str) -> None:
 
 
 def cell(icons: dict, name: str) -> Image.Image:
-    """The icon of this name, cut out and scaled to fill a cell."""
+    """Cuts out the icon of this name and scales it to fill a cell."""
     icon = icons['icons'][name]
     width, height = icon.get('width', icons['width']), icon.get('height', icons['height'])
     svg = (

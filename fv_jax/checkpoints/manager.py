@@ -158,7 +158,7 @@ class Checkpoints:
         Args:
           step: number of updates done.
           arrays: item ('state', 'params') -> tree of arrays.
-          config: the whole configuration of the run.
+          config: of the run.
           digests: network ('vae', 'text') -> its fingerprint.
           more: further entries of the JSON.
         """
@@ -271,7 +271,7 @@ class Checkpoints:
         self._remove_unfinished(step)
         last = self._newest_before(step)
         newest = 'there is no earlier checkpoint' if last is None else f'the newest checkpoint is step {last}'
-        why = 'another process could not write' if error is None else reason(error)
+        why = 'another process could not write' if error is None else summarize_error(error)
         raise CheckpointError(f'{self.folder}: step {step} could not be saved ({why}); {newest}') from error
 
     def _remove_unfinished(self, step: int) -> None:
@@ -341,7 +341,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             others = ', '.join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or 'none'
             raise DamagedError(
-                f'{self.folder}/{step}: cannot be read; other steps: {others} ({reason(error)})'
+                f'{self.folder}/{step}: cannot be read; other steps: {others} ({summarize_error(error)})'
             ) from error
 
     def _step(self, step: int | None) -> int:
@@ -394,6 +394,6 @@ def _key(key: Any) -> str:
     return str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
 
 
-def reason(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """Returns an error's message as one line of at most 300 characters."""
     return ' '.join(str(error).split())[:300] or type(error).__name__

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, make_meta, reason
+from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, make_meta, summarize_error
 
 PARAMS, STATE = 'params', 'state'
 GROUPS = ('trainable', 'frozen')
@@ -100,7 +100,7 @@ def save(
       run: the run's folder.
       step: number of updates done.
       params: {'trainable', 'frozen'}, each nested dicts of `Array`.
-      config: the whole configuration of the run.
+      config: of the run.
       digests: network ('vae', 'text') -> its fingerprint.
 
     Raises:
@@ -202,4 +202,4 @@ def _errors(what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f'{what} ({reason(error)})') from error
+        raise CheckpointError(f'{what} ({summarize_error(error)})') from error

@@ -43,7 +43,7 @@ def load_config_file(argument: str, flag: str = '--config') -> dict[str, Any]:
 
 
 def shipped_folder() -> Path:
-    """The folder of the shipped configs: in the installed package, or beside it in a clone."""
+    """Returns the folder of the shipped configs: in the installed package, or beside it in a clone."""
     package = Path(__file__).parents[1]
     installed = package / PACKAGE
     return installed if installed.is_dir() else package.parent / PACKAGE

@@ -177,7 +177,7 @@ def to_float(frames: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """The inverse of `to_float`; values outside of [-1, 1] are clipped."""
+    """Inverts `to_float`; values outside of [-1, 1] are clipped."""
     return np.rint((np.clip(frames, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 

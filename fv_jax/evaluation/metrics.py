@@ -11,13 +11,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal videos."""
+    """Computes the peak signal-to-noise ratio in dB; infinite for equal videos."""
     error = float(np.mean(np.square(x.astype(np.float64) - y)))
     return float('inf') if error == 0 else 10 * float(np.log10(4 / error))
 
 
 def detail(x_FHWC: np.ndarray) -> float:
-    """Mean gradient magnitude of luma, per pixel step."""
+    """Computes the mean gradient magnitude of luma, per pixel step."""
     luma = x_FHWC.astype(np.float32) @ _LUMA
     down = np.diff(luma, axis=1)[:, :, :-1]
     across = np.diff(luma, axis=2)[:, :-1]
@@ -25,5 +25,5 @@ def detail(x_FHWC: np.ndarray) -> float:
 
 
 def flicker(x_FHWC: np.ndarray) -> float:
-    """Mean absolute change from one frame to the next; 0 for a single frame."""
+    """Computes the mean absolute change from one frame to the next; 0 for a single frame."""
     return float(np.mean(np.abs(np.diff(x_FHWC.astype(np.float32), axis=0)))) if len(x_FHWC) > 1 else 0.0

@@ -56,7 +56,7 @@ class Tiling:
                 f'{min(self.tile_size) - self.spatial} at the most'
             )
 
-    def tile_of(self, height: int, width: int) -> tuple[int, int]:
+    def clamp_tile(self, height: int, width: int) -> tuple[int, int]:
         """Computes the (height, width) in pixels of each tile of a frame of this size."""
         return min(height, self.tile_size[0]), min(width, self.tile_size[1])
 

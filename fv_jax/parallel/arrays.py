@@ -73,13 +73,13 @@ def to_global(batch: dict[str, np.ndarray], partitioner: Partitioner, latent_spe
     part, parts = process_part(partitioner)
 
     def place(name: str, local: np.ndarray) -> jax.Array:
-        rows = len(local)
-        shape = (parts * rows, *local.shape[1:])
+        examples = len(local)
+        shape = (parts * examples, *local.shape[1:])
         sharding = partitioner.sharding(batch_axes(partitioner, name, shape, latent_spec), shape, name)
 
         def piece(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(shape[0])
-            return local[start - part * rows : stop - part * rows][(slice(None), *index[1:])]
+            return local[start - part * examples : stop - part * examples][(slice(None), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding, piece)
 
@@ -87,7 +87,7 @@ def to_global(batch: dict[str, np.ndarray], partitioner: Partitioner, latent_spe
 
 
 def put_sharded(tree: Tree, shardings: Tree) -> Tree:
-    """Shards arrays that every process has whole; each device receives only its part.
+    """Shards arrays that every process has in full; each device receives only its part.
 
     ShapeDtypeStructs get the sharding as well.
     """
@@ -102,7 +102,7 @@ def put_sharded(tree: Tree, shardings: Tree) -> Tree:
 
 
 def on_cpu_device() -> contextlib.AbstractContextManager:
-    """A context in which arrays are created in host memory, which has room for a whole network.
+    """A context in which arrays are created in host memory, which has room for all weights.
 
     Raises ConfigError where JAX_PLATFORMS leaves the CPU out.
     """
@@ -117,5 +117,5 @@ def on_cpu_device() -> contextlib.AbstractContextManager:
 
 def to_host(tree: Tree, partitioner: Partitioner) -> Tree:
     """Gathers global arrays as NumPy arrays in every process. All processes must call it."""
-    whole = jax.jit(lambda x: x, out_shardings=partitioner.replicated)(tree)
-    return jax.tree.map(np.asarray, whole)
+    replicated = jax.jit(lambda x: x, out_shardings=partitioner.replicated)(tree)
+    return jax.tree.map(np.asarray, replicated)

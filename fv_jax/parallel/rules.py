@@ -1,6 +1,6 @@
 """Sharding strategies: named sets of rules from logical axes to mesh axes, each with its reason.
 
-A dimension with two mesh axes is split over both, the first one first; without any it is whole on every chip. A
+A dimension with two mesh axes is split over both, the first one first; without any it is replicated. A
 run chooses a strategy by `config.parallel.strategy`; each stage names the one that it is trained with by default.
 
 Not Flax's lists of logical-axis rules: they have no room for the reason of each rule, and a dimension that does not
@@ -30,51 +30,51 @@ class AxisRule(NamedTuple):
 
 RuleSet = dict[str, AxisRule]  # by logical axis
 
-_WHOLE, _EXAMPLES, _SHARES, _TOKENS, _WIDE = (), (DATA, FSDP), (FSDP, CONTEXT), (CONTEXT,), (TENSOR,)
+_UNSPLIT, _BATCH, _WEIGHTS, _TOKENS, _WIDE = (), (DATA, FSDP), (FSDP, CONTEXT), (CONTEXT,), (TENSOR,)
 
 _FSDP: RuleSet = {
-    axes.LAYERS: AxisRule(_WHOLE, 'is scanned over'),
+    axes.LAYERS: AxisRule(_UNSPLIT, 'is scanned over'),
     axes.EMBED: AxisRule(
-        _SHARES,
+        _WEIGHTS,
         'every large parameter has it: a chip keeps its part of the parameters, their moments and their average, and '
         'gathers a layer when it runs it',
     ),
     axes.MODULATION: AxisRule(
-        _SHARES, 'a fifth of all parameters for a few vectors per clip: the vectors are communicated instead'
+        _WEIGHTS, 'a fifth of all parameters for a few vectors per clip: the vectors are communicated instead'
     ),
     axes.MLP: AxisRule(_WIDE, 'the inner layer is computed in parts and summed'),
     axes.HEADS: AxisRule(
         _WIDE,
         'heads are independent; there are 48 in the official stage 1, but 30 in stage 2: 2, 3, 5 or 6 parts',
     ),
-    axes.COND: AxisRule(_WHOLE, 'a few hundred values wide'),
-    axes.TEXT: AxisRule(_WHOLE, 'the other dimension of its weight is split'),
-    axes.PATCH: AxisRule(_WHOLE, 'as TEXT'),
-    axes.CONV_IN: AxisRule(_WHOLE, 'a VAE has 0.2 billion parameters: every chip keeps them all'),
-    axes.CONV_OUT: AxisRule(_WHOLE, 'as CONV_IN'),
-    axes.NORM: AxisRule(_WHOLE, 'small vectors: cheaper to replicate than to gather'),
-    axes.ACT_BATCH: AxisRule(_EXAMPLES, 'examples are independent'),
+    axes.COND: AxisRule(_UNSPLIT, 'a few hundred values wide'),
+    axes.TEXT: AxisRule(_UNSPLIT, 'the other dimension of its weight is split'),
+    axes.PATCH: AxisRule(_UNSPLIT, 'as TEXT'),
+    axes.CONV_IN: AxisRule(_UNSPLIT, 'a VAE has 0.2 billion parameters: every chip keeps them all'),
+    axes.CONV_OUT: AxisRule(_UNSPLIT, 'as CONV_IN'),
+    axes.NORM: AxisRule(_UNSPLIT, 'small vectors: cheaper to replicate than to gather'),
+    axes.ACT_BATCH: AxisRule(_BATCH, 'examples are independent'),
     axes.ACT_TOKENS: AxisRule(
         _TOKENS,
         'text and video are one padded sequence, so that every chip has the same amount of work; never height: it is '
         '67 patches in the official stage 2, a prime',
     ),
-    axes.ACT_EMBED: AxisRule(_WHOLE, 'a norm needs all of it'),
+    axes.ACT_EMBED: AxisRule(_UNSPLIT, 'a norm needs all of it'),
     axes.ACT_HEADS: AxisRule(_WIDE, 'as HEADS'),
     axes.ACT_MLP: AxisRule(_WIDE, 'as MLP'),
-    axes.ACT_WIDTH: AxisRule(_WHOLE, 'for previews: their frames are small'),
+    axes.ACT_WIDTH: AxisRule(_UNSPLIT, 'for previews: their frames are small'),
 }
 _SPLIT_FRAMES = AxisRule(
     (CONTEXT, TENSOR), '1920 columns divide by 8 and 16 at every level of a VAE, 1072 lines do not'
 )
-_REPLICATED: RuleSet = {name: AxisRule(_WHOLE, 'a VAE is small: whole on every chip') for name in _FSDP}
+_REPLICATED: RuleSet = {name: AxisRule(_UNSPLIT, 'a VAE is small, so replicated') for name in _FSDP}
 
 STRATEGIES: dict[str, RuleSet] = {
     # Weights over fsdp and context, tokens over context, heads and MLPs over tensor.
     'fsdp': _FSDP,
     # The same, with the frozen VAE's frames split by their columns.
     'fsdp_split_frames': _FSDP | {axes.ACT_WIDTH: _SPLIT_FRAMES},
-    # Whole networks on every chip; examples and the columns of frames are split.
+    # Networks are replicated; examples and the columns of frames are split.
     'replicated_split_frames': _REPLICATED | {axes.ACT_BATCH: _FSDP[axes.ACT_BATCH], axes.ACT_WIDTH: _SPLIT_FRAMES},
 }
 
@@ -124,7 +124,7 @@ class Partitioner:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of an array that is whole on every chip."""
+        """The sharding of an array that every chip has in full."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def _fitting_axes(self, mesh_axes: MeshAxes, size: int) -> str:

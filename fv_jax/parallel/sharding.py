@@ -70,8 +70,8 @@ def context_parallel_plan(
 ) -> ContextParallelPlan:
     """Returns the plan for attention over global arrays of a shape. Raises ConfigError if `choice` is impossible."""
     batch, tokens, heads, head_dim = shape_BMNK
-    rows, heads = batch // partitioner.num_shards(axes.ACT_BATCH), heads // partitioner.num_shards(axes.ACT_HEADS)
-    shape = AttentionShape(rows, tokens, heads, head_dim, itemsize, choice.training)
+    examples, heads = batch // partitioner.num_shards(axes.ACT_BATCH), heads // partitioner.num_shards(axes.ACT_HEADS)
+    shape = AttentionShape(examples, tokens, heads, head_dim, itemsize, choice.training)
     device, ring = partitioner.mesh.devices.flat[0], choice.ring
     if BACKENDS[device.platform].partial is None:
         require(

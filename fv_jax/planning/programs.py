@@ -204,7 +204,7 @@ def sampling_phase(setup: TrainSetup, vae: VAEConfig, bucket: Bucket, tiling: Ti
     if tiling is not None:
         _check_tiles(setup, 'encoder' in used)
         tiles = tiling.count(bucket.height, bucket.width)
-        tile = bucket.frames, *tiling.tile_of(bucket.height, bucket.width)
+        tile = bucket.frames, *tiling.clamp_tile(bucket.height, bucket.width)
         size = BatchSize(batch_size, tile, vae.latent_spec.latent_size(*tile))
         # The video that tiles are cut from, or blended into.
         resident['video'] = bytes_per_chip(_abstract_array(setup, 'video_BFHWC', (batch_size, *bucket.size, 3)))

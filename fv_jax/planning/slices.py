@@ -150,7 +150,7 @@ def parse_generation(name: str, topology: str | None = None) -> str:
 
     Args:
       name: of the generation.
-      topology: the whole flag, for the message.
+      topology: the value of --topology, for the message.
 
     Raises:
       ConfigError: the generation is not known.

@@ -53,29 +53,29 @@ def batch_size(latent_spec: LatentSpec, frames: int, size: tuple[int, int]) -> i
 
 
 def generate_previews(
-    fv: Pipeline, rows: PromptBatch, folder: Path, settings: PreviewSettings, batch: int | None, mp4: Mp4Options
+    fv: Pipeline, requests: PromptBatch, folder: Path, settings: PreviewSettings, batch: int | None, mp4: Mp4Options
 ) -> list[Path]:
     """Generates previews into folder/0, folder/1, ... and writes a contact sheet.
 
     Args:
       fv: the pipeline.
-      rows: the prompts and seeds.
+      requests: the prompts and seeds.
       folder: created if missing. Previews of an earlier call under higher numbers are removed at the end.
       settings: the sampler settings of stage 1.
       batch: the batch size; None for the default.
       mp4: how the previews are written.
 
     Returns:
-      The folders of the previews, in the order of `rows`.
+      The folders of the previews, in the order of `requests`.
     """
     batch = batch or batch_size(fv.stage1.latent_spec, settings.frames, settings.size)
     folders, shown_all = [], []
     started = time.monotonic()
     log.info(
-        f'generating {len(rows.prompts)} preview(s) of {settings.frames}x{settings.size[0]}x{settings.size[1]} in '
+        f'generating {len(requests.prompts)} preview(s) of {settings.frames}x{settings.size[0]}x{settings.size[1]} in '
         f'{settings.num_steps} steps (the first batch includes compilation)'
     )
-    for previews in fv.preview_batches(*rows, settings, batch_size=batch):
+    for previews in fv.preview_batches(*requests, settings, batch_size=batch):
         folder.mkdir(exist_ok=True)
         for preview in previews:
             folders.append(folder / str(len(folders)))
@@ -127,19 +127,19 @@ def enhance_previews(
     log.info(f'{len(previews)} video(s) in {time.monotonic() - started:.1f} s')
 
 
-def reproduce(fv: Pipeline, made_with: GenerationMetadata) -> Preview | Video:
+def reproduce(fv: Pipeline, metadata: GenerationMetadata) -> Preview | Video:
     """Generates a preview or a video again from its metadata.
 
     Raises:
       ValueError: the pipeline's weights are not those of the metadata.
     """
-    first = made_with.preview
-    ((made,),) = fv.preview_batches([first.prompt], [first.seed], first.settings)
-    _check_weights(first.weights, made.metadata.preview.weights, 'stage 1')
-    if made_with.enhance is None:
-        return made
-    ((video,),) = fv.enhance_batches([made], [made_with.enhance.seed], made_with.enhance.settings)
-    _check_weights(made_with.enhance.weights, video.metadata.enhance.weights, 'stage 2')
+    first = metadata.preview
+    ((preview,),) = fv.preview_batches([first.prompt], [first.seed], first.settings)
+    _check_weights(first.weights, preview.metadata.preview.weights, 'stage 1')
+    if metadata.enhance is None:
+        return preview
+    ((video,),) = fv.enhance_batches([preview], [metadata.enhance.seed], metadata.enhance.settings)
+    _check_weights(metadata.enhance.weights, video.metadata.enhance.weights, 'stage 2')
     return video
 
 

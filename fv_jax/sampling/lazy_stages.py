@@ -129,7 +129,7 @@ class LazyStage(Generic[S]):
         return embeddings_BLD, digest
 
 
-def batch_indices(count: int, batch_size: int | None) -> list[list[int]]:
+def split_into_batches(count: int, batch_size: int | None) -> list[list[int]]:
     """Splits range(count) into batches of equal size; None is one batch.
 
     The last batch is padded with the last index, so that every batch has the same shape.
@@ -138,6 +138,6 @@ def batch_indices(count: int, batch_size: int | None) -> list[list[int]]:
     return [[min(i, count - 1) for i in range(first, first + size)] for first in range(0, count, size)]
 
 
-def take(array: np.ndarray | None, indices: list[int]) -> jax.Array | None:
+def take_examples(array: np.ndarray | None, indices: list[int]) -> jax.Array | None:
     """Returns the examples at these indices of the batch axis, on the device; None for None."""
     return None if array is None else jnp.asarray(array[indices])

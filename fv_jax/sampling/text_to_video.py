@@ -13,7 +13,7 @@ from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
 from fv_jax.sampling import preview_store, programs
-from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, batch_indices, take
+from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, split_into_batches, take_examples
 from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightsOrigin
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, is_sequence
@@ -143,17 +143,17 @@ class Pipeline:
         stage = stage1.stage.with_sampler_config(settings)
         text_BLD, text_digest = stage1.encode_prompts(prompts)
         loaded, weights = stage1.loaded.with_stage(stage), stage1.weight_digests(text_digest)
-        for rows in batch_indices(len(prompts), batch_size):
-            noise = SeededNoise.from_seeds([seeds[i] for i in rows])
+        for indices in split_into_batches(len(prompts), batch_size):
+            noise = SeededNoise.from_seeds([seeds[i] for i in indices])
             size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
             vae = stage1.vae.jitted
             with self.clock.timed('preview'):
-                z = programs.generate(loaded, take(text_BLD, rows), noise, size, context=self.context)
+                z = programs.generate(loaded, take_examples(text_BLD, indices), noise, size, context=self.context)
                 frames, latents = to_uint8(np.asarray(programs.decode_latents(vae, z))), np.asarray(z)
-            made = {i: PreviewMetadata(prompts[i], seeds[i], settings, weights) for i in rows}
+            metadata = {i: PreviewMetadata(prompts[i], seeds[i], settings, weights) for i in indices}
             yield [
-                Preview(latents[row], GenerationMetadata(__version__, self.origin, made[i]), frames[row])
-                for row, i in enumerate(made)
+                Preview(latents[j], GenerationMetadata(__version__, self.origin, metadata[i]), frames[j])
+                for j, i in enumerate(metadata)
             ]
 
     def enhance_batches(
@@ -176,20 +176,22 @@ class Pipeline:
         tiling = settings.tiling(stage2.latent_spec)
         text_BLD, text_digest = stage2.encode_prompts([settings.prompt_prefix + p.prompt for p in previews])
         loaded, weights = stage2.loaded.with_stage(stage), stage2.weight_digests(text_digest)
-        for rows in batch_indices(len(previews), batch_size):
-            noise = SeededNoise.from_seeds([seeds[i] for i in rows])
-            z = np.stack([previews[i].latents for i in rows])
+        for indices in split_into_batches(len(previews), batch_size):
+            noise = SeededNoise.from_seeds([seeds[i] for i in indices])
+            z = np.stack([previews[i].latents for i in indices])
             vae, sampled = stage2.vae.jitted, noise if settings.sample_posterior else None
             with self.clock.timed('enhance'):
                 video = programs.decode_latents(decoder.jitted, z)
                 z_low = programs.low_res_latents(vae, video, size, sampled, tiling)
-                z_high = programs.enhance_latents(loaded, z_low, take(text_BLD, rows), noise, context=self.context)
+                z_high = programs.enhance_latents(
+                    loaded, z_low, take_examples(text_BLD, indices), noise, context=self.context
+                )
                 large = programs.decode_latents(vae, z_high, tiling, width_slices=settings.slices)
                 frames = to_uint8(np.asarray(large))
-            made = {i: EnhanceMetadata(seeds[i], settings, weights) for i in rows}
+            metadata = {i: EnhanceMetadata(seeds[i], settings, weights) for i in indices}
             yield [
-                Video(frames[row], dataclasses.replace(previews[i].metadata, enhance=made[i]))
-                for row, i in enumerate(made)
+                Video(frames[j], dataclasses.replace(previews[i].metadata, enhance=metadata[i]))
+                for j, i in enumerate(metadata)
             ]
 
     def check(self, preview: PreviewSettings | None = None, enhance: EnhanceSettings | None = None) -> None:

@@ -88,7 +88,7 @@ class LatentStage(abc.ABC, Generic[C]):
         return self.config.scale_factor * z.astype(jnp.float32)
 
     def unscale_latents(self, x: jax.Array) -> jax.Array:
-        """The inverse of `scale_latents`."""
+        """Inverts `scale_latents`."""
         return x / self.config.scale_factor
 
     # --- sampling ---

@@ -24,7 +24,7 @@ from fv_jax.training import optimizer
 from fv_jax.training.config import MAX_STEPS, LoopConfig
 from fv_jax.training.monitoring.anomalies import Anomaly, AnomalyGuard, BadStep
 from fv_jax.training.monitoring.goodput import Cause, Goodput, Rate, goodput_line
-from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, train_line
+from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, format_train_line
 from fv_jax.training.progress import Progress
 from fv_jax.training.state import ModelDef, TrainState, inference_params
 from fv_jax.training.step import train_step
@@ -226,7 +226,7 @@ class Trainer:
         if anomaly is not None or step % self.config.log_every == 0 or step == self.config.num_steps:
             counts = {'bad_steps': float(self.progress.bad_steps), 'spikes': float(self.progress.spikes)}
             row = values | rates | counts | throughput.peak_memory()
-            self.writer.scalars(step, row, train_line(step, self.config.num_steps, row))
+            self.writer.scalars(step, row, format_train_line(step, self.config.num_steps, row))
         if anomaly is not None and anomaly.needs_rollback:
             times = f' ({self._guard.consecutive} consecutive bad steps)' if self._guard.consecutive > 1 else ''
             raise RollbackRequired(f'step {step}: {anomaly.reason}{times}')

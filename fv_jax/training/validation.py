@@ -11,7 +11,7 @@ from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.stages.protocol import Stage
 from fv_jax.training.heldout import HeldoutBatch
 from fv_jax.training.monitoring.collapse import CollapseError, CollapseMonitor, CollapseMonitorConfig
-from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, eval_line, health_line
+from fv_jax.training.monitoring.metric_writer import MetricWriter, NoMetrics, format_eval_line, format_health_line
 from fv_jax.training.progress import Progress
 from fv_jax.training.state import ModelDef, Params
 from fv_jax.training.step import eval_step, sample_step
@@ -86,7 +86,7 @@ class Validator:
         names = ['loss', *(name for name in losses[0] if name != 'loss')]
         weights = [batch.num_clips for batch in batches]
         means = {f'eval/{n}': float(np.average([float(each[n]) for each in losses], weights=weights)) for n in names}
-        self._writer.scalars(step, means, eval_line(step, means))
+        self._writer.scalars(step, means, format_eval_line(step, means))
         if self._validation.health is None:
             samples = self._sample_step(params, batches[0].arrays, self._key, batches[0].clips)
             self._write_videos(step, self._validation.show(samples))
@@ -105,6 +105,6 @@ class Validator:
         row = {f'health/{name}': value for name, value in figures.items()} | {
             'health/collapse_warnings': float(len(violations))
         }
-        self._writer.scalars(step, row, health_line(step, figures, violations))
+        self._writer.scalars(step, row, format_health_line(step, figures, violations))
         if violations and self._stop:
             raise CollapseError(f'step {step}: {violations[0]}; earlier checkpoints are kept')

@@ -25,7 +25,7 @@ def normal(*shape):
 @pytest.mark.parametrize('size', [(64, 64), (72, 80), (200, 136), (8, 8), (104, 64)])
 def test_tiling_covers_the_frame_with_overlap(size):
     tiling = Tiling((64, 48), 24, 8)
-    for axis, (pixels, tile) in enumerate(zip(size, tiling.tile_of(*size), strict=True)):
+    for axis, (pixels, tile) in enumerate(zip(size, tiling.clamp_tile(*size), strict=True)):
         tile_ranges = tiling.tile_ranges(axis, pixels // 8, 8)
         total = np.zeros(pixels)
         for span in tile_ranges:

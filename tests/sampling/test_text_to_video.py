@@ -15,7 +15,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data.transforms import to_uint8
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.sampling import preview_store, programs, text_to_video
-from fv_jax.sampling.lazy_stages import batch_indices
+from fv_jax.sampling.lazy_stages import split_into_batches
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.text.encoder import TextConfig
 from tests.compiling import compiled
@@ -246,8 +246,8 @@ def test_pipeline_refuses_a_text_encoder_of_another_width(folder):
 
 
 def test_preview_batches():
-    assert batch_indices(5, 2) == [[0, 1], [2, 3], [4, 4]]
-    assert batch_indices(2, None) == [[0, 1]] and batch_indices(2, 8) == [[0, 1]]
+    assert split_into_batches(5, 2) == [[0, 1], [2, 3], [4, 4]]
+    assert split_into_batches(2, None) == [[0, 1]] and split_into_batches(2, 8) == [[0, 1]]
 
 
 def test_public_functions_are_documented():

@@ -50,7 +50,7 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
 
 
 def decode_record(data: bytes) -> Record:
-    """The inverse of `encode_record`; arrays are writable. Raises ValueError if `data` is not a record."""
+    """Inverts `encode_record`; arrays are writable. Raises ValueError if `data` is not a record."""
     with error_context('not a record: ', (ValueError, msgpack.UnpackException)):
         packed = msgpack.unpackb(data, raw=False)
     require(isinstance(packed, dict), f'not a record: expected a map, found {type(packed).__name__}')

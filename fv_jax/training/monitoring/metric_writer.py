@@ -181,7 +181,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     write_text(path, ''.join(kept))
 
 
-def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
+def format_train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
     """Formats the metrics of a training step as one line.
 
     Rates are omitted without `steps_per_s`, which the first step does not have. Of the throughput metrics it has the
@@ -198,22 +198,22 @@ def train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:
         speed = f'  MFU {values["mfu"]:.1%}'
     else:
         speed = f'  {values["tflops_per_chip"]:.3g} TFLOP/s' if 'tflops_per_chip' in values else ''
-    return f'{line}  {rate:.2f} steps/s  {values["clips_per_s"]:.2f} clips/s{speed}  ETA {duration(eta_s)}'
+    return f'{line}  {rate:.2f} steps/s  {values["clips_per_s"]:.2f} clips/s{speed}  ETA {format_duration(eta_s)}'
 
 
-def eval_line(step: int, means: Mapping[str, float]) -> str:
+def format_eval_line(step: int, means: Mapping[str, float]) -> str:
     """Formats the metrics of an evaluation as one line."""
     metrics = '  '.join(f'{name.removeprefix("eval/")} {value:.4f}' for name, value in means.items())
     return f'eval at step {step}: {metrics}'
 
 
-def health_line(step: int, figures: Mapping[str, float], violations: Sequence[str]) -> str:
+def format_health_line(step: int, figures: Mapping[str, float], violations: Sequence[str]) -> str:
     """Formats the metrics of a health check, without those by decile, and one line for each violated limit."""
     shown = '  '.join(f'{name} {value:.3g}' for name, value in figures.items() if '/' not in name)
     return '\n'.join([f'health at step {step}: {shown}', *(f'COLLAPSE at step {step}: {line}' for line in violations)])
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Formats seconds as 1:02:03, or as 2:03 below an hour."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)

@@ -22,7 +22,7 @@ class SavePolicy:
     """Saves a run's state asynchronously, and tolerates a number of failed saves.
 
     Attributes:
-      config: the whole configuration of the run.
+      config: of the run.
       digests: fingerprints of the networks that made its data.
       any_host: two flags of this process -> which of them is set in any process; all processes call it alike.
       check_lock: raises CheckpointError where this run no longer holds its work directory (`run_lock`).

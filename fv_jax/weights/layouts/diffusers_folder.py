@@ -256,8 +256,8 @@ def _join_transform(
         return transform.to_ours(np.concatenate([cut[i] for i in order]))
 
     def to_official(parameter: np.ndarray, shapes: tuple[Shape, ...]) -> tuple[np.ndarray, ...]:
-        (whole,) = transform.to_official(parameter, (shape,))
-        cut = np.split(whole, len(order))
+        (official,) = transform.to_official(parameter, (shape,))
+        cut = np.split(official, len(order))
         counted = [cut[order.index(i)] for i in range(len(order))]
         starts = np.cumsum([0, *pieces])
         return tuple(np.concatenate(counted[starts[j] : starts[j + 1]]) for j in range(len(shapes)))

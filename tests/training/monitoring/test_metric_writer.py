@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from fv_jax.training.monitoring.metric_writer import JSONL, MetricWriter, duration, eval_line, train_line
+from fv_jax.training.monitoring.metric_writer import (
+    JSONL,
+    MetricWriter,
+    format_duration,
+    format_eval_line,
+    format_train_line,
+)
 
 VALUES = {'loss': 0.5, 'grad_norm': 2.0, 'update_norm': 0.1, 'learning_rate': 1e-3}
 
@@ -105,24 +111,24 @@ def test_writer_stores_video_as_animated_gif(tmp_path):
 
 
 def test_train_line():
-    line = train_line(9, 100, VALUES | {'steps_per_s': 0.5, 'clips_per_s': 1.0})
+    line = format_train_line(9, 100, VALUES | {'steps_per_s': 0.5, 'clips_per_s': 1.0})
     for part in ('step   9/100', 'loss 0.5000', 'grad 2 ', 'lr 0.001', '0.50 steps/s', '1.00 clips/s', 'ETA 3:02'):
         assert part in line
     rates = {'steps_per_s': 0.5, 'clips_per_s': 1.0, 'tokens_per_s': 9.0, 'tflops_per_chip': 1.25}
-    assert '1.00 clips/s  1.25 TFLOP/s  ETA' in train_line(9, 100, VALUES | rates)
-    assert '1.00 clips/s  MFU 31.2%  ETA' in train_line(
+    assert '1.00 clips/s  1.25 TFLOP/s  ETA' in format_train_line(9, 100, VALUES | rates)
+    assert '1.00 clips/s  MFU 31.2%  ETA' in format_train_line(
         9, 100, VALUES | rates | {'mfu': 0.312, 'roofline_utilization': 0.6}
     )
-    assert 'ETA' not in train_line(1, 100, VALUES) and 'loss 0.5000' in train_line(1, 100, VALUES)
+    assert 'ETA' not in format_train_line(1, 100, VALUES) and 'loss 0.5000' in format_train_line(1, 100, VALUES)
 
 
 def test_eval_line():
-    assert eval_line(8, {'eval/loss': 0.25, 'eval/psnr': 30.0}) == 'eval at step 8: loss 0.2500  psnr 30.0000'
+    assert format_eval_line(8, {'eval/loss': 0.25, 'eval/psnr': 30.0}) == 'eval at step 8: loss 0.2500  psnr 30.0000'
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (59.6, '1:00'), (125, '2:05'), (3723, '1:02:03')])
 def test_duration_format(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_writer_keeps_lines_that_a_full_disk_refuses(tmp_path, log_lines):
