@@ -62,7 +62,11 @@ class Parser(argparse.ArgumentParser):
         self, argv: Sequence[str], groups: Sequence[str]
     ) -> tuple[argparse.Namespace, dict[str, list[Override]]]:
         """Parses the arguments; returns them and, for each of `groups`, the overrides `--GROUP.FIELD=VALUE`."""
-        arguments, rest = self.parse_known_args(argv)
+        try:
+            arguments, rest = self.parse_known_args(argv)
+        except UsageError:
+            self._check_known(argv, groups)  # a misspelt flag is why a required one is missing
+            raise
         overrides: dict[str, list[Override]] = {group: [] for group in groups}
         for text in rest:
             flag, equals, value = text.partition('=')
@@ -71,10 +75,21 @@ class Parser(argparse.ArgumentParser):
                 require(equals, f'{flag}: needs a value, as in {flag}=VALUE', UsageError)
                 overrides[group].append((field, value))
             else:
-                known = sorted(option for action in self._actions for option in action.option_strings)
-                close = difflib.get_close_matches(flag, known, n=1)
-                raise UsageError(f'{flag}: unknown flag; {f"did you mean {close[0]}?" if close else ", ".join(known)}')
+                self._raise_unknown(flag)
         return arguments, overrides
+
+    def _check_known(self, argv: Sequence[str], groups: Sequence[str]) -> None:
+        """Raises UsageError for a flag that does not exist."""
+        for text in argv:
+            flag = text.partition('=')[0]
+            is_override = flag.removeprefix('--').partition('.')[0] in groups
+            if flag.startswith('--') and flag not in self._option_string_actions and not is_override:
+                self._raise_unknown(flag)
+
+    def _raise_unknown(self, flag: str) -> NoReturn:
+        known = sorted(option for action in self._actions for option in action.option_strings)
+        close = difflib.get_close_matches(flag, known, n=1)
+        raise UsageError(f'{flag}: unknown flag; {f"did you mean {close[0]}?" if close else ", ".join(known)}')
 
 
 def add_process_flags(parser: Parser) -> None:
@@ -144,6 +159,9 @@ def override(cls: type, values: dict[str, Any], path: str, text: str, root: str 
         if not isinstance(group, dict) or key not in group:
             known = group if isinstance(group, dict) else ()
             fix = did_you_mean(key, known) if known else 'it has no fields here'
+            elsewhere = [found for found in _field_paths(values) if found.rpartition('.')[2] == keys[-1]]
+            if known and elsewhere and not difflib.get_close_matches(key, known):
+                fix = f'did you mean {" or ".join(f"{root}.{found}" for found in elsewhere[:3])}?'
             raise ConfigError(f'{where}.{key}: unknown key; {fix}')
         hint, optional = split_optional(field_types(hint, group, where)[key])
         parent, group = group, group[key]
@@ -152,6 +170,13 @@ def override(cls: type, values: dict[str, Any], path: str, text: str, root: str 
         none = ', or none' if optional else ''
         raise ConfigError(f'{root}.{path}: is a section; set one of its fields ({", ".join(group)}){none}')
     parent[keys[-1]] = value
+
+
+def _field_paths(values: Any, path: str = '') -> list[str]:
+    """Returns the paths of all fields of nested dicts, with dots."""
+    if not isinstance(values, dict):
+        return [path]
+    return [found for key, value in values.items() for found in _field_paths(value, f'{path}.{key}' if path else key)]
 
 
 def _parse(hint: Any, text: str) -> Any:

@@ -87,6 +87,9 @@ def enhance_clip(
 
     Yields:
       uint8 (F, *size, 3), one block per window: the frames that no later window contributes to.
+
+    Raises:
+      ValueError: out of memory.
     """
 
     def enhance_windows():
@@ -95,4 +98,12 @@ def enhance_clip(
             video = enhancer.enhance_window(window.video_FHWC, size, key=key, first_latent=first_latent)
             yield window._replace(video_FHWC=video)
 
-    return map(to_uint8, crossfade(enhance_windows(), windows.overlap))
+    try:
+        yield from map(to_uint8, crossfade(enhance_windows(), windows.overlap))
+    except jax.errors.JaxRuntimeError as error:
+        if 'out of memory' not in str(error).lower():
+            raise
+        shape = f'{windows.frames}x{size[0]}x{size[1]}'
+        raise ValueError(
+            f'out of memory for windows of {shape}; use a smaller --size or --scale, or tiles (--tile-size=256x256)'
+        ) from error

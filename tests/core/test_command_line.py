@@ -75,6 +75,8 @@ def test_parser_separates_flags_from_overrides():
     ('argv', 'words'),
     [
         (['--inptu=a', '--input=b'], '--inptu: unknown flag; did you mean --input?'),
+        (['--inptu', 'a'], '--inptu: unknown flag; did you mean --input?'),
+        (['--config.part.size=3'], 'required: --input'),
         (['--input=a', '--zzz'], '--zzz: unknown flag; --count, --help, --input'),
         (['--input=a', '--cou=2'], '--cou: unknown flag'),
         (['--input=a', 'stray'], 'stray: unknown flag'),
@@ -143,6 +145,7 @@ def test_override_parses_values(path, text, value):
     [
         ('part.sise', '1', "config.part.sise: unknown key; did you mean 'size'?"),
         ('prt.size', '1', "config.prt: unknown key; did you mean 'part'?"),
+        ('rate', '1', 'config.rate: unknown key; did you mean config.part.rate?'),
         ('other.size', '1', 'config.other.size: unknown key; it has no fields here'),
         ('label.size', '1', 'config.label.size: unknown key'),
         ('part', '1', 'config.part: is a section; set one of its fields (size, rate, kind)'),

@@ -26,6 +26,7 @@ from fv_jax.data.transforms import Latents, Transform, compose, keep_arrays
 from fv_jax.models import vae_chunking
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.text.encoder import TextEncoder
+from fv_jax.training.monitoring.metric_writer import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def cached_latents(
     variants = config.cache.num_degraded_variants
     degraded = f' and {variants} degraded variant(s) of each' if variants else ''
     log.info(f'encoding {len(records)} clips{degraded}, once; stored in {folder}')
-    reported = time.monotonic()
+    started = reported = time.monotonic()
     clips = _degrade_ahead(records, transform, config)
     with RecordWriter(folder, NAME) as writer, contextlib.closing(clips):
         for i, (name, future) in enumerate(clips):
@@ -106,8 +107,10 @@ def cached_latents(
             except ValueError as error:
                 bad.report(name, error)
             if i + 1 == len(records) or time.monotonic() - reported > _PROGRESS_S:
-                log.info(f'encoded {i + 1}/{len(records)} clips')
                 reported = time.monotonic()
+                eta_s = (reported - started) / (i + 1) * (len(records) - i - 1)
+                left = f', ETA {format_duration(eta_s)}' if i + 1 < len(records) else ''
+                log.info(f'encoded {i + 1}/{len(records)} clips{left}')
         writer.summary = {MADE_WITH: made_with}
     return Shards(list_shards(folder, NAME))
 
