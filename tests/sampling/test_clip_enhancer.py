@@ -221,6 +221,8 @@ def test_out_of_memory_names_the_size_and_what_to_change():
             raise jax.errors.JaxRuntimeError('INTERNAL: Out of memory allocating 38064543752 bytes.')
 
     frames = [np.zeros((4, 4, 3), np.uint8)] * 9
-    blocks = enhance_clip(Full(), frames, (1920, 2560), key=jax.random.key(0), windows=Windows(9, 1, OFFICIAL.latent_spec))
+    blocks = enhance_clip(
+        Full(), frames, (1920, 2560), key=jax.random.key(0), windows=Windows(9, 1, OFFICIAL.latent_spec)
+    )
     with pytest.raises(ValueError, match=r'out of memory for windows of 9x1920x2560; use a smaller --size or --scale'):
         list(blocks)
