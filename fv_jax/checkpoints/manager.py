@@ -37,6 +37,9 @@ FOLDER = 'checkpoints'
 ARRAYS = ('state', 'params')
 META = 'meta'
 TEMPORARY_SUFFIX = '.orbax-checkpoint-tmp'  # Orbax's, of a folder that is not complete
+# Without the suffix: when Orbax's manager opens, a thread removes the folders that have it. If one of them vanishes
+# meanwhile, the thread fails, and each save after it.
+WRITE_CHECK = '.write-check'
 QUIET_S = 0.3  # a failed save's folder is removed once it has not been created again for this long
 MAX_REMOVAL_S = 10.0
 POLL_S = 0.2  # between two collective checks of whether all processes have finished
@@ -171,7 +174,7 @@ class Checkpoints:
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._barrier.reset()
         try:
-            self._check_writable(step)
+            self._check_writable()
             self._manager.save(step, args=args, force=True)
         except SAVE_ERRORS as error:
             done.set_exception(error)
@@ -179,8 +182,8 @@ class Checkpoints:
             done = self._worker.submit(self._finish, step, shapes)
         self._pending = PendingSave(step, since, done)
 
-    def _check_writable(self, step: int) -> None:
-        """Creates a folder as Orbax will, and removes it. Raises OSError in all processes if the first one cannot.
+    def _check_writable(self) -> None:
+        """Creates a folder and removes it. Raises OSError in all processes if the first one cannot.
 
         If Orbax itself fails to create its folder, threads of all processes wait for it for five minutes, even when the
         process ends.
@@ -188,12 +191,9 @@ class Checkpoints:
         problem = None
         if jax.process_index() == 0:
             try:
-                trial = (
-                    self.folder / f'{step}.trial{TEMPORARY_SUFFIX}'
-                )  # removed at the next start if this process is killed
-                trial.mkdir(exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # Orbax may have removed it as a temporary folder
-                    trial.rmdir()
+                trial = self.folder / WRITE_CHECK
+                trial.mkdir(exist_ok=True)  # exists if a process was killed just here
+                trial.rmdir()
             except OSError as error:
                 problem = error
         if distributed.any_process(problem is not None):

@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact round trips, also from other devices; errors in one line."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.path import temporary_paths
 
 from fv_jax.checkpoints import manager
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
@@ -26,7 +28,7 @@ CONFIG = {'stage': {'kind': 'toy'}, 'loop': {'num_steps': 3, 'max_to_keep': None
 
 
 def train_state(ema=True):
-    """Every number another one, and none that float16 or a short decimal could hold."""
+    """Returns a state whose values all differ, none of which float16 or a short decimal represents exactly."""
     _, start, _ = toy.new(toy.Toy(), optimizer.OptimConfig(ema_decay=0.9 if ema else 0.0))
     rng = np.random.default_rng(0)
     filled = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), start)
@@ -51,8 +53,8 @@ def save(folder, *steps, max_to_keep=None, items=None):
     return checkpoints
 
 
-def restored(folder, step=None):
-    """The numbers that `save` wrote."""
+def restore_params(folder, step=None):
+    """Returns the values that `save` wrote."""
     items = {'params': {'w': jax.ShapeDtypeStruct((3,), jnp.int32)}}
     return np.asarray(Checkpoints(folder, read_only=True).restore(items, step)['params']['w'])
 
@@ -98,7 +100,7 @@ def test_max_to_keep_deletes_the_oldest(tmp_path):
     checkpoints = save(tmp_path, 1, 2, 3, 4, max_to_keep=2)
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['3', '4']
     assert checkpoints.latest_step == 4
-    assert restored(tmp_path).tolist() == [4, 4, 4] and restored(tmp_path, 3).tolist() == [3, 3, 3]
+    assert restore_params(tmp_path).tolist() == [4, 4, 4] and restore_params(tmp_path, 3).tolist() == [3, 3, 3]
 
 
 def test_read_only_changes_nothing(tmp_path):
@@ -108,7 +110,7 @@ def test_read_only_changes_nothing(tmp_path):
     before = sorted(tmp_path.rglob('*'))
     reader = Checkpoints(tmp_path, max_to_keep=1, read_only=True)
     assert reader.latest_step == 3
-    restored(tmp_path)
+    restore_params(tmp_path)
     assert sorted(tmp_path.rglob('*')) == before
 
 
@@ -194,6 +196,18 @@ def test_save_fails_at_once_in_a_folder_that_is_not_writable(tmp_path, monkeypat
     assert steps(tmp_path) == [1, 3] and checkpoints.latest_step == 3
 
 
+def test_save_right_after_opening_does_not_disturb_the_removal_of_temporary_folders(tmp_path, monkeypatch):
+    listed, rmdir = [], Path.rmdir
+
+    def list_and_remove(path):
+        listed.append([p.get().name for p in asyncio.run(temporary_paths.all_temporary_paths(path.parent))])
+        rmdir(path)
+
+    monkeypatch.setattr(Path, 'rmdir', list_and_remove)
+    save(tmp_path, 1)
+    assert listed == [[]]
+
+
 def fail_with(error):
     def fail(*_, **__):
         raise error
@@ -264,9 +278,9 @@ def test_restore_of_a_damaged_checkpoint_names_the_other_steps(tmp_path, damage)
         if damage == 'meta' and path.parent.name == 'meta':
             path.write_text('{')
     with pytest.raises(CheckpointError) as error:
-        restored(tmp_path) if damage == 'arrays' else Checkpoints(tmp_path, read_only=True).meta()
+        restore_params(tmp_path) if damage == 'arrays' else Checkpoints(tmp_path, read_only=True).meta()
     assert 'checkpoints/2: cannot be read; other steps: 1' in one_line(error)
-    assert restored(tmp_path, 1).tolist() == [1, 1, 1]
+    assert restore_params(tmp_path, 1).tolist() == [1, 1, 1]
 
 
 # Errors of saving.
@@ -350,7 +364,7 @@ def test_opening_removes_what_a_killed_process_left(tmp_path):
     checkpoints = save(tmp_path, 1)
     debris = checkpoints.folder / '3.orbax-checkpoint-tmp'
     debris.mkdir()
-    (debris / 'half').write_text('of it')
+    (debris / 'incomplete').write_text('array')
     assert Checkpoints(tmp_path, read_only=True).latest_step == 1
     save(tmp_path, 2)
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ['1', '2']
@@ -360,4 +374,4 @@ def test_save_never_overwrites_a_step(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(CheckpointError, match='step 1'):
         save(tmp_path, 1)
-    assert restored(tmp_path).tolist() == [1, 1, 1]
+    assert restore_params(tmp_path).tolist() == [1, 1, 1]
