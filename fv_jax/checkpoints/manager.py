@@ -48,6 +48,11 @@ ORBAX_TIMEOUT_S = 24 * 3600
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # raised by disks, Orbax and JAX
 
 
+def list_steps(folder: Path) -> list[int]:
+    """Lists the steps in a folder of checkpoints by its folders' names, ascending; empty if it does not exist."""
+    return sorted(int(path.name) for path in folder.glob('*') if path.name.isdigit())
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read. The message is one line: where, why, what to do."""
 
@@ -217,7 +222,7 @@ class Checkpoints:
             self._remove_oldest()
 
     def _remove_oldest(self) -> None:
-        steps = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        steps = list_steps(self.folder)
         for step in steps[: -self._max_to_keep] if self._max_to_keep else []:
             if not self._keep_period or step % self._keep_period:
                 self._remove(step)
@@ -269,7 +274,7 @@ class Checkpoints:
         with contextlib.suppress(*SAVE_ERRORS):
             self._manager.wait_until_finished()  # raises its error again, once in every thread that calls it
         self._remove_unfinished(step)
-        last = self._newest_before(step)
+        last = max((found for found in list_steps(self.folder) if found < step), default=None)
         newest = 'there is no earlier checkpoint' if last is None else f'the newest checkpoint is step {last}'
         why = 'another process could not write' if error is None else summarize_error(error)
         raise CheckpointError(f'{self.folder}: step {step} could not be saved ({why}); {newest}') from error
@@ -286,10 +291,6 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
                 absent_since = time.monotonic()
             time.sleep(0.02)
-
-    def _newest_before(self, step: int) -> int | None:
-        steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and int(p.name) < step]
-        return max(steps, default=None)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """Returns the JSON of a checkpoint; step None is the newest. Raises CheckpointError."""

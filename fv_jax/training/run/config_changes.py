@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fv_jax.core.config import to_dict
 from fv_jax.training import optimizer
 from fv_jax.training.run.setup import TrainConfig
 
@@ -39,24 +40,23 @@ class Change:
         return f'config.{self.field} from {self.old!r} to {self.new!r}{effect}'
 
 
-def compare(old: TrainConfig, new: TrainConfig, values: tuple[Any, Any], step: int) -> list[Change]:
+def compare(old: TrainConfig, new: TrainConfig, step: int) -> list[Change]:
     """Returns the changes from one configuration to another.
 
     Args:
       old: of the last launch.
       new: of this one.
-      values: both as nested dicts.
       step: of the checkpoint that is resumed from; at 0 nothing has been trained yet.
     """
-    changes = list(_differences(*values))
-    explained = {change.field: _explain(change, old, new, step) for change in changes}
-    return list(explained.values())
+    return [_explain(change, old, new, step) for change in _differences(to_dict(old), to_dict(new))]
 
 
 def _explain(change: Change, old: TrainConfig, new: TrainConfig, step: int) -> Change:
+    if step == 0:
+        return dataclasses.replace(change, is_safe=change.under(SAFE_TO_CHANGE))
     effect = next((find(old, new, step) for prefixes, find in _EFFECTS if change.under(prefixes)), '')
     safe = change.under(SAFE_TO_CHANGE) and not effect
-    possible = step == 0 or not change.under(_NEED_NEW_STATE) or not _has_other_state(old, new)
+    possible = not (change.under(_NEED_NEW_STATE) and effect)
     return dataclasses.replace(change, effect=effect, is_safe=safe, is_possible=possible)
 
 
@@ -68,12 +68,12 @@ def _differences(old: Any, new: Any, path: str = '') -> Iterator[Change]:
         yield Change(path, old, new)
 
 
-# --- the effects ---
+# --- the effects, on a run that has a checkpoint ---
 
 
 def _learning_rate(old: TrainConfig, new: TrainConfig, step: int) -> str:
     before, after = (float(optimizer.learning_rates(c.optim, c.loop.num_steps)(step)) for c in (old, new))
-    if step == 0 or abs(after - before) <= _RATE_TOLERANCE * before:
+    if abs(after - before) <= _RATE_TOLERANCE * before:
         return ''
     ratio = f', {after / before:.2g} times' if before else ''
     return f'the learning rate of step {step + 1} becomes {after:.3g} in place of {before:.3g}{ratio}'
@@ -81,7 +81,7 @@ def _learning_rate(old: TrainConfig, new: TrainConfig, step: int) -> str:
 
 def _batches(old: TrainConfig, new: TrainConfig, step: int) -> str:
     before, after = old.data.loader.batch_size, new.data.loader.batch_size
-    if step == 0 or before == after or new.data.token_budget is not None:
+    if before == after or new.data.token_budget is not None:
         return ''
     seen, first = step * before, step * after
     what = f'{first - seen} clips are skipped' if first > seen else f'{seen - first} clips are repeated'
@@ -89,24 +89,21 @@ def _batches(old: TrainConfig, new: TrainConfig, step: int) -> str:
 
 
 def _order(old: TrainConfig, new: TrainConfig, step: int) -> str:
-    return 'clips come in another order: some of this epoch are repeated or skipped' if step else ''
+    return 'clips come in another order: some of this epoch are repeated or skipped'
 
 
 def _noise(old: TrainConfig, new: TrainConfig, step: int) -> str:
-    return f'the noise and times of all steps after {step} are others' if step else ''
+    return f'the noise and times of all steps after {step} are others'
 
 
 def _optimizer_state(old: TrainConfig, new: TrainConfig, step: int) -> str:
-    if step == 0 or not _has_other_state(old, new):
+    has_average = [config.optim.ema_decay > 0 for config in (old, new)]
+    if old.optim.algorithm == new.optim.algorithm and has_average[0] == has_average[1]:
         return ''
     return (
         'the checkpoint holds no state for it; start another --workdir from these parameters '
         '(--config.init_from=THIS_WORKDIR)'
     )
-
-
-def _has_other_state(old: TrainConfig, new: TrainConfig) -> bool:
-    return old.optim.algorithm != new.optim.algorithm or (old.optim.ema_decay > 0) != (new.optim.ema_decay > 0)
 
 
 _NEED_NEW_STATE = ('optim.algorithm', 'optim.ema_decay')

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints
+from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints, list_steps
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import UsageError
@@ -37,16 +37,16 @@ def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()
       UsageError: another field differs, the checkpoint cannot be resumed with a change, a name of `allowed` is no
         field, or the stored configuration cannot be read.
     """
-    path, new = workdir / CONFIG, config_lib.to_dict(config)
+    path = workdir / CONFIG
     allowed = [name.removeprefix('config.') for name in allowed]
-    _check_names(new, allowed)
+    _check_names(config_lib.to_dict(config), allowed)
     if file := next((place for place in (workdir, *workdir.parents) if place.is_file()), None):
         raise UsageError(f'--workdir={workdir}: {file} is a file; give a folder')
     if not path.exists():
         return []
     with error_context(f'{path}: cannot be read; choose another --workdir: ', error=UsageError):
         there = config_lib.build(TrainConfig, parse_json(path.read_text()))
-    changes = compare(there, config, (config_lib.to_dict(there), new), _newest_step(workdir))
+    changes = compare(there, config, max(list_steps(workdir / FOLDER), default=0))
     if impossible := [change for change in changes if not change.is_possible]:
         raise UsageError(f'{workdir}: cannot be resumed with {impossible[0]}')
     refused = [change for change in changes if not (change.is_safe or change.under(allowed))]
@@ -60,14 +60,6 @@ def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()
             f'{more}; choose another --workdir, or, to continue anyway, --allow-config-change={names}'
         )
     return changes
-
-
-def _newest_step(workdir: Path) -> int:
-    """Returns the step of the newest checkpoint, by the folders' names; 0 without any."""
-    folder = workdir / FOLDER
-    return (
-        max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0) if folder.is_dir() else 0
-    )
 
 
 def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
