@@ -1,12 +1,26 @@
-"""Atomic writes of files and folders; reading JSON that others wrote."""
+"""Folders that are made and removed again; atomic writes of files and folders; reading JSON that others wrote."""
 
 import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Makes a folder with its parents; returns those that did not exist, the innermost first. Raises OSError."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes the folders that are empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager

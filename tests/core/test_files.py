@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fv_jax.core.files import atomic_write, write_json, write_text
+from fv_jax.core.files import atomic_write, make_folder, remove_empty, write_json, write_text
 
 
 def test_atomic_write_replaces_a_file_and_a_folder(tmp_path):
@@ -36,3 +36,11 @@ def test_write_text_and_json_replace_a_file(tmp_path):
         write_json(tmp_path / 'a.json', {'text': object()})
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'a.txt']
     assert json.loads((tmp_path / 'a.json').read_text()) == {'text': text}
+
+
+def test_made_folders_are_removed_if_empty(tmp_path):
+    made = make_folder(tmp_path / 'a' / 'b' / 'c')
+    assert made == [tmp_path / 'a' / 'b' / 'c', tmp_path / 'a' / 'b', tmp_path / 'a']
+    (tmp_path / 'a' / 'file').write_text('')
+    remove_empty(made)
+    assert [path.name for path in (tmp_path / 'a').iterdir()] == ['file'] and make_folder(tmp_path) == []

@@ -34,7 +34,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.files import parse_json
+from fv_jax.core.files import make_folder, parse_json, remove_empty
 
 SUFFIX = '.array_record'
 _SHARD = re.compile(r'(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.array_record')
@@ -268,8 +268,7 @@ class RecordWriter:
         return [path for path in files if (m := _SHARD.fullmatch(path.name)) and m['name'] == self._name]
 
     def __enter__(self) -> 'RecordWriter':
-        self._made = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._made = make_folder(self._folder)
         self._temporary = self._folder / f'.{self._name}.{secrets.token_hex(4)}.partial'
         self._temporary.mkdir()
         return self
@@ -312,9 +311,8 @@ class RecordWriter:
                     self._close()
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
-            for path in [] if done else self._made:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+            if not done:
+                remove_empty(self._made)
 
     def _publish(self) -> None:
         """Replaces the old shards by the new ones; if that is interrupted, restores the old ones."""

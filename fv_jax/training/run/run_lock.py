@@ -24,6 +24,7 @@ import jax
 
 from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core.command_line import UsageError
+from fv_jax.core.files import make_folder, remove_empty
 from fv_jax.parallel import distributed
 
 log = logging.getLogger(__name__)
@@ -54,13 +55,12 @@ def lock_run(workdir: Path) -> Iterator[Callable[[], None]]:
     if jax.process_index() == 0:
         try:
             lock = RunLock(workdir)
-        except (OSError, UsageError) as problem:
+        except OSError as problem:
+            error = UsageError(f'--workdir={workdir}: cannot be written to ({problem.strerror})')
+        except UsageError as problem:
             error = problem
     if distributed.any_process(error is not None):
-        reason = error.strerror if isinstance(error, OSError) else error
-        if isinstance(error, UsageError):
-            raise error
-        raise UsageError(f'--workdir={workdir}: cannot be written to ({reason or "by the first process"})') from error
+        raise error or UsageError(f'--workdir={workdir}: cannot be written to (by the first process)')
 
     def check() -> None:
         lost = lock is not None and lock.is_lost()
@@ -114,13 +114,12 @@ class RunLock:
     def __init__(self, workdir: Path):
         """Takes the lock. Raises UsageError when another process holds it, and OSError."""
         self._path, self._mine = workdir / LOCK, _Holder.current()
-        self._created = [path for path in (workdir, *workdir.parents) if not path.exists()]
-        workdir.mkdir(parents=True, exist_ok=True)
+        self._made = make_folder(workdir)
         try:
             while not (_create(self._path, self._mine) or self._take_over_stale(workdir)):
                 pass
         except BaseException:
-            self._remove_created()
+            remove_empty(self._made)
             raise
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name='run lock', daemon=True)
@@ -137,12 +136,7 @@ class RunLock:
         self._thread.join()
         if not self.is_lost():
             self._path.unlink(missing_ok=True)
-        self._remove_created()
-
-    def _remove_created(self) -> None:
-        for folder in self._created:
-            with contextlib.suppress(OSError):  # not empty
-                folder.rmdir()
+        remove_empty(self._made)
 
     def _beat(self) -> None:
         """Rewrites the lock in place, so that readers on NFS, who open it again, see it."""
