@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.core.checks import require
-from fv_jax.evaluation.videos import check_pair, luma, map_frames
+from fv_jax.evaluation.videos import check_pair, gaussian_window, luma, map_frames
 
 _PEAK = 255.0
 # Of SSIM: Wang et al. 2004
@@ -70,12 +70,6 @@ def ssim(video: np.ndarray, truth: np.ndarray, *, on_luma: bool = False, border:
     return map_frames(functools.partial(_ssim, on_luma=on_luma), video, truth)
 
 
-def _gaussian_window(radius: int, sigma: float) -> np.ndarray:
-    """Returns the weights of a Gaussian at -radius to radius, float32, of sum 1."""
-    weights = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1) / sigma))
-    return (weights / weights.sum()).astype(np.float32)
-
-
 def _filter_separably(x_FHWC: jax.Array, window: np.ndarray) -> jax.Array:
     """Correlates rows and columns with a window where it lies within the frame."""
     weights = jnp.asarray(window)
@@ -95,7 +89,7 @@ def _filter_separably(x_FHWC: jax.Array, window: np.ndarray) -> jax.Array:
 def _ssim(video: jax.Array, truth: jax.Array, on_luma: bool) -> jax.Array:
     # Centred at grey: variances lose fewer digits. The means are those of [0, 255] again in (1).
     x, y = (luma(v)[..., None] - _PEAK / 2 if on_luma else v * (_PEAK / 2) for v in (video, truth))
-    window = _gaussian_window(_RADIUS, _SIGMA)
+    window = gaussian_window(_RADIUS, _SIGMA).astype(np.float32)
     mean_x, mean_y, xx, yy, xy = (_filter_separably(z, window) for z in (x, y, x * x, y * y, x * y))
     variances = xx - mean_x**2 + yy - mean_y**2
     covariance = xy - mean_x * mean_y

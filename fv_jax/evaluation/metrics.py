@@ -7,7 +7,7 @@ flicker mean |x_{f+1} - x_f|: change from frame to frame
 
 import numpy as np
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
+from fv_jax.evaluation.videos import LUMA_WEIGHTS
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:
@@ -18,7 +18,7 @@ def psnr(x: np.ndarray, y: np.ndarray) -> float:
 
 def detail(x_FHWC: np.ndarray) -> float:
     """Computes the mean gradient magnitude of luma, per pixel step."""
-    luma = x_FHWC.astype(np.float32) @ _LUMA
+    luma = x_FHWC.astype(np.float32) @ LUMA_WEIGHTS.astype(np.float32)
     down = np.diff(luma, axis=1)[:, :, :-1]
     across = np.diff(luma, axis=2)[:, :-1]
     return float(np.mean(np.sqrt(np.square(down) + np.square(across))))

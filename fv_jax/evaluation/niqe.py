@@ -22,9 +22,8 @@ from PIL import Image
 
 from fv_jax.core.checks import require
 from fv_jax.evaluation import weight_files
-from fv_jax.evaluation.videos import check_video
+from fv_jax.evaluation.videos import LUMA_WEIGHTS, check_video, gaussian_window
 
-_LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 _SIDE = 96  # pixels of a patch at full scale
 _MIN_SIDE = 2 * _SIDE
 _RADIUS, _SIGMA = 3, 7 / 6
@@ -76,7 +75,7 @@ def niqe(video: np.ndarray, parameters: NIQEParameters) -> np.ndarray:
     """
     distances = []
     for f, frame in enumerate(check_video(video, 'NIQE', min_side=_MIN_SIDE)):
-        patches = _features(np.rint((frame + 1) * 127.5 @ _LUMA).astype(np.float32))
+        patches = _features(np.rint((frame + 1) * 127.5 @ LUMA_WEIGHTS).astype(np.float32))
         flat = f'NIQE: frame {f} has {len(patches)} patch(es) of {_SIDE}x{_SIDE} with texture; at least 2 are needed'
         require(len(patches) >= 2, flat)
         offset = patches.mean(axis=0) - parameters.mean
@@ -115,9 +114,9 @@ def _normalize_contrast(luma_HW: np.ndarray) -> np.ndarray:
 
 
 def _blur(image_HW: np.ndarray) -> np.ndarray:
-    window = np.exp(-0.5 * np.square(np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA))
+    window = gaussian_window(_RADIUS, _SIGMA)
     for axis in (0, 1):
-        image_HW = scipy.ndimage.correlate1d(image_HW, window / window.sum(), axis, mode='constant')
+        image_HW = scipy.ndimage.correlate1d(image_HW, window, axis, mode='constant')
     return image_HW
 
 

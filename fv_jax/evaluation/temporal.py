@@ -3,12 +3,12 @@
 import cv2
 import numpy as np
 
-from fv_jax.evaluation.videos import check_pair, check_video
+from fv_jax.evaluation.videos import LUMA_WEIGHTS, check_pair, check_video
 
 _MIN_SIDE = 16  # pixels: below, DIS flow has no patches
 # Of the occlusion check: Sundaram, Brox, Keutzer, ECCV 2010
 _RELATIVE, _ABSOLUTE = 0.01, 0.5
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = LUMA_WEIGHTS.astype(np.float32)
 
 
 def warping_error(video: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 
+LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])  # BT.601, of red, green and blue
 _SLACK = 1e-3  # beyond [-1, 1]
 _PIXELS = 2**21  # that are computed at a time: a frame at 1080p
 # BT.601 of red, green and blue in [0, 1], in studio range (16 to 235): MATLAB's rgb2ycbcr
@@ -65,8 +66,14 @@ def luma(video_FHWC: jax.Array) -> jax.Array:
 
 def full_range_luma(video_FHWC: jax.Array) -> jax.Array:
     """Computes luma by BT.601's weights, (F, H, W) in [0, 255], not rounded."""
-    weights = jnp.array((0.299, 0.587, 0.114), jnp.float32)
+    weights = jnp.array(LUMA_WEIGHTS, jnp.float32)
     return jnp.sum((video_FHWC + 1) * 127.5 * weights[None, None, None], axis=-1)
+
+
+def gaussian_window(radius: int, sigma: float) -> np.ndarray:
+    """Returns the weights of a Gaussian at -radius to radius, float64, of sum 1."""
+    weights = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1) / sigma))
+    return weights / weights.sum()
 
 
 def map_frames(function: Callable[..., jax.Array], *videos: np.ndarray) -> np.ndarray:
