@@ -7,7 +7,6 @@ configuration has none; where only the configuration has LoRA, it is initialized
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax import nnx
@@ -19,7 +18,6 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.models.dit import DiTConfig
 from fv_jax.parallel import arrays, sharding
-from fv_jax.parallel.rules import Partitioner
 from fv_jax.stages import registry
 from fv_jax.training.run.setup import TrainConfig, TrainSetup
 from fv_jax.training.state import ModelDef, Params, split_params
@@ -66,7 +64,10 @@ def _load_from_run(setup: TrainSetup, name: str) -> ParamsPair:
     choices = {name: getattr(wanted, name) for name in CHOICES if hasattr(wanted, name) and name != 'lora'}
     stage_config = dataclasses.replace(stage_config, network=dataclasses.replace(stage_config.network, **choices))
     network = ModelDef.from_stage(registry.build(stage_config))
-    abstract = {part: _abstract(setup.partitioner, getattr(network, part)) for part in ('trainable', 'frozen')}
+    abstract = {}
+    for part, variables in (('trainable', network.trainable), ('frozen', network.frozen)):
+        shardings = sharding.parameter_shardings(setup.partitioner, variables)
+        abstract[part] = arrays.put_sharded(nnx.to_pure_dict(variables), shardings)
     params = Checkpoints(folder, read_only=True).restore({'params': abstract}, meta['step'])['params']
     fit = jax.jit(
         _fit_params(setup, network),
@@ -92,12 +93,3 @@ def _fit_params(setup: TrainSetup, network: ModelDef) -> Callable[[dict[str, Par
         return split_params(setup.stage, model)
 
     return fit
-
-
-def _abstract(partitioner: Partitioner, variables: nnx.State) -> Any:
-    """Returns sharded ShapeDtypeStructs of variables, as nested dicts."""
-
-    def leaf(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    return jax.tree.map(leaf, nnx.to_pure_dict(variables), sharding.parameter_shardings(partitioner, variables))
