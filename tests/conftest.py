@@ -19,6 +19,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
@@ -54,6 +55,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node) -> None:
     """A hook of pytest-xdist: passes the cache folder to a worker."""
     node.workerinput['compiled'] = node.config.compiled
+
+
+@pytest.fixture(scope='module')
+def vae_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a small VAE with random parameters."""
+    from tests.sampling import tiny  # imports the networks, which most tests do without
+
+    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
+    tiny.save_vae(path)
+    return path
 
 
 class _Lines(console.StdoutHandler):

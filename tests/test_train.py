@@ -26,17 +26,9 @@ from fv_jax.training.run import save_policy
 from fv_jax.weights import trained_runs
 from fv_jax.weights.text_encoders import text_fingerprint
 from tests import runs
-from tests.sampling import tiny
 
 NO_EVAL = '--config.loop.eval_every=0'
 FIXTURES = runs.ROOT / 'tests' / 'parity' / 'official_dev'
-
-
-@pytest.fixture(scope='module')
-def vae_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
-    tiny.save_vae(path)
-    return path
 
 
 @pytest.fixture(scope='module')

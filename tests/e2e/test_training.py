@@ -13,7 +13,6 @@ from fv_jax.core import exit_codes
 from tests import runs
 from tests.fuzz.faults import SOURCE_BLOCKS, STALLED_SAVE
 from tests.fuzz.killed_runs import Moment, assert_equals_uninterrupted, kill_and_restart
-from tests.sampling import tiny
 
 LOOP = (
     '--config.loop.num_steps=20',
@@ -28,13 +27,6 @@ def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compiled')
     with runs.shared_compiling(folder):
         yield folder
-
-
-@pytest.fixture(scope='module')
-def vae_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
-    tiny.save_vae(path)
-    return path
 
 
 @pytest.fixture(scope='module')

@@ -25,19 +25,12 @@ LORA = dataclasses.replace(PLAIN, lora=LoRAConfig(rank=2, alpha=2.0, targets=('q
 
 
 @pytest.fixture(scope='module')
-def vae(tmp_path_factory):
-    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
-    tiny.save_vae(path)
-    return path
-
-
-@pytest.fixture(scope='module')
-def saved(vae, tmp_path_factory):
+def saved(vae_file, tmp_path_factory):
     """A full run and one with LoRA, each as a run, an exported folder, an exported file and an official file."""
     folder = tmp_path_factory.mktemp('runs')
     for name, dit in (('plain', PLAIN), ('lora', LORA)):
         run = folder / name
-        stage = tiny.first_stage_config(vae, dit=dit)
+        stage = tiny.first_stage_config(vae_file, dit=dit)
         tiny.save_run(run, stage)
         later = jax.tree.map(lambda x: x + 1, tiny.train_state(registry.build(stage)))
         Checkpoints(run).save(9, state.to_items(later), tiny.config(stage))
@@ -53,18 +46,18 @@ def network(run):
     return opened.network.model(**opened.params)
 
 
-def setup(vae, dit):
+def setup(vae_file, dit):
     config = stage1.get_config('smoke')
     config.parallel = {'data': 1, 'fsdp': 1}
     built = build(TrainConfig, config.to_dict())
-    built = dataclasses.replace(built, stage=tiny.first_stage_config(vae, dit=dit))
+    built = dataclasses.replace(built, stage=tiny.first_stage_config(vae_file, dit=dit))
     latent_spec = trained_runs.latent_spec(built.stage)
     mesh = make_mesh(ParallelConfig(data=1), jax.devices()[:1])
     return make_train_setup(built, make_partitioner(built, mesh, latent_spec), latent_spec)
 
 
-def load(vae, dit, name):
-    made = setup(vae, dit)
+def load(vae_file, dit, name):
+    made = setup(vae_file, dit)
     trainable, frozen = load_init_params(made, str(name))
     shardings = made.shardings.trainable, made.shardings.frozen
     for leaf, sharding in zip(jax.tree.leaves((trainable, frozen)), jax.tree.leaves(shardings), strict=True):
@@ -85,22 +78,22 @@ def assert_close(model, expected, atol=0.0):
 
 
 @pytest.mark.parametrize('dit', [PLAIN, LORA], ids=['plain', 'lora'])
-def test_same_network_is_taken_as_it_is(saved, vae, dit):
+def test_same_network_is_taken_as_it_is(saved, vae_file, dit):
     name = 'plain' if dit is PLAIN else 'lora'
     expected = network(saved / name)
     for source in (f'{name}/checkpoints/7', f'{name}_export'):
-        assert_close(load(vae, dit, saved / source), expected)
-    assert_close(load(vae, dit, saved / f'{name}.safetensors'), expected, atol=1e-3)  # float16
-    assert_close(load(vae, dit, saved / f'{name}.pt'), expected, atol=1e-6)
-    newest = load(vae, dit, saved / name)
+        assert_close(load(vae_file, dit, saved / source), expected)
+    assert_close(load(vae_file, dit, saved / f'{name}.safetensors'), expected, atol=1e-3)  # float16
+    assert_close(load(vae_file, dit, saved / f'{name}.pt'), expected, atol=1e-6)
+    newest = load(vae_file, dit, saved / name)
     assert_close(newest, jax.tree.map(lambda x: x + 1, expected))
 
 
 @pytest.mark.parametrize('source', ['plain/checkpoints/7', 'plain_export', 'plain.safetensors', 'plain.pt'])
-def test_lora_starts_from_a_full_run(saved, vae, source):
-    model = load(vae, LORA, saved / source)
+def test_lora_starts_from_a_full_run(saved, vae_file, source):
+    model = load(vae_file, LORA, saved / source)
     assert_close(merge_lora(model), network(saved / 'plain'), atol=1e-3 if 'safe' in source else 0)
-    from_official = load(vae, LORA, saved / 'plain.pt')
+    from_official = load(vae_file, LORA, saved / 'plain.pt')
     matrices = {name: value for name, value in values(from_official).items() if '/lora/' in name}
     assert len(matrices) == 6
     for name, value in matrices.items():
@@ -109,25 +102,25 @@ def test_lora_starts_from_a_full_run(saved, vae, source):
 
 
 @pytest.mark.parametrize('source', ['lora/checkpoints/7', 'lora_export', 'lora.safetensors', 'lora.pt'])
-def test_full_training_starts_from_a_lora_run(saved, vae, source):
+def test_full_training_starts_from_a_lora_run(saved, vae_file, source):
     merged = merge_lora(network(saved / 'lora'))
-    assert_close(load(vae, PLAIN, saved / source), merged, atol=3e-3 if 'safe' in source else 1e-6)
+    assert_close(load(vae_file, PLAIN, saved / source), merged, atol=3e-3 if 'safe' in source else 1e-6)
 
 
 @pytest.mark.parametrize('source', ['lora/checkpoints/7', 'lora_export', 'lora.safetensors', 'lora.pt'])
-def test_lora_of_another_alpha_is_the_same_function(saved, vae, source):
+def test_lora_of_another_alpha_is_the_same_function(saved, vae_file, source):
     other = dataclasses.replace(LORA, lora=dataclasses.replace(LORA.lora, alpha=0.5), dtype='bfloat16')
-    model = load(vae, other, saved / source)
+    model = load(vae_file, other, saved / source)
     assert model.config == other
     merged = merge_lora(network(saved / 'lora'))
     assert_close(merge_lora(model), merged, atol=3e-3 if 'safe' in source else 1e-6)
 
 
 @pytest.mark.parametrize('dit', [PLAIN, LORA], ids=['plain', 'lora'])
-def test_parameters_are_stored_in_the_dtype_of_the_config(saved, vae, dit):
+def test_parameters_are_stored_in_the_dtype_of_the_config(saved, vae_file, dit):
     half = dataclasses.replace(LORA, param_dtype='bfloat16')
     name = 'plain' if dit is PLAIN else 'lora'
-    model = load(vae, half, saved / name / 'checkpoints' / '7')
+    model = load(vae_file, half, saved / name / 'checkpoints' / '7')
     assert model.text_embed.kernel.dtype == 'bfloat16' and model.blocks.attention.qkv.lora.a.dtype == 'float32'
 
 
@@ -153,7 +146,7 @@ def test_parameters_are_stored_in_the_dtype_of_the_config(saved, vae, dit):
         ('no_stage', {}, 'no_stage: its configuration has no stage'),
     ],
 )
-def test_what_does_not_fit_is_one_line(saved, vae, source, change, words):
+def test_what_does_not_fit_is_one_line(saved, vae_file, source, change, words):
     (saved / 'empty').mkdir(exist_ok=True)
     (saved / 'video.mp4').touch()
     (saved / 'vae.safetensors').write_bytes(embedded.VAE_TINY.read_bytes())
@@ -164,5 +157,5 @@ def test_what_does_not_fit_is_one_line(saved, vae, source, change, words):
         items = state.to_items(tiny.train_state(registry.build(stage)))
         Checkpoints(saved / source).save(1, items, tiny.config(stage))
     with pytest.raises(ConfigError, match=f'^config.init_from: .*{words}') as error:
-        load(vae, dataclasses.replace(LORA, **change), saved / source)
+        load(vae_file, dataclasses.replace(LORA, **change), saved / source)
     assert '\n' not in str(error.value)

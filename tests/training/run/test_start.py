@@ -8,14 +8,6 @@ from fv_jax import train
 from fv_jax.data.shards.records import RecordWriter
 from fv_jax.training.run.run_lock import lock_run
 from tests import runs
-from tests.sampling import tiny
-
-
-@pytest.fixture(scope='module')
-def vae_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
-    tiny.save_vae(path)
-    return path
 
 
 @pytest.fixture(scope='module')
