@@ -95,6 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
+    """Trains or replays. The noise does not depend on the environment: with another generator a resumed run or a replay
+    would have other noise, and 'rbg' gives an example noise that depends on the batch it is in.
+    """
+    if (asked := jax.config.jax_default_prng_impl) != PRNG_IMPL:
+        log.info(f'note: the noise of training is drawn by {PRNG_IMPL}; jax_default_prng_impl={asked} is not used')
+    with jax.default_prng_impl(PRNG_IMPL), jax.threefry_partitionable(True):
+        return _parse_and_train(argv)
+
+
+def _parse_and_train(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.train', 'Trains a stage of FlashVideo.', OVERRIDES)
     parser.add_argument('--config', help='a config file and variant: stage2:tiny, or FILE.py:tiny')
     parser.add_argument('--workdir', type=path_flag, help='the work directory of the run; created if missing')
@@ -159,22 +169,13 @@ class LaunchInfo:
 
 def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
     """Trains a run to the end. What can be wrong is found before anything is computed or written."""
-    # The noise of a run does not depend on the environment: with another implementation a resumed run would have other
-    # noise, and 'rbg' gives an example noise that depends on the batch it is in.
-    if (asked := jax.config.jax_default_prng_impl) != PRNG_IMPL:
-        log.info(f'note: the noise of training is drawn by {PRNG_IMPL}; jax_default_prng_impl={asked} is not used')
-    with jax.default_prng_impl(PRNG_IMPL), jax.threefry_partitionable(True):
-        _open_and_run(config, workdir, launch or LaunchInfo())
-
-
-def _open_and_run(config: TrainConfig, workdir: Path, launch: LaunchInfo) -> None:
     latent_spec = trained_runs.latent_spec(config.stage)
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
     vae = trained_runs.load_frozen_vae(config.stage, partitioner)
     setup = make_train_setup(config, partitioner, latent_spec, encoder=vae.encode if vae else None)
     with lock_run(workdir) as check_lock:
         check_writable(workdir)
-        _run(setup, vae, workdir, launch, check_lock)
+        _run(setup, vae, workdir, launch or LaunchInfo(), check_lock)
 
 
 def _run(

@@ -1,12 +1,15 @@
 """Dumps of bad steps are replayed in float32."""
 
 import copy
+import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from configs import stage1, stage2, vae
+from fv_jax import train
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core.config import build, to_dict
 from fv_jax.stages import registry
@@ -15,6 +18,19 @@ from fv_jax.training.run.setup import TrainConfig, latents_shape
 from fv_jax.training.state import ModelDef
 from fv_jax.weights import trained_runs
 from tests.sampling import tiny
+
+
+def test_replay_takes_the_generator_of_training_whatever_the_environment_names(tmp_path, monkeypatch):
+    record = json.dumps(dict.fromkeys(bad_step_dumps._FIELDS, 0))
+    np.savez(tmp_path / 'step.npz', key=np.zeros(2, np.uint32), record=np.array(record))
+    read = []
+    monkeypatch.setattr(
+        bad_step_dumps, 'replay_dump', lambda dump: read.append(dump) or types.SimpleNamespace(is_finite=True)
+    )
+    monkeypatch.setattr(bad_step_dumps, 'report', lambda dump, found: None)
+    with jax.default_prng_impl('rbg'):
+        assert train.main([f'--replay={tmp_path / "step.npz"}']) == 0
+    assert str(jax.random.key_impl(read[0].key)) == train.PRNG_IMPL
 
 
 @pytest.mark.parametrize('program', [stage1, stage2, vae])
