@@ -11,7 +11,7 @@ QUICKLY = '--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters'
 
 @contextlib.contextmanager
 def compiled() -> Iterator[list[str]]:
-    """A list that gets an entry for each program compiled within."""
+    """Yields a list that gets an entry for each program compiled within."""
     events: list[str] = []
 
     def listen(event: str, duration: float, **kwargs) -> None:

@@ -339,7 +339,7 @@ def test_train_refuses_the_workdir_of_another_run(command, uninterrupted, tmp_pa
 
 
 def test_resume_with_a_config_field_that_was_added_later(command, uninterrupted, tmp_path, capsys):
-    """What the file does not say is at its default, which is what the run had."""
+    """A field that config.json lacks has its default value, as the run had."""
     folder = tmp_path / 'run'
     shutil.copytree(uninterrupted, folder)
     config = json.loads((folder / 'config.json').read_text())

@@ -43,9 +43,9 @@ def solve(sampler, table, x, denoise_fn, noises=None):
     return samplers.SAMPLERS[sampler].run(denoise_fn, x, table, noise_fn)
 
 
-def exact(table, x, mean, std):
-    """Of the ODE between the table's second and last a, by x - a mean ~ sqrt(a^2 std^2 + 1 - a^2); its first and last
-    steps, which jump, are taken as they are.
+def exact_solution(table, x, mean, std):
+    """Solves the ODE for Gaussian data from the second to the last a of the table: x - a mean is proportional to
+    sqrt(a^2 std^2 + 1 - a^2). The first and the last step are those of the sampler.
     """
     first, last = (np.float64(table.sqrt_alphas[i]) for i in (1, -1))
 
@@ -66,20 +66,20 @@ def test_dpm_solver_order_of_convergence(sampler, order):
         for num_steps in (64, 128):
             table = curved_schedule(num_steps)
             out = solve(sampler, table, x, gaussian_denoiser(table, mean, std))
-            errors.append(np.abs(out - exact(table, np.asarray(x), mean, std)).max())
+            errors.append(np.abs(out - exact_solution(table, np.asarray(x), mean, std)).max())
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2, errors
 
 
 def final_spread(table, std):
-    """Of the last denoiser's answers, for states of the right spread: a little less than the data's, by the noise that
-    the table ends with.
+    """Returns the standard deviation of the last denoised data for states of the exact standard deviation: a little
+    less than that of the data, since the table does not end at zero noise.
     """
     a = np.float64(table.sqrt_alphas[-1])
     return a * std**2 / np.sqrt(a**2 * std**2 + 1 - a**2)
 
 
 def sde_spread_error(num_steps, std):
-    """Of its samples' standard deviation, exactly: each noise by itself is carried to the end."""
+    """Computes the relative error of the standard deviation of samples, exactly: by the response to each noise."""
     table = zero_snr_schedule(num_steps)
     x = jnp.zeros(num_steps).at[-1].set(1.0)
     noises = jnp.eye(num_steps - 1, num_steps)

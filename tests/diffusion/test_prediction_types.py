@@ -54,7 +54,7 @@ def test_flow_example():
 
 
 def oracle(name, data, noise, num_steps):
-    """The prediction of a network that knows the data; of v from the state, which the SDE's noise changes."""
+    """Returns a network that knows the data. Its v is computed from the state, which the noise of an SDE changes."""
     alphas = noise_schedules.denoiser_sqrt_alphas(noise_schedules.zero_snr_schedule(num_steps))
 
     def v(x, time):

@@ -53,7 +53,7 @@ def test_flow_time_grid_of_five_official_steps():
     ],
 )
 def test_flow_time_grid_of_twelve_official_steps(shift, timesteps):
-    """What the official formula gives in bfloat16 on a CPU, where the spacing 1/12 is rounded too."""
+    """The table is what the official formula gives in bfloat16 on a CPU, where the spacing 1/12 is rounded too."""
     np.testing.assert_array_equal(time_grids.flow_time_grid(12, shift, 'official').timestep, timesteps)
 
 

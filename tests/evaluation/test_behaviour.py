@@ -78,7 +78,7 @@ def test_metrics_of_packages() -> None:
 
 
 def test_every_metric_has_an_expectation() -> None:
-    """A metric that is added to the table says what it does there."""
+    """A metric that is added must be added to the table of expectations."""
     try:
         names = {*behaviour.cheap_metrics(), *behaviour.package_metrics()}
     except MissingPackageError as error:

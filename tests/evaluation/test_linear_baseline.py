@@ -44,8 +44,8 @@ def test_linear_baseline_uses_neighbours_in_all_directions():
 
 
 def test_linear_baseline_is_optimal_for_independent_noise():
-    """Of unit Gaussians the best estimate of source - data from x_t is (2 t - 1) / (t^2 + (1 - t)^2) x_t, which leaves
-    2 - (2 t - 1)^2 / (t^2 + (1 - t)^2).
+    """For unit Gaussians the best estimate of source - data from x_t is (2 t - 1) / (t^2 + (1 - t)^2) x_t, with the
+    mean square error 2 - (2 t - 1)^2 / (t^2 + (1 - t)^2).
     """
     predictor = fit([noised(i, (STRATA, 4, 16, 16, 2)) for i in range(8)])
     t = np.array([0.3, 0.8])

@@ -43,19 +43,24 @@ SECONDS = 600  # that a process may take
 
 
 class Accepted(BaseException):
-    """A command began what it was asked for."""
+    """A command accepted its arguments and began."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The result of a command. error: its standard error."""
+    """The result of a command.
+
+    Attributes:
+      code: exit code.
+      error: its standard error.
+    """
 
     code: int
     error: str
 
     @property
     def error_lines(self) -> list[str]:
-        """Without bars of progress."""
+        """The lines of the error, without progress bars."""
         return [line for line in self.error.splitlines() if '%|' not in line and 'B/s' not in line and line.strip()]
 
 
@@ -111,7 +116,7 @@ def run_as_process(mistake: Mistake, folder: Path) -> Result:
 
 
 def check_result(mistake: Mistake, ended: Result) -> str:
-    """The message. Raises AssertionError when it is not as promised."""
+    """Returns the message. Raises AssertionError if the exit code or the message is not as documented."""
     assert ended.code not in (0, None), f'{mistake}: exit code {ended.code}'
     assert len(ended.error_lines) == 1, f'{mistake}: {len(ended.error_lines)} lines: {ended.error}'
     (line,) = ended.error_lines
@@ -121,7 +126,7 @@ def check_result(mistake: Mistake, ended: Result) -> str:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file and folder: its size and when it was last changed."""
+    """Returns the size and modification time of every file and folder."""
     # Python keeps what it has compiled of a configuration program beside it.
     paths = [path for path in sorted(folder.rglob('*')) if '__pycache__' not in path.parts]
     found = {path: path.stat() for path in paths if path.name != 'programs'}
@@ -145,7 +150,7 @@ def check_in_this_process(world: Path, mistakes: Iterable[Mistake]) -> tuple[lis
 
 
 def check_as_processes(world: Path, found: list[tuple[Mistake, str]], count: int, seed: int, at_once: int) -> list[str]:
-    """What was not as it was in one process, of mistakes of every command."""
+    """Runs mistakes of every command in processes. Lists those whose message differs from that in one process."""
     of: dict[str, list[tuple[Mistake, str]]] = collections.defaultdict(list)
     for i in np.random.default_rng(seed).permutation(len(found)):
         of[found[i][0].command].append(found[i])

@@ -41,7 +41,7 @@ KINDS = (_truncate, _flip_bits, _zero_bytes, _overwrite, _remove_bytes, _insert_
 
 
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
-    """The data with one kind of damage; never equal to what it was."""
+    """Returns the data with one kind of damage; it always differs from `data`."""
     while True:
         out = bytes(KINDS[rng.integers(len(KINDS))](bytearray(data), rng))
         if out != data:

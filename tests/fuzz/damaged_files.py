@@ -49,7 +49,7 @@ def _clip(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def fuzz_shards(folder: Path, count: int, seed: int) -> str:
-    """What was met, in words. Raises AssertionError for damage that was not."""
+    """Damages shards and reads them. Returns a summary; raises AssertionError for damage that was not found."""
     shard = _good_shard(folder / 'good')
     good = shard.read_bytes()
     originals = [np.random.default_rng(i).bytes(3000) for i in range(RECORDS)]
@@ -75,7 +75,7 @@ def _good_shard(folder: Path) -> Path:
 
 
 def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
-    """How many records are bad; None if the shard cannot be opened."""
+    """Counts the bad records; None if the shard cannot be opened."""
     bad = BadRecords(BadRecordConfig('skip', max_bad_records=10**6))
     try:
         source = sources.open_shards(str(folder), bad)

@@ -96,14 +96,19 @@ manager.Checkpoints.start = limited
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a fault. lost: steps that had to be repeated, or were skipped."""
+    """The outcome of a fault.
+
+    Attributes:
+      what: happened, for the report.
+      lost: steps that were repeated or skipped.
+    """
 
     what: str
     lost: int
 
 
 class Laboratory:
-    """Runs to do something to."""
+    """The folder and the uninterrupted run of the fault tests, and their commands."""
 
     def __init__(self, folder: Path, slow: float = 1.0):
         """slow: times as long may a run be without movement."""
@@ -127,11 +132,11 @@ class Laboratory:
         return runs.superres(run, self.vae, *(f'--config.loop.{name}={value}' for name, value in loop.items()), *more)
 
     def stalled(self, seconds: float) -> str:
-        """After so long."""
+        """Returns the flag of a stall timeout of so many seconds."""
         return f'--config.loop.stall_timeout_minutes={self.slow * seconds / 60}'
 
     def wait_for_step(self, name: str, step: int = AT) -> Path:
-        """A run of which `step` was the last thing saved, and the rows after it are as a kill leaves them."""
+        """Copies the run as it was when it had saved `step` and was killed later."""
         run = self.folder / name
         shutil.copytree(self.uninterrupted, run)
         for saved in runs.steps(run):
@@ -178,7 +183,7 @@ def disk_full(lab: Laboratory) -> Outcome:
 
 
 def read_only(lab: Laboratory) -> Outcome:
-    """A read-only bind mount in a mount namespace of the process's own; without the right to make one, chmod."""
+    """Makes a folder read-only: by a bind mount in a mount namespace, or by chmod without the right to mount."""
     run = lab.wait_for_step('read_only')
     path, before = run / 'checkpoints', ()
     if os.geteuid() == 0:
@@ -301,7 +306,7 @@ def kill_peer(lab: Laboratory) -> Outcome:
 
 
 def make_one_unwritable(lab: Laboratory) -> Outcome:
-    """Of two processes; the other waits for it at Orbax's barrier."""
+    """Makes one of two processes unable to write; the other waits for it at Orbax's barrier."""
     run = lab.folder / 'one_cannot_write'
     first = ['', CANNOT_WRITE_ONCE]
     (code, out, err), (other, _, other_err) = wait_for_end(

@@ -84,7 +84,7 @@ def kill_and_restart(start: Start, arguments: list[str], folder: Path, moments: 
 
 
 def assert_equals_uninterrupted(folder: Path, reference: Path, step: int) -> None:
-    """The run that was killed is the one that was not."""
+    """Asserts that a run that was killed and resumed equals one that was not interrupted."""
     runs.assert_same(folder, reference, step)
     assert runs.rows(folder) == runs.rows(reference)
     assert runs.steps(folder) == runs.steps(reference)

@@ -50,13 +50,20 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """A command's line that is right, flag -> value, None for switches; what its flags may hold, by kind; and mistakes
-    of its own, as (flags in place of those, words).
+    """The flags of a command.
+
+    Attributes:
+      right: a valid command line, flag -> value, None for switches.
+      config: flags of configuration programs.
+      there: flags of a file or folder that must exist.
+      integers: flags of integers.
+      chosen: flags with choices.
+      own: mistakes of this command, (flags that replace those of `right`, words that the message must have one of).
     """
 
     right: dict[str, str | None]
-    config: tuple[str, ...] = ()  # programs
-    there: tuple[str, ...] = ()  # flags that name a file or folder that must be there
+    config: tuple[str, ...] = ()
+    there: tuple[str, ...] = ()
     integers: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
     own: tuple[tuple[dict[str, str | None], tuple[str, ...]], ...] = ()
@@ -100,7 +107,7 @@ def _draw_value(name: str, flags: Flags, values: dict, world: Path, rng: np.rand
 
 
 def _line(flags: dict[str, str | None]) -> tuple[str, ...]:
-    """A flag that starts with a blank is a bare word, which comes first; one whose value is a blank is omitted."""
+    """Makes the arguments. A flag that starts with a blank is positional and comes first; a blank value omits one."""
     output = {name: value for name, value in flags.items() if value != ' '}
     output = dict(sorted(output.items(), key=lambda item: not item[0].startswith(' ')))
     return tuple(name.strip() if value is None else f'{name}={value}' for name, value in output.items())
@@ -153,7 +160,7 @@ def _values(name: str, variant: str) -> list[tuple[str, Any]]:
 
 
 def _leaves(values: dict[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:
-    """Every field that is not a group: (path, value)."""
+    """Yields (path, value) of every field that is not a group."""
     for name, value in values.items():
         where = f'{path}.{name}' if path else name
         yield from _leaves(value, where) if isinstance(value, dict) else [(where, value)]
@@ -186,7 +193,7 @@ PROGRAMS_AT_FAULT = (
 
 
 def _field(flags: Flags, values: dict, world: Path, rng: np.random.Generator) -> tuple[dict, tuple[str, ...]]:
-    """A field that is none, or a value that it cannot have."""
+    """Draws a field that does not exist, or a value that a field cannot have."""
     name = str(rng.choice(flags.config))
     variant = str(rng.choice(VARIANTS[name]))
     leaves = values[name, variant]

@@ -49,7 +49,11 @@ FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A start that is mutated. second: seconds after which the same is started once more; None for no second start."""
+    """A start that is mutated.
+
+    Attributes:
+      second: seconds after which the same run is started again; None for no second start.
+    """
 
     folder: str = 'run'
     environment: tuple[tuple[str, str], ...] = ()

@@ -29,7 +29,7 @@ DEEP = '[' * 100_000
 
 
 class Exploit:
-    """What a pickle of it does when it is read."""
+    """An object whose pickle executes code when it is read."""
 
     def __init__(self, path):
         self._path = path
@@ -50,7 +50,11 @@ def number(value) -> bytes:
 
 
 def tensor_pickle(shape, strides=(1,), then: bytes = b'') -> bytes:
-    """Of one tensor over a storage of four float32. then: opcodes after it."""
+    """Makes a pickle of one tensor over a storage of four float32.
+
+    Args:
+      then: opcodes after it.
+    """
     named = [
         pickle.GLOBAL + b'torch._utils\n_rebuild_tensor_v2\n', pickle.MARK, pickle.MARK,
         pickle.UNICODE + b'storage\n', pickle.GLOBAL + b'torch\nFloatStorage\n', pickle.UNICODE + b'0\n',

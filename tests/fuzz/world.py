@@ -32,7 +32,7 @@ _PROGRAMS = {
 
 
 def make_programs(world: Path) -> None:
-    """What takes no time: all that mistakes in flags and configurations need."""
+    """Writes the configuration programs, all that mistakes in flags and configurations need."""
     (world / 'programs').mkdir(parents=True)
     for name, text in _PROGRAMS.items():
         (world / 'programs' / name).write_text(text)
@@ -124,7 +124,7 @@ _NO_FOLDERS = ('video.mp4', 'video.mp4/run', 'another', 'no_json', 'list', 'numb
 
 
 def _contradictions(world: Path) -> list:
-    """Of fields that are each right by themselves; sizes; files that are not there or not what they should be."""
+    """Lists contradictions between valid fields, invalid sizes, and files that are missing or of another kind."""
     fields = [
         ('data.height', '40'), ('data.width', '50'), ('data.frames', '10'), ('data.frames', '0'),
         ('data.heldout_size', '(9, 30, 32)'), ('data.heldout_size', '(8, 32, 32)'), ('data.heldout_size', '(9, 32)'),

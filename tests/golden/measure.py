@@ -67,7 +67,7 @@ def training_steps(config: str, workdir: Path) -> list[dict[str, str]]:
 
 
 def samples() -> dict[str, Any]:
-    """A preview and its enhanced video by the shipped weights: SHA-256 of the numbers, and statistics of them."""
+    """Generates a preview and its video with the shipped weights. Returns SHA-256 and statistics of their values."""
     fv = fv_jax.FlashVideo.from_checkpoint('embedded')
     preview = fv.preview(PROMPT, seed=SEED)
     video = fv.enhance(preview)
@@ -113,7 +113,7 @@ def measure() -> dict[str, Any]:
 
 
 def differences(before: Any, after: Any, path: str = '') -> list[str]:
-    """Every value that is not the same, by its path."""
+    """Lists the values that differ, with their paths."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted(before.keys() | after.keys())
         return [line for key in keys for line in differences(before.get(key), after.get(key), f'{path}/{key}')]

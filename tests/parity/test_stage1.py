@@ -169,7 +169,7 @@ def test_stage1_file_is_read_by_torch(official, tmp_path, model, merged, lora):
 
 
 def test_stage1_file_with_plain_and_unused_tensors(official, tmp_path, model, merged, io, inputs):
-    """A file in which LoRA is merged in some of the linears, and that carries what nothing reads."""
+    """Loads a file with LoRA merged into some of its linears, and with tensors that nothing reads."""
     save_official(tmp_path / 'merged.pt', merged)
     mixed, plain = arrays(official / 'stage1.pt'), arrays(tmp_path / 'merged.pt')
     for linear in ('transformer.layers.0.attention.query_key_value', 'mixins.adaln_layer.adaLN_modulations.1.1'):

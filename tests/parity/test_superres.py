@@ -76,7 +76,7 @@ def noise_batch(train, train_stage, t_B, rows=slice(None)):
 
 @pytest.fixture(scope='module')
 def shifted(train, train_stage, loss_and_gradients):
-    """The noised that `u` and the shift make, its loss and its gradients."""
+    """The noised batch at the times of `u` with the shift, its loss and its gradients."""
     noised = noise_batch(train, train_stage, time_grids.shift_times(1 - train['u'], float(train['shift_t'])))
     return noised, *loss_and_gradients(noised)
 
@@ -113,7 +113,7 @@ def test_superres_parity_of_gradients(train, model, shifted):
 
 
 def find_mapping(rows, key):
-    """The table's row for an official key, and which layer of a stacked parameter it is."""
+    """Returns the row of the table for an official key, and which layer of a stacked parameter it is."""
     if key in rows:
         return rows[key], None
     parts = key.split('.')

@@ -42,7 +42,7 @@ def test_text_is_float32_or_zeros():
 
 @pytest.mark.parametrize('stage', [FIRST, SECOND, VAE])
 def test_stage_inputs_are_those_of_a_step(stage):
-    """Of a batch of these shapes noise can be drawn, and nothing of it is left unused."""
+    """`sample_noise_and_time` and `loss` accept a batch of these shapes, and read all of it."""
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in stage.inputs(SIZE).items()}
     keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), SIZE.examples))
     noised = jax.eval_shape(stage.sample_noise_and_time, batch, keys_B)

@@ -47,7 +47,7 @@ class Recorder:
 
 
 def test_super_res_loss_of_an_exact_network_is_zero():
-    """The sign, in closed form: the official network's target is data - source."""
+    """Tests the sign, in closed form: the official network's target is data - source."""
     here = stage()
     noised = here.sample_noise_and_time(batch(), keys())
     loss, metrics = here.loss(Recorder(lambda x, t: noised.data_BFHWC - noised.source_BFHWC), noised, context=CONTEXT)

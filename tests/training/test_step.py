@@ -120,7 +120,7 @@ def test_eval_noise_is_a_clips_own_in_any_batch(make_step):
     params = {'trainable': start.trainable, 'frozen': start.frozen}
 
     def noise(*clips):
-        """The mean noise of examples that are equal but for their clip's index."""
+        """Returns the mean noise of examples that are equal but for their clip's index."""
         batch = {name: np.repeat(np.asarray(value)[:1], len(clips), axis=0) for name, value in encode_batch().items()}
         return float(evaluate(params, batch, KEY, np.array(clips))['noise'])
 
@@ -254,7 +254,7 @@ def test_microbatches_equal_the_whole_batch(make_step, microbatches):
 
 
 def test_microbatches_accumulate_one_gradient(make_step):
-    """However many there are: what a step needs beside its arguments does not grow with them."""
+    """The temporary memory of a step does not grow with the number of microbatches."""
     stage, network, start, _ = make_step
     _, _, tx = toy.new(stage, OPTIM)
     rows = {name: np.tile(value, (16, *[1] * (value.ndim - 1))) for name, value in encode_batch().items()}

@@ -25,7 +25,7 @@ OPTIM = OptimConfig(learning_rate=0.3, clip_norm=1e3, ema_decay=0.9, lr_schedule
 
 
 class Diary:
-    """A writer, and a place to save to, that note what happens in what order."""
+    """A metric writer and a save policy that record the order of their calls."""
 
     def __init__(self):
         self.events, self.rows, self.lines, self.videos, self.states = [], {}, [], [], {}
@@ -309,7 +309,7 @@ def request_at(ends=None, saves=()):
 
 
 def test_resume_is_bit_exact_after_a_stop_signal(uninterrupted):
-    """The wish is read with the step's metrics, when the next is under way: that one is finished."""
+    """The signal is read with the metrics of a step, while the next step runs: that one is completed."""
     config = LoopConfig(num_steps=7, save_every=3, eval_every=2)
     diary, error = run(config, validation=True, poll_signals=request_at(ends=3))
     # Step 3 was to be saved, so it was read at once; what is asked at step 4 is read there, for it is evaluated.

@@ -33,8 +33,10 @@ class Line(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """The stage. noise: of the target, drawn from the rows' keys. A batch's `bad` is added to the loss; a `slope` of 0
-    spoils the gradient alone.
+    """A linear stage. The `bad` of a batch is added to its loss; a `slope` of 0 makes only the gradient not finite.
+
+    Attributes:
+      noise: standard deviation of the noise of the target, drawn from the keys of the examples.
     """
 
     noise: float = 0.0

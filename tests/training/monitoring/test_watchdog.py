@@ -71,7 +71,7 @@ def test_watchdog_can_be_disabled():
 
 
 def test_watchdog_ends_the_process_when_stderr_blocks(monkeypatch):
-    """A full pipe, a closed terminal: the process ends all the same, in its own time."""
+    """The process also ends when standard error is a full pipe or a closed terminal."""
     ended, released = threading.Event(), threading.Event()
 
     class Full:

@@ -41,7 +41,7 @@ def saved(vae_file, tmp_path_factory):
 
 
 def network(run):
-    """The network of step 7, read without the code under test."""
+    """Returns the network of step 7, read without the code under test."""
     opened = trained_runs.open_run(run, 7)
     return opened.network.model(**opened.params)
 

@@ -20,7 +20,7 @@ def damaged_clips(tmp_path_factory):
 
 
 def start(workdir, vae_file, capsys, *more):
-    """The exit code, and the one line of the error."""
+    """Returns the line of the error of a run that fails."""
     code = train.main(runs.superres(workdir, vae_file, *more))
     (line,) = capsys.readouterr().err.splitlines()
     assert code in (1, 2) and line.startswith('train: ')
