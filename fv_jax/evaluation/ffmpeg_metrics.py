@@ -35,7 +35,7 @@ def vmaf(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Range and direction: 0 to 100; higher is better. Sharpening and contrast raise it, above the ground truth's own.
 
     Args:
-      video, truth: float (F, H, W, 3) in [-1, 1], rounded to 8 bits.
+      video, truth: (F, H, W, 3), uint8, or float in [-1, 1], which is rounded to 8 bits.
 
     Returns:
       (F,) float32.
@@ -63,7 +63,7 @@ def xpsnr(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Range and direction: dB, 0 upwards, infinite for equal frames; higher is better. It takes motion into account, at 24
     frames per second: the first frame's value is not like the others'. Arguments, result and errors: `vmaf`'s.
     """
-    video, truth = check_pair(video, truth, 'XPSNR', min_side=_MIN_SIDE)
+    video, truth = _check(video, truth, 'XPSNR')
     log = _run(video, truth, f'[video][truth]xpsnr=stats_file={_LOG}', 'XPSNR')
     planes = np.array([[float(x) for x in found] for found in re.findall(_XPSNR_LINE, log)]).reshape(-1, 3)
     require(len(planes) == len(video), f'XPSNR: ffmpeg has returned {len(planes)} of {len(video)} frame(s)')
@@ -71,12 +71,22 @@ def xpsnr(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _run_vmaf(video: np.ndarray, truth: np.ndarray, name: str) -> np.ndarray:
-    video, truth = check_pair(video, truth, name.upper().replace('_', '-'), min_side=_MIN_SIDE)
+    video, truth = _check(video, truth, name.upper().replace('_', '-'))
     options = f'model=version={_MODELS[name]}:log_fmt=json:log_path={_LOG}:n_threads=2'
     log = _run(video, truth, f'[video][truth]libvmaf={options}', name)
     frames = json.loads(log)['frames']
     require(len(frames) == len(video), f'{name}: ffmpeg has returned {len(frames)} of {len(video)} frame(s)')
     return np.array([frame['metrics']['vmaf'] for frame in frames], np.float32)
+
+
+def _check(video: np.ndarray, truth: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Checks a pair as `videos.check_pair`; whole videos of 8 bits stay so, which takes a quarter of the memory."""
+    if all(v.dtype == np.uint8 for v in (video, truth)):
+        check_pair(*(v[:1].astype(np.float32) / 255 for v in (video, truth)), name, min_side=_MIN_SIDE)
+        same = f'{name}: video {video.shape} and ground truth {truth.shape} differ in shape'
+        require(video.shape == truth.shape, same)
+        return video, truth
+    return check_pair(video, truth, name, min_side=_MIN_SIDE)
 
 
 def find_ffmpeg() -> Path:
@@ -106,7 +116,8 @@ def _run(video: np.ndarray, truth: np.ndarray, graph: str, name: str) -> str:
         # A process that has failed closes its pipe; its exit code and message say why.
         with process, contextlib.suppress(BrokenPipeError), process.stdin as pipe:
             for frames in zip(video, truth, strict=True):
-                pipe.write(to_uint8(np.concatenate(frames)).tobytes())
+                stacked = np.concatenate(frames)
+                pipe.write((stacked if stacked.dtype == np.uint8 else to_uint8(stacked)).tobytes())
         message = ' '.join(errors.read_text(errors='replace').split())[-_ERROR_LENGTH:]
         failed = f'{name}: ffmpeg has failed with exit code {process.returncode}: {message}'
         require(process.returncode == 0 and log.is_file(), failed)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.core.checks import require
-from fv_jax.evaluation.videos import check_pair, gaussian_window, luma, map_frames
+from fv_jax.evaluation.videos import NotApplicableError, check_pair, gaussian_window, luma, map_frames
 
 _PEAK = 255.0
 # Of SSIM: Wang et al. 2004
@@ -103,6 +103,6 @@ def _crop(video: np.ndarray, truth: np.ndarray, border: int, min_side: int) -> t
     height, width = (side - 2 * border for side in video.shape[1:3])
     require(border >= 0, f'border={border}: must not be negative')
     left = f'border={border}: leaves {height}x{width} pixels of a frame; at least {min_side}x{min_side} are needed'
-    require(min(height, width) >= min_side, left)
+    require(min(height, width) >= min_side, left, NotApplicableError)
     inner = np.s_[:, border : border + height, border : border + width]
     return video[inner], truth[inner]

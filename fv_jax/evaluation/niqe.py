@@ -22,7 +22,7 @@ from PIL import Image
 
 from fv_jax.core.checks import require
 from fv_jax.evaluation import weight_files
-from fv_jax.evaluation.videos import LUMA_WEIGHTS, check_video, gaussian_window
+from fv_jax.evaluation.videos import LUMA_WEIGHTS, NotApplicableError, check_video, gaussian_window
 
 _SIDE = 96  # pixels of a patch at full scale
 _MIN_SIDE = 2 * _SIDE
@@ -71,13 +71,14 @@ def niqe(video: np.ndarray, parameters: NIQEParameters) -> np.ndarray:
       (F,) float32.
 
     Raises:
-      ValueError: frames below 192 pixels, another shape or range, or a frame of one colour.
+      NotApplicableError: frames below 192 pixels, or a frame of one colour.
+      ValueError: another shape or range.
     """
     distances = []
     for f, frame in enumerate(check_video(video, 'NIQE', min_side=_MIN_SIDE)):
         patches = _features(np.rint((frame + 1) * 127.5 @ LUMA_WEIGHTS).astype(np.float32))
         flat = f'NIQE: frame {f} has {len(patches)} patch(es) of {_SIDE}x{_SIDE} with texture; at least 2 are needed'
-        require(len(patches) >= 2, flat)
+        require(len(patches) >= 2, flat, NotApplicableError)
         offset = patches.mean(axis=0) - parameters.mean
         covariance = (parameters.covariance + np.cov(patches.T)) / 2
         distances.append(np.sqrt(offset @ np.linalg.pinv(covariance, hermitian=True) @ offset))

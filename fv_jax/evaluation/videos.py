@@ -20,6 +20,10 @@ _Y_WEIGHTS = (65.481, 128.553, 24.966)
 _Y_OFFSET = 16.0
 
 
+class NotApplicableError(ValueError):
+    """A metric is not defined for a video: it has too few frames or pixels, or no texture."""
+
+
 def check_video(video: np.ndarray, name: str, min_frames: int = 1, min_side: int = 1) -> np.ndarray:
     """Returns a video as float32.
 
@@ -29,7 +33,8 @@ def check_video(video: np.ndarray, name: str, min_frames: int = 1, min_side: int
       min_frames, min_side: the least number of frames, and of pixels along both sides.
 
     Raises:
-      ValueError: another shape or dtype, too few frames or pixels, or values that are not finite or beyond [-1, 1].
+      NotApplicableError: too few frames or pixels.
+      ValueError: another shape or dtype, or values that are not finite or beyond [-1, 1].
     """
     video = np.asarray(video)
     require(video.ndim == 4, f'{name}: shape {video.shape}; must be (frames, height, width, 3)')
@@ -37,10 +42,11 @@ def check_video(video: np.ndarray, name: str, min_frames: int = 1, min_side: int
     require(video.shape[-1] == 3, f'{name}: {video.shape[-1]} channel(s); must be 3, red, green and blue{grey}')
     floating = np.issubdtype(video.dtype, np.floating)
     require(floating, f'{name}: dtype {video.dtype}; must be float in [-1, 1], which data.transforms.to_float gives')
-    require(len(video) >= min_frames, f'{name}: {len(video)} frame(s); needs at least {min_frames}')
+    few = f'{name}: {len(video)} frame(s); needs at least {min_frames}'
+    require(len(video) >= min_frames, few, NotApplicableError)
     height, width = video.shape[1:3]
     small = f'{name}: frames of {height}x{width}; needs at least {min_side}x{min_side} pixels'
-    require(min(height, width) >= min_side, small)
+    require(min(height, width) >= min_side, small, NotApplicableError)
     low, high = float(np.min(video)), float(np.max(video))  # NaN if any value is
     require(np.isfinite(low) and np.isfinite(high), f'{name}: has values that are not finite (NaN or infinity)')
     inside = low >= -1 - _SLACK and high <= 1 + _SLACK
