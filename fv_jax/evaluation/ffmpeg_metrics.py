@@ -63,7 +63,7 @@ def xpsnr(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Range and direction: dB, 0 upwards, infinite for equal frames; higher is better. It takes motion into account, at 24
     frames per second: the first frame's value is not like the others'. Arguments, result and errors: `vmaf`'s.
     """
-    video, truth = _check(video, truth, 'XPSNR')
+    video, truth = check_pair(video, truth, 'XPSNR', min_side=_MIN_SIDE, allow_uint8=True)
     log = _run(video, truth, f'[video][truth]xpsnr=stats_file={_LOG}', 'XPSNR')
     planes = np.array([[float(x) for x in found] for found in re.findall(_XPSNR_LINE, log)]).reshape(-1, 3)
     require(len(planes) == len(video), f'XPSNR: ffmpeg has returned {len(planes)} of {len(video)} frame(s)')
@@ -71,22 +71,13 @@ def xpsnr(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _run_vmaf(video: np.ndarray, truth: np.ndarray, name: str) -> np.ndarray:
-    video, truth = _check(video, truth, name.upper().replace('_', '-'))
+    label = name.upper().replace('_', '-')
+    video, truth = check_pair(video, truth, label, min_side=_MIN_SIDE, allow_uint8=True)
     options = f'model=version={_MODELS[name]}:log_fmt=json:log_path={_LOG}:n_threads=2'
     log = _run(video, truth, f'[video][truth]libvmaf={options}', name)
     frames = json.loads(log)['frames']
     require(len(frames) == len(video), f'{name}: ffmpeg has returned {len(frames)} of {len(video)} frame(s)')
     return np.array([frame['metrics']['vmaf'] for frame in frames], np.float32)
-
-
-def _check(video: np.ndarray, truth: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Checks a pair as `videos.check_pair`; whole videos of 8 bits stay so, which takes a quarter of the memory."""
-    if all(v.dtype == np.uint8 for v in (video, truth)):
-        check_pair(*(v[:1].astype(np.float32) / 255 for v in (video, truth)), name, min_side=_MIN_SIDE)
-        same = f'{name}: video {video.shape} and ground truth {truth.shape} differ in shape'
-        require(video.shape == truth.shape, same)
-        return video, truth
-    return check_pair(video, truth, name, min_side=_MIN_SIDE)
 
 
 def find_ffmpeg() -> Path:

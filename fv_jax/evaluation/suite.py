@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,6 @@ PerFrame = Callable[..., np.ndarray]
 
 VGG_FRAMES = 3  # evenly spaced ones that VGG16 is applied to
 _BLOCK_PIXELS = 2**24  # of a video that are float at a time
-_LEARNED_ELSEWHERE = 'no package contains their weights'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,35 +62,42 @@ def _full_reference() -> list[Metric]:
     ]
 
 
-def _learned() -> list[tuple[str, Callable[[], Metric], Sequence[WeightFile]]]:
-    """Returns the metrics that need packages: label, a function that loads the metric, its files of weights."""
+def _of_packages() -> list[tuple[Metric, Callable[[], dict[str, Any]], Sequence[WeightFile]]]:
+    """Returns the metrics that need packages.
 
-    def lpips(network: str, label: str, sparse: bool) -> Metric:
-        per_frame = functools.partial(perceptual.lpips, weights=perceptual.load_lpips(network))
-        return Metric(f'lpips_{network}', label, 'lower', per_frame, 4, sparse=sparse)
-
-    def dists() -> Metric:
-        per_frame = functools.partial(perceptual.dists, weights=perceptual.load_dists())
-        return Metric('dists', 'DISTS', 'lower', per_frame, 4, sparse=True)
-
-    def natural() -> Metric:
-        per_frame = functools.partial(niqe.niqe, parameters=niqe.load_niqe())
-        return Metric('niqe', 'NIQE', 'lower', per_frame, 2, needs_truth=False, uses_truth=False)
-
-    def by_ffmpeg(name: str, label: str, per_frame: PerFrame, unit: str = '') -> Metric:
-        ffmpeg_metrics.find_ffmpeg()
-        return Metric(name, label, 'higher', per_frame, 2, unit, window=0)
-
-    alexnet, vgg = 'LPIPS AlexNet', 'LPIPS VGG16'
+    Returns:
+      For each the metric, whose `per_frame` takes its weights by keyword, a function that loads them, and their files.
+    """
+    vgg16 = functools.partial(Metric, direction='lower', digits=4, sparse=True)
+    by_ffmpeg = functools.partial(Metric, direction='higher', digits=2, window=0)
+    niqe_score = Metric('niqe', 'NIQE', 'lower', niqe.niqe, 2, needs_truth=False, uses_truth=False)
     return [
-        (alexnet, lambda: lpips('alexnet', alexnet, False), [weight_files.ALEXNET]),
-        (vgg, lambda: lpips('vgg16', vgg, True), [weight_files.VGG16]),
-        ('DISTS', dists, [weight_files.VGG16]),
-        ('VMAF', lambda: by_ffmpeg('vmaf', 'VMAF', ffmpeg_metrics.vmaf), []),
-        ('VMAF-NEG', lambda: by_ffmpeg('vmaf_neg', 'VMAF-NEG', ffmpeg_metrics.vmaf_neg), []),
-        ('XPSNR', lambda: by_ffmpeg('xpsnr', 'XPSNR', ffmpeg_metrics.xpsnr, 'dB'), []),
-        ('NIQE', natural, [weight_files.NIQE]),
+        (
+            Metric('lpips_alexnet', 'LPIPS AlexNet', 'lower', perceptual.lpips, 4),
+            lambda: {'weights': perceptual.load_lpips('alexnet')},
+            [weight_files.ALEXNET],
+        ),
+        (
+            vgg16('lpips_vgg16', 'LPIPS VGG16', per_frame=perceptual.lpips),
+            lambda: {'weights': perceptual.load_lpips('vgg16')},
+            [weight_files.VGG16],
+        ),
+        (
+            vgg16('dists', 'DISTS', per_frame=perceptual.dists),
+            lambda: {'weights': perceptual.load_dists()},
+            [weight_files.VGG16],
+        ),
+        (by_ffmpeg('vmaf', 'VMAF', per_frame=ffmpeg_metrics.vmaf), _require_ffmpeg, []),
+        (by_ffmpeg('vmaf_neg', 'VMAF-NEG', per_frame=ffmpeg_metrics.vmaf_neg), _require_ffmpeg, []),
+        (by_ffmpeg('xpsnr', 'XPSNR', per_frame=ffmpeg_metrics.xpsnr, unit='dB'), _require_ffmpeg, []),
+        (niqe_score, lambda: {'parameters': niqe.load_niqe()}, [weight_files.NIQE]),
     ]
+
+
+def _require_ffmpeg() -> dict[str, Any]:
+    """Returns no weights. Raises MissingPackageError."""
+    ffmpeg_metrics.find_ffmpeg()
+    return {}
 
 
 def _alone() -> list[Metric]:
@@ -133,15 +139,16 @@ class Suite:
           ValueError: a file of weights is not the recorded one.
         """
         suite = cls(_full_reference(), vgg_frames)
-        for label, load, files in _learned():
+        for metric, load, files in _of_packages():
             try:
-                suite.metrics.append(load())
+                per_frame = functools.partial(metric.per_frame, **load())
             except MissingPackageError as error:
-                suite.not_computed[label] = str(error)
+                suite.not_computed[metric.label] = str(error)
             else:
+                suite.metrics.append(dataclasses.replace(metric, per_frame=per_frame))
                 suite.digests |= {f'{file.distribution}/{file.file}': file.sha256 for file in files}
         suite.metrics += _alone()
-        suite.not_computed['MUSIQ, CLIP-IQA, DOVER'] = _LEARNED_ELSEWHERE
+        suite.not_computed['MUSIQ, CLIP-IQA, DOVER'] = 'no package contains their weights'
         return suite
 
     def measure(self, video: np.ndarray, truth: np.ndarray | None, clip: str) -> dict[str, float | None]:

@@ -24,13 +24,16 @@ class NotApplicableError(ValueError):
     """A metric is not defined for a video: it has too few frames or pixels, or no texture."""
 
 
-def check_video(video: np.ndarray, name: str, min_frames: int = 1, min_side: int = 1) -> np.ndarray:
+def check_video(
+    video: np.ndarray, name: str, min_frames: int = 1, min_side: int = 1, allow_uint8: bool = False
+) -> np.ndarray:
     """Returns a video as float32.
 
     Args:
       video: float (F, H, W, 3) in [-1, 1].
       name: of the video, or of the metric that needs the frames and the side, for the error.
       min_frames, min_side: the least number of frames, and of pixels along both sides.
+      allow_uint8: accepts a uint8 video as well, and returns it as it is, which takes a quarter of the memory.
 
     Raises:
       NotApplicableError: too few frames or pixels.
@@ -40,13 +43,18 @@ def check_video(video: np.ndarray, name: str, min_frames: int = 1, min_side: int
     require(video.ndim == 4, f'{name}: shape {video.shape}; must be (frames, height, width, 3)')
     grey = '; repeat a grey channel three times' if video.shape[-1] == 1 else ''
     require(video.shape[-1] == 3, f'{name}: {video.shape[-1]} channel(s); must be 3, red, green and blue{grey}')
-    floating = np.issubdtype(video.dtype, np.floating)
-    require(floating, f'{name}: dtype {video.dtype}; must be float in [-1, 1], which data.transforms.to_float gives')
+    is_uint8, floating = allow_uint8 and video.dtype == np.uint8, np.issubdtype(video.dtype, np.floating)
+    require(
+        is_uint8 or floating,
+        f'{name}: dtype {video.dtype}; must be float in [-1, 1], which data.transforms.to_float gives',
+    )
     few = f'{name}: {len(video)} frame(s); needs at least {min_frames}'
     require(len(video) >= min_frames, few, NotApplicableError)
     height, width = video.shape[1:3]
     small = f'{name}: frames of {height}x{width}; needs at least {min_side}x{min_side} pixels'
     require(min(height, width) >= min_side, small, NotApplicableError)
+    if is_uint8:
+        return video
     low, high = float(np.min(video)), float(np.max(video))  # NaN if any value is
     require(np.isfinite(low) and np.isfinite(high), f'{name}: has values that are not finite (NaN or infinity)')
     inside = low >= -1 - _SLACK and high <= 1 + _SLACK
@@ -55,13 +63,22 @@ def check_video(video: np.ndarray, name: str, min_frames: int = 1, min_side: int
 
 
 def check_pair(
-    video: np.ndarray, truth: np.ndarray, metric: str, min_frames: int = 1, min_side: int = 1
+    video: np.ndarray,
+    truth: np.ndarray,
+    metric: str,
+    min_frames: int = 1,
+    min_side: int = 1,
+    allow_uint8: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two videos of one shape as float32; arguments and errors are those of `check_video`."""
+    """Returns two videos of one shape as float32; arguments and errors are those of `check_video`.
+
+    uint8 is accepted of both or of neither.
+    """
     shapes = np.shape(video), np.shape(truth)
     require(shapes[0] == shapes[1], f'{metric}: video {shapes[0]} and ground truth {shapes[1]} differ in shape')
-    video = check_video(video, f'{metric}: video', min_frames, min_side)
-    return video, check_video(truth, f'{metric}: ground truth', min_frames, min_side)
+    allow_uint8 = allow_uint8 and np.asarray(video).dtype == np.asarray(truth).dtype
+    limits = min_frames, min_side, allow_uint8
+    return check_video(video, f'{metric}: video', *limits), check_video(truth, f'{metric}: ground truth', *limits)
 
 
 def luma(video_FHWC: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation import ffmpeg_metrics, weight_files
 from fv_jax.evaluation.ffmpeg_metrics import vmaf, vmaf_neg, xpsnr
 from tests.evaluation.extra import needs
@@ -28,6 +29,21 @@ def test_less_noise_is_better_in_every_frame(metric) -> None:
     found = metric(video, truth)
     assert found.shape == (3,) and found.dtype == np.float32 and np.all(np.diff(found) > 0)
     assert np.all(found < metric(truth, truth))
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_uint8_videos_have_the_values_of_float_ones(metric) -> None:
+    needs('imageio_ffmpeg', 'imageio-ffmpeg')
+    np.testing.assert_array_equal(metric(*map(to_uint8, pair())), metric(*pair()))
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_one_uint8_video_and_one_float_video_are_refused(metric) -> None:
+    video, truth = pair()
+    with pytest.raises(ValueError, match='dtype uint8'):
+        metric(to_uint8(video), truth)
+    with pytest.raises(ValueError, match='dtype uint8'):
+        metric(video, to_uint8(truth))
 
 
 def test_the_video_comes_first() -> None:
