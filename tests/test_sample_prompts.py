@@ -122,8 +122,8 @@ def grey_pipeline(monkeypatch):
     settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
     fv, origins = GreyPipeline(WeightsOrigin(checkpoints=('grey',), steps=(1, 1)), *settings), []
     monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
-    for name in ('_report_previewing', '_report_enhancing'):  # it computes nothing
-        monkeypatch.setattr(sample, name, lambda *arguments: None)
+    for name in ('report_previewing', 'report_enhancing'):  # it computes nothing
+        monkeypatch.setattr(sample.pipeline, name, lambda *arguments: None)
     fv.origins = origins
     return fv
 
