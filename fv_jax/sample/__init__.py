@@ -3,6 +3,7 @@
     preview --prompt "a ladybug moves over a beach" --output RUN     previews, RUN/0, RUN/1, ... (--prompts FILE: many)
     enhance RUN/0 RUN/3                                              high-resolution videos of them, RUN/0/video.mp4
     clip --checkpoint RUN --input clip.mp4 --output out.mp4          video super-resolution of a clip, with stage 2
+    vbench --prompts all_dimension.txt --output OUT                  OUT/PROMPT-0.mp4, ... for VBench; resumes by itself
     reproduce video.mp4 --output again.mp4                           the same video again, from the metadata in the mp4
 
 `preview` is assumed where the first argument is a flag; with --enhance-all it enhances every preview as well.
@@ -27,7 +28,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
-from fv_jax.sample import clip, enhance, preview, reproduce
+from fv_jax.sample import clip, enhance, preview, reproduce, vbench
 from fv_jax.sample.flags import PROG, Command, Overrides
 from fv_jax.sampling import prompts
 
@@ -36,6 +37,7 @@ _COMMANDS = {
     'preview': preview.COMMAND,
     'enhance': enhance.COMMAND,
     'clip': clip.COMMAND,
+    'vbench': vbench.COMMAND,
     'reproduce': reproduce.COMMAND,
 }
 
