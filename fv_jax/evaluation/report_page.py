@@ -1,13 +1,13 @@
 """The report of an evaluation: from the content of `report.json` to the blocks of a page.
 
 It begins with what was measured, and with how the networks compare with bilinear interpolation by the perceptual
-metrics that have a reference: those without one reward noise and false detail. Then come tables, charts against the
+metrics that have a reference: those without one can reward noise and false detail. Then come tables, charts against the
 number of steps, every clip, what was not computed, and settings.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ BASELINE = 'bilinear'
 # The metrics of the verdict; plain VMAF rewards sharpening.
 PERCEPTUAL = ('lpips_alexnet', 'lpips_vgg16', 'dists', 'vmaf_neg')
 CHARTED = ('psnr', *PERCEPTUAL)
+_DIRECTIONS = {1: 'higher is better', -1: 'lower is better', 0: ''}
 _MARKS = {Outcome.BETTER: Mark.BETTER, Outcome.WORSE: Mark.WORSE}
 
 
@@ -95,13 +96,11 @@ def describe_measurement(data: Mapping[str, Any]) -> str:
     """Describes in a sentence or two which clips were measured and how they were degraded."""
     clips, settings = data['clips'], data['settings']
     number = f'{len(clips)} clip{"s" if len(clips) != 1 else ""}'
-    sizes = _values_of(clips, lambda clip: 'x'.join(map(str, clip['size'])))
-    inputs = _values_of(
-        [clip for clip in clips if clip.get('input_size')], lambda c: 'x'.join(map(str, c['input_size']))
-    )
-    parts = [f'{number} of {_values_of(clips, lambda clip: str(clip["frames"]))} frames at {sizes} pixels']
-    if inputs:
-        parts.append(f'enlarged from {inputs}')
+    parts = [
+        f'{number} of {_range([clip["frames"]] for clip in clips)} frames at {_range(c["size"] for c in clips)} pixels'
+    ]
+    if inputs := [clip['input_size'] for clip in clips if clip.get('input_size')]:
+        parts.append(f'enlarged from {_range(inputs)}')
     if settings.get('degradation'):
         parts.append(f'{settings["degradation"]} degradation')
     networks = {(m['checkpoint'], m['step']): None for m in data['methods'] if m['kind'] == 'network'}
@@ -113,11 +112,10 @@ def describe_measurement(data: Mapping[str, Any]) -> str:
     return f'{", ".join(parts)}; {len(data["methods"])} methods by {len(data["metrics"])} metrics.{of}'
 
 
-def _values_of(clips: Sequence[Mapping[str, Any]], describe: Callable[[Mapping[str, Any]], str]) -> str:
-    values = list(dict.fromkeys(map(describe, clips)))
-    return (
-        join_words(values) if len(values) <= 3 else f'{len(values)} different numbers ({values[0]}, {values[1]}, ...)'
-    )
+def _range(values: Iterable[Sequence[int]]) -> str:
+    """Formats numbers or sizes as '17', '192x288' or '192x288 to 1072x1920'."""
+    ordered = sorted(set(map(tuple, values)))
+    return ' to '.join('x'.join(map(str, value)) for value in dict.fromkeys([ordered[0], ordered[-1]]))
 
 
 def describe_verdict(data: Mapping[str, Any], metrics: Mapping[str, Metric]) -> str:
@@ -198,7 +196,8 @@ def _table(
 
 def _summary(data: Mapping[str, Any], metrics: Mapping[str, Metric]) -> Iterator[Block]:
     summary, sets = data['summary'], data['sets']
-    of_sets = list(dict.fromkeys(key for values in sets.values() for key in values))
+    of_sets = {key for values in sets.values() for key in values}
+    require(of_sets <= metrics.keys(), f'metrics of sets {sorted(of_sets)} are not all described in metrics')
 
     def find(method: str, key: str) -> tuple[float | None, str]:
         if found := sets.get(method, {}).get(key):
@@ -277,7 +276,7 @@ def _charts(data: Mapping[str, Any], metrics: Mapping[str, Metric]) -> Iterator[
             continue
         baseline = _finite_mean(data, BASELINE, metric)
         levels = [] if baseline is None else [Level(BASELINE, baseline)]
-        y_label = ', '.join(filter(None, [metric.unit, {1: 'higher is better', -1: 'lower is better'}[metric.sign]]))
+        y_label = ', '.join(filter(None, [metric.unit, _DIRECTIONS[metric.sign]]))
         charts.append(Chart(metric.label, 'number of steps', y_label, lines, levels))
     if charts:
         yield Heading('Number of steps')
@@ -344,7 +343,7 @@ def _not_computed(data: Mapping[str, Any]) -> Iterator[Block]:
 
 def _settings(data: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading('Settings')
-    yield _pairs('Setting', data['settings'])
+    yield _pairs('Setting', 'Value', data['settings'])
     networks = [method for method in data['methods'] if method['kind'] == 'network']
     if networks:
         columns = [Column('Network'), Column('Checkpoint'), *(Column(n, '', True) for n in ('Step', 'Steps', 'NFE'))]
@@ -357,14 +356,13 @@ def _settings(data: Mapping[str, Any]) -> Iterator[Block]:
             for m in networks
         ]
         yield Table([*columns, Column('Settings')], rows, 'Step: of training; Steps: of sampling.')
-    yield _pairs('Version of', data['versions'])
+    yield _pairs('Program', 'Version', data['versions'])
     if data['weights']:
-        yield _pairs('SHA-256 of the weights of', data['weights'])
+        yield _pairs('Weights', 'SHA-256', data['weights'])
 
 
-def _pairs(title: str, values: Mapping[str, Any]) -> Table:
-    rows = [[Cell(str(key)), Cell(_show(value))] for key, value in values.items()]
-    return Table([Column(title), Column('')], rows)
+def _pairs(key: str, value: str, values: Mapping[str, Any]) -> Table:
+    return Table([Column(key), Column(value)], [[Cell(name), Cell(_show(item))] for name, item in values.items()])
 
 
 def _show(value: object) -> str:

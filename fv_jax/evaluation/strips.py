@@ -1,5 +1,6 @@
 """Strips: the middle frames of several videos of one scene, and the same detail of each, enlarged."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ def strip(videos: Mapping[str, np.ndarray]) -> Image.Image:
     """Draws the middle frame of each video, and below it an enlarged crop of the same place in each.
 
     The place is the one with the most gradient energy in the video named 'ground truth', or else in the first. The
-    crop has the pixels of the video, enlarged four times or to the width of a frame; a line has four videos.
+    crop has the pixels of the video, enlarged four times; a line has up to four videos.
 
     Args:
       videos: label -> uint8 FHWC, all of one size.
@@ -26,6 +27,7 @@ def strip(videos: Mapping[str, np.ndarray]) -> Image.Image:
     Raises:
       ValueError: videos of different sizes.
     """
+    assert videos
     middle = {name: video[len(video) // 2] for name, video in videos.items()}
     shapes = {name: frame.shape for name, frame in middle.items()}
     require(len(set(shapes.values())) == 1, f'videos of one size are needed, got {shapes}')
@@ -39,7 +41,7 @@ def strip(videos: Mapping[str, np.ndarray]) -> Image.Image:
         whole = _outline(_resize(frame, (tile_height, tile_width), Image.Resampling.LANCZOS), frame, top, left, size)
         crop = frame[top : top + size[0], left : left + size[1]]
         tiles.append((add_label(whole, name), _resize(crop, (tile_height, tile_width), Image.Resampling.NEAREST)))
-    columns = min(_COLUMNS, len(tiles))
+    columns = math.ceil(len(tiles) / math.ceil(len(tiles) / _COLUMNS))  # lines of about one length
     tiles += [tuple(np.full_like(part, 255) for part in tiles[0])] * (-len(tiles) % columns)
     lines = []
     for start in range(0, len(tiles), columns):

@@ -9,7 +9,7 @@ from fv_jax.core.report import blocks
 from fv_jax.core.report.blocks import Mark
 from fv_jax.core.report.markdown import to_markdown
 from fv_jax.core.report.page import to_html
-from fv_jax.evaluation.report_page import build_report, describe_verdict
+from fv_jax.evaluation.report_page import build_report, describe_measurement, describe_verdict
 from fv_jax.evaluation.report_values import Outcome, find_outcome, join_words, read_metrics, read_number
 from tests.evaluation.report_data import HOSTILE, make_data, make_videos, write_media
 
@@ -47,6 +47,13 @@ def test_first_paragraph_reports_what_was_measured():
         '2 clips of 17 frames at 192x288 pixels, enlarged from 48x72, weak degradation; 8 methods by 10 metrics. '
         'Network: runs/a at step 1000.'
     )
+
+
+def test_clips_of_several_sizes_are_reported_as_a_range():
+    data = make_data()
+    data['clips'][0] |= {'frames': 49, 'size': [1072, 1920], 'input_size': None}
+    text = describe_measurement(data)
+    assert text.startswith('2 clips of 17 to 49 frames at 192x288 to 1072x1920 pixels, enlarged from 48x72, weak')
 
 
 def test_verdict_counts_perceptual_metrics_with_a_reference_alone():
@@ -180,6 +187,8 @@ def test_bad_input_is_refused(tmp_path):
         build_report(make_data(), media)
     with pytest.raises(ValueError, match='format 2 of a report is not known; this version reads 1'):
         build_report(make_data() | {'format': 2}, [])
+    with pytest.raises(ValueError, match=r"metrics of sets \['fvd'\] are not all described"):
+        build_report(make_data() | {'sets': {'bilinear': {'fvd': {'value': 1.0, 'clips': 64}}}}, [])
 
 
 def test_words_are_joined():

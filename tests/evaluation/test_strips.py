@@ -32,18 +32,18 @@ def test_crop_is_of_the_truth_s_place_in_every_video():
 
 
 def test_without_a_truth_the_first_video_gives_the_place():
-    sheet = np.asarray(strip({'a': video(detail=(5, 5)), 'b': video()}))
+    sheet = np.asarray(strip({'a': video(detail=(40, 70)), 'b': video()}))
     assert (sheet[22 + 64 + 4 :, :96] == 250).any()
 
 
-@pytest.mark.parametrize(('number', 'columns', 'lines'), [(1, 1, 1), (4, 4, 1), (6, 4, 2)])
+@pytest.mark.parametrize(('number', 'columns', 'lines'), [(1, 1, 1), (4, 4, 1), (5, 3, 2), (6, 3, 2), (7, 4, 2)])
 def test_long_lists_are_wrapped(number, columns, lines):
     sheet = strip({f'v{i}': video() for i in range(number)})
     assert sheet.size == (columns * 100 - 4, lines * (22 + 64 + 4 + 64 + 4))
 
 
 def test_large_frames_are_reduced():
-    sheet = strip({f'v{i}': video(1080, 1920, 1) for i in range(5)})
+    sheet = strip({f'v{i}': video(1080, 1920, 1) for i in range(8)})
     assert sheet.width == 2012 and sheet.height == 2 * (22 + 281 + 4 + 281 + 4)
 
 

@@ -18,7 +18,7 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A paragraph; `lead` sets the one that summarizes the report apart."""
+    """A paragraph; the page sets one that is a `lead`, the summary of the report, in larger type."""
 
     text: str
     lead: bool = False

@@ -42,7 +42,7 @@ class _Writer:
             case blocks.Heading():
                 yield f'{"#" * block.level} {_escape(block.text)}'
             case blocks.Text():
-                yield f'**{_escape(block.text)}**' if block.lead else _escape(block.text)
+                yield _escape(block.text)
             case blocks.Table():
                 yield _escape(block.caption)
                 yield _table(block)

@@ -89,8 +89,8 @@ def _heading(heading: blocks.Heading, anchor: str = '') -> str:
     return f'<h{heading.level}{attribute}>{escape(heading.text)}</h{heading.level}>'
 
 
-def _caption(text: str, tag: str = 'figcaption') -> str:
-    return f'<{tag}>{escape(text)}</{tag}>' if text else ''
+def _caption(text: str) -> str:
+    return f'<figcaption>{escape(text)}</figcaption>' if text else ''
 
 
 def _table(table: blocks.Table) -> str:
@@ -112,8 +112,8 @@ def _table(table: blocks.Table) -> str:
     )
     label = escape(table.caption or table.columns[0].title)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
-        f'{_caption(table.caption, "caption")}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+        f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
+        f'<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>{_caption(table.caption)}</figure>'
     )
 
 
@@ -122,7 +122,7 @@ def _cell_content(cell: Cell, detail_width: int) -> str:
     shown = f'<i title="{cell.mark.value}">{sign}</i>' if sign else ''
     value = f'<b>{escape(cell.text)}</b>' if cell.mark is Mark.BEST else escape(cell.text)
     detail = f'<small style="--width:{detail_width}ch">{escape(cell.detail)}</small>' if detail_width else ''
-    return f'{shown}{value}{detail}'
+    return f'{shown}<span>{value}</span>{detail}'
 
 
 def _figure(figure: blocks.Figure) -> str:

@@ -86,8 +86,8 @@ def test_table_of_contents_leads_to_the_sections(html):
 
 
 def test_marks_are_signs_and_not_colours_alone(html):
-    assert re.search(r'<td class="number worse"><i title="worse">✗</i>2', html)
-    assert re.search(r'<td class="number best"><b>', html)
+    assert re.search(r'<td class="number worse"><i title="worse">✗</i><span>2', html)
+    assert re.search(r'<td class="number best"><span><b>', html)
 
 
 def test_bad_files_are_named(tmp_path):
