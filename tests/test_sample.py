@@ -91,7 +91,7 @@ def repeat_pixels(monkeypatch):
         for frame in frames:
             yield np.broadcast_to(np.uint8(frame.mean()), (1, *size, 3))
 
-    monkeypatch.setattr(sample, 'enhance_clip', enhance)
+    monkeypatch.setattr(sample.clip, 'enhance_clip', enhance)
     return calls
 
 
@@ -139,7 +139,7 @@ def test_sample_clip_failure_leaves_the_old_output(error, code, line, clip, run,
         yield np.zeros((4, *size, 3), np.uint8)
         raise error
 
-    monkeypatch.setattr(sample, 'enhance_clip', enhance)
+    monkeypatch.setattr(sample.clip, 'enhance_clip', enhance)
     (tmp_path / 'old.mp4').write_text('precious')
     assert command(clip, run, tmp_path / 'old.mp4', '--overwrite') == code
     assert [p.read_text() for p in tmp_path.iterdir()] == ['precious']

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,19 @@ def test_sample_preview_enhance_and_reproduce(weights, tmp_path, capsys):
     assert again.read_bytes() == (at_once / '0' / 'video.mp4').read_bytes()
 
 
+def test_sample_vbench_finds_its_own_videos(weights, tmp_path, capsys):
+    flags = [f'--checkpoint={weights}', '--stage1.num_steps=2', '--stage2.num_steps=1', '--batch-size=1']
+    assert vbench(tmp_path, *flags, prompts=('a dog', 'a cat'), samples=1) == 0
+    first = content(tmp_path)
+    capsys.readouterr()
+    assert vbench(tmp_path, *flags, prompts=('a bee', 'a cat', 'a dog'), samples=1) == 0
+    assert '3 video(s): 2 exist already, 1 to generate' in capsys.readouterr().out
+    again = content(tmp_path)
+    (tmp_path / 'out' / 'a cat-0.mp4').unlink()
+    assert vbench(tmp_path, *flags, prompts=('a cat',), samples=1) == 0
+    assert first.items() <= again.items() and content(tmp_path) == again and len(set(again.values())) == 3
+
+
 # With a pipeline that draws a grey whose level is the seed.
 
 
@@ -90,8 +104,14 @@ class GreyPipeline:
     enhance_settings: EnhanceSettings
     notes: tuple[str, ...] = ('a note of the weights',)
     weights: WeightDigests = WEIGHTS
+    interrupting: bool = True
     calls: list = dataclasses.field(default_factory=list)
-    stage1 = stage2 = SimpleNamespace(latent_spec=SPEC)
+
+    @property
+    def stage1(self):
+        return SimpleNamespace(latent_spec=SPEC, weight_digests=self.weights)
+
+    stage2 = stage1
 
     def find_vae(self, preview):
         return SimpleNamespace(config=tiny.VAE_CONFIG)
@@ -106,7 +126,7 @@ class GreyPipeline:
         for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             made = GenerationMetadata('1', self.origin, PreviewMetadata(prompt, seed, settings, self.weights))
             frames = np.full((9, 16, 32, 3), seed % 256, np.uint8)
-            if prompt == 'interrupt' and i:
+            if prompt == 'interrupt' and i and self.interrupting:
                 raise KeyboardInterrupt
             yield [Preview(np.full((3, 2, 4, 4), seed, np.float32), made, frames)]
 
@@ -122,8 +142,8 @@ def grey_pipeline(monkeypatch):
     settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
     fv, origins = GreyPipeline(WeightsOrigin(checkpoints=('grey',), steps=(1, 1)), *settings), []
     monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
-    for name in ('_report_previewing', '_report_enhancing'):  # it computes nothing
-        monkeypatch.setattr(sample, name, lambda *arguments: None)
+    for name in ('report_previewing', 'report_enhancing'):  # it computes nothing
+        monkeypatch.setattr(sample.pipeline, name, lambda *arguments: None)
     fv.origins = origins
     return fv
 
@@ -224,6 +244,110 @@ def test_sample_batch_size():
     assert batch.batch_size(SPEC, 17, (64, 96)) == 10_000 // (5 * 4 * 6)
 
 
+# For VBench.
+
+
+def vbench(tmp_path, *flags, prompts=('a dog', 'a cat', 'a dog'), samples=2) -> int:
+    path = tmp_path / 'all_dimension.txt'
+    path.write_text('\n'.join(prompts))
+    return sample.main(['vbench', f'--prompts={path}', f'--output={tmp_path}/out', f'--num-samples={samples}', *flags])
+
+
+def generated(grey_pipeline) -> list[str]:
+    return [prompt for call in grey_pipeline.calls if call[0] == 'preview' for prompt in call[1]]
+
+
+def content(tmp_path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+
+
+def test_sample_vbench_writes_the_layout_and_continues_it(grey_pipeline, tmp_path, capsys):
+    assert vbench(tmp_path) == 0
+    assert names(tmp_path / 'out') == ['a cat-0.mp4', 'a cat-1.mp4', 'a dog-0.mp4', 'a dog-1.mp4']
+    made = metadata.from_json(video_io.read_comment(tmp_path / 'out' / 'a dog-1.mp4'))
+    assert made.preview.prompt == 'a dog' and made.enhance.seed == made.preview.seed and made.fps == 8
+    first = content(tmp_path)
+    # A longer list in another order: only what is new is generated.
+    grey_pipeline.calls.clear()
+    capsys.readouterr()
+    assert vbench(tmp_path, prompts=('a bee', 'a cat', 'a dog'), samples=3) == 0
+    assert sorted(generated(grey_pipeline)) == ['a bee', 'a bee', 'a bee', 'a cat', 'a dog']
+    assert '3 prompt(s), 9 video(s): 4 exist already, 5 to generate' in capsys.readouterr().out
+    assert first.items() <= content(tmp_path).items() and len(content(tmp_path)) == 9
+    # It is complete.
+    grey_pipeline.calls.clear()
+    assert vbench(tmp_path, prompts=('a cat',), samples=3) == 0
+    assert not generated(grey_pipeline)
+
+
+@pytest.mark.parametrize('flags', [[], ['--previews-only', '--batch-size=2']], ids=['both', 'previews'])
+def test_sample_vbench_continues_after_an_interrupt(flags, grey_pipeline, tmp_path, capsys, monkeypatch):
+    prompts = ('a dog', 'interrupt', 'a cat')
+    monkeypatch.setattr(sample.vbench.vbench, 'GROUP', 2)
+    assert vbench(tmp_path, '--batch-size=2', *flags, prompts=prompts) == 130
+    assert 'interrupted; only complete files were written' in capsys.readouterr().err
+    before = names(tmp_path / 'out')
+    assert set(before) >= {'a dog-0.mp4', 'a dog-1.mp4'} and len(before) < 4 and not list(tmp_path.rglob('.*'))
+    monkeypatch.setattr(grey_pipeline, 'interrupting', False)
+    assert vbench(tmp_path, '--batch-size=2', *flags, prompts=prompts) == 0
+    assert generated(grey_pipeline).count('a dog') == 2
+    resumed = content(tmp_path)
+    shutil.rmtree(tmp_path / 'out')
+    assert vbench(tmp_path, '--batch-size=2', *flags, prompts=prompts) == 0
+    assert content(tmp_path) == resumed
+
+
+def test_sample_vbench_refuses_videos_of_other_settings(grey_pipeline, tmp_path, capsys):
+    assert vbench(tmp_path) == 0
+    before = content(tmp_path)
+    grey_pipeline.calls.clear()
+    capsys.readouterr()
+    for flags, words in (
+        (['--stage1.guidance_scale=2.5'], ('preview.settings.guidance_scale=', 'instead of 2.5')),
+        (['--stage2.num_steps=3'], ('enhance.settings.num_steps=', 'instead of 3')),
+        (['--previews-only'], ('is an enhanced video',)),
+        (['--seed=1'], ('preview.seed=',)),
+        (['--fps=9'], ('fps=8.0 instead of 9.0',)),
+        (['--crf=9'], ('crf=18.0 instead of 9.0',)),
+    ):
+        assert vbench(tmp_path, *flags) == 2
+        assert_error(capsys, 2, f'{tmp_path}/out/a dog-0.mp4: already exists', 'pass --overwrite', *words)
+    grey_pipeline.weights = dataclasses.replace(WEIGHTS, vae='d' * 16)
+    assert vbench(tmp_path) == 2
+    assert_error(capsys, 2, f'preview.weights.vae={"b" * 16} instead of {"d" * 16}')
+    assert content(tmp_path) == before and not generated(grey_pipeline)
+    assert vbench(tmp_path, '--overwrite') == 0
+    assert len(generated(grey_pipeline)) == 4 and content(tmp_path).keys() == before.keys()
+    # What is as wanted is not generated again, so that a list with --overwrite can be continued too.
+    assert vbench(tmp_path, '--overwrite') == 0
+    assert len(generated(grey_pipeline)) == 4
+
+
+def test_sample_vbench_refuses_files_that_it_did_not_write(grey_pipeline, tmp_path, capsys):
+    out = tmp_path / 'out'
+    out.mkdir()
+    for broken in (b'', b'not a video'):
+        (out / 'a cat-0.mp4').write_bytes(broken)
+        assert vbench(tmp_path) == 2
+        assert_error(capsys, 2, f'{out}/a cat-0.mp4: already exists and is none of our videos', '--overwrite')
+    assert vbench(tmp_path, '--overwrite') == 0
+    whole = (out / 'a dog-1.mp4').read_bytes()
+    (out / 'a dog-1.mp4').write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert vbench(tmp_path) == 2
+    assert_error(capsys, 2, f'{out}/a dog-1.mp4: already exists and is none of our videos')
+    (out / 'a dog-1.mp4').unlink()
+    (out / 'a dog-1.mp4').mkdir()
+    assert vbench(tmp_path, '--overwrite') == 2
+    assert_error(capsys, 2, f'{out}/a dog-1.mp4: is a folder')
+
+
+def test_sample_vbench_previews_only(grey_pipeline, tmp_path):
+    assert vbench(tmp_path, '--previews-only') == 0
+    assert {call[0] for call in grey_pipeline.calls} == {'check', 'preview'} and grey_pipeline.calls[0][2] is None
+    assert metadata.from_json(video_io.read_comment(tmp_path / 'out' / 'a dog-1.mp4')).enhance is None
+
+
 # Bad input: one line, and nothing is done.
 
 
@@ -260,6 +384,12 @@ def test_sample_batch_size():
         (['clip', '--checkpoint=y', '--input=x', '--prompt=y'], ('--prompt: unknown flag',)),
         (['clip', '--checkpoint=y', '--input=x.mp4', '--stage2.num_steps=1'], ('--stage2.num_steps: unknown flag',)),
         (['clip', '--input=x.mp4'], ('--checkpoint', 'required')),
+        (['vbench'], ('--prompts', 'required')),
+        (['vbench', '--prompts=none.txt'], ('--prompts=none.txt: No such file',)),
+        (['vbench', '--prompts=none.json'], ('--prompts=none.json: No such file',)),
+        (['vbench', '--prompts=x', '--num-samples=0'], ('--num-samples=0', 'at least 1')),
+        (['vbench', '--prompts=x', '--previews-only', '--stage2.num_steps=1'], ('--stage2.num_steps: has no effect',)),
+        (['vbench', '--prompts=x.txt', '--dimension=color'], ('--prompts=x.txt: a text file states no dimensions',)),
         (['reproduce', 'x.mp4', '--seed=1'], ('--seed: unknown flag',)),
     ],
 )
@@ -275,12 +405,12 @@ def test_sample_refuses_invalid_flags(flags, words, grey_pipeline, tmp_path, cap
 
 def test_sample_requires_a_subcommand(capsys):
     assert sample.main([]) == 2
-    assert_error(capsys, 2, 'COMMAND is missing', 'preview, enhance, clip, reproduce')
+    assert_error(capsys, 2, 'COMMAND is missing', 'preview, enhance, clip, vbench, reproduce')
 
 
 def test_sample_help(capsys):
     shown = {}
-    for name in ('preview', 'enhance', 'clip', 'reproduce'):
+    for name in ('preview', 'enhance', 'clip', 'vbench', 'reproduce'):
         with pytest.raises(SystemExit, match='0'):
             sample.main([name, '--help'])
         shown[name] = set(re.findall(r'--[a-z][a-z0-9-]+', capsys.readouterr().out)) - {'--help'}

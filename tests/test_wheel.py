@@ -14,11 +14,14 @@ CONFIGS = ('common', 'degradations', 'prepare', 'stage1', 'stage2', 'vae')
 SHOW = """
 import fv_jax
 from fv_jax.core.config_files import load_config_file
+from fv_jax.core.report.blocks import Report
+from fv_jax.core.report.page import to_html
 from fv_jax.data import embedded
 from fv_jax.weights.embedded import stages
 print(fv_jax.__file__)
 print(load_config_file('stage2:tiny')['stage']['kind'], load_config_file('mine.py:tiny')['stage']['kind'])
 print(len(embedded.train_shards()), len(stages()))
+print('<h1>a</h1>' in to_html(Report('a', [])))
 """
 
 
@@ -54,7 +57,7 @@ def test_wheel_finds_its_configs_from_another_folder(site, tmp_path):
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs' / '__init__.py').touch()  # another project's
     done = run(site, tmp_path, '-c', SHOW)
-    assert done.stdout.splitlines() == [f'{site}/fv_jax/__init__.py', 'superres lowres', '1 2'], done.stderr
+    assert done.stdout.splitlines() == [f'{site}/fv_jax/__init__.py', 'superres lowres', '1 2', 'True'], done.stderr
     done = run(site, tmp_path, '-m', 'fv_jax.train', '--config=configs/stage2.py:smoke', '--workdir=run')
     assert done.returncode == 2 and done.stderr == (
         'train: --config=configs/stage2.py:smoke: file configs/stage2.py does not exist; the shipped one is '

@@ -29,7 +29,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Until then whatever exists at `path` stays. The temporary path has the same name, in a new folder beside `path`.
     """
-    with tempfile.TemporaryDirectory(prefix=f'.{path.stem}.', dir=path.parent) as folder:
+    start = path.stem[:50]  # a name may have 255 bytes, and a character has up to 4
+    with tempfile.TemporaryDirectory(prefix=f'.{start}.', dir=path.parent) as folder:
         yield (partial := Path(folder) / path.name)
         if path.is_dir():
             os.replace(path, Path(folder) / f'{path.name}.replaced')

@@ -54,10 +54,21 @@ class LazyVAE:
 
 @dataclasses.dataclass(eq=False)
 class LazyTextEncoder:
-    """A text encoder that is opened for each call. name: for messages. open: loads the encoder, which is not kept."""
+    """A text encoder that is opened for each call.
+
+    Attributes:
+      name: for messages.
+      open: loads the encoder, which is not kept.
+      load_digest: returns its fingerprint, without loading its weights.
+    """
 
     name: str
     open: Callable[[], TextEncoder]
+    load_digest: Callable[[], str]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return self.load_digest()
 
 
 @dataclasses.dataclass(eq=False)
@@ -91,21 +102,23 @@ class LazyStage(Generic[S]):
     def digest(self) -> str:
         return sampled_fingerprint(self.loaded.state)
 
-    def weight_digests(self, text_digest: str) -> WeightDigests:
-        return WeightDigests(self.digest, self.vae.digest, text_digest)
+    @property
+    def weight_digests(self) -> WeightDigests:
+        """The fingerprints of the networks; loads that of the stage."""
+        return WeightDigests(self.digest, self.vae.digest, '' if self.text is None else self.text.digest)
 
-    def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray | None, str]:
+    def encode_prompts(self, texts: Sequence[str]) -> np.ndarray | None:
         """Encodes prompts with the stage's text encoder; warns of each prompt that is truncated.
 
         Returns:
-          The embeddings (B, L, D) and the fingerprint of the encoder; (None, '') without an encoder.
+          The embeddings (B, L, D); None without an encoder.
 
         Raises:
           ConfigError: the embeddings do not have the width that the network takes.
           ValueError: the encoder finds no token in a prompt.
         """
         if self.text is None:
-            return None, ''
+            return None
         encoder = self.text.open()
         _, wanted = self.stage.text_shape
         require(
@@ -118,7 +131,7 @@ class LazyStage(Generic[S]):
             if truncation := encoder.truncation(text):
                 notice = f'prompt {quote_prompt(text)}: {truncation}'
                 warnings.warn(notice, Notice, stacklevel=4)  # the line that called `preview` or `enhance`
-        embeddings_BLD, digest = encoder.encode(texts), encoder.fingerprint.digest
+        embeddings_BLD = encoder.encode(texts)
         del encoder
         gc.collect()  # Flax modules form reference cycles that would keep the weights alive
         for text, embedding_LD in zip(texts, embeddings_BLD, strict=True):
@@ -126,7 +139,7 @@ class LazyStage(Generic[S]):
                 raise ValueError(
                     f'prompt {quote_prompt(text)}: contains no text that {self.text.name!r} can encode; use words'
                 )
-        return embeddings_BLD, digest
+        return embeddings_BLD
 
 
 def split_into_batches(count: int, batch_size: int | None) -> list[list[int]]:

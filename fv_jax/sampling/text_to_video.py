@@ -141,8 +141,8 @@ class Pipeline:
         stage1, settings = self.stage1, settings or self.preview_settings
         settings.check(stage1.latent_spec)
         stage = stage1.stage.with_sampler_config(settings)
-        text_BLD, text_digest = stage1.encode_prompts(prompts)
-        loaded, weights = stage1.loaded.with_stage(stage), stage1.weight_digests(text_digest)
+        text_BLD = stage1.encode_prompts(prompts)
+        loaded, weights = stage1.loaded.with_stage(stage), stage1.weight_digests
         for indices in split_into_batches(len(prompts), batch_size):
             noise = SeededNoise.from_seeds([seeds[i] for i in indices])
             size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
@@ -174,8 +174,8 @@ class Pipeline:
         stage = stage2.stage.with_sampler_config(settings)
         size = settings.size_for(*small, stage2.latent_spec)
         tiling = settings.tiling(stage2.latent_spec)
-        text_BLD, text_digest = stage2.encode_prompts([settings.prompt_prefix + p.prompt for p in previews])
-        loaded, weights = stage2.loaded.with_stage(stage), stage2.weight_digests(text_digest)
+        text_BLD = stage2.encode_prompts([settings.prompt_prefix + p.prompt for p in previews])
+        loaded, weights = stage2.loaded.with_stage(stage), stage2.weight_digests
         for indices in split_into_batches(len(previews), batch_size):
             noise = SeededNoise.from_seeds([seeds[i] for i in indices])
             z = np.stack([previews[i].latents for i in indices])

@@ -97,10 +97,10 @@ def package_of(dotted: str) -> str:
 def layer_problem(importer: str, name: str) -> str | None:
     """What is wrong with `name` being imported by a package, if anything; both dotted, without `fv_jax.`."""
     target = package_of(name)
-    if target in COMMANDS:
-        return f'imports the command {target}; nothing imports a command'
     if target in ('__version__', importer):
         return None
+    if target in COMMANDS:
+        return f'imports the command {target}; nothing imports a command'
     if target not in LEVELS:
         return f'imports {target}, which has no level; give it one in this test'
     if importer == '__init__':  # what `import fv_jax` shows
@@ -205,6 +205,8 @@ def planted(tmp_path: pathlib.Path, where: str, text: str) -> pathlib.Path:
         ('planning/planner.py', 'from fv_jax import api', 'planning may not import api'),
         ('api.py', 'from fv_jax.sample import main', 'nothing imports a command'),
         ('train.py', 'from fv_jax import sample', 'nothing imports a command'),
+        ('evaluate.py', 'from fv_jax.sample import clip', 'nothing imports a command'),
+        ('sample/clip.py', 'from fv_jax import train', 'nothing imports a command'),
         ('sampling/clip_enhancer.py', 'import fv_jax.api', 'sampling may not import api'),
         ('data/shards/records.py', 'import tensorflow as tf', 'without TensorFlow and torch'),
         ('weights/formats/torch_zip.py', 'from torch import nn', 'without TensorFlow and torch'),
@@ -223,6 +225,7 @@ def test_import_of_a_higher_level_is_found(tmp_path: pathlib.Path, where: str, t
         ('training/trainer.py', 'from fv_jax.stages.protocol import Stage\nfrom fv_jax.stages import base'),
         ('training/trainer.py', 'from fv_jax.parallel import mesh\nfrom fv_jax.training import step'),
         ('training/run/setup.py', 'from fv_jax.training import trainer\nfrom fv_jax import weights'),
+        ('sample/__init__.py', 'from fv_jax.sample import clip\nfrom fv_jax.sample.flags import Command'),
         ('train.py', 'from fv_jax import api, __version__\nfrom fv_jax.training import trainer'),
         ('data/shards/records.py', 'import tensorflow_datasets as tfds\nimport tensorboardX'),
         ('models/dit.py', 'from . import layers\nfrom ..kernels import attention\nfrom fv_jax.core import axes'),

@@ -18,6 +18,13 @@ def test_atomic_write_replaces_a_file_and_a_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
 
 
+def test_atomic_write_of_a_name_as_long_as_the_file_system_allows(tmp_path):
+    for name in ('x' * 251 + '.mp4', '\U0001f41e' * 62 + '.mp4'):
+        with atomic_write(tmp_path / name) as partial:
+            partial.write_text('text')
+        assert (tmp_path / name).read_text() == 'text'
+
+
 def test_atomic_write_failure_leaves_the_old_content(tmp_path):
     (tmp_path / 'file').write_text('precious')
     with pytest.raises(RuntimeError), atomic_write(tmp_path / 'file') as partial:

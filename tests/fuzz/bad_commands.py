@@ -73,7 +73,7 @@ def stop_before_work() -> Iterator[None]:
         plan.planner.programs: ('largest_bucket',),
         prepare.clips: ('extract_clips',),
         degrade.degradations: ('degrade_weak',),
-        sample: ('write_clip',),
+        sample.clip: ('write_clip',),
         lazy_stages.LoadedStage: ('create',),
         convert.streaming: ('save',),
         convert.reader: ('write',),

@@ -16,7 +16,7 @@ TRAIN = ('python', '-m', 'fv_jax.train', '--config=configs/stage2.py', "--config
 TPU_VM = ('--name=run1', '--zone=us-east5-b', '--project=mine')
 JOBSET = ('--name=run1', '--image=registry/fv_jax:tpu', '--claim=disk')
 XPK = ('--name=run1', '--image=registry/fv_jax:tpu', '--cluster=c', '--zone=us-east5-a', '--project=mine')
-SOURCED = ('common.sh', 'slices.sh')  # no commands
+SOURCED = ('common.sh', 'parts.sh', 'slices.sh')  # no commands
 SLURM = ('--name=run1', '--nodes=2', '--gpus=8', '--time=2-00:00:00')
 
 CASES = {

@@ -97,8 +97,8 @@ def fv(official, recorded):
 @pytest.fixture(scope='module')
 def texts(fv, info):
     """The embedded prompt of both stages."""
-    first, _ = fv.stage1.encode_prompts([info['text']])
-    second, _ = fv.stage2.encode_prompts([fv.enhance_settings.prompt_prefix + info['text']])
+    first = fv.stage1.encode_prompts([info['text']])
+    second = fv.stage2.encode_prompts([fv.enhance_settings.prompt_prefix + info['text']])
     return jnp.asarray(first), jnp.asarray(second)
 
 

@@ -45,8 +45,8 @@ def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: in
         whole = [
             add_label(frame, f'{name}: {caption}' if i == 0 else name) for i, (name, frame) in enumerate(middle.items())
         ]
-        lines += [_line(whole), _line([_zoom_center(frame, zoom) for frame in middle.values()])]
-    return _stack_lines(lines)
+        lines += [join_tiles(whole), join_tiles([_zoom_center(frame, zoom) for frame in middle.values()])]
+    return stack_lines(lines)
 
 
 def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> Image.Image:
@@ -61,11 +61,11 @@ def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> I
     for caption, video_FHWC in rows:
         chosen = np.linspace(0, len(video_FHWC) - 1, min(columns, len(video_FHWC))).round().astype(int)
         tiles = [video_FHWC[i].repeat(zoom, axis=0).repeat(zoom, axis=1) for i in chosen]
-        lines.append(add_label(_line(tiles), ' '.join(caption.split())))
-    return _stack_lines(lines)
+        lines.append(add_label(join_tiles(tiles), ' '.join(caption.split())))
+    return stack_lines(lines)
 
 
-def _stack_lines(lines: Sequence[np.ndarray]) -> Image.Image:
+def stack_lines(lines: Sequence[np.ndarray]) -> Image.Image:
     """Stacks images of one width below each other."""
     width, height = lines[0].shape[1], sum(line.shape[0] + _GAP for line in lines)
     sheet = Image.new('RGB', (width, height), 'white')
@@ -76,7 +76,8 @@ def _stack_lines(lines: Sequence[np.ndarray]) -> Image.Image:
     return sheet
 
 
-def _line(tiles: Sequence[np.ndarray]) -> np.ndarray:
+def join_tiles(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins uint8 images of one height side by side, with a white gap."""
     gap = np.full((tiles[0].shape[0], _GAP, 3), 255, np.uint8)
     return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)
 

@@ -1,0 +1,58 @@
+"""Opens the pipeline that the flags name, sets its settings, and reports its speed."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from typing import TypeVar
+
+from fv_jax import api
+from fv_jax.core import config as config_lib
+from fv_jax.core import throughput
+from fv_jax.core.command_line import Override, UsageError, override
+from fv_jax.planning import step_cost
+from fv_jax.sampling.metadata import WeightsOrigin
+from fv_jax.sampling.results import StoredPreview
+from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.text.encoder import TextConfig
+
+T = TypeVar('T')
+
+log = logging.getLogger(__name__)
+
+
+def open_pipeline(arguments: argparse.Namespace, origin: WeightsOrigin | None = None) -> api.FlashVideo:
+    """Opens the weights that the flags name; without such flags those of `origin`, or else the embedded ones."""
+    if arguments.official and arguments.checkpoint:
+        raise UsageError('--official and --checkpoint: give one of them')
+    text = TextConfig(arguments.text) if arguments.text else None
+    if arguments.official:
+        origin = WeightsOrigin(str(arguments.official), dtype=arguments.dtype or 'bfloat16', text=text)
+    elif arguments.checkpoint or origin is None:
+        origin = WeightsOrigin(checkpoints=tuple(arguments.checkpoint or (api.EMBEDDED,)), text=text)
+    fv = api.FlashVideo.from_origin(origin)
+    for note in fv.notes:
+        log.info(f'note: {note}')
+    return fv
+
+
+def override_settings(settings: T, stage: str, overrides: list[Override]) -> T:
+    values = config_lib.to_dict(settings)
+    for path, text in overrides:
+        override(type(settings), values, path, text, f'--{stage}')
+    return config_lib.build(type(settings), values, f'--{stage}')
+
+
+def report_previewing(fv: api.FlashVideo, settings: PreviewSettings, num_clips: int) -> None:
+    _report_speed(fv, 'preview', step_cost.preview_cost(fv.stage1, settings, num_clips))
+
+
+def report_enhancing(fv: api.FlashVideo, settings: EnhanceSettings, stored: Sequence[StoredPreview]) -> None:
+    vae, latents = fv.find_vae(stored[0]).config, stored[0].latents.shape[:3]
+    done = step_cost.enhancement_cost(fv.stage2, settings, vae, latents, len(stored))
+    _report_speed(fv, 'enhance', done)
+
+
+def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> None:
+    seconds = fv.clock.running_s[name]
+    metrics = throughput.format_metrics(throughput.throughput_metrics(done, seconds) | throughput.peak_memory())
+    log.info(f'{name}: {metrics}, in {seconds:.1f} s (compile time {fv.clock.compiling_s[name]:.1f} s)')

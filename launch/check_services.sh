@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What needs other programs than Python, under the Python it is called with: reports in a browser.
+#   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
+# Installs the extras dev and services into that Python's environment, and nothing into the system: Chromium must be
+# there. A part that fails stops the run; a part over its budget (seconds, on two cores) is reported and does not fail.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=launch/parts.sh
+. "$(dirname "${BASH_SOURCE[0]}")/parts.sh"
+help_or "${1:-}"
+
+BUDGET_INSTALL=120
+BUDGET_BROWSER=180
+
+enter_root
+export JAX_PLATFORMS=cpu
+unset JAX_COMPILATION_CACHE_DIR
+
+if ! command -v chromium-headless-shell >/dev/null; then
+  echo 'check_services: chromium-headless-shell not found; on Debian, as root: apt-get install chromium-headless-shell' >&2
+  exit 1
+fi
+part install "$BUDGET_INSTALL" install_extra dev,services
+tests browser "$BUDGET_BROWSER" tests/browser
+print_summary
