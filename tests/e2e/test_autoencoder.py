@@ -8,16 +8,19 @@ import numpy as np
 from fv_jax import export, train
 from fv_jax.weights import load_vae
 from tests import runs
+from tests.golden import measure
 
 
 def test_resume_of_vae_training_is_bit_exact(tmp_path, capsys):
     whole, folder = tmp_path / 'whole', tmp_path / 'run'
-    loop = ('--config.loop.num_steps=3', '--config.loop.save_every=1')
-    assert train.main(runs.autoencoder(whole, *loop)) == 0
+    loop = f'--config.loop.num_steps={measure.NUM_STEPS}', '--config.loop.save_every=1'
+    flags = *loop, '--config.data.height=32', '--config.data.width=32'  # of the golden run
+    assert train.main(runs.autoencoder(whole, *flags)) == 0
+    measure.assert_golden_steps('vae', measure.read_steps(whole))
     shutil.copytree(whole, folder)
     for step in (2, 3):
         shutil.rmtree(folder / 'checkpoints' / str(step))
-    assert train.main(runs.autoencoder(folder, *loop, '--config.loop.eval_every=0')) == 0
+    assert train.main(runs.autoencoder(folder, *flags, '--config.loop.eval_every=0')) == 0
     assert runs.losses(folder) == runs.losses(whole)
     runs.assert_same(folder, whole, 3)
     (evaluated,) = [row for row in runs.rows(whole) if 'eval/psnr' in row]
