@@ -23,6 +23,7 @@ from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
 import jax
 import pytest
@@ -30,7 +31,7 @@ import pytest
 from fv_jax.core import console
 from tests import compiling
 
-if 'JAX_DISABLE_MOST_OPTIMIZATIONS' not in os.environ:  # which would override the flags
+if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] != 'false':
     os.environ['XLA_FLAGS'] = f'{compiling.QUICKLY} {os.environ.get("XLA_FLAGS", "")}'
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)

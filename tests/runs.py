@@ -68,7 +68,7 @@ def lowres(workdir: Path, vae: Path, *more: str) -> list[str]:
 def environment(compiled: Path | None = None, devices: int = 1) -> dict[str, str]:
     """Of a process of its own. compiled: a folder where it finds what others have compiled."""
     flags = f'{compiling.QUICKLY} --xla_force_host_platform_device_count={devices}'
-    found = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+    found = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true', 'XLA_FLAGS': flags}
     if compiled is not None:
         found |= {
             'JAX_COMPILATION_CACHE_DIR': str(compiled),
