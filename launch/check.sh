@@ -33,7 +33,7 @@ JAX_DISABLE_MOST_OPTIMIZATIONS=false tests parity "$BUDGET_PARITY" tests/parity
 unit_folders=(tests/test_*.py) # of the commands
 for folder in tests/*/; do
   case "$folder" in
-    tests/architecture/ | tests/parity/ | tests/parallel/ | tests/e2e/ | tests/benchmarks/ | tests/tpu/ | tests/browser/ | tests/__pycache__/) ;;
+    tests/architecture/ | tests/parity/ | tests/parallel/ | tests/e2e/ | tests/benchmarks/ | tests/tpu/ | tests/browser/ | tests/kills/ | tests/__pycache__/) ;;
     *) unit_folders+=("${folder%/}") ;;
   esac
 done

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What needs other programs than Python, under the Python it is called with: reports in a browser.
+# What needs other programs than Python or minutes, under the Python it is called with: reports in a browser, and signals
+# to one of several processes.
 #   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
 # Installs the extras dev and services into that Python's environment, and nothing into the system: Chromium must be
 # there. A part that fails stops the run; a part over its budget (seconds, on two cores) is reported and does not fail.
@@ -12,6 +13,7 @@ help_or "${1:-}"
 
 BUDGET_INSTALL=120
 BUDGET_BROWSER=180
+BUDGET_KILLS=180
 
 enter_root
 export JAX_PLATFORMS=cpu
@@ -23,4 +25,5 @@ if ! command -v chromium-headless-shell >/dev/null; then
 fi
 part install "$BUDGET_INSTALL" install_extra dev,services
 tests browser "$BUDGET_BROWSER" tests/browser
+tests kills "$BUDGET_KILLS" tests/kills
 print_summary
