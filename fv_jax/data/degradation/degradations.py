@@ -18,7 +18,7 @@ their sources, are in `configs/degradations.py`.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -76,9 +76,22 @@ def degrade_strong(
     Returns:
       float32 of the same shape and range, rounded to 8-bit levels before the upsampling.
     """
-    size = frames_FHWC.shape[1:3]
-    drawn = sample_strong(rng, config, target=even_size(factor.sample_size(size, rng), 1), frames=len(frames_FHWC))
-    return apply_steps(drawn, frames_FHWC)
+    return apply_steps(_draw(frames_FHWC, rng, config, factor), frames_FHWC)
+
+
+def downsample_strong(
+    frames_FHWC: np.ndarray, rng: np.random.Generator, config: StrongConfig, factor: WeakConfig
+) -> np.ndarray:
+    """Degrades a clip as `degrade_strong`, but for the upsampling; returns uint8 (F, h, w, 3)."""
+    drawn = _draw(frames_FHWC, rng, config, factor)
+    return np.stack([levels.astype(np.uint8) for levels in _degraded_frames(drawn, frames_FHWC)])
+
+
+def _draw(
+    frames_FHWC: np.ndarray, rng: np.random.Generator, config: StrongConfig, factor: WeakConfig
+) -> tuple[Step, ...]:
+    target = even_size(factor.sample_size(frames_FHWC.shape[1:3], rng), 1)
+    return sample_strong(rng, config, target=target, frames=len(frames_FHWC))
 
 
 def apply_steps(drawn: Sequence[Step], frames_FHWC: np.ndarray) -> np.ndarray:
@@ -91,15 +104,21 @@ def apply_steps(drawn: Sequence[Step], frames_FHWC: np.ndarray) -> np.ndarray:
     Returns:
       float32 of the same shape and range.
     """
-    stream = ((frame.astype(np.float32) + 1) * np.float32(127.5) for frame in frames_FHWC)
     out = np.empty(frames_FHWC.shape, np.float32)
     count = 0
-    for frame in functools.reduce(lambda frames, step: step(frames), drawn, stream):
-        small = np.rint(np.clip(frame, 0, 255)) * np.float32(2 / 255) - 1
+    for levels in _degraded_frames(drawn, frames_FHWC):
+        small = levels * np.float32(2 / 255) - 1
         out[count] = resize_bilinear(small[None], frames_FHWC.shape[1:3])[0]
         count += 1
     assert count == len(out), f'{count} of {len(out)} frames came back'
     return out
+
+
+def _degraded_frames(drawn: Sequence[Step], frames_FHWC: np.ndarray) -> Iterator[np.ndarray]:
+    """Applies the steps; yields whole levels from 0 to 255, float32 (h, w, 3)."""
+    stream = ((frame.astype(np.float32) + 1) * np.float32(127.5) for frame in frames_FHWC)
+    for frame in functools.reduce(lambda frames, step: step(frames), drawn, stream):
+        yield np.rint(np.clip(frame, 0, 255))
 
 
 def sample_strong(

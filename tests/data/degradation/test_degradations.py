@@ -20,6 +20,8 @@ from fv_jax.data.degradation.degradations import (
     degrade_weak,
     sample_strong,
 )
+from fv_jax.data.numpy_resize import resize_bilinear
+from fv_jax.data.transforms import to_float
 from tests.data import sample_videos
 
 STRONG = build(StrongConfig, published.strong())
@@ -90,6 +92,14 @@ def test_strong_degradation_is_a_function_of_the_generator() -> None:
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(frames, before)
     assert np.abs(a - c).mean() > 0.01
+
+
+def test_downsample_strong_is_the_small_video_of_degrade_strong() -> None:
+    clip, factor = make_video(5, 64, 96), WeakConfig(4, 4)
+    small = degradations.downsample_strong(clip, np.random.default_rng(3), STRONG, factor)
+    assert small.dtype == np.uint8 and small.shape == (5, 16, 24, 3)
+    expected = degrade_strong(clip, np.random.default_rng(3), STRONG, factor)
+    np.testing.assert_allclose(resize_bilinear(to_float(small), (64, 96)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('seed', range(24))
