@@ -49,7 +49,6 @@ from fv_jax.weights.text_encoders import open_text_encoder
 
 log = logging.getLogger('fv_jax.prepare')
 
-SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 CODES = 'Exit codes: 0 success, 3 some files were skipped, 2 wrong usage or nothing written, 1 I/O or device error.'
 SKIPPED = 3  # exit code
 NOTHING_WRITTEN = 'nothing was written'
@@ -212,11 +211,11 @@ def _find_videos(source: Path, output: Path) -> list[Path]:
     files = [
         path
         for path in sorted(source.rglob('*'))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith('.')
+        if path.suffix.lower() in video_io.VIDEO_SUFFIXES and path.is_file() and not path.name.startswith('.')
         if output == source.resolve() or output not in path.resolve().parents
     ]
     if not files:
-        raise UsageError(f'--input={source}: contains no videos ({", ".join(s[1:] for s in SUFFIXES)})')
+        raise UsageError(f'--input={source}: contains no videos ({", ".join(s[1:] for s in video_io.VIDEO_SUFFIXES)})')
     return files
 
 

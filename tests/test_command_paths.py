@@ -49,6 +49,11 @@ LINES = [
     (evaluate, '--checkpoint=PATH', '--output=out'),
     (evaluate, '--checkpoint=run', '--output=PATH'),
     (evaluate, '--checkpoint=run', '--output=out', '--degradation-config=PATH'),
+    (evaluate, '--output=out', '--pairs=PATH'),
+    (evaluate, '--output=out', '--videos=PATH'),
+    (evaluate, '--output=out', '--ground-truth=PATH'),
+    (evaluate, '--checkpoint=run', '--output=out', '--metrics-folder=PATH'),
+    (evaluate, '--output=out', '--pairs=pairs', '--compare', 'PATH'),
     (inspect, 'PATH'),
 ]
 ids = [' '.join([line[0].__name__.rpartition('.')[2], *line[1:]]) for line in LINES]

@@ -209,9 +209,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Record:
         path = self._files[index]
-        unreadable = OSError, SyntaxError, Image.DecompressionBombError
-        with error_context(f'{path}: not an image that can be read: ', unreadable), _open(path) as image:
-            frame = np.asarray(image.convert('RGB'))
+        frame = read_image(path)
         record = {'video': frame[None], 'fps': 1.0, 'frames': 1, 'height': frame.shape[0], 'width': frame.shape[1]}
         caption = self._captions.find(path)
         return record | {'source': path.name} | ({} if caption is None else {'caption': caption})
@@ -230,6 +228,13 @@ class ImageFolder:
                 return image.size[::-1]
         except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
             return 0, 0
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Reads an image of IMAGE_SUFFIXES as uint8 (H, W, 3). Raises ValueError for a file that is none."""
+    unreadable = OSError, SyntaxError, Image.DecompressionBombError
+    with error_context(f'{path}: not an image that can be read: ', unreadable), _open(path) as image:
+        return np.asarray(image.convert('RGB'))
 
 
 def _open(path: Path) -> Image.Image:

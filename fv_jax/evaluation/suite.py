@@ -118,22 +118,22 @@ class Suite:
 
     Attributes:
       metrics: in the order of tables.
-      vgg_frames: how many frames of a clip VGG16 is applied to.
+      vgg_frames: how many frames of a clip VGG16 is applied to; None for all.
       digests: SHA-256 of the weights, by file.
       not_computed: what is missing, by label or by label and clip, and why.
     """
 
     metrics: list[Metric]
-    vgg_frames: int = VGG_FRAMES
+    vgg_frames: int | None = VGG_FRAMES
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
     not_computed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, vgg_frames: int = VGG_FRAMES) -> 'Suite':
+    def load(cls, vgg_frames: int | None = VGG_FRAMES) -> 'Suite':
         """Loads the weights that are installed.
 
         Args:
-          vgg_frames: how many frames of a clip VGG16 is applied to.
+          vgg_frames: how many frames of a clip VGG16 is applied to; None for all.
 
         Raises:
           ValueError: a file of weights is not the recorded one.
@@ -178,7 +178,7 @@ class Suite:
         return values
 
     def _per_frame(self, metric: Metric, video: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-        if metric.sparse:
+        if metric.sparse and self.vgg_frames is not None:
             chosen = evenly_spaced(len(video), self.vgg_frames)
             video, truth = (None if v is None else v[chosen] for v in (video, truth))
         videos = [v for v in (video, truth) if v is not None]
@@ -200,7 +200,7 @@ class Suite:
                 'direction': metric.direction,
                 'unit': metric.unit,
                 'digits': metric.digits,
-                'frames': f'{self.vgg_frames} evenly spaced' if metric.sparse else 'all',
+                'frames': f'{self.vgg_frames} evenly spaced' if metric.sparse and self.vgg_frames else 'all',
                 'reference': metric.needs_truth,
             }
             for metric in self.metrics

@@ -66,11 +66,17 @@ class Enhancer:
 
         Returns:
           float32 (F, *size, 3) in [-1, 1].
+
+        Raises:
+          ValueError: values that are not finite.
         """
         video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None], self.vae.config.latent_spec)
         z_low = programs.low_res_latents(self.vae, video_BFHWC, size, tiling=self.tiling)
         enhanced_BFHWC = programs.decode_latents(self.vae, self.enhance_latents(z_low, key, first_latent), self.tiling)
-        return np.asarray(enhanced_BFHWC[0, : len(video_FHWC)])
+        enhanced_FHWC = np.asarray(enhanced_BFHWC[0, : len(video_FHWC)])
+        if not np.isfinite(enhanced_FHWC).all():
+            raise ValueError('the enhanced video has values that are not finite; parameters or activations overflow')
+        return enhanced_FHWC
 
 
 def enhance_clip(

@@ -25,7 +25,7 @@ LEVELS = {
     'checkpoints': 5,
     'training': 5,
     'weights': 6,
-    'evaluation': 7,
+    'evaluation': 8,
     'sampling': 7,
     'training.run': 7,
     'planning': 8,

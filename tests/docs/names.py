@@ -15,7 +15,7 @@ PLACEHOLDER = re.compile(
 )
 # Where a path may start, besides the folder of its guide.
 BASES = (ROOT, ROOT / 'fv_jax', ROOT / 'launch', ROOT / 'tests' / 'parity' / 'official_dev')
-SUFFIX = r'\.(py|sh|md|json|lock|jsonl|npz|pt|toml|yaml|ipynb|txt|csv|webp|png|mp4|safetensors|array_record)'
+SUFFIX = r'\.(py|sh|md|json|lock|jsonl|npz|pt|toml|yaml|ipynb|txt|csv|webp|png|html|mp4|safetensors|array_record)'
 FILE = re.compile(rf'[\w.-]*\w{SUFFIX}')
 PATH = re.compile(r'\.?\w[\w.-]*(/[\w.-]+)*/?')
 DOTTED = re.compile(r'[a-z]\w*(\.\w+)+')

@@ -104,7 +104,7 @@ def test_the_guide_of_the_package_shows_the_levels() -> None:
         'chunking.py',
         'tests.fuzz.kills',
         'python -m fv_jax.tune',
-        'python -m fv_jax.evaluate --scale=2',
+        'python -m fv_jax.evaluate --scales=2',
         'swing:NAME',
         'ALARM',
         'DiscreteNoiseTable',

@@ -1,10 +1,10 @@
-"""A run, measured."""
+"""A run, measured by the command: on its held-out clips, on folders, and what the command refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fv_jax import evaluate, train
 from fv_jax.data.video import video_io
@@ -21,51 +21,92 @@ def uninterrupted(tmp_path_factory):
     return folder / 'run'
 
 
+def run(*arguments):
+    return evaluate.main([*map(str, arguments), '--num-steps=1', '--vgg-frames=1'])
+
+
+def read(output):
+    return json.loads((output / 'report.json').read_text())
+
+
+def write_video(path, height, width, frames=5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    y, x, f = np.ogrid[:height, :width, :frames]
+    wave = 127 + 100 * np.sin(y / 3 + f) * np.cos(x / 4)
+    video_io.encode(path, np.repeat(np.moveaxis(wave, 2, 0)[..., None], 3, axis=-1).astype(np.uint8), 12)
+
+
 def test_evaluate_a_run(uninterrupted, tmp_path, capsys):
     output = tmp_path / 'report'
-    assert evaluate.main([f'--checkpoint={uninterrupted}', f'--output={output}', '--num-clips=2', '--num-steps=1']) == 0
+    flags = f'--checkpoint={uninterrupted}', '--num-clips=2'
+    assert run(*flags, f'--output={output}', '--compare', 'shift=1.5', f'{uninterrupted},num_steps=2') == 0
     out, err = capsys.readouterr()
-    assert err == '' and 'PSNR  ' in out and str(output) in out
-    assert {p.name for p in output.iterdir()} == {
-        'report.json', 'contact_sheet.png', 'small.mp4', 'clip_0.mp4', 'clip_1.mp4'
-    }  # fmt: skip
-    report = json.loads((output / 'report.json').read_text())
-    assert report['checkpoint_step'] == 4 and report['nfe'] == 1 and len(report['clips']) == 2
-    assert [clip['factor'] for clip in report['clips']] == [4, 8]
-    for name, value in report['mean'].items():
-        assert np.isfinite(value)
-        assert value == pytest.approx(np.mean([clip[name] for clip in report['clips']]))
-    losses = report['flow_matching_loss']
+    assert err == '' and 'PSNR ↑' in out and str(output) in out
+    assert {p.name for p in output.iterdir()} >= {'report.json', 'report.md', 'report.html', 'clips'}
+    report = read(output)
+    names = [method['name'] for method in report['methods']]
+    networks = ['1 step', '4 steps, shift=1.5', '2 steps']
+    assert names == ['bilinear', 'bicubic', 'VAE round trip', *networks, 'ground truth']
+    assert [method['nfe'] for method in report['methods'] if method['kind'] == 'network'] == [1, 4, 2]
+    assert [clip['input_size'] for clip in report['clips']] == [[8, 12], [4, 6]]  # 4 and 8 times smaller
+    for name in names[:-1]:
+        assert np.isfinite(report['summary'][name]['psnr']['mean']), name
+    files = {path.name for path in (output / 'clips' / 'clip 1').iterdir()}
+    assert files >= {'input.mp4', 'bilinear.mp4', 'VAE_round_trip.mp4', '4_steps_shift=1.5.mp4', 'strip.png'}
+    losses = report['losses']
     assert losses['ratio'] == pytest.approx(losses['model'] / losses['linear_3x3x3']) and losses['model'] > 0
-    for i in (0, 1):
-        video = video_io.probe(output / f'clip_{i}.mp4')
-        assert video.frames == 9 and video.width == 2 * 48
-    assert Image.open(output / 'contact_sheet.png').width >= 4 * 48
-    ranges = f'--degradation-config={runs.ROOT / "configs" / "degradations.py"}'
-    flags = [f'--checkpoint={uninterrupted}', f'--output={tmp_path / "strong"}', '--num-clips=2', '--num-steps=1']
-    assert evaluate.main([*flags, ranges]) == 0
-    strong = json.loads((tmp_path / 'strong' / 'report.json').read_text())
-    assert strong['mean']['psnr_bilinear'] < report['mean']['psnr_bilinear']
-    assert evaluate.main([*flags, f'{ranges}:weak']) == 2
-    assert 'has no strong degradations' in capsys.readouterr().err
+    strong = f'--degradation-config={runs.ROOT / "configs" / "degradations.py"}'
+    assert run(*flags, f'--output={tmp_path / "strong"}', strong) == 0
+    weak, strong = (report['summary']['bilinear']['psnr']['mean'] for report in (report, read(tmp_path / 'strong')))
+    assert strong < weak
+
+
+def test_evaluate_folders(uninterrupted, tmp_path):
+    for name in ('GT', 'Other'):
+        write_video(tmp_path / 'pairs' / name / 'a.mp4', 64, 96)
+    write_video(tmp_path / 'pairs' / 'LQ' / 'a.mp4', 16, 24)
+    own = tmp_path / 'metrics' / 'own.py'
+    own.parent.mkdir()
+    own.write_text("DIRECTION = 'higher'\ndef score(frames): return len(frames)")
+    assert run(f'--pairs={tmp_path}/pairs', f'--output={tmp_path}/out', f'--metrics-folder={own.parent}') == 0
+    report = read(tmp_path / 'out')
+    assert [method['name'] for method in report['methods']] == ['bilinear', 'bicubic', 'Other', 'ground truth']
+    values = report['clips'][0]['values']
+    assert values['Other']['psnr'] == 'inf' and values['bilinear']['own'] == 5
+    shutil.rmtree(tmp_path / 'pairs' / 'Other')
+    flags = f'--checkpoint={uninterrupted}', f'--output={tmp_path}/out', '--overwrite'
+    assert run(*flags, f'--ground-truth={tmp_path}/pairs/GT', '--max-frames=3') == 0
+    report = read(tmp_path / 'out')
+    assert report['clips'][0]['frames'] == 3 and report['losses'] is None
+    assert run(*flags, f'--videos={tmp_path}/pairs/LQ', '--scale=2') == 0
+    (clip,) = read(tmp_path / 'out')['clips']
+    assert clip['size'] == [32, 48] and 'ground truth' not in clip['values']
+    assert clip['values']['1 step']['psnr'] is None and clip['values']['1 step']['sharpness'] > 0
 
 
 def test_evaluate_refuses_invalid_runs(uninterrupted, tmp_path, capsys):
+    checkpoint, output = f'--checkpoint={uninterrupted}', f'--output={tmp_path}/out'
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'a').touch()
     for arguments, code, words in (
-        ([f'--checkpoint={tmp_path}', f'--output={tmp_path}/out'], 1, 'contains no checkpoints'),
-        (
-            [f'--checkpoint={uninterrupted}', f'--output={tmp_path}/out', '--num-clips=0'],
-            2,
-            '--num-clips=0: must be at least 1',
-        ),
-        (
-            [f'--checkpoint={uninterrupted}', f'--output={tmp_path}/out', '--num-steps=0'],
-            2,
-            '--num-steps=0: must be at least 1',
-        ),
-        ([f'--checkpoint={uninterrupted}', '--outptu=x', f'--output={tmp_path}/out'], 2, 'did you mean --output'),
+        ([f'--checkpoint={tmp_path}/empty', output], 1, 'contains no checkpoints'),
+        ([f'--checkpoint={tmp_path}/none', output], 2, 'none: no such checkpoint'),
+        ([output], 2, '--checkpoint: required'),
+        ([checkpoint, f'--output={tmp_path}/full'], 2, 'is not empty'),
+        ([checkpoint, output, '--num-clips=0'], 2, '--num-clips=0: must be at least 1'),
+        ([checkpoint, output, '--num-steps=0'], 2, '--num-steps=0: give numbers of at least 1'),
+        ([checkpoint, output, '--scale=nan'], 2, '--scale=nan: must be at least 1'),
+        ([checkpoint, output, '--compare', 'steps=2'], 2, "unknown field 'steps'"),
+        ([checkpoint, output, '--compare', 'sampler=dpm'], 2, 'sampler'),
+        ([checkpoint, output, '--outptu=x'], 2, 'did you mean --output'),
+        ([checkpoint, output, f'--pairs={tmp_path}/empty'], 2, 'GT: no such folder'),
+        ([checkpoint, output, f'--videos={tmp_path}/empty'], 2, 'holds no videos'),
+        ([checkpoint, output, f'--metrics-folder={tmp_path}/empty'], 2, 'holds no metrics'),
+        ([checkpoint, output, f'--degradation-config={runs.ROOT}/configs/degradations.py:weak'], 2, 'no strong'),
+        ([checkpoint, output, '--degradation-config=degradations', f'--videos={tmp_path}'], 2, 'degraded already'),
     ):
-        assert evaluate.main(arguments) == code
+        assert evaluate.main([*map(str, arguments)]) == code, arguments
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith('evaluate: ') and words in line
+        assert line.startswith('evaluate: ') and words in line, line
     assert not (tmp_path / 'out').exists()

@@ -277,7 +277,7 @@ def _commands(world: Path) -> dict[str, Flags]:
         ),
         'evaluate': Flags(
             {'--checkpoint': str(run), '--output': out}, there=('--checkpoint', '--degradation-config'),
-            integers=('--num-clips', '--num-steps'), own=own['evaluate'],
+            integers=('--num-clips', '--max-frames', '--vgg-frames', '--seed'), own=own['evaluate'],
         ),
         'inspect': Flags(
             {f' {run}': None}, there=('path',), integers=('--step', '--depth'), own=own['inspect'],

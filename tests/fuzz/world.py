@@ -299,7 +299,10 @@ def _export(world: Path) -> list:
 
 def _evaluate(world: Path) -> list:
     found = [({'--checkpoint': str(world / name)}, (name,)) for name in (*_NO_RUNS, 'first', 'other')]
-    found += _one('--num-clips', 0, -1) + _one('--num-steps', 0, -2)
+    found += (
+        _one('--num-clips', 0, -1) + _one('--num-steps', 0, -2) + _one('--max-frames', 0) + _one('--scale', 0, 'nan')
+    )
+    found += [({'--compare': value}, ('--compare', value)) for value in ('nowhere', 'nofield=1')]
     weak = f'{runs.ROOT}/configs/degradations.py:weak'
     found += [
         ({'--degradation-config': value}, ('--degradation-config', 'programs'))

@@ -114,6 +114,12 @@ def test_enhance_clip_tiles_the_encode_and_the_decode():
     np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
+def test_enhance_window_refuses_values_that_are_not_finite():
+    broken = Enhancer(lambda z_low_BFHWC, key, first: z_low_BFHWC.at[0, 1, 0, 0, 0].set(jnp.nan), KEEPING)
+    with pytest.raises(ValueError, match='not finite'):
+        broken.enhance_window(np.zeros((9, 16, 24, 3), np.uint8), SIZE, key=KEY, first_latent=0)
+
+
 def test_overlapping_windows_share_noise():
     firsts = []
 

@@ -20,7 +20,6 @@ from fv_jax.data.video.captions import Captions
 from fv_jax.data.video.clips import ClipsConfig
 
 SPLIT = 'train'
-SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 
 
 class VideoFolder(tfds.core.GeneratorBasedBuilder):
@@ -65,7 +64,9 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[str, Record]]:
         captions = Captions(self._videos)
-        for path in sorted(p for p in self._videos.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file()):
+        for path in sorted(
+            p for p in self._videos.rglob('*') if p.suffix.lower() in video_io.VIDEO_SUFFIXES and p.is_file()
+        ):
             name = path.relative_to(self._videos).as_posix()
             try:
                 caption = captions.find(path) or ''

@@ -1,4 +1,4 @@
-"""Contact sheets: enhanced clips side by side with their inputs, and sheets of previews."""
+"""Contact sheets: frames of several videos of a clip, and sheets of previews."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,17 +17,6 @@ def add_label(frame_HWC: np.ndarray, label: str) -> np.ndarray:
     image.paste(Image.fromarray(frame_HWC), (0, _LABEL))
     ImageDraw.Draw(image).text((6, 3), label, fill='white', font=ImageFont.load_default(14))
     return np.asarray(image)
-
-
-def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Joins four named uint8 videos (F, H, W, 3) of one size in two rows of two; the sides of the result are even."""
-    names, clips = list(videos), list(videos.values())
-    assert len(names) == 4, names
-    frames = []
-    for f in range(len(clips[0])):
-        tiles = [add_label(clip[f], name) for name, clip in zip(names, clips, strict=True)]
-        frames.append(np.concatenate([np.concatenate(tiles[:2], 1), np.concatenate(tiles[2:], 1)], 0))
-    return np.stack(frames)
 
 
 def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: int = 2) -> Image.Image:

@@ -20,6 +20,8 @@ from fv_jax.core.files import atomic_write
 
 DataSource = str | Path | bytes
 
+# Of the files that commands look for in a folder.
+VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 DEFAULT_CRF = 18
 PRESETS = ('ultrafast', 'superfast', 'veryfast', 'faster', 'fast', 'medium', 'slow', 'slower', 'veryslow')
 # For a file that states no rate.

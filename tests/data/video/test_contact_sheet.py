@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fv_jax.data.video.contact_sheet import add_label, contact_sheet, side_by_side
+from fv_jax.data.video.contact_sheet import add_label, contact_sheet
 
 COLOURS = {'input': (255, 0, 0), 'bilinear': (0, 255, 0), 'enhanced': (0, 0, 255), 'truth': (9, 9, 9)}
 
@@ -19,14 +19,6 @@ def test_add_label():
     np.testing.assert_array_equal(got[strip:], frame)
     assert got[:strip].max() > 200 and np.median(got[:strip]) == 0
     assert not np.array_equal(got[:strip], add_label(frame, 'other')[:strip])
-
-
-def test_side_by_side():
-    got = side_by_side(videos())
-    frames, height, width, _ = got.shape
-    assert frames == 3 and width == 96 and height % 2 == width % 2 == 0
-    corners = [got[1, height // 2 - 1, 0], got[1, height // 2 - 1, -1], got[1, -1, 0], got[1, -1, -1]]
-    assert [tuple(int(v) for v in corner) for corner in corners] == list(COLOURS.values())
 
 
 def test_contact_sheet_has_every_clip_whole_and_enlarged():

@@ -1,0 +1,270 @@
+"""The clips of an evaluation: held-out clips of a run, folders of pairs, of ground truth, or of videos alone.
+
+Every clip is an 8-bit low-quality video and, where there is one, its 8-bit ground truth. Clips are loaded one at a
+time.
+
+The layout of pairs is that of UDM10, SPMCS, YouHQ40 and REDS4:
+
+    DIR/GT/NAME     the ground truth: a video, a folder of frames, or an image, a clip of one frame
+    DIR/LQ/NAME     the low-quality input
+    DIR/OTHER/NAME  the result of another enhancer of this name, which is measured too
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from fv_jax.core.checks import require
+from fv_jax.core.command_line import UsageError
+from fv_jax.data import pipeline
+from fv_jax.data.degradation import degradations
+from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
+from fv_jax.data.numpy_resize import resize_bilinear
+from fv_jax.data.sources import IMAGE_SUFFIXES, read_image
+from fv_jax.data.transforms import to_float, to_uint8
+from fv_jax.data.video import video_io
+from fv_jax.data.video.video_io import VIDEO_SUFFIXES, Video
+
+GT, LQ = 'GT', 'LQ'
+FPS = 24.0  # of clips without a rate
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationClip:
+    """A clip to be enhanced and measured.
+
+    Attributes:
+      name: of the clip; unique.
+      low_quality: uint8 (F, h, w, 3).
+      size: (height, width) of the result in pixels.
+      fps: frames per second.
+      seed: of the noise that networks add, the same for all of them.
+      truth: the ground truth, uint8 (F, *size, 3); None if there is none.
+      results: read the results of other enhancers, uint8 (F, *size, 3).
+    """
+
+    name: str
+    low_quality: np.ndarray
+    size: Size
+    fps: float
+    seed: int
+    truth: np.ndarray | None = None
+    results: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+
+
+Loader = Callable[[], EvaluationClip]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How folders of videos are read.
+
+    Attributes:
+      multiple: of the sides of results in pixels, as the VAE needs; ground truth is cropped to it.
+      max_frames: of a clip; further ones are not read.
+      seed: of the noise of networks and of degradations; clip i has `seed + i`.
+      scale: size of results / size of the input, where no ground truth gives it.
+      strong: the degradation of ground truth that comes without an input; None only downsamples it.
+    """
+
+    multiple: int
+    max_frames: int
+    seed: int
+    scale: float = 4.0
+    strong: StrongConfig | None = None
+
+
+def heldout_clips(data: pipeline.DataConfig, seed: int, strong: StrongConfig | None) -> list[Loader]:
+    """Returns loaders of the first held-out clips of a run, downsampled by factors spread over the range of training.
+
+    Args:
+      data: of the run.
+      seed: as in `Reading`.
+      strong: as in `Reading`.
+    """
+    records = pipeline.open_source(data.heldout, data, heldout=True)
+    transform = pipeline.clip_transform(data, low_res=False, training=False)
+    factors = np.linspace(data.weak.low, data.weak.high, min(data.eval_clips, len(records)))
+
+    def load(index: int, factor: float) -> EvaluationClip:
+        truth = to_uint8(pipeline.load_heldout(records, transform, [index])['high_res_BFHWC'][0])
+        small = degrade(truth, factor, seed + index, strong)
+        return EvaluationClip(f'clip {index}', small, truth.shape[1:3], FPS, seed + index, truth)
+
+    return [functools.partial(load, index, float(factor)) for index, factor in enumerate(factors)]
+
+
+def degrade(truth: np.ndarray, factor: float, seed: int, strong: StrongConfig | None) -> np.ndarray:
+    """Downsamples a video, uint8 (F, H, W, 3), by `factor`, after strong degradations if given."""
+    if strong is not None:
+        fixed = WeakConfig(factor, factor)
+        return degradations.downsample_strong(to_float(truth), np.random.default_rng(seed), strong, fixed)
+    size = int(truth.shape[1] / factor), int(truth.shape[2] / factor)
+    require(min(size) >= 1, f'{truth.shape[1]}x{truth.shape[2]} cannot be downsampled by {factor:g}')
+    return resize(truth, size)
+
+
+def resize(video: np.ndarray, size: Size) -> np.ndarray:
+    """Resizes a video, uint8 (F, H, W, 3), bilinearly, antialiased; rounds to 8 bits."""
+    return np.concatenate([to_uint8(resize_bilinear(to_float(frame[None]), size)) for frame in video])
+
+
+def pair_clips(folder: Path, reading: Reading) -> tuple[list[Loader], list[str]]:
+    """Returns loaders of the pairs in a folder, and the names of other enhancers whose results it holds.
+
+    Raises:
+      UsageError: GT or LQ is missing, or a folder has other clips than GT.
+    """
+    truths, inputs = list_videos(folder / GT), list_videos(folder / LQ)
+    others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in (GT, LQ))
+    others = [name for name in others if not name.startswith('.')]
+    results = {name: list_videos(folder / name) for name in others}
+    for name, found in (results | {LQ: inputs}).items():
+        _check_same_names(folder, truths, name, found)
+
+    def load(index: int, name: str) -> EvaluationClip:
+        truth = read_video(truths[name], reading.max_frames)
+        low = read_video(inputs[name], reading.max_frames)
+        _check_length(inputs[name], low.frames, truth.frames)
+        small, size = common_crop(low.size, truth.size, reading.multiple, f'{folder}: {name}')
+        return EvaluationClip(
+            name,
+            _crop(low.frames, small),
+            size,
+            truth.fps,
+            reading.seed + index,
+            _crop(truth.frames, size),
+            {
+                other: functools.partial(_read_result, results[other][name], truth, size, reading.max_frames)
+                for other in others
+            },
+        )
+
+    return [functools.partial(load, index, name) for index, name in enumerate(truths)], others
+
+
+def truth_clips(folder: Path, reading: Reading) -> list[Loader]:
+    """Returns loaders of the videos in a folder, each cropped, and degraded by `reading.scale`. Raises UsageError."""
+
+    def load(index: int, name: str, path: Path) -> EvaluationClip:
+        video = read_video(path, reading.max_frames)
+        size = tuple(side // reading.multiple * reading.multiple for side in video.size)
+        _check_not_empty(path, video.size, size, reading.multiple)
+        truth = _crop(video.frames, size)
+        small = degrade(truth, reading.scale, reading.seed + index, reading.strong)
+        return EvaluationClip(name, small, size, video.fps, reading.seed + index, truth)
+
+    return [functools.partial(load, i, *item) for i, item in enumerate(list_videos(folder).items())]
+
+
+def video_clips(folder: Path, reading: Reading) -> list[Loader]:
+    """Returns loaders of the videos in a folder, to be enlarged by `reading.scale`. Raises UsageError."""
+
+    def load(index: int, name: str, path: Path) -> EvaluationClip:
+        video = read_video(path, reading.max_frames)
+        size = tuple(int(side * reading.scale) // reading.multiple * reading.multiple for side in video.size)
+        _check_not_empty(path, video.size, size, reading.multiple)
+        return EvaluationClip(name, video.frames, size, video.fps, reading.seed + index)
+
+    return [functools.partial(load, i, *item) for i, item in enumerate(list_videos(folder).items())]
+
+
+def list_videos(folder: Path) -> dict[str, Path]:
+    """Lists the videos, folders of frames, and images in a folder by name (without suffix), in order.
+
+    Raises:
+      UsageError: no such folder, nothing in it, or two of one name.
+    """
+    require(folder.is_dir(), f'{folder}: no such folder', UsageError)
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=_natural_order):
+        is_file = path.is_file() and path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+        if path.name.startswith('.') or not (is_file or path.is_dir()):
+            continue
+        name = path.stem if is_file else path.name
+        require(name not in found, f'{path}: {found.get(name)} has the same name', UsageError)
+        found[name] = path
+    require(found, f'{folder}: holds no videos, folders of frames or images', UsageError)
+    return found
+
+
+def read_video(path: Path, max_frames: int) -> Video:
+    """Reads the first frames of a video, of a folder of frames in natural order, or of an image. Raises ValueError."""
+    if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+        return video_io.decode(path, max_frames)
+    files = [path]
+    if path.is_dir():
+        files = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_natural_order)
+        require(files, f'{path}: holds no frames ({", ".join(IMAGE_SUFFIXES)})')
+    frames = [read_image(file) for file in files[:max_frames]]
+    for file, frame in zip(files, frames, strict=False):
+        sizes = [f'{shape[0]}x{shape[1]}' for shape in (frame.shape, frames[0].shape)]
+        require(frame.shape == frames[0].shape, f'{file}: is {sizes[0]}, the first frame {sizes[1]}')
+    return Video(np.stack(frames), FPS)
+
+
+def common_crop(low: Size, high: Size, multiple: int, where: str) -> tuple[Size, Size]:
+    """Computes the largest part that both videos of a pair show and whose size the VAE can take.
+
+    Args:
+      low, high: (height, width) of the low-quality video and of the ground truth.
+      multiple: of the sides of the result at the ground truth's size.
+      where: names the pair in messages.
+
+    Returns:
+      (height, width) to crop each to, from the upper left corner.
+
+    Raises:
+      ValueError: the sides have different ratios, or no part fits.
+    """
+    ratios = [Fraction(*sides) for sides in zip(high, low, strict=True)]
+    sizes = f'{where}: GT is {high[0]}x{high[1]}, LQ {low[0]}x{low[1]}'
+    require(abs(ratios[0] / ratios[1] - 1) < 0.02, f'{sizes}; both sides must have the same ratio')
+    cropped = []
+    for ratio, side in zip(ratios, low, strict=True):
+        fitting = (n for n in range(side, 0, -1) if (n * ratio).denominator == 1 and n * ratio % multiple == 0)
+        n = next(fitting, None)
+        require(n is not None, f'{sizes}; no part of it has sides that are multiples of {multiple}')
+        cropped.append((n, int(n * ratio)))
+    (h, height), (w, width) = cropped
+    return (h, w), (height, width)
+
+
+def _natural_order(path: Path) -> list[tuple[int, int | str]]:
+    """Orders frame2 before frame10."""
+    parts = re.split(r'(\d+)', path.name)
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
+
+
+def _crop(frames: np.ndarray, size: Size) -> np.ndarray:
+    return np.ascontiguousarray(frames[:, : size[0], : size[1]])
+
+
+def _check_same_names(folder: Path, truths: Sequence[str], other: str, found: Sequence[str]) -> None:
+    for name in truths:
+        require(name in found, f'{folder / other}: has no {name!r}, which {GT} has', UsageError)
+    for name in found:
+        require(name in truths, f'{folder / other}: has {name!r}, which {GT} has not', UsageError)
+
+
+def _check_length(path: Path, frames: np.ndarray, truth: np.ndarray) -> None:
+    require(len(frames) == len(truth), f'{path}: {len(frames)} frame(s), the ground truth {len(truth)}')
+
+
+def _read_result(path: Path, truth: Video, size: Size, max_frames: int) -> np.ndarray:
+    video = read_video(path, max_frames)
+    _check_length(path, video.frames, truth.frames)
+    sizes = ['x'.join(map(str, v.size)) for v in (video, truth)]
+    require(video.size == truth.size, f'{path}: is {sizes[0]}, the ground truth {sizes[1]}')
+    return _crop(video.frames, size)
+
+
+def _check_not_empty(path: Path, size: Size, result: Size, multiple: int) -> None:
+    require(min(result) >= multiple, f'{path}: {size[0]}x{size[1]} is too small; results need {multiple}x{multiple}')
