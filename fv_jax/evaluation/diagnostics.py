@@ -11,10 +11,10 @@ For every held-out clip, on fixed noise:
 where both predictors know the noised low-res latents, so that their errors are c (z_high - z_low) and
 c (z_high - mean), at any t. For every clip enhanced with the sampler, in 8-bit pixels:
 
-  psnr           to the ground truth, in dB; psnr_degraded is the degraded clip's, psnr_ceiling that of the ground truth
-                 after encoding and decoding
-  detail         mean gradient magnitude over that of the ceiling; detail_degraded is the degraded clip's
-  flicker        change from frame to frame over the ceiling's; flicker_degraded is the degraded clip's
+  psnr, ssim     to the ground truth, PSNR in dB; psnr_degraded is the degraded clip's, psnr_ceiling that of the ground
+                 truth after encoding and decoding
+  sharpness      standard deviation of the Laplacian over that of the ceiling; sharpness_degraded is the degraded clip's
+  flicker        change from frame to frame over the ceiling's; flicker_degraded is the degraded clip's; none of images
   energy         root mean square of the enhanced latents over that of z_high
 """
 
@@ -31,7 +31,7 @@ from flax import nnx
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.diffusion import time_grids
-from fv_jax.evaluation import metrics
+from fv_jax.evaluation import full_reference, no_reference, temporal
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage
 from fv_jax.stages.noise import heldout_keys
@@ -179,19 +179,29 @@ def probe_points(stage: EnhancementStage, latent_frames: int) -> tuple[np.ndarra
 
 
 def pixel_metrics(videos: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Computes the metrics in pixels of the uint8 videos (FHWC) `enhanced`, `degraded`, `ceiling` and `truth`."""
+    """Computes the metrics in pixels of the uint8 videos (FHWC) `enhanced`, `degraded`, `ceiling` and `truth`.
+
+    They are those of `suite` that need no weights, means over frames.
+    """
     videos = {name: to_float(video) for name, video in videos.items()}
-    detail = max(metrics.detail(videos['ceiling']), _EPSILON)
-    flicker = max(metrics.flicker(videos['ceiling']), _EPSILON)
-    return {
-        'psnr': min(metrics.psnr(videos['enhanced'], videos['truth']), _MAX_PSNR),
-        'psnr_degraded': min(metrics.psnr(videos['degraded'], videos['truth']), _MAX_PSNR),
-        'psnr_ceiling': min(metrics.psnr(videos['ceiling'], videos['truth']), _MAX_PSNR),
-        'detail': metrics.detail(videos['enhanced']) / detail,
-        'detail_degraded': metrics.detail(videos['degraded']) / detail,
-        'flicker': metrics.flicker(videos['enhanced']) / flicker,
-        'flicker_degraded': metrics.flicker(videos['degraded']) / flicker,
-    }
+    found = {}
+    for name, suffix in (('enhanced', ''), ('degraded', '_degraded'), ('ceiling', '_ceiling')):
+        psnr = full_reference.psnr(videos[name], videos['truth'])
+        found[f'psnr{suffix}'] = float(np.mean(np.minimum(psnr, _MAX_PSNR)))
+        found[f'ssim{suffix}'] = float(np.mean(full_reference.ssim(videos[name], videos['truth'])))
+    relative = {'sharpness': _laplacian}
+    if len(videos['truth']) > 1:
+        relative['flicker'] = temporal.flicker
+    for metric, per_frame in relative.items():
+        ceiling = max(float(np.mean(per_frame(videos['ceiling']))), _EPSILON)
+        found[metric] = float(np.mean(per_frame(videos['enhanced']))) / ceiling
+        found[f'{metric}_degraded'] = float(np.mean(per_frame(videos['degraded']))) / ceiling
+    return found
+
+
+def _laplacian(video: np.ndarray) -> np.ndarray:
+    """Computes the standard deviation of the Laplacian of every frame."""
+    return np.sqrt(no_reference.sharpness(video))
 
 
 def _rms(x: jax.Array) -> jax.Array:

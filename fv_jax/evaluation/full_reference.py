@@ -19,8 +19,7 @@ _K1, _K2 = 0.01, 0.03
 def psnr(video: np.ndarray, truth: np.ndarray, *, on_luma: bool = False, border: int = 0) -> np.ndarray:
     """Computes the peak signal-to-noise ratio of every frame, 10 log10(255^2 / mean squared error).
 
-    Source: the field's convention for video super-resolution. `metrics.psnr` takes the mean over the whole video before
-    the logarithm; papers take the mean of this over frames, then over clips.
+    Source: the convention of video super-resolution; papers take the mean of this over frames, then over clips.
     Range and direction: dB, 0 upwards, infinite for equal frames; higher is better.
 
     Args:

@@ -68,7 +68,7 @@ def _is_visible(forth: np.ndarray, back: np.ndarray, points: np.ndarray) -> np.n
 def flicker(video: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
     """Computes the mean absolute change of every frame to the next one, of values in [-1, 1].
 
-    Source: `metrics.flicker`, whose values these are, frame by frame.
+    Source: none; the plainest measure of change.
     Range and direction: 0 to 2; motion counts as well, so that the ground truth's figure is the one to reach. With
     `truth`, the mean absolute difference of both videos' changes: 0 for equal videos, lower is better.
 

@@ -23,7 +23,8 @@ from fv_jax.data.numpy_resize import resize_bilinear
 from fv_jax.data.synthetic import sprites
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.data.video import contact_sheet
-from fv_jax.evaluation import metrics
+from fv_jax.evaluation.statistics import summarize
+from fv_jax.evaluation.suite import Suite
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
 from tests.benchmarks import sprite_measures
@@ -74,10 +75,10 @@ def previews(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
 
 
 def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
-    """Means over clips: PSNR in dB, detail as a share of the truth's."""
+    """Means over clips of the metrics of `evaluation.suite`, for bilinear, the network, and the VAE's round trip."""
     part, size = fv.stage2, sprites.FINAL[1:]
     loaded = part.loaded.with_stage(part.stage.with_sampler_config(fv.enhance_settings))
-    found, rows = [], []
+    suite, found, rows = Suite.load(), [], []
     for i, scene in enumerate(heldout_prompts(count, seed=1)):
         small, truth = (to_float(sprites.draw_scene(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))
         z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
@@ -88,12 +89,15 @@ def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
             'enhanced': np.asarray(programs.decode_latents(part.vae.jitted, z_high)[0]),
             'ceiling': np.asarray(programs.decode_latents(part.vae.jitted, ceiling)[0]),
         }
-        row = {f'psnr_{name}': metrics.psnr(video, truth) for name, video in shown.items()}
-        row |= {f'detail_{name}': metrics.detail(video) / metrics.detail(truth) for name, video in shown.items()}
-        found.append(row)
-        rows.append((scene.caption, {name: to_uint8(video) for name, video in (shown | {'truth': truth}).items()}))
+        shown = {name: to_uint8(video) for name, video in (shown | {'truth': truth}).items()}
+        measured = {
+            name: suite.measure(shown[name], shown['truth'], scene.caption) for name in shown if name != 'truth'
+        }
+        found.append({f'{key}_{name}': value for name, row in measured.items() for key, value in row.items()})
+        rows.append((scene.caption, shown))
     contact_sheet.contact_sheet(rows[:ROWS]).save(output / 'enhanced.png')
-    return {'clips': count} | {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+    means = {key: summarize([row[key] for row in found]) for key in found[0]}
+    return {'clips': count} | {key: summary.mean for key, summary in means.items() if summary is not None}
 
 
 if __name__ == '__main__':

@@ -68,9 +68,9 @@ def test_diagnostics_of_a_perfect_network():
     found = health.metrics
     assert found['loss_vs_copy'] < 1e-6 and found['loss_vs_mean'] < 1e-6
     assert found['psnr'] > 50 and found['psnr_degraded'] < 30
-    for name in ('energy', 'detail', 'flicker'):
+    for name in ('energy', 'sharpness', 'flicker'):
         np.testing.assert_allclose(found[name], 1, atol=1e-3)
-    assert found['detail_degraded'] < 0.5
+    assert found['sharpness_degraded'] < 0.5 and found['ssim_degraded'] < 0.9 < 0.99 < found['ssim']
     assert {f'loss_{kind}/{k}' for kind in ('t', 'noise') for k in range(10)} <= found.keys()
     assert CollapseMonitor(MONITOR).check(0, found) == []
     ((name, video),) = health.videos
@@ -82,9 +82,9 @@ def test_diagnostics_of_a_perfect_network():
     ('answer', 'violated'),
     [
         (lambda x, t, data, degraded: degraded, {'loss_vs_copy'}),
-        (lambda x, t, data, degraded: jnp.zeros_like(x), {'loss_vs_mean', 'energy', 'detail', 'loss_vs_copy'}),
+        (lambda x, t, data, degraded: jnp.zeros_like(x), {'loss_vs_mean', 'energy', 'sharpness', 'loss_vs_copy'}),
         (lambda x, t, data, degraded: 2 * data, {'energy'}),
-        (lambda x, t, data, degraded: data + 1.5 * jnp.sign(jnp.sin(1e4 * x)), {'detail', 'psnr'}),
+        (lambda x, t, data, degraded: data + 1.5 * jnp.sign(jnp.sin(1e4 * x)), {'sharpness', 'psnr'}),
     ],
 )
 def test_diagnostics_of_broken_networks_violate_the_limits(answer, violated):
@@ -122,3 +122,5 @@ def test_diagnostics_flicker_is_relative_to_the_vae_ceiling():
     videos = {'enhanced': moving, 'degraded': still, 'ceiling': np.roll(moving, 1, 0), 'truth': still}
     found = pixel_metrics({name: to_uint8(video) for name, video in videos.items()})
     assert 0.7 < found['flicker'] < 1.4 and found['flicker_degraded'] == 0
+    images = pixel_metrics({name: to_uint8(video[:1]) for name, video in videos.items()})
+    assert images.keys() == {name for name in found if 'flicker' not in name}

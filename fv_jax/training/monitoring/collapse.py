@@ -25,8 +25,8 @@ class CollapseMonitorConfig:
       loss_vs_mean: the same for a predictor that returns the mean of the clip's latents.
       energy: lower and upper limit of the RMS of the enhanced latents relative to the true ones. A collapsed sampler
         fades or blows up.
-      detail: upper limit of the mean gradient magnitude relative to the reference, beyond which the detail is noise.
-        The lower limit is 0.9 times `detail_degraded`, that of the low-quality clip.
+      sharpness: upper limit of the standard deviation of the Laplacian relative to the reference, beyond which what
+        was added is noise. The lower limit is 0.9 times `sharpness_degraded`, that of the low-quality clip.
       flicker: upper limit of the frame-to-frame change relative to the reference.
       max_psnr_deficit: how many dB the PSNR of an enhanced clip may lie below `psnr_degraded`; new detail costs some.
       loss_t_growth: upper limit of `loss_t/K`, the loss in the K-th decile of t, relative to the lowest that the run
@@ -40,7 +40,7 @@ class CollapseMonitorConfig:
     loss_vs_copy: float = 1.0
     loss_vs_mean: float = 1.0
     energy: Range = (0.6, 1.5)
-    detail: float = 2.0
+    sharpness: float = 2.0
     flicker: float = 3.0
     max_psnr_deficit: float = 4.0
     loss_t_growth: float = 2.0
@@ -53,7 +53,7 @@ class CollapseMonitorConfig:
             f'energy={self.energy}: must be a range that contains 1, with a positive lower limit',
             ConfigError,
         )
-        names = ('loss_vs_copy', 'loss_vs_mean', 'detail', 'flicker', 'loss_t_growth', 'update_ratio')
+        names = ('loss_vs_copy', 'loss_vs_mean', 'sharpness', 'flicker', 'loss_t_growth', 'update_ratio')
         check_range(self, *names, above=0)
 
 
@@ -90,9 +90,10 @@ class CollapseMonitor:
         yield from _above(metrics, 'loss_vs_mean', config.loss_vs_mean, f'{baseline} mean')
         yield from _above(metrics, 'energy', config.energy[1], 'sampled latents have too much energy')
         yield from _below(metrics, 'energy', config.energy[0], 'sampled latents have too little energy')
-        yield from _above(metrics, 'detail', config.detail, 'added detail is noise')
-        if 'detail_degraded' in metrics:
-            yield from _below(metrics, 'detail', 0.9 * metrics['detail_degraded'], 'smoother than the low-quality clip')
+        yield from _above(metrics, 'sharpness', config.sharpness, 'what was added is noise')
+        if 'sharpness_degraded' in metrics:
+            limit = 0.9 * metrics['sharpness_degraded']
+            yield from _below(metrics, 'sharpness', limit, 'smoother than the low-quality clip')
         yield from _above(metrics, 'flicker', config.flicker, 'temporal flicker')
         if 'psnr_degraded' in metrics:
             limit = metrics['psnr_degraded'] - config.max_psnr_deficit
