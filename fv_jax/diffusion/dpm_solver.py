@@ -17,7 +17,7 @@ At the first step lambda = -inf, so that e^{-h} = 0 and there is no D_{i-1}; at 
 D' = D_i; the last one is x_n = D_{n-1} (in the official code D_{n-2} does not contribute either, although r = 0 there).
 
 So every step is a sum of x_i, D_i, D_{i-1} and noise_i with coefficients that depend on the schedule alone. They are
-computed in float64 on the host; one `jax.lax.scan` computes the sums in the state's dtype, float32 at least.
+computed in float64 on the host; the sums are computed in the state's dtype, float32 at least.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ import numpy as np
 from fv_jax.diffusion.guidance import FlowFn
 from fv_jax.diffusion.noise_schedules import NUM_TIMESTEPS, NoiseSchedule
 from fv_jax.diffusion.time_grids import Times
+from fv_jax.diffusion.trajectory import Trajectory, take_step
 
 NoiseFn = Callable[[jax.Array], jax.Array]  # a step's index, int32 -> unit Gaussian noise shaped like the state
 
@@ -43,7 +44,7 @@ class Coefficients(NamedTuple):
     noise: np.ndarray
 
 
-def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn) -> jax.Array:
+def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn) -> Trajectory:
     """Samples by DPM-Solver++(2M) SDE (2): stochastic, second order; the sampler of the official stage 1. nfe = n.
 
     Source: arXiv:2211.01095, the SDE variant of algorithm 2.
@@ -55,7 +56,7 @@ def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, nois
       noise_fn: returns the noise of step i = 0 ... n - 2, unit normal, shaped like `x`.
 
     Returns:
-      Data, shaped like `x`, in its dtype or float32.
+      The trajectory to data, shaped like `x`, in its dtype or float32.
 
     Raises:
       ValueError: `noise_fn` is None.
@@ -63,7 +64,7 @@ def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, nois
     return _solve(dpmpp_sde_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
-def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
+def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> Trajectory:
     """Samples by DPM-Solver++(2M) (3): deterministic, second order (arXiv:2211.01095, algorithm 2). nfe = n.
 
     Arguments and result are those of `dpmpp_2m_sde`; `noise_fn` is never called.
@@ -71,7 +72,7 @@ def dpmpp_2m(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn
     return _solve(dpmpp_ode_coefficients(schedule), denoise_fn, x, schedule, noise_fn)
 
 
-def ddim(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> jax.Array:
+def ddim(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None = None) -> Trajectory:
     """Samples by DDIM (4) with eta = 0: deterministic, first order (arXiv:2010.02502, eq. 12). nfe = n.
 
     Arguments and result are those of `dpmpp_2m_sde`; `noise_fn` is never called.
@@ -122,27 +123,22 @@ def _extrapolation(schedule: NoiseSchedule) -> np.ndarray:
 
 def _solve(
     coefficients: Coefficients, denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, noise_fn: NoiseFn | None
-) -> jax.Array:
+) -> Trajectory:
     num_steps, stochastic = len(schedule.timesteps), bool(np.any(coefficients.noise))
     if stochastic and noise_fn is None:
         raise ValueError('this sampler adds noise at every step but the last; pass a noise_fn')
     dtype = jnp.promote_types(x.dtype, jnp.float32)
+    timesteps = jnp.asarray(schedule.timesteps, jnp.float32)
+    steps = Times(timesteps / NUM_TIMESTEPS, timesteps), Coefficients(*(jnp.asarray(w, dtype) for w in coefficients))
 
-    def advance(state, step):
+    def advance(state: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, previous = state
-        i, time, w = step
+        time, w = take_step(steps, i)
         denoised = denoise_fn(x, time).astype(dtype)
         x = w.x * x + w.denoised * denoised + w.previous * previous
         if stochastic:
             x += w.noise * noise_fn(jnp.minimum(i, num_steps - 2)).astype(dtype)  # the last one's weight is 0
-        return (x, denoised), None
+        return x, denoised
 
-    timesteps = jnp.asarray(schedule.timesteps, jnp.float32)
-    steps = (
-        jnp.arange(num_steps),
-        Times(timesteps / NUM_TIMESTEPS, timesteps),
-        Coefficients(*(jnp.asarray(w, dtype) for w in coefficients)),
-    )
     start = x.astype(dtype)
-    (last, _), _ = jax.lax.scan(advance, (start, jnp.zeros_like(start)), steps)
-    return last
+    return Trajectory((start, jnp.zeros_like(start)), advance, lambda state: state[0], num_steps)

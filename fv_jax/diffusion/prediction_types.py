@@ -33,6 +33,7 @@ from fv_jax.diffusion import noise_schedules, process, time_grids
 from fv_jax.diffusion.dpm_solver import NoiseFn
 from fv_jax.diffusion.guidance import FlowFn
 from fv_jax.diffusion.samplers import SAMPLERS, Predicted
+from fv_jax.diffusion.trajectory import Trajectory
 
 
 class TrainingExample(NamedTuple):
@@ -68,11 +69,11 @@ class PredictionType(NamedTuple):
 
     Attributes:
       example: (data, noise, t_B in [0, 1]) -> the training example.
-      integrate: (prediction of the network, noise, steps, noise of a stochastic sampler) -> data.
+      trajectory: (prediction of the network, noise, steps, noise of a stochastic sampler) -> from noise to data.
     """
 
     example: Callable[[jax.Array, jax.Array, jax.Array], TrainingExample]
-    integrate: Callable[[FlowFn, jax.Array, Steps, NoiseFn | None], jax.Array]
+    trajectory: Callable[[FlowFn, jax.Array, Steps, NoiseFn | None], Trajectory]
 
 
 def v_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
@@ -106,10 +107,10 @@ def v_denoiser(predict_fn: FlowFn, num_steps: int) -> FlowFn:
     return denoise
 
 
-def _integrate_v(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> jax.Array:
-    """Integrates over the noise schedule of `steps.num_steps` steps."""
+def _v_trajectory(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> Trajectory:
+    """Returns the trajectory over the noise schedule of `steps.num_steps` steps."""
     denoise_fn, schedule = v_denoiser(predict_fn, steps.num_steps), noise_schedules.zero_snr_schedule(steps.num_steps)
-    return SAMPLERS[steps.sampler].run(denoise_fn, noise, schedule, noise_fn)
+    return SAMPLERS[steps.sampler].trajectory(denoise_fn, noise, schedule, noise_fn)
 
 
 def flow_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
@@ -122,12 +123,13 @@ def flow_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingE
     return TrainingExample(process.interpolate(noise, data, t_B), process.velocity(noise, data), 1000 * t_B)
 
 
-def _integrate_flow(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> jax.Array:
-    """Integrates over the time grid; `noise_fn` is never called."""
-    return SAMPLERS[steps.sampler].run(predict_fn, noise, time_grids.flow_time_grid(steps.num_steps, steps.shift))
+def _flow_trajectory(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> Trajectory:
+    """Returns the trajectory over the time grid; `noise_fn` is never called."""
+    grid = time_grids.flow_time_grid(steps.num_steps, steps.shift)
+    return SAMPLERS[steps.sampler].trajectory(predict_fn, noise, grid)
 
 
 PREDICTION_TYPES: dict[Predicted, PredictionType] = {
-    'v_prediction': PredictionType(v_example, _integrate_v),
-    'flow': PredictionType(flow_example, _integrate_flow),
+    'v_prediction': PredictionType(v_example, _v_trajectory),
+    'flow': PredictionType(flow_example, _flow_trajectory),
 }

@@ -1,11 +1,11 @@
 """The registry of samplers, and the solvers of dx/dt = velocity_fn(x, time) over a grid of times.
 
 A solver calls the velocity function only, and does not depend on the network, the text or the guidance. `times` is a
-grid of n intervals (`time_grids.Times` of arrays of n + 1); `velocity_fn` gets one `Times` of scalars. Each solver is
-one `jax.lax.scan` and returns the last state only, in the dtype of the first.
+grid of n intervals (`time_grids.Times` of arrays of n + 1); `velocity_fn` gets one `Times` of scalars. A solver returns
+its `trajectory.Trajectory`, whose data is the last state, in the dtype of the first.
 
-Not the schedulers of diffusers: they step from Python and keep their state in an object; a solver here is one scan, and
-rounds where the official code does.
+Not the schedulers of diffusers, which keep their state in an object: a step here is a function of the state, and rounds
+where the official code does.
 
 `SAMPLERS` is the only list of samplers: configurations, plans and messages read it. A new solver is its step, its
 function and its entry there.
@@ -22,12 +22,13 @@ from fv_jax.core.config import ConfigError
 from fv_jax.diffusion import dpm_solver
 from fv_jax.diffusion.guidance import FlowFn
 from fv_jax.diffusion.time_grids import Times
+from fv_jax.diffusion.trajectory import Trajectory, take_step
 
 Predicted = Literal['v_prediction', 'flow']  # see `prediction_types`
 Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (velocity_fn, x, from, to) -> the increment of x
 
 
-def euler(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
+def euler(velocity_fn: FlowFn, x: jax.Array, times: Times) -> Trajectory:
     """Integrates by Euler's method, first order: x + h v(x, t_i). nfe = n.
 
     Args:
@@ -36,12 +37,12 @@ def euler(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
       times: the grid, n + 1 values each.
 
     Returns:
-      The state at the last time, in the dtype of `x`.
+      The trajectory to the state at the last time, in the dtype of `x`.
     """
     return _solve(_euler_step, velocity_fn, x, times)
 
 
-def heun(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
+def heun(velocity_fn: FlowFn, x: jax.Array, times: Times) -> Trajectory:
     """Integrates by Heun's method, second order: the mean of the slopes at both ends of a step. nfe = 2 n.
 
     Arguments and result are those of `euler`.
@@ -49,7 +50,7 @@ def heun(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
     return _solve(_heun_step, velocity_fn, x, times)
 
 
-def rk4(velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
+def rk4(velocity_fn: FlowFn, x: jax.Array, times: Times) -> Trajectory:
     """Integrates by the classical Runge-Kutta method, fourth order, with four slopes a step. nfe = 4 n.
 
     The middle of an interval has t and timestep halfway between those of its ends. Arguments and result are those of
@@ -62,13 +63,13 @@ class Sampler(NamedTuple):
     """How noise, or another source, becomes data.
 
     Attributes:
-      run: for 'flow' (velocity_fn, x, times) -> data; for 'v_prediction' (denoise_fn, x, schedule, noise_fn) -> data,
-        as in `dpm_solver`.
+      trajectory: for 'flow' of (velocity_fn, x, times); for 'v_prediction' of (denoise_fn, x, schedule, noise_fn), as
+        in `dpm_solver`.
       prediction_type: of the network.
       evaluations: function evaluations in each step.
     """
 
-    run: Callable[..., jax.Array]
+    trajectory: Callable[..., Trajectory]
     prediction_type: Predicted
     evaluations: int
 
@@ -95,17 +96,15 @@ def check_sampler(name: str, prediction_type: Predicted) -> None:
     require(name in known, wrong, ConfigError)
 
 
-def _solve(step: Step, velocity_fn: FlowFn, x: jax.Array, times: Times) -> jax.Array:
-    def advance(x: jax.Array, interval: tuple[Times, Times]) -> tuple[jax.Array, None]:
-        here, there = interval
-        return (x + step(velocity_fn, x, here, there)).astype(x.dtype), None
-
+def _solve(step: Step, velocity_fn: FlowFn, x: jax.Array, times: Times) -> Trajectory:
     grid = Times(*(jnp.asarray(part) for part in times))
     if grid.t.ndim != 1 or grid.t.shape != grid.timestep.shape or grid.t.shape[0] < 2:
         raise ValueError(f'a grid is two vectors of n + 1 >= 2 times, got {grid.t.shape} and {grid.timestep.shape}')
-    starts, ends = Times(*(part[:-1] for part in grid)), Times(*(part[1:] for part in grid))
-    last, _ = jax.lax.scan(advance, x, (starts, ends))
-    return last
+
+    def advance(x: jax.Array, i: jax.Array) -> jax.Array:
+        return (x + step(velocity_fn, x, take_step(grid, i), take_step(grid, i + 1))).astype(x.dtype)
+
+    return Trajectory(x, advance, lambda x: x, grid.t.shape[0] - 1)
 
 
 def _euler_step(velocity_fn: FlowFn, x: jax.Array, here: Times, there: Times) -> jax.Array:

@@ -1,4 +1,6 @@
-"""Jitted functions of both stages: the whole sampling loop of a stage is one call, and so is each chunk of the VAE.
+"""Jitted functions of both stages: a step of the sampler is one program, and so is each chunk of the VAE.
+
+The loop over steps is Python's. It waits for every step, so that its progress is true and an interrupt stops it there.
 
     z_preview = generate(text, noise)                                stage 1: its sampler and guidance   model guide 5.2
     preview   = clip(decode(z_preview), -1, 1)                       official chunks                     model guide 4.3
@@ -22,13 +24,20 @@ from flax import nnx
 
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.resize import resize
+from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
+from fv_jax.sampling.progress import OnStep
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage, PreviewStage
-from fv_jax.stages.noise import EnhanceNoise, PreviewNoise
+from fv_jax.stages.noise import EnhanceNoise, PreviewNoise, SamplingNoise
+from fv_jax.stages.protocol import Batch
 
 S = TypeVar('S', PreviewStage, EnhancementStage)
+
+
+def _ignore(done: int, total: int) -> None:
+    del done, total
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +68,7 @@ def generate(
     latent_size: tuple[int, int, int],
     *,
     context: ParallelContext,
+    on_step: OnStep = _ignore,
 ) -> jax.Array:
     """Samples the latents of previews with stage 1.
 
@@ -68,17 +78,13 @@ def generate(
       noise: initial latents and sampler noise.
       latent_size: (F', H', W').
       context: how activations are sharded and which attention kernel runs.
+      on_step: called after every step. What it raises ends sampling.
 
     Returns:
       float32 (B, F', H', W', C), unscaled.
     """
     shape = (text_BLD.shape[0], *latent_size, stage1.stage.network.latent_channels)
-    return _generate(stage1.state, text_BLD, noise, stage1.stage, stage1.graphdef, shape, context)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _generate(state, text_BLD, noise, stage, graphdef, shape, context):
-    return stage.generate(nnx.merge(graphdef, state), text_BLD, noise, shape, context=context)
+    return _sample(stage1, {'text_BLD': text_BLD}, noise, shape, context, on_step)
 
 
 def enhance_latents(
@@ -88,6 +94,7 @@ def enhance_latents(
     noise: EnhanceNoise,
     *,
     context: ParallelContext,
+    on_step: OnStep = _ignore,
 ) -> jax.Array:
     """Samples high-resolution latents with stage 2.
 
@@ -97,6 +104,7 @@ def enhance_latents(
       text_BLD: text embeddings; None for all zeros.
       noise: the noise augmentation.
       context: how activations are sharded and which attention kernel runs.
+      on_step: called after every step. What it raises ends sampling.
 
     Returns:
       float32, of the shape of `z_low_BFHWC`, unscaled.
@@ -105,12 +113,50 @@ def enhance_latents(
     if text_BLD is None:
         # All-zero text is the unconditional input too: guidance would combine two equal velocities at twice the cost.
         text_BLD, stage = stage.zero_text(z_low_BFHWC.shape[0]), stage.without_guidance()
-    return _enhance_latents(stage2.state, z_low_BFHWC, text_BLD, noise, stage, stage2.graphdef, context)
+    inputs = {'z_low_BFHWC': z_low_BFHWC, 'text_BLD': text_BLD}
+    return _sample(dataclasses.replace(stage2, stage=stage), inputs, noise, z_low_BFHWC.shape, context, on_step)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _enhance_latents(state, z_low_BFHWC, text_BLD, noise, stage, graphdef, context):
-    return stage.enhance(nnx.merge(graphdef, state), z_low_BFHWC, text_BLD, noise, context=context)
+def _sample(
+    loaded: LoadedStage,
+    inputs: Batch,
+    noise: SamplingNoise,
+    shape: tuple[int, ...],
+    context: ParallelContext,
+    on_step: OnStep,
+) -> jax.Array:
+    """Samples latents of `shape` step by step."""
+    static = loaded.stage, loaded.graphdef, shape, context
+    arguments = loaded.state, inputs, noise
+    state = _start(*arguments, *static)
+    num_steps = loaded.stage.config.num_steps
+    for i in range(num_steps):
+        state = jax.block_until_ready(_advance(*arguments, *static, state, i))
+        on_step(i + 1, num_steps)
+    return _finish(*arguments, *static, state)
+
+
+def _trajectory(params, inputs, noise, stage, graphdef, shape, context) -> Trajectory:
+    return stage.sampling_trajectory(nnx.merge(graphdef, params), inputs, noise, shape, context=context)
+
+
+_STATIC = (3, 4, 5, 6)  # of `_trajectory`
+
+
+@functools.partial(jax.jit, static_argnums=_STATIC)
+def _start(*arguments):
+    return _trajectory(*arguments).start
+
+
+@functools.partial(jax.jit, static_argnums=_STATIC)
+def _advance(params, inputs, noise, stage, graphdef, shape, context, state, i):
+    # XLA removes what leads to the first state.
+    return _trajectory(params, inputs, noise, stage, graphdef, shape, context).advance(state, i)
+
+
+@functools.partial(jax.jit, static_argnums=_STATIC)
+def _finish(params, inputs, noise, stage, graphdef, shape, context, state):
+    return _trajectory(params, inputs, noise, stage, graphdef, shape, context).finish(state)
 
 
 def low_res_latents(

@@ -16,6 +16,7 @@ from fv_jax.sampling import preview_store, programs
 from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, split_into_batches, take_examples
 from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightsOrigin
 from fv_jax.sampling.noise import SeededNoise
+from fv_jax.sampling.progress import Progress, step_bar
 from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, is_sequence
 from fv_jax.sampling.results import Preview, StoredPreview, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
@@ -34,6 +35,7 @@ class Pipeline:
       preview_settings, enhance_settings: the defaults of `preview` and `enhance`.
       context: how activations are sharded and which attention kernel runs.
       notes: warnings about the weights, one line each.
+      progress: shows the steps of a batch; `progress.no_bar` shows nothing. An exception or Ctrl-C stops between steps.
       clock: seconds that sampling ran and compiled, under 'preview' and 'enhance'; without text encoding and files.
     """
 
@@ -44,6 +46,7 @@ class Pipeline:
     enhance_settings: EnhanceSettings
     context: ParallelContext
     notes: tuple[str, ...] = ()
+    progress: Progress = step_bar
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     @property
@@ -61,7 +64,7 @@ class Pipeline:
     ) -> Preview | list[Preview]:
         """Samples low-resolution previews: stage 1 (arXiv 2502.05179, section 'Low-Resolution Stage I').
 
-        A batch of prompts is one jitted call of the network; a second call of the same shape compiles nothing. The text
+        A batch of prompts is sampled at once; a second batch of the same shape compiles nothing. The text
         encoder is loaded, used and freed before the network runs; the network is loaded at the first call and kept.
 
         Args:
@@ -95,8 +98,8 @@ class Pipeline:
         """Samples high-resolution videos: stage 2 (arXiv 2502.05179, section 'High-Resolution Stage II'), a flow from
         the previews' latents, upsampled and noised, to those of a high-resolution video.
 
-        It starts from the decoded latents, as the frames of a preview are rounded to uint8. A batch is one jitted
-        call of the network; a second call of the same shape compiles nothing.
+        It starts from the decoded latents, as the frames of a preview are rounded to uint8. A batch is
+        sampled at once; a second batch of the same shape compiles nothing.
 
         Args:
           preview: what `preview` or `open_preview` returned, or a sequence of them of one size, sampled as one batch.
@@ -147,8 +150,9 @@ class Pipeline:
             noise = SeededNoise.from_seeds([seeds[i] for i in indices])
             size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
             vae = stage1.vae.jitted
-            with self.clock.timed('preview'):
-                z = programs.generate(loaded, take_examples(text_BLD, indices), noise, size, context=self.context)
+            text = take_examples(text_BLD, indices)
+            with self.clock.timed('preview'), self.progress('preview', settings.num_steps) as on_step:
+                z = programs.generate(loaded, text, noise, size, context=self.context, on_step=on_step)
                 frames, latents = to_uint8(np.asarray(programs.decode_latents(vae, z))), np.asarray(z)
             metadata = {i: PreviewMetadata(prompts[i], seeds[i], settings, weights) for i in indices}
             yield [
@@ -180,12 +184,11 @@ class Pipeline:
             noise = SeededNoise.from_seeds([seeds[i] for i in indices])
             z = np.stack([previews[i].latents for i in indices])
             vae, sampled = stage2.vae.jitted, noise if settings.sample_posterior else None
-            with self.clock.timed('enhance'):
+            text = take_examples(text_BLD, indices)
+            with self.clock.timed('enhance'), self.progress('enhance', settings.num_steps) as on_step:
                 video = programs.decode_latents(decoder.jitted, z)
                 z_low = programs.low_res_latents(vae, video, size, sampled, tiling)
-                z_high = programs.enhance_latents(
-                    loaded, z_low, take_examples(text_BLD, indices), noise, context=self.context
-                )
+                z_high = programs.enhance_latents(loaded, z_low, text, noise, context=self.context, on_step=on_step)
                 large = programs.decode_latents(vae, z_high, tiling, width_slices=settings.slices)
                 frames = to_uint8(np.asarray(large))
             metadata = {i: EnhanceMetadata(seeds[i], settings, weights) for i in indices}

@@ -16,8 +16,9 @@ from flax.nnx.filterlib import Filter
 
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion.samplers import SAMPLERS
+from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.dit import DiT, DiTConfig
-from fv_jax.stages.noise import EnhanceNoise, PreviewNoise
+from fv_jax.stages.noise import SamplingNoise
 from fv_jax.stages.protocol import Batch, BatchSize, Encoder, ExportedFunction, OfficialStage, Program, Shape
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig, PreviewSamplerConfig
 
@@ -104,6 +105,24 @@ class LatentStage(abc.ABC, Generic[C]):
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
     @abc.abstractmethod
+    def sampling_trajectory(
+        self, model: DiT, inputs: Batch, noise: SamplingNoise, shape: Shape, *, context: ParallelContext
+    ) -> Trajectory:
+        """Returns the trajectory of sampling.
+
+        Args:
+          model: the network.
+          inputs: `text_BLD`, zeros of which are the unconditional input; of an enhancement stage `z_low_BFHWC` too, the
+            unscaled latents of the upsampled video.
+          noise: what the trajectory starts from, and the noise of the sampler.
+          shape: (B, F, H, W, C) of the latents.
+          context: the parallel context.
+
+        Returns:
+          The trajectory to unscaled latents of `shape`, float32.
+        """
+
+    @abc.abstractmethod
     def is_guided(self) -> bool:
         """Whether guidance changes the prediction."""
 
@@ -125,11 +144,16 @@ class LatentStage(abc.ABC, Generic[C]):
         z = (size.examples, *size.latents, self.network.latent_channels)
         return Program('VAE decode', 'sampling', 'decoder', {'z_BFHWC': z})
 
-    def sampler_program(self, inputs: dict[str, Shape], function: Any) -> Program:
-        """Describes the sampler, whose steps are one program."""
+    def sampler_program(self, inputs: dict[str, Shape], size: BatchSize) -> Program:
+        """Describes the sampler, whose steps are planned as one program."""
+        shape = (size.examples, *size.latents, self.network.latent_channels)
+
+        def sample(model: DiT, inputs: Batch, noise: SamplingNoise, context: ParallelContext) -> jax.Array:
+            return self.sampling_trajectory(model, inputs, noise, shape, context=context).integrate()
+
         copies = 2 if self.config.guidance_batched else 1
         evaluations = self.num_function_evaluations()
-        return Program('sampler', 'sampling', 'stage', inputs, 1, function, evaluations, copies)
+        return Program('sampler', 'sampling', 'stage', inputs, 1, sample, evaluations, copies)
 
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
         return ()
@@ -144,30 +168,8 @@ class PreviewStage(LatentStage[PreviewSamplerConfig]):
 
     sampler_class = PreviewSamplerConfig
 
-    @abc.abstractmethod
-    def generate(
-        self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, context: ParallelContext
-    ) -> jax.Array:
-        """Samples latents from text.
-
-        Args:
-          model: the network.
-          text_BLD: text embeddings; zeros are the unconditional input.
-          noise: the initial latents and the noise of the sampler.
-          shape: (B, F, H, W, C) of the latents.
-          context: the parallel context.
-
-        Returns:
-          Unscaled latents of `shape`, float32.
-        """
-
     def programs(self, size: BatchSize) -> list[Program]:
-        shape = (size.examples, *size.latents, self.network.latent_channels)
-
-        def generate(model: DiT, inputs: Batch, noise: PreviewNoise, context: ParallelContext) -> jax.Array:
-            return self.generate(model, inputs['text_BLD'], noise, shape, context=context)
-
-        sampler = self.sampler_program({'text_BLD': (size.examples, *self.text_shape)}, generate)
+        sampler = self.sampler_program({'text_BLD': (size.examples, *self.text_shape)}, size)
         return [*self.training_programs(size), sampler, self.decode_program(size)]
 
 
@@ -208,23 +210,6 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
           noise_augmentation_timestep_B: indices into the noise schedule.
         """
 
-    @abc.abstractmethod
-    def enhance(
-        self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, context: ParallelContext
-    ) -> jax.Array:
-        """Samples high-res latents.
-
-        Args:
-          model: the network.
-          z_low_BFHWC: unscaled latents of the upsampled video.
-          text_BLD: text embeddings.
-          noise: of the augmentation.
-          context: the parallel context.
-
-        Returns:
-          Unscaled latents shaped like `z_low_BFHWC`, float32.
-        """
-
     def encode(self, batch: Batch) -> Batch:
         """Raises ValueError for a batch without degraded clips, or with video if the stage has no encoder."""
         encoded = super().encode(batch)
@@ -239,10 +224,7 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
         return self.with_sampler_config(dataclasses.replace(self.sampler_config(), guidance_scale=1.0))
 
     def programs(self, size: BatchSize) -> list[Program]:
-        def enhance(model: DiT, inputs: Batch, noise: EnhanceNoise, context: ParallelContext) -> jax.Array:
-            return self.enhance(model, inputs['z_low_BFHWC'], inputs['text_BLD'], noise, context=context)
-
         inputs = {name: shape for name, shape in self.inputs(size).items() if name != 'z_high_BFHWC'}
         encode = Program('VAE encode', 'sampling', 'encoder', {'video_BFHWC': (size.examples, *size.video, 3)})
-        sampler = self.sampler_program(inputs, enhance)
+        sampler = self.sampler_program(inputs, size)
         return [*self.training_programs(size), sampler, encode, self.decode_program(size)]

@@ -26,6 +26,7 @@ from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import guidance, noise_schedules, process, samplers, time_grids
 from fv_jax.diffusion.dpm_solver import NoiseFn
 from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
+from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.dit import DiT
 from fv_jax.models.lora import LoRAParam
 from fv_jax.stages.latent_stage import PreviewStage
@@ -130,20 +131,21 @@ class LowRes(PreviewStage):
         """Samples `z_sample_BFHWC`, unscaled, from the texts of a batch; returned with the latents of the batch."""
         shape = batch['z_high_BFHWC'].shape
         noise, noise_fn = sampler_noise(keys_B, shape)
-        x = self.integrate(model, noise, self.text(batch), noise_fn, context=context)
+        x = self.trajectory(model, noise, self.text(batch), noise_fn, context=context).integrate()
         latents = {name: value for name, value in batch.items() if name.startswith('z_')}
         return latents | {'z_sample_BFHWC': self.unscale_latents(x)}
 
-    def generate(
-        self, model: DiT, text_BLD: jax.Array, noise: PreviewNoise, shape: Shape, *, context: ParallelContext
-    ) -> jax.Array:
+    def sampling_trajectory(
+        self, model: DiT, inputs: Batch, noise: PreviewNoise, shape: Shape, *, context: ParallelContext
+    ) -> Trajectory:
         start, noise_fn = noise.preview(shape)
-        return self.unscale_latents(self.integrate(model, start, text_BLD, noise_fn, context=context))
+        text = inputs['text_BLD']
+        return self.trajectory(model, start, text, noise_fn, context=context).then(self.unscale_latents)
 
-    def integrate(
+    def trajectory(
         self, model: DiT, noise: jax.Array, text_BLD: jax.Array, noise_fn: NoiseFn | None, *, context: ParallelContext
-    ) -> jax.Array:
-        """Integrates from noise to data with the sampler, grid and guidance of the config.
+    ) -> Trajectory:
+        """Returns the trajectory from noise to data, by the sampler, grid and guidance of the config.
 
         Args:
           model: the network.
@@ -153,13 +155,13 @@ class LowRes(PreviewStage):
           context: the parallel context.
 
         Returns:
-          Scaled latents, float32.
+          The trajectory to scaled latents, float32.
         """
         config = self.config
         predict_fn = self.predict_fn(model, text_BLD, context=context)
         steps = Steps(config.sampler, config.num_steps, config.shift)
         prediction_type = PREDICTION_TYPES[config.prediction_type]
-        return prediction_type.integrate(predict_fn, noise.astype(jnp.float32), steps, noise_fn)
+        return prediction_type.trajectory(predict_fn, noise.astype(jnp.float32), steps, noise_fn)
 
     def predict_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
         """Returns the guided prediction of the network, float32.

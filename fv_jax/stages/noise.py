@@ -66,3 +66,6 @@ class EnhanceNoise(Protocol):
     def augmentation(self, shape: tuple[int, ...]) -> jax.Array:
         """Returns unit normal noise (B, F, H, W, C) for the noise augmentation of the low-resolution latents."""
         ...
+
+
+SamplingNoise = PreviewNoise | EnhanceNoise

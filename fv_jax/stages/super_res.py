@@ -25,10 +25,11 @@ import jax.numpy as jnp
 from fv_jax.core.config import check_choice, check_range
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import guidance, noise_schedules, process, samplers, time_grids
+from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.dit import DiT
 from fv_jax.stages.latent_stage import EnhancementStage, NoisedPair
 from fv_jax.stages.noise import EnhanceNoise, per_example_normal
-from fv_jax.stages.protocol import Batch, BatchSize, ExportedFunction, Metrics, OfficialStage
+from fv_jax.stages.protocol import Batch, BatchSize, ExportedFunction, Metrics, OfficialStage, Shape
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig
 
 
@@ -149,15 +150,15 @@ class SuperRes(EnhancementStage):
         """Samples `z_sample_BFHWC`, unscaled, from a batch, and returns it beside the latents of the batch."""
         z_low = batch['z_low_BFHWC']
         source = self.make_source(z_low, per_example_normal(keys_B, z_low.shape))
-        x = self.integrate(model, source, self.text(batch), context=context)
+        x = self.trajectory(model, source, self.text(batch), context=context).integrate()
         latents = {name: value for name, value in batch.items() if name.startswith('z_')}
         return latents | {'z_sample_BFHWC': self.unscale_latents(x)}
 
-    def enhance(
-        self, model: DiT, z_low_BFHWC: jax.Array, text_BLD: jax.Array, noise: EnhanceNoise, *, context: ParallelContext
-    ) -> jax.Array:
-        source = self.make_source(z_low_BFHWC, noise.augmentation(z_low_BFHWC.shape))
-        return self.unscale_latents(self.integrate(model, source, text_BLD, context=context))
+    def sampling_trajectory(
+        self, model: DiT, inputs: Batch, noise: EnhanceNoise, shape: Shape, *, context: ParallelContext
+    ) -> Trajectory:
+        source = self.make_source(inputs['z_low_BFHWC'], noise.augmentation(shape))
+        return self.trajectory(model, source, inputs['text_BLD'], context=context).then(self.unscale_latents)
 
     def make_source(
         self, z_low: jax.Array, noise: jax.Array, noise_augmentation_timestep_B: jax.Array | None = None
@@ -177,8 +178,8 @@ class SuperRes(EnhancementStage):
         sqrt_alphas = jnp.asarray(noise_schedules.sqrt_alphas_by_timestep())
         return process.add_noise(self.scale_latents(z_low), noise, sqrt_alphas[noise_augmentation_timestep_B])
 
-    def integrate(self, model: DiT, source: jax.Array, text_BLD: jax.Array, *, context: ParallelContext) -> jax.Array:
-        """Integrates from a source to data with the sampler, grid and guidance of the config.
+    def trajectory(self, model: DiT, source: jax.Array, text_BLD: jax.Array, *, context: ParallelContext) -> Trajectory:
+        """Returns the trajectory from a source to data, by the sampler, grid and guidance of the config.
 
         Args:
           model: the network.
@@ -187,13 +188,14 @@ class SuperRes(EnhancementStage):
           context: the parallel context.
 
         Returns:
-          Scaled latents, float32.
+          The trajectory to scaled latents, float32.
         """
         config = self.config
         grid = time_grids.flow_time_grid(config.num_steps, config.shift, config.numerics)
         state = source.astype(time_grids.STATE_DTYPES[config.numerics])
         velocity_fn = self.velocity_fn(model, text_BLD, context=context)
-        return samplers.SAMPLERS[config.sampler].run(velocity_fn, state, grid).astype(jnp.float32)
+        trajectory = samplers.SAMPLERS[config.sampler].trajectory(velocity_fn, state, grid)
+        return trajectory.then(lambda x: x.astype(jnp.float32))
 
     def velocity_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
         """Returns the velocity (3), guided against all-zero text (model guide 6).

@@ -40,7 +40,7 @@ def gaussian_denoiser(table, mean, std):
 
 def solve(sampler, table, x, denoise_fn, noises=None):
     noise_fn = fixed_noise(jnp.zeros((len(table.timesteps) - 1, *x.shape)) if noises is None else noises)
-    return samplers.SAMPLERS[sampler].run(denoise_fn, x, table, noise_fn)
+    return samplers.SAMPLERS[sampler].trajectory(denoise_fn, x, table, noise_fn).integrate()
 
 
 def exact_solution(table, x, mean, std):
@@ -182,7 +182,9 @@ def test_dpm_solver_number_of_evaluations_and_noises(sampler):
         jax.debug.callback(lambda i: asked.append(int(i)), step, ordered=True)
         return jnp.zeros(2)
 
-    jax.block_until_ready(samplers.SAMPLERS[sampler].run(denoise, jnp.zeros(2), zero_snr_schedule(6), noise))
+    jax.block_until_ready(
+        samplers.SAMPLERS[sampler].trajectory(denoise, jnp.zeros(2), zero_snr_schedule(6), noise).integrate()
+    )
     jax.effects_barrier()
     timesteps = [999, 832, 666, 499, 333, 166]
     assert [k for _, k in times] == timesteps
@@ -199,7 +201,7 @@ def test_dpm_solver_state_is_at_least_float32(sampler):
 def test_dpm_solver_sde_requires_noise():
     with pytest.raises(ValueError, match='pass a noise_fn'):
         dpm_solver.dpmpp_2m_sde(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3), None)
-    assert dpm_solver.ddim(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3)).shape == (2,)
+    assert dpm_solver.ddim(lambda x, time: x, jnp.zeros(2), zero_snr_schedule(3)).integrate().shape == (2,)
 
 
 def test_dpm_solver_sde_uses_noises_in_order():

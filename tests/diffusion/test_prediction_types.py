@@ -72,7 +72,7 @@ def test_integration_with_an_exact_network_reaches_the_data(sampler):
     step_noise = normal(num_steps - 1, SHAPE)
     steps = Steps(sampler, num_steps, 2.0 if name == 'flow' else 1.0)
     predict = oracle(name, data, noise, num_steps)
-    out = PREDICTION_TYPES[name].integrate(predict, noise, steps, fixed_noise(step_noise))
+    out = PREDICTION_TYPES[name].trajectory(predict, noise, steps, fixed_noise(step_noise)).integrate()
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 

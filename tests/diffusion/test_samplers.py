@@ -16,7 +16,11 @@ def curved_field_error(sampler, num_steps):
     with jax.enable_x64(True):
         t = np.linspace(1, 0, num_steps + 1) ** 1.2
         grid = Times(t, 1000 * t)
-        x = samplers.SAMPLERS[sampler].run(lambda x, time: -x * jnp.sin(5 * time.t), jnp.ones(3, jnp.float64), grid)
+        x = (
+            samplers.SAMPLERS[sampler]
+            .trajectory(lambda x, time: -x * jnp.sin(5 * time.t), jnp.ones(3, jnp.float64), grid)
+            .integrate()
+        )
         return float(jnp.abs(x - np.exp((1 - np.cos(5.0)) / 5)).max())
 
 
@@ -31,15 +35,20 @@ def test_sampler_order_of_convergence(sampler, order):
 def test_samplers_are_exact_on_constant_fields(sampler):
     source, data = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
     for num_steps in (1, 5):
-        out = samplers.SAMPLERS[sampler].run(lambda x, time: source - data, source, flow_time_grid(num_steps, 2.5))
+        out = (
+            samplers.SAMPLERS[sampler]
+            .trajectory(lambda x, time: source - data, source, flow_time_grid(num_steps, 2.5))
+            .integrate()
+        )
         np.testing.assert_allclose(out, data, atol=1e-5)
 
 
 @pytest.mark.parametrize(('sampler', 'power'), [('euler', 0), ('heun', 1), ('rk4', 3)])
 def test_samplers_are_exact_on_polynomials_of_time(sampler, power):
-    out = samplers.SAMPLERS[sampler].run(
+    trajectory = samplers.SAMPLERS[sampler].trajectory(
         lambda x, time: time.t**power * jnp.ones_like(x), jnp.zeros(2), flow_time_grid(3, 2.0)
     )
+    out = trajectory.integrate()
     np.testing.assert_allclose(out, -1 / (power + 1), rtol=1e-5)
 
 
@@ -54,7 +63,7 @@ def test_sampler_evaluations_and_timesteps(sampler):
         return jnp.zeros_like(x)
 
     grid = Times(np.array([1, 0.5, 0], np.float32), np.array([1000, 504, 0], np.float32))
-    jax.block_until_ready(samplers.SAMPLERS[sampler].run(velocity, jnp.zeros(1), grid))
+    jax.block_until_ready(samplers.SAMPLERS[sampler].trajectory(velocity, jnp.zeros(1), grid).integrate())
     jax.effects_barrier()
     assert len(seen) == 2 * samplers.SAMPLERS[sampler].evaluations
     expected = {
@@ -74,7 +83,7 @@ def test_samplers_keep_the_dtype_of_the_state(sampler):
         dtypes.append(x.dtype)
         return x.astype(jnp.float32)
 
-    assert samplers.SAMPLERS[sampler].run(velocity, x, flow_time_grid(3)).dtype == jnp.bfloat16
+    assert samplers.SAMPLERS[sampler].trajectory(velocity, x, flow_time_grid(3)).integrate().dtype == jnp.bfloat16
     assert set(dtypes) == {jnp.dtype(jnp.bfloat16)}
 
 

@@ -92,7 +92,8 @@ def generate(stage, model, data):
 
     @jax.jit
     def run(params, x, text, noises):
-        x = stage.integrate(nnx.merge(graphdef, params), x, text, fixed_noise(noises), context=SINGLE_DEVICE)
+        model = nnx.merge(graphdef, params)
+        x = stage.trajectory(model, x, text, fixed_noise(noises), context=SINGLE_DEVICE).integrate()
         return stage.unscale_latents(x)
 
     return run(params, ours(data['x_T']), data['context'], ours(data['noise_used'][:-1]))

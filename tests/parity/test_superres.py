@@ -177,7 +177,7 @@ def run(request, sample, model):
 
     @jax.jit
     def integrate(params, source):
-        return stage.integrate(nnx.merge(graphdef, params), source, text, context=SINGLE_DEVICE)
+        return stage.trajectory(nnx.merge(graphdef, params), source, text, context=SINGLE_DEVICE).integrate()
 
     return data, stage, lambda x, time: velocity(params, x, time), lambda source: integrate(params, source)
 

@@ -191,7 +191,7 @@ def test_enhance_window_equals_the_stage_with_guidance(networks, enhancer):
     z_low = vae.encode(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
     source = stage.make_source(z_low, latent_noise(KEY, 6, z_low.shape))
     text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
-    moved = jax.jit(lambda s: stage.integrate(model, s, text, context=SINGLE_DEVICE))(source)
+    moved = jax.jit(lambda s: stage.trajectory(model, s, text, context=SINGLE_DEVICE).integrate())(source)
     expected = np.clip(vae.decode(moved / stage.config.scale_factor)[0, :8], -1, 1)
     got = enhancer.enhance_window(clip_video, SIZE, key=KEY, first_latent=6)
     assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32

@@ -1,5 +1,6 @@
 """Prompt to preview to video, with two small random stages."""
 
+import contextlib
 import dataclasses
 import gc
 import inspect
@@ -115,13 +116,32 @@ def test_settings_of_a_call_override_the_defaults(fv, both, videos):
 
 def test_second_batch_does_not_compile(fv, both, videos, monkeypatch):
     calls = []
-    for name in ('_generate', '_enhance_latents'):
-        function = getattr(programs, name)
-        monkeypatch.setattr(programs, name, lambda *args, f=function, n=name: calls.append(n) or f(*args))
+    advance = programs._advance
+    monkeypatch.setattr(programs, '_advance', lambda *args: calls.append(type(args[3]).__name__) or advance(*args))
     with compiled() as new_programs:
         again = fv.enhance(fv.preview([CAT, DOG], seed=8))
-    assert calls == ['_generate', '_enhance_latents'] and not new_programs
+    steps = fv.preview_settings.num_steps, fv.enhance_settings.num_steps
+    assert calls == ['LowRes'] * steps[0] + ['SuperRes'] * steps[1] and not new_programs
     assert not np.array_equal(again[0].frames, videos[0].frames)
+
+
+def test_progress_counts_the_steps_and_can_stop_sampling(fv):
+    seen = []
+
+    @contextlib.contextmanager
+    def progress(name, num_steps):
+        def on_step(done, total):
+            seen.append((name, done, total))
+            if done == 2:
+                raise KeyboardInterrupt
+
+        yield on_step
+
+    stopping = dataclasses.replace(fv, progress=progress)
+    with pytest.raises(KeyboardInterrupt):
+        stopping.preview(CAT)
+    total = fv.preview_settings.num_steps
+    assert seen == [('preview', 1, total), ('preview', 2, total)] and total > 2
 
 
 def test_reloaded_pipeline_does_not_compile(folder, both, videos):

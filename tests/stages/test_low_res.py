@@ -192,7 +192,7 @@ def test_low_res_sampling_with_an_exact_v_network():
     for sampler in samplers.names('v_prediction'):
         model = Recorder(exact_v_network(2 * z, 4))
         sampled = with_sampler(here, sampler=sampler)
-        x = sampled.integrate(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), context=CONTEXT)
+        x = sampled.trajectory(model, noise, jnp.zeros((4, 5, 8)), fixed_noise(step_noise), context=CONTEXT).integrate()
         out = sampled.unscale_latents(x)
         assert out.dtype == jnp.float32 and len(model.calls) == 1  # one trace: a scan
         np.testing.assert_allclose(out, z, atol=1e-5)
@@ -202,7 +202,7 @@ def test_low_res_sampling_with_an_exact_flow_network():
     z, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
     here = stage(scale_factor=2.0, num_steps=4, guidance_scale=3.0, guidance_kind='constant', **FLOW)
     model = Recorder(lambda x, t: _data_and_noise(noise - 2 * z))
-    out = here.unscale_latents(here.integrate(model, noise, jnp.zeros((4, 5, 8)), None, context=CONTEXT))
+    out = here.unscale_latents(here.trajectory(model, noise, jnp.zeros((4, 5, 8)), None, context=CONTEXT).integrate())
     np.testing.assert_allclose(out, z, atol=1e-5)
 
 

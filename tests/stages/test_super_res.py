@@ -61,7 +61,9 @@ def test_super_res_loss_of_an_exact_network_is_zero():
 def test_super_res_integrates_the_official_velocity_to_the_data(sampler):
     here = stage(sampler=sampler, guidance_scale=1.0)
     source, data = jax.random.normal(jax.random.key(0), (2, *SHAPE))
-    out = here.integrate(Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), context=CONTEXT)
+    out = here.trajectory(
+        Recorder(lambda x, t: data - source), source, jnp.zeros((4, 5, 8)), context=CONTEXT
+    ).integrate()
     np.testing.assert_allclose(out, data, atol=1e-5)
 
 
@@ -195,7 +197,7 @@ def test_super_res_official_numerics(numerics, timesteps, noise_augmentation_tim
         )
         return jnp.zeros_like(x)
 
-    run = jax.jit(lambda source: here.integrate(network, source, jnp.zeros((4, 5, 8)), context=CONTEXT))
+    run = jax.jit(lambda source: here.trajectory(network, source, jnp.zeros((4, 5, 8)), context=CONTEXT).integrate())
     assert run(jnp.ones(SHAPE)).dtype == jnp.float32
     jax.effects_barrier()
     np.testing.assert_allclose([t for t, _ in seen], timesteps, rtol=1e-6)
