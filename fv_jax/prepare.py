@@ -17,13 +17,11 @@ error; 130, 143 interrupted. Shards appear only when all are complete.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import logging
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,6 @@ import tqdm
 
 from fv_jax import weights
 from fv_jax.core import config as config_lib
-from fv_jax.core import exit_codes
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
@@ -54,41 +51,19 @@ SKIPPED = 3  # exit code
 NOTHING_WRITTEN = 'nothing was written'
 
 
-class _Terminated(BaseException):
-    """Raised on SIGTERM, so that partial shards are removed."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
     return run_command(
         'prepare',
         _run,
         argv,
-        errors={_Terminated: exit_codes.TERMINATED},
         failed=f'{NOTHING_WRITTEN}: ',
-        interrupted=f'interrupted; {NOTHING_WRITTEN}',
+        left=f'; {NOTHING_WRITTEN}',
     )
 
 
 def _run(argv: Sequence[str]) -> int:
-    with _terminable():
-        return _prepare(*_parse(argv))
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    def terminate(number, frame):
-        raise _Terminated(f'terminated; {NOTHING_WRITTEN}')
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread, which handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return _prepare(*_parse(argv))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:

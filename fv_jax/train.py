@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _train,
         argv,
         errors=dict.fromkeys(failures, exit_codes.FAILED),
-        interrupted='interrupted; run the same command again to resume from the last checkpoint',
+        left='; run the same command again to resume from the last checkpoint',
     )
     if code != 0:
         distributed.force_exit_after_grace(code)

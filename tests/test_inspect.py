@@ -1,6 +1,9 @@
 """The inspecting command: what a run, an exported file and official weights hold, without reading an array."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -105,3 +108,12 @@ def test_inspect_runs_without_stage_or_metrics(tmp_path, capsys):
         out = inspect_output(capsys, tmp_path)
         assert 't5, step 0' in out and 'the launch record cannot be read' in out
     assert 'x ' in out and '1 parameters, 3 elements' in out
+
+
+def test_inspect_into_a_closed_pipe_ends_silently(run):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, '-m', 'fv_jax.inspect', str(run)]
+    done = subprocess.run(command, cwd=runs.ROOT, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b'')

@@ -1,9 +1,14 @@
 """How every command runs: third-party logs silenced, ours shown, errors turned into one line and an exit code."""
 
+import contextlib
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import jax
@@ -13,6 +18,11 @@ from fv_jax.core.cache import use_compilation_cache
 from fv_jax.core.command_line import UsageError, format_error
 from fv_jax.core.config import ConfigError
 from fv_jax.core.console import log_to_stdout, print_error
+
+
+class TerminatedError(BaseException):
+    """Raised on SIGTERM, so that temporary files are removed."""
+
 
 ExitCodes = Mapping[type[BaseException], int]
 
@@ -25,6 +35,7 @@ EXIT_CODES: ExitCodes = {
     jax.errors.JaxRuntimeError: exit_codes.FAILED,
     exit_codes.PreemptedError: exit_codes.PREEMPTED,
     KeyboardInterrupt: exit_codes.INTERRUPTED,
+    TerminatedError: exit_codes.TERMINATED,
 }
 
 
@@ -35,7 +46,7 @@ def run_command(
     *,
     errors: ExitCodes | None = None,
     failed: str = '',
-    interrupted: str = 'interrupted',
+    left: str = '',
 ) -> int:
     """Runs a command and returns its exit code.
 
@@ -45,19 +56,44 @@ def run_command(
       argv: the arguments, without the program's name; None takes those of this process.
       errors: exit codes of more errors, or others than EXIT_CODES gives. The nearest class of an error counts.
       failed: precedes the message of an error with exit code 1.
-      interrupted: what Ctrl-C leaves behind.
+      left: what Ctrl-C and SIGTERM leave behind, for their messages.
     """
     codes = {**EXIT_CODES, **(errors or {})}
     silence_third_party_logs()
     use_compilation_cache()
     with log_to_stdout():
         try:
-            return body(sys.argv[1:] if argv is None else argv)
+            with _raise_on_sigterm():
+                return body(sys.argv[1:] if argv is None else argv)
+        except BrokenPipeError:
+            # What reads the output has closed it, as `head` does. Python flushes stdout once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return exit_codes.BROKEN_PIPE
         except tuple(codes) as error:
             code = next(codes[kind] for kind in type(error).__mro__ if kind in codes)
-            text = interrupted if isinstance(error, KeyboardInterrupt) else format_error(error)
+            signals = {KeyboardInterrupt: 'interrupted', TerminatedError: 'terminated'}
+            text = signals[type(error)] + left if type(error) in signals else format_error(error)
             print_error(name, failed + text if code == exit_codes.FAILED else text)
             return code
+
+
+@contextlib.contextmanager
+def _raise_on_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM raises TerminatedError. A second signal ends the process at once."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        # No handler runs while Python waits for a device or a compiler.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def silence_third_party_logs() -> None:

@@ -5,6 +5,7 @@ USAGE = 2  # as argparse has it: the command line or the config must change
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 STALLED = 79  # the watchdog ended a run without progress; sysexits.h ends at 78
 INTERRUPTED = 130  # from the keyboard; as in shells, 128 + SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
 
 

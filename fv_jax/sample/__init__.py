@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _sample,
         argv,
         errors={CheckpointError: exit_codes.USAGE},
-        interrupted='interrupted; only complete files were written',
+        left='; only complete files were written',
     )
 
 

@@ -1,6 +1,8 @@
 """How commands end: exit codes, and one line for each error that a user can cause."""
 
 import logging
+import os
+import signal
 import sys
 import warnings
 
@@ -11,6 +13,7 @@ from fv_jax.core.command_line import UsageError
 from fv_jax.core.commands import run_command, silence_third_party_logs
 from fv_jax.core.config import ConfigError
 from fv_jax.core.exit_codes import PreemptedError
+from fv_jax.core.files import atomic_write
 
 
 class DamagedError(RuntimeError):
@@ -60,7 +63,7 @@ def test_run_command_turns_errors_into_a_line_and_a_code(error, code, text, caps
 
 
 def test_run_command_reports_what_an_interrupt_leaves(capsys):
-    more = {'failed': 'nothing written: ', 'interrupted': 'interrupted; nothing written'}
+    more = {'failed': 'nothing written: ', 'left': '; nothing written'}
     for error in (OSError('the disk is full'), UsageError('--a: no'), KeyboardInterrupt()):
         run_command('prepare', ending(error), [], **more)
     lines = capsys.readouterr().err.splitlines()
@@ -115,3 +118,16 @@ def test_run_command_silences_third_party_logs_only(capsys, monkeypatch):
     assert [str(w.message) for w in caught] == ['ours']
     out, err = capsys.readouterr()
     assert out == 'a line\n' and 'something of ours' in err and 'Event loop' not in err
+
+
+def test_run_command_ends_on_sigterm_and_removes_temporary_files(tmp_path, capsys):
+    def body(argv):
+        with atomic_write(tmp_path / 'a.mp4') as partial:
+            partial.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command('plan', body, [], left='; nothing was written') == 143
+    assert capsys.readouterr() == ('', 'plan: terminated; nothing was written\n')
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) == before
