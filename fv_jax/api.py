@@ -162,6 +162,7 @@ def _runs(folder: str | Path) -> list[Path]:
     path = Path(expand_path(str(folder)))
     if path.is_file() or (path / FOLDER).is_dir():
         return [path]
+    require(path.exists(), f'{folder}: does not exist', CheckpointError)
     found = [path / name for name in STAGES if (path / name / FOLDER).is_dir()]
     found += [path / f'{name}{SUFFIX}' for name in STAGES if (path / f'{name}{SUFFIX}').is_file()]
     require(

@@ -2,8 +2,8 @@
 # From nothing to an enhanced clip on two CPU cores, in at most 20 minutes and 6 GB:
 #   bash launch/quickstart.sh [FOLDER]        (default: quickstart)
 # Installs fv_jax into the environment of ${PYTHON:-python3}, trains stage 2 (configs/stage2.py:tiny) on the clips in
-# the package, enhances held-out shots and writes FOLDER/result: input, bilinear, enhanced and truth side by side as mp4,
-# contact_sheet.png and report.json. Run it again to resume.
+# the package, enhances held-out shots and writes FOLDER/result: report.html, a page to look at, report.json, and the
+# videos. Run it again to resume.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -22,12 +22,12 @@ say() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
   exit 1
 }
 say 'installing'
-"$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --root-user-action=ignore -e .
+"$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --root-user-action=ignore -e '.[evaluation]'
 say 'training stage 2'
 "$PYTHON" -m fv_jax.train --config=configs/stage2.py:tiny --workdir="$folder/run"
 say 'enhancing and measuring held-out shots'
-"$PYTHON" -m fv_jax.evaluate --checkpoint="$folder/run" --output="$folder/result" --num-clips=8
+"$PYTHON" -m fv_jax.evaluate --checkpoint="$folder/run" --output="$folder/result" --num-clips=4 --vgg-frames=1 --overwrite
 say 'enhancing a small clip'
-"$PYTHON" -m fv_jax.sample clip --checkpoint="$folder/run" --input="$folder/result/small.mp4" \
+"$PYTHON" -m fv_jax.sample clip --checkpoint="$folder/run" --input="$folder/result/clips/clip 0/input.mp4" \
   --output="$folder/result/enhanced.mp4" --size=256x480 --overwrite
-say "done: look at $folder/result/contact_sheet.png"
+say "done: open $folder/result/report.html"

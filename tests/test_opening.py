@@ -131,7 +131,8 @@ def test_from_checkpoint_of_one_or_two_folders(folder):
 def test_from_checkpoint_refuses_other_folders(folder, tmp_path):
     stage1, stage2 = folder / 'stage1', folder / 'stage2'
     cases = [
-        ([tmp_path / 'none'], CheckpointError, 'none: contains no checkpoints .*stage1 and stage2'),
+        ([tmp_path / 'none'], CheckpointError, 'none: does not exist'),
+        ([tmp_path], CheckpointError, 'contains no checkpoints .*stage1 and stage2'),
         ([folder, stage1], ValueError, 'both contain the same stage; pass one of each'),
         ([stage2, stage2], ValueError, 'contain the same stage'),
     ]

@@ -217,7 +217,9 @@ def test_sample_clip_refuses_invalid_output(clip, run, tmp_path, capsys):
 def test_sample_clip_refuses_invalid_checkpoints(clip, stage, tmp_path, capsys):
     output = tmp_path / 'out.mp4'
     assert command(clip, tmp_path / 'none', output) == 2
-    assert_refused(capsys, 2, 'none', 'contains no checkpoints')
+    assert_refused(capsys, 2, 'none', 'does not exist')
+    assert command(clip, tmp_path, output) == 2
+    assert_refused(capsys, 2, 'contains no checkpoints')
     (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
     assert command(clip, tmp_path / 'empty', output) == 2
     assert_refused(capsys, 2, 'empty', 'no completed checkpoint')

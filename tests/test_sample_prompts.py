@@ -474,7 +474,7 @@ def test_sample_reproduce_refuses_other_mp4_files(grey_pipeline, tmp_path, capsy
 def test_sample_names_missing_weights(tmp_path, capsys):
     for flags, code, word in (
         (['--official=none'], 1, 'none: no such folder'),
-        (['--checkpoint=none'], 2, 'none: contains no checkpoints'),
+        (['--checkpoint=none'], 2, 'none: does not exist'),
     ):
         assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', *flags]) == code
         assert_error(capsys, code, word)

@@ -103,7 +103,8 @@ class Checkpoints:
         """
         self.folder = Path(run).absolute() / FOLDER
         if read_only and not self.folder.is_dir():
-            raise CheckpointError(f'{run}: contains no checkpoints (expected a folder {FOLDER!r} in it)')
+            lacks = f'contains no checkpoints (expected a folder {FOLDER!r} in it)'
+            raise CheckpointError(f'{run}: {lacks if self.folder.parent.exists() else "does not exist"}')
         self._max_to_keep, self._keep_period = max_to_keep, keep_period
         self._barrier = Barrier(str(self.folder))
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'save')

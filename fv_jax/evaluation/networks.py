@@ -155,7 +155,6 @@ def open_networks(paths: Sequence[Path]) -> list[Network]:
 
 
 def _open(path: Path) -> Run:
-    require(path.exists(), f'{path}: no such checkpoint', UsageError)
     run = trained_runs.open_run(path)
     for note in run.notes:
         log.info(f'note: {note}')

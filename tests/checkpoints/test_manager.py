@@ -249,7 +249,7 @@ def test_restore_refuses_the_state_of_another_optimizer(tmp_path):
 
 
 def test_restore_without_checkpoints_or_of_an_absent_step(tmp_path):
-    with pytest.raises(CheckpointError, match=r"none: contains no checkpoints .*'checkpoints'"):
+    with pytest.raises(CheckpointError, match='none: does not exist'):
         Checkpoints(tmp_path / 'none', read_only=True)
     assert not (tmp_path / 'none').exists()
     (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)

@@ -91,7 +91,7 @@ def test_evaluate_refuses_invalid_runs(uninterrupted, tmp_path, capsys):
     (tmp_path / 'full' / 'a').touch()
     for arguments, code, words in (
         ([f'--checkpoint={tmp_path}/empty', output], 1, 'contains no checkpoints'),
-        ([f'--checkpoint={tmp_path}/none', output], 2, 'none: no such checkpoint'),
+        ([f'--checkpoint={tmp_path}/none', output], 1, 'none: does not exist'),
         ([output], 2, '--checkpoint: required'),
         ([checkpoint, f'--output={tmp_path}/full'], 2, 'is not empty'),
         ([checkpoint, output, '--num-clips=0'], 2, '--num-clips=0: must be at least 1'),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core.command_line import UsageError
 from fv_jax.evaluation import networks
 from fv_jax.evaluation.networks import Comparand, make_methods, parse_comparand
@@ -80,5 +81,5 @@ def test_settings_that_cannot_be(opened, settings, message):
 
 
 def test_checkpoints_that_cannot_be_evaluated(tmp_path):
-    with pytest.raises(UsageError, match='nowhere: no such checkpoint'):
+    with pytest.raises(CheckpointError, match='nowhere: does not exist'):
         networks.open_networks([tmp_path / 'nowhere'])
