@@ -26,6 +26,7 @@ from fv_jax.training.run import save_policy
 from fv_jax.weights import trained_runs
 from fv_jax.weights.text_encoders import text_fingerprint
 from tests import runs
+from tests.golden import measure
 
 NO_EVAL = '--config.loop.eval_every=0'
 FIXTURES = runs.ROOT / 'tests' / 'parity' / 'official_dev'
@@ -118,13 +119,15 @@ def test_resume_is_bit_exact_after_stopping_early(command, uninterrupted, tmp_pa
     assert runs.rows(resumed) == runs.rows(uninterrupted)
 
 
-def test_train_stage_1(vae_file, tmp_path):
+def test_train_stage_1(tmp_path):
     folder = tmp_path / 'run'
-    assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.loop.num_steps=2')) == 0
-    assert [set(row) >= {'loss_near_noise', 'loss_near_data', 'target_norm'} for row in runs.rows(folder)] == [True] * 2
-    assert not list((folder / 'checkpoints' / '2').glob('*low*'))
+    measure.assert_golden_steps('stage1', measure.training_steps('stage1', folder))
+    steps = measure.NUM_STEPS
+    names = {'loss_near_noise', 'loss_near_data', 'target_norm'}
+    assert [set(row) >= names for row in runs.rows(folder)] == [True] * steps
+    assert not list((folder / 'checkpoints' / str(steps)).glob('*low*'))
     run, words = trained_runs.open_run(folder), text_fingerprint(TextConfig('hash', length=4, dim=32))
-    assert run.digests == {'vae': weights.vae_fingerprint(str(vae_file)), 'text': words.digest}
+    assert run.digests == {'vae': weights.vae_fingerprint('embedded'), 'text': words.digest}
     encoder = trained_runs.open_run_text_encoder(run)
     assert encoder.fingerprint == words and (words.length, words.dim) == (4, 32)
 

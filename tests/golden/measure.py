@@ -4,9 +4,9 @@
     python -m tests.golden.measure --compare before.json    after it, on the same machine and jax: the same bits
     python -m tests.golden.measure --record                 rewrites tests/golden/golden.json and parameters.txt
 
-`test_golden.py`, and `tests/e2e/test_autoencoder.py` for the VAE, compare with the recorded values within a tolerance,
-on any machine and version. Record them again only for a change that is meant to compute something else, and state that
-in its commit.
+`test_golden.py`, `tests/test_train.py` (stage 1) and `tests/e2e/test_autoencoder.py` (the VAE) compare with the
+recorded values within a tolerance, on any machine and version. Record them again only for a change that is meant to
+compute something else, and state that in its commit.
 """
 
 import argparse
