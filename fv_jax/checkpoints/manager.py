@@ -9,9 +9,7 @@ Items of a checkpoint:
 
 Orbax copies the arrays to the host and writes them in its own threads under a temporary name, which it changes at the
 end: a save that fails leaves the earlier checkpoints alone. Then a thread of ours verifies the structure of what was
-written and stores the checksums of its files (`checksums.py`).
-
-Not Orbax's `max_to_keep`: it deletes old checkpoints when a new one is written, and here only once it is verified.
+written and stores the checksums of its files (`checksums.py`). Not Orbax's `max_to_keep`: it deletes old checkpoints when a new one is written, and here only once it is verified.
 """
 
 import concurrent.futures
@@ -102,9 +100,9 @@ class Checkpoints:
           CheckpointError: `read_only`, and the folder does not exist.
         """
         self.folder = Path(run).absolute() / FOLDER
-        if read_only and not self.folder.is_dir():
-            lacks = f'contains no checkpoints (expected a folder {FOLDER!r} in it)'
-            raise CheckpointError(f'{run}: {lacks if self.folder.parent.exists() else "does not exist"}')
+        require(not read_only or self.folder.parent.exists(), f'{run}: does not exist', CheckpointError)
+        lacks = f'{run}: contains no checkpoints (expected a folder {FOLDER!r} in it)'
+        require(not read_only or self.folder.is_dir(), lacks, CheckpointError)
         self._max_to_keep, self._keep_period = max_to_keep, keep_period
         self._barrier = Barrier(str(self.folder))
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'save')
