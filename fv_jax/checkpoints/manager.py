@@ -9,7 +9,8 @@ Items of a checkpoint:
 
 Orbax copies the arrays to the host and writes them in its own threads under a temporary name, which it changes at the
 end: a save that fails leaves the earlier checkpoints alone. Then a thread of ours verifies the structure of what was
-written and stores the checksums of its files (`checksums.py`). Not Orbax's `max_to_keep`: it deletes old checkpoints when a new one is written, and here only once it is verified.
+written and stores the checksums of its files (`checksums.py`). Not Orbax's `max_to_keep`: it deletes old checkpoints
+when a new one is written, and here only once it is verified.
 """
 
 import concurrent.futures
