@@ -4,6 +4,8 @@
 
 Both stages of the small weights in the package, compiled before, in turns on this machine's devices. The loop waits for
 every step, as `sampling/programs` does.
+
+On two CPU cores: stage 1, whose steps take 8 ms, 1.09 to 1.11 times one program; stage 2, 80 ms, 1.01 to 1.02 times.
 """
 
 import argparse
@@ -52,7 +54,7 @@ def _both_ways(fv: api.FlashVideo, part: LazyStage, size: tuple[int, int, int]) 
     """Returns functions that sample latents of a size (F, H, W): in one program, and step by step."""
     loaded, noise = part.loaded, SeededNoise.from_seeds([0])
     shape = (1, *size, part.stage.network.latent_channels)
-    text = jnp.asarray(part.encode_prompts([PROMPT]))
+    text = part.stage.zero_text(1) if part.text is None else jnp.asarray(part.encode_prompts([PROMPT]))
     z_low = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
     @jax.jit
