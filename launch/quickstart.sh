@@ -26,7 +26,8 @@ say 'installing'
 say 'training stage 2'
 "$PYTHON" -m fv_jax.train --config=configs/stage2.py:tiny --workdir="$folder/run"
 say 'enhancing and measuring held-out shots'
-"$PYTHON" -m fv_jax.evaluate --checkpoint="$folder/run" --output="$folder/result" --num-clips=4 --num-steps=1,4 --vgg-frames=1 --overwrite
+"$PYTHON" -m fv_jax.evaluate --checkpoint="$folder/run" --output="$folder/result" --overwrite \
+  --num-clips=4 --num-steps=1,4 --vgg-frames=1
 say 'enhancing a small clip'
 "$PYTHON" -m fv_jax.sample clip --checkpoint="$folder/run" --input="$folder/result/clips/clip 0/input.mp4" \
   --output="$folder/result/enhanced.mp4" --size=256x480 --overwrite
