@@ -138,8 +138,9 @@ def _load_suite(arguments: argparse.Namespace) -> Suite:
         vgg_frames = VGG_FRAMES
     suite = Suite.load(vgg_frames)
     suite.metrics += own
-    for label, reason in suite.not_computed.items():
-        log.info(f'note: {label}: not computed: {reason}')
+    for reason in dict.fromkeys(suite.not_computed.values()):
+        labels = [label for label, why in suite.not_computed.items() if why == reason]
+        log.info(f'note: not computed: {", ".join(labels)}: {reason}')
     return suite
 
 
