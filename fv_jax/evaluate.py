@@ -67,7 +67,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     comparison = Comparison(methods, suite, arguments.output)
     comparison.run(clips)
     losses = None
-    if _is_heldout(arguments):
+    if _folder(arguments) is None:
         log.info('computing the loss, and fitting the linear predictor as a baseline')
         data = _heldout_data(arguments, networks[0])
         losses = heldout_loss(networks[0].run, data, clips, arguments.checkpoint)
@@ -106,9 +106,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         valid = text.isdecimal() and int(text) >= 1
         require(valid, f'--num-steps={arguments.num_steps}: give numbers of at least 1, as 1,2,4', UsageError)
     arguments.compare = [parse_comparand(text) for text in arguments.compare]
-    from_folder = arguments.pairs or arguments.ground_truth or arguments.videos
     needs = arguments.checkpoint is not None or (
-        from_folder and all(item.checkpoint is not None for item in arguments.compare)
+        _folder(arguments) and all(item.checkpoint is not None for item in arguments.compare)
     )
     missing = '--checkpoint: required for held-out clips and for settings in --compare; or give --pairs or --videos'
     require(needs, missing, UsageError)
@@ -149,8 +148,9 @@ def _checkpoints(arguments: argparse.Namespace) -> list[Path]:
     return [path for path in (arguments.checkpoint, *compared) if path is not None]
 
 
-def _is_heldout(arguments: argparse.Namespace) -> bool:
-    return not (arguments.pairs or arguments.ground_truth or arguments.videos)
+def _folder(arguments: argparse.Namespace) -> Path | None:
+    """Returns the folder of the clips; None for held-out clips."""
+    return arguments.pairs or arguments.ground_truth or arguments.videos
 
 
 def _heldout_data(arguments: argparse.Namespace, network: Network) -> pipeline.DataConfig:
@@ -163,7 +163,7 @@ def _heldout_data(arguments: argparse.Namespace, network: Network) -> pipeline.D
 
 def _clips(arguments: argparse.Namespace, networks: Sequence[Network]) -> tuple[list[Loader], list[str]]:
     """Returns loaders of the clips, and the names of other enhancers whose results are measured."""
-    if _is_heldout(arguments):
+    if _folder(arguments) is None:
         data = _heldout_data(arguments, networks[0])
         return clip_sources.heldout_clips(data, arguments.seed, arguments.strong), []
     multiple = math.lcm(EVEN_SIDES, *(n.run.vae.config.latent_spec.pixel_multiple for n in networks))
@@ -176,8 +176,7 @@ def _clips(arguments: argparse.Namespace, networks: Sequence[Network]) -> tuple[
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    folder = arguments.pairs or arguments.ground_truth or arguments.videos
-    what = ' on '.join(path.absolute().name for path in (arguments.checkpoint, folder) if path)
+    what = ' on '.join(path.absolute().name for path in (arguments.checkpoint, _folder(arguments)) if path)
     return f'Evaluation of {what}'
 
 

@@ -55,15 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
     return run_command(
         'prepare',
-        _run,
+        lambda given: _prepare(*_parse(given)),
         argv,
         failed=f'{NOTHING_WRITTEN}: ',
         left=f'; {NOTHING_WRITTEN}',
     )
-
-
-def _run(argv: Sequence[str]) -> int:
-    return _prepare(*_parse(argv))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:

@@ -155,8 +155,7 @@ def truth_clips(folder: Path, reading: Reading) -> list[Loader]:
 
     def load(index: int, name: str, path: Path) -> EvaluationClip:
         video = read_video(path, reading.max_frames)
-        size = tuple(side // reading.multiple * reading.multiple for side in video.size)
-        _check_not_empty(path, video.size, size, reading.multiple)
+        size = _result_size(path, video, 1, reading.multiple)
         truth = _crop(video.frames, size)
         small = degrade(truth, reading.scale, reading.seed + index, reading.strong)
         return EvaluationClip(name, small, size, video.fps, reading.seed + index, truth)
@@ -169,8 +168,7 @@ def video_clips(folder: Path, reading: Reading) -> list[Loader]:
 
     def load(index: int, name: str, path: Path) -> EvaluationClip:
         video = read_video(path, reading.max_frames)
-        size = tuple(int(side * reading.scale) // reading.multiple * reading.multiple for side in video.size)
-        _check_not_empty(path, video.size, size, reading.multiple)
+        size = _result_size(path, video, reading.scale, reading.multiple)
         return EvaluationClip(name, video.frames, size, video.fps, reading.seed + index)
 
     return [functools.partial(load, i, *item) for i, item in enumerate(list_videos(folder).items())]
@@ -266,5 +264,9 @@ def _read_result(path: Path, truth: Video, size: Size, max_frames: int) -> np.nd
     return _crop(video.frames, size)
 
 
-def _check_not_empty(path: Path, size: Size, result: Size, multiple: int) -> None:
-    require(min(result) >= multiple, f'{path}: {size[0]}x{size[1]} is too small; results need {multiple}x{multiple}')
+def _result_size(path: Path, video: Video, scale: float, multiple: int) -> Size:
+    """Returns `scale` times the size of a video, rounded down to multiples. Raises ValueError for a video too small."""
+    height, width = (int(side * scale) // multiple * multiple for side in video.size)
+    small = f'{path}: {video.size[0]}x{video.size[1]} is too small; results need {multiple}x{multiple}'
+    require(min(height, width) >= multiple, small)
+    return height, width

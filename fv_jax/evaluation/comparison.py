@@ -32,10 +32,10 @@ from fv_jax.data.video import video_io
 from fv_jax.evaluation import i3d
 from fv_jax.evaluation.clip_sources import EvaluationClip, Loader
 from fv_jax.evaluation.ffmpeg_metrics import find_ffmpeg
-from fv_jax.evaluation.methods import BILINEAR, TRUTH, Method
-from fv_jax.evaluation.report_page import FORMAT, ClipMedia, build_report
+from fv_jax.evaluation.methods import Method
+from fv_jax.evaluation.report_page import BASELINE, FORMAT, ClipMedia, build_report
 from fv_jax.evaluation.statistics import CONFIDENCE, paired_difference, summarize
-from fv_jax.evaluation.strips import strip
+from fv_jax.evaluation.strips import TRUTH, strip
 from fv_jax.evaluation.suite import Suite
 from fv_jax.evaluation.weight_files import I3D, MissingPackageError
 
@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 
 CLIPS = 'clips'
 FVD = 'fvd'
-
-Values = dict[str, float | None]  # metric -> value
 
 
 @dataclasses.dataclass
@@ -193,7 +191,7 @@ class Comparison:
         for method in self.methods:
             if method.kind not in ('network', 'result'):
                 continue
-            others = [BILINEAR, *([first] if first not in (None, method.name) else [])]
+            others = [BASELINE, *([first] if first not in (None, method.name) else [])]
             for against in others:
                 for metric in self.suite.metrics:
                     values = self._values(method.name, metric.name), self._values(against, metric.name)

@@ -9,11 +9,12 @@ import numpy as np
 
 from fv_jax.data.numpy_resize import resize_uint8
 from fv_jax.evaluation.clip_sources import EvaluationClip, Size, resize
+from fv_jax.evaluation.report_page import BASELINE
+from fv_jax.evaluation.strips import TRUTH
 from fv_jax.sampling.clip_enhancer import Enhancer, enhance_clip
 from fv_jax.sampling.windows import Windows
 
 Kind = Literal['baseline', 'ceiling', 'network', 'result', 'truth']
-BILINEAR, TRUTH = 'bilinear', 'ground truth'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Method:
 def baselines() -> list[Method]:
     """Returns bilinear and bicubic interpolation."""
     return [
-        Method(BILINEAR, 'baseline', lambda clip: resize(clip.low_quality, clip.size)),
+        Method(BASELINE, 'baseline', lambda clip: resize(clip.low_quality, clip.size)),
         Method('bicubic', 'baseline', lambda clip: resize_uint8(clip.low_quality, clip.size)),
     ]
 

@@ -11,8 +11,7 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import UsageError, override
 from fv_jax.core.paths import expand_path
 from fv_jax.evaluation.methods import Method, network, round_trip
-from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.sampling.clip_enhancer import Enhancer, jit_enhance_latents
+from fv_jax.sampling.clip_enhancer import open_enhancer
 from fv_jax.sampling.windows import Windows
 from fv_jax.stages import registry
 from fv_jax.stages.latent_stage import EnhancementStage
@@ -90,7 +89,7 @@ class Network:
 
     def round_trip(self) -> Method:
         """Returns the round trip of the ground truth through its VAE."""
-        return round_trip(self._enhancer(self.run.stage), self.windows())
+        return round_trip(open_enhancer(self.run, self.run.stage), self.windows())
 
     def method(self, settings: Mapping[str, str]) -> Method:
         """Returns the network with its own sampler settings and these.
@@ -110,18 +109,13 @@ class Network:
             stage = self.run.stage.with_sampler_config(config_lib.build(type(own), values, '--compare'))
             overlap = int(settings[OVERLAP]) if OVERLAP in settings else None
             windows = self.windows(overlap)
-        return network(
-            self._name(stage.sampler_config(), settings), self._enhancer(stage), windows, self._describe(stage, windows)
-        )
+        name, details = self._name(stage.sampler_config(), settings), self._describe(stage, windows)
+        return network(name, open_enhancer(self.run, stage), windows, details)
 
     def _name(self, sampler: EnhancementSamplerConfig, settings: Mapping[str, str]) -> str:
         steps = f'{sampler.num_steps} step{"s" if sampler.num_steps > 1 else ""}'
         others = {field: text for field, text in settings.items() if field != 'num_steps'}
         return ', '.join(filter(None, [self.label, steps, _show(others)]))
-
-    def _enhancer(self, stage: EnhancementStage) -> Enhancer:
-        model = self.run.network.model(**self.run.params)
-        return Enhancer(jit_enhance_latents(stage, model, context=SINGLE_DEVICE), self.run.vae)
 
     def _describe(self, stage: EnhancementStage, windows: Windows) -> dict[str, Any]:
         sampler = stage.sampler_config()

@@ -19,10 +19,9 @@ from fv_jax.core.command_line import Parser, UsageError, parse_size, path_flag
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.data.video import video_io
-from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sample.flags import SUFFIX, Command, Overrides, add_file_flags
-from fv_jax.sampling.clip_enhancer import Enhancer, enhance_clip, jit_enhance_latents
+from fv_jax.sampling.clip_enhancer import Enhancer, enhance_clip, open_enhancer
 from fv_jax.sampling.clip_writer import write_clip
 from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.sampling.windows import Windows
@@ -120,8 +119,7 @@ def _open(path: Path, step: int, num_steps: int | None, tiling: Tiling | None) -
     stage = run.stage
     if num_steps is not None:
         stage = stage.with_sampler_config(dataclasses.replace(stage.sampler_config(), num_steps=num_steps))
-    model = run.network.model(**run.params)
-    return stage, Enhancer(jit_enhance_latents(stage, model, context=SINGLE_DEVICE), run.vae, tiling)
+    return stage, open_enhancer(run, stage, tiling)
 
 
 COMMAND = Command('Enhances a video of any length and size with stage 2.', _add_flags, _run)

@@ -15,6 +15,7 @@ from flax import nnx
 
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data.transforms import to_float, to_uint8
+from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling import programs
@@ -22,6 +23,7 @@ from fv_jax.sampling.noise import WindowNoise
 from fv_jax.sampling.windows import Windows, crossfade, split_windows
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage
+from fv_jax.weights.trained_runs import Run
 
 # (low-res latents BFHWC, key, index of their first latent frame in the clip) -> high-res latents; both unscaled
 EnhanceLatents = Callable[[jax.Array, jax.Array, int], jax.Array]
@@ -77,6 +79,18 @@ class Enhancer:
         if not np.isfinite(enhanced_FHWC).all():
             raise ValueError('the enhanced video has values that are not finite; parameters or activations overflow')
         return enhanced_FHWC
+
+
+def open_enhancer(run: Run, stage: EnhancementStage, tiling: Tiling | None = None) -> Enhancer:
+    """Returns the enhancer of an opened run on one device; nothing is compiled yet.
+
+    Args:
+      run: of an enhancement stage.
+      stage: the run's, with its own or other sampler settings.
+      tiling: of the VAE; None for whole frames.
+    """
+    model = run.network.model(**run.params)
+    return Enhancer(jit_enhance_latents(stage, model, context=SINGLE_DEVICE), run.vae, tiling)
 
 
 def enhance_clip(

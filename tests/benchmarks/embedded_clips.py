@@ -1,4 +1,4 @@
-"""The embedded clips, for the benchmarks of the VAE."""
+"""The embedded clips, and the PSNR to them, for the benchmarks of the VAE."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from fv_jax.data import pipeline
 from fv_jax.data.loader import LoaderConfig
+from fv_jax.evaluation import full_reference
 
 SIZE = (256, 480)
 
@@ -25,3 +26,8 @@ def clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
     transform = pipeline.clip_transform(config, low_res=False, training=False)
     every = dataclasses.replace(config, eval_clips=len(records))
     return [batch['high_res_BFHWC'][0] for batch in pipeline.heldout_clips(records, transform, every)]
+
+
+def psnr(video: np.ndarray, truth: np.ndarray) -> float:
+    """Computes the mean over frames of the PSNR of float videos, clipped to [-1, 1], in dB."""
+    return float(np.mean(full_reference.psnr(np.clip(video, -1, 1), np.clip(truth, -1, 1))))

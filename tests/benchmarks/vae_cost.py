@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax import weights
-from fv_jax.evaluation import full_reference
 from fv_jax.models.vae import OFFICIAL, set_compute_dtype, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
@@ -38,11 +37,6 @@ TILES = {
     '128x240, overlap 0': Tiling((128, 240), 0, SPATIAL),
     '64x96, overlap 16': Tiling((64, 96), 16, SPATIAL),
 }
-
-
-def _psnr(video: np.ndarray, truth: np.ndarray) -> float:
-    """Computes the mean over frames, in dB."""
-    return float(np.mean(full_reference.psnr(np.clip(video, -1, 1), np.clip(truth, -1, 1))))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, (vae, tiling) in ways.items():
             video = _encode_and_decode(vae, clip, tiling)
             whole = video if whole is None else whole
-            found[name].append((_psnr(video, clip), _psnr(video, whole)))
+            found[name].append((embedded_clips.psnr(video, clip), embedded_clips.psnr(video, whole)))
             print(f'shot {i}, {name}: {found[name][-1][0]:.3f} dB, {found[name][-1][1]:.2f} dB', flush=True)
     means = {name: np.mean(rows, axis=0).tolist() for name, rows in found.items()}
     for name, (truth, whole) in means.items():

@@ -17,18 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax import weights
-from fv_jax.evaluation import full_reference
 from fv_jax.models.vae import VAE
 from fv_jax.stages.frozen_vae import jit_vae
 from fv_jax.weights import trained_runs
 
 COMPONENTS = 16
 FRAMES, SIDE = 4, 8  # of a block
-
-
-def _psnr(video: np.ndarray, truth: np.ndarray) -> float:
-    """Computes the mean over frames, in dB."""
-    return float(np.mean(full_reference.psnr(np.clip(video, -1, 1), np.clip(truth, -1, 1))))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for i, clip in enumerate(embedded_clips.clips(heldout=True, frames=33)):
         decoded = np.asarray(vae.decode(vae.encode(jnp.asarray(clip)[None]))[0])
-        rows.append((_psnr(decoded, clip), _psnr(linear(clip), clip)))
+        rows.append((embedded_clips.psnr(decoded, clip), embedded_clips.psnr(linear(clip), clip)))
         print(f'shot {i}: VAE {rows[-1][0]:.2f} dB, linear {rows[-1][1]:.2f} dB', flush=True)
     mean = np.mean(rows, axis=0)
     print(f'mean: VAE {mean[0]:.2f} dB, linear {mean[1]:.2f} dB, {mean[0] - mean[1]:+.2f} dB')
