@@ -5,17 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from flax import nnx
+
 from fv_jax import weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.paths import expand_path
 from fv_jax.diffusion.time_grids import Numerics
-from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.models.layers import DtypeName
+from fv_jax.parallel.mesh import ParallelConfig
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.sampling.lazy_stages import LazyStage, LazyTextEncoder, LazyVAE
 from fv_jax.sampling.metadata import WeightsOrigin
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.text_to_video import Pipeline
 from fv_jax.stages import registry
@@ -37,6 +41,7 @@ from fv_jax.weights.trained_runs import (
     read_stage_config,
 )
 
+OFFICIAL_FRAMES = 49  # of the clips that the official stages were trained on
 STAGES, SUFFIX = ('stage1', 'stage2'), '.safetensors'  # the runs in a folder that holds both stages
 
 __all__ = ['FlashVideo', 'open_run']
@@ -65,7 +70,8 @@ class FlashVideo(Pipeline):
         numerics: Numerics = 'exact',
         dtype: DtypeName = 'bfloat16',
         text: TextConfig | None = None,
-        context: ParallelContext = SINGLE_DEVICE,
+        parallel: ParallelConfig | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> 'FlashVideo':
         """Opens the official release with the official settings.
 
@@ -74,7 +80,8 @@ class FlashVideo(Pipeline):
           numerics: the default of `EnhanceSettings.numerics`.
           dtype: parameter and compute dtype of both DiTs and T5; bfloat16 is official. The VAE is float32.
           text: a text encoder to use instead of t5-v1_1-xxl, or options for it.
-          context: how activations are sharded and which attention kernel runs.
+          parallel: the mesh; None for all devices, whose axes follow each batch (`sampling.sampling_mesh`).
+          devices: to sample on; None for all devices of all processes.
 
         Raises:
           FileNotFoundError: the folder does not exist or is incomplete; the message names every missing file.
@@ -82,7 +89,12 @@ class FlashVideo(Pipeline):
         """
         there = official_release.open_release(Path(expand_path(str(folder))), dtype, text)
         name = str(there.vae)
-        vae = LazyVAE(there.vae_config, lambda: jit_vae(weights.load_vae(name)), lambda: weights.vae_fingerprint(name))
+        mesh = SamplingMesh.create(parallel, devices)
+        vae = LazyVAE(
+            there.vae_config,
+            lambda: jit_vae(weights.load_vae(name), mesh.frames_partitioner),
+            lambda: weights.vae_fingerprint(name),
+        )
         encoder = _lazy_text_encoder(there.text)
         preview, enhancement = (
             LazyStage(
@@ -91,18 +103,27 @@ class FlashVideo(Pipeline):
                 there.read[stage.official.file],
                 vae,
                 encoder,
+                mesh,
+                OFFICIAL_FRAMES,
             )
             for stage in (LowRes, SuperRes)
         )
         origin = WeightsOrigin(official=str(folder), dtype=dtype, text=text)
-        return cls(preview, enhancement, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), context)
+        return cls(preview, enhancement, origin, PreviewSettings(), EnhanceSettings(numerics=numerics), mesh)
 
     @classmethod
-    def from_origin(cls, origin: WeightsOrigin, *, context: ParallelContext = SINGLE_DEVICE) -> 'FlashVideo':
+    def from_origin(
+        cls,
+        origin: WeightsOrigin,
+        *,
+        parallel: ParallelConfig | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> 'FlashVideo':
         """Opens the weights that generation metadata name. Raises what `from_official` and `from_checkpoint` raise."""
+        where = {'text': origin.text, 'parallel': parallel, 'devices': devices}
         if origin.official is not None:
-            return cls.from_official(origin.official, dtype=origin.dtype, text=origin.text, context=context)
-        return cls.from_checkpoint(*origin.checkpoints, steps=origin.steps or None, text=origin.text, context=context)
+            return cls.from_official(origin.official, dtype=origin.dtype, **where)
+        return cls.from_checkpoint(*origin.checkpoints, steps=origin.steps or None, **where)
 
     @classmethod
     def from_checkpoint(
@@ -111,7 +132,8 @@ class FlashVideo(Pipeline):
         steps: Sequence[int] | None = None,
         numerics: Numerics | None = None,
         text: TextConfig | None = None,
-        context: ParallelContext = SINGLE_DEVICE,
+        parallel: ParallelConfig | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> 'FlashVideo':
         """Opens trained, converted or exported stages with the settings of their configs.
 
@@ -123,7 +145,7 @@ class FlashVideo(Pipeline):
           numerics: as in `from_official`; None for that of the config.
           text: the text encoder, instead of the one that stage 1 names, if any. A stage 2 that names none was trained
             without text and gets none.
-          context: as in `from_official`.
+          parallel, devices: as in `from_official`.
 
         Raises:
           CheckpointError: no checkpoint, or a damaged one.
@@ -134,7 +156,8 @@ class FlashVideo(Pipeline):
         if steps is not None and len(steps) != len(runs):
             raise ValueError(f'steps: {len(steps)} for {len(runs)} run(s), {", ".join(map(str, runs))}')
         vaes: dict[VAEKey, LazyVAE] = {}
-        opened = [_open_stage(*run, text, vaes) for run in zip(runs, steps or [None] * len(runs), strict=True)]
+        mesh = SamplingMesh.create(parallel, devices)
+        opened = [_open_stage(*run, text, vaes, mesh) for run in zip(runs, steps or [None] * len(runs), strict=True)]
         parts, preview, enhance = {}, PreviewSettings(), EnhanceSettings()
         for _, part, data, _ in opened:
             purpose = PreviewStage if isinstance(part.stage, PreviewStage) else EnhancementStage
@@ -152,7 +175,7 @@ class FlashVideo(Pipeline):
             checkpoints=tuple(map(str, folders)), steps=tuple(step for step, *_ in opened), text=text
         )
         notes = tuple(f'{part.name}: {note}' for _, part, _, notes in opened for note in notes)
-        return cls(parts.get(PreviewStage), parts.get(EnhancementStage), origin, preview, enhance, context, notes)
+        return cls(parts.get(PreviewStage), parts.get(EnhancementStage), origin, preview, enhance, mesh, notes)
 
 
 def _runs(folder: str | Path) -> list[Path]:
@@ -175,7 +198,7 @@ def _runs(folder: str | Path) -> list[Path]:
 
 
 def _open_stage(
-    run: Path, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, LazyVAE]
+    run: Path, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, LazyVAE], mesh: SamplingMesh
 ) -> tuple[int, LazyStage, dict[str, Any], list[str]]:
     """Opens a stage of a run without reading arrays.
 
@@ -184,6 +207,7 @@ def _open_stage(
       step: of the checkpoint; None for the newest.
       text: overrides the text encoder that the run names.
       vaes: VAEs of other stages, which are shared; a new one is added.
+      mesh: what the stage is sampled on.
 
     Returns:
       The step, the stage, the data config of the run, and notes for the user.
@@ -196,7 +220,7 @@ def _open_stage(
     stage = registry.build(config)
     vae = LazyVAE(
         weights.vae_config(config.vae),
-        lambda: load_frozen_vae(config),
+        lambda: load_frozen_vae(config, mesh.frames_partitioner),
         lambda: digests.get('vae') or weights.vae_fingerprint(config.vae),
     )
     vae = vaes.setdefault((config.vae, config.vae_dtype, config.network.latent_channels), vae)
@@ -211,11 +235,12 @@ def _open_stage(
     else:
         encoder = None
 
-    def read() -> Any:
+    def read(partitioner: Partitioner) -> nnx.Module:
         network = ModelDef.from_stage(stage)
-        return network.model(**params_of(stage, network))
+        return network.model(**params_of(stage, network, partitioner))
 
-    return meta['step'], LazyStage(str(run), stage, read, vae, encoder), meta['config'].get('data', {}), notes
+    data = meta['config'].get('data', {})
+    return meta['step'], LazyStage(str(run), stage, read, vae, encoder, mesh, data.get('frames')), data, notes
 
 
 def _lazy_text_encoder(config: TextConfig) -> LazyTextEncoder:

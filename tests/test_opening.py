@@ -158,7 +158,7 @@ def test_from_checkpoint_embedded(folder, monkeypatch):
     assert fv.stage1.stage.config == tiny.LOWRES and fv.preview_settings.size == tiny.PREVIEW
     assert fv.origin.checkpoints == ('embedded',) and fv.origin.steps == (7, 7)
     assert fv.stage1.digest == same.stage1.digest
-    assert [part.load().config.embed_noise_augmentation_timestep for part in (fv.stage1, fv.stage2)] == [False, True]
+    assert [part.stage.network.embed_noise_augmentation_timestep for part in (fv.stage1, fv.stage2)] == [False, True]
 
 
 def set_digests(folder: Path, vae: str, text: str) -> None:

@@ -14,6 +14,7 @@ from fv_jax import sample
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.data.video import video_io
 from fv_jax.models.vae_tiling import Tiling
+from fv_jax.sampling import metadata, text_to_video
 from tests.data import sample_videos
 from tests.sampling import tiny
 
@@ -72,7 +73,11 @@ def test_sample_clip(clip, run, tmp_path, capsys):
         assert float(sound.duration * sound.time_base) == pytest.approx(14 / 12, abs=0.05)
     out, err = capsys.readouterr()
     assert 'note: 40x52 is rounded down to 32x48' in out
-    assert '10x13 to 32x48, 1 step(s) of checkpoint 7, windows of 9 frame(s)' in out
+    assert f'10x13 to 32x48, 1 step(s) of {run}, windows of 9 frame(s)' in out
+    recorded = metadata.from_json(video_io.read_comment(output))
+    assert (recorded.preview, recorded.clip) == (None, metadata.ClipMetadata('clip.mp4', 9, 5)) and recorded.fps == 12
+    settings = recorded.enhance.settings
+    assert (recorded.enhance.seed, settings.num_steps, settings.size) == (0, 1, (32, 48))
     pattern = rf'{re.escape(str(output))}: 32x48, 14 frame\(s\) in [\d.]+ s, [\d.]+ frames/s'
     assert re.fullmatch(pattern, out.splitlines()[-1])
     assert '3/3' in err  # the bar, of windows
@@ -86,12 +91,12 @@ def repeat_pixels(monkeypatch):
     """Records the arguments of `enhance`."""
     calls = []
 
-    def enhance(enhancer, frames, size, *, key, windows):
+    def enhance(enhancer, frames, size, *, seed, windows, step_progress):
         calls.append((size, windows, enhancer.tiling))
         for frame in frames:
             yield np.broadcast_to(np.uint8(frame.mean()), (1, *size, 3))
 
-    monkeypatch.setattr(sample.clip, 'enhance_clip', enhance)
+    monkeypatch.setattr(text_to_video, 'enhance_clip', enhance)
     return calls
 
 
@@ -135,11 +140,11 @@ def test_sample_clip_drops_audio_that_mp4_cannot_contain(run, repeat_pixels, tmp
     ],
 )
 def test_sample_clip_failure_leaves_the_old_output(error, code, line, clip, run, tmp_path, capsys, monkeypatch):
-    def enhance(enhancer, frames, size, *, key, windows):
+    def enhance(enhancer, frames, size, *, seed, windows, step_progress):
         yield np.zeros((4, *size, 3), np.uint8)
         raise error
 
-    monkeypatch.setattr(sample.clip, 'enhance_clip', enhance)
+    monkeypatch.setattr(text_to_video, 'enhance_clip', enhance)
     (tmp_path / 'old.mp4').write_text('precious')
     assert command(clip, run, tmp_path / 'old.mp4', '--overwrite') == code
     assert [p.read_text() for p in tmp_path.iterdir()] == ['precious']
@@ -227,7 +232,11 @@ def test_sample_clip_refuses_invalid_checkpoints(clip, stage, tmp_path, capsys):
     autoencoder = {'stage': {'kind': 'autoencoder'}, 'data': {'frames': 9}}
     Checkpoints(tmp_path / 'autoencoder').save(1, numbers, autoencoder)
     assert command(clip, tmp_path / 'autoencoder', output) == 2
-    assert_refused(capsys, 2, '--checkpoint=', "holds stage 'autoencoder'; only 'superres'")
+    assert_refused(capsys, 2, "holds stage 'autoencoder'; a pipeline consists of lowres and superres")
+    first = tiny.first_stage_config(stage.vae)
+    tiny.save_run(tmp_path / 'first', first)
+    assert command(clip, tmp_path / 'first', output) == 2
+    assert_refused(capsys, 2, 'first: contains no stage 2, which enhance needs')
     tiny.save_run(tmp_path / 'other', stage, saved=tiny.wider(stage))
     assert command(clip, tmp_path / 'other', output) == 2
     assert_refused(capsys, 2, 'another architecture', '64')

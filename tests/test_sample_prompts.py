@@ -141,7 +141,7 @@ class GreyPipeline:
 def grey_pipeline(monkeypatch):
     settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
     fv, origins = GreyPipeline(WeightsOrigin(checkpoints=('grey',), steps=(1, 1)), *settings), []
-    monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin: origins.append(origin) or fv)
+    monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin, parallel: origins.append(origin) or fv)
     for name in ('report_previewing', 'report_enhancing'):  # it computes nothing
         monkeypatch.setattr(sample.pipeline, name, lambda *arguments: None)
     fv.origins = origins
@@ -382,8 +382,8 @@ def test_sample_vbench_previews_only(grey_pipeline, tmp_path):
         (['enhance', 'none/3'], ('none/3: holds no stored preview',)),
         (['reproduce', 'none.mp4'], ('none.mp4: no such file',)),
         (['clip', '--checkpoint=y', '--input=x', '--prompt=y'], ('--prompt: unknown flag',)),
-        (['clip', '--checkpoint=y', '--input=x.mp4', '--stage2.num_steps=1'], ('--stage2.num_steps: unknown flag',)),
-        (['clip', '--input=x.mp4'], ('--checkpoint', 'required')),
+        (['clip', '--input=x.mp4', '--stage1.num_steps=1'], ('--stage1.num_steps: unknown flag',)),
+        (['clip', '--checkpoint=y'], ('--input', 'required')),
         (['vbench'], ('--prompts', 'required')),
         (['vbench', '--prompts=none.txt'], ('--prompts=none.txt: No such file',)),
         (['vbench', '--prompts=none.json'], ('--prompts=none.json: No such file',)),
@@ -416,8 +416,10 @@ def test_sample_help(capsys):
         shown[name] = set(re.findall(r'--[a-z][a-z0-9-]+', capsys.readouterr().out)) - {'--help'}
     assert {'--prompt', '--num-samples', '--enhance-all', '--stage1', '--stage2'} <= shown['preview']
     assert '--stage2' in shown['enhance'] and not {'--stage1', '--prompt', '--num-samples'} & shown['enhance']
-    assert '--tile-size' in shown['clip'] and not {'--official', '--text', '--stage2', '--fps'} & shown['clip']
-    assert shown['reproduce'] == {'--output', '--overwrite', '--official', '--checkpoint', '--text', '--dtype'}
+    assert {'--tile-size', '--official', '--stage2'} <= shown['clip'] and not {'--stage1', '--fps'} & shown['clip']
+    processes = {'--coordinator', '--num-processes', '--process-id', '--parallel'}
+    weights = {'--official', '--checkpoint', '--text', '--dtype'}
+    assert shown['reproduce'] == {'--output', '--overwrite'} | weights | processes
     with pytest.raises(SystemExit, match='0'):
         sample.main(['--help'])
     out = capsys.readouterr().out

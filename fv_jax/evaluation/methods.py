@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from fv_jax.data.numpy_resize import resize_uint8
 from fv_jax.evaluation.clip_sources import EvaluationClip, Size, resize
 from fv_jax.evaluation.report_page import BASELINE
 from fv_jax.evaluation.strips import TRUTH
-from fv_jax.sampling.clip_enhancer import Enhancer, enhance_clip
+from fv_jax.sampling.clip_enhancer import enhance_clip
+from fv_jax.sampling.enhancer import Enhancer
 from fv_jax.sampling.windows import Windows
 
 Kind = Literal['baseline', 'ceiling', 'network', 'result', 'truth']
@@ -52,7 +52,7 @@ def baselines() -> list[Method]:
 
 def round_trip(enhancer: Enhancer, windows: Windows) -> Method:
     """Returns the ground truth, encoded and decoded by the VAE: what no network of its latents can surpass by much."""
-    alone = dataclasses.replace(enhancer, enhance_latents=lambda z_low_BFHWC, key, first: z_low_BFHWC)
+    alone = dataclasses.replace(enhancer, enhance_latents=lambda z_low_BFHWC, *_: z_low_BFHWC)
     return Method('VAE round trip', 'ceiling', lambda clip: _enhance(alone, clip.truth, clip.size, clip.seed, windows))
 
 
@@ -74,4 +74,4 @@ def ground_truth() -> Method:
 
 
 def _enhance(enhancer: Enhancer, video: np.ndarray, size: Size, seed: int, windows: Windows) -> np.ndarray:
-    return np.concatenate([*enhance_clip(enhancer, video, size, key=jax.random.key(seed), windows=windows)])
+    return np.concatenate([*enhance_clip(enhancer, video, size, seed=seed, windows=windows)])

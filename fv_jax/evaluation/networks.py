@@ -11,7 +11,9 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import UsageError, override
 from fv_jax.core.paths import expand_path
 from fv_jax.evaluation.methods import Method, network, round_trip
-from fv_jax.sampling.clip_enhancer import open_enhancer
+from fv_jax.sampling.enhancer import Enhancer
+from fv_jax.sampling.programs import LoadedStage
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.sampling.windows import Windows
 from fv_jax.stages import registry
 from fv_jax.stages.latent_stage import EnhancementStage
@@ -71,11 +73,13 @@ class Network:
       label: its name in tables; '' where there is one checkpoint only.
       path: of the checkpoint.
       run: the opened run.
+      loaded: its stage.
     """
 
     label: str
     path: Path
     run: Run
+    loaded: LoadedStage[EnhancementStage]
 
     @property
     def own_steps(self) -> int:
@@ -89,7 +93,7 @@ class Network:
 
     def round_trip(self) -> Method:
         """Returns the round trip of the ground truth through its VAE."""
-        return round_trip(open_enhancer(self.run, self.run.stage), self.windows())
+        return round_trip(Enhancer.create(self.loaded, self.run.vae), self.windows())
 
     def method(self, settings: Mapping[str, str]) -> Method:
         """Returns the network with its own sampler settings and these.
@@ -110,7 +114,7 @@ class Network:
             overlap = int(settings[OVERLAP]) if OVERLAP in settings else None
             windows = self.windows(overlap)
         name, details = self._name(stage.sampler_config(), settings), self._describe(stage, windows)
-        return network(name, open_enhancer(self.run, stage), windows, details)
+        return network(name, Enhancer.create(self.loaded.with_stage(stage), self.run.vae), windows, details)
 
     def _name(self, sampler: EnhancementSamplerConfig, settings: Mapping[str, str]) -> str:
         steps = f'{sampler.num_steps} step{"s" if sampler.num_steps > 1 else ""}'
@@ -145,17 +149,18 @@ def open_networks(paths: Sequence[Path]) -> list[Network]:
     labels = names if len(set(names)) == len(names) else [str(path) for path in paths]
     if len(paths) == 1:
         labels = ['']
-    return [Network(label, path, _open(path)) for label, path in zip(labels, paths, strict=True)]
+    mesh = SamplingMesh.create()
+    return [_open(label, path, mesh) for label, path in zip(labels, paths, strict=True)]
 
 
-def _open(path: Path) -> Run:
-    run = trained_runs.open_run(path)
+def _open(label: str, path: Path, mesh: SamplingMesh) -> Network:
+    run = trained_runs.open_run(path, vae_partitioner=mesh.frames_partitioner)
     for note in run.notes:
         log.info(f'note: {note}')
     if not isinstance(run.stage, EnhancementStage):
         known, kind = ', '.join(registry.find_kinds(EnhancementStage)), run.config['stage']['kind']
         raise UsageError(f'{path}: holds stage {kind!r}; only {known} can be evaluated')
-    return run
+    return Network(label, path, run, LoadedStage.create(run.stage, lambda _: run.network.model(**run.params), mesh))
 
 
 def make_methods(networks: Sequence[Network], steps: Sequence[int], compared: Sequence[Comparand]) -> list[Method]:

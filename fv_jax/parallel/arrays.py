@@ -1,6 +1,7 @@
 """Conversion between arrays of one process and global arrays, sharded over the mesh."""
 
 import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from fv_jax.core import axes
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.parallel.rules import Names, Partitioner
+from fv_jax.parallel.rules import Partitioner
 
 Batch = dict[str, jax.Array]
 Tree = Any
@@ -47,20 +48,13 @@ def process_part(partitioner: Partitioner) -> tuple[int, int]:
     return first // count, shards // count
 
 
-def video_axes(partitioner: Partitioner, shape_BFHWC: tuple[int, ...], stride: int) -> Names:
-    """Returns the logical axes of a video.
-
-    Its width is split where that of its latents, which is `stride` times smaller, divides over the mesh.
-    """
-    divides = shape_BFHWC[3] % (stride * partitioner.num_shards(axes.ACT_WIDTH)) == 0
-    return (axes.ACT_BATCH, None, None, axes.ACT_WIDTH if divides else None, None)
-
-
-def batch_axes(partitioner: Partitioner, name: str, shape: tuple[int, ...], latent_spec: LatentSpec) -> Names:
-    """Returns the logical axes of an array of a batch: the batch axis and, for videos, the width."""
+def batch_sharding(
+    partitioner: Partitioner, name: str, shape: tuple[int, ...], latent_spec: LatentSpec
+) -> jax.sharding.Sharding:
+    """Returns the sharding of an array of a batch: over its examples and, for videos, over their columns."""
     if name.endswith('_BFHWC') and not name.startswith('z_'):
-        return video_axes(partitioner, shape, latent_spec.spatial)
-    return (axes.ACT_BATCH, *(None,) * (len(shape) - 1))
+        return partitioner.frames_sharding(shape, shape[3] // latent_spec.spatial, name)
+    return partitioner.sharding((axes.ACT_BATCH, *(None,) * (len(shape) - 1)), shape, name)
 
 
 def to_global(batch: dict[str, np.ndarray], partitioner: Partitioner, latent_spec: LatentSpec) -> Batch:
@@ -75,7 +69,7 @@ def to_global(batch: dict[str, np.ndarray], partitioner: Partitioner, latent_spe
     def place(name: str, local: np.ndarray) -> jax.Array:
         examples = len(local)
         shape = (parts * examples, *local.shape[1:])
-        sharding = partitioner.sharding(batch_axes(partitioner, name, shape, latent_spec), shape, name)
+        sharding = batch_sharding(partitioner, name, shape, latent_spec)
 
         def piece(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(shape[0])
@@ -117,5 +111,11 @@ def on_cpu_device() -> contextlib.AbstractContextManager:
 
 def to_host(tree: Tree, partitioner: Partitioner) -> Tree:
     """Gathers global arrays as NumPy arrays in every process. All processes must call it."""
-    replicated = jax.jit(lambda x: x, out_shardings=partitioner.replicated)(tree)
-    return jax.tree.map(np.asarray, replicated)
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return jax.tree.map(np.asarray, _gather(tree, partitioner.replicated))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _gather(tree: Tree, replicated: jax.sharding.Sharding) -> Tree:
+    return jax.lax.with_sharding_constraint(tree, replicated)

@@ -80,7 +80,7 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     """
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    slices = len({getattr(device, 'slice_index', 0) for device in devices}) if devices[0].platform == 'tpu' else 1
+    slices = count_slices(devices)
     if shape[0] % slices:
         raise ConfigError(f'config.parallel.data={shape[0]}: must be a multiple of the {slices} slices')
     if slices > 1:
@@ -89,6 +89,11 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     else:
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(np.asarray(array), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """Counts the TPU slices of the devices; 1 for devices that are no TPUs."""
+    return len({getattr(device, 'slice_index', 0) for device in devices}) if devices[0].platform == 'tpu' else 1
 
 
 def describe(mesh: Mesh, kind: str | None = None) -> str:

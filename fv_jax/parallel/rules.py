@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fv_jax.core import axes
@@ -67,6 +68,7 @@ _FSDP: RuleSet = {
 _SPLIT_FRAMES = AxisRule(
     (CONTEXT, TENSOR), '1920 columns divide by 8 and 16 at every level of a VAE, 1072 lines do not'
 )
+_WHOLE = AxisRule(_UNSPLIT, 'a sampler gathers every weight at each of its evaluations: faster where they fit whole')
 _REPLICATED: RuleSet = {name: AxisRule(_UNSPLIT, 'a VAE is small, so replicated') for name in _FSDP}
 
 STRATEGIES: dict[str, RuleSet] = {
@@ -74,6 +76,8 @@ STRATEGIES: dict[str, RuleSet] = {
     'fsdp': _FSDP,
     # The same, with the frozen VAE's frames split by their columns.
     'fsdp_split_frames': _FSDP | {axes.ACT_WIDTH: _SPLIT_FRAMES},
+    # Sampling: weights whole on every chip, except for heads and MLPs over tensor.
+    'replicated_weights': _FSDP | {axes.EMBED: _WHOLE, axes.MODULATION: _WHOLE},
     # Networks are replicated; examples and the columns of frames are split.
     'replicated_split_frames': _REPLICATED | {axes.ACT_BATCH: _FSDP[axes.ACT_BATCH], axes.ACT_WIDTH: _SPLIT_FRAMES},
 }
@@ -122,6 +126,42 @@ class Partitioner:
                 )
         return NamedSharding(self.mesh, PartitionSpec(*(each or None for each in placed)))
 
+    def fold_batch(self, examples: int) -> 'Partitioner':
+        """Returns the partitioner in which the batch axes divide `examples`, with the same devices in the same order.
+
+        The chips of `data` and `fsdp` among which the examples cannot be divided join the context axis.
+        """
+        data, fsdp, context, tensor = self.mesh.devices.shape
+        parts = math.gcd(data * fsdp, examples)
+        if parts == data * fsdp:
+            return self
+        devices = self.mesh.devices.reshape(parts, 1, data * fsdp // parts * context, tensor)
+        return dataclasses.replace(self, mesh=_mesh_like(self.mesh, devices))
+
+    def frames_sharding(self, shape_BFHWC: tuple[int, ...], latent_columns: int, what: str) -> NamedSharding:
+        """Returns the sharding of frames: examples over the batch axes, columns over as many chips as divide them.
+
+        Args:
+          shape_BFHWC: of a video, of latents, or of the cache of a VAE.
+          latent_columns: that the columns belong to; one of them is not divided.
+          what: name of the array in messages.
+
+        Raises:
+          ConfigError: the examples do not divide over the mesh.
+        """
+        names = axes.ACT_BATCH, None, None, axes.ACT_WIDTH, None
+        shards = self.num_shards(axes.ACT_WIDTH)
+        parts = math.gcd(latent_columns, shards)
+        if parts == 1:
+            return self.sharding((axes.ACT_BATCH, *(None,) * 4), shape_BFHWC, what)
+        if parts == shards:
+            return self.sharding(names, shape_BFHWC, what)
+        # The chips of a group that is left over have the same columns.
+        data, fsdp, *_ = self.mesh.devices.shape
+        mesh = _mesh_like(self.mesh, self.mesh.devices.reshape(data, fsdp, parts, shards // parts))
+        batch = self.sharding(names[:1], shape_BFHWC[:1], what).spec
+        return NamedSharding(mesh, PartitionSpec(*batch, None, None, CONTEXT, None))
+
     @property
     def replicated(self) -> NamedSharding:
         """The sharding of an array that every chip has in full."""
@@ -139,3 +179,7 @@ class Partitioner:
     def _mesh_axes(self, name: str) -> MeshAxes:
         """Returns the mesh axes of a logical axis that have more than one chip."""
         return tuple(axis for axis in STRATEGIES[self.strategy][name].mesh_axes if self.mesh.shape[axis] > 1)
+
+
+def _mesh_like(mesh: Mesh, devices: np.ndarray) -> Mesh:
+    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)

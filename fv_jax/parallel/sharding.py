@@ -1,7 +1,6 @@
 """Shardings of a network's parameters and activations on a mesh, and the parallel context made of them."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,33 +35,55 @@ class ContextParallelConfig:
     training: bool = True
 
 
-def make_parallel_context(
-    partitioner: Partitioner, choice: ContextParallelConfig = ContextParallelConfig()
-) -> ParallelContext:
-    """Returns the parallel context that a network is called with. On one device it constrains nothing."""
-    platform = partitioner.mesh.devices.flat[0].platform
-    if partitioner.mesh.size == 1:
-        return ParallelContext(
-            functools.partial(attention, platform=platform), padded_length=functools.partial(padded_length, partitioner)
-        )
+@dataclasses.dataclass(frozen=True)
+class _OnMesh:
+    """Base of the functions of a parallel context.
 
-    def constrain(x: jax.Array, names: Names) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, partitioner.sharding(names, x.shape, f'an activation {names}'))
+    They are equal where their fields are: as static arguments of jitted functions they compile once.
+    """
 
-    def attend(q_BMNK: jax.Array, k_BMNK: jax.Array, v_BMNK: jax.Array, num_tokens: int) -> jax.Array:
+    partitioner: Partitioner
+    choice: ContextParallelConfig
+
+
+class _Constrain(_OnMesh):
+    def __call__(self, x: jax.Array, names: Names) -> jax.Array:
+        if self.partitioner.mesh.size == 1:
+            return x
+        sharding = self.partitioner.sharding(names, x.shape, f'an activation {names}')
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+
+class _Attend(_OnMesh):
+    def __call__(self, q_BMNK: jax.Array, k_BMNK: jax.Array, v_BMNK: jax.Array, num_tokens: int) -> jax.Array:
+        mesh = self.partitioner.mesh
+        if mesh.size == 1:
+            return attention(q_BMNK, k_BMNK, v_BMNK, num_tokens, platform=mesh.devices.flat[0].platform)
         names = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)
-        sharding = partitioner.sharding(names, q_BMNK.shape, 'attention')
         return context_parallel.attention(
             q_BMNK,
             k_BMNK,
             v_BMNK,
             num_tokens,
-            sharding=sharding,
+            sharding=self.partitioner.sharding(names, q_BMNK.shape, 'attention'),
             context=CONTEXT,
-            plan=context_parallel_plan(partitioner, choice, q_BMNK.shape, q_BMNK.dtype.itemsize),
+            plan=context_parallel_plan(self.partitioner, self.choice, q_BMNK.shape, q_BMNK.dtype.itemsize),
         )
 
-    return ParallelContext(attend, constrain, functools.partial(padded_length, partitioner))
+
+class _Pad(_OnMesh):
+    def __call__(self, num_tokens: int) -> int:
+        return padded_length(self.partitioner, num_tokens)
+
+
+def make_parallel_context(
+    partitioner: Partitioner, choice: ContextParallelConfig = ContextParallelConfig()
+) -> ParallelContext:
+    """Returns the parallel context that a network is called with. On one device it constrains nothing.
+
+    Contexts of equal arguments are equal.
+    """
+    return ParallelContext(*(function(partitioner, choice) for function in (_Attend, _Constrain, _Pad)))
 
 
 def context_parallel_plan(

@@ -386,7 +386,7 @@ def _sequence_length(setup: TrainSetup, bucket: Bucket) -> SequenceLength:
 
 def _abstract_array(setup: TrainSetup, name: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     partitioner = setup.partitioner
-    sharding = partitioner.sharding(arrays.batch_axes(partitioner, name, shape, setup.latent_spec), shape, name)
+    sharding = arrays.batch_sharding(partitioner, name, shape, setup.latent_spec)
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
 

@@ -13,6 +13,8 @@ Weights: `--official FOLDER` (stage1.pt, stage2.pt, 3d-vae.pt, t5-v1_1-xxl), `--
 the runs stage1 and stage2, or both runs themselves), or by default the small weights in the package. Any setting of a
 stage can be set: `--stage1.num_steps=25`, `--stage2.guidance_scale=10`, `--stage2.numerics=official`.
 
+All devices of all processes are used; `--parallel.data=2 --parallel.context=4` sets the axes of the mesh.
+
 Exit codes: 0 success; 2 wrong usage, nothing was done; 1 failure; 130 interrupted. Files and folders are written
 atomically: they appear, or are replaced, when they are complete.
 """
@@ -28,8 +30,9 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
+from fv_jax.parallel import distributed
 from fv_jax.sample import clip, enhance, preview, reproduce, vbench
-from fv_jax.sample.flags import PROG, Command, Overrides
+from fv_jax.sample.flags import PARALLEL, PROG, Command, Overrides
 from fv_jax.sampling import prompts
 
 MAX_CRF = 51
@@ -56,8 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sample(argv: Sequence[str]) -> int:
     command, arguments, overrides = _parse(argv)
     _check_ranges(arguments)
+    distributed.start(
+        distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    )
     check_devices()
-    command.run(arguments, overrides)
+    try:
+        command.run(arguments, overrides)
+    except config_lib.ConfigError as error:
+        # The mesh is part of the configuration of a run, and a flag of its own here.
+        raise config_lib.ConfigError(str(error).replace('config.parallel', PARALLEL)) from None
     return 0
 
 
@@ -75,12 +85,13 @@ def _parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]
     )
     command = _COMMANDS[name]
     parser = Parser(f'{PROG} {name}', command.description)
-    if command.stages:
-        parser.epilog = f'Settings: {", ".join(f"--{stage}.FIELD=VALUE" for stage in command.stages)}.'
+    groups = *command.stages, PARALLEL
+    parser.epilog = f'Settings: {", ".join(f"--{group}.FIELD=VALUE" for group in groups)}.'
     command.add_flags(parser)
-    arguments, overrides = parser.parse_with_overrides(flags, ('config', *command.stages))
+    arguments, overrides = parser.parse_with_overrides(flags, ('config', *groups))
     if found := overrides.pop('config'):
         raise UsageError(f'--config.{found[0][0]}: a checkpoint carries its config, which cannot be changed here')
+    arguments.parallel = overrides.pop(PARALLEL)
     return command, arguments, overrides
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fv_jax import api
-from fv_jax.core.command_line import Override, Parser, path_flag, path_or_name_flag
+from fv_jax.core.command_line import Override, Parser, add_process_flags, path_flag, path_or_name_flag
 from fv_jax.data.video import video_io
 from fv_jax.sampling import metadata
 from fv_jax.weights.text_encoders import CHOICES
@@ -13,6 +13,7 @@ from fv_jax.weights.text_encoders import CHOICES
 PROG = 'python -m fv_jax.sample'
 SUFFIX = '.mp4'
 PREVIEW, ENHANCE = api.STAGES  # the groups of settings, --stage1.FIELD=VALUE and --stage2.FIELD=VALUE
+PARALLEL = 'parallel'  # the group of the mesh's axes, --parallel.FIELD=VALUE
 Overrides = Mapping[str, list[Override]]  # of the settings, by stage
 
 
@@ -48,3 +49,4 @@ def add_weights_flags(parser: Parser) -> None:
     add('--checkpoint', type=path_or_name_flag, nargs='+', help=runs)
     add('--text', type=path_or_name_flag, help=f'the text encoder: {CHOICES} (default: the one that the weights name)')
     add('--dtype', choices=('bfloat16', 'float32'), help='of the official networks (default: bfloat16)')
+    add_process_flags(parser)

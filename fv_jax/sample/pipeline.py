@@ -9,7 +9,9 @@ from fv_jax import api
 from fv_jax.core import config as config_lib
 from fv_jax.core import throughput
 from fv_jax.core.command_line import Override, UsageError, override
+from fv_jax.parallel.mesh import AUTO, ParallelConfig
 from fv_jax.planning import step_cost
+from fv_jax.sample.flags import PARALLEL
 from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.results import StoredPreview
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
@@ -20,16 +22,25 @@ T = TypeVar('T')
 log = logging.getLogger(__name__)
 
 
-def open_pipeline(arguments: argparse.Namespace, origin: WeightsOrigin | None = None) -> api.FlashVideo:
-    """Opens the weights that the flags name; without such flags those of `origin`, or else the embedded ones."""
+def open_pipeline(
+    arguments: argparse.Namespace, origin: WeightsOrigin | None = None, *, step: int | None = None
+) -> api.FlashVideo:
+    """Opens the weights that the flags name; without such flags those of `origin`, or else the embedded ones.
+
+    step: of the checkpoint, where there is one only.
+    """
+    runs = arguments.checkpoint or ()
+    if step is not None and len(runs) != 1:
+        raise UsageError(f'--step={step}: is the step of one checkpoint; --checkpoint names {len(runs)}')
     if arguments.official and arguments.checkpoint:
         raise UsageError('--official and --checkpoint: give one of them')
     text = TextConfig(arguments.text) if arguments.text else None
     if arguments.official:
         origin = WeightsOrigin(str(arguments.official), dtype=arguments.dtype or 'bfloat16', text=text)
     elif arguments.checkpoint or origin is None:
-        origin = WeightsOrigin(checkpoints=tuple(arguments.checkpoint or (api.EMBEDDED,)), text=text)
-    fv = api.FlashVideo.from_origin(origin)
+        steps = () if step is None else (step,)
+        origin = WeightsOrigin(checkpoints=tuple(runs or (api.EMBEDDED,)), steps=steps, text=text)
+    fv = api.FlashVideo.from_origin(origin, parallel=_read_parallel(arguments.parallel))
     for note in fv.notes:
         log.info(f'note: {note}')
     return fv
@@ -56,3 +67,8 @@ def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> N
     seconds = fv.clock.running_s[name]
     metrics = throughput.format_metrics(throughput.throughput_metrics(done, seconds) | throughput.peak_memory())
     log.info(f'{name}: {metrics}, in {seconds:.1f} s (compile time {fv.clock.compiling_s[name]:.1f} s)')
+
+
+def _read_parallel(overrides: list[Override]) -> ParallelConfig | None:
+    """Returns the axes of `--parallel.FIELD=VALUE`, with the remaining devices along fsdp; None without any flag."""
+    return override_settings(ParallelConfig(data=1, fsdp=AUTO), PARALLEL, overrides) if overrides else None

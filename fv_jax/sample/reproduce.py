@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from fv_jax.core.checks import error_context
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.data.video import video_io
@@ -28,6 +28,8 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
         text = video_io.read_comment(arguments.video)
     with error_context(f'{arguments.video}: ', error=UsageError):
         recorded = metadata.from_json(text)
+        made = 'was enhanced from a clip, which it does not contain; run `sample clip` again'
+        require(recorded.preview is not None, made)
     result = batch.reproduce(pipeline.open_pipeline(arguments, recorded.origin), recorded)
     result.save(arguments.output, fps=recorded.fps, crf=recorded.crf)
     log.info(f'{arguments.output}: {prompts.quote_prompt(recorded.preview.prompt)}, reproduced')

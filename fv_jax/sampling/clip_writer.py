@@ -19,6 +19,7 @@ def write_clip(
     info: video_io.VideoInfo,
     *,
     crf: float,
+    comment: str,
 ) -> int:
     """Writes frames and the audio of `source` to an mp4.
 
@@ -28,6 +29,7 @@ def write_clip(
       source: the video whose audio is copied. Audio that an mp4 cannot hold is reported before the first block is read.
       info: of `source`.
       crf: x264's rate factor, 0 (lossless) to 51.
+      comment: of the mp4.
 
     Returns:
       The number of frames written.
@@ -44,7 +46,7 @@ def write_clip(
     fps = info.fps or video_io.DEFAULT_FPS
     with atomic_write(output) as partial:
         audio = info.has_audio and _can_hold_audio(partial, source, fps)
-        video_io.encode(partial, frames(), fps, crf=crf)
+        video_io.encode(partial, frames(), fps, crf=crf, comment=comment)
         if audio:
             video_io.copy_audio(source, partial)
     return count

@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Generic
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -21,9 +19,11 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.console import Notice
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.vae import VAEConfig
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.sampling.metadata import WeightDigests
 from fv_jax.sampling.programs import LoadedStage, S
 from fv_jax.sampling.prompts import quote_prompt
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.text.encoder import TextEncoder
 from fv_jax.weights.fingerprints import sampled_fingerprint
@@ -78,25 +78,35 @@ class LazyStage(Generic[S]):
     Attributes:
       name: for messages, such as the folder of the run.
       stage: configuration and methods of the stage.
-      load: loads the network.
+      load: loads the network onto the mesh of a partitioner.
       vae: the VAE of its latents.
       text: the text encoder; None for a stage that was trained without text.
+      mesh: what the stage is sampled on.
+      clip_frames: length of the clips that it was trained on; None if its configuration does not say.
     """
 
     name: str
     stage: S
-    load: Callable[[], nnx.Module]
+    load: Callable[[Partitioner], nnx.Module]
     vae: LazyVAE
     text: LazyTextEncoder | None
+    mesh: SamplingMesh
+    clip_frames: int | None = None
 
     @property
     def latent_spec(self) -> LatentSpec:
         """The geometry of the latents and tokens that the stage works on."""
         return self.vae.config.latent_spec.with_patch(self.stage.network.patch_size)
 
+    @property
+    def window_frames(self) -> int:
+        """The length of the windows that a clip is enhanced in. Raises ValueError if no configuration says it."""
+        require(self.clip_frames, f'{self.name}: its config has no data.frames, the number of frames of a clip')
+        return self.clip_frames
+
     @functools.cached_property
     def loaded(self) -> LoadedStage[S]:
-        return LoadedStage.create(self.stage, self.load())
+        return LoadedStage.create(self.stage, self.load, self.mesh)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -151,6 +161,6 @@ def split_into_batches(count: int, batch_size: int | None) -> list[list[int]]:
     return [[min(i, count - 1) for i in range(first, first + size)] for first in range(0, count, size)]
 
 
-def take_examples(array: np.ndarray | None, indices: list[int]) -> jax.Array | None:
-    """Returns the examples at these indices of the batch axis, on the device; None for None."""
-    return None if array is None else jnp.asarray(array[indices])
+def take_examples(array: np.ndarray | None, indices: list[int]) -> np.ndarray | None:
+    """Returns the examples at these indices of the batch axis; None for None."""
+    return None if array is None else array[indices]

@@ -67,22 +67,38 @@ class EnhanceMetadata:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipMetadata:
+    """The clip that was enhanced.
+
+    Attributes:
+      name: of its file; '' for frames in memory.
+      window, overlap: of its windows, in frames.
+    """
+
+    name: str
+    window: int
+    overlap: int
+
+
+@dataclasses.dataclass(frozen=True)
 class GenerationMetadata:
-    """Everything that determines the frames of an mp4.
+    """Everything that determines the frames of an mp4, except for those of an enhanced clip.
 
     Attributes:
       version: of fv_jax.
       origin: where the weights were loaded from.
-      preview: what stage 1 sampled.
+      preview: what stage 1 sampled; None for an enhanced clip.
       enhance: what stage 2 sampled; None for a preview.
+      clip: what was enhanced; None where it was a preview.
       fps: frames per second of the mp4.
       crf: x264's rate factor of the mp4.
     """
 
     version: str
     origin: WeightsOrigin
-    preview: PreviewMetadata
+    preview: PreviewMetadata | None = None
     enhance: EnhanceMetadata | None = None
+    clip: ClipMetadata | None = None
     fps: float = FPS
     crf: float = DEFAULT_CRF
 

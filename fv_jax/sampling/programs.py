@@ -16,10 +16,12 @@ All latents are unscaled, as the VAE encodes them.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from fv_jax.core.parallel_context import ParallelContext
@@ -27,7 +29,9 @@ from fv_jax.core.resize import resize
 from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
-from fv_jax.sampling.progress import OnStep
+from fv_jax.parallel.rules import Partitioner
+from fv_jax.sampling.progress import OnStep, ignore_steps
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage, PreviewStage
 from fv_jax.stages.noise import EnhanceNoise, PreviewNoise, SamplingNoise
@@ -36,29 +40,45 @@ from fv_jax.stages.protocol import Batch
 S = TypeVar('S', PreviewStage, EnhancementStage)
 
 
-def _ignore(done: int, total: int) -> None:
-    del done, total
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedStage(Generic[S]):
     """A stage and its network, split for jit. Networks of one graphdef share executables, so that reloading compiles
     nothing.
+
+    Attributes:
+      stage: without an encoder.
+      graphdef, state: of the network, whose weights lie on the devices of `mesh`.
+      partitioner: of the weights.
+      mesh: what the stage is sampled on.
     """
 
     stage: S
     graphdef: Any
     state: nnx.State
+    partitioner: Partitioner
+    mesh: SamplingMesh
 
     @classmethod
-    def create(cls, stage: S, model: nnx.Module) -> 'LoadedStage[S]':
-        """Splits a network and pairs it with its stage."""
+    def create(cls, stage: S, load: Callable[[Partitioner], nnx.Module], mesh: SamplingMesh) -> 'LoadedStage[S]':
+        """Loads the network of a stage.
+
+        Args:
+          stage: the stage.
+          load: loads the network onto the mesh of a partitioner.
+          mesh: what the stage is sampled on.
+        """
+        partitioner = mesh.network_partitioner(stage)
         # The stage is a static argument of jitted functions, whose cache would keep the encoder's weights alive.
-        return cls(dataclasses.replace(stage, encoder=None), *nnx.split(model))
+        return cls(dataclasses.replace(stage, encoder=None), *nnx.split(load(partitioner)), partitioner, mesh)
 
     def with_stage(self, stage: S) -> 'LoadedStage[S]':
         """Returns the same network with other settings of the stage."""
         return dataclasses.replace(self, stage=dataclasses.replace(stage, encoder=None))
+
+    def parallel_context(self, examples: int) -> ParallelContext:
+        """Returns the parallel context of a batch, whose rows are doubled by guidance in one batch."""
+        doubled = self.stage.is_guided() and self.stage.config.guidance_batched
+        return self.mesh.parallel_context(self.partitioner, 2 * examples if doubled else examples)
 
 
 def generate(
@@ -66,9 +86,7 @@ def generate(
     text_BLD: jax.Array,
     noise: PreviewNoise,
     latent_size: tuple[int, int, int],
-    *,
-    context: ParallelContext,
-    on_step: OnStep = _ignore,
+    on_step: OnStep = ignore_steps,
 ) -> jax.Array:
     """Samples the latents of previews with stage 1.
 
@@ -77,14 +95,13 @@ def generate(
       text_BLD: text embeddings.
       noise: initial latents and sampler noise.
       latent_size: (F', H', W').
-      context: how activations are sharded and which attention kernel runs.
       on_step: called after every step. What it raises ends sampling.
 
     Returns:
       float32 (B, F', H', W', C), unscaled.
     """
     shape = (text_BLD.shape[0], *latent_size, stage1.stage.network.latent_channels)
-    return _sample(stage1, {'text_BLD': text_BLD}, noise, shape, context, on_step)
+    return _sample(stage1, {'text_BLD': text_BLD}, noise, shape, on_step)
 
 
 def enhance_latents(
@@ -92,9 +109,7 @@ def enhance_latents(
     z_low_BFHWC: jax.Array,
     text_BLD: jax.Array | None,
     noise: EnhanceNoise,
-    *,
-    context: ParallelContext,
-    on_step: OnStep = _ignore,
+    on_step: OnStep = ignore_steps,
 ) -> jax.Array:
     """Samples high-resolution latents with stage 2.
 
@@ -103,7 +118,6 @@ def enhance_latents(
       z_low_BFHWC: latents of the video after resizing, unscaled.
       text_BLD: text embeddings; None for all zeros.
       noise: the noise augmentation.
-      context: how activations are sharded and which attention kernel runs.
       on_step: called after every step. What it raises ends sampling.
 
     Returns:
@@ -112,9 +126,10 @@ def enhance_latents(
     stage = stage2.stage
     if text_BLD is None:
         # All-zero text is the unconditional input too: guidance would combine two equal velocities at twice the cost.
-        text_BLD, stage = stage.zero_text(z_low_BFHWC.shape[0]), stage.without_guidance()
+        text_BLD = stage2.mesh.replicate(np.zeros((z_low_BFHWC.shape[0], *stage.text_shape), np.float32))
+        stage = stage.without_guidance()
     inputs = {'z_low_BFHWC': z_low_BFHWC, 'text_BLD': text_BLD}
-    return _sample(dataclasses.replace(stage2, stage=stage), inputs, noise, z_low_BFHWC.shape, context, on_step)
+    return _sample(dataclasses.replace(stage2, stage=stage), inputs, noise, z_low_BFHWC.shape, on_step)
 
 
 def _sample(
@@ -122,11 +137,10 @@ def _sample(
     inputs: Batch,
     noise: SamplingNoise,
     shape: tuple[int, ...],
-    context: ParallelContext,
     on_step: OnStep,
 ) -> jax.Array:
     """Samples latents of `shape` step by step."""
-    static = loaded.stage, loaded.graphdef, shape, context
+    static = loaded.stage, loaded.graphdef, shape, loaded.parallel_context(shape[0]), loaded.partitioner.replicated
     arguments = loaded.state, inputs, noise
     state = _start(*arguments, *static)
     num_steps = loaded.stage.config.num_steps
@@ -136,27 +150,31 @@ def _sample(
     return _finish(*arguments, *static, state)
 
 
-def _trajectory(params, inputs, noise, stage, graphdef, shape, context) -> Trajectory:
+def _trajectory(params, inputs, noise, stage, graphdef, shape, context, replicated) -> Trajectory:
+    del replicated
     return stage.sampling_trajectory(nnx.merge(graphdef, params), inputs, noise, shape, context=context)
 
 
-_STATIC = (3, 4, 5, 6)  # of `_trajectory`
+_STATIC = (3, 4, 5, 6, 7)  # of `_trajectory`
 
 
+# Every device has the whole state between two steps, so that all steps are one executable: it is small.
 @functools.partial(jax.jit, static_argnums=_STATIC)
 def _start(*arguments):
-    return _trajectory(*arguments).start
+    return jax.lax.with_sharding_constraint(_trajectory(*arguments).start, arguments[-1])
 
 
 @functools.partial(jax.jit, static_argnums=_STATIC)
-def _advance(params, inputs, noise, stage, graphdef, shape, context, state, i):
+def _advance(params, inputs, noise, stage, graphdef, shape, context, replicated, state, i):
     # XLA removes what leads to the first state.
-    return _trajectory(params, inputs, noise, stage, graphdef, shape, context).advance(state, i)
+    trajectory = _trajectory(params, inputs, noise, stage, graphdef, shape, context, replicated)
+    return jax.lax.with_sharding_constraint(trajectory.advance(state, i), replicated)
 
 
 @functools.partial(jax.jit, static_argnums=_STATIC)
-def _finish(params, inputs, noise, stage, graphdef, shape, context, state):
-    return _trajectory(params, inputs, noise, stage, graphdef, shape, context).finish(state)
+def _finish(params, inputs, noise, stage, graphdef, shape, context, replicated, state):
+    trajectory = _trajectory(params, inputs, noise, stage, graphdef, shape, context, replicated)
+    return jax.lax.with_sharding_constraint(trajectory.finish(state), replicated)
 
 
 def low_res_latents(

@@ -9,6 +9,7 @@ import tqdm
 
 OnStep = Callable[[int, int], None]  # (number of steps done, number of all)
 Progress = Callable[[str, int], AbstractContextManager[OnStep]]  # (what is sampled, number of steps)
+StepProgress = Callable[[], AbstractContextManager[OnStep]]  # of what is known to be sampled
 
 
 @contextlib.contextmanager
@@ -29,8 +30,13 @@ def step_bar(name: str, num_steps: int) -> Iterator[OnStep]:
         yield lambda done, total: bar.update(done - bar.n)
 
 
+def ignore_steps(done: int, total: int) -> None:
+    """Shows nothing of a step."""
+    del done, total
+
+
 @contextlib.contextmanager
-def no_bar(name: str, num_steps: int) -> Iterator[OnStep]:
+def no_bar(name: str = '', num_steps: int = 0) -> Iterator[OnStep]:
     """Shows nothing. Arguments are those of `step_bar`."""
     del name, num_steps
-    yield lambda done, total: None
+    yield ignore_steps

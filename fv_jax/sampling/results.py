@@ -10,7 +10,7 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.data.video import video_io
 from fv_jax.data.video.video_io import DEFAULT_CRF
-from fv_jax.sampling.metadata import FPS, GenerationMetadata
+from fv_jax.sampling.metadata import GenerationMetadata
 
 _NOTEBOOK_CRF = 23  # higher than of a saved mp4, as notebooks store what they show
 _NOTEBOOK_WIDTH = 480  # pixels that a smaller video is shown at
@@ -22,12 +22,12 @@ class _Playable:
     frames: np.ndarray
     metadata: GenerationMetadata
 
-    def save(self, path: str | Path, *, fps: float = FPS, crf: float = DEFAULT_CRF) -> None:
+    def save(self, path: str | Path, *, fps: float | None = None, crf: float = DEFAULT_CRF) -> None:
         """Writes an H.264 mp4 atomically, with the metadata in its comment.
 
         Args:
           path: the file; an existing one is replaced.
-          fps: frames per second, above 0; 8 is the official rate.
+          fps: frames per second, above 0; None for the official 8, or for those of an enhanced clip.
           crf: x264's rate factor, 0 (lossless) to 51.
 
         Raises:
@@ -36,11 +36,12 @@ class _Playable:
         """
         path = Path(path)
         require(path.absolute().parent.is_dir(), f'{path}: folder {path.parent} does not exist', FileNotFoundError)
-        comment = dataclasses.replace(self.metadata, fps=float(fps), crf=float(crf)).to_json()
+        fps = self.metadata.fps if fps is None else float(fps)
+        comment = dataclasses.replace(self.metadata, fps=fps, crf=float(crf)).to_json()
         video_io.encode(path, self.frames, fps, crf=crf, comment=comment)
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(video_io.encode_bytes(self.frames, FPS, crf=_NOTEBOOK_CRF)).decode()
+        data = base64.b64encode(video_io.encode_bytes(self.frames, self.metadata.fps, crf=_NOTEBOOK_CRF)).decode()
         width = max(self.frames.shape[2], _NOTEBOOK_WIDTH)
         return (
             f'<figure><video controls autoplay loop muted playsinline style="width: {width}px; max-width: 100%" '
@@ -49,6 +50,8 @@ class _Playable:
         )
 
     def _caption(self) -> str:
+        if self.metadata.clip is not None:
+            return f'{self.metadata.clip.name or "frames"}, enhanced (seed {self.metadata.enhance.seed})'
         return f'{self.metadata.preview.prompt} (seed {self.metadata.preview.seed})'
 
     def __repr__(self) -> str:

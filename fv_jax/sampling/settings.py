@@ -56,8 +56,8 @@ class EnhanceSettings(EnhancementSamplerConfig):
 
     Attributes:
       size: (height, width) in pixels, multiples of what the VAE's latents allow (`check`); None for the size of the
-        preview times `scale`, rounded down.
-      scale: output size / preview size, where `size` is None.
+        preview or clip times `scale`, rounded down.
+      scale: output size / input size, where `size` is None.
       width_slices: slices of the width in the last decode; None for 1, or 2 with 'official' numerics.
       tile_size: (height, width) in pixels of VAE tiles (`models/vae_tiling`), multiples of a latent, for a device
         without the memory for whole frames; None for whole frames.
@@ -109,14 +109,14 @@ class EnhanceSettings(EnhancementSamplerConfig):
         return None if self.tile_size is None else Tiling(self.tile_size, self.tile_overlap, latent_spec.spatial)
 
     def size_for(self, height: int, width: int, latent_spec: LatentSpec) -> tuple[int, int]:
-        """Returns (height, width) of the video that a preview of this size becomes.
+        """Returns (height, width) of the video that a preview or a clip of this size becomes.
 
         Args:
-          height, width: of the preview, in pixels.
+          height, width: of the preview or clip, in pixels.
           latent_spec: of the stage's VAE.
 
         Raises:
-          ValueError: `size` has another aspect ratio, so that the preview would be stretched by more than 10 %.
+          ValueError: `size` has another aspect ratio, so that the video would be stretched by more than 10 %.
         """
         if self.size is None:
             return latent_spec.round_down(height * self.scale, width * self.scale)
@@ -124,8 +124,8 @@ class EnhanceSettings(EnhancementSamplerConfig):
         if not 1 / MAX_STRETCH <= stretch <= MAX_STRETCH:
             fitting = latent_spec.round_down(height * self.scale, width * self.scale)
             raise ValueError(
-                f'size={self.size}: would stretch a preview of {height}x{width}; use {fitting}, or None for '
-                f'{self.scale:g} times the preview'
+                f'size={self.size}: would stretch a video of {height}x{width}; use {fitting}, or None for '
+                f'{self.scale:g} times its size'
             )
         return self.size
 

@@ -1,6 +1,7 @@
 """The text-to-video pipeline: encodes prompts, samples both stages and attaches generation metadata."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -9,17 +10,29 @@ import numpy as np
 
 from fv_jax import __version__
 from fv_jax.core.checks import require
-from fv_jax.core.parallel_context import ParallelContext
+from fv_jax.core.paths import expand_path
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
-from fv_jax.sampling import preview_store, programs
+from fv_jax.sampling import clips, preview_store, programs
+from fv_jax.sampling.clip_enhancer import enhance_clip
+from fv_jax.sampling.clips import Clip, EnhancedClip
+from fv_jax.sampling.enhancer import Enhancer
 from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, split_into_batches, take_examples
-from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightsOrigin
+from fv_jax.sampling.metadata import (
+    FPS,
+    ClipMetadata,
+    EnhanceMetadata,
+    GenerationMetadata,
+    PreviewMetadata,
+    WeightsOrigin,
+)
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.progress import Progress, step_bar
-from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seeds, is_sequence
+from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seed, check_seeds, is_sequence
 from fv_jax.sampling.results import Preview, StoredPreview, Video
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.sampling.windows import Windows
 from fv_jax.stages.latent_stage import EnhancementStage, PreviewStage
 
 P = TypeVar('P', LazyStage[PreviewStage], LazyStage[EnhancementStage])
@@ -33,7 +46,7 @@ class Pipeline:
       preview_stage, enhancement_stage: the stages; None for a stage that the weights do not hold.
       origin: where the weights were loaded from.
       preview_settings, enhance_settings: the defaults of `preview` and `enhance`.
-      context: how activations are sharded and which attention kernel runs.
+      mesh: the devices, and how networks, batches and frames are placed on them.
       notes: warnings about the weights, one line each.
       progress: shows the steps of a batch; `progress.no_bar` shows nothing. An exception or Ctrl-C stops between steps.
       clock: seconds that sampling ran and compiled, under 'preview' and 'enhance'; without text encoding and files.
@@ -44,7 +57,7 @@ class Pipeline:
     origin: WeightsOrigin
     preview_settings: PreviewSettings
     enhance_settings: EnhanceSettings
-    context: ParallelContext
+    mesh: SamplingMesh
     notes: tuple[str, ...] = ()
     progress: Progress = step_bar
     clock: Clock = dataclasses.field(default_factory=Clock)
@@ -91,32 +104,42 @@ class Pipeline:
 
     def enhance(
         self,
-        preview: StoredPreview | Sequence[StoredPreview],
+        source: StoredPreview | Sequence[StoredPreview] | np.ndarray | str | Path,
         seed: int | Sequence[int] | None = None,
         settings: EnhanceSettings | None = None,
     ) -> Video | list[Video]:
         """Samples high-resolution videos: stage 2 (arXiv 2502.05179, section 'High-Resolution Stage II'), a flow from
-        the previews' latents, upsampled and noised, to those of a high-resolution video.
+        the latents of low-resolution videos, upsampled and noised, to those of high-resolution ones.
 
-        It starts from the decoded latents, as the frames of a preview are rounded to uint8. A batch is
-        sampled at once; a second batch of the same shape compiles nothing.
+        Of a preview it takes the decoded latents, as its frames are rounded to uint8, and its prompt. A clip is
+        enhanced without text, in windows of the length that the stage was trained on, which overlap. A second batch of
+        the same shape, and a second window, compile nothing.
 
         Args:
-          preview: what `preview` or `open_preview` returned, or a sequence of them of one size, sampled as one batch.
-          seed: as in `preview`; None for the seed of each preview.
+          source: what `preview` or `open_preview` returned, or a sequence of them of one size, sampled as one batch; a
+            folder that `sample preview` stored; a clip: the path of a video, or frames (F, H, W, 3) uint8.
+          seed: as in `preview`; None for the seed of each preview, and 0 for a clip.
           settings: None for `enhance_settings`.
 
         Returns:
-          A `Video`, or a list with one per preview: `.frames` (F, H, W, 3) uint8, as many frames as the preview has,
+          A `Video`, or a list with one per preview: `.frames` (F, H, W, 3) uint8, as many frames as the source has,
           and H x W = 1072 x 1920 officially.
 
         Raises:
           ValueError: an invalid seed, previews of different sizes, an output size of another aspect ratio, invalid
-            settings (ConfigError), no stage 2, or damaged weights.
-          FileNotFoundError: weights that were removed since the pipeline was opened.
+            settings (ConfigError), no stage 2, damaged weights, or a source that cannot be enhanced.
+          FileNotFoundError: no such path, or weights that were removed since the pipeline was opened.
         """
-        single = isinstance(preview, StoredPreview)
-        previews = [preview] if single else list(preview)
+        if isinstance(source, str | Path):
+            path = Path(expand_path(str(source)))
+            require(path.exists(), f'{source}: does not exist', FileNotFoundError)
+            if not path.is_dir():
+                return self._enhance_clip(clips.open_clip(path), seed, settings)
+            source = preview_store.load(path)
+        if isinstance(source, np.ndarray):
+            return self._enhance_clip(clips.clip_of_frames(source), seed, settings)
+        single = isinstance(source, StoredPreview)
+        previews = [source] if single else list(source)
         require(previews, 'previews: must not be empty; give at least one')
         seeds = [p.seed for p in previews] if seed is None else seed
         (videos,) = self.enhance_batches(previews, check_seeds(seeds, len(previews)), settings)
@@ -147,13 +170,14 @@ class Pipeline:
         text_BLD = stage1.encode_prompts(prompts)
         loaded, weights = stage1.loaded.with_stage(stage), stage1.weight_digests
         for indices in split_into_batches(len(prompts), batch_size):
-            noise = SeededNoise.from_seeds([seeds[i] for i in indices])
+            noise = self.mesh.replicate(SeededNoise.from_seeds([seeds[i] for i in indices]))
             size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
             vae = stage1.vae.jitted
-            text = take_examples(text_BLD, indices)
+            text = self.mesh.replicate(take_examples(text_BLD, indices))
             with self.clock.timed('preview'), self.progress('preview', settings.num_steps) as on_step:
-                z = programs.generate(loaded, text, noise, size, context=self.context, on_step=on_step)
-                frames, latents = to_uint8(np.asarray(programs.decode_latents(vae, z))), np.asarray(z)
+                z = programs.generate(loaded, text, noise, size, on_step=on_step)
+                frames = to_uint8(self.mesh.to_host(programs.decode_latents(vae, z)))
+                latents = self.mesh.to_host(z)
             metadata = {i: PreviewMetadata(prompts[i], seeds[i], settings, weights) for i in indices}
             yield [
                 Preview(latents[j], GenerationMetadata(__version__, self.origin, metadata[i]), frames[j])
@@ -175,27 +199,75 @@ class Pipeline:
             raise ValueError('previews of different VAEs: enhance them separately')
         settings.check(stage2.latent_spec)
         _, *small = decoder.config.latent_spec.video_size(*latent_shape[:3])
-        stage = stage2.stage.with_sampler_config(settings)
         size = settings.size_for(*small, stage2.latent_spec)
-        tiling = settings.tiling(stage2.latent_spec)
+        enhancer = self.enhancer(settings)
         text_BLD = stage2.encode_prompts([settings.prompt_prefix + p.prompt for p in previews])
-        loaded, weights = stage2.loaded.with_stage(stage), stage2.weight_digests
+        weights = stage2.weight_digests
         for indices in split_into_batches(len(previews), batch_size):
-            noise = SeededNoise.from_seeds([seeds[i] for i in indices])
-            z = np.stack([previews[i].latents for i in indices])
-            vae, sampled = stage2.vae.jitted, noise if settings.sample_posterior else None
-            text = take_examples(text_BLD, indices)
+            noise = self.mesh.replicate(SeededNoise.from_seeds([seeds[i] for i in indices]))
+            z = self.mesh.replicate(np.stack([previews[i].latents for i in indices]))
+            text = self.mesh.replicate(take_examples(text_BLD, indices))
             with self.clock.timed('enhance'), self.progress('enhance', settings.num_steps) as on_step:
                 video = programs.decode_latents(decoder.jitted, z)
-                z_low = programs.low_res_latents(vae, video, size, sampled, tiling)
-                z_high = programs.enhance_latents(loaded, z_low, text, noise, context=self.context, on_step=on_step)
-                large = programs.decode_latents(vae, z_high, tiling, width_slices=settings.slices)
-                frames = to_uint8(np.asarray(large))
+                frames = to_uint8(self.mesh.to_host(enhancer.enhance(video, size, text, noise, on_step)))
             metadata = {i: EnhanceMetadata(seeds[i], settings, weights) for i in indices}
             yield [
                 Video(frames[j], dataclasses.replace(previews[i].metadata, enhance=metadata[i]))
                 for j, i in enumerate(metadata)
             ]
+
+    def enhancer(self, settings: EnhanceSettings | None = None) -> Enhancer:
+        """Loads stage 2 and its VAE. settings: None for `enhance_settings`."""
+        stage2, settings = self.stage2, settings or self.enhance_settings
+        settings.check(stage2.latent_spec)
+        loaded = stage2.loaded.with_stage(stage2.stage.with_sampler_config(settings))
+        return Enhancer.create(loaded, stage2.vae.jitted, settings)
+
+    def enhance_clip(
+        self,
+        clip: Clip,
+        seed: int = 0,
+        settings: EnhanceSettings | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        overlap: int | None = None,
+    ) -> EnhancedClip:
+        """Enhances a clip of any length window by window, without text; nothing is computed before the first block.
+
+        Args:
+          clip: as `clips.open_clip` returns it.
+          seed: of the noise, 0 to 2^32 - 1.
+          settings: as in `enhance`.
+          size: (height, width) of the result, of any aspect ratio; None for that of the settings.
+          overlap: frames that neighbouring windows share; None as in `Windows.create`.
+
+        Raises:
+          ValueError: as `enhance`; while blocks are read, also a clip that cannot be read and out of memory.
+        """
+        stage2, settings = self.stage2, settings or self.enhance_settings
+        size = size or settings.size_for(*clip.size, stage2.latent_spec)
+        settings = dataclasses.replace(settings, size=size)
+        settings.check(stage2.latent_spec)
+        stage2.stage.with_sampler_config(settings)
+        windows = Windows.create(stage2.window_frames, overlap, stage2.latent_spec)
+
+        def blocks() -> Iterator[np.ndarray]:
+            bar = functools.partial(self.progress, 'enhance', settings.num_steps)
+            with self.clock.timed('enhance'):
+                yield from enhance_clip(
+                    self.enhancer(settings), clip.frames(), size, seed=seed, windows=windows, step_progress=bar
+                )
+
+        def metadata() -> GenerationMetadata:
+            made = EnhanceMetadata(seed, settings, stage2.weight_digests)
+            source = ClipMetadata(clip.name, windows.frames, windows.overlap)
+            return GenerationMetadata(__version__, self.origin, enhance=made, clip=source, fps=float(clip.fps or FPS))
+
+        return EnhancedClip(size, windows, blocks, metadata)
+
+    def _enhance_clip(self, clip: Clip, seed: int | Sequence[int] | None, settings: EnhanceSettings | None) -> Video:
+        enhanced = self.enhance_clip(clip, check_seed(0 if seed is None else seed), settings)
+        return Video(np.concatenate([*enhanced.blocks()]), enhanced.metadata())
 
     def check(self, preview: PreviewSettings | None = None, enhance: EnhanceSettings | None = None) -> None:
         """Raises ValueError (ConfigError) for invalid settings, and for a pair whose sizes do not fit each other."""
@@ -214,8 +286,9 @@ class Pipeline:
           ValueError: the folder holds no stored preview, it was modified, or its latents are of another VAE.
         """
         stored = preview_store.load(Path(folder))
-        video = programs.decode_latents(self.find_vae(stored, f'{folder}: ').jitted, stored.latents[None])
-        return Preview(stored.latents, stored.metadata, to_uint8(np.asarray(video[0])))
+        vae = self.find_vae(stored, f'{folder}: ').jitted
+        video = programs.decode_latents(vae, self.mesh.replicate(stored.latents[None]))
+        return Preview(stored.latents, stored.metadata, to_uint8(self.mesh.to_host(video)[0]))
 
     def find_vae(self, preview: StoredPreview, where: str = '') -> LazyVAE:
         """Returns the VAE that encoded a preview's latents. Raises ValueError if the pipeline does not have it."""

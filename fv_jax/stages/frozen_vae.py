@@ -12,20 +12,33 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from fv_jax.core import axes
 from fv_jax.models import vae_chunking, vae_tiling
 from fv_jax.models.vae import VAE, Cache, VAEConfig, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
-from fv_jax.parallel.rules import Names, Partitioner
+from fv_jax.parallel.rules import Partitioner
 
-Constrain = Callable[[jax.Array], jax.Array]
-CacheSharding = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 ChunkFn = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
-def _unconstrained(x_BFHWC: jax.Array) -> jax.Array:
-    return x_BFHWC
+@dataclasses.dataclass(frozen=True)
+class ChunkLayout:
+    """How the arrays of an encoder or a decoder are sharded: by examples, and frames by their columns.
+
+    Attributes:
+      partitioner: of the mesh.
+      stride: columns of the input to a column of latents, which is not divided.
+      splits_output: whether the output is split by columns as well.
+    """
+
+    partitioner: Partitioner
+    stride: int
+    splits_output: bool
+
+    def sharding(self, shape_BFHWC: tuple[int, ...], latent_columns: int) -> jax.sharding.Sharding:
+        """Returns the sharding of frames that belong to so many columns of latents; 1 does not split them."""
+        partitioner = self.partitioner.fold_batch(shape_BFHWC[0])
+        return partitioner.frames_sharding(shape_BFHWC, latent_columns, 'frames')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,15 +47,12 @@ class Chunk:
 
     Attributes:
       graphdef, state: of the network.
-      constrain_input, constrain_output: add sharding constraints.
-      cache_sharding: shape -> sharding, of an array of the cache; None for one device.
+      layout: its sharding; None for one device.
     """
 
     graphdef: nnx.GraphDef
     state: nnx.State
-    constrain_input: Constrain = _unconstrained
-    constrain_output: Constrain = _unconstrained
-    cache_sharding: CacheSharding | None = None
+    layout: ChunkLayout | None = None
 
     def __call__(self, x_BFHWC: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Applies the network to one chunk.
@@ -54,21 +64,23 @@ class Chunk:
         Returns:
           (latents' moments or video, the cache for the next chunk).
         """
-        return _run_chunk(
-            self.graphdef, self.constrain_input, self.constrain_output, self.cache_sharding, self.state, x_BFHWC, cache
-        )
+        return _run_chunk(self.graphdef, self.layout, self.state, x_BFHWC, cache)
 
     def lower(self, x_BFHWC: jax.ShapeDtypeStruct, cache: Cache) -> jax.stages.Lowered:
         """Lowers the program that a call with these arguments runs."""
-        return _run_chunk.lower(
-            self.graphdef, self.constrain_input, self.constrain_output, self.cache_sharding, self.state, x_BFHWC, cache
-        )
+        return _run_chunk.lower(self.graphdef, self.layout, self.state, x_BFHWC, cache)
 
     def abstract_cache(self, x_BFHWC: jax.ShapeDtypeStruct) -> Cache:
         """Returns ShapeDtypeStructs with shardings of the cache that a clip's first chunk leaves for the next."""
         _, cache = jax.eval_shape(self, x_BFHWC, {})
-        sharding_of = self.cache_sharding or (lambda shape: x_BFHWC.sharding)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x.shape)), cache)
+
+        def add_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = x_BFHWC.sharding
+            if self.layout is not None:
+                sharding = self.layout.sharding(x.shape, x_BFHWC.shape[3] // self.layout.stride)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(add_sharding, cache)
 
 
 class JittedVAE(NamedTuple):
@@ -127,34 +139,16 @@ def jit_vae(vae: VAE, partitioner: Partitioner | None = None) -> JittedVAE:
 
     Args:
       vae: the network; ShapeDtypeStructs in place of parameters can be lowered only.
-      partitioner: of a mesh over which frames are split by columns, with the parameters replicated; None for one
-        device. Encoded latents are split by examples alone.
+      partitioner: of a mesh over which frames are split by examples and by as many columns as divide, with the
+        parameters replicated; None for one device. Encoded latents are split by examples alone.
     """
     if partitioner is None:
         return JittedVAE(Chunk(*nnx.split(vae.encoder)), Chunk(*nnx.split(vae.decoder)), vae.config)
 
-    def constrain(x: jax.Array, names: Names, what: str) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, partitioner.sharding(names, x.shape, what))
-
-    def constrain_video(x_BFHWC: jax.Array) -> jax.Array:
-        stride = vae.config.latent_spec.spatial
-        return constrain(x_BFHWC, arrays.video_axes(partitioner, x_BFHWC.shape, stride), 'a video')
-
-    def constrain_latents_by_column(z_BFHWC: jax.Array) -> jax.Array:
-        return constrain(z_BFHWC, arrays.video_axes(partitioner, z_BFHWC.shape, 1), 'latents')
-
-    def constrain_latents_by_example(z_BFHWC: jax.Array) -> jax.Array:
-        return constrain(z_BFHWC, (axes.ACT_BATCH, None, None, None, None), 'latents')
-
-    def cache_sharding(shape: tuple[int, ...]) -> jax.sharding.Sharding:
-        return partitioner.sharding(arrays.video_axes(partitioner, shape, 1), shape, 'a cache')
-
     encoder, decoder = (_replicate(half, partitioner) for half in (vae.encoder, vae.decoder))
-    return JittedVAE(
-        Chunk(*encoder, constrain_video, constrain_latents_by_example, cache_sharding),
-        Chunk(*decoder, constrain_latents_by_column, constrain_video, cache_sharding),
-        vae.config,
-    )
+    encoder_layout = ChunkLayout(partitioner, vae.config.latent_spec.spatial, splits_output=False)
+    decoder_layout = ChunkLayout(partitioner, 1, splits_output=True)
+    return JittedVAE(Chunk(*encoder, encoder_layout), Chunk(*decoder, decoder_layout), vae.config)
 
 
 def _replicate(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphDef, nnx.State]:
@@ -163,17 +157,17 @@ def _replicate(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphD
 
 
 # A function of the module, not of each VAE: a VAE that is loaded again does not compile again.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_chunk(
-    graphdef: nnx.GraphDef,
-    constrain_input: Constrain,
-    constrain_output: Constrain,
-    cache_sharding: CacheSharding | None,
-    state: nnx.State,
-    x_BFHWC: jax.Array,
-    cache: Cache,
+    graphdef: nnx.GraphDef, layout: ChunkLayout | None, state: nnx.State, x_BFHWC: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    y_BFHWC, cache = nnx.merge(graphdef, state)(constrain_input(x_BFHWC), cache)
-    if cache_sharding is not None:
-        cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cache_sharding(x.shape)), cache)
-    return constrain_output(y_BFHWC), cache
+    if layout is None:
+        return nnx.merge(graphdef, state)(x_BFHWC, cache)
+    columns = x_BFHWC.shape[3] // layout.stride
+
+    def constrain(x: jax.Array, latent_columns: int) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, latent_columns))
+
+    y_BFHWC, cache = nnx.merge(graphdef, state)(constrain(x_BFHWC, columns), cache)
+    cache = jax.tree.map(lambda x: constrain(x, columns), cache)
+    return constrain(y_BFHWC, columns if layout.splits_output else 1), cache

@@ -60,12 +60,14 @@ def _both_ways(fv: api.FlashVideo, part: LazyStage, size: tuple[int, int, int]) 
     @jax.jit
     def whole(state, inputs, noise):
         model = nnx.merge(loaded.graphdef, state)
-        return loaded.stage.sampling_trajectory(model, inputs, noise, shape, context=fv.context).integrate()
+        return loaded.stage.sampling_trajectory(
+            model, inputs, noise, shape, context=loaded.parallel_context(1)
+        ).integrate()
 
     def loop():
         if isinstance(loaded.stage, PreviewStage):
-            return programs.generate(loaded, text, noise, size, context=fv.context)
-        return programs.enhance_latents(loaded, z_low, text, noise, context=fv.context)
+            return programs.generate(loaded, text, noise, size)
+        return programs.enhance_latents(loaded, z_low, text, noise)
 
     return functools.partial(whole, loaded.state, {'text_BLD': text, 'z_low_BFHWC': z_low}, noise), loop
 

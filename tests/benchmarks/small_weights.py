@@ -82,7 +82,7 @@ def enhanced(fv: api.FlashVideo, count: int, output: Path) -> dict[str, float]:
     for i, scene in enumerate(heldout_prompts(count, seed=1)):
         small, truth = (to_float(sprites.draw_scene(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL))
         z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small)[None], size)
-        z_high = programs.enhance_latents(loaded, z_low, None, SeededNoise.from_seeds([i]), context=fv.context)
+        z_high = programs.enhance_latents(loaded, z_low, None, SeededNoise.from_seeds([i]))
         ceiling = part.vae.jitted.encode(jnp.asarray(truth)[None])
         shown = {
             'bilinear': resize_bilinear(small, size),

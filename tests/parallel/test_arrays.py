@@ -1,15 +1,19 @@
 """Batches to the mesh and back, states that are never whole, and checkpoints from one mesh on another."""
 
+from types import SimpleNamespace
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from configs import stage2
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core.config import ConfigError, build
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel import arrays
-from fv_jax.parallel.mesh import ParallelConfig, make_mesh
+from fv_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Partitioner
 from fv_jax.training import state
 from fv_jax.training.run.setup import TrainConfig, make_partitioner, make_train_setup
@@ -36,12 +40,29 @@ def test_batch_axes_split_examples_and_width_of_videos():
         np.testing.assert_array_equal(x, batch[name])
 
 
-def test_video_axes_do_not_split_a_small_width():
-    """48 columns make 6 of latents, which 4 chips cannot share."""
+def test_frames_are_split_over_as_many_chips_as_divide_their_latent_columns():
+    """48 columns are 6 of latents: over 4 chips, 2 parts of 3, each on two chips."""
     where = partitioner(fsdp=2, context=4)
-    assert arrays.video_axes(where, (2, 1, 32, 48, 3), 8)[3] is None
-    assert arrays.video_axes(where, (2, 49, 1072, 1920, 3), 8)[3] == 'act_width'
-    assert arrays.video_axes(where, (2, 13, 134, 240, 16), 1)[3] == 'act_width'
+
+    def share(shape, latent_columns):
+        return where.frames_sharding(shape, latent_columns, 'frames').shard_shape(shape)
+
+    assert share((2, 1, 32, 48, 3), 6) == (1, 1, 32, 24, 3)
+    assert share((2, 1, 32, 56, 3), 7) == (1, 1, 32, 56, 3)
+    assert share((2, 49, 1072, 1920, 3), 240) == (1, 49, 1072, 480, 3)
+    assert share((2, 13, 134, 240, 16), 240) == (1, 13, 134, 60, 16)
+
+
+@pytest.mark.parametrize(('examples', 'shape'), [(6, (2, 1, 8, 1)), (8, (4, 2, 2, 1)), (1, (1, 1, 16, 1))])
+def test_fold_batch_keeps_the_order_of_the_devices(examples, shape):
+    devices = np.arange(16).reshape(4, 2, 2, 1)
+    mesh = SimpleNamespace(devices=devices, axis_names=AXES, axis_types=(AxisType.Auto,) * 4)
+    made = []
+    with mock.patch('fv_jax.parallel.rules.Mesh', lambda devices, names, axis_types: made.append(devices)):
+        Partitioner(mesh, 'fsdp').fold_batch(examples)
+    folded = made[0] if made else devices
+    assert folded.shape == shape
+    np.testing.assert_array_equal(folded.reshape(-1), np.arange(16))
 
 
 class ProcessDevices:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from fv_jax.api import FlashVideo
-from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.sampling import programs
 from fv_jax.sampling.settings import EnhanceSettings
 from fv_jax.stages import super_res
@@ -108,7 +107,7 @@ def generate_preview(fv, info, noise, texts):
     settings = dataclasses.replace(fv.preview_settings, size=(info['H'], info['W']), num_steps=info['steps'])
     size = fv.stage1.latent_spec.latent_size(settings.frames, *settings.size)
     first = fv.stage1.loaded.with_stage(fv.stage1.stage.with_sampler_config(settings))
-    z = programs.generate(first, texts[0], noise, size, context=SINGLE_DEVICE)
+    z = programs.generate(first, texts[0], noise, size)
     return z, programs.decode_latents(fv.stage1.vae.jitted, z)
 
 
@@ -120,7 +119,7 @@ def enhance_preview(fv, recorded, noise, texts, generate_preview):
     second = fv.stage2.loaded.with_stage(fv.stage2.stage.with_sampler_config(settings))
     assert settings.sample_posterior
     z_low = programs.low_res_latents(vae, generate_preview[1], size, noise)
-    z_high = programs.enhance_latents(second, z_low, texts[1], noise, context=SINGLE_DEVICE)
+    z_high = programs.enhance_latents(second, z_low, texts[1], noise)
     return z_low, z_high, programs.decode_latents(vae, z_high, width_slices=settings.slices)
 
 

@@ -1,5 +1,7 @@
 """Enhancing: in closed form with networks that keep what they see, and with small real ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,11 @@ from fv_jax.data.transforms import to_float
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
-from fv_jax.sampling.clip_enhancer import Enhancer, enhance_clip, jit_enhance_latents
+from fv_jax.sampling.clip_enhancer import enhance_clip
+from fv_jax.sampling.enhancer import Enhancer
 from fv_jax.sampling.noise import WindowNoise
+from fv_jax.sampling.programs import LoadedStage
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.sampling.windows import Windows, split_windows
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.super_res import SuperRes
@@ -21,7 +26,7 @@ from tests.data import sample_videos
 from tests.sampling import tiny
 
 SIZE = (32, 48)
-KEY = jax.random.key(0)
+SEED = 0
 SPEC = OFFICIAL.latent_spec
 WINDOWS = Windows(9, 5, SPEC)
 
@@ -29,18 +34,18 @@ WINDOWS = Windows(9, 5, SPEC)
 # The noise.
 
 
-def latent_noise(key, first, shape):
-    return WindowNoise(key, first).augmentation(shape)
+def latent_noise(seed, first, shape):
+    return WindowNoise.create(seed, first).augmentation(shape)
 
 
 def test_window_noise_depends_on_the_latent_frame_alone():
     shape = (1, 5, 2, 3, 4)
-    noise = latent_noise(KEY, 0, shape)
-    np.testing.assert_array_equal(latent_noise(KEY, 3, (1, 2, 2, 3, 4)), noise[:, 3:])
+    noise = latent_noise(SEED, 0, shape)
+    np.testing.assert_array_equal(latent_noise(SEED, 3, (1, 2, 2, 3, 4)), noise[:, 3:])
     assert abs(float(noise.mean())) < 0.3 and 0.7 < float(noise.std()) < 1.3
     frames = np.asarray(noise[0]).reshape(5, -1)
     assert len({tuple(f) for f in frames}) == 5
-    assert not np.allclose(latent_noise(jax.random.key(1), 0, shape), noise)
+    assert not np.allclose(latent_noise(1, 0, shape), noise)
 
 
 # With a VAE that averages 8x8 pixels and keeps the last of every 4 frames.
@@ -62,8 +67,8 @@ def _decode(z_BFHWC, cache):
 KEEPING = JittedVAE(_encode, _decode, OFFICIAL)
 
 
-def enhance(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, key=KEY):
-    blocks = list(enhance_clip(enhancer, iter(video_FHWC), size, key=key, windows=windows))
+def enhance(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, seed=SEED):
+    blocks = list(enhance_clip(enhancer, iter(video_FHWC), size, seed=seed, windows=windows))
     assert len(blocks) == windows.count(len(video_FHWC))
     video = np.concatenate(blocks)
     assert video.dtype == np.uint8 and video.shape == (len(video_FHWC), *size, 3)
@@ -76,9 +81,9 @@ def test_enhance_clip_in_windows_equals_one_window(frames, overlap, length):
     """Every latent frame is where it would be in the whole clip: the windows agree, and the blend changes nothing."""
     windows, firsts = Windows(frames, overlap, SPEC), []
 
-    def enhance_latents(z, key, first):
-        assert key is KEY
-        firsts.append(first)
+    def enhance_latents(z, text, noise, on_step):
+        assert text is None and noise.seed == SEED
+        firsts.append(noise.first)
         return z
 
     video = enhance(Enhancer(enhance_latents, KEEPING), sample_videos.numbered_frames(length, 8, 12), windows)
@@ -100,38 +105,38 @@ def test_enhance_clip_tiles_the_encode_and_the_decode():
 
         return run
 
-    def enhance_latents(z, key, first):
+    def enhance_latents(z, text, noise, on_step):
         seen.append(z.shape[2:4])
         return z
 
     vae = JittedVAE(record_call(_encode), record_call(_decode), OFFICIAL)
     clip_video = sample_videos.numbered_frames(1, 8, 12)
     tiled = Enhancer(enhance_latents, vae, Tiling((32, 32), 16, 8)).enhance_window(
-        clip_video, SIZE, key=KEY, first_latent=0
+        clip_video, SIZE, seed=SEED, first_latent=0
     )
     assert seen == [(32, 32)] * 2 + [(4, 6)] + [(4, 4)] * 2
-    whole = Enhancer(enhance_latents, KEEPING).enhance_window(clip_video, SIZE, key=KEY, first_latent=0)
+    whole = Enhancer(enhance_latents, KEEPING).enhance_window(clip_video, SIZE, seed=SEED, first_latent=0)
     np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
 def test_enhance_window_refuses_values_that_are_not_finite():
-    broken = Enhancer(lambda z_low_BFHWC, key, first: z_low_BFHWC.at[0, 1, 0, 0, 0].set(jnp.nan), KEEPING)
+    broken = Enhancer(lambda z_low_BFHWC, *_: z_low_BFHWC.at[0, 1, 0, 0, 0].set(jnp.nan), KEEPING)
     with pytest.raises(ValueError, match='not finite'):
-        broken.enhance_window(np.zeros((9, 16, 24, 3), np.uint8), SIZE, key=KEY, first_latent=0)
+        broken.enhance_window(np.zeros((9, 16, 24, 3), np.uint8), SIZE, seed=SEED, first_latent=0)
 
 
 def test_overlapping_windows_share_noise():
     firsts = []
 
-    def enhance_latents(z, key, first):
-        firsts.append(first)
-        return z + 0.01 * latent_noise(key, first, z.shape)
+    def enhance_latents(z, text, noise, on_step):
+        firsts.append(noise.first)
+        return z + 0.01 * noise.augmentation(z.shape)
 
     grey = np.full((23, 8, 12, 3), 100, np.uint8)
     video = enhance(Enhancer(enhance_latents, KEEPING), grey)
     assert firsts == [0, 1, 2, 3, 4]
     # Frames 4f-3 ... 4f are latent frame f, in every window.
-    noise = latent_noise(KEY, 0, (1, 7, 4, 6, 3))[0]
+    noise = latent_noise(SEED, 0, (1, 7, 4, 6, 3))[0]
     for f in range(23):
         expected = 100 + 1.275 * np.asarray(noise[-(-f // 4)]).repeat(8, axis=0).repeat(8, axis=1)
         np.testing.assert_allclose(video[f], expected, atol=0.51)
@@ -139,7 +144,7 @@ def test_overlapping_windows_share_noise():
 
 def test_windows_are_clipped_before_blending():
     levels = iter((-3.0, 1.0))
-    enhancer = Enhancer(lambda z, key, first: jnp.full_like(z, next(levels)), KEEPING)
+    enhancer = Enhancer(lambda z, *_: jnp.full_like(z, next(levels)), KEEPING)
     video = enhance(enhancer, np.zeros((13, 8, 12, 3), np.uint8))
     expected = [0] * 4 + [255 * i / 6 for i in (1, 2, 3, 4, 5)] + [255] * 4
     np.testing.assert_allclose(video[:, 0, 0, 0], expected, atol=0.51)
@@ -159,6 +164,17 @@ class Traced:
         return attention(q, k, v, num_tokens)
 
 
+class TracedMesh:
+    """A mesh of one device, and the attention of its contexts."""
+
+    def __init__(self, mesh, attention):
+        self.replicate, self.to_host = mesh.replicate, mesh.to_host
+        self.context = ParallelContext(attention=attention)
+
+    def parallel_context(self, partitioner, rows):
+        return self.context
+
+
 @pytest.fixture(scope='module')
 def networks():
     stage = SuperRes(tiny.SUPERRES, tiny.DIT)
@@ -174,7 +190,10 @@ def traced():
 @pytest.fixture(scope='module')
 def enhancer(networks, traced):
     stage, model, vae = networks
-    return Enhancer(jit_enhance_latents(stage, model, context=ParallelContext(attention=traced)), vae)
+    mesh = SamplingMesh.create()
+    loaded = LoadedStage.create(stage, lambda partitioner: model, mesh)
+    traced_stage = dataclasses.replace(loaded, mesh=TracedMesh(mesh, traced))
+    return Enhancer.create(traced_stage, vae)
 
 
 @pytest.fixture(scope='module')
@@ -189,11 +208,11 @@ def test_enhance_window_equals_the_stage_with_guidance(networks, enhancer):
     clip_video = sample_videos.pattern(8, 10, 13)
     padded = np.concatenate([clip_video, clip_video[-1:]])
     z_low = vae.encode(resize(jnp.asarray(to_float(padded)), *SIZE)[None])
-    source = stage.make_source(z_low, latent_noise(KEY, 6, z_low.shape))
+    source = stage.make_source(z_low, latent_noise(SEED, 6, z_low.shape))
     text = jnp.zeros((1, tiny.SUPERRES.text_length, tiny.DIT.text_dim))
     moved = jax.jit(lambda s: stage.trajectory(model, s, text, context=SINGLE_DEVICE).integrate())(source)
     expected = np.clip(vae.decode(moved / stage.config.scale_factor)[0, :8], -1, 1)
-    got = enhancer.enhance_window(clip_video, SIZE, key=KEY, first_latent=6)
+    got = enhancer.enhance_window(clip_video, SIZE, seed=SEED, first_latent=6)
     assert got.shape == (8, *SIZE, 3) and got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=2e-4)
     assert got.std() > 0.05 and np.abs(moved - source).max() > 0.05
@@ -218,17 +237,15 @@ def test_enhance_clip_is_deterministic_by_seed(enhancer):
     clip_video = sample_videos.pattern(5, 10, 13)
     once, again = enhance(enhancer, clip_video), enhance(enhancer, clip_video)
     np.testing.assert_array_equal(once, again)
-    assert not np.array_equal(once, enhance(enhancer, clip_video, key=jax.random.key(1)))
+    assert not np.array_equal(once, enhance(enhancer, clip_video, seed=1))
 
 
 def test_out_of_memory_names_the_size_and_what_to_change():
     class Full:
-        def enhance_window(self, video_FHWC, size, *, key, first_latent):
+        def enhance_window(self, video_FHWC, size, *, seed, first_latent, on_step):
             raise jax.errors.JaxRuntimeError('INTERNAL: Out of memory allocating 38064543752 bytes.')
 
     frames = [np.zeros((4, 4, 3), np.uint8)] * 9
-    blocks = enhance_clip(
-        Full(), frames, (1920, 2560), key=jax.random.key(0), windows=Windows(9, 1, OFFICIAL.latent_spec)
-    )
-    with pytest.raises(ValueError, match=r'out of memory for windows of 9x1920x2560; use a smaller --size or --scale'):
+    blocks = enhance_clip(Full(), frames, (1920, 2560), seed=0, windows=Windows(9, 1, OFFICIAL.latent_spec))
+    with pytest.raises(ValueError, match=r'out of memory for windows of 9x1920x2560; use a smaller size or scale'):
         list(blocks)

@@ -130,7 +130,7 @@ def test_settings_refuse_invalid_values(make, words):
 
 
 def test_settings_keep_the_aspect_ratio_of_the_preview():
-    with pytest.raises(ValueError, match=r'would stretch a preview of 480x256; use \(1920, 1024\)'):
+    with pytest.raises(ValueError, match=r'would stretch a video of 480x256; use \(1920, 1024\)'):
         EnhanceSettings().size_for(480, 256, SPEC)
 
 

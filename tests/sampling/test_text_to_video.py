@@ -14,7 +14,6 @@ import pytest
 from fv_jax.api import FlashVideo
 from fv_jax.core.config import ConfigError
 from fv_jax.data.transforms import to_uint8
-from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.sampling import preview_store, programs, text_to_video
 from fv_jax.sampling.lazy_stages import split_into_batches
 from fv_jax.sampling.noise import SeededNoise
@@ -62,7 +61,7 @@ def assert_similar(a, b):
 
 def test_preview_equals_stage_1_and_the_vae(fv, both):
     text = jnp.asarray(fv.stage1.text.open().encode([DOG, CAT]))
-    z = programs.generate(fv.stage1.loaded, text, SeededNoise.from_seeds([3, 4]), (3, 2, 4), context=SINGLE_DEVICE)
+    z = programs.generate(fv.stage1.loaded, text, SeededNoise.from_seeds([3, 4]), (3, 2, 4))
     preview = both[1]
     assert preview.latents.shape == (3, 2, 4, 4) and preview.latents.dtype == np.float32
     np.testing.assert_array_equal(preview.latents, z[1])
@@ -90,12 +89,12 @@ def test_enhance_equals_stage_2_with_the_text_of_the_preview(fv, both, videos):
     z = jnp.stack([preview.latents for preview in both])
     z_low = programs.low_res_latents(vae, programs.decode_latents(vae, z), (64, 128))
     text, noise = jnp.asarray(fv.stage2.text.open().encode([DOG, CAT])), SeededNoise.from_seeds([3, 4])
-    z_high = programs.enhance_latents(stage, z_low, text, noise, context=SINGLE_DEVICE)
+    z_high = programs.enhance_latents(stage, z_low, text, noise)
     frames = to_uint8(np.asarray(programs.decode_latents(vae, z_high)))
     assert frames.shape == (2, 9, 64, 128, 3) and frames.std() > 1
     for video, expected in zip(videos, frames, strict=True):
         np.testing.assert_array_equal(video.frames, expected)
-    swapped = programs.enhance_latents(stage, z_low, text[::-1], noise, context=SINGLE_DEVICE)
+    swapped = programs.enhance_latents(stage, z_low, text[::-1], noise)
     assert not np.allclose(swapped, z_high, atol=1e-3)
 
 

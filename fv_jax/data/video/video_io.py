@@ -333,6 +333,8 @@ def copy_audio(source: str | Path, target: str | Path) -> bool:
 
 def _remux(out, video_in, video, audio_in, audio) -> None:
     out_video, out_audio = out.add_stream_from_template(video), out.add_stream_from_template(audio)
+    if 'comment' in video_in.metadata:
+        out.metadata['comment'] = video_in.metadata['comment']
     end = 0.0
     for packet in video_in.demux(video):
         if packet.dts is None:

@@ -1,0 +1,69 @@
+"""Clips to enhance: the frames of a video file, or frames in memory."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from fv_jax.core.checks import require
+from fv_jax.data.video import video_io
+from fv_jax.sampling.metadata import GenerationMetadata
+from fv_jax.sampling.windows import Windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip.
+
+    Attributes:
+      name: of its file; '' for frames in memory.
+      size: (height, width) in pixels.
+      fps: frames per second; None if it is unknown.
+      num_frames: None if it is unknown.
+      frames: returns its frames, uint8 HWC RGB, in order.
+    """
+
+    name: str
+    size: tuple[int, int]
+    fps: Fraction | None
+    num_frames: int | None
+    frames: Callable[[], Iterable[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnhancedClip:
+    """A clip that is enhanced while its blocks are read.
+
+    Attributes:
+      size: (height, width) of the result.
+      windows: how the clip is split.
+      blocks: yields the result, uint8 FHWC, a block for each window.
+      metadata: returns how it is made.
+    """
+
+    size: tuple[int, int]
+    windows: Windows
+    blocks: Callable[[], Iterator[np.ndarray]]
+    metadata: Callable[[], GenerationMetadata]
+
+
+def open_clip(path: Path) -> Clip:
+    """Opens a video file. Raises ValueError (OSError) for a file that is none or that is damaged."""
+    info = video_io.probe(path)
+
+    def frames() -> Iterator[np.ndarray]:
+        return (frame.pixels() for frame in video_io.iter_frames(path))
+
+    return Clip(path.name, (info.height, info.width), info.fps or None, info.frames or None, frames)
+
+
+def clip_of_frames(video_FHWC: np.ndarray) -> Clip:
+    """Returns frames as a clip. Raises ValueError unless they are (F, H, W, 3) uint8."""
+    require(
+        video_FHWC.ndim == 4 and video_FHWC.shape[3] == 3 and len(video_FHWC) and video_FHWC.dtype == np.uint8,
+        f'frames: an array of shape {video_FHWC.shape}, {video_FHWC.dtype}; give (F, H, W, 3) of uint8, in RGB',
+    )
+    frames, height, width, _ = video_FHWC.shape
+    return Clip('', (height, width), None, frames, lambda: video_FHWC)

@@ -1,0 +1,99 @@
+"""The mesh that sampling runs on: which devices hold which weights, examples, tokens and columns of frames.
+
+    network   weights whole on every device where they fit, as a sampler gathers them at each of its evaluations;
+              otherwise split like those of training
+    rows      examples, twice as many where both branches of guidance are one batch: over `data` and `fsdp` as far as
+              they divide. Two branches on two halves of the devices exchange less than one batch over all of them
+    tokens    over `context` and what the rows leave of `data` and `fsdp`
+    VAE       whole on every device; frames by examples and columns
+
+All of it is on the same devices in the same order, whatever the shape of a batch.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from fv_jax.core.abstract_module import abstract_module
+from fv_jax.core.hardware import find_chip
+from fv_jax.core.parallel_context import ParallelContext
+from fv_jax.parallel import arrays
+from fv_jax.parallel.mesh import AUTO, ParallelConfig, count_slices, make_mesh
+from fv_jax.parallel.rules import Partitioner, check_strategy
+from fv_jax.parallel.sharding import ContextParallelConfig, make_parallel_context
+from fv_jax.stages.latent_stage import LatentStage
+
+Tree = Any
+
+WHOLE, SPLIT, FRAMES = 'replicated_weights', 'fsdp', 'replicated_split_frames'
+WHOLE_SHARE = 0.4  # of a device's memory that the weights of one network may take whole: stage 1 on a v6e, not on a v5e
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingMesh:
+    """The devices of a pipeline, and how its networks are placed on them.
+
+    Attributes:
+      mesh: of the devices.
+      strategy: the sharding strategy of both networks (`parallel.rules.STRATEGIES`); None decides by their size.
+      context_parallel: how attention uses the context axis.
+    """
+
+    mesh: Mesh
+    strategy: str | None
+    context_parallel: ContextParallelConfig
+
+    @classmethod
+    def create(
+        cls, parallel: ParallelConfig | None = None, devices: Sequence[jax.Device] | None = None
+    ) -> 'SamplingMesh':
+        """Makes the mesh.
+
+        Args:
+          parallel: the axes; None for all devices along `fsdp`, where every batch divides them between its rows and
+            its tokens, and TPU slices along `data`.
+          devices: None for all devices of all processes.
+
+        Raises:
+          ConfigError: axes that do not fit the devices, or an unknown strategy.
+        """
+        devices = jax.devices() if devices is None else devices
+        parallel = parallel or ParallelConfig(data=count_slices(devices), fsdp=AUTO)
+        if parallel.strategy is not None:
+            check_strategy(parallel.strategy)
+        choice = ContextParallelConfig(parallel.ulysses_degree, parallel.ring_attention, training=False)
+        return cls(make_mesh(parallel, devices), parallel.strategy, choice)
+
+    def network_partitioner(self, stage: LatentStage) -> Partitioner:
+        """Returns the partitioner of the weights of a stage's network."""
+        return Partitioner(self.mesh, self.strategy or self._choose_strategy(stage))
+
+    @property
+    def frames_partitioner(self) -> Partitioner:
+        """The partitioner of VAEs and their frames."""
+        return Partitioner(self.mesh, FRAMES)
+
+    def parallel_context(self, partitioner: Partitioner, rows: int) -> ParallelContext:
+        """Returns the parallel context of a network for so many rows of a batch."""
+        return make_parallel_context(partitioner.fold_batch(rows), self.context_parallel)
+
+    def replicate(self, tree: Tree) -> Tree:
+        """Puts arrays of the host, which every process has in full, on every device."""
+        sharding = self.frames_partitioner.replicated
+        return arrays.put_sharded(tree, jax.tree.map(lambda _: sharding, tree))
+
+    def to_host(self, x: jax.Array) -> np.ndarray:
+        """Copies an array to the host of every process, all of which call it."""
+        return arrays.to_host(x, self.frames_partitioner)
+
+    def _choose_strategy(self, stage: LatentStage) -> str:
+        chip = find_chip(self.mesh.devices.flat[0].device_kind)
+        leaves = jax.tree.leaves(nnx.state(abstract_module(stage.init)))
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        return SPLIT if chip is not None and size > WHOLE_SHARE * chip.memory else WHOLE
