@@ -293,7 +293,7 @@ def test_convert_on_a_full_disk_leaves_nothing(files, runs, tmp_path, capsys, mo
         raise OSError(28, 'No space left on device')
 
     if direction == 'there':
-        monkeypatch.setattr(key_table, '_assemble', full)
+        monkeypatch.setattr(key_table, '_read_layer', full)
         argv = '--input', files / 'stage2.pt', '--output', tmp_path / 'run', '--vae', files / '3d-vae.pt.safetensors'
     else:
         monkeypatch.setattr(key_table, 'to_official', full)

@@ -3,26 +3,18 @@
 import dataclasses
 import re
 import shutil
-import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fv_jax import api, sample
-from fv_jax.core.console import Notice
+from fv_jax import sample
 from fv_jax.data.video import video_io
 from fv_jax.sampling import batch, metadata, preview_store
-from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightDigests, WeightsOrigin
-from fv_jax.sampling.results import Preview, Video
-from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.sampling.metadata import WeightsOrigin
 from tests.compiling import compiled
-from tests.sampling import tiny
-
-SPEC = tiny.VAE_CONFIG.latent_spec
-WEIGHTS = WeightDigests('a' * 16, 'b' * 16, 'c' * 16)
+from tests.sampling import grey, tiny
 
 
 def assert_error(capsys, code: int, *words: str) -> None:
@@ -95,57 +87,9 @@ def test_sample_vbench_finds_its_own_videos(weights, tmp_path, capsys):
 # With a pipeline that draws a grey whose level is the seed.
 
 
-@dataclasses.dataclass
-class GreyPipeline:
-    """Notes what it is asked."""
-
-    origin: WeightsOrigin
-    preview_settings: PreviewSettings
-    enhance_settings: EnhanceSettings
-    notes: tuple[str, ...] = ('a note of the weights',)
-    weights: WeightDigests = WEIGHTS
-    interrupting: bool = True
-    calls: list = dataclasses.field(default_factory=list)
-
-    @property
-    def stage1(self):
-        return SimpleNamespace(latent_spec=SPEC, weight_digests=self.weights)
-
-    stage2 = stage1
-
-    def find_vae(self, preview):
-        return SimpleNamespace(config=tiny.VAE_CONFIG)
-
-    def check(self, preview, enhance):
-        self.calls.append(('check', preview, enhance))
-        preview.check(SPEC, 'stage1.')
-
-    def preview_batches(self, prompts, seeds, settings, *, batch_size=None):
-        self.calls.append(('preview', list(prompts), list(seeds), settings, batch_size))
-        warnings.warn('a note of the prompts', Notice, stacklevel=2)
-        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            made = GenerationMetadata('1', self.origin, PreviewMetadata(prompt, seed, settings, self.weights))
-            frames = np.full((9, 16, 32, 3), seed % 256, np.uint8)
-            if prompt == 'interrupt' and i and self.interrupting:
-                raise KeyboardInterrupt
-            yield [Preview(np.full((3, 2, 4, 4), seed, np.float32), made, frames)]
-
-    def enhance_batches(self, previews, seeds, settings, *, batch_size=None):
-        self.calls.append(('enhance', [p.prompt for p in previews], list(seeds), settings, batch_size))
-        for preview, seed in zip(previews, seeds, strict=True):
-            made = dataclasses.replace(preview.metadata, enhance=EnhanceMetadata(seed, settings, self.weights))
-            yield [Video(np.full((9, 64, 128, 3), seed % 256, np.uint8), made)]
-
-
 @pytest.fixture
 def grey_pipeline(monkeypatch):
-    settings = PreviewSettings(frames=9, size=(16, 32)), EnhanceSettings(size=None, prompt_prefix='')
-    fv, origins = GreyPipeline(WeightsOrigin(checkpoints=('grey',), steps=(1, 1)), *settings), []
-    monkeypatch.setattr(api.FlashVideo, 'from_origin', lambda origin, parallel: origins.append(origin) or fv)
-    for name in ('report_previewing', 'report_enhancing'):  # it computes nothing
-        monkeypatch.setattr(sample.pipeline, name, lambda *arguments: None)
-    fv.origins = origins
-    return fv
+    return grey.use_grey_pipeline(monkeypatch)
 
 
 def test_sample_preview_of_a_prompt_file(grey_pipeline, tmp_path, capsys):
@@ -181,7 +125,7 @@ def test_sample_enhance_of_chosen_previews(grey_pipeline, tmp_path):
         ['a dog'] * 2,
         [2000, 0],
         settings,
-        batch.batch_size(SPEC, 9, (64, 128)),
+        2,
     )
     assert grey_pipeline.origins[-1] == grey_pipeline.origin  # of the previews
     assert video_io.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
@@ -209,7 +153,7 @@ def test_sample_reproduce_a_preview(grey_pipeline, tmp_path):
 
 def test_sample_reproduce_refuses_other_weights(grey_pipeline, tmp_path, capsys):
     assert sample.main(['--prompt=a dog', f'--output={tmp_path}/run', '--enhance-all']) == 0
-    grey_pipeline.weights = dataclasses.replace(WEIGHTS, network='d' * 16)
+    grey_pipeline.weights = dataclasses.replace(grey.WEIGHTS, network='d' * 16)
     capsys.readouterr()
     flags = [f'--output={tmp_path}/again.mp4', '--checkpoint=other']
     assert sample.main(['reproduce', f'{tmp_path}/run/0/video.mp4', *flags]) == 1
@@ -223,7 +167,7 @@ def test_sample_replaces_outputs_atomically_when_asked(grey_pipeline, tmp_path, 
     capsys.readouterr()
     assert sample.main(['--prompt=a cat', f'--output={run}']) == 2
     assert_error(capsys, 2, f'--output={run}', 'is not empty', '--overwrite')
-    assert sample.main(['enhance', f'{run}/0']) == 2
+    assert sample.main(['enhance', f'{run}/0', '--seed=77']) == 2
     assert_error(capsys, 2, f'{run}/0/video.mp4', 'already exists', '--overwrite')
     assert preview_store.load(run / '0').prompt == 'a dog'
     assert sample.main(['enhance', f'{run}/0', '--overwrite', '--seed=77']) == 0
@@ -234,14 +178,15 @@ def test_sample_replaces_outputs_atomically_when_asked(grey_pipeline, tmp_path, 
 
 def test_sample_interrupted_leaves_complete_files(grey_pipeline, tmp_path, capsys):
     run = tmp_path / 'run'
-    assert sample.main(['--prompt=interrupt', '--num-samples=2', f'--output={run}']) == 130
+    (tmp_path / 'prompts.txt').write_text('a dog\ninterrupt')
+    assert sample.main([f'--prompts={tmp_path}/prompts.txt', f'--output={run}', '--batch-size=1']) == 130
     assert names(run) == ['0/latents.safetensors', '0/preview.mp4']
     assert 'interrupted; only complete files were written' in capsys.readouterr().err
 
 
 def test_sample_batch_size():
-    assert batch.batch_size(SPEC, 49, (256, 480)) == 1 and batch.batch_size(SPEC, 49, (1072, 1920)) == 1
-    assert batch.batch_size(SPEC, 17, (64, 96)) == 10_000 // (5 * 4 * 6)
+    assert batch.batch_size(grey.SPEC, 49, (256, 480)) == 1 and batch.batch_size(grey.SPEC, 49, (1072, 1920)) == 1
+    assert batch.batch_size(grey.SPEC, 17, (64, 96)) == 10_000 // (5 * 4 * 6)
 
 
 # For VBench.
@@ -270,7 +215,7 @@ def test_sample_vbench_writes_the_layout_and_continues_it(grey_pipeline, tmp_pat
     # A longer list in another order: only what is new is generated.
     grey_pipeline.calls.clear()
     capsys.readouterr()
-    assert vbench(tmp_path, prompts=('a bee', 'a cat', 'a dog'), samples=3) == 0
+    assert vbench(tmp_path, '--batch-size=1', prompts=('a bee', 'a cat', 'a dog'), samples=3) == 0
     assert sorted(generated(grey_pipeline)) == ['a bee', 'a bee', 'a bee', 'a cat', 'a dog']
     assert '3 prompt(s), 9 video(s): 4 exist already, 5 to generate' in capsys.readouterr().out
     assert first.items() <= content(tmp_path).items() and len(content(tmp_path)) == 9
@@ -288,7 +233,7 @@ def test_sample_vbench_continues_after_an_interrupt(flags, grey_pipeline, tmp_pa
     assert 'interrupted; only complete files were written' in capsys.readouterr().err
     before = names(tmp_path / 'out')
     assert set(before) >= {'a dog-0.mp4', 'a dog-1.mp4'} and len(before) < 4 and not list(tmp_path.rglob('.*'))
-    monkeypatch.setattr(grey_pipeline, 'interrupting', False)
+    grey_pipeline.errors.clear()
     assert vbench(tmp_path, '--batch-size=2', *flags, prompts=prompts) == 0
     assert generated(grey_pipeline).count('a dog') == 2
     resumed = content(tmp_path)
@@ -312,7 +257,7 @@ def test_sample_vbench_refuses_videos_of_other_settings(grey_pipeline, tmp_path,
     ):
         assert vbench(tmp_path, *flags) == 2
         assert_error(capsys, 2, f'{tmp_path}/out/a dog-0.mp4: already exists', 'pass --overwrite', *words)
-    grey_pipeline.weights = dataclasses.replace(WEIGHTS, vae='d' * 16)
+    grey_pipeline.weights = dataclasses.replace(grey.WEIGHTS, vae='d' * 16)
     assert vbench(tmp_path) == 2
     assert_error(capsys, 2, f'preview.weights.vae={"b" * 16} instead of {"d" * 16}')
     assert content(tmp_path) == before and not generated(grey_pipeline)
@@ -329,13 +274,13 @@ def test_sample_vbench_refuses_files_that_it_did_not_write(grey_pipeline, tmp_pa
     for broken in (b'', b'not a video'):
         (out / 'a cat-0.mp4').write_bytes(broken)
         assert vbench(tmp_path) == 2
-        assert_error(capsys, 2, f'{out}/a cat-0.mp4: already exists and is none of our videos', '--overwrite')
+        assert_error(capsys, 2, f'{out}/a cat-0.mp4: already exists and cannot be kept', '--overwrite')
     assert vbench(tmp_path, '--overwrite') == 0
     whole = (out / 'a dog-1.mp4').read_bytes()
     (out / 'a dog-1.mp4').write_bytes(whole[: len(whole) // 2])
     capsys.readouterr()
     assert vbench(tmp_path) == 2
-    assert_error(capsys, 2, f'{out}/a dog-1.mp4: already exists and is none of our videos')
+    assert_error(capsys, 2, f'{out}/a dog-1.mp4: already exists and cannot be kept')
     (out / 'a dog-1.mp4').unlink()
     (out / 'a dog-1.mp4').mkdir()
     assert vbench(tmp_path, '--overwrite') == 2

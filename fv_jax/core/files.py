@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,12 +31,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Until then whatever exists at `path` stays. The temporary path has the same name, in a new folder beside `path`.
     """
-    start = path.stem[:50]  # a name may have 255 bytes, and a character has up to 4
-    with tempfile.TemporaryDirectory(prefix=f'.{start}.', dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f'.{_start(path)}.', dir=path.parent) as folder:
         yield (partial := Path(folder) / path.name)
         if path.is_dir():
             os.replace(path, Path(folder) / f'{path.name}.replaced')
         os.replace(partial, path)
+
+
+def _start(path: Path) -> str:
+    return path.stem[:50]  # a name may have 255 bytes, and a character has up to 4
+
+
+def partial_of(path: Path) -> str:
+    """Returns the start of the name of the file or folder whose `atomic_write` made a temporary folder, '' if none."""
+    match = re.fullmatch(r'\.(.*)\.[a-z0-9_]{8}', path.name, re.DOTALL)
+    return match[1] if match and path.is_dir() else ''
+
+
+def remove_partial(paths: Iterable[Path]) -> None:
+    """Removes the temporary folders that `atomic_write` to these paths left when the process was killed."""
+    starts: dict[Path, set[str]] = {}
+    for path in paths:
+        starts.setdefault(path.parent, set()).add(_start(path))
+    for parent, of_parent in starts.items():
+        for path in parent.glob('.*'):
+            if partial_of(path) in of_parent:
+                shutil.rmtree(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from fv_jax.core.checks import require
@@ -25,17 +26,21 @@ def check_output_file(output: Path, suffix: str, overwrite: bool, flag: str = '-
     _check_writable(output.absolute().parent, f'{flag}{output}')
 
 
-def check_output_folder(output: Path, overwrite: bool, flag: str = '--output=') -> None:
+def check_output_folder(
+    output: Path, overwrite: bool, flag: str = '--output=', continues: Callable[[Path], bool] = lambda path: False
+) -> None:
     """Raises UsageError unless a folder may be written to `output`.
 
     Args:
       output: the folder; the folder that it is in must exist.
       overwrite: whether the folder may hold files already.
       flag: precedes the path in messages.
+      continues: whether a path in the folder may exist because the command continues with it.
     """
     require(not output.exists() or output.is_dir(), f'{flag}{output}: is a file; name a folder', UsageError)
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise UsageError(f'{flag}{output}: is not empty; choose another folder or pass --overwrite')
+    others = sorted(path.name for path in output.iterdir() if not continues(path)) if output.is_dir() else []
+    if others and not overwrite:
+        raise UsageError(f'{flag}{output}: is not empty ({others[0]}); choose another folder or pass --overwrite')
     folder = output if output.is_dir() else output.absolute().parent
     require(folder.is_dir(), f'{flag}{output}: folder {output.parent} does not exist', UsageError)
     _check_writable(folder, f'{flag}{output}')

@@ -154,7 +154,7 @@ def open_networks(paths: Sequence[Path]) -> list[Network]:
 
 
 def _open(label: str, path: Path, mesh: SamplingMesh) -> Network:
-    run = trained_runs.open_run(path, vae_partitioner=mesh.frames_partitioner)
+    run = trained_runs.open_run(path, None, mesh.network_partitioner, mesh.frames_partitioner)
     for note in run.notes:
         log.info(f'note: {note}')
     if not isinstance(run.stage, EnhancementStage):

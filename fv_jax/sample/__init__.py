@@ -3,7 +3,7 @@
     preview --prompt "a ladybug moves over a beach" --output RUN     previews, RUN/0, RUN/1, ... (--prompts FILE: many)
     enhance RUN/0 RUN/3                                              high-resolution videos of them, RUN/0/video.mp4
     clip --checkpoint RUN --input clip.mp4 --output out.mp4          video super-resolution of a clip, with stage 2
-    vbench --prompts all_dimension.txt --output OUT                  OUT/PROMPT-0.mp4, ... for VBench; resumes by itself
+    vbench --prompts all_dimension.txt --output OUT                  OUT/PROMPT-0.mp4, ... for VBench
     reproduce video.mp4 --output again.mp4                           the same video again, from the metadata in the mp4
 
 `preview` is assumed where the first argument is a flag; with --enhance-all it enhances every preview as well.
@@ -15,8 +15,10 @@ stage can be set: `--stage1.num_steps=25`, `--stage2.guidance_scale=10`, `--stag
 
 All devices of all processes are used; `--parallel.data=2 --parallel.context=4` sets the axes of the mesh.
 
-Exit codes: 0 success; 2 wrong usage, nothing was done; 1 failure; 130 interrupted. Files and folders are written
-atomically: they appear, or are replaced, when they are complete.
+A list of `preview`, `enhance` and `vbench` is continued by the same command: what exists already is not made again.
+
+Exit codes: 0 success; 2 wrong usage, nothing was done; 1 failure, of a list also where a part of it failed; 130
+interrupted. Files and folders are written atomically: they appear, or are replaced, when they are complete.
 """
 
 import argparse

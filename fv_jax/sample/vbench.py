@@ -1,7 +1,7 @@
 """`sample vbench`: videos of VBench's prompts, in the folder that its evaluation reads.
 
-A subcommand and no mode of `preview`: that one writes folders of latents to choose from and refuses a folder with
-files, this one writes mp4 files alone, of both stages, and continues a folder.
+A subcommand and no mode of `preview`: that one writes folders of latents to choose from, this one mp4 files alone, of
+both stages.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from fv_jax.core.output_paths import check_output_folder
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import ENHANCE, PREVIEW, Command, Overrides, add_batch_flags, add_weights_flags
 from fv_jax.sampling import batch, vbench
+from fv_jax.sampling.prompt_list import check_complete
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,10 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
         enhance = pipeline.override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
     fv.check(preview, enhance)
     job = vbench.Job(preview, enhance, arguments.batch_size, batch.Mp4Options(arguments.fps, arguments.crf))
-    with error_context('', error=UsageError):
-        missing = vbench.find_missing(fv, samples, job, arguments.overwrite)
-    present = len(samples) - len(missing)
-    log.info(f'{len(texts)} prompt(s), {len(samples)} video(s): {present} exist already, {len(missing)} to generate')
-    vbench.generate(fv, missing, job)
+    found = vbench.find_existing(fv, samples, job, arguments.overwrite)
+    missing = len(samples) - len(found)
+    log.info(f'{len(texts)} prompt(s), {len(samples)} video(s): {len(found)} exist already, {missing} to generate')
+    check_complete(vbench.generate(fv, samples, found, job))
 
 
 COMMAND = Command(

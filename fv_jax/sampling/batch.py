@@ -1,15 +1,17 @@
 """Generates previews and videos on disk for the command `sample`, batch by batch."""
 
+import dataclasses
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fv_jax.core.checks import require
+from fv_jax.core.files import remove_partial
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.sampling import preview_store
-from fv_jax.sampling.metadata import GenerationMetadata
+from fv_jax.sampling import existing, preview_store
+from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightDigests
+from fv_jax.sampling.prompt_list import ListProgress, sample_list
 from fv_jax.sampling.prompts import MAX_SEED, quote_prompt
 from fv_jax.sampling.results import Preview, StoredPreview, Video
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
@@ -26,6 +28,10 @@ class Mp4Options(NamedTuple):
 
     fps: float
     crf: float
+
+    def to_floats(self) -> dict[str, float]:
+        """Returns the fields as metadata has them."""
+        return {'fps': float(self.fps), 'crf': float(self.crf)}
 
 
 class PromptBatch(NamedTuple):
@@ -52,79 +58,182 @@ def batch_size(latent_spec: LatentSpec, frames: int, size: tuple[int, int]) -> i
     return max(1, BATCH_TOKENS // latent_spec.num_tokens(frames, *size))
 
 
+def preview_folders(folder: Path, count: int) -> list[Path]:
+    """Returns the folders of `count` previews."""
+    return [folder / str(i) for i in range(count)]
+
+
+def find_existing_previews(
+    fv: Pipeline, requests: PromptBatch, folder: Path, settings: PreviewSettings, mp4: Mp4Options, overwrite: bool
+) -> dict[int, GenerationMetadata]:
+    """Finds the previews that a folder has already, by their number; the arguments are those of `generate_previews`.
+
+    The network is loaded only if a preview was made with weights of another origin, to compare the weights.
+
+    Args:
+      overwrite: whether a preview that differs is generated again, instead of refused.
+
+    Raises:
+      UsageError: without `overwrite`: a preview that differs from the one that would be generated.
+    """
+
+    def want(i: int, found: GenerationMetadata) -> GenerationMetadata:
+        weights = found.preview.weights if found.origin == fv.origin else fv.stage1.weight_digests
+        wanted = PreviewMetadata(requests.prompts[i], requests.seeds[i], settings, weights)
+        return dataclasses.replace(found, preview=wanted, enhance=None, **mp4.to_floats())
+
+    return existing.find_existing(
+        preview_folders(folder, len(requests.prompts)), preview_store.read_metadata, want, overwrite
+    )
+
+
 def generate_previews(
-    fv: Pipeline, requests: PromptBatch, folder: Path, settings: PreviewSettings, batch: int | None, mp4: Mp4Options
-) -> list[Path]:
-    """Generates previews into folder/0, folder/1, ... and writes a contact sheet.
+    fv: Pipeline,
+    requests: PromptBatch,
+    found: Mapping[int, GenerationMetadata],
+    folder: Path,
+    settings: PreviewSettings,
+    batch: int | None,
+    mp4: Mp4Options,
+) -> ListProgress:
+    """Generates previews into folder/0, folder/1, ... and writes a contact sheet of all.
 
     Args:
       fv: the pipeline.
       requests: the prompts and seeds.
+      found: the previews that exist.
       folder: created if missing. Previews of an earlier call under higher numbers are removed at the end.
       settings: the sampler settings of stage 1.
       batch: the batch size; None for the default.
       mp4: how the previews are written.
 
     Returns:
-      The folders of the previews, in the order of `requests`.
+      What was made and what failed.
+
+    Raises:
+      UsageError: the weights differ from those of a preview that exists; nothing was written.
     """
-    batch = batch or batch_size(fv.stage1.latent_spec, settings.frames, settings.size)
-    folders, shown_all = [], []
-    started = time.monotonic()
-    log.info(
-        f'generating {len(requests.prompts)} preview(s) of {settings.frames}x{settings.size[0]}x{settings.size[1]} in '
-        f'{settings.num_steps} steps (the first batch includes compilation)'
-    )
-    for previews in fv.preview_batches(*requests, settings, batch_size=batch):
-        folder.mkdir(exist_ok=True)
-        for preview in previews:
-            folders.append(folder / str(len(folders)))
-            preview_store.save(folders[-1], preview, fps=mp4.fps, crf=mp4.crf)
-            shown_all.append((folders[-1].name, preview))
-            log.info(f'{folders[-1]}: {quote_prompt(preview.prompt)}, seed {preview.seed}')
+    folders, sheet = preview_folders(folder, len(requests.prompts)), folder / preview_store.SHEET
+    labels = [f'{f}: {quote_prompt(p)}, seed {s}' for f, p, s in zip(folders, *requests, strict=True)]
+    progress = ListProgress('preview', labels, len(found))
+    missing = [i for i in range(len(folders)) if i not in found]
+    size = min(batch or batch_size(fv.stage1.latent_spec, settings.frames, settings.size), len(folders))
+    if found:
+        log.info(f'{folder}: {len(found)} of {len(folders)} preview(s) exist already')
+    if missing:
+        shape = f'{settings.frames}x{settings.size[0]}x{settings.size[1]}'
+        steps = f'{settings.num_steps} steps (the first batch includes compilation)'
+        log.info(f'generating {len(missing)} preview(s) of {shape} in {steps}')
+
+    def sample(indices: list[int]) -> Iterator[list[Preview]]:
+        prompts, seeds = ([values[i] for i in indices] for values in requests)
+        return fv.preview_batches(prompts, seeds, settings, batch_size=size)
+
+    def write(i: int, preview: Preview) -> None:
+        if not progress.made:
+            _check_weights_of_found(found, folders, preview.metadata.preview.weights)
+            folder.mkdir(exist_ok=True)
+            sheet.unlink(missing_ok=True)  # whoever continues the list after an interrupt writes it
+        preview_store.save(folders[i], preview, fps=mp4.fps, crf=mp4.crf)
+
+    remove_partial([*folders, sheet])
+    sample_list(sample, write, missing, size, progress)
     preview_store.remove_from(folder, len(folders))
-    preview_store.write_sheet(folder / preview_store.SHEET, shown_all)
-    log.info(f'{folder / preview_store.SHEET}: {len(folders)} preview(s) in {time.monotonic() - started:.1f} s')
-    return folders
+    if not sheet.exists():
+        shown = [folder for i, folder in enumerate(folders) if i not in progress.failed]
+        preview_store.write_sheet(sheet, shown)
+        log.info(f'{sheet}: {len(shown)} preview(s) in {progress.seconds():.1f} s')
+    return progress
+
+
+def _check_weights_of_found(
+    found: Mapping[int, GenerationMetadata], folders: Sequence[Path], weights: WeightDigests
+) -> None:
+    """Raises UsageError for a preview whose weights are others, although their origin has the same name."""
+
+    def want(i: int, made: GenerationMetadata) -> GenerationMetadata:
+        return dataclasses.replace(made, preview=dataclasses.replace(made.preview, weights=weights))
+
+    existing.keep_wanted(found, folders, want, False, 'choose another folder or remove it')
+
+
+def find_existing_videos(
+    previews: Sequence[StoredPreview],
+    outputs: Sequence[Path],
+    settings: EnhanceSettings,
+    seed: int | None,
+    mp4: Mp4Options,
+    overwrite: bool,
+) -> dict[int, GenerationMetadata]:
+    """Finds the enhanced videos that exist already, by their index; compares no weights of stage 2.
+
+    The arguments are those of `enhance_previews` and `find_existing_previews`.
+
+    Raises:
+      UsageError: without `overwrite`: a video that differs from the one that would be made.
+    """
+
+    def want(i: int, found: GenerationMetadata) -> GenerationMetadata:
+        preview, weights = previews[i], found.enhance.weights if found.enhance else existing.UNKNOWN_WEIGHTS
+        enhanced = EnhanceMetadata(preview.seed if seed is None else seed, settings, weights)
+        return dataclasses.replace(found, preview=preview.metadata.preview, enhance=enhanced, **mp4.to_floats())
+
+    return existing.find_existing(outputs, existing.read_mp4, want, overwrite)
+
+
+def keep_videos_of_weights(
+    found: Mapping[int, GenerationMetadata], outputs: Sequence[Path], weights: WeightDigests, overwrite: bool
+) -> dict[int, GenerationMetadata]:
+    """Returns the videos that were made with these weights of stage 2. Raises UsageError as `find_existing_videos`."""
+
+    def want(i: int, made: GenerationMetadata) -> GenerationMetadata:
+        return dataclasses.replace(made, enhance=dataclasses.replace(made.enhance, weights=weights))
+
+    return existing.keep_wanted(found, outputs, want, overwrite)
 
 
 def enhance_previews(
     fv: Pipeline,
-    previews: Sequence[StoredPreview],
+    previews: Mapping[int, StoredPreview],
     outputs: Sequence[Path],
     settings: EnhanceSettings,
     seed: int | None,
     batch: int | None,
     mp4: Mp4Options,
+    progress: ListProgress,
 ) -> None:
     """Enhances previews of one size and writes each video as soon as it exists.
 
     Args:
       fv: the pipeline.
-      previews: stored previews, all with latents of one shape.
-      outputs: the mp4 of each preview.
+      previews: stored previews by their index in the list, all with latents of one shape.
+      outputs: the mp4s of the list.
       settings: the sampler settings of stage 2.
       seed: of the noise of every video; None for the seed of each preview.
       batch: the batch size; None for the default.
       mp4: how the videos are written.
+      progress: of the list.
     """
+    if not previews:
+        return
+    first = next(iter(previews.values()))
     latent_spec = fv.stage2.latent_spec
-    frames, *small = fv.find_vae(previews[0]).config.latent_spec.video_size(*previews[0].latents.shape[:3])
-    size = settings.size_for(*small, latent_spec)
-    batch = batch or batch_size(latent_spec, frames, size)
-    seeds = [preview.seed if seed is None else seed for preview in previews]
-    left = iter(outputs)
-    started = time.monotonic()
-    log.info(
-        f'enhancing {len(previews)} preview(s) to {size[0]}x{size[1]} in {settings.num_steps} steps (the first '
-        'batch includes compilation)'
-    )
-    for videos in fv.enhance_batches(previews, seeds, settings, batch_size=batch):
-        for video in videos:
-            output = next(left)
-            video.save(output, fps=mp4.fps, crf=mp4.crf)
-            log.info(f'{output}: {quote_prompt(video.metadata.preview.prompt)}, {size[0]}x{size[1]}')
-    log.info(f'{len(previews)} video(s) in {time.monotonic() - started:.1f} s')
+    frames, *small = fv.find_vae(first).config.latent_spec.video_size(*first.latents.shape[:3])
+    height, width = settings.size_for(*small, latent_spec)
+    size = min(batch or batch_size(latent_spec, frames, (height, width)), len(outputs))
+    steps = f'{settings.num_steps} steps (the first batch includes compilation)'
+    log.info(f'enhancing {len(previews)} preview(s) to {height}x{width} in {steps}')
+
+    def sample(indices: list[int]) -> Iterator[list[Video]]:
+        chosen = [previews[i] for i in indices]
+        seeds = [preview.seed if seed is None else seed for preview in chosen]
+        return fv.enhance_batches(chosen, seeds, settings, batch_size=size)
+
+    def write(i: int, video: Video) -> None:
+        video.save(outputs[i], fps=mp4.fps, crf=mp4.crf)
+
+    remove_partial([outputs[i] for i in previews])
+    sample_list(sample, write, list(previews), size, progress)
 
 
 def reproduce(fv: Pipeline, metadata: GenerationMetadata) -> Preview | Video:

@@ -1,11 +1,12 @@
 """Stores previews on disk, to be viewed now and enhanced later. The folder of a call of `sample preview` holds:
 
 contact_sheet.png       every preview, one per row
-N/preview.mp4           for viewing; never read
+N/preview.mp4           for viewing, with the metadata; never enhanced
 N/latents.safetensors   what stage 2 starts from, the generation metadata, and a digest of both
 N/video.mp4             the enhanced video, if there is one
 """
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.files import atomic_write
-from fv_jax.data.video import contact_sheet
+from fv_jax.core.files import atomic_write, partial_of
+from fv_jax.data.video import contact_sheet, video_io
 from fv_jax.sampling import metadata
 from fv_jax.sampling.results import Preview, StoredPreview
 
@@ -70,6 +71,24 @@ def _digest(metadata_json: str, latents: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def read_metadata(folder: Path) -> metadata.GenerationMetadata:
+    """Reads the metadata of a stored preview, with `fps` and `crf` of its mp4. Raises ValueError as `load`, and if the
+    mp4 has no metadata.
+    """
+    stored = load(folder).metadata
+    shown = metadata.from_json(video_io.read_comment(folder / PREVIEW))
+    return dataclasses.replace(stored, fps=shown.fps, crf=shown.crf)
+
+
+def belongs_to(path: Path, count: int) -> bool:
+    """Returns whether a path in the folder of a call is of its first `count` previews, or its contact sheet."""
+    name = partial_of(path) or path.name
+    if name in (SHEET, Path(SHEET).stem):
+        return True
+    numbered = name.isascii() and name.isdecimal() and name == str(int(name)) and int(name) < count
+    return numbered and (name != path.name or (path / LATENTS).is_file())
+
+
 def remove_from(parent: Path, first: int) -> None:
     """Removes the stored previews with the numbers `first` and above."""
     for path in parent.glob(f'*/{LATENTS}'):
@@ -77,8 +96,13 @@ def remove_from(parent: Path, first: int) -> None:
             shutil.rmtree(path.parent)
 
 
-def write_sheet(path: Path, previews: Sequence[tuple[str, Preview]]) -> None:
-    """Writes a contact sheet of (name, preview) atomically."""
-    rows = [(f'{name}: {preview.prompt} (seed {preview.seed})', preview.frames) for name, preview in previews]
+def write_sheet(path: Path, folders: Sequence[Path]) -> None:
+    """Writes a contact sheet of stored previews atomically, from their mp4s, one at a time."""
+    rows = ((_caption(folder), video_io.decode(folder / PREVIEW).frames) for folder in folders)
     with atomic_write(path) as partial:
         contact_sheet.preview_sheet(rows).save(partial, format='PNG')
+
+
+def _caption(folder: Path) -> str:
+    made = metadata.from_json(video_io.read_comment(folder / PREVIEW)).preview
+    return f'{folder.name}: {made.prompt} (seed {made.seed})'

@@ -75,10 +75,14 @@ class LoadedStage(Generic[S]):
         """Returns the same network with other settings of the stage."""
         return dataclasses.replace(self, stage=dataclasses.replace(stage, encoder=None))
 
-    def parallel_context(self, examples: int) -> ParallelContext:
-        """Returns the parallel context of a batch, whose rows are doubled by guidance in one batch."""
-        doubled = self.stage.is_guided() and self.stage.config.guidance_batched
-        return self.mesh.parallel_context(self.partitioner, 2 * examples if doubled else examples)
+    @property
+    def rows(self) -> int:
+        """The rows of the network's batch for each example: 2 where both branches of guidance are one batch."""
+        return 2 if self.stage.is_guided() and self.stage.config.guidance_batched else 1
+
+    def parallel_context(self, rows: int) -> ParallelContext:
+        """Returns the parallel context of the network for so many rows."""
+        return self.mesh.parallel_context(self.partitioner, rows)
 
 
 def generate(
@@ -140,7 +144,8 @@ def _sample(
     on_step: OnStep,
 ) -> jax.Array:
     """Samples latents of `shape` step by step."""
-    static = loaded.stage, loaded.graphdef, shape, loaded.parallel_context(shape[0]), loaded.partitioner.replicated
+    context = loaded.parallel_context(loaded.rows * shape[0])
+    static = loaded.stage, loaded.graphdef, shape, context, loaded.partitioner.replicated
     arguments = loaded.state, inputs, noise
     state = _start(*arguments, *static)
     num_steps = loaded.stage.config.num_steps

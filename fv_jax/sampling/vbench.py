@@ -14,26 +14,25 @@ made with the same settings and weights is not made again.
 """
 
 import dataclasses
-import logging
 import math
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fv_jax.core.checks import require
-from fv_jax.core.config import did_you_mean, to_dict
-from fv_jax.core.files import parse_json
+from fv_jax.core.command_line import UsageError
+from fv_jax.core.config import did_you_mean
+from fv_jax.core.files import parse_json, remove_partial
 from fv_jax.core.hashing import fingerprint
-from fv_jax.data.video import video_io
-from fv_jax.sampling import batch, metadata, prompts
-from fv_jax.sampling.metadata import EnhanceMetadata, PreviewMetadata
+from fv_jax.sampling import batch, existing, prompts
+from fv_jax.sampling.existing import UNKNOWN_WEIGHTS
+from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata
+from fv_jax.sampling.prompt_list import ListProgress, sample_list
 from fv_jax.sampling.results import Preview
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.text_to_video import Pipeline
-
-log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 5
 MAX_NAME_BYTES = 255  # of a file name, on ext4, XFS, APFS and NTFS
@@ -126,8 +125,8 @@ class Job(NamedTuple):
     mp4: batch.Mp4Options
 
 
-def find_missing(fv: Pipeline, samples: Sequence[Sample], job: Job, overwrite: bool) -> list[Sample]:
-    """Finds the videos that are still to be generated. Weights are loaded only if there are videos to compare them to.
+def find_existing(fv: Pipeline, samples: Sequence[Sample], job: Job, overwrite: bool) -> dict[int, GenerationMetadata]:
+    """Finds the videos that exist already, by their index. Weights are loaded only if there are videos to compare.
 
     Args:
       fv: the pipeline.
@@ -136,60 +135,59 @@ def find_missing(fv: Pipeline, samples: Sequence[Sample], job: Job, overwrite: b
       overwrite: whether a video of other settings or weights is generated again.
 
     Raises:
-      ValueError: without `overwrite`: a file that is no such video. A folder where a video should be, in any case.
+      UsageError: without `overwrite`: a file that is no such video. A folder where a video should be, in any case.
     """
-    missing = []
-    for sample in samples:
-        require(not sample.output.is_dir(), f'{sample.output}: is a folder')
-        if sample.output.exists():
-            reason = _difference(fv, sample, job)
-            require(overwrite or not reason, f'{sample.output}: {reason}; choose another folder or pass --overwrite')
-        else:
-            reason = 'missing'
-        missing += [sample] if reason else []
-    return missing
-
-
-def _difference(fv: Pipeline, sample: Sample, job: Job) -> str:
-    """Returns in what an existing file differs from what would be generated, or ''."""
-    try:
-        found = metadata.from_json(video_io.read_comment(sample.output))
-    except ValueError as error:
-        return f'already exists and is none of our videos ({str(error).removeprefix(f"{sample.output}: ")})'
-    if (found.enhance is None) != (job.enhance is None):
-        return f'already exists, and is {"a preview" if found.enhance is None else "an enhanced video"}'
-    second = job.enhance and EnhanceMetadata(sample.seed, job.enhance, fv.stage2.weight_digests)
-    first = PreviewMetadata(sample.prompt, sample.seed, job.preview, fv.stage1.weight_digests)
+    outputs = [sample.output for sample in samples]
+    for output in outputs:
+        require(not output.is_dir(), f'{output}: is a folder', UsageError)
     fps, crf = float(job.mp4.fps), float(job.mp4.crf)
-    # Not the version and the origin: the digests say which weights these are.
-    wanted = dataclasses.replace(found, preview=first, enhance=second, fps=fps, crf=crf)
-    return _compare(to_dict(found), to_dict(wanted))
+
+    def want(i: int, found: GenerationMetadata) -> GenerationMetadata:
+        prompt, seed, _ = samples[i]
+        second = found.enhance and found.enhance.weights
+        enhance = job.enhance and EnhanceMetadata(seed, job.enhance, second or UNKNOWN_WEIGHTS)
+        preview = PreviewMetadata(prompt, seed, job.preview, found.preview.weights)
+        return dataclasses.replace(found, preview=preview, enhance=enhance, fps=fps, crf=crf)
+
+    def want_weights(i: int, found: GenerationMetadata) -> GenerationMetadata:
+        enhance = found.enhance and dataclasses.replace(found.enhance, weights=fv.stage2.weight_digests)
+        preview = dataclasses.replace(found.preview, weights=fv.stage1.weight_digests)
+        return dataclasses.replace(found, preview=preview, enhance=enhance)
+
+    found = existing.find_existing(outputs, existing.read_mp4, want, overwrite)
+    return existing.keep_wanted(found, outputs, want_weights, overwrite)
 
 
-def _compare(found: Any, wanted: Any, path: str = '') -> str:
-    """Returns the first difference of two nested dicts, or ''."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        fields = (_compare(found.get(name), wanted[name], f'{path}.{name}' if path else name) for name in wanted)
-        return next(filter(None, fields), '')
-    return '' if found == wanted else f'already exists, made with {path}={found} instead of {wanted}'
+def generate(fv: Pipeline, samples: Sequence[Sample], found: Collection[int], job: Job) -> ListProgress:
+    """Generates the videos that do not exist and writes each as soon as it exists; creates their folder.
 
+    Args:
+      fv: the pipeline.
+      samples: all videos.
+      found: indices of those that exist.
+      job: how the others are generated.
 
-def generate(fv: Pipeline, samples: Sequence[Sample], job: Job) -> None:
-    """Generates videos and writes each as soon as it exists; creates their folder."""
+    Returns:
+      What was made and what failed.
+    """
+    progress = ListProgress('video', [f'{sample.output}: seed {sample.seed}' for sample in samples], len(found))
+    outputs, missing = [sample.output for sample in samples], [i for i in range(len(samples)) if i not in found]
     size = job.batch or batch.batch_size(fv.stage1.latent_spec, job.preview.frames, job.preview.size)
-    step = size * math.ceil(GROUP / size)
-    for first in range(0, len(samples), step):
-        group = samples[first : first + step]
-        group[0].output.parent.mkdir(exist_ok=True)
-        previews: list[Preview] = []
-        texts, seeds = [sample.prompt for sample in group], [sample.seed for sample in group]
-        for made in fv.preview_batches(texts, seeds, job.preview, batch_size=size):
-            if job.enhance is None:
-                for sample, preview in zip(group[len(previews) :], made, strict=False):
-                    preview.save(sample.output, fps=job.mp4.fps, crf=job.mp4.crf)
-                    log.info(f'{sample.output}: seed {sample.seed}')
-            previews += made
+    size, step = min(size, len(samples)), size * math.ceil(GROUP / size)
+
+    def sample(indices: list[int]) -> Iterator[list[Preview]]:
+        texts, seeds = [samples[i].prompt for i in indices], [samples[i].seed for i in indices]
+        return fv.preview_batches(texts, seeds, job.preview, batch_size=size)
+
+    def save(i: int, preview: Preview) -> None:
+        preview.save(outputs[i], fps=job.mp4.fps, crf=job.mp4.crf)
+
+    outputs[0].parent.mkdir(exist_ok=True)
+    remove_partial(outputs)
+    for first in range(0, len(missing), step):
+        group, previews = missing[first : first + step], dict[int, Preview]()
+        write = save if job.enhance is None else previews.__setitem__
+        sample_list(sample, write, group, size, progress, last=job.enhance is None)
         if job.enhance is not None:
-            outputs = [sample.output for sample in group]
-            batch.enhance_previews(fv, previews, outputs, job.enhance, None, job.batch, job.mp4)
-        log.info(f'{first + len(group)} of {len(samples)} video(s)')
+            batch.enhance_previews(fv, previews, outputs, job.enhance, None, job.batch, job.mp4, progress)
+    return progress

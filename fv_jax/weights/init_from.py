@@ -14,6 +14,7 @@ from fv_jax.stages.protocol import NetworkConfig
 from fv_jax.weights import reader, single_file
 from fv_jax.weights.layouts import key_table, official_dit
 from fv_jax.weights.layouts.key_table import Parameters
+from fv_jax.weights.parameters import map_layers
 
 # Fields of a network that do not decide whether parameters fit it.
 CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'local_attention_init')
@@ -104,7 +105,7 @@ def _rescale_lora(values: Parameters, ratio: float) -> Parameters:
     if ratio == 1:
         return values
 
-    def rescale(parameter: key_table.Parameter) -> key_table.Parameter:
-        return dataclasses.replace(parameter, numpy=lambda: parameter.numpy() / np.float32(ratio))
+    def rescale(b: np.ndarray) -> np.ndarray:
+        return b / np.float32(ratio)
 
-    return {name: rescale(x) if name.endswith('.lora.b') else x for name, x in values.items()}
+    return {name: map_layers(rescale, x) if name.endswith('.lora.b') else x for name, x in values.items()}

@@ -1,13 +1,14 @@
 """The folder of an official release: both stages, the VAE and T5, checked before anything large is read."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from fv_jax.core.checks import require
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.stages import registry
 from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import reader
@@ -20,17 +21,24 @@ STAGES = [stage.official.file for stage in _OFFICIAL if stage.latents_of]
 VAE_FILE = next(stage.official.file for stage in _OFFICIAL if not stage.latents_of)
 
 
+class NetworkReader(Protocol):
+    """Loads a network; `partitioner` as in `key_table.build_module`."""
+
+    def __call__(self, partitioner: Partitioner | None = None) -> DiT: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class OfficialRelease:
     """An official release, without parameters in memory.
 
     Attributes:
       configs: of the networks that `read` returns, by file; stage 1 with merged LoRA.
+      read: loads the network of a file, placed by a partitioner (`key_table.build_module`).
       text: the T5 in the folder.
     """
 
     configs: dict[str, DiTConfig]
-    read: dict[str, Callable[[], DiT]]
+    read: dict[str, NetworkReader]
     vae: Path
     vae_config: VAEConfig
     text: TextConfig
@@ -69,7 +77,7 @@ def open_release(folder: Path, dtype: DtypeName, text: TextConfig | None) -> Off
     return OfficialRelease(configs, read, folder / VAE_FILE, vae, text)
 
 
-def _open_network(path: Path, dtype: DtypeName) -> tuple[DiTConfig, Callable[[], DiT]]:
+def _open_network(path: Path, dtype: DtypeName) -> tuple[DiTConfig, NetworkReader]:
     """Opens an official file: returns the config of its network with merged LoRA, and a function that loads it."""
     source = reader.open_weights(path, param_dtype=dtype)
     require(isinstance(source.config, DiTConfig), f'{path}: holds a VAE, not a DiT')
@@ -78,4 +86,8 @@ def _open_network(path: Path, dtype: DtypeName) -> tuple[DiTConfig, Callable[[],
     values, config = official_dit.merge_lora_parameters(
         source.parameters(), dataclasses.replace(source.config, dtype=dtype)
     )
-    return config, lambda: key_table.build_module(reader.abstract_network(config), values)
+
+    def read(partitioner: Partitioner | None = None) -> DiT:
+        return key_table.build_module(reader.abstract_network(config), values, partitioner)
+
+    return config, read

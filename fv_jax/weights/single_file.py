@@ -17,6 +17,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.weights import reader
 from fv_jax.weights.formats import safetensors_file
 from fv_jax.weights.layouts import key_table
@@ -107,10 +108,10 @@ def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
     return {name: parameter(name, leaf) for name, (_, leaf) in leaves.items()}
 
 
-def load(path: Path | str) -> VAE | DiT:
-    """Loads the network of a file. Raises as `read_parameters` does."""
+def load(path: Path | str, partitioner: Partitioner | None = None) -> VAE | DiT:
+    """Loads the network of a file. Raises as `read_parameters` does, and as `key_table.build_module` for a mesh."""
     shapes = reader.abstract_network(read_config(path))
-    return key_table.build_module(shapes, _parameters(path, shapes))
+    return key_table.build_module(shapes, _parameters(path, shapes), partitioner)
 
 
 def _key(name: str) -> str:

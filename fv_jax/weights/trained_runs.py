@@ -6,12 +6,11 @@ are rejected.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jax
+from flax import nnx
 
 from fv_jax import weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
@@ -22,7 +21,9 @@ from fv_jax.core.files import parse_json
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.paths import expand_path
 from fv_jax.models.vae import set_compute_dtype
+from fv_jax.parallel.arrays import put_sharded
 from fv_jax.parallel.rules import Partitioner
+from fv_jax.parallel.sharding import parameter_shardings
 from fv_jax.stages import registry
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.protocol import Stage
@@ -32,7 +33,14 @@ from fv_jax.weights import single_file, text_encoders
 
 EMBEDDED = 'embedded'  # the small VAE and the small stages in the package
 
-ParamsOf = Callable[[Stage, ModelDef], Params]  # reads the parameters, given the stage
+
+class ParamsReader(Protocol):
+    """Reads the parameters of a checkpoint, {'trainable', 'frozen'}, given its stage and network.
+
+    With a partitioner each device receives its part of them; None is one device.
+    """
+
+    def __call__(self, stage: Stage, network: ModelDef, partitioner: Partitioner | None = None) -> Params: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +101,19 @@ def load_frozen_vae(config: registry.StageConfig, partitioner: Partitioner | Non
     return jit_vae(vae, partitioner)
 
 
-def open_run(folder: Path | str, step: int | None = None) -> Run:
+def open_run(
+    folder: Path | str,
+    step: int | None = None,
+    partitioner_of: Callable[[Stage], Partitioner] | None = None,
+    vae_partitioner: Partitioner | None = None,
+) -> Run:
     """Opens a run for sampling.
 
     Args:
       folder: a work directory or an exported folder, or an exported file.
       step: of the checkpoint; None is the newest.
+      partitioner_of: returns the partitioner that places the parameters of the stage; None for one device.
+      vae_partitioner: as in `load_frozen_vae`.
 
     Raises:
       CheckpointError: no checkpoint, or a corrupted one.
@@ -108,15 +123,15 @@ def open_run(folder: Path | str, step: int | None = None) -> Run:
     folder = Path(expand_path(str(folder)))
     meta, params_of = open_checkpoint(folder, step)
     stage_config, digests = read_stage_config(folder, meta), meta.get('digests', {})
-    vae = load_frozen_vae(stage_config)
+    vae = load_frozen_vae(stage_config, vae_partitioner)
     stage = registry.build(stage_config, encoder=vae.encode if vae else None)
     network = ModelDef.from_stage(stage)
     notes = tuple(list_unverified(stage_config, digests))
-    params = params_of(stage, network)
+    params = params_of(stage, network, partitioner_of and partitioner_of(stage))
     return Run(meta['config'], stage, network, params, vae, meta['step'], folder, stage_config.text, digests, notes)
 
 
-def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
     """Opens a run, in a folder or in one file; returns its metadata and a function that reads its parameters."""
     return _open_single_file(run, step) if run.is_file() else _open_checkpoint_folder(run, step)
 
@@ -140,27 +155,31 @@ def read_stage_config(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
     return dataclasses.replace(config, vae=found)
 
 
-def _open_checkpoint_folder(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+def _open_checkpoint_folder(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
     checkpoints = Checkpoints(folder, read_only=True)
     meta = _check_metadata(folder, checkpoints.meta(step))
 
-    def params(stage: Stage, network: ModelDef) -> Params:
-        trainable, frozen = jax.eval_shape(functools.partial(network.init, stage), jax.random.key(0))
-        abstract = {'params': {'trainable': trainable, 'frozen': frozen}}
-        return checkpoints.restore(abstract, meta['step'])['params']
+    def params(stage: Stage, network: ModelDef, partitioner: Partitioner | None = None) -> Params:
+        del stage
+        abstract = {}
+        for part, variables in (('trainable', network.trainable), ('frozen', network.frozen)):
+            abstract[part] = nnx.to_pure_dict(variables)
+            if partitioner is not None:
+                abstract[part] = put_sharded(abstract[part], parameter_shardings(partitioner, variables))
+        return checkpoints.restore({'params': abstract}, meta['step'])['params']
 
     return meta, params
 
 
-def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsOf]:
+def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
     if single_file.read_kind(path) is None or (meta := single_file_run(path)) is None:
         raise ValueError(f'{path}: is not an exported run in one file, as `python -m fv_jax.export` writes')
     if step not in (None, meta['step']):
         raise CheckpointError(f'{path}: has no step {step}, only {meta["step"]}')
 
-    def params(stage: Stage, network: ModelDef) -> Params:
+    def params(stage: Stage, network: ModelDef, partitioner: Partitioner | None = None) -> Params:
         del network
-        trainable, frozen = split_params(stage, single_file.load(path))
+        trainable, frozen = split_params(stage, single_file.load(path, partitioner))
         return {'trainable': trainable, 'frozen': frozen}
 
     return meta, params

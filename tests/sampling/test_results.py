@@ -154,11 +154,14 @@ def test_previews_of_an_earlier_run_are_removed(tmp_path):
 
 
 def test_contact_sheet_of_previews(tmp_path):
-    preview_store.write_sheet(tmp_path / 'sheet.png', [('0', preview()), ('1', preview('two\nlines\0 ' * 1000))])
+    folders = tmp_path / '0', tmp_path / '1'
+    for folder, made in zip(folders, (preview(), preview('two\nlines ' * 1000)), strict=True):
+        preview_store.save(folder, made, fps=8, crf=0)
+    preview_store.write_sheet(tmp_path / 'sheet.png', folders)
     sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
     zoom, row = 800 // (4 * 32), 22 + 16 * (800 // (4 * 32)) + 4
     assert sheet.shape == (2 * row, 4 * 32 * zoom + 3 * 4, 3)
-    frames = preview().frames
+    frames = video_io.decode(folders[0] / 'preview.mp4').frames
     shown = sheet[22 : 22 + 16 * zoom : zoom, : 32 * zoom : zoom]
     np.testing.assert_array_equal(shown, frames[0])
     last = sheet[22 : 22 + 16 * zoom : zoom, 3 * (32 * zoom + 4) :: zoom]

@@ -1,6 +1,6 @@
 """Contact sheets: frames of several videos of a clip, and sheets of previews."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -38,16 +38,16 @@ def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: in
     return stack_lines(lines)
 
 
-def preview_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> Image.Image:
+def preview_sheet(rows: Iterable[tuple[str, np.ndarray]], columns: int = 4) -> Image.Image:
     """Draws a contact sheet of previews, one row of evenly spaced frames for each; small frames are enlarged.
 
     Args:
       rows: (caption, uint8 FHWC), all of one size.
       columns: the number of frames.
     """
-    zoom = max(1, _SHEET_WIDTH // (columns * rows[0][1].shape[2]))
     lines = []
     for caption, video_FHWC in rows:
+        zoom = max(1, _SHEET_WIDTH // (columns * video_FHWC.shape[2]))
         chosen = np.linspace(0, len(video_FHWC) - 1, min(columns, len(video_FHWC))).round().astype(int)
         tiles = [video_FHWC[i].repeat(zoom, axis=0).repeat(zoom, axis=1) for i in chosen]
         lines.append(add_label(join_tiles(tiles), ' '.join(caption.split())))

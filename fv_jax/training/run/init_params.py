@@ -12,12 +12,12 @@ import jax
 from flax import nnx
 
 from fv_jax import weights
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints
+from fv_jax.checkpoints.manager import FOLDER, CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.models.dit import DiTConfig
-from fv_jax.parallel import arrays, sharding
+from fv_jax.parallel import arrays
 from fv_jax.stages import registry
 from fv_jax.training.run.setup import TrainConfig, TrainSetup
 from fv_jax.training.state import ModelDef, Params, split_params
@@ -57,18 +57,15 @@ def _load_from_run(setup: TrainSetup, name: str) -> ParamsPair:
     """Loads parameters of another run, each device its own part of them."""
     folder, step = _split_step(Path(name))
     require(folder.exists(), f'{name}: does not exist; name a run, RUN/{FOLDER}/STEP, an exported folder or weights')
-    meta, _ = trained_runs.open_checkpoint(folder, step)
+    meta, params_of = trained_runs.open_checkpoint(folder, step)
     stage_config = config_lib.build(registry.StageConfig, meta['config']['stage'], f'{name}: config.stage')
     wanted = setup.config.stage.network
     check_network(name, stage_config.network, wanted)
     choices = {name: getattr(wanted, name) for name in CHOICES if hasattr(wanted, name) and name != 'lora'}
     stage_config = dataclasses.replace(stage_config, network=dataclasses.replace(stage_config.network, **choices))
-    network = ModelDef.from_stage(registry.build(stage_config))
-    abstract = {}
-    for part, variables in (('trainable', network.trainable), ('frozen', network.frozen)):
-        shardings = sharding.parameter_shardings(setup.partitioner, variables)
-        abstract[part] = arrays.put_sharded(nnx.to_pure_dict(variables), shardings)
-    params = Checkpoints(folder, read_only=True).restore({'params': abstract}, meta['step'])['params']
+    stage = registry.build(stage_config)
+    network = ModelDef.from_stage(stage)
+    params = params_of(stage, network, setup.partitioner)
     fit = jax.jit(
         _fit_params(setup, network),
         donate_argnums=0,

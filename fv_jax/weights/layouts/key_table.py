@@ -18,12 +18,16 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
+from fv_jax.parallel.rules import Partitioner
+from fv_jax.parallel.sharding import parameter_shardings
+from fv_jax.weights import placement
 from fv_jax.weights.formats.memory_map import StoredTensor
 from fv_jax.weights.formats.torch_zip import TensorSpec
+from fv_jax.weights.parameters import Parameter, Parameters, Shape, stacked_parameter
 
 Tensors = Mapping[str, StoredTensor]
-Shape = tuple[int, ...]
 Path = tuple[str | int, ...]
 Module = TypeVar('Module', bound=nnx.Module)
 
@@ -126,18 +130,6 @@ class KeyTable:
         return {key: shape for tensors in each for key, shape in tensors if key is not None}
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A lazy parameter: each call of `numpy` computes its values."""
-
-    shape: Shape
-    dtype: np.dtype
-    numpy: Callable[[], np.ndarray]
-
-
-Parameters = dict[str, Parameter]  # by dotted path in our module
-
-
 def affine(official: str, path: str, shape: Shape, transform: TensorTransform = linear) -> list[TensorMapping]:
     """Maps `official`.weight, of `shape`, and .bias to `path`.kernel and .bias."""
     return [
@@ -224,22 +216,28 @@ def from_official(tensors: Tensors, table: KeyTable, specs: Mapping[str, Any]) -
 
     def parameter(row: TensorMapping) -> Parameter:
         spec = specs[row.path]
-        return Parameter(spec.shape, np.dtype(spec.dtype), lambda: _assemble(row, spec, tensors, table))
+        dtype = np.dtype(spec.dtype)
+        if not row.stacked:
+            return Parameter(spec.shape, dtype, lambda: _read_layer(row, 0, spec.shape, dtype, tensors, table))
+
+        def layer(i: int) -> np.ndarray:
+            return _read_layer(row, i, spec.shape[1:], dtype, tensors, table)
+
+        return stacked_parameter(layer, spec.shape, dtype)
 
     return {row.path: parameter(row) for row in table.rows}
 
 
-def _assemble(row: TensorMapping, spec: Any, tensors: Tensors, table: KeyTable) -> np.ndarray:
-    """Assembles the parameter of `row` layer by layer, so that at most one layer is in memory twice."""
-    out = np.empty(spec.shape, spec.dtype)
-    for i in table.layers_of(row):
-        sources = table.tensors(row, i)
-        values = [np.zeros(shape, spec.dtype) if key is None else tensors[key].numpy() for key, shape in sources]
-        into = out[i] if row.stacked else out
-        into[...] = row.transform.to_ours(*values).reshape(into.shape)
-        for key, _ in sources:
-            if key is not None:
-                tensors[key].drop_pages()
+def _read_layer(
+    row: TensorMapping, i: int, shape: Shape, dtype: np.dtype, tensors: Tensors, table: KeyTable
+) -> np.ndarray:
+    """Reads layer i of the parameter of `row`, or a parameter that is not stacked."""
+    sources, out = table.tensors(row, i), np.empty(shape, dtype)
+    values = [np.zeros(shape, dtype) if key is None else tensors[key].numpy() for key, shape in sources]
+    out[...] = row.to_ours(*values).reshape(shape)
+    for key, _ in sources:
+        if key is not None:
+            tensors[key].drop_pages()
     return out
 
 
@@ -248,12 +246,28 @@ def named_parameters(state: nnx.State) -> dict[str, tuple[Path, Any]]:
     return {'.'.join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
 
 
-def build_module(shapes: Module, values: Parameters) -> Module:
-    """Builds the module from an abstract one (`core.abstract_module`) and the values of all its parameters."""
+def build_module(shapes: Module, values: Parameters, partitioner: Partitioner | None = None) -> Module:
+    """Builds the module from an abstract one (`core.abstract_module`) and the values of all its parameters.
+
+    Each parameter is read and placed before the next one is read, large stacked ones layer by layer.
+
+    Args:
+      shapes: the abstract module.
+      values: of all its parameters.
+      partitioner: of the mesh to place them on, each device its part; None is the default device. All processes of the
+        mesh call this.
+
+    Raises:
+      ConfigError: a parameter does not divide over the mesh; it is named, and nothing has been read.
+    """
     graphdef, state = nnx.split(shapes)
     leaves = named_parameters(state)
     assert leaves.keys() == values.keys(), f'table and module differ in {sorted(leaves.keys() ^ values.keys())}'
-    filled = [(path, leaf.replace(jnp.asarray(values[name].numpy()))) for name, (path, leaf) in leaves.items()]
+    shardings = flatten_dict(parameter_shardings(partitioner, state)) if partitioner else {}
+    filled = [
+        (path, leaf.replace(placement.place_parameter(values[name], shardings.get(path))))
+        for name, (path, leaf) in leaves.items()
+    ]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 

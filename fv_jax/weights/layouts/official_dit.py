@@ -11,6 +11,7 @@ alpha / rank, B is written multiplied by alpha.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -32,6 +33,7 @@ from fv_jax.weights.layouts.key_table import (
     linear,
     norm,
 )
+from fv_jax.weights.parameters import map_layers
 
 PREFIX = 'model.diffusion_model.'
 MIXINS = f'{PREFIX}mixins.'
@@ -224,18 +226,14 @@ def merge_lora_parameters(values: Parameters, config: DiTConfig) -> tuple[Parame
         matrices = [values.get(f'{linear_name}.lora.{side}') for side in 'ab']
         if leaf != 'kernel' or matrices[0] is None:
             return parameter
-        return dataclasses.replace(parameter, numpy=lambda: _merge_kernel(parameter, matrices, scale))
+        return map_layers(functools.partial(_merge_kernel, scale=scale), parameter, *matrices)
 
     kept = {name: merge(name, parameter) for name, parameter in values.items() if '.lora.' not in name}
     return kept, dataclasses.replace(config, lora=None)
 
 
-def _merge_kernel(kernel: Parameter, matrices: list[Parameter], scale: float) -> np.ndarray:
-    out, (a, b) = np.array(kernel.numpy()), (matrix.numpy() for matrix in matrices)
-    for i in range(len(out)):
-        if np.any(b[i]):
-            out[i] = np.asarray(merged_kernel(out[i], a[i], b[i], scale))
-    return out
+def _merge_kernel(kernel: np.ndarray, a_IPR: np.ndarray, b_PRO: np.ndarray, scale: float) -> np.ndarray:
+    return np.asarray(merged_kernel(kernel, a_IPR, b_PRO, scale)) if np.any(b_PRO) else kernel
 
 
 def scale_lora_to_official(values: Parameters, config: DiTConfig) -> Parameters:
@@ -244,10 +242,10 @@ def scale_lora_to_official(values: Parameters, config: DiTConfig) -> Parameters:
         return values
     alpha = config.lora.alpha
 
-    def rescale(parameter: Parameter) -> Parameter:
-        return dataclasses.replace(parameter, numpy=lambda: parameter.numpy() * np.asarray(alpha, parameter.dtype))
+    def rescale(b: np.ndarray) -> np.ndarray:
+        return b * np.asarray(alpha, b.dtype)
 
-    return {name: rescale(x) if name.endswith('.lora.b') else x for name, x in values.items()}
+    return {name: map_layers(rescale, x) if name.endswith('.lora.b') else x for name, x in values.items()}
 
 
 def make_official_table(values: Parameters, config: DiTConfig) -> KeyTable:

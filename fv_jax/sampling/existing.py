@@ -1,0 +1,86 @@
+"""Finds the outputs of a list that exist, so that the same command makes the rest alone.
+
+Their metadata is compared with what the command would write.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fv_jax.core.checks import require
+from fv_jax.core.command_line import UsageError
+from fv_jax.core.config import to_dict
+from fv_jax.data.video import video_io
+from fv_jax.sampling import metadata
+from fv_jax.sampling.metadata import GenerationMetadata, WeightDigests
+
+# (index, metadata of the output that exists) -> the metadata to write. What is not compared is that of the output.
+Want = Callable[[int, GenerationMetadata], GenerationMetadata]
+UNKNOWN_WEIGHTS = WeightDigests('', '', '')  # where an output states none
+OVERWRITE = 'choose another folder or pass --overwrite'
+
+
+def read_mp4(path: Path) -> GenerationMetadata:
+    """Reads the metadata of an mp4. Raises ValueError if it is none of ours."""
+    return metadata.from_json(video_io.read_comment(path))
+
+
+def find_existing(
+    outputs: Sequence[Path], read: Callable[[Path], GenerationMetadata], want: Want, overwrite: bool
+) -> dict[int, GenerationMetadata]:
+    """Finds the outputs that exist as a call would write them.
+
+    Args:
+      outputs: the files or folders of a list.
+      read: reads the metadata of one; raises ValueError if it has none.
+      want: see `Want`.
+      overwrite: whether an output that differs is omitted, to be written again, instead of refused.
+
+    Returns:
+      Their metadata, by their index.
+
+    Raises:
+      UsageError: without `overwrite`: an output that exists and differs.
+    """
+    existing = {}
+    for i, output in enumerate(outputs):
+        if not output.exists():
+            continue
+        try:
+            existing[i] = read(output)
+        except ValueError as error:
+            reason = str(error).removeprefix(f'{output}: ')
+            require(overwrite, f'{output}: already exists and cannot be kept ({reason}); {OVERWRITE}', UsageError)
+    return keep_wanted(existing, outputs, want, overwrite)
+
+
+def keep_wanted(
+    existing: Mapping[int, GenerationMetadata],
+    outputs: Sequence[Path],
+    want: Want,
+    overwrite: bool,
+    fix: str = OVERWRITE,
+) -> dict[int, GenerationMetadata]:
+    """Returns those that are as a call would write them. fix: of the message. Raises UsageError as `find_existing`."""
+    kept = {}
+    for i, found in existing.items():
+        reason = _compare(_comparable(found), _comparable(want(i, found)))
+        require(overwrite or not reason, f'{outputs[i]}: {reason}; {fix}', UsageError)
+        kept |= {} if reason else {i: found}
+    return kept
+
+
+def _comparable(made: GenerationMetadata) -> dict[str, Any]:
+    # Not the version and the origin: the digests say which weights these are.
+    return to_dict(dataclasses.replace(made, version='', origin=metadata.WeightsOrigin()))
+
+
+def _compare(found: Any, wanted: Any, path: str = '') -> str:
+    """Returns the first difference of two nested dicts, or ''."""
+    if path == 'enhance' and (found is None) != (wanted is None):
+        return f'already exists, and is {"a preview" if found is None else "an enhanced video"}'
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        fields = (_compare(found.get(name), wanted[name], f'{path}.{name}' if path else name) for name in wanted)
+        return next(filter(None, fields), '')
+    return '' if found == wanted else f'already exists, made with {path}={found} instead of {wanted}'
