@@ -33,7 +33,7 @@ from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.evaluation import clip_sources
 from fv_jax.evaluation.clip_sources import Loader, Reading
 from fv_jax.evaluation.comparison import Comparison
-from fv_jax.evaluation.heldout_loss import STRATA, heldout_loss
+from fv_jax.evaluation.heldout_loss import heldout_loss
 from fv_jax.evaluation.methods import baselines, ground_truth, result
 from fv_jax.evaluation.metric_files import read_metric_files
 from fv_jax.evaluation.networks import Network, make_methods, open_networks, parse_comparand
@@ -70,8 +70,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     if _folder(arguments) is None:
         log.info('computing the loss, and fitting the linear predictor as a baseline')
         data = _heldout_data(arguments, networks[0])
-        context = networks[0].loaded.parallel_context(STRATA)
-        losses = heldout_loss(networks[0].run, context, data, clips, arguments.checkpoint)
+        losses = heldout_loss(networks[0].run, networks[0].loaded, data, clips, arguments.checkpoint)
     data = comparison.write(_title(arguments), _settings(arguments, suite), losses)
     print_result(f'{format_table(data)}\n\n{describe_verdict(data, read_metrics(data))}'.rstrip())
     log.info(f'wrote report.html, report.md, report.json and clips/ to {arguments.output}')

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.data import pipeline
 from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import to_float
 from fv_jax.evaluation.clip_sources import Loader, resize
 from fv_jax.evaluation.linear_baseline import LinearPredictor
+from fv_jax.sampling.programs import LoadedStage
 from fv_jax.stages.latent_stage import EnhancementStage, NoisedPair
 from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.protocol import Batch, evaluation_loss
@@ -26,7 +26,7 @@ TRAIN_CLIPS = 64  # that the linear predictor is fitted on if no latents are cac
 
 def heldout_loss(
     run: trained_runs.Run,
-    context: ParallelContext,
+    loaded: LoadedStage,
     data: pipeline.DataConfig,
     clips: Sequence[Loader],
     checkpoint: Path,
@@ -35,7 +35,7 @@ def heldout_loss(
 
     Args:
       run: the opened run.
-      context: the parallel context of a batch of `STRATA` examples.
+      loaded: the run's stage.
       data: of the run.
       clips: its held-out clips, all of one size.
       checkpoint: the run's work directory, where its cached latents are.
@@ -47,6 +47,7 @@ def heldout_loss(
 
     @jax.jit
     def loss(params, noised):
+        context = loaded.parallel_context(noised.data_BFHWC.shape)
         return evaluation_loss(stage, network.model(**params), noised, context=context)[0]
 
     key = jax.random.key(run.config['seed'])

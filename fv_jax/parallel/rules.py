@@ -11,12 +11,13 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, did_you_mean
-from fv_jax.parallel.mesh import CONTEXT, DATA, FSDP, TENSOR
+from fv_jax.parallel.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR
+
+COPIES = 'copies'  # a mesh axis that no rule names: its chips compute the same
 
 MeshAxes = tuple[str, ...]
 Names = tuple[str | None, ...]
@@ -136,7 +137,16 @@ class Partitioner:
         if parts == data * fsdp:
             return self
         devices = self.mesh.devices.reshape(parts, 1, data * fsdp // parts * context, tensor)
-        return dataclasses.replace(self, mesh=_mesh_like(self.mesh, devices))
+        return dataclasses.replace(self, mesh=Mesh(devices, AXES, axis_types=self.mesh.axis_types))
+
+    def fold_context(self, parts: int) -> 'Partitioner':
+        """Returns the partitioner whose context axis has `parts` chips, of which the rest of them are copies."""
+        data, fsdp, context, tensor = self.mesh.devices.shape
+        if parts == context:
+            return self
+        devices = self.mesh.devices.reshape(data, fsdp, parts, context // parts, tensor)
+        names, types = (*AXES[:-1], COPIES, TENSOR), (*self.mesh.axis_types, self.mesh.axis_types[0])
+        return dataclasses.replace(self, mesh=Mesh(devices, names, axis_types=types))
 
     def frames_sharding(self, shape_BFHWC: tuple[int, ...], latent_columns: int, what: str) -> NamedSharding:
         """Returns the sharding of frames: examples over the batch axes, columns over as many chips as divide them.
@@ -156,11 +166,10 @@ class Partitioner:
             return self.sharding((axes.ACT_BATCH, *(None,) * 4), shape_BFHWC, what)
         if parts == shards:
             return self.sharding(names, shape_BFHWC, what)
-        # The chips of a group that is left over have the same columns.
-        data, fsdp, *_ = self.mesh.devices.shape
-        mesh = _mesh_like(self.mesh, self.mesh.devices.reshape(data, fsdp, parts, shards // parts))
-        batch = self.sharding(names[:1], shape_BFHWC[:1], what).spec
-        return NamedSharding(mesh, PartitionSpec(*batch, None, None, CONTEXT, None))
+        data, fsdp, context, tensor = self.mesh.devices.shape
+        devices = self.mesh.devices.reshape(data, fsdp, context * tensor, 1)
+        merged = dataclasses.replace(self, mesh=Mesh(devices, AXES, axis_types=self.mesh.axis_types))
+        return merged.fold_context(parts).sharding(names, shape_BFHWC, what)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -179,7 +188,3 @@ class Partitioner:
     def _mesh_axes(self, name: str) -> MeshAxes:
         """Returns the mesh axes of a logical axis that have more than one chip."""
         return tuple(axis for axis in STRATEGIES[self.strategy][name].mesh_axes if self.mesh.shape[axis] > 1)
-
-
-def _mesh_like(mesh: Mesh, devices: np.ndarray) -> Mesh:
-    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)

@@ -116,14 +116,34 @@ def padded_length(partitioner: Partitioner, num_tokens: int) -> int:
     Raises ConfigError when a chip would have nothing but padding.
     """
     shards = partitioner.num_shards(axes.ACT_TOKENS)
-    tile = BACKENDS[partitioner.mesh.devices.flat[0].platform].tile(-(-num_tokens // shards))
-    share = -(-num_tokens // (shards * tile)) * tile
+    share = _share(partitioner, num_tokens, shards)
     if (used := -(-num_tokens // share)) < shards:
         raise ConfigError(
-            f'config.parallel.context={shards}: {num_tokens} tokens in tiles of {tile} fill only {used} chip(s); '
-            f'use at most {used}'
+            f'config.parallel.context={shards}: {num_tokens} tokens in tiles of {_tile(partitioner, num_tokens, shards)}'
+            f' fill only {used} chip(s); use at most {used}'
         )
     return share * shards
+
+
+def fold_context(partitioner: Partitioner, num_tokens: int) -> Partitioner:
+    """Returns the partitioner whose context axis has as many chips as the tokens fill, the rest of them as copies."""
+    shards = partitioner.num_shards(axes.ACT_TOKENS)
+    filled = [
+        parts
+        for parts in range(1, shards + 1)
+        if shards % parts == 0 and -(-num_tokens // _share(partitioner, num_tokens, parts)) == parts
+    ]
+    return partitioner.fold_context(max(filled))
+
+
+def _tile(partitioner: Partitioner, num_tokens: int, shards: int) -> int:
+    return BACKENDS[partitioner.mesh.devices.flat[0].platform].tile(-(-num_tokens // shards))
+
+
+def _share(partitioner: Partitioner, num_tokens: int, shards: int) -> int:
+    """Returns the tokens of a chip, in whole tiles, where they are split over so many."""
+    tile = _tile(partitioner, num_tokens, shards)
+    return -(-num_tokens // (shards * tile)) * tile
 
 
 def parameter_shardings(partitioner: Partitioner, variables: nnx.State) -> dict[str, Any]:

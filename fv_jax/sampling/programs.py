@@ -16,6 +16,7 @@ All latents are unscaled, as the VAE encodes them.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,7 @@ from flax import nnx
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.resize import resize
 from fv_jax.diffusion.trajectory import Trajectory
+from fv_jax.models.patch import patch_grid
 from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel.rules import Partitioner
@@ -80,9 +82,11 @@ class LoadedStage(Generic[S]):
         """The rows of the network's batch for each example: 2 where both branches of guidance are one batch."""
         return 2 if self.stage.is_guided() and self.stage.config.guidance_batched else 1
 
-    def parallel_context(self, rows: int) -> ParallelContext:
-        """Returns the parallel context of the network for so many rows."""
-        return self.mesh.parallel_context(self.partitioner, rows)
+    def parallel_context(self, shape_BFHWC: tuple[int, ...]) -> ParallelContext:
+        """Returns the parallel context of the network for latents of this shape, in the rows of its batch."""
+        grid = patch_grid(shape_BFHWC, self.stage.network.patch_size)
+        text_length, _ = self.stage.text_shape
+        return self.mesh.parallel_context(self.partitioner, shape_BFHWC[0], text_length + math.prod(grid))
 
 
 def generate(
@@ -144,7 +148,7 @@ def _sample(
     on_step: OnStep,
 ) -> jax.Array:
     """Samples latents of `shape` step by step."""
-    context = loaded.parallel_context(loaded.rows * shape[0])
+    context = loaded.parallel_context((loaded.rows * shape[0], *shape[1:]))
     static = loaded.stage, loaded.graphdef, shape, context, loaded.partitioner.replicated
     arguments = loaded.state, inputs, noise
     state = _start(*arguments, *static)

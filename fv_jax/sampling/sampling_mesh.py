@@ -4,8 +4,10 @@
               otherwise split like those of training
     rows      examples, twice as many where both branches of guidance are one batch: over `data` and `fsdp` as far as
               they divide. Two branches on two halves of the devices exchange less than one batch over all of them
-    tokens    over `context` and what the rows leave of `data` and `fsdp`
-    VAE       whole on every device; frames by examples and columns
+    tokens    over `context` and what the rows leave of `data` and `fsdp`, as far as they fill them
+    VAE       whole on every device; frames by examples, and by columns as far as those of latents divide
+
+What is left over computes the same.
 
 All of it is on the same devices in the same order, whatever the shape of a batch.
 """
@@ -26,7 +28,7 @@ from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import AUTO, ParallelConfig, count_slices, make_mesh
 from fv_jax.parallel.rules import Partitioner, check_strategy
-from fv_jax.parallel.sharding import ContextParallelConfig, make_parallel_context
+from fv_jax.parallel.sharding import ContextParallelConfig, fold_context, make_parallel_context
 from fv_jax.stages.latent_stage import LatentStage
 
 Tree = Any
@@ -79,9 +81,15 @@ class SamplingMesh:
         """The partitioner of VAEs and their frames."""
         return Partitioner(self.mesh, FRAMES)
 
-    def parallel_context(self, partitioner: Partitioner, rows: int) -> ParallelContext:
-        """Returns the parallel context of a network for so many rows of a batch."""
-        return make_parallel_context(partitioner.fold_batch(rows), self.context_parallel)
+    def parallel_context(self, partitioner: Partitioner, rows: int, num_tokens: int) -> ParallelContext:
+        """Returns the parallel context of a network.
+
+        Args:
+          partitioner: of its weights.
+          rows: of its batch.
+          num_tokens: of a row, without padding.
+        """
+        return make_parallel_context(fold_context(partitioner.fold_batch(rows), num_tokens), self.context_parallel)
 
     def replicate(self, tree: Tree) -> Tree:
         """Puts arrays of the host, which every process has in full, on every device."""

@@ -35,6 +35,10 @@ class ChunkLayout:
     stride: int
     splits_output: bool
 
+    def latent_columns(self, x_BFHWC: jax.Array) -> int:
+        """Returns the columns of latents that an input belongs to."""
+        return x_BFHWC.shape[3] // self.stride
+
     def sharding(self, shape_BFHWC: tuple[int, ...], latent_columns: int) -> jax.sharding.Sharding:
         """Returns the sharding of frames that belong to so many columns of latents; 1 does not split them."""
         partitioner = self.partitioner.fold_batch(shape_BFHWC[0])
@@ -64,11 +68,14 @@ class Chunk:
         Returns:
           (latents' moments or video, the cache for the next chunk).
         """
-        return _run_chunk(self.graphdef, self.layout, self.state, x_BFHWC, cache)
+        if self.layout is not None:
+            # The shardings of results are expressed by the mesh of the first argument.
+            x_BFHWC = jax.device_put(x_BFHWC, self.layout.sharding(x_BFHWC.shape, self.layout.latent_columns(x_BFHWC)))
+        return _run_chunk(x_BFHWC, cache, self.state, self.graphdef, self.layout)
 
     def lower(self, x_BFHWC: jax.ShapeDtypeStruct, cache: Cache) -> jax.stages.Lowered:
         """Lowers the program that a call with these arguments runs."""
-        return _run_chunk.lower(self.graphdef, self.layout, self.state, x_BFHWC, cache)
+        return _run_chunk.lower(x_BFHWC, cache, self.state, self.graphdef, self.layout)
 
     def abstract_cache(self, x_BFHWC: jax.ShapeDtypeStruct) -> Cache:
         """Returns ShapeDtypeStructs with shardings of the cache that a clip's first chunk leaves for the next."""
@@ -77,7 +84,7 @@ class Chunk:
         def add_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             sharding = x_BFHWC.sharding
             if self.layout is not None:
-                sharding = self.layout.sharding(x.shape, x_BFHWC.shape[3] // self.layout.stride)
+                sharding = self.layout.sharding(x.shape, self.layout.latent_columns(x_BFHWC))
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return jax.tree.map(add_sharding, cache)
@@ -157,13 +164,13 @@ def _replicate(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphD
 
 
 # A function of the module, not of each VAE: a VAE that is loaded again does not compile again.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def _run_chunk(
-    graphdef: nnx.GraphDef, layout: ChunkLayout | None, state: nnx.State, x_BFHWC: jax.Array, cache: Cache
+    x_BFHWC: jax.Array, cache: Cache, state: nnx.State, graphdef: nnx.GraphDef, layout: ChunkLayout | None
 ) -> tuple[jax.Array, Cache]:
     if layout is None:
         return nnx.merge(graphdef, state)(x_BFHWC, cache)
-    columns = x_BFHWC.shape[3] // layout.stride
+    columns = layout.latent_columns(x_BFHWC)
 
     def constrain(x: jax.Array, latent_columns: int) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, latent_columns))

@@ -61,7 +61,7 @@ def _both_ways(fv: api.FlashVideo, part: LazyStage, size: tuple[int, int, int]) 
     def whole(state, inputs, noise):
         model = nnx.merge(loaded.graphdef, state)
         return loaded.stage.sampling_trajectory(
-            model, inputs, noise, shape, context=loaded.parallel_context(loaded.rows)
+            model, inputs, noise, shape, context=loaded.parallel_context((loaded.rows, *shape[1:]))
         ).integrate()
 
     def loop():

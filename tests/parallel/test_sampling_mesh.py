@@ -1,0 +1,162 @@
+"""Sampling over meshes of 3, 6 and 8 devices, beside one: previews, videos, clips, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fv_jax.api import FlashVideo
+from fv_jax.core.config import ConfigError
+from fv_jax.core.hardware import CHIPS
+from fv_jax.kernels.context_cost import AttentionShape, cheapest_plan, seconds
+from fv_jax.models.dit import STAGE1, STAGE2
+from fv_jax.parallel.mesh import AUTO, ParallelConfig
+from fv_jax.sampling import sampling_mesh
+from fv_jax.sampling.sampling_mesh import SamplingMesh
+from fv_jax.stages.super_res import SuperRes
+from tests.compiling import compiled
+from tests.sampling import tiny
+
+DOG, CAT = 'a dog', 'a cat runs'
+HEADS = {'num_heads': 6, 'embed_dim': 96, 'mlp_dim': 96, 'num_layers': 2}
+SEEDS = [3, 4]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A pipeline of two networks of six heads."""
+    folder = tmp_path_factory.mktemp('pipeline')
+    tiny.save_vae(folder / 'vae.safetensors')
+    first, second = (dataclasses.replace(dit, **HEADS) for dit in (tiny.FIRST_DIT, tiny.DIT))
+    stage1 = tiny.first_stage_config(folder / 'vae.safetensors', dit=first)
+    stage2 = dataclasses.replace(tiny.stage_config(folder / 'vae.safetensors', second), text=tiny.TEXT)
+    tiny.save_run(folder / 'stage1', stage1, size=tiny.PREVIEW)
+    tiny.save_run(folder / 'stage2', stage2)
+    return folder
+
+
+def open_pipeline(folder, num_devices, parallel=None):
+    return FlashVideo.from_checkpoint(folder, parallel=parallel, devices=jax.devices()[:num_devices])
+
+
+@pytest.fixture(scope='module')
+def alone(folder):
+    return open_pipeline(folder, 1)
+
+
+@pytest.fixture(scope='module')
+def clip():
+    return np.random.default_rng(0).integers(0, 256, (11, 16, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope='module')
+def expected(alone, clip):
+    previews = alone.preview([DOG, CAT], SEEDS)
+    return previews, alone.enhance(previews), alone.enhance(clip)
+
+
+def assert_equal(results, expected):
+    """Latents to 1e-3, frames to 0.5 of 255 before rounding."""
+    (previews, videos, enhanced), (previews_1, videos_1, enhanced_1) = results, expected
+    for got, wanted in zip(previews, previews_1, strict=True):
+        np.testing.assert_allclose(got.latents, wanted.latents, atol=1e-3)
+    for got, wanted in zip([*previews, *videos, enhanced], [*previews_1, *videos_1, enhanced_1], strict=True):
+        difference = np.abs(got.frames.astype(int) - wanted.frames)
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+        assert wanted.frames.std() > 1
+
+
+MESHES = {
+    'nothing given': (8, None),
+    'context 8': (8, ParallelConfig(data=1, context=8)),
+    'fsdp 2, context 4': (8, ParallelConfig(data=1, fsdp=2, context=4)),
+    'tensor 2, context 2, data 2': (8, ParallelConfig(data=2, context=2, tensor=2)),
+    'sharded weights': (8, ParallelConfig(data=1, fsdp=2, context=4, strategy='fsdp')),
+    'three devices': (3, None),
+    'six devices': (6, None),
+}
+
+
+@pytest.mark.parametrize(('num_devices', 'parallel'), MESHES.values(), ids=MESHES)
+def test_sampling_over_a_mesh_equals_one_device(num_devices, parallel, folder, clip, expected):
+    fv = open_pipeline(folder, num_devices, parallel)
+    previews = fv.preview([DOG, CAT], SEEDS)
+    assert_equal((previews, fv.enhance(previews), fv.enhance(clip)), expected)
+    kernel = fv.stage1.loaded.state['blocks']['mlp']['hidden']['kernel'].get_value()
+    assert len(kernel.sharding.device_set) == num_devices
+    whole = parallel is None or parallel.strategy is None
+    parts = parallel.tensor if whole and parallel is not None else 1 if whole else num_devices
+    assert kernel.addressable_shards[0].data.size * parts == kernel.size
+
+
+def test_eight_prompts_over_eight_devices(folder, alone):
+    """Each device has one prompt, with both branches of guidance."""
+    prompts, seeds = [f'{DOG} {i}' for i in range(8)], list(range(8))
+    fv = open_pipeline(folder, 8, ParallelConfig(data=8))
+    previews, single = fv.preview(prompts, seeds), alone.preview(prompts, seeds)
+    for got, wanted in zip(previews, single, strict=True):
+        np.testing.assert_allclose(got.latents, wanted.latents, atol=1e-3)
+
+
+def test_second_pipeline_over_a_mesh_does_not_compile(folder):
+    """Its parallel contexts and its VAE are static arguments, equal to those of the first one."""
+    first, second = (open_pipeline(folder, 8) for _ in range(2))
+    previews = first.preview([DOG, CAT], SEEDS)
+    first.enhance(previews)
+    with compiled() as new_programs:
+        second.enhance(second.preview([DOG, CAT], SEEDS))
+    assert not new_programs
+
+
+def test_stored_preview_and_fingerprints_do_not_depend_on_the_mesh(folder, alone, expected):
+    fv = open_pipeline(folder, 8, ParallelConfig(data=1, fsdp=AUTO, strategy='fsdp'))
+    assert fv.stage1.weight_digests == alone.stage1.weight_digests
+    assert fv.stage2.weight_digests == alone.stage2.weight_digests
+    (video,) = fv.enhance([expected[0][1]])
+    np.testing.assert_allclose(video.frames.astype(int), expected[1][1].frames.astype(int), atol=1)
+
+
+@pytest.mark.parametrize(
+    ('parallel', 'message'),
+    [
+        (ParallelConfig(data=1, fsdp=3), r'fsdp 3 needs 3 device\(s\) and there are 8'),
+        (ParallelConfig(data=1, context=5, fsdp=AUTO), r'context 5 does not divide 8 device\(s\)'),
+        (ParallelConfig(data=1, strategy='fdsp', fsdp=AUTO), "parallel.strategy=fdsp: did you mean 'fsdp'"),
+    ],
+)
+def test_meshes_that_cannot_be_are_refused(parallel, message, folder):
+    with pytest.raises(ConfigError, match=message):
+        open_pipeline(folder, 8, parallel)
+
+
+def test_heads_that_do_not_divide_are_refused(folder):
+    fv = open_pipeline(folder, 8, ParallelConfig(data=1, fsdp=2, tensor=4))
+    with pytest.raises(ConfigError, match=r'does not divide by 4 \(config.parallel: tensor 4\)'):
+        fv.preview(DOG)
+
+
+# What the defaults choose.
+
+
+@pytest.mark.parametrize(('chip', 'whole'), [('v5e', False), ('v6e', True), ('v5p', True), ('h100', True)])
+def test_weights_are_whole_where_they_fit(chip, whole, monkeypatch):
+    """Stage 1 has 10.4 GiB."""
+    monkeypatch.setattr(sampling_mesh, 'find_chip', lambda kind: CHIPS[chip])
+    stage = SuperRes(tiny.SUPERRES, dataclasses.replace(STAGE1, dtype='bfloat16', param_dtype='bfloat16', lora=None))
+    strategy = SamplingMesh.create().network_partitioner(stage).strategy
+    assert strategy == ('replicated_weights' if whole else 'fsdp')
+
+
+@pytest.mark.parametrize('chip', ['v5e', 'v6e', 'v5p', 'v7x', 'h100'])
+@pytest.mark.parametrize(('dit', 'tokens'), [(STAGE1, 6_466), (STAGE2, 104_746)])
+@pytest.mark.parametrize('devices', [4, 8])
+def test_two_branches_on_two_halves_are_cheapest_by_the_cost_model(chip, dit, tokens, devices):
+    """Why rows are divided before tokens are: guidance-parallel against both branches over all devices."""
+
+    def cost(groups):
+        shape = AttentionShape(2 // groups, tokens, dit.num_heads, dit.head_dim, training=False)
+        plan = cheapest_plan(shape, devices // groups, CHIPS[chip])
+        return seconds(plan, shape, devices // groups, CHIPS[chip])
+
+    assert cost(2) <= cost(1)
