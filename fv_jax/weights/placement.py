@@ -1,6 +1,7 @@
 """Places parameters on devices as they are read, so that the host holds one tensor of a file beside the shards."""
 
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ def _place_layers(layer: Layer, shape: Shape, dtype: np.dtype, sharding: NamedSh
     for i in range(shape[0]):
         stack = set_layer(stack, _place_array(layer(i), of_layer), i)
         stack.block_until_ready()  # or the host would read further layers meanwhile
+        gc.collect(0)  # frees the host's copy: JAX keeps the buffers that it has copied until a collection or a call
     return stack
 
 

@@ -125,7 +125,7 @@ def test_a_dimension_that_does_not_divide_is_named_before_anything_is_read(tmp_p
     tiny.save_vae(tmp_path / 'vae.safetensors')
     tiny.save_run(tmp_path / 'run', tiny.stage_config(tmp_path / 'vae.safetensors'))
     with pytest.raises(ConfigError, match=problem):
-        trained_runs.open_run(tmp_path / 'run', partitioner=where)
+        trained_runs.open_run(tmp_path / 'run', partitioner_of=lambda stage: where)
 
 
 def test_two_processes_place_their_own_parts():
