@@ -116,11 +116,11 @@ def padded_length(partitioner: Partitioner, num_tokens: int) -> int:
     Raises ConfigError when a chip would have nothing but padding.
     """
     shards = partitioner.num_shards(axes.ACT_TOKENS)
-    share = _share(partitioner, num_tokens, shards)
+    share, tile = _share(partitioner, num_tokens, shards), _tile(partitioner, num_tokens, shards)
     if (used := -(-num_tokens // share)) < shards:
         raise ConfigError(
-            f'config.parallel.context={shards}: {num_tokens} tokens in tiles of {_tile(partitioner, num_tokens, shards)}'
-            f' fill only {used} chip(s); use at most {used}'
+            f'config.parallel.context={shards}: {num_tokens} tokens in tiles of {tile} fill only {used} chip(s); '
+            f'use at most {used}'
         )
     return share * shards
 

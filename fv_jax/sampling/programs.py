@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.resize import resize
@@ -205,7 +206,7 @@ def low_res_latents(
     Returns:
       Latents, unscaled.
     """
-    moments = vae.encode_moments(_resize(video_BFHWC, *size), tiling)
+    moments = vae.encode_moments(_resize_sharded(vae, video_BFHWC, size), tiling)
     return split_moments(moments)[0] if noise is None else _sample_posterior(moments, noise)
 
 
@@ -215,9 +216,19 @@ def _sample_posterior(moments_BFHWC: jax.Array, noise: EnhanceNoise) -> jax.Arra
     return sample_latents(moments_BFHWC, noise.posterior((*dims, channels // 2)))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _resize(video_BFHWC: jax.Array, height: int, width: int) -> jax.Array:
-    return resize(video_BFHWC, height, width)
+def _resize_sharded(vae: JittedVAE, video_BFHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
+    batch, frames, *_, channels = video_BFHWC.shape
+    sharding = vae.video_sharding((batch, frames, *size, channels))
+    if sharding is not None:
+        # Whole on every device: the columns of the small video and of the large one do not divide alike.
+        video_BFHWC = jax.device_put(video_BFHWC, NamedSharding(sharding.mesh, PartitionSpec()))
+    return _resize(video_BFHWC, *size, sharding)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _resize(video_BFHWC: jax.Array, height: int, width: int, sharding: NamedSharding | None) -> jax.Array:
+    resized = resize(video_BFHWC, height, width)
+    return resized if sharding is None else jax.lax.with_sharding_constraint(resized, sharding)
 
 
 def decode_latents(

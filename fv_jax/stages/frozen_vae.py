@@ -41,8 +41,13 @@ class ChunkLayout:
 
     def sharding(self, shape_BFHWC: tuple[int, ...], latent_columns: int) -> jax.sharding.Sharding:
         """Returns the sharding of frames that belong to so many columns of latents; 1 does not split them."""
-        partitioner = self.partitioner.fold_batch(shape_BFHWC[0])
-        return partitioner.frames_sharding(shape_BFHWC, latent_columns, 'frames')
+        return _frames_sharding(self.partitioner, shape_BFHWC, latent_columns)
+
+
+def _frames_sharding(
+    partitioner: Partitioner, shape_BFHWC: tuple[int, ...], latent_columns: int
+) -> jax.sharding.NamedSharding:
+    return partitioner.fold_batch(shape_BFHWC[0]).frames_sharding(shape_BFHWC, latent_columns, 'frames')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,11 +101,19 @@ class JittedVAE(NamedTuple):
     Attributes:
       encoder, decoder: (chunk, cache) -> (result, cache).
       config: of the VAE.
+      partitioner: as in `jit_vae`.
     """
 
     encoder: ChunkFn
     decoder: ChunkFn
     config: VAEConfig
+    partitioner: Partitioner | None = None
+
+    def video_sharding(self, shape_BFHWC: tuple[int, ...]) -> jax.sharding.NamedSharding | None:
+        """Returns the sharding of a video that is encoded or was decoded; None on one device."""
+        if self.partitioner is None:
+            return None
+        return _frames_sharding(self.partitioner, shape_BFHWC, shape_BFHWC[3] // self.config.latent_spec.spatial)
 
     def encode_moments(self, video_BFHWC: jax.Array, tiling: Tiling | None = None) -> jax.Array:
         """Encodes a video in the official chunks.
@@ -155,7 +168,7 @@ def jit_vae(vae: VAE, partitioner: Partitioner | None = None) -> JittedVAE:
     encoder, decoder = (_replicate(half, partitioner) for half in (vae.encoder, vae.decoder))
     encoder_layout = ChunkLayout(partitioner, vae.config.latent_spec.spatial, splits_output=False)
     decoder_layout = ChunkLayout(partitioner, 1, splits_output=True)
-    return JittedVAE(Chunk(*encoder, encoder_layout), Chunk(*decoder, decoder_layout), vae.config)
+    return JittedVAE(Chunk(*encoder, encoder_layout), Chunk(*decoder, decoder_layout), vae.config, partitioner)
 
 
 def _replicate(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphDef, nnx.State]:
