@@ -1,7 +1,6 @@
 """Lists of prompts in the command `sample`: continued by the same command, and what fails does not end the others."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fv_jax.sampling import preview_store
 from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.results import Video
 from tests.sampling import grey
+from tests.sampling.stored_files import content
 
 PROMPTS = ('a dog', 'a cat', 'a bee', 'a fox', 'an owl')
 
@@ -31,18 +31,6 @@ def preview(run: Path, *flags: str, prompts=PROMPTS) -> int:
     path = run.parent / 'prompts.txt'
     path.write_text('\n'.join(prompts))
     return sample.main(['preview', f'--prompts={path}', f'--output={run}', '--batch-size=2', *flags])
-
-
-def content(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): read(path) for path in run.rglob('*') if path.is_file()}
-
-
-def read(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix == '.safetensors':  # its header lists the metadata in an order of its own in every file
-        size = 8 + int.from_bytes(data[:8], 'little')
-        return json.dumps(json.loads(data[8:size]), sort_keys=True).encode() + data[size:]
-    return data
 
 
 def asked(pipeline, kind='preview') -> list[str]:
@@ -71,6 +59,8 @@ def test_list_continues_after_an_interrupt(error, flags, pipeline, run, capsys):
             # What a kill leaves behind.
             (run / '.2.abcd_123' / '2').mkdir(parents=True)
             (run / '.contact_sheet.abcd_123').mkdir()
+        elif flags:
+            (run / '1' / '.video.abcd_123').mkdir()  # beside a complete video
     assert preview(run, *flags) == 0
     assert content(run) == whole and not list(run.rglob('.*'))
 
@@ -186,6 +176,10 @@ def test_overwrite_replaces_what_differs(pipeline, run):
     assert asked(pipeline) == ['a bat', 'a bat'] and asked(pipeline, 'enhance') == ['a bat', 'a bat']
     assert {path.name for path in run.iterdir()} == {'0', '1', '2', 'contact_sheet.png'}
     assert all(content(run)[name] == before[name] for name in before if name.startswith(('0/', '2/')))
+    # A shorter list alone.
+    sheet = (run / 'contact_sheet.png').read_bytes()
+    assert preview(run, '--overwrite', prompts=('a dog', 'a bat')) == 0
+    assert len(asked(pipeline)) == 2 and (run / 'contact_sheet.png').read_bytes() != sheet
 
 
 # Failures.
