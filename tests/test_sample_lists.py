@@ -4,12 +4,14 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fv_jax import sample
 from fv_jax.core.commands import TerminatedError
+from fv_jax.data.video import video_io
 from fv_jax.sampling import preview_store
-from fv_jax.sampling.metadata import WeightsOrigin
+from fv_jax.sampling.metadata import ClipMetadata, EnhanceMetadata, GenerationMetadata, WeightsOrigin
 from fv_jax.sampling.results import Video
 from tests.sampling import grey
 from tests.sampling.stored_files import content
@@ -287,8 +289,12 @@ def test_enhance_refuses_videos_that_differ(pipeline, run, capsys):
     ):
         assert sample.main([*both, *flags]) == 2
         assert_refused(capsys, run, before, *words, '--overwrite')
+    # Before what is missing is sampled.
+    shutil.rmtree(run / '4')
+    before = content(run)
     assert preview(run, '--enhance-all', '--stage2.num_steps=3') == 2
     assert_refused(capsys, run, before, 'run/0/video.mp4', 'enhance.settings.num_steps=')
+    assert not asked(pipeline)
     # Weights of stage 2 alone.
     pipeline.weights = dataclasses.replace(grey.WEIGHTS, network='d' * 16)
     assert sample.main(both) == 2
@@ -306,6 +312,11 @@ def test_enhance_refuses_files_of_others(pipeline, run, tmp_path, capsys):
     assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
     assert_refused(capsys, run, content(run), f'{output}: already exists and cannot be kept', '--overwrite')
     assert output.read_text() == 'precious'
+    enhanced = EnhanceMetadata(0, pipeline.enhance_settings, grey.WEIGHTS)
+    clip = GenerationMetadata('1', pipeline.origin, enhance=enhanced, clip=ClipMetadata('clip.mp4', 9, 5))
+    video_io.encode(output, np.zeros((2, 16, 16, 3), np.uint8), 8, comment=clip.to_json())
+    assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
+    assert_refused(capsys, run, content(run), f'{output}: already exists and cannot be kept (is an enhanced clip)')
     shutil.copy(run / '0' / 'preview.mp4', output)
     assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
     assert_refused(capsys, run, content(run), f'{output}: already exists, and is a preview', '--overwrite')

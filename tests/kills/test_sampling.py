@@ -60,20 +60,20 @@ def interrupt(process: subprocess.Popen, number: int, reached: Callable[[], bool
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, start) -> dict[str, bytes]:
-    """The files of a list that was not interrupted."""
+def uninterrupted(tmp_path_factory, start) -> Path:
+    """A list that was not interrupted."""
     run = tmp_path_factory.mktemp('whole') / 'run'
     finish(start(run))
     files = content(run)
     assert len(files) == 3 * COUNT + 1 and len(set(files.values())) == len(files)
-    return files
+    return run
 
 
 @pytest.mark.parametrize(
     ('number', 'code'), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=lambda x: str(x)
 )
-def test_list_continues_after_a_signal(number, code, whole, start, tmp_path):
-    run, writes = tmp_path / 'run', []
+def test_list_continues_after_a_signal(number, code, uninterrupted, start, tmp_path):
+    run, whole, writes = tmp_path / 'run', content(uninterrupted), []
 
     def in_a_write(after: str) -> Callable[[], bool]:
         def reached() -> bool:
@@ -83,7 +83,7 @@ def test_list_continues_after_a_signal(number, code, whole, start, tmp_path):
 
         return reached
 
-    for moment in (in_a_write('3/preview.mp4'), lambda: (run / '5').is_dir(), in_a_write('4/video.mp4')):
+    for moment in (in_a_write('3/preview.mp4'), in_a_write('4/video.mp4')):
         err = interrupt(process := start(run), number, moment)
         assert process.returncode == code, err
         assert number == signal.SIGKILL or err.endswith('; only complete files were written\n')
@@ -95,4 +95,9 @@ def test_list_continues_after_a_signal(number, code, whole, start, tmp_path):
     out = finish(start(run))
     assert f'{COUNT} of {COUNT} preview(s) exist already' in out and f'{made} of {COUNT} video(s) exist already' in out
     assert content(run) == whole and not list(run.rglob('.*'))
-    assert 'generating' not in (out := finish(start(run))) and 'enhancing' not in out
+
+
+def test_complete_list_samples_nothing(uninterrupted, start):
+    before = content(uninterrupted)
+    out = finish(start(uninterrupted))
+    assert 'generating' not in out and 'enhancing' not in out and content(uninterrupted) == before
