@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What needs other programs than Python or minutes, under the Python it is called with: reports in a browser, and training
-# that is killed, preempted or stalled, in one and several processes.
+# and lists of prompts that are killed, preempted or stalled, in one and several processes.
 #   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
 # Installs the extras dev and services into that Python's environment, and nothing into the system: Chromium must be
 # there. A part that fails stops the run; a part over its budget (seconds, on two cores) is reported and does not fail.
@@ -13,7 +13,7 @@ help_or "${1:-}"
 
 BUDGET_INSTALL=120
 BUDGET_BROWSER=180
-BUDGET_KILLS=300
+BUDGET_KILLS=400
 
 enter_root
 export JAX_PLATFORMS=cpu

@@ -1,18 +1,20 @@
 """Lists of prompts in the command `sample`: continued by the same command, and what fails does not end the others."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fv_jax import sample
 from fv_jax.core.commands import TerminatedError
+from fv_jax.data.video import video_io
 from fv_jax.sampling import preview_store
-from fv_jax.sampling.metadata import WeightsOrigin
+from fv_jax.sampling.metadata import ClipMetadata, EnhanceMetadata, GenerationMetadata, WeightsOrigin
 from fv_jax.sampling.results import Video
 from tests.sampling import grey
+from tests.sampling.stored_files import content
 
 PROMPTS = ('a dog', 'a cat', 'a bee', 'a fox', 'an owl')
 
@@ -31,18 +33,6 @@ def preview(run: Path, *flags: str, prompts=PROMPTS) -> int:
     path = run.parent / 'prompts.txt'
     path.write_text('\n'.join(prompts))
     return sample.main(['preview', f'--prompts={path}', f'--output={run}', '--batch-size=2', *flags])
-
-
-def content(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): read(path) for path in run.rglob('*') if path.is_file()}
-
-
-def read(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix == '.safetensors':  # its header lists the metadata in an order of its own in every file
-        size = 8 + int.from_bytes(data[:8], 'little')
-        return json.dumps(json.loads(data[8:size]), sort_keys=True).encode() + data[size:]
-    return data
 
 
 def asked(pipeline, kind='preview') -> list[str]:
@@ -71,6 +61,8 @@ def test_list_continues_after_an_interrupt(error, flags, pipeline, run, capsys):
             # What a kill leaves behind.
             (run / '.2.abcd_123' / '2').mkdir(parents=True)
             (run / '.contact_sheet.abcd_123').mkdir()
+        elif flags:
+            (run / '1' / '.video.abcd_123').mkdir()  # beside a complete video
     assert preview(run, *flags) == 0
     assert content(run) == whole and not list(run.rglob('.*'))
 
@@ -186,6 +178,10 @@ def test_overwrite_replaces_what_differs(pipeline, run):
     assert asked(pipeline) == ['a bat', 'a bat'] and asked(pipeline, 'enhance') == ['a bat', 'a bat']
     assert {path.name for path in run.iterdir()} == {'0', '1', '2', 'contact_sheet.png'}
     assert all(content(run)[name] == before[name] for name in before if name.startswith(('0/', '2/')))
+    # A shorter list alone.
+    sheet = (run / 'contact_sheet.png').read_bytes()
+    assert preview(run, '--overwrite', prompts=('a dog', 'a bat')) == 0
+    assert len(asked(pipeline)) == 2 and (run / 'contact_sheet.png').read_bytes() != sheet
 
 
 # Failures.
@@ -293,8 +289,12 @@ def test_enhance_refuses_videos_that_differ(pipeline, run, capsys):
     ):
         assert sample.main([*both, *flags]) == 2
         assert_refused(capsys, run, before, *words, '--overwrite')
+    # Before what is missing is sampled.
+    shutil.rmtree(run / '4')
+    before = content(run)
     assert preview(run, '--enhance-all', '--stage2.num_steps=3') == 2
     assert_refused(capsys, run, before, 'run/0/video.mp4', 'enhance.settings.num_steps=')
+    assert not asked(pipeline)
     # Weights of stage 2 alone.
     pipeline.weights = dataclasses.replace(grey.WEIGHTS, network='d' * 16)
     assert sample.main(both) == 2
@@ -312,6 +312,11 @@ def test_enhance_refuses_files_of_others(pipeline, run, tmp_path, capsys):
     assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
     assert_refused(capsys, run, content(run), f'{output}: already exists and cannot be kept', '--overwrite')
     assert output.read_text() == 'precious'
+    enhanced = EnhanceMetadata(0, pipeline.enhance_settings, grey.WEIGHTS)
+    clip = GenerationMetadata('1', pipeline.origin, enhance=enhanced, clip=ClipMetadata('clip.mp4', 9, 5))
+    video_io.encode(output, np.zeros((2, 16, 16, 3), np.uint8), 8, comment=clip.to_json())
+    assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
+    assert_refused(capsys, run, content(run), f'{output}: already exists and cannot be kept (is an enhanced clip)')
     shutil.copy(run / '0' / 'preview.mp4', output)
     assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
     assert_refused(capsys, run, content(run), f'{output}: already exists, and is a preview', '--overwrite')

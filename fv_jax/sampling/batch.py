@@ -77,14 +77,16 @@ def find_existing_previews(
       UsageError: without `overwrite`: a preview that differs from the one that would be generated.
     """
 
-    def want(i: int, found: GenerationMetadata) -> GenerationMetadata:
-        weights = found.preview.weights if found.origin == fv.origin else fv.stage1.weight_digests
-        wanted = PreviewMetadata(requests.prompts[i], requests.seeds[i], settings, weights)
-        return dataclasses.replace(found, preview=wanted, enhance=None, **mp4.to_floats())
+    def want(i: int, made: GenerationMetadata) -> GenerationMetadata:
+        wanted = PreviewMetadata(requests.prompts[i], requests.seeds[i], settings, made.preview.weights)
+        return dataclasses.replace(made, preview=wanted, enhance=None, **mp4.to_floats())
 
-    return existing.find_existing(
-        preview_folders(folder, len(requests.prompts)), preview_store.read_metadata, want, overwrite
-    )
+    def want_weights(i: int, made: GenerationMetadata) -> GenerationMetadata:
+        return made if made.origin == fv.origin else _with_weights(made, fv.stage1.weight_digests)
+
+    folders = preview_folders(folder, len(requests.prompts))
+    found = existing.find_existing(folders, preview_store.read_metadata, want, overwrite)
+    return existing.keep_wanted(found, folders, want_weights, overwrite)
 
 
 def generate_previews(
@@ -131,7 +133,9 @@ def generate_previews(
 
     def write(i: int, preview: Preview) -> None:
         if not progress.made:
-            _check_weights_of_found(found, folders, preview.metadata.preview.weights)
+            weights = preview.metadata.preview.weights  # other ones of the same origin, such as of a run trained again
+            fix = 'choose another folder or remove it'
+            existing.keep_wanted(found, folders, lambda _, made: _with_weights(made, weights), False, fix)
             folder.mkdir(exist_ok=True)
             sheet.unlink(missing_ok=True)  # whoever continues the list after an interrupt writes it
         preview_store.save(folders[i], preview, fps=mp4.fps, crf=mp4.crf)
@@ -146,15 +150,8 @@ def generate_previews(
     return progress
 
 
-def _check_weights_of_found(
-    found: Mapping[int, GenerationMetadata], folders: Sequence[Path], weights: WeightDigests
-) -> None:
-    """Raises UsageError for a preview whose weights are others, although their origin has the same name."""
-
-    def want(i: int, made: GenerationMetadata) -> GenerationMetadata:
-        return dataclasses.replace(made, preview=dataclasses.replace(made.preview, weights=weights))
-
-    existing.keep_wanted(found, folders, want, False, 'choose another folder or remove it')
+def _with_weights(made: GenerationMetadata, weights: WeightDigests) -> GenerationMetadata:
+    return dataclasses.replace(made, preview=dataclasses.replace(made.preview, weights=weights))
 
 
 def find_existing_videos(
@@ -232,7 +229,6 @@ def enhance_previews(
     def write(i: int, video: Video) -> None:
         video.save(outputs[i], fps=mp4.fps, crf=mp4.crf)
 
-    remove_partial([outputs[i] for i in previews])
     sample_list(sample, write, list(previews), size, progress)
 
 

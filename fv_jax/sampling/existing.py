@@ -22,8 +22,10 @@ OVERWRITE = 'choose another folder or pass --overwrite'
 
 
 def read_mp4(path: Path) -> GenerationMetadata:
-    """Reads the metadata of an mp4. Raises ValueError if it is none of ours."""
-    return metadata.from_json(video_io.read_comment(path))
+    """Reads the metadata of an mp4. Raises ValueError if it has none, and for an enhanced clip."""
+    made = metadata.from_json(video_io.read_comment(path))
+    require(made.preview is not None, 'is an enhanced clip')
+    return made
 
 
 def find_existing(

@@ -90,10 +90,12 @@ def belongs_to(path: Path, count: int) -> bool:
 
 
 def remove_from(parent: Path, first: int) -> None:
-    """Removes the stored previews with the numbers `first` and above."""
-    for path in parent.glob(f'*/{LATENTS}'):
-        if path.parent.name.isdecimal() and int(path.parent.name) >= first:
-            shutil.rmtree(path.parent)
+    """Removes the stored previews with the numbers `first` and above, and the contact sheet that shows them."""
+    folders = [path.parent for path in parent.glob(f'*/{LATENTS}')]
+    for folder in folders:
+        if folder.name.isdecimal() and int(folder.name) >= first:
+            (parent / SHEET).unlink(missing_ok=True)
+            shutil.rmtree(folder)
 
 
 def write_sheet(path: Path, folders: Sequence[Path]) -> None:
