@@ -185,8 +185,11 @@ def test_sample_interrupted_leaves_complete_files(grey_pipeline, tmp_path, capsy
 
 
 def test_sample_batch_size():
-    assert batch.batch_size(grey.SPEC, 49, (256, 480)) == 1 and batch.batch_size(grey.SPEC, 49, (1072, 1920)) == 1
-    assert batch.batch_size(grey.SPEC, 17, (64, 96)) == 10_000 // (5 * 4 * 6)
+    assert batch.batch_size(grey.SPEC, 49, (256, 480), 1) == 1 and batch.batch_size(grey.SPEC, 49, (1072, 1920), 1) == 1
+    assert batch.batch_size(grey.SPEC, 17, (64, 96), 1) == 10_000 // (5 * 4 * 6)
+    # Over eight devices: a preview on each, and one video over all.
+    assert batch.batch_size(grey.SPEC, 49, (256, 480), 8) == 8 and batch.batch_size(grey.SPEC, 49, (1072, 1920), 8) == 1
+    assert batch.batch_size(grey.SPEC, 49, (1072, 1920), 32) == 3
 
 
 # For VBench.

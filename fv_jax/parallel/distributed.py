@@ -4,6 +4,7 @@ The other processes are detected on TPU VMs, on TPUs of GKE and under Slurm. Any
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import logging
 import os
@@ -134,6 +135,19 @@ def barrier(name: str) -> None:
     """Waits until every process has called it with this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def is_first_process() -> bool:
+    """Returns whether this process writes what all of them have computed."""
+    return jax.process_index() == 0
+
+
+def check_same(text: str, message: str) -> None:
+    """Raises ValueError if a process has another text. All processes call it, and wait for each other."""
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+        digests = multihost_utils.process_allgather(digest)
+        require((digests == digests[0]).all(), message)
 
 
 def any_process(flag: bool) -> bool:

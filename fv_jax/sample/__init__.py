@@ -49,13 +49,16 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    return run_command(
+    code = run_command(
         'sample',
         _sample,
         argv,
         errors={CheckpointError: exit_codes.USAGE},
         left='; only complete files were written',
     )
+    if code != 0:
+        distributed.force_exit_after_grace(code)
+    return code
 
 
 def _sample(argv: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from fv_jax.core.command_line import Parser, UsageError, parse_size, path_flag
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.data.video import video_io
+from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import ENHANCE, SUFFIX, Command, Overrides, add_file_flags, add_weights_flags
 from fv_jax.sampling import clips
@@ -67,9 +68,11 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     )
     started = time.monotonic()
     comment = enhanced.metadata().to_json()  # loads the network, or says why it cannot be loaded
-    count = write_clip(
-        arguments.output, _with_bar(enhanced, info), arguments.input, info, crf=arguments.crf, comment=comment
-    )
+    if distributed.is_first_process():
+        blocks = _with_bar(enhanced, info)
+        count = write_clip(arguments.output, blocks, arguments.input, info, crf=arguments.crf, comment=comment)
+    else:
+        count = sum(map(len, enhanced.blocks()))
     seconds = time.monotonic() - started
     log.info(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
 

@@ -10,6 +10,7 @@ from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.files import remove_partial
 from fv_jax.core.output_paths import check_output_file
+from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import ENHANCE, SUFFIX, Command, Overrides, add_batch_flags, add_weights_flags
 from fv_jax.sampling import batch, preview_store
@@ -69,7 +70,8 @@ def enhance_stored(
     if found:
         found = batch.keep_videos_of_weights(found, outputs, fv.stage2.weight_digests, arguments.overwrite)
         log.info(f'{len(found)} of {len(outputs)} video(s) exist already')
-    remove_partial(outputs)
+    if distributed.is_first_process():
+        remove_partial(outputs)
     labels = [f'{output}: {quote_prompt(preview.prompt)}' for output, preview in zip(outputs, stored, strict=True)]
     videos = ListProgress('video', labels, len(found))
     missing = {i: preview for i, preview in enumerate(stored) if i not in found}

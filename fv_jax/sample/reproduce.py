@@ -7,6 +7,7 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.data.video import video_io
+from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import SUFFIX, Command, Overrides, add_overwrite_flag, add_weights_flags
 from fv_jax.sampling import batch, metadata, prompts
@@ -31,7 +32,8 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
         made = 'was enhanced from a clip, which it does not contain; run `sample clip` again'
         require(recorded.preview is not None, made)
     result = batch.reproduce(pipeline.open_pipeline(arguments, recorded.origin), recorded)
-    result.save(arguments.output, fps=recorded.fps, crf=recorded.crf)
+    if distributed.is_first_process():
+        result.save(arguments.output, fps=recorded.fps, crf=recorded.crf)
     log.info(f'{arguments.output}: {prompts.quote_prompt(recorded.preview.prompt)}, reproduced')
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fv_jax.core.checks import require
 from fv_jax.core.files import remove_partial
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.parallel import distributed
 from fv_jax.sampling import existing, preview_store
 from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightDigests
 from fv_jax.sampling.prompt_list import ListProgress, sample_list
@@ -20,7 +21,9 @@ from fv_jax.sampling.text_to_video import Pipeline
 log = logging.getLogger(__name__)
 
 SEED_STRIDE = 1000  # between the seeds of the samples of a prompt, as in the official script
-BATCH_TOKENS = 10_000  # video tokens of a batch: one official preview has 6,240, one official video 104,520
+BATCH_TOKENS = (
+    10_000  # video tokens of a batch on each device: one official preview has 6,240, one official video 104,520
+)
 
 
 class Mp4Options(NamedTuple):
@@ -53,9 +56,16 @@ class PromptBatch(NamedTuple):
         return cls([p for p, _ in pairs], [s for _, s in pairs])
 
 
-def batch_size(latent_spec: LatentSpec, frames: int, size: tuple[int, int]) -> int:
-    """Returns the default batch size for videos of this length and (height, width), at least 1."""
-    return max(1, BATCH_TOKENS // latent_spec.num_tokens(frames, *size))
+def batch_size(latent_spec: LatentSpec, frames: int, size: tuple[int, int], num_devices: int) -> int:
+    """Returns the default batch size for videos of this length and (height, width).
+
+    As many as have BATCH_TOKENS on each device: a multiple of the devices where one video has fewer, and otherwise as
+    many as all devices hold, at least 1.
+    """
+    tokens = latent_spec.num_tokens(frames, *size)
+    if tokens <= BATCH_TOKENS:
+        return BATCH_TOKENS // tokens * num_devices
+    return max(1, BATCH_TOKENS * num_devices // tokens)
 
 
 def preview_folders(folder: Path, count: int) -> list[Path]:
@@ -119,7 +129,7 @@ def generate_previews(
     labels = [f'{f}: {quote_prompt(p)}, seed {s}' for f, p, s in zip(folders, *requests, strict=True)]
     progress = ListProgress('preview', labels, len(found))
     missing = [i for i in range(len(folders)) if i not in found]
-    size = min(batch or batch_size(fv.stage1.latent_spec, settings.frames, settings.size), len(folders))
+    size = min(batch or batch_size(fv.stage1.latent_spec, settings.frames, settings.size, fv.num_devices), len(folders))
     if found:
         log.info(f'{folder}: {len(found)} of {len(folders)} preview(s) exist already')
     if missing:
@@ -136,18 +146,28 @@ def generate_previews(
             weights = preview.metadata.preview.weights  # other ones of the same origin, such as of a run trained again
             fix = 'choose another folder or remove it'
             existing.keep_wanted(found, folders, lambda _, made: _with_weights(made, weights), False, fix)
+        if not first:
+            return
+        if not progress.made:
             folder.mkdir(exist_ok=True)
             sheet.unlink(missing_ok=True)  # whoever continues the list after an interrupt writes it
         preview_store.save(folders[i], preview, fps=mp4.fps, crf=mp4.crf)
 
-    remove_partial([*folders, sheet])
+    if first := distributed.is_first_process():
+        remove_partial([*folders, sheet])
     sample_list(sample, write, missing, size, progress)
-    preview_store.remove_from(folder, len(folders))
-    if not sheet.exists():
-        shown = [folder for i, folder in enumerate(folders) if i not in progress.failed]
-        preview_store.write_sheet(sheet, shown)
-        log.info(f'{sheet}: {len(shown)} preview(s) in {progress.seconds():.1f} s')
+    if first:
+        preview_store.remove_from(folder, len(folders))
+        if not sheet.exists():
+            _write_sheet(sheet, folders, progress)
+    distributed.barrier('previews')  # which the other processes read
     return progress
+
+
+def _write_sheet(sheet: Path, folders: Sequence[Path], progress: ListProgress) -> None:
+    shown = [folder for i, folder in enumerate(folders) if i not in progress.failed]
+    preview_store.write_sheet(sheet, shown)
+    log.info(f'{sheet}: {len(shown)} preview(s) in {progress.seconds():.1f} s')
 
 
 def _with_weights(made: GenerationMetadata, weights: WeightDigests) -> GenerationMetadata:
@@ -217,7 +237,7 @@ def enhance_previews(
     latent_spec = fv.stage2.latent_spec
     frames, *small = fv.find_vae(first).config.latent_spec.video_size(*first.latents.shape[:3])
     height, width = settings.size_for(*small, latent_spec)
-    size = min(batch or batch_size(latent_spec, frames, (height, width)), len(outputs))
+    size = min(batch or batch_size(latent_spec, frames, (height, width), fv.num_devices), len(outputs))
     steps = f'{settings.num_steps} steps (the first batch includes compilation)'
     log.info(f'enhancing {len(previews)} preview(s) to {height}x{width} in {steps}')
 
@@ -227,7 +247,8 @@ def enhance_previews(
         return fv.enhance_batches(chosen, seeds, settings, batch_size=size)
 
     def write(i: int, video: Video) -> None:
-        video.save(outputs[i], fps=mp4.fps, crf=mp4.crf)
+        if distributed.is_first_process():
+            video.save(outputs[i], fps=mp4.fps, crf=mp4.crf)
 
     sample_list(sample, write, list(previews), size, progress)
 

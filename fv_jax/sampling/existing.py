@@ -12,6 +12,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import to_dict
 from fv_jax.data.video import video_io
+from fv_jax.parallel import distributed
 from fv_jax.sampling import metadata
 from fv_jax.sampling.metadata import GenerationMetadata, WeightDigests
 
@@ -54,6 +55,10 @@ def find_existing(
         except ValueError as error:
             reason = str(error).removeprefix(f'{output}: ')
             require(overwrite, f'{output}: already exists and cannot be kept ({reason}); {OVERWRITE}', UsageError)
+    distributed.check_same(
+        str([outputs[i] for i in existing]),
+        'the processes see different outputs; write to a folder that all of them share',
+    )
     return keep_wanted(existing, outputs, want, overwrite)
 
 

@@ -72,6 +72,11 @@ class Pipeline:
         """The super-resolution stage. Raises ValueError if the pipeline has none."""
         return self._require_stage(self.enhancement_stage, 'stage 2', 'enhance')
 
+    @property
+    def num_devices(self) -> int:
+        """The number of devices, of all processes."""
+        return self.mesh.mesh.size
+
     def preview(
         self, prompt: str | Sequence[str], seed: int | Sequence[int] = 0, settings: PreviewSettings | None = None
     ) -> Preview | list[Preview]:

@@ -26,6 +26,7 @@ from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import did_you_mean
 from fv_jax.core.files import parse_json, remove_partial
 from fv_jax.core.hashing import fingerprint
+from fv_jax.parallel import distributed
 from fv_jax.sampling import batch, existing, prompts
 from fv_jax.sampling.existing import UNKNOWN_WEIGHTS
 from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata
@@ -172,7 +173,7 @@ def generate(fv: Pipeline, samples: Sequence[Sample], found: Collection[int], jo
     """
     progress = ListProgress('video', [f'{sample.output}: seed {sample.seed}' for sample in samples], len(found))
     outputs, missing = [sample.output for sample in samples], [i for i in range(len(samples)) if i not in found]
-    size = job.batch or batch.batch_size(fv.stage1.latent_spec, job.preview.frames, job.preview.size)
+    size = job.batch or batch.batch_size(fv.stage1.latent_spec, job.preview.frames, job.preview.size, fv.num_devices)
     size, step = min(size, len(samples)), size * math.ceil(GROUP / size)
 
     def sample(indices: list[int]) -> Iterator[list[Preview]]:
@@ -180,10 +181,12 @@ def generate(fv: Pipeline, samples: Sequence[Sample], found: Collection[int], jo
         return fv.preview_batches(texts, seeds, job.preview, batch_size=size)
 
     def save(i: int, preview: Preview) -> None:
-        preview.save(outputs[i], fps=job.mp4.fps, crf=job.mp4.crf)
+        if distributed.is_first_process():
+            preview.save(outputs[i], fps=job.mp4.fps, crf=job.mp4.crf)
 
-    outputs[0].parent.mkdir(exist_ok=True)
-    remove_partial(outputs)
+    if distributed.is_first_process():
+        outputs[0].parent.mkdir(exist_ok=True)
+        remove_partial(outputs)
     for first in range(0, len(missing), step):
         group, previews = missing[first : first + step], dict[int, Preview]()
         write = save if job.enhance is None else previews.__setitem__

@@ -3,10 +3,13 @@
 Checkpoints identify the VAE and the text encoder of their latents and embeddings by them.
 """
 
+import functools
+import math
 from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fv_jax.core.hashing import fingerprint
 from fv_jax.weights.layouts.key_table import Parameters
@@ -37,7 +40,8 @@ def sampled_fingerprint(params: jax.typing.ArrayLike) -> str:
     a change of a few values may go unnoticed.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    samples = jax.device_get(_samples([leaf for _, leaf in leaves]))
+    arrays = [leaf for _, leaf in leaves]
+    samples = jax.device_get(_samples(arrays, _replicated(arrays)))
 
     def parts() -> Iterator[str | bytes]:
         for (path, leaf), sample in zip(leaves, samples, strict=True):
@@ -47,6 +51,20 @@ def sampled_fingerprint(params: jax.typing.ArrayLike) -> str:
     return fingerprint(parts())
 
 
-@jax.jit
-def _samples(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [x.reshape(-1)[np.linspace(0, x.size - 1, min(x.size, _SAMPLES)).astype(np.int64)] for x in leaves]
+@functools.partial(jax.jit, static_argnums=1)
+def _samples(leaves: list[jax.Array], replicated: NamedSharding | None) -> list[jax.Array]:
+    samples = [x[_sample_indices(x.shape)] for x in leaves]
+    return samples if replicated is None else jax.lax.with_sharding_constraint(samples, replicated)
+
+
+def _sample_indices(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    # By dimension: an array that is split over devices is not gathered, as it would be to flatten it.
+    size = math.prod(shape)
+    flat = np.linspace(0, size - 1, min(size, _SAMPLES)).astype(np.int64)
+    return np.unravel_index(flat, shape) if shape else ()
+
+
+def _replicated(leaves: list[jax.Array]) -> NamedSharding | None:
+    """Returns the sharding with which every process has the samples; None for arrays of one device."""
+    meshes = [x.sharding.mesh for x in leaves if isinstance(getattr(x, 'sharding', None), NamedSharding)]
+    return NamedSharding(meshes[0], PartitionSpec()) if meshes else None

@@ -32,6 +32,8 @@ class GreyPipeline:
     enhance_errors: dict = dataclasses.field(default_factory=dict)
     calls: list = dataclasses.field(default_factory=list)
 
+    num_devices = 1
+
     @property
     def stage1(self):
         return Part(self)
