@@ -142,12 +142,17 @@ def generate_previews(
 
     remove_partial([*folders, sheet])
     sample_list(sample, write, missing, size, progress)
-    preview_store.remove_from(folder, len(folders))
-    if not sheet.exists():
-        shown = [folder for i, folder in enumerate(folders) if i not in progress.failed]
-        preview_store.write_sheet(sheet, shown)
-        log.info(f'{sheet}: {len(shown)} preview(s) in {progress.seconds():.1f} s')
+    _finish_folder(folder, [path for i, path in enumerate(folders) if i not in progress.failed], len(folders))
+    log.info(f'{sheet}: {len(folders) - len(progress.failed)} preview(s) in {progress.seconds():.1f} s')
     return progress
+
+
+def _finish_folder(folder: Path, complete: Sequence[Path], count: int) -> None:
+    """Removes the previews of a longer list and writes the contact sheet, if it is missing, of those that exist."""
+    preview_store.remove_from(folder, count)
+    sheet = folder / preview_store.SHEET
+    if not sheet.exists():
+        preview_store.write_sheet(sheet, complete)
 
 
 def _with_weights(made: GenerationMetadata, weights: WeightDigests) -> GenerationMetadata:
