@@ -142,13 +142,12 @@ def generate_previews(
         return fv.preview_batches(prompts, seeds, settings, batch_size=size)
 
     def write(i: int, preview: Preview) -> None:
+        if not first:
+            return
         if not progress.made:
             weights = preview.metadata.preview.weights  # other ones of the same origin, such as of a run trained again
             fix = 'choose another folder or remove it'
             existing.keep_wanted(found, folders, lambda _, made: _with_weights(made, weights), False, fix)
-        if not first:
-            return
-        if not progress.made:
             folder.mkdir(exist_ok=True)
             sheet.unlink(missing_ok=True)  # whoever continues the list after an interrupt writes it
         preview_store.save(folders[i], preview, fps=mp4.fps, crf=mp4.crf)
@@ -157,17 +156,18 @@ def generate_previews(
         remove_partial([*folders, sheet])
     sample_list(sample, write, missing, size, progress)
     if first:
-        preview_store.remove_from(folder, len(folders))
-        if not sheet.exists():
-            _write_sheet(sheet, folders, progress)
+        _finish_folder(folder, [path for i, path in enumerate(folders) if i not in progress.failed], len(folders))
+    log.info(f'{sheet}: {len(folders) - len(progress.failed)} preview(s) in {progress.seconds():.1f} s')
     distributed.barrier('previews')  # which the other processes read
     return progress
 
 
-def _write_sheet(sheet: Path, folders: Sequence[Path], progress: ListProgress) -> None:
-    shown = [folder for i, folder in enumerate(folders) if i not in progress.failed]
-    preview_store.write_sheet(sheet, shown)
-    log.info(f'{sheet}: {len(shown)} preview(s) in {progress.seconds():.1f} s')
+def _finish_folder(folder: Path, complete: Sequence[Path], count: int) -> None:
+    """Removes the previews of a longer list and writes the contact sheet, if it is missing, of those that exist."""
+    preview_store.remove_from(folder, count)
+    sheet = folder / preview_store.SHEET
+    if not sheet.exists():
+        preview_store.write_sheet(sheet, complete)
 
 
 def _with_weights(made: GenerationMetadata, weights: WeightDigests) -> GenerationMetadata:

@@ -1,10 +1,11 @@
 """Atomic writes of files and folders."""
 
 import json
+import shutil
 
 import pytest
 
-from fv_jax.core.files import atomic_write, make_folder, remove_empty, write_json, write_text
+from fv_jax.core.files import atomic_write, make_folder, remove_empty, remove_partial, write_json, write_text
 
 
 def test_atomic_write_replaces_a_file_and_a_folder(tmp_path):
@@ -31,6 +32,25 @@ def test_atomic_write_failure_leaves_the_old_content(tmp_path):
         partial.write_text('half')
         raise RuntimeError
     assert [p.read_text() for p in tmp_path.iterdir()] == ['precious']
+
+
+def test_remove_partial_removes_what_a_killed_write_left(tmp_path, tmp_path_factory):
+    paths = tmp_path / 'a.b.mp4', tmp_path / ('x' * 200 + '.mp4'), tmp_path / 'folder', tmp_path / 'none' / 'c'
+    copies = tmp_path_factory.mktemp('copies')
+    for path in paths[:3]:
+        write = atomic_write(path)
+        partial = write.__enter__()
+        partial.write_text('half')
+        shutil.copytree(partial.parent, copies / partial.parent.name)
+        write.__exit__(None, None, None)
+        shutil.copytree(copies / partial.parent.name, partial.parent)  # as if it had been killed
+    others = '.a.mp4.abcd_123', '.other.abcd_123', '.a.b', '.cache'
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / '.folder.abcdefgh').write_text('a file')
+    remove_partial(paths)
+    left = {*others, '.folder.abcdefgh', *(path.name for path in paths[:3])}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_write_text_and_json_replace_a_file(tmp_path):
