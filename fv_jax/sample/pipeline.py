@@ -9,7 +9,7 @@ from fv_jax import api
 from fv_jax.core import config as config_lib
 from fv_jax.core import throughput
 from fv_jax.core.command_line import Override, UsageError, override
-from fv_jax.parallel.mesh import AUTO, ParallelConfig
+from fv_jax.parallel.mesh import AUTO, ParallelConfig, describe
 from fv_jax.planning import step_cost
 from fv_jax.sample.flags import PARALLEL
 from fv_jax.sampling.metadata import WeightsOrigin
@@ -41,6 +41,8 @@ def open_pipeline(
         steps = () if step is None else (step,)
         origin = WeightsOrigin(checkpoints=tuple(runs or (api.EMBEDDED,)), steps=steps, text=text)
     fv = api.FlashVideo.from_origin(origin, parallel=_read_parallel(arguments.parallel))
+    if fv.num_devices > 1:
+        log.info(f'on {describe(fv.mesh.mesh)}')
     for note in fv.notes:
         log.info(f'note: {note}')
     return fv

@@ -133,9 +133,8 @@ def generate_previews(
     if found:
         log.info(f'{folder}: {len(found)} of {len(folders)} preview(s) exist already')
     if missing:
-        shape = f'{settings.frames}x{settings.size[0]}x{settings.size[1]}'
-        steps = f'{settings.num_steps} steps (the first batch includes compilation)'
-        log.info(f'generating {len(missing)} preview(s) of {shape} in {steps}')
+        shape = f'{settings.frames}x{settings.size[0]}x{settings.size[1]} in {settings.num_steps} steps'
+        log.info(f'generating {len(missing)} preview(s) of {shape} (the first batch includes compilation)')
 
     def sample(indices: list[int]) -> Iterator[list[Preview]]:
         prompts, seeds = ([values[i] for i in indices] for values in requests)
@@ -145,8 +144,8 @@ def generate_previews(
         if not first:
             return
         if not progress.made:
-            weights = preview.metadata.preview.weights  # other ones of the same origin, such as of a run trained again
-            fix = 'choose another folder or remove it'
+            # Other weights of the same origin, such as of a run that was trained again, are refused.
+            weights, fix = preview.metadata.preview.weights, 'choose another folder or remove it'
             existing.keep_wanted(found, folders, lambda _, made: _with_weights(made, weights), False, fix)
             folder.mkdir(exist_ok=True)
             sheet.unlink(missing_ok=True)  # whoever continues the list after an interrupt writes it

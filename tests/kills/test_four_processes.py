@@ -1,7 +1,11 @@
-"""A run of four processes, joined over gloo, is the run of one; two are in tests/parallel."""
+"""Four processes, joined over gloo, train and sample like one; two are in tests/parallel."""
 
-from tests.parallel import joined
+from tests.parallel import joined, joined_sampling
 
 
 def test_four_processes_train_like_one(tmp_path):
     joined.assert_trains_like_one(tmp_path, 4)
+
+
+def test_four_processes_sample_like_one(tmp_path):
+    joined_sampling.assert_samples_like_one(tmp_path, 4)

@@ -39,10 +39,10 @@ def train(arguments: list[str], processes: int) -> list[list[str]]:
             process.kill()
     for process, (_, err) in zip(started, output, strict=True):
         assert process.returncode == 0, err
-    return [[line for line in out.splitlines() if line and not _filter_gloo_log(line)] for out, _ in output]
+    return [[line for line in out.splitlines() if line and not filter_gloo_log(line)] for out, _ in output]
 
 
-def _filter_gloo_log(line: str) -> bool:
+def filter_gloo_log(line: str) -> bool:
     """Returns whether a line is of Gloo, whose threads interleave their lines."""
     return '[Gloo]' in line or 'peer ranks' in line
 
