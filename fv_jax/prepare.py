@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -39,6 +40,7 @@ from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, video_io
 from fv_jax.data.video.captions import Captions
 from fv_jax.models.vae import OFFICIAL
+from fv_jax.parallel.rules import make_frames_partitioner
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.text.encoder import TextEncoder, embed_caption
 from fv_jax.training.run import latent_cache
@@ -121,7 +123,7 @@ def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
     if not config.vae:
         return None
     with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
-        vae = jit_vae(weights.load_vae(config.vae))
+        vae = jit_vae(weights.load_vae(config.vae), make_frames_partitioner(jax.local_devices()))
         provenance = latent_cache.vae_provenance(weights.vae_fingerprint(config.vae), vae.config.latent_spec)
     return _Latents(config, vae, provenance)
 

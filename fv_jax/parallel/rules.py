@@ -9,13 +9,15 @@ divide is an error here that names the field to change.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, did_you_mean
-from fv_jax.parallel.mesh import AXES, CONTEXT, DATA, FSDP, TENSOR
+from fv_jax.parallel.mesh import AUTO, AXES, CONTEXT, DATA, FSDP, TENSOR, ParallelConfig, make_mesh
 
 COPIES = 'copies'  # a mesh axis that no rule names: its chips compute the same
 
@@ -72,6 +74,8 @@ _SPLIT_FRAMES = AxisRule(
 _WHOLE = AxisRule(_UNSPLIT, 'a sampler gathers every weight at each of its evaluations: faster where they fit whole')
 _REPLICATED: RuleSet = {name: AxisRule(_UNSPLIT, 'a VAE is small, so replicated') for name in _FSDP}
 
+FRAMES = 'replicated_split_frames'  # of VAEs
+
 STRATEGIES: dict[str, RuleSet] = {
     # Weights over fsdp and context, tokens over context, heads and MLPs over tensor.
     'fsdp': _FSDP,
@@ -80,7 +84,7 @@ STRATEGIES: dict[str, RuleSet] = {
     # Sampling: weights whole on every chip, except for heads and MLPs over tensor.
     'replicated_weights': _FSDP | {axes.EMBED: _WHOLE, axes.MODULATION: _WHOLE},
     # Networks are replicated; examples and the columns of frames are split.
-    'replicated_split_frames': _REPLICATED | {axes.ACT_BATCH: _FSDP[axes.ACT_BATCH], axes.ACT_WIDTH: _SPLIT_FRAMES},
+    FRAMES: _REPLICATED | {axes.ACT_BATCH: _FSDP[axes.ACT_BATCH], axes.ACT_WIDTH: _SPLIT_FRAMES},
 }
 
 
@@ -188,3 +192,8 @@ class Partitioner:
     def _mesh_axes(self, name: str) -> MeshAxes:
         """Returns the mesh axes of a logical axis that have more than one chip."""
         return tuple(axis for axis in STRATEGIES[self.strategy][name].mesh_axes if self.mesh.shape[axis] > 1)
+
+
+def make_frames_partitioner(devices: Sequence[jax.Device]) -> Partitioner:
+    """Makes the partitioner of a VAE that encodes or decodes one clip at a time, by its columns, on these devices."""
+    return Partitioner(make_mesh(ParallelConfig(data=1, context=AUTO), devices), FRAMES)

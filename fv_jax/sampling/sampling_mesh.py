@@ -27,13 +27,13 @@ from fv_jax.core.hardware import find_chip
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import AUTO, ParallelConfig, count_slices, make_mesh
-from fv_jax.parallel.rules import Partitioner, check_strategy
+from fv_jax.parallel.rules import FRAMES, Partitioner, check_strategy
 from fv_jax.parallel.sharding import ContextParallelConfig, fold_context, make_parallel_context
 from fv_jax.stages.latent_stage import LatentStage
 
 Tree = Any
 
-WHOLE, SPLIT, FRAMES = 'replicated_weights', 'fsdp', 'replicated_split_frames'
+WHOLE, SPLIT = 'replicated_weights', 'fsdp'
 WHOLE_SHARE = 0.4  # of a device's memory that the weights of one network may take whole: stage 1 on a v6e, not on a v5e
 
 

@@ -8,4 +8,5 @@ def test_four_processes_train_like_one(tmp_path):
 
 
 def test_four_processes_sample_like_one(tmp_path):
-    joined_sampling.assert_samples_like_one(tmp_path, 4)
+    arguments = joined_sampling.assert_samples_like_one(tmp_path, 4)
+    joined_sampling.assert_continues(tmp_path, arguments, 4)

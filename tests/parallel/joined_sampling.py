@@ -41,10 +41,10 @@ def wait(started: list[subprocess.Popen]) -> tuple[list[int], list[list[str]], l
     return [process.returncode for process in started], lines, [err for _, err in output]
 
 
-def assert_samples_like_one(folder: Path, processes: int, *more: str) -> None:
+def assert_samples_like_one(folder: Path, processes: int, *more: str) -> list[str]:
     """Previews and videos of several processes equal those of one, and the first process alone writes and reports.
 
-    A second call makes only what is missing.
+    Returns the arguments.
     """
     tiny.save_vae(folder / 'vae.safetensors')
     tiny.save_pipeline(folder, folder / 'vae.safetensors')
@@ -56,15 +56,20 @@ def assert_samples_like_one(folder: Path, processes: int, *more: str) -> None:
     assert codes == [0] * processes, errors
     assert others == [[]] * (processes - 1)
     assert sum('preview(s) in' in line for line in first) == 1 and f'{processes} cpu device(s)' in first[0]
-    _assert_same(folder / 'joined', folder / 'one')
+    assert_same(folder / 'joined', folder / 'one')
+    return joined
+
+
+def assert_continues(folder: Path, joined: list[str], processes: int) -> None:
+    """A second call makes only what is missing."""
     (folder / 'joined' / '1' / 'video.mp4').unlink()
     codes, (first, *_), errors = wait(start(joined, processes))
     assert codes == [0] * processes, errors
     assert any('2 of 3 video(s) exist already' in line for line in first)
-    _assert_same(folder / 'joined', folder / 'one')
+    assert_same(folder / 'joined', folder / 'one')
 
 
-def _assert_same(joined: Path, one: Path) -> None:
+def assert_same(joined: Path, one: Path) -> None:
     names = sorted(str(path.relative_to(one)) for path in one.rglob('*'))
     assert sorted(str(path.relative_to(joined)) for path in joined.rglob('*')) == names
     for i in range(len(PROMPTS.splitlines())):

@@ -17,6 +17,7 @@ from fv_jax.data.loader import BatchStream, WeightedSource
 from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.parallel import arrays, distributed
+from fv_jax.parallel.rules import make_frames_partitioner
 from fv_jax.stages import registry
 from fv_jax.stages.protocol import Batch
 from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint
@@ -161,8 +162,9 @@ class TrainBatches:
 
 
 def _cached_streams(config: TrainConfig, datasets: Datasets, workdir: Path, bad: BadRecords) -> list[BatchStream]:
-    """Returns streams of cached latents. The first process encodes, on its first device; the others wait."""
-    folder, vae = workdir / latent_cache.FOLDER, trained_runs.load_frozen_vae(config.stage)
+    """Returns streams of cached latents. The first process encodes, on its devices; the others wait."""
+    vae = trained_runs.load_frozen_vae(config.stage, make_frames_partitioner(jax.local_devices()))
+    folder = workdir / latent_cache.FOLDER
     arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']
     cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=datasets.text)
     found = cached() if jax.process_index() == 0 else None
