@@ -144,9 +144,7 @@ def generate_previews(
         if not first:
             return
         if not progress.made:
-            # Other weights of the same origin, such as of a run that was trained again, are refused.
-            weights, fix = preview.metadata.preview.weights, 'choose another folder or remove it'
-            existing.keep_wanted(found, folders, lambda _, made: _with_weights(made, weights), False, fix)
+            _check_weights_of_found(found, folders, preview.metadata.preview.weights)
             folder.mkdir(exist_ok=True)
             sheet.unlink(missing_ok=True)  # whoever continues the list after an interrupt writes it
         preview_store.save(folders[i], preview, fps=mp4.fps, crf=mp4.crf)
@@ -167,6 +165,14 @@ def _finish_folder(folder: Path, complete: Sequence[Path], count: int) -> None:
     sheet = folder / preview_store.SHEET
     if not sheet.exists():
         preview_store.write_sheet(sheet, complete)
+
+
+def _check_weights_of_found(
+    found: Mapping[int, GenerationMetadata], folders: Sequence[Path], weights: WeightDigests
+) -> None:
+    """Raises UsageError for previews of other weights of the same origin, such as of a run trained again."""
+    fix = 'choose another folder or remove it'
+    existing.keep_wanted(found, folders, lambda _, made: _with_weights(made, weights), False, fix)
 
 
 def _with_weights(made: GenerationMetadata, weights: WeightDigests) -> GenerationMetadata:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fv_jax.core.checks import require
 from fv_jax.data.transforms import to_float
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae_tiling import Tiling
@@ -24,6 +25,8 @@ from fv_jax.sampling.settings import EnhanceSettings
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage
 from fv_jax.stages.noise import EnhanceNoise
+
+NOT_FINITE = 'the video has values that are not finite; parameters or activations overflow'
 
 # (low-res latents BFHWC, text BLD or None for zeros, noise, on_step) -> high-res latents; both unscaled
 EnhanceLatents = Callable[[jax.Array, jax.Array | None, EnhanceNoise, OnStep], jax.Array]
@@ -123,6 +126,5 @@ class Enhancer:
         video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None], self.vae.config.latent_spec)
         enhanced = self.enhance(np.asarray(video_BFHWC), size, None, WindowNoise.create(seed, first_latent), on_step)
         enhanced_FHWC = self.to_host(enhanced)[0, : len(video_FHWC)]
-        if not np.isfinite(enhanced_FHWC).all():
-            raise ValueError('the enhanced video has values that are not finite; parameters or activations overflow')
+        require(np.isfinite(enhanced_FHWC).all(), NOT_FINITE)
         return enhanced_FHWC

@@ -24,6 +24,7 @@ from fv_jax.sampling.results import Preview, StoredPreview
 
 PREVIEW, LATENTS, VIDEO, SHEET = 'preview.mp4', 'latents.safetensors', 'video.mp4', 'contact_sheet.png'
 _METADATA, _DIGEST = 'record', 'sha256'
+_MAX_LARGE_ROWS = 100  # of a contact sheet; 1,000 official previews in full size are an image of 0.5 gigapixels
 
 
 def save(folder: Path, preview: Preview, *, fps: float, crf: float) -> None:
@@ -100,9 +101,10 @@ def remove_from(parent: Path, first: int) -> None:
 
 def write_sheet(path: Path, folders: Sequence[Path]) -> None:
     """Writes a contact sheet of stored previews atomically, from their mp4s, one at a time."""
+    shrink = len(folders) > _MAX_LARGE_ROWS
     rows = ((_caption(folder), video_io.decode(folder / PREVIEW).frames) for folder in folders)
     with atomic_write(path) as partial:
-        contact_sheet.preview_sheet(rows).save(partial, format='PNG')
+        contact_sheet.preview_sheet(rows, shrink=shrink).save(partial, format='PNG')
 
 
 def _caption(folder: Path) -> str:

@@ -16,7 +16,7 @@ from fv_jax.data.transforms import to_uint8
 from fv_jax.sampling import clips, preview_store, programs
 from fv_jax.sampling.clip_enhancer import enhance_clip
 from fv_jax.sampling.clips import Clip, EnhancedClip
-from fv_jax.sampling.enhancer import Enhancer
+from fv_jax.sampling.enhancer import NOT_FINITE, Enhancer
 from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, split_into_batches, take_examples
 from fv_jax.sampling.metadata import (
     FPS,
@@ -181,7 +181,7 @@ class Pipeline:
             text = self.mesh.replicate(take_examples(text_BLD, indices))
             with self.clock.timed('preview'), self.progress('preview', settings.num_steps) as on_step:
                 z = programs.generate(loaded, text, noise, size, on_step=on_step)
-                frames = to_uint8(self.mesh.to_host(programs.decode_latents(vae, z)))
+                frames = _to_frames(self.mesh.to_host(programs.decode_latents(vae, z)))
                 latents = self.mesh.to_host(z)
             metadata = {i: PreviewMetadata(prompts[i], seeds[i], settings, weights) for i in indices}
             yield [
@@ -214,7 +214,7 @@ class Pipeline:
             text = self.mesh.replicate(take_examples(text_BLD, indices))
             with self.clock.timed('enhance'), self.progress('enhance', settings.num_steps) as on_step:
                 video = programs.decode_latents(decoder.jitted, z)
-                frames = to_uint8(self.mesh.to_host(enhancer.enhance(video, size, text, noise, on_step)))
+                frames = _to_frames(self.mesh.to_host(enhancer.enhance(video, size, text, noise, on_step)))
             metadata = {i: EnhanceMetadata(seeds[i], settings, weights) for i in indices}
             yield [
                 Video(frames[j], dataclasses.replace(previews[i].metadata, enhance=metadata[i]))
@@ -309,6 +309,12 @@ class Pipeline:
             where = self.origin.official or ', '.join(self.origin.checkpoints)
             raise ValueError(f'{where}: contains no {name}, which {purpose} needs')
         return stage
+
+
+def _to_frames(video: np.ndarray) -> np.ndarray:
+    """Returns uint8 frames. Raises ValueError for values that are not finite."""
+    require(np.isfinite(video).all(), NOT_FINITE)
+    return to_uint8(video)
 
 
 def _common_shape(previews: Sequence[StoredPreview]) -> tuple[int, int, int, int]:

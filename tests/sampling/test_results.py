@@ -172,6 +172,10 @@ def test_contact_sheet_of_previews(tmp_path):
 def test_contact_sheet_of_large_single_frames():
     sheet = contact_sheet.preview_sheet([('0', np.zeros((1, 16, 900, 3), np.uint8))])
     assert sheet.size == (900, 22 + 16 + 4)
+    video = np.arange(4, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(900, 2).repeat(3, 3)
+    small = contact_sheet.preview_sheet([('0', video)], shrink=True)
+    assert small.size == (4 * 225 + 3 * 4, 22 + 4 + 4) and small.getpixel((911, 25)) == (3, 3, 3)
+    assert contact_sheet.preview_sheet([('0', video[:, :, :32])], shrink=True).size[0] == 4 * 32 * 6 + 3 * 4
 
 
 def test_metadata_json_has_every_setting():

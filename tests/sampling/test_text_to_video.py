@@ -14,11 +14,14 @@ import pytest
 from fv_jax.api import FlashVideo
 from fv_jax.core.config import ConfigError
 from fv_jax.data.transforms import to_uint8
+from fv_jax.data.video import video_io
 from fv_jax.sampling import preview_store, programs, text_to_video
 from fv_jax.sampling.lazy_stages import split_into_batches
+from fv_jax.sampling.metadata import ClipMetadata
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.text.encoder import TextConfig
 from tests.compiling import compiled
+from tests.data import sample_videos
 from tests.sampling import tiny
 from tests.small_text import SMALL, make_folder
 
@@ -171,12 +174,55 @@ def test_stored_preview_is_enhanced_to_the_same_video(fv, both, videos, tmp_path
     assert_similar(fv.enhance([open_and_read, both[1]])[0].frames, videos[0].frames)
 
 
+def test_values_that_are_not_finite_are_refused(fv, both):
+    overflown = dataclasses.replace(both[0], latents=np.full_like(both[0].latents, np.inf))
+    with pytest.raises(ValueError, match='values that are not finite'):
+        fv.enhance(overflown)
+
+
 def test_enhance_refuses_latents_of_another_vae(fv, both):
     weights = dataclasses.replace(both[0].metadata.preview.weights, vae='f' * 16)
     previewed = dataclasses.replace(both[0].metadata.preview, weights=weights)
     other = dataclasses.replace(both[0], metadata=dataclasses.replace(both[0].metadata, preview=previewed))
     with pytest.raises(ValueError, match='latents of the preview are of another VAE: ffff'):
         fv.enhance(other)
+
+
+def test_enhance_takes_frames_paths_and_stored_previews(fv, both, videos, tmp_path):
+    """A clip in memory and in a file, in windows and without text; a folder is the preview in it."""
+    preview_store.save(tmp_path / '0', both[0], fps=8, crf=18)
+    assert_similar(fv.enhance(tmp_path / '0').frames, videos[0].frames)
+    clip = sample_videos.pattern(11, 16, 32)
+    video = fv.enhance(clip, seed=5)
+    assert video.frames.shape == (11, 64, 128, 3) and video.seed == 5
+    assert video.metadata.preview is None and video.metadata.clip == ClipMetadata('', 9, 5)
+    video_io.encode(tmp_path / 'clip.mp4', clip, 12, crf=0)
+    stored = fv.enhance(str(tmp_path / 'clip.mp4'), seed=5)
+    assert np.abs(stored.frames.astype(int) - video.frames).mean() < 4 and 'clip.mp4, enhanced' in repr(stored)
+    stored.save(tmp_path / 'large.mp4')
+    assert video_io.probe(tmp_path / 'large.mp4').fps == 12
+    enhancer, settings = fv.enhancer(), fv.enhance_settings
+    window = enhancer.enhance_window(clip[:9], (64, 128), seed=5, first_latent=0)
+    assert_similar(to_uint8(window)[:4], video.frames[:4])
+    assert fv.enhance(clip, settings=dataclasses.replace(settings, sample_posterior=True)).frames.std() > 1
+
+
+@pytest.mark.parametrize(
+    ('source', 'message'),
+    [
+        (
+            np.zeros((9, 16, 32, 3), np.float32),
+            r'array of shape \(9, 16, 32, 3\), float32; give \(F, H, W, 3\) of uint8',
+        ),
+        (np.zeros((16, 32, 3), np.uint8), r'shape \(16, 32, 3\)'),
+        (np.zeros((0, 16, 32, 3), np.uint8), r'shape \(0, 16, 32, 3\)'),
+        ('none.mp4', 'none.mp4: does not exist'),
+        ([], 'must not be empty'),
+    ],
+)
+def test_enhance_refuses_other_sources(fv, source, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        fv.enhance(source)
 
 
 def test_enhance_refuses_previews_of_several_sizes(fv, both):

@@ -38,18 +38,20 @@ def contact_sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], zoom: in
     return stack_lines(lines)
 
 
-def preview_sheet(rows: Iterable[tuple[str, np.ndarray]], columns: int = 4) -> Image.Image:
+def preview_sheet(rows: Iterable[tuple[str, np.ndarray]], columns: int = 4, *, shrink: bool = False) -> Image.Image:
     """Draws a contact sheet of previews, one row of evenly spaced frames for each; small frames are enlarged.
 
     Args:
       rows: (caption, uint8 FHWC), all of one size.
       columns: the number of frames.
+      shrink: whether large frames are shrunk, by a whole number, to about the width of enlarged ones.
     """
     lines = []
     for caption, video_FHWC in rows:
         zoom = max(1, _SHEET_WIDTH // (columns * video_FHWC.shape[2]))
         chosen = np.linspace(0, len(video_FHWC) - 1, min(columns, len(video_FHWC))).round().astype(int)
-        tiles = [video_FHWC[i].repeat(zoom, axis=0).repeat(zoom, axis=1) for i in chosen]
+        stride = max(1, columns * video_FHWC.shape[2] // _SHEET_WIDTH) if shrink else 1
+        tiles = [video_FHWC[i, ::stride, ::stride].repeat(zoom, axis=0).repeat(zoom, axis=1) for i in chosen]
         lines.append(add_label(join_tiles(tiles), ' '.join(caption.split())))
     return stack_lines(lines)
 
