@@ -171,7 +171,7 @@ class TracedMesh:
         self.replicate, self.to_host = mesh.replicate, mesh.to_host
         self.context = ParallelContext(attention=attention)
 
-    def parallel_context(self, partitioner, rows):
+    def parallel_context(self, partitioner, rows, num_tokens):
         return self.context
 
 

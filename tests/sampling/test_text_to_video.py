@@ -212,7 +212,7 @@ def test_enhance_takes_frames_paths_and_stored_previews(fv, both, videos, tmp_pa
     [
         (
             np.zeros((9, 16, 32, 3), np.float32),
-            r'array of shape \(9, 16, 32, 3\), float32; give \(F, H, W, 3\) of uint8',
+            r'shape \(9, 16, 32, 3\), float32; give \(F, H, W, 3\) of uint8',
         ),
         (np.zeros((16, 32, 3), np.uint8), r'shape \(16, 32, 3\)'),
         (np.zeros((0, 16, 32, 3), np.uint8), r'shape \(0, 16, 32, 3\)'),
