@@ -24,6 +24,8 @@ def use_compilation_cache() -> None:
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled' / _cpu()))
+        # All programs: of those that compile within JAX's limit of a second there are dozens.
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def _cpu() -> str:

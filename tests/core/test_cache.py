@@ -18,7 +18,7 @@ raise SystemExit(run_command('test', body, []))
 
 def run(**environment):
     given = {name: value for name, value in runs.environment().items() if name != 'JAX_COMPILATION_CACHE_DIR'}
-    given |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'} | environment
+    given |= environment
     subprocess.run([sys.executable, '-c', PROGRAM], env=given, check=True)
 
 
@@ -35,7 +35,8 @@ def test_commands_keep_compiled_programs_in_the_cache_folder(tmp_path):
 
 
 def test_the_users_own_compilation_cache_wins(tmp_path):
-    run(FV_JAX_CACHE=str(tmp_path / 'ours'), JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'theirs'))
+    own = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'theirs'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    run(FV_JAX_CACHE=str(tmp_path / 'ours'), **own)
     assert not (tmp_path / 'ours').exists() and programs(tmp_path / 'theirs')
 
 

@@ -1,0 +1,38 @@
+"""A second process on the same shapes takes every program from the compilation cache."""
+
+import json
+import subprocess
+import sys
+
+from tests import runs
+from tests.sampling import tiny
+
+PROGRAM = """
+import collections, json, sys
+import jax
+from fv_jax import sample
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition('/')[2]]))
+code = sample.main(sys.argv[1:])
+print(json.dumps(events))
+sys.exit(code)
+"""
+
+
+def test_second_process_compiles_nothing(tmp_path):
+    tiny.save_vae(tmp_path / 'vae.safetensors')
+    tiny.save_pipeline(tmp_path, tmp_path / 'vae.safetensors')
+    environment = {name: value for name, value in runs.environment().items() if not name.startswith('JAX_COMPILATION')}
+    environment |= {'FV_JAX_CACHE': str(tmp_path / 'cache')}
+
+    def count(output: str) -> dict[str, int]:
+        flags = [f'--checkpoint={tmp_path}', f'--output={tmp_path}/{output}', '--prompt=a dog', '--enhance-all']
+        found = subprocess.run(
+            [sys.executable, '-c', PROGRAM, *flags], cwd=runs.ROOT, env=environment, check=True, capture_output=True
+        )
+        return json.loads(found.stdout.splitlines()[-1])
+
+    first, second = count('first'), count('second')
+    assert first['cache_misses'] > 10
+    assert 'cache_misses' not in second
+    assert second['cache_hits'] == second['compile_requests_use_cache'] == first['cache_misses']
