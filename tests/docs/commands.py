@@ -19,12 +19,13 @@ from fv_jax.core.command_line import Override, Parser, UsageError, override, rea
 from fv_jax.core.config_files import load_config_file
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.video.clips import ClipsConfig
+from fv_jax.parallel.mesh import ParallelConfig
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.training.run.setup import TrainConfig
 from tests.architecture.test_imports import COMMANDS
 
 CONFIGS = {'train': TrainConfig, 'plan': TrainConfig, 'prepare': ClipsConfig, 'degrade': Degradation}
-SETTINGS = {'stage1': PreviewSettings, 'stage2': EnhanceSettings}
+SETTINGS = {'stage1': PreviewSettings, 'stage2': EnhanceSettings, 'parallel': ParallelConfig}
 
 
 class _ParsedError(Exception):
