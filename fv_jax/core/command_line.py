@@ -139,6 +139,14 @@ def read_config(cls: type[T], program: str | None, overrides: Sequence[Override]
     return build(cls, values)
 
 
+def override_settings(settings: T, group: str, overrides: Sequence[Override]) -> T:
+    """Returns settings with the fields that `--GROUP.FIELD=VALUE` set. Raises ConfigError as `override`."""
+    values = to_dict(settings)
+    for path, text in overrides:
+        override(type(settings), values, path, text, f'--{group}')
+    return build(type(settings), values, f'--{group}')
+
+
 def override(cls: type, values: dict[str, Any], path: str, text: str, root: str = 'config') -> None:
     """Sets a field of nested dicts in place.
 

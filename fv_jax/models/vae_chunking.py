@@ -91,6 +91,13 @@ def encode(vae: VAE, video_BFHWC: jax.Array, chunks: tuple[int, ...] | None = No
     return _chunked(vae.encoder, video_BFHWC, chunks)
 
 
+def slice_columns(width: int, width_slices: int) -> list[tuple[int, int, int, int]]:
+    """Computes (left, start, stop, right) of each slice of the latents: decodes left:right and keeps start:stop."""
+    overlap = SLICE_OVERLAP if width >= SLICE_OVERLAP * width_slices else 0
+    kept = [(i * width // width_slices, (i + 1) * width // width_slices) for i in range(width_slices)]
+    return [(max(start - overlap, 0), start, stop, min(stop + overlap, width)) for start, stop in kept]
+
+
 def decode(vae: VAE, z_BFHWC: jax.Array, chunks: tuple[int, ...] | None = None, *, width_slices: int = 1) -> jax.Array:
     """Decodes latents (already divided by the scale factor) as video, nominally in [-1, 1], not clipped.
 
@@ -114,11 +121,8 @@ def decode(vae: VAE, z_BFHWC: jax.Array, chunks: tuple[int, ...] | None = None, 
     require(1 <= width_slices <= width, f"width_slices={width_slices}: must be from 1 to {width}, the latents' width")
     if width_slices == 1:
         return _chunked(vae.decoder, z_BFHWC, chunks)
-    overlap = SLICE_OVERLAP if width >= SLICE_OVERLAP * width_slices else 0
     spatial, slices = vae.config.latent_spec.spatial, []
-    for i in range(width_slices):
-        start, stop = i * width // width_slices, (i + 1) * width // width_slices
-        left, right = max(start - overlap, 0), min(stop + overlap, width)
+    for left, start, stop, right in slice_columns(width, width_slices):
         video = _chunked(vae.decoder, z_BFHWC[:, :, :, left:right], chunks)
         slices.append(video[:, :, :, spatial * (start - left) : spatial * (stop - left)])
     return jnp.concatenate(slices, axis=3)

@@ -1,33 +1,29 @@
-"""Plans a run: compiles or estimates the programs of its configuration on a slice."""
+"""Plans a run: compiles or estimates the programs of training and sampling on a slice."""
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
-from fv_jax import weights
 from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.data.buckets import Bucket
-from fv_jax.models import vae as vae_lib
 from fv_jax.models.dit import DiTConfig
-from fv_jax.models.t5 import T5Config
-from fv_jax.models.vae import VAEConfig
-from fv_jax.models.vae_tiling import Tiling
-from fv_jax.parallel.mesh import ParallelConfig, describe, make_mesh
-from fv_jax.parallel.rules import Partitioner
-from fv_jax.planning import programs, slices
+from fv_jax.parallel.mesh import ParallelConfig, make_mesh
+from fv_jax.parallel.rules import FRAMES, Partitioner
+from fv_jax.planning import slices
 from fv_jax.planning.compiling import get_topology_devices
 from fv_jax.planning.programs import Phase
-from fv_jax.planning.report import Report, compile_phase, executed_seconds
+from fv_jax.planning.report import Report, compile_phases, executed_seconds
+from fv_jax.planning.sampled_stages import SampledPipeline
+from fv_jax.planning.sampling_phases import sampling_phases
 from fv_jax.planning.slices import Slice
+from fv_jax.planning.training_phase import largest_bucket, training_phase
+from fv_jax.planning.vae_programs import vae_config, vae_exists
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.stages import registry
 from fv_jax.stages.latent_stage import LatentStage
-from fv_jax.training.run.setup import TrainConfig, TrainSetup, make_partitioner, make_train_setup
-from fv_jax.weights import t5_text, text_encoders
-
-PHASES = ('training', 'sampling', 'text')
+from fv_jax.training.run.setup import TrainConfig, make_partitioner, make_train_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,74 +31,107 @@ class PlanRequest:
     """What to plan.
 
     Attributes:
-      config: of the run.
       topology: the slice.
-      phases: of `PHASES`.
+      config: of a training run; None plans no training.
+      pipeline: to sample; None plans no sampling.
+      parallel: the axes of the mesh that is sampled on; None as `SamplingMesh.create`.
       filters: plans only programs whose names contain one of these words; () plans all.
-      tiling: of the VAE when sampling; None for whole frames.
     """
 
-    config: TrainConfig
     topology: Slice
-    phases: tuple[str, ...] = PHASES
+    config: TrainConfig | None = None
+    pipeline: SampledPipeline | None = None
+    parallel: ParallelConfig | None = None
     filters: tuple[str, ...] = ()
-    tiling: Tiling | None = None
 
 
 def plan(request: PlanRequest) -> Report:
-    """Plans the phases of a run. A run that does not fit is a report too (`Report.fits`).
+    """Plans training and sampling. What does not fit is a report too (`Report.fits`).
 
     Raises:
       ConfigError: the configuration does not divide over the slice, or its stage cannot be planned.
     """
-    partitioner = make_slice_partitioner(request)
-    setup = make_train_setup(request.config, partitioner, latent_spec(request.config))
-    bucket, vae, notes = programs.largest_bucket(setup), _vae_config(request.config), []
-    if not _vae_exists(request.config):
-        notes.append(f'{request.config.stage.vae} does not exist; assuming the official VAE')
-    if len(request.config.data.sizes) > 1:
-        notes.append(f'of {len(request.config.data.sizes)} buckets, the one with the most FLOPs per step is planned')
-    if request.topology.libtpu_name is None:
-        notes.append(
-            'no ahead-of-time compiler for this chip: transient memory (~) is estimated by formula, accurate to about '
-            '50 %; communication is not known'
-        )
-    reports = []
-    for phase, devices in _phases(request, setup, vae, bucket, notes):
-        if request.filters:
-            chosen = tuple(p for p in phase.programs if any(word in p.name for word in request.filters))
-            phase = dataclasses.replace(phase, programs=chosen)
-        if phase.programs:
-            reports.append(compile_phase(phase, request.topology, devices))
-            notes += _suggest_wider_heads(phase, request, devices)
-    # The devices of the mesh may be CPU devices in place of GPUs.
-    mesh = describe(partitioner.mesh, request.topology.generation)
-    return Report(request.topology, str(bucket), mesh, tuple(reports), tuple(notes))
+    phases, notes = [*_phases(request)], [*_notes(request)]
+    if request.filters:
+        chosen = [[p for p in phase.programs if any(word in p.name for word in request.filters)] for phase in phases]
+        phases = [dataclasses.replace(phase, programs=tuple(p)) for phase, p in zip(phases, chosen, strict=True) if p]
+    if request.config is not None:
+        notes += suggest_wider_heads(phases, request)
+    return Report(request.topology, tuple(compile_phases(phases, request.topology)), tuple(notes))
 
 
 def latent_spec(config: TrainConfig) -> LatentSpec:
     """Returns the geometry of the latents that the stage of the run works on."""
-    return registry.latent_spec(config.stage, _vae_config(config) if registry.needs_vae(config.stage) else None)
+    return registry.latent_spec(config.stage, vae_config(config.stage) if registry.needs_vae(config.stage) else None)
 
 
-def make_slice_partitioner(request: PlanRequest) -> Partitioner:
-    """Makes the partitioner of a run on a slice.
+def check_stage(config: TrainConfig) -> None:
+    """Raises ConfigError for a run whose stage cannot be planned."""
+    if not isinstance(config.stage.network, DiTConfig):
+        known = ' and '.join(registry.find_kinds(LatentStage))
+        raise ConfigError(f'config.stage.kind={config.stage.kind}: stages {known} can be planned')
+
+
+def make_slice_partitioner(config: TrainConfig, topology: Slice) -> Partitioner:
+    """Makes the partitioner of a training run on a slice.
 
     Raises:
       ConfigError: batch, heads, tokens or parameters do not divide over the slice, or the stage cannot be planned.
     """
-    if not isinstance(request.config.stage.network, DiTConfig):
-        known = ' and '.join(registry.find_kinds(LatentStage))
-        raise ConfigError(f'config.stage.kind={request.config.stage.kind}: stages {known} can be planned')
-    mesh = make_mesh(request.config.parallel, _find_devices(request.topology))
-    return make_partitioner(request.config, mesh, latent_spec(request.config))
+    check_stage(config)
+    return make_partitioner(config, make_mesh(config.parallel, _find_devices(topology)), latent_spec(config))
 
 
 def resident_bytes(request: PlanRequest) -> float:
     """Computes the resident bytes per device of training, without compiling anything."""
-    setup = make_train_setup(request.config, make_slice_partitioner(request), latent_spec(request.config))
-    phase = programs.training_phase(setup, _vae_config(request.config), programs.largest_bucket(setup))
-    return sum(phase.resident.values())
+    return sum(_training_phase(request).resident.values())
+
+
+def suggest_wider_heads(phases: Sequence[Phase], request: PlanRequest) -> Iterator[str]:
+    """Yields a note on the time that heads twice as wide would save in training, if they are narrower than the matrix
+    unit.
+    """
+    for phase in phases:
+        heads, head_dim = request.config.stage.network.num_heads, phase.head_dim
+        now, wider = (executed_seconds(phase, request.topology, n * head_dim) for n in (1, 2))
+        if phase.name == 'training' and heads % 2 == 0 and wider < now:
+            yield (
+                f'{phase.name}: trained from scratch, heads of {2 * head_dim} '
+                f'(--config.stage.network.num_heads={heads // 2}) would take {wider:.3g} s instead of {now:.3g}'
+            )
+
+
+def _phases(request: PlanRequest) -> Iterator[Phase]:
+    # The devices of a mesh may be CPU devices in place of GPUs.
+    topology, kind = request.topology, request.topology.generation
+    if request.config is not None:
+        yield _training_phase(request)
+    if request.pipeline is not None:
+        mesh = SamplingMesh.create(request.parallel, _find_devices(topology))
+        alone = _find_devices(topology.single_chip)[:1]
+        text_device = Partitioner(make_mesh(ParallelConfig(), alone), FRAMES)
+        yield from sampling_phases(request.pipeline, mesh, text_device, kind)
+
+
+def _training_phase(request: PlanRequest) -> Phase:
+    config, topology = request.config, request.topology
+    setup = make_train_setup(config, make_slice_partitioner(config, topology), latent_spec(config))
+    return training_phase(setup, vae_config(config.stage), largest_bucket(setup), topology.generation)
+
+
+def _notes(request: PlanRequest) -> Iterator[str]:
+    config = request.config
+    if config is not None and not vae_exists(config.stage):
+        yield f'{config.stage.vae} does not exist; assuming the official VAE'
+    if config is not None and len(config.data.sizes) > 1:
+        yield f'of {len(config.data.sizes)} buckets, the one with the most FLOPs per step is planned'
+    if request.pipeline is not None and request.pipeline.t5_stages:
+        yield 'assuming T5-XXL, on one device'
+    if request.topology.libtpu_name is None:
+        yield (
+            'no ahead-of-time compiler for this chip: transient memory (~) is estimated by formula, accurate to about '
+            '50 %; communication is not known'
+        )
 
 
 def _find_devices(topology: Slice) -> Sequence[jax.Device]:
@@ -115,44 +144,3 @@ def _find_devices(topology: Slice) -> Sequence[jax.Device]:
     if len(jax.devices()) < topology.devices:
         raise ConfigError(f'--topology={topology}: needs {topology.devices} CPU devices (got {len(jax.devices())})')
     return jax.devices()[: topology.devices]
-
-
-def _phases(
-    request: PlanRequest, setup: TrainSetup, vae: VAEConfig, bucket: Bucket, notes: list[str]
-) -> Iterator[tuple[Phase, int]]:
-    """Yields the requested phases, each with the number of devices that it runs on."""
-    wanted: Collection[str] = request.phases
-    if 'training' in wanted:
-        yield programs.training_phase(setup, vae, bucket), request.topology.devices
-    if 'sampling' in wanted:
-        yield programs.sampling_phase(setup, vae, bucket, request.tiling), request.topology.devices
-    encoder = request.config.stage.text
-    if 'text' in wanted and encoder.encoder and text_encoders.find_kind(encoder, 'config.stage.text') is t5_text.KIND:
-        notes.append('assuming T5-XXL, on one device')
-        devices = _find_devices(request.topology.single_chip)[:1]
-        partitioner = Partitioner(make_mesh(ParallelConfig(), devices), request.config.strategy)
-        t5_config = T5Config(dtype=encoder.dtype, param_dtype=encoder.dtype)
-        yield programs.text_phase(t5_config, encoder.length, partitioner), 1
-
-
-def _suggest_wider_heads(phase: Phase, request: PlanRequest, devices: int) -> Iterator[str]:
-    """Yields a note on the time that heads twice as wide would save, if they are narrower than the matrix unit."""
-    if phase.name == 'text':
-        return
-    heads, head_dim = request.config.stage.network.num_heads, phase.head_dim
-    now, wider = (executed_seconds(phase, request.topology, devices, n * head_dim) for n in (1, 2))
-    if heads % 2 == 0 and wider < now:
-        yield (
-            f'{phase.name}: trained from scratch, heads of {2 * head_dim} '
-            f'(--config.stage.network.num_heads={heads // 2}) would take {wider:.3g} s instead of {now:.3g}'
-        )
-
-
-def _vae_config(config: TrainConfig) -> VAEConfig:
-    """Reads the configuration of the run's VAE; the official one where the VAE does not exist."""
-    vae_config = weights.vae_config(config.stage.vae) if _vae_exists(config) else vae_lib.OFFICIAL
-    return dataclasses.replace(vae_config, dtype=config.stage.vae_dtype)
-
-
-def _vae_exists(config: TrainConfig) -> bool:
-    return weights.vae_path(config.stage.vae).exists()

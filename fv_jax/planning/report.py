@@ -10,6 +10,8 @@ that are not resident. All bytes and times are per JAX device; a v7x chip is two
 """
 
 import dataclasses
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fv_jax.core.hardware import Chip
@@ -17,6 +19,8 @@ from fv_jax.planning.compiling import CompiledProgram, CompileOutOfMemory, compi
 from fv_jax.planning.flops import Flops
 from fv_jax.planning.programs import Phase, PlannedProgram
 from fv_jax.planning.slices import Slice
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +80,10 @@ class PhaseReport:
 
     Attributes:
       batch_size: the global number of clips, or of texts.
-      devices: that the phase runs on.
+      devices: that the phase occupies.
       resident: bytes per device by cause.
+      size: of an example, for display.
+      mesh: what it runs on, for display.
     """
 
     name: str
@@ -85,6 +91,8 @@ class PhaseReport:
     devices: int
     resident: dict[str, float]
     programs: tuple[ProgramReport, ...]
+    size: str
+    mesh: str
 
     @property
     def largest_program(self) -> ProgramReport:
@@ -94,11 +102,15 @@ class PhaseReport:
     @property
     def peak_bytes(self) -> float:
         """Resident bytes and those of the largest program, per device."""
-        return sum(self.resident.values()) + self.largest_program.transient_bytes
+        return self.memory_of(self.programs)
 
     @property
     def times(self) -> Times:
-        return sum((program.times for program in self.programs), Times(0, 0, 0))
+        return sum_times(self.programs)
+
+    def memory_of(self, programs: Iterable[ProgramReport]) -> float:
+        """Computes the bytes per device while one of these programs of the phase runs."""
+        return sum(self.resident.values()) + max(program.transient_bytes for program in programs)
 
     def fits(self, chip: Chip) -> bool:
         """Returns whether the phase fits the memory of a device, and the compiler refused no program."""
@@ -107,44 +119,67 @@ class PhaseReport:
         )
 
 
-def compile_phase(phase: Phase, topology: Slice, devices: int) -> PhaseReport:
-    """Compiles the programs of a phase for a topology; those for GPUs are estimated by formula.
+def sum_times(programs: Iterable[ProgramReport]) -> Times:
+    """Adds up the times of programs."""
+    return sum((program.times for program in programs), Times(0, 0, 0))
+
+
+def compile_phases(phases: Iterable[Phase], topology: Slice) -> list[PhaseReport]:
+    """Compiles the programs of phases for a topology, each once; those for GPUs are estimated by formula.
 
     Args:
-      phase: the phase.
+      phases: the phases.
       topology: the slice.
-      devices: of the slice that the phase runs on.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler failed, other than for lack of memory.
     """
-    programs = tuple(_compile_program(each, phase, topology, devices) for each in phase.programs)
-    return PhaseReport(phase.name, phase.batch_size, devices, phase.resident, programs)
+    compiled: dict[Callable, CompiledProgram | CompileOutOfMemory] = {}
+
+    def report(phase: Phase, program: PlannedProgram) -> ProgramReport:
+        if topology.libtpu_name is not None and program.lower not in compiled:
+            log.info(f'{phase.name}: compiling {program.name}')
+            compiled[program.lower] = compile_ahead(program.lower, phase.devices)
+        return _report_program(program, phase.head_dim, compiled.get(program.lower), topology)
+
+    return [
+        PhaseReport(
+            phase.name,
+            phase.batch_size,
+            phase.devices,
+            phase.resident,
+            tuple(report(phase, program) for program in phase.programs),
+            phase.size,
+            phase.mesh,
+        )
+        for phase in phases
+    ]
 
 
-def executed_seconds(phase: Phase, topology: Slice, devices: int, head_dim: int) -> float:
+def executed_seconds(phase: Phase, topology: Slice, head_dim: int) -> float:
     """Computes the executed time of a phase if its attention had heads of size `head_dim`, in seconds."""
 
     def seconds(each: PlannedProgram) -> float:
         work = each.flops * each.runs, each.recompute * each.runs
-        return compute_times(*work, topology.chip, devices, head_dim).executed
+        return compute_times(*work, topology.chip, each.devices, head_dim).executed
 
     return sum(map(seconds, phase.programs))
 
 
-def _compile_program(program: PlannedProgram, phase: Phase, topology: Slice, devices: int) -> ProgramReport:
+def _report_program(
+    program: PlannedProgram, head_dim: int, compiled: CompiledProgram | CompileOutOfMemory | None, topology: Slice
+) -> ProgramReport:
     flops, recompute = program.flops * program.runs, program.recompute * program.runs
-    times = compute_times(flops, recompute, topology.chip, devices, phase.head_dim)
-    if topology.libtpu_name is None:
-        return ProgramReport(program.name, program.runs, flops, times, None, program.estimated_bytes)
-    compiled = compile_ahead(program.lower, devices)
-    if isinstance(compiled, CompileOutOfMemory):
-        return ProgramReport(program.name, program.runs, flops, times, compiled, compiled.required_bytes)
-    times = dataclasses.replace(
-        times, communication=program.runs * compiled.traffic.total_bytes / topology.chip.link_rate
-    )
-    arguments = compiled.argument_bytes - program.resident_argument_bytes
-    transient_bytes = arguments + compiled.temp_bytes + compiled.output_bytes + compiled.code_bytes
+    times, transient_bytes = compute_times(flops, recompute, topology.chip, program.devices, head_dim), 0.0
+    if compiled is None:
+        transient_bytes = program.estimated_bytes
+    elif isinstance(compiled, CompileOutOfMemory):
+        transient_bytes = compiled.required_bytes
+    else:
+        sent_seconds = program.runs * compiled.traffic.total_bytes / topology.chip.link_rate
+        times = dataclasses.replace(times, communication=sent_seconds)
+        arguments = compiled.argument_bytes - program.resident_argument_bytes
+        transient_bytes = arguments + compiled.temp_bytes + compiled.output_bytes + compiled.code_bytes
     return ProgramReport(program.name, program.runs, flops, times, compiled, transient_bytes)
 
 
@@ -154,14 +189,11 @@ class Report:
 
     Attributes:
       topology: the slice.
-      size: of the clips, for display.
-      mesh: of the run, for display.
+      phases: of a training step, or of sampling, in the order in which they run.
       notes: assumptions, and what is not included.
     """
 
     topology: Slice
-    size: str
-    mesh: str
     phases: tuple[PhaseReport, ...]
     notes: tuple[str, ...]
 
@@ -177,8 +209,6 @@ class Report:
             'chips': self.topology.chips,
             'devices': self.topology.devices,
             'memory_bytes': chip.memory,
-            'size': self.size,
-            'mesh': self.mesh,
             'fits': self.fits,
             'notes': list(self.notes),
             'phases': [_phase_dict(phase, self.topology) for phase in self.phases],
@@ -193,6 +223,8 @@ def chip_seconds(phase: PhaseReport, topology: Slice) -> float:
 def _phase_dict(phase: PhaseReport, topology: Slice) -> dict[str, Any]:
     return {
         'name': phase.name,
+        'size': phase.size,
+        'mesh': phase.mesh,
         'batch_size': phase.batch_size,
         'fits': phase.fits(topology.chip),
         'peak_bytes': phase.peak_bytes,

@@ -45,7 +45,8 @@ def find_largest_batch(request: PlanRequest) -> SearchResult:
     if request.config.data.token_budget is not None:
         budget = request.config.data.token_budget
         raise ConfigError(f'config.data.token_budget={budget}: sets the batch sizes; set it to none for --search')
-    partitioner = planner.make_slice_partitioner(_replace_batch(request, _smallest_batch(request), 'full'))
+    smallest = _replace_batch(request, _smallest_batch(request), 'full')
+    partitioner = planner.make_slice_partitioner(smallest.config, request.topology)
     step = partitioner.num_shards(axes.ACT_BATCH) * request.config.loop.microbatches
 
     def compute_peak_bytes(batch_size: int, remat: Remat) -> float | None:
@@ -134,7 +135,7 @@ def find_smallest_slice(request: PlanRequest, generation: str) -> slices.Slice:
 
 
 def _plan_training(request: PlanRequest) -> PhaseReport:
-    (phase,) = planner.plan(dataclasses.replace(request, phases=('training',))).phases
+    (phase,) = planner.plan(dataclasses.replace(request, pipeline=None)).phases
     return phase
 
 

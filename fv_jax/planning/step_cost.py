@@ -51,7 +51,7 @@ def train_step_cost(setup: TrainSetup, vae: VAEConfig | None) -> Callable[[Batch
 
 
 def sampler_cost(stage: LatentStage, latents: Sequence[int], batch_size: int) -> throughput.StepCost:
-    """Computes the cost of sampling `batch_size` latents of size (F', H', W'), without the VAE."""
+    """Computes the cost of sampling `batch_size` latents of size (F', H', W') on one device, without the VAE."""
     work, length = _sampler_flops(stage, latents)
     return _step_cost(work * batch_size, batch_size * length.video, jax.devices()[:1], stage.network.head_dim)
 
@@ -61,7 +61,9 @@ def preview_cost(part: LazyStage, settings: PreviewSettings, batch_size: int) ->
     stage, video = part.stage.with_sampler_config(settings), (settings.frames, *settings.size)
     work, length = _sampler_flops(stage, part.latent_spec.latent_size(*video))
     work += _decode_flops(part.vae.config, video)
-    return _step_cost(work * batch_size, batch_size * length.video, jax.devices()[:1], stage.network.head_dim)
+    return _step_cost(
+        work * batch_size, batch_size * length.video, part.mesh.mesh.devices.flatten(), stage.network.head_dim
+    )
 
 
 def enhancement_cost(
@@ -81,7 +83,9 @@ def enhancement_cost(
     video_size = frames, *settings.size_for(height, width, latent_spec)
     work, length = _sampler_flops(stage, latent_spec.latent_size(*video_size))
     work += _decode_flops(preview_vae, preview_size) + _encode_flops(vae, video_size) + _decode_flops(vae, video_size)
-    return _step_cost(work * batch_size, batch_size * length.video, jax.devices()[:1], stage.network.head_dim)
+    return _step_cost(
+        work * batch_size, batch_size * length.video, part.mesh.mesh.devices.flatten(), stage.network.head_dim
+    )
 
 
 def _sampler_flops(stage: LatentStage, latents: Sequence[int]) -> tuple[Flops, flops.SequenceLength]:

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from fv_jax.core.checks import error_context
-from fv_jax.core.command_line import Parser, UsageError, parse_size, path_flag
+from fv_jax.core.command_line import Parser, UsageError, override_settings, parse_size, path_flag
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.data.video import video_io
@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     with error_context('', error=UsageError):
         spec = fv.stage2.latent_spec
     size, tiling = _size(arguments, info, spec), read_tiling(arguments, spec)
-    settings = pipeline.override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
+    settings = override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
     settings = dataclasses.replace(settings, num_steps=arguments.num_steps or settings.num_steps)
     if tiling is not None:
         settings = dataclasses.replace(settings, tile_size=tiling.tile_size, tile_overlap=tiling.tile_overlap)

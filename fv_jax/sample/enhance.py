@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fv_jax import api
 from fv_jax.core.checks import error_context
-from fv_jax.core.command_line import Parser, UsageError, path_flag
+from fv_jax.core.command_line import Parser, UsageError, override_settings, path_flag
 from fv_jax.core.files import remove_partial
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.parallel import distributed
@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
             'enhance them separately'
         )
     fv = pipeline.open_pipeline(arguments, stored[0].metadata.origin)
-    settings = pipeline.override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
+    settings = override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
     check_complete(enhance_stored(fv, stored, outputs, settings, arguments, arguments.seed))
 
 

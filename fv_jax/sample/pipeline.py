@@ -3,21 +3,18 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from typing import TypeVar
 
 from fv_jax import api
-from fv_jax.core import config as config_lib
 from fv_jax.core import throughput
-from fv_jax.core.command_line import Override, UsageError, override
-from fv_jax.parallel.mesh import AUTO, ParallelConfig, describe
+from fv_jax.core.command_line import Override, UsageError, override_settings
+from fv_jax.parallel.mesh import ParallelConfig, describe
 from fv_jax.planning import step_cost
 from fv_jax.sample.flags import PARALLEL
 from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.results import StoredPreview
+from fv_jax.sampling.sampling_mesh import DEFAULT_AXES
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig
-
-T = TypeVar('T')
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +45,6 @@ def open_pipeline(
     return fv
 
 
-def override_settings(settings: T, stage: str, overrides: list[Override]) -> T:
-    values = config_lib.to_dict(settings)
-    for path, text in overrides:
-        override(type(settings), values, path, text, f'--{stage}')
-    return config_lib.build(type(settings), values, f'--{stage}')
-
-
 def report_previewing(fv: api.FlashVideo, settings: PreviewSettings, num_clips: int) -> None:
     _report_speed(fv, 'preview', step_cost.preview_cost(fv.stage1, settings, num_clips))
 
@@ -73,4 +63,4 @@ def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> N
 
 def _read_parallel(overrides: list[Override]) -> ParallelConfig | None:
     """Returns the axes of `--parallel.FIELD=VALUE`, with the remaining devices along fsdp; None without any flag."""
-    return override_settings(ParallelConfig(data=1, fsdp=AUTO), PARALLEL, overrides) if overrides else None
+    return override_settings(DEFAULT_AXES, PARALLEL, overrides) if overrides else None

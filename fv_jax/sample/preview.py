@@ -5,7 +5,7 @@ import functools
 import logging
 
 from fv_jax.core.checks import error_context
-from fv_jax.core.command_line import Parser, UsageError, path_flag
+from fv_jax.core.command_line import Parser, UsageError, override_settings, path_flag
 from fv_jax.core.output_paths import check_output_folder
 from fv_jax.sample import enhance, pipeline
 from fv_jax.sample.flags import ENHANCE, PREVIEW, PROG, Command, Overrides, add_batch_flags, add_weights_flags
@@ -34,8 +34,8 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     ours = functools.partial(preview_store.belongs_to, count=len(requests.prompts))
     check_output_folder(folder, arguments.overwrite, continues=ours)
     fv, file = pipeline.open_pipeline(arguments), batch.Mp4Options(arguments.fps, arguments.crf)
-    settings = pipeline.override_settings(fv.preview_settings, PREVIEW, overrides[PREVIEW])
-    final = pipeline.override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
+    settings = override_settings(fv.preview_settings, PREVIEW, overrides[PREVIEW])
+    final = override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
     fv.check(settings, final if arguments.enhance_all or overrides[ENHANCE] else None)
     found = batch.find_existing_previews(fv, requests, folder, settings, file, arguments.overwrite)
     folders = batch.preview_folders(folder, len(requests.prompts))

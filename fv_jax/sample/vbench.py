@@ -8,7 +8,7 @@ import argparse
 import logging
 
 from fv_jax.core.checks import error_context
-from fv_jax.core.command_line import Parser, UsageError, path_flag
+from fv_jax.core.command_line import Parser, UsageError, override_settings, path_flag
 from fv_jax.core.output_paths import check_output_folder
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import ENHANCE, PREVIEW, Command, Overrides, add_batch_flags, add_weights_flags
@@ -46,10 +46,10 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     with error_context(f'--prompts={arguments.prompts}: ', error=UsageError):
         samples = vbench.list_samples(texts, arguments.output, arguments.num_samples, arguments.seed)
     fv = pipeline.open_pipeline(arguments)
-    preview = pipeline.override_settings(fv.preview_settings, PREVIEW, overrides[PREVIEW])
+    preview = override_settings(fv.preview_settings, PREVIEW, overrides[PREVIEW])
     enhance = None
     if not arguments.previews_only:
-        enhance = pipeline.override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
+        enhance = override_settings(fv.enhance_settings, ENHANCE, overrides[ENHANCE])
     fv.check(preview, enhance)
     job = vbench.Job(preview, enhance, arguments.batch_size, batch.Mp4Options(arguments.fps, arguments.crf))
     found = vbench.find_existing(fv, samples, job, arguments.overwrite)

@@ -149,15 +149,31 @@ def _sample(
     on_step: OnStep,
 ) -> jax.Array:
     """Samples latents of `shape` step by step."""
-    context = loaded.parallel_context((loaded.rows * shape[0], *shape[1:]))
-    static = loaded.stage, loaded.graphdef, shape, context, loaded.partitioner.replicated
-    arguments = loaded.state, inputs, noise
+    arguments, static = (loaded.state, inputs, noise), _static_arguments(loaded, shape)
     state = _start(*arguments, *static)
     num_steps = loaded.stage.config.num_steps
     for i in range(num_steps):
         state = jax.block_until_ready(_advance(*arguments, *static, state, i))
         on_step(i + 1, num_steps)
     return _finish(*arguments, *static, state)
+
+
+def lower_step(loaded: LoadedStage, inputs: Batch, noise: SamplingNoise, shape: tuple[int, ...]) -> jax.stages.Lowered:
+    """Lowers the program that each step of a sampler runs.
+
+    Args:
+      loaded: the stage, with ShapeDtypeStructs in place of weights.
+      inputs, noise: ShapeDtypeStructs with the shardings of what `generate` or `enhance_latents` take.
+      shape: of the latents.
+    """
+    arguments, static = (loaded.state, inputs, noise), _static_arguments(loaded, shape)
+    state = loaded.mesh.replicate(_start.eval_shape(*arguments, *static))
+    return _advance.lower(*arguments, *static, state, 0)
+
+
+def _static_arguments(loaded: LoadedStage, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    context = loaded.parallel_context((loaded.rows * shape[0], *shape[1:]))
+    return loaded.stage, loaded.graphdef, shape, context, loaded.partitioner.replicated
 
 
 def _trajectory(params, inputs, noise, stage, graphdef, shape, context, replicated) -> Trajectory:
@@ -217,12 +233,27 @@ def _sample_posterior(moments_BFHWC: jax.Array, noise: EnhanceNoise) -> jax.Arra
 
 
 def _resize_sharded(vae: JittedVAE, video_BFHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
-    batch, frames, *_, channels = video_BFHWC.shape
-    sharding = vae.video_sharding((batch, frames, *size, channels))
+    sharding = _resized_sharding(vae, video_BFHWC.shape, size)
     if sharding is not None:
-        # Whole on every device: the columns of the small video and of the large one do not divide alike.
-        video_BFHWC = jax.device_put(video_BFHWC, NamedSharding(sharding.mesh, PartitionSpec()))
+        video_BFHWC = jax.device_put(video_BFHWC, _whole(sharding))
     return _resize(video_BFHWC, *size, sharding)
+
+
+def lower_resize(vae: JittedVAE, video_BFHWC: jax.ShapeDtypeStruct, size: tuple[int, int]) -> jax.stages.Lowered:
+    """Lowers the program that resizes a video of a shape before a VAE over a mesh encodes it."""
+    sharding = _resized_sharding(vae, video_BFHWC.shape, size)
+    video = jax.ShapeDtypeStruct(video_BFHWC.shape, video_BFHWC.dtype, sharding=_whole(sharding))
+    return _resize.lower(video, *size, sharding)
+
+
+def _resized_sharding(vae: JittedVAE, shape_BFHWC: tuple[int, ...], size: tuple[int, int]) -> NamedSharding | None:
+    batch, frames, *_, channels = shape_BFHWC
+    return vae.video_sharding((batch, frames, *size, channels))
+
+
+def _whole(sharding: NamedSharding) -> NamedSharding:
+    """Returns the sharding of a small video: columns of it and of the large one do not divide alike."""
+    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

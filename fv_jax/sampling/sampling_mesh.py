@@ -33,6 +33,7 @@ from fv_jax.stages.latent_stage import LatentStage
 
 Tree = Any
 
+DEFAULT_AXES = ParallelConfig(data=1, fsdp=AUTO)  # those that flags change
 WHOLE, SPLIT = 'replicated_weights', 'fsdp'
 WHOLE_SHARE = 0.4  # of a device's memory that the weights of one network may take whole: stage 1 on a v6e, not on a v5e
 
@@ -82,14 +83,18 @@ class SamplingMesh:
         return Partitioner(self.mesh, FRAMES)
 
     def parallel_context(self, partitioner: Partitioner, rows: int, num_tokens: int) -> ParallelContext:
-        """Returns the parallel context of a network.
+        """Returns the parallel context of a network; the arguments are those of `activation_partitioner`."""
+        return make_parallel_context(self.activation_partitioner(partitioner, rows, num_tokens), self.context_parallel)
+
+    def activation_partitioner(self, partitioner: Partitioner, rows: int, num_tokens: int) -> Partitioner:
+        """Returns the partitioner of a network's activations.
 
         Args:
           partitioner: of its weights.
           rows: of its batch.
           num_tokens: of a row, without padding.
         """
-        return make_parallel_context(fold_context(partitioner.fold_batch(rows), num_tokens), self.context_parallel)
+        return fold_context(partitioner.fold_batch(rows), num_tokens)
 
     def replicate(self, tree: Tree) -> Tree:
         """Puts arrays of the host, which every process has in full, on every device."""

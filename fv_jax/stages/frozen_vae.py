@@ -79,7 +79,10 @@ class Chunk:
         return _run_chunk(x_BFHWC, cache, self.state, self.graphdef, self.layout)
 
     def lower(self, x_BFHWC: jax.ShapeDtypeStruct, cache: Cache) -> jax.stages.Lowered:
-        """Lowers the program that a call with these arguments runs."""
+        """Lowers the program that a call with arrays of these shapes runs."""
+        if self.layout is not None:
+            sharding = self.layout.sharding(x_BFHWC.shape, self.layout.latent_columns(x_BFHWC))
+            x_BFHWC = arrays.put_sharded(x_BFHWC, sharding)
         return _run_chunk.lower(x_BFHWC, cache, self.state, self.graphdef, self.layout)
 
     def abstract_cache(self, x_BFHWC: jax.ShapeDtypeStruct) -> Cache:

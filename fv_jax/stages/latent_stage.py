@@ -133,27 +133,11 @@ class LatentStage(abc.ABC, Generic[C]):
 
     # --- descriptions ---
 
-    def training_programs(self, size: BatchSize) -> list[Program]:
+    def programs(self, size: BatchSize) -> list[Program]:
         """Describes the training step, and the encoding of each video of a clip."""
         video = (size.examples, *size.video, 3)
-        step = Program('training step', 'training', 'stage', self.inputs(size))
-        return [step, Program('VAE encode', 'training', 'encoder', {'video_BFHWC': video}, len(self.latents_of))]
-
-    def decode_program(self, size: BatchSize) -> Program:
-        """Describes the decoding of samples."""
-        z = (size.examples, *size.latents, self.network.latent_channels)
-        return Program('VAE decode', 'sampling', 'decoder', {'z_BFHWC': z})
-
-    def sampler_program(self, inputs: dict[str, Shape], size: BatchSize) -> Program:
-        """Describes the sampler, whose steps are planned as one program."""
-        shape = (size.examples, *size.latents, self.network.latent_channels)
-
-        def sample(model: DiT, inputs: Batch, noise: SamplingNoise, context: ParallelContext) -> jax.Array:
-            return self.sampling_trajectory(model, inputs, noise, shape, context=context).integrate()
-
-        copies = 2 if self.config.guidance_batched else 1
-        evaluations = self.num_function_evaluations()
-        return Program('sampler', 'sampling', 'stage', inputs, 1, sample, evaluations, copies)
+        step = Program('training step', 'stage', self.inputs(size))
+        return [step, Program('VAE encode', 'encoder', {'video_BFHWC': video}, len(self.latents_of))]
 
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
         return ()
@@ -167,10 +151,6 @@ class PreviewStage(LatentStage[PreviewSamplerConfig]):
     """
 
     sampler_class = PreviewSamplerConfig
-
-    def programs(self, size: BatchSize) -> list[Program]:
-        sampler = self.sampler_program({'text_BLD': (size.examples, *self.text_shape)}, size)
-        return [*self.training_programs(size), sampler, self.decode_program(size)]
 
 
 class NoisedPair(NamedTuple):
@@ -222,9 +202,3 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
     def without_guidance(self) -> Self:
         """Returns the stage, sampled without guidance."""
         return self.with_sampler_config(dataclasses.replace(self.sampler_config(), guidance_scale=1.0))
-
-    def programs(self, size: BatchSize) -> list[Program]:
-        inputs = {name: shape for name, shape in self.inputs(size).items() if name != 'z_high_BFHWC'}
-        encode = Program('VAE encode', 'sampling', 'encoder', {'video_BFHWC': (size.examples, *size.video, 3)})
-        sampler = self.sampler_program(inputs, size)
-        return [*self.training_programs(size), sampler, encode, self.decode_program(size)]

@@ -41,28 +41,20 @@ class BatchSize(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The description of a program of a run, for planning; nothing is traced.
+    """The description of a program of training, for planning; nothing is traced.
 
     Attributes:
       name: as a plan shows it.
-      phase: 'training', for a step, or 'sampling', for a batch of samples.
-      network: whose parameters it takes: those of the stage's network, or of the encoder or decoder of the frozen VAE.
+      network: whose parameters it takes: those of the stage's network, in the training step, which is the gradient of
+        `Stage.loss`; or of the encoder of the frozen VAE, which runs chunk by chunk (`frozen_vae`).
       inputs: the shape of each input, float32, the batch first.
-      runs: in a step, or for a batch of samples.
-      function: (model, inputs, noise, context) -> latents, of a sampler. None for a training step, which is the
-        gradient of `Stage.loss`, and for the VAE, which runs chunk by chunk (`frozen_vae`).
-      evaluations: of the network in a run, for each example.
-      batch_copies: examples in one evaluation for each of the batch: 2 with batched guidance.
+      runs: in a step.
     """
 
     name: str
-    phase: Literal['training', 'sampling']
-    network: Literal['stage', 'encoder', 'decoder']
+    network: Literal['stage', 'encoder']
     inputs: dict[str, Shape]
     runs: int = 1
-    function: Callable[..., jax.Array] | None = None
-    evaluations: int = 1
-    batch_copies: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +182,7 @@ class Stage(Protocol):
         ...
 
     def programs(self, size: BatchSize) -> Sequence[Program]:
-        """Describes the programs of training and sampling clips of a size; none for a stage that cannot be planned."""
+        """Describes the programs of a training step on clips of a size; none for a stage that cannot be planned."""
         ...
 
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:

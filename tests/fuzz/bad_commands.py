@@ -70,7 +70,7 @@ def stop_before_work() -> Iterator[None]:
     begins = {
         train: ('write_run_config',),
         initialization.jax: ('jit',),
-        plan.planner.programs: ('largest_bucket',),
+        plan.planner: ('largest_bucket', 'sampling_phases'),
         prepare.clips: ('extract_clips',),
         degrade.degradations: ('degrade_weak',),
         sample.clip: ('write_clip',),

@@ -170,7 +170,7 @@ def _contradictions(world: Path) -> list:
 
 def _plan() -> list:
     found = _one('--topology', 'v5e-3', 'v6-8', 'h100-7', 'v5p:3x3', 'v5p:4x4x5', '', 'v5e', 'gpu', 'v4-7', 'v5e:0x4')
-    found += _one('--phases', 'trainin', 'all', 'training,x')
+    found += _one('--only', 'training', 'all', 'train,x')
     found += [
         ({'--search': None, '--find-smallest-slice': None}, ('--search',)),
         ({'--topology': ' '}, ('--topology',)),

@@ -28,13 +28,14 @@ import sys
 
 import pytest
 
-from fv_jax.core.command_line import read_config
+from fv_jax.api import STAGES
+from fv_jax.core.command_line import override_settings, read_config
 from fv_jax.core.hardware import GIB
-from fv_jax.models.vae import OFFICIAL
-from fv_jax.models.vae_tiling import Tiling
-from fv_jax.planning import planner, slices
+from fv_jax.planning import planner, sampled_stages, slices
 from fv_jax.planning.compiling import CompiledProgram
+from fv_jax.planning.planner import PlanRequest
 from fv_jax.planning.report import PhaseReport
+from fv_jax.planning.sampled_stages import SampledPipeline
 from fv_jax.training.run.setup import TrainConfig
 
 ONE_CLIP = (('data.loader.batch_size', '1'),)
@@ -45,7 +46,8 @@ BATCH_64 = (
     ('parallel.context', '4'),
 )
 NO_EMA = (*ONE_CLIP, ('optim.ema_decay', '0'), ('data.cache', "{'num_degraded_variants': 1, 'crop': None}"))
-UNBATCHED_GUIDANCE = (*ONE_CLIP, ('stage.options.guidance_batched', 'false'))
+ONE_BRANCH = (('guidance_batched', 'false'),)
+TILES = (*ONE_BRANCH, ('tile_size', '568,528'))
 TWO_MICROBATCHES = (('loop.microbatches', '2'),)
 CACHED_LATENTS = ('data.cache', "{'num_degraded_variants': 0, 'crop': None}")
 
@@ -55,14 +57,16 @@ class Case:
     """A program of a configuration on a slice.
 
     Attributes:
+      config: of a training run; None for a stage of the official release, which is sampled alone.
+      overrides: of the config, or of the settings of the stage whose phase it is.
+      phase: its name.
       filters: words of the names of programs; () takes all.
       limit: GiB per chip.
       temporaries: whether the limit is that of the temporaries alone.
       max_communication: limit of the communication time, as a fraction of the executed time.
-      tiling: of the VAE.
     """
 
-    config: str
+    config: str | None
     topology: str
     overrides: tuple[tuple[str, str], ...]
     phase: str
@@ -70,7 +74,6 @@ class Case:
     limit: float
     temporaries: bool = False
     max_communication: float | None = None
-    tiling: Tiling | None = None
 
 
 CASES = {
@@ -79,29 +82,29 @@ CASES = {
     'step_v5e4': Case('configs/stage2.py', 'v5e-4', NO_EMA, 'training', ('step',), 15),
     'lora': Case('configs/stage1.py', 'v5e-8', (*TWO_MICROBATCHES, CACHED_LATENTS), 'training', (), 15),
     'full': Case('configs/stage1.py:full_ft', 'v6e-8', TWO_MICROBATCHES, 'training', (), 30),
-    'sample2': Case('configs/stage2.py', 'v5e-4', ONE_CLIP, 'sampling', ('sampler',), 14),
-    'decode': Case('configs/stage2.py', 'v5e-8', ONE_CLIP, 'sampling', ('decode',), 6, temporaries=True),
-    'sample1': Case('configs/stage1.py', 'v5e-1', UNBATCHED_GUIDANCE, 'sampling', ('sampler',), 15),
-    'sample2_one': Case('configs/stage2.py', 'v5e-1', UNBATCHED_GUIDANCE, 'sampling', ('sampler',), 15),
-    'sample2_tiles': Case(
-        'configs/stage2.py',
-        'v5e-1',
-        UNBATCHED_GUIDANCE,
-        'sampling',
-        (),
-        15,
-        tiling=Tiling((568, 528), 64, OFFICIAL.latent_spec.spatial),
-    ),
-    't5': Case('configs/stage1.py', 'v5e-1', (), 'text', (), 15),
+    'sample1': Case(None, 'v6e-8', (), 'stage1', (), 30),
+    'sample2': Case(None, 'v6e-8', (), 'stage2', (), 30),
+    'sample1_one': Case(None, 'v5e-1', ONE_BRANCH, 'stage1', ('step',), 15),
+    'sample2_one': Case(None, 'v5e-1', TILES, 'stage2', (), 15),
+    't5': Case(None, 'v5e-1', (), 'text of stage1', ('T5',), 15),
     'pod': Case('configs/stage2.py', 'v5p:4x8x8', BATCH_64, 'training', ('step',), 95, max_communication=0.2),
 }
 
 
 def compile_case(case: Case) -> PhaseReport:
     """Compiles the programs of a case."""
-    config = read_config(TrainConfig, case.config, case.overrides)
-    request = planner.PlanRequest(config, slices.parse(case.topology), (case.phase,), case.filters, case.tiling)
-    (phase,) = planner.plan(request).phases
+    topology = slices.parse(case.topology)
+    if case.config is not None:
+        config = read_config(TrainConfig, case.config, case.overrides)
+        (phase,) = planner.plan(PlanRequest(topology, config, filters=case.filters)).phases
+        return phase
+    stages = {stage.name: stage for stage in sampled_stages.official_stages(STAGES)}
+    name = case.phase.removeprefix('text of ')
+    settings = override_settings(stages[name].settings, name, case.overrides)
+    chosen = {name: dataclasses.replace(stages[name], settings=settings)}
+    pipeline = SampledPipeline(*map(chosen.get, STAGES))
+    report = planner.plan(PlanRequest(topology, pipeline=pipeline, filters=case.filters))
+    (phase,) = (phase for phase in report.phases if phase.name == case.phase)
     return phase
 
 
