@@ -4,5 +4,5 @@ from tests.parallel import joined
 
 
 def test_two_processes_train_like_one(tmp_path):
-    """Four do too: tests/kills/test_four_processes.py."""
+    """Four do too: tests/kills/test_processes.py."""
     joined.assert_trains_like_one(tmp_path, 2)

@@ -61,6 +61,7 @@ def test_the_strategies_split_these_axes():
     wanted = {
         'fsdp': split,
         'fsdp_split_frames': split | frames,
+        'replicated_weights': {name: on for name, on in split.items() if name not in (axes.EMBED, axes.MODULATION)},
         'replicated_split_frames': {axes.ACT_BATCH: ('data', 'fsdp')} | frames,
     }
     found = {

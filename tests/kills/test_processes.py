@@ -1,10 +1,14 @@
-"""Four processes, joined over gloo, train and sample like one; two are in tests/parallel."""
+"""Two and four processes, joined over gloo, train and sample like one; training in two is in tests/parallel."""
 
 from tests.parallel import joined, joined_sampling
 
 
 def test_four_processes_train_like_one(tmp_path):
     joined.assert_trains_like_one(tmp_path, 4)
+
+
+def test_two_processes_sample_a_prompt_each(tmp_path):
+    joined_sampling.assert_samples_like_one(tmp_path, 2, '--parallel.data=2')
 
 
 def test_four_processes_sample_like_one(tmp_path):

@@ -1,15 +1,9 @@
-"""Sampling in two processes: a prompt of the batch on each; and outputs that they do not share."""
+"""Outputs that several processes do not share; sampling in them: tests/kills/test_processes.py."""
 
 import numpy as np
 import pytest
 
 from fv_jax.parallel import distributed
-from tests.parallel import joined_sampling
-
-
-def test_two_processes_sample_like_one(tmp_path):
-    """Four do too: tests/kills/test_four_processes.py."""
-    joined_sampling.assert_samples_like_one(tmp_path, 2, '--parallel.data=2')
 
 
 def test_processes_that_see_different_files_are_refused(monkeypatch):
