@@ -58,9 +58,9 @@ def heldout_loss(
     for i, load in enumerate(clips):
         clip = load()
         videos = clip.truth, resize(clip.low_quality, clip.size)
-        z_high, z_low = (run.vae.encode(jnp.asarray(to_float(video))[None]) for video in videos)
+        z_high, z_low = (loaded.mesh.to_host(run.vae.encode(to_float(video)[None])) for video in videos)
         noised = _noise(stage, {'z_high_BFHWC': z_high, 'z_low_BFHWC': z_low}, jax.random.fold_in(key, 1), i)
-        of_model.append(float(loss(run.params, noised)))
+        of_model.append(float(loss(run.params, loaded.mesh.replicate(noised))))
         of_linear.append(linear.loss(noised))
     losses = {'model': float(np.mean(of_model)), 'linear_3x3x3': float(np.mean(of_linear))}
     return losses | {'ratio': losses['model'] / losses['linear_3x3x3']}

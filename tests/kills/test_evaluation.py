@@ -1,0 +1,30 @@
+"""An evaluation over eight devices has the metrics and losses of one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fv_jax import train
+from tests import runs
+from tests.sampling import tiny
+
+
+def test_evaluation_over_eight_devices_equals_one(tmp_path):
+    tiny.save_vae(tmp_path / 'vae.safetensors')
+    assert train.main(runs.superres(tmp_path / 'run', tmp_path / 'vae.safetensors')) == 0
+    flags = [f'--checkpoint={tmp_path}/run', '--num-clips=2', '--num-steps=1', '--vgg-frames=1']
+
+    def evaluate(devices: int) -> dict:
+        output = tmp_path / str(devices)
+        command = [sys.executable, '-m', 'fv_jax.evaluate', *flags, f'--output={output}']
+        subprocess.run(command, cwd=runs.ROOT, env=runs.environment(devices=devices), check=True)
+        return json.loads((output / 'report.json').read_text())
+
+    one, eight = evaluate(1), evaluate(8)
+    for name, loss in one['losses'].items():
+        assert eight['losses'][name] == pytest.approx(loss, rel=1e-4), name
+    for method, metrics in one['summary'].items():
+        psnr = eight['summary'][method]['psnr']
+        assert (psnr and psnr['mean']) == pytest.approx(metrics['psnr'] and metrics['psnr']['mean'], rel=1e-3), method
