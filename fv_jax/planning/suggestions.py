@@ -40,7 +40,8 @@ def _suggest_for_sampling(phase: PhaseReport, stage: SampledStage) -> Iterator[s
     if program == SAMPLER_STEP and settings.guidance_batched and stage.stage.is_guided():
         yield f'guidance by two evaluations, one after the other: --{stage.name}.guidance_batched=false'
     if isinstance(settings, EnhanceSettings) and program.startswith('VAE') and settings.tile_size is None:
-        yield f'frames in tiles: --{stage.name}.tile_size=568,528'
+        size = '400,528' if phase.devices == 1 else '568,1024'  # 128 columns of latents, which many chips divide
+        yield f'frames in tiles: --{stage.name}.tile_size={size}'
     if phase.batch_size > 1:
         yield f'fewer prompts at once: --batch-size={phase.batch_size // 2}'
 

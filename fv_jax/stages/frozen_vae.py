@@ -68,7 +68,7 @@ class Chunk:
 
         Args:
           x_BFHWC: the chunk, video or latents.
-          cache: of the chunk before; {} for the first.
+          cache: of the chunk before, whose memory is reused; {} for the first.
 
         Returns:
           (latents' moments or video, the cache for the next chunk).
@@ -179,8 +179,9 @@ def _replicate(module: nnx.Module, partitioner: Partitioner) -> tuple[nnx.GraphD
     return graphdef, arrays.put_sharded(state, jax.tree.map(lambda _: partitioner.replicated, state))
 
 
-# A function of the module, not of each VAE: a VAE that is loaded again does not compile again.
-@functools.partial(jax.jit, static_argnums=(3, 4))
+# A function of the module, not of each VAE: a VAE that is loaded again does not compile again. The cache is donated: of
+# 1072x1920 pixels it takes 2.6 GiB on each of eight chips, and no chunk but the next needs it.
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=1)
 def _run_chunk(
     x_BFHWC: jax.Array, cache: Cache, state: nnx.State, graphdef: nnx.GraphDef, layout: ChunkLayout | None
 ) -> tuple[jax.Array, Cache]:

@@ -44,3 +44,12 @@ def test_frozen_vae_decodes_in_two_slices():
     two = vae_chunking.decode(compiled, z, width_slices=2)
     np.testing.assert_array_equal(compiled.decode(z, width_slices=2), two)
     assert not np.allclose(compiled.decode(z), two, atol=1e-3)
+
+
+def test_cache_of_a_chunk_is_donated_to_the_next():
+    x = jnp.zeros((1, 4, 8, 16, 3), jnp.float32)
+    vae = frozen_vae.jit_vae(tiny.vae())
+    _, first = vae.encoder(x, {})
+    _, second = vae.encoder(x, first)
+    assert all(array.is_deleted() for array in jax.tree.leaves(first))
+    assert not any(array.is_deleted() for array in jax.tree.leaves(second))
