@@ -25,6 +25,8 @@ def test_evaluation_over_eight_devices_equals_one(tmp_path):
     one, eight = evaluate(1), evaluate(8)
     for name, loss in one['losses'].items():
         assert eight['losses'][name] == pytest.approx(loss, rel=1e-4), name
+    assert 'VAE round trip' in one['summary']
     for method, metrics in one['summary'].items():
-        psnr = eight['summary'][method]['psnr']
-        assert (psnr and psnr['mean']) == pytest.approx(metrics['psnr'] and metrics['psnr']['mean'], rel=1e-3), method
+        for name in metrics.keys() & {'psnr', 'lpips_alex', 'sharpness'}:
+            value = eight['summary'][method][name]['mean']
+            assert value == pytest.approx(metrics[name]['mean'], rel=1e-3), (method, name)
