@@ -10,6 +10,7 @@ import pytest
 from fv_jax import sample
 from fv_jax.core.commands import TerminatedError
 from fv_jax.data.video import video_io
+from fv_jax.parallel import distributed
 from fv_jax.sampling import preview_store
 from fv_jax.sampling.metadata import ClipMetadata, EnhanceMetadata, GenerationMetadata, WeightsOrigin
 from fv_jax.sampling.results import Video
@@ -320,3 +321,18 @@ def test_enhance_refuses_files_of_others(pipeline, run, tmp_path, capsys):
     shutil.copy(run / '0' / 'preview.mp4', output)
     assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
     assert_refused(capsys, run, content(run), f'{output}: already exists, and is a preview', '--overwrite')
+
+
+def test_another_process_writes_nothing(pipeline, run, tmp_path, monkeypatch):
+    """It samples what the first process writes."""
+    assert preview(run) == 0
+    (run / '1' / 'preview.mp4').unlink()
+    before = content(run)
+    monkeypatch.setattr(distributed, 'is_first_process', lambda: False)
+    pipeline.calls.clear()
+    assert sample.main(['enhance', f'{run}/0', f'{run}/2']) == 0
+    assert asked(pipeline, 'enhance') == ['a dog', 'a bee'] and content(run) == before
+    assert preview(tmp_path / 'other') == 0 and asked(pipeline) == list(PROMPTS)
+    (tmp_path / 'names.txt').write_text('a dog')
+    assert sample.main(['vbench', f'--prompts={tmp_path}/names.txt', f'--output={tmp_path}/out']) == 0
+    assert not (tmp_path / 'other').exists() and not (tmp_path / 'out').exists()
