@@ -41,6 +41,8 @@ from fv_jax.evaluation.report_page import describe_verdict
 from fv_jax.evaluation.report_values import read_metrics
 from fv_jax.evaluation.suite import VGG_FRAMES, Suite
 from fv_jax.evaluation.text_table import format_table
+from fv_jax.sampling.parallel_flags import HELP, PARALLEL, name_flags, read_parallel
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 
 log = logging.getLogger('fv_jax.evaluate')
 
@@ -57,7 +59,8 @@ def _evaluate(argv: Sequence[str]) -> int:
     check_output_folder(arguments.output, arguments.overwrite)
     check_devices()
     suite = _load_suite(arguments)
-    networks = open_networks(_checkpoints(arguments))
+    with name_flags():
+        networks = open_networks(_checkpoints(arguments), SamplingMesh.create(read_parallel(arguments.parallel)))
     steps = [int(text) for text in (arguments.num_steps or '').split(',') if text]
     methods = [*baselines(), *make_methods(networks, steps, arguments.compare)]
     clips, others = _clips(arguments, networks)
@@ -78,7 +81,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser('python -m fv_jax.evaluate', 'Measures video enhancement, and writes a report.')
+    parser = Parser('python -m fv_jax.evaluate', 'Measures video enhancement, and writes a report.', HELP)
     add = parser.add_argument
     add('--checkpoint', type=path_flag, help='the work directory of a stage-2 run, or an exported run')
     add('--output', type=path_flag, required=True, help='the folder to write to')
@@ -96,7 +99,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--compare', nargs='+', default=[], help='checkpoints, settings FIELD=VALUE,..., or CHECKPOINT,FIELD=VALUE,...')
     add('--vgg-frames', type=int, help=f'frames for metrics by VGG16 (default: {VGG_FRAMES}; all on accelerators)')
     add('--metrics-folder', type=path_flag, help='a folder of metrics, NAME.py with DIRECTION and score(frames)')
-    arguments = parser.parse_flags(argv)
+    arguments, overrides = parser.parse_with_overrides(argv, (PARALLEL,))
+    arguments.parallel = overrides[PARALLEL]
     for name in ('num_clips', 'max_frames', 'vgg_frames'):
         value = getattr(arguments, name)
         flag = f'--{name.replace("_", "-")}'

@@ -35,14 +35,13 @@ from fv_jax.planning import planner, sampled_stages, search, slices, table
 from fv_jax.planning.planner import PlanRequest
 from fv_jax.planning.sampled_stages import SampledPipeline, SampledStage
 from fv_jax.planning.suggestions import suggest_changes
-from fv_jax.sampling.sampling_mesh import DEFAULT_AXES
+from fv_jax.sampling.parallel_flags import PARALLEL, read_parallel
 from fv_jax.sampling.settings import EnhanceSettings
 from fv_jax.sampling.tiling_flags import add_tiling_flags, read_tiling
 from fv_jax.training.run.setup import TrainConfig
 
 DOES_NOT_FIT = 3
 TRAIN, SAMPLE = CHOICES = ('train', 'sample')
-PARALLEL = 'parallel'
 SAMPLING_OVERRIDES = (*api.STAGES, PARALLEL)  # groups of --GROUP.FIELD=VALUE, as of `sample`
 EPILOG = (
     f'{OVERRIDES} --stage1.FIELD=VALUE, --stage2.FIELD=VALUE and --parallel.FIELD=VALUE set the settings and the mesh '
@@ -152,7 +151,7 @@ def _with_sampling(
         raise UsageError('--tile-size: has no effect, as previews are decoded without tiles; remove it')
     pipeline = SampledPipeline(preview[0], enhancement[0], batch_size)
     pipeline.check()
-    axes = override_settings(DEFAULT_AXES, PARALLEL, overrides[PARALLEL]) if overrides[PARALLEL] else None
+    axes = read_parallel(overrides[PARALLEL])
     return dataclasses.replace(request, pipeline=pipeline, parallel=axes)
 
 

@@ -137,8 +137,8 @@ def _show(settings: Mapping[str, str]) -> str:
     return ' '.join(f'{field}={text}' for field, text in settings.items())
 
 
-def open_networks(paths: Sequence[Path]) -> list[Network]:
-    """Opens checkpoints, each once, with labels that tell them apart.
+def open_networks(paths: Sequence[Path], mesh: SamplingMesh) -> list[Network]:
+    """Opens checkpoints, each once, with labels that tell them apart. mesh: what they are sampled on.
 
     Raises:
       UsageError: one holds another stage.
@@ -149,7 +149,6 @@ def open_networks(paths: Sequence[Path]) -> list[Network]:
     labels = names if len(set(names)) == len(names) else [str(path) for path in paths]
     if len(paths) == 1:
         labels = ['']
-    mesh = SamplingMesh.create()
     return [_open(label, path, mesh) for label, path in zip(labels, paths, strict=True)]
 
 

@@ -34,8 +34,9 @@ from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
 from fv_jax.parallel import distributed
 from fv_jax.sample import clip, enhance, preview, reproduce, vbench
-from fv_jax.sample.flags import PARALLEL, PROG, Command, Overrides
+from fv_jax.sample.flags import PROG, Command, Overrides
 from fv_jax.sampling import prompts
+from fv_jax.sampling.parallel_flags import PARALLEL, name_flags
 
 MAX_CRF = 51
 _COMMANDS = {
@@ -68,11 +69,8 @@ def _sample(argv: Sequence[str]) -> int:
         distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)
     )
     check_devices()
-    try:
+    with name_flags():
         command.run(arguments, overrides)
-    except config_lib.ConfigError as error:
-        # The mesh is part of the configuration of a run, and a flag of its own here.
-        raise config_lib.ConfigError(str(error).replace('config.parallel', PARALLEL)) from None
     return 0
 
 

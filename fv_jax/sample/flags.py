@@ -13,7 +13,6 @@ from fv_jax.weights.text_encoders import CHOICES
 PROG = 'python -m fv_jax.sample'
 SUFFIX = '.mp4'
 PREVIEW, ENHANCE = api.STAGES  # the groups of settings, --stage1.FIELD=VALUE and --stage2.FIELD=VALUE
-PARALLEL = 'parallel'  # the group of the mesh's axes, --parallel.FIELD=VALUE
 Overrides = Mapping[str, list[Override]]  # of the settings, by stage
 
 

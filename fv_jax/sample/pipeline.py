@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from fv_jax import api
 from fv_jax.core import throughput
-from fv_jax.core.command_line import Override, UsageError, override_settings
-from fv_jax.parallel.mesh import ParallelConfig, describe
+from fv_jax.core.command_line import UsageError
+from fv_jax.parallel.mesh import describe
 from fv_jax.planning import step_cost
-from fv_jax.sample.flags import PARALLEL
 from fv_jax.sampling.metadata import WeightsOrigin
+from fv_jax.sampling.parallel_flags import read_parallel
 from fv_jax.sampling.results import StoredPreview
-from fv_jax.sampling.sampling_mesh import DEFAULT_AXES
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig
 
@@ -37,7 +36,7 @@ def open_pipeline(
     elif arguments.checkpoint or origin is None:
         steps = () if step is None else (step,)
         origin = WeightsOrigin(checkpoints=tuple(runs or (api.EMBEDDED,)), steps=steps, text=text)
-    fv = api.FlashVideo.from_origin(origin, parallel=_read_parallel(arguments.parallel))
+    fv = api.FlashVideo.from_origin(origin, parallel=read_parallel(arguments.parallel))
     if fv.num_devices > 1:
         log.info(f'on {describe(fv.mesh.mesh)}')
     for note in fv.notes:
@@ -59,8 +58,3 @@ def _report_speed(fv: api.FlashVideo, name: str, done: throughput.StepCost) -> N
     seconds = fv.clock.running_s[name]
     metrics = throughput.format_metrics(throughput.throughput_metrics(done, seconds) | throughput.peak_memory())
     log.info(f'{name}: {metrics}, in {seconds:.1f} s (compile time {fv.clock.compiling_s[name]:.1f} s)')
-
-
-def _read_parallel(overrides: list[Override]) -> ParallelConfig | None:
-    """Returns the axes of `--parallel.FIELD=VALUE`, with the remaining devices along fsdp; None without any flag."""
-    return override_settings(DEFAULT_AXES, PARALLEL, overrides) if overrides else None

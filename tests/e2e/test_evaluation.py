@@ -100,6 +100,8 @@ def test_evaluate_refuses_invalid_runs(uninterrupted, tmp_path, capsys):
         ([checkpoint, output, '--compare', 'steps=2'], 2, "unknown field 'steps'"),
         ([checkpoint, output, '--compare', 'sampler=dpm'], 2, 'sampler'),
         ([checkpoint, output, '--outptu=x'], 2, 'did you mean --output'),
+        ([checkpoint, output, '--parallel.context=3'], 2, 'parallel: context 3 does not divide'),
+        ([checkpoint, output, '--parallel.contxt=1'], 2, "did you mean 'context'"),
         ([checkpoint, output, f'--pairs={tmp_path}/empty'], 2, 'GT: no such folder'),
         ([checkpoint, output, f'--videos={tmp_path}/empty'], 2, 'holds no videos'),
         ([checkpoint, output, f'--metrics-folder={tmp_path}/empty'], 2, 'holds no metrics'),

@@ -9,6 +9,7 @@ from fv_jax.checkpoints.manager import CheckpointError
 from fv_jax.core.command_line import UsageError
 from fv_jax.evaluation import networks
 from fv_jax.evaluation.networks import Comparand, make_methods, parse_comparand
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from tests.sampling import tiny
 
 
@@ -17,7 +18,7 @@ def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
     tiny.save_vae(folder / 'vae.safetensors')
     tiny.save_run(folder / 'run', tiny.stage_config(folder / 'vae.safetensors'))
-    return networks.open_networks([folder / 'run'])
+    return networks.open_networks([folder / 'run'], SamplingMesh.create())
 
 
 def test_items_of_compare(tmp_path):
@@ -82,4 +83,4 @@ def test_settings_that_cannot_be(opened, settings, message):
 
 def test_checkpoints_that_cannot_be_evaluated(tmp_path):
     with pytest.raises(CheckpointError, match='nowhere: does not exist'):
-        networks.open_networks([tmp_path / 'nowhere'])
+        networks.open_networks([tmp_path / 'nowhere'], SamplingMesh.create())
