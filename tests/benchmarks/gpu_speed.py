@@ -42,10 +42,12 @@ from fv_jax.core.command_line import format_error, read_config
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import attention
 from fv_jax.parallel.mesh import make_mesh
+from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning import planner, step_cost
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.programs import LoadedStage
+from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.training.run.setup import TrainConfig, TrainSetup, make_partitioner, make_train_setup
 from fv_jax.training.step import train_step
 
@@ -258,10 +260,14 @@ def _sampler(setup: TrainSetup, z_low: jax.Array, text_BLD: jax.Array) -> Run:
     """As an official file is opened: the weights in the compute dtype."""
     dit = dataclasses.replace(setup.config.stage.network, param_dtype=setup.config.stage.network.dtype)
     stage = dataclasses.replace(setup.stage, network=dit)
-    graphdef, _ = nnx.split(abstract_module(stage.init))
-    weights = jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])()
-    loaded, noise = LoadedStage(stage, graphdef, weights), SeededNoise.from_seeds([0])
-    return lambda: programs.enhance_latents(loaded, z_low, text_BLD, noise, context=setup.context)
+
+    def load(partitioner: Partitioner) -> nnx.Module:
+        del partitioner  # of one device
+        graphdef, _ = nnx.split(abstract_module(stage.init))
+        return nnx.merge(graphdef, jax.jit(lambda: nnx.split(stage.init(nnx.Rngs(0)))[1])())
+
+    loaded = LoadedStage.create(stage, load, SamplingMesh.create(devices=jax.devices()[:1]))
+    return lambda: programs.enhance_latents(loaded, z_low, text_BLD, SeededNoise.from_seeds([0]))
 
 
 if __name__ == '__main__':
