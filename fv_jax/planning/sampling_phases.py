@@ -21,19 +21,16 @@ from flax import nnx
 from fv_jax.core import axes
 from fv_jax.core.abstract_module import abstract_module
 from fv_jax.models import vae_chunking
-from fv_jax.models.dit import DiT
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import describe
 from fv_jax.parallel.rules import Partitioner
-from fv_jax.parallel.sharding import parameter_shardings
 from fv_jax.planning import flops
 from fv_jax.planning.flops import Flops, SequenceLength
 from fv_jax.planning.programs import Phase, PlannedProgram, bytes_per_chip, count_shards, estimate_layer_bytes
 from fv_jax.planning.sampled_stages import SampledPipeline, SampledStage, Size
 from fv_jax.planning.vae_programs import abstract_vae, decode_programs, encode_programs
 from fv_jax.sampling import programs
-from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.programs import LoadedStage
 from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.sampling.settings import EnhanceSettings
@@ -64,7 +61,7 @@ def sampling_phases(
     for i, stage in enumerate(pipeline.stages):
         if stage in pipeline.t5_stages:
             yield _text_phase(stage, texts[stage.text], resident, pipeline.batch_size, where[1])
-        loaded, vae = _abstract_stage(stage, mesh), vaes[stage.vae]
+        loaded, vae = LoadedStage.abstract(stage.sampled, mesh), vaes[stage.vae]
         resident[stage.name] = bytes_per_chip(loaded.state)
         resident['VAE'] = sum(_vae_bytes(vaes[config]) for config in {s.vae for s in pipeline.stages[: i + 1]})
         if stage is pipeline.preview:
@@ -91,19 +88,6 @@ def sampling_phases(
 # --- abstract networks and arrays ---
 
 
-def _abstract_stage(stage: SampledStage, mesh: SamplingMesh) -> LoadedStage:
-    """Returns a stage that can be lowered only, with the settings of its sampler."""
-    sampled = stage.sampled
-
-    def load(partitioner: Partitioner) -> DiT:
-        graphdef, state = nnx.split(abstract_module(sampled.init))
-        shardings = parameter_shardings(partitioner, state)
-        nnx.replace_by_pure_dict(state, arrays.put_sharded(nnx.to_pure_dict(state), shardings))
-        return nnx.merge(graphdef, state)
-
-    return LoadedStage.create(sampled, load, mesh)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Placement:
     """ShapeDtypeStructs of a batch, with the shardings that sampling gives them."""
@@ -117,12 +101,6 @@ class _Placement:
     def latents(self, stage: SampledStage, size: Size) -> jax.ShapeDtypeStruct:
         """Returns the latents of videos of a size."""
         return self.replicated(*stage.latent_spec.latent_size(*size), stage.stage.network.latent_channels)
-
-    def encoded(self, stage: SampledStage, size: Size) -> jax.ShapeDtypeStruct:
-        """Returns latents as the encoder leaves them: split by examples alone."""
-        z = self.latents(stage, size)
-        partitioner = self.mesh.frames_partitioner.fold_batch(self.batch_size)
-        return arrays.put_sharded(z, partitioner.frames_sharding(z.shape, 1, 'latents'))
 
     def video(self, vae: JittedVAE, size: Size) -> jax.ShapeDtypeStruct:
         shape = self.batch_size, *size, 3
@@ -144,13 +122,12 @@ def _video_bytes(stage: SampledStage, vae: JittedVAE, placed: _Placement, size: 
 
 def _plan_step(stage: SampledStage, loaded: LoadedStage, placed: _Placement, size: Size) -> PlannedProgram:
     """Plans a step of the sampler of videos of a size."""
-    inputs = {'text_BLD': placed.replicated(*loaded.stage.text_shape)}
     z = placed.latents(stage, size)
+    lower = functools.partial(programs.lower_preview_step, loaded, z.shape)
     if isinstance(stage.settings, EnhanceSettings):
-        inputs['z_low_BFHWC'] = placed.encoded(stage, size)
-        if not stage.text.encoder:
-            loaded = loaded.with_stage(loaded.stage.without_guidance())
-    noise = SeededNoise(placed.replicated(dtype=jnp.uint32))
+        text = bool(stage.text.encoder)
+        lower = functools.partial(programs.lower_enhance_step, loaded, z.shape, text=text)
+        loaded = loaded if text else programs.without_text(loaded)
     dit, rows, steps = loaded.stage.network, loaded.rows * placed.batch_size, loaded.stage.config.num_steps
     sequence = SequenceLength(loaded.stage.text_shape[0], stage.latent_spec.num_tokens(*size))
     weights = bytes_per_chip(loaded.state)
@@ -159,7 +136,7 @@ def _plan_step(stage: SampledStage, loaded: LoadedStage, placed: _Placement, siz
     gathered = weights * (loaded.partitioner.num_shards(axes.EMBED) - 1) / dit.num_layers
     return PlannedProgram(
         name=SAMPLER_STEP,
-        lower=functools.partial(programs.lower_step, loaded, inputs, noise, z.shape),
+        lower=lower,
         runs=steps,
         flops=flops.dit_forward(dit, sequence) * (placed.batch_size * loaded.stage.num_function_evaluations() / steps),
         devices=math.prod(map(partitioner.num_shards, (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS))),

@@ -8,9 +8,10 @@ import dataclasses
 import functools
 import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -20,6 +21,7 @@ from fv_jax.core.console import Notice
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.vae import VAEConfig
 from fv_jax.parallel.rules import Partitioner
+from fv_jax.sampling.compile_ahead import read_while_compiling
 from fv_jax.sampling.metadata import WeightDigests
 from fv_jax.sampling.programs import LoadedStage, S
 from fv_jax.sampling.prompts import quote_prompt
@@ -107,6 +109,17 @@ class LazyStage(Generic[S]):
     @functools.cached_property
     def loaded(self) -> LoadedStage[S]:
         return LoadedStage.create(self.stage, self.load, self.mesh)
+
+    def load_stage(self, stage: S, lower: Callable[[LoadedStage[S]], Iterable[jax.stages.Lowered]]) -> LoadedStage[S]:
+        """Returns the network with other settings of the stage.
+
+        Args:
+          stage: the stage.
+          lower: lowers the programs that it will run, which are compiled while the network is read.
+        """
+        if 'loaded' not in vars(self):
+            read_while_compiling(lambda: self.loaded, lambda: lower(LoadedStage.abstract(stage, self.mesh)))
+        return self.loaded.with_stage(stage)
 
     @functools.cached_property
     def digest(self) -> str:

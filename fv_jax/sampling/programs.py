@@ -26,13 +26,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.resize import resize
 from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.vae import sample_latents, split_moments
 from fv_jax.models.vae_tiling import Tiling
+from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Partitioner
+from fv_jax.parallel.sharding import parameter_shardings
+from fv_jax.sampling.noise import SeededNoise
 from fv_jax.sampling.progress import OnStep, ignore_steps
 from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.stages.frozen_vae import JittedVAE
@@ -73,6 +77,18 @@ class LoadedStage(Generic[S]):
         partitioner = mesh.network_partitioner(stage)
         # The stage is a static argument of jitted functions, whose cache would keep the encoder's weights alive.
         return cls(dataclasses.replace(stage, encoder=None), *nnx.split(load(partitioner)), partitioner, mesh)
+
+    @classmethod
+    def abstract(cls, stage: S, mesh: SamplingMesh) -> 'LoadedStage[S]':
+        """Returns a stage that can be lowered only: with ShapeDtypeStructs in place of weights."""
+
+        def load(partitioner: Partitioner) -> nnx.Module:
+            graphdef, state = nnx.split(abstract_module(stage.init))
+            shardings = parameter_shardings(partitioner, state)
+            nnx.replace_by_pure_dict(state, arrays.put_sharded(nnx.to_pure_dict(state), shardings))
+            return nnx.merge(graphdef, state)
+
+        return cls.create(stage, load, mesh)
 
     def with_stage(self, stage: S) -> 'LoadedStage[S]':
         """Returns the same network with other settings of the stage."""
@@ -132,13 +148,47 @@ def enhance_latents(
     Returns:
       float32, of the shape of `z_low_BFHWC`, unscaled.
     """
-    stage = stage2.stage
     if text_BLD is None:
-        # All-zero text is the unconditional input too: guidance would combine two equal velocities at twice the cost.
-        text_BLD = stage2.mesh.replicate(np.zeros((z_low_BFHWC.shape[0], *stage.text_shape), np.float32))
-        stage = stage.without_guidance()
+        text_BLD = stage2.mesh.replicate(np.zeros((z_low_BFHWC.shape[0], *stage2.stage.text_shape), np.float32))
+        stage2 = without_text(stage2)
     inputs = {'z_low_BFHWC': z_low_BFHWC, 'text_BLD': text_BLD}
-    return _sample(dataclasses.replace(stage2, stage=stage), inputs, noise, z_low_BFHWC.shape, on_step)
+    return _sample(stage2, inputs, noise, z_low_BFHWC.shape, on_step)
+
+
+def without_text(stage2: LoadedStage[EnhancementStage]) -> LoadedStage[EnhancementStage]:
+    """Returns the stage without guidance, which would combine two equal velocities: all-zero text is unconditional."""
+    return stage2.with_stage(stage2.stage.without_guidance())
+
+
+def lower_preview_step(stage1: LoadedStage[PreviewStage], shape_BFHWC: tuple[int, ...]) -> jax.stages.Lowered:
+    """Lowers the step of `generate` for latents of a shape. stage1: without weights."""
+    return lower_step(stage1, {'text_BLD': _abstract_text(stage1, shape_BFHWC)}, *_abstract_noise(stage1, shape_BFHWC))
+
+
+def lower_enhance_step(
+    stage2: LoadedStage[EnhancementStage], shape_BFHWC: tuple[int, ...], *, text: bool
+) -> jax.stages.Lowered:
+    """Lowers the step of `enhance_latents`.
+
+    Args:
+      stage2: without weights.
+      shape_BFHWC: of the latents.
+      text: whether there is text.
+    """
+    # As the VAE's encoder leaves them.
+    partitioner = stage2.mesh.frames_partitioner.fold_batch(shape_BFHWC[0])
+    sharding = partitioner.frames_sharding(shape_BFHWC, 1, 'latents')
+    z_low = jax.ShapeDtypeStruct(shape_BFHWC, jnp.float32, sharding=sharding)
+    inputs = {'text_BLD': _abstract_text(stage2, shape_BFHWC), 'z_low_BFHWC': z_low}
+    return lower_step(stage2 if text else without_text(stage2), inputs, *_abstract_noise(stage2, shape_BFHWC))
+
+
+def _abstract_text(loaded: LoadedStage, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return loaded.mesh.replicate(jax.ShapeDtypeStruct((shape[0], *loaded.stage.text_shape), jnp.float32))
+
+
+def _abstract_noise(loaded: LoadedStage, shape: tuple[int, ...]) -> tuple[SeededNoise, tuple[int, ...]]:
+    return SeededNoise(loaded.mesh.replicate(jax.ShapeDtypeStruct(shape[:1], jnp.uint32))), shape
 
 
 def _sample(

@@ -173,10 +173,13 @@ class Pipeline:
         settings.check(stage1.latent_spec)
         stage = stage1.stage.with_sampler_config(settings)
         text_BLD = stage1.encode_prompts(prompts)
-        loaded, weights = stage1.loaded.with_stage(stage), stage1.weight_digests
-        for indices in split_into_batches(len(prompts), batch_size):
+        batches = split_into_batches(len(prompts), batch_size)
+        size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
+        shape = len(batches[0]), *size, stage.network.latent_channels
+        loaded = stage1.load_stage(stage, lambda abstract: [programs.lower_preview_step(abstract, shape)])
+        weights = stage1.weight_digests
+        for indices in batches:
             noise = self.mesh.replicate(SeededNoise.from_seeds([seeds[i] for i in indices]))
-            size = stage1.latent_spec.latent_size(settings.frames, *settings.size)
             vae = stage1.vae.jitted
             text = self.mesh.replicate(take_examples(text_BLD, indices))
             with self.clock.timed('preview'), self.progress('preview', settings.num_steps) as on_step:
@@ -203,18 +206,21 @@ class Pipeline:
         if any(self.find_vae(preview) is not decoder for preview in previews):
             raise ValueError('previews of different VAEs: enhance them separately')
         settings.check(stage2.latent_spec)
-        _, *small = decoder.config.latent_spec.video_size(*latent_shape[:3])
+        num_frames, *small = decoder.config.latent_spec.video_size(*latent_shape[:3])
         size = settings.size_for(*small, stage2.latent_spec)
-        enhancer = self.enhancer(settings)
+        stage, batches = stage2.stage.with_sampler_config(settings), split_into_batches(len(previews), batch_size)
         text_BLD = stage2.encode_prompts([settings.prompt_prefix + p.prompt for p in previews])
-        weights = stage2.weight_digests
-        for indices in split_into_batches(len(previews), batch_size):
+        latent_size = stage2.latent_spec.latent_size(num_frames, *size)
+        shape, text = (len(batches[0]), *latent_size, stage.network.latent_channels), text_BLD is not None
+        loaded = stage2.load_stage(stage, lambda abstract: [programs.lower_enhance_step(abstract, shape, text=text)])
+        enhancer, weights = Enhancer.create(loaded, stage2.vae.jitted, settings), stage2.weight_digests
+        for indices in batches:
             noise = self.mesh.replicate(SeededNoise.from_seeds([seeds[i] for i in indices]))
             z = self.mesh.replicate(np.stack([previews[i].latents for i in indices]))
-            text = self.mesh.replicate(take_examples(text_BLD, indices))
+            embedded = self.mesh.replicate(take_examples(text_BLD, indices))
             with self.clock.timed('enhance'), self.progress('enhance', settings.num_steps) as on_step:
                 video = programs.decode_latents(decoder.jitted, z)
-                frames = _to_frames(self.mesh.to_host(enhancer.enhance(video, size, text, noise, on_step)))
+                frames = _to_frames(self.mesh.to_host(enhancer.enhance(video, size, embedded, noise, on_step)))
             metadata = {i: EnhanceMetadata(seeds[i], settings, weights) for i in indices}
             yield [
                 Video(frames[j], dataclasses.replace(previews[i].metadata, enhance=metadata[i]))

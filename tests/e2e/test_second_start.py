@@ -1,4 +1,4 @@
-"""A second process on the same shapes takes every program from the compilation cache."""
+"""A second process on the same shapes takes every program from the compilation cache; a first one compiles ahead."""
 
 import json
 import subprocess
@@ -8,11 +8,14 @@ from tests import runs
 from tests.sampling import tiny
 
 PROGRAM = """
-import collections, json, sys
+import collections, json, sys, threading
 import jax
 from fv_jax import sample
 events = collections.Counter()
-jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition('/')[2]]))
+def listen(event, **_):
+    name = event.rpartition('/')[2]
+    events.update([name, f'{threading.current_thread().name}: {name}'])
+jax.monitoring.register_event_listener(listen)
 code = sample.main(sys.argv[1:])
 print(json.dumps(events))
 sys.exit(code)
@@ -34,5 +37,7 @@ def test_second_process_compiles_nothing(tmp_path):
 
     first, second = count('first'), count('second')
     assert first['cache_misses'] > 10
+    # Each program once; a step of each stage while its weights are read.
+    assert first['cache_misses'] == first['compile_requests_use_cache'] and first['compile: cache_misses'] == 2
     assert 'cache_misses' not in second
-    assert second['cache_hits'] == second['compile_requests_use_cache'] == first['cache_misses']
+    assert second['cache_hits'] == second['compile_requests_use_cache'] == first['compile_requests_use_cache']

@@ -174,6 +174,19 @@ def test_stored_preview_is_enhanced_to_the_same_video(fv, both, videos, tmp_path
     assert_similar(fv.enhance([open_and_read, both[1]])[0].frames, videos[0].frames)
 
 
+def test_text_is_encoded_before_the_network_is_loaded(folder, both, monkeypatch):
+    """Both would not fit a small device together."""
+    calls, again = [], FlashVideo.from_checkpoint(folder)
+    for part in (again.stage1, again.stage2):
+        opened, load = part.text.open, part.load
+        monkeypatch.setattr(part.text, 'open', lambda opened=opened: calls.append('text') or opened())
+        monkeypatch.setattr(part, 'load', lambda where, load=load: calls.append('network') or load(where))
+    again.enhance(both[0])
+    assert calls == ['text', 'network']
+    again.preview(DOG)
+    assert calls == ['text', 'network'] * 2
+
+
 def test_values_that_are_not_finite_are_refused(fv, both):
     overflown = dataclasses.replace(both[0], latents=np.full_like(both[0].latents, np.inf))
     with pytest.raises(ValueError, match='values that are not finite'):
