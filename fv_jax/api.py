@@ -41,7 +41,6 @@ from fv_jax.weights.trained_runs import (
     read_stage_config,
 )
 
-OFFICIAL_FRAMES = 49  # of the clips that the official stages were trained on
 STAGES, SUFFIX = ('stage1', 'stage2'), '.safetensors'  # the runs in a folder that holds both stages
 
 __all__ = ['FlashVideo', 'open_run']
@@ -104,7 +103,7 @@ class FlashVideo(Pipeline):
                 vae,
                 encoder,
                 mesh,
-                OFFICIAL_FRAMES,
+                stage.official.clip['frames'],
             )
             for stage in (LowRes, SuperRes)
         )

@@ -73,7 +73,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     if _folder(arguments) is None:
         log.info('computing the loss, and fitting the linear predictor as a baseline')
         data = _heldout_data(arguments, networks[0])
-        losses = heldout_loss(networks[0].run, networks[0].loaded, data, clips, arguments.checkpoint)
+        losses = heldout_loss(networks[0], data, clips)
     data = comparison.write(_title(arguments), _settings(arguments, suite), losses)
     print_result(f'{format_table(data)}\n\n{describe_verdict(data, read_metrics(data))}'.rstrip())
     log.info(f'wrote report.html, report.md, report.json and clips/ to {arguments.output}')

@@ -121,9 +121,7 @@ def _parse_and_train(argv: Sequence[str]) -> int:
         require(getattr(arguments, name) is not None, f'--{name}: is required; see --help', UsageError)
     check_checkpoint_folder(arguments.workdir, '--workdir=')
     profile = None if arguments.profile_steps is None else ProfileSteps.parse(arguments.profile_steps)
-    distributed.start(
-        distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    )
+    distributed.start(distributed.DistributedConfig.from_flags(arguments))
     config = read_config(TrainConfig, arguments.config, overrides)
     allowed = [name for name in arguments.allow_config_change.split(',') if name]
     changes = check_folder(arguments.workdir, config, allowed)

@@ -36,8 +36,7 @@ def names(folder: Path) -> list[str]:
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp('weights')
-    tiny.save_vae(folder / 'vae.safetensors')
-    tiny.save_pipeline(folder, folder / 'vae.safetensors')
+    tiny.save_pipeline_and_vae(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ from fv_jax.data.shards.records import read_records
 from fv_jax.data.transforms import to_float
 from fv_jax.evaluation.clip_sources import Loader, resize
 from fv_jax.evaluation.linear_baseline import LinearPredictor
-from fv_jax.sampling.programs import LoadedStage
+from fv_jax.evaluation.networks import Network
 from fv_jax.stages.latent_stage import EnhancementStage, NoisedPair
 from fv_jax.stages.noise import per_example_keys
 from fv_jax.stages.protocol import Batch, evaluation_loss
@@ -24,25 +24,18 @@ STRATA = 4  # of t; see `time_grids.stratified_times`
 TRAIN_CLIPS = 64  # that the linear predictor is fitted on if no latents are cached
 
 
-def heldout_loss(
-    run: trained_runs.Run,
-    loaded: LoadedStage,
-    data: pipeline.DataConfig,
-    clips: Sequence[Loader],
-    checkpoint: Path,
-) -> dict[str, float]:
+def heldout_loss(opened: Network, data: pipeline.DataConfig, clips: Sequence[Loader]) -> dict[str, float]:
     """Computes both losses on the same latents, noise and times.
 
     Args:
-      run: the opened run.
-      loaded: the run's stage.
+      opened: the run, in whose work directory its cached latents are.
       data: of the run.
       clips: its held-out clips, all of one size.
-      checkpoint: the run's work directory, where its cached latents are.
 
     Returns:
       'model', 'linear_3x3x3', and 'ratio', of the first to the second.
     """
+    run, loaded = opened.run, opened.loaded
     stage, network = run.stage, run.network
 
     @jax.jit
@@ -52,13 +45,13 @@ def heldout_loss(
 
     key = jax.random.key(run.config['seed'])
     linear = LinearPredictor(STRATA)
-    for i, batch in enumerate(_training_latents(run, data, checkpoint)):
+    for i, batch in enumerate(_training_latents(run, data, opened.path)):
         linear.add(_noise(stage, batch, jax.random.fold_in(key, 0), i))
     of_model, of_linear = [], []
     for i, load in enumerate(clips):
         clip = load()
         videos = clip.truth, resize(clip.low_quality, clip.size)
-        z_high, z_low = (loaded.mesh.to_host(run.vae.encode(to_float(video)[None])) for video in videos)
+        z_high, z_low = (run.vae.encode(to_float(video)[None]) for video in videos)
         noised = _noise(stage, {'z_high_BFHWC': z_high, 'z_low_BFHWC': z_low}, jax.random.fold_in(key, 1), i)
         of_model.append(float(loss(run.params, loaded.mesh.replicate(noised))))
         of_linear.append(linear.loss(noised))
@@ -68,7 +61,8 @@ def heldout_loss(
 
 def _noise(stage: EnhancementStage, batch: Batch, key: jax.Array, index: int) -> NoisedPair:
     """Repeats a clip for every stratum of t and adds noise."""
-    tiled = {name: jnp.repeat(jnp.asarray(value), STRATA, axis=0) for name, value in batch.items()}
+    # On the host: latents of the VAE lie on all devices of its mesh.
+    tiled = {name: jnp.asarray(np.repeat(np.asarray(value), STRATA, axis=0)) for name, value in batch.items()}
     return stage.sample_noise_and_time(tiled, per_example_keys(key, index, STRATA))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.latent_spec import LATENT_FRAME_STEP, LatentSpec
@@ -34,11 +35,11 @@ def check_size(latent_spec: LatentSpec, height: int, width: int) -> None:
     require(divides, f'size {height}x{width}: both sides must be multiples of {latent_spec.spatial}')
 
 
-def pad_to_valid(video_BFHWC: jax.Array, latent_spec: LatentSpec) -> jax.Array:
-    """Repeats the last frame up to the next valid length; `[:, :frames]` removes it from the decoded video."""
+def pad_to_valid(video_BFHWC: np.ndarray, latent_spec: LatentSpec) -> np.ndarray:
+    """Repeats the last frame up to the next valid length, on the host; `[:, :frames]` removes it after decoding."""
     frames = video_BFHWC.shape[1]
     missing = latent_spec.padded_length(frames) - frames
-    return jnp.concatenate([video_BFHWC, jnp.repeat(video_BFHWC[:, -1:], missing, axis=1)], axis=1)
+    return np.concatenate([video_BFHWC, np.repeat(video_BFHWC[:, -1:], missing, axis=1)], axis=1)
 
 
 def chunk_sizes(length: int, pattern: tuple[int, int]) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 The other processes are detected on TPU VMs, on TPUs of GKE and under Slurm. Anywhere else three flags name them.
 """
 
+import argparse
 import dataclasses
-import hashlib
 import importlib.util
 import logging
 import os
@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
+from fv_jax.core.hashing import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ class DistributedConfig:
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+
+    @classmethod
+    def from_flags(cls, arguments: argparse.Namespace) -> 'DistributedConfig':
+        """Reads the flags of `core.command_line.add_process_flags`."""
+        return cls(arguments.coordinator, arguments.num_processes, arguments.process_id)
 
     def __post_init__(self):
         given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
@@ -145,7 +151,7 @@ def is_first_process() -> bool:
 def check_same(text: str, message: str) -> None:
     """Raises ValueError if a process has another text. All processes call it, and wait for each other."""
     if jax.process_count() > 1:
-        digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+        digest = np.frombuffer(fingerprint([text]).encode(), np.uint8)
         digests = multihost_utils.process_allgather(digest)
         require((digests == digests[0]).all(), message)
 

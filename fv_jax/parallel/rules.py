@@ -140,8 +140,7 @@ class Partitioner:
         parts = math.gcd(data * fsdp, examples)
         if parts == data * fsdp:
             return self
-        devices = self.mesh.devices.reshape(parts, 1, data * fsdp // parts * context, tensor)
-        return dataclasses.replace(self, mesh=Mesh(devices, AXES, axis_types=self.mesh.axis_types))
+        return self._reshape(parts, 1, data * fsdp // parts * context, tensor)
 
     def fold_context(self, parts: int) -> 'Partitioner':
         """Returns the partitioner whose context axis has `parts` chips, of which the rest of them are copies."""
@@ -171,9 +170,13 @@ class Partitioner:
         if parts == shards:
             return self.sharding(names, shape_BFHWC, what)
         data, fsdp, context, tensor = self.mesh.devices.shape
-        devices = self.mesh.devices.reshape(data, fsdp, context * tensor, 1)
-        merged = dataclasses.replace(self, mesh=Mesh(devices, AXES, axis_types=self.mesh.axis_types))
+        merged = self._reshape(data, fsdp, context * tensor, 1)
         return merged.fold_context(parts).sharding(names, shape_BFHWC, what)
+
+    def _reshape(self, *shape: int) -> 'Partitioner':
+        """Returns the partitioner with other sizes of the axes, and the same devices in the same order."""
+        mesh = Mesh(self.mesh.devices.reshape(shape), AXES, axis_types=self.mesh.axis_types)
+        return dataclasses.replace(self, mesh=mesh)
 
     @property
     def replicated(self) -> NamedSharding:

@@ -10,7 +10,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.dit import DiTConfig
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
-from fv_jax.parallel.rules import FRAMES, Partitioner
+from fv_jax.parallel.rules import Partitioner, make_frames_partitioner
 from fv_jax.planning import slices
 from fv_jax.planning.compiling import get_topology_devices
 from fv_jax.planning.programs import Phase
@@ -108,8 +108,7 @@ def _phases(request: PlanRequest) -> Iterator[Phase]:
         yield _training_phase(request)
     if request.pipeline is not None:
         mesh = SamplingMesh.create(request.parallel, _find_devices(topology))
-        alone = _find_devices(topology.single_chip)[:1]
-        text_device = Partitioner(make_mesh(ParallelConfig(), alone), FRAMES)
+        text_device = make_frames_partitioner(_find_devices(topology.single_chip)[:1])
         yield from sampling_phases(request.pipeline, mesh, text_device, kind)
 
 

@@ -65,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sample(argv: Sequence[str]) -> int:
     command, arguments, overrides = _parse(argv)
     _check_ranges(arguments)
-    distributed.start(
-        distributed.DistributedConfig(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    )
+    distributed.start(distributed.DistributedConfig.from_flags(arguments))
     check_devices()
     with name_flags():
         command.run(arguments, overrides)

@@ -51,7 +51,7 @@ def _add_flags(parser: Parser) -> None:
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     check_output_file(arguments.output, SUFFIX, arguments.overwrite)
     with error_context('--input=', error=UsageError):
-        info, clip = video_io.probe(arguments.input), clips.open_clip(arguments.input)
+        info = video_io.probe(arguments.input)
     fv = pipeline.open_pipeline(arguments, step=arguments.step)
     with error_context('', error=UsageError):
         spec = fv.stage2.latent_spec
@@ -60,7 +60,9 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     settings = dataclasses.replace(settings, num_steps=arguments.num_steps or settings.num_steps)
     if tiling is not None:
         settings = dataclasses.replace(settings, tile_size=tiling.tile_size, tile_overlap=tiling.tile_overlap)
-    enhanced = fv.enhance_clip(clip, arguments.seed, settings, size=size, overlap=arguments.overlap)
+    enhanced = fv.enhance_clip(
+        clips.open_clip(arguments.input, info), arguments.seed, settings, size=size, overlap=arguments.overlap
+    )
     shape = f'{size[0]}x{size[1]}'
     log.info(
         f'{arguments.input}: {info.height}x{info.width} to {shape}, {settings.num_steps} step(s) of '

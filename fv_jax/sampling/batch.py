@@ -21,9 +21,8 @@ from fv_jax.sampling.text_to_video import Pipeline
 log = logging.getLogger(__name__)
 
 SEED_STRIDE = 1000  # between the seeds of the samples of a prompt, as in the official script
-BATCH_TOKENS = (
-    10_000  # video tokens of a batch on each device: one official preview has 6,240, one official video 104,520
-)
+# Video tokens of a batch on each device: one official preview has 6,240, one official video 104,520.
+BATCH_TOKENS = 10_000
 
 
 class Mp4Options(NamedTuple):

@@ -21,14 +21,12 @@ class Clip:
       name: of its file; '' for frames in memory.
       size: (height, width) in pixels.
       fps: frames per second; None if it is unknown.
-      num_frames: None if it is unknown.
       frames: returns its frames, uint8 HWC RGB, in order.
     """
 
     name: str
     size: tuple[int, int]
     fps: Fraction | None
-    num_frames: int | None
     frames: Callable[[], Iterable[np.ndarray]]
 
 
@@ -37,26 +35,23 @@ class EnhancedClip:
     """A clip that is enhanced while its blocks are read.
 
     Attributes:
-      size: (height, width) of the result.
       windows: how the clip is split.
       blocks: yields the result, uint8 FHWC, a block for each window.
       metadata: returns how it is made.
     """
 
-    size: tuple[int, int]
     windows: Windows
     blocks: Callable[[], Iterator[np.ndarray]]
     metadata: Callable[[], GenerationMetadata]
 
 
-def open_clip(path: Path) -> Clip:
-    """Opens a video file. Raises ValueError (OSError) for a file that is none or that is damaged."""
-    info = video_io.probe(path)
+def open_clip(path: Path, info: video_io.VideoInfo) -> Clip:
+    """Opens a video file. info: as `video_io.probe` returns it."""
 
     def frames() -> Iterator[np.ndarray]:
         return (frame.pixels() for frame in video_io.iter_frames(path))
 
-    return Clip(path.name, (info.height, info.width), info.fps or None, info.frames or None, frames)
+    return Clip(path.name, (info.height, info.width), info.fps or None, frames)
 
 
 def clip_of_frames(video_FHWC: np.ndarray) -> Clip:
@@ -65,5 +60,4 @@ def clip_of_frames(video_FHWC: np.ndarray) -> Clip:
         video_FHWC.ndim == 4 and video_FHWC.shape[3] == 3 and len(video_FHWC) and video_FHWC.dtype == np.uint8,
         f'frames: an array of shape {video_FHWC.shape}, {video_FHWC.dtype}; give (F, H, W, 3) of uint8, in RGB',
     )
-    frames, height, width, _ = video_FHWC.shape
-    return Clip('', (height, width), None, frames, lambda: video_FHWC)
+    return Clip('', video_FHWC.shape[1:3], None, lambda: video_FHWC)

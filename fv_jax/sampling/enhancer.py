@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.core.checks import require
@@ -123,8 +122,8 @@ class Enhancer:
         Raises:
           ValueError: values that are not finite.
         """
-        video_BFHWC = vae_chunking.pad_to_valid(jnp.asarray(to_float(video_FHWC))[None], self.vae.config.latent_spec)
-        enhanced = self.enhance(np.asarray(video_BFHWC), size, None, WindowNoise.create(seed, first_latent), on_step)
+        video_BFHWC = vae_chunking.pad_to_valid(to_float(video_FHWC)[None], self.vae.config.latent_spec)
+        enhanced = self.enhance(video_BFHWC, size, None, WindowNoise.create(seed, first_latent), on_step)
         enhanced_FHWC = self.to_host(enhanced)[0, : len(video_FHWC)]
         require(np.isfinite(enhanced_FHWC).all(), NOT_FINITE)
         return enhanced_FHWC

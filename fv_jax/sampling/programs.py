@@ -162,7 +162,7 @@ def without_text(stage2: LoadedStage[EnhancementStage]) -> LoadedStage[Enhanceme
 
 def lower_preview_step(stage1: LoadedStage[PreviewStage], shape_BFHWC: tuple[int, ...]) -> jax.stages.Lowered:
     """Lowers the step of `generate` for latents of a shape. stage1: without weights."""
-    return lower_step(stage1, {'text_BLD': _abstract_text(stage1, shape_BFHWC)}, *_abstract_noise(stage1, shape_BFHWC))
+    return _lower_step(stage1, shape_BFHWC, {})
 
 
 def lower_enhance_step(
@@ -179,16 +179,7 @@ def lower_enhance_step(
     partitioner = stage2.mesh.frames_partitioner.fold_batch(shape_BFHWC[0])
     sharding = partitioner.frames_sharding(shape_BFHWC, 1, 'latents')
     z_low = jax.ShapeDtypeStruct(shape_BFHWC, jnp.float32, sharding=sharding)
-    inputs = {'text_BLD': _abstract_text(stage2, shape_BFHWC), 'z_low_BFHWC': z_low}
-    return lower_step(stage2 if text else without_text(stage2), inputs, *_abstract_noise(stage2, shape_BFHWC))
-
-
-def _abstract_text(loaded: LoadedStage, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    return loaded.mesh.replicate(jax.ShapeDtypeStruct((shape[0], *loaded.stage.text_shape), jnp.float32))
-
-
-def _abstract_noise(loaded: LoadedStage, shape: tuple[int, ...]) -> tuple[SeededNoise, tuple[int, ...]]:
-    return SeededNoise(loaded.mesh.replicate(jax.ShapeDtypeStruct(shape[:1], jnp.uint32))), shape
+    return _lower_step(stage2 if text else without_text(stage2), shape_BFHWC, {'z_low_BFHWC': z_low})
 
 
 def _sample(
@@ -208,15 +199,17 @@ def _sample(
     return _finish(*arguments, *static, state)
 
 
-def lower_step(loaded: LoadedStage, inputs: Batch, noise: SamplingNoise, shape: tuple[int, ...]) -> jax.stages.Lowered:
+def _lower_step(loaded: LoadedStage, shape: tuple[int, ...], inputs: Batch) -> jax.stages.Lowered:
     """Lowers the program that each step of a sampler runs.
 
     Args:
       loaded: the stage, with ShapeDtypeStructs in place of weights.
-      inputs, noise: ShapeDtypeStructs with the shardings of what `generate` or `enhance_latents` take.
       shape: of the latents.
+      inputs: besides text; ShapeDtypeStructs with the shardings of what is sampled from.
     """
-    arguments, static = (loaded.state, inputs, noise), _static_arguments(loaded, shape)
+    text = jax.ShapeDtypeStruct((shape[0], *loaded.stage.text_shape), jnp.float32)
+    text, noise = loaded.mesh.replicate((text, SeededNoise(jax.ShapeDtypeStruct(shape[:1], jnp.uint32))))
+    arguments, static = (loaded.state, {'text_BLD': text, **inputs}, noise), _static_arguments(loaded, shape)
     state = loaded.mesh.replicate(_start.eval_shape(*arguments, *static))
     return _advance.lower(*arguments, *static, state, 0)
 

@@ -107,6 +107,8 @@ class SamplingMesh:
 
     def _choose_strategy(self, stage: LatentStage) -> str:
         chip = find_chip(self.mesh.devices.flat[0].device_kind)
+        if chip is None:
+            return WHOLE
         leaves = jax.tree.leaves(nnx.state(abstract_module(stage.init)))
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-        return SPLIT if chip is not None and size > WHOLE_SHARE * chip.memory else WHOLE
+        return SPLIT if size > WHOLE_SHARE * chip.memory else WHOLE

@@ -13,6 +13,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.paths import expand_path
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
+from fv_jax.data.video import video_io
 from fv_jax.sampling import clips, preview_store, programs
 from fv_jax.sampling.clip_enhancer import enhance_clip
 from fv_jax.sampling.clips import Clip, EnhancedClip
@@ -139,7 +140,7 @@ class Pipeline:
             path = Path(expand_path(str(source)))
             require(path.exists(), f'{source}: does not exist', FileNotFoundError)
             if not path.is_dir():
-                return self._enhance_clip(clips.open_clip(path), seed, settings)
+                return self._enhance_clip(clips.open_clip(path, video_io.probe(path)), seed, settings)
             source = preview_store.load(path)
         if isinstance(source, np.ndarray):
             return self._enhance_clip(clips.clip_of_frames(source), seed, settings)
@@ -274,7 +275,7 @@ class Pipeline:
             source = ClipMetadata(clip.name, windows.frames, windows.overlap)
             return GenerationMetadata(__version__, self.origin, enhance=made, clip=source, fps=float(clip.fps or FPS))
 
-        return EnhancedClip(size, windows, blocks, metadata)
+        return EnhancedClip(windows, blocks, metadata)
 
     def _enhance_clip(self, clip: Clip, seed: int | Sequence[int] | None, settings: EnhanceSettings | None) -> Video:
         enhanced = self.enhance_clip(clip, check_seed(0 if seed is None else seed), settings)

@@ -141,14 +141,13 @@ def find_existing(fv: Pipeline, samples: Sequence[Sample], job: Job, overwrite: 
     outputs = [sample.output for sample in samples]
     for output in outputs:
         require(not output.is_dir(), f'{output}: is a folder', UsageError)
-    fps, crf = float(job.mp4.fps), float(job.mp4.crf)
 
     def want(i: int, found: GenerationMetadata) -> GenerationMetadata:
         prompt, seed, _ = samples[i]
         second = found.enhance and found.enhance.weights
         enhance = job.enhance and EnhanceMetadata(seed, job.enhance, second or UNKNOWN_WEIGHTS)
         preview = PreviewMetadata(prompt, seed, job.preview, found.preview.weights)
-        return dataclasses.replace(found, preview=preview, enhance=enhance, fps=fps, crf=crf)
+        return dataclasses.replace(found, preview=preview, enhance=enhance, **job.mp4.to_floats())
 
     def want_weights(i: int, found: GenerationMetadata) -> GenerationMetadata:
         enhance = found.enhance and dataclasses.replace(found.enhance, weights=fv.stage2.weight_digests)

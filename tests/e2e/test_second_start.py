@@ -23,8 +23,7 @@ sys.exit(code)
 
 
 def test_second_process_compiles_nothing(tmp_path):
-    tiny.save_vae(tmp_path / 'vae.safetensors')
-    tiny.save_pipeline(tmp_path, tmp_path / 'vae.safetensors')
+    tiny.save_pipeline_and_vae(tmp_path)
     environment = {name: value for name, value in runs.environment().items() if not name.startswith('JAX_COMPILATION')}
     environment |= {'FV_JAX_CACHE': str(tmp_path / 'cache')}
 

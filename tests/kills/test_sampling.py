@@ -26,8 +26,7 @@ SAMPLE = (
 def start(tmp_path_factory) -> Callable[[Path], subprocess.Popen]:
     """Returns a function that starts the list in a folder."""
     folder = tmp_path_factory.mktemp('weights')
-    tiny.save_vae(folder / 'vae.safetensors')
-    tiny.save_pipeline(folder, folder / 'vae.safetensors')
+    tiny.save_pipeline_and_vae(folder)
     (folder / 'prompts.txt').write_text('\n'.join(f'dog {i}' for i in range(COUNT)))
     environment = runs.environment(folder / 'compiled')
 

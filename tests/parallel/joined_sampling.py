@@ -46,8 +46,7 @@ def assert_samples_like_one(folder: Path, processes: int, *more: str) -> list[st
 
     Returns the arguments.
     """
-    tiny.save_vae(folder / 'vae.safetensors')
-    tiny.save_pipeline(folder, folder / 'vae.safetensors')
+    tiny.save_pipeline_and_vae(folder)
     (folder / 'prompts.txt').write_text(PROMPTS)
     flags = [f'--prompts={folder}/prompts.txt', f'--checkpoint={folder}', '--enhance-all', '--crf=0']
     assert sample.main([*flags, f'--output={folder}/one']) == 0

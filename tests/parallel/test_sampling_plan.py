@@ -20,8 +20,7 @@ ENHANCED = (64, 128)
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pipeline')
-    tiny.save_vae(folder / 'vae.safetensors')
-    tiny.save_pipeline(folder, folder / 'vae.safetensors')
+    tiny.save_pipeline_and_vae(folder)
     return folder
 
 

@@ -32,8 +32,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:prompt .*only the first:UserWarn
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pipeline')
-    tiny.save_vae(folder / 'vae.safetensors')
-    tiny.save_pipeline(folder, folder / 'vae.safetensors')
+    tiny.save_pipeline_and_vae(folder)
     return folder
 
 

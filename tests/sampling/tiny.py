@@ -73,6 +73,12 @@ def first_stage_config(
     return registry.StageConfig(kind='lowres', network=dit, options=LOWRES, vae=str(vae_path), text=text)
 
 
+def save_pipeline_and_vae(folder: Path) -> None:
+    """Both stages and the VAE of their latents in one folder."""
+    save_vae(folder / 'vae.safetensors')
+    save_pipeline(folder, folder / 'vae.safetensors')
+
+
 def save_pipeline(folder: Path, vae_path: Path | str, text: TextConfig = TEXT) -> None:
     """Both stages in one folder."""
     save_run(folder / 'stage1', first_stage_config(vae_path, text), size=PREVIEW)
