@@ -32,7 +32,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import Parser, UsageError, format_error, path_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
-from fv_jax.core.files import parse_json
+from fv_jax.core.files import format_bytes, parse_json
 from fv_jax.stages import registry
 from fv_jax.training.monitoring.metric_writer import JSONL
 from fv_jax.training.run.launch_record import RUN
@@ -116,7 +116,7 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[list[Row], str | None]:
     there = checkpoints.contents(step)
     for item, leaves in there.items():
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves.values())
-        print_result(f'item {item}: {len(leaves)} arrays, {_bytes(size)}')
+        print_result(f'item {item}: {len(leaves)} arrays, {format_bytes(size)}')
     known = _known(config)
     return [_row(path, *leaf, known) for path, leaf in there.get('params', {}).items()], problem
 
@@ -211,7 +211,7 @@ def _table(rows: Sequence[Row], depth: int | None) -> None:
         print_result(line)
     total, trainable = sum(row.size for row in rows), sum(row.size for row in rows if row.trainable)
     counted = '' if all(row.trainable is None for row in rows) else f', {trainable:,} of them trainable'
-    print_result(f'{len(rows)} parameters, {total:,} elements{counted}, {_bytes(sum(row.bytes for row in rows))}')
+    print_result(f'{len(rows)} parameters, {total:,} elements{counted}, {format_bytes(sum(row.bytes for row in rows))}')
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -231,20 +231,12 @@ def _summed(rows: Sequence[Row], depth: int) -> Iterator[str]:
     width = max(map(len, groups), default=0)
     for name, some in groups.items():
         sizes = sum(row.size for row in some), sum(row.bytes for row in some)
-        yield f'{name:<{width}}  {len(some):>5} parameters  {sizes[0]:>16,} elements  {_bytes(sizes[1]):>10}'
+        yield f'{name:<{width}}  {len(some):>5} parameters  {sizes[0]:>16,} elements  {format_bytes(sizes[1]):>10}'
 
 
 def _listed(steps: Sequence[int]) -> str:
     shown = [*steps[:3], '...', *steps[-3:]] if len(steps) > 7 else steps
     return ', '.join(map(str, shown))
-
-
-def _bytes(size: float) -> str:
-    for unit in ('B', 'kB', 'MB'):
-        if size < 1000:
-            return f'{size:.3g} {unit}'
-        size /= 1000
-    return f'{size:.4g} GB'
 
 
 if __name__ == '__main__':

@@ -60,10 +60,10 @@ def run_command(
     """
     codes = {**EXIT_CODES, **(errors or {})}
     silence_third_party_logs()
-    use_compilation_cache()
     with log_to_stdout():
         try:
             with _raise_on_sigterm():
+                use_compilation_cache()
                 return body(sys.argv[1:] if argv is None else argv)
         except BrokenPipeError:
             # What reads the output has closed it, as `head` does. Python flushes stdout once more at its end.

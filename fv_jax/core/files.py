@@ -1,4 +1,4 @@
-"""Folders that are made and removed again; atomic writes of files and folders; reading JSON that others wrote."""
+"""Folders that are made and removed again; atomic writes; sizes in text; reading JSON that others wrote."""
 
 import contextlib
 import json
@@ -57,6 +57,15 @@ def remove_partial(paths: Iterable[Path]) -> None:
         for path in parent.glob('.*'):
             if partial_of(path) in of_parent:
                 shutil.rmtree(path)
+
+
+def format_bytes(size: float) -> str:
+    """Formats a number of bytes: '712 B', '3.24 MB', '12.3 GB'."""
+    for unit in ('B', 'kB', 'MB'):
+        if size < 1000:
+            return f'{size:.3g} {unit}'
+        size /= 1000
+    return f'{size:.4g} GB'
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ import fsspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fv_jax.core.cache import cache_folder
+from fv_jax.core.cache_folder import cache_folder
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write
@@ -264,7 +264,7 @@ def open_shards(folder: str, bad: BadRecords) -> Shards:
 def local_copy(url: str) -> str:
     """Copies a remote folder to a local one; files of the same size are not copied again.
 
-    The local folder is in the user's cache folder (`core/cache.py`). ArrayRecord's reader opens local files only.
+    It is in the cache folder (`core/cache_folder.py`): the reader of ArrayRecord opens local files only.
     """
     with error_context(f'{url}: cannot be read: ', (ImportError, ValueError, OSError)):
         files, root = fsspec.core.url_to_fs(url)
