@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fv_jax import convert, degrade, evaluate, export, inspect, plan, prepare, sample, train
+from fv_jax.core.storage import objects
 from tests import runs
 
 # Lines that are right but for the path that takes the place of PATH.
@@ -59,8 +60,8 @@ LINES = [
 ids = [' '.join([line[0].__name__.rpartition('.')[2], *line[1:]]) for line in LINES]
 REFUSED = {
     '': 'is empty (is a shell variable unset?)',
-    'gs://bucket/run': 'gs://bucket/run: object storage and URLs are not supported here yet; give a local path',
-    'gcs://bucket/run.mp4': 'gcs://bucket/run.mp4: object storage and URLs are not supported here yet',
+    'gs://bucket/run': 'gs://bucket',
+    'gcs://bucket/run.mp4': 'gcs://bucket/run.mp4: ',
     'a\udcff': 'cannot be encoded as utf-8',
     '~nobody_of_this_name/run': '~nobody_of_this_name has no home folder',
 }
@@ -69,6 +70,9 @@ REFUSED = {
 @pytest.mark.parametrize('line', LINES, ids=ids)
 def test_path_is_refused_in_one_line_and_nothing_is_written(line, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST', 'http://127.0.0.1:9')  # where no server answers
+    monkeypatch.setenv('FSSPEC_GCS_TOKEN', 'anon')
+    monkeypatch.setattr(objects, 'REACH_S', 0.0)
     command, *arguments = line
     for text, words in REFUSED.items():
         assert command.main([argument.replace('PATH', text) for argument in arguments]) == 2

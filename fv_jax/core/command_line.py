@@ -6,17 +6,18 @@ line that names the nearest flag or field.
 
 import argparse
 import ast
+import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, build, did_you_mean, field_types, split_optional, to_dict
 from fv_jax.core.config_files import load_config_file
-from fv_jax.core.paths import LocalPath, LocalPathOrEmpty, expand_path
+from fv_jax.core.paths import PathText, PathTextOrEmpty, StoragePath, as_path, expand_path, is_url
 
 T = TypeVar('T')
 
@@ -67,6 +68,7 @@ class Parser(argparse.ArgumentParser):
         except UsageError:
             self._check_known(argv, groups)  # a misspelt flag is why a required one is missing
             raise
+        self._check_reachable(arguments)
         overrides: dict[str, list[Override]] = {group: [] for group in groups}
         for text in rest:
             flag, equals, value = text.partition('=')
@@ -77,6 +79,14 @@ class Parser(argparse.ArgumentParser):
             else:
                 self._raise_unknown(flag)
         return arguments, overrides
+
+    def _check_reachable(self, arguments: argparse.Namespace) -> None:
+        """Raises UsageError for the URL of a bucket that cannot be reached."""
+        for action in self._actions:
+            if action.type in (path_flag, path_or_name_flag):
+                given = getattr(arguments, action.dest)
+                for value in given if isinstance(given, list) else [given]:
+                    check_reachable(value, f'{(action.option_strings or [action.dest])[0]}={value}')
 
     def _check_known(self, argv: Sequence[str], groups: Sequence[str]) -> None:
         """Raises UsageError for a flag that does not exist."""
@@ -107,17 +117,26 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
     return height, width
 
 
-def path_flag(text: str) -> Path:
-    """Parses the value of a flag that is a local path: the `type` of `add_argument`."""
-    return Path(path_or_name_flag(text))
+def path_flag(text: str) -> StoragePath:
+    """Parses the value of a flag that is a path, local or in object storage: the `type` of `add_argument`."""
+    return as_path(path_or_name_flag(text))
 
 
 def path_or_name_flag(text: str) -> str:
-    """Parses the value of a flag that is a local path or a name such as embedded, which ./embedded is not."""
+    """Parses the value of a flag that is a path or a name such as embedded, which ./embedded is not."""
     try:
         return expand_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check_reachable(path: StoragePath | str | None, what: str) -> None:
+    """Raises UsageError where a path is the URL of a bucket that cannot be reached; `what` precedes the reason."""
+    if path is not None and is_url(str(path)):
+        try:
+            files.check_reachable(as_path(path))
+        except OSError as error:
+            raise UsageError(f'{what}: cannot be reached: {error}') from None
 
 
 def read_config(cls: type[T], program: str | None, overrides: Sequence[Override], flag: str = '--config') -> T:
@@ -131,12 +150,27 @@ def read_config(cls: type[T], program: str | None, overrides: Sequence[Override]
 
     Raises:
       ConfigError: a file, a variant or a field that does not exist (the nearest is named), or an invalid value.
+      UsageError: a field is the URL of a bucket that cannot be reached.
     """
     config = cls() if program is None else build(cls, load_config_file(program, flag))
     values = to_dict(config)  # with every default, so that any field can be set
     for path, text in overrides:
         override(cls, values, path, text)
-    return build(cls, values)
+    config = build(cls, values)
+    for path, value in _paths(config):
+        check_reachable(value, f'config.{path}={value}')
+    return config
+
+
+def _paths(config: Any, path: str = '') -> Iterator[tuple[str, str]]:
+    """Yields (path of the field with dots, value) of all fields of a dataclass that are paths."""
+    hints = field_types(type(config), config.__dict__)
+    for name, value in config.__dict__.items():
+        hint, where = split_optional(hints[name])[0], f'{path}.{name}' if path else name
+        if hint in (PathText, PathTextOrEmpty) and value:
+            yield where, value
+        elif dataclasses.is_dataclass(value):
+            yield from _paths(value, where)
 
 
 def override_settings(settings: T, group: str, overrides: Sequence[Override]) -> T:
@@ -192,7 +226,7 @@ def _parse(hint: Any, text: str) -> Any:
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     if text.lower() in ('none', 'null') and text not in choices:
         return None
-    return text if choices or hint in (str, LocalPath, LocalPathOrEmpty) else _literal(text)
+    return text if choices or hint in (str, PathText, PathTextOrEmpty) else _literal(text)
 
 
 def _literal(text: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.paths import LocalPath, LocalPathOrEmpty, expand_path
+from fv_jax.core.paths import PathText, PathTextOrEmpty, expand_path
 
 T = TypeVar('T')
 
@@ -136,7 +136,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if value is None:
-        empty = "; '' is an empty one" if hint in (str, LocalPathOrEmpty) else ''
+        empty = "; '' is an empty one" if hint in (str, PathTextOrEmpty) else ''
         require(optional, f'{path}: must not be none; expected {_describe(hint)}{empty}', ConfigError)
         return None
     if dataclasses.is_dataclass(hint):
@@ -149,9 +149,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 f'{path}: {value!r} is not a choice; {did_you_mean(str(value), map(str, typing.get_args(hint)))}'
             )
         return value
-    if hint in (LocalPath, LocalPathOrEmpty) and type(value) is str:
+    if hint in (PathText, PathTextOrEmpty) and type(value) is str:
         with error_context(f'{path}: ', error=ConfigError):
-            return expand_path(value) if value or hint is LocalPath else value
+            return expand_path(value) if value or hint is PathText else value
     if hint is float and type(value) is int and abs(value) < INT_LIMIT:
         return float(value)
     if type(value) is not hint:
@@ -166,7 +166,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def _describe(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return 'a group of fields'
-    if hint in (LocalPath, LocalPathOrEmpty):
+    if hint in (PathText, PathTextOrEmpty):
         return 'a path'
     return {tuple: 'a sequence', typing.Literal: 'a choice'}.get(typing.get_origin(hint)) or hint.__name__
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError, did_you_mean
-from fv_jax.core.paths import expand_path
+from fv_jax.core.paths import expand_path, is_url
 
 PACKAGE = 'configs'
 _VARIANT = re.compile(r':[^:/\\.]*$')  # at the end of an argument whose file does not exist
@@ -52,6 +52,7 @@ def shipped_folder() -> Path:
 def _split(argument: str, flag: str) -> tuple[Path, str]:
     """Splits FILE:VARIANT at the last colon before which a file is named: both may hold colons. Raises ValueError."""
     head = argument
+    require(not is_url(argument), f'{argument}: a config file must be local; copy it first')
     while head:
         if (path := _find(head)) is not None:
             return path, argument[len(head) + 1 :]

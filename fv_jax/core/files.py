@@ -1,58 +1,149 @@
-"""Folders that are made and removed again; atomic writes; sizes in text; reading JSON that others wrote."""
+"""Files and folders, local or in object storage: atomic writes, exclusive creation, listings, downloads.
 
-import contextlib
+The functions take `StoragePath`s (`core/paths`) and call the store of the path's kind (`core/storage`). What the
+methods of both kinds of path do alike (`exists`, `is_dir`, `iterdir`, `glob`, `read_text`, `read_bytes`, `unlink`) is
+called on the path itself. All raise OSError.
+"""
+
 import json
-import os
+import pathlib
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
+from fv_jax.core.paths import StoragePath
+from fv_jax.core.storage.local import LocalStore, temporary_start
+from fv_jax.core.storage.objects import ObjectStore
+from fv_jax.core.storage.store import AppendFile, FileInfo, Store
 
-def make_folder(folder: Path) -> list[Path]:
+_LOCAL, _OBJECTS = LocalStore(), ObjectStore()
+
+
+def _store(path: StoragePath) -> Store:
+    return _OBJECTS if is_remote(path) else _LOCAL
+
+
+def is_remote(path: StoragePath) -> bool:
+    """Returns whether a path is in object storage."""
+    return not isinstance(path, pathlib.Path)
+
+
+def check_reachable(path: StoragePath) -> None:
+    """Raises OSError, within seconds, when the bucket of a path does not exist, does not answer or refuses to."""
+    _store(path).check_reachable(path)
+
+
+def check_writable(folder: StoragePath) -> None:
+    """Writes and removes a small file in a folder. Raises OSError."""
+    _store(folder).check_writable(folder)
+
+
+def make_folder(folder: StoragePath) -> list[StoragePath]:
     """Makes a folder with its parents; returns those that did not exist, the innermost first. Raises OSError."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return made
+    return _store(folder).make_folder(folder)
 
 
-def remove_empty(folders: Iterable[Path]) -> None:
+def remove_empty(folders: Iterable[StoragePath]) -> None:
     """Removes the folders that are empty, in this order."""
     for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        _store(folder).remove_empty(folder)
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A context that yields a temporary path; the file or folder written there replaces `path` if nothing raises.
+def remove_folder(folder: StoragePath, marker: str = '', suffix: str = '.removed') -> None:
+    """Removes a folder and everything in it, so that a killed process leaves none that looks complete.
 
-    Until then whatever exists at `path` stays. The temporary path has the same name, in a new folder beside `path`.
+    Args:
+      folder: exists.
+      marker: the file without which a folder of objects counts as incomplete; it is removed first.
+      suffix: is appended to the name of a local folder before its files are removed.
     """
-    with tempfile.TemporaryDirectory(prefix=f'.{_start(path)}.', dir=path.parent) as folder:
-        yield (partial := Path(folder) / path.name)
-        if path.is_dir():
-            os.replace(path, Path(folder) / f'{path.name}.replaced')
-        os.replace(partial, path)
+    _store(folder).remove_folder(folder, marker, suffix)
 
 
-def _start(path: Path) -> str:
-    return path.stem[:50]  # a name may have 255 bytes, and a character has up to 4
+def info(path: StoragePath) -> FileInfo:
+    """Returns size and version of a file, without reading it. Raises FileNotFoundError."""
+    return _store(path).info(path)
 
 
-def partial_of(path: Path) -> str:
+def list_files(folder: StoragePath) -> dict[str, FileInfo]:
+    """Lists all files in a folder and its subfolders: relative name -> what is known without reading, sorted by name.
+
+    Empty if the folder does not exist.
+    """
+    return _store(folder).list_files(folder)
+
+
+def checksums(folder: StoragePath) -> dict[str, tuple[int, str | int]]:
+    """Returns relative name -> (size, checksum) of all files in a folder.
+
+    Local files are read (CRC-32); those of an object store have the checksums that the store computed.
+    """
+    store, found = _store(folder), list_files(folder)
+    return {name: (info.size, store.checksum(folder / name, info)) for name, info in found.items()}
+
+
+def create_exclusive(path: StoragePath, data: bytes) -> bool:
+    """Creates a file with this content unless it exists; returns whether it was created. Atomic, also on NFS."""
+    return _store(path).create_exclusive(path, data)
+
+
+def overwrite(path: StoragePath, data: bytes) -> None:
+    """Overwrites an existing file with data of the same length, without changing its name's file.
+
+    Other hosts see it when they open the file again, also on NFS.
+    """
+    _store(path).overwrite(path, data)
+
+
+def append_to(path: StoragePath) -> AppendFile:
+    """Opens a file to append to; it is created if it does not exist.
+
+    A local file has the data when `add` returns; an object at most ten seconds later.
+    """
+    return _store(path).append(path)
+
+
+def download(path: StoragePath, target: pathlib.Path, info: FileInfo | None = None) -> None:
+    """Copies a file to a local one.
+
+    Args:
+      path: the file.
+      target: not atomically written.
+      info: of the version that is expected; None takes the present one.
+
+    Raises:
+      OSError: it cannot be read, or is not that version any more.
+    """
+    _store(path).download(path, target, info)
+
+
+def atomic_write(path: StoragePath, marker: str = '') -> AbstractContextManager[pathlib.Path]:
+    """A context that yields a local temporary path; the file or folder written there replaces `path` if nothing raises.
+
+    Until then whatever exists at `path` stays. The temporary path has the same name, in a new folder: beside `path`
+    where that is local. An object is replaced at once; of a folder of objects the files are uploaded one by one.
+
+    Args:
+      path: the folder that it is in must exist.
+      marker: of a folder, the name of the file without which readers take it for incomplete; uploaded last.
+    """
+    return _store(path).atomic_write(path, marker)
+
+
+def partial_of(path: StoragePath) -> str:
     """Returns the start of the name of the file or folder whose `atomic_write` made a temporary folder, '' if none."""
     match = re.fullmatch(r'\.(.*)\.[a-z0-9_]{8}', path.name, re.DOTALL)
     return match[1] if match and path.is_dir() else ''
 
 
-def remove_partial(paths: Iterable[Path]) -> None:
+def remove_partial(paths: Iterable[StoragePath]) -> None:
     """Removes the temporary folders that `atomic_write` to these paths left when the process was killed."""
-    starts: dict[Path, set[str]] = {}
+    starts: dict[pathlib.Path, set[str]] = {}
     for path in paths:
-        starts.setdefault(path.parent, set()).add(_start(path))
+        if not is_remote(path):
+            starts.setdefault(path.parent, set()).add(temporary_start(path))
     for parent, of_parent in starts.items():
         for path in parent.glob('.*'):
             if partial_of(path) in of_parent:
@@ -68,13 +159,18 @@ def format_bytes(size: float) -> str:
     return f'{size:.4g} GB'
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file atomically. Raises OSError."""
+def write_bytes(path: StoragePath, data: bytes) -> None:
+    """Writes a file atomically. Raises OSError."""
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding='utf-8')
+        partial.write_bytes(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: StoragePath, text: str) -> None:
+    """Writes a UTF-8 text file atomically. Raises OSError."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: StoragePath, value: Any) -> None:
     """Writes a JSON file atomically. Raises OSError."""
     write_text(path, json.dumps(value, indent=1) + '\n')
 

@@ -1,19 +1,29 @@
-"""Local paths that users name: what every flag and every field of a configuration that is a path goes through.
+"""Paths that users name: what every flag and every field of a configuration that is a path goes through.
 
-Data sources take URLs as well (`data/sources.py`); their local folders come here too.
+A local path is a `pathlib.Path`; a URL of object storage (gs://BUCKET/NAME, s3://BUCKET/NAME) is an `epath.Path`, which
+has the same methods. What differs between the two is in `core/storage`.
 """
 
 import os
+import pathlib
 import re
 from typing import NewType
 
+from etils import epath
+
 from fv_jax.core.checks import require
+from fv_jax.core.storage import filesystems
+
+StoragePath = pathlib.Path | epath.Path
 
 # Types of configuration fields; `config.build` expands and checks their values.
-LocalPath = NewType('LocalPath', str)
-LocalPathOrEmpty = NewType('LocalPathOrEmpty', str)  # '' is none
+PathText = NewType('PathText', str)
+PathTextOrEmpty = NewType('PathTextOrEmpty', str)  # '' is none
 
-_URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
+_URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://')
+# 'gs:/bucket' is what pathlib makes of 'gs://bucket', and no folder that anybody names.
+_BROKEN_URL = re.compile(r'(gs|gcs|s3|s3a|hf|az|abfs|file|https?):/(?!/)', re.IGNORECASE)
+_REFUSED = re.compile(r'[*?\[\]#\x00-\x1f\x7f]|/\.\.?(/|$)')  # patterns, generations and parents are none of a name
 
 
 def is_url(text: str) -> bool:
@@ -21,19 +31,43 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def expand_path(text: str) -> str:
-    """Expands `~` and `~USER` at the start of a local path.
+def as_path(text: str | os.PathLike[str]) -> StoragePath:
+    """Returns the path that a text names: `pathlib.Path` where it is local, `epath.Path` where it is a URL.
 
     Raises:
-      ValueError: the path is empty or a URL, its user does not exist, or its name cannot be stored here.
+      ValueError: see `expand_path`.
+    """
+    expanded = expand_path(os.fspath(text))
+    return epath.Path(expanded) if is_url(expanded) else pathlib.Path(expanded)
+
+
+def expand_path(text: str) -> str:
+    """Checks a path, and expands `~` and `~USER` at the start of a local one.
+
+    Raises:
+      ValueError: the path is empty, its scheme is unknown or needs an extra that is not installed, its user does not
+        exist, or its name cannot be stored there.
     """
     require(text, 'must be the path of a file or folder, and is empty (is a shell variable unset?)')
-    require(not is_url(text), f'{text}: object storage and URLs are not supported here yet; give a local path')
     _check_encoding(text)
+    if is_url(text):
+        return _check_url(text)
+    broken = _BROKEN_URL.match(text)
+    require(not broken, f'{text}: write {broken and broken[1].lower()}://BUCKET/NAME, or ./{text} for a local path')
     expanded = os.path.expanduser(text)
     user = text.partition('/')[0]
     require(not expanded.startswith('~'), f'{text}: {user} has no home folder; write ./{text} for a file of that name')
     return expanded
+
+
+def _check_url(text: str) -> str:
+    scheme, rest = text.split('://', 1)
+    filesystems.register(scheme, text)
+    bucket, _, name = rest.partition('/')
+    require(re.fullmatch(r'[a-z0-9][a-z0-9._-]*', bucket), f'{text}: expected {scheme}://BUCKET/NAME')
+    if found := _REFUSED.search(f'/{name}'):
+        raise ValueError(f'{text}: a name in object storage must not hold {found.group()!r}')
+    return f'{scheme}://' + '/'.join(part for part in rest.split('/') if part)
 
 
 def _check_encoding(text: str) -> None:

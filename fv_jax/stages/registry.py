@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, did_you_mean
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.core.paths import LocalPath
+from fv_jax.core.paths import PathText
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
@@ -56,7 +56,7 @@ class StageConfig:
     kind: str
     network: NetworkConfig
     options: Any
-    vae: LocalPath | None = None
+    vae: PathText | None = None
     vae_dtype: DtypeName = 'float32'
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
 

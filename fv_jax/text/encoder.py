@@ -15,7 +15,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
-from fv_jax.core.paths import LocalPathOrEmpty
+from fv_jax.core.paths import PathTextOrEmpty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TextConfig:
       dtype: of T5's parameters and computation. The official run is bfloat16, 9.5 GB for XXL.
     """
 
-    encoder: LocalPathOrEmpty = ''
+    encoder: PathTextOrEmpty = ''
     length: int | None = None
     dim: int | None = None
     masked: bool = False

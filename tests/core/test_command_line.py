@@ -18,7 +18,7 @@ from fv_jax.core.command_line import (
     read_config,
 )
 from fv_jax.core.config import ConfigError, to_dict
-from fv_jax.core.paths import LocalPath, LocalPathOrEmpty
+from fv_jax.core.paths import PathText, PathTextOrEmpty
 
 PROGRAM = """
 from ml_collections import ConfigDict
@@ -43,9 +43,9 @@ class Whole:
     sizes: tuple[int, ...] | None = None
     other: Part | None = None
     mode: Literal['none', 'all'] | None = 'all'
-    start: LocalPath | None = None
-    vae: LocalPath = 'vae.pt'
-    encoder: LocalPathOrEmpty = ''
+    start: PathText | None = None
+    vae: PathText = 'vae.pt'
+    encoder: PathTextOrEmpty = ''
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_override_parses_values(path, text, value):
         ('part.size', 'null', 'config.part.size: must not be none; expected int'),
         ('vae', 'none', 'config.vae: must not be none; expected a path'),
         ('vae', '', 'config.vae: must be the path of a file or folder, and is empty'),
-        ('start', 'gcs://bucket/run', 'config.start: gcs://bucket/run: object storage and URLs are not supported'),
+        ('start', 'gcs://bucket/run', 'config.start: gcs://bucket/run: the scheme gcs:// is not supported'),
         ('encoder', 'none', "config.encoder: must not be none; expected a path; '' is an empty one"),
         ('part.size', '1.5', 'config.part.size: expected int, got 1.5'),
         ('part.kind', 'c', "config.part.kind: 'c' is not a choice"),
@@ -193,7 +193,7 @@ def test_path_flag_expands_and_keeps_what_a_name_stands_for(monkeypatch):
     ('text', 'words'),
     [
         ('', 'argument --input: must be the path of a file or folder, and is empty'),
-        ('s3://bucket/x', 'argument --input: s3://bucket/x: object storage and URLs are not supported here yet'),
+        ('ftp://host/x', 'argument --input: ftp://host/x: the scheme ftp:// is not supported'),
     ],
 )
 def test_path_flag_error_names_the_flag(text, words):

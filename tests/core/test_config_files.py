@@ -100,7 +100,7 @@ def test_config_file_error_is_one_line(elsewhere):
         ('exp:1/none.py:small', 'file exp:1/none.py does not exist'),
         ('stag2:tiny', "no shipped config has the name 'stag2'; did you mean 'stage2'?"),
         ('configs/stage2.py:tiny', 'file configs/stage2.py does not exist; the shipped one is --config=stage2:tiny'),
-        ('gs://bucket/stage2.py:tiny', 'object storage and URLs are not supported here yet'),
+        ('gs://bucket/stage2.py:tiny', 'a config file must be local; copy it first'),
         ('~nobody_of_this_name/x.py', '~nobody_of_this_name has no home folder'),
         (f'{elsewhere}/empty.py', 'has no function get_config'),
         (f'{elsewhere}/text.txt', 'is not a Python file'),

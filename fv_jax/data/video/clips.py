@@ -14,7 +14,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
-from fv_jax.core.paths import LocalPathOrEmpty
+from fv_jax.core.paths import PathTextOrEmpty
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -38,7 +38,7 @@ class OfflineLatentsConfig:
       seed: of the degradations.
     """
 
-    vae: LocalPathOrEmpty = ''
+    vae: PathTextOrEmpty = ''
     num_degraded_variants: int = 4
     weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
     strong: StrongConfig | None = None

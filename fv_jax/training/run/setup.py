@@ -12,7 +12,7 @@ from fv_jax.core import axes
 from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import ParallelContext
-from fv_jax.core.paths import LocalPath
+from fv_jax.core.paths import PathText
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.pipeline import DataConfig
 from fv_jax.models.dit import DiTConfig
@@ -44,7 +44,7 @@ class TrainConfig:
     loop: LoopConfig
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     seed: int = 0
-    init_from: LocalPath | None = None
+    init_from: PathText | None = None
 
     def __post_init__(self):
         check_range(self, 'seed', low=0)

@@ -1,0 +1,49 @@
+"""The file systems of object stores: those of gcsfs and s3fs, whose requests are repeated by `retries`.
+
+They take the place of the original ones in fsspec's registry, so that `epath`, and Orbax through it, use them too. Two
+more differences: no listing is cached, because other processes write to the same folders; and only a missing object
+makes `isdir` and `isfile` false, not a refused request.
+"""
+
+import importlib.util
+import os
+
+import fsspec
+
+_HERE = __name__.rpartition('.')[0]
+# scheme -> package, extra, class
+SCHEMES = {
+    'gs': ('gcsfs', 'gcs', f'{_HERE}.gcs.GcsFileSystem'),
+    's3': ('s3fs', 's3', f'{_HERE}.s3.S3FileSystem'),
+}
+_ALIASES = {'gs': ('gs', 'gcs'), 's3': ('s3', 's3a')}
+
+# With TensorFlow installed `epath` would use its file systems instead; gcsfs would ask each bucket for features of
+# hierarchical namespaces, with a warning for each call without credentials. Both are read when a library is imported.
+os.environ.setdefault('EPATH_USE_TF', 'false')
+os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+
+
+def register(scheme: str, url: str) -> None:
+    """Makes fsspec use the file system of this module for a scheme.
+
+    Args:
+      scheme: in front of ://.
+      url: for messages.
+
+    Raises:
+      ValueError: an unknown scheme, or one whose package is not installed.
+    """
+    if scheme not in SCHEMES:
+        known = ' and '.join(f'{name}://' for name in SCHEMES)
+        raise ValueError(f'{url}: the scheme {scheme}:// is not supported; use a local path, or {known}')
+    package, extra, path = SCHEMES[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{url}: {scheme}:// needs {package}; install it: pip install 'fv_jax[{extra}]'")
+    for name in _ALIASES[scheme]:
+        fsspec.register_implementation(name, path, clobber=True)
+
+
+def open_filesystem(scheme: str, **options: float) -> fsspec.AbstractFileSystem:
+    """Opens the file system of a scheme that is registered; the same options give the same object."""
+    return fsspec.filesystem(scheme, **options)

@@ -1,0 +1,76 @@
+"""Google Cloud Storage by gcsfs, see `filesystems`. Emulators: STORAGE_EMULATOR_HOST, with FSSPEC_GCS_TOKEN=anon."""
+
+import inspect
+from typing import Any
+
+import aiohttp
+import gcsfs.core
+import gcsfs.retry
+import google.auth.exceptions
+
+from fv_jax.core.storage.retries import PATIENCE_S, Retries
+
+# Without gcsfs's own repetitions, which end after half a minute and are not counted.
+_request = inspect.unwrap(gcsfs.core.GCSFileSystem._request)
+_DENIED = {401, 403}
+_ERRORS = (
+    OSError, ValueError, gcsfs.retry.HttpError, aiohttp.ClientError, google.auth.exceptions.GoogleAuthError,
+)  # fmt: skip
+
+
+class GcsFileSystem(gcsfs.core.GCSFileSystem):
+    """gcsfs with `Retries`. Every error of the store is an OSError whose text names the object."""
+
+    protocol = ('gs', 'gcs')
+
+    def __init__(self, *args: Any, patience_s: float = PATIENCE_S, **options: Any):
+        super().__init__(*args, **{'use_listings_cache': False, **options})
+        self.retries_of_requests = Retries('gs://', patience_s)
+
+    async def _request(self, method: str, path: str, *args: str, **options: Any) -> Any:
+        async def request() -> Any:
+            return await _request(self, method, path, *args, **options)
+
+        try:
+            return await self.retries_of_requests.run(request, _is_transient)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'{_url(args)}: does not exist') from None
+        except FileExistsError:
+            raise FileExistsError(f'{_url(args)}: exists') from None
+        except _ERRORS as error:
+            kind = PermissionError if _is_denied(error) else OSError
+            raise kind(f'{_url(args)}: {_reason(error)}') from error
+
+    async def _isdir(self, path: str) -> bool:
+        return await self._type(path) == 'directory'
+
+    async def _isfile(self, path: str) -> bool:
+        return await self._type(path) == 'file'
+
+    async def _type(self, path: str) -> str:
+        try:
+            return (await self._info(path))['type']
+        except FileNotFoundError:
+            return ''
+
+
+def _url(args: tuple[str, ...]) -> str:
+    """Formats the bucket and name that a request is about; an upload has them elsewhere."""
+    return f'gs://{"/".join(part for part in args if part)}'
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, google.auth.exceptions.DefaultCredentialsError):
+        return False
+    passes = TimeoutError, google.auth.exceptions.TransportError
+    return gcsfs.retry.is_retriable(error) or isinstance(error, passes)
+
+
+def _is_denied(error: BaseException) -> bool:
+    return getattr(error, 'code', None) in _DENIED or str(error).startswith('Forbidden')
+
+
+def _reason(error: BaseException) -> str:
+    if _is_denied(error):
+        return 'permission denied; check the credentials and the roles of this account'
+    return ' '.join(str(error).split())[:300] or type(error).__name__

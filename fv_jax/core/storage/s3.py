@@ -1,0 +1,73 @@
+"""S3 by s3fs, see `filesystems`. Other stores than Amazon's, and emulators: AWS_ENDPOINT_URL."""
+
+from typing import Any
+
+import botocore.exceptions
+import s3fs
+
+from fv_jax.core.storage.retries import PATIENCE_S, Retries
+
+_CONNECTION = (
+    botocore.exceptions.ConnectionError,
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.ResponseStreamingError,
+    ConnectionError,
+)
+
+
+class S3FileSystem(s3fs.S3FileSystem):
+    """s3fs with `Retries`. Every error of the store is an OSError whose text names the object."""
+
+    protocol = ('s3', 's3a')
+
+    def __init__(self, *args: Any, patience_s: float = PATIENCE_S, **options: Any):
+        super().__init__(*args, **{'use_listings_cache': False, **options})
+        self.retries_of_requests = Retries('s3://', patience_s)
+
+    async def _call_s3(self, method: str, *groups: Any, **options: Any) -> Any:
+        call = super()._call_s3
+
+        async def request() -> Any:
+            return await call(method, *groups, **options)
+
+        try:
+            return await self.retries_of_requests.run(request, _is_transient)
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except (OSError, botocore.exceptions.BotoCoreError) as error:
+            given = {**{key: value for group in groups for key, value in group.items()}, **options}
+            name = '/'.join(str(given[key]) for key in ('Bucket', 'Key') if given.get(key))
+            kind = PermissionError if _is_denied(error) else OSError
+            raise kind(f's3://{name}: {_reason(error)}') from error
+
+    async def _isdir(self, path: str) -> bool:
+        return await self._type(path) == 'directory'
+
+    async def _isfile(self, path: str) -> bool:
+        return await self._type(path) == 'file'
+
+    async def _type(self, path: str) -> str:
+        try:
+            return (await self._info(path))['type']
+        except FileNotFoundError:
+            return ''
+
+
+def _status(error: BaseException) -> int:
+    response = getattr(error.__cause__ or error, 'response', None)
+    return response.get('ResponseMetadata', {}).get('HTTPStatusCode', 0) if isinstance(response, dict) else 0
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, _CONNECTION) or _status(error) in (408, 429) or _status(error) >= 500
+
+
+def _is_denied(error: BaseException) -> bool:
+    credentials = botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError
+    return isinstance(error, (PermissionError, *credentials)) or _status(error) in (401, 403)
+
+
+def _reason(error: BaseException) -> str:
+    if _is_denied(error):
+        return 'permission denied; check the credentials and the policy of this account'
+    return ' '.join(str(error).split())[:300] or type(error).__name__

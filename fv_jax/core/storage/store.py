@@ -1,0 +1,63 @@
+"""The protocol of the two kinds of storage: `local.LocalStore` and `objects.ObjectStore`."""
+
+import dataclasses
+import pathlib
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+Path = Any  # pathlib.Path for a LocalStore, epath.Path for an ObjectStore
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """What a listing states of a file, without reading it.
+
+    Attributes:
+      size: in bytes.
+      version: differs after each write (generation, ETag, or the time of modification).
+      checksum: of the content, as the store computed it ('crc32c:...', 'etag:...'); '' for a local file.
+    """
+
+    size: int
+    version: str
+    checksum: str = ''
+
+
+class AppendFile(Protocol):
+    """A file that grows."""
+
+    def add(self, data: bytes) -> None:
+        """Appends data. What cannot be written is kept, and written later; a warning says so."""
+
+    def close(self) -> None:
+        """Raises OSError when data remains that cannot be written."""
+
+
+class Store(Protocol):
+    """The operations of `core/files`, where they are described."""
+
+    def atomic_write(self, path: Path, marker: str) -> AbstractContextManager[pathlib.Path]: ...
+
+    def create_exclusive(self, path: Path, data: bytes) -> bool: ...
+
+    def overwrite(self, path: Path, data: bytes) -> None: ...
+
+    def append(self, path: Path) -> AppendFile: ...
+
+    def make_folder(self, folder: Path) -> list[Path]: ...
+
+    def remove_empty(self, folder: Path) -> None: ...
+
+    def remove_folder(self, folder: Path, marker: str, suffix: str) -> None: ...
+
+    def check_writable(self, folder: Path) -> None: ...
+
+    def check_reachable(self, path: Path) -> None: ...
+
+    def info(self, path: Path) -> FileInfo: ...
+
+    def list_files(self, folder: Path) -> dict[str, FileInfo]: ...
+
+    def checksum(self, path: Path, info: FileInfo) -> str | int: ...
+
+    def download(self, path: Path, target: pathlib.Path, info: FileInfo | None) -> None: ...
