@@ -1,4 +1,4 @@
-"""Local copies of remote files, for readers that can open local files only: memory maps, PyAV, SentencePiece, Pillow."""
+"""Local copies of remote files, for readers of local files: memory maps, PyAV, SentencePiece, Pillow."""
 
 import pathlib
 
