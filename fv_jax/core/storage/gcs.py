@@ -1,6 +1,7 @@
 """Google Cloud Storage by gcsfs, see `filesystems`. Emulators: STORAGE_EMULATOR_HOST, with FSSPEC_GCS_TOKEN=anon."""
 
 import inspect
+import re
 from typing import Any
 
 import aiohttp
@@ -19,7 +20,7 @@ _ERRORS = (
 
 
 class GcsFileSystem(gcsfs.core.GCSFileSystem):
-    """gcsfs with `Retries`. Every error of the store is an OSError whose text names the object."""
+    """gcsfs with `Retries`. Every error of the store is an OSError whose text names the object or its bucket."""
 
     protocol = ('gs', 'gcs')
 
@@ -34,12 +35,12 @@ class GcsFileSystem(gcsfs.core.GCSFileSystem):
         try:
             return await self.retries_of_requests.run(request, _is_transient)
         except FileNotFoundError:
-            raise FileNotFoundError(f'{_url(args)}: does not exist') from None
+            raise FileNotFoundError(f'{_url(path, args)}: does not exist') from None
         except FileExistsError:
-            raise FileExistsError(f'{_url(args)}: exists') from None
+            raise FileExistsError(f'{_url(path, args)}: exists') from None
         except _ERRORS as error:
             kind = PermissionError if _is_denied(error) else OSError
-            raise kind(f'{_url(args)}: {_reason(error)}') from error
+            raise kind(f'{_url(path, args)}: {_reason(error)}') from error
 
     async def _isdir(self, path: str) -> bool:
         return await self._type(path) == 'directory'
@@ -54,9 +55,10 @@ class GcsFileSystem(gcsfs.core.GCSFileSystem):
             return ''
 
 
-def _url(args: tuple[str, ...]) -> str:
-    """Formats the bucket and name that a request is about; an upload has them elsewhere."""
-    return f'gs://{"/".join(part for part in args if part)}'
+def _url(path: str, args: tuple[str, ...]) -> str:
+    """Formats the bucket and the name that a request is about; of an upload only the bucket."""
+    bucket = re.search('/b/([^/?]+)/', path)
+    return f'gs://{"/".join(part for part in args if part) or (bucket[1] if bucket else "")}'
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -87,7 +87,10 @@ class ObjectStore:
                 raise FileNotFoundError(f'{path}: bucket {bucket} does not exist') from None
 
     def info(self, path: Path) -> FileInfo:
-        found = _filesystem(path).info(str(path))
+        try:
+            found = _filesystem(path).info(str(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f'{path}: does not exist') from None
         if found['type'] != 'file':
             raise IsADirectoryError(f'{path}: is a folder')
         return _file_info(found)

@@ -2,26 +2,31 @@
 
 from typing import Any
 
+import aiohttp
 import botocore.exceptions
 import s3fs
 
 from fv_jax.core.storage.retries import PATIENCE_S, Retries
 
 _CONNECTION = (
+    aiohttp.ClientError,
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
     botocore.exceptions.ResponseStreamingError,
     ConnectionError,
+    TimeoutError,
 )
+_ONE_ATTEMPT = {'retries': {'total_max_attempts': 1}}  # botocore's own repetitions
 
 
 class S3FileSystem(s3fs.S3FileSystem):
     """s3fs with `Retries`. Every error of the store is an OSError whose text names the object."""
 
     protocol = ('s3', 's3a')
+    retries = 1  # s3fs's own, which are not counted
 
     def __init__(self, *args: Any, patience_s: float = PATIENCE_S, **options: Any):
-        super().__init__(*args, **{'use_listings_cache': False, **options})
+        super().__init__(*args, **{'use_listings_cache': False, 'config_kwargs': _ONE_ATTEMPT, **options})
         self.retries_of_requests = Retries('s3://', patience_s)
 
     async def _call_s3(self, method: str, *groups: Any, **options: Any) -> Any:
@@ -34,11 +39,23 @@ class S3FileSystem(s3fs.S3FileSystem):
             return await self.retries_of_requests.run(request, _is_transient)
         except (FileNotFoundError, FileExistsError):
             raise
-        except (OSError, botocore.exceptions.BotoCoreError) as error:
+        except (OSError, *_CONNECTION, botocore.exceptions.BotoCoreError) as error:
             given = {**{key: value for group in groups for key, value in group.items()}, **options}
             name = '/'.join(str(given[key]) for key in ('Bucket', 'Key') if given.get(key))
             kind = PermissionError if _is_denied(error) else OSError
             raise kind(f's3://{name}: {_reason(error)}') from error
+
+    async def _cat_file(self, path: str, *args: Any, **options: Any) -> bytes:
+        """Reads an object. The connection can break after the call that `_call_s3` repeats."""
+        read = super()._cat_file
+
+        async def request() -> bytes:
+            return await read(path, *args, **options)
+
+        try:
+            return await self.retries_of_requests.run(request, _is_transient)
+        except (*_CONNECTION, botocore.exceptions.BotoCoreError) as error:
+            raise OSError(f's3://{path.removeprefix("s3://")}: {_reason(error)}') from error
 
     async def _isdir(self, path: str) -> bool:
         return await self._type(path) == 'directory'
