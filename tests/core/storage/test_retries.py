@@ -1,4 +1,4 @@
-"""Repeated requests: what is repeated, for how long, and what is said of it."""
+"""Repeated requests: which ones, for how long, and what is logged."""
 
 import asyncio
 import logging
@@ -73,8 +73,8 @@ def test_one_line_a_minute_counts_the_repetitions(clock, caplog):
     with caplog.at_level(logging.WARNING):
         run(made, [Passing('503\nbusy') for _ in range(3)])
         clock.now += retries.LOG_INTERVAL_S
-        run(made, [Passing('gone')])
+        run(made, [Passing('cut')])
     assert [record.getMessage() for record in caplog.records] == [
         'gs://: a request failed (503 busy) and is repeated; 1 so far',
-        'gs://: a request failed (gone) and is repeated; 4 so far',
+        'gs://: a request failed (cut) and is repeated; 4 so far',
     ]
