@@ -66,7 +66,13 @@ def s3_proxy() -> Iterator[Proxy]:
 
 def _drop_file_systems() -> None:
     """gcsfs and s3fs keep one object for all of a process, with the server's address and what it has listed."""
-    for module, name in (('gcsfs.core', 'GCSFileSystem'), ('s3fs.core', 'S3FileSystem')):
+    classes = (
+        ('gcsfs.core', 'GCSFileSystem'),
+        ('s3fs.core', 'S3FileSystem'),
+        ('fv_jax.core.storage.gcs', 'GcsFileSystem'),
+        ('fv_jax.core.storage.s3', 'S3FileSystem'),
+    )
+    for module, name in classes:
         if module in sys.modules:
             getattr(sys.modules[module], name).clear_instance_cache()
     if 'etils.epath.backend' in sys.modules:
