@@ -40,6 +40,11 @@ def check_writable(folder: StoragePath) -> None:
     _store(folder).check_writable(folder)
 
 
+def folder_exists(folder: StoragePath) -> bool:
+    """Returns whether files can be created in a folder without making it: a local one exists, of objects every one."""
+    return _store(folder).folder_exists(folder)
+
+
 def make_folder(folder: StoragePath) -> list[StoragePath]:
     """Makes a folder with its parents; returns those that did not exist, the innermost first. Raises OSError."""
     return _store(folder).make_folder(folder)
@@ -130,6 +135,19 @@ def atomic_write(path: StoragePath, marker: str = '') -> AbstractContextManager[
       marker: of a folder, the name of the file without which readers take it for incomplete; uploaded last.
     """
     return _store(path).atomic_write(path, marker)
+
+
+def write_folder(path: StoragePath, marker: str) -> AbstractContextManager[StoragePath]:
+    """A context that yields the folder to write a large folder into, which is not copied then.
+
+    A local one replaces `path` if nothing raises, as of `atomic_write`. In object storage it is `path` itself, whose
+    files are removed before, and again if something raises.
+
+    Args:
+      path: the folder that it is in must exist.
+      marker: the file without which readers take it for incomplete; the caller writes it last.
+    """
+    return _store(path).write_folder(path, marker)
 
 
 def partial_of(path: StoragePath) -> str:

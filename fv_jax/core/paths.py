@@ -41,6 +41,16 @@ def as_path(text: str | os.PathLike[str]) -> StoragePath:
     return epath.Path(expanded) if is_url(expanded) else pathlib.Path(expanded)
 
 
+def absolute(path: StoragePath) -> StoragePath:
+    """Returns a path that does not depend on the working directory."""
+    return path.absolute() if isinstance(path, pathlib.Path) else path
+
+
+def relative_path(path: StoragePath, folder: StoragePath) -> str:
+    """Returns the path of a file from a folder of the same kind, with slashes: '../images/a.png'."""
+    return pathlib.PurePath(os.path.relpath(path, folder)).as_posix()
+
+
 def expand_path(text: str) -> str:
     """Checks a path, and expands `~` and `~USER` at the start of a local one.
 

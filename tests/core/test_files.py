@@ -5,7 +5,15 @@ import shutil
 
 import pytest
 
-from fv_jax.core.files import atomic_write, make_folder, remove_empty, remove_partial, write_json, write_text
+from fv_jax.core.files import (
+    atomic_write,
+    make_folder,
+    remove_empty,
+    remove_partial,
+    write_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_atomic_write_replaces_a_file_and_a_folder(tmp_path):
@@ -32,6 +40,17 @@ def test_atomic_write_failure_leaves_the_old_content(tmp_path):
         partial.write_text('half')
         raise RuntimeError
     assert [p.read_text() for p in tmp_path.iterdir()] == ['precious']
+
+
+def test_write_folder_replaces_a_folder_if_nothing_raises(tmp_path):
+    for name in ('first', 'second'):
+        with write_folder(tmp_path / 'out', marker='') as folder:
+            (folder / name).write_text(name)
+        assert [path.name for path in (tmp_path / 'out').iterdir()] == [name]
+    with pytest.raises(RuntimeError), write_folder(tmp_path / 'out', marker='') as folder:
+        (folder / 'third').write_text('half')
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ['out'] and (tmp_path / 'out' / 'second').exists()
 
 
 def test_remove_partial_removes_what_a_killed_write_left(tmp_path, tmp_path_factory):

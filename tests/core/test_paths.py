@@ -66,6 +66,14 @@ def test_as_path_keeps_local_paths_and_urls_apart():
         assert str(path / 'x') == f'{expected}/x'
 
 
+def test_absolute_and_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths.absolute(as_path('a')) == tmp_path / 'a'
+    assert str(paths.absolute(as_path('gs://b/a'))) == 'gs://b/a'
+    for root in ('x', 'gs://b'):
+        assert paths.relative_path(as_path(f'{root}/c/d.png'), as_path(f'{root}/c/e')) == '../d.png'
+
+
 def test_url_names_the_extra_that_is_missing(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'gcsfs' else find(name))

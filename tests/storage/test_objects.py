@@ -88,6 +88,26 @@ def test_atomic_write_of_a_folder_uploads_its_marker_last(folder, bucket):
     assert sorted(files.list_files(folder / 'out')) == ['c', 'index']
 
 
+def test_write_folder_removes_the_old_files_and_those_of_a_failure(folder, bucket):
+    def write(name):
+        with files.write_folder(folder / 'out', marker='index') as target:
+            assert target == folder / 'out' and not target.exists()
+            files.write_text(target / name, name)
+            files.write_text(target / 'index', name)
+
+    for name in ('a', 'b'):
+        write(name)
+        assert sorted(files.list_files(folder / 'out')) == [name, 'index']
+    with bucket.proxy.inject(Fault(status=403, kinds=('upload',), pattern='index')), pytest.raises(PermissionError):
+        write('c')
+    assert not (folder / 'out').exists()
+
+
+def test_a_folder_in_a_bucket_need_not_be_made(folder, bucket):
+    assert files.folder_exists(folder / 'none') and files.folder_exists(as_path(bucket.url))
+    assert not files.folder_exists(as_path(bucket.url).parent)
+
+
 def test_atomic_write_that_fails_leaves_what_existed(folder):
     files.write_text(folder / 'x', 'before')
     with pytest.raises(RuntimeError), files.atomic_write(folder / 'x') as partial:
@@ -155,6 +175,19 @@ def test_local_copy_is_fetched_once_and_again_when_it_was_replaced(folder, bucke
     assert local_copies.local_copy(folder / 'w' / 'a.bin').read_bytes() == b'new'
     with pytest.raises(FileNotFoundError, match='none'):
         local_copies.local_copy(folder / 'none')
+
+
+def test_open_copy_is_removed_when_it_is_closed_and_room_is_needed(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('FV_JAX_CACHE', str(tmp_path))
+    monkeypatch.setenv('FV_JAX_CACHE_GB', '150e-6')
+    for name in 'abc':
+        files.write_bytes(folder / name, os.urandom(60_000))
+    with local_copies.open_copy(folder / 'a') as first, local_copies.open_copy(folder / 'b') as second:
+        assert first.read_bytes() == (folder / 'a').read_bytes()
+        with pytest.raises(OSError), local_copies.open_copy(folder / 'c'):
+            pass
+    with local_copies.open_copy(folder / 'c') as third:
+        assert third.exists() and [first.exists(), second.exists()].count(True) == 1
 
 
 # Servers that fail.

@@ -28,6 +28,12 @@ class LocalStore:
                 os.replace(path, Path(folder) / f'{path.name}.replaced')
             os.replace(partial, path)
 
+    @contextlib.contextmanager
+    def write_folder(self, path: Path, marker: str) -> Iterator[Path]:
+        with self.atomic_write(path, marker) as partial:
+            partial.mkdir()
+            yield partial
+
     def create_exclusive(self, path: Path, data: bytes) -> bool:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -43,6 +49,9 @@ class LocalStore:
 
     def append(self, path: Path) -> 'LocalAppendFile':
         return LocalAppendFile(path)
+
+    def folder_exists(self, folder: Path) -> bool:
+        return folder.is_dir()
 
     def make_folder(self, folder: Path) -> list[Path]:
         made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -43,6 +43,16 @@ class ObjectStore:
         for name in before - set(names):
             (target / name).unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def write_folder(self, path: Path, marker: str) -> Iterator[Path]:
+        self.remove_folder(path, marker, '')
+        try:
+            yield path
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.remove_folder(path, marker, '')
+            raise
+
     def create_exclusive(self, path: Path, data: bytes) -> bool:
         try:
             _filesystem(path).pipe_file(str(path), data, mode='create')
@@ -57,6 +67,9 @@ class ObjectStore:
     def append(self, path: Path) -> RemoteAppendFile:
         before = path.read_bytes() if path.exists() else b''
         return RemoteAppendFile(str(path), before, lambda data: self.overwrite(path, data))
+
+    def folder_exists(self, folder: Path) -> bool:
+        return str(folder).partition('://')[2] != ''  # the bucket's name
 
     def make_folder(self, folder: Path) -> list[Path]:
         return []  # a folder exists as long as it has objects
