@@ -42,10 +42,10 @@ class CacheFullError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """The most bytes of the cache, or of a kind; `name` is the setting that raises it."""
+    """The most bytes of the cache, or of a kind; `fix` ends the message about what does not fit: how to raise it."""
 
     bytes: float
-    name: str = LIMIT_VARIABLE
+    fix: str = f'set {LIMIT_VARIABLE} to more, or {VARIABLE} to a folder on a larger disk'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,16 +186,16 @@ def make_room(folder: Path, kind: str, key: str, size: int, limit: Limit | None)
     items = _remove_leftovers(folder)
     limits = [(limit, (kind,))] if limit else []
     limits.append((read_limit(folder, total_size(items)), KINDS))
+    what = f'{key}: has {format_bytes(size)}, and'
     for bound, _ in limits:
-        text = f'{key}: has {format_bytes(size)}, and the limit of the cache {folder} is {format_bytes(bound.bytes)}'
-        require(size <= bound.bytes, f'{text}; set {bound.name} to more', CacheFullError)
+        text = f'{what} the limit of the cache {folder} is {format_bytes(bound.bytes)}; {bound.fix}'
+        require(size <= bound.bytes, text, CacheFullError)
     require(shutil.disk_usage(folder).free + total_size(items) >= size, disk_is_full(folder, key), CacheFullError)
     for bound, kinds in limits:
         removed, left = _trim([item for item in items if item.kind in kinds], bound.bytes - size)
         items = _by_last_use(set(items).difference(removed))
         in_use = f'{format_bytes(total_size(left))} of the {format_bytes(bound.bytes)} of the cache {folder} are in use'
-        text = f'{key}: has {format_bytes(size)}, and {in_use}; set {bound.name} to more'
-        require(total_size(left) + size <= bound.bytes, text, CacheFullError)
+        require(total_size(left) + size <= bound.bytes, f'{what} {in_use}; {bound.fix}', CacheFullError)
     for item in items:
         if shutil.disk_usage(folder).free < size:
             _remove(item)
@@ -211,8 +211,8 @@ def disk_is_full(folder: Path, key: str) -> str:
     """Returns the message for a cache whose disk is full."""
     free = format_bytes(shutil.disk_usage(folder).free)
     return (
-        f'{key}: the disk of the cache {folder} is full ({free} are free); free some of it, or set {VARIABLE} to a '
-        'folder on a larger disk'
+        f'{key}: does not fit on the disk of the cache {folder}, which has {free} free; free some of it, or set '
+        f'{VARIABLE} to a folder on a larger disk'
     )
 
 

@@ -153,8 +153,9 @@ def _fetch(cache: Path, path: Path, key: str, size: int, fetch: Fetch, limit: Li
         fetch(partial / FILES)
         _flush(partial / FILES)
         _describe(partial, key, folder_size(partial / FILES))
-        lock = acquire_lock(path.with_suffix(LOCK), shared=True)
-        os.replace(partial, path)
+        with exclusive_lock(cache / FOLDER_LOCK):  # whoever counts finds it once
+            lock = acquire_lock(path.with_suffix(LOCK), shared=True)
+            os.replace(partial, path)
         return Entry(path / FILES, lock)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -31,7 +31,7 @@ LEVELS = {
     'planning': 8,
     'api': 9,
 }
-COMMANDS = {'train', 'sample', 'degrade', 'evaluate', 'prepare', 'convert', 'export', 'plan', 'inspect'}
+COMMANDS = {'train', 'sample', 'degrade', 'evaluate', 'prepare', 'convert', 'export', 'plan', 'inspect', 'cache'}
 # What a package may not import although its level allows it, and why.
 EXCEPT = {
     'models': ('diffusion',),  # a network knows nothing of what it is trained for

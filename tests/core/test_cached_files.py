@@ -1,5 +1,6 @@
 """Copies in the cache folder: atomic, fetched once per host, within the limit, never removed while they are used."""
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -48,9 +49,16 @@ def write(size, fetched=None):
     return fetch
 
 
-def start(seconds):
-    command = [sys.executable, '-c', PROGRAM, str(seconds)]
-    return subprocess.Popen(command, cwd=runs.ROOT, stdout=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def start(seconds, program=PROGRAM):
+    """A process that fetches for some seconds; it is killed at the end of the context."""
+    command = [sys.executable, '-c', program, str(seconds)]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, cwd=runs.ROOT, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def names(folder):
@@ -82,19 +90,29 @@ def test_fetch_that_is_killed_leaves_no_entry_and_its_files_are_removed(folder):
     with start(600) as process:
         assert process.stdout.readline() == 'fetching\n'
         assert trim(0)[0] == [] and names(folder) == ['gs://bucket/key']  # in use
-        process.kill()
     assert [*folder.rglob('part')] and list_items(folder)[0].is_partial
-    with open_entry('shards', 'another', 10, write(10)):
-        assert names(folder) == ['another'] and not [*(folder / 'files').iterdir()]
+    assert trim(1e9) == ([], []) and not [*(folder / 'files').iterdir()]
 
 
 def test_killed_fetch_is_fetched_again(folder):
     with start(600) as process:
         process.stdout.readline()
-        process.kill()
     with open_entry('files', 'gs://bucket/key', 1000, write(1000)) as found:
         assert [path.name for path in found.iterdir()] == ['file']
     assert len(list_items(folder)) == 1
+
+
+def test_killed_removal_is_completed(folder):
+    open_entry('files', 'key', 400, write(400)).close()
+    (path,) = (folder / 'files').glob('*[0-9a-f]')
+    path.rename(path.with_suffix('.removed'))
+    for _ in range(2):
+        open_entry('files', 'key', 400, write(400)).close()
+        (path / 'files' / 'file').unlink()  # and again, while the folder has a damaged copy
+        path.with_suffix('.removed').mkdir()
+        (path.with_suffix('.removed') / 'file').write_bytes(b'')
+    open_entry('files', 'key', 400, write(400)).close()
+    assert sorted(path.suffix for path in (folder / 'files').iterdir()) == ['', '.lock']
 
 
 def test_processes_and_threads_fetch_once(folder):
@@ -128,11 +146,12 @@ def test_least_recently_used_entries_are_removed_first(folder):
 
 def test_kind_has_a_limit_of_its_own(folder):
     open_entry('files', 'weights', 600, write(600)).close()
+    limit = Limit(200, 'raise data.cache_gb')
     for number in range(5):
-        open_entry('shards', f'shard{number}', 100, write(100), limit=Limit(200, 'data.cache_gb')).close()
+        open_entry('shards', f'shard{number}', 100, write(100), limit=limit).close()
     assert names(folder) == ['weights', 'shard3', 'shard4']
-    with pytest.raises(CacheFullError, match=r'shard: has 300 B, and the limit .* is 200 B; set data.cache_gb to more'):
-        open_entry('shards', 'shard', 300, write(300), limit=Limit(200, 'data.cache_gb'))
+    with pytest.raises(CacheFullError, match=r'shard: has 300 B, and the limit .* is 200 B; raise data.cache_gb'):
+        open_entry('shards', 'shard', 300, write(300), limit=limit)
 
 
 def test_entry_larger_than_the_limit_is_one_line_and_removes_nothing(folder):
@@ -145,7 +164,9 @@ def test_entry_larger_than_the_limit_is_one_line_and_removes_nothing(folder):
 
 
 def test_open_entries_are_not_removed(folder):
+    open_entry('files', 'held', 600, write(600)).close()
     held = open_entry('files', 'held', 600, write(600))
+    assert list_items(folder)[0].used == 2  # also if it is never closed
     open_entry('files', 'free', 300, write(300)).close()
     with pytest.raises(CacheFullError, match=r'has 500 B, and 600 B of the 1 kB of the cache .* are in use'):
         open_entry('files', 'new', 500, write(500))
@@ -163,9 +184,7 @@ folder = open_entry('files', 'key', 4, lambda folder: (folder / 'file').write_by
 print(folder, flush=True)
 input()
 """
-    command = [sys.executable, '-c', program]
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-    with subprocess.Popen(command, cwd=runs.ROOT, **pipes) as process:
+    with start(0, program) as process:
         assert process.stdout.readline().startswith(str(folder / 'files'))
         assert not trim(0)[0] and names(folder) == ['key']
         process.communicate('\n')
@@ -213,7 +232,10 @@ def test_full_disk_is_one_line(folder):
     with pytest.raises(CacheFullError) as error:
         open_entry('files', 'gs://bucket/key', 10, fetch)
     text = str(error.value)
-    assert text.startswith(f'gs://bucket/key: the disk of the cache {folder} is full (') and '\n' not in text
+    assert (
+        text.startswith(f'gs://bucket/key: does not fit on the disk of the cache {folder}, which has ')
+        and '\n' not in text
+    )
     assert 'set FV_JAX_CACHE to' in text and not list_items(folder)
 
 
@@ -229,6 +251,9 @@ def test_entries_are_removed_where_the_disk_is_fuller_than_the_limit(folder, mon
     for key in 'abc':
         open_entry('files', key, 300, write(300)).close()
     assert names(folder) == ['b', 'c']
-    with pytest.raises(CacheFullError, match='is full'):
+    with pytest.raises(CacheFullError, match='does not fit on the disk'):
         open_entry('files', 'd', 701, write(701))
     assert names(folder) == ['b', 'c']
+    with open_entry('files', 'b', 300, write(300)), pytest.raises(CacheFullError, match='does not fit on the disk'):
+        open_entry('files', 'd', 500, write(500))
+    assert names(folder) == ['b']

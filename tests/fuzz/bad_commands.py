@@ -28,7 +28,7 @@ from unittest import mock
 
 import numpy as np
 
-from fv_jax import convert, degrade, evaluate, export, inspect, plan, prepare, sample, train
+from fv_jax import cache, convert, degrade, evaluate, export, inspect, plan, prepare, sample, train
 from fv_jax.sampling import lazy_stages
 from fv_jax.training.run import initialization
 from tests import runs
@@ -37,7 +37,7 @@ from tests.fuzz.mistakes import Mistake, draw
 
 COMMANDS = {
     'train': train, 'plan': plan, 'prepare': prepare, 'degrade': degrade, 'sample': sample, 'convert': convert,
-    'export': export, 'evaluate': evaluate, 'inspect': inspect,
+    'export': export, 'evaluate': evaluate, 'inspect': inspect, 'cache': cache,
 }  # fmt: skip
 SECONDS = 600  # that a process may take
 
@@ -81,6 +81,7 @@ def stop_before_work() -> Iterator[None]:
         export.exported_functions: ('export_stablehlo',),
         evaluate: ('_clips',),
         inspect: ('_table',),
+        cache: ('trim',),
     }
 
     def raise_accepted(*_, **__):

@@ -31,7 +31,7 @@ VARIANTS = {
     'degradations': ('', 'weak'),
 }
 WEIGHTS = {'train': 9, 'plan': 3, 'prepare': 4, 'degrade': 2, 'sample': 5, 'convert': 3, 'export': 2, 'evaluate': 2,
-           'inspect': 2}  # fmt: skip
+           'inspect': 2, 'cache': 1}  # fmt: skip
 OWN = 0.45  # the share of a command's own mistakes, as long as there are any
 BELOW_ZERO = ('max_psnr_deficit', 'angle')  # numbers that may be negative
 
@@ -282,4 +282,5 @@ def _commands(world: Path) -> dict[str, Flags]:
         'inspect': Flags(
             {f' {run}': None}, there=('path',), integers=('--step', '--depth'), own=own['inspect'],
         ),
+        'cache': Flags({'--trim-gb': '1'}, chosen=('--kind',), own=own['cache']),
     }  # fmt: skip

@@ -98,6 +98,7 @@ def command_mistakes(world: Path) -> Own:
         'export': _export(world),
         'evaluate': _evaluate(world),
         'inspect': _inspect(world),
+        'cache': _one('--trim-gb', '-1', 'many', 'nan', 'inf', '[1]', ''),
     }
 
 
