@@ -15,6 +15,7 @@ import pytest
 from fv_jax.core import cache_folder
 from fv_jax.core.cache_folder import CacheFullError, Limit, list_items, trim
 from fv_jax.core.cached_files import open_entry
+from fv_jax.core.file_locks import exclusive_lock
 from tests import runs
 
 PROGRAM = """
@@ -133,6 +134,25 @@ def test_processes_and_threads_fetch_once(folder):
     for thread in threads:
         thread.join()
     assert fetched == [10]
+
+
+def test_entry_that_is_completed_while_entries_are_counted_is_counted_once(folder):
+    fetching, counting = threading.Event(), threading.Event()
+
+    def fetch(folder):
+        fetching.set()
+        counting.wait(10)
+        write(10)(folder)
+
+    thread = threading.Thread(target=open_entry, args=('files', 'key', 10, fetch))
+    thread.start()
+    fetching.wait(10)
+    with exclusive_lock(folder / 'lock'):
+        counting.set()
+        thread.join(0.2)
+        assert [item.is_partial for item in list_items(folder)] == [True]
+    thread.join(10)
+    assert [item.is_partial for item in list_items(folder)] == [False]
 
 
 def test_least_recently_used_entries_are_removed_first(folder):
