@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Starts a run on TPUs of a GKE cluster as a JobSet, in the cluster that kubectl points at:
-#   bash launch/jobset.sh --name=NAME --type=v5p-32 --image=IMAGE --claim=CLAIM [OPTIONS] -- python -m fv_jax.train ...
+#   bash launch/jobset.sh --name=NAME --type=v5p-32 --image=IMAGE [OPTIONS] -- \
+#       python -m fv_jax.train --config=stage2 --workdir=gs://BUCKET/RUN
 #   --type      the slice, by Google's name (launch/slices.sh); a node pool of that topology must be there
 #   --image     what launch/Dockerfile makes, pushed to where the cluster can read it
-#   --claim     a PersistentVolumeClaim that every host can write; at /data, where --workdir belongs
+#   --service-account=NAME  of the pods, in Kubernetes; with Workload Identity it is what may use the bucket
+#   --claim     a PersistentVolumeClaim that every host can write, mounted at /data; for a --workdir that is no bucket
 #   --slices=N  several slices, joined over the data centre network (1)
 #   --spot      on spot nodes
 #   --restarts=N  how often the run may restart (100)
@@ -18,15 +20,16 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/common.sh"
 . "$here/slices.sh"
 
-name='' type='' image='' claim='' namespace='' spot='' dry_run=''
+name='' type='' image='' claim='' namespace='' service_account='' spot='' dry_run=''
 slices=1 restarts=100 grace=600
-read_options 'name type image claim slices restarts grace namespace' 'spot' "$@"
+read_options 'name type image claim slices restarts grace namespace service-account' 'spot' "$@"
 need_name
 need type 'the slice of every job, v5p-32'
 need image 'what launch/Dockerfile makes, where the cluster can read it'
-need claim 'the volume claim for the run; without one a restart would begin from nothing'
 need_count slices && need_count grace && need_count restarts 0
 need_command
+[[ -n $claim || "${command[*]}" == *gs://* ]] ||
+  fail '--claim is missing: a restart would begin from nothing; give --workdir=gs://BUCKET/RUN or a volume claim'
 read_slice "$type"
 case $generation in
   v4) accelerator=tpu-v4-podslice ;;
@@ -91,7 +94,8 @@ spec:
               restartPolicy: Never
               hostNetwork: true
               dnsPolicy: ClusterFirstWithHostNet
-              terminationGracePeriodSeconds: $grace
+              terminationGracePeriodSeconds: $grace${service_account:+
+              serviceAccountName: $service_account}
               nodeSelector:
                 cloud.google.com/gke-tpu-accelerator: $accelerator
                 cloud.google.com/gke-tpu-topology: "$topology"${spot:+
@@ -106,6 +110,8 @@ $(yaml_command)
                   resources:
                     limits:
                       google.com/tpu: $chips_per_host
+YAML
+  [[ -z $claim ]] || cat <<YAML
                   volumeMounts:
                     - name: data
                       mountPath: /data

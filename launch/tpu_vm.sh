@@ -10,7 +10,7 @@
 #   --type      the slice, by Google's name (launch/slices.sh); v7x is to be had on GKE only
 #   --queued    queued resources; --slices=N several slices, which only they can give
 #   --spot      machines that Google may take back. They are not recreated automatically: delete, create and run again
-#   --nfs       a share (Filestore) to mount at /data on every host, where --workdir belongs when there are several
+#   --nfs       a share (Filestore) to mount at /data on every host, for a --workdir that is no bucket
 #   --dry-run   prints the commands and does nothing
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -98,7 +98,7 @@ set -e; $LOCK
 rm -rf fv_jax; mkdir fv_jax; tar -xzf fv_jax.tar.gz -C fv_jax
 python3 -m pip install --quiet --user uv
 test -d env || python3 -m uv venv --quiet --python 3.12 env
-python3 -m uv pip install --quiet --python env/bin/python -e "./fv_jax[tpu]"
+python3 -m uv pip install --quiet --python env/bin/python -e "./fv_jax[tpu,gcs]"
 $share
 sudo sh -c "echo always > /sys/kernel/mm/transparent_hugepage/enabled"
 SETUP

@@ -3,7 +3,7 @@
 #   bash launch/xpk.sh --name=NAME --type=v5p-32 --image=IMAGE --cluster=C --zone=Z --project=P [OPTIONS] -- python -m ...
 #   --type      the slice, by Google's name (launch/slices.sh)
 #   --image     what launch/Dockerfile makes, pushed to where the cluster can read it
-#   --storage=NAME  a volume attached by `xpk storage attach`, where --workdir belongs
+#   --storage=NAME  a volume attached by `xpk storage attach`, for a --workdir that is no bucket
 #   --slices=N  several slices, joined over the data centre network (1)
 #   --restarts=N  how often the run may restart (100)
 #   --grace=S   seconds to save in when a node is taken (600; a spot node gives less)

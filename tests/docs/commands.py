@@ -15,6 +15,7 @@ from unittest import mock
 
 from fv_jax import sample
 from fv_jax.core import config as config_lib
+from fv_jax.core import files
 from fv_jax.core.command_line import Override, Parser, UsageError, override, read_config
 from fv_jax.core.config_files import load_config_file
 from fv_jax.data.degradation.degradations import Degradation
@@ -54,7 +55,11 @@ def check_command(name: str, argv: Sequence[str], root: Path) -> None:
         raise _ParsedError(parser, *parse(parser, argv, groups))
 
     output = io.StringIO()
-    with mock.patch.object(Parser, 'parse_with_overrides', stop), contextlib.redirect_stderr(output):
+    with (
+        mock.patch.object(Parser, 'parse_with_overrides', stop),
+        mock.patch.object(files, 'check_reachable'),
+        contextlib.redirect_stderr(output),
+    ):
         try:
             code = _main(name)(argv)
         except _ParsedError as found:

@@ -32,8 +32,8 @@ def test_dockerfile_base_image_has_a_supported_python():
 
 def test_dockerfile_installs_an_extra_of_the_package():
     arguments = dict(value.split('=') for value in steps('ARG'))
-    named = {arguments['EXTRA'], *re.findall(r'--build-arg EXTRA=(\w+)', TEXT)}
-    assert named == {'tpu', 'cuda'} <= extras()
+    named = {arguments['EXTRA'], *re.findall(r'--build-arg EXTRA=([\w,]+)', TEXT)}
+    assert named == {'tpu,gcs', 'cuda,gcs'} and {'tpu', 'cuda', 'gcs'} <= extras()
     assert [step for step in steps('RUN') if 'pip install ".[${EXTRA}]"' in step]
 
 

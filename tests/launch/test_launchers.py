@@ -178,6 +178,16 @@ def test_jobset_requests_the_slice(type_, chip, accelerator, topology, hosts, ch
     assert volume['persistentVolumeClaim'] == {'claimName': 'disk'}
 
 
+def test_jobset_with_a_bucket_needs_no_volume():
+    words = ('python', '-m', 'fv_jax.train', '--config=stage2', '--workdir=gs://bucket/run')
+    options = [option for option in JOBSET if not option.startswith('--claim')]
+    output = dry_run('jobset.sh', *options, '--type=v5p-32', '--service-account=trainer', '--', *words)
+    manifest = yaml.safe_load(output.partition("<<'END'\n")[2].rpartition('END')[0])
+    pod = manifest['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']
+    assert 'volumes' not in pod and 'volumeMounts' not in pod['containers'][0]
+    assert pod['serviceAccountName'] == 'trainer'
+
+
 def test_jobset_restarts_after_a_preemption_only():
     manifest = jobset('v5p-32', '--restarts=7', '--grace=90')
     policy = manifest['spec']['failurePolicy']
@@ -288,7 +298,7 @@ def test_every_worker_runs_the_same_command():
         assert len(lines) == 3 and all(everywhere in line for line in lines)
         for command in on_hosts(output):
             assert bash('-n', stdin=command).returncode == 0
-        assert 'fv_jax[tpu]' in on_hosts(output)[0]
+        assert 'fv_jax[tpu,gcs]' in on_hosts(output)[0]
         assert '--chip=v6e' in on_hosts(output)[1]
     assert 'nfs' not in output
 
@@ -304,7 +314,7 @@ def test_tpu_vm_installs_on_a_host(tmp_path):
     share = 'apt-get -qq install -y nfs-common && mkdir -p /data && mount -t nfs 10.0.0.2:/share /data'
     assert made[0] == ['tar', '-xzf', 'fv_jax.tar.gz', '-C', 'fv_jax']
     assert ['python3', '-m', 'uv', 'venv', '--quiet', '--python', '3.12', 'env'] in made
-    assert made[-3][-1] == './fv_jax[tpu]'
+    assert made[-3][-1] == './fv_jax[tpu,gcs]'
     assert made[-2:] == [
         ['sudo', 'sh', '-c', share],
         ['sudo', 'sh', '-c', 'echo always > /sys/kernel/mm/transparent_hugepage/enabled'],
