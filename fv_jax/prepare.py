@@ -35,7 +35,8 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
-from fv_jax.data.shards.records import Record, RecordWriter
+from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.records import Record
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, video_io
 from fv_jax.data.video.captions import Captions

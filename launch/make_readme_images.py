@@ -15,7 +15,7 @@ from PIL import Image
 import fv_jax
 from fv_jax import degrade
 from fv_jax.data import embedded
-from fv_jax.data.shards.records import read_records
+from fv_jax.data.shards.shard_files import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / '.github' / 'images'

@@ -18,8 +18,9 @@ from fv_jax.core import exit_codes
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline, transforms
 from fv_jax.data.loader import LoaderConfig, load_batches, load_mixed_batches
-from fv_jax.data.shards import provenance, records, text_provenance
+from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shards.shard_files import count_records, list_shards, read_records
 from fv_jax.data.video import video_io
 from fv_jax.data.video.clips import ClipsConfig, OfflineLatentsConfig
 from fv_jax.models.dit import DiTConfig
@@ -69,7 +70,7 @@ def test_prepare_writes_records_and_names_skipped_files(
     assert 'captions: 1 file(s) with, 1 without' in out and 'skipped: 2 file(s)' in out
     assert '  broken.mp4: not a video' in out and '  text.webm: not a video' in out
     assert 'text.webm' in err and 'frames/s' in err and '8 clips' in err  # the bar
-    read = list(records.read_records(records.list_shards(tmp_path / 'out', 'clips')))
+    read = list(read_records(list_shards(tmp_path / 'out', 'clips')))
     assert [(r['source'], r['start_frame'], r['fps']) for r in read] == [
         *(('a.mp4', start, 24.0) for start in (0, 9, 24, 33)),
         *(('more/b.mkv', start, 12.0) for start in (0, 9, 24, 33)),
@@ -94,7 +95,7 @@ def test_prepare_replaces_shards_only_when_asked(folder: Path, tmp_path: Path, c
     assert run(folder / 'text.webm', tmp_path, '--overwrite') == exit_codes.USAGE  # nothing better to put there
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert run(folder / 'a.mp4', tmp_path, '--overwrite', '--config.frames=1', '--config.clips_per_shot=2') == 0
-    assert records.count_records(records.list_shards(tmp_path)) == 4
+    assert count_records(list_shards(tmp_path)) == 4
 
 
 def test_prepare_default_config(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -210,7 +211,7 @@ def test_prepare_stores_text_embeddings_for_training(
     assert 'text embeddings: 4 clip(s) with one, 4 with zeros, the unconditional input' in capsys.readouterr().out
     encoder = HashTextEncoder()
     expected = encoder.encode(['two patterns'])[0].astype(np.float16)
-    read = list(records.read_records(records.list_shards(tmp_path)))
+    read = list(read_records(list_shards(tmp_path)))
     for record in read:
         embedding = expected if record['source'] == 'more/b.mkv' else np.zeros((16, 64))
         assert record['text'].dtype == np.float16
@@ -245,7 +246,7 @@ def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     ]
     run(folder, tmp_path / 'clips', *flags)
     assert run(folder, tmp_path / 'latents', *flags, f'--config.latents.vae={vae}') == prepare.SKIPPED
-    clips, latents = (list(records.read_records(records.list_shards(tmp_path / n))) for n in ('clips', 'latents'))
+    clips, latents = (list(read_records(list_shards(tmp_path / n))) for n in ('clips', 'latents'))
     assert len(clips) == len(latents) and 'video' not in latents[0]
     jitted = jit_vae(weights.load_vae(str(vae)))
     video = transforms.to_float(video_io.decode(clips[1]['video']).frames)
@@ -287,7 +288,7 @@ def test_prepare_skips_videos_with_captions_that_are_not_utf8(
     assert run(tmp_path / 'in', tmp_path / 'out', '--config.clips_per_shot=1') == prepare.SKIPPED
     messages = capsys.readouterr().out
     assert '  a.mp4: ' in messages and 'a.txt: not UTF-8 text' in messages
-    assert {r['source'] for r in records.read_records(records.list_shards(tmp_path / 'out'))} == {'b.mp4'}
+    assert {r['source'] for r in read_records(list_shards(tmp_path / 'out'))} == {'b.mp4'}
     (tmp_path / 'in' / 'captions.csv').write_bytes(b'\xff\xfe')
     assert run(tmp_path / 'in', tmp_path / 'other') == exit_codes.USAGE
     assert 'captions.csv: not UTF-8 text' in capsys.readouterr().err
@@ -322,7 +323,7 @@ def test_prepare_with_t5_reports_truncated_captions(
     out = capsys.readouterr().out
     assert 'long/a.mp4: the text has ' in out and 'only the first 4 are used' in out and 'short/a.mp4' not in out
     assert 'odd/a.mp4: its caption cannot be encoded: the text is not valid Unicode' in out
-    read = list(records.read_records(records.list_shards(tmp_path / 'out')))
+    read = list(read_records(list_shards(tmp_path / 'out')))
     assert [r['source'] for r in read] == ['long/a.mp4'] * 2 + ['short/a.mp4'] * 2
     assert {r['text'].shape for r in read} == {(5, small_text.SMALL.embed_dim)}
     np.testing.assert_array_equal(read[0]['text'], read[1]['text'])

@@ -17,7 +17,8 @@ from fv_jax import train, weights
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.data import pipeline
 from fv_jax.data.shards.bad_records import BadRecords
-from fv_jax.data.shards.records import RecordWriter, count_records, list_shards
+from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.shard_files import count_records, list_shards
 from fv_jax.models.lora import merge_lora
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.stages import registry

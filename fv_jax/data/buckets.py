@@ -15,6 +15,7 @@ import numpy as np
 
 from fv_jax.core.config import check_range
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.data.record_sizes import RecordSizes
 
 Size = tuple[int, int, int]  # frames, height, width
 
@@ -114,32 +115,31 @@ class Assignment:
     """The records of a source by bucket.
 
     Attributes:
-      indices_by_bucket: the indices of each bucket's records, in order.
+      indices_by_bucket: the indices of each bucket's records, in order; a range where it is all of them.
       skipped: how many records fit no bucket, by reason.
     """
 
-    indices_by_bucket: dict[Bucket, np.ndarray]
+    indices_by_bucket: dict[Bucket, np.ndarray | range]
     skipped: dict[str, int]
 
 
-def assign(sizes: np.ndarray, buckets: Sequence[Bucket], fit: BucketFit, latent_spec: LatentSpec) -> Assignment:
+def assign(sizes: RecordSizes, buckets: Sequence[Bucket], fit: BucketFit, latent_spec: LatentSpec) -> Assignment:
     """Assigns all records of a source to buckets.
 
     Args:
-      sizes: (n, 3), frames, height and width of each record; zeros where unknown.
+      sizes: of the records; zeros where unknown.
       buckets: to choose from.
       fit: which clips fit.
       latent_spec: of the VAE.
     """
-    kinds, inverse = np.unique(sizes, axis=0, return_inverse=True)
-    goes = [fit.bucket(tuple(int(v) for v in kind), buckets, latent_spec) for kind in kinds]
+    goes = [fit.bucket(tuple(int(v) for v in kind), buckets, latent_spec) for kind in sizes.kinds]
     indices_by_bucket, skipped = {}, {}
     for bucket in buckets:
-        of_bucket = [k for k, found in enumerate(goes) if found == bucket]
-        indices_by_bucket[bucket] = np.flatnonzero(np.isin(inverse.ravel(), of_bucket))
-    for kind, found in enumerate(goes):
+        chosen = np.array([found == bucket for found in goes], bool)
+        indices_by_bucket[bucket] = range(len(sizes)) if chosen.all() else sizes.select(chosen)
+    for found, count in zip(goes, sizes.count(), strict=True):
         if isinstance(found, str):
-            skipped[found] = skipped.get(found, 0) + int(np.sum(inverse.ravel() == kind))
+            skipped[found] = skipped.get(found, 0) + int(count)
     return Assignment(indices_by_bucket, skipped)
 
 

@@ -27,7 +27,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import check_range
 from fv_jax.data.buckets import BucketSchedule
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
-from fv_jax.data.shards.records import Record, count_records, decode_record
+from fv_jax.data.shards.records import Record
 from fv_jax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]
@@ -59,50 +59,11 @@ class LoaderConfig:
 
 
 class DataSource(Protocol):
-    """A random-access data source: records by index, such as `Shards` or a list of records in memory."""
+    """A random-access data source: records by index, such as `shards.source.Shards` or a list of records in memory."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Record: ...
-
-
-class Shards:
-    """A data source of ArrayRecord shards.
-
-    Raises ValueError for a shard that cannot be opened or a corrupted record, naming it.
-    """
-
-    def __init__(self, paths: Sequence[str]):
-        self._paths = [str(path) for path in paths]
-        require(count_records(self._paths) != 0, f'no records in {", ".join(self._paths) or "an empty list of shards"}')
-        self._source = grain.sources.ArrayRecordDataSource(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Record:
-        try:
-            return decode_record(self._source[index])
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise ValueError(f'{self.record_name(index)}: damaged: {str(error).partition(chr(10))[0]}') from None
-
-    @property
-    def paths(self) -> list[str]:
-        """Paths of the shards, in the order of their records."""
-        return list(self._paths)
-
-    def record_name(self, index: int) -> str:
-        """Returns the shard of a record and the index in it, for messages."""
-        path, local = self._locate(index)
-        return f'{path}, record {local}'
-
-    def _locate(self, index: int) -> tuple[str, int]:
-        for path in self._paths:
-            count = count_records([path])
-            if index < count:
-                return path, index
-            index -= count
-        raise IndexError(index)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@ho
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
@@ -30,9 +30,12 @@ from fv_jax.core.files import atomic_write
 from fv_jax.core.hashing import fingerprint
 from fv_jax.core.paths import expand_path, is_url
 from fv_jax.data import embedded
-from fv_jax.data.loader import DataSource, Shards
+from fv_jax.data.loader import DataSource
+from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards.bad_records import BadRecords
-from fv_jax.data.shards.records import Record, count_records, list_shards, read_index, record_size
+from fv_jax.data.shards.records import Record
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards, measure_records
 from fv_jax.data.video import video_io
 from fv_jax.data.video.captions import Captions
 
@@ -90,10 +93,10 @@ class ConcatSource:
         part, local = self._locate(index)
         return record_name(part, local)
 
-    def sizes(self) -> np.ndarray | None:
-        """Reads the sizes of all records, int (n, 3); None if one of the sources has none."""
+    def sizes(self) -> RecordSizes | None:
+        """Reads the sizes of all records; None if one of the sources has none."""
         found = [read_sizes(part) for part in self._parts]
-        return None if any(sizes is None for sizes in found) else np.concatenate(found)
+        return None if any(sizes is None for sizes in found) else RecordSizes.concatenate(found)
 
     def _locate(self, index: int) -> tuple[DataSource, int]:
         part = int(np.searchsorted(self._ends, index, side='right'))
@@ -120,8 +123,8 @@ class InMemory:
     def record_name(self, index: int) -> str:
         return self._names[index]
 
-    def sizes(self) -> np.ndarray | None:
-        """Reads the sizes of all records, int (n, 3); None if the source has none."""
+    def sizes(self) -> RecordSizes | None:
+        """Returns the sizes of all records; None if the source has none."""
         return self._sizes
 
 
@@ -153,10 +156,12 @@ class MappedSource:
     def record_name(self, index: int) -> str:
         return record_name(self._source, index)
 
-    def sizes(self) -> np.ndarray | None:
-        """Computes the sizes of all records, int (n, 3), from those of the source; None if it has none."""
+    def sizes(self) -> RecordSizes | None:
+        """Computes the sizes of all records from those of the source; None if it has none."""
         sizes = read_sizes(self._source)
-        return None if sizes is None else np.column_stack([self._counts(sizes[:, 0]), sizes[:, 1:]])
+        if sizes is None:
+            return None
+        return sizes.map(lambda kinds: np.column_stack([self._counts(kinds[:, 0]), kinds[:, 1:]]))
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -217,9 +222,9 @@ class ImageFolder:
     def record_name(self, index: int) -> str:
         return str(self._files[index])
 
-    def sizes(self) -> np.ndarray:
-        """Reads (1, height, width) of all images from their headers, int (n, 3); zeros where they cannot be read."""
-        return np.array([(1, *self._size(path)) for path in self._files])
+    def sizes(self) -> RecordSizes:
+        """Reads (1, height, width) of all images from their headers; zeros where they cannot be read."""
+        return RecordSizes.from_array(np.array([(1, *self._size(path)) for path in self._files]))
 
     def _size(self, path: Path) -> tuple[int, int]:
         """Reads (height, width) from the file's header; zeros where it cannot be read."""
@@ -248,17 +253,7 @@ def open_shards(folder: str, bad: BadRecords) -> Shards:
     Raises:
       ValueError: no shard can be opened.
     """
-    paths = list_shards(local_copy(folder) if is_url(folder) else expand_path(folder))
-    good = []
-    for path in paths:
-        try:
-            count_records([path])
-            good.append(path)
-        except ValueError as error:
-            bad.report(path, error)
-    if not good:
-        raise ValueError(f'{folder}: none of its {len(paths)} shards can be opened; the last: {bad.found[paths[-1]]}')
-    return Shards(good)
+    return Shards(list_shards(local_copy(folder) if is_url(folder) else expand_path(folder)), bad)
 
 
 def local_copy(url: str) -> str:
@@ -292,77 +287,12 @@ def record_name(source: DataSource, index: int) -> str:
     return named(index) if named else f'record {index}'
 
 
-def read_sizes(source: DataSource) -> np.ndarray | None:
-    """Reads the frames, height and width of every record, int (n, 3).
+def read_sizes(source: DataSource) -> RecordSizes | None:
+    """Reads the sizes of all records, zeros where a record does not state its size.
 
-    Zeros where a record does not state its size. None for sources that draw their clips at a given size.
+    None for sources that draw their clips at a given size.
     """
     if isinstance(source, list):
-        return _measure(source)
-    if isinstance(source, Shards):
-        return _shard_sizes(source)
+        return measure_records(source)
     measured = getattr(source, 'sizes', None)
     return measured() if measured else None
-
-
-def _measure(records: Iterable[Record]) -> np.ndarray:
-    return np.array([_size(record) for record in records]).reshape(-1, 3)
-
-
-def _size(record: Record) -> tuple[int, int, int]:
-    """Reads the size that a record states, or that of its video's header; zeros where neither is available."""
-    if (size := record_size(record)) is not None:
-        return size
-    try:
-        info = video_io.probe(record['video'])
-    except (KeyError, ValueError):
-        return 0, 0, 0
-    return info.frames, info.height, info.width
-
-
-def _shard_sizes(source: Shards) -> np.ndarray:
-    """Reads the sizes of all records from NAME.json; the records themselves if it has none."""
-    sizes, known = np.zeros((len(source), 3), int), True
-    runs: dict[str, np.ndarray] = {}
-    start = 0
-    for path in source.paths:
-        count = count_records([path])
-        index = read_index(path)
-        key = str(Path(path).parent / str(index.get('name')))
-        if key not in runs:
-            runs[key] = _indexed_sizes(index)
-        indexed, first = runs[key], _first_record(index, path)
-        ends = np.cumsum(indexed[:, 3])
-        known = known and first is not None and len(ends) > 0 and ends[-1] >= first + count
-        if known:
-            sizes[start : start + count] = indexed[np.searchsorted(ends, np.arange(first, first + count), 'right'), :3]
-        start += count
-    return sizes if known else _measure(_record_or_empty(source, i) for i in range(len(source)))
-
-
-def _indexed_sizes(index: dict) -> np.ndarray:
-    """Reads the sizes of all records of a set from its NAME.json, int (n, 3); empty if it has none."""
-    runs = index.get('sizes')
-    if runs is None and isinstance(config := index.get('config'), dict):  # of sets written before sizes were stored
-        sides = [config.get(key) for key in ('frames', 'height', 'width')]
-        runs = [[*sides, index.get('records', 0)]] if all(isinstance(side, int) for side in sides) else None
-    if not runs or any(run[0] == 0 or max(run) >= 2**40 for run in runs):
-        return np.zeros((0, 4), int)
-    return np.array(runs)
-
-
-def _first_record(index: dict, path: str) -> int | None:
-    """Computes the index in its set of a shard's first record; None if the index file does not list the shard."""
-    before = 0
-    for name, count in index.get('shards', {}).items():
-        if name == Path(path).name:
-            return before
-        before += count
-    return None
-
-
-def _record_or_empty(source: DataSource, index: int) -> Record:
-    try:
-        return source[index]
-    except ValueError:
-        return {}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fv_jax.data import pipeline
-from fv_jax.data.shards.records import read_records
+from fv_jax.data.shards.shard_files import read_records
 from fv_jax.data.transforms import to_float
 from fv_jax.evaluation.clip_sources import Loader, resize
 from fv_jax.evaluation.linear_baseline import LinearPredictor

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from fv_jax.data import embedded
-from fv_jax.data.shards.records import read_records
+from fv_jax.data.shards.shard_files import read_records
 from fv_jax.data.transforms import decode_video, to_float
 from fv_jax.evaluation import weight_files
 

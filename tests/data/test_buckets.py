@@ -5,6 +5,7 @@ import pytest
 
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data.buckets import Bucket, BucketFit, BucketSchedule, assign, batch_size
+from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.models.vae import OFFICIAL
 
 SMALL, WIDE, TALL, LONG, IMAGE = (
@@ -55,7 +56,7 @@ def test_clips_that_fit_no_bucket_have_a_reason() -> None:
 def test_every_record_is_in_one_bucket_or_counted_as_skipped() -> None:
     rng = np.random.default_rng(0)
     sizes = np.stack([rng.choice([1, 9, 17, 40], 500), rng.integers(16, 400, 500), rng.integers(16, 400, 500)], axis=1)
-    found = assign(sizes, ALL, BucketFit(), SPEC)
+    found = assign(RecordSizes.from_array(sizes), ALL, BucketFit(), SPEC)
     together = np.concatenate([found.indices_by_bucket[bucket] for bucket in ALL])
     assert len(set(together)) == len(together) and len(together) + sum(found.skipped.values()) == 500
     for bucket in ALL:

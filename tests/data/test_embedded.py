@@ -5,15 +5,16 @@ import pytest
 
 from configs import prepare
 from fv_jax.data import embedded
-from fv_jax.data.shards import records
+from fv_jax.data.shards import shard_files
+from fv_jax.data.shards.records import Record
 from fv_jax.data.video import video_io
 
 
 @pytest.fixture(scope='module')
-def clips() -> dict[str, list[records.Record]]:
+def clips() -> dict[str, list[Record]]:
     return {
-        'train': list(records.read_records(embedded.train_shards())),
-        'heldout': list(records.read_records(embedded.heldout_shards())),
+        'train': list(shard_files.read_records(embedded.train_shards())),
+        'heldout': list(shard_files.read_records(embedded.heldout_shards())),
     }
 
 

@@ -9,8 +9,10 @@ import pytest
 from fv_jax.core.config import ConfigError
 from fv_jax.data import loader
 from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, load_batches, load_mixed_batches
-from fv_jax.data.shards import records
+from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.records import Record
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards
 
 RECORDS = 10  # 4 rows a batch do not divide it: every other epoch ends inside a batch
 BATCH = 4
@@ -218,14 +220,14 @@ def test_source_weights_are_fractions_of_examples() -> None:
 
 
 def write(folder: Path, count: int, shard_records: int) -> list[str]:
-    with records.RecordWriter(folder, 'clips', shard_records=shard_records) as writer:
+    with RecordWriter(folder, 'clips', shard_records=shard_records) as writer:
         for i in range(count):
             writer.write({'i': i, 'x': np.random.default_rng(i).bytes(4000)})
-    return records.list_shards(folder)
+    return list_shards(folder)
 
 
 def test_shards_are_a_data_source(tmp_path: Path, single_process_batches: list[dict]) -> None:
-    shards = loader.Shards(write(tmp_path, RECORDS, shard_records=4))
+    shards = Shards(write(tmp_path, RECORDS, shard_records=4))
     assert len(shards) == RECORDS and [shards[i]['i'] for i in range(RECORDS)] == list(range(RECORDS))
     assert_batches_equal(take(5, shards), single_process_batches[:5])
 
@@ -235,7 +237,7 @@ def test_damaged_record_is_an_error_that_names_it(tmp_path: Path) -> None:
     data = bytearray(Path(paths[1]).read_bytes())
     data[70_000:70_010] = bytes(10)
     Path(paths[1]).write_bytes(data)
-    shards = loader.Shards(paths)
+    shards = Shards(paths)
     counts = collections.Counter()
     for i in range(40):
         try:
@@ -251,9 +253,9 @@ def test_damaged_record_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_missing_or_truncated_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     paths = write(tmp_path, 40, shard_records=20)
     with pytest.raises(ValueError, match=r'x.array_record: no such shard'):
-        loader.Shards([*paths, tmp_path / 'x.array_record'])
+        Shards([*paths, tmp_path / 'x.array_record'])
     Path(paths[0]).write_bytes(Path(paths[0]).read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r'clips-00000-of-00002.array_record: cut off'):
-        loader.Shards(paths)
+        Shards(paths)
     with pytest.raises(ValueError, match='empty list of shards'):
-        loader.Shards([])
+        Shards([])

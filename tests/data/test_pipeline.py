@@ -14,7 +14,7 @@ from fv_jax.data.degradation.configs import WeakConfig
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
-from fv_jax.data.shards.records import RecordWriter
+from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import video_io
 from fv_jax.models.vae import OFFICIAL

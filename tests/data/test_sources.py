@@ -10,9 +10,10 @@ from PIL import Image
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import sources
-from fv_jax.data.loader import Shards
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
-from fv_jax.data.shards.records import RecordWriter, list_shards
+from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards
 from fv_jax.data.video import video_io
 from tests.data import sample_videos
 
@@ -56,7 +57,7 @@ def test_image_folder_with_captions(tmp_path):
     (tmp_path / 'captions.json').write_text(json.dumps({'more/a.png': 'waves'}))
     found = sources.ImageFolder(tmp_path)
     assert [os.path.basename(found.record_name(i)) for i in range(4)] == ['b.jpg', 'broken.png', 'a.png', 'none.png']
-    assert found.sizes().tolist() == [[1, 20, 30], [1, 20, 30], [1, 20, 30], [1, 0, 0]]
+    assert found.sizes().to_array().tolist() == [[1, 20, 30], [1, 20, 30], [1, 20, 30], [1, 0, 0]]
     np.testing.assert_array_equal(found[2]['video'][0], image)
     assert found[2]['caption'] == 'waves' and found[0]['video'].shape == (1, 20, 30, 3) and 'caption' not in found[0]
     for i in (1, 3):
@@ -77,23 +78,25 @@ def write(folder, count: int = 3) -> list[str]:
     return list_shards(folder)
 
 
-def test_shard_sizes_are_read_from_the_index_or_measured(tmp_path):
+def test_shard_sizes_are_read_from_the_manifest_or_the_index_or_measured(tmp_path):
     paths = write(tmp_path)
     expected = [[9, 32, 48], [9, 32, 48], [17, 32, 48]]
-    assert sources.read_sizes(Shards(paths)).tolist() == expected
-    assert sources.read_sizes(Shards(paths[1:])).tolist() == expected[2:]  # a shard was removed
-    index = json.loads((tmp_path / 'clips.json').read_text())
-    assert index['sizes'] == [[9, 32, 48, 2], [17, 32, 48, 1]]
-    old = {key: index[key] for key in ('name', 'records', 'shards')}
+    assert sources.read_sizes(Shards(paths)).to_array().tolist() == expected
+    assert sources.read_sizes(Shards(paths[1:])).to_array().tolist() == expected[2:]  # a shard was removed
+    (tmp_path / 'clips.parquet').unlink()  # as earlier versions wrote it
+    old = {'name': 'clips', 'records': 3, 'shards': dict(zip(map(os.path.basename, paths), (2, 1), strict=True))}
+    (tmp_path / 'clips.json').write_text(json.dumps(old | {'sizes': [[9, 32, 48, 2], [17, 32, 48, 1]]}))
+    assert sources.read_sizes(Shards(paths)).to_array().tolist() == expected
+    assert sources.read_sizes(Shards(paths[1:])).to_array().tolist() == expected[2:]
     (tmp_path / 'clips.json').write_text(json.dumps(old))
-    assert sources.read_sizes(Shards(paths)).tolist() == expected
+    assert sources.read_sizes(Shards(paths)).to_array().tolist() == expected
     old['config'] = {'frames': 5, 'height': 6, 'width': 7}  # as older sets tell it
     (tmp_path / 'clips.json').write_text(json.dumps(old))
-    assert sources.read_sizes(Shards(paths)).tolist() == [[5, 6, 7]] * 3
+    assert sources.read_sizes(Shards(paths)).to_array().tolist() == [[5, 6, 7]] * 3
     (tmp_path / 'clips.json').unlink()
-    assert sources.read_sizes(Shards(paths)).tolist() == expected
+    assert sources.read_sizes(Shards(paths)).to_array().tolist() == expected
     bare = [{'video': video_io.encode_bytes(sample_videos.pattern(9, 32, 48), 24)}, {'caption': 'no video'}]
-    assert sources.read_sizes(bare).tolist() == [[9, 32, 48], [0, 0, 0]]
+    assert sources.read_sizes(bare).to_array().tolist() == [[9, 32, 48], [0, 0, 0]]
 
 
 def test_stills_source_has_first_frames(tmp_path):
@@ -101,7 +104,7 @@ def test_stills_source_has_first_frames(tmp_path):
     stills = sources.FirstFrames(shards)
     first = video_io.decode(shards[2]['video']).frames[:1]
     np.testing.assert_array_equal(stills[2]['video'], first)
-    assert stills.sizes().tolist() == [[1, 32, 48]] * 3 and stills[2]['frames'] == 1
+    assert stills.sizes().to_array().tolist() == [[1, 32, 48]] * 3 and stills[2]['frames'] == 1
     assert stills.record_name(2) == f'{shards.paths[1]}, record 0'
 
 
@@ -115,9 +118,9 @@ def test_pingpong_source_plays_forwards_and_backwards(tmp_path):
     period = 2 * (len(forth) - 1)
     np.testing.assert_array_equal(frames[period:], forth)
     np.testing.assert_array_equal(frames[: period + 1], frames[period::-1])
-    assert pingpong.sizes()[:, 0].tolist() == [len(pingpong[i]['video']) for i in range(3)]
+    assert pingpong.sizes().to_array()[:, 0].tolist() == [len(pingpong[i]['video']) for i in range(3)]
     one = sources.PingPong([{'video': forth[:1]}])
-    assert len(one[0]['video']) == 1 and one.sizes()[0, 0] == 1
+    assert len(one[0]['video']) == 1 and one.sizes().to_array()[0, 0] == 1
     with pytest.raises(ValueError, match='record 0: has no video'):
         _ = sources.PingPong([{'caption': 'a'}])[0]
 
@@ -130,7 +133,7 @@ def test_remote_shards_are_copied_once(tmp_path, monkeypatch):
         far.put_file(path, f'/bucket/clips/{os.path.basename(path)}')
     here = sources.open_shards('memory://bucket/clips', strict())
     assert len(here) == 3 and here[1] == Shards(paths)[1]
-    assert sources.read_sizes(here).tolist() == sources.read_sizes(Shards(paths)).tolist()
+    assert sources.read_sizes(here).to_array().tolist() == sources.read_sizes(Shards(paths)).to_array().tolist()
     before = {path: os.stat(path).st_mtime_ns for path in here.paths}
     again = sources.open_shards('memory://bucket/clips', strict())
     assert {path: os.stat(path).st_mtime_ns for path in again.paths} == before

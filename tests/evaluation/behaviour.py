@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from fv_jax.data import embedded
-from fv_jax.data.shards.records import read_records
+from fv_jax.data.shards.shard_files import read_records
 from fv_jax.data.transforms import decode_video, to_float
 from fv_jax.evaluation import ffmpeg_metrics, full_reference, niqe, no_reference, perceptual, temporal
 

@@ -3,7 +3,7 @@
     PYTHONPATH=. python tests/fuzz/damaged_files.py [--shards 250] [--videos 250] [--seed 0]
 
 Shards: every record is either read as it was written or raises ValueError, the loader skips exactly those and names
-each once, and a shard that cannot be opened is named. Videos: `prepare` returns its exit code for skipped files,
+each once, and a shard that cannot be opened is named itself. Videos: `prepare` returns its exit code for skipped files,
 and every video is either used or named. A case that takes over a minute ends the process, with a stack trace.
 """
 
@@ -24,7 +24,8 @@ from fv_jax import prepare
 from fv_jax.data import sources
 from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, load_mixed_batches
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
-from fv_jax.data.shards.records import RecordWriter
+from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.shard_files import ShardError
 from tests.data import sample_videos
 from tests.fuzz.damage import damage
 
@@ -82,23 +83,24 @@ def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
     except ValueError as error:
         assert str(folder) in str(error) and len(bad.found) <= 1, f'case {case}: {error}'
         return None
-    broken = set()
+    broken, lost = set(), 0
     for i in range(len(source)):
         try:
             record = source[i]
             assert record['x'] == originals[record['i']], f'case {case}: record {i} was read wrongly without an error'
-        except ValueError:
-            broken.add(source.record_name(i))
+        except ValueError as error:
+            broken.add(error.shard if isinstance(error, ShardError) else source.record_name(i))
+            lost += 1
     config = LoaderConfig(batch_size=1, seed=case, num_threads=2)
     rows = load_mixed_batches([BatchStream((WeightedSource('damaged', source),), _clip, 1)], config, bad=bad)
     try:
         for batch in itertools.islice(rows, 2 * len(source)):
             assert batch['x'].tobytes() == originals[int(batch['i'].item())], f'case {case}: a batch came back wrong'
     except BadRecordError:
-        assert len(broken) == len(source), f'case {case}: gave up with {len(source) - len(broken)} good records'
+        assert lost == len(source), f'case {case}: gave up with {len(source) - lost} good records'
     # Two epochs draw every record; those that replace others may be bad as well.
     assert set(bad.found) == broken, f'case {case}: {set(bad.found) ^ broken} not counted as it should be'
-    return len(broken)
+    return lost
 
 
 def fuzz_videos(folder: Path, count: int, seed: int) -> str:

@@ -17,6 +17,7 @@ from fv_jax.core.command_line import UsageError
 from fv_jax.data import sources
 from fv_jax.data.shards import records
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.video import video_io
 from fv_jax.data.video.captions import Captions
 from fv_jax.parallel import distributed
@@ -169,22 +170,22 @@ def test_record_with_unsupported_types_is_refused(value):
     ],
 )  # fmt: skip
 def test_invalid_shard_index_is_refused(tmp_path, index):
-    source = shards(tmp_path, index if isinstance(index, str) else json.dumps(index))
     with pytest.raises(ValueError, match=r'clips\.json'):
-        sources.read_sizes(source)
+        shards(tmp_path, index if isinstance(index, str) else json.dumps(index))
 
 
 def test_shard_index_with_huge_counts_takes_no_memory(tmp_path):
     source = shards(
         tmp_path, json.dumps({'sizes': [[9, 32, 48, 10**12]], 'shards': {'clips-00000-of-00001.array_record': 1}})
     )
-    np.testing.assert_array_equal(sources.read_sizes(source), [[9, 32, 48]])
+    np.testing.assert_array_equal(sources.read_sizes(source).to_array(), [[9, 32, 48]])
 
 
 def shards(folder, index: str):
-    with records.RecordWriter(folder, 'clips') as writer:
+    with RecordWriter(folder, 'clips') as writer:
         writer.write({'frames': 1, 'height': 2, 'width': 3, 'video': b'x'})
     (folder / 'clips.json').write_text(index)
+    (folder / 'clips.parquet').unlink()
     return sources.open_shards(str(folder), BadRecords(BadRecordConfig()))
 
 
@@ -222,7 +223,7 @@ def test_postscript_is_not_opened_as_an_image(tmp_path, monkeypatch):
     folder = sources.ImageFolder(tmp_path)
     with pytest.raises(ValueError, match='not an image'):
         folder[0]
-    assert not folder.sizes()[:, 1:].any()
+    assert not folder.sizes().to_array()[:, 1:].any()
 
 
 def test_bad_step_dump_cannot_execute_code_or_claim_memory(tmp_path):

@@ -7,7 +7,7 @@ CC BY 3.0: see NOTICE beside this file.
 
 from pathlib import Path
 
-from fv_jax.data.shards.records import list_shards
+from fv_jax.data.shards.shard_files import list_shards
 
 _FOLDER = Path(__file__).parent
 

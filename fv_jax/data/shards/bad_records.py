@@ -13,6 +13,7 @@ from typing import Literal
 
 from fv_jax.core.config import check_choice, check_range
 from fv_jax.core.console import EVERY_PROCESS
+from fv_jax.data.shards.shard_files import ShardError
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class BadRecords:
 
     def report(self, name: str, error: ValueError) -> None:
         """Counts and logs a bad record. Raises BadRecordError if the policy is to fail, or at the limit."""
+        name = error.shard if isinstance(error, ShardError) else name
         reason = str(error).strip().partition('\n')[0].removeprefix(f'{name}: ')
         if self.config.on_bad_record == 'fail':
             raise BadRecordError(

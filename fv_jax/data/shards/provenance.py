@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fv_jax.core.checks import require
-from fv_jax.data.loader import DataSource, Shards, WeightedSource
-from fv_jax.data.shards.records import read_index
+from fv_jax.data.loader import DataSource, WeightedSource
+from fv_jax.data.shards.source import Shards
 
 
 def shard_indexes(source: DataSource) -> dict[str, dict[str, Any]]:
@@ -19,10 +19,9 @@ def shard_indexes(source: DataSource) -> dict[str, dict[str, Any]]:
         inner = getattr(source, 'sources', ())
         return {path: index for one in inner for path, index in shard_indexes(one).items()}
     found = {}
-    for path in shards.paths:
-        index = read_index(path)
-        if index not in found.values():
-            found[path] = index
+    for one in shards.sets:
+        if one.paths and one.index not in found.values():
+            found[one.paths[0]] = one.index
     return found
 
 

@@ -4,13 +4,13 @@
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.data import sources
-from fv_jax.data.loader import DataSource, Shards
-from fv_jax.data.shards.records import read_index, read_records, set_name
+from fv_jax.data.loader import DataSource
+from fv_jax.data.shards.shard_set import ShardSet
+from fv_jax.data.shards.source import Shards
 from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint
 
 
@@ -38,23 +38,26 @@ def stored_fingerprints(name: str, source: DataSource) -> dict[str, TextEncoderF
 
 
 def _shard_fingerprints(shards: Shards) -> dict[str, TextEncoderFingerprint | None]:
-    firsts = {Path(shard).with_name(f'{set_name(shard)}.json'): shard for shard in reversed(shards.paths)}
-    fingerprints = {}
-    for path, shard in firsts.items():
-        text = read_index(shard).get('text')
-        if text is None and _holds_text(shard):
+    fingerprints, first = {}, 0
+    for one in shards.sets:
+        text = one.index.get('text')
+        if text is None and one.paths and _holds_text(shards, one, first):
             raise ValueError(
-                f'{shard}: holds text embeddings, and {path} has no fingerprint of their encoder; '
+                f'{one.paths[0]}: holds text embeddings, and {one.index_path} has no fingerprint of their encoder; '
                 'prepare the clips again'
             )
         known = text and TextEncoderFingerprint(text['digest'], text['length'], text['dim'])
-        fingerprints[str(path)] = known
+        fingerprints[str(one.index_path)] = known
+        first += int(one.records.sum())
     return fingerprints
 
 
-def _holds_text(shard: str) -> bool:
+def _holds_text(shards: Shards, one: ShardSet, first: int) -> bool:
+    """Returns whether the records of a set have text embeddings; `first` is the index of its first record."""
+    if one.manifest is not None:
+        return 'text' in one.manifest.keys
     try:
-        return 'text' in next(read_records([shard]), {})
+        return one.records.sum() > 0 and 'text' in shards[first]
     except ValueError:  # a bad record, which is handled when it is loaded
         return False
 

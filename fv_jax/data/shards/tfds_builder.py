@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import clips, video_io
 from fv_jax.data.video.captions import Captions
@@ -101,10 +102,10 @@ class Examples:
             example.pop('caption', None)
         return example
 
-    def sizes(self) -> np.ndarray:
+    def sizes(self) -> RecordSizes:
         """Reads every example, as TFDS stores no index of sizes."""
         keys = ('frames', 'height', 'width')
-        return np.array([[self[i].get(key, 0) for key in keys] for i in range(len(self))]).reshape(-1, 3)
+        return RecordSizes.from_array(np.array([[self[i].get(key, 0) for key in keys] for i in range(len(self))]))
 
 
 def _to_python(value: Any) -> Any:

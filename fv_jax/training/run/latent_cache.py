@@ -18,10 +18,12 @@ import numpy as np
 
 from fv_jax.core import config as config_lib
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.data.loader import BatchStream, DataSource, Shards, WeightedSource
+from fv_jax.data.loader import BatchStream, DataSource, WeightedSource
 from fv_jax.data.pipeline import BucketGroup, DataConfig, training_transform
 from fv_jax.data.shards.bad_records import BadRecords
-from fv_jax.data.shards.records import RecordWriter, list_shards
+from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards
 from fv_jax.data.transforms import Latents, Transform, compose, keep_arrays
 from fv_jax.models import vae_chunking
 from fv_jax.stages.frozen_vae import JittedVAE

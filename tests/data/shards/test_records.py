@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fv_jax.data.shards import records
-from fv_jax.data.shards.records import RecordWriter
+from fv_jax.data.shards import records, shard_files
+from fv_jax.data.shards.record_writer import RecordWriter
 
 
 def test_record_round_trip() -> None:
@@ -58,14 +58,14 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
         for i in range(10):
             writer.write({'i': i})
         writer.summary = {'skipped': {'ä.mp4': 'why'}}
-    shards = records.list_shards(tmp_path / 'new' / 'folder')
+    shards = shard_files.list_shards(tmp_path / 'new' / 'folder')
     assert [Path(s).name for s in shards] == [f'train-0000{i}-of-00003.array_record' for i in range(3)]
-    assert [record['i'] for record in records.read_records(shards)] == list(range(10))
-    assert records.count_records(shards) == 10
+    assert [record['i'] for record in shard_files.read_records(shards)] == list(range(10))
+    assert shard_files.count_records(shards) == 10
     index = json.loads((tmp_path / 'new' / 'folder' / 'train.json').read_text(encoding='utf-8'))
-    assert index['records'] == 10 and list(index['shards'].values()) == [4, 4, 2]
+    assert index['records'] == 10
     assert index['skipped'] == {'ä.mp4': 'why'}
-    assert len(list((tmp_path / 'new' / 'folder').iterdir())) == 4
+    assert len(list((tmp_path / 'new' / 'folder').iterdir())) == 5
 
 
 def test_record_writer_removes_everything_after_an_exception(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_record_writer_replaces_existing_shards_only_when_asked(tmp_path: Path) 
     with pytest.raises(RuntimeError), RecordWriter(tmp_path, 'train', overwrite=True) as writer:
         writer.write({'i': 100})
         raise RuntimeError
-    assert [record['i'] for record in records.read_records(records.list_shards(tmp_path))] == list(range(9))
+    assert [record['i'] for record in shard_files.read_records(shard_files.list_shards(tmp_path))] == list(range(9))
     write(tmp_path, 2, overwrite=True)
-    assert [record['i'] for record in records.read_records(records.list_shards(tmp_path))] == [0, 1]
-    assert len(list(tmp_path.iterdir())) == 2  # and no shard of the three before
+    assert [record['i'] for record in shard_files.read_records(shard_files.list_shards(tmp_path))] == [0, 1]
+    assert len(list(tmp_path.iterdir())) == 3  # and no shard of the three before
     with RecordWriter(tmp_path, 'heldout') as writer:
         writer.write({'i': 7})
-    assert len(records.list_shards(tmp_path)) == 2 and len(records.list_shards(tmp_path, 'heldout')) == 1
+    assert len(shard_files.list_shards(tmp_path)) == 2 and len(shard_files.list_shards(tmp_path, 'heldout')) == 1
 
 
 def test_record_writer_interrupted_restores_the_old_shards(tmp_path: Path, monkeypatch) -> None:
@@ -98,46 +98,46 @@ def test_record_writer_interrupted_restores_the_old_shards(tmp_path: Path, monke
 
     def interrupted(self: Path, target: Path) -> Path:
         moved.append(target)
-        if len(moved) == 5:  # three old files are away, one new one is in
+        if len(moved) == 6:  # four old files are away, one new one is in
             raise KeyboardInterrupt
         return rename(self, target)
 
     monkeypatch.setattr(Path, 'rename', interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 9, shard_records=3, overwrite=True)
-    assert [record['i'] for record in records.read_records(records.list_shards(tmp_path))] == [0, 1, 2, 3]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert [record['i'] for record in shard_files.read_records(shard_files.list_shards(tmp_path))] == [0, 1, 2, 3]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_missing_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     write(tmp_path, 6, shard_records=2)
     (tmp_path / 'train-00001-of-00003.array_record').unlink()
     with pytest.raises(ValueError, match=r'train-00001-of-00003.array_record: missing; 2 of 3'):
-        records.list_shards(tmp_path)
+        shard_files.list_shards(tmp_path)
     with pytest.raises(ValueError, match='no such folder'):
-        records.list_shards(tmp_path / 'nowhere')
+        shard_files.list_shards(tmp_path / 'nowhere')
     with pytest.raises(ValueError, match=r'holds no heldout-\*.array_record shards'):
-        records.list_shards(tmp_path, 'heldout')
+        shard_files.list_shards(tmp_path, 'heldout')
 
 
 def test_damaged_shard_is_an_error_that_names_the_record(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, 'train') as writer:
         for i in range(40):
             writer.write({'i': i, 'noise': np.random.default_rng(i).bytes(5000)})
-    (shard,) = records.list_shards(tmp_path)
+    (shard,) = shard_files.list_shards(tmp_path)
     data = bytearray(Path(shard).read_bytes())
     data[100_000:100_010] = bytes(10)
     Path(shard).write_bytes(data)
     with pytest.raises(ValueError, match=r'train-00000-of-00001.array_record, record (1\d|2\d): damaged'):
-        list(records.read_records([shard]))
+        list(shard_files.read_records([shard]))
     Path(shard).write_bytes(data[:150_000])
     with pytest.raises(ValueError, match=r'train-00000-of-00001.array_record: cut off or not an ArrayRecord file'):
-        list(records.read_records([shard]))
+        list(shard_files.read_records([shard]))
 
 
 def test_record_writer_on_a_full_disk_raises_and_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        'import sys\nfrom fv_jax.data.shards.records import RecordWriter\n'
+        'import sys\nfrom fv_jax.data.shards.record_writer import RecordWriter\n'
         'try:\n    with RecordWriter(sys.argv[1], "train") as writer:\n'
         '        for i in range(200): writer.write({"x": bytes(100_000)})\n'
         'except OSError as error: print("OSError", error)\n'
@@ -163,5 +163,5 @@ def test_shards_can_be_read_while_others_are_written(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, 'train') as writer:
         writer.write({'i': 0})
         with pytest.raises(ValueError, match='holds no'):
-            records.list_shards(tmp_path)
-    assert records.count_records(records.list_shards(tmp_path)) == 1
+            shard_files.list_shards(tmp_path)
+    assert shard_files.count_records(shard_files.list_shards(tmp_path)) == 1

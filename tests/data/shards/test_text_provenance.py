@@ -5,10 +5,12 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline
-from fv_jax.data.loader import LoaderConfig, Shards
+from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.pipeline import DataConfig
 from fv_jax.data.shards import text_provenance
-from fv_jax.data.shards.records import RecordWriter, list_shards
+from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards
 from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint
 
 A, B = TextEncoderFingerprint('a' * 16, 4, 8), TextEncoderFingerprint('b' * 16, 4, 8)

@@ -27,7 +27,7 @@ def test_tfds_builder_makes_examples_and_batches(tmp_path):
     assert builder.skipped.keys() == {'c.mp4'} and 'not a video' in builder.skipped['c.mp4']
     folder = tmp_path / 'out' / 'video_folder' / '1.0.0'
     examples = Examples(str(folder))
-    assert len(examples) == 8 and (examples.sizes() == [9, 64, 96]).all()
+    assert len(examples) == 8 and (examples.sizes().to_array() == [9, 64, 96]).all()
     captions = [examples[i].get('caption') for i in range(8)]
     assert captions.count('two patterns') == 4 and captions.count(None) == 4
     assert {examples[i]['source'] for i in range(8)} == {'a.mp4', 'b.mp4'}

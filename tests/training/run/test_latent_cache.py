@@ -1,7 +1,6 @@
 """Clips encoded once: what is kept, that degraded variants are degraded, and that stale latents are refused."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ from fv_jax.data.buckets import Bucket
 from fv_jax.data.degradation.configs import WeakConfig
 from fv_jax.data.loader import LoaderConfig, WeightedSource, load_batches
 from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
+from fv_jax.data.shards import manifest
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
-from fv_jax.data.shards.records import read_records
+from fv_jax.data.shards.shard_files import read_records
 from fv_jax.data.transforms import Latents, compose, keep_arrays
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.text.hash_encoder import HashTextEncoder
@@ -72,7 +72,8 @@ def test_latent_cache_without_degraded_variants(tmp_path):
     assert drawn['z_high_FHWC'].shape == (1, 8, 8, 3) and 'z_low_FHWC' not in drawn
     # The clip's own size stands beside its latents.
     assert [drawn[name] for name in ('frames', 'height', 'width')] == [1, 16, 32]
-    assert json.loads((tmp_path / 'latents' / 'latents.json').read_text())['sizes'] == [[1, 16, 32, 4]]
+    found = manifest.read_manifest(tmp_path / 'latents' / 'latents.parquet', 'latents')
+    assert found.sizes().to_array().tolist() == [[1, 16, 32]] * 4
 
 
 def test_latent_cache_degrades_each_clip_itself(tmp_path):

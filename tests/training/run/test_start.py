@@ -5,7 +5,7 @@ import os
 import pytest
 
 from fv_jax import train
-from fv_jax.data.shards.records import RecordWriter
+from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.training.run.run_lock import lock_run
 from tests import runs
 

@@ -1,0 +1,145 @@
+"""Writes a set of shards, its index NAME.json and its manifest NAME.parquet, all of them or none."""
+
+import array
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from array_record.python import array_record_module
+
+from fv_jax.core.checks import require
+from fv_jax.core.files import make_folder, remove_empty
+from fv_jax.data.shards import manifest
+from fv_jax.data.shards.records import encode_record, first_line, record_size
+from fv_jax.data.shards.shard_files import SHARD, shard_name
+
+
+class RecordWriter:
+    """Writes records to shards of at most `shard_records` records; use it as a context manager.
+
+    The shards appear in `folder` only if the block ends without an exception, together with the manifest NAME.parquet
+    and `NAME.json` = {'name', 'records', **summary}. On an exception (Ctrl-C included) everything written is removed. A
+    killed process (kill -9) leaves a hidden .NAME.*.partial folder, which can be deleted.
+
+    Attributes:
+      summary: JSON values that are added to NAME.json.
+    """
+
+    def __init__(self, folder: str | Path, name: str, shard_records: int = 256, overwrite: bool = False):
+        """Args:
+          folder: created if it does not exist.
+          name: the first part of the shards' names.
+          shard_records: records per shard.
+          overwrite: whether to replace shards of the same name.
+
+        Raises:
+          ValueError: shards of this name exist and may not be overwritten.
+        """
+        require(shard_records >= 1, f'shard_records={shard_records}: must be at least 1')
+        self.summary: dict[str, Any] = {}
+        self._folder, self._name, self._shard_records = Path(folder), name, shard_records
+        self._counts: list[int] = []
+        self._writer: Any = None
+        # Of the current shard: frames, height and width of its records, one after another, and their keys.
+        self._sizes, self._keys = array.array('i'), set()
+        present = self._present()
+        require(
+            not present or overwrite,
+            f'{folder}: already holds {len(present)} shard(s) named {name}; overwrite them or choose another folder',
+        )
+
+    @property
+    def records(self) -> int:
+        """The number of records written so far."""
+        return sum(self._counts)
+
+    @property
+    def shards(self) -> list[Path]:
+        """The final paths of the shards written so far."""
+        count = len(self._counts)
+        return [self._folder / shard_name(self._name, i, count) for i in range(count)]
+
+    def _present(self) -> list[Path]:
+        files = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        return [path for path in files if (m := SHARD.fullmatch(path.name)) and m['name'] == self._name]
+
+    def __enter__(self) -> 'RecordWriter':
+        self._made = make_folder(self._folder)
+        self._temporary = self._folder / f'.{self._name}.{secrets.token_hex(4)}.partial'
+        self._temporary.mkdir()
+        self._manifest = manifest.ManifestWriter(self._temporary / 'manifest')
+        return self
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record. Raises OSError if it cannot be written."""
+        data = encode_record(record)
+        with _disk_errors():
+            if self._writer is None or self._counts[-1] >= self._shard_records:
+                self._close()
+                path = self._temporary / str(len(self._counts))
+                # One record per group, so that each can be read alone; mp4 and latents do not compress further.
+                self._writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+                self._counts.append(0)
+            self._writer.write(data)
+        self._counts[-1] += 1
+        self._sizes.extend(record_size(record) or (0, 0, 0))
+        self._keys.update(record)
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with _disk_errors():
+                writer.close()
+            size = (self._temporary / str(len(self._counts) - 1)).stat().st_size
+            self._manifest.add(size, self._sizes, self._keys)
+            self._sizes, self._keys = array.array('i'), set()
+
+    def __exit__(self, kind, error, traceback) -> None:
+        done = False
+        try:
+            if kind is None:
+                self._close()
+                self._publish()
+                done = True
+            else:
+                with contextlib.suppress(OSError):
+                    self._close()
+                    self._manifest.close(self._name)
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            if not done:
+                remove_empty(self._made)
+
+    def _publish(self) -> None:
+        """Replaces the old shards by the new ones; if that is interrupted, restores the old ones."""
+        self._manifest.close(self._name)
+        index = {'name': self._name, 'records': self.records, **self.summary}
+        (self._temporary / 'index').write_text(json.dumps(index, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        index_path, manifest_path = (self._folder / f'{self._name}{end}' for end in ('.json', manifest.SUFFIX))
+        old = [*self._present(), index_path, manifest_path]
+        moves = [(path, self._temporary / path.name) for path in old if path.exists()]
+        moves += [(self._temporary / str(i), path) for i, path in enumerate(self.shards)]
+        moves += [(self._temporary / 'manifest', manifest_path), (self._temporary / 'index', index_path)]
+        done = []
+        try:
+            for source, target in moves:
+                done.append((source, target))
+                source.rename(target)
+        except BaseException:
+            for source, target in reversed(done):
+                if target.exists() and not source.exists():
+                    target.rename(source)
+            raise
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A context that raises OSError for a failed write, which the ArrayRecord library reports as a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(first_line(error)) from None

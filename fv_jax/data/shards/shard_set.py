@@ -1,0 +1,187 @@
+"""Sets of shards as they are opened: how many records each shard has, and of which sizes.
+
+The manifest states both. For a set without one, every shard is opened to count its records, and their sizes are those
+of NAME.json, or unknown.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fv_jax.core.checks import require
+from fv_jax.data.record_sizes import RecordSizes
+from fv_jax.data.shards import manifest as manifest_lib
+from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shards.manifest import Manifest
+from fv_jax.data.shards.shard_files import SHARD, ShardError, count_records, read_index
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSet:
+    """The shards of one set, or some of them.
+
+    Attributes:
+      paths: of the shards, in order.
+      numbers: their numbers in the set, int64 (shards,); increasing.
+      records: how many records each has, int64 (shards,).
+      index_path: NAME.json beside them.
+      index: its content; empty without it.
+      manifest: None for a set without one.
+    """
+
+    paths: tuple[str, ...]
+    numbers: np.ndarray
+    records: np.ndarray
+    index_path: Path
+    index: dict[str, Any]
+    manifest: Manifest | None
+
+    def sizes(self) -> RecordSizes | None:
+        """Reads the sizes of the records; None if neither the manifest nor NAME.json states them."""
+        if self.manifest is not None:
+            return self.manifest.sizes(self.numbers)
+        return _indexed_sizes(self)
+
+
+def open_sets(paths: Sequence[str], bad: BadRecords) -> list[ShardSet]:
+    """Opens local shards, set by set.
+
+    Args:
+      paths: of shards.
+      bad: counts the shards that cannot be used, which are skipped.
+
+    Raises:
+      ValueError: a manifest or a NAME.json does not fit its shards.
+    """
+    found = []
+    for _, group in itertools.groupby(paths, key=_set_of):
+        of_set = tuple(group)
+        folder, name, count = _set_of(of_set[0])
+        index_path, manifest_path = (Path(folder) / f'{name}{end}' for end in ('.json', manifest_lib.SUFFIX))
+        index = read_index(index_path) if count else {}
+        manifest = open_manifest(manifest_path, manifest_path, name, count, index) if count else None
+        count_one = _count_by_opening if manifest is None else _StatedCounts(manifest)
+        found.append(make_set(of_set, index_path, index, manifest, count_one, bad))
+    return found
+
+
+def open_manifest(path: Path, local: Path, name: str, count: int, index: dict[str, Any]) -> Manifest | None:
+    """Reads the manifest of a set, if it exists.
+
+    Args:
+      path: of the manifest, for messages.
+      local: where it can be read.
+      name, count: of the set, and the number of its shards.
+      index: the content of its NAME.json.
+
+    Raises:
+      ValueError: it is not the manifest of these shards.
+    """
+    if not local.exists():
+        return None
+    found = manifest_lib.read_manifest(local, name)
+    require(
+        len(found.records) == count and index.get('records') in (None, found.records.sum()),
+        f'{path}: lists {len(found.records)} shards with {found.records.sum()} records, but {name} has {count} shards '
+        f'and {name}.json states {index.get("records")} records; {manifest_lib.FIX}',
+    )
+    return found
+
+
+def make_set(
+    paths: Sequence[str],
+    index_path: Path,
+    index: dict[str, Any],
+    manifest: Manifest | None,
+    count_one: Callable[[str, int], int],
+    bad: BadRecords,
+) -> ShardSet:
+    """Makes a set of the shards that can be used.
+
+    Args:
+      paths, index_path, index, manifest: as in `ShardSet`.
+      count_one: path, number in the set -> how many records the shard has; raises ShardError.
+      bad: counts the others.
+    """
+    good, numbers, records = [], [], []
+    for path in paths:
+        match = SHARD.fullmatch(path.rpartition('/')[2])
+        number = int(match['index']) if match else 0
+        try:
+            records.append(count_one(path, number))
+        except ShardError as error:
+            bad.report(path, error)
+            continue
+        good.append(path)
+        numbers.append(number)
+    return ShardSet(tuple(good), np.array(numbers, int), np.array(records, int), index_path, index, manifest)
+
+
+def check_bytes(manifest: Manifest, path: str, number: int, found: int) -> int:
+    """Returns how many records a shard has by its manifest. Raises ShardError if the file has not the stated size."""
+    if found != manifest.bytes[number]:
+        name = Path(manifest.path).name
+        raise ShardError(path, f'cut off or replaced: it has {found} bytes and {name} states {manifest.bytes[number]}')
+    return int(manifest.records[number])
+
+
+@dataclasses.dataclass(frozen=True)
+class _StatedCounts:
+    manifest: Manifest
+
+    def __call__(self, path: str, number: int) -> int:
+        try:
+            return check_bytes(self.manifest, path, number, Path(path).stat().st_size)
+        except FileNotFoundError:
+            raise ShardError(path, 'no such shard') from None
+
+
+def _count_by_opening(path: str, number: int) -> int:
+    del number
+    return count_records([path])
+
+
+def _set_of(path: str) -> tuple[str, str, int]:
+    """Returns the folder and name of the set of a shard, and the number of its shards, 0 for a file of another name."""
+    folder, _, file = path.rpartition('/')
+    match = SHARD.fullmatch(file)
+    return (folder or '.', match['name'], int(match['count'])) if match else (folder or '.', file, 0)
+
+
+def _indexed_sizes(shards: ShardSet) -> RecordSizes | None:
+    """Reads the sizes from the NAME.json of an earlier version; None if it does not state all of them."""
+    runs = _read_runs(shards.index)
+    ends = np.cumsum(runs[:, 3])
+    firsts = _first_records(shards.index)
+
+    def chunks() -> Iterator[np.ndarray]:
+        for path, count in zip(shards.paths, shards.records, strict=True):
+            first = firsts[path.rpartition('/')[2]]
+            yield runs[np.searchsorted(ends, np.arange(first, first + count), 'right'), :3]
+
+    for path, count in zip(shards.paths, shards.records, strict=True):
+        first = firsts.get(path.rpartition('/')[2])
+        if first is None or not len(ends) or ends[-1] < first + count:
+            return None
+    return RecordSizes.collect(chunks())
+
+
+def _read_runs(index: dict[str, Any]) -> np.ndarray:
+    """Reads the sizes of all records of a set as runs of equal ones, int (n, 4); empty if NAME.json has none."""
+    runs = index.get('sizes')
+    if runs is None and isinstance(config := index.get('config'), dict):  # of sets written before sizes were stored
+        sides = [config.get(key) for key in ('frames', 'height', 'width')]
+        runs = [[*sides, index.get('records', 0)]] if all(isinstance(side, int) for side in sides) else None
+    if not runs or any(run[0] == 0 or max(run) >= 2**40 for run in runs):
+        return np.zeros((0, 4), int)
+    return np.array(runs)
+
+
+def _first_records(index: dict[str, Any]) -> dict[str, int]:
+    """Returns the number in its set of the first record of each shard that NAME.json lists."""
+    shards = index.get('shards', {})
+    return dict(zip(shards, itertools.accumulate(shards.values(), initial=0), strict=False))
