@@ -29,6 +29,7 @@ REQUIRED = [
     'orbax-checkpoint>=0.12',
     'pillow>=11',
     'platformdirs>=4',
+    'pyarrow>=18',  # manifests of shards
     'safetensors>=0.5',
     # The distribution named plain `scenedetect` asks for opencv-python, which overwrites the files of the headless one.
     'scenedetect-headless>=0.7',

@@ -10,7 +10,8 @@ import numpy as np
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.core.paths import expand_path, is_url
+from fv_jax.core.local_copies import local_copy
+from fv_jax.core.paths import as_path
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources, transforms
 from fv_jax.data.buckets import Bucket, BucketFit
@@ -154,7 +155,7 @@ def open_source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords
       bad: counts shards that cannot be opened; None raises at the first.
 
     Raises:
-      ValueError: the source does not exist or holds no records.
+      ValueError, OSError: the source does not exist, cannot be read, or holds no records.
     """
     bad = bad or BadRecords(BadRecordConfig())
     found = [_open_one_source(part, config, heldout, bad) for part, _ in sources.parse(name)]
@@ -182,9 +183,9 @@ def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecor
     if kind == TFDS:
         from fv_jax.data.shards.tfds_builder import Examples
 
-        return Examples(rest if is_url(rest) else expand_path(rest))
+        return Examples(str(local_copy(as_path(rest))))
     if kind == IMAGES:
-        return sources.ImageFolder(expand_path(rest))
+        return sources.ImageFolder(local_copy(as_path(rest)))
     shards = sources.open_embedded_shards(heldout=heldout) if name == EMBEDDED else sources.open_shards(name, bad)
     return sources.InMemory(shards) if config.in_memory and not heldout else shards
 

@@ -154,8 +154,9 @@ def test_sources_in_folders_of_any_name(tmp_path, monkeypatch):
     ):
         config = dataclasses.replace(SMALL, train=names)
         assert [len(part) for part in pipeline.training_sources(config, BadRecords(config.bad_records))] == sizes
-    with pytest.raises(ValueError, match=r's3://b: object storage and URLs are not supported here yet'):
-        pipeline.open_source('images:s3://b', SMALL, heldout=False)
+    for kind in ('images:', 'tfds:'):
+        with pytest.raises(ValueError, match=r'ftp://b: the scheme ftp:// is not supported; use a local path'):
+            pipeline.open_source(f'{kind}ftp://b', SMALL, heldout=False)
     with pytest.raises(ConfigError, match=r'^train: .* has more than one @'):
         dataclasses.replace(SMALL, train='a@b@1')
 
