@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -94,12 +94,17 @@ def create_exclusive(path: StoragePath, data: bytes) -> bool:
     return _store(path).create_exclusive(path, data)
 
 
-def overwrite(path: StoragePath, data: bytes) -> None:
-    """Overwrites an existing file with data of the same length, without changing its name's file.
+def update(path: StoragePath, change: Callable[[bytes], bytes | None]) -> bool:
+    """Reads a small file and writes what `change` makes of its content; returns whether that was written.
 
-    Other hosts see it when they open the file again, also on NFS.
+    In object storage it is written only if nobody has written the object meanwhile. A local file is written in place,
+    which other hosts see when they open it again, also on NFS; of several processes at once the last one remains.
+
+    Args:
+      path: exists.
+      change: content -> new content; None leaves the file alone.
     """
-    _store(path).overwrite(path, data)
+    return _store(path).update(path, change)
 
 
 def append_to(path: StoragePath) -> AppendFile:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from fv_jax.core import files
 from fv_jax.core.files import (
     atomic_write,
     make_folder,
@@ -90,3 +91,13 @@ def test_made_folders_are_removed_if_empty(tmp_path):
     (tmp_path / 'a' / 'file').write_text('')
     remove_empty(made)
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['file'] and make_folder(tmp_path) == []
+
+
+def test_update_writes_in_place_unless_there_is_nothing_to_change(tmp_path):
+    path = tmp_path / 'lock'
+    path.write_bytes(b'before')
+    node = path.stat().st_ino
+    assert files.update(path, lambda content: content[:2]) and path.read_bytes() == b'be'
+    assert not files.update(path, lambda content: None) and path.stat().st_ino == node
+    with pytest.raises(FileNotFoundError):
+        files.update(tmp_path / 'none', lambda content: b'')

@@ -50,8 +50,6 @@ def test_exclusive_creation_succeeds_once(folder):
     assert files.create_exclusive(folder / 'lock', b'me') and not files.create_exclusive(folder / 'lock', b'other')
     assert (folder / 'lock').read_bytes() == b'me'
     assert files.create_exclusive(folder / 'lock', b'me')  # as if the answer to the first request had been lost
-    files.overwrite(folder / 'lock', b'us')
-    assert (folder / 'lock').read_bytes() == b'us'
 
 
 def test_exclusive_creation_of_many_threads_succeeds_once(folder):
@@ -67,6 +65,46 @@ def test_exclusive_creation_of_many_threads_succeeds_once(folder):
     for thread in threads:
         thread.join()
     assert created == [(folder / 'lock').read_bytes()]
+
+
+def test_update_writes_only_what_nobody_has_written_meanwhile(folder, bucket):
+    files.write_bytes(folder / 'lock', b'me')
+    assert files.update(folder / 'lock', lambda content: content + b'1') and not files.update(
+        folder / 'lock', lambda content: None
+    )
+    assert (folder / 'lock').read_bytes() == b'me1'
+
+    def lose(content):
+        files.write_bytes(folder / 'lock', b'other')
+        return b'me2'
+
+    assert not files.update(folder / 'lock', lose) and (folder / 'lock').read_bytes() == b'other'
+    with bucket.proxy.inject(Fault(drop_response=True, kinds=('upload',), times=1)) as fault:
+        assert files.update(folder / 'lock', lambda content: b'me3')  # the repeated request finds it written
+    assert fault.num_applied == 1 and (folder / 'lock').read_bytes() == b'me3'
+    with pytest.raises(FileNotFoundError):
+        files.update(folder / 'none', lambda content: b'')
+    assert not (folder / 'none').exists()
+
+
+def test_update_of_many_threads_succeeds_once(folder):
+    files.write_bytes(folder / 'lock', b'stale')
+    barrier, taken = threading.Barrier(8), []
+
+    def take(name):
+        def change(content):
+            barrier.wait()
+            return name
+
+        if files.update(folder / 'lock', change):
+            taken.append(name)
+
+    threads = [threading.Thread(target=take, args=(b'%d' % i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken == [(folder / 'lock').read_bytes()]
 
 
 def test_atomic_write_of_a_folder_uploads_its_marker_last(folder, bucket):
@@ -158,6 +196,18 @@ def test_append_keeps_what_cannot_be_written_and_says_so_at_the_end(folder, buck
     file.add(b'1\n')
     file.close()
     assert (folder / 'log').read_text() == '1\n' and 'kept in memory' in caplog.text
+
+
+def test_append_flushes_and_leaves_alone_what_another_process_has_written(folder, bucket):
+    file = files.append_to(folder / 'log')
+    file.add(b'1\n')
+    file.flush()
+    assert (folder / 'log').read_text() == '1\n'
+    files.write_text(folder / 'log', 'other\n')
+    file.add(b'2\n')
+    with pytest.raises(OSError, match='log: another process has written it'):
+        file.close()
+    assert (folder / 'log').read_text() == 'other\n'
 
 
 def test_local_copy_is_fetched_once_and_again_when_it_was_replaced(folder, bucket, tmp_path, monkeypatch):

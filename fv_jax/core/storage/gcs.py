@@ -2,9 +2,11 @@
 
 import inspect
 import re
+import urllib.parse
 from typing import Any
 
 import aiohttp
+import fsspec.asyn
 import gcsfs.core
 import gcsfs.retry
 import google.auth.exceptions
@@ -41,6 +43,16 @@ class GcsFileSystem(gcsfs.core.GCSFileSystem):
         except _ERRORS as error:
             kind = PermissionError if _is_denied(error) else OSError
             raise kind(f'{_url(path, args)}: {_reason(error)}') from error
+
+    async def _write_version(self, path: str, data: bytes, version: str) -> str:
+        """Writes an object of this generation, '' if it must not exist; returns the new one. Raises FileExistsError."""
+        bucket, name, _ = self.split_path(path)
+        address = f'{self._location}/upload/storage/v1/b/{urllib.parse.quote(bucket)}/o'
+        condition = {'uploadType': 'media', 'name': name, 'ifGenerationMatch': version or '0'}
+        written = await self._call('POST', address, data=data, json_out=True, **condition)
+        return str(written['generation'])
+
+    write_version = fsspec.asyn.sync_wrapper(_write_version)
 
     async def _isdir(self, path: str) -> bool:
         return await self._type(path) == 'directory'

@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fv_jax.core.storage.store import FileInfo
@@ -43,9 +43,13 @@ class LocalStore:
             file.write(data)
         return True
 
-    def overwrite(self, path: Path, data: bytes) -> None:
+    def update(self, path: Path, change: Callable[[bytes], bytes | None]) -> bool:
+        if (data := change(path.read_bytes())) is None:
+            return False
         with path.open('r+b') as file:
             file.write(data)
+            file.truncate()
+        return True
 
     def append(self, path: Path) -> 'LocalAppendFile':
         return LocalAppendFile(path)
@@ -118,13 +122,14 @@ class LocalAppendFile:
         self._end, self._pending = self._end + written, b''
 
     def _warn(self, why: str) -> None:
-        lines = self._pending.count(b'\n')
-        log.warning(f'{self._path}: cannot be written ({why}); {lines} line(s) are kept in memory')
+        log.warning(f'{self._path}: cannot be written ({why}); {len(self._pending)} bytes are kept in memory')
+
+    def flush(self) -> None:
+        pass  # `add` has written it
 
     def close(self) -> None:
-        """Raises OSError when lines remain that could not be written."""
         if self._pending:
             self.add(b'')
         self._file.close()
-        if lines := self._pending.count(b'\n'):
-            raise OSError(f'{self._path}: {lines} line(s) could not be written')
+        if self._pending:
+            raise OSError(f'{self._path}: {len(self._pending)} bytes could not be written')

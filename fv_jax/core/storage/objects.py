@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fsspec
@@ -54,19 +55,34 @@ class ObjectStore:
             raise
 
     def create_exclusive(self, path: Path, data: bytes) -> bool:
-        try:
-            _filesystem(path).pipe_file(str(path), data, mode='create')
-        except FileExistsError:
-            # Created by this call, if its answer was lost and the request repeated.
-            return path.read_bytes() == data
-        return True
+        return self._write(path, data, '') is not None
 
-    def overwrite(self, path: Path, data: bytes) -> None:
-        _filesystem(path).pipe_file(str(path), data)
+    def update(self, path: Path, change: Callable[[bytes], bytes | None]) -> bool:
+        version = self.info(path).version
+        data = change(_filesystem(path).cat_file(str(path)))
+        return data is not None and self._write(path, data, version) is not None
 
     def append(self, path: Path) -> RemoteAppendFile:
-        before = path.read_bytes() if path.exists() else b''
-        return RemoteAppendFile(str(path), before, lambda data: self.overwrite(path, data))
+        version, before = '', b''
+        with contextlib.suppress(FileNotFoundError):
+            version = self.info(path).version
+            before = _filesystem(path).cat_file(str(path))
+        return RemoteAppendFile(str(path), before, version, functools.partial(self._write, path))
+
+    def _write(self, path: Path, data: bytes, version: str) -> str | None:
+        """Writes an object that is of this version, '' if it must not exist.
+
+        Returns its new version; None if it is of another one.
+        """
+        filesystem = _filesystem(path)
+        try:
+            return filesystem.write_version(str(path), data, version)
+        except (FileExistsError, FileNotFoundError):
+            # Written by this call, if its answer was lost and the request repeated.
+            with contextlib.suppress(FileNotFoundError):
+                found = self.info(path).version
+                return found if filesystem.cat_file(str(path)) == data else None
+            return None
 
     def folder_exists(self, folder: Path) -> bool:
         return str(folder).partition('://')[2] != ''  # the bucket's name
@@ -85,7 +101,7 @@ class ObjectStore:
 
     def check_writable(self, folder: Path) -> None:
         probe = folder / PROBE
-        filesystem = _filesystem(folder, patience_s=REACH_S)
+        filesystem = _filesystem(folder)
         filesystem.pipe_file(str(probe), b'')
         filesystem.rm_file(str(probe))
 

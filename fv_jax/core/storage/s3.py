@@ -4,6 +4,7 @@ from typing import Any
 
 import aiohttp
 import botocore.exceptions
+import fsspec.asyn
 import s3fs
 
 from fv_jax.core.storage.retries import PATIENCE_S, Retries
@@ -42,6 +43,8 @@ class S3FileSystem(s3fs.S3FileSystem):
         except (OSError, *_CONNECTION, botocore.exceptions.BotoCoreError) as error:
             given = {**{key: value for group in groups for key, value in group.items()}, **options}
             name = '/'.join(str(given[key]) for key in ('Bucket', 'Key') if given.get(key))
+            if _status(error) == 412:  # a precondition
+                raise FileExistsError(f's3://{name}: exists') from None
             kind = PermissionError if _is_denied(error) else OSError
             raise kind(f's3://{name}: {_reason(error)}') from error
 
@@ -56,6 +59,15 @@ class S3FileSystem(s3fs.S3FileSystem):
             return await self.retries_of_requests.run(request, _is_transient)
         except (*_CONNECTION, botocore.exceptions.BotoCoreError) as error:
             raise OSError(f's3://{path.removeprefix("s3://")}: {_reason(error)}') from error
+
+    async def _write_version(self, path: str, data: bytes, version: str) -> str:
+        """Writes an object of this ETag, '' if it must not exist; returns the new one. Raises FileExistsError."""
+        bucket, name, _ = self.split_path(path)
+        condition = {'IfMatch': f'"{version}"'} if version else {'IfNoneMatch': '*'}
+        written = await self._call_s3('put_object', Bucket=bucket, Key=name, Body=data, **condition)
+        return written['ETag'].strip('"')
+
+    write_version = fsspec.asyn.sync_wrapper(_write_version)
 
     async def _isdir(self, path: str) -> bool:
         return await self._type(path) == 'directory'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -29,6 +30,9 @@ class AppendFile(Protocol):
     def add(self, data: bytes) -> None:
         """Appends data. What cannot be written is kept, and written later; a warning says so."""
 
+    def flush(self) -> None:
+        """Writes what was added now. Raises OSError, also for what an object store did not take."""
+
     def close(self) -> None:
         """Raises OSError when data remains that cannot be written."""
 
@@ -42,7 +46,7 @@ class Store(Protocol):
 
     def create_exclusive(self, path: Path, data: bytes) -> bool: ...
 
-    def overwrite(self, path: Path, data: bytes) -> None: ...
+    def update(self, path: Path, change: Callable[[bytes], bytes | None]) -> bool: ...
 
     def append(self, path: Path) -> AppendFile: ...
 
