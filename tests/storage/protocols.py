@@ -37,6 +37,9 @@ class StorageProtocol(Protocol):
     def parse_call(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Call:
         """Args: headers: with names in lower case. body: its first bytes, where an upload may carry the name."""
 
+    def set_url(self, url: str) -> Message | None:
+        """Returns a request that lets the server refer to itself as `url`, as far as it needs one."""
+
     def make_bucket(self, bucket: str) -> Message: ...
     def upload(self, bucket: str, name: str, data: bytes) -> Message: ...
     def download(self, bucket: str, name: str) -> Message: ...
@@ -91,6 +94,10 @@ class GCS:
             name = json.loads(matched[1])
         return name
 
+    def set_url(self, url: str) -> Message:
+        body = json.dumps({'externalUrl': url}).encode()  # in `mediaLink`; `Location` follows the header Host
+        return Message('PUT', '/_internal/config', body, {'Content-Type': 'application/json'})
+
     def make_bucket(self, bucket: str) -> Message:
         body = json.dumps({'name': bucket}).encode()
         return Message('POST', '/storage/v1/b?project=test', body, {'Content-Type': 'application/json'})
@@ -138,6 +145,9 @@ class S3:
             return Call('copy', bucket, name)
         kinds = {'GET': 'read', 'HEAD': 'stat', 'PUT': 'upload', 'POST': 'upload', 'DELETE': 'delete'}
         return Call(kinds.get(method, 'other'), bucket, name)
+
+    def set_url(self, url: str) -> None:
+        return None
 
     def make_bucket(self, bucket: str) -> Message:
         return Message('PUT', f'/{bucket}', headers=self.SIGNED)

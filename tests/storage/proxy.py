@@ -23,7 +23,7 @@ from tests.storage import http1
 from tests.storage.faults import Fault, Request
 from tests.storage.http1 import Head, read_body
 from tests.storage.protocols import GCS, Call
-from tests.storage.semantics import GCSSemantics, S3Semantics
+from tests.storage.semantics import GCSSemantics, Semantics
 from tests.storage.servers import HOST, Server
 
 CONTROL = '/_proxy/'
@@ -41,7 +41,7 @@ class Proxy:
     def __init__(self, server: Server):
         self.server = server
         self.requests: list[Request] = []
-        self.semantics = GCSSemantics(server.url) if isinstance(server.protocol, GCS) else S3Semantics()
+        self.semantics = GCSSemantics(server.url) if isinstance(server.protocol, GCS) else Semantics()
         self.stopped = threading.Event()
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -54,6 +54,8 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._listen()
+        if message := self.server.protocol.set_url(self.url):
+            self.server.request(message)
         return self
 
     def __exit__(self, *_) -> None:

@@ -20,20 +20,16 @@ from tests.storage.protocols import Call
 FAILED = Response(412, 'application/json', b'{"error": {"code": 412, "message": "Precondition failed"}}')
 
 
-class S3Semantics:
-    """The server checks `If-Match` and `If-None-Match`, but not atomically."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
+class Semantics:
+    """Adds nothing: moto has the preconditions of S3."""
 
     @contextlib.contextmanager
     def apply(self, request: Head, call: Call) -> Iterator[Response | None]:
-        is_conditional = call.kind == 'upload' and request.headers.keys() & {'if-match', 'if-none-match'}
-        with self._lock if is_conditional else contextlib.nullcontext():
-            yield None
+        """Yields a response, or None for a request to forward within the block."""
+        yield None
 
     def observe(self, request: Head, response: Head) -> None:
-        """Does nothing."""
+        """Takes note of a response of the server."""
 
 
 @dataclasses.dataclass
@@ -45,7 +41,7 @@ class _Upload:
     is_complete: bool = False
 
 
-class GCSSemantics:
+class GCSSemantics(Semantics):
     """Preconditions on an object's generation for every kind of request; retries within resumable uploads."""
 
     def __init__(self, url: str):
@@ -55,7 +51,6 @@ class GCSSemantics:
 
     @contextlib.contextmanager
     def apply(self, request: Head, call: Call) -> Iterator[Response | None]:
-        """Yields a response, or None for a request to forward within the block."""
         query = _parse_query(request)
         preconditions = _preconditions(query)
         if upload := self._uploads.get(query.get('upload_id', '')):
@@ -70,7 +65,6 @@ class GCSSemantics:
             yield self._check(preconditions, call)
 
     def observe(self, request: Head, response: Head) -> None:
-        """Records the state of a resumable upload from a response of the server."""
         query = _parse_query(request)
         if upload := self._uploads.get(query.get('upload_id', '')):
             upload.is_complete = response.status in (200, 201)

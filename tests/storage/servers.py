@@ -8,7 +8,7 @@ the services (versions of November 2026):
   corrects both (`tests/storage/semantics.py`). `Range: bytes=-5` closes the connection; `fields` has no effect.
 * Its backend for files does the same, three times slower, but cannot hold both `a` and `a/b`.
 * gcsfs deletes objects one by one on any server that is not Google's, and 100 in a request there.
-* moto checks no signatures. Two conditional uploads at once could both succeed; the proxy forwards one at a time.
+* moto checks no signatures.
 """
 
 import contextlib

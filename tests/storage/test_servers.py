@@ -14,6 +14,7 @@ import urllib.request
 
 import fsspec
 import pytest
+import tensorstore
 from etils import epath
 
 from tests import runs
@@ -89,6 +90,23 @@ def test_listing_has_checksums(gs_bucket, s3_bucket):
     assert status == 200 and b'<ETag>"25f9e794323b453885f5181f1b624d0b"</ETag>' in body
 
 
+def test_urls_in_responses_are_those_of_the_proxy(gs_bucket):
+    gs_bucket.write('a', b'')
+    item = json.loads(send(gs_bucket, 'GET', object_path(gs_bucket, 'a'))[2])
+    assert item['mediaLink'].startswith(gs_bucket.proxy.url) and item['selfLink'].startswith(gs_bucket.proxy.url)
+
+
+def test_tensorstore_uses_the_proxy_and_its_preconditions(gs_bucket):
+    store = tensorstore.KvStore.open(f'{gs_bucket.url}/run/').result()
+    store['a'] = b'first'
+    generation = store.read('a').result().stamp.generation
+    written = [store.write('a', data, if_equal=generation).result().generation for data in (b'second', b'third')]
+    assert written[0] != generation and len(written[0]) > 1 >= len(written[1])  # the last: no generation
+    assert store['a'] == b'second' == gs_bucket.read('run/a') and store.list().result() == [b'a']
+    kinds = [request.call.kind for request in gs_bucket.proxy.requests]
+    assert kinds.count('upload') == 3 and kinds.count('read') >= 1 and kinds.count('list') == 1
+
+
 def test_create_fails_where_the_object_exists(bucket):
     files = file_system(bucket)
     files.pipe_file(f'{bucket.name}/a', b'first', mode='create')
@@ -99,7 +117,7 @@ def test_create_fails_where_the_object_exists(bucket):
 
 def test_one_of_several_concurrent_creations_succeeds(bucket):
     def create(number: int) -> int:
-        name, body = f'a{number % 8}', b'%d' % number
+        name, body = f'a{number // 8}', b'%d' % number
         if bucket.url.startswith('s3'):
             return send(bucket, 'PUT', f'/{bucket.name}/{name}', body, If_None_Match='*')[0]
         return send(bucket, 'POST', upload_path(bucket, name, ifGenerationMatch=0), body)[0]
@@ -107,7 +125,7 @@ def test_one_of_several_concurrent_creations_succeeds(bucket):
     with concurrent.futures.ThreadPoolExecutor(16) as executor:
         statuses = list(executor.map(create, range(64)))
     assert sorted(statuses) == [200] * 8 + [412] * 56
-    created = {f'a{number % 8}': b'%d' % number for number, status in enumerate(statuses) if status == 200}
+    created = {f'a{number // 8}': b'%d' % number for number, status in enumerate(statuses) if status == 200}
     assert {name: bucket.read(name) for name in bucket.sizes()} == created
 
 
