@@ -1,0 +1,179 @@
+"""The day of somebody who trains on a pod, with nothing but URLs: a part of launch/check_services.sh.
+
+Videos in a bucket -> prepare -> train in two processes -> SIGTERM -> resume in one process on another mesh -> sample ->
+evaluate -> export -> inspect, on 8 simulated devices and a local server of the bucket.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from fv_jax.data.video import video_io
+from tests import runs
+from tests.data import sample_videos
+from tests.sampling import tiny
+
+STEPS = 12
+LIMIT_S = 600
+CLIPS = ('--config.frames=9', '--config.height=32', '--config.width=48', '--config.shard_records=2')
+
+
+@dataclasses.dataclass
+class Pod:
+    """Runs commands with the bucket's environment, in an empty folder that must stay empty.
+
+    Attributes:
+      url: of the bucket.
+      folder: where commands run.
+      variables: their environment.
+    """
+
+    url: str
+    folder: Path
+    variables: dict[str, str]
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        return [
+            sys.executable,
+            '-m',
+            f'fv_jax.{name}',
+            *(argument.replace('BUCKET', self.url) for argument in arguments),
+        ]
+
+    def run(self, name: str, *arguments: str, code: int = 0) -> str:
+        """Runs a command on 8 devices; returns its output."""
+        done = subprocess.run(
+            self.command(name, *arguments),
+            cwd=self.folder,
+            env=self.variables,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        assert done.returncode == code, f'{name}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
+        assert not list(self.folder.iterdir())
+        return done.stdout + done.stderr
+
+
+def pod(bucket, tmp_path: Path) -> Pod:
+    folder = tmp_path / 'cwd'
+    folder.mkdir()
+    variables = runs.environment(tmp_path / 'compiled', devices=8) | bucket.environment
+    return Pod(bucket.url, folder, variables | {'FV_JAX_CACHE': str(tmp_path / 'cache'), 'PYTHONPATH': str(runs.ROOT)})
+
+
+def upload_videos(bucket, tmp_path: Path) -> None:
+    for i in range(3):
+        video = tmp_path / f'{i}.mp4'
+        sample_videos.write_two_shots(video, frames=30)
+        bucket.write(f'videos/{i}.mp4', video.read_bytes())
+        bucket.write(f'videos/{i}.txt', f'a moving pattern {i}'.encode())
+
+
+def upload_vae(bucket, tmp_path: Path) -> None:
+    tiny.save_vae(tmp_path / 'vae.safetensors')
+    bucket.write('weights/vae.safetensors', (tmp_path / 'vae.safetensors').read_bytes())
+
+
+def train(pod: Pod, workdir: str, *more: str) -> list[str]:
+    """The arguments of the training command."""
+    given = runs.superres('WORKDIR', f'{pod.url}/weights/vae.safetensors')
+    given[1] = f'--workdir={pod.url}/{workdir}'
+    data = [f'--config.data.{name}={pod.url}/clips' for name in ('train', 'heldout')]
+    more = [
+        '--config.data.loader.batch_size=8',
+        f'--config.loop.num_steps={STEPS}',
+        '--config.loop.save_every=4',
+        *more,
+    ]
+    return [*given, *data, '--config.data.cache=none', '--config.loop.log_every=1', *more]
+
+
+def losses(bucket, workdir: str) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for line in bucket.read(f'{workdir}/metrics.jsonl').splitlines():
+        row = json.loads(line)
+        if 'loss' in row:
+            assert row['step'] not in found, f'step {row["step"]} twice'
+            found[row['step']] = row['loss']
+    return found
+
+
+def preempt(pod: Pod, bucket, arguments: list[str]) -> None:
+    """Trains in two processes of 4 devices each, and ends them by a SIGTERM of one after a few steps."""
+    variables = pod.variables | {'XLA_FLAGS': pod.variables['XLA_FLAGS'].replace('count=8', 'count=4')}
+    started = runs.start_several([*arguments, '--config.parallel.data=-1', '--config.parallel.context=1'], variables, 2)
+    deadline = time.monotonic() + LIMIT_S
+    while not any(name.startswith('runs/a/checkpoints/4/') for name in bucket.sizes()):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in started), [
+            process.communicate()[1][-3000:] for process in started if process.poll() is not None
+        ]
+        time.sleep(0.2)
+    started[1].send_signal(signal.SIGTERM)
+    for process in started:
+        out, err = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 75, (process.returncode, out[-3000:], err[-3000:])
+
+
+def test_the_day_of_a_pod_user(gs_bucket, tmp_path):
+    bucket = gs_bucket
+    day = pod(bucket, tmp_path)
+    upload_videos(bucket, tmp_path)
+    upload_vae(bucket, tmp_path)
+    output = day.run('prepare', '--input=BUCKET/videos', '--output=BUCKET/clips', *CLIPS)
+    assert f'{bucket.url}/clips' in output
+    assert any(name.endswith('.array_record') for name in bucket.sizes() if name.startswith('clips/'))
+
+    preempt(day, bucket, train(day, 'runs/a'))
+    before = losses(bucket, 'runs/a')
+    assert 4 <= max(before) < STEPS
+    mesh = '--config.parallel.data=2', '--config.parallel.context=4'
+    day.run('train', *train(day, 'runs/a', *mesh))
+    day.run('train', *train(day, 'runs/undisturbed', *mesh))
+    resumed, undisturbed = losses(bucket, 'runs/a'), losses(bucket, 'runs/undisturbed')
+    assert list(resumed) == list(undisturbed) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(resumed.values()), list(undisturbed.values()), rtol=1e-4)
+
+    clip = '--checkpoint=BUCKET/runs/a', '--input=BUCKET/videos/0.mp4', '--scale=1'
+    day.run('sample', 'clip', *clip, '--output=BUCKET/out/larger.mp4')
+    (tmp_path / 'larger.mp4').write_bytes(bucket.read('out/larger.mp4'))
+    assert video_io.probe(tmp_path / 'larger.mp4').frames == 60
+
+    day.run('evaluate', '--checkpoint=BUCKET/runs/a', '--num-clips=1', '--output=BUCKET/report')
+    report = json.loads(bucket.read('report/report.json'))
+    assert np.isfinite(report['losses']['model']) and b'<html' in bucket.read('report/report.html')
+
+    day.run('export', '--checkpoint=BUCKET/runs/a', '--output=BUCKET/exported')
+    assert any(name.startswith('exported/') for name in bucket.sizes())
+    shown = day.run('inspect', 'BUCKET/runs/a')
+    assert str(STEPS) in shown and 'preempted' not in shown.lower().splitlines()[0]
+
+
+def test_the_same_with_data_weights_and_results_on_s3(s3_bucket, tmp_path):
+    bucket = s3_bucket
+    day = pod(bucket, tmp_path)
+    upload_videos(bucket, tmp_path)
+    upload_vae(bucket, tmp_path)
+    day.run('prepare', '--input=BUCKET/videos', '--output=BUCKET/clips', *CLIPS)
+    refused = day.run('train', *train(day, 'runs/a'), code=2)
+    assert f'{bucket.url}/runs/a' in refused and refused.count('\n') == 1
+    arguments = train(
+        day, 'runs/a', '--config.loop.num_steps=4', '--config.parallel.data=8', '--config.parallel.context=1'
+    )
+    arguments[1] = f'--workdir={tmp_path}/run'
+    day.run('train', *arguments)
+    day.run('export', f'--checkpoint={tmp_path}/run', '--output=BUCKET/exported.safetensors')
+    assert load(bucket.read('exported.safetensors'))
+    clip = f'--checkpoint={tmp_path}/run', '--input=BUCKET/videos/0.mp4', '--scale=1'
+    day.run('sample', 'clip', *clip, '--output=BUCKET/out/larger.mp4')
+    day.run('evaluate', f'--checkpoint={tmp_path}/run', '--num-clips=1', '--output=BUCKET/report')
+    assert json.loads(bucket.read('report/report.json'))['losses'] and bucket.sizes()['out/larger.mp4'] > 1000
