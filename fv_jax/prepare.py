@@ -12,6 +12,8 @@ degraded versions instead of the video, with the fingerprint of the VAE; trainin
 
 Any field of the config can be set: `--config.frames=33`. A video that cannot be used is skipped and reported.
 
+Input and output may be in object storage (gs://, s3://): one video at a time is copied to the cache folder.
+
 Exit codes: 0 success; 3 written, but some files were skipped; 2 wrong usage, or nothing was written; 1 I/O or device
 error; 130, 143 interrupted. Shards appear only when all are complete.
 """
@@ -31,10 +33,13 @@ import tqdm
 
 from fv_jax import weights
 from fv_jax.core import config as config_lib
+from fv_jax.core import files
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
+from fv_jax.core.local_copies import open_copy
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.records import Record
 from fv_jax.data.transforms import to_float
@@ -131,7 +136,7 @@ def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
 
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     root = arguments.input if arguments.input.is_dir() else arguments.input.parent
-    files = _find_videos(arguments.input, arguments.output)
+    sizes = _find_videos(arguments.input, arguments.output)
     tally = _Tally()
     if config.latents.vae or config.text.encoder:
         check_devices()
@@ -141,14 +146,16 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     latent_spec.check_clip('config', config.frames, config.height, config.width)
     encoder = _text_encoder(config)
     with error_context('', error=UsageError):
-        texts = _read_captions(files, root, tally)
+        texts = _read_captions(list(sizes), root, tally)
         writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)
-    with writer, _Progress(files) as progress:
-        for path in texts:
-            name = path.relative_to(root).as_posix()
-            _prepare_file(path, name, _Caption(texts[path], encoder), latents, config, writer, tally, progress)
+    with writer, _Progress(sum(sizes.values())) as progress:
+        for video, text in texts.items():
+            name = video.relative_to(root).as_posix()
+            progress.start(sizes[video], name)
+            with open_copy(video) as path:
+                _prepare_file(path, name, _Caption(text, encoder), latents, config, writer, tally, progress)
         if writer.records == 0:
-            raise UsageError(_nothing(files, tally, config))
+            raise UsageError(_nothing(len(sizes), tally, config))
         writer.summary = {
             'files': tally.files_used,
             'captioned_clips': tally.captioned_clips,
@@ -164,10 +171,10 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     return SKIPPED if tally.skipped else 0
 
 
-def _read_captions(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Path, str | None]:
+def _read_captions(videos: Sequence[StoragePath], root: StoragePath, tally: _Tally) -> dict[StoragePath, str | None]:
     """Reads the captions. A video whose own .txt cannot be read is skipped; an unreadable table is an error."""
     captions, texts = Captions(root), {}
-    for path in files:
+    for path in videos:
         try:
             texts[path] = captions.find(path)
         except ValueError as error:
@@ -177,20 +184,21 @@ def _read_captions(files: Sequence[Path], root: Path, tally: _Tally) -> dict[Pat
     return texts
 
 
-def _find_videos(source: Path, output: Path) -> list[Path]:
+def _find_videos(source: StoragePath, output: StoragePath) -> dict[StoragePath, int]:
+    """Returns the sizes of the videos in a folder, but for those in the output folder, or of the one video."""
     if source.is_file():
-        return [source]
+        return {source: files.info(source).size}
     require(source.is_dir(), f'--input={source}: does not exist', UsageError)
-    output = output.resolve()
-    files = [
-        path
-        for path in sorted(source.rglob('*'))
-        if path.suffix.lower() in video_io.VIDEO_SUFFIXES and path.is_file() and not path.name.startswith('.')
-        if output == source.resolve() or output not in path.resolve().parents
-    ]
-    if not files:
+    source_inside, output = output.resolve() == source.resolve(), output.resolve()
+    found = {
+        source / name: info.size
+        for name, info in files.list_files(source).items()
+        if (source / name).suffix.lower() in video_io.VIDEO_SUFFIXES and not (source / name).name.startswith('.')
+        if source_inside or output not in (source / name).resolve().parents
+    }
+    if not found:
         raise UsageError(f'--input={source}: contains no videos ({", ".join(s[1:] for s in video_io.VIDEO_SUFFIXES)})')
-    return files
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +238,6 @@ def _prepare_file(
     """Writes the clips of one video, or records why there are none."""
     before = writer.records
     try:
-        progress.start(path, name)
         info = video_io.probe(path)
         progress.expect(2 * info.frames)
         planned = clips.scan_file(path, config, info, progress.frame)
@@ -256,16 +263,16 @@ def _prepare_file(
         progress.finish()
 
 
-def _nothing(files: Sequence[Path], tally: _Tally, config: clips.ClipsConfig) -> str:
+def _nothing(count: int, tally: _Tally, config: clips.ClipsConfig) -> str:
     if tally.skipped:
         reasons = '; '.join(f'{name}: {reason}' for name, reason in list(tally.skipped.items())[:3])
         more = f' and {len(tally.skipped) - 3} more' if len(tally.skipped) > 3 else ''
-        return f'nothing written: {len(tally.skipped)} of {len(files)} files skipped ({reasons}{more})'
+        return f'nothing written: {len(tally.skipped)} of {count} files skipped ({reasons}{more})'
     black = f' and {tally.black_clips} clips were black' if tally.black_clips else ''
-    return f'nothing written: no shot in {len(files)} file(s) has {config.frames} frames{black}'
+    return f'nothing written: no shot in {count} file(s) has {config.frames} frames{black}'
 
 
-def _summary(output: Path, writer: RecordWriter, tally: _Tally, config: clips.ClipsConfig) -> str:
+def _summary(output: StoragePath, writer: RecordWriter, tally: _Tally, config: clips.ClipsConfig) -> str:
     lines = [
         f'{writer.records} clips of {config.frames} frames at {config.height}x{config.width} from {tally.files_used} '
         f'file(s), in {len(writer.shards)} shard(s) of {output}',
@@ -288,8 +295,8 @@ def _summary(output: Path, writer: RecordWriter, tally: _Tally, config: clips.Cl
 class _Progress:
     """A progress bar over bytes, as the number of frames of a file is known only when it is opened."""
 
-    def __init__(self, files: Sequence[Path]):
-        self._sizes = {path: path.stat().st_size for path in files}
+    def __init__(self, num_bytes: int):
+        self._num_bytes = num_bytes
         self.clips = 0
         self._frames, self._done = 0, 0.0
         # Of the current file: its bytes, those counted so far, and bytes per frame.
@@ -298,7 +305,7 @@ class _Progress:
 
     def __enter__(self) -> '_Progress':
         self._bar = tqdm.tqdm(
-            total=sum(self._sizes.values()),
+            total=self._num_bytes,
             unit='B',
             unit_scale=True,
             mininterval=0.2 if sys.stderr.isatty() else 10,
@@ -309,10 +316,10 @@ class _Progress:
     def __exit__(self, *error) -> None:
         self._bar.close()
 
-    def start(self, path: Path, name: str) -> None:
-        """Starts the progress of a file."""
+    def start(self, size: int, name: str) -> None:
+        """Starts the progress of a file of `size` bytes."""
         self._bar.set_description(name, refresh=False)
-        self._file_size, self._file_bytes, self._share = self._sizes[path], 0.0, 0.0
+        self._file_size, self._file_bytes, self._share = size, 0.0, 0.0
 
     def expect(self, frames: int) -> None:
         """Sets the number of frames that the current file counts for; 0 if unknown."""

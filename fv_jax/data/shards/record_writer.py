@@ -4,15 +4,15 @@ import array
 import contextlib
 import json
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from array_record.python import array_record_module
 
+from fv_jax.core import files
 from fv_jax.core.checks import require
-from fv_jax.core.files import make_folder, remove_empty
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.shards import manifest
 from fv_jax.data.shards.records import encode_record, first_line, record_size
 from fv_jax.data.shards.shard_files import SHARD, shard_name
@@ -29,9 +29,9 @@ class RecordWriter:
       summary: JSON values that are added to NAME.json.
     """
 
-    def __init__(self, folder: str | Path, name: str, shard_records: int = 256, overwrite: bool = False):
+    def __init__(self, folder: StoragePath, name: str, shard_records: int = 256, overwrite: bool = False):
         """Args:
-          folder: created if it does not exist.
+          folder: created if it does not exist; in object storage every shard is uploaded when it is complete.
           name: the first part of the shards' names.
           shard_records: records per shard.
           overwrite: whether to replace shards of the same name.
@@ -41,9 +41,11 @@ class RecordWriter:
         """
         require(shard_records >= 1, f'shard_records={shard_records}: must be at least 1')
         self.summary: dict[str, Any] = {}
-        self._folder, self._name, self._shard_records = Path(folder), name, shard_records
+        self._folder, self._name, self._shard_records = folder, name, shard_records
         self._counts: list[int] = []
         self._writer: Any = None
+        self._path: Path | None = None
+        self._shard = contextlib.ExitStack()  # open while the current shard is written
         # Of the current shard: frames, height and width of its records, one after another, and their keys.
         self._sizes, self._keys = array.array('i'), set()
         present = self._present()
@@ -58,20 +60,22 @@ class RecordWriter:
         return sum(self._counts)
 
     @property
-    def shards(self) -> list[Path]:
+    def shards(self) -> list[StoragePath]:
         """The final paths of the shards written so far."""
         count = len(self._counts)
         return [self._folder / shard_name(self._name, i, count) for i in range(count)]
 
-    def _present(self) -> list[Path]:
-        files = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
-        return [path for path in files if (m := SHARD.fullmatch(path.name)) and m['name'] == self._name]
+    def _present(self) -> list[StoragePath]:
+        found = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        return [path for path in found if (m := SHARD.fullmatch(path.name)) and m['name'] == self._name]
 
     def __enter__(self) -> 'RecordWriter':
-        self._made = make_folder(self._folder)
+        self._made = files.make_folder(self._folder)
         self._temporary = self._folder / f'.{self._name}.{secrets.token_hex(4)}.partial'
         self._temporary.mkdir()
-        self._manifest = manifest.ManifestWriter(self._temporary / 'manifest')
+        self._manifest_file = contextlib.ExitStack()
+        path = self._manifest_file.enter_context(files.atomic_write(self._temporary / 'manifest'))
+        self._manifest = manifest.ManifestWriter(path)
         return self
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -80,9 +84,9 @@ class RecordWriter:
         with _disk_errors():
             if self._writer is None or self._counts[-1] >= self._shard_records:
                 self._close()
-                path = self._temporary / str(len(self._counts))
+                self._path = self._shard.enter_context(files.atomic_write(self._temporary / str(len(self._counts))))
                 # One record per group, so that each can be read alone; mp4 and latents do not compress further.
-                self._writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+                self._writer = array_record_module.ArrayRecordWriter(str(self._path), 'group_size:1,uncompressed')
                 self._counts.append(0)
             self._writer.write(data)
         self._counts[-1] += 1
@@ -94,8 +98,8 @@ class RecordWriter:
         if writer is not None:
             with _disk_errors():
                 writer.close()
-            size = (self._temporary / str(len(self._counts) - 1)).stat().st_size
-            self._manifest.add(size, self._sizes, self._keys)
+            self._manifest.add(self._path.stat().st_size, self._sizes, self._keys)
+            self._shard.close()
             self._sizes, self._keys = array.array('i'), set()
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -110,15 +114,20 @@ class RecordWriter:
                     self._close()
                     self._manifest.close(self._name)
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._manifest_file.close()
+            with contextlib.suppress(OSError):
+                files.remove_folder(self._temporary)
             if not done:
-                remove_empty(self._made)
+                files.remove_empty(self._made)
 
     def _publish(self) -> None:
         """Replaces the old shards by the new ones; if that is interrupted, restores the old ones."""
         self._manifest.close(self._name)
+        self._manifest_file.close()
         index = {'name': self._name, 'records': self.records, **self.summary}
-        (self._temporary / 'index').write_text(json.dumps(index, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        text = json.dumps(index, indent=1, ensure_ascii=False) + '\n'
+        files.write_text(self._temporary / 'index', text)
         index_path, manifest_path = (self._folder / f'{self._name}{end}' for end in ('.json', manifest.SUFFIX))
         old = [*self._present(), index_path, manifest_path]
         moves = [(path, self._temporary / path.name) for path in old if path.exists()]

@@ -137,8 +137,8 @@ def test_damaged_shard_is_an_error_that_names_the_record(tmp_path: Path) -> None
 
 def test_record_writer_on_a_full_disk_raises_and_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        'import sys\nfrom fv_jax.data.shards.record_writer import RecordWriter\n'
-        'try:\n    with RecordWriter(sys.argv[1], "train") as writer:\n'
+        'import pathlib, sys\nfrom fv_jax.data.shards.record_writer import RecordWriter\n'
+        'try:\n    with RecordWriter(pathlib.Path(sys.argv[1]), "train") as writer:\n'
         '        for i in range(200): writer.write({"x": bytes(100_000)})\n'
         'except OSError as error: print("OSError", error)\n'
     )
