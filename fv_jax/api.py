@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +9,10 @@ from flax import nnx
 
 from fv_jax import weights
 from fv_jax.checkpoints.manager import FOLDER, CheckpointError
+from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.paths import expand_path
+from fv_jax.core.paths import StoragePath
 from fv_jax.diffusion.time_grids import Numerics
 from fv_jax.models.layers import DtypeName
 from fv_jax.parallel.mesh import ParallelConfig
@@ -64,7 +64,7 @@ class FlashVideo(Pipeline):
     @classmethod
     def from_official(
         cls,
-        folder: str | Path,
+        folder: str | StoragePath,
         *,
         numerics: Numerics = 'exact',
         dtype: DtypeName = 'bfloat16',
@@ -86,7 +86,7 @@ class FlashVideo(Pipeline):
           FileNotFoundError: the folder does not exist or is incomplete; the message names every missing file.
           ValueError: a file is damaged, is of another model, or does not fit the others.
         """
-        there = official_release.open_release(Path(expand_path(str(folder))), dtype, text)
+        there = official_release.open_release(files.resolve_path(folder), dtype, text)
         name = str(there.vae)
         mesh = SamplingMesh.create(parallel, devices)
         vae = LazyVAE(
@@ -127,7 +127,7 @@ class FlashVideo(Pipeline):
     @classmethod
     def from_checkpoint(
         cls,
-        *folders: str | Path,
+        *folders: str | StoragePath,
         steps: Sequence[int] | None = None,
         numerics: Numerics | None = None,
         text: TextConfig | None = None,
@@ -177,11 +177,11 @@ class FlashVideo(Pipeline):
         return cls(parts.get(PreviewStage), parts.get(EnhancementStage), origin, preview, enhance, mesh, notes)
 
 
-def _runs(folder: str | Path) -> list[Path]:
+def _runs(folder: str | StoragePath) -> list[StoragePath]:
     """Returns the runs that a path is or holds, folders or exported files. Raises CheckpointError for none."""
     if str(folder) == EMBEDDED:
         return embedded.stages()
-    path = Path(expand_path(str(folder)))
+    path = files.resolve_path(folder)
     if path.is_file() or (path / FOLDER).is_dir():
         return [path]
     require(path.exists(), f'{folder}: does not exist', CheckpointError)
@@ -197,7 +197,7 @@ def _runs(folder: str | Path) -> list[Path]:
 
 
 def _open_stage(
-    run: Path, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, LazyVAE], mesh: SamplingMesh
+    run: StoragePath, step: int | None, text: TextConfig | None, vaes: dict[VAEKey, LazyVAE], mesh: SamplingMesh
 ) -> tuple[int, LazyStage, dict[str, Any], list[str]]:
     """Opens a stage of a run without reading arrays.
 

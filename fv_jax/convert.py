@@ -17,15 +17,13 @@ import argparse
 import dataclasses
 import functools
 import logging
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from fv_jax import weights
 from fv_jax.checkpoints import streaming
@@ -39,6 +37,7 @@ from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_error
 from fv_jax.core.devices import check_devices
 from fv_jax.core.output_paths import check_checkpoint_folder, check_output
+from fv_jax.core.paths import StoragePath, absolute
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.models.vae import VAEConfig
@@ -130,7 +129,7 @@ def _check(arguments: argparse.Namespace) -> None:
 _OURS = {FOLDER, UNUSED, *T5_FILES}
 
 
-def _kind(path: Path) -> str:
+def _kind(path: StoragePath) -> str:
     """Returns the kind of the input: 'weights' (official or diffusers), 't5' or 'run'."""
     if path.is_dir() and (path / FOLDER).is_dir():
         return 'run'
@@ -165,10 +164,10 @@ def _to_run(arguments: argparse.Namespace) -> None:
     params = {name: key_table.to_nested(state, values) for name, state in groups.items()}
     meta = {'stage': config_lib.to_dict(stage), 'data': _clip(stage.kind), 'converted_from': str(arguments.input)}
     unused = source.unused()
-    with files.atomic_write(arguments.output.absolute()) as partial:
-        streaming.save(partial, 0, params, meta, digests)
+    with files.write_folder(absolute(arguments.output), marker='') as folder:
         if unused:
-            save_file(unused, partial / UNUSED)
+            files.write_bytes(folder / UNUSED, save(unused))
+        streaming.save(folder, 0, params, meta, digests)
     for note in source.notes:
         log.info(f'note: {note}')
     if report := official_dit.frames_embedding_report(values):
@@ -207,8 +206,8 @@ def _clip(kind: str) -> dict[str, int]:
     return dict(registry.KINDS[kind].stage.official.clip)
 
 
-def _beside(path: Path, official: str, diffusers: str) -> str:
-    return str(path.absolute().parent / (diffusers if path.is_dir() else official))
+def _beside(path: StoragePath, official: str, diffusers: str) -> str:
+    return str(absolute(path).parent / (diffusers if path.is_dir() else official))
 
 
 def _digests(stage: registry.StageConfig) -> dict[str, str]:
@@ -263,9 +262,9 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
         tensors, table, {name: leaf for name, (_, leaf) in key_table.named_parameters(state).items()}
     )
     meta = {'t5': config_lib.to_dict(config), 'converted_from': str(arguments.input)}
-    with files.atomic_write(arguments.output.absolute()) as partial:
-        streaming.save(partial, 0, {'frozen': key_table.to_nested(state, values)}, meta)
-        _copy_tokenizer(arguments.input, partial)
+    with files.write_folder(absolute(arguments.output), marker='') as folder:
+        _copy_tokenizer(arguments.input, folder)
+        streaming.save(folder, 0, {'frozen': key_table.to_nested(state, values)}, meta)
     log.info(f'{arguments.output}: {_describe("t5", config, values)}')
 
 
@@ -275,16 +274,16 @@ def _run_to_t5(arguments: argparse.Namespace, stored: streaming.CheckpointReader
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
     values = key_table.cast_parameters(stored.arrays(), config.param_dtype)
     network = key_table.build_module(abstract_module(functools.partial(T5, config)), values)
-    with files.atomic_write(arguments.output.absolute()) as partial:
+    with files.atomic_write(absolute(arguments.output), marker=t5_folder.CONFIG) as partial:
         t5_folder.save(partial, network)
         _copy_tokenizer(arguments.input, partial)
     log.info(f'{arguments.output}: a T5 folder')
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: StoragePath, target: StoragePath) -> None:
     for name in TOKENIZER:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            files.write_bytes(target / name, (source / name).read_bytes())
 
 
 # --- from a checkpoint ---
@@ -300,15 +299,17 @@ def _from_run(arguments: argparse.Namespace) -> None:
     config = stage.network
     values = key_table.cast_parameters(stored.arrays())
     _check_architecture(arguments.input, values, config)
-    unused = load_file(arguments.input / UNUSED) if (arguments.input / UNUSED).is_file() else None
-    with files.atomic_write(arguments.output.absolute()) as partial:
+    stored_unused = arguments.input / UNUSED
+    unused = load(stored_unused.read_bytes()) if stored_unused.is_file() else None
+    output = absolute(arguments.output)
+    with files.atomic_write(output) as partial:
         count = reader.write(partial, values, config, lora=arguments.lora, dtype=arguments.dtype, unused=unused)
-    size = arguments.output.stat().st_size
+    size = files.info(output).size
     log.info(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')
     return None
 
 
-def _check_architecture(run: Path, values: Parameters, config: NetworkConfig) -> None:
+def _check_architecture(run: StoragePath, values: Parameters, config: NetworkConfig) -> None:
     leaves = key_table.named_parameters(nnx.state(reader.abstract_network(config)))
     wanted = {name: leaf.shape for name, (_, leaf) in leaves.items()}
     there = {name: value.shape for name, value in values.items()}

@@ -9,7 +9,6 @@ Exit codes: 0 success; 2 wrong usage; 1 failure.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,9 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
+from fv_jax.core.files import atomic_write
 from fv_jax.core.output_paths import check_output_file
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -44,7 +45,8 @@ def _degrade(argv: Sequence[str]) -> int:
             print_result(f'sample {sample}, strong {column}: {name}')
             videos[f'strong {column}'] = degraded
         rows.append((f'sample {sample}', {name: to_uint8(video) for name, video in videos.items()}))
-    contact_sheet(rows).save(arguments.output)
+    with atomic_write(arguments.output) as partial:
+        contact_sheet(rows).save(partial, format='PNG')
     print_result(f'written: {arguments.output}')
     return 0
 
@@ -68,7 +70,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
     return arguments, read_config(Degradation, arguments.config, overrides)
 
 
-def _clip(path: Path, size: tuple[int, int], frames: int) -> np.ndarray:
+def _clip(path: StoragePath, size: tuple[int, int], frames: int) -> np.ndarray:
     """Returns the first frames of a video after cropping and resizing to (height, width), float32 FHWC in [-1, 1]."""
     video = video_io.decode(path, max_frames=frames)
     return to_float(resize_uint8(crop_to_aspect(video.frames, size), size))

@@ -11,9 +11,9 @@ Exit codes: 0 success; 2 wrong usage; 1 failure.
 import argparse
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +26,9 @@ from fv_jax.core.command_line import Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.devices import check_devices
+from fv_jax.core.files import make_folder
 from fv_jax.core.output_paths import check_output_folder
+from fv_jax.core.paths import StoragePath, absolute
 from fv_jax.data import pipeline
 from fv_jax.data.degradation.configs import StrongConfig
 from fv_jax.data.degradation.degradations import Degradation
@@ -66,7 +68,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     clips, others = _clips(arguments, networks)
     methods += [*map(result, others)] + ([ground_truth()] if arguments.videos is None else [])
     log.info(f'{len(clips)} clip(s), {len(methods)} methods, {len(suite.metrics)} metrics')
-    arguments.output.mkdir(exist_ok=True)
+    make_folder(arguments.output)
     comparison = Comparison(methods, suite, arguments.output)
     comparison.run(clips)
     losses = None
@@ -147,12 +149,12 @@ def _load_suite(arguments: argparse.Namespace) -> Suite:
     return suite
 
 
-def _checkpoints(arguments: argparse.Namespace) -> list[Path]:
+def _checkpoints(arguments: argparse.Namespace) -> list[StoragePath]:
     compared = [item.checkpoint for item in arguments.compare]
     return [path for path in (arguments.checkpoint, *compared) if path is not None]
 
 
-def _folder(arguments: argparse.Namespace) -> Path | None:
+def _folder(arguments: argparse.Namespace) -> StoragePath | None:
     """Returns the folder of the clips; None for held-out clips."""
     return arguments.pairs or arguments.ground_truth or arguments.videos
 
@@ -180,14 +182,14 @@ def _clips(arguments: argparse.Namespace, networks: Sequence[Network]) -> tuple[
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    what = ' on '.join(path.absolute().name for path in (arguments.checkpoint, _folder(arguments)) if path)
+    what = ' on '.join(absolute(path).name for path in (arguments.checkpoint, _folder(arguments)) if path)
     return f'Evaluation of {what}'
 
 
 def _settings(arguments: argparse.Namespace, suite: Suite) -> Mapping[str, Any]:
     """Returns the settings of the command, for the report."""
     kept = {
-        name: str(value) if isinstance(value, Path) else value
+        name: str(value) if isinstance(value, os.PathLike) else value
         for name, value in vars(arguments).items()
         if value not in (None, []) and name not in ('output', 'overwrite', 'strong', 'compare', 'vgg_frames')
     }

@@ -21,7 +21,6 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fv_jax.checkpoints import streaming
@@ -33,6 +32,7 @@ from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
 from fv_jax.core.output_paths import check_checkpoint_folder, check_output
+from fv_jax.core.paths import StoragePath, absolute
 from fv_jax.kernels.attention import PORTABLE
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
@@ -61,14 +61,15 @@ def _export(argv: Sequence[str]) -> int:
     _check(arguments)
     check_devices()
     exported = _open_checkpoint(arguments)
-    output = arguments.output.absolute()
-    with files.atomic_write(output) as partial:
-        if output.suffix == SUFFIX:
+    output = absolute(arguments.output)
+    if output.suffix == SUFFIX:
+        with files.atomic_write(output) as partial:
             _write_file(partial, exported)
-            size = partial.stat().st_size
-        else:
-            _write_folder(partial, exported, arguments)
-            size = sum(path.stat().st_size for path in partial.rglob('*') if path.is_file())
+        size = files.info(output).size
+    else:
+        with files.write_folder(output, marker=model_card.NAME) as folder:
+            _write_folder(folder, exported, arguments)
+        size = sum(info.size for info in files.list_files(output).values())
     log.info(f'{arguments.output}: step {exported.step}, {size:,} bytes')
     return 0
 
@@ -182,7 +183,7 @@ def _describe_params(config: dict[str, Any], params: str) -> str:
     return f'EMA (decay {decay})' if decay and params == 'ema' else 'of the last step'
 
 
-def _write_file(path: Path, exported: _Exported) -> None:
+def _write_file(path: StoragePath, exported: _Exported) -> None:
     stage = exported.stage
     if isinstance(stage.network, VAEConfig):
         single_file.write(path, exported.values, stage.network)
@@ -191,7 +192,7 @@ def _write_file(path: Path, exported: _Exported) -> None:
     single_file.write(path, exported.values, stage.network, {single_file.RUN: json.dumps(run)})
 
 
-def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespace) -> None:
+def _write_folder(folder: StoragePath, exported: _Exported, arguments: argparse.Namespace) -> None:
     network = ModelDef.from_stage(registry.build(exported.stage))
     groups = {'trainable': network.trainable, 'frozen': network.frozen}
     params = {name: key_table.to_nested(state, exported.values) for name, state in groups.items()}
@@ -202,7 +203,7 @@ def _write_folder(folder: Path, exported: _Exported, arguments: argparse.Namespa
     )
     loader = exported_functions.LOADER if functions else ''
     card = model_card.render(folder.name, exported.config, exported.digests, exported.about, functions, loader)
-    (folder / model_card.NAME).write_text(card, encoding='utf-8')
+    files.write_text(folder / model_card.NAME, card)
 
 
 def _forwards(exported: _Exported, arguments: argparse.Namespace) -> list[ExportedFunction]:
@@ -214,16 +215,17 @@ def _forwards(exported: _Exported, arguments: argparse.Namespace) -> list[Export
 
 
 def _write_forwards(
-    folder: Path, exported: _Exported, forwards: Sequence[ExportedFunction], platforms: Sequence[str]
+    folder: StoragePath, exported: _Exported, forwards: Sequence[ExportedFunction], platforms: Sequence[str]
 ) -> list[str]:
     stage = registry.build(exported.stage)
-    folder.mkdir(parents=True)
+    files.make_folder(folder)
     for forward in forwards:
         artefact = exported_functions.export_stablehlo(forward, stage, platforms)
-        (folder / f'{forward.name}{exported_functions.SUFFIX}').write_bytes(artefact)
+        files.write_bytes(folder / f'{forward.name}{exported_functions.SUFFIX}', artefact)
     wanted = exported_functions.parameter_names(stage)
     arrays = ((name, exported.values[name].numpy().astype(dtype)) for name, dtype in wanted)
-    exported_functions.write_parameters(folder / exported_functions.PARAMETERS, arrays)
+    with files.atomic_write(folder / exported_functions.PARAMETERS) as partial:
+        exported_functions.write_parameters(partial, arrays)
     return [f'{forward}, for {", ".join(platforms)}' for forward in forwards]
 
 

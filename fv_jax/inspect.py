@@ -17,7 +17,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +32,7 @@ from fv_jax.core.command_line import Parser, UsageError, format_error, path_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.files import format_bytes, parse_json
+from fv_jax.core.paths import StoragePath
 from fv_jax.stages import registry
 from fv_jax.training.monitoring.metric_writer import JSONL
 from fv_jax.training.run.launch_record import RUN
@@ -140,7 +140,7 @@ def _row(path: str, shape: tuple[int, ...], dtype: np.dtype, known: Mapping[str,
     return Row(name, shape, dtype, axes, trainable)
 
 
-def _weights(path: Path) -> list[Row]:
+def _weights(path: StoragePath) -> list[Row]:
     if (kind := single_file.read_kind(path)) is not None:
         config = single_file.read_config(path)
         stored = {key.replace('/', '.'): tensor for key, tensor in single_file.read_tensors(path).items()}
@@ -166,7 +166,7 @@ def _weights(path: Path) -> list[Row]:
 # --- printing ---
 
 
-def _starts(path: Path) -> None:
+def _starts(path: StoragePath) -> None:
     if not path.exists():
         return
     try:
@@ -182,7 +182,7 @@ def _starts(path: Path) -> None:
     print_result(f'  {command}')
 
 
-def _print_metrics(path: Path, step: int) -> None:
+def _print_metrics(path: StoragePath, step: int) -> None:
     """Prints the last metrics of each kind up to the step."""
     if not path.exists():
         return

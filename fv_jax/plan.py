@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from fv_jax import api
 from fv_jax.core import files
@@ -31,6 +30,7 @@ from fv_jax.core.command_line import (
 )
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
+from fv_jax.core.paths import StoragePath, absolute
 from fv_jax.planning import planner, sampled_stages, search, slices, table
 from fv_jax.planning.planner import PlanRequest
 from fv_jax.planning.sampled_stages import SampledPipeline, SampledStage
@@ -59,7 +59,7 @@ def _plan(argv: Sequence[str]) -> int:
     arguments, overrides = parser.parse_with_overrides(argv, ('config', *SAMPLING_OVERRIDES))
     both = arguments.search and arguments.find_smallest_slice
     require(not both, '--search, --find-smallest-slice: cannot be combined; give one of them', UsageError)
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+    if arguments.json is not None and not files.folder_exists(absolute(arguments.json).parent):
         raise UsageError(f'--json={arguments.json}: its folder does not exist')
     searches = arguments.search or arguments.find_smallest_slice
     only = _read_only(arguments, (TRAIN,) if searches else CHOICES if arguments.config else (SAMPLE,))
@@ -163,7 +163,7 @@ def _change_settings(stage: SampledStage, arguments: argparse.Namespace, overrid
     return dataclasses.replace(stage, settings=settings)
 
 
-def _print_report(request: PlanRequest, json_path: Path | None) -> int:
+def _print_report(request: PlanRequest, json_path: StoragePath | None) -> int:
     report = planner.plan(request)
     for line in table.format_report(report):
         print_result(line)

@@ -303,7 +303,7 @@ def test_convert_on_a_full_disk_leaves_nothing(files, runs, tmp_path, capsys, mo
 
 
 def test_convert_refuses_an_unwritable_output(runs, capsys):
-    run_failing(capsys, 1, '--input', runs / 'stage2', '--output', '/proc/x.pt')
+    run_failing(capsys, 2, '--input', runs / 'stage2', '--output', '/proc/x.pt')
 
 
 @pytest.mark.parametrize(

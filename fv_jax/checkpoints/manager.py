@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from fv_jax.checkpoints import checksums
 from fv_jax.checkpoints.barrier import Barrier
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath, absolute, as_path
 from fv_jax.parallel import distributed
 
 FOLDER = 'checkpoints'
@@ -83,7 +84,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        run: Path | str,
+        run: str | StoragePath,
         *,
         max_to_keep: int | None = None,
         keep_period: int | None = None,
@@ -100,7 +101,10 @@ class Checkpoints:
         Raises:
           CheckpointError: `read_only`, and the folder does not exist.
         """
-        self.folder = Path(run).absolute() / FOLDER
+        self.folder = absolute(as_path(run)) / FOLDER
+        fix = 'copy the run to a local folder or to gs://, or export it as a file, *.safetensors'
+        no_orbax = f'{run}: Orbax reads and writes no checkpoints on s3://; {fix}'
+        require(not str(self.folder).startswith('s3://'), no_orbax, CheckpointError)
         require(not read_only or self.folder.parent.exists(), f'{run}: does not exist', CheckpointError)
         lacks = f'{run}: contains no checkpoints (expected a folder {FOLDER!r} in it)'
         require(not read_only or self.folder.is_dir(), lacks, CheckpointError)

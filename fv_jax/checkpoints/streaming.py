@@ -11,7 +11,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, make_meta, summarize_error
+from fv_jax.core.paths import StoragePath, absolute
 
 PARAMS, STATE = 'params', 'state'
 GROUPS = ('trainable', 'frozen')
@@ -88,7 +88,7 @@ class _SequentialHandler(ocp.type_handlers.NumpyHandler):
 
 
 def save(
-    run: Path,
+    run: StoragePath,
     step: int,
     params: dict[str, Any],
     config: dict[str, Any],
@@ -116,7 +116,7 @@ def save(
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     meta = make_meta(step, config, digests)
     items = {PARAMS: ocp.args.PyTreeSave(leaves, save_args=chunks), META: ocp.args.JsonSave(meta)}
-    folder = run.absolute() / FOLDER
+    folder = absolute(run) / FOLDER
     with (
         _errors(f'{folder}: step {step} could not be saved'),
         ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager,
@@ -139,7 +139,7 @@ class CheckpointReader:
     Each read opens the checkpoint again; small arrays are therefore read together with the first of them, and kept.
     """
 
-    def __init__(self, run: Path, step: int | None = None, item: str = PARAMS):
+    def __init__(self, run: StoragePath, step: int | None = None, item: str = PARAMS):
         """Opens a checkpoint.
 
         Args:
@@ -152,7 +152,7 @@ class CheckpointReader:
           CheckpointError: it does not exist, or cannot be read.
         """
         self.meta = Checkpoints(run, read_only=True).meta(step)
-        self._folder = run.absolute() / FOLDER / str(self.meta['step']) / item
+        self._folder = absolute(run) / FOLDER / str(self.meta['step']) / item
         if not self._folder.is_dir():
             raise CheckpointError(f'{self._folder}: does not exist; the checkpoint has no item {item!r}')
         self._handler = ocp.PyTreeCheckpointHandler()

@@ -5,20 +5,26 @@ methods of both kinds of path do alike (`exists`, `is_dir`, `iterdir`, `glob`, `
 called on the path itself. All raise OSError.
 """
 
+import concurrent.futures
+import io
 import json
+import os
 import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
-from fv_jax.core.paths import StoragePath
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.core.storage.local import LocalStore, temporary_start
 from fv_jax.core.storage.objects import ObjectStore
 from fv_jax.core.storage.store import AppendFile, FileInfo, Store
 
+T = TypeVar('T')
+
 _LOCAL, _OBJECTS = LocalStore(), ObjectStore()
+_THREADS = 16
 
 
 def _store(path: StoragePath) -> Store:
@@ -35,9 +41,35 @@ def check_reachable(path: StoragePath) -> None:
     _store(path).check_reachable(path)
 
 
+def resolve_path(text: str | os.PathLike[str]) -> StoragePath:
+    """Returns the path that a text names (`as_path`), whose bucket can be reached: for functions that users call.
+
+    Raises:
+      ValueError: see `as_path`.
+      OSError: see `check_reachable`.
+    """
+    path = as_path(text)
+    check_reachable(path)
+    return path
+
+
+def map_paths(function: Callable[[StoragePath], T], paths: Iterable[StoragePath]) -> list[T]:
+    """Returns function(path) of all paths, in order; several are waited for at a time.
+
+    Raises what the function raises, for the first path for which it does.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, paths))
+
+
 def check_writable(folder: StoragePath) -> None:
     """Writes and removes a small file in a folder. Raises OSError."""
     _store(folder).check_writable(folder)
+
+
+def is_same(path: StoragePath, other: StoragePath) -> bool:
+    """Returns whether two paths name the same file or folder."""
+    return _store(path).is_same(path, other)
 
 
 def folder_exists(folder: StoragePath) -> bool:
@@ -180,6 +212,16 @@ def format_bytes(size: float) -> str:
             return f'{size:.3g} {unit}'
         size /= 1000
     return f'{size:.4g} GB'
+
+
+def read_text(path: StoragePath) -> str:
+    """Reads a UTF-8 text, with or without a byte order mark; every end of a line becomes a newline.
+
+    Raises:
+      OSError: it cannot be read.
+      UnicodeDecodeError: it is not UTF-8.
+    """
+    return io.TextIOWrapper(io.BytesIO(path.read_bytes()), encoding='utf-8-sig').read()
 
 
 def write_bytes(path: StoragePath, data: bytes) -> None:

@@ -1,15 +1,15 @@
 """Checks of the `--output` of a command before any work begins."""
 
 import re
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
+from fv_jax.core import files
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import UsageError
+from fv_jax.core.command_line import UsageError, format_error
+from fv_jax.core.paths import StoragePath, absolute, is_url
 
 
-def check_output_file(output: Path, suffix: str, overwrite: bool, flag: str = '--output=') -> None:
+def check_output_file(output: StoragePath, suffix: str, overwrite: bool, flag: str = '--output=') -> None:
     """Raises UsageError unless a file with this suffix may be written to `output`.
 
     Args:
@@ -19,15 +19,19 @@ def check_output_file(output: Path, suffix: str, overwrite: bool, flag: str = '-
       flag: precedes the path in messages.
     """
     require(output.suffix.lower() == suffix, f'{flag}{output}: must end in {suffix}', UsageError)
-    require(output.absolute().parent.is_dir(), f'{flag}{output}: folder {output.parent} does not exist', UsageError)
+    folder = absolute(output).parent
+    require(files.folder_exists(folder), f'{flag}{output}: folder {output.parent} does not exist', UsageError)
     require(not output.is_dir(), f'{flag}{output}: is a folder', UsageError)
     if output.exists() and not overwrite:
         raise UsageError(f'{flag}{output}: already exists; choose another name or pass --overwrite')
-    _check_writable(output.absolute().parent, f'{flag}{output}')
+    _check_writable(folder, f'{flag}{output}')
 
 
 def check_output_folder(
-    output: Path, overwrite: bool, flag: str = '--output=', continues: Callable[[Path], bool] = lambda path: False
+    output: StoragePath,
+    overwrite: bool,
+    flag: str = '--output=',
+    continues: Callable[[StoragePath], bool] = lambda path: False,
 ) -> None:
     """Raises UsageError unless a folder may be written to `output`.
 
@@ -41,12 +45,12 @@ def check_output_folder(
     others = sorted(path.name for path in output.iterdir() if not continues(path)) if output.is_dir() else []
     if others and not overwrite:
         raise UsageError(f'{flag}{output}: is not empty ({others[0]}); choose another folder or pass --overwrite')
-    folder = output if output.is_dir() else output.absolute().parent
-    require(folder.is_dir(), f'{flag}{output}: folder {output.parent} does not exist', UsageError)
+    folder = output if files.folder_exists(output) else absolute(output).parent
+    require(files.folder_exists(folder), f'{flag}{output}: folder {output.parent} does not exist', UsageError)
     _check_writable(folder, f'{flag}{output}')
 
 
-def check_output(output: Path, source: Path, overwrite: bool, what: str) -> None:
+def check_output(output: StoragePath, source: StoragePath, overwrite: bool, what: str) -> None:
     """Raises UsageError unless a file or a folder that is made of `source` may be written to `output`.
 
     Args:
@@ -55,33 +59,37 @@ def check_output(output: Path, source: Path, overwrite: bool, what: str) -> None
       overwrite: whether `output` may exist already.
       what: names `source` in messages.
     """
-    folder = output.absolute().parent
-    require(folder.is_dir(), f'--output={output}: folder {folder} does not exist', UsageError)
-    require(output.resolve() != source.resolve(), f'--output={output}: is the {what}', UsageError)
+    folder = absolute(output).parent
+    require(files.folder_exists(folder), f'--output={output}: folder {folder} does not exist', UsageError)
+    require(not files.is_same(output, source), f'--output={output}: is the {what}', UsageError)
     free = overwrite or not output.exists()
     require(free, f'--output={output}: already exists; choose another name or pass --overwrite', UsageError)
+    _check_writable(output if not output.suffix and files.folder_exists(output) else folder, f'--output={output}')
 
 
-def check_checkpoint_folder(folder: Path, flag: str = '--output=') -> None:
-    """Raises UsageError if no checkpoint can be saved in a folder because of a name in its path.
+def check_checkpoint_folder(folder: StoragePath, flag: str = '--output=') -> None:
+    """Raises UsageError if no checkpoint can be saved in a folder, because of its storage or a name in its path.
 
-    Orbax lists its files by `glob` with the whole path as pattern, and takes gs:/ for the scheme of a bucket.
-    Tensorstore takes \\ for /.
+    Orbax writes to local folders and gs:// alone. It lists its files by `glob` with the whole path as pattern, and
+    takes gs:/ for the scheme of a bucket. Tensorstore takes \\ for /.
 
     Args:
       folder: need not exist.
       flag: precedes the path in messages.
     """
-    path = folder.absolute().as_posix()
-    if found := re.search(r'[*?\[\\]|gs:/', f'{path}/'):
+    path = absolute(folder).as_posix()
+    if is_url(path):
+        refused = f'{flag}{folder}: no checkpoint can be saved there: Orbax writes to local folders and gs:// alone'
+        require(path.startswith('gs://'), refused, UsageError)
+    elif found := re.search(r'[*?\[\\]|gs:/', f'{path}/'):
         raise UsageError(
             f'{flag}{folder}: no checkpoint can be saved in {path} because of {found.group()!r}; choose a path without '
             '*, ?, [, \\ and folders whose names end in gs:'
         )
 
 
-def _check_writable(folder: Path, what: str) -> None:
+def _check_writable(folder: StoragePath, what: str) -> None:
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        files.check_writable(folder)
     except OSError as error:
-        raise UsageError(f'{what}: cannot be written ({error.strerror})') from None
+        raise UsageError(f'{what}: cannot be written ({error.strerror or format_error(error)})') from None

@@ -15,12 +15,12 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError
+from fv_jax.core.paths import StoragePath
 from fv_jax.data import pipeline
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
@@ -116,7 +116,7 @@ def resize(video: np.ndarray, size: Size) -> np.ndarray:
     return np.concatenate([to_uint8(resize_bilinear(to_float(frame[None]), size)) for frame in video])
 
 
-def pair_clips(folder: Path, reading: Reading) -> tuple[list[Loader], list[str]]:
+def pair_clips(folder: StoragePath, reading: Reading) -> tuple[list[Loader], list[str]]:
     """Returns loaders of the pairs in a folder, and the names of other enhancers whose results it holds.
 
     Raises:
@@ -150,10 +150,10 @@ def pair_clips(folder: Path, reading: Reading) -> tuple[list[Loader], list[str]]
     return [functools.partial(load, index, name) for index, name in enumerate(truths)], others
 
 
-def truth_clips(folder: Path, reading: Reading) -> list[Loader]:
+def truth_clips(folder: StoragePath, reading: Reading) -> list[Loader]:
     """Returns loaders of the videos in a folder, each cropped, and degraded by `reading.scale`. Raises UsageError."""
 
-    def load(index: int, name: str, path: Path) -> EvaluationClip:
+    def load(index: int, name: str, path: StoragePath) -> EvaluationClip:
         video = read_video(path, reading.max_frames)
         size = _result_size(path, video, 1, reading.multiple)
         truth = _crop(video.frames, size)
@@ -163,10 +163,10 @@ def truth_clips(folder: Path, reading: Reading) -> list[Loader]:
     return [functools.partial(load, i, *item) for i, item in enumerate(list_videos(folder).items())]
 
 
-def video_clips(folder: Path, reading: Reading) -> list[Loader]:
+def video_clips(folder: StoragePath, reading: Reading) -> list[Loader]:
     """Returns loaders of the videos in a folder, to be enlarged by `reading.scale`. Raises UsageError."""
 
-    def load(index: int, name: str, path: Path) -> EvaluationClip:
+    def load(index: int, name: str, path: StoragePath) -> EvaluationClip:
         video = read_video(path, reading.max_frames)
         size = _result_size(path, video, reading.scale, reading.multiple)
         return EvaluationClip(name, video.frames, size, video.fps, reading.seed + index)
@@ -174,14 +174,14 @@ def video_clips(folder: Path, reading: Reading) -> list[Loader]:
     return [functools.partial(load, i, *item) for i, item in enumerate(list_videos(folder).items())]
 
 
-def list_videos(folder: Path) -> dict[str, Path]:
+def list_videos(folder: StoragePath) -> dict[str, StoragePath]:
     """Lists the videos, folders of frames, and images in a folder by name (without suffix), in order.
 
     Raises:
       UsageError: no such folder, nothing in it, or two of one name.
     """
     require(folder.is_dir(), f'{folder}: no such folder', UsageError)
-    found: dict[str, Path] = {}
+    found: dict[str, StoragePath] = {}
     for path in sorted(folder.iterdir(), key=_natural_order):
         is_file = path.is_file() and path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
         if path.name.startswith('.') or not (is_file or path.is_dir()):
@@ -193,7 +193,7 @@ def list_videos(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_video(path: Path, max_frames: int) -> Video:
+def read_video(path: StoragePath, max_frames: int) -> Video:
     """Reads the first frames of a video, of a folder of frames in natural order, or of an image. Raises ValueError."""
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
         return video_io.decode(path, max_frames)
@@ -235,7 +235,7 @@ def common_crop(low: Size, high: Size, multiple: int, where: str) -> tuple[Size,
     return (h, w), (height, width)
 
 
-def _natural_order(path: Path) -> list[tuple[int, int | str]]:
+def _natural_order(path: StoragePath) -> list[tuple[int, int | str]]:
     """Orders frame2 before frame10."""
     parts = re.split(r'(\d+)', path.name)
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
@@ -245,18 +245,18 @@ def _crop(frames: np.ndarray, size: Size) -> np.ndarray:
     return np.ascontiguousarray(frames[:, : size[0], : size[1]])
 
 
-def _check_same_names(folder: Path, truths: Sequence[str], other: str, found: Sequence[str]) -> None:
+def _check_same_names(folder: StoragePath, truths: Sequence[str], other: str, found: Sequence[str]) -> None:
     for name in truths:
         require(name in found, f'{folder / other}: has no {name!r}, which {GT} has', UsageError)
     for name in found:
         require(name in truths, f'{folder / other}: has {name!r}, which {GT} has not', UsageError)
 
 
-def _check_length(path: Path, frames: np.ndarray, truth: np.ndarray) -> None:
+def _check_length(path: StoragePath, frames: np.ndarray, truth: np.ndarray) -> None:
     require(len(frames) == len(truth), f'{path}: {len(frames)} frame(s), the ground truth {len(truth)}')
 
 
-def _read_result(path: Path, truth: Video, size: Size, max_frames: int) -> np.ndarray:
+def _read_result(path: StoragePath, truth: Video, size: Size, max_frames: int) -> np.ndarray:
     video = read_video(path, max_frames)
     _check_length(path, video.frames, truth.frames)
     sizes = ['x'.join(map(str, v.size)) for v in (video, truth)]
@@ -264,7 +264,7 @@ def _read_result(path: Path, truth: Video, size: Size, max_frames: int) -> np.nd
     return _crop(video.frames, size)
 
 
-def _result_size(path: Path, video: Video, scale: float, multiple: int) -> Size:
+def _result_size(path: StoragePath, video: Video, scale: float, multiple: int) -> Size:
     """Returns `scale` times the size of a video, rounded down to multiples. Raises ValueError for a video too small."""
     height, width = (int(side * scale) // multiple * multiple for side in video.size)
     small = f'{path}: {video.size[0]}x{video.size[1]} is too small; results need {multiple}x{multiple}'

@@ -17,14 +17,14 @@ import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 import fv_jax
-from fv_jax.core.files import write_json, write_text
+from fv_jax.core.files import atomic_write, make_folder, write_json, write_text
+from fv_jax.core.paths import StoragePath
 from fv_jax.core.report.markdown import to_markdown
 from fv_jax.core.report.page import to_html
 from fv_jax.data.transforms import to_float
@@ -60,7 +60,7 @@ class Comparison:
 
     methods: Sequence[Method]
     suite: Suite
-    output: Path
+    output: StoragePath
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     media: list[ClipMedia] = dataclasses.field(default_factory=list)
     features: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -77,7 +77,7 @@ class Comparison:
 
     def _run_clip(self, clip: EvaluationClip, variables: i3d.Variables | None) -> None:
         folder = self.output / CLIPS / clip.name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         height, width = (side // 2 * 2 for side in clip.low_quality.shape[1:3])  # H.264 takes even sides
         video_io.encode(folder / 'input.mp4', clip.low_quality[:, :height, :width], clip.fps)
         values, middle, files = {}, {}, {}
@@ -99,7 +99,8 @@ class Comparison:
                 f'{clip.name}: {method.name}, made in {made - started:.1f} s, measured in '
                 f'{time.monotonic() - made:.1f} s'
             )
-        strip(middle).save(folder / 'strip.png')
+        with atomic_write(folder / 'strip.png') as partial:
+            strip(middle).save(partial)
         self.media.append(ClipMedia(clip.name, folder / 'strip.png', files))
         self.rows.append(
             {

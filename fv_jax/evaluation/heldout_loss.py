@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fv_jax.core.paths import StoragePath
 from fv_jax.data import pipeline
 from fv_jax.data.shards.shard_files import read_records
 from fv_jax.data.transforms import to_float
@@ -66,7 +66,7 @@ def _noise(stage: EnhancementStage, batch: Batch, key: jax.Array, index: int) ->
     return stage.sample_noise_and_time(tiled, per_example_keys(key, index, STRATA))
 
 
-def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: Path) -> Iterator[Batch]:
+def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: StoragePath) -> Iterator[Batch]:
     """Yields the latents that the run trained on: cached ones, or its first clips encoded now."""
     if data.cache is not None:
         for record in read_records(latent_cache.cached_shards(checkpoint / latent_cache.FOLDER)):

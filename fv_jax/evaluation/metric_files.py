@@ -10,19 +10,21 @@ The files are executed. A score that fails or is not finite is reported as not c
 
 import importlib.util
 import math
+import pathlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from fv_jax.core.checks import error_context, require
+from fv_jax.core.local_copies import local_copy
+from fv_jax.core.paths import StoragePath
 from fv_jax.evaluation.suite import Metric
 from fv_jax.evaluation.videos import NotApplicableError
 
 DIRECTIONS = ('higher', 'lower')
 
 
-def read_metric_files(folder: Path) -> list[Metric]:
+def read_metric_files(folder: StoragePath) -> list[Metric]:
     """Reads the metrics of a folder, in the order of their names.
 
     Raises:
@@ -31,11 +33,13 @@ def read_metric_files(folder: Path) -> list[Metric]:
     require(folder.is_dir(), f'{folder}: no such folder')
     files = sorted(path for path in folder.glob('*.py') if not path.name.startswith(('.', '_')))
     require(files, f'{folder}: holds no metrics; a metric is a file NAME.py with DIRECTION and score(frames)')
-    return [_read_file(path) for path in files]
+    local = local_copy(folder)  # of the whole folder: a file may read others beside it
+    return [_read_file(path, local / path.name) for path in files]
 
 
-def _read_file(path: Path) -> Metric:
-    spec = importlib.util.spec_from_file_location(f'metric_file_{path.stem}', path)
+def _read_file(path: StoragePath, local: pathlib.Path) -> Metric:
+    """Reads a metric from the local copy of its file; `path` is for messages."""
+    spec = importlib.util.spec_from_file_location(f'metric_file_{path.stem}', local)
     module = importlib.util.module_from_spec(spec)
     with error_context(f'{path}: ', Exception):
         spec.loader.exec_module(module)
@@ -46,7 +50,7 @@ def _read_file(path: Path) -> Metric:
     return Metric(path.stem, path.stem, direction, per_frame, 3, needs_truth=False, uses_truth=False, window=0)
 
 
-def _as_per_frame(path: Path, score: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], np.ndarray]:
+def _as_per_frame(path: StoragePath, score: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], np.ndarray]:
     def per_frame(video: np.ndarray) -> np.ndarray:
         with error_context(f'{path}: score failed: ', Exception, NotApplicableError):
             value = float(score(video))

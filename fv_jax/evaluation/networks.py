@@ -3,13 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.command_line import UsageError, override
-from fv_jax.core.paths import expand_path
+from fv_jax.core.command_line import UsageError, check_reachable, override
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.evaluation.methods import Method, network, round_trip
 from fv_jax.sampling.enhancer import Enhancer
 from fv_jax.sampling.programs import LoadedStage
@@ -31,7 +30,7 @@ FIELDS = ('num_steps', 'sampler', 'shift', 'noise_augmentation_timestep', 'numer
 class Comparand(NamedTuple):
     """An item of --compare: a checkpoint (None for that of --checkpoint), and settings by field, as text."""
 
-    checkpoint: Path | None
+    checkpoint: StoragePath | None
     settings: dict[str, str]
 
     def __str__(self) -> str:
@@ -46,12 +45,13 @@ def parse_comparand(text: str) -> Comparand:
       UsageError: no such path, or a field that does not exist.
     """
     with error_context(f'--compare {text}: ', error=UsageError):
-        path = Path(expand_path(text))
+        path = as_path(text)
+    check_reachable(path, f'--compare {text}')
     if path.exists():
         return Comparand(path, {})
     first, *rest = text.split(',')
     settings = text.split(',') if '=' in first else rest
-    checkpoint = None if '=' in first else Path(expand_path(first))
+    checkpoint = None if '=' in first else as_path(first)
     if checkpoint is not None:
         require(checkpoint.exists(), f'--compare {text}: {first} does not exist', UsageError)
     found = {}
@@ -77,7 +77,7 @@ class Network:
     """
 
     label: str
-    path: Path
+    path: StoragePath
     run: Run
     loaded: LoadedStage[EnhancementStage]
 
@@ -137,7 +137,7 @@ def _show(settings: Mapping[str, str]) -> str:
     return ' '.join(f'{field}={text}' for field, text in settings.items())
 
 
-def open_networks(paths: Sequence[Path], mesh: SamplingMesh) -> list[Network]:
+def open_networks(paths: Sequence[StoragePath], mesh: SamplingMesh) -> list[Network]:
     """Opens checkpoints, each once, with labels that tell them apart. mesh: what they are sampled on.
 
     Raises:
@@ -152,7 +152,7 @@ def open_networks(paths: Sequence[Path], mesh: SamplingMesh) -> list[Network]:
     return [_open(label, path, mesh) for label, path in zip(labels, paths, strict=True)]
 
 
-def _open(label: str, path: Path, mesh: SamplingMesh) -> Network:
+def _open(label: str, path: StoragePath, mesh: SamplingMesh) -> Network:
     run = trained_runs.open_run(path, None, mesh.network_partitioner, mesh.frames_partitioner)
     for note in run.notes:
         log.info(f'note: {note}')

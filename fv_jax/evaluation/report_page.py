@@ -8,10 +8,10 @@ number of steps, every clip, what was not computed, and settings.
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 from fv_jax.core.report.blocks import (
     Block,
     Cell,
@@ -61,8 +61,8 @@ class ClipMedia:
     """
 
     name: str
-    strip: Path
-    videos: Mapping[str, Path]
+    strip: StoragePath
+    videos: Mapping[str, StoragePath]
 
 
 def build_report(data: Mapping[str, Any], media: Sequence[ClipMedia]) -> Report:

@@ -1,15 +1,16 @@
 """`sample enhance`: high-resolution videos of stored previews."""
 
 import argparse
+import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from fv_jax import api
 from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import Parser, UsageError, override_settings, path_flag
-from fv_jax.core.files import remove_partial
+from fv_jax.core.files import map_paths, remove_partial
 from fv_jax.core.output_paths import check_output_file
+from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import ENHANCE, SUFFIX, Command, Overrides, add_batch_flags, add_weights_flags
@@ -38,8 +39,9 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     with error_context('', error=UsageError):
         outputs, stored = read_stored(folders)
     outputs = [arguments.output] if arguments.output else outputs
-    for output in outputs:  # one that exists is compared below
-        check_output_file(output, SUFFIX, overwrite=True, flag='--output=' if arguments.output else '')
+    flag = '--output=' if arguments.output else ''
+    # One that exists is compared below.
+    map_paths(functools.partial(check_output_file, suffix=SUFFIX, overwrite=True, flag=flag), outputs)
     origins = {preview.metadata.origin for preview in stored}
     if len(origins) > 1 and not (arguments.official or arguments.checkpoint):
         raise UsageError(
@@ -51,15 +53,15 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     check_complete(enhance_stored(fv, stored, outputs, settings, arguments, arguments.seed))
 
 
-def read_stored(folders: Sequence[Path]) -> tuple[list[Path], list[StoredPreview]]:
+def read_stored(folders: Sequence[StoragePath]) -> tuple[list[StoragePath], list[StoredPreview]]:
     """Returns the default output of each preview, and the stored previews."""
-    return [folder / preview_store.VIDEO for folder in folders], [preview_store.load(folder) for folder in folders]
+    return [folder / preview_store.VIDEO for folder in folders], map_paths(preview_store.load, folders)
 
 
 def enhance_stored(
     fv: api.FlashVideo,
     stored: Sequence[StoredPreview],
-    outputs: Sequence[Path],
+    outputs: Sequence[StoragePath],
     settings: EnhanceSettings,
     arguments: argparse.Namespace,
     seed: int | None = None,

@@ -31,7 +31,8 @@ def _add_flags(parser: Parser) -> None:
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     requests = _read_requests(arguments)
     folder = arguments.output
-    ours = functools.partial(preview_store.belongs_to, count=len(requests.prompts))
+    stored = preview_store.list_stored(folder)
+    ours = functools.partial(preview_store.belongs_to, count=len(requests.prompts), stored=stored)
     check_output_folder(folder, arguments.overwrite, continues=ours)
     fv, file = pipeline.open_pipeline(arguments), batch.Mp4Options(arguments.fps, arguments.crf)
     settings = override_settings(fv.preview_settings, PREVIEW, overrides[PREVIEW])

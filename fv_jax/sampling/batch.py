@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from fv_jax.core.checks import require
-from fv_jax.core.files import remove_partial
+from fv_jax.core.files import make_folder, remove_partial
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
 from fv_jax.sampling import existing, preview_store
 from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightDigests
@@ -67,13 +67,18 @@ def batch_size(latent_spec: LatentSpec, frames: int, size: tuple[int, int], num_
     return max(1, BATCH_TOKENS * num_devices // tokens)
 
 
-def preview_folders(folder: Path, count: int) -> list[Path]:
+def preview_folders(folder: StoragePath, count: int) -> list[StoragePath]:
     """Returns the folders of `count` previews."""
     return [folder / str(i) for i in range(count)]
 
 
 def find_existing_previews(
-    fv: Pipeline, requests: PromptBatch, folder: Path, settings: PreviewSettings, mp4: Mp4Options, overwrite: bool
+    fv: Pipeline,
+    requests: PromptBatch,
+    folder: StoragePath,
+    settings: PreviewSettings,
+    mp4: Mp4Options,
+    overwrite: bool,
 ) -> dict[int, GenerationMetadata]:
     """Finds the previews that a folder has already, by their number; the arguments are those of `generate_previews`.
 
@@ -94,7 +99,7 @@ def find_existing_previews(
         return made if made.origin == fv.origin else _with_weights(made, fv.stage1.weight_digests)
 
     folders = preview_folders(folder, len(requests.prompts))
-    found = existing.find_existing(folders, preview_store.read_metadata, want, overwrite)
+    found = existing.find_existing(folders, preview_store.read_metadata, want, overwrite, preview_store.LATENTS)
     return existing.keep_wanted(found, folders, want_weights, overwrite)
 
 
@@ -102,7 +107,7 @@ def generate_previews(
     fv: Pipeline,
     requests: PromptBatch,
     found: Mapping[int, GenerationMetadata],
-    folder: Path,
+    folder: StoragePath,
     settings: PreviewSettings,
     batch: int | None,
     mp4: Mp4Options,
@@ -144,7 +149,7 @@ def generate_previews(
             return
         if not progress.made:
             _check_weights_of_found(found, folders, preview.metadata.preview.weights)
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             sheet.unlink(missing_ok=True)  # whoever continues the list after an interrupt writes it
         preview_store.save(folders[i], preview, fps=mp4.fps, crf=mp4.crf)
 
@@ -158,7 +163,7 @@ def generate_previews(
     return progress
 
 
-def _finish_folder(folder: Path, complete: Sequence[Path], count: int) -> None:
+def _finish_folder(folder: StoragePath, complete: Sequence[StoragePath], count: int) -> None:
     """Removes the previews of a longer list and writes the contact sheet, if it is missing, of those that exist."""
     preview_store.remove_from(folder, count)
     sheet = folder / preview_store.SHEET
@@ -167,7 +172,7 @@ def _finish_folder(folder: Path, complete: Sequence[Path], count: int) -> None:
 
 
 def _check_weights_of_found(
-    found: Mapping[int, GenerationMetadata], folders: Sequence[Path], weights: WeightDigests
+    found: Mapping[int, GenerationMetadata], folders: Sequence[StoragePath], weights: WeightDigests
 ) -> None:
     """Raises UsageError for previews of other weights of the same origin, such as of a run trained again."""
     fix = 'choose another folder or remove it'
@@ -180,7 +185,7 @@ def _with_weights(made: GenerationMetadata, weights: WeightDigests) -> Generatio
 
 def find_existing_videos(
     previews: Sequence[StoredPreview],
-    outputs: Sequence[Path],
+    outputs: Sequence[StoragePath],
     settings: EnhanceSettings,
     seed: int | None,
     mp4: Mp4Options,
@@ -203,7 +208,7 @@ def find_existing_videos(
 
 
 def keep_videos_of_weights(
-    found: Mapping[int, GenerationMetadata], outputs: Sequence[Path], weights: WeightDigests, overwrite: bool
+    found: Mapping[int, GenerationMetadata], outputs: Sequence[StoragePath], weights: WeightDigests, overwrite: bool
 ) -> dict[int, GenerationMetadata]:
     """Returns the videos that were made with these weights of stage 2. Raises UsageError as `find_existing_videos`."""
 
@@ -216,7 +221,7 @@ def keep_videos_of_weights(
 def enhance_previews(
     fv: Pipeline,
     previews: Mapping[int, StoredPreview],
-    outputs: Sequence[Path],
+    outputs: Sequence[StoragePath],
     settings: EnhanceSettings,
     seed: int | None,
     batch: int | None,

@@ -1,21 +1,22 @@
 """Writes an enhanced clip to an mp4: streams the frames, copies frame rate and audio of the input, atomically."""
 
 import logging
+import pathlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from fv_jax.core.files import atomic_write
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import video_io
 
 log = logging.getLogger(__name__)
 
 
 def write_clip(
-    output: Path,
+    output: StoragePath,
     blocks: Iterable[np.ndarray],
-    source: Path,
+    source: StoragePath,
     info: video_io.VideoInfo,
     *,
     crf: float,
@@ -52,7 +53,7 @@ def write_clip(
     return count
 
 
-def _can_hold_audio(partial: Path, source: Path, fps: float) -> bool:
+def _can_hold_audio(partial: pathlib.Path, source: StoragePath, fps: float) -> bool:
     """Returns whether an mp4 can hold the audio, by copying it to a video of one frame; logs a note if it cannot."""
     video_io.encode(partial, np.zeros((1, 16, 16, 3), np.uint8), fps)
     try:

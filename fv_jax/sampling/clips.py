@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import video_io
 from fv_jax.sampling.metadata import GenerationMetadata
 from fv_jax.sampling.windows import Windows
@@ -45,7 +45,7 @@ class EnhancedClip:
     metadata: Callable[[], GenerationMetadata]
 
 
-def open_clip(path: Path, info: video_io.VideoInfo) -> Clip:
+def open_clip(path: StoragePath, info: video_io.VideoInfo) -> Clip:
     """Opens a video file. info: as `video_io.probe` returns it."""
 
     def frames() -> Iterator[np.ndarray]:

@@ -5,12 +5,13 @@ Their metadata is compared with what the command would write.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import to_dict
+from fv_jax.core.files import map_paths
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import video_io
 from fv_jax.parallel import distributed
 from fv_jax.sampling import metadata
@@ -22,7 +23,7 @@ UNKNOWN_WEIGHTS = WeightDigests('', '', '')  # where an output states none
 OVERWRITE = 'choose another folder or pass --overwrite'
 
 
-def read_mp4(path: Path) -> GenerationMetadata:
+def read_mp4(path: StoragePath) -> GenerationMetadata:
     """Reads the metadata of an mp4. Raises ValueError if it has none, and for an enhanced clip."""
     made = metadata.from_json(video_io.read_comment(path))
     require(made.preview is not None, 'is an enhanced clip')
@@ -30,7 +31,11 @@ def read_mp4(path: Path) -> GenerationMetadata:
 
 
 def find_existing(
-    outputs: Sequence[Path], read: Callable[[Path], GenerationMetadata], want: Want, overwrite: bool
+    outputs: Sequence[StoragePath],
+    read: Callable[[StoragePath], GenerationMetadata],
+    want: Want,
+    overwrite: bool,
+    marker: str = '',
 ) -> dict[int, GenerationMetadata]:
     """Finds the outputs that exist as a call would write them.
 
@@ -39,6 +44,7 @@ def find_existing(
       read: reads the metadata of one; raises ValueError if it has none.
       want: see `Want`.
       overwrite: whether an output that differs is omitted, to be written again, instead of refused.
+      marker: the file without which a folder does not count as existing.
 
     Returns:
       Their metadata, by their index.
@@ -46,15 +52,18 @@ def find_existing(
     Raises:
       UsageError: without `overwrite`: an output that exists and differs.
     """
-    existing = {}
-    for i, output in enumerate(outputs):
-        if not output.exists():
-            continue
+
+    def find(output: StoragePath) -> GenerationMetadata | None:
+        if not (output / marker).exists():
+            return None
         try:
-            existing[i] = read(output)
+            return read(output)
         except ValueError as error:
             reason = str(error).removeprefix(f'{output}: ')
             require(overwrite, f'{output}: already exists and cannot be kept ({reason}); {OVERWRITE}', UsageError)
+            return None
+
+    existing = {i: found for i, found in enumerate(map_paths(find, outputs)) if found is not None}
     distributed.check_same(
         str([outputs[i] for i in existing]),
         'the processes see different outputs; write to a folder that all of them share',
@@ -64,7 +73,7 @@ def find_existing(
 
 def keep_wanted(
     existing: Mapping[int, GenerationMetadata],
-    outputs: Sequence[Path],
+    outputs: Sequence[StoragePath],
     want: Want,
     overwrite: bool,
     fix: str = OVERWRITE,

@@ -2,12 +2,13 @@
 
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fv_jax.core.checks import error_context, require
+from fv_jax.core.files import read_text
+from fv_jax.core.paths import StoragePath
 from fv_jax.text.encoder import check_text
 
 MAX_SEED = 2**32 - 1
@@ -76,14 +77,14 @@ def check_seeds(seed: Any, count: int) -> list[int]:
     return [check_seed(s, f'seed {i}') for i, s in enumerate(seed)]
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: StoragePath) -> list[str]:
     """Reads one prompt from each line of a UTF-8 text file that is not blank.
 
     Raises:
       ValueError: the file cannot be read, is not UTF-8, or has no such line; the message names the file.
     """
     try:
-        text = path.read_text(encoding='utf-8-sig')
+        text = read_text(path)
     except OSError as error:
         raise ValueError(f'{path}: {error.strerror or error}') from None
     except UnicodeDecodeError as error:

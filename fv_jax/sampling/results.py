@@ -3,11 +3,12 @@
 import base64
 import dataclasses
 import html
-from pathlib import Path
 
 import numpy as np
 
+from fv_jax.core import files, paths
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import video_io
 from fv_jax.data.video.video_io import DEFAULT_CRF
 from fv_jax.sampling.metadata import GenerationMetadata
@@ -22,7 +23,7 @@ class _Playable:
     frames: np.ndarray
     metadata: GenerationMetadata
 
-    def save(self, path: str | Path, *, fps: float | None = None, crf: float = DEFAULT_CRF) -> None:
+    def save(self, path: str | StoragePath, *, fps: float | None = None, crf: float = DEFAULT_CRF) -> None:
         """Writes an H.264 mp4 atomically, with the metadata in its comment.
 
         Args:
@@ -34,8 +35,9 @@ class _Playable:
           ValueError: an invalid fps.
           OSError: the file cannot be written.
         """
-        path = Path(path)
-        require(path.absolute().parent.is_dir(), f'{path}: folder {path.parent} does not exist', FileNotFoundError)
+        path = files.resolve_path(path)
+        parent = paths.absolute(path).parent
+        require(files.folder_exists(parent), f'{path}: folder {path.parent} does not exist', FileNotFoundError)
         fps = self.metadata.fps if fps is None else float(fps)
         comment = dataclasses.replace(self.metadata, fps=fps, crf=float(crf)).to_json()
         video_io.encode(path, self.frames, fps, crf=crf, comment=comment)

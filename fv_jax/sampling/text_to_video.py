@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from fv_jax import __version__
+from fv_jax.core import files
 from fv_jax.core.checks import require
-from fv_jax.core.paths import expand_path
+from fv_jax.core.paths import StoragePath
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
 from fv_jax.data.video import video_io
@@ -110,7 +111,7 @@ class Pipeline:
 
     def enhance(
         self,
-        source: StoredPreview | Sequence[StoredPreview] | np.ndarray | str | Path,
+        source: StoredPreview | Sequence[StoredPreview] | np.ndarray | str | StoragePath,
         seed: int | Sequence[int] | None = None,
         settings: EnhanceSettings | None = None,
     ) -> Video | list[Video]:
@@ -136,8 +137,8 @@ class Pipeline:
             settings (ConfigError), no stage 2, damaged weights, or a source that cannot be enhanced.
           FileNotFoundError: no such path, or weights that were removed since the pipeline was opened.
         """
-        if isinstance(source, str | Path):
-            path = Path(expand_path(str(source)))
+        if isinstance(source, str | os.PathLike):
+            path = files.resolve_path(source)
             require(path.exists(), f'{source}: does not exist', FileNotFoundError)
             if not path.is_dir():
                 return self._enhance_clip(clips.open_clip(path, video_io.probe(path)), seed, settings)
@@ -291,13 +292,13 @@ class Pipeline:
             self.stage2.stage.with_sampler_config(enhance)
             enhance.size_for(*(preview or self.preview_settings).size, self.stage2.latent_spec)
 
-    def open_preview(self, folder: str | Path) -> Preview:
+    def open_preview(self, folder: str | StoragePath) -> Preview:
         """Loads a preview that `sample preview` stored, and decodes its latents.
 
         Raises:
           ValueError: the folder holds no stored preview, it was modified, or its latents are of another VAE.
         """
-        stored = preview_store.load(Path(folder))
+        stored = preview_store.load(files.resolve_path(folder))
         vae = self.find_vae(stored, f'{folder}: ').jitted
         video = programs.decode_latents(vae, self.mesh.replicate(stored.latents[None]))
         return Preview(stored.latents, stored.metadata, to_uint8(self.mesh.to_host(video)[0]))

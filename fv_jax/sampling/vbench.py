@@ -18,14 +18,14 @@ import math
 import os
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import did_you_mean
-from fv_jax.core.files import parse_json, remove_partial
+from fv_jax.core.files import make_folder, parse_json, remove_partial
 from fv_jax.core.hashing import fingerprint
+from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
 from fv_jax.sampling import batch, existing, prompts
 from fv_jax.sampling.existing import UNKNOWN_WEIGHTS
@@ -45,10 +45,10 @@ class Sample(NamedTuple):
 
     prompt: str
     seed: int
-    output: Path
+    output: StoragePath
 
 
-def read_prompts(path: Path, dimensions: Sequence[str] = ()) -> list[str]:
+def read_prompts(path: StoragePath, dimensions: Sequence[str] = ()) -> list[str]:
     """Reads VBench's prompts from a text file, or from a JSON file of its full information, each prompt once.
 
     Args:
@@ -83,7 +83,7 @@ def _read_entry(entry: Any, where: str) -> tuple[str, set[str]]:
     return prompts.check_prompt(prompt, f'{where}, prompt_en'), set(of)
 
 
-def list_samples(texts: Sequence[str], folder: Path, num_samples: int, seed: int) -> list[Sample]:
+def list_samples(texts: Sequence[str], folder: StoragePath, num_samples: int, seed: int) -> list[Sample]:
     """Lists the videos of prompts, index by index.
 
     The seed of a video is a hash of `seed`, its prompt and its index: it does not depend on the other prompts.
@@ -139,8 +139,10 @@ def find_existing(fv: Pipeline, samples: Sequence[Sample], job: Job, overwrite: 
       UsageError: without `overwrite`: a file that is no such video. A folder where a video should be, in any case.
     """
     outputs = [sample.output for sample in samples]
-    for output in outputs:
+
+    def read(output: StoragePath) -> GenerationMetadata:
         require(not output.is_dir(), f'{output}: is a folder', UsageError)
+        return existing.read_mp4(output)
 
     def want(i: int, found: GenerationMetadata) -> GenerationMetadata:
         prompt, seed, _ = samples[i]
@@ -154,7 +156,7 @@ def find_existing(fv: Pipeline, samples: Sequence[Sample], job: Job, overwrite: 
         preview = dataclasses.replace(found.preview, weights=fv.stage1.weight_digests)
         return dataclasses.replace(found, preview=preview, enhance=enhance)
 
-    found = existing.find_existing(outputs, existing.read_mp4, want, overwrite)
+    found = existing.find_existing(outputs, read, want, overwrite)
     return existing.keep_wanted(found, outputs, want_weights, overwrite)
 
 
@@ -184,7 +186,7 @@ def generate(fv: Pipeline, samples: Sequence[Sample], found: Collection[int], jo
             preview.save(outputs[i], fps=job.mp4.fps, crf=job.mp4.crf)
 
     if distributed.is_first_process():
-        outputs[0].parent.mkdir(exist_ok=True)
+        make_folder(outputs[0].parent)
         remove_partial(outputs)
     for first in range(0, len(missing), step):
         group, previews = missing[first : first + step], dict[int, Preview]()

@@ -7,12 +7,12 @@ the first pieces are kept, followed by the end-of-sequence token.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
 from fv_jax.core.checks import error_context, require
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.text.encoder import Truncation, check_text
 
 PAD, EOS = 0, 1
@@ -49,10 +49,10 @@ class Tokenizer:
         )
 
     @classmethod
-    def open(cls, path: str | Path, length: int = OFFICIAL_LENGTH) -> 'Tokenizer':
+    def open(cls, path: str | StoragePath, length: int = OFFICIAL_LENGTH) -> 'Tokenizer':
         """Opens the tokenizer in a spiece.model. Raises FileNotFoundError, or ValueError naming the file."""
         with error_context(f'{path}: '):
-            return cls(Path(path).read_bytes(), length)
+            return cls(as_path(path).read_bytes(), length)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Tokenizes texts to ids (B, length), int32. Raises ValueError for a text that is not Unicode."""

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 from flax import nnx
 
 from fv_jax.core import files
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.dit import DiT
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT | VAE:
+def load_official(path: str | StoragePath, param_dtype: DtypeName = 'float32') -> DiT | VAE:
     """Loads the network in an official file: a DiT from stage1.pt or stage2.pt, a VAE from 3d-vae.pt.
 
     The kind of network follows from the keys, every size from the shapes of tensors. Stage 1 has LoRA
@@ -51,7 +51,7 @@ def load_official(path: str | Path, param_dtype: DtypeName = 'float32') -> DiT |
 
 
 def save_official(
-    path: str | Path,
+    path: str | StoragePath,
     network: DiT | VAE,
     *,
     lora: Literal['keep', 'merge'] = 'keep',
@@ -69,11 +69,11 @@ def save_official(
       ValueError: another suffix.
       OSError: the file cannot be written.
     """
-    with files.atomic_write(Path(path)) as partial:
+    with files.atomic_write(as_path(path)) as partial:
         reader.write(partial, key_table.module_parameters(nnx.state(network)), network.config, lora=lora, dtype=dtype)
 
 
-def is_weights(name: str | Path) -> bool:
+def is_weights(name: str | StoragePath) -> bool:
     """Returns whether a name is that of weights, as opposed to a work directory.
 
     Weights are 'embedded', a .pt or .safetensors file, or a diffusers folder.
@@ -85,9 +85,9 @@ def is_weights(name: str | Path) -> bool:
     return (path / diffusers_folder.CONFIG).is_file() and not (path / 'checkpoints').exists()
 
 
-def vae_path(name: str) -> Path:
+def vae_path(name: str) -> StoragePath:
     """Returns the file of the VAE that a configuration names."""
-    return embedded.VAE_TINY if name == 'embedded' else Path(name)
+    return embedded.VAE_TINY if name == 'embedded' else as_path(name)
 
 
 def load_vae(name: str) -> VAE:
@@ -119,7 +119,7 @@ def vae_fingerprint(name: str) -> str:
     return params_fingerprint(read())
 
 
-def _existing_vae(name: str) -> Path:
+def _existing_vae(name: str) -> StoragePath:
     path = vae_path(name)
     hint = 'name another VAE in config.stage.vae (prepare: config.latents.vae), such as embedded, the small one'
     require(path.exists(), f'{name}: does not exist; {hint}', FileNotFoundError)

@@ -6,9 +6,9 @@ their names in `parameters.npz`. The networks use no platform-specific kernel he
 and cuda; it contains attention twice, for CPUs and for the others.
 """
 
+import pathlib
 import zipfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def parameter_names(stage: Stage) -> list[tuple[str, np.dtype]]:
     return [('.'.join(map(str, path)), np.dtype(leaf.dtype)) for path, leaf in nnx.to_flat_state(state)]
 
 
-def write_parameters(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+def write_parameters(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes arrays to an .npz in this order, one in memory at a time.
 
     bfloat16, which numpy does not know, is stored as its bits (uint16).

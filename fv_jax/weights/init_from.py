@@ -1,13 +1,13 @@
 """Loads weights to start training from, adapted to the network of a configuration."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
+from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, Module, add_lora, merge_lora, rescale_lora
 from fv_jax.stages.protocol import NetworkConfig
@@ -20,7 +20,7 @@ from fv_jax.weights.parameters import map_layers
 CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'local_attention_init')
 
 
-def init_dit_from_weights(path: str | Path, config: DiTConfig, key: jax.Array) -> DiT:
+def init_dit_from_weights(path: str | StoragePath, config: DiTConfig, key: jax.Array) -> DiT:
     """Makes the network of a configuration with the weights of a file.
 
     LoRA that only the file has is merged; LoRA that only the config has is initialized. If both have it, that of the
@@ -60,7 +60,7 @@ def fit_lora(network: Module, config: LoRAConfig | None, key: jax.Array) -> Modu
     return add_lora(network, config, key) if network.config.lora is None else rescale_lora(network, config.alpha)
 
 
-def check_network(path: str | Path, there: NetworkConfig, wanted: NetworkConfig) -> None:
+def check_network(path: str | StoragePath, there: NetworkConfig, wanted: NetworkConfig) -> None:
     """Raises ConfigError unless the parameters of a network can be fitted to the one that is wanted.
 
     Args:
@@ -78,7 +78,7 @@ def check_network(path: str | Path, there: NetworkConfig, wanted: NetworkConfig)
         _check_lora(path, there.lora, lora)
 
 
-def _read(path: str | Path, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
+def _read(path: str | StoragePath, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
     """Reads the configuration and the parameters of the network in a file."""
     if single_file.read_kind(path) is not None:
         there, values = single_file.read_config(path), lambda: single_file.read_parameters(path)
@@ -90,7 +90,7 @@ def _read(path: str | Path, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
     return there, values()
 
 
-def _check_lora(path: str | Path, there: LoRAConfig, wanted: LoRAConfig) -> None:
+def _check_lora(path: str | StoragePath, there: LoRAConfig, wanted: LoRAConfig) -> None:
     require(
         there.rank == wanted.rank and set(there.targets) == set(wanted.targets),
         f'lora.rank={wanted.rank}, lora.targets={wanted.targets}: {path} has rank {there.rank} on '

@@ -1,10 +1,10 @@
 """The folder of an official release: both stages, the VAE and T5, checked before anything large is read."""
 
 import dataclasses
-from pathlib import Path
 from typing import Protocol
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
@@ -39,12 +39,12 @@ class OfficialRelease:
 
     configs: dict[str, DiTConfig]
     read: dict[str, NetworkReader]
-    vae: Path
+    vae: StoragePath
     vae_config: VAEConfig
     text: TextConfig
 
 
-def open_release(folder: Path, dtype: DtypeName, text: TextConfig | None) -> OfficialRelease:
+def open_release(folder: StoragePath, dtype: DtypeName, text: TextConfig | None) -> OfficialRelease:
     """Opens a release and checks that its files are complete and match each other.
 
     Args:
@@ -77,7 +77,7 @@ def open_release(folder: Path, dtype: DtypeName, text: TextConfig | None) -> Off
     return OfficialRelease(configs, read, folder / VAE_FILE, vae, text)
 
 
-def _open_network(path: Path, dtype: DtypeName) -> tuple[DiTConfig, NetworkReader]:
+def _open_network(path: StoragePath, dtype: DtypeName) -> tuple[DiTConfig, NetworkReader]:
     """Opens an official file: returns the config of its network with merged LoRA, and a function that loads it."""
     source = reader.open_weights(path, param_dtype=dtype)
     require(isinstance(source.config, DiTConfig), f'{path}: holds a VAE, not a DiT')

@@ -8,7 +8,6 @@ import dataclasses
 import fnmatch
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from flax import nnx
 
 from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
@@ -70,7 +70,7 @@ def abstract_network(config: DiTConfig | VAEConfig) -> Network:
 
 
 def open_weights(
-    path: str | Path, *, param_dtype: DtypeName | None = 'float32', like: Mapping[str, Any] | None = None
+    path: str | StoragePath, *, param_dtype: DtypeName | None = 'float32', like: Mapping[str, Any] | None = None
 ) -> WeightsFile:
     """Opens an official file, one of ours in the official layout, or a diffusers folder, and checks every key.
 
@@ -85,7 +85,7 @@ def open_weights(
       ValueError: not a complete file, one with other objects than tensors, one of an unknown kind, or one whose tensors
         do not match the network (the message lists every unknown, missing and mismatched key).
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         folder = diffusers_folder.open_folder(path, like=like or {}, param_dtype=param_dtype or 'float32')
         if param_dtype is None and isinstance(folder.config, DiTConfig):
@@ -98,7 +98,7 @@ def open_weights(
     return source
 
 
-def _official(path: Path, param_dtype: DtypeName | None) -> WeightsFile:
+def _official(path: StoragePath, param_dtype: DtypeName | None) -> WeightsFile:
     kind, tensors = _tensors(path)
     if kind == 'vae':
         config = official_vae.infer_config(tensors)
@@ -108,7 +108,7 @@ def _official(path: Path, param_dtype: DtypeName | None) -> WeightsFile:
     )
 
 
-def _tensors(path: Path) -> tuple[str, Tensors]:
+def _tensors(path: StoragePath) -> tuple[str, Tensors]:
     """Opens the tensors of a file; returns them and their kind, 'dit' or 'vae'."""
     kinds = (('dit', official_dit.is_dit), ('vae', official_vae.is_vae))
     if path.suffix == '.safetensors':
@@ -136,7 +136,7 @@ def stored_dtype(tensors: Tensors) -> DtypeName:
 
 
 def write(
-    path: Path,
+    path: StoragePath,
     values: Parameters,
     config: DiTConfig | VAEConfig,
     *,

@@ -5,7 +5,6 @@ The metadata has one key for the network, 'vae' or 'dit', with its configuration
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors.numpy import save
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.vae import VAE, VAEConfig
 from fv_jax.parallel.rules import Partitioner
@@ -28,7 +28,7 @@ _KINDS = {'vae': VAEConfig, 'dit': DiTConfig}
 
 
 def write(
-    path: Path | str, values: Parameters, config: VAEConfig | DiTConfig, more: Mapping[str, str] | None = None
+    path: str | StoragePath, values: Parameters, config: VAEConfig | DiTConfig, more: Mapping[str, str] | None = None
 ) -> None:
     """Writes a network's parameters, rounded to float16.
 
@@ -43,26 +43,26 @@ def write(
     """
     (kind,) = [name for name, cls in _KINDS.items() if isinstance(config, cls)]
     tensors = {_key(name): value.numpy() for name, value in key_table.cast_parameters(values, np.float16).items()}
-    Path(path).write_bytes(save(tensors, {kind: json.dumps(config_lib.to_dict(config)), **(more or {})}))
+    as_path(path).write_bytes(save(tensors, {kind: json.dumps(config_lib.to_dict(config)), **(more or {})}))
 
 
-def read_kind(path: Path | str) -> str | None:
+def read_kind(path: str | StoragePath) -> str | None:
     """Returns 'vae' or 'dit' for such a file, None for any other.
 
     Raises FileNotFoundError, or ValueError for a corrupted one.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix != '.safetensors':
         return None
     return next((kind for kind in _KINDS if kind in safetensors_file.read(path)[1]), None)
 
 
-def read_metadata(path: Path | str) -> dict[str, str]:
+def read_metadata(path: str | StoragePath) -> dict[str, str]:
     """Reads the metadata that `write` stored. Raises FileNotFoundError, or ValueError for a corrupted file."""
     return safetensors_file.read(path)[1]
 
 
-def read_tensors(path: Path | str) -> Mapping[str, safetensors_file.StoredTensor]:
+def read_tensors(path: str | StoragePath) -> Mapping[str, safetensors_file.StoredTensor]:
     """Opens the stored tensors by the parameters' paths with slashes; values are read when they are used.
 
     Raises FileNotFoundError, or ValueError for a corrupted file.
@@ -70,7 +70,7 @@ def read_tensors(path: Path | str) -> Mapping[str, safetensors_file.StoredTensor
     return safetensors_file.read(path)[0]
 
 
-def read_config(path: Path | str) -> VAEConfig | DiTConfig:
+def read_config(path: str | StoragePath) -> VAEConfig | DiTConfig:
     """Reads the network's configuration. Raises FileNotFoundError, or ValueError for a file of another kind."""
     known = read_metadata(path)
     kind = next((kind for kind in _KINDS if kind in known), None)
@@ -79,7 +79,7 @@ def read_config(path: Path | str) -> VAEConfig | DiTConfig:
     return config
 
 
-def read_parameters(path: Path | str) -> Parameters:
+def read_parameters(path: str | StoragePath) -> Parameters:
     """Reads the parameters of a file lazily, in the dtypes of its configuration; a VAE's are float32.
 
     Raises:
@@ -89,7 +89,7 @@ def read_parameters(path: Path | str) -> Parameters:
     return _parameters(path, reader.abstract_network(read_config(path)))
 
 
-def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
+def _parameters(path: str | StoragePath, shapes: VAE | DiT) -> Parameters:
     stored = read_tensors(path)
     leaves = key_table.named_parameters(nnx.state(shapes))
     wanted = {_key(name): leaf for name, (_, leaf) in leaves.items()}
@@ -108,7 +108,7 @@ def _parameters(path: Path | str, shapes: VAE | DiT) -> Parameters:
     return {name: parameter(name, leaf) for name, (_, leaf) in leaves.items()}
 
 
-def load(path: Path | str, partitioner: Partitioner | None = None) -> VAE | DiT:
+def load(path: str | StoragePath, partitioner: Partitioner | None = None) -> VAE | DiT:
     """Loads the network of a file. Raises as `read_parameters` does, and as `key_table.build_module` for a mesh."""
     shapes = reader.abstract_network(read_config(path))
     return key_table.build_module(shapes, _parameters(path, shapes), partitioner)

@@ -1,10 +1,10 @@
 """The registry of text encoders, by name or by a file in their folder."""
 
 import dataclasses
-from pathlib import Path
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
+from fv_jax.core.paths import as_path
 from fv_jax.text import hash_encoder
 from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint, TextEncoderKind
 from fv_jax.weights import t5_text
@@ -27,7 +27,7 @@ def find_kind(config: TextConfig, where: str = 'text') -> TextEncoderKind:
     assert config.encoder, 'no text encoder is named'
     kind = NAMED.get(config.encoder)
     if kind is None:
-        folder = Path(config.encoder)
+        folder = as_path(config.encoder)
         kind = next((kind for file, kind in IN_FOLDERS.items() if (folder / file).is_file()), t5_text.KIND)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -42,7 +42,7 @@ def find_kind(config: TextConfig, where: str = 'text') -> TextEncoderKind:
 
 def is_available(config: TextConfig) -> bool:
     """Returns whether the encoder of a configuration exists: a registered name or an existing folder."""
-    return config.encoder in NAMED or (bool(config.encoder) and Path(config.encoder).is_dir())
+    return config.encoder in NAMED or (bool(config.encoder) and as_path(config.encoder).is_dir())
 
 
 def open_text_encoder(config: TextConfig) -> TextEncoder:
@@ -62,6 +62,6 @@ def text_fingerprint(config: TextConfig) -> TextEncoderFingerprint:
 
 def _require_kind(config: TextConfig) -> TextEncoderKind:
     require(config.encoder, f"encoder='': names no text encoder; use {CHOICES}")
-    if config.encoder not in NAMED and not Path(config.encoder).is_dir():
+    if config.encoder not in NAMED and not as_path(config.encoder).is_dir():
         raise FileNotFoundError(f'{config.encoder}: no such folder; a text encoder is {CHOICES}')
     return find_kind(config)

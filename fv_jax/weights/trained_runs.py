@@ -7,7 +7,7 @@ are rejected.
 
 import dataclasses
 from collections.abc import Callable, Collection
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from flax import nnx
@@ -15,11 +15,12 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
+from fv_jax.core import paths
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.core.paths import expand_path
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.vae import set_compute_dtype
 from fv_jax.parallel.arrays import put_sharded
 from fv_jax.parallel.rules import Partitioner
@@ -66,7 +67,7 @@ class Run:
     params: Params
     vae: JittedVAE | None
     step: int
-    folder: Path
+    folder: StoragePath
     text: TextConfig
     digests: dict[str, str]
     notes: tuple[str, ...]
@@ -102,7 +103,7 @@ def load_frozen_vae(config: registry.StageConfig, partitioner: Partitioner | Non
 
 
 def open_run(
-    folder: Path | str,
+    folder: str | StoragePath,
     step: int | None = None,
     partitioner_of: Callable[[Stage], Partitioner] | None = None,
     vae_partitioner: Partitioner | None = None,
@@ -120,7 +121,7 @@ def open_run(
       ConfigError, ValueError, FileNotFoundError: its configuration, or the VAE that it names, cannot be used; or the
         VAE does not exist, or is another one.
     """
-    folder = Path(expand_path(str(folder)))
+    folder = as_path(folder)
     meta, params_of = open_checkpoint(folder, step)
     stage_config, digests = read_stage_config(folder, meta), meta.get('digests', {})
     vae = load_frozen_vae(stage_config, vae_partitioner)
@@ -131,12 +132,12 @@ def open_run(
     return Run(meta['config'], stage, network, params, vae, meta['step'], folder, stage_config.text, digests, notes)
 
 
-def open_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
+def open_checkpoint(run: StoragePath, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
     """Opens a run, in a folder or in one file; returns its metadata and a function that reads its parameters."""
     return _open_single_file(run, step) if run.is_file() else _open_checkpoint_folder(run, step)
 
 
-def read_stage_config(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
+def read_stage_config(run: StoragePath, meta: dict[str, Any]) -> registry.StageConfig:
     """Reads the stage configuration of a checkpoint, with the path at which its VAE was found.
 
     Args:
@@ -155,7 +156,7 @@ def read_stage_config(run: Path, meta: dict[str, Any]) -> registry.StageConfig:
     return dataclasses.replace(config, vae=found)
 
 
-def _open_checkpoint_folder(folder: Path, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
+def _open_checkpoint_folder(folder: StoragePath, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
     checkpoints = Checkpoints(folder, read_only=True)
     meta = _check_metadata(folder, checkpoints.meta(step))
 
@@ -171,7 +172,7 @@ def _open_checkpoint_folder(folder: Path, step: int | None) -> tuple[dict[str, A
     return meta, params
 
 
-def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
+def _open_single_file(path: StoragePath, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
     if single_file.read_kind(path) is None or (meta := single_file_run(path)) is None:
         raise ValueError(f'{path}: is not an exported run in one file, as `python -m fv_jax.export` writes')
     if step not in (None, meta['step']):
@@ -185,7 +186,7 @@ def _open_single_file(path: Path, step: int | None) -> tuple[dict[str, Any], Par
     return meta, params
 
 
-def single_file_run(path: Path) -> dict[str, Any] | None:
+def single_file_run(path: StoragePath) -> dict[str, Any] | None:
     """Reads the run metadata of a single file: {'step', 'config', 'digests'}; None for a file without any.
 
     Raises:
@@ -200,7 +201,7 @@ def single_file_run(path: Path) -> dict[str, Any] | None:
     return meta
 
 
-def _check_metadata(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
+def _check_metadata(run: StoragePath, meta: dict[str, Any]) -> dict[str, Any]:
     """Returns the metadata. Raises ValueError if its stage or its digests are missing or invalid."""
     config, digests = meta.get('config'), meta.get('digests', {})
     stage = config.get('stage') if isinstance(config, dict) else None
@@ -223,7 +224,7 @@ def open_run_text_encoder(run: Run) -> TextEncoder:
     return text_encoders.open_text_encoder(find_text_encoder(run.folder, run.text, run.digests.get('text')))
 
 
-def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> TextConfig:
+def find_text_encoder(run: StoragePath, config: TextConfig, wanted: str | None) -> TextConfig:
     """Finds the text encoder of a run by its digest.
 
     Args:
@@ -249,7 +250,7 @@ def find_text_encoder(run: Path, config: TextConfig, wanted: str | None) -> Text
 
 
 def _locate(
-    what: str, name: str, run: Path, wanted: str | None, digest: Callable[[str], str], no_files: Collection[str]
+    what: str, name: str, run: StoragePath, wanted: str | None, digest: Callable[[str], str], no_files: Collection[str]
 ) -> str:
     """Finds a network by name and digest, at its path, in the folder of the run or beside it.
 
@@ -264,11 +265,12 @@ def _locate(
     if name in no_files:
         there = [name]
     else:
-        places = [Path(name), run / Path(name).name, run.absolute().parent / Path(name).name]
-        there = [str(place) for place in dict.fromkeys(places) if place.exists()]
-        if not there:
-            looked = ', '.join(map(str, dict.fromkeys(places)))
-            raise FileNotFoundError(f'{run}: its {what} does not exist; searched {looked}')
+        file = PurePosixPath(name).name
+        near = [str(run / file), str(paths.absolute(run).parent / file)]
+        # The bucket of a URL may be out of reach from here.
+        places = list(dict.fromkeys([*near, name] if paths.is_url(name) else [str(as_path(name)), *near]))
+        there = [place for place in places if as_path(place).exists()]
+        require(there, f'{run}: its {what} does not exist; searched {", ".join(places)}', FileNotFoundError)
     if wanted is None:
         return there[0]
     others = {}

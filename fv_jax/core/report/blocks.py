@@ -3,9 +3,9 @@
 import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Figure:
       caption: below the image.
     """
 
-    image: Path | bytes
+    image: StoragePath | bytes
     alt: str
     caption: str = ''
 
@@ -161,12 +161,12 @@ class VideoComparison:
     """
 
     name: str
-    videos: Mapping[str, Path]
+    videos: Mapping[str, StoragePath]
     size: tuple[int, int]
     fps: float
     left: str
     right: str
-    poster: Path | bytes | None = None
+    poster: StoragePath | bytes | None = None
 
     def __post_init__(self):
         for label in (self.left, self.right):

@@ -3,11 +3,11 @@
 import base64
 import dataclasses
 import io
-from pathlib import Path
 
 from PIL import Image
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 
 _FORMATS = ('PNG', 'JPEG', 'WEBP')
 
@@ -30,7 +30,7 @@ class ImageData:
     width: int
 
 
-def read_image(image: Path | bytes) -> ImageData:
+def read_image(image: StoragePath | bytes) -> ImageData:
     """Reads an image. Raises ValueError for what is not a PNG, JPEG or WebP image, OSError for a missing file."""
     data = image if isinstance(image, bytes) else image.read_bytes()
     try:

@@ -1,19 +1,18 @@
 """Writes a report as Markdown (GitHub's), which has everything of the page but the slider between videos."""
 
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
-from fv_jax.core.files import atomic_write, write_text
+from fv_jax.core.files import make_folder, write_bytes, write_text
+from fv_jax.core.paths import StoragePath, relative_path
 from fv_jax.core.report import blocks
 from fv_jax.core.report.blocks import SIGNS, Block, Cell, Mark, Report
 from fv_jax.core.report.images import read_image
 from fv_jax.core.report.svg import standalone_svg
 
 
-def to_markdown(report: Report, media_folder: Path) -> str:
+def to_markdown(report: Report, media_folder: StoragePath) -> str:
     """Returns the Markdown of a report, for a file beside the folder `media_folder`.
 
     Images and videos in files are linked where they are, relative to that file. What is in no file yet, images in
@@ -31,7 +30,7 @@ def to_markdown(report: Report, media_folder: Path) -> str:
 class _Writer:
     """Writes blocks and, numbered, the files that they need."""
 
-    def __init__(self, media_folder: Path):
+    def __init__(self, media_folder: StoragePath):
         self._folder = media_folder
         self._charts = 0
         self._images = 0
@@ -58,23 +57,22 @@ class _Writer:
                 links = [f'[{_escape(label)}]({self._link(path)})' for label, path in block.videos.items()]
                 yield f'Videos: {", ".join(links)}'
 
-    def _link(self, path: Path) -> str:
-        return quote(Path(os.path.relpath(path, self._folder.parent)).as_posix())
+    def _link(self, path: StoragePath) -> str:
+        return quote(relative_path(path, self._folder.parent))
 
-    def _image_file(self, image: Path | bytes) -> Path:
-        if isinstance(image, Path):
+    def _image_file(self, image: StoragePath | bytes) -> StoragePath:
+        if not isinstance(image, bytes):
             return image
         self._images += 1
         path = self._folder / f'image_{self._images}{read_image(image).suffix}'
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            partial.write_bytes(image)
+        make_folder(self._folder)
+        write_bytes(path, image)
         return path
 
     def _chart(self, chart: blocks.Chart) -> str:
         self._charts += 1
         path = self._folder / f'chart_{self._charts}.svg'
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         write_text(path, standalone_svg(chart))
         return f'![{_escape(f"{chart.title} against {chart.x_label}")}]({self._link(path)})'
 

@@ -54,6 +54,9 @@ class LocalStore:
     def append(self, path: Path) -> 'LocalAppendFile':
         return LocalAppendFile(path)
 
+    def is_same(self, path: Path, other: pathlib.Path | object) -> bool:
+        return isinstance(other, pathlib.Path) and path.resolve() == other.resolve()
+
     def folder_exists(self, folder: Path) -> bool:
         return folder.is_dir()
 

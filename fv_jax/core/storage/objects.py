@@ -84,6 +84,9 @@ class ObjectStore:
                 return found if filesystem.cat_file(str(path)) == data else None
             return None
 
+    def is_same(self, path: Path, other: Path) -> bool:
+        return path == other
+
     def folder_exists(self, folder: Path) -> bool:
         return str(folder).partition('://')[2] != ''  # the bucket's name
 

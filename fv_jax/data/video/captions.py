@@ -9,9 +9,9 @@ path from there.
 import csv
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
-from fv_jax.core.files import parse_json
+from fv_jax.core.files import parse_json, read_text
+from fv_jax.core.paths import StoragePath
 
 _FILE_KEYS = ('file', 'file_name', 'filename', 'video', 'path', 'name')
 _TEXT_KEYS = ('caption', 'text', 'prompt')
@@ -20,11 +20,11 @@ _TEXT_KEYS = ('caption', 'text', 'prompt')
 class Captions:
     """The captions of the videos under `root`. Raises ValueError, naming the file, for one that cannot be read."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: StoragePath):
         self._root = root
-        self._tables: dict[Path, dict[str, str]] = {}
+        self._tables: dict[StoragePath, dict[str, str]] = {}
 
-    def find(self, video: Path) -> str | None:
+    def find(self, video: StoragePath) -> str | None:
         """Returns the caption of a video under the root, or None."""
         sidecar = video.with_suffix('.txt')
         if sidecar.is_file():
@@ -39,7 +39,7 @@ class Captions:
                 break
         return None
 
-    def _table(self, folder: Path) -> dict[str, str]:
+    def _table(self, folder: StoragePath) -> dict[str, str]:
         if folder not in self._tables:
             table: dict[str, str] = {}
             for name, read in (('captions.csv', _csv), ('captions.json', _json)):
@@ -49,14 +49,14 @@ class Captions:
         return self._tables[folder]
 
 
-def _read(path: Path) -> str:
+def _read(path: StoragePath) -> str:
     try:
-        return path.read_text(encoding='utf-8-sig')
+        return read_text(path)
     except UnicodeDecodeError as error:
         raise ValueError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start})') from None
 
 
-def _json(path: Path) -> dict[str, str]:
+def _json(path: StoragePath) -> dict[str, str]:
     text = _read(path)
     try:
         content = parse_json(text)
@@ -72,11 +72,11 @@ def _json(path: Path) -> dict[str, str]:
     return dict(_pair(path, row) for row in rows)
 
 
-def _csv(path: Path) -> dict[str, str]:
+def _csv(path: StoragePath) -> dict[str, str]:
     return dict(_pair(path, row) for row in csv.DictReader(_read(path).splitlines()))
 
 
-def _pair(path: Path, row: Mapping[str, object]) -> tuple[str, str]:
+def _pair(path: StoragePath, row: Mapping[str, object]) -> tuple[str, str]:
     name = next((row[key] for key in _FILE_KEYS if key in row), None)
     text = next((row[key] for key in _TEXT_KEYS if key in row), None)
     if not isinstance(name, str) or not isinstance(text, str):

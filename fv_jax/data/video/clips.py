@@ -8,13 +8,12 @@ an fps every source frame is an output frame.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
-from fv_jax.core.paths import PathTextOrEmpty
+from fv_jax.core.paths import PathTextOrEmpty, StoragePath
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -183,7 +182,7 @@ def _allowed(timeline: Timeline, source: np.ndarray, fps: float, config: ClipsCo
 
 
 def extract_clips(
-    path: Path, selection: ClipSelection, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
+    path: StoragePath, selection: ClipSelection, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
 ) -> Iterator[Record]:
     """Decodes a video again and yields a record for each selected clip, None for one that was dropped.
 
@@ -231,7 +230,7 @@ def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfi
 
 
 def scan_file(
-    path: Path, config: ClipsConfig, info: video_io.VideoInfo, on_frame: Callable[[], None] = lambda: None
+    path: StoragePath, config: ClipsConfig, info: video_io.VideoInfo, on_frame: Callable[[], None] = lambda: None
 ) -> ClipSelection:
     """Scans a whole file and selects its clips.
 

@@ -3,13 +3,13 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import video_io
 
 ShotDetector = Literal['adaptive', 'content', 'none']
@@ -32,7 +32,7 @@ class Timeline:
 
 
 def scan(
-    path: str | Path,
+    path: str | StoragePath,
     info: video_io.VideoInfo,
     detector: ShotDetector = 'adaptive',
     threshold: float | None = None,

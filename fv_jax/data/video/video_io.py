@@ -9,16 +9,18 @@ import dataclasses
 import io
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
+from fv_jax.core import files, paths
 from fv_jax.core.checks import require
 from fv_jax.core.files import atomic_write
+from fv_jax.core.local_copies import open_copy
+from fv_jax.core.paths import StoragePath, as_path
 
-DataSource = str | Path | bytes
+DataSource = str | StoragePath | bytes
 
 # Of the files that commands look for in a folder.
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
@@ -85,31 +87,39 @@ def _format_reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _open(source: DataSource) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _open(
+    source: DataSource, *, only_header: bool = False
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Opens a video and its first video stream. A remote file is copied first, unless `only_header`."""
     name = _source_name(source)
-    require(isinstance(source, bytes) or Path(source).is_file(), f'{name}: no such file')
-    try:
-        # An absolute path is never taken for a URL, unlike a file named http:...
-        place = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
-        container = av.open(place, options={'format_whitelist': FORMATS})
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(f'{name}: not a video that can be read ({_format_reason(error)})') from None
-    with container:
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, bytes):
+            file, length = io.BytesIO(source), len(source)
+        else:
+            path = as_path(source)
+            require(path.is_file(), f'{name}: no such file')
+            length = files.info(path).size
+            # FFmpeg reads a path faster. An absolute one is never taken for a URL, unlike a file named http:...
+            path = path if only_header else stack.enter_context(open_copy(path))
+            file = stack.enter_context(path.open('rb')) if only_header else str(paths.absolute(path))
+        try:
+            container = stack.enter_context(av.open(file, options={'format_whitelist': FORMATS}))
+        except (av.FFmpegError, OSError) as error:
+            raise ValueError(f'{name}: not a video that can be read ({_format_reason(error)})') from None
         # The cover image of an audio file is a video stream too.
         cover = av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & cover]
         require(streams, f'{name}: has no video stream')
         require(streams[0].codec_context is not None, f'{name}: no decoder for its video format')
-        _check_complete(source, streams[0])
+        _check_complete(name, streams[0], length)
         yield container, streams[0]
 
 
-def _check_complete(source: DataSource, stream: av.VideoStream) -> None:
+def _check_complete(name: str, stream: av.VideoStream, length: int) -> None:
     """Raises ValueError for a truncated file, which ends without an error, by comparing it with its index."""
-    length = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     for index, entry in enumerate(stream.index_entries):
         if entry.pos + entry.size > length:
-            raise ValueError(f'{_source_name(source)}: damaged at frame {index} (the file is cut off at byte {length})')
+            raise ValueError(f'{name}: damaged at frame {index} (the file is cut off at byte {length})')
 
 
 def _fps(stream: av.VideoStream) -> Fraction:
@@ -241,7 +251,7 @@ def encode_bytes(
 
 
 def encode(
-    path: str | Path,
+    path: str | StoragePath,
     frames: Iterable[np.ndarray],
     fps: float | Fraction,
     crf: float = DEFAULT_CRF,
@@ -249,13 +259,13 @@ def encode(
     comment: str = '',
 ) -> None:
     """Encodes frames to the file `path` atomically; see `encode_bytes`."""
-    with atomic_write(Path(path)) as partial:
+    with atomic_write(as_path(path)) as partial:
         _write(str(partial), frames, fps, crf, preset, comment)
 
 
 def read_comment(source: DataSource) -> str:
     """Reads the comment tag of a video; '' if there is none. Raises ValueError."""
-    with _open(source) as (container, _):
+    with _open(source, only_header=True) as (container, _):
         return container.metadata.get('comment', '')
 
 
@@ -306,7 +316,7 @@ def to_yuv(frame: np.ndarray) -> av.VideoFrame:
     )
 
 
-def copy_audio(source: str | Path, target: str | Path) -> bool:
+def copy_audio(source: str | StoragePath, target: str | StoragePath) -> bool:
     """Copies the audio stream of `source` into the mp4 `target`, cut to the length of its video.
 
     Returns:
@@ -319,7 +329,7 @@ def copy_audio(source: str | Path, target: str | Path) -> bool:
         if not audio_in.streams.audio:
             return False
         audio = audio_in.streams.audio[0]
-        with atomic_write(Path(target)) as partial:
+        with atomic_write(as_path(target)) as partial:
             try:
                 with av.open(str(partial), 'w', format='mp4') as out:
                     _remux(out, video_in, video, audio_in, audio)

@@ -1,18 +1,31 @@
 """Memory-mapped files: pages are read from disk when they are accessed, and can be dropped afterwards."""
 
+import contextlib
 import dataclasses
 import mmap
-from pathlib import Path
+import weakref
 
 import numpy as np
 
+from fv_jax.core.local_copies import open_copy
+from fv_jax.core.paths import StoragePath
+
 
 class MemoryMappedFile:
-    """A read-only memory map of a file's bytes."""
+    """A read-only memory map of a file's bytes.
 
-    def __init__(self, path: Path | str):
-        with Path(path).open('rb') as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    Attributes:
+      local: the file, or of a remote one a local copy, which is kept as long as this object.
+      bytes: uint8.
+    """
+
+    def __init__(self, path: StoragePath):
+        with contextlib.ExitStack() as stack:
+            self.local = stack.enter_context(open_copy(path))
+            with self.local.open('rb') as file:
+                is_empty = not file.read(1)  # which cannot be mapped
+                self._map = b'' if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            weakref.finalize(self, stack.pop_all().close)
         self.bytes = np.frombuffer(self._map, np.uint8)
 
     def storage(self, start: int, dtype: np.dtype, elements: int) -> 'Storage':

@@ -11,7 +11,7 @@ samples every tensor, takes 2 ms per GB instead of 3 s.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +19,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.weights.formats.memory_map import MemoryMappedFile, StoredTensor, make_tensor
 from fv_jax.weights.formats.torch_zip import TensorSpec
 
@@ -43,17 +44,16 @@ _ENTRY = ('dtype', 'shape', 'data_offsets')  # of a tensor in the header
 _ALIGNMENT = 64
 
 
-def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read(path: str | StoragePath) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Opens the tensors and the metadata of a file.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a complete safetensors file.
     """
-    path = Path(path)
-    if path.stat().st_size < _LENGTH_BYTES:
-        raise ValueError(f'{path}: not a safetensors file ({path.stat().st_size} bytes)')
+    path = as_path(path)
     file = MemoryMappedFile(path)
+    require(len(file.bytes) >= _LENGTH_BYTES, f'{path}: not a safetensors file ({len(file.bytes)} bytes)')
     start = _LENGTH_BYTES + int.from_bytes(file.bytes[:_LENGTH_BYTES].tobytes(), 'little')
     try:
         header = parse_json(file.bytes[_LENGTH_BYTES:start].tobytes()) if start <= len(file.bytes) else None
@@ -66,7 +66,7 @@ def read(path: Path | str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     return {key: _tensor(path, file, start, key, entry) for key, entry in header.items()}, metadata
 
 
-def _tensor(path: Path, file: MemoryMappedFile, start: int, key: str, entry: Any) -> StoredTensor:
+def _tensor(path: StoragePath, file: MemoryMappedFile, start: int, key: str, entry: Any) -> StoredTensor:
     name, shape, offsets = (entry.get(k) for k in _ENTRY) if isinstance(entry, dict) else (None, None, None)
     if not isinstance(name, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f'{path}: {key} has no valid {", ".join(_ENTRY)}; download the file again')
@@ -86,7 +86,7 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
 
 
-def read_folder(folder: Path) -> dict[str, StoredTensor]:
+def read_folder(folder: StoragePath) -> dict[str, StoredTensor]:
     """Opens the tensors of the *.safetensors files in a folder.
 
     The files are those of its index, or else the only one.
@@ -105,14 +105,16 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
     return read(files[0])[0]
 
 
-def _read_indexed(index: Path) -> dict[str, StoredTensor]:
+def _read_indexed(index: StoragePath) -> dict[str, StoredTensor]:
     """Opens the tensors of the files that an index names, and checks that they are those of the index."""
     try:
         weight_map = parse_json(index.read_text(encoding='utf-8'))['weight_map']
         named = {(name, key) for key, name in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f'{index}: not an index (JSON with a weight_map from tensors to files)') from None
-    if strange := next((name for name, _ in named if not isinstance(name, str) or Path(name).name != name), None):
+    if strange := next(
+        (name for name, _ in named if not isinstance(name, str) or PurePosixPath(name).name != name), None
+    ):
         raise ValueError(f'{index}: names the file {strange!r}; files must be in the same folder')
     contents = {name: read(index.parent / name)[0] for name in sorted({name for name, _ in named})}
     there = {(name, key) for name, tensors in contents.items() for key in tensors}
@@ -126,7 +128,7 @@ def _read_indexed(index: Path) -> dict[str, StoredTensor]:
 
 
 def write(
-    path: Path,
+    path: StoragePath,
     metadata: Mapping[str, str],
     specs: Mapping[str, TensorSpec],
     tensors: Iterable[tuple[str, np.ndarray]],

@@ -16,13 +16,13 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.weights.formats.memory_map import MemoryMappedFile, Storage, StoredTensor
 
 _DTYPES = {
@@ -48,7 +48,7 @@ _ALIGNMENT = 64
 MAX_REPEATS = 4096  # of a storage's values in one tensor
 
 
-def read(path: str | Path) -> Any:
+def read(path: str | StoragePath) -> Any:
     """Reads the object in a torch file, with a `StoredTensor` for every tensor.
 
     Raises:
@@ -56,30 +56,30 @@ def read(path: str | Path) -> Any:
       ValueError: not a complete, uncompressed torch zip file, or its pickle has other objects than tensors and plain
         containers.
     """
-    path = Path(path)
+    path = as_path(path)
+    file = MemoryMappedFile(path)
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file.local)
     except (zipfile.BadZipFile, NotImplementedError):  # the latter for an unsupported zip version
         raise ValueError(
-            f'{path}: not a torch zip file, or truncated ({path.stat().st_size} bytes); download it again, or re-save '
+            f'{path}: not a torch zip file, or truncated ({len(file.bytes)} bytes); download it again, or re-save '
             'it with a torch of version 1.6 or newer'
         ) from None
     with archive:
-        storages = _Storages(path, archive)
+        storages = _Storages(path, file, archive)
         return _Unpickler(path, storages).load()
 
 
 class _Storages:
     """The raw arrays of one archive, by key."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile):
-        self.path = path
+    def __init__(self, path: StoragePath, file: MemoryMappedFile, archive: zipfile.ZipFile):
+        self.path, self.file = path, file
         self.members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in self.members if name.count('/') == 1 and name.endswith('/data.pkl')]
         if len(pickles) != 1:
             raise _RefusedError(f'{path}: a zip file, but not one that torch.save wrote (no data.pkl in it)')
         self.root = pickles[0].removesuffix('data.pkl')
-        self.file = MemoryMappedFile(path)
         if f'{self.root}byteorder' in self.members and self.content(f'{self.root}byteorder') != b'little':
             raise _RefusedError(f'{path}: written on a big-endian machine; re-save it on a little-endian one')
 
@@ -144,7 +144,7 @@ class _RefusedError(ValueError):
 class _Unpickler(pickle.Unpickler):
     """An unpickler of tensors, parameters and ordered dicts, and nothing else."""
 
-    def __init__(self, path: Path, storages: _Storages):
+    def __init__(self, path: StoragePath, storages: _Storages):
         self.path = path
         self.storages = storages
         super().__init__(io.BytesIO(storages.content(f'{storages.root}data.pkl')))
@@ -238,7 +238,9 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
-def write(path: Path, outer: str, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+def write(
+    path: StoragePath, outer: str, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]
+) -> None:
     """Writes {outer: {key: tensor}} as torch.save would; torch.load opens it, also with weights_only=True.
 
     Args:

@@ -18,13 +18,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
+from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import HEAD_NORM_EPS, DiTConfig
 from fv_jax.models.vae import VAEConfig
 from fv_jax.weights.formats import safetensors_file
@@ -117,7 +117,7 @@ class Folder:
     notes: tuple[str, ...]
 
 
-def open_folder(folder: Path, *, like: Mapping[str, Any], param_dtype: str) -> Folder:
+def open_folder(folder: StoragePath, *, like: Mapping[str, Any], param_dtype: str) -> Folder:
     """Opens a folder, `transformer` or `vae` of a CogVideoX pipeline, and checks names and shapes.
 
     Args:
@@ -141,7 +141,7 @@ def open_folder(folder: Path, *, like: Mapping[str, Any], param_dtype: str) -> F
     )
 
 
-def _transformer(folder: Path, values: Mapping[str, Any], like: Mapping[str, Any], param_dtype: str) -> Folder:
+def _transformer(folder: StoragePath, values: Mapping[str, Any], like: Mapping[str, Any], param_dtype: str) -> Folder:
     given = _TRANSFORMER | values
     problems = _differences(values, _TRANSFORMER_MUST)
     if given['in_channels'] != given['out_channels']:
@@ -184,7 +184,7 @@ def _notes(given: Mapping[str, Any], learned: bool, new: tuple[str, ...]) -> lis
     return notes
 
 
-def _vae(folder: Path, values: Mapping[str, Any]) -> Folder:
+def _vae(folder: StoragePath, values: Mapping[str, Any]) -> Folder:
     given = _VAE | values
     problems, ratio = _differences(values, _VAE_MUST), given['temporal_compression_ratio']
     if not isinstance(ratio, int) or ratio.bit_count() != 1:
@@ -214,7 +214,7 @@ def _differences(values: Mapping[str, Any], must: Mapping[str, Any]) -> list[str
     ]
 
 
-def _refuse(folder: Path, problems: list[str]) -> None:
+def _refuse(folder: StoragePath, problems: list[str]) -> None:
     require(not problems, f'{folder}: unsupported CogVideoX: {"; ".join(problems)}')
 
 

@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import atomic_write, parse_json
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.t5 import T5, T5Config
 from fv_jax.weights.formats import safetensors_file
@@ -51,7 +51,7 @@ _GATED_GELU = 'gated-gelu'  # of v1.1; T5 1.0 has ReLU
 _FILE = re.compile(r'model(-\d{5}-of-\d{5})?\.safetensors')
 
 
-def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: DtypeName = 'float32') -> T5:
+def load(folder: str | StoragePath, *, dtype: DtypeName = 'float32', param_dtype: DtypeName = 'float32') -> T5:
     """Loads the encoder in a folder.
 
     The parameters are in memory once, the largest of them twice.
@@ -66,7 +66,7 @@ def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: Dtype
       ValueError: not a T5 v1.1, or its tensors do not match config.json; the message lists every unknown,
         missing and mismatched key.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config = dataclasses.replace(read_config(folder), dtype=dtype, param_dtype=param_dtype)
     tensors, rows = read_tensors(folder), table(config)
     key_table.check_keys(str(folder), tensors, rows)
@@ -76,7 +76,7 @@ def load(folder: str | Path, *, dtype: DtypeName = 'float32', param_dtype: Dtype
     return key_table.build_module(shapes, key_table.from_official(tensors, rows, specs))
 
 
-def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> None:
+def save(folder: str | StoragePath, model: T5, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes config.json and the tensors, in the dtype of the parameters, as `load` and Hugging Face read them.
 
     Args:
@@ -87,7 +87,7 @@ def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> No
     Raises:
       OSError: the files cannot be written.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     specs, tensors = key_table.to_official(key_table.module_parameters(nnx.state(model)), table(model.config))
     sizes = {key: spec.size * spec.dtype.itemsize for key, spec in specs.items()}
@@ -110,9 +110,9 @@ def save(folder: str | Path, model: T5, *, shard_bytes: int = SHARD_BYTES) -> No
     (folder / CONFIG).write_text(json.dumps(_hf_config(model.config), indent=2) + '\n')
 
 
-def read_config(folder: str | Path) -> T5Config:
+def read_config(folder: str | StoragePath) -> T5Config:
     """Reads the sizes in a folder's config.json. Raises FileNotFoundError, or ValueError for another network."""
-    path = Path(folder) / CONFIG
+    path = as_path(folder) / CONFIG
     values = _read_json(path)
     activation = values.get('feed_forward_proj')
     require(
@@ -126,7 +126,7 @@ def read_config(folder: str | Path) -> T5Config:
         return T5Config(**{ours: values[key] for key, ours in _FIELDS.items() if key in values})
 
 
-def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
+def read_tensors(folder: str | StoragePath) -> dict[str, StoredTensor]:
     """Opens the encoder's tensors in a folder, of one or several files.
 
     Returns:
@@ -135,7 +135,7 @@ def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     Raises:
       FileNotFoundError, ValueError: as `safetensors_file.read_folder`; or the tied embeddings differ.
     """
-    tensors = safetensors_file.read_folder(Path(folder))
+    tensors = safetensors_file.read_folder(as_path(folder))
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(UNUSED)}
     if TIED not in tensors:
         return tensors
@@ -174,7 +174,7 @@ def table(config: T5Config) -> KeyTable:
     return KeyTable(rows, config.num_layers)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: StoragePath) -> dict[str, Any]:
     with error_context(f'{path}: not JSON: '):
         values = parse_json(path.read_text(encoding='utf-8'))
     require(isinstance(values, dict), f'{path}: expected a map, got {type(values).__name__}')
