@@ -43,8 +43,7 @@ WRITE_CHECK = '.write-check'
 QUIET_S = 0.3  # a failed save's folder is removed once it has not been created again for this long
 MAX_REMOVAL_S = 10.0
 POLL_S = 0.2  # between two collective checks of whether all processes have finished
-# Orbax's own time-out of a save: longer than any. Stalls are the watchdog's task.
-ORBAX_TIMEOUT_S = 24 * 3600
+ORBAX_TIMEOUT_S = 24 * 3600  # of a save, longer than any: stalls are the watchdog's task
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # raised by disks, Orbax and JAX
 
 
@@ -102,9 +101,6 @@ class Checkpoints:
           CheckpointError: `read_only`, and the folder does not exist.
         """
         self.folder = absolute(as_path(run)) / FOLDER
-        fix = 'copy the run to a local folder or to gs://, or export it as a file, *.safetensors'
-        no_orbax = f'{run}: Orbax reads and writes no checkpoints on s3://; {fix}'
-        require(not str(self.folder).startswith('s3://'), no_orbax, CheckpointError)
         require(not read_only or self.folder.parent.exists(), f'{run}: does not exist', CheckpointError)
         lacks = f'{run}: contains no checkpoints (expected a folder {FOLDER!r} in it)'
         require(not read_only or self.folder.is_dir(), lacks, CheckpointError)

@@ -6,7 +6,6 @@ evaluate -> export -> inspect, on 8 simulated devices and a local server of the 
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 from safetensors.numpy import load
 
 from fv_jax.data.video import video_io
