@@ -4,11 +4,8 @@ Videos in a bucket -> prepare -> train in two processes -> SIGTERM -> resume in 
 evaluate -> export -> inspect, on 8 simulated devices and a local server of the bucket.
 """
 
-import dataclasses
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,93 +14,7 @@ from safetensors.numpy import load
 
 from fv_jax.data.video import video_io
 from tests import runs
-from tests.data import sample_videos
-from tests.sampling import tiny
-
-STEPS = 12
-LIMIT_S = 600
-CLIPS = ('--config.frames=9', '--config.height=32', '--config.width=48', '--config.shard_records=2')
-
-
-@dataclasses.dataclass
-class Pod:
-    """Runs commands with the bucket's environment, in an empty folder that must stay empty.
-
-    Attributes:
-      url: of the bucket.
-      folder: where commands run.
-      variables: their environment.
-    """
-
-    url: str
-    folder: Path
-    variables: dict[str, str]
-
-    def command(self, name: str, *arguments: str) -> list[str]:
-        return [
-            sys.executable,
-            '-m',
-            f'fv_jax.{name}',
-            *(argument.replace('BUCKET', self.url) for argument in arguments),
-        ]
-
-    def run(self, name: str, *arguments: str, code: int = 0) -> str:
-        """Runs a command on 8 devices; returns its output."""
-        done = subprocess.run(
-            self.command(name, *arguments),
-            cwd=self.folder,
-            env=self.variables,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-        )
-        assert done.returncode == code, f'{name}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
-        assert not list(self.folder.iterdir())
-        return done.stdout + done.stderr
-
-
-def pod(bucket, tmp_path: Path) -> Pod:
-    folder = tmp_path / 'cwd'
-    folder.mkdir()
-    variables = runs.environment(tmp_path / 'compiled', devices=8) | bucket.environment
-    return Pod(bucket.url, folder, variables | {'FV_JAX_CACHE': str(tmp_path / 'cache'), 'PYTHONPATH': str(runs.ROOT)})
-
-
-def upload_videos(bucket, tmp_path: Path) -> None:
-    for i in range(3):
-        video = tmp_path / f'{i}.mp4'
-        sample_videos.write_two_shots(video, frames=30)
-        bucket.write(f'videos/{i}.mp4', video.read_bytes())
-        bucket.write(f'videos/{i}.txt', f'a moving pattern {i}'.encode())
-
-
-def upload_vae(bucket, tmp_path: Path) -> None:
-    tiny.save_vae(tmp_path / 'vae.safetensors')
-    bucket.write('weights/vae.safetensors', (tmp_path / 'vae.safetensors').read_bytes())
-
-
-def train(pod: Pod, workdir: str, *more: str) -> list[str]:
-    """The arguments of the training command."""
-    given = runs.superres('WORKDIR', f'{pod.url}/weights/vae.safetensors')
-    given[1] = f'--workdir={pod.url}/{workdir}'
-    data = [f'--config.data.{name}={pod.url}/clips' for name in ('train', 'heldout')]
-    more = [
-        '--config.data.loader.batch_size=8',
-        f'--config.loop.num_steps={STEPS}',
-        '--config.loop.save_every=4',
-        *more,
-    ]
-    return [*given, *data, '--config.data.cache=none', '--config.loop.log_every=1', *more]
-
-
-def losses(bucket, workdir: str) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for line in bucket.read(f'{workdir}/metrics.jsonl').splitlines():
-        row = json.loads(line)
-        if 'loss' in row:
-            assert row['step'] not in found, f'step {row["step"]} twice'
-            found[row['step']] = row['loss']
-    return found
+from tests.storage.pods import CLIPS, LIMIT_S, STEPS, Pod, losses, pod, train, upload_vae, upload_videos
 
 
 def preempt(pod: Pod, bucket, arguments: list[str]) -> None:
