@@ -7,7 +7,6 @@ evaluate -> export -> inspect, on 8 simulated devices and a local server of the 
 import json
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load
