@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What needs other programs than Python or minutes, under the Python it is called with: reports in a browser, training
-# and lists of prompts that are killed, preempted or stalled, in one and several processes, and sampling over more meshes.
+# and lists of prompts that are killed, preempted or stalled, in one and several processes, sampling over more meshes, and
+# the code blocks of the guides.
 #   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
 # Installs the extras dev and services into that Python's environment, and nothing into the system: Chromium must be
 # there. A part that fails stops the run; a part over its budget (seconds, on two cores) is reported and does not fail.
@@ -15,6 +16,7 @@ BUDGET_INSTALL=120
 BUDGET_BROWSER=180
 BUDGET_KILLS=400
 BUDGET_MESHES=120
+BUDGET_GUIDES=150
 
 enter_root
 export JAX_PLATFORMS=cpu
@@ -29,4 +31,5 @@ tests browser "$BUDGET_BROWSER" tests/browser
 tests kills "$BUDGET_KILLS" tests/kills
 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
   part meshes "$BUDGET_MESHES" "$PYTHON" -m pytest -q tests/parallel/full_meshes.py
+part guides "$BUDGET_GUIDES" "$PYTHON" -m pytest -q -n "$WORKERS" tests/docs/full_blocks.py
 print_summary
