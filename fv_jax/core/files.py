@@ -100,8 +100,17 @@ def remove_folder(folder: StoragePath, marker: str = '', suffix: str = '.removed
 
 
 def info(path: StoragePath) -> FileInfo:
-    """Returns size and version of a file, without reading it. Raises FileNotFoundError."""
+    """Returns size and version of a file, without reading it. Raises FileNotFoundError, IsADirectoryError."""
     return _store(path).info(path)
+
+
+def is_file(path: StoragePath) -> bool:
+    """Returns whether a file exists, by one look; the method of the path takes two."""
+    try:
+        info(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    return True
 
 
 def list_files(folder: StoragePath) -> dict[str, FileInfo]:

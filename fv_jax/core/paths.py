@@ -37,6 +37,9 @@ def as_path(text: str | os.PathLike[str]) -> StoragePath:
     Raises:
       ValueError: see `expand_path`.
     """
+    if is_url(os.fspath(text)) and not isinstance(text, str):
+        filesystems.register(os.fspath(text).partition('://')[0], os.fspath(text))
+        return epath.Path(text)
     expanded = expand_path(os.fspath(text))
     return epath.Path(expanded) if is_url(expanded) else pathlib.Path(expanded)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.files import atomic_write, partial_of, remove_folder
+from fv_jax.core.files import atomic_write, is_file, partial_of, remove_folder
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import contact_sheet, video_io
@@ -45,7 +45,7 @@ def load(folder: StoragePath) -> StoredPreview:
       ValueError: the folder holds no stored preview, or it was modified since it was stored.
     """
     path = folder / LATENTS
-    if not path.is_file():
+    if not is_file(path):
         run = folder if folder.is_dir() else folder.parent
         found = sorted(run.glob(f'*/{LATENTS}'))
         hint = f'; did you mean {found[0].parent}?' if found else ''

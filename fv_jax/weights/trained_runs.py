@@ -15,7 +15,7 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core import paths
+from fv_jax.core import files, paths
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
@@ -121,7 +121,7 @@ def open_run(
       ConfigError, ValueError, FileNotFoundError: its configuration, or the VAE that it names, cannot be used; or the
         VAE does not exist, or is another one.
     """
-    folder = as_path(folder)
+    folder = files.resolve_path(folder)
     meta, params_of = open_checkpoint(folder, step)
     stage_config, digests = read_stage_config(folder, meta), meta.get('digests', {})
     vae = load_frozen_vae(stage_config, vae_partitioner)

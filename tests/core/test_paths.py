@@ -66,6 +66,11 @@ def test_as_path_keeps_local_paths_and_urls_apart():
         assert str(path / 'x') == f'{expected}/x'
 
 
+def test_as_path_takes_paths_of_files_that_users_cannot_name():
+    path = as_path('gs://b/run') / 'what is this?.mp4'
+    assert as_path(path) == path
+
+
 def test_absolute_and_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert paths.absolute(as_path('a')) == tmp_path / 'a'

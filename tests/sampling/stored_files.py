@@ -1,15 +1,17 @@
 """What is compared of the files that the command `sample` writes."""
 
 import json
-from pathlib import Path
+
+from fv_jax.core.files import list_files
+from fv_jax.core.paths import StoragePath
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder: StoragePath) -> dict[str, bytes]:
     """Every file by its path."""
-    return {str(path.relative_to(folder)): _read(path) for path in folder.rglob('*') if path.is_file()}
+    return {name: _read(folder / name) for name in list_files(folder)}
 
 
-def _read(path: Path) -> bytes:
+def _read(path: StoragePath) -> bytes:
     data = path.read_bytes()
     if path.suffix == '.safetensors':  # its header lists the metadata in an order of its own in every file
         size = 8 + int.from_bytes(data[:8], 'little')

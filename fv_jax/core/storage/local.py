@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -82,6 +83,8 @@ class LocalStore:
 
     def info(self, path: Path) -> FileInfo:
         found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(f'{path}: is a folder')
         return FileInfo(found.st_size, str(found.st_mtime_ns))
 
     def list_files(self, folder: Path) -> dict[str, FileInfo]:

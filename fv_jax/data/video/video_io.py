@@ -97,11 +97,15 @@ def _open(
             file, length = io.BytesIO(source), len(source)
         else:
             path = as_path(source)
-            require(path.is_file(), f'{name}: no such file')
-            length = files.info(path).size
-            # FFmpeg reads a path faster. An absolute one is never taken for a URL, unlike a file named http:...
-            path = path if only_header else stack.enter_context(open_copy(path))
-            file = stack.enter_context(path.open('rb')) if only_header else str(paths.absolute(path))
+            try:
+                length = files.info(path).size
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise ValueError(f'{name}: no such file') from None
+            if only_header:
+                file = stack.enter_context(path.open('rb'))
+            else:
+                # FFmpeg reads a path faster. An absolute one is never taken for a URL, unlike a file named http:...
+                file = str(paths.absolute(stack.enter_context(open_copy(path))))
         try:
             container = stack.enter_context(av.open(file, options={'format_whitelist': FORMATS}))
         except (av.FFmpegError, OSError) as error:
