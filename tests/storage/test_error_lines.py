@@ -1,0 +1,122 @@
+"""What is missing, refused or impossible in a bucket is one line of the command, and nothing is half-written."""
+
+import pytest
+
+from fv_jax import convert, degrade, evaluate, export, inspect, plan, sample
+from fv_jax.core import files
+from fv_jax.core.paths import as_path
+from fv_jax.data.video import video_io
+from tests.data import sample_videos
+from tests.sampling import tiny
+from tests.storage.faults import Fault
+
+DENIED = 'permission denied; check the credentials'
+
+
+@pytest.fixture(scope='module')
+def local(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    tiny.save_pipeline_and_vae(folder)
+    video_io.encode(folder / 'clip.mp4', sample_videos.pattern(9, 16, 16), 12)
+    return folder
+
+
+@pytest.fixture
+def root(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv('FV_JAX_CACHE', str(tmp_path))
+    return as_path(bucket.url)
+
+
+def fail(capfd, code, command, *arguments) -> str:
+    """Runs a command that fails; returns its one line of error."""
+    capfd.readouterr()
+    assert command.main([str(argument) for argument in arguments]) == code
+    error = capfd.readouterr().err
+    name = command.__name__.rpartition('.')[2]
+    assert error.startswith(f'{name}: ') and error.count('\n') == 1, error
+    return error
+
+
+MISSING = [
+    (sample, ('enhance', 'ROOT/none'), 'ROOT/none: holds no stored preview (no latents.safetensors)'),
+    (sample, ('reproduce', 'ROOT/none.mp4', '--output=ROOT/out.mp4'), 'ROOT/none.mp4: no such file'),
+    (sample, ('clip', '--checkpoint=embedded', '--input=ROOT/none.mp4', '--output=ROOT/out.mp4'), 'none.mp4: no such'),
+    (sample, ('preview', '--prompts=ROOT/none.txt', '--output=ROOT/out'), '--prompts=ROOT/none.txt: '),
+    (sample, ('vbench', '--prompts=ROOT/none.json', '--output=ROOT/out'), '--prompts=ROOT/none.json: '),
+    (sample, ('preview', '--prompt=a bee', '--output=ROOT/out', '--checkpoint=ROOT/none'), 'ROOT/none: does not exist'),
+    (sample, ('preview', '--prompt=a bee', '--output=ROOT/out', '--official=ROOT/none'), 'ROOT/none: no such folder'),
+    (export, ('--checkpoint=ROOT/none', '--output=ROOT/out.safetensors'), 'ROOT/none: '),
+    (convert, ('--input=ROOT/none.pt', '--output=ROOT/out.safetensors'), '--input=ROOT/none.pt: does not exist'),
+    (evaluate, ('--pairs=ROOT/none', '--output=ROOT/out'), 'ROOT/none/GT: no such folder'),
+    (evaluate, ('--checkpoint=ROOT/none', '--output=ROOT/out'), 'ROOT/none: '),
+    (
+        evaluate,
+        ('--pairs=LOCAL', '--output=ROOT/out', '--compare', 'ROOT/none,num_steps=1'),
+        'ROOT/none does not exist',
+    ),
+    (evaluate, ('--pairs=LOCAL', '--output=ROOT/out', '--metrics-folder=ROOT/none'), 'ROOT/none: no such folder'),
+    (inspect, ('ROOT/none',), 'ROOT/none: does not exist'),
+    (degrade, ('--input=ROOT/none.mp4', '--output=ROOT/out.png'), 'ROOT/none.mp4: no such file'),
+]
+
+
+@pytest.mark.parametrize(
+    ('command', 'arguments', 'words'), MISSING, ids=[f'{c.__name__} {" ".join(a)}' for c, a, _ in MISSING]
+)
+def test_missing_object(command, arguments, words, root, bucket, local, capfd):
+    fill = {'ROOT': str(root), 'LOCAL': str(local)}
+    for name, value in fill.items():
+        arguments, words = [text.replace(name, value) for text in arguments], words.replace(name, value)
+    code = 1 if command in (inspect, degrade, export) or words.endswith('none: ') else 2
+    assert words in fail(capfd, code, command, *arguments)
+    assert bucket.sizes() == {}
+
+
+WRITERS = [
+    (sample, ('preview', '--prompt=a bee', '--output=ROOT/out')),
+    (sample, ('vbench', '--prompts=ROOT/p.txt', '--output=ROOT/out')),
+    (sample, ('clip', '--checkpoint=embedded', '--input=LOCAL/clip.mp4', '--output=ROOT/out.mp4')),
+    (sample, ('reproduce', 'LOCAL/clip.mp4', '--output=ROOT/out.mp4')),
+    (export, ('--checkpoint=LOCAL/stage2', '--output=ROOT/out.safetensors')),
+    (convert, ('--input=LOCAL/stage2', '--output=ROOT/out.pt')),
+    (evaluate, ('--pairs=LOCAL', '--output=ROOT/out')),
+    (degrade, ('--input=LOCAL/clip.mp4', '--output=ROOT/out.png')),
+]
+
+
+@pytest.mark.parametrize(('command', 'arguments'), WRITERS, ids=[f'{c.__name__} {" ".join(a)}' for c, a in WRITERS])
+def test_denied_output_is_found_before_anything_is_computed(command, arguments, root, bucket, local, capfd):
+    arguments = [text.replace('ROOT', str(root)).replace('LOCAL', str(local)) for text in arguments]
+    with bucket.proxy.inject(Fault(status=403, kinds=('upload',))):
+        error = fail(capfd, 2, command, *arguments)
+    assert f'--output={root}/out' in error and 'cannot be written' in error and DENIED in error
+    assert bucket.sizes() == {}
+
+
+def test_denied_weights(root, bucket, local, capfd):
+    files.write_bytes(root / 'vae.safetensors', (local / 'vae.safetensors').read_bytes())
+    with bucket.proxy.inject(Fault(status=403, kinds=('read',), pattern='vae')):
+        error = fail(capfd, 1, inspect, root / 'vae.safetensors')
+    assert f'{root}/vae.safetensors: permission denied' in error
+
+
+def test_denied_in_the_middle_of_an_export_leaves_nothing(gs_bucket, local, tmp_path, monkeypatch, capfd):
+    output = f'{gs_bucket.url}/out'
+    with gs_bucket.proxy.inject(Fault(status=403, kinds=('upload',), pattern='README')):
+        error = fail(capfd, 1, export, f'--checkpoint={local / "stage2"}', f'--output={output}')
+    assert f'{output}/README.md: {DENIED}' in error
+    assert gs_bucket.sizes() == {}
+
+
+def test_checkpoints_are_refused_on_s3(s3_bucket, local, capfd):
+    for command, flag in ((export, '--checkpoint'), (convert, '--input')):
+        for output in ('out', 'out.d'):
+            error = fail(capfd, 2, command, f'{flag}={local / "vae.safetensors"}', f'--output={s3_bucket.url}/{output}')
+            assert f'--output={s3_bucket.url}/{output}' in error
+    assert s3_bucket.sizes() == {}
+
+
+def test_json_of_a_plan_needs_a_folder(tmp_path, capfd):
+    assert 'does not exist' in fail(
+        capfd, 2, plan, '--only=sample', '--topology=h100-1', f'--json={tmp_path}/none/plan.json'
+    )
