@@ -1,8 +1,10 @@
 """Google Cloud Storage by gcsfs, see `filesystems`. Emulators: STORAGE_EMULATOR_HOST, with FSSPEC_GCS_TOKEN=anon."""
 
 import inspect
+import json
 import re
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -16,13 +18,16 @@ from fv_jax.core.storage.retries import PATIENCE_S, Retries
 # Without gcsfs's own repetitions, which end after half a minute and are not counted.
 _request = inspect.unwrap(gcsfs.core.GCSFileSystem._request)
 _DENIED = {401, 403}
+_BUCKET = re.compile('/b/([^/?]+)/')
+_NAME = re.compile('(?:/o/|[?&]name=)([^?&]+)')
+_NAME_IN_BODY = re.compile(rb'^{"name": ("(?:[^"\\\\]|\\\\.)*")', re.MULTILINE)  # of an upload in one request
 _ERRORS = (
     OSError, ValueError, gcsfs.retry.HttpError, aiohttp.ClientError, google.auth.exceptions.GoogleAuthError,
 )  # fmt: skip
 
 
 class GcsFileSystem(gcsfs.core.GCSFileSystem):
-    """gcsfs with `Retries`. Every error of the store is an OSError whose text names the object or its bucket."""
+    """gcsfs with `Retries`. Every error of the store is an OSError whose text names the object."""
 
     protocol = ('gs', 'gcs')
 
@@ -37,12 +42,12 @@ class GcsFileSystem(gcsfs.core.GCSFileSystem):
         try:
             return await self.retries_of_requests.run(request, _is_transient)
         except FileNotFoundError:
-            raise FileNotFoundError(f'{_url(path, args)}: does not exist') from None
+            raise FileNotFoundError(f'{_url(path, args, options)}: does not exist') from None
         except FileExistsError:
-            raise FileExistsError(f'{_url(path, args)}: exists') from None
+            raise FileExistsError(f'{_url(path, args, options)}: exists') from None
         except _ERRORS as error:
             kind = PermissionError if _is_denied(error) else OSError
-            raise kind(f'{_url(path, args)}: {_reason(error)}') from error
+            raise kind(f'{_url(path, args, options)}: {_reason(error)}') from error
 
     async def _write_version(self, path: str, data: bytes, version: str) -> str:
         """Writes an object of this generation, '' if it must not exist; returns the new one. Raises FileExistsError."""
@@ -67,10 +72,16 @@ class GcsFileSystem(gcsfs.core.GCSFileSystem):
             return ''
 
 
-def _url(path: str, args: tuple[str, ...]) -> str:
-    """Formats the bucket and the name that a request is about; of an upload only the bucket."""
-    bucket = re.search('/b/([^/?]+)/', path)
-    return f'gs://{"/".join(part for part in args if part) or (bucket[1] if bucket else "")}'
+def _url(path: str, args: tuple[str, ...], options: Mapping[str, Any]) -> str:
+    """Formats the bucket and the name that a request is about; they are arguments, or in its address or its body."""
+    if named := '/'.join(part for part in args if part):
+        return f'gs://{named}'
+    bucket, name = _BUCKET.search(path), _NAME.search(path)
+    parts = [urllib.parse.unquote(found[1]) for found in (bucket, name) if found]
+    body = options.get('data')
+    if not name and isinstance(body, bytes) and (found := _NAME_IN_BODY.search(body, 0, 4096)):
+        parts.append(json.loads(found[1]))
+    return f'gs://{"/".join(parts)}'
 
 
 def _is_transient(error: BaseException) -> bool:
