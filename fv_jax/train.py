@@ -21,13 +21,13 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.checks import require
@@ -43,6 +43,7 @@ from fv_jax.core.command_line import (
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
 from fv_jax.core.output_paths import check_checkpoint_folder
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import SuperResDiagnostics
@@ -135,7 +136,7 @@ def _parse_and_train(argv: Sequence[str]) -> int:
     return 0
 
 
-def _replay(path: Path, overrides: Sequence[Override]) -> int:
+def _replay(path: StoragePath, overrides: Sequence[Override]) -> int:
     if overrides:
         raise UsageError(f'--config.{overrides[0][0]}: a replay takes its configuration from the dump')
     jax.config.update('jax_platforms', 'cpu')
@@ -165,7 +166,7 @@ class LaunchInfo:
     trace_signal: TraceSignal = dataclasses.field(default_factory=TraceSignal)
 
 
-def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) -> None:
+def run(config: TrainConfig, workdir: StoragePath, launch: LaunchInfo | None = None) -> None:
     """Trains a run to the end. What can be wrong is found before anything is computed or written."""
     latent_spec = trained_runs.latent_spec(config.stage)
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
@@ -177,7 +178,7 @@ def run(config: TrainConfig, workdir: Path, launch: LaunchInfo | None = None) ->
 
 
 def _run(
-    setup: TrainSetup, vae: JittedVAE | None, workdir: Path, launch: LaunchInfo, check_lock: Callable[[], None]
+    setup: TrainSetup, vae: JittedVAE | None, workdir: StoragePath, launch: LaunchInfo, check_lock: Callable[[], None]
 ) -> None:
     config, goodput, bad = setup.config, Goodput(), BadRecords(setup.config.data.bad_records)
     history = initialization.valid_checkpoints(workdir)
@@ -192,7 +193,7 @@ def _run(
         return
     batches = TrainBatches.open(setup, datasets, workdir, bad)
     write_run_config(workdir, config)
-    initialization.quarantine(workdir, history)
+    initialization.mark_damaged(history)
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
     any_host, values = CrossHostFlags(setup.partitioner.mesh), config_lib.to_dict(config)
     save_policy = SavePolicy(checkpoints, config.loop, values, datasets.digests, any_host, check_lock)
@@ -233,7 +234,7 @@ def _run(
     log.info(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}')
 
 
-def _writer(workdir: Path, start: int) -> MetricWriter | NoMetrics:
+def _writer(workdir: StoragePath, start: int) -> MetricWriter | NoMetrics:
     return MetricWriter(workdir, start_step=start) if jax.process_index() == 0 else NoMetrics()
 
 
@@ -267,13 +268,15 @@ def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[HeldoutB
     return Validation(encoded, functools.partial(_videos, vae, setup.partitioner), health=health)
 
 
-def _restore(setup: TrainSetup, workdir: Path, checkpoints: Checkpoints) -> tuple[state.TrainState, Progress] | None:
+def _restore(
+    setup: TrainSetup, workdir: StoragePath, checkpoints: Checkpoints
+) -> tuple[state.TrainState, Progress] | None:
     """Restores the newest intact checkpoint during a run, for a rollback."""
     history = initialization.valid_checkpoints(workdir)
     if history is None:
         return None
     found = initialization.restore(setup, history)
-    initialization.quarantine(workdir, history)
+    initialization.mark_damaged(history)
     checkpoints.reload()
     return found
 

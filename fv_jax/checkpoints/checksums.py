@@ -1,55 +1,45 @@
-"""Checksums of a checkpoint: the size and CRC-32 of each of its files, stored beside them.
+"""Checksums of a checkpoint: the size and checksum of each of its files, stored beside them.
 
-They detect what a disk or a copy did to a file, not what was wrong in memory before it was written.
+They detect what a disk or a copy did to a file, not what was wrong in memory before it was written. Local files are
+read for it (CRC-32); an object store states the checksums that it has computed itself.
 """
 
-import json
-import zlib
-from pathlib import Path
-
-from fv_jax.core.files import write_json
+from fv_jax.core import files
+from fv_jax.core.paths import StoragePath
 
 CHECKSUMS = 'checksums.json'  # in a checkpoint's folder
-_BLOCK_BYTES = 2**22
 
 
-def write_checksums(folder: Path) -> None:
+def write_checksums(folder: StoragePath) -> None:
     """Writes the checksums of all files in a folder. Raises OSError."""
-    sums = {str(path.relative_to(folder)): [path.stat().st_size, _crc(path)] for path in _files(folder)}
-    write_json(folder / CHECKSUMS, sums)
+    found = files.checksums(folder)
+    files.write_json(folder / CHECKSUMS, {name: found[name] for name in found if not name.startswith(CHECKSUMS)})
 
 
-def verify_checksums(folder: Path) -> str | None:
+def verify_checksums(folder: StoragePath) -> str | None:
     """Compares the files in a folder with the stored checksums.
 
     Returns:
       The first difference; None if there is none, or if no checksums exist.
     """
-    path = folder / CHECKSUMS
-    if not path.is_file():
+    try:
+        stored = (folder / CHECKSUMS).read_bytes()
+    except FileNotFoundError:
         return None
     try:
-        sums = json.loads(path.read_text())
-        expected = {name: (size, crc) for name, (size, crc) in sums.items()}
-        for name, (size, crc) in expected.items():
-            if not (file := folder / name).is_file():
+        expected, found = files.parse_json(stored), files.checksums(folder)
+        for name, (size, checksum) in expected.items():
+            if name not in found:
                 return f'{name} is missing'
-            if (found := file.stat().st_size) != size:
-                return f'{name} has {found} bytes instead of {size}'
-            if _crc(file) != crc:
-                return f'{name} differs from what was written (CRC-32)'
+            if found[name][0] != size:
+                return f'{name} has {found[name][0]} bytes instead of {size}'
+            if _kind(found[name][1]) == _kind(checksum) and found[name][1] != checksum:
+                return f'{name} differs from what was written ({_kind(checksum)})'
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f'{CHECKSUMS} or a file that it names cannot be read ({" ".join(str(error).split())})'
     return None
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob('*') if path.is_file() and not path.name.startswith(CHECKSUMS))
-
-
-def _crc(path: Path) -> int:
-    value = 0
-    with path.open('rb') as file:
-        while block := file.read(_BLOCK_BYTES):
-            value = zlib.crc32(block, value)
-    return value
+def _kind(checksum: int | str) -> str:
+    """Returns which checksum it is: a checkpoint that was copied from a disk to a bucket, or back, has others."""
+    return 'CRC-32' if isinstance(checksum, int) else checksum.partition(':')[0]

@@ -7,8 +7,9 @@ Items of a checkpoint:
            (fingerprints) of the networks that made the training data, 'vae' and 'text' as far as there are any, and
            `progress`, the state of the run besides arrays
 
-Orbax copies the arrays to the host and writes them in its own threads under a temporary name, which it changes at the
-end: a save that fails leaves the earlier checkpoints alone. Then a thread of ours verifies the structure of what was
+Orbax copies the arrays to the host and writes them in its own threads. Locally it writes under a temporary name, which
+it changes at the end; in object storage the last file that it writes completes a checkpoint. A save that fails leaves
+the earlier checkpoints alone. Then a thread of ours verifies the structure of what was
 written and stores the checksums of its files (`checksums.py`). Not Orbax's `max_to_keep`: it deletes old checkpoints
 when a new one is written, and here only once it is verified.
 """
@@ -16,48 +17,33 @@ when a new one is written, and here only once it is verified.
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
-import shutil
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints import checksums
+from fv_jax.checkpoints import checksums, trees
 from fv_jax.checkpoints.barrier import Barrier
+from fv_jax.checkpoints.errors import READ_ERRORS, SAVE_ERRORS, CheckpointError, DamagedError, summarize_error
+from fv_jax.checkpoints.steps import FOLDER, Steps, check_supported
+from fv_jax.core import files
 from fv_jax.core.checks import require
-from fv_jax.core.paths import StoragePath, absolute, as_path
+from fv_jax.core.paths import StoragePath, absolute
 from fv_jax.parallel import distributed
 
-FOLDER = 'checkpoints'
+log = logging.getLogger(__name__)
+
 ARRAYS = ('state', 'params')
 META = 'meta'
-TEMPORARY_SUFFIX = '.orbax-checkpoint-tmp'  # Orbax's, of a folder that is not complete
-# Without the suffix: when Orbax's manager opens, a thread removes the folders that have it. If one of them vanishes
-# meanwhile, the thread fails, and each save after it.
-WRITE_CHECK = '.write-check'
 QUIET_S = 0.3  # a failed save's folder is removed once it has not been created again for this long
 MAX_REMOVAL_S = 10.0
 POLL_S = 0.2  # between two collective checks of whether all processes have finished
-ORBAX_TIMEOUT_S = 24 * 3600  # of a save, longer than any: stalls are the watchdog's task
-SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # raised by disks, Orbax and JAX
-
-
-def list_steps(folder: Path) -> list[int]:
-    """Lists the steps in a folder of checkpoints by its folders' names, ascending; empty if it does not exist."""
-    return sorted(int(path.name) for path in folder.glob('*') if path.name.isdigit())
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read. The message is one line: where, why, what to do."""
-
-
-class DamagedError(CheckpointError):
-    """A checkpoint that was completed once, and cannot be read now."""
+# Orbax's own time-out of a save: longer than any. Stalls are the watchdog's task.
+ORBAX_TIMEOUT_S = 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +69,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        run: str | StoragePath,
+        run: StoragePath,
         *,
         max_to_keep: int | None = None,
         keep_period: int | None = None,
         read_only: bool = False,
     ):
-        """Opens the checkpoints of a run.
+        """Opens the checkpoints of a run; unless `read_only`, removes what unfinished saves have left.
 
         Args:
           run: the run's folder; the checkpoints are in its folder 'checkpoints'.
@@ -98,22 +84,28 @@ class Checkpoints:
           read_only: never writes, deletes or creates anything.
 
         Raises:
-          CheckpointError: `read_only`, and the folder does not exist.
+          CheckpointError: Orbax cannot write there, or `read_only`, and the folder does not exist.
         """
-        self.folder = absolute(as_path(run)) / FOLDER
-        require(not read_only or self.folder.parent.exists(), f'{run}: does not exist', CheckpointError)
-        lacks = f'{run}: contains no checkpoints (expected a folder {FOLDER!r} in it)'
-        require(not read_only or self.folder.is_dir(), lacks, CheckpointError)
+        check_supported(run)
+        self._steps = Steps(absolute(run))
+        self.folder = self._steps.folder
+        if read_only and not self.folder.is_dir():
+            require(self._steps.run.exists(), f'{run}: does not exist', CheckpointError)
+            raise CheckpointError(f'{run}: contains no checkpoints (expected a folder {FOLDER!r} in it)')
         self._max_to_keep, self._keep_period = max_to_keep, keep_period
+        self._removed: set[int] = set()  # steps that Orbax's list still has
         self._barrier = Barrier(str(self.folder))
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'save')
         self._pending: PendingSave | None = None
+        if not read_only and jax.process_index() == 0:
+            self._steps.remove_unfinished()
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=not read_only,
             async_options=ocp.AsyncOptions(timeout_secs=ORBAX_TIMEOUT_S, barrier_sync_fn=self._barrier),
-            cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
+            step_name_format=self._steps,
+            lightweight_initialize=True,  # no times of the steps, which are read from each
         )
         # Without the handlers a manager that has not saved anything itself cannot read the shapes of an item.
         arrays = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
@@ -122,20 +114,29 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest completed checkpoint; None without any."""
-        return self._manager.latest_step()
+        """The step of the newest intact checkpoint; None without any."""
+        return max(self.steps, default=None)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the complete, intact checkpoints, ascending."""
+        return sorted(set(self._manager.all_steps()) - self._removed)
+
+    def list_damaged(self) -> set[int]:
+        """Lists the steps that were marked as damaged."""
+        return self._steps.list_damaged()
+
+    def mark_damaged(self, step: int, problem: str) -> None:
+        """Marks a step as damaged: it is not one of `steps` from the next `reload` on. Raises OSError."""
+        self._steps.mark_damaged(step, problem)
 
     def reload(self) -> None:
         """Reads the folder again, after another process or object has changed it."""
         self._manager.reload()
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the completed checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        self._removed.clear()
 
     def verify(self, step: int) -> str | None:
-        """Returns what is wrong with the files of a checkpoint by their checksums, or None. Reads all of them."""
+        """Returns what is wrong with the files of a checkpoint by their checksums, or None. Local ones are all read."""
         return checksums.verify_checksums(self.folder / str(step))
 
     def save(
@@ -174,12 +175,12 @@ class Checkpoints:
         meta = make_meta(step, config, digests) | dict(more or {})
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
-        shapes = {name: _shapes(tree) for name, tree in arrays.items()}
+        shapes = {name: trees.shapes(tree) for name, tree in arrays.items()}
         since = time.monotonic()
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._barrier.reset()
         try:
-            self._check_writable()
+            self._prepare(step)
             self._manager.save(step, args=args, force=True)
         except SAVE_ERRORS as error:
             done.set_exception(error)
@@ -187,8 +188,8 @@ class Checkpoints:
             done = self._worker.submit(self._finish, step, shapes)
         self._pending = PendingSave(step, since, done)
 
-    def _check_writable(self) -> None:
-        """Creates a folder and removes it. Raises OSError in all processes if the first one cannot.
+    def _prepare(self, step: int) -> None:
+        """Removes a damaged checkpoint of this step. Raises OSError in all processes if the first one cannot write.
 
         If Orbax itself fails to create its folder, threads of all processes wait for it for five minutes, even when the
         process ends.
@@ -196,42 +197,38 @@ class Checkpoints:
         problem = None
         if jax.process_index() == 0:
             try:
-                trial = self.folder / WRITE_CHECK
-                trial.mkdir(exist_ok=True)  # exists if a process was killed just here
-                trial.rmdir()
+                files.check_writable(self.folder)
+                if step in self._steps.list_damaged():
+                    self._steps.remove_damaged(step)
             except OSError as error:
                 problem = error
         if distributed.any_process(problem is not None):
-            raise problem or OSError('the first process cannot create a folder')
+            raise problem or OSError('the first process cannot write to the folder')
 
-    def _finish(self, step: int, shapes: dict[str, Any]) -> None:
+    def _finish(self, step: int, shapes: dict[str, trees.Shapes]) -> None:
         """Completes a save when Orbax has written it; runs in the worker thread.
 
-        The first process verifies that the structure on disk is the one that was given, writes the checksums, and only
-        then deletes the oldest checkpoints.
+        The first process verifies that the structure in storage is the one that was given, writes the checksums, and
+        only then removes the oldest checkpoints.
         """
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             try:
-                for name, expected in shapes.items():
-                    self._check_structure(step, name, expected)
+                self._check_structure(step, shapes)
                 checksums.write_checksums(self.folder / str(step))
             except BaseException:
-                self._remove(step)  # a resumed run would take it as the newest one
+                self._steps.remove(step)  # a resumed run would take it as the newest one
                 raise
             self._remove_oldest()
 
     def _remove_oldest(self) -> None:
-        steps = list_steps(self.folder)
-        for step in steps[: -self._max_to_keep] if self._max_to_keep else []:
+        for step in self.steps[: -self._max_to_keep] if self._max_to_keep else []:
             if not self._keep_period or step % self._keep_period:
-                self._remove(step)
-
-    def _remove(self, step: int) -> None:
-        """Renames it first: if the process is killed, the rest is no checkpoint, and is removed at the next start."""
-        temporary = self.folder / f'{step}{TEMPORARY_SUFFIX}'
-        os.replace(self.folder / str(step), temporary)
-        shutil.rmtree(temporary, ignore_errors=True)
+                try:
+                    self._steps.remove(step)
+                    self._removed.add(step)
+                except OSError as error:  # the next save tries it again
+                    log.warning(f'{self.folder / str(step)}: cannot be removed ({summarize_error(error)})')
 
     @property
     def saving_since(self) -> float | None:
@@ -258,7 +255,6 @@ class Checkpoints:
             self._barrier.abort()
         self.close()
         self._pending = None
-        self._manager.reload()  # Orbax's list does not know what this class has deleted
         if failed:
             self._raise(pending.step, done.exception())
 
@@ -274,7 +270,8 @@ class Checkpoints:
         with contextlib.suppress(*SAVE_ERRORS):
             self._manager.wait_until_finished()  # raises its error again, once in every thread that calls it
         self._remove_unfinished(step)
-        last = max((found for found in list_steps(self.folder) if found < step), default=None)
+        self.reload()
+        last = max((found for found in self.steps if found < step), default=None)
         newest = 'there is no earlier checkpoint' if last is None else f'the newest checkpoint is step {last}'
         why = 'another process could not write' if error is None else summarize_error(error)
         raise CheckpointError(f'{self.folder}: step {step} could not be saved ({why}); {newest}') from error
@@ -287,8 +284,7 @@ class Checkpoints:
         """
         absent_since, deadline = time.monotonic(), time.monotonic() + MAX_REMOVAL_S
         while time.monotonic() < min(absent_since + QUIET_S, deadline):
-            for path in self.folder.glob(f'{step}.*'):
-                shutil.rmtree(path, ignore_errors=True)
+            if self._steps.remove_unfinished(step):
                 absent_since = time.monotonic()
             time.sleep(0.02)
 
@@ -305,7 +301,9 @@ class Checkpoints:
             saved = self._manager.item_metadata(step)
             items = {name: saved[name] for name in ARRAYS if name in saved.keys() and saved[name] is not None}  # noqa: SIM118
             return {
-                name: {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in _leaves(item.tree).items()}
+                name: {
+                    path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in trees.leaves(item.tree).items()
+                }
                 for name, item in items.items()
             }
 
@@ -326,9 +324,8 @@ class Checkpoints:
         """
         step = self._step(step)
         with self._reading(step):
-            for name, tree in abstract.items():
-                self._check_structure(step, name, _shapes(tree))
-            placed = jax.tree.map(_placed, abstract)
+            self._check_structure(step, {name: trees.shapes(tree) for name, tree in abstract.items()})
+            placed = jax.tree.map(trees.place, abstract)
             args = {name: ocp.args.StandardRestore(tree) for name, tree in placed.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in abstract}
@@ -339,14 +336,16 @@ class Checkpoints:
             yield
         except CheckpointError:
             raise
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            others = ', '.join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or 'none'
+        except READ_ERRORS as error:
+            others = ', '.join(str(s) for s in self.steps if s != step) or 'none'
             raise DamagedError(
                 f'{self.folder}/{step}: cannot be read; other steps: {others} ({summarize_error(error)})'
             ) from error
 
     def _step(self, step: int | None) -> int:
-        known = sorted(self._manager.all_steps())
+        known = self.steps
+        if step is not None and step not in known and step in self._steps.list_damaged():
+            raise DamagedError(f'{self.folder}: step {step} is damaged: {self._steps.read_damage(step)}')
         require(known, f'{self.folder}: contains no completed checkpoint', CheckpointError)
         if step is None:
             return known[-1]
@@ -354,47 +353,17 @@ class Checkpoints:
             raise CheckpointError(f'{self.folder}: has no step {step}; it has {", ".join(map(str, known))}')
         return step
 
-    def _check_structure(self, step: int, name: str, expected: dict[str, tuple[int, ...]]) -> None:
+    def _check_structure(self, step: int, expected: dict[str, trees.Shapes]) -> None:
+        """Raises DamagedError where an item is missing, and CheckpointError where its shapes are others."""
         saved = self._manager.item_metadata(step)
-        if name not in saved.keys() or saved[name] is None:  # noqa: SIM118 - not a mapping
-            raise DamagedError(f'{self.folder}/{step}: has no item {name!r}')
-        found = _shapes(saved[name].tree)
-        different = [path for path in sorted(found.keys() | expected.keys()) if found.get(path) != expected.get(path)]
-        if different:
-            path = different[0]
-            raise CheckpointError(
-                f'{self.folder}/{step}: has another architecture: {path} is {found.get(path, "absent")} there and '
-                f'{expected.get(path, "absent")} in this configuration ({len(different)} differences in {name!r})'
-            )
+        for name, wanted in expected.items():
+            if name not in saved.keys() or saved[name] is None:  # noqa: SIM118 - not a mapping
+                raise DamagedError(f'{self.folder}/{step}: has no item {name!r}')
+            if difference := trees.describe_difference(name, trees.shapes(saved[name].tree), wanted):
+                raise CheckpointError(f'{self.folder}/{step}: has another architecture: {difference}')
 
 
 def make_meta(step: int, config: dict[str, Any], digests: Mapping[str, str] | None) -> dict[str, Any]:
     """Returns the JSON of a checkpoint. digests: None leaves them out."""
     meta = {'step': step, 'data_position': step, 'config': config}
     return meta if digests is None else meta | {'digests': dict(digests)}
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
-    return {'/'.join(_key(k) for k in path): leaf for path, leaf in leaves}
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        path: tuple(leaf.shape if hasattr(leaf, 'shape') else np.shape(leaf)) for path, leaf in _leaves(tree).items()
-    }
-
-
-def _key(key: Any) -> str:
-    """Returns a dict key, a sequence index or a field name as text: Orbax's metadata does not tell them apart."""
-    return str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
-
-
-def summarize_error(error: BaseException) -> str:
-    """Returns an error's message as one line of at most 300 characters."""
-    return ' '.join(str(error).split())[:300] or type(error).__name__

@@ -17,7 +17,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints.manager import FOLDER, META, CheckpointError, Checkpoints, make_meta, summarize_error
+from fv_jax.checkpoints.errors import READ_ERRORS, CheckpointError, summarize_error
+from fv_jax.checkpoints.manager import META, Checkpoints, make_meta
+from fv_jax.checkpoints.steps import Steps, check_supported
 from fv_jax.core.paths import StoragePath, absolute
 
 PARAMS, STATE = 'params', 'state'
@@ -111,15 +113,16 @@ def save(
         PARAMS: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         META: ocp.JsonCheckpointHandler(),
     }
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    check_supported(run)
+    steps = Steps(absolute(run))
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, step_name_format=steps)
     leaves = jax.tree.map(_LazyLeaf, params)
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     meta = make_meta(step, config, digests)
     items = {PARAMS: ocp.args.PyTreeSave(leaves, save_args=chunks), META: ocp.args.JsonSave(meta)}
-    folder = absolute(run) / FOLDER
     with (
-        _errors(f'{folder}: step {step} could not be saved'),
-        ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager,
+        _errors(f'{steps.folder}: step {step} could not be saved'),
+        ocp.CheckpointManager(steps.folder, options=options, item_handlers=handlers) as manager,
     ):
         manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -152,7 +155,7 @@ class CheckpointReader:
           CheckpointError: it does not exist, or cannot be read.
         """
         self.meta = Checkpoints(run, read_only=True).meta(step)
-        self._folder = absolute(run) / FOLDER / str(self.meta['step']) / item
+        self._folder = Steps(absolute(run)).folder / str(self.meta['step']) / item
         if not self._folder.is_dir():
             raise CheckpointError(f'{self._folder}: does not exist; the checkpoint has no item {item!r}')
         self._handler = ocp.PyTreeCheckpointHandler()
@@ -201,5 +204,5 @@ def _errors(what: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except READ_ERRORS as error:
         raise CheckpointError(f'{what} ({summarize_error(error)})') from error

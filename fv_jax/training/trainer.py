@@ -265,9 +265,13 @@ class Trainer:
         if self._save_pending:
             return
         with self._untimed('checkpoint'):
-            self.checkpointer.start(step, state, self.progress)
+            self._start_save(step, state)
             if last:
                 self.checkpointer.wait()
+
+    def _start_save(self, step: int, state: TrainState) -> None:
+        self.writer.flush()  # a run that resumes from this checkpoint does not repeat the lines before it
+        self.checkpointer.start(step, state, self.progress)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         with self._untimed('evaluation'):
@@ -278,7 +282,7 @@ class Trainer:
     def _stop(self, step: int, state: TrainState, due: Due) -> NoReturn:
         """Saves, and ends the run before its last step. Preemption may leave seconds: the evaluation comes second."""
         with self._untimed('checkpoint'):
-            self.checkpointer.start(step, state, self.progress)
+            self._start_save(step, state)
             saved = self.checkpointer.wait()
         if due.evaluate:
             self._evaluate(step, state)

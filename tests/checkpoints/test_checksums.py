@@ -43,3 +43,12 @@ def test_checksums_detect_any_damage_of_a_file(folder):
 def test_checksums_that_are_damaged_themselves_are_reported(folder, text):
     (folder / checksums.CHECKSUMS).write_text(text)
     assert checksums.verify_checksums(folder)
+
+
+def test_checksums_of_another_kind_are_of_a_copy(folder):
+    """A checkpoint that was copied to a bucket has the checksums of a disk, and the other way round."""
+    path = folder / checksums.CHECKSUMS
+    path.write_text(json.dumps({name: [size, 'crc32c:x'] for name, (size, _) in json.loads(path.read_text()).items()}))
+    assert checksums.verify_checksums(folder) is None
+    (folder / 'empty').write_text('x')
+    assert checksums.verify_checksums(folder) == 'empty has 1 bytes instead of 0'

@@ -30,7 +30,7 @@ class Diary:
     def __init__(self):
         self.events, self.rows, self.lines, self.videos, self.states = [], {}, [], [], {}
         self.progress, self.cases, self.orders = {}, [], []
-        self.saving, self.copies, self.could = None, {}, True
+        self.saving, self.copies, self.could, self.flushed = None, {}, True, 0
 
     def scalars(self, step, values, text):
         kind = (
@@ -46,11 +46,15 @@ class Diary:
         self.rows[kind, step] = dict(values)
         self.lines.append(text)
 
+    def flush(self):
+        self.flushed = len(self.rows)
+
     def video(self, step, name, frames, fps):
         self.videos.append((step, name, frames.shape, fps))
 
     def start(self, step, state, progress):
         assert self.saving is None or self.saving not in self.states
+        assert self.flushed == len(self.rows)  # a run that resumes here does not repeat them
         self.wait()
         self.events.append(('save', step))
         self.saving, self.copies[step] = step, (toy.copy_tree(state), progress.to_dict())

@@ -3,8 +3,9 @@
 Each line of `metrics.jsonl` is one JSON object with `step`; lines of training have `loss`, lines of evaluation
 `eval/...`. A resumed run first drops the lines of the steps that it will repeat.
 
-TensorBoard files are not written with tensorboardX's SummaryWriter: it writes in a thread, which prints a traceback
-when the disk is full.
+Both are appended to files that are local or in object storage, where a file is replaced every few seconds; `flush`
+writes the rest before a checkpoint is saved, so that a run that resumes from it misses no line. tensorboardX's own
+writers are not used: they print a traceback when the disk is full, and replace an object at every event.
 """
 
 import contextlib
@@ -13,36 +14,37 @@ import json
 import logging
 import math
 import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
-from fv_jax.core.files import write_text
+from fv_jax.core.files import append_to, make_folder, write_text
+from fv_jax.core.paths import StoragePath
 
 log = logging.getLogger(__name__)
 
 JSONL = 'metrics.jsonl'
 TENSORBOARD = 'tensorboard'
-_FLUSH_S = 30.0
+MAX_EVENT_BYTES = 2**23  # of a file of events, which object storage replaces as a whole
 
 
 class MetricWriter:
     """Writes metrics and videos to a run's folder, and logs one line for each."""
 
-    def __init__(self, folder: Path, *, start_step: int):
+    def __init__(self, folder: StoragePath, *, start_step: int):
         self._folder = folder
         self._open(start_step)
 
     def _open(self, start_step: int) -> None:
         path = self._folder / JSONL
         _drop_lines_after(path, start_step)
-        self._jsonl = _JsonlWriter(path)
+        self._jsonl = append_to(path)
         self._tensorboard = _TensorBoardWriter(self._folder / TENSORBOARD, start_step)
 
     def __enter__(self) -> 'MetricWriter':
@@ -56,7 +58,7 @@ class MetricWriter:
     def scalars(self, step: int, values: Mapping[str, float], text: str) -> None:
         """Writes a line of metrics, the same as TensorBoard scalars, and logs `text`. Non-finite values become text."""
         row = {'step': step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        self._jsonl.add(json.dumps(row) + '\n')
+        self._jsonl.add((json.dumps(row) + '\n').encode())
         self._tensorboard.add(step, *(Summary.Value(tag=name, simple_value=value) for name, value in values.items()))
         log.info(text)
 
@@ -78,45 +80,18 @@ class MetricWriter:
         self.close()
         self._open(step)
 
-    def close(self) -> None:
-        self._jsonl.close()
-        self._tensorboard.close()
-
-
-class _JsonlWriter:
-    """Appends lines to a file, each on disk when `add` returns.
-
-    Lines that a full disk refuses are kept in memory and written with the next one.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file = path.open('ab', buffering=0)
-        self._end, self._pending = self._file.tell(), b''
-
-    def add(self, line: str) -> None:
-        self._pending += line.encode()
+    def flush(self) -> None:
+        """Writes everything to storage. What cannot be written is kept; a warning says so."""
         try:
-            # A part of a line that an earlier write left is overwritten.
-            self._file.truncate(self._end)
-            written = self._file.write(self._pending)
+            self._jsonl.flush()
+            self._tensorboard.flush()
         except OSError as error:
-            return self._warn(error.strerror or str(error))
-        if written != len(self._pending):
-            return self._warn('the disk is full')
-        self._end, self._pending = self._end + written, b''
-
-    def _warn(self, why: str) -> None:
-        lines = self._pending.count(b'\n')
-        log.warning(f'{self._path}: cannot be written ({why}); {lines} line(s) are kept in memory')
+            log.warning(f'metrics are kept in memory: {error}')
 
     def close(self) -> None:
-        """Raises OSError when lines remain that could not be written."""
-        if self._pending:
-            self.add('')
-        self._file.close()
-        if lines := self._pending.count(b'\n'):
-            raise OSError(f'{self._path}: {lines} line(s) could not be written')
+        """Raises OSError when lines remain that cannot be written."""
+        self._tensorboard.close()
+        self._jsonl.close()
 
 
 class NoMetrics:
@@ -137,48 +112,76 @@ class NoMetrics:
     def log(self, text: str) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def rewind(self, step: int) -> None:
         pass
 
 
 class _TensorBoardWriter:
-    """Writes one TensorBoard event file, in the calling thread."""
+    """Writes TensorBoard event files, one after another.
 
-    def __init__(self, folder: Path, start_step: int):
-        folder.mkdir(exist_ok=True)
-        name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{start_step}'
-        self._file, self._flushed = RecordWriter(str(folder / name)), time.monotonic()
+    TensorBoard reads them in the order of their names, and each to its end.
+    """
+
+    def __init__(self, folder: StoragePath, start_step: int):
+        make_folder(folder)
+        self._path = folder / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{start_step}'
+        self._num_files, self._size = 1, 0
+        self._file = append_to(self._path)
         self._write(file_version='brain.Event:2')
         if start_step:  # makes TensorBoard drop what an earlier file has for later steps
             self._write(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, *values: Summary.Value) -> None:
-        # `metrics.jsonl` has the same values: a disk that is full for a while must not end the run.
+        # `metrics.jsonl` has the same values: an event that cannot be written must not end the run.
         with contextlib.suppress(OSError):
+            if self._size > MAX_EVENT_BYTES:
+                self._open_next()
             self._write(step=step, summary=Summary(value=values))
-            if time.monotonic() - self._flushed > _FLUSH_S:
-                self._file.flush()
-                self._flushed = time.monotonic()
+
+    def _open_next(self) -> None:
+        file = append_to(self._path.with_name(f'{self._path.name}.{self._num_files:03d}'))
+        self.close()
+        self._file, self._size = file, 0
+        self._num_files += 1
+        self._write(file_version='brain.Event:2')
 
     def _write(self, **fields) -> None:
-        self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        data = Event(wall_time=time.time(), **fields).SerializeToString()
+        header = struct.pack('<Q', len(data))
+        record = header + _checksum(header) + data + _checksum(data)
+        self._file.add(record)
+        self._size += len(record)
+
+    def flush(self) -> None:
+        self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    if not path.exists():
+def _checksum(data: bytes) -> bytes:
+    return struct.pack('<I', masked_crc32c(data))
+
+
+def _drop_lines_after(path: StoragePath, step: int) -> None:
+    try:
+        text = path.read_text(encoding='utf-8')
+    except FileNotFoundError:
         return
     kept = []
-    for line in path.read_text(encoding='utf-8').splitlines(keepends=True):
+    for line in text.splitlines(keepends=True):
         try:
             if json.loads(line)['step'] > step:
                 continue
         except json.JSONDecodeError:  # the last line of a run that was killed while writing it
             continue
         kept.append(line.rstrip('\n') + '\n')
-    write_text(path, ''.join(kept))
+    if (rest := ''.join(kept)) != text:
+        write_text(path, rest)
 
 
 def format_train_line(step: int, num_steps: int, values: Mapping[str, float]) -> str:

@@ -1,9 +1,12 @@
 """Profiler traces of a few steps for xprof (`pip install xprof; xprof DIR/profile`), requested by step or by signal."""
 
+import contextlib
 import dataclasses
 import logging
 import re
+import shutil
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -13,6 +16,8 @@ import jax
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
+from fv_jax.core.files import atomic_write, make_folder
+from fv_jax.core.paths import StoragePath
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +77,12 @@ class TraceSignal:
 class Profiler:
     """Starts and stops traces; called before each step. `close` ends a trace that is still open."""
 
-    def __init__(self, steps: ProfileSteps | None, folder: Path, trace_signal: TraceSignal | None = None):
+    def __init__(self, steps: ProfileSteps | None, folder: StoragePath, trace_signal: TraceSignal | None = None):
         self._steps, self._folder = steps, folder
         self._trace_signal, self._left = trace_signal or TraceSignal(), MAX_SIGNALS
-        self._open, self._size_before = False, 0
+        self._local = contextlib.ExitStack()  # open during a trace
+        self._trace = Path()
+        self._open = False
 
     def __call__(self, step: int, before: Any) -> None:
         """Starts or ends a trace before a step.
@@ -93,8 +100,8 @@ class Profiler:
             jax.block_until_ready(before)
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # every Python call would be an event, gigabytes of them
-            self._size_before = self._size()
-            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._trace = Path(self._local.enter_context(tempfile.TemporaryDirectory(prefix='fv_jax.')))
+            jax.profiler.start_trace(self._trace, profiler_options=options)
             self._open = True
 
     def _request(self, step: int) -> None:
@@ -105,16 +112,28 @@ class Profiler:
         self._steps = ProfileSteps(step, step + STEPS_ON_SIGNAL - 1)
 
     def close(self) -> None:
-        """Ends a trace that is open, and logs where it is."""
-        if self._open:
-            self._open = False
+        """Ends a trace that is open, copies it to the folder, and logs where it is."""
+        if not self._open:
+            return
+        self._open = False
+        with self._local:
             jax.profiler.stop_trace()
-            size = (self._size() - self._size_before) / 1e6
-            log.info(f'profile of steps {self._steps.first} to {self._steps.last}: {self._folder} ({size:.1f} MB)')
+            steps = f'profile of steps {self._steps.first} to {self._steps.last}'
+            try:
+                log.info(f'{steps}: {self._folder} ({self._copy() / 1e6:.1f} MB)')
+            except OSError as error:
+                log.warning(f'{steps}: cannot be written to {self._folder} ({error})')
 
-    def _size(self) -> int:
-        """Returns the size of all traces in the folder, in bytes."""
-        return sum(path.stat().st_size for path in self._folder.rglob('*') if path.is_file())
+    def _copy(self) -> int:
+        """Copies the trace of this process to the folder; returns its size in bytes."""
+        size = 0
+        for source in sorted(path for path in self._trace.rglob('*') if path.is_file()):
+            target = self._folder / source.relative_to(self._trace).as_posix()
+            make_folder(target.parent)
+            with atomic_write(target) as partial:
+                shutil.copyfile(source, partial)
+            size += source.stat().st_size
+        return size
 
     def __enter__(self) -> 'Profiler':
         return self

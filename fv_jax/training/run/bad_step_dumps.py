@@ -9,17 +9,19 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core.command_line import UsageError, format_error
-from fv_jax.core.files import parse_json
+from fv_jax.core.files import atomic_write, parse_json
+from fv_jax.core.local_copies import local_copy
+from fv_jax.core.paths import StoragePath
 from fv_jax.kernels.attention import SINGLE_DEVICE
 from fv_jax.parallel import arrays
 from fv_jax.stages import registry
@@ -38,7 +40,7 @@ _UNREADABLE = (
 _FIELDS = {'step', 'kind', 'reason', 'params_step', 'metrics', 'config'}  # of a record
 
 
-def write(setup: TrainSetup, workdir: Path, digests: Mapping[str, str], bad_step: BadStep) -> None:
+def write(setup: TrainSetup, workdir: StoragePath, digests: Mapping[str, str], bad_step: BadStep) -> None:
     """Writes a dump. All processes call it. A failure to write it is reported, and does not stop the run."""
     folder = workdir / FOLDER / str(bad_step.step)
     batch = arrays.to_host(bad_step.batch, setup.partitioner)
@@ -56,7 +58,7 @@ def write(setup: TrainSetup, workdir: Path, digests: Mapping[str, str], bad_step
     log.info(f'dumped bad step; to replay it: python -m fv_jax.train --replay {folder / FILE}')
 
 
-def _write_npz(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, config: dict[str, Any]) -> None:
+def _write_npz(path: StoragePath, batch: Mapping[str, np.ndarray], bad_step: BadStep, config: dict[str, Any]) -> None:
     record = {
         'step': bad_step.step,
         'kind': bad_step.anomaly.kind,
@@ -68,9 +70,9 @@ def _write_npz(path: Path, batch: Mapping[str, np.ndarray], bad_step: BadStep, c
     # NumPy's files know no bfloat16; float32 holds its numbers exactly.
     plain = {name: x if x.dtype.isbuiltin else x.astype(np.float32) for name, x in batch.items()}
     data = {_BATCH + name: x for name, x in plain.items()}
-    np.savez(
-        path, **data, **{_KEY: np.asarray(jax.random.key_data(bad_step.key)), _RECORD: np.array(json.dumps(record))}
-    )
+    data |= {_KEY: np.asarray(jax.random.key_data(bad_step.key)), _RECORD: np.array(json.dumps(record))}
+    with atomic_write(path) as partial:
+        np.savez(partial, **data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +86,16 @@ class BadStepDump:
       key: what the noise of the run's examples is folded from.
     """
 
-    folder: Path
+    folder: StoragePath
     record: dict[str, Any]
     batch: dict[str, np.ndarray]
     key: jax.Array
 
 
-def read(path: Path) -> BadStepDump:
+def read(path: StoragePath) -> BadStepDump:
     """Reads step.npz of a dump. Raises UsageError for any other file."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(local_copy(path), allow_pickle=False) as stored:
             batch = {name.removeprefix(_BATCH): stored[name] for name in stored.files if name.startswith(_BATCH)}
             record, key = parse_json(str(stored[_RECORD])), jax.random.wrap_key_data(stored[_KEY])
         if missing := _FIELDS - record.keys():

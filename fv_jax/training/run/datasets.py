@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from fv_jax import weights
 from fv_jax.core import axes
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.core.paths import StoragePath
 from fv_jax.data import pipeline
 from fv_jax.data.loader import BatchStream, WeightedSource
 from fv_jax.data.shards import provenance, text_provenance
@@ -136,7 +136,7 @@ class TrainBatches:
     bad: BadRecords
 
     @classmethod
-    def open(cls, setup: TrainSetup, datasets: Datasets, workdir: Path, bad: BadRecords) -> 'TrainBatches':
+    def open(cls, setup: TrainSetup, datasets: Datasets, workdir: StoragePath, bad: BadRecords) -> 'TrainBatches':
         """Opens the streams of batches. Clips for the latent cache are encoded here."""
         config = setup.config
         encoded = any(provenance.is_latent_source(part.source) for group in datasets.groups for part in group.parts)
@@ -161,7 +161,9 @@ class TrainBatches:
         return (arrays.to_global(batch, partitioner, self.setup.latent_spec) for batch in batches)
 
 
-def _cached_streams(config: TrainConfig, datasets: Datasets, workdir: Path, bad: BadRecords) -> list[BatchStream]:
+def _cached_streams(
+    config: TrainConfig, datasets: Datasets, workdir: StoragePath, bad: BadRecords
+) -> list[BatchStream]:
     """Returns streams of cached latents. The first process encodes, on its devices; the others wait."""
     vae = trained_runs.load_frozen_vae(config.stage, make_frames_partitioner(jax.local_devices()))
     folder = workdir / latent_cache.FOLDER

@@ -6,16 +6,17 @@ configuration has none; where only the configuration has LoRA, it is initialized
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from flax import nnx
 
 from fv_jax import weights
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.steps import FOLDER
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.dit import DiTConfig
 from fv_jax.parallel import arrays
 from fv_jax.stages import registry
@@ -55,7 +56,7 @@ def _load_network(config: TrainConfig, name: str) -> nnx.Module:
 
 def _load_from_run(setup: TrainSetup, name: str) -> ParamsPair:
     """Loads parameters of another run, each device its own part of them."""
-    folder, step = _split_step(Path(name))
+    folder, step = _split_step(as_path(name))
     require(folder.exists(), f'{name}: does not exist; name a run, RUN/{FOLDER}/STEP, an exported folder or weights')
     meta, params_of = trained_runs.open_checkpoint(folder, step)
     stage_config = config_lib.build(registry.StageConfig, meta['config']['stage'], f'{name}: config.stage')
@@ -74,10 +75,10 @@ def _load_from_run(setup: TrainSetup, name: str) -> ParamsPair:
     return fit(params, jax.random.key(setup.config.seed))
 
 
-def _split_step(path: Path) -> tuple[Path, int | None]:
+def _split_step(path: StoragePath) -> tuple[StoragePath, int | None]:
     """Splits RUN/checkpoints/STEP into (RUN, STEP); the step of a run alone is None, the newest."""
     if path.parent.name == FOLDER and path.name.isdigit():
-        return path.parents[1], int(path.name)
+        return path.parent.parent, int(path.name)
     return path, None
 
 

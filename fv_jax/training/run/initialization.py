@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
-import os
-import shutil
-from pathlib import Path
+from typing import Any
 
 import jax
 
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints, DamagedError
+from fv_jax.checkpoints.errors import CheckpointError, DamagedError
+from fv_jax.checkpoints.manager import Checkpoints
+from fv_jax.checkpoints.steps import FOLDER
 from fv_jax.core.config import ConfigError
+from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
 from fv_jax.training import state
 from fv_jax.training.progress import PROGRESS, Progress
@@ -19,8 +20,6 @@ from fv_jax.training.run.setup import TrainSetup
 
 log = logging.getLogger(__name__)
 
-DAMAGED = 'damaged'  # in a run's folder
-
 
 @dataclasses.dataclass
 class CheckpointHistory:
@@ -28,14 +27,24 @@ class CheckpointHistory:
 
     Attributes:
       steps: of the intact checkpoints, ascending, as far as it is known.
+      meta: the JSON of the newest of them.
       damaged: step -> what is wrong, for newer checkpoints that failed verification.
     """
 
     checkpoints: Checkpoints
     steps: list[int]
-    damaged: dict[int, str]
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    damaged: dict[int, str] = dataclasses.field(default_factory=dict)
 
-    def mark_newest_damaged(self, problem: str) -> None:
+    def verify_newest(self) -> None:
+        """Reads the newest checkpoint that can be read and that its checksums confirm. All processes call it.
+
+        Raises CheckpointError when there is none.
+        """
+        while distributed.any_process((problem := self._find_problem(self.steps[-1])) is not None):
+            self.remove_newest(problem or 'another process found it damaged')
+
+    def remove_newest(self, problem: str) -> None:
         """Removes the newest step from the intact ones. Raises CheckpointError when none is left."""
         self.damaged[self.steps.pop()] = problem
         if not self.steps:
@@ -44,8 +53,16 @@ class CheckpointHistory:
                 f'{self.damaged[max(self.damaged)]}. Restore one from a copy, or choose another --workdir'
             )
 
+    def _find_problem(self, step: int) -> str | None:
+        try:
+            self.meta = self.checkpoints.meta(step)  # in every process: Orbax synchronizes them
+        except DamagedError as error:
+            return str(error)
+        # One process is enough to verify all files.
+        return None if jax.process_index() else self.checkpoints.verify(step)
 
-def valid_checkpoints(workdir: Path) -> CheckpointHistory | None:
+
+def valid_checkpoints(workdir: StoragePath) -> CheckpointHistory | None:
     """Returns the run's own checkpoints, the newest of which has been verified; None if it has none yet.
 
     Raises CheckpointError when it has checkpoints, and none is intact.
@@ -53,21 +70,16 @@ def valid_checkpoints(workdir: Path) -> CheckpointHistory | None:
     if not (workdir / FOLDER).is_dir():
         return None
     reader = Checkpoints(workdir, read_only=True)
-    history = CheckpointHistory(reader, reader.steps, {})
+    history = CheckpointHistory(reader, reader.steps)
     if not history.steps:
+        if damaged := reader.list_damaged():
+            raise CheckpointError(
+                f'{reader.folder}: no checkpoint is intact; step(s) {", ".join(map(str, sorted(damaged)))} are marked '
+                f'as damaged in {workdir}/damaged. Restore one from a copy, or choose another --workdir'
+            )
         return None
-    while distributed.any_process((problem := _problem(reader, history.steps[-1])) is not None):
-        history.mark_newest_damaged(problem or 'another process found it damaged')
+    history.verify_newest()
     return history
-
-
-def _problem(reader: Checkpoints, step: int) -> str | None:
-    try:
-        reader.meta(step)  # in every process: Orbax synchronizes them
-    except DamagedError as error:
-        return str(error)
-    # One process is enough to read all files.
-    return None if jax.process_index() else reader.verify(step)
 
 
 def restore(setup: TrainSetup, history: CheckpointHistory) -> tuple[state.TrainState, Progress]:
@@ -75,13 +87,13 @@ def restore(setup: TrainSetup, history: CheckpointHistory) -> tuple[state.TrainS
     while True:
         step, problem = history.steps[-1], None
         try:
-            meta = history.checkpoints.meta(step)
             items = history.checkpoints.restore(state.to_items(setup.abstract_state), step)
         except DamagedError as error:
             problem = str(error)
         if not distributed.any_process(problem is not None):
-            return state.from_items(items, ema=setup.ema), Progress.from_dict(meta.get(PROGRESS, {}))
-        history.mark_newest_damaged(problem or 'another process found it damaged')
+            return state.from_items(items, ema=setup.ema), Progress.from_dict(history.meta.get(PROGRESS, {}))
+        history.remove_newest(problem or 'another process found it damaged')
+        history.verify_newest()
 
 
 def initial_state(setup: TrainSetup, history: CheckpointHistory | None) -> tuple[state.TrainState, Progress]:
@@ -103,26 +115,23 @@ def initial_state(setup: TrainSetup, history: CheckpointHistory | None) -> tuple
     return given, Progress()
 
 
-def quarantine(workdir: Path, history: CheckpointHistory | None) -> None:
-    """Moves damaged checkpoints to DIR/damaged/STEP, so that their steps can be saved again.
+def mark_damaged(history: CheckpointHistory | None) -> None:
+    """Marks the checkpoints that were found damaged, so that their steps can be saved again.
 
     Raises:
-      OSError: a folder cannot be moved.
+      OSError: a mark cannot be written.
     """
     if history is not None and jax.process_index() == 0:
-        for step in history.damaged:
-            (workdir / DAMAGED).mkdir(exist_ok=True)
-            shutil.rmtree(workdir / DAMAGED / str(step), ignore_errors=True)
-            os.replace(workdir / FOLDER / str(step), workdir / DAMAGED / str(step))
+        for step, problem in history.damaged.items():
+            history.checkpoints.mark_damaged(step, problem)
     distributed.barrier('damaged checkpoints')
 
 
-def check_digests(history: CheckpointHistory | None, workdir: Path, digests: Digests) -> None:
+def check_digests(history: CheckpointHistory | None, workdir: StoragePath, digests: Digests) -> None:
     """Refuses to resume with another VAE or text encoder under the same name. Raises ConfigError."""
     if history is None:
         return
-    before = history.checkpoints.meta(history.steps[-1]).get('digests', {})
-    for name, digest in before.items():
+    for name, digest in history.meta.get('digests', {}).items():
         if digests.get(name, digest) != digest:
             raise ConfigError(
                 f'config.stage.{name}: has the fingerprint {digests[name]}, and {workdir} was trained with {digest}; '

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 
 from fv_jax.core import config as config_lib
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.loader import BatchStream, DataSource, WeightedSource
 from fv_jax.data.pipeline import BucketGroup, DataConfig, training_transform
 from fv_jax.data.shards.bad_records import BadRecords
@@ -39,7 +39,7 @@ _PROGRESS_S = 5.0  # seconds between two reports of progress
 
 
 def cached_streams(
-    folder: Path,
+    folder: StoragePath,
     groups: Sequence[BucketGroup],
     vae: JittedVAE,
     config: DataConfig,
@@ -68,7 +68,7 @@ def cached_streams(
 
 
 def cached_latents(
-    folder: Path,
+    folder: StoragePath,
     records: WeightedSource,
     transform: Transform,
     vae: JittedVAE,
@@ -117,7 +117,7 @@ def cached_latents(
     return Shards(list_shards(folder, NAME))
 
 
-def cached_shards(folder: Path) -> list[str]:
+def cached_shards(folder: StoragePath) -> list[str]:
     """Lists all shards that `cached_streams` wrote to a folder. Raises ValueError for a folder without any."""
     folders = (
         [folder] if (folder / f'{NAME}.json').exists() else sorted(path for path in folder.iterdir() if path.is_dir())
@@ -189,7 +189,7 @@ def _settings(config: DataConfig, name: str, records: int, made_by: str) -> dict
     return json.loads(json.dumps(found))
 
 
-def _check_settings(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_settings(folder: StoragePath, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if (there := found.get(key)) != value:
             raise ValueError(

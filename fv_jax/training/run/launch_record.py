@@ -3,8 +3,6 @@
 import collections
 import datetime
 import importlib.metadata
-import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -15,7 +13,8 @@ import jax
 from jax.sharding import Mesh
 
 import fv_jax
-from fv_jax.core.files import write_json
+from fv_jax.core.files import parse_json, write_json
+from fv_jax.core.paths import StoragePath
 
 RUN = 'run.json'
 PACKAGES = (
@@ -24,21 +23,21 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def record_start(workdir: Path, command: Sequence[str], config: dict[str, Any], mesh: Mesh, step: int) -> None:
+def record_start(workdir: StoragePath, command: Sequence[str], config: dict[str, Any], mesh: Mesh, step: int) -> None:
     """Appends an entry for this start to run.json. A file that cannot be read is renamed to run.damaged."""
     path = workdir / RUN
     write_json(path, [*_entries(path), _entry(command, config, mesh, step)])
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
+def _entries(path: StoragePath) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(path.read_text())
+        entries = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        return []
     except ValueError:
         entries = None
     if not isinstance(entries, list):
-        os.replace(path, path.with_suffix('.damaged'))
+        path.replace(path.with_suffix('.damaged'))
         return []
     return entries
 

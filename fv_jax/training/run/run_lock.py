@@ -1,9 +1,11 @@
 """One process at a time trains in a work directory: two would delete each other's checkpoints.
 
-The first process of a run holds WORKDIR/run.lock, created exclusively, which is atomic on NFS as well. It names the
-host and the process, and is rewritten every few seconds as long as that process lives. A lock is stale if its process
-ended without removing it (SIGKILL, a host that was taken away): on the same machine the process is checked;
-elsewhere the lock is watched until it is rewritten, or has not been for WATCH_S, since clocks of hosts may differ.
+The first process of a run holds WORKDIR/run.lock, created exclusively, which is atomic on NFS and in object storage as
+well. It names the host and the process, and is rewritten every few seconds as long as that process lives. A lock is
+stale if its process ended without removing it (SIGKILL, a host that was taken away): on the same machine the process is
+checked; elsewhere the lock is watched until it is rewritten, or has not been for WATCH_S, since clocks of hosts may
+differ. Object storage lets one of several processes take a stale lock over, and never a process that was suspended
+write over the lock of its successor.
 """
 
 import contextlib
@@ -18,13 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core.command_line import UsageError
-from fv_jax.core.files import make_folder, remove_empty
+from fv_jax.core.files import create_exclusive, make_folder, parse_json, remove_empty, update
+from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
 
 log = logging.getLogger(__name__)
@@ -36,10 +38,11 @@ WATCH_S = 65.0
 SETTLE_S = 1.0  # longer than it takes to read a lock and to replace it
 READS = 5
 _POLL_S = 1.0
+_LENGTH = 600  # bytes of a lock, so that one is overwritten by another as a whole
 
 
 @contextlib.contextmanager
-def lock_run(workdir: Path) -> Iterator[Callable[[], None]]:
+def lock_run(workdir: StoragePath) -> Iterator[Callable[[], None]]:
     """A context in which no other process trains in the work directory. All processes of the run enter it.
 
     It creates the work directory. At the end it removes the lock, and the folders that it created and that are empty: a
@@ -56,7 +59,7 @@ def lock_run(workdir: Path) -> Iterator[Callable[[], None]]:
         try:
             lock = RunLock(workdir)
         except OSError as problem:
-            error = UsageError(f'--workdir={workdir}: cannot be written to ({problem.strerror})')
+            error = UsageError(f'--workdir={workdir}: cannot be written to ({problem.strerror or problem})')
         except UsageError as problem:
             error = problem
     if distributed.any_process(error is not None):
@@ -108,15 +111,18 @@ class _Holder:
         return f'process {self.pid} on {self.host}, since {self.since}'
 
 
+_UNKNOWN = _Holder('an unknown host', 0, '', '', 'an unknown time', '')
+
+
 class RunLock:
     """The lock of a work directory, held by this process until `release`."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: StoragePath):
         """Takes the lock. Raises UsageError when another process holds it, and OSError."""
         self._path, self._mine = workdir / LOCK, _Holder.current()
         self._made = make_folder(workdir)
         try:
-            while not (_create(self._path, self._mine) or self._take_over_stale(workdir)):
+            while not (create_exclusive(self._path, _encode(self._mine)) or self._take_over_stale(workdir)):
                 pass
         except BaseException:
             remove_empty(self._made)
@@ -126,8 +132,12 @@ class RunLock:
         self._thread.start()
 
     def is_lost(self) -> bool:
-        """Returns whether another process holds the lock now."""
-        holder = _read(self._path)
+        """Returns whether another process holds the lock now, as far as it can be read."""
+        try:
+            holder = _read(self._path)
+        except OSError as error:
+            log.warning(f'{self._path}: cannot be read ({error})')
+            return False
         return holder is not None and holder.token != self._mine.token
 
     def release(self) -> None:
@@ -135,18 +145,20 @@ class RunLock:
         self._stop.set()
         self._thread.join()
         if not self.is_lost():
-            self._path.unlink(missing_ok=True)
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning(f'{self._path}: cannot be removed ({error})')
         remove_empty(self._made)
 
     def _beat(self) -> None:
-        """Rewrites the lock in place, so that readers on NFS, who open it again, see it."""
+        """Rewrites the lock as long as it is this process's."""
         beats = 0
         while not self._stop.wait(HEARTBEAT_S):
             beats += 1
+            beat = _encode(dataclasses.replace(self._mine, beats=beats))
             with contextlib.suppress(OSError):  # a beat that is missed is no reason to stop
-                if not self.is_lost():
-                    with open(self._path, 'r+b') as file:
-                        file.write(_encode(dataclasses.replace(self._mine, beats=beats)))
+                update(self._path, lambda lock, beat=beat: beat if _decode(lock).token == self._mine.token else None)
 
     def _take_over_stale(self, workdir: Path) -> bool:
         """Replaces the lock if its process has ended; returns whether this process holds it now.
@@ -165,18 +177,16 @@ class RunLock:
                 f'--workdir={workdir}: another run trains there ({holder}); wait for its end or stop it, or choose '
                 'another --workdir'
             )
-        if _read(self._path) == holder:
-            temporary = self._path.with_name(f'{LOCK}.{self._mine.token}')
-            temporary.write_bytes(_encode(self._mine))
-            os.replace(temporary, self._path)
-            # Others may find the same lock stale at the same moment: the last one to replace it has it.
-            time.sleep(SETTLE_S)
+        with contextlib.suppress(FileNotFoundError):  # another process has taken it over, and ended
+            if update(self._path, lambda lock: _encode(self._mine) if _decode(lock) == holder else None):
+                # Others may have found the same lock stale at the same moment: of local ones the last one has it.
+                time.sleep(SETTLE_S)
         if taken := not self.is_lost() and self._path.exists():
             log.info(f'{self._path}: taken over; its process ({holder}) has ended')
         return taken
 
 
-def _watch(path: Path, before: _Holder) -> tuple[_Holder, bool]:
+def _watch(path: StoragePath, before: _Holder) -> tuple[_Holder, bool]:
     """Returns the holder of a lock, and whether the lock has not changed for WATCH_S."""
     deadline = time.monotonic() + WATCH_S
     while time.monotonic() < deadline:
@@ -187,33 +197,29 @@ def _watch(path: Path, before: _Holder) -> tuple[_Holder, bool]:
     return before, True
 
 
-def _create(path: Path, holder: _Holder) -> bool:
-    """Creates the lock; returns whether there was none. Raises OSError."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        return False
-    with open(descriptor, 'wb') as file:
-        file.write(_encode(holder))
-    return True
-
-
-def _read(path: Path) -> _Holder | None:
-    """Returns the holder of a lock; None if there is no lock. A file that is no lock has a holder of no machine."""
+def _read(path: StoragePath) -> _Holder | None:
+    """Returns the holder of a lock; None if there is no lock."""
     for _ in range(READS):
         try:
-            return _Holder(**json.loads(path.read_bytes()))
+            holder = _decode(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
-            time.sleep(SETTLE_S / READS)  # it may have been created a moment ago
-    return _Holder('an unknown host', 0, '', '', 'an unknown time', '')
+        if holder != _UNKNOWN:
+            break
+        time.sleep(SETTLE_S / READS)  # it may have been created a moment ago
+    return holder
 
 
 def _encode(holder: _Holder) -> bytes:
-    """Encodes the content, always equally long, so that it can be rewritten in place."""
-    values: dict[str, Any] = dataclasses.asdict(holder) | {'beats': 0}
-    return json.dumps(values).removesuffix('0}').encode() + f'{holder.beats:<12}}}\n'.encode()
+    return json.dumps(dataclasses.asdict(holder)).encode().ljust(_LENGTH) + b'\n'
+
+
+def _decode(lock: bytes) -> _Holder:
+    """Returns the holder of a lock; a file that is no lock has a holder of no machine."""
+    try:
+        return _Holder(**parse_json(lock))
+    except (ValueError, TypeError):
+        return _UNKNOWN
 
 
 def _machine() -> str:

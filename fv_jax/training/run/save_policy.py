@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.training import state
 from fv_jax.training.config import LoopConfig
 from fv_jax.training.progress import PROGRESS, Progress

@@ -1,19 +1,20 @@
 """A run's work directory: its configuration, and what may change in it between two starts."""
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError, Checkpoints, list_steps
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
+from fv_jax.checkpoints.steps import Steps
 from fv_jax.core import config as config_lib
+from fv_jax.core import files
 from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import did_you_mean
-from fv_jax.core.files import parse_json, write_json
+from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
 from fv_jax.training.run.config_changes import Change, compare
 from fv_jax.training.run.setup import TrainConfig
@@ -22,7 +23,7 @@ CONFIG = 'config.json'
 TRIAL = '.trial_save'
 
 
-def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()) -> list[Change]:
+def check_folder(workdir: StoragePath, config: TrainConfig, allowed: Sequence[str] = ()) -> list[Change]:
     """Compares a configuration with that of the run in the work directory.
 
     Args:
@@ -40,13 +41,15 @@ def check_folder(workdir: Path, config: TrainConfig, allowed: Sequence[str] = ()
     path = workdir / CONFIG
     allowed = [name.removeprefix('config.') for name in allowed]
     _check_names(config_lib.to_dict(config), allowed)
-    if file := next((place for place in (workdir, *workdir.parents) if place.is_file()), None):
+    # In object storage a name above the folder may be a file as well.
+    places = (workdir,) if files.is_remote(workdir) else (workdir, *workdir.parents)
+    if file := next((place for place in places if place.is_file()), None):
         raise UsageError(f'--workdir={workdir}: {file} is a file; give a folder')
     if not path.exists():
         return []
     with error_context(f'{path}: cannot be read; choose another --workdir: ', error=UsageError):
-        there = config_lib.build(TrainConfig, parse_json(path.read_text()))
-    changes = compare(there, config, max(list_steps(workdir / FOLDER), default=0))
+        there = config_lib.build(TrainConfig, files.parse_json(path.read_text()))
+    changes = compare(there, config, max(Steps(workdir).list_steps(), default=0))
     if impossible := [change for change in changes if not change.is_possible]:
         raise UsageError(f'{workdir}: cannot be resumed with {impossible[0]}')
     refused = [change for change in changes if not (change.is_safe or change.under(allowed))]
@@ -72,23 +75,33 @@ def _check_names(values: dict[str, Any], names: Sequence[str]) -> None:
             group = group[key]
 
 
-def check_writable(workdir: Path) -> None:
+def check_writable(workdir: StoragePath) -> None:
     """Saves and removes a checkpoint of one number, so that what cannot be saved is found before anything is computed.
 
     All processes call it. Raises UsageError.
     """
-    folder = workdir / TRIAL
+    folder, problem = workdir / TRIAL, None
     try:
+        _remove_trial(folder)  # of a process that was killed
         Checkpoints(folder).save(0, {'params': {'trial': np.zeros(1, np.float32)}}, {})
     except (CheckpointError, OSError, ValueError) as error:
-        raise UsageError(f'--workdir={workdir}: a trial save failed: {error}') from error
-    finally:
-        distributed.barrier('trial save')
-        if jax.process_index() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+        problem = error
+    distributed.barrier('trial save')
+    try:
+        _remove_trial(folder)
+    except OSError as error:
+        problem = problem or error
+    if distributed.any_process(problem is not None):
+        raise UsageError(f'--workdir={workdir}: a trial save failed: {problem or "in another process"}') from problem
 
 
-def write_run_config(workdir: Path, config: TrainConfig) -> None:
+def _remove_trial(folder: StoragePath) -> None:
+    """Removes the trial save; the first process does. Raises OSError."""
+    if jax.process_index() == 0 and folder.exists():
+        files.remove_folder(folder, suffix='')
+
+
+def write_run_config(workdir: StoragePath, config: TrainConfig) -> None:
     """Writes the configuration to the work directory; the first process does."""
     if jax.process_index() == 0:
-        write_json(workdir / CONFIG, config_lib.to_dict(config))
+        files.write_json(workdir / CONFIG, config_lib.to_dict(config))

@@ -8,8 +8,10 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from fv_jax.training.monitoring import metric_writer
 from fv_jax.training.monitoring.metric_writer import (
     JSONL,
     MetricWriter,
@@ -142,8 +144,8 @@ def test_writer_keeps_lines_that_a_full_disk_refuses(tmp_path, log_lines):
         writer.scalars(3, {'loss': 3.0}, '3')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert [line.startswith('WARNING') for line in log_lines] == [False, True, False, True, False]
-    assert 'cannot be written' in log_lines[1] and '2 line(s) are kept in memory' in log_lines[3]
+    warnings = [line for line in log_lines if line.startswith('WARNING') and JSONL in line]
+    assert len(warnings) == 2 and 'cannot be written' in warnings[0] and '50 bytes are kept in memory' in warnings[1]
     writer.scalars(4, {'loss': 4.0}, '4')
     writer.close()
     assert read_lines(tmp_path) == [{'step': i, 'loss': float(i)} for i in (1, 2, 3, 4)]
@@ -179,3 +181,26 @@ def test_writer_ignores_tensorboard_write_errors(tmp_path, monkeypatch):
     writer.scalars(1, {'loss': 1.0}, '')
     writer.close()
     assert read_lines(tmp_path) == [{'step': 1, 'loss': 1.0}]
+
+
+def test_writer_starts_another_event_file_when_one_is_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(metric_writer, 'MAX_EVENT_BYTES', 200)
+    run(tmp_path, range(1, 20))
+    names = [path.name for path in sorted((tmp_path / 'tensorboard').iterdir())]
+    assert len(names) > 3 and [name.removeprefix(names[0]) for name in names] == [
+        '',
+        *(f'.{i:03d}' for i in range(1, len(names))),
+    ]
+    assert [e.step for e in events(tmp_path) if e.HasField('summary')] == list(range(1, 20))
+    assert sum(e.file_version != '' for e in events(tmp_path)) == len(names)
+
+
+def test_writer_writes_events_as_tensorboardx_reads_them(tmp_path):
+    run(tmp_path, [1])
+    (path,) = (tmp_path / 'tensorboard').iterdir()
+    written = path.read_bytes()
+    writer = RecordWriter(str(tmp_path / 'expected'))
+    for event in events(tmp_path):
+        writer.write(event.SerializeToString())
+    writer.close()
+    assert written == (tmp_path / 'expected').read_bytes()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fv_jax.checkpoints import checksums
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core.config import ConfigError
 from fv_jax.training.config import LoopConfig
 from fv_jax.training.progress import Progress
@@ -179,12 +180,21 @@ def test_resume_falls_back_from_a_damaged_checkpoint(save_checkpoints, what, log
     state, progress = initialization.restore(FakeSetup, own)
     assert int(state.step) == 2 and progress.bad_steps == 2 and state.trainable['w'].tolist() == [2, 2, 2]
     assert list(own.damaged) == [3]
-    initialization.quarantine(save_checkpoints, own)
-    assert steps(save_checkpoints) == [1, 2] and (save_checkpoints / 'damaged' / '3').is_dir()
+    initialization.mark_damaged(own)
+    assert Checkpoints(save_checkpoints, read_only=True).steps == [1, 2] and steps(save_checkpoints) == [1, 2, 3]
+    assert (save_checkpoints / 'damaged' / '3.txt').read_text() == own.damaged[3] + '\n'
     log_lines.clear()
     saves = saver(save_checkpoints)  # the step can be saved again
     assert save(saves, 3) and log_lines == ['saved step 3']
     assert initialization.valid_checkpoints(save_checkpoints).steps == [1, 2, 3]
+
+
+def test_resume_refuses_when_all_checkpoints_are_marked_as_damaged(save_checkpoints):
+    """A new run would start at step 0, and drop the metrics of this one."""
+    for step in (1, 2, 3):
+        Checkpoints(save_checkpoints, read_only=True).mark_damaged(step, '')
+    with pytest.raises(CheckpointError, match=r'no checkpoint is intact; step\(s\) 1, 2, 3 are marked as damaged'):
+        initialization.valid_checkpoints(save_checkpoints)
 
 
 def test_resume_refuses_when_all_checkpoints_are_damaged(save_checkpoints):
