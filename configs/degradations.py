@@ -28,7 +28,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def weak_and_strong() -> dict[str, Any]:
-    """Returns both kinds; also fields of `fv_jax.data.pipeline.DataConfig`."""
+    """Returns both kinds; also fields of `fv_jax.data.config.DataConfig`."""
     return {'weak': WEAK, 'strong': strong(), 'strong_probability': STRONG_PROBABILITY}
 
 

@@ -29,7 +29,7 @@ from fv_jax.core.devices import check_devices
 from fv_jax.core.files import make_folder
 from fv_jax.core.output_paths import check_output_folder
 from fv_jax.core.paths import StoragePath, absolute
-from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
 from fv_jax.data.degradation.configs import StrongConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.evaluation import clip_sources
@@ -159,9 +159,9 @@ def _folder(arguments: argparse.Namespace) -> StoragePath | None:
     return arguments.pairs or arguments.ground_truth or arguments.videos
 
 
-def _heldout_data(arguments: argparse.Namespace, network: Network) -> pipeline.DataConfig:
+def _heldout_data(arguments: argparse.Namespace, network: Network) -> DataConfig:
     changed = network.run.config['data'] | {'eval_clips': arguments.num_clips}
-    data = config_lib.build(pipeline.DataConfig, changed, 'config.data')
+    data = config_lib.build(DataConfig, changed, 'config.data')
     none = f'{arguments.checkpoint}: the run has no held-out clips (its data.heldout is empty); give --ground-truth'
     require(data.heldout, none, UsageError)
     return data

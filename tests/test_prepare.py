@@ -17,6 +17,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline, transforms
+from fv_jax.data.config import DataConfig
 from fv_jax.data.loader import LoaderConfig, load_batches, load_mixed_batches
 from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
@@ -220,9 +221,7 @@ def test_prepare_stores_text_embeddings_for_training(
     assert index['text'] == {'digest': encoder.fingerprint.digest, 'length': 16, 'dim': 64, 'truncated': {}}
     assert index['config']['text']['encoder'] == 'hash'
 
-    data = pipeline.DataConfig(
-        LoaderConfig(batch_size=8, num_threads=0), train=str(tmp_path), frames=9, height=64, width=96
-    )
+    data = DataConfig(LoaderConfig(batch_size=8, num_threads=0), train=str(tmp_path), frames=9, height=64, width=96)
     transform = pipeline.clip_transform(data, low_res=True, training=True)
     source = pipeline.open_source(data.train, data, heldout=False)
     batch = next(load_batches(source, transform, data.loader))
@@ -256,7 +255,7 @@ def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     stored_provenance = json.loads((tmp_path / 'latents' / 'clips.json').read_text())['latents']
     assert stored_provenance == {'vae': weights.vae_fingerprint(str(vae)), 'chunks': [17, 16]}
 
-    data = pipeline.DataConfig(
+    data = DataConfig(
         LoaderConfig(batch_size=2, num_threads=0), train=str(tmp_path / 'latents'), frames=9, height=64, width=96
     )
     bad = BadRecords(data.bad_records)
@@ -298,7 +297,7 @@ def test_prepare_embeddings_of_two_encoders_are_refused(folder: Path, tmp_path: 
     for name, length in (('a', 8), ('b', 12)):
         flags = ['--config.clips_per_shot=1', '--config.text.encoder=hash', f'--config.text.length={length}']
         run(folder, tmp_path / name, *flags)
-    data = pipeline.DataConfig(LoaderConfig(batch_size=2), train=f'{tmp_path}/a@1+{tmp_path}/b@1')
+    data = DataConfig(LoaderConfig(batch_size=2), train=f'{tmp_path}/a@1+{tmp_path}/b@1')
     parts = pipeline.training_sources(data, BadRecords(data.bad_records))
     config, found = (
         TextConfig('hash', length=8),

@@ -12,8 +12,12 @@ only state of the loader. Grain implements (1), (3) and the prefetching in threa
 With several streams, each with its own examples and batch size, `buckets.BucketSchedule` determines which stream step k
 takes; k in (2) is then the number of earlier steps that took the same stream. An example of a stream of several
 weighted sources comes from the source whose share is furthest behind, and (1) holds within each source.
+
+For a source whose shards are fetched from object storage, `shard_order.py` replaces (1), and the shards of this
+process's coming examples (2) are fetched ahead.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -26,8 +30,12 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.core.config import check_range
 from fv_jax.data.buckets import BucketSchedule
+from fv_jax.data.shard_order import ShardLayout, ShardOrder
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
+from fv_jax.data.shards.fetch_ahead import FetchAhead
 from fv_jax.data.shards.records import Record
+from fv_jax.data.shards.shard_cache import RemoteShard
+from fv_jax.data.streaming import fetch_ahead, find_layout, find_shard
 from fv_jax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]
@@ -85,9 +93,21 @@ class WeightedSource:
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)
 
+    def layout(self) -> ShardLayout | None:
+        """Returns how the records are divided into shards that are fetched; None if none is."""
+        layout = find_layout(self.source)
+        return layout if layout is None or self.indices is None else layout.select(self.indices)
+
+    def remote_shard(self, number: int) -> RemoteShard | None:
+        """Returns the shard that must be fetched for record `number`, if any."""
+        return find_shard(self.source, self._index(number))
+
+    def _index(self, number: int) -> int:
+        return int(number if self.indices is None else self.indices[number])
+
     def record(self, number: int) -> tuple[str, Callable[[], Record]]:
         """Returns the name of record `number` and a function that reads it."""
-        index = int(number if self.indices is None else self.indices[number])
+        index = self._index(number)
         named = getattr(self.source, 'record_name', None)
         name = named(index) if named else f'{self.name}, record {index}'
         return name, lambda: self.source[index]
@@ -155,12 +175,14 @@ class _ProcessExamples:
     def __init__(
         self,
         streams: Sequence[BatchStream],
+        plans: Sequence[grain.MapDataset],
         examples: Sequence[grain.MapDataset],
         schedule: BucketSchedule,
         process: tuple[int, int],
     ):
         index, count = process
-        self._examples, self._schedule = examples, schedule
+        self._streams, self._plans, self._examples, self._schedule = streams, plans, examples, schedule
+        self.ahead: FetchAhead | None = None
         self._global = [stream.batch_size for stream in streams]
         self._local = [size // count for size in self._global]
         self._offset = [index * size for size in self._local]
@@ -172,13 +194,26 @@ class _ProcessExamples:
         return _EXAMPLES
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if self.ahead is not None:
+            self.ahead.reach(index)
+        stream, example = self._locate(index)
+        return self._examples[stream][example]
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        """Returns the shard that must be fetched for an example, if any."""
+        stream, example = self._locate(index)
+        part, number = self._plans[stream][example]
+        return self._streams[stream].parts[part].remote_shard(number)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the stream of an example of this process, and which of the stream's examples it is."""
         cycle, example = divmod(int(index), self._per_cycle)
         order, ends, earlier = self._layout(cycle)
         step = int(np.searchsorted(ends, example, side='right'))
         stream = order[step]
         batch = cycle * int(self._schedule.steps[stream]) + int(earlier[step])
         within = example - (int(ends[step]) - self._local[stream])
-        return self._examples[stream][batch * self._global[stream] + self._offset[stream] + within]
+        return stream, batch * self._global[stream] + self._offset[stream] + within
 
     def first_index(self, step: int) -> int:
         """Computes the index of a step's first example."""
@@ -245,33 +280,61 @@ def load_mixed_batches(
     _check(streams, start_step, process)
     bad = bad or BadRecords(BadRecordConfig())
     schedule = BucketSchedule(tuple(stream.share for stream in streams), seed=config.seed)
-    examples = [_stream_examples(stream, config.seed, i, bad) for i, stream in enumerate(streams)]
-    mine = _ProcessExamples(streams, examples, schedule, process)
+    plans = [_plan_examples(stream, config.seed, i) for i, stream in enumerate(streams)]
+    examples = [_load_examples(plans[i], stream, config.seed, i, bad) for i, stream in enumerate(streams)]
+    mine = _ProcessExamples(streams, plans, examples, schedule, process)
     largest = max(stream.batch_size // process[1] for stream in streams)
     read_options = grain.ReadOptions(
         num_threads=config.num_threads, prefetch_buffer_size=config.prefetch_batches * largest
     )
-    dataset = grain.MapDataset.source(mine)[mine.first_index(start_step) :].to_iter_dataset(read_options)
+    first = mine.first_index(start_step)
+    parts = [part for stream in streams for part in stream.parts]
+    mine.ahead = fetch_ahead(parts, mine.remote_shard, first, config.num_threads)
+    dataset = grain.MapDataset.source(mine)[first:].to_iter_dataset(read_options)
     return _stack_batches(iter(dataset), mine, start_step)
 
 
 def _stack_batches(examples: Iterator[dict[str, np.ndarray]], mine: _ProcessExamples, step: int) -> Iterator[Batch]:
-    while True:
-        yield stack([next(examples) for _ in range(mine.count(step))])
-        step += 1
+    with mine.ahead or contextlib.nullcontext():
+        while True:
+            yield stack([next(examples) for _ in range(mine.count(step))])
+            step += 1
 
 
-def _stream_examples(stream: BatchStream, seed: int, number: int, bad: BadRecords) -> grain.MapDataset:
-    """Builds the endless examples of one stream by (1) and (3)."""
+def _plan_examples(stream: BatchStream, seed: int, number: int) -> grain.MapDataset:
+    """Builds the endless examples of one stream by (1), as (source, index in it)."""
     parts = []
     # Grain adds the epoch to the seed: orders of adjacent seeds must not be the same, one epoch apart.
-    order_seed, transform_seed, *others = _seeds(seed, number, len(stream.parts))
+    order_seed, _, *others = _seeds(seed, number, len(stream.parts))
     for i, part in enumerate(stream.parts):
-        order = grain.MapDataset.range(len(part)).shuffle(seed=[order_seed, *others][i]).repeat()
+        if (layout := part.layout()) is None:
+            order = grain.MapDataset.range(len(part)).shuffle(seed=[order_seed, *others][i]).repeat()
+        else:
+            order = grain.MapDataset.source(_EndlessOrder(ShardOrder(layout, seed)))
         parts.append(order.map(functools.partial(_tag_index, i)))
     weights = [part.weight for part in stream.parts]
-    examples = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-    return examples.random_map(_LoadExample(stream, bad), seed=transform_seed)
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+
+def _load_examples(
+    plan: grain.MapDataset, stream: BatchStream, seed: int, number: int, bad: BadRecords
+) -> grain.MapDataset:
+    """Loads the examples of one stream, with the random numbers of (3)."""
+    _, transform_seed, *_ = _seeds(seed, number, len(stream.parts))
+    return plan.random_map(_LoadExample(stream, bad), seed=transform_seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EndlessOrder:
+    """A data source of the numbers of records in their order."""
+
+    order: ShardOrder
+
+    def __len__(self) -> int:
+        return _EXAMPLES
+
+    def __getitem__(self, example: int) -> int:
+        return self.order[example]
 
 
 def _tag_index(part: int, number: int) -> tuple[int, int]:

@@ -3,20 +3,19 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
-from fv_jax.core.checks import error_context, require
-from fv_jax.core.config import ConfigError, check_range
+from fv_jax.core.config import ConfigError
+from fv_jax.core.files import is_remote
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.local_copies import local_copy
-from fv_jax.core.paths import as_path
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources, transforms
-from fv_jax.data.buckets import Bucket, BucketFit
-from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
-from fv_jax.data.degradation.degradations import Degradation, Degrade
+from fv_jax.data.buckets import Bucket
+from fv_jax.data.config import DataConfig
+from fv_jax.data.degradation.degradations import Degrade
 from fv_jax.data.loader import (
     Batch,
     BatchStream,
@@ -29,120 +28,15 @@ from fv_jax.data.loader import (
 )
 from fv_jax.data.shards import provenance
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
+from fv_jax.data.shards.remote import RemoteShards
+from fv_jax.data.shards.shard_cache import ShardCache
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards
 from fv_jax.data.sources import EMBEDDED, IMAGES, PINGPONG, STILLS, SYNTHETIC, TFDS
 from fv_jax.data.synthetic import sprites
 from fv_jax.text.encoder import TextEncoder
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentCacheConfig:
-    """A cache of latents: every clip is encoded once, before training.
-
-    Attributes:
-      num_degraded_variants: degraded variants of each clip that are also encoded; 0 for stage 1, which needs none.
-      crop: (height, width) in latent pixels of the random crop that is a training example; None keeps whole frames.
-    """
-
-    num_degraded_variants: int = 2
-    crop: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        check_range(self, 'num_degraded_variants', low=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which clips a run trains on and how they are processed.
-
-    Attributes:
-      loader: batch size, seed and threads.
-      train, heldout: names of sources (`sources.py`): 'embedded', 'synthetic', a folder of shards, 'images:FOLDER',
-        'stills:NAME', 'pingpong:NAME', joined by '+', each with '@weight' to mix them; quotes around names that
-        contain these. heldout='' is none.
-      frames, height, width: size of a clip; longer ones are cropped in time and, by `fit`, larger ones cropped or
-        resized.
-      buckets: sizes to train at instead of that one; every clip is assigned to the best fit (`BucketFit`).
-      token_budget: video tokens of a global batch: each bucket's batch size is the largest multiple of batch_multiple
-        within it (choose one that every number of processes divides). None uses loader.batch_size for all.
-      fit: 'crop' crops height x width, at random in training; 'resize' scales to cover, then crops at the centre.
-      max_upscale, max_crop_fraction: of `BucketFit`, where clips are resized.
-      max_pan: pixels per frame; with 'crop' in training, half of the crops pan at constant velocity, at most so fast.
-      flip: mirror half of the training clips.
-      in_memory: decode every training clip once and keep it in memory; for data sets of a few hundred megabytes.
-      eval_clips: how many held-out clips are evaluated.
-      heldout_size: their (frames, height, width); None for that of training.
-      weak, strong, strong_probability: how degraded variants are made (`Degradation`).
-      cache: encode once at the start; None encodes in every step.
-      bad_records: the policy for records that cannot be used.
-    """
-
-    loader: LoaderConfig
-    train: str = EMBEDDED
-    heldout: str = EMBEDDED
-    frames: int = 49
-    height: int = 1072
-    width: int = 1920
-    buckets: tuple[Bucket, ...] = ()
-    token_budget: int | None = None
-    batch_multiple: int = 1
-    fit: Literal['crop', 'resize'] = 'resize'
-    max_upscale: float = 1.0
-    max_crop_fraction: float = 0.4
-    max_pan: float = 0.0
-    flip: bool = True
-    in_memory: bool = False
-    eval_clips: int = 4
-    heldout_size: tuple[int, int, int] | None = None
-    weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
-    strong: StrongConfig | None = None
-    strong_probability: float = 0.0
-    cache: LatentCacheConfig | None = None
-    bad_records: BadRecordConfig = dataclasses.field(default_factory=BadRecordConfig)
-
-    def __post_init__(self):
-        check_range(self, 'max_pan', low=0, hint='0 keeps crops still')
-        check_range(self, 'eval_clips', 'batch_multiple', 'token_budget', low=1)
-        require(len(set(self.buckets)) == len(self.buckets), 'buckets: the same size twice', ConfigError)
-        for name in ('train', 'heldout'):
-            if names := getattr(self, name):
-                with error_context(f'{name}: ', error=ConfigError):
-                    sources.parse(names)
-        _ = self.degradation, self.clip_fit  # their checks run here, not when the first clip is loaded
-
-    @property
-    def degradation(self) -> Degradation:
-        return Degradation(self.weak, self.strong, self.strong_probability)
-
-    @property
-    def sizes(self) -> tuple[Bucket, ...]:
-        """All sizes to train at: the buckets, or the one configured size."""
-        return self.buckets or (Bucket(self.frames, self.height, self.width),)
-
-    @property
-    def clip_fit(self) -> BucketFit:
-        return BucketFit(self.fit == 'resize', self.max_upscale, self.max_crop_fraction)
-
-    def batch_size(self, bucket: Bucket, latent_spec: LatentSpec) -> int:
-        """Computes the global batch size for clips of a bucket."""
-        if self.token_budget is None:
-            return self.loader.batch_size
-        return bucketing.batch_size(latent_spec.num_tokens(*bucket.size), self.token_budget, self.batch_multiple)
-
-    def check_sizes(self, latent_spec: LatentSpec, path: str = 'config.data') -> None:
-        """Checks the clips' sizes, once the VAE is known; `path` and a dot precede a field's name in messages.
-
-        Raises:
-          ConfigError: a size that the VAE cannot take, naming the nearest that it can.
-        """
-        latent_spec.check_clip(path, self.frames, self.height, self.width)
-        for i, bucket in enumerate(self.buckets):
-            latent_spec.check_clip(f'{path}.buckets[{i}]', *bucket.size)
-        if self.heldout_size is not None:
-            latent_spec.check_frames(f'{path}.heldout_size[0]', self.heldout_size[0])
-            for i in (1, 2):
-                latent_spec.check_side(f'{path}.heldout_size[{i}]', self.heldout_size[i])
 
 
 def open_source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords | None = None) -> DataSource:
@@ -157,8 +51,8 @@ def open_source(name: str, config: DataConfig, *, heldout: bool, bad: BadRecords
     Raises:
       ValueError, OSError: the source does not exist, cannot be read, or holds no records.
     """
-    bad = bad or BadRecords(BadRecordConfig())
-    found = [_open_one_source(part, config, heldout, bad) for part, _ in sources.parse(name)]
+    bad, cache = bad or BadRecords(BadRecordConfig()), ShardCache(config.cache_gb)
+    found = [_open_one_source(part, config, heldout, bad, cache) for part, _ in sources.parse(name)]
     return found[0] if len(found) == 1 else sources.ConcatSource(found)
 
 
@@ -167,10 +61,13 @@ def training_sources(config: DataConfig, bad: BadRecords) -> list[WeightedSource
     named = sources.parse(config.train)
     if named[0][1] is None:
         return [WeightedSource(config.train, open_source(config.train, config, heldout=False, bad=bad))]
-    return [WeightedSource(name, _open_one_source(name, config, False, bad), weight=weight) for name, weight in named]
+    cache = ShardCache(config.cache_gb)
+    return [
+        WeightedSource(name, _open_one_source(name, config, False, bad, cache), weight=weight) for name, weight in named
+    ]
 
 
-def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecords) -> DataSource:
+def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecords, cache: ShardCache) -> DataSource:
     kind, _, rest = name.partition(':')
     if name == SYNTHETIC:
         return synthetic_clips(config.eval_clips if heldout else 4, *_size(config, heldout))
@@ -178,7 +75,7 @@ def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecor
         return sprites.open_source(name, _size(config, heldout), heldout=heldout)
     if kind in (STILLS, PINGPONG):
         return (sources.FirstFrames if kind == STILLS else sources.PingPong)(
-            _open_one_source(rest, config, heldout, bad)
+            _open_one_source(rest, config, heldout, bad, cache)
         )
     if kind == TFDS:
         from fv_jax.data.shards.tfds_builder import Examples
@@ -186,8 +83,31 @@ def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecor
         return Examples(str(local_copy(as_path(rest))))
     if kind == IMAGES:
         return sources.ImageFolder(local_copy(as_path(rest)))
-    shards = sources.open_embedded_shards(heldout=heldout) if name == EMBEDDED else sources.open_shards(name, bad)
+    if name == EMBEDDED:
+        shards = sources.open_embedded_shards(heldout=heldout)
+    else:
+        shards = open_shards(as_path(name), config, bad, cache)
     return sources.InMemory(shards) if config.in_memory and not heldout else shards
+
+
+def open_shards(
+    folder: StoragePath, config: DataConfig, bad: BadRecords, cache: ShardCache | None = None, name: str | None = None
+) -> Shards:
+    """Opens the shards of a folder; those that cannot be opened are reported and skipped.
+
+    Args:
+      folder: of one set of shards or more, local or remote.
+      config: how remote shards are kept and mixed.
+      bad: counts the shards that cannot be opened.
+      cache: keeps remote shards; None makes one.
+      name: of one set; None opens all of them.
+
+    Raises:
+      ValueError, OSError: no shard can be opened.
+    """
+    if is_remote(folder):
+        return RemoteShards(folder, cache or ShardCache(config.cache_gb), config.window_shards, bad, name)
+    return Shards(list_shards(folder, name), bad)
 
 
 def _size(config: DataConfig, heldout: bool) -> tuple[int, int, int]:

@@ -17,10 +17,50 @@ W = S, every slot has as many records of each shard.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 _SHARDS, _RECORDS, _SLOT = range(3)  # what is drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardLayout:
+    """How the records of a source are divided into shards.
+
+    Attributes:
+      counts: number of records of each shard, int64 (shards,).
+      bytes: of each shard, int64 (shards,); 0 where nothing need be fetched.
+      window: W.
+    """
+
+    counts: np.ndarray
+    bytes: np.ndarray
+    window: int
+
+    @classmethod
+    def concatenate(cls, parts: Sequence['ShardLayout']) -> 'ShardLayout':
+        """Returns the layout of several sources, one after another."""
+        counts, sizes = (np.concatenate([getattr(part, name) for part in parts]) for name in ('counts', 'bytes'))
+        return cls(counts, sizes, max(part.window for part in parts))
+
+    @classmethod
+    def local(cls, num_records: int, shard_records: int) -> 'ShardLayout':
+        """Returns the layout of records that need not be fetched, in shards of so many."""
+        starts = np.arange(0, num_records, shard_records)
+        return cls(np.minimum(num_records - starts, shard_records), np.zeros_like(starts), 1)
+
+    def select(self, indices: np.ndarray) -> 'ShardLayout':
+        """Returns the layout of some of the records; indices: in order, (m,)."""
+        ends = np.searchsorted(indices, np.cumsum(self.counts).astype(indices.dtype))
+        return dataclasses.replace(self, counts=np.diff(ends, prepend=0))
+
+    def needed_bytes(self) -> int:
+        """Computes what must be on the disk at a time: a window, the next shard, and one more.
+
+        Of two processes of a host one may be ahead of the other.
+        """
+        return int(np.sort(self.bytes[self.counts > 0])[-self.window - 2 :].sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +79,14 @@ class _Epoch:
 class ShardOrder:
     """The order of the examples (4), without end."""
 
-    def __init__(self, counts: np.ndarray, window: int, seed: int):
+    def __init__(self, layout: ShardLayout, seed: int):
         """Args:
-        counts: number of records of each shard, (shards,); those without any are not in the order.
-        window: W; fewer if there are fewer shards.
+        layout: of the records; shards without any are not in the order.
         seed: of all permutations.
         """
-        self._counts = np.asarray(counts, np.int64)
+        self._counts, self._seed = layout.counts, seed
         self._firsts = np.cumsum(self._counts) - self._counts
-        self._window, self._seed = min(window, int(np.count_nonzero(self._counts))), seed
+        self._window = min(layout.window, int(np.count_nonzero(self._counts)))
         self._num_records = int(self._counts.sum())
         # Consecutive examples are of one epoch and, some hundred of them, of one slot.
         self._epoch = functools.lru_cache(maxsize=4)(self._draw_epoch)

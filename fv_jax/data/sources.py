@@ -7,35 +7,33 @@
   pingpong:NAME       every clip of another source forwards, backwards and forwards again: longer clips
   images:FOLDER       images (png, jpg, jpeg, webp), with captions as of videos (`captions.py`)
   tfds:FOLDER         a prepared TFDS data set of videos (`tfds_builder.py`)
-  gs://BUCKET/FOLDER  or another URL that fsspec knows: shards, copied to a local folder when opened
-  FOLDER              shards that `prepare` wrote
+  FOLDER              shards that `prepare` wrote; those of gs:// and s3:// are fetched while they are read
+
+A remote folder of `images:` or `tfds:` is copied to the cache folder when it is opened.
 
 Several are joined by '+' into one source, whose records are equally likely. With a weight after each, as in
 'data/clips@3+images:photos@1', examples are drawn from them in that proportion, however many records they have.
 Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fv_jax.core.cache_folder import cache_folder
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.files import atomic_write
-from fv_jax.core.hashing import fingerprint
-from fv_jax.core.paths import expand_path, is_url
 from fv_jax.data import embedded
 from fv_jax.data.loader import DataSource
 from fv_jax.data.record_sizes import RecordSizes
-from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.shard_order import ShardLayout
 from fv_jax.data.shards.records import Record
-from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.shard_cache import RemoteShard
 from fv_jax.data.shards.source import Shards, measure_records
+from fv_jax.data.streaming import find_layout, find_shard, read_in_order
 from fv_jax.data.video import video_io
 from fv_jax.data.video.captions import Captions
 
@@ -75,7 +73,7 @@ def _parse_weight(part: str, text: str, hint: str) -> float:
 
 
 class ConcatSource:
-    """Concatenates several sources into one."""
+    """Concatenates several sources into one. If shards of one are fetched, local ones count as shards of its length."""
 
     def __init__(self, parts: Sequence[DataSource]):
         self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
@@ -98,6 +96,19 @@ class ConcatSource:
         found = [read_sizes(part) for part in self._parts]
         return None if any(sizes is None for sizes in found) else RecordSizes.concatenate(found)
 
+    def layout(self) -> ShardLayout | None:
+        """Returns how the records are divided into shards; None if none is fetched."""
+        found = [find_layout(part) for part in self._parts]
+        if not (fetched := [layout for layout in found if layout is not None]):
+            return None
+        length = math.ceil(np.mean(np.concatenate([layout.counts for layout in fetched])))
+        pairs = zip(self._parts, found, strict=True)
+        return ShardLayout.concatenate([layout or ShardLayout.local(len(part), length) for part, layout in pairs])
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        """Returns the shard that must be fetched for a record, if any."""
+        return find_shard(*self._locate(index))
+
     def _locate(self, index: int) -> tuple[DataSource, int]:
         part = int(np.searchsorted(self._ends, index, side='right'))
         return self._parts[part], int(index - self._ends[part] + len(self._parts[part]))
@@ -108,7 +119,8 @@ class InMemory:
 
     def __init__(self, source: DataSource):
         self._names = [record_name(source, i) for i in range(len(source))]
-        self._records = [_decode_record(source, i) for i in range(len(source))]
+        with read_in_order(source) as indices:
+            self._records = [_decode_record(source, i) for i in indices]
         self._sizes, self.sources = read_sizes(source), (source,)
 
     def __len__(self) -> int:
@@ -162,6 +174,14 @@ class MappedSource:
         if sizes is None:
             return None
         return sizes.map(lambda kinds: np.column_stack([self._counts(kinds[:, 0]), kinds[:, 1:]]))
+
+    def layout(self) -> ShardLayout | None:
+        """Returns how the records of the source are divided into shards; None if none is fetched."""
+        return find_layout(self._source)
+
+    def remote_shard(self, index: int) -> RemoteShard | None:
+        """Returns the shard that must be fetched for a record, if any."""
+        return find_shard(self._source, index)
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -245,35 +265,6 @@ def read_image(path: Path) -> np.ndarray:
 def _open(path: Path) -> Image.Image:
     """Opens an image of IMAGE_SUFFIXES, whatever its suffix; readers of other formats run other programs."""
     return Image.open(path, formats=FORMATS)
-
-
-def open_shards(folder: str, bad: BadRecords) -> Shards:
-    """Opens the shards of a folder, local or by URL; those that cannot be opened are reported and skipped.
-
-    Raises:
-      ValueError: no shard can be opened.
-    """
-    return Shards(list_shards(local_copy(folder) if is_url(folder) else expand_path(folder)), bad)
-
-
-def local_copy(url: str) -> str:
-    """Copies a remote folder to a local one; files of the same size are not copied again.
-
-    It is in the cache folder (`core/cache_folder.py`): the reader of ArrayRecord opens local files only.
-    """
-    with error_context(f'{url}: cannot be read: ', (ImportError, ValueError, OSError)):
-        files, root = fsspec.core.url_to_fs(url)
-        found = files.find(root, maxdepth=1, detail=True)
-    wanted = {name: info for name, info in found.items() if name.endswith(('.array_record', '.json'))}
-    require(wanted, f'{url}: holds no shards')
-    folder = cache_folder() / 'data' / fingerprint([url])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, info in wanted.items():
-        target = folder / name.rpartition('/')[2]
-        if not target.is_file() or target.stat().st_size != info['size']:
-            with atomic_write(target) as partial:
-                files.get_file(name, str(partial))
-    return str(folder)
 
 
 def open_embedded_shards(*, heldout: bool) -> Shards:

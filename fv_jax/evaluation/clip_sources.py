@@ -22,6 +22,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.paths import StoragePath
 from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.numpy_resize import resize_bilinear
@@ -81,7 +82,7 @@ class Reading:
     strong: StrongConfig | None = None
 
 
-def heldout_clips(data: pipeline.DataConfig, seed: int, strong: StrongConfig | None) -> list[Loader]:
+def heldout_clips(data: DataConfig, seed: int, strong: StrongConfig | None) -> list[Loader]:
     """Returns loaders of the first held-out clips of a run, downsampled by factors spread over the range of training.
 
     Args:

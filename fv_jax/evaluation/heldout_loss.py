@@ -9,6 +9,7 @@ import numpy as np
 
 from fv_jax.core.paths import StoragePath
 from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
 from fv_jax.data.shards.shard_files import read_records
 from fv_jax.data.transforms import to_float
 from fv_jax.evaluation.clip_sources import Loader, resize
@@ -24,7 +25,7 @@ STRATA = 4  # of t; see `time_grids.stratified_times`
 TRAIN_CLIPS = 64  # that the linear predictor is fitted on if no latents are cached
 
 
-def heldout_loss(opened: Network, data: pipeline.DataConfig, clips: Sequence[Loader]) -> dict[str, float]:
+def heldout_loss(opened: Network, data: DataConfig, clips: Sequence[Loader]) -> dict[str, float]:
     """Computes both losses on the same latents, noise and times.
 
     Args:
@@ -66,7 +67,7 @@ def _noise(stage: EnhancementStage, batch: Batch, key: jax.Array, index: int) ->
     return stage.sample_noise_and_time(tiled, per_example_keys(key, index, STRATA))
 
 
-def _training_latents(run: trained_runs.Run, data: pipeline.DataConfig, checkpoint: StoragePath) -> Iterator[Batch]:
+def _training_latents(run: trained_runs.Run, data: DataConfig, checkpoint: StoragePath) -> Iterator[Batch]:
     """Yields the latents that the run trained on: cached ones, or its first clips encoded now."""
     if data.cache is not None:
         for record in read_records(latent_cache.cached_shards(checkpoint / latent_cache.FOLDER)):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.evaluation import full_reference
 
@@ -13,7 +14,7 @@ SIZE = (256, 480)
 
 def clips(*, heldout: bool, frames: int) -> list[np.ndarray]:
     """Loads all training or held-out shots, whole frames in [-1, 1], (F, *SIZE, 3) float32."""
-    config = pipeline.DataConfig(
+    config = DataConfig(
         train='embedded',
         heldout='embedded',
         frames=frames,

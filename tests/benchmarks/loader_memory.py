@@ -16,7 +16,7 @@ import numpy as np
 from configs import degradations as published
 from fv_jax.core.config import build
 from fv_jax.data import pipeline
-from fv_jax.data.pipeline import DataConfig
+from fv_jax.data.config import DataConfig
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.models.vae import OFFICIAL
 

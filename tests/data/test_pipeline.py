@@ -10,9 +10,9 @@ from fv_jax.core.config import ConfigError, build
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data import embedded, pipeline
 from fv_jax.data.buckets import Bucket
+from fv_jax.data.config import DataConfig, LatentCacheConfig
 from fv_jax.data.degradation.configs import WeakConfig
 from fv_jax.data.loader import LoaderConfig
-from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.transforms import to_float

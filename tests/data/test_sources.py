@@ -3,7 +3,6 @@
 import json
 import os
 
-import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -123,21 +122,3 @@ def test_pingpong_source_plays_forwards_and_backwards(tmp_path):
     assert len(one[0]['video']) == 1 and one.sizes().to_array()[0, 0] == 1
     with pytest.raises(ValueError, match='record 0: has no video'):
         _ = sources.PingPong([{'caption': 'a'}])[0]
-
-
-def test_remote_shards_are_copied_once(tmp_path, monkeypatch):
-    paths = write(tmp_path / 'local')
-    monkeypatch.setenv('FV_JAX_CACHE', str(tmp_path / 'cache'))
-    far = fsspec.filesystem('memory')
-    for path in [*paths, str(tmp_path / 'local' / 'clips.json')]:
-        far.put_file(path, f'/bucket/clips/{os.path.basename(path)}')
-    here = sources.open_shards('memory://bucket/clips', strict())
-    assert len(here) == 3 and here[1] == Shards(paths)[1]
-    assert sources.read_sizes(here).to_array().tolist() == sources.read_sizes(Shards(paths)).to_array().tolist()
-    before = {path: os.stat(path).st_mtime_ns for path in here.paths}
-    again = sources.open_shards('memory://bucket/clips', strict())
-    assert {path: os.stat(path).st_mtime_ns for path in again.paths} == before
-    with pytest.raises(ValueError, match='memory://bucket/other: '):
-        sources.open_shards('memory://bucket/other', strict())
-    with pytest.raises(ValueError, match='nosuch://x: cannot be read'):
-        sources.open_shards('nosuch://x', strict())

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from fv_jax import prepare
-from fv_jax.data import sources
 from fv_jax.data.loader import BatchStream, LoaderConfig, WeightedSource, load_mixed_batches
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecordError, BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
-from fv_jax.data.shards.shard_files import ShardError
+from fv_jax.data.shards.shard_files import ShardError, list_shards
+from fv_jax.data.shards.source import Shards
 from tests.data import sample_videos
 from tests.fuzz.damage import damage
 
@@ -79,7 +79,7 @@ def _read(folder: Path, originals: list[bytes], case: int) -> int | None:
     """Counts the bad records; None if the shard cannot be opened."""
     bad = BadRecords(BadRecordConfig('skip', max_bad_records=10**6))
     try:
-        source = sources.open_shards(str(folder), bad)
+        source = Shards(list_shards(folder), bad)
     except ValueError as error:
         assert str(folder) in str(error) and len(bad.found) <= 1, f'case {case}: {error}'
         return None

@@ -16,8 +16,9 @@ from fv_jax.core import files
 from fv_jax.core.command_line import UsageError
 from fv_jax.data import sources
 from fv_jax.data.shards import records
-from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards
 from fv_jax.data.video import video_io
 from fv_jax.data.video.captions import Captions
 from fv_jax.parallel import distributed
@@ -186,7 +187,7 @@ def shards(folder, index: str):
         writer.write({'frames': 1, 'height': 2, 'width': 3, 'video': b'x'})
     (folder / 'clips.json').write_text(index)
     (folder / 'clips.parquet').unlink()
-    return sources.open_shards(str(folder), BadRecords(BadRecordConfig()))
+    return Shards(list_shards(folder))
 
 
 def test_deeply_nested_json_is_refused(tmp_path):

@@ -21,6 +21,8 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
+from fv_jax.core.local_copies import local_copy
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.record_sizes import SIZE_LIMIT, RecordSizes
 from fv_jax.data.shards.records import first_line
 
@@ -36,14 +38,14 @@ class Manifest:
     """The manifest of a set of shards; the sizes of the records are read when they are needed.
 
     Attributes:
-      path: the Parquet file; `Path` or `str` for messages.
+      path: the Parquet file.
       name: of the set.
       keys: that the records have, at least some of them.
       records: number of records of each shard, int64 (shards,).
       bytes: size of each shard, int64 (shards,).
     """
 
-    path: Path
+    path: StoragePath
     name: str
     keys: frozenset[str]
     records: np.ndarray
@@ -77,15 +79,16 @@ class Manifest:
                 yield sizes if wanted[here].all() else sizes[np.repeat(wanted[here], self.records[here])]
 
 
-def read_manifest(path: Path, name: str) -> Manifest:
+def read_manifest(path: StoragePath, name: str) -> Manifest:
     """Reads the manifest of a set of shards.
 
     Args:
-      path: a local file.
+      path: the Parquet file, which is copied to the cache folder if it is remote.
       name: of the set.
 
     Raises:
       ValueError: it cannot be read, is of another set, or contradicts itself.
+      OSError: it cannot be fetched.
     """
     with _open(path) as file:
         metadata = _metadata(path, file)
@@ -101,21 +104,22 @@ def read_manifest(path: Path, name: str) -> Manifest:
     return Manifest(path, name, frozenset(metadata['keys']), records, sizes)
 
 
-def _require(condition: object, path: Path, what: str) -> None:
+def _require(condition: object, path: StoragePath, what: str) -> None:
     require(condition, f'{path}: {what}; {FIX}')
 
 
-def _open(path: Path) -> Any:
+def _open(path: StoragePath) -> Any:
     """Opens a Parquet file. Raises ValueError for a file that is none, or is truncated."""
     import pyarrow.parquet  # a quarter of a second, which commands without data sets do not wait for
 
+    local = local_copy(path)
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(local)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f'{path}: truncated, or not a Parquet file: {first_line(error)}; {FIX}') from None
 
 
-def _row_groups(path: Path, file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _row_groups(path: StoragePath, file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yields Arrow arrays of some columns, one row group after another."""
     import pyarrow
 
@@ -129,7 +133,7 @@ def _row_groups(path: Path, file: Any, columns: Sequence[str]) -> Iterator[dict[
         raise ValueError(f'{path}: damaged: {first_line(error)}; {FIX}') from None
 
 
-def _metadata(path: Path, file: Any) -> dict[str, Any]:
+def _metadata(path: StoragePath, file: Any) -> dict[str, Any]:
     text = (file.schema_arrow.metadata or {}).get(FORMAT) or (file.metadata.metadata or {}).get(FORMAT)
     _require(text is not None, path, 'is not the manifest of a set of shards')
     try:

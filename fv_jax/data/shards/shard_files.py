@@ -16,10 +16,17 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.files import parse_json
+from fv_jax.core.local_copies import local_copy
+from fv_jax.core.paths import StoragePath, as_path, is_url
 from fv_jax.data.shards.records import Record, decode_record, first_line
 
 SUFFIX = '.array_record'
-SHARD = re.compile(r'(?P<name>.+)-(?P<index>\d{5,9})-of-(?P<count>\d{5,9})\.array_record')
+SHARD = re.compile(r'(?P<name>[^/]+)-(?P<index>\d{5,9})-of-(?P<count>\d{5,9})\.array_record')
+
+
+def expanded_path(text: str | Path) -> StoragePath:
+    """Returns the path of a text in which `~` is expanded already."""
+    return as_path(text) if is_url(str(text)) else Path(text)
 
 
 class ShardError(ValueError):
@@ -36,7 +43,7 @@ def shard_name(name: str, index: int, count: int) -> str:
 
 
 def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
-    """Lists the complete sets of shards in a folder, in order.
+    """Lists the complete sets of shards in a local folder, in order.
 
     Args:
       folder: where a `RecordWriter` wrote.
@@ -69,7 +76,7 @@ def select_shards(folder: str | Path, files: Iterable[str], name: str | None = N
     return [match.group() for match in ordered]
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: StoragePath) -> dict[str, Any]:
     """Reads the NAME.json of a set; {} if it does not exist. Raises ValueError for an invalid one."""
     if not path.exists():
         return {}
@@ -103,9 +110,9 @@ _INDEX = {
 
 
 def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
-    """Yields every record of `shards` in order. Raises ValueError, naming the shard and the index."""
+    """Yields every record of `shards`, local or remote, in order. Raises ValueError, naming the shard and the index."""
     for shard in shards:
-        reader = open_shard(shard)
+        reader = _open(shard, local_copy(expanded_path(shard)))
         try:
             for index in range(reader.num_records()):
                 try:
@@ -117,23 +124,39 @@ def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
 
 
 def count_records(shards: Sequence[str | Path]) -> int:
-    """Counts the records of all `shards`. Raises ShardError for a shard that cannot be opened."""
+    """Counts the records of local `shards`. Raises ShardError for a shard that cannot be opened."""
     total = 0
     for shard in shards:
-        reader = open_shard(shard)
+        reader = _open(shard, shard)
         total += reader.num_records()
         reader.close()
     return total
 
 
-def open_shard(path: str | Path, **options: Any) -> ArrayRecordReader:
-    """Opens a local shard. Raises ShardError."""
-    if not Path(path).is_file():
-        raise ShardError(str(path), 'no such shard')
+def open_reader(shard: str, local: str | Path, records: int | None) -> ArrayRecordReader:
+    """Opens a shard for random access.
+
+    Args:
+      shard: its name, for messages.
+      local: the path of its file.
+      records: how many it must have; None for any number.
+
+    Raises:
+      ShardError: it cannot be opened, or has other records.
+    """
+    reader = _open(shard, local, options='readahead_buffer_size:0', file_reader_buffer_size=2**15)
+    if records not in (None, reader.num_records()):
+        raise ShardError(shard, f'has {reader.num_records()} records instead of {records}')
+    return reader
+
+
+def _open(shard: str | Path, local: str | Path, **options: Any) -> ArrayRecordReader:
+    if not Path(local).is_file():
+        raise ShardError(str(shard), 'no such shard')
     try:
-        reader = ArrayRecordReader(str(path), **options)
+        reader = ArrayRecordReader(str(local), **options)
         if not reader.ok():
             reader.close()  # which raises what is wrong
         return reader
     except (RuntimeError, ValueError) as error:
-        raise ShardError(str(path), f'cut off or not an ArrayRecord file: {first_line(error)}') from None
+        raise ShardError(str(shard), f'cut off or not an ArrayRecord file: {first_line(error)}') from None

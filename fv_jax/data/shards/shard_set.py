@@ -6,18 +6,19 @@ of NAME.json, or unknown.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from fv_jax.core.checks import require
+from fv_jax.core.paths import StoragePath
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards import manifest as manifest_lib
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.manifest import Manifest
-from fv_jax.data.shards.shard_files import SHARD, ShardError, count_records, read_index
+from fv_jax.data.shards.shard_files import SHARD, ShardError, count_records, expanded_path, read_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ShardSet:
     paths: tuple[str, ...]
     numbers: np.ndarray
     records: np.ndarray
-    index_path: Path
+    index_path: StoragePath
     index: dict[str, Any]
     manifest: Manifest | None
 
@@ -47,72 +48,56 @@ class ShardSet:
         return _indexed_sizes(self)
 
 
-def open_sets(paths: Sequence[str], bad: BadRecords) -> list[ShardSet]:
-    """Opens local shards, set by set.
+class ShardAccess(Protocol):
+    """How the shards of a set are asked for what their manifest does not state, or states as well."""
+
+    def size(self, path: str) -> int:
+        """Returns the size of a shard in bytes, without reading it. Raises ShardError."""
+
+    def count_records(self, path: str, stated: int | None) -> int:
+        """Counts the records of a shard that NAME.json may state. Raises ShardError."""
+
+
+class LocalAccess:
+    """Access to shards in local folders."""
+
+    def size(self, path: str) -> int:
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            raise ShardError(path, 'no such shard') from None
+
+    def count_records(self, path: str, stated: int | None) -> int:
+        return count_records([path])
+
+
+def open_sets(paths: Sequence[str], access: ShardAccess, bad: BadRecords) -> list[ShardSet]:
+    """Opens shards, set by set; with a manifest, no shard is read.
 
     Args:
       paths: of shards.
+      access: to them.
       bad: counts the shards that cannot be used, which are skipped.
 
     Raises:
       ValueError: a manifest or a NAME.json does not fit its shards.
     """
-    found = []
-    for _, group in itertools.groupby(paths, key=_set_of):
-        of_set = tuple(group)
-        folder, name, count = _set_of(of_set[0])
-        index_path, manifest_path = (Path(folder) / f'{name}{end}' for end in ('.json', manifest_lib.SUFFIX))
-        index = read_index(index_path) if count else {}
-        manifest = open_manifest(manifest_path, manifest_path, name, count, index) if count else None
-        count_one = _count_by_opening if manifest is None else _StatedCounts(manifest)
-        found.append(make_set(of_set, index_path, index, manifest, count_one, bad))
-    return found
+    return [_open_set(tuple(group), access, bad) for _, group in itertools.groupby(paths, key=_set_of)]
 
 
-def open_manifest(path: Path, local: Path, name: str, count: int, index: dict[str, Any]) -> Manifest | None:
-    """Reads the manifest of a set, if it exists.
-
-    Args:
-      path: of the manifest, for messages.
-      local: where it can be read.
-      name, count: of the set, and the number of its shards.
-      index: the content of its NAME.json.
-
-    Raises:
-      ValueError: it is not the manifest of these shards.
-    """
-    if not local.exists():
-        return None
-    found = manifest_lib.read_manifest(local, name)
-    require(
-        len(found.records) == count and index.get('records') in (None, found.records.sum()),
-        f'{path}: lists {len(found.records)} shards with {found.records.sum()} records, but {name} has {count} shards '
-        f'and {name}.json states {index.get("records")} records; {manifest_lib.FIX}',
-    )
-    return found
-
-
-def make_set(
-    paths: Sequence[str],
-    index_path: Path,
-    index: dict[str, Any],
-    manifest: Manifest | None,
-    count_one: Callable[[str, int], int],
-    bad: BadRecords,
-) -> ShardSet:
-    """Makes a set of the shards that can be used.
-
-    Args:
-      paths, index_path, index, manifest: as in `ShardSet`.
-      count_one: path, number in the set -> how many records the shard has; raises ShardError.
-      bad: counts the others.
-    """
+def _open_set(paths: Sequence[str], access: ShardAccess, bad: BadRecords) -> ShardSet:
+    folder, name, count = _set_of(paths[0])
+    index_path = expanded_path(folder) / f'{name}.json'
+    index = read_index(index_path) if count else {}
+    manifest = _open_manifest(index_path.with_name(name + manifest_lib.SUFFIX), name, count, index) if count else None
     good, numbers, records = [], [], []
     for path in paths:
-        match = SHARD.fullmatch(path.rpartition('/')[2])
-        number = int(match['index']) if match else 0
+        number = _number_of(path)
         try:
-            records.append(count_one(path, number))
+            if manifest is None:
+                records.append(access.count_records(path, index.get('shards', {}).get(path.rpartition('/')[2])))
+            else:
+                records.append(_stated_records(manifest, path, number, access.size(path)))
         except ShardError as error:
             bad.report(path, error)
             continue
@@ -121,28 +106,30 @@ def make_set(
     return ShardSet(tuple(good), np.array(numbers, int), np.array(records, int), index_path, index, manifest)
 
 
-def check_bytes(manifest: Manifest, path: str, number: int, found: int) -> int:
+def _open_manifest(path: StoragePath, name: str, count: int, index: dict[str, Any]) -> Manifest | None:
+    """Reads the manifest of a set of so many shards, if there is one. Raises ValueError if it is not theirs."""
+    if not path.exists():
+        return None
+    found = manifest_lib.read_manifest(path, name)
+    require(
+        len(found.records) == count and index.get('records') in (None, found.records.sum()),
+        f'{path}: lists {len(found.records)} shards with {found.records.sum()} records, but {name} has {count} shards '
+        f'and {name}.json states {index.get("records")} records; {manifest_lib.FIX}',
+    )
+    return found
+
+
+def _stated_records(manifest: Manifest, path: str, number: int, size: int) -> int:
     """Returns how many records a shard has by its manifest. Raises ShardError if the file has not the stated size."""
-    if found != manifest.bytes[number]:
-        name = Path(manifest.path).name
-        raise ShardError(path, f'cut off or replaced: it has {found} bytes and {name} states {manifest.bytes[number]}')
+    if size != manifest.bytes[number]:
+        stated = f'{manifest.path.name} states {manifest.bytes[number]}'
+        raise ShardError(path, f'cut off or replaced: it has {size} bytes and {stated}')
     return int(manifest.records[number])
 
 
-@dataclasses.dataclass(frozen=True)
-class _StatedCounts:
-    manifest: Manifest
-
-    def __call__(self, path: str, number: int) -> int:
-        try:
-            return check_bytes(self.manifest, path, number, Path(path).stat().st_size)
-        except FileNotFoundError:
-            raise ShardError(path, 'no such shard') from None
-
-
-def _count_by_opening(path: str, number: int) -> int:
-    del number
-    return count_records([path])
+def _number_of(path: str) -> int:
+    match = SHARD.fullmatch(path.rpartition('/')[2])
+    return int(match['index']) if match else 0
 
 
 def _set_of(path: str) -> tuple[str, str, int]:

@@ -14,12 +14,10 @@ from fv_jax.core.checks import require
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.records import Record, decode_record, first_line, record_size
-from fv_jax.data.shards.shard_files import ShardError, open_shard
-from fv_jax.data.shards.shard_set import open_sets
+from fv_jax.data.shards.shard_files import ShardError, open_reader
+from fv_jax.data.shards.shard_set import LocalAccess, ShardAccess, open_sets
 from fv_jax.data.video import video_io
 
-# Records are read one by one, in any order.
-_RANDOM_ACCESS = {'options': 'readahead_buffer_size:0', 'file_reader_buffer_size': 2**15}
 _MAX_OPEN = 4096  # readers of 20 kB each; fewer where the system allows fewer open files
 
 
@@ -40,37 +38,42 @@ class Shards:
         Raises:
           ValueError: no shard can be used, or a manifest does not fit its shards.
         """
+        self._open([str(path) for path in paths], LocalAccess(), bad)
+        self._readers = _Readers()
+
+    def _open(self, paths: Sequence[str], access: ShardAccess, bad: BadRecords | None) -> None:
         bad = bad or BadRecords(BadRecordConfig())
         require(paths, 'no records in an empty list of shards')
-        self.sets = open_sets([str(path) for path in paths], bad)
-        self._ends = np.cumsum(np.concatenate([one.records for one in self.sets]))
+        self.sets = open_sets(paths, access, bad)
+        self.paths = [path for one in self.sets for path in one.paths]  # in the order of their records
+        self._records = np.concatenate([one.records for one in self.sets])
+        self._ends = np.cumsum(self._records)
         if not len(self):
-            why = bad.found.get(str(paths[-1]), 'they hold no records')
-            raise ValueError(f'{Path(paths[0]).parent}: none of its {len(paths)} shards can be opened; the last: {why}')
-        self._readers = _Readers()
+            folder, last = paths[0].rpartition('/')[0], bad.found.get(paths[-1], 'they hold no records')
+            raise ValueError(f'{folder}: none of its {len(paths)} shards can be opened; the last: {last}')
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Record:
-        """Raises ShardError for a shard that cannot be opened, ValueError for a damaged record, naming it."""
-        path, count, local = self._locate(index)
+        """Reads a record.
+
+        Raises:
+          ShardError: its shard cannot be opened.
+          ValueError: it is damaged; the message names it.
+        """
+        shard, local = self._locate(index)
         try:
-            return decode_record(self._readers.open(path, count).read([local])[0])
+            return decode_record(self._reader(shard).read([local])[0])
         except ShardError:
             raise
         except (ValueError, RuntimeError, IndexError) as error:
-            raise ValueError(f'{path}, record {local}: damaged: {first_line(error)}') from None
-
-    @property
-    def paths(self) -> list[str]:
-        """Paths of the shards, in the order of their records."""
-        return [path for one in self.sets for path in one.paths]
+            raise ValueError(f'{self.record_name(index)}: damaged: {first_line(error)}') from None
 
     def record_name(self, index: int) -> str:
         """Returns the shard of a record and the index in it, for messages."""
-        path, _, local = self._locate(index)
-        return f'{path}, record {local}'
+        shard, local = self._locate(index)
+        return f'{self.paths[shard]}, record {local}'
 
     def sizes(self) -> RecordSizes:
         """Reads the sizes of all records; those of sets that do not state them are measured."""
@@ -82,17 +85,15 @@ class Shards:
             start = end
         return RecordSizes.concatenate(parts)
 
-    def _locate(self, index: int) -> tuple[str, int, int]:
-        """Returns the path of a record's shard, the number of its records, and the record's index in it."""
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the shard of a record, and the record's index in it."""
         shard = int(np.searchsorted(self._ends, index, side='right'))
         if index < 0 or shard == len(self._ends):
             raise IndexError(index)
-        first = int(self._ends[shard - 1]) if shard else 0
-        for one in self.sets:
-            if shard < len(one.paths):
-                return one.paths[shard], int(one.records[shard]), int(index) - first
-            shard -= len(one.paths)
-        raise AssertionError(index)
+        return shard, int(index) - int(self._ends[shard] - self._records[shard])
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        return self._readers.open(self.paths[shard], int(self._records[shard]))
 
     def _record_or_empty(self, index: int) -> Record:
         try:
@@ -122,26 +123,6 @@ class _Readers:
             if len(self._open) > self._max:
                 self._open.popitem(last=False)  # closed when no thread reads from it any more
         return reader
-
-    def __reduce__(self):
-        return type(self), ()
-
-
-def open_reader(shard: str, local: str, records: int) -> ArrayRecordReader:
-    """Opens a shard for random access.
-
-    Args:
-      shard: its name, for messages.
-      local: the path of its file.
-      records: how many it must have.
-
-    Raises:
-      ShardError: it cannot be opened, or has other records.
-    """
-    reader = open_shard(local, **_RANDOM_ACCESS)
-    if reader.num_records() != records:
-        raise ShardError(shard, f'has {reader.num_records()} records instead of {records}')
-    return reader
 
 
 def measure_records(records: Iterable[Record]) -> RecordSizes:

@@ -18,8 +18,9 @@ import numpy as np
 from fv_jax.core import config as config_lib
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.config import DataConfig
 from fv_jax.data.loader import BatchStream, DataSource, WeightedSource
-from fv_jax.data.pipeline import BucketGroup, DataConfig, training_transform
+from fv_jax.data.pipeline import BucketGroup, training_transform
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.shard_files import list_shards

@@ -14,7 +14,7 @@ from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.paths import PathText
 from fv_jax.data.buckets import Bucket
-from fv_jax.data.pipeline import DataConfig
+from fv_jax.data.config import DataConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.sequence import SequenceLayout

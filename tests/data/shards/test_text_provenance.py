@@ -5,8 +5,8 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
 from fv_jax.data.loader import LoaderConfig
-from fv_jax.data.pipeline import DataConfig
 from fv_jax.data.shards import text_provenance
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.shard_files import list_shards

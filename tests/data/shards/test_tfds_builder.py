@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.tfds_builder import Examples, VideoFolder
@@ -32,9 +33,7 @@ def test_tfds_builder_makes_examples_and_batches(tmp_path):
     assert captions.count('two patterns') == 4 and captions.count(None) == 4
     assert {examples[i]['source'] for i in range(8)} == {'a.mp4', 'b.mp4'}
 
-    data = pipeline.DataConfig(
-        LoaderConfig(batch_size=2, num_threads=0), train=f'tfds:{folder}', frames=9, height=64, width=96
-    )
+    data = DataConfig(LoaderConfig(batch_size=2, num_threads=0), train=f'tfds:{folder}', frames=9, height=64, width=96)
     bad = BadRecords(data.bad_records)
     groups = pipeline.group_by_bucket(pipeline.training_sources(data, bad), data, OFFICIAL.latent_spec)
     drawn = pipeline.make_streams(groups, data, low_res=True)

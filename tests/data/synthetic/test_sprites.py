@@ -10,13 +10,14 @@ import pytest
 
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
 from fv_jax.data.degradation.configs import WeakConfig
 from fv_jax.data.loader import LoaderConfig, load_batches
 from fv_jax.data.synthetic import sprite_drawing, sprites
 from tests.benchmarks import sprite_measures
 from tests.benchmarks.heldout_prompts import heldout_prompts
 
-CONFIG = pipeline.DataConfig(
+CONFIG = DataConfig(
     LoaderConfig(batch_size=2, num_threads=0),
     train='sprites:20',
     heldout='sprites',

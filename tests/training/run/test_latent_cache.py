@@ -7,9 +7,9 @@ import pytest
 
 from fv_jax.data import pipeline
 from fv_jax.data.buckets import Bucket
+from fv_jax.data.config import DataConfig, LatentCacheConfig
 from fv_jax.data.degradation.configs import WeakConfig
 from fv_jax.data.loader import LoaderConfig, WeightedSource, load_batches
-from fv_jax.data.pipeline import DataConfig, LatentCacheConfig
 from fv_jax.data.shards import manifest
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.shard_files import read_records

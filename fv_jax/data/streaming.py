@@ -1,0 +1,96 @@
+"""What the loader needs to know of sources whose shards are fetched while they are read.
+
+Such a source has two methods besides those of a DataSource: `layout() -> ShardLayout | None`, how its records are
+divided into shards, and `remote_shard(index) -> RemoteShard | None`, the shard that a record is in. Sources that are
+made of it have them too. None is for records that need not be fetched.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fv_jax.core.cache_folder import GB
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError
+from fv_jax.core.files import format_bytes
+from fv_jax.data.shard_order import ShardLayout
+from fv_jax.data.shards.fetch_ahead import FetchAhead
+from fv_jax.data.shards.shard_cache import RemoteShard, ShardCache
+
+
+def find_layout(source: Any) -> ShardLayout | None:
+    """Returns how the records of a source are divided into shards that are fetched; None if none is."""
+    layout = getattr(source, 'layout', None)
+    return layout() if layout else None
+
+
+def find_shard(source: Any, index: int) -> RemoteShard | None:
+    """Returns the shard that must be fetched for a record of a source, if any."""
+    remote_shard = getattr(source, 'remote_shard', None)
+    return remote_shard(index) if remote_shard else None
+
+
+def find_caches(source: Any) -> list[ShardCache]:
+    """Returns the caches that hold the shards of a source and of those that it is made of."""
+    if (cache := getattr(source, 'cache', None)) is not None:
+        return [cache]
+    return [cache for inner in getattr(source, 'sources', ()) for cache in find_caches(inner)]
+
+
+def fetch_ahead(
+    parts: Sequence[Any], needs: Callable[[int], RemoteShard | None], first: int, num_threads: int
+) -> FetchAhead | None:
+    """Prepares to fetch the shards of the coming examples.
+
+    Args:
+      parts: the `WeightedSource`s of the examples.
+      needs: example -> the shard that it is in, if that must be fetched.
+      first: the first example.
+      num_threads: that read examples.
+
+    Returns:
+      None if no shard must be fetched.
+
+    Raises:
+      ConfigError: the cache is too small for the windows of shards.
+    """
+    layouts = [layout for part in parts if (layout := part.layout()) is not None]
+    if not layouts:
+        return None
+    whole = {id(part.source): layout for part in parts if (layout := find_layout(part.source)) is not None}
+    total = sum(int(layout.bytes.sum()) for layout in whole.values())
+    needed = min(total, sum(layout.needed_bytes() for layout in layouts))
+    cache = next(cache for part in parts for cache in find_caches(part.source))
+    limit = cache.limit
+    require(
+        needed <= limit.bytes,
+        f'config.data.cache_gb={limit.bytes / GB:g}: the shards that are needed at a time have up to '
+        f'{format_bytes(needed)}; raise it, lower config.data.window_shards, or prepare smaller shards '
+        '(--config.shard_records)',
+        ConfigError,
+    )
+    # The other half is for processes of this host that are ahead or behind, and so need other shards.
+    budget = limit.bytes if total <= limit.bytes else max(limit.bytes / 2, needed)
+    return FetchAhead(needs, first, cache, budget, slack=num_threads + 1)
+
+
+@contextlib.contextmanager
+def read_in_order(source: Any) -> Iterator[Iterator[int]]:
+    """A context with the indices of all records of a source, whose shards are fetched ahead."""
+    count = len(source)
+    if find_layout(source) is None:
+        yield iter(range(count))
+        return
+
+    def find(index: int) -> RemoteShard | None:
+        return find_shard(source, index) if index < count else None
+
+    (cache, *_) = find_caches(source)
+    with FetchAhead(find, 0, cache, cache.limit.bytes / 2) as ahead:
+
+        def indices() -> Iterator[int]:
+            for index in range(count):
+                ahead.reach(index)
+                yield index
+
+        yield indices()
