@@ -217,6 +217,7 @@ def _run(
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
             writer=writer,
             make_batches=batches.train,
+            shard_metrics=batches.shard_metrics,
             checkpointer=save_policy,
             restore=functools.partial(_restore, setup, workdir, checkpoints),
             dump_bad_step=functools.partial(bad_step_dumps.write, setup, workdir, datasets.digests),

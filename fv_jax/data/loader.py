@@ -93,6 +93,10 @@ class WeightedSource:
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)
 
+    @property
+    def sources(self) -> tuple[DataSource]:
+        return (self.source,)
+
     def layout(self) -> ShardLayout | None:
         """Returns how the records are divided into shards that are fetched; None if none is."""
         layout = find_layout(self.source)

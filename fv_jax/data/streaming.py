@@ -60,7 +60,7 @@ def fetch_ahead(
     whole = {id(part.source): layout for part in parts if (layout := find_layout(part.source)) is not None}
     total = sum(int(layout.bytes.sum()) for layout in whole.values())
     needed = min(total, sum(layout.needed_bytes() for layout in layouts))
-    cache = next(cache for part in parts for cache in find_caches(part.source))
+    cache = next(cache for part in parts for cache in find_caches(part))
     limit = cache.limit
     require(
         needed <= limit.bytes,
@@ -75,8 +75,11 @@ def fetch_ahead(
 
 
 @contextlib.contextmanager
-def read_in_order(source: Any) -> Iterator[Iterator[int]]:
-    """A context with the indices of all records of a source, whose shards are fetched ahead."""
+def read_in_order(source: Any, slack: int = 0) -> Iterator[Iterator[int]]:
+    """A context with the indices of all records of a source, whose shards are fetched ahead.
+
+    slack: how many records before the last index may not have been read.
+    """
     count = len(source)
     if find_layout(source) is None:
         yield iter(range(count))
@@ -86,7 +89,7 @@ def read_in_order(source: Any) -> Iterator[Iterator[int]]:
         return find_shard(source, index) if index < count else None
 
     (cache, *_) = find_caches(source)
-    with FetchAhead(find, 0, cache, cache.limit.bytes / 2) as ahead:
+    with FetchAhead(find, 0, cache, cache.limit.bytes / 2, slack) as ahead:
 
         def indices() -> Iterator[int]:
             for index in range(count):

@@ -101,6 +101,7 @@ class Trainer:
       profile: called before each step with its number and the metrics of the step in flight.
       progress, goodput: of the run so far.
       validation: what is evaluated; None evaluates nothing.
+      shard_metrics: returns metrics of shards that are fetched while they are read; empty without any.
       step_cost: batch -> what the step computes, its encoding included; None where that is not known.
       shardings: of the state; None on one device.
     """
@@ -121,6 +122,7 @@ class Trainer:
     progress: Progress = dataclasses.field(default_factory=Progress)
     goodput: Goodput = dataclasses.field(default_factory=Goodput)
     validation: Validation | None = None
+    shard_metrics: Callable[[], dict[str, float]] = dict
     step_cost: Callable[[Batch], throughput.StepCost | None] = lambda batch: None
     shardings: TrainState | None = None
     _guard: AnomalyGuard = dataclasses.field(init=False)
@@ -250,8 +252,9 @@ class Trainer:
             yield
 
     def _write_goodput(self, step: int) -> None:
-        fractions = self.goodput.fractions()
-        self.writer.scalars(step, fractions, goodput_line(step, fractions))
+        shards = {f'goodput/{name}': value for name, value in self.shard_metrics().items()}
+        row = self.goodput.fractions() | shards
+        self.writer.scalars(step, row, goodput_line(step, row))
 
     # --- checkpoints and evaluation ---
 

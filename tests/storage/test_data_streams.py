@@ -19,6 +19,7 @@ from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.remote import RemoteShards
 from fv_jax.data.shards.shard_cache import ShardCache
 from fv_jax.data.streaming import read_in_order
+from fv_jax.training.run.datasets import TrainBatches
 from tests.storage.faults import Fault
 
 SHARDS, SHARD_RECORDS = 12, 8
@@ -239,3 +240,15 @@ def test_folder_without_shards_or_bucket(gs_bucket):
         open_shards(as_path(f'{gs_bucket.url}/none'))
     with pytest.raises(OSError, match='no-such-bucket'):
         open_shards(as_path('gs://no-such-bucket/x'))
+
+
+def test_reads_of_shards_are_counted(folder):
+    stream = BatchStream((WeightedSource('the source', open_shards(folder)),), load, 4)
+    found = TrainBatches(None, [stream], None)
+    assert found.shard_metrics()['shard_gigabytes'] == 0
+    with contextlib.closing(load_mixed_batches([stream], CONFIG)) as drawn:
+        list(itertools.islice(drawn, 24))
+    metrics = found.shard_metrics()
+    assert 0 < metrics['shard_hit_rate'] < 1 and metrics['shard_wait_seconds'] > 0
+    assert metrics['shard_gigabytes'] * GB == pytest.approx(SHARDS * shard_bytes(folder), rel=0.01)
+    assert TrainBatches(None, [BatchStream((WeightedSource('x', [{'i': 1}]),), load, 1)], None).shard_metrics() == {}

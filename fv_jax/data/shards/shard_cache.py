@@ -237,3 +237,11 @@ class Statistics:
         """The time during which at least one thread has waited for a shard."""
         with self._lock:
             return self._seconds + (time.monotonic() - self._since if self._waiting else 0.0)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the share of reads that did not wait for a shard, the seconds of waiting, and the GB fetched."""
+        return {
+            'shard_hit_rate': self.hits / max(self.reads, 1),
+            'shard_wait_seconds': self.waited_s,
+            'shard_gigabytes': self.fetched_bytes / GB,
+        }

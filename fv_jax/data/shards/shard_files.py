@@ -15,7 +15,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.files import parse_json
+from fv_jax.core.files import is_remote, list_files, parse_json
 from fv_jax.core.local_copies import local_copy
 from fv_jax.core.paths import StoragePath, as_path, is_url
 from fv_jax.data.shards.records import Record, decode_record, first_line
@@ -24,7 +24,7 @@ SUFFIX = '.array_record'
 SHARD = re.compile(r'(?P<name>[^/]+)-(?P<index>\d{5,9})-of-(?P<count>\d{5,9})\.array_record')
 
 
-def expanded_path(text: str | Path) -> StoragePath:
+def expanded_path(text: str | StoragePath) -> StoragePath:
     """Returns the path of a text in which `~` is expanded already."""
     return as_path(text) if is_url(str(text)) else Path(text)
 
@@ -42,8 +42,8 @@ def shard_name(name: str, index: int, count: int) -> str:
     return f'{name}-{index:05d}-of-{count:05d}{SUFFIX}'
 
 
-def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
-    """Lists the complete sets of shards in a local folder, in order.
+def list_shards(folder: str | StoragePath, name: str | None = None) -> list[str]:
+    """Lists the complete sets of shards in a folder, in order.
 
     Args:
       folder: where a `RecordWriter` wrote.
@@ -52,11 +52,13 @@ def list_shards(folder: str | Path, name: str | None = None) -> list[str]:
     Raises:
       ValueError: the folder does not exist, has no such shards, or lacks a shard of a set.
     """
-    require(Path(folder).is_dir(), f'{folder}: no such folder')
-    return [f'{folder}/{file}' for file in select_shards(folder, os.listdir(folder), name)]
+    path = expanded_path(folder)
+    require(path.is_dir(), f'{folder}: no such folder')
+    found = list_files(path) if is_remote(path) else os.listdir(path)
+    return [f'{folder}/{file}' for file in select_shards(folder, found, name)]
 
 
-def select_shards(folder: str | Path, files: Iterable[str], name: str | None = None) -> list[str]:
+def select_shards(folder: str | StoragePath, files: Iterable[str], name: str | None = None) -> list[str]:
     """Returns those names of a folder's files that are shards, as `list_shards`."""
     matches = [match for file in files if (match := SHARD.fullmatch(file)) and name in (None, match['name'])]
     matches = [match for match in matches if int(match['index']) < int(match['count'])]
@@ -109,7 +111,7 @@ _INDEX = {
 }
 
 
-def read_records(shards: Sequence[str | Path]) -> Iterator[Record]:
+def read_records(shards: Sequence[str | StoragePath]) -> Iterator[Record]:
     """Yields every record of `shards`, local or remote, in order. Raises ValueError, naming the shard and the index."""
     for shard in shards:
         reader = _open(shard, local_copy(expanded_path(shard)))
@@ -150,7 +152,7 @@ def open_reader(shard: str, local: str | Path, records: int | None) -> ArrayReco
     return reader
 
 
-def _open(shard: str | Path, local: str | Path, **options: Any) -> ArrayRecordReader:
+def _open(shard: str | StoragePath, local: str | Path, **options: Any) -> ArrayRecordReader:
     if not Path(local).is_file():
         raise ShardError(str(shard), 'no such shard')
     try:

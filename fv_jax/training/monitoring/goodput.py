@@ -88,10 +88,14 @@ class Goodput:
         }
 
 
-def goodput_line(step: int, fractions: dict[str, float]) -> str:
-    """Formats what `Goodput.fractions` returns as one line."""
-    parts = '  '.join(f'{cause} {fractions[f"goodput/{cause}"]:.1%}' for cause in CAUSES)
-    return f'goodput at step {step}: {parts}  of {fractions["goodput/seconds"]:.0f} s'
+def goodput_line(step: int, row: dict[str, float]) -> str:
+    """Formats what `Goodput.fractions` returns, and the metrics of remote shards if there are any, as one line."""
+    parts = '  '.join(f'{cause} {row[f"goodput/{cause}"]:.1%}' for cause in CAUSES)
+    line = f'goodput at step {step}: {parts}  of {row["goodput/seconds"]:.0f} s'
+    if 'goodput/shard_hit_rate' not in row:
+        return line
+    hits, waited, fetched = (row[f'goodput/shard_{name}'] for name in ('hit_rate', 'wait_seconds', 'gigabytes'))
+    return f'{line}; shards: {hits:.1%} of the reads without waiting, {waited:.0f} s waited, {fetched:.3g} GB fetched'
 
 
 class Rate:

@@ -16,6 +16,7 @@ from fv_jax.data import pipeline
 from fv_jax.data.loader import BatchStream, WeightedSource
 from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.streaming import find_caches
 from fv_jax.parallel import arrays, distributed
 from fv_jax.parallel.rules import make_frames_partitioner
 from fv_jax.stages import registry
@@ -134,6 +135,11 @@ class TrainBatches:
     setup: TrainSetup
     streams: list[BatchStream]
     bad: BadRecords
+
+    def shard_metrics(self) -> dict[str, float]:
+        """Returns how this process has read its shards so far, if they are fetched from object storage."""
+        caches = [cache for stream in self.streams for part in stream.parts for cache in find_caches(part)]
+        return caches[0].statistics.metrics() if caches else {}
 
     @classmethod
     def open(cls, setup: TrainSetup, datasets: Datasets, workdir: StoragePath, bad: BadRecords) -> 'TrainBatches':

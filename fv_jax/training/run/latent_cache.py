@@ -20,11 +20,11 @@ from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.config import DataConfig
 from fv_jax.data.loader import BatchStream, DataSource, WeightedSource
-from fv_jax.data.pipeline import BucketGroup, training_transform
-from fv_jax.data.shards.bad_records import BadRecords
+from fv_jax.data.pipeline import BucketGroup, open_shards, training_transform
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.shard_files import list_shards
-from fv_jax.data.shards.source import Shards
+from fv_jax.data.streaming import read_in_order
 from fv_jax.data.transforms import Latents, Transform, compose, keep_arrays
 from fv_jax.models import vae_chunking
 from fv_jax.stages.frozen_vae import JittedVAE
@@ -95,7 +95,7 @@ def cached_latents(
     path = folder / f'{NAME}.json'
     if path.exists():
         _check_settings(folder, json.loads(path.read_text()).get(MADE_WITH, {}), made_with)
-        return Shards(list_shards(folder, NAME))
+        return open_shards(folder, config, BadRecords(BadRecordConfig()), name=NAME)
     variants = config.cache.num_degraded_variants
     degraded = f' and {variants} degraded variant(s) of each' if variants else ''
     log.info(f'encoding {len(records)} clips{degraded}, once; stored in {folder}')
@@ -115,7 +115,7 @@ def cached_latents(
                 left = f', ETA {format_duration(eta_s)}' if i + 1 < len(records) else ''
                 log.info(f'encoded {i + 1}/{len(records)} clips{left}')
         writer.summary = {MADE_WITH: made_with}
-    return Shards(list_shards(folder, NAME))
+    return open_shards(folder, config, BadRecords(BadRecordConfig()), name=NAME)
 
 
 def cached_shards(folder: StoragePath) -> list[str]:
@@ -162,11 +162,12 @@ def _degrade_ahead(records: WeightedSource, transform: Transform, config: DataCo
     waiting: deque[tuple[str, Future]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for i in range(len(records)):
-                name, read = records.record(i)
-                waiting.append((name, pool.submit(degrade, i, read)))
-                if len(waiting) > threads:
-                    yield waiting.popleft()
+            with read_in_order(records, threads + 1) as numbers:
+                for i in numbers:
+                    name, read = records.record(i)
+                    waiting.append((name, pool.submit(degrade, i, read)))
+                    if len(waiting) > threads:
+                        yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
         finally:

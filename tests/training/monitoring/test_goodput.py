@@ -33,7 +33,11 @@ def test_goodput_counts_time_once_for_the_current_cause():
     }  # fmt: skip
     fractions = goodput.fractions()
     assert fractions['goodput/step'] == pytest.approx(0.5) and fractions['goodput/seconds'] == 28
-    assert goodput_line(9, fractions).startswith('goodput at step 9: step 50.0%  data 21.4%')
+    line = goodput_line(9, fractions)
+    assert line.startswith('goodput at step 9: step 50.0%  data 21.4%') and line.endswith('of 28 s')
+    shards = {'goodput/shard_hit_rate': 0.99, 'goodput/shard_wait_seconds': 12.3, 'goodput/shard_gigabytes': 4.56}
+    line = goodput_line(9, fractions | shards)
+    assert line.endswith('of 28 s; shards: 99.0% of the reads without waiting, 12 s waited, 4.56 GB fetched')
 
 
 def test_goodput_restores_the_cause_after_an_error():
