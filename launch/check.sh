@@ -10,7 +10,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/parts.sh"
 help_or "${1:-}"
 
-BUDGET_INSTALL=80
+BUDGET_INSTALL=110
 BUDGET_LINT=20
 BUDGET_PARITY=70
 BUDGET_UNIT=430
