@@ -59,6 +59,25 @@ class GcsFileSystem(gcsfs.core.GCSFileSystem):
 
     write_version = fsspec.asyn.sync_wrapper(_write_version)
 
+    async def _info(self, path: str, generation: str | None = None, **options: Any) -> dict[str, Any]:
+        """Asks for an object, and where there is none for a folder; gcsfs asks for both, and twice for a folder."""
+        bucket, name, version = self.split_path(path.rstrip('/'))
+        if not name or generation or version:
+            return await super()._info(path, generation=generation, **options)
+        try:
+            return await self._get_object(f'{bucket}/{name}')
+        except FileNotFoundError:
+            folder = {'prefix': f'{name}/', 'maxResults': 1, 'fields': 'items(name)'}
+            if not (await self._call('GET', 'b/{}/o', bucket, json_out=True, **folder)).get('items'):
+                raise
+        return {
+            'bucket': bucket,
+            'name': f'{bucket}/{name}',
+            'size': 0,
+            'storageClass': 'DIRECTORY',
+            'type': 'directory',
+        }
+
     async def _isdir(self, path: str) -> bool:
         return await self._type(path) == 'directory'
 

@@ -98,7 +98,8 @@ class ObjectStore:
 
     def remove_folder(self, folder: Path, marker: str, suffix: str) -> None:
         if marker:
-            (folder / marker).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                _filesystem(folder).rm_file(str(folder / marker))
         with contextlib.suppress(FileNotFoundError):
             _filesystem(folder).rm(str(folder), recursive=True)
 
