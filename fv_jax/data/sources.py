@@ -16,6 +16,7 @@ Several are joined by '+' into one source, whose records are equally likely. Wit
 Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
 
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
+from fv_jax.core.paths import StoragePath
 from fv_jax.data import embedded
 from fv_jax.data.loader import DataSource
 from fv_jax.data.record_sizes import RecordSizes
@@ -255,16 +257,16 @@ class ImageFolder:
             return 0, 0
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: StoragePath) -> np.ndarray:
     """Reads an image of IMAGE_SUFFIXES as uint8 (H, W, 3). Raises ValueError for a file that is none."""
     unreadable = OSError, SyntaxError, Image.DecompressionBombError
-    with error_context(f'{path}: not an image that can be read: ', unreadable), _open(path) as image:
-        return np.asarray(image.convert('RGB'))
+    with error_context(f'{path}: not an image that can be read: ', unreadable):
+        return np.asarray(_open(io.BytesIO(path.read_bytes())).convert('RGB'))
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | io.BytesIO) -> Image.Image:
     """Opens an image of IMAGE_SUFFIXES, whatever its suffix; readers of other formats run other programs."""
-    return Image.open(path, formats=FORMATS)
+    return Image.open(file, formats=FORMATS)
 
 
 def open_embedded_shards(*, heldout: bool) -> Shards:

@@ -20,6 +20,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError
+from fv_jax.core.files import is_file, map_paths
 from fv_jax.core.paths import StoragePath
 from fv_jax.data import pipeline
 from fv_jax.data.config import DataConfig
@@ -182,21 +183,26 @@ def list_videos(folder: StoragePath) -> dict[str, StoragePath]:
       UsageError: no such folder, nothing in it, or two of one name.
     """
     require(folder.is_dir(), f'{folder}: no such folder', UsageError)
+    paths = sorted((path for path in folder.iterdir() if not path.name.startswith('.')), key=_natural_order)
     found: dict[str, StoragePath] = {}
-    for path in sorted(folder.iterdir(), key=_natural_order):
-        is_file = path.is_file() and path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
-        if path.name.startswith('.') or not (is_file or path.is_dir()):
-            continue
-        name = path.stem if is_file else path.name
-        require(name not in found, f'{path}: {found.get(name)} has the same name', UsageError)
-        found[name] = path
+    for path, name in zip(paths, map_paths(_find_name, paths), strict=True):
+        if name:
+            require(name not in found, f'{path}: {found.get(name)} has the same name', UsageError)
+            found[name] = path
     require(found, f'{folder}: holds no videos, folders of frames or images', UsageError)
     return found
 
 
+def _find_name(path: StoragePath) -> str:
+    """Returns the name of a video, an image or a folder; '' for another file."""
+    if path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and is_file(path):
+        return path.stem
+    return path.name if path.is_dir() else ''
+
+
 def read_video(path: StoragePath, max_frames: int) -> Video:
     """Reads the first frames of a video, of a folder of frames in natural order, or of an image. Raises ValueError."""
-    if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+    if path.suffix.lower() not in IMAGE_SUFFIXES and is_file(path):
         return video_io.decode(path, max_frames)
     files = [path]
     if path.is_dir():

@@ -1,14 +1,19 @@
 """Weights, videos and results in buckets: the commands read and write URLs as they do local paths."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fv_jax import evaluate, export, inspect, sample
+from fv_jax import FlashVideo, degrade, evaluate, export, inspect, plan, sample
 from fv_jax.core import files
 from fv_jax.core.paths import as_path
 from fv_jax.data.video import video_io
+from fv_jax.data.video.captions import Captions
+from fv_jax.evaluation import clip_sources
+from tests.data import sample_videos
 from tests.sampling import tiny
 
 
@@ -77,3 +82,48 @@ def test_round_trip(root, weights, bucket, capfd):
     printed, error = capfd.readouterr()
     assert error == '' and str(stage2) in printed and '1 parameters' not in printed
     assert not [name for name in bucket.sizes() if '/.' in name]
+
+
+def test_python_api(root, weights):
+    fv = FlashVideo.from_checkpoint(str(weights))
+    preview = fv.preview('a bee')
+    preview.save(f'{root}/preview.mp4')
+    video = fv.enhance(f'{root}/preview.mp4')  # as a clip
+    video.save(root / 'video.mp4')
+    assert video_io.decode(root / 'video.mp4').frames.shape == video.frames.shape
+    with pytest.raises(FileNotFoundError, match='bucket none-of-this-name does not exist'):
+        FlashVideo.from_checkpoint(f'{str(root).partition("://")[0]}://none-of-this-name/run')
+
+
+def test_a_folder_of_videos_is_copied_one_at_a_time(root, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in 'abc':
+        video_io.encode(root / 'videos' / f'{name}.mp4', rng.integers(0, 255, (5, 64, 64, 3), np.uint8), 12, crf=10)
+    files.write_bytes(root / 'videos' / 'frames' / '1.png', png(8))
+    files.write_text(root / 'videos' / 'notes.txt', 'neither a video nor a folder')
+    largest = max(info.size for info in files.list_files(root / 'videos').values())
+    monkeypatch.setenv('FV_JAX_CACHE_GB', str(1.5 * largest / 1e9))
+    reading = clip_sources.Reading(multiple=16, max_frames=5, seed=0, scale=2.0)
+    clips = [load() for load in clip_sources.truth_clips(root / 'videos', reading)[:3]]
+    assert [clip.name for clip in clips] == ['a', 'b', 'c'] and {clip.size for clip in clips} == {(64, 64)}
+    assert list(clip_sources.list_videos(root / 'videos')) == ['a', 'b', 'c', 'frames']
+    assert clip_sources.read_video(root / 'videos' / 'frames', 5).frames.tolist() == np.full((1, 8, 8, 3), 8).tolist()
+
+
+def png(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((side, side, 3), side, np.uint8)).save(file, 'PNG')
+    return file.getvalue()
+
+
+def test_degradations_plans_and_captions(root):
+    video_io.encode(root / 'clip.mp4', sample_videos.pattern(3, 64, 96), 12)
+    size = '--frames=3', '--height=64', '--width=96', '--num-samples=1'
+    assert run(degrade, f'--input={root}/clip.mp4', f'--output={root}/sheet.png', *size) == 0
+    assert (root / 'sheet.png').read_bytes().startswith(b'\x89PNG')
+    files.write_bytes(root / 'clip.txt', b'\xef\xbb\xbfa bee\r\n')
+    files.write_text(root / 'captions.json', json.dumps({'sub/other.mp4': 'a fox'}))
+    captions = Captions(root)
+    assert [captions.find(root / name) for name in ('clip.mp4', 'sub/other.mp4', 'x.mp4')] == ['a bee', 'a fox', None]
+    assert run(plan, '--topology=h100-1', '--only=sample', f'--json={root}/plan.json') in (0, 3)
+    assert 'suggestions' in json.loads((root / 'plan.json').read_text())
