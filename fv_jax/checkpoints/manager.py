@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 
 from fv_jax.checkpoints import checksums, trees
 from fv_jax.checkpoints.barrier import Barrier
-from fv_jax.checkpoints.errors import READ_ERRORS, SAVE_ERRORS, CheckpointError, DamagedError, summarize_error
+from fv_jax.checkpoints.errors import SAVE_ERRORS, CheckpointError, DamagedError, convert_errors, summarize_error
 from fv_jax.checkpoints.steps import FOLDER, Steps, check_supported
 from fv_jax.core import files
 from fv_jax.core.checks import require
@@ -99,6 +99,9 @@ class Checkpoints:
         self._pending: PendingSave | None = None
         if not read_only and jax.process_index() == 0:
             self._steps.remove_unfinished()
+        self._manager = self._open(read_only)
+
+    def _open(self, read_only: bool) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=not read_only,
             async_options=ocp.AsyncOptions(timeout_secs=ORBAX_TIMEOUT_S, barrier_sync_fn=self._barrier),
@@ -110,7 +113,7 @@ class Checkpoints:
         # Without the handlers a manager that has not saved anything itself cannot read the shapes of an item.
         arrays = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
         handlers = {**arrays, META: ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     @property
     def latest_step(self) -> int | None:
@@ -267,10 +270,13 @@ class Checkpoints:
         """Removes the rest of a failed save and raises CheckpointError."""
         if error is not None and not isinstance(error, SAVE_ERRORS):
             raise error
-        with contextlib.suppress(*SAVE_ERRORS):
-            self._manager.wait_until_finished()  # raises its error again, once in every thread that calls it
+        # Each raises an error of the save again. The second waits for writers that have not failed yet.
+        for end in (self._manager.wait_until_finished, self._manager.close):
+            with contextlib.suppress(*SAVE_ERRORS):
+                end()
         self._remove_unfinished(step)
-        self.reload()
+        self._manager = self._open(read_only=False)  # the one that has failed would report its errors at the next save
+        self._removed.clear()
         last = max((found for found in self.steps if found < step), default=None)
         newest = 'there is no earlier checkpoint' if last is None else f'the newest checkpoint is step {last}'
         why = 'another process could not write' if error is None else summarize_error(error)
@@ -330,17 +336,14 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in abstract}
 
-    @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except CheckpointError:
-            raise
-        except READ_ERRORS as error:
+    def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """A context in which errors are raised as DamagedError."""
+
+        def convert(reason: str) -> DamagedError:
             others = ', '.join(str(s) for s in self.steps if s != step) or 'none'
-            raise DamagedError(
-                f'{self.folder}/{step}: cannot be read; other steps: {others} ({summarize_error(error)})'
-            ) from error
+            return DamagedError(f'{self.folder}/{step}: cannot be read; other steps: {others} ({reason})')
+
+        return convert_errors(convert)
 
     def _step(self, step: int | None) -> int:
         known = self.steps

@@ -10,14 +10,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fv_jax.checkpoints.errors import READ_ERRORS, CheckpointError, summarize_error
+from fv_jax.checkpoints.errors import CheckpointError, convert_errors
 from fv_jax.checkpoints.manager import META, Checkpoints, make_meta
 from fv_jax.checkpoints.steps import Steps, check_supported
 from fv_jax.core.paths import StoragePath, absolute
@@ -198,11 +198,5 @@ class CheckpointReader:
         return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
-@contextlib.contextmanager
-def _errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except READ_ERRORS as error:
-        raise CheckpointError(f'{what} ({summarize_error(error)})') from error
+def _errors(what: str) -> contextlib.AbstractContextManager[None]:
+    return convert_errors(lambda reason: CheckpointError(f'{what} ({reason})'))

@@ -40,11 +40,19 @@ LOCAL = {
     'fv_jax/evaluation/ffmpeg_metrics.py': {'tempfile', 'Path'},  # a log of ffmpeg
     'fv_jax/evaluation/weight_files.py': {'Path'},  # files of installed packages
     'fv_jax/parallel/distributed.py': {'Path'},  # /dev
+    'fv_jax/training/monitoring/profiler.py': {
+        'shutil',
+        'tempfile',
+        '.rglob',
+        '.stat',
+        'Path',
+    },  # a trace before it is copied
+    'fv_jax/training/run/bad_step_dumps.py': {'np.load', 'np.savez'},  # a local copy, a temporary file
+    'fv_jax/training/run/launch_record.py': {'Path'},  # this package
+    'fv_jax/training/run/run_lock.py': {'Path'},  # /proc
 }
 # Not converted yet: remove a line when its modules are.
 PENDING = (
-    'fv_jax/checkpoints/',
-    'fv_jax/training/',
     'fv_jax/prepare.py',
     'fv_jax/data/shards/',
     'fv_jax/data/sources.py',

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from fv_jax.checkpoints import checksums, manager
@@ -347,7 +348,7 @@ def test_save_failure_is_one_line(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError('pages\nof ' + 1000 * 'noise ')
 
-    monkeypatch.setattr(checkpoints._manager, 'save', fail)
+    monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
     for step, words in ((2, 'the newest checkpoint is step 1'), (0, 'there is no earlier checkpoint')):
         with pytest.raises(CheckpointError) as error:
             checkpoints.save(step, {}, CONFIG)
@@ -373,7 +374,7 @@ def test_save_failure_removes_what_other_writers_still_write(tmp_path, monkeypat
 
     # A clock of its own: on a busy machine, threads come late by more than any wait.
     monkeypatch.setattr(manager, 'time', types.SimpleNamespace(monotonic=lambda: now[0], sleep=others_write))
-    monkeypatch.setattr(checkpoints._manager, 'save', fail)
+    monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
     with pytest.raises(CheckpointError):
         checkpoints.save(2, {}, CONFIG)
     assert not late

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from fv_jax.core import config as config_lib
+from fv_jax.core import files
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.config import DataConfig
@@ -101,7 +102,9 @@ def cached_latents(
     log.info(f'encoding {len(records)} clips{degraded}, once; stored in {folder}')
     started = reported = time.monotonic()
     clips = _degrade_ahead(records, transform, config)
-    with RecordWriter(folder, NAME) as writer, contextlib.closing(clips):
+    _remove_unfinished(folder)
+    # Shards without their JSON are those of a process that was killed when it published them.
+    with RecordWriter(folder, NAME, overwrite=True) as writer, contextlib.closing(clips):
         for i, (name, future) in enumerate(clips):
             try:
                 clip, degraded = future.result()
@@ -116,6 +119,13 @@ def cached_latents(
                 log.info(f'encoded {i + 1}/{len(records)} clips{left}')
         writer.summary = {MADE_WITH: made_with}
     return open_shards(folder, config, BadRecords(BadRecordConfig()), name=NAME)
+
+
+def _remove_unfinished(folder: StoragePath) -> None:
+    """Removes what a killed process has left; no other writes there, since the run's work directory is locked."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(f'.{NAME}.') and path.name.endswith('.partial'):
+            files.remove_folder(path, suffix='')
 
 
 def cached_shards(folder: StoragePath) -> list[str]:

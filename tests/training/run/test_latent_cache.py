@@ -203,3 +203,14 @@ def test_latent_cache_of_clips_alone_does_not_depend_on_degradations(tmp_path):
     cached(tmp_path / 'latents', config, vae=vae)
     cached(tmp_path / 'latents', dataclasses.replace(config, weak=WeakConfig(2.0, 3.0)), vae=vae)
     assert len(vae.videos) == 4
+
+
+def test_latents_are_encoded_again_after_a_process_was_killed(tmp_path):
+    """While it published them: shards exist, and their JSON does not."""
+    folder = tmp_path / 'latents'
+    cached(folder)
+    shards = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / 'latents.json').unlink()
+    (folder / '.latents.0a1b2c3d.partial' / '0').mkdir(parents=True)
+    cached(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == shards
