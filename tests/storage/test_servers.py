@@ -1,6 +1,7 @@
 """The servers of these tests as libraries see them, and what the proxy adds to their semantics."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
@@ -38,9 +39,10 @@ def send(bucket, method, target, body=b'', **headers) -> tuple[int, http.client.
     """Sends a request through the proxy, without a library."""
     connection = http.client.HTTPConnection(urllib.parse.urlsplit(bucket.proxy.url).netloc, timeout=20)
     signed = S3.SIGNED if bucket.url.startswith('s3') else {}
-    connection.request(method, target, body, {**signed, **{k.replace('_', '-'): v for k, v in headers.items()}})
-    response = connection.getresponse()
-    return response.status, response.headers, response.read()
+    with contextlib.closing(connection):
+        connection.request(method, target, body, {**signed, **{k.replace('_', '-'): v for k, v in headers.items()}})
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
 
 
 def file_system(bucket) -> fsspec.AbstractFileSystem:
