@@ -120,7 +120,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if output.suffix not in SUFFIXES:
         check_checkpoint_folder(output)
     require(not output.is_dir() or output.suffix not in SUFFIXES, f'--output={output}: is a folder', UsageError)
-    if output.is_dir() and (others := sorted({path.name for path in output.iterdir()} - _OURS)):
+    if others := sorted({path.name for path in files.list_folder(output)} - _OURS):
         raise UsageError(
             f'--output={output}: holds {others[0]}, which this command did not write; choose another folder'
         )

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.core.storage.local import LocalStore, temporary_start
-from fv_jax.core.storage.objects import ObjectStore
+from fv_jax.core.storage.objects import PROBE, ObjectStore
 from fv_jax.core.storage.store import AppendFile, FileInfo, Store
 
 T = TypeVar('T')
@@ -111,6 +111,11 @@ def is_file(path: StoragePath) -> bool:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     return True
+
+
+def list_folder(folder: StoragePath) -> list[StoragePath]:
+    """Lists the files and folders in a folder, without what a killed `check_writable` left; empty if it is missing."""
+    return [path for path in folder.iterdir() if path.name != PROBE] if folder.is_dir() else []
 
 
 def list_files(folder: StoragePath) -> dict[str, FileInfo]:

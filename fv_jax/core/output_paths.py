@@ -42,7 +42,7 @@ def check_output_folder(
       continues: whether a path in the folder may exist because the command continues with it.
     """
     require(not output.exists() or output.is_dir(), f'{flag}{output}: is a file; name a folder', UsageError)
-    others = sorted(path.name for path in output.iterdir() if not continues(path)) if output.is_dir() else []
+    others = sorted(path.name for path in files.list_folder(output) if not continues(path))
     if others and not overwrite:
         raise UsageError(f'{flag}{output}: is not empty ({others[0]}); choose another folder or pass --overwrite')
     folder = output if files.folder_exists(output) else absolute(output).parent
