@@ -47,15 +47,6 @@ LOCAL = {
     'fv_jax/parallel/distributed.py': {'Path'},  # /dev
     'fv_jax/prepare.py': {'.resolve'},  # whether a local folder contains another
     'fv_jax/training/monitoring/profiler.py': {'shutil', 'tempfile', '.rglob', '.stat', 'Path'},  # what JAX writes
-    'fv_jax/training/run/launch_record.py': {'Path'},  # this package
-    'fv_jax/training/run/run_lock.py': {'Path'},  # /proc
-    'fv_jax/training/monitoring/profiler.py': {
-        'shutil',
-        'tempfile',
-        '.rglob',
-        '.stat',
-        'Path',
-    },  # a trace before it is copied
     'fv_jax/training/run/bad_step_dumps.py': {'np.load', 'np.savez'},  # a local copy, a temporary file
     'fv_jax/training/run/launch_record.py': {'Path'},  # this package
     'fv_jax/training/run/run_lock.py': {'Path'},  # /proc
