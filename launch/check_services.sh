@@ -14,7 +14,7 @@ help_or "${1:-}"
 
 BUDGET_INSTALL=120
 BUDGET_BROWSER=180
-BUDGET_BUCKETS=180
+BUDGET_BUCKETS=450
 BUDGET_KILLS=400
 BUDGET_MESHES=120
 BUDGET_GUIDES=150
@@ -29,8 +29,7 @@ if ! command -v chromium-headless-shell >/dev/null; then
 fi
 part install "$BUDGET_INSTALL" install_extra dev,services
 tests browser "$BUDGET_BROWSER" tests/browser
-part buckets "$BUDGET_BUCKETS" "$PYTHON" -m pytest -q -n "$WORKERS" --dist loadfile \
-  tests/storage/orbax_faults.py tests/storage/killed_lists.py
+part buckets "$BUDGET_BUCKETS" "$PYTHON" -m pytest -q -n "$WORKERS" --dist loadfile tests/storage/full_*.py
 tests kills "$BUDGET_KILLS" tests/kills
 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
   part meshes "$BUDGET_MESHES" "$PYTHON" -m pytest -q tests/parallel/full_meshes.py
