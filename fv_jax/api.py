@@ -58,7 +58,7 @@ class FlashVideo(Pipeline):
         video.save('video.mp4')
 
     Opening checks every file and loads no network; networks are loaded when they are first used. `preview_settings` and
-    `enhance_settings` are the defaults of `preview` and `enhance`.
+    `enhance_settings` are the defaults of `preview` and `enhance`. Every path may be a URL, gs:// or s3://.
     """
 
     @classmethod

@@ -189,12 +189,11 @@ def _find_videos(source: StoragePath, output: StoragePath) -> dict[StoragePath, 
     if source.is_file():
         return {source: files.info(source).size}
     require(source.is_dir(), f'--input={source}: does not exist', UsageError)
-    source_inside, output = output.resolve() == source.resolve(), output.resolve()
     found = {
         source / name: info.size
         for name, info in files.list_files(source).items()
         if (source / name).suffix.lower() in video_io.VIDEO_SUFFIXES and not (source / name).name.startswith('.')
-        if source_inside or output not in (source / name).resolve().parents
+        if files.is_same(output, source) or not files.is_inside(source / name, output)
     }
     if not found:
         raise UsageError(f'--input={source}: contains no videos ({", ".join(s[1:] for s in video_io.VIDEO_SUFFIXES)})')

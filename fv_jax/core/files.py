@@ -72,6 +72,11 @@ def is_same(path: StoragePath, other: StoragePath) -> bool:
     return _store(path).is_same(path, other)
 
 
+def is_inside(path: StoragePath, folder: StoragePath) -> bool:
+    """Returns whether a path is in a folder or one of its subfolders."""
+    return _store(path).is_inside(path, folder)
+
+
 def folder_exists(folder: StoragePath) -> bool:
     """Returns whether files can be created in a folder without making it: a local one exists, of objects every one."""
     return _store(folder).folder_exists(folder)

@@ -45,7 +45,6 @@ LOCAL = {
     'fv_jax/evaluation/ffmpeg_metrics.py': {'tempfile', 'Path'},  # a log of ffmpeg
     'fv_jax/evaluation/weight_files.py': {'Path'},  # files of installed packages
     'fv_jax/parallel/distributed.py': {'Path'},  # /dev
-    'fv_jax/prepare.py': {'.resolve'},  # whether a local folder contains another
     'fv_jax/training/monitoring/profiler.py': {'shutil', 'tempfile', '.rglob', '.stat', 'Path'},  # what JAX writes
     'fv_jax/training/run/bad_step_dumps.py': {'np.load', 'np.savez'},  # a local copy, a temporary file
     'fv_jax/training/run/launch_record.py': {'Path'},  # this package

@@ -8,6 +8,8 @@ import pytest
 from fv_jax.core import files
 from fv_jax.core.files import (
     atomic_write,
+    is_inside,
+    is_same,
     make_folder,
     remove_empty,
     remove_partial,
@@ -15,6 +17,7 @@ from fv_jax.core.files import (
     write_json,
     write_text,
 )
+from fv_jax.core.paths import as_path
 
 
 def test_atomic_write_replaces_a_file_and_a_folder(tmp_path):
@@ -52,6 +55,16 @@ def test_write_folder_replaces_a_folder_if_nothing_raises(tmp_path):
         (folder / 'third').write_text('half')
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ['out'] and (tmp_path / 'out' / 'second').exists()
+
+
+def test_is_same_and_is_inside_follow_links(tmp_path):
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'a')
+    assert is_same(tmp_path / 'a', tmp_path / 'link') and not is_same(tmp_path / 'a', tmp_path)
+    assert is_inside(tmp_path / 'link' / 'b' / 'c', tmp_path / 'a') and not is_inside(tmp_path / 'a', tmp_path / 'a')
+    url = as_path('gs://bucket/a')
+    assert is_same(url, as_path('gs://bucket/a/')) and not is_same(tmp_path, url) and not is_same(url, tmp_path)
+    assert is_inside(url / 'b' / 'c', url) and not is_inside(url, url) and not is_inside(tmp_path, url)
 
 
 def test_remove_partial_removes_what_a_killed_write_left(tmp_path, tmp_path_factory):

@@ -58,6 +58,9 @@ class LocalStore:
     def is_same(self, path: Path, other: pathlib.Path | object) -> bool:
         return isinstance(other, pathlib.Path) and path.resolve() == other.resolve()
 
+    def is_inside(self, path: Path, folder: pathlib.Path | object) -> bool:
+        return isinstance(folder, pathlib.Path) and folder.resolve() in path.resolve().parents
+
     def folder_exists(self, folder: Path) -> bool:
         return folder.is_dir()
 

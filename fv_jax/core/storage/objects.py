@@ -87,6 +87,9 @@ class ObjectStore:
     def is_same(self, path: Path, other: Path) -> bool:
         return path == other
 
+    def is_inside(self, path: Path, folder: Path) -> bool:
+        return folder in path.parents
+
     def folder_exists(self, folder: Path) -> bool:
         return str(folder).partition('://')[2] != ''  # the bucket's name
 
