@@ -12,7 +12,7 @@ from types import TracebackType
 from fv_jax.data.shards.shard_cache import RemoteShard, ShardCache, ShardFuture
 
 _THREADS = 4  # shards that are fetched at once, each in several requests
-_MAX_EXAMPLES = 2**16  # that are looked ahead
+_MAX_EXAMPLES = 2**14  # that are looked ahead
 _RETRY_S = 5.0  # until the next attempt to fetch into a cache that was full
 
 
