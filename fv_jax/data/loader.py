@@ -67,7 +67,15 @@ class LoaderConfig:
 
 
 class DataSource(Protocol):
-    """A random-access data source: records by index, such as `shards.source.Shards` or a list of records in memory."""
+    """A random-access data source: records by index, such as `shards.source.Shards` or a list of records in memory.
+
+    A source may also have
+
+      sizes() -> RecordSizes | None       of all records; without it, or None, they are of one given size
+      record_name(index) -> str           for messages
+      sources                             those that it is made of, whose provenance is its own
+      layout(), remote_shard(index)       see `streaming.py`
+    """
 
     def __len__(self) -> int: ...
 
