@@ -32,7 +32,8 @@ def test_order_needs_a_window_of_shards_of_which_one_is_new(counts: list[int], w
     before = None
     for j in range(n):
         here = order.window(j)
-        assert shards[order[j]] in here and len(set(here)) == len(here) == min(window, np.count_nonzero(counts))
+        assert shards[order[j]] in here and all(counts[s] for s in here)
+        assert len(set(here)) == len(here) == min(window, np.count_nonzero(counts))
         # A slot without records needs nothing: more than one shard is new after it.
         if before is not None and min(counts) >= window:
             assert len(set(here) - set(before)) <= 1

@@ -147,6 +147,9 @@ def test_manifest_of_other_shards_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'b' / 'clips.parquet').write_bytes((tmp_path / 'a' / 'clips.parquet').read_bytes())
     with pytest.raises(ValueError, match=r'clips.parquet: lists 3 shards with 8 records, but clips has 2 shards'):
         Shards(paths)
+    (tmp_path / 'b' / 'clips.json').unlink()
+    with pytest.raises(ValueError, match=r'clips.parquet: lists 3 shards with 8 records, but clips has 2 shards'):
+        Shards(paths)
     write(tmp_path / 'b', 7)
     (tmp_path / 'b' / 'clips.parquet').write_bytes((tmp_path / 'a' / 'clips.parquet').read_bytes())
     with pytest.raises(ValueError, match=r'lists 3 shards with 8 records, .*clips.json states 7 records'):
