@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fv_jax.core.cache_folder import GB
+from fv_jax.core.cache_folder import list_items, make_cache_folder, read_limit, total_size
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import format_bytes
@@ -53,6 +53,7 @@ def fetch_ahead(
 
     Raises:
       ConfigError: the cache is too small for the windows of shards.
+      OSError: the cache folder cannot be used.
     """
     layouts = [layout for part in parts if (layout := part.layout()) is not None]
     if not layouts:
@@ -61,11 +62,12 @@ def fetch_ahead(
     total = sum(int(layout.bytes.sum()) for layout in whole.values())
     needed = min(total, sum(layout.needed_bytes() for layout in layouts))
     cache = next(cache for part in parts for cache in find_caches(part))
-    limit = cache.limit
+    folder = make_cache_folder()
+    limit = min(cache.limit, read_limit(folder, total_size(list_items(folder))), key=lambda limit: limit.bytes)
     require(
         needed <= limit.bytes,
-        f'config.data.cache_gb={limit.bytes / GB:g}: the shards that are needed at a time have up to '
-        f'{format_bytes(needed)}; raise it, lower config.data.window_shards, or prepare smaller shards '
+        f'the shards that are needed at a time have up to {format_bytes(needed)}, and {format_bytes(limit.bytes)} of '
+        f'the cache folder are for shards; {limit.fix}, lower config.data.window_shards, or prepare smaller shards '
         '(--config.shard_records)',
         ConfigError,
     )

@@ -102,7 +102,7 @@ def test_window_bounds_the_shards_of_consecutive_batches(process_count: int):
 
 def test_needed_bytes_are_those_of_the_windows_of_all_sources():
     part = WeightedSource('a', Remote(40, limit_gb=4.9 * SHARD_BYTES / 1e9))
-    with pytest.raises(ConfigError, match=r'cache_gb=0.0049: the shards that are needed at a time have up to 5 MB'):
+    with pytest.raises(ConfigError, match=r'have up to 5 MB, and 4.9 MB of .*config.data.cache_gb to more'):
         draw(1, part)
     draw(1, WeightedSource('a', Remote(40, limit_gb=5.1 * SHARD_BYTES / 1e9)))
     draw(1, WeightedSource('a', Remote(4, limit_gb=4.1 * SHARD_BYTES / 1e9)))  # all of it

@@ -4,12 +4,15 @@ A thread runs through the coming examples, as far ahead as their shards fit into
 it meets its first example. A shard is released after its last one.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
 
 from fv_jax.data.shards.shard_cache import RemoteShard, ShardCache, ShardFuture
+
+log = logging.getLogger(__name__)
 
 _THREADS = 4  # shards that are fetched at once, each in several requests
 _MAX_EXAMPLES = 2**14  # that are looked ahead
@@ -31,7 +34,7 @@ class FetchAhead:
         """
         self._needs, self._first, self._cache = needs, first, cache
         self._budget, self._slack = budget, slack
-        self._reached, self._closed = first, False
+        self._reached, self._closed, self._warned = first, False, False
         self._last: dict[str, int] = {}  # URL of a reserved shard -> the last example so far that needs it
         self._bytes: dict[str, int] = {}
         self._changed = threading.Condition()
@@ -96,5 +99,15 @@ class FetchAhead:
     def _fetch(self) -> None:
         while (job := self._queue.get()) is not None:
             if not self._cache.fetch(*job):
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, timeout=_RETRY_S)
+                self._give_up(job[0].url)
+
+    def _give_up(self, url: str) -> None:
+        """Ends the reservation of a shard for which the cache has no room, and waits; its next example tries again."""
+        with self._changed:
+            if self._last.pop(url, None) is not None:
+                del self._bytes[url]
+                self._cache.release(url)
+            if not self._warned:
+                log.warning(f'{url}: cannot be fetched ahead, all that the cache folder holds is in use')
+            self._warned = True
+            self._changed.wait_for(lambda: self._closed, timeout=_RETRY_S)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.storage.store import FileInfo
+from fv_jax.data.shards import fetch_ahead
 from fv_jax.data.shards.fetch_ahead import FetchAhead
 from fv_jax.data.shards.shard_cache import RemoteShard, ShardFuture
 
@@ -104,12 +105,17 @@ def test_local_examples_are_looked_through_but_not_without_end():
         assert len(seen) == 2**14 + 2 and seen[0] == 7
 
 
-def test_full_cache_is_not_asked_again_at_once():
+def test_full_cache_is_asked_again_later(monkeypatch, log_lines):
     cache = Cache(is_full=True)
-    with FetchAhead(shard, 0, cache, 100 * SIZE):
+    monkeypatch.setattr(fetch_ahead, '_RETRY_S', 0.2)
+    with FetchAhead(lambda i: shard(i % 8), 0, cache, 8 * SIZE) as ahead:
         wait_until(lambda: len(cache.fetched) == 4)  # once by each thread
         time.sleep(0.05)
-        assert len(cache.fetched) == 4
+        assert len(cache.fetched) == 4 and len(cache.released) == 4
+        cache.is_full = False
+        ahead.reach(1)
+        wait_until(lambda: {*cache.fetched[4:]} == {*urls(range(8))})
+    assert len(log_lines) == 1 and 'cannot be fetched ahead' in log_lines[0]
 
 
 def test_threads_end_with_the_context():
