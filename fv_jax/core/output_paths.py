@@ -79,8 +79,8 @@ def check_checkpoint_folder(folder: StoragePath, flag: str = '--output=') -> Non
     """
     path = absolute(folder).as_posix()
     if is_url(path):
-        refused = f'{flag}{folder}: no checkpoint can be saved there: Orbax writes to local folders and gs:// alone'
-        require(path.startswith('gs://'), refused, UsageError)
+        where = 'Orbax writes to local folders and gs:// alone; name one of them (a file of `export` can be in s3://)'
+        require(path.startswith('gs://'), f'{flag}{folder}: no checkpoint can be saved there: {where}', UsageError)
     elif found := re.search(r'[*?\[\\]|gs:/', f'{path}/'):
         raise UsageError(
             f'{flag}{folder}: no checkpoint can be saved in {path} because of {found.group()!r}; choose a path without '
