@@ -255,7 +255,7 @@ class Checkpoints:
             concurrent.futures.wait([done], timeout=POLL_S)
         failed = distributed.any_process(pending.failed)
         if failed:
-            self._barrier.abort()
+            self._barrier.release(distributed.gather_texts(self._barrier.abort()))
         self.close()
         self._pending = None
         if failed:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -161,6 +161,17 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def gather_texts(texts: Iterable[str]) -> list[str]:
+    """Returns the lines of text that any process has, sorted. All processes call it, and wait for each other."""
+    if jax.process_count() == 1:
+        return sorted(texts)
+    data = np.frombuffer('\n'.join(texts).encode(), np.uint8)
+    size = int(np.max(multihost_utils.process_allgather(np.array(data.size))))
+    padded = np.pad(data, (0, size - data.size), constant_values=ord('\n'))
+    gathered = multihost_utils.process_allgather(padded) if size else ()
+    return sorted({text for row in gathered for text in row.tobytes().decode().split('\n') if text})
 
 
 def _is_tpu_host() -> bool:

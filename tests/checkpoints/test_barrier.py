@@ -41,6 +41,10 @@ def come(barrier, key, output):
     return thread
 
 
+def threads_of_jax():
+    return sum(thread.name == 'barrier' for thread in threading.enumerate())
+
+
 def test_barrier_waits_for_all_processes_at_each_key(barriers):
     first, second = barriers
     for key in ('write', 'commit', 'write'):
@@ -58,11 +62,16 @@ def test_barrier_abort_releases_waiting_threads_until_reset(barriers):
     output, began = [], time.monotonic()
     waits = come(first, 'write', output)
     failed = come(second, 'end', output)  # it could not write, and is further on
-    for barrier in barriers:
-        barrier.abort()
+    keys = [key for barrier in barriers for key in barrier.abort()]
     waits.join(), failed.join()
     come(first, 'end', output).join()
     assert output == ['aborted'] * 3 and time.monotonic() - began < 10
+    assert len(keys) == 2 and threads_of_jax() == 2  # which wait for the other process
+    for thread in [threading.Thread(target=barrier.release, args=(keys,)) for barrier in barriers]:
+        thread.start()
+    while threads_of_jax():
+        time.sleep(0.01)
+    assert time.monotonic() - began < 10
     for barrier in barriers:
         barrier.reset()
     output = []

@@ -120,6 +120,16 @@ def test_removal_that_is_interrupted_leaves_no_complete_checkpoint(run, gs_bucke
     assert save(run, 4, max_to_keep=2).steps == [3, 4] and not names_of_step(gs_bucket, 1)
 
 
+def test_rights_on_objects_are_enough(run, gs_bucket):
+    """Orbax itself would ask for the properties of the bucket, which the role Storage Object User may not see."""
+    with gs_bucket.proxy.inject(Fault(status=403, kinds=('other',))) as fault:
+        save(run, 1, 2, max_to_keep=1)
+        gs_bucket.write('runs/a/checkpoints/3/state/unfinished', b'')
+        assert save(run, 4).steps == [2, 4] and not names_of_step(gs_bucket, 3)
+        np.testing.assert_array_equal(restore(run), random_array(4))
+    assert fault.num_applied
+
+
 def test_streaming_reader_and_writer(run):
     class Values:
         shape, dtype = (SIZE,), np.dtype(np.float32)
