@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import time
 from pathlib import Path
 
@@ -251,12 +252,22 @@ def test_stream_continues_through_faults(folder, gs_bucket, tmp_path, monkeypatc
     assert fault.num_applied > 2
 
 
-def test_set_without_manifest(folder):
+def test_set_without_manifest(folder, gs_bucket, tmp_path, monkeypatch):
     whole = draw(24, open_shards(folder))
     (folder / 'clips.parquet').unlink()
     source = open_shards(folder)
     np.testing.assert_array_equal(draw(24, source), whole)
     assert source.sizes().to_array()[:2].tolist() == [[9, 32, 48], [9, 32, 64]]
+    # As earlier versions wrote it: no shard is fetched to open it.
+    names = [f'clips-{i:05d}-of-00012.array_record' for i in range(SHARDS)]
+    sizes = [[9, 32, 48 + 16 * (i % 2), 1] for i in range(RECORDS)]
+    index = {'name': 'clips', 'shards': dict.fromkeys(names, SHARD_RECORDS), 'sizes': sizes}
+    gs_bucket.write('data/clips.json', json.dumps(index).encode())
+    monkeypatch.setenv('FV_JAX_CACHE', str(tmp_path / 'other'))
+    source = open_shards(folder)
+    assert source.sizes().to_array()[:2].tolist() == [[9, 32, 48], [9, 32, 64]]
+    assert source.cache.statistics.fetched_bytes == 0
+    np.testing.assert_array_equal(draw(24, source), whole)
 
 
 def test_folder_without_shards_or_bucket(gs_bucket):
