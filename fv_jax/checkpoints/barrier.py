@@ -61,7 +61,7 @@ class Barrier:
         """
         for key in keys:
             if key not in self._waiting:
-                with contextlib.suppress(Exception):  # JAX's time-out: a process has ended meanwhile
+                with contextlib.suppress(jax.errors.JaxRuntimeError):  # JAX's time-out: a process has ended meanwhile
                     self._wait(key=key, timeout_ms=RELEASE_MS)
         concurrent.futures.wait(self._waiting.values(), timeout=RELEASE_MS / 1000)
 
