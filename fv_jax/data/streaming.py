@@ -61,7 +61,8 @@ def fetch_ahead(
     whole = {id(part.source): layout for part in parts if (layout := find_layout(part.source)) is not None}
     total = sum(int(layout.bytes.sum()) for layout in whole.values())
     needed = min(total, sum(layout.needed_bytes() for layout in layouts))
-    cache = next(cache for part in parts for cache in find_caches(part))
+    cache, *others = [cache for part in parts for cache in find_caches(part)]
+    assert all(other is cache for other in others), 'the sources of a run share one cache'
     folder = make_cache_folder()
     limit = min(cache.limit, read_limit(folder, total_size(list_items(folder))), key=lambda limit: limit.bytes)
     require(

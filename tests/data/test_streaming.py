@@ -107,6 +107,7 @@ def test_needed_bytes_are_those_of_the_windows_of_all_sources():
     draw(1, WeightedSource('a', Remote(40, limit_gb=5.1 * SHARD_BYTES / 1e9)))
     draw(1, WeightedSource('a', Remote(4, limit_gb=4.1 * SHARD_BYTES / 1e9)))  # all of it
     two = [WeightedSource(name, Remote(40, name, limit_gb=9.9 * SHARD_BYTES / 1e9)) for name in 'ab']
+    two[1].source.cache = two[0].source.cache
     with pytest.raises(ConfigError, match='have up to 10 MB'):
         draw(1, *two)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 Path = Any  # pathlib.Path for a LocalStore, epath.Path for an ObjectStore
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class FileInfo:
     """What a listing states of a file, without reading it.
 

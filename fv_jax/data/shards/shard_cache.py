@@ -63,7 +63,8 @@ class ShardCache:
         self.limit = Limit(limit_gb * GB, 'set config.data.cache_gb to more')
         self.statistics = Statistics()
         self._lock = threading.Lock()
-        # By URL, those that were opened last at the end. Reserved ones stay until they are released.
+        # By URL, those that were opened last at the end. Reserved ones stay until they are released. A future that is
+        # done has a result: those that fail are removed.
         self._shards: collections.OrderedDict[str, ShardFuture] = collections.OrderedDict()
         self._reserved: dict[str, None] = {}
 
@@ -76,7 +77,7 @@ class ShardCache:
         """
         with self._lock:
             future = self._shards.get(shard.url)
-            is_hit = future is not None and future.done() and not future.cancelled()
+            is_hit = future is not None and future.done()
             if is_hit:
                 self._shards.move_to_end(shard.url)
         self.statistics.count_read(is_hit)
@@ -183,7 +184,7 @@ class ShardCache:
     def _close_last(self) -> bool:
         """Closes the shard that can be missed best; returns False if none is open."""
         with self._lock:
-            done = [url for url, future in self._shards.items() if future.done() and not future.cancelled()]
+            done = [url for url, future in self._shards.items() if future.done()]
             idle = [url for url in done if url not in self._reserved]
             # Shards are reserved in the order in which they are needed.
             last = idle[:1] or [url for url in self._reserved if url in done][-1:]
@@ -194,8 +195,7 @@ class ShardCache:
 
 def _close(futures: list[ShardFuture]) -> None:
     for future in futures:
-        if not future.cancelled() and not future.exception() and (opened := future.result()):
-            opened.entry.close()  # threads that read from it still have its file open
+        future.result().entry.close()  # threads that read from it still have its file open
 
 
 class Statistics:

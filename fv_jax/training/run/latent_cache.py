@@ -24,6 +24,7 @@ from fv_jax.data.loader import BatchStream, DataSource, WeightedSource
 from fv_jax.data.pipeline import BucketGroup, open_shards, training_transform
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.shard_cache import ShardCache
 from fv_jax.data.shards.shard_files import list_shards
 from fv_jax.data.streaming import read_in_order
 from fv_jax.data.transforms import Latents, Transform, compose, keep_arrays
@@ -57,13 +58,14 @@ def cached_streams(
     transform = compose(Latents(config.cache.crop), keep_arrays)
     made_by = vae_fingerprint if text is None else f'{vae_fingerprint} {text.fingerprint.digest}'
     alone = len(groups) == 1 and len(groups[0].parts) == 1
+    shards = ShardCache(config.cache_gb)  # of the latents, where the folder is remote
     streams = []
     for group in groups:
         pixels = training_transform(config, group.bucket, low_res=False, text=text)
         parts = []
         for i, part in enumerate(group.parts):
             where = folder if alone else folder / f'{group.bucket}-{i}'
-            source = cached_latents(where, part, pixels, vae, config, made_by, bad=bad)
+            source = cached_latents(where, part, pixels, vae, config, made_by, bad=bad, shards=shards)
             parts.append(WeightedSource(part.name, source, weight=part.weight))
         streams.append(BatchStream(tuple(parts), transform, group.batch_size, group.share))
     return streams
@@ -78,6 +80,7 @@ def cached_latents(
     made_by: str,
     *,
     bad: BadRecords,
+    shards: ShardCache | None = None,
 ) -> DataSource:
     """Returns records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each readable record.
 
@@ -88,6 +91,7 @@ def cached_latents(
         `cache.num_degraded_variants` times.
       made_by: the fingerprints of the VAE and, where captions are embedded, of the text encoder.
       bad: counts the records that cannot be used.
+      shards: keeps the shards of latents in a remote folder; None makes one.
 
     Raises:
       ValueError: the folder contains latents that were made with other settings, clips or networks.
@@ -96,7 +100,7 @@ def cached_latents(
     path = folder / f'{NAME}.json'
     if path.exists():
         _check_settings(folder, json.loads(path.read_text()).get(MADE_WITH, {}), made_with)
-        return open_shards(folder, config, BadRecords(BadRecordConfig()), name=NAME)
+        return open_shards(folder, config, BadRecords(BadRecordConfig()), shards, NAME)
     variants = config.cache.num_degraded_variants
     degraded = f' and {variants} degraded variant(s) of each' if variants else ''
     log.info(f'encoding {len(records)} clips{degraded}, once; stored in {folder}')
@@ -118,7 +122,7 @@ def cached_latents(
                 left = f', ETA {format_duration(eta_s)}' if i + 1 < len(records) else ''
                 log.info(f'encoded {i + 1}/{len(records)} clips{left}')
         writer.summary = {MADE_WITH: made_with}
-    return open_shards(folder, config, BadRecords(BadRecordConfig()), name=NAME)
+    return open_shards(folder, config, BadRecords(BadRecordConfig()), shards, NAME)
 
 
 def _remove_unfinished(folder: StoragePath) -> None:
