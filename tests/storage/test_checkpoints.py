@@ -127,7 +127,7 @@ def test_rights_on_objects_are_enough(run, gs_bucket):
         gs_bucket.write('runs/a/checkpoints/3/state/unfinished', b'')
         assert save(run, 4).steps == [2, 4] and not names_of_step(gs_bucket, 3)
         np.testing.assert_array_equal(restore(run), random_array(4))
-    assert fault.num_applied
+    assert fault.num_matched == 0
 
 
 def test_streaming_reader_and_writer(run):

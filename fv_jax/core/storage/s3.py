@@ -43,7 +43,7 @@ class S3FileSystem(s3fs.S3FileSystem):
         except (OSError, *_CONNECTION, botocore.exceptions.BotoCoreError) as error:
             given = {**{key: value for group in groups for key, value in group.items()}, **options}
             name = '/'.join(str(given[key]) for key in ('Bucket', 'Key') if given.get(key))
-            if _status(error) == 412:  # a precondition
+            if _status(error) == 412 and method != 'get_object':  # a precondition
                 raise FileExistsError(f's3://{name}: exists') from None
             kind = PermissionError if _is_denied(error) else OSError
             raise kind(f's3://{name}: {_reason(error)}') from error
@@ -97,6 +97,8 @@ def _is_denied(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
+    if _status(error) == 412:
+        return 'was replaced while it was read'
     if _is_denied(error):
         return 'permission denied; check the credentials and the policy of this account'
     return ' '.join(str(error).split())[:300] or type(error).__name__
