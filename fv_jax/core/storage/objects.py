@@ -142,7 +142,8 @@ class ObjectStore:
     def download(self, path: Path, target: pathlib.Path, info: FileInfo | None) -> None:
         info = info or self.info(path)
         with target.open('wb') as file:
-            os.posix_fallocate(file.fileno(), 0, info.size) if info.size else None
+            if info.size:
+                os.posix_fallocate(file.fileno(), 0, info.size)  # a full disk is found now
             with concurrent.futures.ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
                 starts = range(0, info.size, BLOCK_BYTES)
                 jobs = [pool.submit(_read_block, path, start, info.size, file.fileno()) for start in starts]
