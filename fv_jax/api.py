@@ -8,7 +8,8 @@ import jax
 from flax import nnx
 
 from fv_jax import weights
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.steps import FOLDER
 from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError

@@ -27,7 +27,8 @@ from safetensors.numpy import load, save
 
 from fv_jax import weights
 from fv_jax.checkpoints import streaming
-from fv_jax.checkpoints.manager import FOLDER, CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.steps import FOLDER
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, files
 from fv_jax.core.abstract_module import abstract_module

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fv_jax.checkpoints import streaming
-from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, files
 from fv_jax.core.checks import require

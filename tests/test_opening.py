@@ -10,7 +10,7 @@ import pytest
 import fv_jax
 from fv_jax import export, weights
 from fv_jax.api import FlashVideo
-from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core.config import ConfigError
 from fv_jax.diffusion.time_grids import flow_time_grid
 from fv_jax.sampling.metadata import WeightsOrigin

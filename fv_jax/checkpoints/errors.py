@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from fv_jax.core.checks import one_line
+
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # raised by storage, Orbax and JAX
 READ_ERRORS = (*SAVE_ERRORS, KeyError)
 
@@ -17,7 +19,7 @@ class DamagedError(CheckpointError):
 
 def summarize_error(error: BaseException) -> str:
     """Returns an error's message as one line of at most 300 characters."""
-    return ' '.join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300)
 
 
 @contextlib.contextmanager

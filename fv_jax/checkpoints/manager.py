@@ -9,9 +9,9 @@ Items of a checkpoint:
 
 Orbax copies the arrays to the host and writes them in its own threads. Locally it writes under a temporary name, which
 it changes at the end; in object storage the last file that it writes completes a checkpoint. A save that fails leaves
-the earlier checkpoints alone. Then a thread of ours verifies the structure of what was
-written and stores the checksums of its files (`checksums.py`). Not Orbax's `max_to_keep`: it deletes old checkpoints
-when a new one is written, and here only once it is verified.
+the earlier checkpoints alone. Then a thread of ours verifies the structure of what was written and stores the checksums
+of its files (`checksums.py`). Not Orbax's `max_to_keep`: it deletes old checkpoints when a new one is written, and here
+only once it is verified.
 """
 
 import concurrent.futures

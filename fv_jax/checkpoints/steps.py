@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core import files
 from fv_jax.core.checks import require
-from fv_jax.core.paths import StoragePath, is_url
+from fv_jax.core.paths import StoragePath, holds_checkpoints
 
 FOLDER = 'checkpoints'
 DAMAGED = 'damaged'
@@ -25,10 +25,8 @@ TEMPORARY_SUFFIX = ocp.path.atomicity.TMP_DIR_SUFFIX
 
 def check_supported(run: StoragePath) -> None:
     """Raises CheckpointError for a store that Orbax cannot read or write."""
-    supported = not is_url(str(run)) or str(run).startswith('gs://')
-    require(
-        supported, f'{run}: checkpoints can be in local folders and gs:// only; copy the run there', CheckpointError
-    )
+    text = f'{run}: checkpoints can be in local folders and gs:// only; copy the run there'
+    require(holds_checkpoints(run), text, CheckpointError)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,11 @@ import contextlib
 from collections.abc import Iterator
 
 
+def one_line(error: object, limit: int | None = None) -> str:
+    """Formats the message of an error, or its type if it has none, as one line of at most `limit` characters."""
+    return ' '.join(str(error).split())[:limit] or type(error).__name__
+
+
 def require(condition: object, message: str, error: type[Exception] = ValueError) -> None:
     """Raises `error(message)` unless the condition holds. The message states value, limit and fix."""
     if not condition:
@@ -18,4 +23,4 @@ def error_context(
     try:
         yield
     except catch as caught:
-        raise error(f'{prefix}{" ".join(str(caught).split()) or type(caught).__name__}') from None
+        raise error(f'{prefix}{one_line(caught)}') from None

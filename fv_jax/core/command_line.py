@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from fv_jax.core import files
-from fv_jax.core.checks import require
+from fv_jax.core.checks import one_line, require
 from fv_jax.core.config import ConfigError, build, did_you_mean, field_types, split_optional, to_dict
 from fv_jax.core.config_files import load_config_file
 from fv_jax.core.paths import PathText, PathTextOrEmpty, StoragePath, as_path, expand_path, is_url
@@ -34,7 +34,7 @@ class UsageError(Exception):
 
 def format_error(error: object) -> str:
     """Formats the message of an error as one line of at most `MAX_LINE` characters."""
-    return ' '.join(str(error).split())[:MAX_LINE] or type(error).__name__
+    return one_line(error, MAX_LINE)
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.command_line import UsageError, format_error
-from fv_jax.core.paths import StoragePath, absolute, is_url
+from fv_jax.core.paths import StoragePath, absolute, holds_checkpoints, is_url
 
 
 def check_output_file(output: StoragePath, suffix: str, overwrite: bool, flag: str = '--output=') -> None:
@@ -77,11 +77,10 @@ def check_checkpoint_folder(folder: StoragePath, flag: str = '--output=') -> Non
       folder: need not exist.
       flag: precedes the path in messages.
     """
+    where = 'Orbax writes to local folders and gs:// alone; name one of them (a file of `export` can be in s3://)'
+    require(holds_checkpoints(folder), f'{flag}{folder}: no checkpoint can be saved there: {where}', UsageError)
     path = absolute(folder).as_posix()
-    if is_url(path):
-        where = 'Orbax writes to local folders and gs:// alone; name one of them (a file of `export` can be in s3://)'
-        require(path.startswith('gs://'), f'{flag}{folder}: no checkpoint can be saved there: {where}', UsageError)
-    elif found := re.search(r'[*?\[\\]|gs:/', f'{path}/'):
+    if not is_url(path) and (found := re.search(r'[*?\[\\]|gs:/', f'{path}/')):
         raise UsageError(
             f'{flag}{folder}: no checkpoint can be saved in {path} because of {found.group()!r}; choose a path without '
             '*, ?, [, \\ and folders whose names end in gs:'

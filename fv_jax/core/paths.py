@@ -44,6 +44,11 @@ def as_path(text: str | os.PathLike[str]) -> StoragePath:
     return epath.Path(expanded) if is_url(expanded) else pathlib.Path(expanded)
 
 
+def holds_checkpoints(path: StoragePath) -> bool:
+    """Returns whether Orbax has a backend for the storage of a path: local folders and gs://."""
+    return not is_url(str(path)) or str(path).startswith('gs://')
+
+
 def absolute(path: StoragePath) -> StoragePath:
     """Returns a path that does not depend on the working directory."""
     return path.absolute() if isinstance(path, pathlib.Path) else path

@@ -25,7 +25,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.checks import require

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from flax import nnx
 
 from fv_jax import weights
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import files, paths
 from fv_jax.core.checks import require

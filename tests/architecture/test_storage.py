@@ -38,7 +38,7 @@ LOCAL = {
     'fv_jax/core/config_files.py': {'.resolve', 'Path'},  # Python programs, which must be local
     'fv_jax/core/file_locks.py': {'os.open', 'os.path', '.stat'},  # of the cache folder
     'fv_jax/data/shards/record_writer.py': {'.stat'},  # its temporary file
-    'fv_jax/data/shards/shard_files.py': {'os.listdir', 'Path'},  # of many local shards
+    'fv_jax/data/shards/shard_files.py': {'Path'},  # of local shards
     'fv_jax/data/shards/shard_set.py': {'os.stat'},  # of many local shards
     'fv_jax/data/shards/tfds_builder.py': {'.rglob', 'Path'},  # Beam, for local videos
     'fv_jax/data/sources.py': {'.rglob', 'Path'},  # images, which are copied first

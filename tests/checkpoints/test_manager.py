@@ -311,7 +311,8 @@ import resource, sys
 from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
 
 checkpoints = Checkpoints(Path(sys.argv[1]), max_to_keep=1)
 for step in (1, 2):

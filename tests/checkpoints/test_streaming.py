@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fv_jax.checkpoints import streaming
-from fv_jax.checkpoints.manager import CheckpointError, Checkpoints
+from fv_jax.checkpoints.errors import CheckpointError
+from fv_jax.checkpoints.manager import Checkpoints
 
 CONFIG = {'stage': {'kind': 'toy'}}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core.command_line import UsageError
 from fv_jax.evaluation import networks
 from fv_jax.evaluation.networks import Comparand, make_methods, parse_comparand

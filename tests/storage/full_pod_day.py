@@ -6,26 +6,21 @@ evaluate -> export -> inspect, on 8 simulated devices and a local server of the 
 
 import json
 import signal
-import time
 
 import numpy as np
 from safetensors.numpy import load
 
 from fv_jax.data.video import video_io
 from tests import runs
-from tests.storage.pods import CLIPS, LIMIT_S, STEPS, Pod, losses, pod, train, upload_vae, upload_videos
+from tests.storage.pods import CLIPS, LIMIT_S, STEPS, Pod, await_object, losses, pod, train, upload_vae, upload_videos
 
 
 def preempt(pod: Pod, bucket, arguments: list[str]) -> None:
     """Trains in two processes of 4 devices each, and ends them by a SIGTERM of one after a few steps."""
     variables = pod.variables | {'XLA_FLAGS': pod.variables['XLA_FLAGS'].replace('count=8', 'count=4')}
-    started = runs.start_several([*arguments, '--config.parallel.data=-1', '--config.parallel.context=1'], variables, 2)
-    deadline = time.monotonic() + LIMIT_S
-    while not any(name.startswith('runs/a/checkpoints/4/') for name in bucket.sizes()):
-        assert time.monotonic() < deadline and all(process.poll() is None for process in started), [
-            process.communicate()[1][-3000:] for process in started if process.poll() is not None
-        ]
-        time.sleep(0.2)
+    mesh = '--config.parallel.data=-1', '--config.parallel.context=1'
+    started = runs.start_several(pod.name_bucket([*arguments, *mesh]), variables, 2)
+    await_object(bucket, started, 'runs/a/checkpoints/4/')
     started[1].send_signal(signal.SIGTERM)
     for process in started:
         out, err = process.communicate(timeout=LIMIT_S)
@@ -41,12 +36,12 @@ def test_the_day_of_a_pod_user(gs_bucket, tmp_path):
     assert f'{bucket.url}/clips' in output
     assert any(name.endswith('.array_record') for name in bucket.sizes() if name.startswith('clips/'))
 
-    preempt(day, bucket, train(day, 'runs/a'))
+    preempt(day, bucket, train('BUCKET/runs/a'))
     before = losses(bucket, 'runs/a')
     assert 4 <= max(before) < STEPS
     mesh = '--config.parallel.data=2', '--config.parallel.context=4'
-    day.run('train', *train(day, 'runs/a', *mesh))
-    day.run('train', *train(day, 'runs/undisturbed', *mesh))
+    day.run('train', *train('BUCKET/runs/a', *mesh))
+    day.run('train', *train('BUCKET/runs/undisturbed', *mesh))
     resumed, undisturbed = losses(bucket, 'runs/a'), losses(bucket, 'runs/undisturbed')
     assert list(resumed) == list(undisturbed) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(resumed.values()), list(undisturbed.values()), rtol=1e-4)
@@ -72,13 +67,10 @@ def test_the_same_with_data_weights_and_results_on_s3(s3_bucket, tmp_path):
     upload_videos(bucket, tmp_path)
     upload_vae(bucket, tmp_path)
     day.run('prepare', '--input=BUCKET/videos', '--output=BUCKET/clips', *CLIPS)
-    refused = day.run('train', *train(day, 'runs/a'), code=2)
+    refused = day.run('train', *train('BUCKET/runs/a'), code=2)
     assert f'{bucket.url}/runs/a' in refused and refused.count('\n') == 1
-    arguments = train(
-        day, 'runs/a', '--config.loop.num_steps=4', '--config.parallel.data=8', '--config.parallel.context=1'
-    )
-    arguments[1] = f'--workdir={tmp_path}/run'
-    day.run('train', *arguments)
+    four = '--config.loop.num_steps=4', '--config.parallel.data=8', '--config.parallel.context=1'
+    day.run('train', *train(f'{tmp_path}/run', *four))
     day.run('export', f'--checkpoint={tmp_path}/run', '--output=BUCKET/exported.safetensors')
     assert load(bucket.read('exported.safetensors'))
     clip = f'--checkpoint={tmp_path}/run', '--input=BUCKET/videos/0.mp4', '--scale=1'

@@ -1,6 +1,5 @@
 """Training from and into a bucket that fails: no run is lost, nothing differs silently. A part of check_services.sh."""
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from tests import runs
 from tests.storage.buckets import Bucket, make_bucket
 from tests.storage.faults import Fault
-from tests.storage.pods import CLIPS, LIMIT_S, STEPS, Pod, losses, pod, train, upload_vae, upload_videos
+from tests.storage.pods import CLIPS, LIMIT_S, STEPS, Pod, await_object, losses, pod, train, upload_vae, upload_videos
 
 MESH = '--config.parallel.data=-1', '--config.parallel.context=1'
 
@@ -28,13 +27,13 @@ def day(faulty, tmp_path_factory) -> Pod:
     upload_videos(faulty, folder)
     upload_vae(faulty, folder)
     day.run('prepare', '--input=BUCKET/videos', '--output=BUCKET/clips', *CLIPS)
-    day.run('train', *train(day, 'runs/undisturbed', *MESH))
+    day.run('train', *train('BUCKET/runs/undisturbed', *MESH))
     return day
 
 
 def start(day: Pod, workdir: str, *more: str):
     variables = day.variables | {'FV_JAX_CACHE': f'{day.variables["FV_JAX_CACHE"]}-{workdir.replace("/", "-")}'}
-    return runs.start(train(day, workdir, *MESH, *more), variables)
+    return runs.start(day.name_bucket(train(f'BUCKET/{workdir}', *MESH, *more)), variables)
 
 
 def finish(process, code: int) -> str:
@@ -42,13 +41,6 @@ def finish(process, code: int) -> str:
     assert process.returncode == code, (process.returncode, out[-3000:], err[-3000:])
     assert 'Traceback' not in err, err[-3000:]
     return out + err
-
-
-def await_object(bucket, process, start_of_name: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not any(name.startswith(start_of_name) for name in bucket.sizes()):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.1)
 
 
 def assert_undisturbed(bucket, workdir: str) -> None:
@@ -67,7 +59,7 @@ def test_faults_that_pass_change_nothing(faulty, day):
     assert cut.num_applied == 3
     assert_undisturbed(faulty, 'runs/cut')
     process = start(day, 'runs/away')
-    await_object(faulty, process, 'runs/away/checkpoints/4/')
+    await_object(faulty, [process], 'runs/away/checkpoints/4/')
     faulty.proxy.start_outage(20)
     assert 'is repeated' in finish(process, 0)
     assert_undisturbed(faulty, 'runs/away')
@@ -79,7 +71,7 @@ def test_permission_denied_at_the_start_and_in_the_middle(faulty, day):
     assert output.count('\n') == 1 and 'permission denied' in output and 'runs/denied' in output
     assert not any(name.startswith('runs/denied') for name in faulty.sizes())
     process = start(day, 'runs/denied', '--config.loop.max_failed_saves=0')
-    await_object(faulty, process, 'runs/denied/checkpoints/4/')
+    await_object(faulty, [process], 'runs/denied/checkpoints/4/')
     with faulty.proxy.inject(Fault(status=403, kinds=('upload', 'delete', 'batch'))):
         assert 'permission denied' in finish(process, 1)
     finish(start(day, 'runs/denied'), 0)

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests import runs
@@ -29,18 +31,14 @@ class Pod:
     folder: Path
     variables: dict[str, str]
 
-    def command(self, name: str, *arguments: str) -> list[str]:
-        return [
-            sys.executable,
-            '-m',
-            f'fv_jax.{name}',
-            *(argument.replace('BUCKET', self.url) for argument in arguments),
-        ]
+    def name_bucket(self, arguments: Sequence[str]) -> list[str]:
+        """Returns the arguments with the bucket's URL in place of BUCKET."""
+        return [argument.replace('BUCKET', self.url) for argument in arguments]
 
     def run(self, name: str, *arguments: str, code: int = 0) -> str:
         """Runs a command on 8 devices; returns its output."""
         done = subprocess.run(
-            self.command(name, *arguments),
+            [sys.executable, '-m', f'fv_jax.{name}', *self.name_bucket(arguments)],
             cwd=self.folder,
             env=self.variables,
             capture_output=True,
@@ -72,11 +70,10 @@ def upload_vae(bucket, tmp_path: Path) -> None:
     bucket.write('weights/vae.safetensors', (tmp_path / 'vae.safetensors').read_bytes())
 
 
-def train(pod: Pod, workdir: str, *more: str) -> list[str]:
-    """The arguments of the training command."""
-    given = runs.superres('WORKDIR', f'{pod.url}/weights/vae.safetensors')
-    given[1] = f'--workdir={pod.url}/{workdir}'
-    data = [f'--config.data.{name}={pod.url}/clips' for name in ('train', 'heldout')]
+def train(workdir: str, *more: str) -> list[str]:
+    """The arguments of the training command; BUCKET in them is for `Pod.name_bucket`."""
+    given = runs.superres(workdir, 'BUCKET/weights/vae.safetensors')
+    data = [f'--config.data.{name}=BUCKET/clips' for name in ('train', 'heldout')]
     more = [
         '--config.data.loader.batch_size=8',
         f'--config.loop.num_steps={STEPS}',
@@ -84,6 +81,15 @@ def train(pod: Pod, workdir: str, *more: str) -> list[str]:
         *more,
     ]
     return [*given, *data, '--config.data.cache=none', '--config.loop.log_every=1', *more]
+
+
+def await_object(bucket, processes: Sequence[subprocess.Popen], start_of_name: str) -> None:
+    """Waits for an object that processes will write, none of which may end before."""
+    deadline = time.monotonic() + LIMIT_S
+    while not any(name.startswith(start_of_name) for name in bucket.sizes()):
+        ended = [process.communicate() for process in processes if process.poll() is not None]
+        assert time.monotonic() < deadline and not ended, ended
+        time.sleep(0.1)
 
 
 def losses(bucket, workdir: str) -> dict[int, float]:

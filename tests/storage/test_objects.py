@@ -52,6 +52,15 @@ def test_exclusive_creation_succeeds_once(folder):
     assert files.create_exclusive(folder / 'lock', b'me')  # as if the answer to the first request had been lost
 
 
+def run_in_threads(function):
+    """Calls function(b'0'), ... function(b'7') in a thread each."""
+    threads = [threading.Thread(target=function, args=(b'%d' % i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_exclusive_creation_of_many_threads_succeeds_once(folder):
     created = []
 
@@ -59,11 +68,7 @@ def test_exclusive_creation_of_many_threads_succeeds_once(folder):
         if files.create_exclusive(folder / 'lock', name):
             created.append(name)
 
-    threads = [threading.Thread(target=create, args=(b'%d' % i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(create)
     assert created == [(folder / 'lock').read_bytes()]
 
 
@@ -99,11 +104,7 @@ def test_update_of_many_threads_succeeds_once(folder):
         if files.update(folder / 'lock', change):
             taken.append(name)
 
-    threads = [threading.Thread(target=take, args=(b'%d' % i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(take)
     assert taken == [(folder / 'lock').read_bytes()]
 
 

@@ -7,8 +7,11 @@ makes `isdir` and `isfile` false, not a refused request.
 
 import importlib.util
 import os
+from typing import Any
 
 import fsspec
+
+from fv_jax.core.storage.retries import PATIENCE_S, Retries
 
 _HERE = __name__.rpartition('.')[0]
 # scheme -> package, extra, class
@@ -22,6 +25,30 @@ _ALIASES = {'gs': ('gs', 'gcs'), 's3': ('s3', 's3a')}
 # hierarchical namespaces, with a warning for each call without credentials. Both are read when a library is imported.
 os.environ.setdefault('EPATH_USE_TF', 'false')
 os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+
+
+class StoreFileSystem:
+    """What the two file systems have in common; comes before gcsfs's or s3fs's class among the bases.
+
+    Attributes:
+      retries_of_requests: repeats the requests of this file system.
+    """
+
+    def __init__(self, *args: Any, patience_s: float = PATIENCE_S, **options: Any):
+        super().__init__(*args, **{'use_listings_cache': False, **options})
+        self.retries_of_requests = Retries(f'{self.protocol[0]}://', patience_s)
+
+    async def _isdir(self, path: str) -> bool:
+        return await self._type(path) == 'directory'
+
+    async def _isfile(self, path: str) -> bool:
+        return await self._type(path) == 'file'
+
+    async def _type(self, path: str) -> str:
+        try:
+            return (await self._info(path))['type']
+        except FileNotFoundError:
+            return ''
 
 
 def register(scheme: str, url: str) -> None:

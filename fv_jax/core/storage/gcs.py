@@ -1,5 +1,6 @@
 """Google Cloud Storage by gcsfs, see `filesystems`. Emulators: STORAGE_EMULATOR_HOST, with FSSPEC_GCS_TOKEN=anon."""
 
+import functools
 import inspect
 import json
 import re
@@ -13,7 +14,8 @@ import gcsfs.core
 import gcsfs.retry
 import google.auth.exceptions
 
-from fv_jax.core.storage.retries import PATIENCE_S, Retries
+from fv_jax.core.checks import one_line
+from fv_jax.core.storage.filesystems import StoreFileSystem
 
 # Without gcsfs's own repetitions, which end after half a minute and are not counted.
 _request = inspect.unwrap(gcsfs.core.GCSFileSystem._request)
@@ -26,19 +28,13 @@ _ERRORS = (
 )  # fmt: skip
 
 
-class GcsFileSystem(gcsfs.core.GCSFileSystem):
+class GcsFileSystem(StoreFileSystem, gcsfs.core.GCSFileSystem):
     """gcsfs with `Retries`. Every error of the store is an OSError whose text names the object."""
 
     protocol = ('gs', 'gcs')
 
-    def __init__(self, *args: Any, patience_s: float = PATIENCE_S, **options: Any):
-        super().__init__(*args, **{'use_listings_cache': False, **options})
-        self.retries_of_requests = Retries('gs://', patience_s)
-
     async def _request(self, method: str, path: str, *args: str, **options: Any) -> Any:
-        async def request() -> Any:
-            return await _request(self, method, path, *args, **options)
-
+        request = functools.partial(_request, self, method, path, *args, **options)
         try:
             return await self.retries_of_requests.run(request, _is_transient)
         except FileNotFoundError:
@@ -78,18 +74,6 @@ class GcsFileSystem(gcsfs.core.GCSFileSystem):
             'type': 'directory',
         }
 
-    async def _isdir(self, path: str) -> bool:
-        return await self._type(path) == 'directory'
-
-    async def _isfile(self, path: str) -> bool:
-        return await self._type(path) == 'file'
-
-    async def _type(self, path: str) -> str:
-        try:
-            return (await self._info(path))['type']
-        except FileNotFoundError:
-            return ''
-
 
 def _url(path: str, args: tuple[str, ...], options: Mapping[str, Any]) -> str:
     """Formats the bucket and the name that a request is about; they are arguments, or in its address or its body."""
@@ -117,4 +101,4 @@ def _is_denied(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     if _is_denied(error):
         return 'permission denied; check the credentials and the roles of this account'
-    return ' '.join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from fv_jax.core.checks import one_line
+
 log = logging.getLogger(__name__)
 
 T = TypeVar('T')
@@ -53,5 +55,5 @@ class Retries:
         now = self._clock()
         if self._logged is None or now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
-            reason = ' '.join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             log.warning(f'{self._store}: a request failed ({reason}) and is repeated; {self.repeated} so far')

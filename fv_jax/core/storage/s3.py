@@ -1,5 +1,6 @@
 """S3 by s3fs, see `filesystems`. Other stores than Amazon's, and emulators: AWS_ENDPOINT_URL."""
 
+import functools
 from typing import Any
 
 import aiohttp
@@ -7,7 +8,8 @@ import botocore.exceptions
 import fsspec.asyn
 import s3fs
 
-from fv_jax.core.storage.retries import PATIENCE_S, Retries
+from fv_jax.core.checks import one_line
+from fv_jax.core.storage.filesystems import StoreFileSystem
 
 _CONNECTION = (
     aiohttp.ClientError,
@@ -20,22 +22,17 @@ _CONNECTION = (
 _ONE_ATTEMPT = {'retries': {'total_max_attempts': 1}}  # botocore's own repetitions
 
 
-class S3FileSystem(s3fs.S3FileSystem):
+class S3FileSystem(StoreFileSystem, s3fs.S3FileSystem):
     """s3fs with `Retries`. Every error of the store is an OSError whose text names the object."""
 
     protocol = ('s3', 's3a')
     retries = 1  # s3fs's own, which are not counted
 
-    def __init__(self, *args: Any, patience_s: float = PATIENCE_S, **options: Any):
-        super().__init__(*args, **{'use_listings_cache': False, 'config_kwargs': _ONE_ATTEMPT, **options})
-        self.retries_of_requests = Retries('s3://', patience_s)
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{'config_kwargs': _ONE_ATTEMPT, **options})
 
     async def _call_s3(self, method: str, *groups: Any, **options: Any) -> Any:
-        call = super()._call_s3
-
-        async def request() -> Any:
-            return await call(method, *groups, **options)
-
+        request = functools.partial(super()._call_s3, method, *groups, **options)
         try:
             return await self.retries_of_requests.run(request, _is_transient)
         except (FileNotFoundError, FileExistsError):
@@ -50,11 +47,7 @@ class S3FileSystem(s3fs.S3FileSystem):
 
     async def _cat_file(self, path: str, *args: Any, **options: Any) -> bytes:
         """Reads an object. The connection can break after the call that `_call_s3` repeats."""
-        read = super()._cat_file
-
-        async def request() -> bytes:
-            return await read(path, *args, **options)
-
+        request = functools.partial(super()._cat_file, path, *args, **options)
         try:
             return await self.retries_of_requests.run(request, _is_transient)
         except (*_CONNECTION, botocore.exceptions.BotoCoreError) as error:
@@ -68,18 +61,6 @@ class S3FileSystem(s3fs.S3FileSystem):
         return written['ETag'].strip('"')
 
     write_version = fsspec.asyn.sync_wrapper(_write_version)
-
-    async def _isdir(self, path: str) -> bool:
-        return await self._type(path) == 'directory'
-
-    async def _isfile(self, path: str) -> bool:
-        return await self._type(path) == 'file'
-
-    async def _type(self, path: str) -> str:
-        try:
-            return (await self._info(path))['type']
-        except FileNotFoundError:
-            return ''
 
 
 def _status(error: BaseException) -> int:
@@ -101,4 +82,4 @@ def _reason(error: BaseException) -> str:
         return 'was replaced while it was read'
     if _is_denied(error):
         return 'permission denied; check the credentials and the policy of this account'
-    return ' '.join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300)

@@ -6,7 +6,6 @@ of `prepare`. NAME.parquet is the manifest (`manifest.py`). Sets of earlier vers
 """
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.files import is_remote, list_files, parse_json
+from fv_jax.core.files import parse_json
 from fv_jax.core.local_copies import local_copy
 from fv_jax.core.paths import StoragePath, as_path, is_url
 from fv_jax.data.shards.records import Record, decode_record, first_line
@@ -54,8 +53,8 @@ def list_shards(folder: str | StoragePath, name: str | None = None) -> list[str]
     """
     path = expanded_path(folder)
     require(path.is_dir(), f'{folder}: no such folder')
-    found = list_files(path) if is_remote(path) else os.listdir(path)
-    return [f'{folder}/{file}' for file in select_shards(folder, found, name)]
+    names = [file.name for file in path.iterdir()]
+    return [f'{folder}/{file}' for file in select_shards(folder, names, name)]
 
 
 def select_shards(folder: str | StoragePath, files: Iterable[str], name: str | None = None) -> list[str]:

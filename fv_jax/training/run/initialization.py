@@ -8,7 +8,7 @@ import jax
 
 from fv_jax.checkpoints.errors import CheckpointError, DamagedError
 from fv_jax.checkpoints.manager import Checkpoints
-from fv_jax.checkpoints.steps import FOLDER
+from fv_jax.checkpoints.steps import DAMAGED, FOLDER
 from fv_jax.core.config import ConfigError
 from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
@@ -75,7 +75,7 @@ def valid_checkpoints(workdir: StoragePath) -> CheckpointHistory | None:
         if damaged := reader.list_damaged():
             raise CheckpointError(
                 f'{reader.folder}: no checkpoint is intact; step(s) {", ".join(map(str, sorted(damaged)))} are marked '
-                f'as damaged in {workdir}/damaged. Restore one from a copy, or choose another --workdir'
+                f'as damaged in {workdir / DAMAGED}. Restore one from a copy, or choose another --workdir'
             )
         return None
     history.verify_newest()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fv_jax.checkpoints.manager import CheckpointError
+from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core.command_line import UsageError
 from fv_jax.training.run import run_lock
 from fv_jax.training.run.run_lock import LOCK, lock_run
