@@ -106,14 +106,20 @@ def test_local_examples_are_looked_through_but_not_without_end():
 
 
 def test_full_cache_is_asked_again_later(monkeypatch, log_lines):
-    cache = Cache(is_full=True)
+    cache, has_room = Cache(is_full=True), threading.Event()
     monkeypatch.setattr(fetch_ahead, '_RETRY_S', 0.2)
-    with FetchAhead(lambda i: shard(i % 8), 0, cache, 8 * SIZE) as ahead:
-        wait_until(lambda: len(cache.fetched) == 4)  # once by each thread
+
+    def needs(example: int):
+        if example >= 8:  # the examples that need the shards again come once there is room
+            has_room.wait()
+        return shard(example % 8)
+
+    with FetchAhead(needs, 0, cache, 8 * SIZE):
+        wait_until(lambda: len(cache.released) == 4)  # one by each thread
         time.sleep(0.05)
-        assert len(cache.fetched) == 4 and len(cache.released) == 4
+        assert sorted(cache.fetched) == urls(range(4))
         cache.is_full = False
-        ahead.reach(1)
+        has_room.set()
         wait_until(lambda: {*cache.fetched[4:]} == {*urls(range(8))})
     assert len(log_lines) == 1 and 'cannot be fetched ahead' in log_lines[0]
 
