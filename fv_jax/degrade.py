@@ -23,7 +23,7 @@ from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.transforms import to_float, to_uint8
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.data.video.contact_sheet import contact_sheet
 
 COLUMNS = 3  # strong degradations beside each other
@@ -72,7 +72,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Degradation]:
 
 def _clip(path: StoragePath, size: tuple[int, int], frames: int) -> np.ndarray:
     """Returns the first frames of a video after cropping and resizing to (height, width), float32 FHWC in [-1, 1]."""
-    video = video_io.decode(path, max_frames=frames)
+    video = decoding.decode(path, max_frames=frames)
     return to_float(resize_uint8(crop_to_aspect(video.frames, size), size))
 
 

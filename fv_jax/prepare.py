@@ -43,7 +43,7 @@ from fv_jax.core.paths import StoragePath
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.records import Record
 from fv_jax.data.transforms import to_float
-from fv_jax.data.video import clips, video_io
+from fv_jax.data.video import clips, containers, decoding
 from fv_jax.data.video.captions import Captions
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel.rules import make_frames_partitioner
@@ -117,7 +117,7 @@ class _Latents:
     def encode(self, record: Record, number: int) -> Record:
         """Replaces the video of record `number` by latents of it and of its degraded versions."""
         rng = np.random.default_rng([self.config.seed, number])
-        video = to_float(video_io.decode(record['video']).frames)
+        video = to_float(decoding.decode(record['video']).frames)
         rest = {key: value for key, value in record.items() if key != 'video'}
         # A generator: every degraded version is as large as its clip.
         degraded = (self.config.degradation.degrade(video, rng) for _ in range(self.config.num_degraded_variants))
@@ -192,11 +192,12 @@ def _find_videos(source: StoragePath, output: StoragePath) -> dict[StoragePath, 
     found = {
         source / name: info.size
         for name, info in files.list_files(source).items()
-        if (source / name).suffix.lower() in video_io.VIDEO_SUFFIXES and not (source / name).name.startswith('.')
+        if (source / name).suffix.lower() in containers.VIDEO_SUFFIXES and not (source / name).name.startswith('.')
         if files.is_same(output, source) or not files.is_inside(source / name, output)
     }
     if not found:
-        raise UsageError(f'--input={source}: contains no videos ({", ".join(s[1:] for s in video_io.VIDEO_SUFFIXES)})')
+        suffixes = ', '.join(suffix[1:] for suffix in containers.VIDEO_SUFFIXES)
+        raise UsageError(f'--input={source}: contains no videos ({suffixes})')
     return found
 
 
@@ -237,7 +238,7 @@ def _prepare_file(
     """Writes the clips of one video, or records why there are none."""
     before = writer.records
     try:
-        info = video_io.probe(path)
+        info = decoding.probe(path)
         progress.expect(2 * info.frames)
         planned = clips.scan_file(path, config, info, progress.frame)
         fields = caption.fields()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fv_jax import degrade
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from tests.data import sample_videos
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    video_io.encode(tmp_path / 'video.mp4', sample_videos.pattern(4, 64, 96), 24)
+    encoding.encode(tmp_path / 'video.mp4', sample_videos.pattern(4, 64, 96), 24)
     return [
         f'--config={ROOT / "configs" / "degradations.py"}',
         f'--input={tmp_path / "video.mp4"}',

@@ -22,7 +22,7 @@ from fv_jax.data.loader import LoaderConfig, load_batches, load_mixed_batches
 from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.shard_files import count_records, list_shards, read_records
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding, encoding
 from fv_jax.data.video.clips import ClipsConfig, OfflineLatentsConfig
 from fv_jax.models.dit import DiTConfig
 from fv_jax.stages.frozen_vae import jit_vae
@@ -77,9 +77,9 @@ def test_prepare_writes_records_and_names_skipped_files(
         *(('more/b.mkv', start, 12.0) for start in (0, 9, 24, 33)),
     ]
     assert [r.get('caption') for r in read] == [None] * 4 + ['two patterns'] * 4
-    source_video = video_io.decode(folder / 'a.mp4').frames.astype(int)
+    source_video = decoding.decode(folder / 'a.mp4').frames.astype(int)
     for record in read[:4]:
-        frames = video_io.decode(record['video']).frames
+        frames = decoding.decode(record['video']).frames
         expected = source_video[record['start_frame'] : record['start_frame'] + 9]
         assert frames.shape == expected.shape and np.abs(frames - expected).mean() < 2
     index = json.loads((tmp_path / 'out' / 'clips.json').read_text())
@@ -158,7 +158,7 @@ def test_prepare_input_errors_are_one_line(folder: Path, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_prepare_interrupted_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
-    video_io.encode(tmp_path / 'long.mp4', np.concatenate([sample_videos.pattern(400)] * 5), 24, preset='ultrafast')
+    encoding.encode(tmp_path / 'long.mp4', np.concatenate([sample_videos.pattern(400)] * 5), 24, preset='ultrafast')
     command = [sys.executable, '-m', 'fv_jax.prepare', f'--input={tmp_path}', f'--output={tmp_path / "out" / "clips"}']
     flags = [f'--config={CONFIG}:smoke', *SIZE, '--config.detector=none', '--config.preset=veryslow']
     process = subprocess.Popen(
@@ -248,7 +248,7 @@ def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     clips, latents = (list(read_records(list_shards(tmp_path / n))) for n in ('clips', 'latents'))
     assert len(clips) == len(latents) and 'video' not in latents[0]
     jitted = jit_vae(weights.load_vae(str(vae)))
-    video = transforms.to_float(video_io.decode(clips[1]['video']).frames)
+    video = transforms.to_float(decoding.decode(clips[1]['video']).frames)
     np.testing.assert_allclose(latents[1]['z_high'], np.asarray(jitted.encode(video[None])[0], np.float16), atol=1e-3)
     assert latents[1]['z_low'].shape == (2, *latents[1]['z_high'].shape)
     assert not np.array_equal(latents[1]['z_low'][0], latents[1]['z_low'][1])

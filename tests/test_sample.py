@@ -12,7 +12,7 @@ import pytest
 
 from fv_jax import sample
 from fv_jax.checkpoints.manager import Checkpoints
-from fv_jax.data.video import video_io
+from fv_jax.data.video import audio, containers, decoding
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.sampling import metadata, text_to_video
 from tests.data import sample_videos
@@ -40,7 +40,7 @@ def clip(tmp_path_factory) -> Path:
     path = folder / 'clip.mp4'
     odd_sized_clip(path, sample_videos.pattern(14, 10, 13), 12)
     sample_videos.write_with_audio(folder / 'sound.mp4', seconds=2)
-    assert video_io.copy_audio(folder / 'sound.mp4', path)
+    assert audio.copy_audio(folder / 'sound.mp4', path)
     return path
 
 
@@ -64,9 +64,9 @@ def test_sample_clip(clip, run, tmp_path, capsys):
     output.write_text('something else')
     assert command(clip, run, output, '--num-steps=1', '--overwrite') == 0
     assert [p.name for p in tmp_path.iterdir()] == ['out.mp4']
-    info = video_io.probe(output)
+    info = decoding.probe(output)
     assert (info.height, info.width, info.fps, info.frames) == (32, 48, Fraction(12), 14)
-    assert video_io.decode(output).frames.std() > 5
+    assert decoding.decode(output).frames.std() > 5
     with av.open(str(output)) as video:
         assert video.streams.video[0].codec_context.name == 'h264'
         sound = video.streams.audio[0]
@@ -74,7 +74,7 @@ def test_sample_clip(clip, run, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert 'note: 40x52 is rounded down to 32x48' in out
     assert f'10x13 to 32x48, 1 step(s) of {run}, windows of 9 frame(s)' in out
-    recorded = metadata.from_json(video_io.read_comment(output))
+    recorded = metadata.from_json(containers.read_comment(output))
     assert (recorded.preview, recorded.clip) == (None, metadata.ClipMetadata('clip.mp4', 9, 5)) and recorded.fps == 12
     settings = recorded.enhance.settings
     assert (recorded.enhance.seed, settings.num_steps, settings.size) == (0, 1, (32, 48))
@@ -115,7 +115,7 @@ def test_sample_clip_size_and_overlap(more, size, overlap, note, clip, run, repe
     assert got == size and (windows.frames, windows.overlap) == (9, overlap)
     out = capsys.readouterr().out
     assert (note in out) if note else ('note' not in out)
-    assert video_io.decode(tmp_path / 'out.mp4').frames.shape == (14, *size, 3)
+    assert decoding.decode(tmp_path / 'out.mp4').frames.shape == (14, *size, 3)
 
 
 def test_sample_clip_with_tiles(clip, run, repeat_pixels, tmp_path):
@@ -128,7 +128,7 @@ def test_sample_clip_drops_audio_that_mp4_cannot_contain(run, repeat_pixels, tmp
     sample_videos.write_with_audio(tmp_path / 'clip.avi', seconds=0.5, codec='pcm_u8')
     assert command(tmp_path / 'clip.avi', run, tmp_path / 'out.mp4', '--scale=1') == 0
     assert 'audio (pcm_u8) cannot be stored in an mp4' in capsys.readouterr().out
-    assert not video_io.probe(tmp_path / 'out.mp4').has_audio
+    assert not decoding.probe(tmp_path / 'out.mp4').has_audio
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from fv_jax import sample
 from fv_jax.core.commands import TerminatedError
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from fv_jax.parallel import distributed
 from fv_jax.sampling import preview_store
 from fv_jax.sampling.metadata import ClipMetadata, EnhanceMetadata, GenerationMetadata, WeightsOrigin
@@ -315,7 +315,7 @@ def test_enhance_refuses_files_of_others(pipeline, run, tmp_path, capsys):
     assert output.read_text() == 'precious'
     enhanced = EnhanceMetadata(0, pipeline.enhance_settings, grey.WEIGHTS)
     clip = GenerationMetadata('1', pipeline.origin, enhance=enhanced, clip=ClipMetadata('clip.mp4', 9, 5))
-    video_io.encode(output, np.zeros((2, 16, 16, 3), np.uint8), 8, comment=clip.to_json())
+    encoding.encode(output, np.zeros((2, 16, 16, 3), np.uint8), 8, comment=clip.to_json())
     assert sample.main(['enhance', f'{run}/0', f'--output={output}']) == 2
     assert_refused(capsys, run, content(run), f'{output}: already exists and cannot be kept (is an enhanced clip)')
     shutil.copy(run / '0' / 'preview.mp4', output)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fv_jax import sample
-from fv_jax.data.video import video_io
+from fv_jax.data.video import containers, decoding, encoding
 from fv_jax.sampling import batch, metadata, preview_store
 from fv_jax.sampling.metadata import WeightsOrigin
 from tests.compiling import compiled
@@ -53,7 +53,7 @@ def test_sample_preview_enhance_and_reproduce(weights, tmp_path, capsys):
     assert sample.main(['enhance', f'{run}/0', '--stage2.num_steps=1']) == 0
     out = capsys.readouterr().out
     assert re.search(r'\nenhance: [\d,]+ tokens/s, \S+ TFLOP/s per chip, in \S+ s \(compile time \S+ s\)', out)
-    later = video_io.decode(run / '0' / 'video.mp4').frames
+    later = decoding.decode(run / '0' / 'video.mp4').frames
     assert later.shape == (9, 64, 128, 3) and later.std() > 1
     # In one go it is the same video, and nothing is compiled for it.
     at_once = tmp_path / 'at_once'
@@ -63,7 +63,7 @@ def test_sample_preview_enhance_and_reproduce(weights, tmp_path, capsys):
     assert not programs
     assert (at_once / '0' / 'video.mp4').read_bytes() == (run / '0' / 'video.mp4').read_bytes()
     # Again, from the mp4 alone.
-    made = metadata.from_json(video_io.read_comment(at_once / '0' / 'video.mp4'))
+    made = metadata.from_json(containers.read_comment(at_once / '0' / 'video.mp4'))
     assert made.preview.settings.num_steps == 2 and made.enhance.settings.num_steps == 1
     again = tmp_path / 'again.mp4'
     assert sample.main(['reproduce', f'{at_once}/0/video.mp4', f'--output={again}']) == 0
@@ -103,9 +103,9 @@ def test_sample_preview_of_a_prompt_file(grey_pipeline, tmp_path, capsys):
     assert names(run) == [*files, 'contact_sheet.png']
     stored = preview_store.load(run / '3')
     assert stored.prompt == 'سلحفاة 🐢' and stored.seed == 1004 and stored.latents[0, 0, 0, 0] == 1004
-    video = video_io.decode(run / '2' / 'preview.mp4')
+    video = decoding.decode(run / '2' / 'preview.mp4')
     assert video.fps == 12 and np.abs(video.frames.astype(int) - 4).max() <= 1
-    made = metadata.from_json(video_io.read_comment(run / '2' / 'preview.mp4'))
+    made = metadata.from_json(containers.read_comment(run / '2' / 'preview.mp4'))
     assert (made.fps, made.crf, made.preview.seed) == (12, 0, 4)
     assert Image.open(run / 'contact_sheet.png').size[1] > 4 * 22
     out = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_sample_enhance_of_chosen_previews(grey_pipeline, tmp_path):
         2,
     )
     assert grey_pipeline.origins[-1] == grey_pipeline.origin  # of the previews
-    assert video_io.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
+    assert decoding.decode(run / '2' / 'video.mp4').frames.mean() == pytest.approx(2000 % 256, abs=1)
     assert not (run / '1' / 'video.mp4').exists()
     # Elsewhere, with another seed and other weights.
     more = [f'--output={tmp_path}/x.mp4', '--seed=9', '--checkpoint', 'a', 'b', '--text=hash']
@@ -211,7 +211,7 @@ def content(tmp_path) -> dict[str, bytes]:
 def test_sample_vbench_writes_the_layout_and_continues_it(grey_pipeline, tmp_path, capsys):
     assert vbench(tmp_path) == 0
     assert names(tmp_path / 'out') == ['a cat-0.mp4', 'a cat-1.mp4', 'a dog-0.mp4', 'a dog-1.mp4']
-    made = metadata.from_json(video_io.read_comment(tmp_path / 'out' / 'a dog-1.mp4'))
+    made = metadata.from_json(containers.read_comment(tmp_path / 'out' / 'a dog-1.mp4'))
     assert made.preview.prompt == 'a dog' and made.enhance.seed == made.preview.seed and made.fps == 8
     first = content(tmp_path)
     # A longer list in another order: only what is new is generated.
@@ -292,7 +292,7 @@ def test_sample_vbench_refuses_files_that_it_did_not_write(grey_pipeline, tmp_pa
 def test_sample_vbench_previews_only(grey_pipeline, tmp_path):
     assert vbench(tmp_path, '--previews-only') == 0
     assert {call[0] for call in grey_pipeline.calls} == {'check', 'preview'} and grey_pipeline.calls[0][2] is None
-    assert metadata.from_json(video_io.read_comment(tmp_path / 'out' / 'a dog-1.mp4')).enhance is None
+    assert metadata.from_json(containers.read_comment(tmp_path / 'out' / 'a dog-1.mp4')).enhance is None
 
 
 # Bad input: one line, and nothing is done.
@@ -415,7 +415,7 @@ def test_sample_enhance_refuses_previews_of_different_weights(grey_pipeline, tmp
 
 
 def test_sample_reproduce_refuses_other_mp4_files(grey_pipeline, tmp_path, capsys):
-    video_io.encode(tmp_path / 'video.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
+    encoding.encode(tmp_path / 'video.mp4', np.zeros((2, 16, 16, 3), np.uint8), 8)
     assert sample.main(['reproduce', f'{tmp_path}/video.mp4', f'--output={tmp_path}/x.mp4']) == 2
     assert_error(capsys, 2, f'{tmp_path}/video.mp4: contains no generation metadata')
 

@@ -36,7 +36,7 @@ from fv_jax.data.shards.records import Record
 from fv_jax.data.shards.shard_cache import RemoteShard
 from fv_jax.data.shards.source import Shards, measure_records
 from fv_jax.data.streaming import find_layout, find_shard, read_in_order
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.data.video.captions import Captions
 
 EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'pingpong', 'images', 'tfds'
@@ -146,7 +146,7 @@ def _decode_record(source: DataSource, index: int) -> Record | ValueError:
     try:
         record = source[index]
         video = record['video']
-        return record | {'video': video_io.decode(video).frames if isinstance(video, bytes) else video}
+        return record | {'video': decoding.decode(video).frames if isinstance(video, bytes) else video}
     except ValueError as error:
         return error
 
@@ -197,7 +197,7 @@ class FirstFrames(MappedSource):
     """The first frames of a source's clips, as clips of one frame."""
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
-        return video_io.decode(video, max_frames=1).frames if isinstance(video, bytes) else video[:1]
+        return decoding.decode(video, max_frames=1).frames if isinstance(video, bytes) else video[:1]
 
     def _counts(self, frames: np.ndarray) -> np.ndarray:
         return np.minimum(frames, 1)
@@ -207,7 +207,7 @@ class PingPong(MappedSource):
     """A source's clips played forwards, backwards and forwards again: 3 F - 2 frames of F."""
 
     def _frames(self, video: bytes | np.ndarray) -> np.ndarray:
-        forth = video_io.decode(video).frames if isinstance(video, bytes) else video
+        forth = decoding.decode(video).frames if isinstance(video, bytes) else video
         return np.concatenate([forth, forth[-2::-1], forth[1:]]) if len(forth) > 1 else forth
 
     def _counts(self, frames: np.ndarray) -> np.ndarray:

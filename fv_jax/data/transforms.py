@@ -21,7 +21,7 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.text.encoder import TextEncoder, embed_caption
 
 # Arrays that are stored in records, which may contain NaN.
@@ -51,7 +51,7 @@ def decode_video(record: Record, rng: np.random.Generator) -> Record:
     record = dict(record)
     require('video' in record, f'the record has no video, only {", ".join(sorted(record))}')
     video = record.pop('video')
-    frames = video_io.decode(video).frames if isinstance(video, bytes) else np.asarray(video)
+    frames = decoding.decode(video).frames if isinstance(video, bytes) else np.asarray(video)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         raise ValueError(f'its video must be uint8 (F, H, W, 3) (got {frames.dtype} {list(frames.shape)})')
     if len(frames) < (stated := record.get('frames') or 0):

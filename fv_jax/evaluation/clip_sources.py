@@ -29,8 +29,9 @@ from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.numpy_resize import resize_bilinear
 from fv_jax.data.sources import IMAGE_SUFFIXES, read_image
 from fv_jax.data.transforms import to_float, to_uint8
-from fv_jax.data.video import video_io
-from fv_jax.data.video.video_io import VIDEO_SUFFIXES, Video
+from fv_jax.data.video import decoding
+from fv_jax.data.video.containers import VIDEO_SUFFIXES
+from fv_jax.data.video.decoding import Video
 
 GT, LQ = 'GT', 'LQ'
 FPS = 24.0  # of clips without a rate
@@ -203,7 +204,7 @@ def _find_name(path: StoragePath) -> str:
 def read_video(path: StoragePath, max_frames: int) -> Video:
     """Reads the first frames of a video, of a folder of frames in natural order, or of an image. Raises ValueError."""
     if path.suffix.lower() not in IMAGE_SUFFIXES and is_file(path):
-        return video_io.decode(path, max_frames)
+        return decoding.decode(path, max_frames)
     files = [path]
     if path.is_dir():
         files = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_natural_order)

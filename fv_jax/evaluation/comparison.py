@@ -28,7 +28,7 @@ from fv_jax.core.paths import StoragePath
 from fv_jax.core.report.markdown import to_markdown
 from fv_jax.core.report.page import to_html
 from fv_jax.data.transforms import to_float
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from fv_jax.evaluation import i3d
 from fv_jax.evaluation.clip_sources import EvaluationClip, Loader
 from fv_jax.evaluation.ffmpeg_metrics import find_ffmpeg
@@ -79,7 +79,7 @@ class Comparison:
         folder = self.output / CLIPS / clip.name
         make_folder(folder)
         height, width = (side // 2 * 2 for side in clip.low_quality.shape[1:3])  # H.264 takes even sides
-        video_io.encode(folder / 'input.mp4', clip.low_quality[:, :height, :width], clip.fps)
+        encoding.encode(folder / 'input.mp4', clip.low_quality[:, :height, :width], clip.fps)
         values, middle, files = {}, {}, {}
         for method in self.methods:
             if not method.can_make(clip):
@@ -94,7 +94,7 @@ class Comparison:
                 self.features.setdefault(method.name, []).append(i3d.logits(to_float(video), variables))
             middle[method.name] = video[len(video) // 2][None]
             files[method.name] = folder / f'{_file_name(method.name)}.mp4'
-            video_io.encode(files[method.name], video, clip.fps)
+            encoding.encode(files[method.name], video, clip.fps)
             log.info(
                 f'{clip.name}: {method.name}, made in {made - started:.1f} s, measured in '
                 f'{time.monotonic() - made:.1f} s'

@@ -29,7 +29,7 @@ from fv_jax.core.report.blocks import (
     Text,
     VideoComparison,
 )
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.evaluation.report_values import (
     NOT_DEFINED,
     Metric,
@@ -329,8 +329,8 @@ def _comparison(data: Mapping[str, Any], media: ClipMedia) -> Iterator[Block]:
     networks = [m['name'] for m in data['methods'] if m['kind'] == 'network' and m['name'] in labels]
     left = BASELINE if BASELINE in labels else labels[0]
     right = networks[0] if networks else labels[-1]
-    info = video_io.probe(media.videos[left])
-    fps = float(info.fps) or video_io.DEFAULT_FPS
+    info = decoding.probe(media.videos[left])
+    fps = float(info.fps) or decoding.DEFAULT_FPS
     yield VideoComparison(media.name, media.videos, (info.height, info.width), fps, left, right)
 
 

@@ -15,7 +15,7 @@ from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import Parser, UsageError, override_settings, parse_size, path_flag
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.output_paths import check_output_file
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import ENHANCE, SUFFIX, Command, Overrides, add_file_flags, add_weights_flags
@@ -51,7 +51,7 @@ def _add_flags(parser: Parser) -> None:
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     check_output_file(arguments.output, SUFFIX, arguments.overwrite)
     with error_context('--input=', error=UsageError):
-        info = video_io.probe(arguments.input)
+        info = decoding.probe(arguments.input)
     fv = pipeline.open_pipeline(arguments, step=arguments.step)
     with error_context('', error=UsageError):
         spec = fv.stage2.latent_spec
@@ -79,14 +79,14 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     log.info(f'{arguments.output}: {shape}, {count} frame(s) in {seconds:.1f} s, {count / seconds:.2f} frames/s')
 
 
-def _with_bar(enhanced: EnhancedClip, info: video_io.VideoInfo) -> Iterator[np.ndarray]:
+def _with_bar(enhanced: EnhancedClip, info: decoding.VideoInfo) -> Iterator[np.ndarray]:
     """Shows a progress bar that counts blocks, one per window."""
     total = enhanced.windows.count(info.frames) if info.frames else None
     interval = 0.1 if sys.stderr.isatty() else 10
     return iter(tqdm.tqdm(enhanced.blocks(), total=total, unit='window', mininterval=interval, dynamic_ncols=True))
 
 
-def _size(arguments: argparse.Namespace, info: video_io.VideoInfo, latent_spec: LatentSpec) -> tuple[int, int]:
+def _size(arguments: argparse.Namespace, info: decoding.VideoInfo, latent_spec: LatentSpec) -> tuple[int, int]:
     """Returns (height, width) of the output in pixels. Raises UsageError or ConfigError for an impossible one."""
     if arguments.size is not None:
         size = parse_size('--size', arguments.size)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fv_jax import api
 from fv_jax.core.command_line import Override, Parser, add_process_flags, path_flag, path_or_name_flag
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from fv_jax.sampling import metadata
 from fv_jax.weights.text_encoders import CHOICES
 
@@ -33,7 +33,7 @@ def add_batch_flags(parser: Parser) -> None:
 
 def add_file_flags(parser: Parser) -> None:
     help = 'x264 rate factor, lower is better (default: %(default)s)'
-    parser.add_argument('--crf', type=float, default=video_io.DEFAULT_CRF, help=help)
+    parser.add_argument('--crf', type=float, default=encoding.DEFAULT_CRF, help=help)
     add_overwrite_flag(parser)
 
 

@@ -6,7 +6,7 @@ import logging
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.output_paths import check_output_file
-from fv_jax.data.video import video_io
+from fv_jax.data.video import containers
 from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
 from fv_jax.sample.flags import SUFFIX, Command, Overrides, add_overwrite_flag, add_weights_flags
@@ -26,7 +26,7 @@ def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
     del overrides
     check_output_file(arguments.output, SUFFIX, arguments.overwrite)
     with error_context('', error=UsageError):
-        text = video_io.read_comment(arguments.video)
+        text = containers.read_comment(arguments.video)
     with error_context(f'{arguments.video}: ', error=UsageError):
         recorded = metadata.from_json(text)
         made = 'was enhanced from a clip, which it does not contain; run `sample clip` again'

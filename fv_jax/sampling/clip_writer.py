@@ -8,7 +8,7 @@ import numpy as np
 
 from fv_jax.core.files import atomic_write
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.video import video_io
+from fv_jax.data.video import audio, decoding, encoding
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def write_clip(
     output: StoragePath,
     blocks: Iterable[np.ndarray],
     source: StoragePath,
-    info: video_io.VideoInfo,
+    info: decoding.VideoInfo,
     *,
     crf: float,
     comment: str,
@@ -44,20 +44,20 @@ def write_clip(
                 count += 1
                 yield frame
 
-    fps = info.fps or video_io.DEFAULT_FPS
+    fps = info.fps or decoding.DEFAULT_FPS
     with atomic_write(output) as partial:
-        audio = info.has_audio and _can_hold_audio(partial, source, fps)
-        video_io.encode(partial, frames(), fps, crf=crf, comment=comment)
-        if audio:
-            video_io.copy_audio(source, partial)
+        has_audio = info.has_audio and _can_hold_audio(partial, source, fps)
+        encoding.encode(partial, frames(), fps, crf=crf, comment=comment)
+        if has_audio:
+            audio.copy_audio(source, partial)
     return count
 
 
 def _can_hold_audio(partial: pathlib.Path, source: StoragePath, fps: float) -> bool:
     """Returns whether an mp4 can hold the audio, by copying it to a video of one frame; logs a note if it cannot."""
-    video_io.encode(partial, np.zeros((1, 16, 16, 3), np.uint8), fps)
+    encoding.encode(partial, np.zeros((1, 16, 16, 3), np.uint8), fps)
     try:
-        return video_io.copy_audio(source, partial)
+        return audio.copy_audio(source, partial)
     except ValueError as error:
         log.info(f'note: {error}; the output will be silent')
         return False

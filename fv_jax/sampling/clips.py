@@ -8,7 +8,7 @@ import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.sampling.metadata import GenerationMetadata
 from fv_jax.sampling.windows import Windows
 
@@ -45,11 +45,11 @@ class EnhancedClip:
     metadata: Callable[[], GenerationMetadata]
 
 
-def open_clip(path: StoragePath, info: video_io.VideoInfo) -> Clip:
-    """Opens a video file. info: as `video_io.probe` returns it."""
+def open_clip(path: StoragePath, info: decoding.VideoInfo) -> Clip:
+    """Opens a video file. info: as `decoding.probe` returns it."""
 
     def frames() -> Iterator[np.ndarray]:
-        return (frame.pixels() for frame in video_io.iter_frames(path))
+        return (frame.pixels() for frame in decoding.iter_frames(path))
 
     return Clip(path.name, (info.height, info.width), info.fps or None, frames)
 

@@ -12,7 +12,7 @@ from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import to_dict
 from fv_jax.core.files import map_paths
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.video import video_io
+from fv_jax.data.video import containers
 from fv_jax.parallel import distributed
 from fv_jax.sampling import metadata
 from fv_jax.sampling.metadata import GenerationMetadata, WeightDigests
@@ -25,7 +25,7 @@ OVERWRITE = 'choose another folder or pass --overwrite'
 
 def read_mp4(path: StoragePath) -> GenerationMetadata:
     """Reads the metadata of an mp4. Raises ValueError if it has none, and for an enhanced clip."""
-    made = metadata.from_json(video_io.read_comment(path))
+    made = metadata.from_json(containers.read_comment(path))
     require(made.preview is not None, 'is an enhanced clip')
     return made
 

@@ -10,7 +10,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
-from fv_jax.data.video.video_io import DEFAULT_CRF
+from fv_jax.data.video.encoding import DEFAULT_CRF
 from fv_jax.models.layers import DtypeName
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.text.encoder import TextConfig

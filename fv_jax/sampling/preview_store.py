@@ -18,7 +18,7 @@ from fv_jax.core.checks import error_context, require
 from fv_jax.core.files import atomic_write, is_file, partial_of, remove_folder
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.video import contact_sheet, video_io
+from fv_jax.data.video import contact_sheet, containers, decoding
 from fv_jax.sampling import metadata
 from fv_jax.sampling.results import Preview, StoredPreview
 
@@ -78,7 +78,7 @@ def read_metadata(folder: StoragePath) -> metadata.GenerationMetadata:
     mp4 has no metadata.
     """
     stored = load(folder).metadata
-    shown = metadata.from_json(video_io.read_comment(folder / PREVIEW))
+    shown = metadata.from_json(containers.read_comment(folder / PREVIEW))
     return dataclasses.replace(stored, fps=shown.fps, crf=shown.crf)
 
 
@@ -118,11 +118,11 @@ def remove_from(parent: StoragePath, first: int) -> None:
 def write_sheet(path: StoragePath, folders: Sequence[StoragePath]) -> None:
     """Writes a contact sheet of stored previews atomically, from their mp4s, one at a time."""
     shrink = len(folders) > _MAX_LARGE_ROWS
-    rows = ((_caption(folder), video_io.decode(folder / PREVIEW).frames) for folder in folders)
+    rows = ((_caption(folder), decoding.decode(folder / PREVIEW).frames) for folder in folders)
     with atomic_write(path) as partial:
         contact_sheet.preview_sheet(rows, shrink=shrink).save(partial, format='PNG')
 
 
 def _caption(folder: StoragePath) -> str:
-    made = metadata.from_json(video_io.read_comment(folder / PREVIEW)).preview
+    made = metadata.from_json(containers.read_comment(folder / PREVIEW)).preview
     return f'{folder.name}: {made.prompt} (seed {made.seed})'

@@ -9,8 +9,8 @@ import numpy as np
 from fv_jax.core import files, paths
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.video import video_io
-from fv_jax.data.video.video_io import DEFAULT_CRF
+from fv_jax.data.video import encoding
+from fv_jax.data.video.encoding import DEFAULT_CRF
 from fv_jax.sampling.metadata import GenerationMetadata
 
 _NOTEBOOK_CRF = 23  # higher than of a saved mp4, as notebooks store what they show
@@ -40,10 +40,10 @@ class _Playable:
         require(files.folder_exists(parent), f'{path}: folder {path.parent} does not exist', FileNotFoundError)
         fps = self.metadata.fps if fps is None else float(fps)
         comment = dataclasses.replace(self.metadata, fps=fps, crf=float(crf)).to_json()
-        video_io.encode(path, self.frames, fps, crf=crf, comment=comment)
+        encoding.encode(path, self.frames, fps, crf=crf, comment=comment)
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(video_io.encode_bytes(self.frames, self.metadata.fps, crf=_NOTEBOOK_CRF)).decode()
+        data = base64.b64encode(encoding.encode_bytes(self.frames, self.metadata.fps, crf=_NOTEBOOK_CRF)).decode()
         width = max(self.frames.shape[2], _NOTEBOOK_WIDTH)
         return (
             f'<figure><video controls autoplay loop muted playsinline style="width: {width}px; max-width: 100%" '

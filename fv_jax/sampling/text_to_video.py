@@ -14,7 +14,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.sampling import clips, preview_store, programs
 from fv_jax.sampling.clip_enhancer import enhance_clip
 from fv_jax.sampling.clips import Clip, EnhancedClip
@@ -141,7 +141,7 @@ class Pipeline:
             path = files.resolve_path(source)
             require(path.exists(), f'{source}: does not exist', FileNotFoundError)
             if not path.is_dir():
-                return self._enhance_clip(clips.open_clip(path, video_io.probe(path)), seed, settings)
+                return self._enhance_clip(clips.open_clip(path, decoding.probe(path)), seed, settings)
             source = preview_store.load(path)
         if isinstance(source, np.ndarray):
             return self._enhance_clip(clips.clip_of_frames(source), seed, settings)

@@ -24,7 +24,7 @@ from fv_jax.core.config import build
 from fv_jax.data.degradation.degradations import Degradation, Degrade
 from fv_jax.data.loader import LoaderConfig, load_batches
 from fv_jax.data.transforms import Flip, compose, decode_video, keep_arrays, normalize_video
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from tests.benchmarks import plain_torch_data
 
 SIZES = {'270p': (256, 480), '1080p': (1072, 1920)}  # cut to multiples of 16, as they are trained on
@@ -91,7 +91,7 @@ def _write_videos(frames: int, size: tuple[int, int], seed: int) -> bytes:
     canvas = rng.integers(0, 255, (size[0] // 4 + 8, size[1] // 4 + frames + 8, 3), dtype=np.uint8)
     canvas = np.kron(canvas, np.ones((4, 4, 1), np.uint8))
     source_video = [canvas[4 : 4 + size[0], 4 + 2 * f : 4 + 2 * f + size[1]] for f in range(frames)]
-    return video_io.encode_bytes(source_video, 24, crf=20, preset='veryfast')
+    return encoding.encode_bytes(source_video, 24, crf=20, preset='veryfast')
 
 
 if __name__ == '__main__':

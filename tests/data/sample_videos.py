@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 
 
 def pattern(frames: int, height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
@@ -35,7 +35,7 @@ def frame_numbers(frames: np.ndarray) -> list[int]:
 
 def write_two_shots(path: Path, frames: int = 24, fps: float = 24) -> None:
     """Writes a video of two shots of `frames` frames each."""
-    video_io.encode(path, np.concatenate([pattern(frames, seed=1), 255 - pattern(frames, seed=2)]), fps)
+    encoding.encode(path, np.concatenate([pattern(frames, seed=1), 255 - pattern(frames, seed=2)]), fps)
 
 
 def write_with_audio(path: Path, seconds: float = 2.0, video: bool = True, codec: str = 'aac') -> None:
@@ -60,3 +60,7 @@ def write_with_audio(path: Path, seconds: float = 2.0, video: bool = True, codec
             for piece in resampler.resample(part):
                 out.mux(sound.encode(piece))
         out.mux(sound.encode())
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((a / 255.0 - b / 255.0) ** 2)))

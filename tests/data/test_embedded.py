@@ -7,7 +7,7 @@ from configs import prepare
 from fv_jax.data import embedded
 from fv_jax.data.shards import shard_files
 from fv_jax.data.shards.records import Record
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +40,7 @@ def test_embedded_heldout_shots_differ_from_training_shots(clips: dict) -> None:
 def test_embedded_clips_have_detail_and_motion_without_cuts(clips: dict) -> None:
     for split, step in (('train', 9), ('heldout', 1)):
         for record in clips[split][::step]:
-            frames = video_io.decode(record['video']).frames
+            frames = decoding.decode(record['video']).frames
             assert frames.shape == (record['frames'], 256, 480, 3)
             grey = frames.astype(np.float32).mean(axis=-1)
             assert 15 < grey.mean() < 230 and np.abs(np.diff(grey, axis=2)).mean() > 1

@@ -16,7 +16,7 @@ from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.transforms import to_float
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from fv_jax.models.vae import OFFICIAL
 from tests.data import sample_videos
 
@@ -164,7 +164,7 @@ def test_sources_in_folders_of_any_name(tmp_path, monkeypatch):
 def test_in_memory_source_equals_shards(tmp_path):
     source_video = sample_videos.pattern(9, 32, 48)
     with RecordWriter(tmp_path, 'clips') as writer:
-        writer.write({'video': video_io.encode_bytes(source_video, 24)})
+        writer.write({'video': encoding.encode_bytes(source_video, 24)})
         writer.write({'video': source_video[::-1].copy()})
     on_disk = dataclasses.replace(SMALL, train=str(tmp_path))
     for a, b in zip(first_batches(on_disk), first_batches(dataclasses.replace(on_disk, in_memory=True)), strict=True):

@@ -13,7 +13,7 @@ from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.shard_files import list_shards
 from fv_jax.data.shards.source import Shards
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding, encoding
 from tests.data import sample_videos
 
 
@@ -72,7 +72,7 @@ def test_image_folder_with_captions(tmp_path):
 def write(folder, count: int = 3) -> list[str]:
     with RecordWriter(folder, 'clips', shard_records=2) as writer:
         for i in range(count):
-            video = video_io.encode_bytes(sample_videos.pattern(9 + 8 * (i == 2), 32, 48, seed=i), 24)
+            video = encoding.encode_bytes(sample_videos.pattern(9 + 8 * (i == 2), 32, 48, seed=i), 24)
             writer.write({'video': video, 'frames': 9 + 8 * (i == 2), 'height': 32, 'width': 48})
     return list_shards(folder)
 
@@ -94,14 +94,14 @@ def test_shard_sizes_are_read_from_the_manifest_or_the_index_or_measured(tmp_pat
     assert sources.read_sizes(Shards(paths)).to_array().tolist() == [[5, 6, 7]] * 3
     (tmp_path / 'clips.json').unlink()
     assert sources.read_sizes(Shards(paths)).to_array().tolist() == expected
-    bare = [{'video': video_io.encode_bytes(sample_videos.pattern(9, 32, 48), 24)}, {'caption': 'no video'}]
+    bare = [{'video': encoding.encode_bytes(sample_videos.pattern(9, 32, 48), 24)}, {'caption': 'no video'}]
     assert sources.read_sizes(bare).to_array().tolist() == [[9, 32, 48], [0, 0, 0]]
 
 
 def test_stills_source_has_first_frames(tmp_path):
     shards = Shards(write(tmp_path))
     stills = sources.FirstFrames(shards)
-    first = video_io.decode(shards[2]['video']).frames[:1]
+    first = decoding.decode(shards[2]['video']).frames[:1]
     np.testing.assert_array_equal(stills[2]['video'], first)
     assert stills.sizes().to_array().tolist() == [[1, 32, 48]] * 3 and stills[2]['frames'] == 1
     assert stills.record_name(2) == f'{shards.paths[1]}, record 0'
@@ -110,7 +110,7 @@ def test_stills_source_has_first_frames(tmp_path):
 def test_pingpong_source_plays_forwards_and_backwards(tmp_path):
     shards = Shards(write(tmp_path))
     pingpong = sources.PingPong(shards)
-    forth = video_io.decode(shards[2]['video']).frames
+    forth = decoding.decode(shards[2]['video']).frames
     frames = pingpong[2]['video']
     assert len(frames) == pingpong[2]['frames'] == 3 * len(forth) - 2
     np.testing.assert_array_equal(frames[: len(forth)], forth)

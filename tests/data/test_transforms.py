@@ -3,7 +3,7 @@ import pytest
 
 from fv_jax.data import transforms
 from fv_jax.data.transforms import Crop, Flip, Latents, Resize, Window
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from tests.data import sample_videos
 
 
@@ -90,7 +90,7 @@ def test_to_float_round_trip() -> None:
 def test_transforms_from_video_to_arrays() -> None:
     source_video = sample_videos.pattern(12)
     record = {
-        'video': video_io.encode_bytes(source_video, 24, crf=4),
+        'video': encoding.encode_bytes(source_video, 24, crf=4),
         'caption': 'a pattern',
         'fps': 24.0,
         'text': np.ones((4, 8), np.float32),

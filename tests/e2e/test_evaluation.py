@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fv_jax import evaluate, train
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from tests import runs
 from tests.sampling import tiny
 
@@ -33,7 +33,7 @@ def write_video(path, height, width, frames=5):
     path.parent.mkdir(parents=True, exist_ok=True)
     y, x, f = np.ogrid[:height, :width, :frames]
     wave = 127 + 100 * np.sin(y / 3 + f) * np.cos(x / 4)
-    video_io.encode(path, np.repeat(np.moveaxis(wave, 2, 0)[..., None], 3, axis=-1).astype(np.uint8), 12)
+    encoding.encode(path, np.repeat(np.moveaxis(wave, 2, 0)[..., None], 3, axis=-1).astype(np.uint8), 12)
 
 
 def test_evaluate_a_run(uninterrupted, tmp_path, capsys):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fv_jax.data.video import video_io
+from fv_jax.data.video import containers, decoding
 from fv_jax.sampling import metadata
 from tests.sampling import tiny
 
@@ -105,7 +105,7 @@ def test_notebook_runs(tmp_path):
     captions = ['a dog (seed 5)', 'a cat (seed 6)', 'a cat (seed 6)', 'a cat (seed 6)']  # the last is the video
     assert [caption in html for caption, html in zip(captions, shown, strict=True)] == [True] * 4
     assert all('<video' in html and 'data:video/mp4' in html for html in shown)
-    made = metadata.from_json(video_io.read_comment(tmp_path / 'video.mp4'))
+    made = metadata.from_json(containers.read_comment(tmp_path / 'video.mp4'))
     assert (made.preview.prompt, made.preview.seed, made.enhance.seed) == ('a cat', 6, 6)
-    frames = video_io.decode(tmp_path / 'video.mp4').frames
+    frames = decoding.decode(tmp_path / 'video.mp4').frames
     assert frames.shape == (9, 64, 128, 3) and np.std(frames) > 1

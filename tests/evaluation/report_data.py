@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from fv_jax.evaluation.report_page import ClipMedia
 from fv_jax.evaluation.strips import strip
 
@@ -155,6 +155,6 @@ def write_media(folder: Path, names: tuple[str, ...], videos: dict[str, np.ndarr
         strip(videos).save(place / 'strip.png')
         files = {method: place / f'{method}.mp4' for method in videos}
         for method, path in files.items():
-            video_io.encode(path, videos[method], 12)
+            encoding.encode(path, videos[method], 12)
         media.append(ClipMedia(name, place / 'strip.png', files))
     return media

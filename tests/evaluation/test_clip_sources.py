@@ -8,7 +8,7 @@ from configs import degradations as published
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.config import build
 from fv_jax.data.degradation.configs import StrongConfig
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from fv_jax.evaluation import clip_sources
 from fv_jax.evaluation.clip_sources import Reading
 
@@ -28,7 +28,7 @@ def write_frames(folder, frames, names='{}.png'):
 
 def write_video(path, frames):
     path.parent.mkdir(parents=True, exist_ok=True)
-    video_io.encode(path, frames, 12)
+    encoding.encode(path, frames, 12)
 
 
 def test_pairs_of_frames_videos_and_images(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fv_jax.data.transforms import to_float
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.evaluation import comparison, full_reference, i3d, methods
 from fv_jax.evaluation.clip_sources import EvaluationClip
 from fv_jax.evaluation.comparison import Comparison
@@ -68,9 +68,9 @@ def test_values_statistics_and_files(tmp_path):
     assert truth['psnr'] is None and truth['contrast'] > 0
     assert json.loads((tmp_path / 'report.json').read_text()) == data
     for name in ('2_steps', 'bilinear', 'ground_truth'):
-        info = video_io.probe(tmp_path / 'clips' / 'b' / f'{name}.mp4')
+        info = decoding.probe(tmp_path / 'clips' / 'b' / f'{name}.mp4')
         assert (info.frames, info.height, info.width, info.fps) == (5, 32, 48, 12)
-    assert video_io.probe(tmp_path / 'clips' / 'b' / 'input.mp4').width == 12
+    assert decoding.probe(tmp_path / 'clips' / 'b' / 'input.mp4').width == 12
     assert '2 steps' in (tmp_path / 'report.md').read_text() and '<html' in (tmp_path / 'report.html').read_text()
     assert data['not_computed']['FVD'] == 'needs 64 clips or more; there are 3'
 

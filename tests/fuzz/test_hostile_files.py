@@ -19,7 +19,7 @@ from fv_jax.data.shards import records
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.shard_files import list_shards
 from fv_jax.data.shards.source import Shards
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.data.video.captions import Captions
 from fv_jax.parallel import distributed
 from fv_jax.training.run import bad_step_dumps
@@ -206,13 +206,13 @@ def test_playlist_cannot_open_other_files(tmp_path):
         for frame in sample_videos.pattern(12):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
         out.mux(stream.encode())
-    assert len(video_io.decode(tmp_path / 'secret.ts').frames) == 12
+    assert len(decoding.decode(tmp_path / 'secret.ts').frames) == 12
     hls = '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n'
     for text in (hls, 'ffconcat version 1.0\nfile secret.ts\n'):
         (tmp_path / 'video.mp4').write_text(text)
         for source in (tmp_path / 'video.mp4', text.encode()):
             with pytest.raises(ValueError, match='not a video that can be read'):
-                video_io.probe(source)
+                decoding.probe(source)
 
 
 def test_postscript_is_not_opened_as_an_image(tmp_path, monkeypatch):

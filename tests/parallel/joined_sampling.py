@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fv_jax import sample
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from fv_jax.sampling import preview_store
 from tests import runs
 from tests.parallel.joined import filter_gloo_log
@@ -75,5 +75,5 @@ def assert_same(joined: Path, one: Path) -> None:
         got, wanted = (preview_store.load(folder / str(i)) for folder in (joined, one))
         np.testing.assert_allclose(got.latents, wanted.latents, atol=1e-3)
         assert json.loads(got.metadata.to_json()) == json.loads(wanted.metadata.to_json())
-        frames, expected = (video_io.decode(folder / str(i) / 'video.mp4').frames for folder in (joined, one))
+        frames, expected = (decoding.decode(folder / str(i) / 'video.mp4').frames for folder in (joined, one))
         assert frames.shape == expected.shape and np.abs(frames.astype(int) - expected).mean() < 0.5

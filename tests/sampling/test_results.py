@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from fv_jax.data.video import contact_sheet, video_io
+from fv_jax.data.video import contact_sheet, containers, decoding, encoding
 from fv_jax.sampling import metadata, preview_store
 from fv_jax.sampling.metadata import EnhanceMetadata, GenerationMetadata, PreviewMetadata, WeightDigests, WeightsOrigin
 from fv_jax.sampling.results import Preview, Video
@@ -65,9 +65,9 @@ def test_invalid_metadata_is_refused(text, words):
 def test_saved_video_has_metadata(made, tmp_path):
     path = tmp_path / 'x.mp4'
     made.save(path, fps=12, crf=20)
-    info = video_io.probe(path)
+    info = decoding.probe(path)
     assert (info.height, info.width, info.fps, info.frames) == (*made.frames.shape[1:3], 12, 9)
-    assert metadata.from_json(video_io.read_comment(path)) == dataclasses.replace(made.metadata, fps=12.0, crf=20.0)
+    assert metadata.from_json(containers.read_comment(path)) == dataclasses.replace(made.metadata, fps=12.0, crf=20.0)
     assert [p.name for p in tmp_path.iterdir()] == ['x.mp4']
 
 
@@ -84,16 +84,16 @@ def test_save_refuses_invalid_paths(tmp_path):
 
 
 def test_metadata_of_any_length():
-    data = video_io.encode_bytes(sample_videos.pattern(2, 16, 16), 8, comment='x' * 50_000)
-    assert video_io.read_comment(data) == 'x' * 50_000
-    assert video_io.read_comment(video_io.encode_bytes(sample_videos.pattern(2, 16, 16), 8)) == ''
+    data = encoding.encode_bytes(sample_videos.pattern(2, 16, 16), 8, comment='x' * 50_000)
+    assert containers.read_comment(data) == 'x' * 50_000
+    assert containers.read_comment(encoding.encode_bytes(sample_videos.pattern(2, 16, 16), 8)) == ''
 
 
 @pytest.mark.parametrize('made', [preview(), video()], ids=['preview', 'video'])
 def test_results_are_shown_in_a_notebook(made):
     html = made._repr_html_()
     (data,) = re.findall(r'src="data:video/mp4;base64,([^"]+)"', html)
-    assert video_io.decode(base64.b64decode(data)).frames.shape == made.frames.shape
+    assert decoding.decode(base64.b64decode(data)).frames.shape == made.frames.shape
     assert '&lt;b&gt;שלום&lt;/b&gt; 🐞 &quot;quoted&quot; (seed 7)' in html and '<b>' not in html
     assert f'9 frames of {made.frames.shape[1]}x{made.frames.shape[2]}' in repr(made)
 
@@ -161,7 +161,7 @@ def test_contact_sheet_of_previews(tmp_path):
     sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
     zoom, row = 800 // (4 * 32), 22 + 16 * (800 // (4 * 32)) + 4
     assert sheet.shape == (2 * row, 4 * 32 * zoom + 3 * 4, 3)
-    frames = video_io.decode(folders[0] / 'preview.mp4').frames
+    frames = decoding.decode(folders[0] / 'preview.mp4').frames
     shown = sheet[22 : 22 + 16 * zoom : zoom, : 32 * zoom : zoom]
     np.testing.assert_array_equal(shown, frames[0])
     last = sheet[22 : 22 + 16 * zoom : zoom, 3 * (32 * zoom + 4) :: zoom]

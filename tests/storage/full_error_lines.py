@@ -5,7 +5,7 @@ import pytest
 from fv_jax import convert, degrade, evaluate, export, inspect, plan, sample
 from fv_jax.core import files
 from fv_jax.core.paths import as_path
-from fv_jax.data.video import video_io
+from fv_jax.data.video import encoding
 from tests.data import sample_videos
 from tests.sampling import tiny
 from tests.storage.faults import Fault
@@ -17,7 +17,7 @@ DENIED = 'permission denied; check the credentials'
 def local(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
     tiny.save_pipeline_and_vae(folder)
-    video_io.encode(folder / 'clip.mp4', sample_videos.pattern(9, 16, 16), 12)
+    encoding.encode(folder / 'clip.mp4', sample_videos.pattern(9, 16, 16), 12)
     return folder
 
 

@@ -10,7 +10,7 @@ import signal
 import numpy as np
 from safetensors.numpy import load
 
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 from tests import runs
 from tests.storage.pods import CLIPS, LIMIT_S, STEPS, Pod, await_object, losses, pod, train, upload_vae, upload_videos
 
@@ -49,7 +49,7 @@ def test_the_day_of_a_pod_user(gs_bucket, tmp_path):
     clip = '--checkpoint=BUCKET/runs/a', '--input=BUCKET/videos/0.mp4', '--scale=1'
     day.run('sample', 'clip', *clip, '--output=BUCKET/out/larger.mp4')
     (tmp_path / 'larger.mp4').write_bytes(bucket.read('out/larger.mp4'))
-    assert video_io.probe(tmp_path / 'larger.mp4').frames == 60
+    assert decoding.probe(tmp_path / 'larger.mp4').frames == 60
 
     day.run('evaluate', '--checkpoint=BUCKET/runs/a', '--num-clips=1', '--output=BUCKET/report')
     report = json.loads(bucket.read('report/report.json'))

@@ -10,7 +10,7 @@ from PIL import Image
 from fv_jax import FlashVideo, degrade, evaluate, export, inspect, plan, sample
 from fv_jax.core import files
 from fv_jax.core.paths import as_path
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding, encoding
 from fv_jax.data.video.captions import Captions
 from fv_jax.evaluation import clip_sources
 from tests.data import sample_videos
@@ -53,7 +53,7 @@ def write_pairs(folder) -> None:
     rng = np.random.default_rng(0)
     for name, size in (('GT', 32), ('LQ', 16), ('other', 32)):
         video = rng.integers(0, 255, (5, size, size, 3), np.uint8)
-        video_io.encode(folder / name / 'a.mp4', video, 12)
+        encoding.encode(folder / name / 'a.mp4', video, 12)
 
 
 def test_round_trip(root, weights, bucket, capfd):
@@ -66,7 +66,7 @@ def test_round_trip(root, weights, bucket, capfd):
     assert set(files.list_files(out)) == {*names, 'contact_sheet.png'}
     assert run(sample, 'enhance', out / '0', out / '1', *flags) == 0
     assert run(sample, 'reproduce', out / '1' / 'video.mp4', f'--output={root}/again.mp4', *flags) == 0
-    first, again = (video_io.decode(path).frames for path in (out / '1' / 'video.mp4', root / 'again.mp4'))
+    first, again = (decoding.decode(path).frames for path in (out / '1' / 'video.mp4', root / 'again.mp4'))
     np.testing.assert_array_equal(first, again)
     write_pairs(root / 'pairs')
     [stage2] = [path for path in weights.iterdir() if path.name.startswith('stage2')]
@@ -90,7 +90,7 @@ def test_python_api(root, weights):
     preview.save(f'{root}/preview.mp4')
     video = fv.enhance(f'{root}/preview.mp4')  # as a clip
     video.save(root / 'video.mp4')
-    assert video_io.decode(root / 'video.mp4').frames.shape == video.frames.shape
+    assert decoding.decode(root / 'video.mp4').frames.shape == video.frames.shape
     with pytest.raises(FileNotFoundError, match='bucket none-of-this-name does not exist'):
         FlashVideo.from_checkpoint(f'{str(root).partition("://")[0]}://none-of-this-name/run')
 
@@ -98,7 +98,7 @@ def test_python_api(root, weights):
 def test_a_folder_of_videos_is_copied_one_at_a_time(root, monkeypatch):
     rng = np.random.default_rng(0)
     for name in 'abc':
-        video_io.encode(root / 'videos' / f'{name}.mp4', rng.integers(0, 255, (5, 64, 64, 3), np.uint8), 12, crf=10)
+        encoding.encode(root / 'videos' / f'{name}.mp4', rng.integers(0, 255, (5, 64, 64, 3), np.uint8), 12, crf=10)
     files.write_bytes(root / 'videos' / 'frames' / '1.png', png(8))
     files.write_text(root / 'videos' / 'notes.txt', 'neither a video nor a folder')
     largest = max(info.size for info in files.list_files(root / 'videos').values())
@@ -117,7 +117,7 @@ def png(side: int) -> bytes:
 
 
 def test_degradations_plans_and_captions(root):
-    video_io.encode(root / 'clip.mp4', sample_videos.pattern(3, 64, 96), 12)
+    encoding.encode(root / 'clip.mp4', sample_videos.pattern(3, 64, 96), 12)
     size = '--frames=3', '--height=64', '--width=96', '--num-samples=1'
     assert run(degrade, f'--input={root}/clip.mp4', f'--output={root}/sheet.png', *size) == 0
     assert (root / 'sheet.png').read_bytes().startswith(b'\x89PNG')

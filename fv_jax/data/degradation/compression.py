@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import Colorspace
 
-from fv_jax.data.video.video_io import EXACT_UP, to_yuv
+from fv_jax.data.video.encoding import to_yuv
+from fv_jax.data.video.frame import EXACT_UP
 
 Codec = Literal['h264', 'mpeg4']
 CODECS: tuple[Codec, ...] = ('h264', 'mpeg4')

@@ -16,7 +16,7 @@ from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.records import Record, decode_record, first_line, record_size
 from fv_jax.data.shards.shard_files import ShardError, open_reader
 from fv_jax.data.shards.shard_set import LocalAccess, ShardAccess, open_sets
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 
 _MAX_OPEN = 4096  # readers of 20 kB each; fewer where the system allows fewer open files
 
@@ -140,7 +140,7 @@ def _measure(record: Record) -> tuple[int, int, int]:
     if (size := record_size(record)) is not None:
         return size
     try:
-        info = video_io.probe(record['video'])
+        info = decoding.probe(record['video'])
     except (KeyError, ValueError):
         return 0, 0, 0
     return info.frames, info.height, info.width

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards.records import Record
-from fv_jax.data.video import clips, video_io
+from fv_jax.data.video import clips, containers, decoding
 from fv_jax.data.video.captions import Captions
 from fv_jax.data.video.clips import ClipsConfig
 
@@ -66,12 +66,12 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[str, Record]]:
         captions = Captions(self._videos)
         for path in sorted(
-            p for p in self._videos.rglob('*') if p.suffix.lower() in video_io.VIDEO_SUFFIXES and p.is_file()
+            p for p in self._videos.rglob('*') if p.suffix.lower() in containers.VIDEO_SUFFIXES and p.is_file()
         ):
             name = path.relative_to(self._videos).as_posix()
             try:
                 caption = captions.find(path) or ''
-                planned = clips.scan_file(path, self._clips, video_io.probe(path))
+                planned = clips.scan_file(path, self._clips, decoding.probe(path))
                 for record in clips.extract_clips(path, planned, self._clips):
                     if record is not None:
                         yield f'{name}-{record["start_frame"]}', record | {'source': name, 'caption': caption}

@@ -18,7 +18,7 @@ from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.shards.records import Record
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding, encoding
 from fv_jax.data.video.shots import ShotDetector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
 
@@ -101,7 +101,7 @@ class ClipsConfig:
         check_range(self, 'margin', low=0)
         check_range(self, 'frames', 'height', 'width', 'min_shot_frames', 'shard_records', low=1)
         check_range(self, 'crf', low=0, high=51, hint='0 is lossless')
-        check_choice(self, 'preset', choices=video_io.PRESETS)
+        check_choice(self, 'preset', choices=encoding.PRESETS)
         for pair in self.ranges:
             wrong = f'ranges={pair}: must be (first, last) seconds with 0 <= first < last'
             require(0 <= pair[0] < pair[1], wrong, ConfigError)
@@ -123,7 +123,7 @@ class ClipSelection:
     clips: tuple[tuple[int, np.ndarray], ...]
 
 
-def check_size(info: video_io.VideoInfo, config: ClipsConfig) -> None:
+def check_size(info: decoding.VideoInfo, config: ClipsConfig) -> None:
     """Raises ValueError if a video of this size would have to be enlarged by more than max_upscale."""
     needed = max(config.height / info.height, config.width / info.width)
     if needed > config.max_upscale * (1 + 1e-6):
@@ -200,7 +200,7 @@ def extract_clips(
     size = config.height, config.width
     waiting = list(selection.clips)[::-1]
     frames: list[np.ndarray] = []
-    for index, frame in enumerate(video_io.iter_frames(path)):
+    for index, frame in enumerate(decoding.iter_frames(path)):
         if not waiting:
             return
         on_frame()
@@ -220,7 +220,7 @@ def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfi
     if config.drop_black and min(frame.mean() for frame in frames) < _BLACK:
         return None
     return {
-        'video': video_io.encode_bytes(frames, fps, config.crf, config.preset),
+        'video': encoding.encode_bytes(frames, fps, config.crf, config.preset),
         'fps': float(fps),
         'frames': len(frames),
         'height': config.height,
@@ -230,7 +230,7 @@ def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfi
 
 
 def scan_file(
-    path: StoragePath, config: ClipsConfig, info: video_io.VideoInfo, on_frame: Callable[[], None] = lambda: None
+    path: StoragePath, config: ClipsConfig, info: decoding.VideoInfo, on_frame: Callable[[], None] = lambda: None
 ) -> ClipSelection:
     """Scans a whole file and selects its clips.
 
@@ -245,4 +245,4 @@ def scan_file(
     """
     check_size(info, config)
     timeline = scan(path, info, config.detector, config.threshold, config.min_shot_frames, on_frame)
-    return select_clips(timeline, float(info.fps or video_io.DEFAULT_FPS), config)
+    return select_clips(timeline, float(info.fps or decoding.DEFAULT_FPS), config)

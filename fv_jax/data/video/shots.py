@@ -10,7 +10,7 @@ from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneD
 
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.video import video_io
+from fv_jax.data.video import decoding
 
 ShotDetector = Literal['adaptive', 'content', 'none']
 
@@ -33,7 +33,7 @@ class Timeline:
 
 def scan(
     path: str | StoragePath,
-    info: video_io.VideoInfo,
+    info: decoding.VideoInfo,
     detector: ShotDetector = 'adaptive',
     threshold: float | None = None,
     min_frames: int = 15,
@@ -43,7 +43,7 @@ def scan(
 
     Args:
       path: the file.
-      info: of `video_io.probe`.
+      info: of `decoding.probe`.
       detector: 'adaptive' compares a frame's change with those around it, which does not split fast pans; 'content' has
         one threshold for all; 'none' takes the file as one shot.
       threshold: of the detector; None is PySceneDetect's default.
@@ -55,9 +55,9 @@ def scan(
     """
     detect = _detector(detector, threshold, min_frames)
     size = _SCAN_HEIGHT, max(round(_SCAN_HEIGHT * info.width / info.height), 1)
-    rate = float(info.fps or video_io.DEFAULT_FPS)
+    rate = float(info.fps or decoding.DEFAULT_FPS)
     seconds, cuts = [], []
-    for index, frame in enumerate(video_io.iter_frames(path)):
+    for index, frame in enumerate(decoding.iter_frames(path)):
         seconds.append(frame.seconds)
         if detect is not None:
             bgr = np.ascontiguousarray(frame.pixels(size)[..., ::-1])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError
-from fv_jax.data.video import clips, shots, video_io
+from fv_jax.data.video import clips, decoding, encoding, shots
 from fv_jax.data.video.clips import ClipsConfig
 from fv_jax.data.video.shots import Timeline
 from tests.data import sample_videos
@@ -80,7 +80,7 @@ def test_clips_fps_drops_or_repeats_frames_by_timestamp() -> None:
 
 
 def test_clips_refuse_a_small_video() -> None:
-    info = video_io.VideoInfo(720, 1280, 24, 100, 0, False)
+    info = decoding.VideoInfo(720, 1280, 24, 100, 0, False)
     clips.check_size(info, ClipsConfig(height=256, width=480))
     with pytest.raises(ValueError, match=r'720x1280 is too small for clips of 1072x1920; .* allow max_upscale=1.5'):
         clips.check_size(info, ClipsConfig())
@@ -89,13 +89,13 @@ def test_clips_refuse_a_small_video() -> None:
 
 def run(path: Path, **config) -> list[dict | None]:
     config = ClipsConfig(**{**SMALL, **config})
-    plan = clips.scan_file(path, config, video_io.probe(path))
+    plan = clips.scan_file(path, config, decoding.probe(path))
     return list(clips.extract_clips(path, plan, config))
 
 
 def test_clips_do_not_cross_shot_boundaries(tmp_path: Path) -> None:
     sample_videos.write_two_shots(tmp_path / 'a.mp4')
-    info = video_io.probe(tmp_path / 'a.mp4')
+    info = decoding.probe(tmp_path / 'a.mp4')
     for detector in ('adaptive', 'content'):
         assert shots.scan(tmp_path / 'a.mp4', info, detector).shots == ((0, 24), (24, 48))
     seen = []
@@ -105,13 +105,13 @@ def test_clips_do_not_cross_shot_boundaries(tmp_path: Path) -> None:
 
 
 def test_clip_records_have_the_selected_frames(tmp_path: Path) -> None:
-    video_io.encode(tmp_path / 'a.mp4', sample_videos.numbered_frames(30, 64, 96), 24, crf=4)
+    encoding.encode(tmp_path / 'a.mp4', sample_videos.numbered_frames(30, 64, 96), 24, crf=4)
     records = run(tmp_path / 'a.mp4', detector='none', fps=12.0)
     (record,) = records
     assert (record['frames'], record['height'], record['width'], record['fps']) == (9, 32, 48, 12.0)
-    assert sample_videos.frame_numbers(video_io.decode(record['video']).frames) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert sample_videos.frame_numbers(decoding.decode(record['video']).frames) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
     doubled = run(tmp_path / 'a.mp4', detector='none', fps=48.0)
-    numbers = [sample_videos.frame_numbers(video_io.decode(r['video']).frames) for r in doubled]
+    numbers = [sample_videos.frame_numbers(decoding.decode(r['video']).frames) for r in doubled]
     assert len(doubled) == 6 and [r['start_frame'] for r in doubled] == [0, 9, 18, 27, 36, 45]
     np.testing.assert_allclose(np.concatenate(numbers), np.arange(54) / 2, atol=0.5)
 
@@ -119,16 +119,16 @@ def test_clip_records_have_the_selected_frames(tmp_path: Path) -> None:
 def test_clips_are_centre_cropped_to_the_aspect_ratio(tmp_path: Path) -> None:
     wide = np.zeros((9, 32, 96, 3), np.uint8)
     wide[:, :, 24:72] = sample_videos.pattern(9, 32, 48)
-    video_io.encode(tmp_path / 'a.mp4', wide, 24, crf=4)
+    encoding.encode(tmp_path / 'a.mp4', wide, 24, crf=4)
     (record,) = run(tmp_path / 'a.mp4', detector='none')
-    frames = video_io.decode(record['video']).frames.astype(int)
+    frames = decoding.decode(record['video']).frames.astype(int)
     assert np.abs(frames - wide[:, :, 24:72]).mean() < 4
 
 
 def test_black_clips_are_dropped_and_reported(tmp_path: Path) -> None:
     video = sample_videos.pattern(27)
     video[9:14] = 0
-    video_io.encode(tmp_path / 'a.mp4', video, 24)
+    encoding.encode(tmp_path / 'a.mp4', video, 24)
     records = run(tmp_path / 'a.mp4', detector='none')
     assert [record is None for record in records] == [False, True, False]
     assert None not in run(tmp_path / 'a.mp4', detector='none', drop_black=False)

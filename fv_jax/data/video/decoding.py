@@ -1,0 +1,132 @@
+"""Decodes video files and bytes to uint8 FHWC arrays, with PyAV.
+
+All functions raise ValueError with one line that starts with the name of the file: not a video, no video stream,
+damaged at frame n.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from fv_jax.core.checks import require
+from fv_jax.data.video.containers import DataSource, format_reason, mean_rate, open_container, source_name
+from fv_jax.data.video.frame import Frame
+
+# For a file that states no rate.
+DEFAULT_FPS = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """Properties of a file's first video stream, read without decoding all of it.
+
+    Attributes:
+      height, width: pixels as shown, after the stored rotation.
+      fps: mean frames per second.
+      frames: as the container states or as duration times fps; 0 if neither is known. An estimate.
+      rotation: degrees counter-clockwise that a decoded frame is rotated by to be shown: 0, 90, 180 or 270.
+      has_audio: whether there is an audio stream.
+    """
+
+    height: int
+    width: int
+    fps: Fraction
+    frames: int
+    rotation: int
+    has_audio: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A decoded video.
+
+    Attributes:
+      frames: uint8 FHWC (RGB).
+      fps: frames per second.
+    """
+
+    frames: np.ndarray
+    fps: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the frames in pixels."""
+        return self.frames.shape[1], self.frames.shape[2]
+
+
+def probe(source: DataSource) -> VideoInfo:
+    """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError."""
+    with open_container(source) as (container, stream):
+        fps = mean_rate(stream)
+        seconds = Fraction(0)
+        if stream.duration is not None:
+            seconds = stream.duration * stream.time_base
+        elif container.duration is not None:
+            seconds = Fraction(container.duration, av.time_base)
+        frames = stream.frames or round(seconds * fps)
+        has_audio = bool(container.streams.audio)
+        first = next(_decode_frames(source_name(source), container, stream), None)
+        require(first is not None, f'{source_name(source)}: holds no frames')
+        rotation = int(first.rotation) % 360
+        height, width = (first.width, first.height) if rotation in (90, 270) else (first.height, first.width)
+    return VideoInfo(height, width, fps, frames, rotation, has_audio)
+
+
+def _decode_frames(
+    name: str, container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    stream.thread_type = 'AUTO'
+    count = 0
+    try:
+        for frame in container.decode(stream):
+            # The decoder conceals missing data with grey or smeared frames.
+            require(not frame.is_corrupt, f'{name}: damaged at frame {count}')
+            yield frame
+            count += 1
+    except av.FFmpegError as error:
+        raise ValueError(f'{name}: damaged at frame {count} ({format_reason(error)})') from None
+
+
+def iter_frames(source: DataSource) -> Iterator[Frame]:
+    """Yields the frames of a path or of bytes one at a time, without holding the file or earlier frames in memory.
+
+    Times are timestamps, from 0 on; a frame without one follows at the mean rate. Raises ValueError at corruption; of
+    a few corrupted bytes the decoder notices only a part.
+    """
+    with open_container(source) as (container, stream):
+        period = 1 / float(mean_rate(stream) or DEFAULT_FPS)
+        start, seconds = None, -period
+        for frame in _decode_frames(source_name(source), container, stream):
+            time = frame.time
+            start = time if start is None else start
+            seconds = seconds + period if time is None else time - start
+            yield Frame(seconds, frame)
+
+
+def decode(source: DataSource, max_frames: int | None = None) -> Video:
+    """Decodes a path or bytes into memory.
+
+    Args:
+      source: path or bytes.
+      max_frames: stops after so many.
+
+    Raises:
+      ValueError: the video cannot be decoded, or the size of its frames changes.
+    """
+    frames = []
+    for frame in (f.pixels() for f in iter_frames(source)):
+        if frames and frame.shape != frames[0].shape:
+            raise ValueError(
+                f'{source_name(source)}: frame {len(frames)} is {frame.shape[0]}x{frame.shape[1]}, '
+                f'the ones before {frames[0].shape[0]}x{frames[0].shape[1]}; re-encode it at one size'
+            )
+        frames.append(frame)
+        if max_frames is not None and len(frames) >= max_frames:
+            break
+    require(frames, f'{source_name(source)}: holds no frames')
+    with open_container(source) as (_, stream):
+        fps = float(mean_rate(stream) or DEFAULT_FPS)
+    return Video(np.stack(frames), fps)
