@@ -16,19 +16,17 @@ Several are joined by '+' into one source, whose records are equally likely. Wit
 Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
 
-import io
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from fv_jax.core.checks import error_context, require
+from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.paths import StoragePath
-from fv_jax.data import embedded
+from fv_jax.data import embedded, images
+from fv_jax.data.images import IMAGE_SUFFIXES
 from fv_jax.data.loader import DataSource
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shard_order import ShardLayout
@@ -40,8 +38,6 @@ from fv_jax.data.video import decoding
 from fv_jax.data.video.captions import Captions
 
 EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'pingpong', 'images', 'tfds'
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
-FORMATS = ('PNG', 'JPEG', 'WEBP')
 _OUTSIDE_QUOTES = r'(?=(?:[^"]*"[^"]*")*[^"]*$)'  # whole pairs of quotes follow
 
 
@@ -236,7 +232,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Record:
         path = self._files[index]
-        frame = read_image(path)
+        frame = images.read_image(path)
         record = {'video': frame[None], 'fps': 1.0, 'frames': 1, 'height': frame.shape[0], 'width': frame.shape[1]}
         caption = self._captions.find(path)
         return record | {'source': path.name} | ({} if caption is None else {'caption': caption})
@@ -245,28 +241,14 @@ class ImageFolder:
         return str(self._files[index])
 
     def sizes(self) -> RecordSizes:
-        """Reads (1, height, width) of all images from their headers; zeros where they cannot be read."""
+        """Reads (1, height, width) as shown of all images from their headers; zeros where they cannot be read."""
         return RecordSizes.from_array(np.array([(1, *self._size(path)) for path in self._files]))
 
     def _size(self, path: Path) -> tuple[int, int]:
-        """Reads (height, width) from the file's header; zeros where it cannot be read."""
         try:
-            with _open(path) as image:
-                return image.size[::-1]
-        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+            return images.read_size(path)
+        except ValueError:  # which reading the record raises again
             return 0, 0
-
-
-def read_image(path: StoragePath) -> np.ndarray:
-    """Reads an image of IMAGE_SUFFIXES as uint8 (H, W, 3). Raises ValueError for a file that is none."""
-    unreadable = OSError, SyntaxError, Image.DecompressionBombError
-    with error_context(f'{path}: not an image that can be read: ', unreadable):
-        return np.asarray(_open(io.BytesIO(path.read_bytes())).convert('RGB'))
-
-
-def _open(file: Path | io.BytesIO) -> Image.Image:
-    """Opens an image of IMAGE_SUFFIXES, whatever its suffix; readers of other formats run other programs."""
-    return Image.open(file, formats=FORMATS)
 
 
 def open_embedded_shards(*, heldout: bool) -> Shards:

@@ -26,8 +26,8 @@ from fv_jax.data import pipeline
 from fv_jax.data.config import DataConfig
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
+from fv_jax.data.images import IMAGE_SUFFIXES, read_image
 from fv_jax.data.numpy_resize import resize_bilinear
-from fv_jax.data.sources import IMAGE_SUFFIXES, read_image
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.data.video import decoding
 from fv_jax.data.video.containers import VIDEO_SUFFIXES
