@@ -1,8 +1,9 @@
 """Shot detection with PySceneDetect on small decoded frames, and the timestamps of frames."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ ShotDetector = Literal['adaptive', 'content', 'none']
 
 # Height of the frames for detection: enough to find shots, and cheap.
 _SCAN_HEIGHT = 144
+_RATE = 25.0  # of PySceneDetect's times; shots are counted in frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,21 +55,41 @@ def scan(
     Raises:
       ValueError: the file is corrupted at a frame, or has no frames.
     """
-    detect = _detector(detector, threshold, min_frames)
     size = _SCAN_HEIGHT, max(round(_SCAN_HEIGHT * info.width / info.height), 1)
-    rate = float(info.fps or decoding.DEFAULT_FPS)
-    seconds, cuts = [], []
-    for index, frame in enumerate(decoding.iter_frames(path)):
-        seconds.append(frame.seconds)
+    seconds = []
+
+    def read_frames() -> Iterator[Callable[[], np.ndarray]]:
+        for frame in decoding.iter_frames(path):
+            seconds.append(frame.seconds)
+            yield functools.partial(frame.pixels, size)
+            on_frame()
+
+    shots = find_shots(read_frames(), detector, threshold, min_frames)
+    require(shots, f'{path}: holds no frames')
+    return Timeline(np.maximum.accumulate(seconds), shots)
+
+
+def find_shots(
+    frames: Iterable[Callable[[], np.ndarray]],
+    detector: ShotDetector = 'adaptive',
+    threshold: float | None = None,
+    min_frames: int = 15,
+) -> tuple[tuple[int, int], ...]:
+    """Finds the shots of a video, as `Timeline` has them; none of one without frames.
+
+    Args:
+      frames: return the frames, uint8 RGB, small and of one size; read lazily.
+      detector, threshold, min_frames: as in `scan`.
+    """
+    detect, count, cuts = _detector(detector, threshold, min_frames), 0, set()
+    for count, pixels in enumerate(frames, start=1):
         if detect is not None:
-            bgr = np.ascontiguousarray(frame.pixels(size)[..., ::-1])
-            cuts += detect.process_frame(FrameTimecode(index, rate), bgr)
-        on_frame()
-    require(seconds, f'{path}: holds no frames')
-    if detect is not None:
-        cuts += detect.post_process(FrameTimecode(len(seconds) - 1, rate))
-    bounds = [0, *sorted({cut.frame_num for cut in cuts} - {0}), len(seconds)]
-    return Timeline(np.maximum.accumulate(seconds), tuple(itertools.pairwise(bounds)))
+            bgr = np.ascontiguousarray(pixels()[..., ::-1])
+            cuts |= {cut.frame_num for cut in detect.process_frame(FrameTimecode(count - 1, _RATE), bgr)}
+    if detect is not None and count:
+        cuts |= {cut.frame_num for cut in detect.post_process(FrameTimecode(count - 1, _RATE))}
+    bounds = [0, *sorted(cuts - {0}), count]
+    return tuple(itertools.pairwise(bounds)) if count else ()
 
 
 def _detector(name: ShotDetector, threshold: float | None, min_frames: int) -> SceneDetector | None:
