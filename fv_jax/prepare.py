@@ -14,11 +14,14 @@ Any field of the config can be set: `--config.frames=33`. A video that cannot be
 
 Input and output may be in object storage (gs://, s3://): one video at a time is copied to the cache folder.
 
-Exit codes: 0 success; 3 written, but some files were skipped; 2 wrong usage, or nothing was written; 1 I/O or device
-error; 130, 143 interrupted. Shards appear only when all are complete.
+What of a video is damaged costs the clips that it touches.
+
+Exit codes: 0 success; 3 written, but some files were skipped or used in part; 2 wrong usage, or nothing was written;
+1 I/O or device error; 130, 143 interrupted. Shards appear only when all are complete.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -34,12 +37,13 @@ import tqdm
 from fv_jax import weights
 from fv_jax.core import config as config_lib
 from fv_jax.core import files
-from fv_jax.core.checks import error_context, require
+from fv_jax.core.checks import error_context, one_line, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.read_errors import read_errors
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.records import Record
 from fv_jax.data.transforms import to_float
@@ -54,8 +58,10 @@ from fv_jax.weights.text_encoders import open_text_encoder
 
 log = logging.getLogger('fv_jax.prepare')
 
-CODES = 'Exit codes: 0 success, 3 some files were skipped, 2 wrong usage or nothing written, 1 I/O or device error.'
-SKIPPED = 3  # exit code
+CODES = (
+    'Exit codes: 0 success, 3 some files skipped or damaged, 2 wrong usage or nothing written, 1 I/O or device error.'
+)
+SKIPPED = 3  # exit code: files were skipped, or used in part
 NOTHING_WRITTEN = 'nothing was written'
 
 
@@ -88,13 +94,20 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
 
 @dataclasses.dataclass
 class _Tally:
-    """Counts for the summary. skipped: file -> reason. truncated: file -> what the text encoder cut off its caption."""
+    """Counts for the summary.
+
+    Attributes:
+      skipped: file -> why it gives no clips.
+      damaged: file of clips -> where it is damaged, and what is not used of it.
+      truncated: file -> what the text encoder cut off its caption.
+    """
 
     captioned_files: int = 0
     files_used: int = 0
     captioned_clips: int = 0
     black_clips: int = 0
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
     truncated: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -152,15 +165,21 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         for video, text in texts.items():
             name = video.relative_to(root).as_posix()
             progress.start(sizes[video], name)
-            with open_copy(video) as path:
-                _prepare_file(path, name, _Caption(text, encoder), latents, config, writer, tally, progress)
+            with contextlib.ExitStack() as stack:
+                try:
+                    path = stack.enter_context(open_copy(video))
+                except (FileNotFoundError, PermissionError) as error:
+                    tally.skipped[name] = one_line(error)
+                else:
+                    _prepare_file(path, name, _Caption(text, encoder), latents, config, writer, tally, progress)
         if writer.records == 0:
-            raise UsageError(_nothing(len(sizes), tally, config))
+            raise UsageError(_nothing(len(sizes), tally))
         writer.summary = {
             'files': tally.files_used,
             'captioned_clips': tally.captioned_clips,
             'black_clips': tally.black_clips,
             'skipped': tally.skipped,
+            'damaged': tally.damaged,
             'config': config_lib.to_dict(config),
         }
         if latents is not None:
@@ -168,7 +187,7 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         if encoder is not None:
             writer.summary['text'] = dataclasses.asdict(encoder.fingerprint) | {'truncated': tally.truncated}
     log.info(_summary(arguments.output, writer, tally, config))
-    return SKIPPED if tally.skipped else 0
+    return SKIPPED if tally.skipped or tally.damaged else 0
 
 
 def _read_captions(videos: Sequence[StoragePath], root: StoragePath, tally: _Tally) -> dict[StoragePath, str | None]:
@@ -238,11 +257,12 @@ def _prepare_file(
     """Writes the clips of one video, or records why there are none."""
     before = writer.records
     try:
-        info = decoding.probe(path)
+        with read_errors(path):
+            info = decoding.probe(path, cut_off=True)
         progress.expect(2 * info.frames)
-        planned = clips.scan_file(path, config, info, progress.frame)
+        selection = clips.scan_file(path, config, info, progress.frame)
         fields = caption.fields()
-        for record in clips.extract_clips(path, planned, config, progress.frame):
+        for record in clips.extract_clips(path, selection, config, progress.frame):
             if record is None:
                 tally.black_clips += 1
                 continue
@@ -250,6 +270,9 @@ def _prepare_file(
             record = record | {'source': name} | fields
             writer.write(latents.encode(record, writer.records) if latents else record)
             progress.clips = writer.records
+        black = f'all of its {len(selection.clips)} clip(s) have black frames'
+        damage = selection.damage and f'; {selection.damage}'
+        require(writer.records > before, (selection.none or black) + damage)
     except ValueError as error:
         kept = writer.records - before
         reason = str(error).removeprefix(f'{path}: ')
@@ -257,19 +280,18 @@ def _prepare_file(
     else:
         tally.files_used += 1
         tally.captioned_files += caption.text is not None
+        if selection.damage:
+            tally.damaged[name] = selection.damage
         if lost := caption.truncation():
             tally.truncated[name] = lost
     finally:
         progress.finish()
 
 
-def _nothing(count: int, tally: _Tally, config: clips.ClipsConfig) -> str:
-    if tally.skipped:
-        reasons = '; '.join(f'{name}: {reason}' for name, reason in list(tally.skipped.items())[:3])
-        more = f' and {len(tally.skipped) - 3} more' if len(tally.skipped) > 3 else ''
-        return f'nothing written: {len(tally.skipped)} of {count} files skipped ({reasons}{more})'
-    black = f' and {tally.black_clips} clips were black' if tally.black_clips else ''
-    return f'nothing written: no shot in {count} file(s) has {config.frames} frames{black}'
+def _nothing(count: int, tally: _Tally) -> str:
+    reasons = '; '.join(f'{name}: {reason}' for name, reason in list(tally.skipped.items())[:3])
+    more = f' and {len(tally.skipped) - 3} more' if len(tally.skipped) > 3 else ''
+    return f'nothing written: {len(tally.skipped)} of {count} files skipped ({reasons}{more})'
 
 
 def _summary(output: StoragePath, writer: RecordWriter, tally: _Tally, config: clips.ClipsConfig) -> str:
@@ -289,6 +311,9 @@ def _summary(output: StoragePath, writer: RecordWriter, tally: _Tally, config: c
     if tally.skipped:
         lines.append(f'skipped: {len(tally.skipped)} file(s)')
         lines += [f'  {name}: {reason}' for name, reason in tally.skipped.items()]
+    if tally.damaged:
+        lines.append(f'used in part: {len(tally.damaged)} damaged file(s)')
+        lines += [f'  {name}: {damage}' for name, damage in tally.damaged.items()]
     return '\n'.join(lines)
 
 

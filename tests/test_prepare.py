@@ -152,7 +152,7 @@ def test_prepare_input_errors_are_one_line(folder: Path, tmp_path: Path, capsys:
     assert 'captions.json: not JSON' in capsys.readouterr().err
     (tmp_path / 'in' / 'captions.json').unlink()
     assert run(tmp_path / 'in', tmp_path / 'out', '--config.frames=49') == exit_codes.USAGE
-    assert 'nothing written: no shot in 1 file(s) has 49 frames' in capsys.readouterr().err
+    assert '(a.mp4: too short: 48 frame(s), and a clip has 49)' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 

@@ -117,11 +117,14 @@ def fuzz_videos(folder: Path, count: int, seed: int) -> str:
         code = prepare.main([f'--input={source}', f'--output={output}', *flags])
     faulthandler.cancel_dump_traceback_later()
     index = json.loads((output / 'clips.json').read_text())
-    assert code == (prepare.SKIPPED if index['skipped'] else 0), code
+    assert code == (prepare.SKIPPED if index['skipped'] or index['damaged'] else 0), code
     assert index['files'] + len(index['skipped']) == count + 1 and 'good.mp4' not in index['skipped']
     assert all(reason for reason in index['skipped'].values())
-    used = index['files'] - 1
-    return f'{count} damaged videos: {len(index["skipped"])} skipped and named, {used} used, with no visible damage'
+    parts, used = len(index['damaged']), index['files'] - 1 - len(index['damaged'])
+    return (
+        f'{count} damaged videos: {len(index["skipped"])} skipped and named, {parts} used in part and named, '
+        f'{used} used, with no visible damage'
+    )
 
 
 if __name__ == '__main__':

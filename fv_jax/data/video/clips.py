@@ -7,7 +7,7 @@ an fps every source frame is an output frame.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from fv_jax.core.paths import PathTextOrEmpty, StoragePath
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
+from fv_jax.data.read_errors import read_errors
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import decoding, encoding
+from fv_jax.data.video.containers import DamagedError
 from fv_jax.data.video.shots import ShotDetector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
 
@@ -117,10 +119,14 @@ class ClipSelection:
     Attributes:
       fps: of the clips.
       clips: for each clip its first output frame, and its source frames in order, with repetitions.
+      none: why there are no clips; '' if there are.
+      damage: where the file is damaged and from which seconds nothing is taken; '' if it is not.
     """
 
     fps: float
     clips: tuple[tuple[int, np.ndarray], ...]
+    none: str = ''
+    damage: str = ''
 
 
 def check_size(info: decoding.VideoInfo, config: ClipsConfig) -> None:
@@ -147,14 +153,24 @@ def select_clips(timeline: Timeline, fps: float, config: ClipsConfig) -> ClipSel
         count = int(np.floor((timeline.seconds[-1] + 1e-6) * fps)) + 1
         source = _nearest(timeline.seconds, np.arange(count) / fps)
     clips = []
-    for first, last in _allowed(timeline, source, fps, config):
+    allowed = list(_allowed(timeline, source, fps, config))
+    for first, last in allowed:
         starts = np.arange(first, last - config.frames + 1, config.frames)
         if config.clips_per_shot is not None and len(starts) > config.clips_per_shot:
             space = (last - first) / config.clips_per_shot
             middles = first + (np.arange(config.clips_per_shot) + 0.5) * space
             starts = np.round(middles - config.frames / 2).astype(int)
         clips += [(int(j), source[j : j + config.frames]) for j in starts]
-    return ClipSelection(fps, tuple(clips))
+    return ClipSelection(fps, tuple(clips), '' if clips else _lack(len(source), allowed, config))
+
+
+def _lack(frames: int, allowed: Sequence[tuple[int, int]], config: ClipsConfig) -> str:
+    """Describes why a video of so many output frames has no clip."""
+    if frames < config.frames:
+        return f'too short: {frames} frame(s), and a clip has {config.frames}'
+    longest = max((last - first for first, last in allowed), default=0)
+    where = ' within the ranges' if config.ranges else ''
+    return f'no shot is long enough: the longest has {longest} frame(s){where}, and a clip has {config.frames}'
 
 
 def _nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -200,20 +216,22 @@ def extract_clips(
     size = config.height, config.width
     waiting = list(selection.clips)[::-1]
     frames: list[np.ndarray] = []
-    for index, frame in enumerate(decoding.iter_frames(path)):
-        if not waiting:
-            return
-        on_frame()
-        # A frame can be in two clips: where frames are repeated, the last of one clip and the first of the next.
-        while waiting and (repeats := int(np.count_nonzero(waiting[-1][1] == index))):
-            scaled = resize_uint8(crop_to_aspect(frame.pixels()[None], size), size)[0]
-            frames += [scaled] * repeats
-            if len(frames) < config.frames:
-                break
-            start, _ = waiting.pop()
-            yield _record(frames, start, selection.fps, config)
-            frames = []
-    require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')
+    on_damage = (lambda reason: None) if selection.damage else None
+    with read_errors(path):
+        for index, frame in enumerate(decoding.iter_frames(path, on_damage)):
+            if not waiting:
+                return
+            on_frame()
+            # A frame can be in two clips: where frames are repeated, the last of one and the first of the next.
+            while waiting and (repeats := int(np.count_nonzero(waiting[-1][1] == index))):
+                scaled = resize_uint8(crop_to_aspect(frame.pixels()[None], size), size)[0]
+                frames += [scaled] * repeats
+                if len(frames) < config.frames:
+                    break
+                start, _ = waiting.pop()
+                yield _record(frames, start, selection.fps, config)
+                frames = []
+        require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')
 
 
 def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfig) -> Record | None:
@@ -232,17 +250,32 @@ def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfi
 def scan_file(
     path: StoragePath, config: ClipsConfig, info: decoding.VideoInfo, on_frame: Callable[[], None] = lambda: None
 ) -> ClipSelection:
-    """Scans a whole file and selects its clips.
+    """Scans a whole file and selects its clips: of a damaged one those that the damage does not touch.
 
     Args:
       path: the file.
       config: of the clips.
-      info: of the file.
+      info: of the file, which may be cut off.
       on_frame: called once per frame, for a progress bar.
 
     Raises:
       ValueError: the file cannot be used.
     """
-    check_size(info, config)
-    timeline = scan(path, info, config.detector, config.threshold, config.min_shot_frames, on_frame)
-    return select_clips(timeline, float(info.fps or decoding.DEFAULT_FPS), config)
+    fps, damage = float(info.fps or decoding.DEFAULT_FPS), ''
+    detection = config.detector, config.threshold, config.min_shot_frames, on_frame
+    with read_errors(path):
+        check_size(info, config)
+        try:
+            timeline = scan(path, info, *detection)
+        except DamagedError as error:
+            timeline = scan(path, info, *detection, damaged=True)
+            damage = str(error).removeprefix(f'{path}: ') + _describe_gaps(timeline)
+    return dataclasses.replace(select_clips(timeline, fps, config), damage=damage)
+
+
+def _describe_gaps(timeline: Timeline) -> str:
+    ends = [
+        f'from {first:.2f} s to {"the end" if last == np.inf else f"{last:.2f} s"}' for first, last in timeline.damage
+    ]
+    more = f' and {len(ends) - 5} more' if len(ends) > 5 else ''
+    return f'; nothing is taken {", ".join(ends[:5])}{more}' if ends else ''

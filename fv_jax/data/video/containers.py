@@ -17,6 +17,11 @@ from fv_jax.core.paths import StoragePath, as_path
 
 DataSource = str | StoragePath | bytes
 
+
+class DamagedError(ValueError):
+    """Raised where a file is cut off or damaged; the frames before, and some after, can be used."""
+
+
 # Of the files that commands look for in a folder.
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 # The formats that are read, whatever the suffix of a file. Playlists are not: they make FFmpeg open other files and
@@ -34,9 +39,12 @@ def format_reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def open_container(
-    source: DataSource, *, only_header: bool = False
+    source: DataSource, *, only_header: bool = False, cut_off: bool = False
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Opens a video and its first video stream. A remote file is copied first, unless `only_header`."""
+    """Opens a video and its first video stream. A remote file is copied first, unless `only_header`.
+
+    Raises DamagedError for a file that was cut off, unless `cut_off` allows it.
+    """
     name = source_name(source)
     with contextlib.ExitStack() as stack:
         if isinstance(source, bytes):
@@ -61,15 +69,16 @@ def open_container(
         streams = [s for s in container.streams.video if not s.disposition & cover]
         require(streams, f'{name}: has no video stream')
         require(streams[0].codec_context is not None, f'{name}: no decoder for its video format')
-        _check_complete(name, streams[0], length)
+        if not cut_off:
+            _check_complete(name, streams[0], length)
         yield container, streams[0]
 
 
 def _check_complete(name: str, stream: av.VideoStream, length: int) -> None:
-    """Raises ValueError for a truncated file, which ends without an error, by comparing it with its index."""
+    """Raises DamagedError for a truncated file, which ends without an error, by comparing it with its index."""
     for index, entry in enumerate(stream.index_entries):
         if entry.pos + entry.size > length:
-            raise ValueError(f'{name}: damaged at frame {index} (the file is cut off at byte {length})')
+            raise DamagedError(f'{name}: damaged at frame {index} (the file is cut off at byte {length})')
 
 
 def mean_rate(stream: av.VideoStream) -> Fraction:

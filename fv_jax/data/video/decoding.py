@@ -5,14 +5,21 @@ damaged at frame n.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import av
 import numpy as np
 
 from fv_jax.core.checks import require
-from fv_jax.data.video.containers import DataSource, format_reason, mean_rate, open_container, source_name
+from fv_jax.data.video.containers import (
+    DamagedError,
+    DataSource,
+    format_reason,
+    mean_rate,
+    open_container,
+    source_name,
+)
 from fv_jax.data.video.frame import Frame
 
 # For a file that states no rate.
@@ -57,9 +64,12 @@ class Video:
         return self.frames.shape[1], self.frames.shape[2]
 
 
-def probe(source: DataSource) -> VideoInfo:
-    """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError."""
-    with open_container(source) as (container, stream):
+def probe(source: DataSource, *, cut_off: bool = False) -> VideoInfo:
+    """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError.
+
+    A file that was cut off is an error, unless `cut_off` allows it.
+    """
+    with open_container(source, cut_off=cut_off) as (container, stream):
         fps = mean_rate(stream)
         seconds = Fraction(0)
         if stream.duration is not None:
@@ -83,23 +93,57 @@ def _decode_frames(
     try:
         for frame in container.decode(stream):
             # The decoder conceals missing data with grey or smeared frames.
-            require(not frame.is_corrupt, f'{name}: damaged at frame {count}')
+            require(not frame.is_corrupt, f'{name}: damaged at frame {count}', DamagedError)
             yield frame
             count += 1
     except av.FFmpegError as error:
-        raise ValueError(f'{name}: damaged at frame {count} ({format_reason(error)})') from None
+        raise DamagedError(f'{name}: damaged at frame {count} ({format_reason(error)})') from None
 
 
-def iter_frames(source: DataSource) -> Iterator[Frame]:
+def _decode_intact_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, on_damage: Callable[[str], None]
+) -> Iterator[av.VideoFrame]:
+    """Yields frames as `_decode_frames`, but for those from damaged data on until the next key frame."""
+    stream.thread_type = 'SLICE'  # decoders with a thread per frame conceal the same damage differently each time
+    packets, incomplete, damaged = container.demux(stream), set(), False
+    while True:
+        try:
+            if (packet := next(packets, None)) is None:
+                return
+            if packet.is_corrupt:
+                incomplete.add(packet.pts)
+            frames, reason = packet.decode(), 'incomplete data' if packet.is_corrupt else ''
+        except av.FFmpegError as error:
+            frames, reason = [], format_reason(error)
+        bad = [frame.is_corrupt or frame.pts in incomplete for frame in frames]
+        reason = reason or ('missing data' if any(bad) else '')
+        if reason and not damaged:
+            on_damage(reason)
+        damaged = damaged or bool(reason)
+        for frame, is_bad in zip(frames, bad, strict=True):
+            damaged = damaged and (is_bad or not frame.key_frame)
+            if not damaged:
+                yield frame
+
+
+def iter_frames(source: DataSource, on_damage: Callable[[str], None] | None = None) -> Iterator[Frame]:
     """Yields the frames of a path or of bytes one at a time, without holding the file or earlier frames in memory.
 
-    Times are timestamps, from 0 on; a frame without one follows at the mean rate. Raises ValueError at corruption; of
+    Times are timestamps, from 0 on; a frame without one follows at the mean rate. Raises DamagedError at corruption; of
     a few corrupted bytes the decoder notices only a part.
+
+    Args:
+      source: path or bytes.
+      on_damage: called with the reason instead, before the frames until the next key frame are skipped.
     """
-    with open_container(source) as (container, stream):
+    with open_container(source, cut_off=on_damage is not None) as (container, stream):
         period = 1 / float(mean_rate(stream) or DEFAULT_FPS)
         start, seconds = None, -period
-        for frame in _decode_frames(source_name(source), container, stream):
+        if on_damage is None:
+            decoded = _decode_frames(source_name(source), container, stream)
+        else:
+            decoded = _decode_intact_frames(container, stream, on_damage)
+        for frame in decoded:
             time = frame.time
             start = time if start is None else start
             seconds = seconds + period if time is None else time - start

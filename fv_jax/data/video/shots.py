@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ ShotDetector = Literal['adaptive', 'content', 'none']
 # Height of the frames for detection: enough to find shots, and cheap.
 _SCAN_HEIGHT = 144
 _RATE = 25.0  # of PySceneDetect's times; shots are counted in frames
+# A frame that is shown up to so many frames before a damaged one may be predicted from it (x264's most B-frames).
+_PREDICTED = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,14 @@ class Timeline:
 
     Attributes:
       seconds: the time of each frame, from 0 on, increasing.
-      shots: (first frame, frame after the last) of every shot, in order, covering all frames.
+      shots: (first frame, frame after the last) of every shot, in order, covering all frames but those around damage.
+      damage: (last second before, first second after) each damaged part, whose frames are not of the timeline; the
+        first one is 0 and the last one infinite at the ends of the file.
     """
 
     seconds: np.ndarray
     shots: tuple[tuple[int, int], ...]
+    damage: tuple[tuple[float, float], ...] = ()
 
 
 def scan(
@@ -40,6 +45,8 @@ def scan(
     threshold: float | None = None,
     min_frames: int = 15,
     on_frame: Callable[[], None] = lambda: None,
+    *,
+    damaged: bool = False,
 ) -> Timeline:
     """Decodes the whole file once, so that corruption anywhere in it is found.
 
@@ -51,22 +58,30 @@ def scan(
       threshold: of the detector; None is PySceneDetect's default.
       min_frames: the shortest shot.
       on_frame: called once per frame, for a progress bar.
+      damaged: skips what corruption touches instead of raising DamagedError.
 
     Raises:
-      ValueError: the file is corrupted at a frame, or has no frames.
+      DamagedError: the file is corrupted at a frame.
+      ValueError: it has no frames.
     """
     size = _SCAN_HEIGHT, max(round(_SCAN_HEIGHT * info.width / info.height), 1)
-    seconds = []
+    seconds, gaps = [], []
+
+    def note_gap(reason: str) -> None:
+        gaps.append(len(seconds))
 
     def read_frames() -> Iterator[Callable[[], np.ndarray]]:
-        for frame in decoding.iter_frames(path):
+        for frame in decoding.iter_frames(path, note_gap if damaged else None):
             seconds.append(frame.seconds)
             yield functools.partial(frame.pixels, size)
             on_frame()
 
     shots = find_shots(read_frames(), detector, threshold, min_frames)
     require(shots, f'{path}: holds no frames')
-    return Timeline(np.maximum.accumulate(seconds), shots)
+    seconds = np.maximum.accumulate(seconds)
+    ends = [0.0, *seconds.tolist(), np.inf]
+    damage = tuple((ends[gap], ends[gap + 1]) for gap in gaps)
+    return Timeline(seconds, tuple(_without_gaps(shots, gaps, len(seconds))), damage)
 
 
 def find_shots(
@@ -90,6 +105,20 @@ def find_shots(
         cuts |= {cut.frame_num for cut in detect.post_process(FrameTimecode(count - 1, _RATE))}
     bounds = [0, *sorted(cuts - {0}), count]
     return tuple(itertools.pairwise(bounds)) if count else ()
+
+
+def _without_gaps(shots: Iterable[tuple[int, int]], gaps: Sequence[int], count: int) -> Iterator[tuple[int, int]]:
+    """Yields the parts of shots that are apart from gaps before these frames, of `count`.
+
+    The frames beside a gap stand for the time in which there are none, where clips are of another rate.
+    """
+    parts = [(0, count)]
+    for gap in gaps:
+        first, last = parts.pop()
+        parts += [(first, max(gap - _PREDICTED, first)), (min(gap + 1, last), last)]
+    for (a, b), (first, last) in itertools.product(shots, parts):
+        if max(a, first) < min(b, last):
+            yield max(a, first), min(b, last)
 
 
 def _detector(name: ShotDetector, threshold: float | None, min_frames: int) -> SceneDetector | None:
