@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What needs other programs than Python or minutes, under the Python it is called with: reports in a browser, object
 # storage that fails, training and lists of prompts that are killed, preempted or stalled, in one and several processes,
-# sampling over more meshes, and the code blocks of the guides.
+# sampling over more meshes, training that diverges or takes long, and the code blocks of the guides.
 #   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
 # Installs the extras dev and services into that Python's environment, and nothing into the system: Chromium must be
 # there. A part that fails stops the run; a part over its budget (seconds, on two cores) is reported and does not fail.
@@ -17,6 +17,7 @@ BUDGET_BROWSER=180
 BUDGET_BUCKETS=450
 BUDGET_KILLS=400
 BUDGET_MESHES=120
+BUDGET_TRAINING=150
 BUDGET_GUIDES=150
 
 enter_root
@@ -33,5 +34,6 @@ part buckets "$BUDGET_BUCKETS" "$PYTHON" -m pytest -q -n "$WORKERS" --dist loadf
 tests kills "$BUDGET_KILLS" tests/kills
 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
   part meshes "$BUDGET_MESHES" "$PYTHON" -m pytest -q tests/parallel/full_meshes.py
+part training "$BUDGET_TRAINING" "$PYTHON" -m pytest -q -n "$WORKERS" tests/e2e/full_training.py
 part guides "$BUDGET_GUIDES" "$PYTHON" -m pytest -q -n "$WORKERS" tests/docs/full_blocks.py
 print_summary

@@ -1,10 +1,7 @@
 """The training command on stage 2's smoke config with a small VAE: to the end, resumed, and what it refuses."""
 
 import dataclasses
-import functools
 import json
-import operator
-import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +16,6 @@ from fv_jax.data import pipeline
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.shard_files import count_records, list_shards
-from fv_jax.models.lora import merge_lora
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.stages import registry
 from fv_jax.text.encoder import TextConfig
@@ -155,24 +151,6 @@ def test_train_lora_from_a_file_changes_lora_only(tmp_path, log_lines):
     assert all(np.any(np.asarray(leaf)) for _, leaf in changed)
 
 
-def test_train_init_lora_from_a_full_run_and_full_training_from_a_step_of_it(vae_file, tmp_path):
-    """The network of the second run is that of the first plus LoRA; the third starts from their sum."""
-    lora = "--config.stage.network.lora={'rank': 2, 'targets': ('qkv',)}"
-    folders = [tmp_path / name for name in ('full', 'lora', 'merged')]
-    starts = ([], [f'--config.init_from={folders[0]}', lora], [f'--config.init_from={folders[1]}/checkpoints/2'])
-    for folder, more in zip(folders, starts, strict=True):
-        steps = '--config.loop.num_steps=2', '--config.loop.log_every=2', '--config.optim.warmup_steps=0'
-        assert train.main(runs.lowres(folder, vae_file, NO_EVAL, '--config.optim.ema_decay=0', *steps, *more)) == 0
-    full, with_lora, merged = (trained_runs.open_run(folder) for folder in folders)
-    kernel = 'blocks', 'attention', 'qkv', 'kernel'
-    places = full.params['trainable'], with_lora.params['frozen']
-    before, frozen = (functools.reduce(operator.getitem, kernel, place) for place in places)
-    np.testing.assert_array_equal(before, frozen)
-    sum_of_both = merge_lora(with_lora.network.model(**with_lora.params)).blocks.attention.qkv.kernel[...]
-    after = functools.reduce(operator.getitem, kernel, merged.params['trainable'])
-    assert np.abs(sum_of_both - before).max() > 0 and np.abs(after - sum_of_both).max() < 0.05 * np.abs(before).max()
-
-
 def test_train_init_from_another_run(command, uninterrupted, tmp_path, capsys):
     folder = tmp_path / 'run'
     assert command(folder, NO_EVAL, f'--config.init_from={uninterrupted}') == 0
@@ -203,28 +181,6 @@ def test_resume_after_an_interrupt(command, uninterrupted, tmp_path, capsys, mon
     assert command(folder, NO_EVAL) == 0
     runs.assert_same(folder, uninterrupted, 4)
     assert runs.losses(folder) == runs.losses(uninterrupted)
-
-
-def test_train_diverged_run_stops_and_can_be_replayed(command, tmp_path, capsys):
-    """Its first step's batch, parameters and keys are kept, and run again without the config."""
-    folder = tmp_path / 'run'
-    assert command(folder, NO_EVAL, '--config.optim.learning_rate=1e30') == 1
-    out, err = capsys.readouterr()
-    (line,) = err.splitlines()
-    assert re.search('step 1: update_norm is inf, .*no checkpoint.*earlier checkpoints are kept.*init_from', line)
-    assert not any((folder / 'checkpoints').iterdir())
-    kept = folder / 'bad_steps' / '1' / 'step.npz'
-    assert f'dumped bad step; to replay it: python -m fv_jax.train --replay {kept}' in out
-    assert train.main(['--replay', str(kept)]) == 1
-    out, err = capsys.readouterr()
-    assert 'step 1, dumped as a bad step: update_norm is inf' in out and 'FIRST NON-FINITE RESULT: ' in out and not err
-    for arguments, words in (
-        (['--replay', str(kept), '--config.seed=1'], ('--config.seed', 'from the dump')),
-        (['--replay', str(folder / 'config.json')], ('is not a bad-step dump',)),
-        (['--replay', str(folder / 'none')], ('is not a bad-step dump', 'No such file')),
-    ):
-        assert train.main(arguments) == 2
-        assert_refused(capsys, 2, *words)
 
 
 # Bad input: one line, nothing is made or lost.

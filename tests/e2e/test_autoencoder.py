@@ -1,6 +1,5 @@
-"""A run of the small VAE: resumed, and written as a file."""
+"""A run of the small VAE, and its parameters written as a file."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,12 @@ from tests import runs
 from tests.golden import measure
 
 
-def test_resume_of_vae_training_is_bit_exact(tmp_path, capsys):
-    whole, folder = tmp_path / 'whole', tmp_path / 'run'
+def test_vae_is_trained_and_exported(tmp_path, capsys):
+    whole = tmp_path / 'whole'
     loop = f'--config.loop.num_steps={measure.NUM_STEPS}', '--config.loop.save_every=1'
     flags = *loop, '--config.data.height=32', '--config.data.width=32'  # of the golden run
     assert train.main(runs.autoencoder(whole, *flags)) == 0
     measure.assert_golden_steps('vae', measure.read_steps(whole))
-    shutil.copytree(whole, folder)
-    for step in (2, 3):
-        shutil.rmtree(folder / 'checkpoints' / str(step))
-    assert train.main(runs.autoencoder(folder, *flags, '--config.loop.eval_every=0')) == 0
-    assert runs.losses(folder) == runs.losses(whole)
-    runs.assert_same(folder, whole, 3)
     (evaluated,) = [row for row in runs.rows(whole) if 'eval/psnr' in row]
     assert evaluated['step'] == 3 and np.isfinite(evaluated['eval/psnr'])
     exports(whole, tmp_path, capsys)

@@ -1,10 +1,13 @@
-"""Two and four processes, joined over gloo, train and sample like one; training in two is in tests/parallel."""
+"""Two and four processes, joined over gloo, train and sample like one: same batches, same held-out metrics."""
+
+import pytest
 
 from tests.parallel import joined, joined_sampling
 
 
-def test_four_processes_train_like_one(tmp_path):
-    joined.assert_trains_like_one(tmp_path, 4)
+@pytest.mark.parametrize('count', [2, 4])
+def test_processes_train_like_one(tmp_path, count):
+    joined.assert_trains_like_one(tmp_path, count)
 
 
 def test_two_processes_sample_a_prompt_each(tmp_path):
