@@ -21,6 +21,7 @@ from fv_jax.data.read_errors import read_errors
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import decoding, encoding
 from fv_jax.data.video.containers import DamagedError
+from fv_jax.data.video.frame import DisplayConfig, HighDynamicRange, Interlaced
 from fv_jax.data.video.shots import ShotDetector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
 
@@ -71,6 +72,8 @@ class ClipsConfig:
       clips_per_shot: the most clips of a shot, spread evenly; None takes all that fit.
       ranges: (first, last) seconds of the video that clips may come from, in order; empty means all of it.
       drop_black: skip clips with a black frame (fades, leaders).
+      interlaced, hdr: what is done with interlaced videos and with those of high dynamic range or wide gamut (see
+        `frame.DisplayConfig`); those that are refused are skipped and named.
       crf, preset: of the H.264 encoding of the clips.
       shard_records: clips per shard.
       text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
@@ -90,6 +93,8 @@ class ClipsConfig:
     clips_per_shot: int | None = None
     ranges: tuple[tuple[float, float], ...] = ()
     drop_black: bool = True
+    interlaced: Interlaced = 'deinterlace'
+    hdr: HighDynamicRange = 'tone_map'
     crf: float = 18.0
     preset: str = 'medium'
     shard_records: int = 256
@@ -110,6 +115,10 @@ class ClipsConfig:
         for (_, last), (first, _) in itertools.pairwise(self.ranges):
             wrong = f'ranges: {first} comes after {last}; they must be in order and apart'
             require(last <= first, wrong, ConfigError)
+
+    @property
+    def display(self) -> DisplayConfig:
+        return DisplayConfig(self.interlaced, self.hdr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,9 +275,9 @@ def scan_file(
     with read_errors(path):
         check_size(info, config)
         try:
-            timeline = scan(path, info, *detection)
+            timeline = scan(path, info, *detection, display=config.display)
         except DamagedError as error:
-            timeline = scan(path, info, *detection, damaged=True)
+            timeline = scan(path, info, *detection, damaged=True, display=config.display)
             damage = str(error).removeprefix(f'{path}: ') + _describe_gaps(timeline)
     return dataclasses.replace(select_clips(timeline, fps, config), damage=damage)
 

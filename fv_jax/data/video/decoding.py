@@ -5,6 +5,7 @@ damaged at frame n.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
@@ -20,7 +21,11 @@ from fv_jax.data.video.containers import (
     open_container,
     source_name,
 )
-from fv_jax.data.video.frame import Frame
+from fv_jax.data.video.deinterlacing import deinterlace
+from fv_jax.data.video.display import read_orientation
+from fv_jax.data.video.frame import DisplayConfig, Frame
+
+log = logging.getLogger(__name__)
 
 # For a file that states no rate.
 DEFAULT_FPS = 25
@@ -31,10 +36,11 @@ class VideoInfo:
     """Properties of a file's first video stream, read without decoding all of it.
 
     Attributes:
-      height, width: pixels as shown, after the stored rotation.
+      height, width: pixels as shown: square, after the stored rotation.
       fps: mean frames per second.
       frames: as the container states or as duration times fps; 0 if neither is known. An estimate.
-      rotation: degrees counter-clockwise that a decoded frame is rotated by to be shown: 0, 90, 180 or 270.
+      rotation: degrees counter-clockwise that a decoded frame is rotated by to be shown: 0, 90, 180 or 270; of a
+        mirrored one, before its columns are reversed.
       has_audio: whether there is an audio stream.
     """
 
@@ -67,6 +73,8 @@ class Video:
 def probe(source: DataSource, *, cut_off: bool = False) -> VideoInfo:
     """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError.
 
+    What is assumed or converted to show the frames is logged in one line.
+
     A file that was cut off is an error, unless `cut_off` allows it.
     """
     with open_container(source, cut_off=cut_off) as (container, stream):
@@ -80,8 +88,11 @@ def probe(source: DataSource, *, cut_off: bool = False) -> VideoInfo:
         has_audio = bool(container.streams.audio)
         first = next(_decode_frames(source_name(source), container, stream), None)
         require(first is not None, f'{source_name(source)}: holds no frames')
-        rotation = int(first.rotation) % 360
-        height, width = (first.width, first.height) if rotation in (90, 270) else (first.height, first.width)
+        frame = Frame(source_name(source), 0.0, first, stream.sample_aspect_ratio)
+        frame.check(DisplayConfig())
+        _log_conversions(frame)
+        height, width = frame.size
+        rotation = read_orientation(first).rotation
     return VideoInfo(height, width, fps, frames, rotation, has_audio)
 
 
@@ -126,32 +137,52 @@ def _decode_intact_frames(
                 yield frame
 
 
-def iter_frames(source: DataSource, on_damage: Callable[[str], None] | None = None) -> Iterator[Frame]:
+def _log_conversions(frame: Frame) -> None:
+    if conversions := frame.describe_conversions():
+        log.info(f'{frame.source}: {conversions}')
+
+
+def iter_frames(
+    source: DataSource,
+    on_damage: Callable[[str], None] | None = None,
+    display: DisplayConfig | None = None,
+) -> Iterator[Frame]:
     """Yields the frames of a path or of bytes one at a time, without holding the file or earlier frames in memory.
 
-    Times are timestamps, from 0 on; a frame without one follows at the mean rate. Raises DamagedError at corruption; of
-    a few corrupted bytes the decoder notices only a part.
+    Times are timestamps, from 0 on; a frame without one follows at the mean rate. Interlaced frames are deinterlaced.
+    Raises DamagedError at corruption; of a few corrupted bytes the decoder notices only a part.
 
     Args:
       source: path or bytes.
       on_damage: called with the reason instead, before the frames until the next key frame are skipped.
+      display: which videos are refused, with ValueError; None refuses none that can be shown.
     """
+    return deinterlace(_iter_coded_frames(source, on_damage, display or DisplayConfig()))
+
+
+def _iter_coded_frames(
+    source: DataSource, on_damage: Callable[[str], None] | None, display: DisplayConfig
+) -> Iterator[Frame]:
+    """Yields the frames as they are coded."""
+    name = source_name(source)
     with open_container(source, cut_off=on_damage is not None) as (container, stream):
         period = 1 / float(mean_rate(stream) or DEFAULT_FPS)
         start, seconds = None, -period
         if on_damage is None:
-            decoded = _decode_frames(source_name(source), container, stream)
+            decoded = _decode_frames(name, container, stream)
         else:
             decoded = _decode_intact_frames(container, stream, on_damage)
         for frame in decoded:
             time = frame.time
             start = time if start is None else start
             seconds = seconds + period if time is None else time - start
-            yield Frame(seconds, frame)
+            shown = Frame(name, seconds, frame, stream.sample_aspect_ratio)
+            shown.check(display)
+            yield shown
 
 
 def decode(source: DataSource, max_frames: int | None = None) -> Video:
-    """Decodes a path or bytes into memory.
+    """Decodes a path or bytes into memory. Logs what is assumed or converted to show the frames of a path.
 
     Args:
       source: path or bytes.
@@ -161,7 +192,10 @@ def decode(source: DataSource, max_frames: int | None = None) -> Video:
       ValueError: the video cannot be decoded, or the size of its frames changes.
     """
     frames = []
-    for frame in (f.pixels() for f in iter_frames(source)):
+    for shown in iter_frames(source):
+        if not frames and not isinstance(source, bytes):  # a record's, which are read in every epoch
+            _log_conversions(shown)
+        frame = shown.pixels()
         if frames and frame.shape != frames[0].shape:
             raise ValueError(
                 f'{source_name(source)}: frame {len(frames)} is {frame.shape[0]}x{frame.shape[1]}, '

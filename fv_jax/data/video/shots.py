@@ -12,6 +12,7 @@ from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneD
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import decoding
+from fv_jax.data.video.frame import DisplayConfig
 
 ShotDetector = Literal['adaptive', 'content', 'none']
 
@@ -47,6 +48,7 @@ def scan(
     on_frame: Callable[[], None] = lambda: None,
     *,
     damaged: bool = False,
+    display: DisplayConfig | None = None,
 ) -> Timeline:
     """Decodes the whole file once, so that corruption anywhere in it is found.
 
@@ -59,6 +61,7 @@ def scan(
       min_frames: the shortest shot.
       on_frame: called once per frame, for a progress bar.
       damaged: skips what corruption touches instead of raising DamagedError.
+      display: of `decoding.iter_frames`.
 
     Raises:
       DamagedError: the file is corrupted at a frame.
@@ -71,7 +74,7 @@ def scan(
         gaps.append(len(seconds))
 
     def read_frames() -> Iterator[Callable[[], np.ndarray]]:
-        for frame in decoding.iter_frames(path, note_gap if damaged else None):
+        for frame in decoding.iter_frames(path, note_gap if damaged else None, display):
             seconds.append(frame.seconds)
             yield functools.partial(frame.pixels, size)
             on_frame()

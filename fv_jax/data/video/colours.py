@@ -1,0 +1,105 @@
+"""The colours that a frame's tags state, or that are assumed without tags: matrix, primaries, transfer curve.
+
+The numbers are those of ITU-T H.273, which FFmpeg uses. Of standard dynamic range, the transfer curves of BT.709,
+BT.601, SMPTE 240M, sRGB, xvYCC and gamma 2.2 and 2.8 are taken for one, and the primaries of BT.601, BT.470 and EBU for
+those of BT.709: players show them so, and the differences are of the order of those between displays.
+"""
+
+import dataclasses
+import struct
+
+import av
+from av.sidedata.sidedata import Type
+from av.video.reformatter import Colorspace
+
+from fv_jax.core.checks import require
+
+# Video without a stated matrix is BT.709 from these columns, or above these rows, and BT.601 otherwise, as in mpv.
+HD_WIDTH, SD_HEIGHT = 1280, 576
+
+_UNSPECIFIED = 2
+_MATRIX_2020 = 9
+_PRIMARIES_2020 = 9
+_PQ, _HLG = 16, 18
+_SMPTE_428 = 17
+# What FFmpeg's scaler converts to RGB: 3 is reserved, and read as unspecified.
+_MATRICES = (0, 1, 2, 3, 4, 5, 6, 7, _MATRIX_2020)
+_MATRIX_NAMES = {8: 'YCgCo', 10: 'BT.2020 constant luminance', 14: 'ICtCp', 15: 'IPT-C2', 16: 'YCgCo-R', 17: 'YCgCo-R'}
+_TRANSFER_NAMES = {8: 'linear', 9: 'logarithmic', 10: 'logarithmic', _SMPTE_428: 'SMPTE 428'}
+_WIDE = {_PRIMARIES_2020: 'BT.2020', 11: 'DCI-P3', 12: 'Display P3'}
+
+# cd/m2 of the brightest part of PQ video without metadata: what most is graded on.
+_DEFAULT_PEAK = 1000.0
+_LARGEST_PEAK = 10000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours:
+    """How the values of a frame become colours.
+
+    Attributes:
+      matrix: from YUV to RGB, where it is not the stated one.
+      assumed: the name of `matrix` if nothing states one, else ''.
+      primaries: 'BT.2020', 'DCI-P3' or 'Display P3'; '' for those of BT.709.
+      transfer: 'PQ' or 'HLG'; '' for standard dynamic range.
+      peak: the luminance in cd/m2 that high dynamic range is tone-mapped from.
+    """
+
+    matrix: Colorspace | None = None
+    assumed: str = ''
+    primaries: str = ''
+    transfer: str = ''
+    peak: float = _DEFAULT_PEAK
+
+    @property
+    def converted(self) -> bool:
+        """Whether RGB must be converted to BT.709."""
+        return bool(self.primaries or self.transfer)
+
+    @property
+    def name(self) -> str:
+        return f'{self.primaries or "BT.709"} {self.transfer}'.strip()
+
+
+def read_colours(frame: av.VideoFrame) -> Colours:
+    """Reads the tags of a frame. Raises ValueError for tags that are not supported."""
+    matrix, transfer = int(frame.colorspace), int(frame.color_trc)
+    name = _MATRIX_NAMES.get(matrix, f'number {matrix}')
+    require(matrix in _MATRICES, f'its colour matrix, {name}, is not supported; convert it to BT.709')
+    if transfer in _TRANSFER_NAMES and not (transfer == _SMPTE_428 and frame.format.name.startswith('xyz')):
+        raise ValueError(f'its transfer curve, {_TRANSFER_NAMES[transfer]}, is not supported; convert it to BT.709')
+    side_data = {data.type: data for data in frame.side_data}
+    # Profile 5, whose colours only Dolby's decoders convert: the others are tagged as what they are without Dolby's.
+    dolby = Type.DOVI_METADATA in side_data and transfer == matrix == _UNSPECIFIED
+    require(not dolby, 'is Dolby Vision without a compatible base layer; convert it to BT.709')
+    curve = {_PQ: 'PQ', _HLG: 'HLG'}.get(transfer, '')
+    primaries = int(frame.color_primaries)
+    if primaries == _UNSPECIFIED and (curve or matrix == _MATRIX_2020):
+        primaries = _PRIMARIES_2020
+    colours = Colours(primaries=_WIDE.get(primaries, ''), transfer=curve)
+    if curve == 'PQ':
+        colours = dataclasses.replace(colours, peak=_read_peak(side_data))
+    if matrix in (2, 3) and not frame.format.is_rgb and len(frame.format.components) >= 3:
+        assumed, chosen = _assume_matrix(frame, primaries)
+        colours = dataclasses.replace(colours, matrix=chosen, assumed=assumed)
+    return colours
+
+
+def _assume_matrix(frame: av.VideoFrame, primaries: int) -> tuple[str, Colorspace]:
+    if primaries == _PRIMARIES_2020:
+        return 'BT.2020', Colorspace.BT2020
+    if frame.width >= HD_WIDTH or frame.height > SD_HEIGHT:
+        return 'BT.709', Colorspace.ITU709
+    return 'BT.601', Colorspace.ITU601
+
+
+def _read_peak(side_data: dict) -> float:
+    """Reads the content's largest luminance (MaxCLL, CTA-861.3), else that of the display it was graded on."""
+    peak = 0.0
+    if Type.CONTENT_LIGHT_LEVEL in side_data:
+        peak = float(struct.unpack('=I', bytes(side_data[Type.CONTENT_LIGHT_LEVEL])[:4])[0])
+    if not peak and Type.MASTERING_DISPLAY_METADATA in side_data:
+        # AVMasteringDisplayMetadata: 9 rationals, the largest luminance, whether there are primaries and luminances.
+        *_, above, below, _, stated = struct.unpack('=22i', bytes(side_data[Type.MASTERING_DISPLAY_METADATA])[:88])
+        peak = above / below if stated and below else 0.0
+    return min(peak or _DEFAULT_PEAK, _LARGEST_PEAK)
