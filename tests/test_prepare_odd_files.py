@@ -137,8 +137,6 @@ def test_damage_costs_the_clips_that_touch_it(
     after = [first for first in firsts if first > 50]
     if damage is odd_videos.cut_off:
         assert not after
-        if suffix in ('mkv', 'webm'):
-            return  # where the file was cut off is not seen by the decoder
     elif codec == 'mjpeg':
         assert after == [52, 61, 70, 79]
     else:

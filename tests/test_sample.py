@@ -124,11 +124,11 @@ def test_sample_clip_with_tiles(clip, run, repeat_pixels, tmp_path):
     assert tiling == Tiling((16, 24), 8, tiny.VAE_CONFIG.latent_spec.spatial)
 
 
-def test_sample_clip_drops_audio_that_mp4_cannot_contain(run, repeat_pixels, tmp_path, capsys):
+def test_sample_clip_converts_audio_that_mp4_cannot_contain(run, repeat_pixels, tmp_path, capsys):
     sample_videos.write_with_audio(tmp_path / 'clip.avi', seconds=0.5, codec='pcm_u8')
     assert command(tmp_path / 'clip.avi', run, tmp_path / 'out.mp4', '--scale=1') == 0
-    assert 'audio (pcm_u8) cannot be stored in an mp4' in capsys.readouterr().out
-    assert not decoding.probe(tmp_path / 'out.mp4').has_audio
+    assert 'audio (pcm_u8) is converted to AAC' in capsys.readouterr().out
+    assert decoding.probe(tmp_path / 'out.mp4').has_audio
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ def _comparison(data: Mapping[str, Any], media: ClipMedia) -> Iterator[Block]:
     left = BASELINE if BASELINE in labels else labels[0]
     right = networks[0] if networks else labels[-1]
     info = decoding.probe(media.videos[left])
-    fps = float(info.fps) or decoding.DEFAULT_FPS
+    fps = float(info.fps)
     yield VideoComparison(media.name, media.videos, (info.height, info.width), fps, left, right)
 
 

@@ -1,4 +1,4 @@
-"""Writes an enhanced clip to an mp4: streams the frames, copies frame rate and audio of the input, atomically."""
+"""Writes an enhanced clip to an mp4: streams the frames, copies their times and the audio of the input, atomically."""
 
 import logging
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 
 from fv_jax.core.files import atomic_write
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.video import audio, decoding, encoding
+from fv_jax.data.video import audio, decoding, encoding, timing
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ def write_clip(
     Args:
       output: the mp4; replaced when the new one is complete.
       blocks: uint8 FHWC, read lazily.
-      source: the video whose audio is copied. Audio that an mp4 cannot hold is reported before the first block is read.
+      source: the video whose audio and frame times are copied. Audio that an mp4 cannot hold is converted, which is
+        logged before the first block is read.
       info: of `source`.
       crf: x264's rate factor, 0 (lossless) to 51.
       comment: of the mp4.
@@ -44,20 +45,21 @@ def write_clip(
                 count += 1
                 yield frame
 
-    fps = info.fps or decoding.DEFAULT_FPS
     with atomic_write(output) as partial:
-        has_audio = info.has_audio and _can_hold_audio(partial, source, fps)
-        encoding.encode(partial, frames(), fps, crf=crf, comment=comment)
+        has_audio = info.has_audio and audio.can_copy(source)
+        times = None if info.is_constant else _times(source)
+        encoding.encode(partial, frames(), info.fps, crf=crf, comment=comment, times=times)
         if has_audio:
-            audio.copy_audio(source, partial)
+            _copy_audio(source, partial)
     return count
 
 
-def _can_hold_audio(partial: pathlib.Path, source: StoragePath, fps: float) -> bool:
-    """Returns whether an mp4 can hold the audio, by copying it to a video of one frame; logs a note if it cannot."""
-    encoding.encode(partial, np.zeros((1, 16, 16, 3), np.uint8), fps)
+def _times(source: StoragePath) -> Iterator[tuple[float, float]]:
+    return timing.durations((frame.seconds, frame.duration) for frame in decoding.iter_frames(source))
+
+
+def _copy_audio(source: StoragePath, partial: pathlib.Path) -> None:
     try:
-        return audio.copy_audio(source, partial)
-    except ValueError as error:
-        log.info(f'note: {error}; the output will be silent')
-        return False
+        audio.copy_audio(source, partial)
+    except ValueError as error:  # the frames have taken long, and are kept
+        log.warning(f'{error}; the output is silent')

@@ -1,13 +1,15 @@
 """Extracts clips from video files: selects the frames of each clip, and makes records of them.
 
-Output frame j, at time j / fps, shows the source frame i(j) whose timestamp is nearest. A shot of source frames [a, b)
+Output frame j, at time j / fps, shows the source frame i(j) of `timing.nearest_frames`. A shot of source frames [a, b)
 consists of the output frames with a <= i(j) < b, less a margin at each end, and is cut into consecutive clips. Without
-an fps every source frame is an output frame.
+an fps every source frame is an output frame; if their rate is variable, the fps is that of most of them.
 """
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -19,13 +21,14 @@ from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.read_errors import read_errors
 from fv_jax.data.shards.records import Record
-from fv_jax.data.video import decoding, encoding
+from fv_jax.data.video import decoding, encoding, timing
 from fv_jax.data.video.containers import DamagedError
 from fv_jax.data.video.frame import DisplayConfig, HighDynamicRange, Interlaced
 from fv_jax.data.video.shots import ShotDetector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
 
-_TIE = 2e-3  # seconds: containers round timestamps to a millisecond; of two equally near frames, the earlier is shown
+log = logging.getLogger(__name__)
+
 _BLACK = 6.0  # mean level (of 255) below which a frame counts as black
 
 
@@ -64,7 +67,8 @@ class ClipsConfig:
       name: first part of the shards' names.
       frames: length of a clip.
       height, width: pixels of a clip. A video is cropped to their aspect ratio at the centre and resized.
-      fps: frames per second; frames of the video are dropped or repeated. None keeps all frames.
+      fps: frames per second; frames of the video are dropped or repeated. None keeps all frames of a video of constant
+        rate, and takes the rate of most frames of another.
       max_upscale: videos that would have to be enlarged by more are skipped, as models trained on enlarged videos
         blur.
       detector, threshold, min_shot_frames: shot detection (see `shots.scan`).
@@ -130,12 +134,14 @@ class ClipSelection:
       clips: for each clip its first output frame, and its source frames in order, with repetitions.
       none: why there are no clips; '' if there are.
       damage: where the file is damaged and from which seconds nothing is taken; '' if it is not.
+      is_resampled: whether frames are dropped or repeated by their times.
     """
 
     fps: float
     clips: tuple[tuple[int, np.ndarray], ...]
     none: str = ''
     damage: str = ''
+    is_resampled: bool = False
 
 
 def check_size(info: decoding.VideoInfo, config: ClipsConfig) -> None:
@@ -153,16 +159,19 @@ def select_clips(timeline: Timeline, fps: float, config: ClipsConfig) -> ClipSel
 
     Args:
       timeline: of the video.
-      fps: the video's mean rate, for the clips if the config keeps all frames.
+      fps: that the file states, for the clips if it agrees with the times and the config keeps all frames.
       config: lengths, ranges and the number of clips.
     """
+    measured = timing.measure(_intact_seconds(timeline), [Fraction(fps)])
+    keep_all = config.fps is None and measured.is_even
+    fps = float(config.fps or measured.usual_fps)
     source = np.arange(len(timeline.seconds))
-    if config.fps is not None:
-        fps = config.fps
+    if not keep_all:
         count = int(np.floor((timeline.seconds[-1] + 1e-6) * fps)) + 1
-        source = _nearest(timeline.seconds, np.arange(count) / fps)
+        source = timing.nearest_frames(timeline.seconds, np.arange(count) / fps)
     clips = []
-    allowed = list(_allowed(timeline, source, fps, config))
+    ranges = _ranges(timeline, source, fps, config, keep_all)
+    allowed = list(_allowed(timeline, source, ranges, config.margin))
     for first, last in allowed:
         starts = np.arange(first, last - config.frames + 1, config.frames)
         if config.clips_per_shot is not None and len(starts) > config.clips_per_shot:
@@ -170,7 +179,17 @@ def select_clips(timeline: Timeline, fps: float, config: ClipsConfig) -> ClipSel
             middles = first + (np.arange(config.clips_per_shot) + 0.5) * space
             starts = np.round(middles - config.frames / 2).astype(int)
         clips += [(int(j), source[j : j + config.frames]) for j in starts]
-    return ClipSelection(fps, tuple(clips), '' if clips else _lack(len(source), allowed, config))
+    return ClipSelection(
+        fps, tuple(clips), '' if clips else _lack(len(source), allowed, config), is_resampled=not keep_all
+    )
+
+
+def _intact_seconds(timeline: Timeline) -> np.ndarray:
+    """Returns the times of the frames as if those that damage has taken away had not been there."""
+    intervals = np.diff(timeline.seconds, prepend=timeline.seconds[0])
+    after = np.searchsorted(timeline.seconds, [last for _, last in timeline.damage if last < np.inf])
+    intervals[after[after > 0]] = np.median(intervals[1:]) if len(intervals) > 1 else 0
+    return np.cumsum(intervals)
 
 
 def _lack(frames: int, allowed: Sequence[tuple[int, int]], config: ClipsConfig) -> str:
@@ -182,25 +201,27 @@ def _lack(frames: int, allowed: Sequence[tuple[int, int]], config: ClipsConfig) 
     return f'no shot is long enough: the longest has {longest} frame(s){where}, and a clip has {config.frames}'
 
 
-def _nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    after = np.clip(np.searchsorted(seconds, wanted), 0, len(seconds) - 1)
-    before = np.maximum(after - 1, 0)
-    return np.where(seconds[after] - wanted < wanted - seconds[before] - _TIE, after, before)
-
-
-def _allowed(timeline: Timeline, source: np.ndarray, fps: float, config: ClipsConfig) -> Iterator[tuple[int, int]]:
-    """Yields intervals of output frames [first, last) that are in one shot and, if there are any, in one range."""
+def _ranges(
+    timeline: Timeline, source: np.ndarray, fps: float, config: ClipsConfig, keep_all: bool
+) -> list[tuple[int, int]]:
+    """Returns the intervals of output frames [first, last) that the config allows."""
     end = len(source)
-    ranges = [(0, end)]
-    if config.ranges:
-        bounds = np.rint(np.asarray(config.ranges) * fps).astype(int)
-        if config.fps is None:  # by timestamps, as frames may not be evenly spaced
-            bounds = np.searchsorted(timeline.seconds, np.asarray(config.ranges) - 0.5 / fps)
-        ranges = [(int(first), min(int(last), end)) for first, last in bounds]
+    if not config.ranges:
+        return [(0, end)]
+    bounds = np.rint(np.asarray(config.ranges) * fps).astype(int)
+    if keep_all:  # by timestamps, as frames may not be exactly evenly spaced
+        bounds = np.searchsorted(timeline.seconds, np.asarray(config.ranges) - 0.5 / fps)
+    return [(int(first), min(int(last), end)) for first, last in bounds]
+
+
+def _allowed(
+    timeline: Timeline, source: np.ndarray, ranges: list[tuple[int, int]], margin: int
+) -> Iterator[tuple[int, int]]:
+    """Yields intervals of output frames [first, last) that are in one shot and in one range."""
     for a, b in timeline.shots:
         first, last = (int(j) for j in np.searchsorted(source, (a, b)))
         # The start and the end of the video are not cuts.
-        first, last = first + config.margin * (a > 0), last - config.margin * (b < len(timeline.seconds))
+        first, last = first + margin * (a > 0), last - margin * (b < len(timeline.seconds))
         for low, high in ranges:
             if max(first, low) < min(last, high):
                 yield max(first, low), min(last, high)
@@ -270,8 +291,7 @@ def scan_file(
     Raises:
       ValueError: the file cannot be used.
     """
-    fps, damage = float(info.fps or decoding.DEFAULT_FPS), ''
-    detection = config.detector, config.threshold, config.min_shot_frames, on_frame
+    damage, detection = '', (config.detector, config.threshold, config.min_shot_frames, on_frame)
     with read_errors(path):
         check_size(info, config)
         try:
@@ -279,7 +299,13 @@ def scan_file(
         except DamagedError as error:
             timeline = scan(path, info, *detection, damaged=True, display=config.display)
             damage = str(error).removeprefix(f'{path}: ') + _describe_gaps(timeline)
-    return dataclasses.replace(select_clips(timeline, fps, config), damage=damage)
+    selection = select_clips(timeline, float(info.fps), config)
+    if selection.is_resampled and config.fps is None:
+        log.info(
+            f'note: {path}: variable frame rate, {float(info.fps):.4g} per second on average; its clips are resampled '
+            f'by time to fps={selection.fps:g}'
+        )
+    return dataclasses.replace(selection, damage=damage)
 
 
 def _describe_gaps(timeline: Timeline) -> str:

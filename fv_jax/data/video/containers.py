@@ -1,11 +1,12 @@
-"""Opens video files and bytes with PyAV: formats, streams, truncated files.
+"""Opens video files and bytes with PyAV: formats, the choice of streams, truncated files.
 
 All functions raise ValueError with one line that starts with the name of the file.
 """
 
 import contextlib
+import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -14,6 +15,7 @@ from fv_jax.core import files, paths
 from fv_jax.core.checks import require
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath, as_path
+from fv_jax.data.video.truncation import is_cut_off
 
 DataSource = str | StoragePath | bytes
 
@@ -27,6 +29,39 @@ VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 # The formats that are read, whatever the suffix of a file. Playlists are not: they make FFmpeg open other files and
 # URLs.
 FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,mxf,yuv4mpegpipe,h264,hevc,ivf'
+# For a file that states no rate.
+DEFAULT_FPS = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFile:
+    """An open video file.
+
+    Attributes:
+      name: for messages.
+      container: the file.
+      stream: its video stream: the default one, else the largest.
+      cut: where the file was cut off, as a clause of a message; '' if it is complete.
+    """
+
+    name: str
+    container: av.container.InputContainer
+    stream: av.VideoStream
+    cut: str = ''
+
+    @property
+    def audio(self) -> av.AudioStream | None:
+        """The default audio stream, else the first that can be decoded; None if there is none."""
+        audio = [stream for stream in self.container.streams.audio if _has_decoder(stream)]
+        return max(audio, key=_is_default, default=None)
+
+    def other_streams(self) -> str:
+        """Describes the streams that are not read, as a line; '' if there are none."""
+        chosen = [stream.index for stream in (self.stream, self.audio) if stream is not None]
+        streams = [*_shown_streams(self.container), *self.container.streams.audio]
+        others = [_describe_stream(stream) for stream in streams if stream.index not in chosen]
+        used = ' and '.join(map(str, chosen))
+        return f'{self.name}: stream {used} is used, not {", ".join(others)}' if others else ''
 
 
 def source_name(source: DataSource) -> str:
@@ -38,17 +73,14 @@ def format_reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def open_container(
-    source: DataSource, *, only_header: bool = False, cut_off: bool = False
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Opens a video and its first video stream. A remote file is copied first, unless `only_header`.
-
-    Raises DamagedError for a file that was cut off, unless `cut_off` allows it.
-    """
+def open_container(source: DataSource, *, only_header: bool = False) -> Iterator[VideoFile]:
+    """Opens a video and chooses its video stream. A remote file is copied first, unless `only_header`."""
     name = source_name(source)
     with contextlib.ExitStack() as stack:
+        cut = False
         if isinstance(source, bytes):
             file, length = io.BytesIO(source), len(source)
+            cut = is_cut_off(io.BytesIO(source), length)
         else:
             path = as_path(source)
             try:
@@ -59,33 +91,55 @@ def open_container(
                 file = stack.enter_context(path.open('rb'))
             else:
                 # FFmpeg reads a path faster. An absolute one is never taken for a URL, unlike a file named http:...
-                file = str(paths.absolute(stack.enter_context(open_copy(path))))
+                local = stack.enter_context(open_copy(path))
+                with local.open('rb') as opened:
+                    cut = is_cut_off(opened, length)
+                file = str(paths.absolute(local))
+        where = f'the file is cut off at byte {length}'
         try:
             container = stack.enter_context(av.open(file, options={'format_whitelist': FORMATS}))
         except (av.FFmpegError, OSError) as error:
-            raise ValueError(f'{name}: not a video that can be read ({format_reason(error)})') from None
-        # The cover image of an audio file is a video stream too.
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & cover]
-        require(streams, f'{name}: has no video stream')
-        require(streams[0].codec_context is not None, f'{name}: no decoder for its video format')
-        if not cut_off:
-            _check_complete(name, streams[0], length)
-        yield container, streams[0]
+            reason = where if cut else format_reason(error)
+            raise ValueError(f'{name}: not a video that can be read ({reason})') from None
+        stream = _choose_video(name, container)
+        cut = cut or any(entry.pos + entry.size > length for entry in stream.index_entries)
+        yield VideoFile(name, container, stream, where if cut else '')
 
 
-def _check_complete(name: str, stream: av.VideoStream, length: int) -> None:
-    """Raises DamagedError for a truncated file, which ends without an error, by comparing it with its index."""
-    for index, entry in enumerate(stream.index_entries):
-        if entry.pos + entry.size > length:
-            raise DamagedError(f'{name}: damaged at frame {index} (the file is cut off at byte {length})')
+def _choose_video(name: str, container: av.container.InputContainer) -> av.VideoStream:
+    streams = _shown_streams(container)
+    require(streams, f'{name}: has no video stream')
+    known = [stream for stream in streams if _has_decoder(stream)]
+    require(known, f'{name}: no decoder for its video format')
+    return max(known, key=lambda stream: (_is_default(stream), stream.width * stream.height))
 
 
-def mean_rate(stream: av.VideoStream) -> Fraction:
-    return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 0)
+def _shown_streams(container: av.container.InputContainer) -> Sequence[av.VideoStream]:
+    # The cover image of an audio file is a video stream too.
+    cover = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
+def _has_decoder(stream: av.stream.Stream) -> bool:
+    return stream.codec_context is not None
+
+
+def _is_default(stream: av.stream.Stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.default)
+
+
+def _describe_stream(stream: av.stream.Stream) -> str:
+    codec = stream.codec_context.name if _has_decoder(stream) else 'an unknown codec'
+    language = stream.language
+    return f'{stream.type} {stream.index} ({codec}{f", {language}" if language and language != "und" else ""})'
+
+
+def stated_rate(stream: av.VideoStream) -> Fraction:
+    """Returns the frames per second that the file states, for frames that have no times of their own."""
+    return Fraction(stream.guessed_rate or stream.average_rate or stream.base_rate or DEFAULT_FPS)
 
 
 def read_comment(source: DataSource) -> str:
     """Reads the comment tag of a video; '' if there is none. Raises ValueError."""
-    with open_container(source, only_header=True) as (container, _):
-        return container.metadata.get('comment', '')
+    with open_container(source, only_header=True) as file:
+        return file.container.metadata.get('comment', '')

@@ -5,6 +5,7 @@ damaged at frame n.
 """
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -13,13 +14,15 @@ import av
 import numpy as np
 
 from fv_jax.core.checks import require
+from fv_jax.data.video import timing
 from fv_jax.data.video.containers import (
     DamagedError,
     DataSource,
+    VideoFile,
     format_reason,
-    mean_rate,
     open_container,
     source_name,
+    stated_rate,
 )
 from fv_jax.data.video.deinterlacing import deinterlace
 from fv_jax.data.video.display import read_orientation
@@ -27,21 +30,22 @@ from fv_jax.data.video.frame import DisplayConfig, Frame
 
 log = logging.getLogger(__name__)
 
-# For a file that states no rate.
-DEFAULT_FPS = 25
+# More frames than a decoder reorders.
+_REORDERED = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """Properties of a file's first video stream, read without decoding all of it.
+    """Properties of a file's video stream, read without decoding all of it.
 
     Attributes:
       height, width: pixels as shown: square, after the stored rotation.
-      fps: mean frames per second.
-      frames: as the container states or as duration times fps; 0 if neither is known. An estimate.
+      fps: frames per second, by the times of the frames; the mean if the rate is variable.
+      frames: how many there are.
       rotation: degrees counter-clockwise that a decoded frame is rotated by to be shown: 0, 90, 180 or 270; of a
         mirrored one, before its columns are reversed.
-      has_audio: whether there is an audio stream.
+      has_audio: whether there is an audio stream that can be decoded.
+      is_constant: whether the rate is constant.
     """
 
     height: int
@@ -50,6 +54,7 @@ class VideoInfo:
     frames: int
     rotation: int
     has_audio: bool
+    is_constant: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,54 +78,81 @@ class Video:
 def probe(source: DataSource, *, cut_off: bool = False) -> VideoInfo:
     """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError.
 
-    What is assumed or converted to show the frames is logged in one line.
+    What is assumed or converted to show the frames is logged in one line, and streams that are not read in another.
 
     A file that was cut off is an error, unless `cut_off` allows it.
     """
-    with open_container(source, cut_off=cut_off) as (container, stream):
-        fps = mean_rate(stream)
-        seconds = Fraction(0)
-        if stream.duration is not None:
-            seconds = stream.duration * stream.time_base
-        elif container.duration is not None:
-            seconds = Fraction(container.duration, av.time_base)
-        frames = stream.frames or round(seconds * fps)
-        has_audio = bool(container.streams.audio)
-        first = next(_decode_frames(source_name(source), container, stream), None)
-        require(first is not None, f'{source_name(source)}: holds no frames')
-        frame = Frame(source_name(source), 0.0, first, stream.sample_aspect_ratio)
+    measured = _measure(source)
+    with open_container(source) as file:
+        require(cut_off or not file.cut, f'{file.name}: damaged at frame {measured.frames} ({file.cut})', DamagedError)
+        if others := file.other_streams():
+            log.info(f'note: {others}')
+        first = next(_decode_frames(file), None)
+        require(first is not None, f'{file.name}: holds no frames')
+        frame = Frame(file.name, 0.0, first, file.stream.sample_aspect_ratio)
         frame.check(DisplayConfig())
         _log_conversions(frame)
         height, width = frame.size
-        rotation = read_orientation(first).rotation
-    return VideoInfo(height, width, fps, frames, rotation, has_audio)
+        rotation, has_audio = read_orientation(first).rotation, file.audio is not None
+    return VideoInfo(height, width, measured.fps, measured.frames, rotation, has_audio, measured.is_constant)
 
 
-def _decode_frames(
-    name: str, container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[av.VideoFrame]:
-    stream.thread_type = 'AUTO'
+def _log_conversions(frame: Frame) -> None:
+    if conversions := frame.describe_conversions():
+        log.info(f'{frame.source}: {conversions}')
+
+
+def _measure(source: DataSource) -> timing.Timing:
+    """Reads the times of all frames without decoding them."""
+    with open_container(source) as file:
+        stream, times, count = file.stream, [], 0
+        clock = timing.Clock(1 / stated_rate(stream))
+        try:
+            for packet in file.container.demux(stream):
+                if not packet.size or packet.is_discard:
+                    continue
+                count += 1
+                if packet.dts is not None:
+                    clock.follow(packet.dts * stream.time_base)
+                timestamp = packet.dts if packet.pts is None or _has_no_pts(file) else packet.pts
+                times += [] if timestamp is None else [float(timestamp * stream.time_base + clock.shift)]
+        except av.FFmpegError:
+            pass  # decoding finds the frame
+        stated = stream.average_rate, stream.guessed_rate, stream.base_rate
+        if len(times) < 2:
+            times, stated = np.arange(count) / float(stated_rate(stream)), (stated_rate(stream),)
+        return dataclasses.replace(timing.measure(np.unique(times), stated), frames=count)
+
+
+def _has_no_pts(file: VideoFile) -> bool:
+    """Returns whether a container stores no times of presentation; FFmpeg then invents some."""
+    return 'avi' in file.container.format.name
+
+
+def _decode_frames(file: VideoFile) -> Iterator[av.VideoFrame]:
+    file.stream.thread_type = 'AUTO'
     count = 0
     try:
-        for frame in container.decode(stream):
+        for frame in file.container.decode(file.stream):
             # The decoder conceals missing data with grey or smeared frames.
-            require(not frame.is_corrupt, f'{name}: damaged at frame {count}', DamagedError)
+            if frame.is_corrupt:
+                raise DamagedError(f'{file.name}: damaged at frame {count}{file.cut and f" ({file.cut})"}')
             yield frame
             count += 1
     except av.FFmpegError as error:
-        raise DamagedError(f'{name}: damaged at frame {count} ({format_reason(error)})') from None
+        reason = file.cut or format_reason(error)
+        raise DamagedError(f'{file.name}: damaged at frame {count} ({reason})') from None
+    require(not file.cut, f'{file.name}: damaged at frame {count} ({file.cut})', DamagedError)
 
 
-def _decode_intact_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, on_damage: Callable[[str], None]
-) -> Iterator[av.VideoFrame]:
+def _decode_intact_frames(file: VideoFile, on_damage: Callable[[str], None]) -> Iterator[av.VideoFrame]:
     """Yields frames as `_decode_frames`, but for those from damaged data on until the next key frame."""
-    stream.thread_type = 'SLICE'  # decoders with a thread per frame conceal the same damage differently each time
-    packets, incomplete, damaged = container.demux(stream), set(), False
+    file.stream.thread_type = 'SLICE'  # decoders with a thread per frame conceal the same damage differently each time
+    packets, incomplete, damaged = file.container.demux(file.stream), set(), False
     while True:
         try:
             if (packet := next(packets, None)) is None:
-                return
+                break
             if packet.is_corrupt:
                 incomplete.add(packet.pts)
             frames, reason = packet.decode(), 'incomplete data' if packet.is_corrupt else ''
@@ -135,11 +167,34 @@ def _decode_intact_frames(
             damaged = damaged and (is_bad or not frame.key_frame)
             if not damaged:
                 yield frame
+    if file.cut and not damaged:
+        on_damage(file.cut)
 
 
-def _log_conversions(frame: Frame) -> None:
-    if conversions := frame.describe_conversions():
-        log.info(f'{frame.source}: {conversions}')
+def _timed_frames(
+    file: VideoFile, on_damage: Callable[[str], None] | None = None
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Yields the frames with their times in seconds, increasing, on the clock of the container."""
+    frames = _decode_frames(file) if on_damage is None else _decode_intact_frames(file, on_damage)
+    head = list(itertools.islice(frames, 1))
+    by_dts = _has_no_pts(file)
+    if head and not by_dts and head[0].dts not in (None, head[0].pts):
+        # Some files hold the order of decoding in place of that of presentation.
+        head += itertools.islice(frames, _REORDERED)
+        timestamps = [frame.pts for frame in head if frame.pts is not None]
+        by_dts = any(later < earlier for earlier, later in itertools.pairwise(timestamps))
+    clock = timing.Clock(1 / stated_rate(file.stream))
+    for frame in itertools.chain(head, frames):
+        timestamp = frame.dts if by_dts else frame.pts
+        yield clock.follow(None if timestamp is None else timestamp * file.stream.time_base), frame
+
+
+def start_time(source: DataSource) -> Fraction:
+    """Returns the time of the first frame that is shown, in seconds on the clock of the container."""
+    with open_container(source) as file:
+        for time, _ in _timed_frames(file):
+            return time
+        raise ValueError(f'{file.name}: holds no frames')
 
 
 def iter_frames(
@@ -149,8 +204,8 @@ def iter_frames(
 ) -> Iterator[Frame]:
     """Yields the frames of a path or of bytes one at a time, without holding the file or earlier frames in memory.
 
-    Times are timestamps, from 0 on; a frame without one follows at the mean rate. Interlaced frames are deinterlaced.
-    Raises DamagedError at corruption; of a few corrupted bytes the decoder notices only a part.
+    Their times are from 0 on, increasing. Interlaced frames are deinterlaced. Raises DamagedError at corruption, and
+    where a file was cut off, after the frames before it; of a few corrupted bytes the decoder notices only a part.
 
     Args:
       source: path or bytes.
@@ -164,25 +219,21 @@ def _iter_coded_frames(
     source: DataSource, on_damage: Callable[[str], None] | None, display: DisplayConfig
 ) -> Iterator[Frame]:
     """Yields the frames as they are coded."""
-    name = source_name(source)
-    with open_container(source, cut_off=on_damage is not None) as (container, stream):
-        period = 1 / float(mean_rate(stream) or DEFAULT_FPS)
-        start, seconds = None, -period
-        if on_damage is None:
-            decoded = _decode_frames(name, container, stream)
-        else:
-            decoded = _decode_intact_frames(container, stream, on_damage)
-        for frame in decoded:
-            time = frame.time
+    with open_container(source) as file:
+        stream, start = file.stream, None
+        for time, frame in _timed_frames(file, on_damage):
             start = time if start is None else start
-            seconds = seconds + period if time is None else time - start
-            shown = Frame(name, seconds, frame, stream.sample_aspect_ratio)
+            duration = float((frame.duration or 0) * stream.time_base)
+            shown = Frame(file.name, float(time - start), frame, stream.sample_aspect_ratio, duration)
             shown.check(display)
             yield shown
 
 
 def decode(source: DataSource, max_frames: int | None = None) -> Video:
-    """Decodes a path or bytes into memory. Logs what is assumed or converted to show the frames of a path.
+    """Decodes a path or bytes into memory, at a constant rate.
+
+    A video of variable rate is resampled by the times of its frames to the rate of most of them. Logs that, and what is
+    assumed or converted to show the frames, of a path.
 
     Args:
       source: path or bytes.
@@ -191,20 +242,32 @@ def decode(source: DataSource, max_frames: int | None = None) -> Video:
     Raises:
       ValueError: the video cannot be decoded, or the size of its frames changes.
     """
-    frames = []
-    for shown in iter_frames(source):
+    measured = _measure(source)
+    fps = float(measured.usual_fps)
+    frames, seconds = [], []
+    for frame in iter_frames(source):
         if not frames and not isinstance(source, bytes):  # a record's, which are read in every epoch
-            _log_conversions(shown)
-        frame = shown.pixels()
-        if frames and frame.shape != frames[0].shape:
-            raise ValueError(
-                f'{source_name(source)}: frame {len(frames)} is {frame.shape[0]}x{frame.shape[1]}, '
-                f'the ones before {frames[0].shape[0]}x{frames[0].shape[1]}; re-encode it at one size'
-            )
-        frames.append(frame)
-        if max_frames is not None and len(frames) >= max_frames:
+            _log_conversions(frame)
+        pixels = frame.pixels()
+        _check_size(source, frames, pixels)
+        frames.append(pixels)
+        seconds.append(frame.seconds)
+        end = frame.seconds + frame.duration
+        if max_frames is not None and (len(frames) if measured.is_even else frame.seconds * fps) >= max_frames:
             break
     require(frames, f'{source_name(source)}: holds no frames')
-    with open_container(source) as (_, stream):
-        fps = float(mean_rate(stream) or DEFAULT_FPS)
-    return Video(np.stack(frames), fps)
+    if measured.is_even:
+        return Video(np.stack(frames), fps)
+    if not isinstance(source, bytes):
+        log.info(f'note: {source}: variable frame rate, resampled by time to {fps:g} frames per second')
+    count = max(int((seconds[-1] + 1e-6) * fps) + 1, round(end * fps))
+    shown = timing.nearest_frames(np.array(seconds), np.arange(count)[:max_frames] / fps)
+    return Video(np.stack([frames[index] for index in shown]), fps)
+
+
+def _check_size(source: DataSource, frames: list[np.ndarray], frame: np.ndarray) -> None:
+    if frames and frame.shape != frames[0].shape:
+        raise ValueError(
+            f'{source_name(source)}: frame {len(frames)} is {frame.shape[0]}x{frame.shape[1]}, '
+            f'the ones before {frames[0].shape[0]}x{frames[0].shape[1]}; re-encode it at one size'
+        )

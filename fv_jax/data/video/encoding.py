@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
 from fv_jax.core.checks import require
@@ -13,6 +14,8 @@ from fv_jax.core.files import atomic_write
 from fv_jax.core.paths import StoragePath, as_path
 
 DEFAULT_CRF = 18
+# Of the times of frames at a variable rate, in seconds.
+_TICK = Fraction(1, 90000)
 PRESETS = ('ultrafast', 'superfast', 'veryfast', 'faster', 'fast', 'medium', 'slow', 'slower', 'veryslow')
 # The scaler's fast defaults round every value down by about one level and repeat chroma: 3 dB on a round trip.
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -49,21 +52,33 @@ def encode(
     crf: float = DEFAULT_CRF,
     preset: str = 'medium',
     comment: str = '',
+    times: Iterable[tuple[float, float]] | None = None,
 ) -> None:
-    """Encodes frames to the file `path` atomically; see `encode_bytes`."""
+    """Encodes frames to the file `path` atomically; see `encode_bytes`.
+
+    Args:
+      path, frames, fps, crf, preset, comment: as there.
+      times: (time, duration) in seconds of every frame, the times increasing from 0 on; None for a constant rate.
+    """
     with atomic_write(as_path(path)) as partial:
-        _write(str(partial), frames, fps, crf, preset, comment)
+        _write(str(partial), frames, fps, crf, preset, comment, times)
 
 
 def _write(
-    target: str | io.BytesIO, frames: Iterable[np.ndarray], fps: float | Fraction, crf: float, preset: str, comment: str
+    target: str | io.BytesIO,
+    frames: Iterable[np.ndarray],
+    fps: float | Fraction,
+    crf: float,
+    preset: str,
+    comment: str,
+    times: Iterable[tuple[float, float]] | None = None,
 ) -> None:
     require(fps > 0, f'fps={fps}: must be above 0')
     # A BytesIO has no suffix that gives the format, and a path may have an unusual one.
     with av.open(target, 'w', format='mp4') as container:
         if comment:
             container.metadata['comment'] = comment
-        stream = None
+        stream, placed = None, iter(times or ())
         for index, frame in enumerate(frames):
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
                 raise ValueError(f'frame {index}: expected uint8 (H, W, 3), got {frame.dtype} {frame.shape}')
@@ -75,13 +90,18 @@ def _write(
                         f'crop to {height - height % 2}x{width - width % 2}'
                     )
                 stream = _h264_stream(container, height, width, fps, crf, preset)
+                if times is not None:
+                    stream.codec_context.time_base = _TICK
+                    stream.codec_context.flags |= Flags.frame_duration
             if (stream.height, stream.width) != (height, width):
                 raise ValueError(f'frame {index} is {height}x{width}, the first {stream.height}x{stream.width}')
-            for packet in stream.encode(to_yuv(frame)):
-                container.mux(packet)
+            image = to_yuv(frame)
+            if times is not None:
+                time, duration = next(placed)
+                image.time_base, image.pts, image.duration = _TICK, round(time / _TICK), round(duration / _TICK)
+            container.mux(stream.encode(image))
         require(stream is not None, 'cannot encode a video of no frames')
-        for packet in stream.encode():
-            container.mux(packet)
+        container.mux(stream.encode())
 
 
 def _h264_stream(container, height: int, width: int, fps: float | Fraction, crf: float, preset: str) -> av.VideoStream:

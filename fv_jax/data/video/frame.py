@@ -45,12 +45,14 @@ class Frame:
       seconds: its time from the first one.
       decoded: as the decoder returns it.
       aspect: width of a stored pixel / its height; None if unknown.
+      duration: for how many seconds it is shown, as the file states it; 0 if it does not.
     """
 
     source: str
     seconds: float
     decoded: av.VideoFrame
     aspect: Fraction | None = None
+    duration: float = 0.0
 
     @property
     def size(self) -> tuple[int, int]:

@@ -33,11 +33,17 @@ def test_copy_audio_without_audio_changes_nothing(tmp_path: Path) -> None:
     assert target.read_bytes() == before
 
 
-def test_copy_audio_refuses_formats_that_mp4_cannot_contain(tmp_path: Path) -> None:
-    source, target = tmp_path / 'source.avi', tmp_path / 'target.mp4'
+def test_copy_audio_converts_formats_that_an_mp4_does_not_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, target = tmp_path / 'source.mkv', tmp_path / 'target.mp4'
     sample_videos.write_with_audio(source, seconds=1, codec='pcm_u8')
-    encoding.encode(target, sample_videos.pattern(4), 24)
-    before = target.read_bytes()
-    with pytest.raises(ValueError, match=r'its audio \(pcm_u8\) cannot be stored in an mp4'):
-        audio.copy_audio(source, target)
-    assert target.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    encoding.encode(target, sample_videos.pattern(24), 24)
+    caplog.set_level('INFO')
+    assert audio.can_copy(source)
+    assert caplog.messages == [f'note: {source}: its audio (pcm_u8) is converted to AAC for the mp4']
+    assert audio.copy_audio(source, target)
+    with av.open(str(target)) as container:
+        assert container.streams.audio[0].codec_context.name == 'aac'
+        samples = np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], axis=1)
+    assert samples.std() > 0.3 and len(samples[0]) == pytest.approx(44100, abs=1024)

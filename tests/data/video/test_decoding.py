@@ -93,5 +93,7 @@ def test_damaged_video_is_an_error_that_names_the_frame(tmp_path: Path) -> None:
                 out.mux(packet)
     assert len(decoding.decode(front).frames) == 40
     front.write_bytes(front.read_bytes()[: len(data) // 2])
-    with pytest.raises(ValueError, match=r'damaged at frame \d+ \(the file is cut off'):
-        decoding.probe(front)
+    for function in (decoding.probe, decoding.decode):
+        with pytest.raises(ValueError, match=r'damaged at frame \d+ \(the file is cut off'):
+            function(front)
+    assert decoding.probe(front, cut_off=True).width == 96
