@@ -21,12 +21,12 @@ _UNSPECIFIED = 2
 _MATRIX_2020 = 9
 _PRIMARIES_2020 = 9
 _PQ, _HLG = 16, 18
-_SMPTE_428 = 17
 # What FFmpeg's scaler converts to RGB: 3 is reserved, and read as unspecified.
 _MATRICES = (0, 1, 2, 3, 4, 5, 6, 7, _MATRIX_2020)
 _MATRIX_NAMES = {8: 'YCgCo', 10: 'BT.2020 constant luminance', 14: 'ICtCp', 15: 'IPT-C2', 16: 'YCgCo-R', 17: 'YCgCo-R'}
-_TRANSFER_NAMES = {8: 'linear', 9: 'logarithmic', 10: 'logarithmic', _SMPTE_428: 'SMPTE 428'}
-_WIDE = {_PRIMARIES_2020: 'BT.2020', 11: 'DCI-P3', 12: 'Display P3'}
+_TRANSFER_NAMES = {8: 'linear', 9: 'logarithmic', 10: 'logarithmic', 17: 'SMPTE 428'}
+_WIDE = {_PRIMARIES_2020: 'BT.2020', 12: 'Display P3'}
+_PRIMARY_NAMES = {10: 'CIE XYZ', 11: 'DCI-P3'}
 
 # cd/m2 of the brightest part of PQ video without metadata: what most is graded on.
 _DEFAULT_PEAK = 1000.0
@@ -40,7 +40,7 @@ class Colours:
     Attributes:
       matrix: from YUV to RGB, where it is not the stated one.
       assumed: the name of `matrix` if nothing states one, else ''.
-      primaries: 'BT.2020', 'DCI-P3' or 'Display P3'; '' for those of BT.709.
+      primaries: 'BT.2020' or 'Display P3'; '' for those of BT.709.
       transfer: 'PQ' or 'HLG'; '' for standard dynamic range.
       peak: the luminance in cd/m2 that high dynamic range is tone-mapped from.
     """
@@ -63,17 +63,10 @@ class Colours:
 
 def read_colours(frame: av.VideoFrame) -> Colours:
     """Reads the tags of a frame. Raises ValueError for tags that are not supported."""
-    matrix, transfer = int(frame.colorspace), int(frame.color_trc)
-    name = _MATRIX_NAMES.get(matrix, f'number {matrix}')
-    require(matrix in _MATRICES, f'its colour matrix, {name}, is not supported; convert it to BT.709')
-    if transfer in _TRANSFER_NAMES and not (transfer == _SMPTE_428 and frame.format.name.startswith('xyz')):
-        raise ValueError(f'its transfer curve, {_TRANSFER_NAMES[transfer]}, is not supported; convert it to BT.709')
+    matrix, transfer, primaries = int(frame.colorspace), int(frame.color_trc), int(frame.color_primaries)
     side_data = {data.type: data for data in frame.side_data}
-    # Profile 5, whose colours only Dolby's decoders convert: the others are tagged as what they are without Dolby's.
-    dolby = Type.DOVI_METADATA in side_data and transfer == matrix == _UNSPECIFIED
-    require(not dolby, 'is Dolby Vision without a compatible base layer; convert it to BT.709')
+    _check_supported(frame, Type.DOVI_METADATA in side_data)
     curve = {_PQ: 'PQ', _HLG: 'HLG'}.get(transfer, '')
-    primaries = int(frame.color_primaries)
     if primaries == _UNSPECIFIED and (curve or matrix == _MATRIX_2020):
         primaries = _PRIMARIES_2020
     colours = Colours(primaries=_WIDE.get(primaries, ''), transfer=curve)
@@ -83,6 +76,20 @@ def read_colours(frame: av.VideoFrame) -> Colours:
         assumed, chosen = _assume_matrix(frame, primaries)
         colours = dataclasses.replace(colours, matrix=chosen, assumed=assumed)
     return colours
+
+
+def _check_supported(frame: av.VideoFrame, dolby_vision: bool) -> None:
+    matrix, transfer, primaries = int(frame.colorspace), int(frame.color_trc), int(frame.color_primaries)
+    wrong = {
+        f'its colour matrix, {_MATRIX_NAMES.get(matrix, f"number {matrix}")}, is': matrix not in _MATRICES,
+        # The scaler converts frames in XYZ, of digital cinema, to BT.709.
+        f'its transfer curve, {_TRANSFER_NAMES.get(transfer)}, is': transfer in _TRANSFER_NAMES,
+        f'its primaries, {_PRIMARY_NAMES.get(primaries)}, are': primaries in _PRIMARY_NAMES,
+        # Profile 5, whose colours only Dolby's decoders convert; the others are tagged as what they are without them.
+        'Dolby Vision without a compatible base layer is': dolby_vision and transfer == matrix == _UNSPECIFIED,
+    }
+    for what, holds in wrong.items():
+        require(not holds or frame.format.name.startswith('xyz'), f'{what} not supported; convert it to BT.709')
 
 
 def _assume_matrix(frame: av.VideoFrame, primaries: int) -> tuple[str, Colorspace]:

@@ -17,14 +17,13 @@ WHITE = 203.0  # cd/m2
 HLG_PEAK = 1000.0  # cd/m2, of the display that system gamma 1.2 is for (BT.2100, table 5)
 KNEE = 0.8  # of white
 
-# Chromaticities x, y of red, green, blue and white: BT.709, BT.2020, SMPTE RP 431-2, SMPTE EG 432-1.
-_D65 = (0.3127, 0.3290)
+# Chromaticities x, y of red, green and blue: BT.709, BT.2020, SMPTE EG 432-1; white is D65 in all of them.
 CHROMATICITIES = {
-    '': ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), _D65),
-    'BT.2020': ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
-    'DCI-P3': ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
-    'Display P3': ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
+    '': ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06)),
+    'BT.2020': ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    'Display P3': ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
 }
+_D65 = (0.3127, 0.3290)
 _LUMA_2020 = (0.2627, 0.6780, 0.0593)
 _ROWS = 32  # converted at a time: their light fits in the processor's cache
 _STEPS = 65535
@@ -66,20 +65,15 @@ def compress_highlights(light: np.ndarray, peak: float) -> np.ndarray:
 
 
 def rgb_to_xyz(primaries: str) -> np.ndarray:
-    """Computes the matrix from linear RGB to CIE XYZ (SMPTE RP 177), with white at its own chromaticity."""
-    xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in CHROMATICITIES[primaries]]).T
-    return xyz[:, :3] * np.linalg.solve(xyz[:, :3], xyz[:, 3])
+    """Computes the matrix from linear RGB to CIE XYZ (SMPTE RP 177)."""
+    red, green, blue, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in (*CHROMATICITIES[primaries], _D65))
+    columns = np.stack([red, green, blue], axis=1)
+    return columns * np.linalg.solve(columns, white)
 
 
 def to_bt709(primaries: str) -> np.ndarray:
-    """Computes the matrix to linear BT.709, of BT.2020 that of BT.2407, 2.
-
-    White is shown as white: where it is not D65, it is adapted by Bradford's matrix.
-    """
-    bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-    source, target = rgb_to_xyz(primaries), rgb_to_xyz('')
-    cones = (bradford @ target).sum(1) / (bradford @ source).sum(1)
-    return np.linalg.inv(bradford @ target) @ np.diag(cones) @ bradford @ source
+    """Computes the matrix to linear BT.709, which is that of ITU-R BT.2407, 2, for BT.2020."""
+    return np.linalg.solve(rgb_to_xyz(''), rgb_to_xyz(primaries))
 
 
 @functools.cache
@@ -123,7 +117,8 @@ def _convert_light(light: np.ndarray, colours: Colours) -> np.ndarray:
     """Converts (3, ...) of `_light_table` to the light of an SDR display, relative to its white."""
     peak = colours.peak / WHITE
     if colours.transfer == 'HLG':
-        # The OOTF: the system gamma is applied to the luminance of the scene.
+        # The OOTF (BT.2100, table 5): the system gamma of 1.2 applies to the luminance of the scene. FFmpeg's zscale
+        # applies it to each channel, an approximation that makes colours more saturated.
         luma = sum(np.float32(weight) * channel for weight, channel in zip(_LUMA_2020, light, strict=True))
         peak = HLG_PEAK / WHITE
         light = light * _root_table(0.2, peak)[_root_index(luma)]
