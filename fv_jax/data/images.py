@@ -124,7 +124,7 @@ def _apply_profile(image: Image.Image, data: bytes | None, path: StoragePath) ->
     """Converts L, RGB or CMYK to RGB in sRGB by an ICC profile. A profile that cannot be used is named."""
     if not data:
         if image.mode == 'CMYK':
-            log.info(f'{path}: CMYK without a colour profile; converted by the plain formula')
+            log.info(f'note: {path}: CMYK without a colour profile; converted by the plain formula')
         return image
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))

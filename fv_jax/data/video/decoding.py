@@ -99,7 +99,7 @@ def probe(source: DataSource, *, cut_off: bool = False) -> VideoInfo:
 
 def _log_conversions(frame: Frame) -> None:
     if conversions := frame.describe_conversions():
-        log.info(f'{frame.source}: {conversions}')
+        log.info(f'note: {frame.source}: {conversions}')
 
 
 def _measure(source: DataSource) -> timing.Timing:

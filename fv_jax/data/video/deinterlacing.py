@@ -22,7 +22,7 @@ def deinterlace(frames: Iterable[Frame]) -> Iterator[Frame]:
     for index, frame in enumerate(frames):
         if graph is None and frame.decoded.interlaced_frame:
             if index:
-                log.info(f'{frame.source}: interlaced from frame {index} on, and deinterlaced')
+                log.info(f'note: {frame.source}: interlaced from frame {index} on, and deinterlaced')
             graph = _Deinterlacer(frame.decoded)
         if graph is None:
             yield frame
