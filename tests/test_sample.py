@@ -75,7 +75,8 @@ def test_sample_clip(clip, run, tmp_path, capsys):
     assert 'note: 40x52 is rounded down to 32x48' in out
     assert f'10x13 to 32x48, 1 step(s) of {run}, windows of 9 frame(s)' in out
     recorded = metadata.from_json(containers.read_comment(output))
-    assert (recorded.preview, recorded.clip) == (None, metadata.ClipMetadata('clip.mp4', 9, 5)) and recorded.fps == 12
+    clip_metadata = metadata.ClipMetadata('clip.mp4', 9, 5, 'adaptive', None, True, 'crop')
+    assert (recorded.preview, recorded.clip, recorded.fps) == (None, clip_metadata, 12)
     settings = recorded.enhance.settings
     assert (recorded.enhance.seed, settings.num_steps, settings.size) == (0, 1, (32, 48))
     pattern = rf'{re.escape(str(output))}: 32x48, 14 frame\(s\) in [\d.]+ s, [\d.]+ frames/s'
@@ -91,10 +92,10 @@ def repeat_pixels(monkeypatch):
     """Records the arguments of `enhance`."""
     calls = []
 
-    def enhance(enhancer, frames, size, *, seed, windows, step_progress):
+    def enhance(enhancer, frames, size, *, seed, windows, cuts, framing, color_fix, step_progress):
         calls.append((size, windows, enhancer.tiling))
         for frame in frames:
-            yield np.broadcast_to(np.uint8(frame.mean()), (1, *size, 3))
+            yield np.broadcast_to(np.float32(frame.mean() / 127.5 - 1), (1, *size, 3))
 
     monkeypatch.setattr(text_to_video, 'enhance_clip', enhance)
     return calls
@@ -140,8 +141,8 @@ def test_sample_clip_converts_audio_that_mp4_cannot_contain(run, repeat_pixels, 
     ],
 )
 def test_sample_clip_failure_leaves_the_old_output(error, code, line, clip, run, tmp_path, capsys, monkeypatch):
-    def enhance(enhancer, frames, size, *, seed, windows, step_progress):
-        yield np.zeros((4, *size, 3), np.uint8)
+    def enhance(enhancer, frames, size, **options):
+        yield np.zeros((4, *size, 3), np.float32)
         raise error
 
     monkeypatch.setattr(text_to_video, 'enhance_clip', enhance)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fv_jax.data.numpy_resize import resize_uint8
+from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.clip_sources import EvaluationClip, Size, resize
 from fv_jax.evaluation.report_page import BASELINE
 from fv_jax.evaluation.strips import TRUTH
@@ -57,7 +58,7 @@ def round_trip(enhancer: Enhancer, windows: Windows) -> Method:
 
 
 def network(name: str, enhancer: Enhancer, windows: Windows, details: Mapping[str, Any]) -> Method:
-    """Returns stage 2, as `sample clip` applies it."""
+    """Returns stage 2, as `sample clip --shots=none --no-color-fix` applies it."""
     return Method(
         name, 'network', lambda clip: _enhance(enhancer, clip.low_quality, clip.size, clip.seed, windows), details
     )
@@ -74,4 +75,4 @@ def ground_truth() -> Method:
 
 
 def _enhance(enhancer: Enhancer, video: np.ndarray, size: Size, seed: int, windows: Windows) -> np.ndarray:
-    return np.concatenate([*enhance_clip(enhancer, video, size, seed=seed, windows=windows)])
+    return np.concatenate([*map(to_uint8, enhance_clip(enhancer, video, size, seed=seed, windows=windows))])

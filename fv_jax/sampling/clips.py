@@ -35,14 +35,24 @@ class EnhancedClip:
     """A clip that is enhanced while its blocks are read.
 
     Attributes:
-      windows: how the clip is split.
-      blocks: yields the result, uint8 FHWC, a block for each window.
+      size: (height, width) of the result.
+      windows: how a shot is split.
+      shots: (first frame, frame after the last) of each.
+      notes: what was found and assumed, one line each.
+      blocks: yields the result, float32 FHWC in [-1, 1], a block for each window.
       metadata: returns how it is made.
     """
 
+    size: tuple[int, int]
     windows: Windows
+    shots: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...]
     blocks: Callable[[], Iterator[np.ndarray]]
     metadata: Callable[[], GenerationMetadata]
+
+    @property
+    def num_windows(self) -> int:
+        return sum(self.windows.count(end - first) for first, end in self.shots)
 
 
 def open_clip(path: StoragePath, info: decoding.VideoInfo) -> Clip:

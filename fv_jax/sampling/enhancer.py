@@ -79,6 +79,7 @@ class Enhancer:
         text_BLD: jax.Array | None,
         noise: EnhanceNoise,
         on_step: OnStep = ignore_steps,
+        ratio: float | None = None,
     ) -> jax.Array:
         """Resizes videos to `size` and enhances them.
 
@@ -88,12 +89,13 @@ class Enhancer:
           text_BLD: text embeddings; None for all zeros.
           noise: the noise augmentation, and of the posterior.
           on_step: called after every step of the sampler. What it raises ends sampling.
+          ratio: input pixels per output pixel, from the upper left corner; None resizes each side by its own ratio.
 
         Returns:
           float32 (B, F, *size, 3) in [-1, 1], which may be sharded over devices.
         """
         sampled = noise if self.sample_posterior else None
-        z_low = programs.low_res_latents(self.vae, video_BFHWC, size, sampled, self.tiling)
+        z_low = programs.low_res_latents(self.vae, video_BFHWC, size, sampled, self.tiling, ratio)
         z_high = self.enhance_latents(z_low, text_BLD, noise, on_step)
         return programs.decode_latents(self.vae, z_high, self.tiling, width_slices=self.width_slices)
 
@@ -105,6 +107,7 @@ class Enhancer:
         seed: int,
         first_latent: int,
         on_step: OnStep = ignore_steps,
+        ratio: float | None = None,
     ) -> np.ndarray:
         """Enhances a window of a clip, without text.
 
@@ -114,7 +117,7 @@ class Enhancer:
           size: as in `enhance`.
           seed: of the noise of the whole clip.
           first_latent: the index of the window's first latent frame in the clip.
-          on_step: as in `enhance`.
+          on_step, ratio: as in `enhance`.
 
         Returns:
           float32 (F, *size, 3) in [-1, 1].
@@ -123,7 +126,8 @@ class Enhancer:
           ValueError: values that are not finite.
         """
         video_BFHWC = vae_chunking.pad_to_valid(to_float(video_FHWC)[None], self.vae.config.latent_spec)
-        enhanced = self.enhance(video_BFHWC, size, None, WindowNoise.create(seed, first_latent), on_step)
+        noise = WindowNoise.create(seed, first_latent)
+        enhanced = self.enhance(video_BFHWC, size, None, noise, on_step, ratio)
         enhanced_FHWC = self.to_host(enhanced)[0, : len(video_FHWC)]
         require(np.isfinite(enhanced_FHWC).all(), NOT_FINITE)
         return enhanced_FHWC

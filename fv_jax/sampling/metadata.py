@@ -11,8 +11,11 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
 from fv_jax.data.video.encoding import DEFAULT_CRF
+from fv_jax.data.video.shots import ShotDetector
 from fv_jax.models.layers import DtypeName
-from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.sampling.framing import Fit
+from fv_jax.sampling.settings import ClipSettings, EnhanceSettings, PreviewSettings
+from fv_jax.sampling.windows import Windows
 from fv_jax.text.encoder import TextConfig
 
 FPS = 8.0  # of the official videos
@@ -73,11 +76,23 @@ class ClipMetadata:
     Attributes:
       name: of its file; '' for frames in memory.
       window, overlap: of its windows, in frames.
+      shots, shot_threshold, color_fix, fit: as in `ClipSettings`; the defaults are those of files of earlier
+        versions, which took a clip as one shot and stretched it.
     """
 
     name: str
     window: int
     overlap: int
+    shots: ShotDetector = 'none'
+    shot_threshold: float | None = None
+    color_fix: bool = False
+    fit: Fit | None = None
+
+    @classmethod
+    def create(cls, name: str, windows: Windows, settings: ClipSettings) -> 'ClipMetadata':
+        """Returns the metadata of a clip that is enhanced with these settings."""
+        chosen = dataclasses.asdict(settings) | {'overlap': windows.overlap}
+        return cls(name, windows.frames, **chosen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,6 +252,7 @@ def low_res_latents(
     size: tuple[int, int],
     noise: EnhanceNoise | None = None,
     tiling: Tiling | None = None,
+    ratio: float | None = None,
 ) -> jax.Array:
     """Resizes a video and encodes it.
 
@@ -261,11 +262,12 @@ def low_res_latents(
       size: (height, width) in pixels after resizing.
       noise: samples the VAE posterior; None takes its mean.
       tiling: of the VAE; None for whole frames.
+      ratio: as in `core.resize`.
 
     Returns:
       Latents, unscaled.
     """
-    moments = vae.encode_moments(_resize_sharded(vae, video_BFHWC, size), tiling)
+    moments = vae.encode_moments(_resize_sharded(vae, video_BFHWC, size, ratio), tiling)
     return split_moments(moments)[0] if noise is None else _sample_posterior(moments, noise)
 
 
@@ -275,18 +277,18 @@ def _sample_posterior(moments_BFHWC: jax.Array, noise: EnhanceNoise) -> jax.Arra
     return sample_latents(moments_BFHWC, noise.posterior((*dims, channels // 2)))
 
 
-def _resize_sharded(vae: JittedVAE, video_BFHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
+def _resize_sharded(vae: JittedVAE, video_BFHWC: jax.Array, size: tuple[int, int], ratio: float | None) -> jax.Array:
     sharding = _resized_sharding(vae, video_BFHWC.shape, size)
     if sharding is not None:
         video_BFHWC = jax.device_put(video_BFHWC, _whole(sharding))
-    return _resize(video_BFHWC, *size, sharding)
+    return _resize(video_BFHWC, *size, sharding, ratio)
 
 
 def lower_resize(vae: JittedVAE, video_BFHWC: jax.ShapeDtypeStruct, size: tuple[int, int]) -> jax.stages.Lowered:
     """Lowers the program that resizes a video of a shape before a VAE over a mesh encodes it."""
     sharding = _resized_sharding(vae, video_BFHWC.shape, size)
     video = jax.ShapeDtypeStruct(video_BFHWC.shape, video_BFHWC.dtype, sharding=_whole(sharding))
-    return _resize.lower(video, *size, sharding)
+    return _resize.lower(video, *size, sharding, None)
 
 
 def _resized_sharding(vae: JittedVAE, shape_BFHWC: tuple[int, ...], size: tuple[int, int]) -> NamedSharding | None:
@@ -299,9 +301,11 @@ def _whole(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec())
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _resize(video_BFHWC: jax.Array, height: int, width: int, sharding: NamedSharding | None) -> jax.Array:
-    resized = resize(video_BFHWC, height, width)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _resize(
+    video_BFHWC: jax.Array, height: int, width: int, sharding: NamedSharding | None, ratio: float | None
+) -> jax.Array:
+    resized = resize(video_BFHWC, height, width, ratio=ratio)
     return resized if sharding is None else jax.lax.with_sharding_constraint(resized, sharding)
 
 

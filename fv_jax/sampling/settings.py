@@ -10,7 +10,9 @@ from typing import Any
 
 from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
+from fv_jax.data.video.shots import ShotDetector
 from fv_jax.models.vae_tiling import DEFAULT_OVERLAP, Tiling
+from fv_jax.sampling.framing import Fit
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig, PreviewSamplerConfig
 
 OFFICIAL_SCALE = 4.0
@@ -128,6 +130,28 @@ class EnhanceSettings(EnhancementSamplerConfig):
                 f'{self.scale:g} times its size'
             )
         return self.size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """How a clip is enhanced, beside the settings of the stage.
+
+    Attributes:
+      overlap: frames that neighbouring windows share; None as in `Windows.create`.
+      shots: the detector of cuts, at each of which a new window starts; 'none' enhances the clip as one shot.
+      shot_threshold: of the detector, lower finds more cuts; None as in `clip_shots`.
+      color_fix: whether the low frequencies of the input are kept (`color_fix`).
+      fit: what is done with a clip of another aspect ratio than the output's (`framing`).
+    """
+
+    overlap: int | None = None
+    shots: ShotDetector = 'adaptive'
+    shot_threshold: float | None = None
+    color_fix: bool = True
+    fit: Fit = 'crop'
+
+    def __post_init__(self):
+        check_range(self, 'shot_threshold', above=0)
 
 
 def _size_of(data: Mapping[str, Any], default: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -11,14 +12,17 @@ import numpy as np
 from fv_jax import __version__
 from fv_jax.core import files
 from fv_jax.core.checks import require
+from fv_jax.core.console import Notice
 from fv_jax.core.paths import StoragePath
 from fv_jax.core.throughput import Clock
 from fv_jax.data.transforms import to_uint8
 from fv_jax.data.video import decoding
 from fv_jax.sampling import clips, preview_store, programs
 from fv_jax.sampling.clip_enhancer import enhance_clip
+from fv_jax.sampling.clip_shots import describe_cuts, find_clip_shots
 from fv_jax.sampling.clips import Clip, EnhancedClip
 from fv_jax.sampling.enhancer import NOT_FINITE, Enhancer
+from fv_jax.sampling.framing import Framing, scaled_size
 from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, split_into_batches, take_examples
 from fv_jax.sampling.metadata import (
     FPS,
@@ -33,7 +37,7 @@ from fv_jax.sampling.progress import Progress, step_bar
 from fv_jax.sampling.prompts import check_prompt, check_prompts, check_seed, check_seeds, is_sequence
 from fv_jax.sampling.results import Preview, StoredPreview, Video
 from fv_jax.sampling.sampling_mesh import SamplingMesh
-from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
+from fv_jax.sampling.settings import ClipSettings, EnhanceSettings, PreviewSettings
 from fv_jax.sampling.windows import Windows
 from fv_jax.stages.latent_stage import EnhancementStage, PreviewStage
 
@@ -119,8 +123,8 @@ class Pipeline:
         the latents of low-resolution videos, upsampled and noised, to those of high-resolution ones.
 
         Of a preview it takes the decoded latents, as its frames are rounded to uint8, and its prompt. A clip is
-        enhanced without text, in windows of the length that the stage was trained on, which overlap. A second batch of
-        the same shape, and a second window, compile nothing.
+        enhanced without text, as `enhance_clip` does it. A second batch of the same shape, and a second window, compile
+        nothing.
 
         Args:
           source: what `preview` or `open_preview` returned, or a sequence of them of one size, sampled as one batch; a
@@ -241,46 +245,61 @@ class Pipeline:
         clip: Clip,
         seed: int = 0,
         settings: EnhanceSettings | None = None,
-        *,
-        size: tuple[int, int] | None = None,
-        overlap: int | None = None,
+        clip_settings: ClipSettings | None = None,
     ) -> EnhancedClip:
-        """Enhances a clip of any length window by window, without text; nothing is computed before the first block.
+        """Enhances a clip of any length window by window, without text.
+
+        The clip is read once to find its cuts, at each of which a new window starts; no network runs before the first
+        block is read. A clip of another aspect ratio than `settings.size` is cropped or padded, never stretched.
 
         Args:
           clip: as `clips.open_clip` returns it.
           seed: of the noise, 0 to 2^32 - 1.
           settings: as in `enhance`.
-          size: (height, width) of the result, of any aspect ratio; None for that of the settings.
-          overlap: frames that neighbouring windows share; None as in `Windows.create`.
+          clip_settings: windows, cuts, colours and cropping; None for the defaults.
 
         Raises:
-          ValueError: as `enhance`; while blocks are read, also a clip that cannot be read and out of memory.
+          ValueError: as `enhance`, or a clip that cannot be read; while blocks are read, also out of memory.
         """
         stage2, settings = self.stage2, settings or self.enhance_settings
-        size = size or settings.size_for(*clip.size, stage2.latent_spec)
+        clip_settings = clip_settings or ClipSettings()
+        fit = clip_settings.fit
+        size = settings.size or scaled_size(clip.size, settings.scale, fit, stage2.latent_spec)
         settings = dataclasses.replace(settings, size=size)
         settings.check(stage2.latent_spec)
         stage2.stage.with_sampler_config(settings)
-        windows = Windows.create(stage2.window_frames, overlap, stage2.latent_spec)
+        windows = Windows.create(stage2.window_frames, clip_settings.overlap, stage2.latent_spec)
+        framing = Framing(clip.size, size, fit)
+        shots = find_clip_shots(clip.frames(), clip_settings.shots, clip_settings.shot_threshold)
 
         def blocks() -> Iterator[np.ndarray]:
             bar = functools.partial(self.progress, 'enhance', settings.num_steps)
             with self.clock.timed('enhance'):
                 yield from enhance_clip(
-                    self.enhancer(settings), clip.frames(), size, seed=seed, windows=windows, step_progress=bar
+                    self.enhancer(settings),
+                    clip.frames(),
+                    size,
+                    seed=seed,
+                    windows=windows,
+                    cuts=[first for first, _ in shots[1:]],
+                    framing=framing,
+                    color_fix=clip_settings.color_fix,
+                    step_progress=bar,
                 )
 
         def metadata() -> GenerationMetadata:
             made = EnhanceMetadata(seed, settings, stage2.weight_digests)
-            source = ClipMetadata(clip.name, windows.frames, windows.overlap)
+            source = ClipMetadata.create(clip.name, windows, clip_settings)
             return GenerationMetadata(__version__, self.origin, enhance=made, clip=source, fps=float(clip.fps or FPS))
 
-        return EnhancedClip(windows, blocks, metadata)
+        notes = tuple(filter(None, (framing.describe(), describe_cuts(shots))))
+        return EnhancedClip(size, windows, shots, notes, blocks, metadata)
 
     def _enhance_clip(self, clip: Clip, seed: int | Sequence[int] | None, settings: EnhanceSettings | None) -> Video:
         enhanced = self.enhance_clip(clip, check_seed(0 if seed is None else seed), settings)
-        return Video(np.concatenate([*enhanced.blocks()]), enhanced.metadata())
+        for note in enhanced.notes:
+            warnings.warn(f'{clip.name or "frames"}: {note}', Notice, stacklevel=3)
+        return Video(np.concatenate([*map(to_uint8, enhanced.blocks())]), enhanced.metadata())
 
     def check(self, preview: PreviewSettings | None = None, enhance: EnhanceSettings | None = None) -> None:
         """Raises ValueError (ConfigError) for invalid settings, and for a pair whose sizes do not fit each other."""

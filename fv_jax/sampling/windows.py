@@ -98,12 +98,8 @@ class Window(NamedTuple):
 
 
 def split_windows(frames: Iterable[np.ndarray], windows: Windows) -> Iterator[Window]:
-    """Yields the windows of a clip's frames (HWC), which are read lazily.
-
-    Raises:
-      ValueError: there are no frames, or their size changes.
-    """
-    source = _check_sizes(frames)
+    """Yields the windows of a clip's frames (HWC), which are read lazily. Raises ValueError if there are none."""
+    source = iter(frames)
     start, held = 0, list(itertools.islice(source, windows.frames))
     require(held, 'the clip has no frames')
     while True:
@@ -115,7 +111,8 @@ def split_windows(frames: Iterable[np.ndarray], windows: Windows) -> Iterator[Wi
         start, held = start + step, (held + new)[step:]
 
 
-def _check_sizes(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def check_sizes(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields frames (HWC) of one size. Raises ValueError at a frame of another size."""
     first = None
     for index, frame in enumerate(frames):
         first = frame.shape if first is None else first

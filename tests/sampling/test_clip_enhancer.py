@@ -1,6 +1,7 @@
 """Enhancing: in closed form with networks that keep what they see, and with small real ones."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.resize import resize
-from fv_jax.data.transforms import to_float
+from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.models.vae_tiling import Tiling
@@ -67,10 +68,11 @@ def _decode(z_BFHWC, cache):
 KEEPING = JittedVAE(_encode, _decode, OFFICIAL)
 
 
-def enhance(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, seed=SEED):
-    blocks = list(enhance_clip(enhancer, iter(video_FHWC), size, seed=seed, windows=windows))
-    assert len(blocks) == windows.count(len(video_FHWC))
-    video = np.concatenate(blocks)
+def enhance(enhancer, video_FHWC, windows=WINDOWS, size=SIZE, seed=SEED, cuts=(), **options):
+    blocks = list(enhance_clip(enhancer, iter(video_FHWC), size, seed=seed, windows=windows, cuts=cuts, **options))
+    bounds = [0, *cuts, len(video_FHWC)]
+    assert len(blocks) == sum(windows.count(end - first) for first, end in itertools.pairwise(bounds))
+    video = to_uint8(np.concatenate(blocks))
     assert video.dtype == np.uint8 and video.shape == (len(video_FHWC), *size, 3)
     return video
 
@@ -233,6 +235,26 @@ def test_first_window_does_not_depend_on_the_rest_of_the_clip(enhancer, long_vid
     assert not np.array_equal(long_video[4:9], alone[4:9])
 
 
+@pytest.mark.parametrize('lengths', [(23, 9), (1, 14, 3), (5, 4)])
+@pytest.mark.parametrize('color_fix', [False, True])
+def test_shots_are_enhanced_as_clips_of_their_own(lengths, color_fix, enhancer):
+    """Bit for bit: no window contains a cut, and shorter shots than a window are padded and cropped."""
+    shots = [sample_videos.pattern(length, 10, 13, seed=i) for i, length in enumerate(lengths)]
+    cuts = [*itertools.accumulate(lengths)][:-1]
+    together = enhance(enhancer, np.concatenate(shots), cuts=cuts, color_fix=color_fix)
+    alone = [enhance(enhancer, shot, color_fix=color_fix) for shot in shots]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    mixed = enhance(enhancer, np.concatenate(shots), color_fix=color_fix)
+    assert np.abs(mixed.astype(int) - together).max() > 20  # without cuts the shots do mix
+
+
+def test_enhance_clip_refuses_frames_of_several_sizes_in_different_shots(enhancer):
+    frames = [*sample_videos.pattern(9, 10, 13), *sample_videos.pattern(9, 13, 10)]
+    blocks = enhance_clip(enhancer, frames, SIZE, seed=0, windows=WINDOWS, cuts=[9])
+    with pytest.raises(ValueError, match='frame 9 is 13x10, the ones before 10x13'):
+        list(blocks)
+
+
 def test_enhance_clip_is_deterministic_by_seed(enhancer):
     clip_video = sample_videos.pattern(5, 10, 13)
     once, again = enhance(enhancer, clip_video), enhance(enhancer, clip_video)
@@ -242,7 +264,7 @@ def test_enhance_clip_is_deterministic_by_seed(enhancer):
 
 def test_out_of_memory_names_the_size_and_what_to_change():
     class Full:
-        def enhance_window(self, video_FHWC, size, *, seed, first_latent, on_step):
+        def enhance_window(self, video_FHWC, size, *, seed, first_latent, on_step, ratio):
             raise jax.errors.JaxRuntimeError('INTERNAL: Out of memory allocating 38064543752 bytes.')
 
     frames = [np.zeros((4, 4, 3), np.uint8)] * 9

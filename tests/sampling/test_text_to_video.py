@@ -16,6 +16,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.data.transforms import to_uint8
 from fv_jax.data.video import decoding, encoding
 from fv_jax.sampling import preview_store, programs, text_to_video
+from fv_jax.sampling.color_fix import fix_colors
 from fv_jax.sampling.lazy_stages import split_into_batches
 from fv_jax.sampling.metadata import ClipMetadata
 from fv_jax.sampling.noise import SeededNoise
@@ -207,7 +208,8 @@ def test_enhance_takes_frames_paths_and_stored_previews(fv, both, videos, tmp_pa
     clip = sample_videos.pattern(11, 16, 32)
     video = fv.enhance(clip, seed=5)
     assert video.frames.shape == (11, 64, 128, 3) and video.seed == 5
-    assert video.metadata.preview is None and video.metadata.clip == ClipMetadata('', 9, 5)
+    made = ClipMetadata('', 9, 5, 'adaptive', None, True, 'crop')
+    assert video.metadata.preview is None and video.metadata.clip == made
     encoding.encode(tmp_path / 'clip.mp4', clip, 12, crf=0)
     stored = fv.enhance(str(tmp_path / 'clip.mp4'), seed=5)
     assert np.abs(stored.frames.astype(int) - video.frames).mean() < 4 and 'clip.mp4, enhanced' in repr(stored)
@@ -215,7 +217,7 @@ def test_enhance_takes_frames_paths_and_stored_previews(fv, both, videos, tmp_pa
     assert decoding.probe(tmp_path / 'large.mp4').fps == 12
     enhancer, settings = fv.enhancer(), fv.enhance_settings
     window = enhancer.enhance_window(clip[:9], (64, 128), seed=5, first_latent=0)
-    assert_similar(to_uint8(window)[:4], video.frames[:4])
+    assert_similar(to_uint8(fix_colors(window, clip[:9]))[:4], video.frames[:4])
     assert fv.enhance(clip, settings=dataclasses.replace(settings, sample_posterior=True)).frames.std() > 1
 
 
