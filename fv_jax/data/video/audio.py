@@ -70,7 +70,10 @@ def copy_audio(source: str | StoragePath, target: str | StoragePath) -> bool:
                 with av.open(str(partial), 'w', format='mp4') as out:
                     if 'comment' in video_file.container.metadata:
                         out.metadata['comment'] = video_file.container.metadata['comment']
-                    video = _packets(out.add_stream_from_template(video_file.stream), video_file, video_file.stream)
+                    shown = out.add_stream_from_template(video_file.stream)
+                    # The template sets hev1 for hvc1, which Apple's players show.
+                    shown.codec_context.codec_tag = video_file.stream.codec_context.codec_tag
+                    video = _packets(shown, video_file, video_file.stream)
                     copy_or_encode = _copy if _is_copied(file.audio) else _encode
                     audio = copy_or_encode(out, file, start, end)
                     for packet in heapq.merge(video, audio, key=lambda packet: packet.dts * packet.time_base):

@@ -1,8 +1,9 @@
-"""Encodes uint8 frames as H.264 (yuv420p, BT.709) in an mp4, with PyAV."""
+"""Encodes frames as H.264 (8 bits) or HEVC (10 bits), 4:2:0 and BT.709, in an mp4, with PyAV."""
 
 import io
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import Literal
 
 import av
 import numpy as np
@@ -12,7 +13,9 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from fv_jax.core.checks import require
 from fv_jax.core.files import atomic_write
 from fv_jax.core.paths import StoragePath, as_path
+from fv_jax.data.video import ten_bits
 
+Codec = Literal['h264', 'hevc10']
 DEFAULT_CRF = 18
 # Of the times of frames at a variable rate, in seconds.
 _TICK = Fraction(1, 90000)
@@ -53,15 +56,17 @@ def encode(
     preset: str = 'medium',
     comment: str = '',
     times: Iterable[tuple[float, float]] | None = None,
+    codec: Codec = 'h264',
 ) -> None:
     """Encodes frames to the file `path` atomically; see `encode_bytes`.
 
     Args:
       path, frames, fps, crf, preset, comment: as there.
       times: (time, duration) in seconds of every frame, the times increasing from 0 on; None for a constant rate.
+      codec: 'hevc10' takes frames that are float32 in [-1, 1], and x265's rate factor.
     """
     with atomic_write(as_path(path)) as partial:
-        _write(str(partial), frames, fps, crf, preset, comment, times)
+        _write(str(partial), frames, fps, crf, preset, comment, times, codec)
 
 
 def _write(
@@ -72,7 +77,9 @@ def _write(
     preset: str,
     comment: str,
     times: Iterable[tuple[float, float]] | None = None,
+    codec: Codec = 'h264',
 ) -> None:
+    dtype, convert = (np.dtype(np.float32), ten_bits.to_yuv) if codec == 'hevc10' else (np.dtype(np.uint8), to_yuv)
     require(fps > 0, f'fps={fps}: must be above 0')
     # A BytesIO has no suffix that gives the format, and a path may have an unusual one.
     with av.open(target, 'w', format='mp4') as container:
@@ -80,22 +87,22 @@ def _write(
             container.metadata['comment'] = comment
         stream, placed = None, iter(times or ())
         for index, frame in enumerate(frames):
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-                raise ValueError(f'frame {index}: expected uint8 (H, W, 3), got {frame.dtype} {frame.shape}')
+            if frame.dtype != dtype or frame.ndim != 3 or frame.shape[2] != 3:
+                raise ValueError(f'frame {index}: expected {dtype} (H, W, 3), got {frame.dtype} {frame.shape}')
             height, width = frame.shape[:2]
             if stream is None:
                 if height % 2 or width % 2:
                     raise ValueError(
-                        f'cannot encode {height}x{width}: H.264 with yuv420p needs an even height and width; '
+                        f'cannot encode {height}x{width}: 4:2:0 needs an even height and width; '
                         f'crop to {height - height % 2}x{width - width % 2}'
                     )
-                stream = _h264_stream(container, height, width, fps, crf, preset)
+                stream = _add_stream(container, height, width, fps, crf, preset, codec)
                 if times is not None:
                     stream.codec_context.time_base = _TICK
                     stream.codec_context.flags |= Flags.frame_duration
             if (stream.height, stream.width) != (height, width):
                 raise ValueError(f'frame {index} is {height}x{width}, the first {stream.height}x{stream.width}')
-            image = to_yuv(frame)
+            image = convert(frame)
             if times is not None:
                 time, duration = next(placed)
                 image.time_base, image.pts, image.duration = _TICK, round(time / _TICK), round(duration / _TICK)
@@ -104,14 +111,22 @@ def _write(
         container.mux(stream.encode())
 
 
-def _h264_stream(container, height: int, width: int, fps: float | Fraction, crf: float, preset: str) -> av.VideoStream:
-    rate = Fraction(fps).limit_denominator(1001)
-    stream = container.add_stream('libx264', rate=rate, options={'crf': str(crf), 'preset': preset})
-    stream.height, stream.width, stream.pix_fmt = height, width, 'yuv420p'
+def _add_stream(
+    container, height: int, width: int, fps: float | Fraction, crf: float, preset: str, codec: Codec
+) -> av.VideoStream:
+    rate, options = Fraction(fps).limit_denominator(1001), {'crf': str(crf), 'preset': preset}
+    if codec == 'hevc10':
+        stream = container.add_stream('libx265', rate=rate, options=options | {'x265-params': 'log-level=error'})
+        stream.pix_fmt = ten_bits.PIXEL_FORMAT
+        stream.codec_context.codec_tag = 'hvc1'  # Apple's players show nothing of the default, hev1
+    else:
+        stream = container.add_stream('libx264', rate=rate, options=options)
+        stream.pix_fmt = 'yuv420p'
+    stream.height, stream.width = height, width
     # Stored explicitly, as players otherwise guess by height.
-    codec = stream.codec_context
-    codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
-    codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    context = stream.codec_context
+    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream
 
 
