@@ -23,6 +23,20 @@ def to_yuv(rgb: np.ndarray, matrix: int, pixels: str = 'yuv420p', *, full: bool 
     )
 
 
+def through(frame: av.VideoFrame, filters: Sequence[str]) -> av.VideoFrame:
+    """Returns what FFmpeg's filters, each as NAME or NAME=OPTIONS, make of a frame: another frame in any case."""
+    graph = av.filter.Graph()
+    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 24))
+    for name, _, options in (text.partition('=') for text in (*filters, 'buffersink')):
+        added = graph.add(name, options or None)
+        last.link_to(added)
+        last = added
+    graph.configure()
+    graph.push(frame)
+    graph.push(None)
+    return graph.pull()
+
+
 def encode(
     frames: Sequence[av.VideoFrame],
     codec: str = 'libx264',
@@ -56,7 +70,8 @@ def encode(
         if display_matrix is not None:
             stream.set_display_matrix(display_matrix)
         for index, frame in enumerate(frames):
-            frame.pts, frame.time_base = index, 1 / Fraction(rate)
-            out.mux(stream.encode(frame))
+            copy = through(frame, ['null'])  # as encoders take a frame, and its time, later
+            copy.pts, copy.time_base = index, 1 / Fraction(rate)
+            out.mux(stream.encode(copy))
         out.mux(stream.encode())
     return buffer.getvalue()
