@@ -1,8 +1,9 @@
 """Splits videos into clips: `python -m fv_jax.prepare --input DIR --output DIR [--config=prepare:tiny]`.
 
-Reads every mp4, mov, m4v, webm, mkv and avi file under the input (or the one file), detects shot boundaries, cuts
-shots into clips of the length, size and frame rate of the config, and writes ArrayRecord shards. Captions come from
-sidecar .txt, captions.json or captions.csv files beside the videos (`data/video/captions.py`).
+Reads every video under the input (or the one file) of a format that is read (`data/video/containers.py`), but none
+that is hidden or in the trash, detects shot boundaries, cuts shots into clips of the length, size and frame rate of the
+config, and writes ArrayRecord shards. Captions come from text files and tables beside the videos
+(`data/video/captions.py`).
 
 With `--config.text.encoder=T5_FOLDER` (or `=hash`) every record holds the embedding of its caption as `text`, float16;
 clips without a caption hold zeros, the unconditional input.
@@ -43,12 +44,13 @@ from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.folders import find_media, name_some
 from fv_jax.data.read_errors import read_errors
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.records import Record
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, containers, decoding
-from fv_jax.data.video.captions import Captions
+from fv_jax.data.video.captions import Captions, SidecarError
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel.rules import make_frames_partitioner
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
@@ -97,6 +99,7 @@ class _Tally:
     """Counts for the summary.
 
     Attributes:
+      captions: what is odd about the tables of captions, in lines.
       skipped: file -> why it gives no clips.
       damaged: file of clips -> where it is damaged, and what is not used of it.
       truncated: file -> what the text encoder cut off its caption.
@@ -106,6 +109,7 @@ class _Tally:
     files_used: int = 0
     captioned_clips: int = 0
     black_clips: int = 0
+    captions: list[str] = dataclasses.field(default_factory=list)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     damaged: dict[str, str] = dataclasses.field(default_factory=dict)
     truncated: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -149,8 +153,8 @@ def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
 
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     root = arguments.input if arguments.input.is_dir() else arguments.input.parent
-    sizes = _find_videos(arguments.input, arguments.output)
     tally = _Tally()
+    sizes = _find_videos(arguments.input, arguments.output, tally)
     if config.latents.vae or config.text.encoder:
         check_devices()
     latents = _latents(config.latents)
@@ -196,27 +200,29 @@ def _read_captions(videos: Sequence[StoragePath], root: StoragePath, tally: _Tal
     for path in videos:
         try:
             texts[path] = captions.find(path)
-        except ValueError as error:
-            if not path.with_suffix('.txt').is_file():
-                raise
+        except SidecarError as error:
             tally.skipped[path.relative_to(root).as_posix()] = str(error)
+    if len(videos) > 1:
+        tally.captions = captions.describe_problems(videos)
     return texts
 
 
-def _find_videos(source: StoragePath, output: StoragePath) -> dict[StoragePath, int]:
+def _find_videos(source: StoragePath, output: StoragePath, tally: _Tally) -> dict[StoragePath, int]:
     """Returns the sizes of the videos in a folder, but for those in the output folder, or of the one video."""
-    if source.is_file():
+    if files.is_file(source):
         return {source: files.info(source).size}
     require(source.is_dir(), f'--input={source}: does not exist', UsageError)
+    media = find_media(source, containers.VIDEO_SUFFIXES, containers.OTHER_VIDEO_SUFFIXES)
+    tally.skipped |= media.skipped
     found = {
         source / name: info.size
-        for name, info in files.list_files(source).items()
-        if (source / name).suffix.lower() in containers.VIDEO_SUFFIXES and not (source / name).name.startswith('.')
+        for name, info in media.files.items()
         if files.is_same(output, source) or not files.is_inside(source / name, output)
     }
     if not found:
         suffixes = ', '.join(suffix[1:] for suffix in containers.VIDEO_SUFFIXES)
-        raise UsageError(f'--input={source}: contains no videos ({suffixes})')
+        others = f'; it has {name_some(media.skipped)}' if media.skipped else ''
+        raise UsageError(f'--input={source}: contains no videos ({suffixes}){others}')
     return found
 
 
@@ -299,6 +305,7 @@ def _summary(output: StoragePath, writer: RecordWriter, tally: _Tally, config: c
         f'{writer.records} clips of {config.frames} frames at {config.height}x{config.width} from {tally.files_used} '
         f'file(s), in {len(writer.shards)} shard(s) of {output}',
         f'captions: {tally.captioned_files} file(s) with, {tally.files_used - tally.captioned_files} without',
+        *(f'  {line}' for line in tally.captions),
     ]
     if config.text.encoder:
         lines.append(

@@ -145,7 +145,7 @@ def test_prepare_usage_errors_are_one_line(
 def test_prepare_input_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / 'in').mkdir()
     assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.USAGE
-    assert f'--input={tmp_path / "in"}: contains no videos (mp4, mov, m4v, webm, mkv, avi)' in capsys.readouterr().err
+    assert f'--input={tmp_path / "in"}: contains no videos (mp4, mov, m4v, webm, mkv, avi, ' in capsys.readouterr().err
     (tmp_path / 'in' / 'a.mp4').write_bytes((folder / 'a.mp4').read_bytes())
     (tmp_path / 'in' / 'captions.json').write_text('{')
     assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.USAGE

@@ -131,6 +131,19 @@ def list_files(folder: StoragePath) -> dict[str, FileInfo]:
     return _store(folder).list_files(folder)
 
 
+def find_files(folder: StoragePath, is_skipped: Callable[[str], bool]) -> tuple[dict[str, FileInfo], dict[str, str]]:
+    """Lists files of a user's folder and its subfolders, in no order. Links to folders are followed, each folder once.
+
+    Args:
+      folder: the folder.
+      is_skipped: whether files and folders of a name (its last part) are not read.
+
+    Returns:
+      Relative name -> what is known without reading; and relative name -> reason, of what cannot be read.
+    """
+    return _store(folder).find_files(folder, is_skipped)
+
+
 def checksums(folder: StoragePath) -> dict[str, tuple[int, str | int]]:
     """Returns relative name -> (size, checksum) of all files in a folder.
 
@@ -259,9 +272,12 @@ def write_json(path: StoragePath, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + '\n')
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parses a JSON text. Raises ValueError, also where it is nested too deeply to be parsed."""
+def parse_json(text: str | bytes, make_object: Callable[[list[tuple[str, Any]]], Any] = dict) -> Any:
+    """Parses a JSON text, and makes an object of the names and values of each one in it.
+
+    Raises ValueError, also where it is nested too deeply to be parsed.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=make_object)
     except RecursionError:
         raise ValueError('nested too deeply') from None

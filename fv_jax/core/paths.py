@@ -54,6 +54,11 @@ def absolute(path: StoragePath) -> StoragePath:
     return path.absolute() if isinstance(path, pathlib.Path) else path
 
 
+def real_path(path: StoragePath) -> StoragePath:
+    """Returns an absolute path without links."""
+    return path.resolve() if isinstance(path, pathlib.Path) else path
+
+
 def relative_path(path: StoragePath, folder: StoragePath) -> str:
     """Returns the path of a file from a folder of the same kind, with slashes: '../images/a.png'."""
     return pathlib.PurePath(os.path.relpath(path, folder)).as_posix()

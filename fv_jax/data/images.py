@@ -18,7 +18,12 @@ from fv_jax.core.paths import StoragePath
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.jpe', '.jfif')
+# Of images that are not read; commands name them.
+OTHER_IMAGE_SUFFIXES = (
+    *('.heic', '.heif', '.avif', '.jxl', '.jp2', '.j2k', '.gif', '.bmp', '.tif', '.tiff', '.tga', '.exr', '.hdr'),
+    *('.ppm', '.pgm', '.pnm', '.apng', '.psd', '.svg', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'),
+)
 BACKGROUND = (255, 255, 255)
 # Whatever the suffix of a file; Pillow's readers of other formats run other programs.
 _FORMATS = ('PNG', 'JPEG', 'WEBP')

@@ -16,6 +16,7 @@ Several are joined by '+' into one source, whose records are equally likely. Wit
 Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.data import embedded, images
-from fv_jax.data.images import IMAGE_SUFFIXES
+from fv_jax.data.folders import find_media, name_some
+from fv_jax.data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from fv_jax.data.loader import DataSource
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shard_order import ShardLayout
@@ -37,7 +39,10 @@ from fv_jax.data.streaming import find_layout, find_shard, read_in_order
 from fv_jax.data.video import decoding
 from fv_jax.data.video.captions import Captions
 
+log = logging.getLogger(__name__)
+
 EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'pingpong', 'images', 'tfds'
+_LOGGED = 20  # lines about single files
 _OUTSIDE_QUOTES = r'(?=(?:[^"]*"[^"]*")*[^"]*$)'  # whole pairs of quotes follow
 
 
@@ -219,13 +224,14 @@ class ImageFolder:
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
         require(self._folder.is_dir(), f'{folder}: no such folder')
-        files = sorted(
-            path for path in self._folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        )
-        self._files = [path for path in files if not path.name.startswith('.')]
-        if not self._files:
-            raise ValueError(f'{folder}: holds no images ({", ".join(s[1:] for s in IMAGE_SUFFIXES)})')
+        media = find_media(self._folder, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES)
+        self._files = [self._folder / name for name in media.files]
+        others = f'; it has {name_some(media.skipped)}' if media.skipped else ''
+        suffixes = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        require(self._files, f'{folder}: holds no images ({suffixes}){others}')
         self._captions = Captions(self._folder)
+        lines = [f'{folder}/{name}: {reason}' for name, reason in media.skipped.items()]
+        _log_some([*lines, *self._captions.describe_problems(self._files)])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -242,13 +248,23 @@ class ImageFolder:
 
     def sizes(self) -> RecordSizes:
         """Reads (1, height, width) as shown of all images from their headers; zeros where they cannot be read."""
-        return RecordSizes.from_array(np.array([(1, *self._size(path)) for path in self._files]))
+        found, unreadable = np.ones((len(self._files), 3), np.int64), []
+        for row, path in zip(found, self._files, strict=True):
+            try:
+                row[1:] = images.read_size(path)
+            except ValueError as error:
+                row[1:] = 0
+                unreadable.append(str(error))
+        _log_some(unreadable)
+        return RecordSizes.from_array(found)
 
-    def _size(self, path: Path) -> tuple[int, int]:
-        try:
-            return images.read_size(path)
-        except ValueError:  # which reading the record raises again
-            return 0, 0
+
+def _log_some(lines: Sequence[str]) -> None:
+    """Logs that files are skipped, one line each."""
+    for line in lines[:_LOGGED]:
+        log.info(f'note: {line}')
+    if len(lines) > _LOGGED:
+        log.info(f'note: and {len(lines) - _LOGGED} more')
 
 
 def open_embedded_shards(*, heldout: bool) -> Shards:

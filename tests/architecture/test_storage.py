@@ -40,8 +40,8 @@ LOCAL = {
     'fv_jax/data/shards/record_writer.py': {'.stat'},  # its temporary file
     'fv_jax/data/shards/shard_files.py': {'Path'},  # of local shards
     'fv_jax/data/shards/shard_set.py': {'os.stat'},  # of many local shards
-    'fv_jax/data/shards/tfds_builder.py': {'.rglob', 'Path'},  # Beam, for local videos
-    'fv_jax/data/sources.py': {'.rglob', 'Path'},  # images, which are copied first
+    'fv_jax/data/shards/tfds_builder.py': {'Path'},  # Beam, for local videos
+    'fv_jax/data/sources.py': {'Path'},  # images, which are copied first
     'fv_jax/evaluation/ffmpeg_metrics.py': {'tempfile', 'Path'},  # a log of ffmpeg
     'fv_jax/evaluation/weight_files.py': {'Path'},  # files of installed packages
     'fv_jax/parallel/distributed.py': {'Path'},  # /dev

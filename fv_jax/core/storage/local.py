@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fv_jax.core.storage import local_search
 from fv_jax.core.storage.store import FileInfo
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,10 @@ class LocalStore:
     def list_files(self, folder: Path) -> dict[str, FileInfo]:
         found = sorted(path for path in folder.rglob('*') if path.is_file())
         return {path.relative_to(folder).as_posix(): self.info(path) for path in found}
+
+    def find_files(self, folder: Path, is_skipped: Callable[[str], bool]) -> tuple[dict[str, FileInfo], dict[str, str]]:
+        unread: dict[str, str] = {}
+        return dict(local_search.find_files(folder, is_skipped, unread)), unread
 
     def checksum(self, path: Path, info: FileInfo) -> int:
         value = 0

@@ -136,6 +136,10 @@ class ObjectStore:
         start = len(str(folder).split('://')[1].rstrip('/')) + 1
         return {name[start:]: _file_info(info) for name, info in sorted(found.items()) if name[start:]}
 
+    def find_files(self, folder: Path, is_skipped: Callable[[str], bool]) -> tuple[dict[str, FileInfo], dict[str, str]]:
+        found = self.list_files(folder)
+        return {name: info for name, info in found.items() if not any(map(is_skipped, name.split('/')))}, {}
+
     def checksum(self, path: Path, info: FileInfo) -> str:
         return info.checksum
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fv_jax.data.folders import find_media
+from fv_jax.data.read_errors import read_errors
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import clips, containers, decoding
@@ -27,7 +29,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
     """The builder. A video that cannot be used is skipped.
 
     Attributes:
-      skipped: name of a video -> reason, after `download_and_prepare`.
+      skipped: name of a video -> why it gives no clips, or where it is damaged, after `download_and_prepare`.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -65,18 +67,23 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[str, Record]]:
         captions = Captions(self._videos)
-        for path in sorted(
-            p for p in self._videos.rglob('*') if p.suffix.lower() in containers.VIDEO_SUFFIXES and p.is_file()
-        ):
-            name = path.relative_to(self._videos).as_posix()
+        media = find_media(self._videos, containers.VIDEO_SUFFIXES, containers.OTHER_VIDEO_SUFFIXES)
+        self.skipped |= media.skipped
+        for name in media.files:
+            path = self._videos / name
             try:
                 caption = captions.find(path) or ''
-                planned = clips.scan_file(path, self._clips, decoding.probe(path))
-                for record in clips.extract_clips(path, planned, self._clips):
+                with read_errors(path):
+                    info = decoding.probe(path, cut_off=True)
+                selection = clips.scan_file(path, self._clips, info)
+                for record in clips.extract_clips(path, selection, self._clips):
                     if record is not None:
                         yield f'{name}-{record["start_frame"]}', record | {'source': name, 'caption': caption}
             except ValueError as error:
                 self.skipped[name] = str(error).removeprefix(f'{path}: ')
+            else:
+                if reason := selection.none or selection.damage:
+                    self.skipped[name] = reason
 
 
 class Examples:

@@ -246,7 +246,7 @@ def extract_clips(
     size = config.height, config.width
     waiting = list(selection.clips)[::-1]
     frames: list[np.ndarray] = []
-    on_damage = (lambda reason: None) if selection.damage else None
+    on_damage = (lambda seconds: None) if selection.damage else None
     with read_errors(path):
         for index, frame in enumerate(decoding.iter_frames(path, on_damage)):
             if not waiting:

@@ -24,11 +24,27 @@ class DamagedError(ValueError):
     """Raised where a file is cut off or damaged; the frames before, and some after, can be used."""
 
 
-# Of the files that commands look for in a folder.
-VIDEO_SUFFIXES = ('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi')
 # The formats that are read, whatever the suffix of a file. Playlists are not: they make FFmpeg open other files and
 # URLs.
-FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,mxf,yuv4mpegpipe,h264,hevc,ivf'
+FORMATS = (
+    'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,mxf,yuv4mpegpipe,h264,hevc,ivf,'
+    'mpegvideo,m4v,obu,av1,dv,rm,nut'
+)
+# The suffixes of these formats: of the files that commands look for in a folder.
+VIDEO_SUFFIXES = (
+    *('.mp4', '.mov', '.m4v', '.webm', '.mkv', '.avi'),
+    *('.qt', '.3gp', '.3g2', '.mj2', '.f4v', '.ismv', '.insv', '.mk3d', '.divx'),
+    *('.ts', '.mts', '.m2ts', '.m2t', '.tod', '.mpg', '.mpeg', '.mpe', '.m2p', '.vob', '.mod', '.vro', '.evo'),
+    *('.flv', '.ogv', '.ogm', '.ogx', '.gif', '.wmv', '.asf', '.dvr-ms', '.mxf', '.y4m'),
+    *('.h264', '.264', '.avc', '.h265', '.265', '.hevc', '.ivf', '.obu', '.m1v', '.m2v', '.mpv'),
+    *('.dv', '.dif', '.rm', '.rmvb', '.nut'),
+)
+# Of videos that are not read (camera raw, games, Flash, playlists, incomplete downloads); commands name them.
+OTHER_VIDEO_SUFFIXES = (
+    *('.braw', '.r3d', '.ari', '.crm', '.cine', '.vc1', '.wtv', '.gxf', '.swf', '.fla', '.nsv', '.bik', '.bk2', '.smk'),
+    *('.amv', '.avs', '.vpy', '.yuv', '.ogg', '.lrv', '.avchd', '.m3u8', '.m3u', '.mpd', '.ism', '.iso'),
+    *('.part', '.partial', '.crdownload', '.download', '.filepart'),
+)
 # For a file that states no rate.
 DEFAULT_FPS = 25
 

@@ -7,6 +7,7 @@ damaged at frame n.
 import dataclasses
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
@@ -145,8 +146,11 @@ def _decode_frames(file: VideoFile) -> Iterator[av.VideoFrame]:
     require(not file.cut, f'{file.name}: damaged at frame {count} ({file.cut})', DamagedError)
 
 
-def _decode_intact_frames(file: VideoFile, on_damage: Callable[[str], None]) -> Iterator[av.VideoFrame]:
-    """Yields frames as `_decode_frames`, but for those from damaged data on until the next key frame."""
+def _decode_intact_frames(file: VideoFile, resumed: list[av.VideoFrame | None]) -> Iterator[av.VideoFrame]:
+    """Yields frames as `_decode_frames`, but for those from damaged data on until the next key frame.
+
+    Appends to `resumed` the frames before which some are missing; None for the end of the file.
+    """
     file.stream.thread_type = 'SLICE'  # decoders with a thread per frame conceal the same damage differently each time
     packets, incomplete, damaged = file.container.demux(file.stream), set(), False
     while True:
@@ -155,27 +159,30 @@ def _decode_intact_frames(file: VideoFile, on_damage: Callable[[str], None]) -> 
                 break
             if packet.is_corrupt:
                 incomplete.add(packet.pts)
-            frames, reason = packet.decode(), 'incomplete data' if packet.is_corrupt else ''
-        except av.FFmpegError as error:
-            frames, reason = [], format_reason(error)
+            frames, damaged = packet.decode(), damaged or packet.is_corrupt
+        except av.FFmpegError:
+            frames, damaged = [], True
         bad = [frame.is_corrupt or frame.pts in incomplete for frame in frames]
-        reason = reason or ('missing data' if any(bad) else '')
-        if reason and not damaged:
-            on_damage(reason)
-        damaged = damaged or bool(reason)
+        damaged = damaged or any(bad)
         for frame, is_bad in zip(frames, bad, strict=True):
-            damaged = damaged and (is_bad or not frame.key_frame)
-            if not damaged:
-                yield frame
-    if file.cut and not damaged:
-        on_damage(file.cut)
+            if damaged and (is_bad or not frame.key_frame):
+                continue
+            if damaged:
+                resumed.append(frame)
+            damaged = False
+            yield frame
+    if file.cut or damaged:
+        resumed.append(None)
 
 
 def _timed_frames(
-    file: VideoFile, on_damage: Callable[[str], None] | None = None
+    file: VideoFile, resumed: list[av.VideoFrame | None] | None = None
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Yields the frames with their times in seconds, increasing, on the clock of the container."""
-    frames = _decode_frames(file) if on_damage is None else _decode_intact_frames(file, on_damage)
+    """Yields the frames with their times in seconds, increasing, on the clock of the container.
+
+    With `resumed` damage is skipped (`_decode_intact_frames`).
+    """
+    frames = _decode_frames(file) if resumed is None else _decode_intact_frames(file, resumed)
     head = list(itertools.islice(frames, 1))
     by_dts = _has_no_pts(file)
     if head and not by_dts and head[0].dts not in (None, head[0].pts):
@@ -199,7 +206,7 @@ def start_time(source: DataSource) -> Fraction:
 
 def iter_frames(
     source: DataSource,
-    on_damage: Callable[[str], None] | None = None,
+    on_damage: Callable[[float], None] | None = None,
     display: DisplayConfig | None = None,
 ) -> Iterator[Frame]:
     """Yields the frames of a path or of bytes one at a time, without holding the file or earlier frames in memory.
@@ -209,24 +216,31 @@ def iter_frames(
 
     Args:
       source: path or bytes.
-      on_damage: called with the reason instead, before the frames until the next key frame are skipped.
+      on_damage: if given, frames from damage on until the next key frame are skipped instead; called with the time of
+        that one in seconds, infinite for damage until the end.
       display: which videos are refused, with ValueError; None refuses none that can be shown.
     """
     return deinterlace(_iter_coded_frames(source, on_damage, display or DisplayConfig()))
 
 
 def _iter_coded_frames(
-    source: DataSource, on_damage: Callable[[str], None] | None, display: DisplayConfig
+    source: DataSource, on_damage: Callable[[float], None] | None, display: DisplayConfig
 ) -> Iterator[Frame]:
     """Yields the frames as they are coded."""
     with open_container(source) as file:
         stream, start = file.stream, None
-        for time, frame in _timed_frames(file, on_damage):
+        resumed: list[av.VideoFrame | None] | None = None if on_damage is None else []
+        for time, frame in _timed_frames(file, resumed):
             start = time if start is None else start
             duration = float((frame.duration or 0) * stream.time_base)
             shown = Frame(file.name, float(time - start), frame, stream.sample_aspect_ratio, duration)
             shown.check(display)
+            if resumed and resumed[0] is frame:
+                resumed.pop(0)
+                on_damage(shown.seconds)
             yield shown
+        if resumed:
+            on_damage(math.inf)
 
 
 def decode(source: DataSource, max_frames: int | None = None) -> Video:

@@ -68,13 +68,11 @@ def scan(
       ValueError: it has no frames.
     """
     size = _SCAN_HEIGHT, max(round(_SCAN_HEIGHT * info.width / info.height), 1)
-    seconds, gaps = [], []
-
-    def note_gap(reason: str) -> None:
-        gaps.append(len(seconds))
+    seconds: list[float] = []
+    resumed: list[float] = []
 
     def read_frames() -> Iterator[Callable[[], np.ndarray]]:
-        for frame in decoding.iter_frames(path, note_gap if damaged else None, display):
+        for frame in decoding.iter_frames(path, resumed.append if damaged else None, display):
             seconds.append(frame.seconds)
             yield functools.partial(frame.pixels, size)
             on_frame()
@@ -82,6 +80,7 @@ def scan(
     shots = find_shots(read_frames(), detector, threshold, min_frames)
     require(shots, f'{path}: holds no frames')
     seconds = np.maximum.accumulate(seconds)
+    gaps = np.searchsorted(seconds, resumed).tolist()
     ends = [0.0, *seconds.tolist(), np.inf]
     damage = tuple((ends[gap], ends[gap + 1]) for gap in gaps)
     return Timeline(seconds, tuple(_without_gaps(shots, gaps, len(seconds))), damage)
