@@ -124,15 +124,10 @@ def test_damage_costs_the_clips_that_touch_it(
 ) -> None:
     path = tmp_path / f'a.{suffix}'
     odd_videos.write(path, codec)
-    original = decoding.decode(path).frames.astype(int)
+    original = decoding.decode(path).frames
     damage(path, 50)
     code = run(path, tmp_path / 'out', '--config.margin=0')
-    firsts = []
-    for record in read_records(list_shards(tmp_path / 'out')):
-        frames = decoding.decode(record['video']).frames
-        first = int(np.abs(original - frames[0]).mean(axis=(1, 2, 3)).argmin())
-        assert np.abs(original[first : first + 9] - frames).mean(axis=(1, 2, 3)).max() < 2.5
-        firsts.append(first)
+    firsts = first_frames(tmp_path / 'out', original)
     assert {0, 9, 18} <= set(firsts)  # what a damaged frame may be predicted from is not used
     after = [first for first in firsts if first > 50]
     if damage is odd_videos.cut_off:
@@ -143,6 +138,34 @@ def test_damage_costs_the_clips_that_touch_it(
         assert len(after) == 2 and after[0] >= 72  # from the next key frame on
     assert code == prepare.SKIPPED and 'used in part: 1 damaged file(s)' in capsys.readouterr().out
     assert 'damaged at frame ' in read_index(tmp_path / 'out')['damaged'][path.name]
+
+
+@pytest.mark.parametrize('fps', ['none', '24', '10'])
+@pytest.mark.parametrize('packets', [[0], [3], [12], [30, 60], [95]])
+def test_no_clip_spans_damage(tmp_path: Path, packets: list[int], fps: str) -> None:
+    """Also at the start, where frames are read ahead to find how their times are stored, and at the end."""
+    path = tmp_path / 'a.mp4'
+    odd_videos.write(path)
+    original = decoding.decode(path).frames
+    for packet in packets:
+        odd_videos.corrupt(path, packet)
+    assert run(path, tmp_path / 'out', f'--config.fps={fps}', '--config.margin=0') == prepare.SKIPPED
+    step = 24 / (10 if fps == '10' else 24)
+    for first in first_frames(tmp_path / 'out', original, step):
+        assert not any(first <= packet < first + 8 * step for packet in packets)
+
+
+def first_frames(output: Path, original: np.ndarray, step: float = 1) -> list[int]:
+    """Returns the numbers of the clips' first frames; checks that all of their frames are right."""
+    firsts = []
+    for record in read_records(list_shards(output)):
+        frames = decoding.decode(record['video']).frames.astype(int)
+        first = int(np.abs(original - frames[0]).mean(axis=(1, 2, 3)).argmin())
+        expected = [original[first + max(round(step * i + d), 0)] for i in range(9) for d in (-0.45, 0.45)]
+        errors = np.abs(np.stack(expected).reshape(9, 2, *frames.shape[1:]) - frames[:, None]).mean(axis=(2, 3, 4))
+        assert errors.min(axis=1).max() < 2.5
+        firsts.append(first)
+    return firsts
 
 
 def test_damaged_file_without_any_whole_clip_is_skipped_with_its_reason(tmp_path: Path, capsys) -> None:

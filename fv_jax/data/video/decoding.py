@@ -76,19 +76,19 @@ class Video:
         return self.frames.shape[1], self.frames.shape[2]
 
 
-def probe(source: DataSource, *, cut_off: bool = False) -> VideoInfo:
+def probe(source: DataSource, *, damaged: bool = False) -> VideoInfo:
     """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError.
 
     What is assumed or converted to show the frames is logged in one line, and streams that are not read in another.
 
-    A file that was cut off is an error, unless `cut_off` allows it.
+    A file that was cut off, or is damaged at its start, is an error unless `damaged` allows it.
     """
     measured = _measure(source)
     with open_container(source) as file:
-        require(cut_off or not file.cut, f'{file.name}: damaged at frame {measured.frames} ({file.cut})', DamagedError)
+        require(damaged or not file.cut, f'{file.name}: damaged at frame {measured.frames} ({file.cut})', DamagedError)
         if others := file.other_streams():
             log.info(f'note: {others}')
-        first = next(_decode_frames(file), None)
+        first = next(_decode_intact_frames(file, []) if damaged else _decode_frames(file), None)
         require(first is not None, f'{file.name}: holds no frames')
         frame = Frame(file.name, 0.0, first, file.stream.sample_aspect_ratio)
         frame.check(DisplayConfig())
@@ -165,6 +165,7 @@ def _decode_intact_frames(file: VideoFile, resumed: list[av.VideoFrame | None]) 
         bad = [frame.is_corrupt or frame.pts in incomplete for frame in frames]
         damaged = damaged or any(bad)
         for frame, is_bad in zip(frames, bad, strict=True):
+            damaged = damaged or is_bad
             if damaged and (is_bad or not frame.key_frame):
                 continue
             if damaged:

@@ -96,4 +96,4 @@ def test_damaged_video_is_an_error_that_names_the_frame(tmp_path: Path) -> None:
     for function in (decoding.probe, decoding.decode):
         with pytest.raises(ValueError, match=r'damaged at frame \d+ \(the file is cut off'):
             function(front)
-    assert decoding.probe(front, cut_off=True).width == 96
+    assert decoding.probe(front, damaged=True).width == 96
