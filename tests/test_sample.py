@@ -72,7 +72,7 @@ def test_sample_clip(clip, run, tmp_path, capsys):
         sound = video.streams.audio[0]
         assert float(sound.duration * sound.time_base) == pytest.approx(14 / 12, abs=0.05)
     out, err = capsys.readouterr()
-    assert 'note: 40x52 is rounded down to 32x48' in out
+    assert f'{clip}: 40x52 is rounded down to 32x48' in out and f'{clip}: 10x13 is cropped to 9x13' in out
     assert f'10x13 to 32x48, 1 step(s) of {run}, windows of 9 frame(s)' in out
     recorded = metadata.from_json(containers.read_comment(output))
     clip_metadata = metadata.ClipMetadata('clip.mp4', 9, 5, 'adaptive', None, True, 'crop')
@@ -115,7 +115,8 @@ def test_sample_clip_size_and_overlap(more, size, overlap, note, clip, run, repe
     assert tiling is None
     assert got == size and (windows.frames, windows.overlap) == (9, overlap)
     out = capsys.readouterr().out
-    assert (note in out) if note else ('note' not in out)
+    assert (note in out) if note else ('rounded' not in out)
+    assert '10x13 is cropped to' in out
     assert decoding.decode(tmp_path / 'out.mp4').frames.shape == (14, *size, 3)
 
 

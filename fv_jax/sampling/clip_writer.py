@@ -8,7 +8,9 @@ import numpy as np
 
 from fv_jax.core.files import atomic_write
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.transforms import to_uint8
 from fv_jax.data.video import audio, decoding, encoding, timing
+from fv_jax.data.video.encoding import Codec
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,7 @@ def write_clip(
     source: StoragePath,
     info: decoding.VideoInfo,
     *,
+    codec: Codec = 'h264',
     crf: float,
     comment: str,
 ) -> int:
@@ -26,11 +29,12 @@ def write_clip(
 
     Args:
       output: the mp4; replaced when the new one is complete.
-      blocks: uint8 FHWC, read lazily.
+      blocks: float32 FHWC in [-1, 1], read lazily.
       source: the video whose audio and frame times are copied. Audio that an mp4 cannot hold is converted, which is
         logged before the first block is read.
       info: of `source`.
-      crf: x264's rate factor, 0 (lossless) to 51.
+      codec: 'hevc10' is made without rounding to 8 bits.
+      crf: x264's or x265's rate factor, 0 (lossless) to 51.
       comment: of the mp4.
 
     Returns:
@@ -41,14 +45,14 @@ def write_clip(
     def frames() -> Iterator[np.ndarray]:
         nonlocal count
         for block in blocks:
-            for frame in block:
+            for frame in block if codec == 'hevc10' else to_uint8(block):
                 count += 1
                 yield frame
 
     with atomic_write(output) as partial:
         has_audio = info.has_audio and audio.can_copy(source)
         times = None if info.is_constant else _times(source)
-        encoding.encode(partial, frames(), info.fps, crf=crf, comment=comment, times=times)
+        encoding.encode(partial, frames(), info.fps, crf=crf, comment=comment, times=times, codec=codec)
         if has_audio:
             _copy_audio(source, partial)
     return count

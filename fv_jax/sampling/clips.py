@@ -36,6 +36,7 @@ class EnhancedClip:
 
     Attributes:
       size: (height, width) of the result.
+      num_steps: of the sampler.
       windows: how a shot is split.
       shots: (first frame, frame after the last) of each.
       notes: what was found and assumed, one line each.
@@ -44,6 +45,7 @@ class EnhancedClip:
     """
 
     size: tuple[int, int]
+    num_steps: int
     windows: Windows
     shots: tuple[tuple[int, int], ...]
     notes: tuple[str, ...]

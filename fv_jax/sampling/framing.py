@@ -94,12 +94,27 @@ class Framing:
         return f'{source} is padded to {size} without stretching: {bars} columns are black'
 
 
-def scaled_size(source: tuple[int, int], scale: float | Fraction, fit: Fit, latent_spec: LatentSpec) -> tuple[int, int]:
+def scaled_size(source: tuple[int, int], scale: float, fit: Fit, latent_spec: LatentSpec) -> tuple[int, int]:
     """Returns the size of an output of about `scale` times the source's, a multiple of what the latents allow.
 
     It is rounded down for 'crop', and up for 'pad', to show the whole frame. Raises ValueError for one too small.
     """
+    exact = _exact_size(source, scale)
     if fit == 'crop':
-        return latent_spec.round_down(source[0] * scale, source[1] * scale)
+        return latent_spec.round_down(*exact)
     multiple = latent_spec.pixel_multiple
-    return tuple(math.ceil(side * scale / multiple) * multiple for side in source)
+    return tuple(math.ceil(side / multiple) * multiple for side in exact)
+
+
+def describe_rounding(source: tuple[int, int], scale: float, size: tuple[int, int]) -> str:
+    """Describes in one line how `scaled_size` rounded; '' if it did not."""
+    exact = _exact_size(source, scale)
+    if size == exact:
+        return ''
+    height, width = (f'{float(side):g}' for side in exact)
+    return f'{height}x{width} is rounded {"down" if size < exact else "up"} to {size[0]}x{size[1]}'
+
+
+def _exact_size(source: tuple[int, int], scale: float) -> tuple[Fraction, Fraction]:
+    # 320 times 1.15 is 368 pixels, not 367.99999999999994.
+    return source[0] * Fraction(str(scale)), source[1] * Fraction(str(scale))

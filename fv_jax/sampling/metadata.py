@@ -10,7 +10,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.files import parse_json
-from fv_jax.data.video.encoding import DEFAULT_CRF
+from fv_jax.data.video.encoding import DEFAULT_CRF, Codec
 from fv_jax.data.video.shots import ShotDetector
 from fv_jax.models.layers import DtypeName
 from fv_jax.sampling.framing import Fit
@@ -106,7 +106,7 @@ class GenerationMetadata:
       enhance: what stage 2 sampled; None for a preview.
       clip: what was enhanced; None where it was a preview.
       fps: frames per second of the mp4.
-      crf: x264's rate factor of the mp4.
+      crf, codec: rate factor and codec of the mp4.
     """
 
     version: str
@@ -116,6 +116,7 @@ class GenerationMetadata:
     clip: ClipMetadata | None = None
     fps: float = FPS
     crf: float = DEFAULT_CRF
+    codec: Codec = 'h264'
 
     def to_json(self) -> str:
         """Serializes the metadata to JSON, one line of ASCII."""

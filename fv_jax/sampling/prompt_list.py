@@ -52,20 +52,25 @@ class ListProgress:
         self.made.append(index)
         log.info(self.labels[index])
 
-    def add_failed(self, indices: Sequence[int], error: Exception) -> None:
+    def add_failed(self, indices: Sequence[int], error: Exception, *, odd: bool = False) -> None:
         """Logs items that failed together.
+
+        Args:
+          indices: of the items.
+          error: why they failed.
+          odd: whether the cause is one of these items, such as a damaged file, so that the list continues in any case.
 
         Raises:
           Exception: the error itself, if nothing succeeded before, in this call or an earlier one.
           ValueError: the last of `MAX_FAILURES` failures in a row.
         """
-        if not self._any_success and not self.existing:
+        if not odd and not self._any_success and not self.existing:
             raise error
         self.failed += indices
-        self._failures_in_a_row += 1
+        self._failures_in_a_row += 0 if odd else 1
         for i in indices:
             log.warning(f'{self.labels[i]}: failed: {format_error(error)}')
-        if self._failures_in_a_row == MAX_FAILURES:
+        if not odd and self._failures_in_a_row == MAX_FAILURES:
             raise ValueError(
                 f'{self.labels[indices[0]]}: {format_error(error)}; the list ends after {MAX_FAILURES} failures in a '
                 'row; run the command again to continue it'

@@ -22,7 +22,7 @@ from fv_jax.sampling.clip_enhancer import enhance_clip
 from fv_jax.sampling.clip_shots import describe_cuts, find_clip_shots
 from fv_jax.sampling.clips import Clip, EnhancedClip
 from fv_jax.sampling.enhancer import NOT_FINITE, Enhancer
-from fv_jax.sampling.framing import Framing, scaled_size
+from fv_jax.sampling.framing import Framing, describe_rounding, scaled_size
 from fv_jax.sampling.lazy_stages import LazyStage, LazyVAE, split_into_batches, take_examples
 from fv_jax.sampling.metadata import (
     FPS,
@@ -30,6 +30,7 @@ from fv_jax.sampling.metadata import (
     EnhanceMetadata,
     GenerationMetadata,
     PreviewMetadata,
+    WeightDigests,
     WeightsOrigin,
 )
 from fv_jax.sampling.noise import SeededNoise
@@ -261,15 +262,11 @@ class Pipeline:
         Raises:
           ValueError: as `enhance`, or a clip that cannot be read; while blocks are read, also out of memory.
         """
-        stage2, settings = self.stage2, settings or self.enhance_settings
         clip_settings = clip_settings or ClipSettings()
-        fit = clip_settings.fit
-        size = settings.size or scaled_size(clip.size, settings.scale, fit, stage2.latent_spec)
-        settings = dataclasses.replace(settings, size=size)
-        settings.check(stage2.latent_spec)
-        stage2.stage.with_sampler_config(settings)
-        windows = Windows.create(stage2.window_frames, clip_settings.overlap, stage2.latent_spec)
-        framing = Framing(clip.size, size, fit)
+        given = settings or self.enhance_settings
+        settings, windows = self._plan_clip(clip, given, clip_settings)
+        rounding = '' if given.size else describe_rounding(clip.size, given.scale, settings.size)
+        framing = Framing(clip.size, settings.size, clip_settings.fit)
         shots = find_clip_shots(clip.frames(), clip_settings.shots, clip_settings.shot_threshold)
 
         def blocks() -> Iterator[np.ndarray]:
@@ -278,7 +275,7 @@ class Pipeline:
                 yield from enhance_clip(
                     self.enhancer(settings),
                     clip.frames(),
-                    size,
+                    settings.size,
                     seed=seed,
                     windows=windows,
                     cuts=[first for first, _ in shots[1:]],
@@ -288,12 +285,36 @@ class Pipeline:
                 )
 
         def metadata() -> GenerationMetadata:
-            made = EnhanceMetadata(seed, settings, stage2.weight_digests)
-            source = ClipMetadata.create(clip.name, windows, clip_settings)
-            return GenerationMetadata(__version__, self.origin, enhance=made, clip=source, fps=float(clip.fps or FPS))
+            return self.clip_metadata(clip, seed, self.stage2.weight_digests, settings, clip_settings)
 
-        notes = tuple(filter(None, (framing.describe(), describe_cuts(shots))))
-        return EnhancedClip(size, windows, shots, notes, blocks, metadata)
+        notes = tuple(filter(None, (rounding, framing.describe(), describe_cuts(shots))))
+        return EnhancedClip(settings.size, settings.num_steps, windows, shots, notes, blocks, metadata)
+
+    def clip_metadata(
+        self,
+        clip: Clip,
+        seed: int,
+        weights: WeightDigests,
+        settings: EnhanceSettings | None = None,
+        clip_settings: ClipSettings | None = None,
+    ) -> GenerationMetadata:
+        """Returns the metadata of a clip that `enhance_clip` makes with weights of stage 2; reads no frames."""
+        clip_settings = clip_settings or ClipSettings()
+        settings, windows = self._plan_clip(clip, settings, clip_settings)
+        made = EnhanceMetadata(seed, settings, weights)
+        source = ClipMetadata.create(clip.name, windows, clip_settings)
+        return GenerationMetadata(__version__, self.origin, enhance=made, clip=source, fps=float(clip.fps or FPS))
+
+    def _plan_clip(
+        self, clip: Clip, settings: EnhanceSettings | None, clip_settings: ClipSettings
+    ) -> tuple[EnhanceSettings, Windows]:
+        """Returns the settings with the size of the result, and the windows. Raises ValueError if they do not fit."""
+        stage2, settings = self.stage2, settings or self.enhance_settings
+        size = settings.size or scaled_size(clip.size, settings.scale, clip_settings.fit, stage2.latent_spec)
+        settings = dataclasses.replace(settings, size=size)
+        settings.check(stage2.latent_spec)
+        stage2.stage.with_sampler_config(settings)
+        return settings, Windows.create(stage2.window_frames, clip_settings.overlap, stage2.latent_spec)
 
     def _enhance_clip(self, clip: Clip, seed: int | Sequence[int] | None, settings: EnhanceSettings | None) -> Video:
         enhanced = self.enhance_clip(clip, check_seed(0 if seed is None else seed), settings)

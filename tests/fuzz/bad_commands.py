@@ -73,7 +73,7 @@ def stop_before_work() -> Iterator[None]:
         plan.planner: ('largest_bucket', 'sampling_phases'),
         prepare.clips: ('extract_clips',),
         degrade.degradations: ('degrade_weak',),
-        sample.clip: ('write_clip',),
+        sample.clip.clip_outputs: ('write_output',),
         lazy_stages.LoadedStage: ('create',),
         convert.streaming: ('save',),
         convert.reader: ('write',),

@@ -33,7 +33,9 @@ def test_codes_of_bt709(rgb, codes):
 
 def test_frames_are_not_rounded_to_8_bits():
     """A ramp over three levels of 8 bits has eleven codes."""
-    ramp = np.broadcast_to(np.linspace(128 / 127.5 - 1, 131 / 127.5 - 1, 96, dtype=np.float32)[:, None], (8, 96, 3)).copy()
+    ramp = np.broadcast_to(
+        np.linspace(128 / 127.5 - 1, 131 / 127.5 - 1, 96, dtype=np.float32)[:, None], (8, 96, 3)
+    ).copy()
     assert len(np.unique(planes(ten_bits.to_yuv(ramp))[0])) == 11
     assert len(np.unique(planes(ten_bits.to_yuv(to_float(to_uint8(ramp))))[0])) == 4
 
