@@ -86,5 +86,9 @@ def square_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int
         f'states pixels of {aspect.numerator}:{aspect.denominator}; at most {_LARGEST_ASPECT}:1 is supported',
     )
     if aspect > 1:
-        return frame.height, 2 * round(frame.width * aspect / 2)
-    return 2 * round(frame.height / aspect / 2), frame.width
+        return frame.height, _nearest_even(frame.width * aspect)
+    return _nearest_even(frame.height / aspect), frame.width
+
+
+def _nearest_even(length: Fraction) -> int:
+    return 2 * math.floor(length / 2 + Fraction(1, 2))

@@ -47,6 +47,7 @@ def encode(
     display_matrix: Sequence[int] | None = None,
     tags: dict[str, int] | None = None,
     rate: Fraction | int = 24,
+    offset: int = 0,
 ) -> bytes:
     """Encodes frames of one format.
 
@@ -57,6 +58,7 @@ def encode(
       display_matrix: nine numbers in FFmpeg's fixed point.
       tags: of the codec context: colorspace, color_range, color_primaries, color_trc.
       rate: frames per second.
+      offset: of the first frame's time, in frames.
     """
     buffer = io.BytesIO()
     with av.open(buffer, 'w', format=container) as out:
@@ -71,7 +73,9 @@ def encode(
             stream.set_display_matrix(display_matrix)
         for index, frame in enumerate(frames):
             copy = through(frame, ['null'])  # as encoders take a frame, and its time, later
-            copy.pts, copy.time_base = index, 1 / Fraction(rate)
+            copy.pts, copy.time_base = offset + index, 1 / Fraction(rate)
+            for name, value in (tags or {}).items():
+                setattr(copy, name, value)  # some encoders take them from the frames
             out.mux(stream.encode(copy))
         out.mux(stream.encode())
     return buffer.getvalue()
