@@ -264,7 +264,7 @@ def _prepare_file(
     before = writer.records
     try:
         with read_errors(path):
-            info = decoding.probe(path, damaged=True)
+            info = decoding.probe(path, damaged=True, display=config.display)
         progress.expect(2 * info.frames)
         selection = clips.scan_file(path, config, info, progress.frame)
         fields = caption.fields()

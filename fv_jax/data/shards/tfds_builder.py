@@ -74,7 +74,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
             try:
                 caption = captions.find(path) or ''
                 with read_errors(path):
-                    info = decoding.probe(path, damaged=True)
+                    info = decoding.probe(path, damaged=True, display=self._clips.display)
                 selection = clips.scan_file(path, self._clips, info)
                 for record in clips.extract_clips(path, selection, self._clips):
                     if record is not None:

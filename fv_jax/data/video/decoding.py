@@ -76,12 +76,13 @@ class Video:
         return self.frames.shape[1], self.frames.shape[2]
 
 
-def probe(source: DataSource, *, damaged: bool = False) -> VideoInfo:
+def probe(source: DataSource, *, damaged: bool = False, display: DisplayConfig | None = None) -> VideoInfo:
     """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError.
 
     What is assumed or converted to show the frames is logged in one line, and streams that are not read in another.
 
-    A file that was cut off, or is damaged at its start, is an error unless `damaged` allows it.
+    A file that was cut off, or is damaged at its start, is an error unless `damaged` allows it. display: as in
+    `iter_frames`.
     """
     measured = _measure(source)
     with open_container(source) as file:
@@ -91,14 +92,16 @@ def probe(source: DataSource, *, damaged: bool = False) -> VideoInfo:
         first = next(_decode_intact_frames(file, []) if damaged else _decode_frames(file), None)
         require(first is not None, f'{file.name}: holds no frames')
         frame = Frame(file.name, 0.0, first, file.stream.sample_aspect_ratio)
-        frame.check(DisplayConfig())
-        _log_conversions(frame)
+        frame.check(display or DisplayConfig())
+        _log_conversions(source, frame)
         height, width = frame.size
         rotation, has_audio = read_orientation(first).rotation, file.audio is not None
     return VideoInfo(height, width, measured.fps, measured.frames, rotation, has_audio, measured.is_constant)
 
 
-def _log_conversions(frame: Frame) -> None:
+def _log_conversions(source: DataSource, frame: Frame) -> None:
+    if isinstance(source, bytes):  # a record's, which are read in every epoch
+        return
     if conversions := frame.describe_conversions():
         log.info(f'note: {frame.source}: {conversions}')
 
@@ -261,8 +264,8 @@ def decode(source: DataSource, max_frames: int | None = None) -> Video:
     fps = float(measured.usual_fps)
     frames, seconds = [], []
     for frame in iter_frames(source):
-        if not frames and not isinstance(source, bytes):  # a record's, which are read in every epoch
-            _log_conversions(frame)
+        if not frames:
+            _log_conversions(source, frame)
         pixels = frame.pixels()
         _check_size(source, frames, pixels)
         frames.append(pixels)
