@@ -17,6 +17,7 @@ class Chip:
       link_rate: bytes/s to a neighbour, in one direction along one axis of the interconnect.
       matrix_size: rows of the matrix unit, of which a head of size 64 fills 64; None where heads of 64 run at the peak
         rate.
+      vmem: bytes of the vector memory (VMEM) of one core of a TPU; None for GPUs.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Chip:
     memory_rate: float
     link_rate: float
     matrix_size: int | None
+    vmem: int | None = None
 
     def attention_flops(self, head_dim: int) -> float:
         """Computes the peak rate of attention in FLOP/s; its matrix products are no wider than a head."""
@@ -35,11 +37,11 @@ GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 275e12, 30.75 * GIB, 1.23e12, 45e9, 128),
-        Chip('v5e', 197e12, 15.75 * GIB, 0.82e12, 45e9, 128),
-        Chip('v5p', 459e12, 95.73 * GIB, 2.77e12, 90e9, 128),
-        Chip('v6e', 918e12, 31.24 * GIB, 1.64e12, 90e9, 256),
-        Chip('v7x', 1153e12, 94.74 * GIB, 3.69e12, 90e9, 256),  # one of a package's two
+        Chip('v4', 275e12, 30.75 * GIB, 1.23e12, 45e9, 128, 16 * 2**20),
+        Chip('v5e', 197e12, 15.75 * GIB, 0.82e12, 45e9, 128, 128 * 2**20),
+        Chip('v5p', 459e12, 95.73 * GIB, 2.77e12, 90e9, 128, 64 * 2**20),
+        Chip('v6e', 918e12, 31.24 * GIB, 1.64e12, 90e9, 256, 128 * 2**20),
+        Chip('v7x', 1153e12, 94.74 * GIB, 3.69e12, 90e9, 256, 64 * 2**20),  # one of a package's two
         Chip('h100', 989e12, 72 * GIB, 3.35e12, 450e9, None),
         Chip('h200', 989e12, 0.9 * 141e9, 4.8e12, 450e9, None),
     )

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from fv_jax.kernels.residuals import ATTENTION_RESIDUALS
+
 BLOCK_QUERIES = 512  # queries in a block; 128 to 512 are within 10 % of each other in speed
-LOG_SUM = 'attention_log_sum'  # name by which a remat policy can save the log-sum-exp
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -58,7 +59,8 @@ def _forward(q_NBMK: jax.Array, k_NBJK: jax.Array, v_NBJK: jax.Array) -> tuple[j
         return _merge_blocks(o_GBQK, q_BMK.shape[1]), _merge_blocks(lse_GBQ, q_BMK.shape[1])
 
     o_NBMK, lse_NBM = jax.lax.map(head, (q_NBMK, k_NBJK, v_NBJK))
-    return o_NBMK, (q_NBMK, k_NBJK, v_NBJK, checkpoint_name(lse_NBM, LOG_SUM))
+    o_NBMK, lse_NBM = (checkpoint_name(x, ATTENTION_RESIDUALS) for x in (o_NBMK, lse_NBM))
+    return o_NBMK, (q_NBMK, k_NBJK, v_NBJK, lse_NBM)
 
 
 def _backward(kept: tuple[jax.Array, ...], do_NBMK: jax.Array) -> tuple[jax.Array, ...]:
@@ -148,3 +150,27 @@ def attention_with_lse(
 
     o_NBMK, lse_NBM = jax.lax.map(head, tuple(x.transpose(2, 0, 1, 3) for x in (q_BMNK, k_BJNK, v_BJNK)))
     return o_NBMK.transpose(1, 2, 0, 3), lse_NBM.transpose(1, 2, 0)
+
+
+def gradients(
+    q_BMNK: jax.Array,
+    k_BJNK: jax.Array,
+    v_BJNK: jax.Array,
+    o_BMNK: jax.Array,
+    lse_BMN: jax.Array,
+    do_BMNK: jax.Array,
+    num_keys: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes the gradients of queries, keys and values of attention over the first `num_keys` keys.
+
+    Args:
+      q_BMNK, k_BJNK, v_BJNK, num_keys: as of `attention`.
+      o_BMNK: the output; not read.
+      lse_BMN: the log-sum-exp of all logits.
+      do_BMNK: the gradient of the output.
+    """
+    del o_BMNK
+    q, k, v, do = (x.transpose(2, 0, 1, 3) for x in (q_BMNK, k_BJNK[:, :num_keys], v_BJNK[:, :num_keys], do_BMNK))
+    dq, dk, dv = (x.transpose(1, 2, 0, 3) for x in _backward((q, k, v, lse_BMN.transpose(2, 0, 1)), do))
+    padding = (0, 0), (0, k_BJNK.shape[1] - num_keys), (0, 0), (0, 0)
+    return dq, jnp.pad(dk, padding), jnp.pad(dv, padding)

@@ -11,8 +11,8 @@ e bytes per value, R FLOP/s of attention, W bytes/s per link and V bytes/s of me
     ring      max(0, (3) - (r - 1)/r (1)) + r 12 B (M/c) N' K / V         (4)   what the arithmetic does not hide,
                                                                           and merging float32 results in memory
 
-and training 3.5 times (1) and twice (2) and (3); the ring, whose backward pass is the gather's with one more forward
-pass, 4.5 (1), twice (2), (4) and twice (3). Not counted: latency, and other traffic on the same links.
+and training 3.5 times (1) and twice (2) and (3); the ring, whose backward pass is the gather's, (4) besides. Not
+counted: latency, and other traffic on the same links.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def seconds(plan: ContextParallelPlan, shape: AttentionShape, chips: int, chip: 
         return 3.5 * compute + 2 * (exchange + gather) if shape.training else compute + exchange + gather
     hidden = (groups - 1) / groups * compute
     ring = max(0.0, gather - hidden) + groups * 12 * values / chips / chip.memory_rate
-    return 4.5 * compute + 2 * exchange + ring + 2 * gather if shape.training else compute + exchange + ring
+    return 3.5 * compute + 2 * exchange + ring + 2 * gather if shape.training else compute + exchange + ring
 
 
 def all_plans(chips: int) -> list[ContextParallelPlan]:

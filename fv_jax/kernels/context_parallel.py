@@ -12,8 +12,11 @@ Text and video are one sequence in equal parts, so that every chip has the same 
     Ulysses  groups of u neighbours exchange tokens for heads: each has 1/u of the heads for the tokens of the group; u
              need not divide the heads, which are padded. Then gather or ring between the c / u groups
 
-Only the forward pass uses the ring. The backward pass is the transpose of the gather, which sums the gradients of keys
-and values and leaves every chip its own part; it recomputes the forward pass. `context_cost` counts this.
+Only the forward pass uses the ring. The backward pass gathers keys and values, and takes the merged results as they
+are; the transpose of the gather sums the gradients of keys and values and leaves every chip its own part.
+
+Keys and values are sent with tokens last: a TPU pads heads of 64 that come last to 128, and sums over chips by a
+reduce-scatter, not by an all-reduce of everything, along the last dimension alone.
 
 Dimensions: B batch, M tokens, N heads, K head size.
 """
@@ -25,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fv_jax.kernels.attention import BACKENDS
+from fv_jax.kernels.attention import Backend, find_backend
 from fv_jax.kernels.context_cost import ContextParallelPlan
+from fv_jax.kernels.residuals import name_residuals
 
 GROUP = 'ulysses_group'  # the part of the context axis along which tokens are exchanged for heads
 
@@ -54,18 +58,18 @@ def attention(
       A global array of the shape of `q_BMNK`, in the dtype of `v_BMNK`.
     """
     mesh, spec = _split_context_axis(sharding, context, plan.ulysses_degree)
-    platform, groups = mesh.devices.flat[0].platform, mesh.shape[context]
+    backend, groups = find_backend(mesh.devices.flat[0]), mesh.shape[context]
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         heads = q.shape[2]
         if plan.ulysses_degree > 1:
             q, k, v = (_all_to_all_tokens_to_heads(x, plan.ulysses_degree) for x in (q, k, v))
         if groups == 1:
-            o = BACKENDS[platform].full(q, k, v, num_tokens)
+            o = backend.full(q, k, v, num_tokens)
         elif plan.ring:
-            o = _ring(q, k, v, num_tokens, context, platform)
+            o = _ring(q, k, v, num_tokens, context, backend)
         else:
-            o = _gathered(q, k, v, num_tokens, context, platform)
+            o = backend.full(q, *_all_gather(k, v, context), num_tokens)
         return _all_to_all_heads_to_tokens(o)[:, :, :heads] if plan.ulysses_degree > 1 else o
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
@@ -100,25 +104,39 @@ def _all_to_all_heads_to_tokens(x_BMNK: jax.Array) -> jax.Array:
     return jax.lax.all_to_all(x_BMNK, GROUP, split_axis=1, concat_axis=2, tiled=True)
 
 
-def _gathered(q: jax.Array, k: jax.Array, v: jax.Array, num_tokens: int, axis: str, platform: str) -> jax.Array:
-    k, v = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (k, v))
-    return BACKENDS[platform].full(q, k, v, num_tokens)
+def _all_gather(k_BMNK: jax.Array, v_BMNK: jax.Array, axis: str) -> tuple[jax.Array, ...]:
+    """Gathers (B, M of a chip, N, K) to (B, J, N, K)."""
+    arrays = map(_tokens_last, (k_BMNK, v_BMNK))
+    return tuple(_tokens_first(jax.lax.all_gather(x, axis, axis=3, tiled=True)) for x in arrays)
+
+
+def _tokens_last(x_BMNK: jax.Array) -> jax.Array:
+    return x_BMNK.transpose(0, 2, 3, 1)
+
+
+def _tokens_first(x_BNKM: jax.Array) -> jax.Array:
+    return x_BNKM.transpose(0, 3, 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _ring(q: jax.Array, k: jax.Array, v: jax.Array, num_tokens: int, axis: str, platform: str) -> jax.Array:
+def _ring(q: jax.Array, k: jax.Array, v: jax.Array, num_tokens: int, axis: str, backend: Backend) -> jax.Array:
+    return _ring_forward(q, k, v, num_tokens, axis, backend)[0]
+
+
+def _ring_forward(q, k, v, num_tokens: int, axis: str, backend: Backend):
     chips, here, share = jax.lax.axis_size(axis), jax.lax.axis_index(axis), k.shape[1]
     to_next = [(i, (i + 1) % chips) for i in range(chips)]
-    part = BACKENDS[platform].partial
+    kv = [_tokens_last(x) for x in (k, v)]
     o = lse = None
     for step in range(chips):
         origin = (here - step) % chips
         # Sent before they are used, so that the transfer overlaps with the attention of this step.
-        received = [jax.lax.ppermute(x, axis, to_next) for x in (k, v)] if step + 1 < chips else None
-        o_i, lse_i = part(q, k, v, jnp.clip(num_tokens - origin * share, 0, share))
+        received = [jax.lax.ppermute(x, axis, to_next) for x in kv] if step + 1 < chips else None
+        o_i, lse_i = backend.partial(q, *map(_tokens_first, kv), jnp.clip(num_tokens - origin * share, 0, share))
         o, lse = (o_i, lse_i) if o is None else _merge(o, lse, o_i, lse_i)
-        k, v = received or (k, v)
-    return o.astype(v.dtype)
+        kv = received or kv
+    o, lse = name_residuals(o.astype(v.dtype), lse)
+    return o, (q, k, v, o, lse)
 
 
 def _merge(o: jax.Array, lse: jax.Array, o_i: jax.Array, lse_i: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,13 +144,11 @@ def _merge(o: jax.Array, lse: jax.Array, o_i: jax.Array, lse_i: jax.Array) -> tu
     return jnp.exp(lse - both)[..., None] * o + jnp.exp(lse_i - both)[..., None] * o_i, both
 
 
-def _ring_forward(q, k, v, num_tokens, axis, platform):
-    return _ring(q, k, v, num_tokens, axis, platform), (q, k, v)
-
-
-def _ring_backward(num_tokens, axis, platform, qkv, do):
-    _, pull = jax.vjp(lambda q, k, v: _gathered(q, k, v, num_tokens, axis, platform), *qkv)
-    return pull(do)
+def _ring_backward(num_tokens: int, axis: str, backend: Backend, kept, do: jax.Array):
+    q, k, v, o, lse = kept
+    kv, scatter = jax.vjp(functools.partial(_all_gather, axis=axis), k, v)
+    dq, *dkv = backend.gradients(q, *kv, o, lse, do, num_tokens)
+    return dq, *scatter(tuple(dkv))
 
 
 _ring.defvjp(_ring_forward, _ring_backward)

@@ -39,6 +39,8 @@ class Blocks(NamedTuple):
     vmem: int
 
 
+# `jax.checkpoint` drops a call of `jit` whose results are saved from what it recomputes; a `pallas_call` it would keep.
+@functools.partial(jax.jit, static_argnames=('blocks', 'dtype', 'interpret'))
 def forward(
     q_HKM: jax.Array,
     k_HKJ: jax.Array,
@@ -122,6 +124,7 @@ def _forward_kernel(num_ref, q_ref, k_ref, v_ref, o_ref, lse_ref, top_ref, total
         lse_ref[...] = top_ref[...] + jnp.log(total)
 
 
+@functools.partial(jax.jit, static_argnames=('blocks', 'dtype', 'interpret'))
 def backward(
     q_HKM: jax.Array,
     k_HKJ: jax.Array,

@@ -47,7 +47,7 @@ from fv_jax.models.layers import (
 )
 from fv_jax.models.lora import LoRAConfig, Target
 from fv_jax.models.patch import patch_grid, patchify, unpatchify
-from fv_jax.models.remat import ATTENTION_OUTPUT, BLOCK_INPUT, Remat, apply_remat
+from fv_jax.models.remat import BLOCK_INPUT, Remat, apply_remat
 from fv_jax.models.rope import Rope, apply_rope, rope_axis_dims, rope_table
 from fv_jax.models.sequence import SequenceLayout, TokenInfo
 
@@ -176,7 +176,7 @@ class JointAttention(nnx.Module):
         k = apply_rope(self.k_norm(k), tokens.rope).astype(v.dtype)
         placed = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)
         o_BMNK = context.attention(*(context.constrain(y, placed) for y in (q, k, v)), tokens.count)
-        return self.out(checkpoint_name(o_BMNK, ATTENTION_OUTPUT).reshape(x_BMD.shape))
+        return self.out(o_BMNK.reshape(x_BMD.shape))
 
 
 class Block(nnx.Module):

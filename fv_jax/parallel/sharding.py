@@ -13,7 +13,7 @@ from fv_jax.core.config import ConfigError
 from fv_jax.core.hardware import find_chip_or_default
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels import context_parallel
-from fv_jax.kernels.attention import BACKENDS, attention
+from fv_jax.kernels.attention import attention, find_backend
 from fv_jax.kernels.context_cost import AttentionShape, ContextParallelPlan, cheapest_plan
 from fv_jax.parallel.mesh import CONTEXT
 from fv_jax.parallel.rules import Names, Partitioner
@@ -58,7 +58,7 @@ class _Attend(_OnMesh):
     def __call__(self, q_BMNK: jax.Array, k_BMNK: jax.Array, v_BMNK: jax.Array, num_tokens: int) -> jax.Array:
         mesh = self.partitioner.mesh
         if mesh.size == 1:
-            return attention(q_BMNK, k_BMNK, v_BMNK, num_tokens, platform=mesh.devices.flat[0].platform)
+            return attention(q_BMNK, k_BMNK, v_BMNK, num_tokens, backend=find_backend(mesh.devices.flat[0]))
         names = (axes.ACT_BATCH, axes.ACT_TOKENS, axes.ACT_HEADS, None)
         return context_parallel.attention(
             q_BMNK,
@@ -94,7 +94,7 @@ def context_parallel_plan(
     examples, heads = batch // partitioner.num_shards(axes.ACT_BATCH), heads // partitioner.num_shards(axes.ACT_HEADS)
     shape = AttentionShape(examples, tokens, heads, head_dim, itemsize, choice.training)
     device, ring = partitioner.mesh.devices.flat[0], choice.ring
-    if BACKENDS[device.platform].partial is None:
+    if find_backend(device).partial is None:
         require(
             not ring,
             f'config.parallel.ring_attention=True: no kernel for a {device.platform} supports it; set it to False',
@@ -137,7 +137,7 @@ def fold_context(partitioner: Partitioner, num_tokens: int) -> Partitioner:
 
 
 def _tile(partitioner: Partitioner, num_tokens: int, shards: int) -> int:
-    return BACKENDS[partitioner.mesh.devices.flat[0].platform].tile(-(-num_tokens // shards))
+    return find_backend(partitioner.mesh.devices.flat[0]).tile(-(-num_tokens // shards))
 
 
 def _share(partitioner: Partitioner, num_tokens: int, shards: int) -> int:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.kernels import blocked, cudnn_gpu, reference, splash_tpu
+from fv_jax.core.hardware import CHIPS
+from fv_jax.kernels import blocked, cudnn_gpu, fused_tpu, reference
+from fv_jax.kernels.attention import BACKENDS as ON_CHIPS
 from fv_jax.kernels.attention import SINGLE_DEVICE, attention, portable_attention
 
 
@@ -29,17 +31,17 @@ def test_reference_attention_is_the_formula():
 
 # Every backend. What cannot run here runs interpreted (the TPU's kernel), or by the library's own formula (the GPU's).
 
-interpreted = functools.partial(splash_tpu.attention, interpret=True)
+interpreted = fused_tpu.Options(CHIPS['v5e'].vmem, interpret=True)
 BACKENDS = {
     'cpu': blocked.attention,
-    'tpu': interpreted,
+    'tpu': functools.partial(fused_tpu.attention, options=interpreted),
     'gpu': cudnn_gpu.attention,
     'portable': portable_attention,
     'portable, not on a cpu': blocked.unblocked_attention,
 }
 PARTS = {
     'cpu': blocked.attention_with_lse,
-    'tpu': functools.partial(splash_tpu.attention_with_lse, interpret=True),
+    'tpu': functools.partial(fused_tpu.attention_with_lse, options=interpreted),
 }
 
 
@@ -86,18 +88,6 @@ def test_attention_in_bfloat16_equals_the_reference(name):
     np.testing.assert_allclose(np.asarray(out, np.float32), reference.attention(q, k, v), atol=2e-2)
 
 
-def test_splash_block_sizes_divide_the_sequences():
-    for queries, keys, q, kv in ((6656, 6656, 512, 512), (13312, 106496, 1024, 1024), (128, 384, 128, 128)):
-        sizes = splash_tpu.block_sizes(queries, keys)
-        assert (sizes.block_q, sizes.block_kv) == (q, kv) and sizes.block_kv % sizes.block_kv_compute == 0
-        assert sizes.has_backward_blocks and not sizes.use_fused_bwd_kernel
-    # Stage 1 on one chip, stage 2 over eight, four and one: little of it is padding.
-    for tokens in (6466, 13_094, 26_187, 104_746):
-        tile = splash_tpu.tile(tokens)
-        assert tile % splash_tpu.LANES == 0 and -tokens % tile < tokens / 32
-    assert splash_tpu.tile(100) == splash_tpu.LANES
-
-
 # The entry.
 
 
@@ -113,10 +103,11 @@ def test_attention_with_any_number_of_tokens(tokens):
     np.testing.assert_allclose(attention(q, k, v), reference.attention(q, k, v), atol=2e-6)
 
 
-def test_attention_of_a_given_platform():
+def test_attention_of_a_given_backend():
     q, k, v = random_qkv()
-    np.testing.assert_array_equal(attention(q, k, v, 30, platform='cpu'), attention(q, k, v, 30))
-    jaxpr = str(jax.make_jaxpr(functools.partial(attention, platform='tpu'))(q, k, v))
+    cpu, tpu = (ON_CHIPS[platform](CHIPS['v5e']) for platform in ('cpu', 'tpu'))
+    np.testing.assert_array_equal(attention(q, k, v, 30, backend=cpu), attention(q, k, v, 30))
+    jaxpr = str(jax.make_jaxpr(functools.partial(attention, backend=tpu))(q, k, v))
     assert 'pallas_call' in jaxpr and 'pallas_call' not in str(jax.make_jaxpr(attention)(q, k, v))
 
 

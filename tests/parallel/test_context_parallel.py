@@ -1,17 +1,22 @@
 """Attention over eight chips, every way, against the reference on one: forward and gradients, odd lengths, padding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fv_jax.core.config import ConfigError
-from fv_jax.kernels import context_parallel, reference
-from fv_jax.kernels.attention import BACKENDS
+from fv_jax.core.hardware import CPU
+from fv_jax.kernels import context_parallel, fused_tpu, reference
+from fv_jax.kernels.attention import BACKENDS, Backend
 from fv_jax.kernels.context_cost import ContextParallelPlan, all_plans
+from fv_jax.models.remat import apply_remat
 from fv_jax.parallel import sharding
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Partitioner
+from tests.kernels.counting import count_kernels
 
 TOKENS, PADDED, HEADS = 50, 56, 6
 
@@ -59,6 +64,40 @@ def test_context_parallel_with_other_mesh_axes(expected, plan):
     check({'data': 2, 'context': 2, 'tensor': 2}, plan, expected)
 
 
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The TPU's kernels, interpreted, in place of those of the CPU."""
+    options = fused_tpu.Options(CPU.vmem, interpret=True)
+    kernels = fused_tpu.attention, fused_tpu.attention_with_lse, fused_tpu.gradients
+    backend = Backend(*(functools.partial(kernel, options=options) for kernel in kernels), fused_tpu.tile)
+    monkeypatch.setitem(BACKENDS, 'cpu', lambda chip: backend)
+
+
+PLANS = [ContextParallelPlan(2), ContextParallelPlan(), ContextParallelPlan(ring=True)]
+
+
+@pytest.mark.parametrize('plan', PLANS, ids=str)
+def test_kernels_of_a_tpu_over_a_mesh(expected, plan, interpreted):
+    check({'data': 2, 'context': 2, 'tensor': 2}, plan, expected)
+
+
+@pytest.mark.parametrize(('plan', 'forward'), list(zip(PLANS, (1, 1, 2), strict=True)), ids=str)
+def test_kernels_of_a_tpu_run_once_under_remat(plan, forward, interpreted):
+    """One forward kernel, or one for each part of the keys, and one backward kernel."""
+    mesh = make_mesh(ParallelConfig(data=2, context=2, tensor=2))
+    sharding = jax.NamedSharding(mesh, jax.P('data', 'context', 'tensor', None))
+
+    def layer(h, _):
+        o = context_parallel.attention(h, h, h, TOKENS, sharding=sharding, context='context', plan=plan)
+        return jnp.tanh(o), None
+
+    def loss(x):
+        return jnp.sum(jax.lax.scan(apply_remat(layer, 'full'), x, None, length=3)[0])
+
+    found = count_kernels(jax.make_jaxpr(jax.grad(loss))(qkv()[0]).jaxpr)
+    assert found == {'attention_forward': forward, 'attention_backward': 1}
+
+
 def test_ring_attention_forward_has_no_all_gather():
     mesh = make_mesh(ParallelConfig(data=1, context=8))
     sharding = jax.NamedSharding(mesh, jax.P(None, 'context', None, None))
@@ -78,7 +117,8 @@ def test_no_ring_where_no_kernel_can_do_it(monkeypatch):
     partitioner = Partitioner(make_mesh(ParallelConfig(data=1, context=8)), 'fsdp_split_frames')
     shape = 1, 104_768, 30, 64
     assert sharding.context_parallel_plan(partitioner, sharding.ContextParallelConfig(ring=True), shape, 2).ring
-    monkeypatch.setitem(BACKENDS, 'cpu', BACKENDS['cpu']._replace(partial=None))
+    without_parts = BACKENDS['cpu'](CPU)._replace(partial=None)
+    monkeypatch.setitem(BACKENDS, 'cpu', lambda chip: without_parts)
     assert not sharding.context_parallel_plan(partitioner, sharding.ContextParallelConfig(), shape, 2).ring
     with pytest.raises(ConfigError, match='ring_attention=True: no kernel for a cpu'):
         sharding.context_parallel_plan(partitioner, sharding.ContextParallelConfig(ring=True), shape, 2)
