@@ -30,6 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fv_jax.kernels.attention import Backend, find_backend
 from fv_jax.kernels.context_cost import ContextParallelPlan
+from fv_jax.kernels.layout import tokens_last, tokens_second
 from fv_jax.kernels.residuals import name_residuals
 
 GROUP = 'ulysses_group'  # the part of the context axis along which tokens are exchanged for heads
@@ -106,16 +107,8 @@ def _all_to_all_heads_to_tokens(x_BMNK: jax.Array) -> jax.Array:
 
 def _all_gather(k_BMNK: jax.Array, v_BMNK: jax.Array, axis: str) -> tuple[jax.Array, ...]:
     """Gathers (B, M of a chip, N, K) to (B, J, N, K)."""
-    arrays = map(_tokens_last, (k_BMNK, v_BMNK))
-    return tuple(_tokens_first(jax.lax.all_gather(x, axis, axis=3, tiled=True)) for x in arrays)
-
-
-def _tokens_last(x_BMNK: jax.Array) -> jax.Array:
-    return x_BMNK.transpose(0, 2, 3, 1)
-
-
-def _tokens_first(x_BNKM: jax.Array) -> jax.Array:
-    return x_BNKM.transpose(0, 3, 1, 2)
+    arrays = map(tokens_last, (k_BMNK, v_BMNK))
+    return tuple(tokens_second(jax.lax.all_gather(x, axis, axis=3, tiled=True)) for x in arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -126,13 +119,13 @@ def _ring(q: jax.Array, k: jax.Array, v: jax.Array, num_tokens: int, axis: str, 
 def _ring_forward(q, k, v, num_tokens: int, axis: str, backend: Backend):
     chips, here, share = jax.lax.axis_size(axis), jax.lax.axis_index(axis), k.shape[1]
     to_next = [(i, (i + 1) % chips) for i in range(chips)]
-    kv = [_tokens_last(x) for x in (k, v)]
+    kv = [tokens_last(x) for x in (k, v)]
     o = lse = None
     for step in range(chips):
         origin = (here - step) % chips
         # Sent before they are used, so that the transfer overlaps with the attention of this step.
         received = [jax.lax.ppermute(x, axis, to_next) for x in kv] if step + 1 < chips else None
-        o_i, lse_i = backend.partial(q, *map(_tokens_first, kv), jnp.clip(num_tokens - origin * share, 0, share))
+        o_i, lse_i = backend.partial(q, *map(tokens_second, kv), jnp.clip(num_tokens - origin * share, 0, share))
         o, lse = (o_i, lse_i) if o is None else _merge(o, lse, o_i, lse_i)
         kv = received or kv
     o, lse = name_residuals(o.astype(v.dtype), lse)

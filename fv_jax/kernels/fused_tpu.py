@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fv_jax.kernels import fused_tpu_kernels as kernels
+from fv_jax.kernels.layout import tokens_last, tokens_second
 from fv_jax.kernels.residuals import name_residuals
 
 LANES = 128
@@ -63,7 +64,7 @@ def count_parts(queries: int, head_dim: int, vmem: int) -> int:
     """
     vectors = queries // LANES
     fits = (n for n in range(1, vectors + 1) if vectors % n == 0 and 4 * head_dim * queries // n <= vmem // 2)
-    return next(fits, vectors)
+    return next(fits)
 
 
 def attention(q_BMNK: jax.Array, k_BJNK: jax.Array, v_BJNK: jax.Array, num_keys: int, *, options: Options) -> jax.Array:
@@ -99,7 +100,7 @@ def attention_with_lse(
     arrays = _prepare(q_BMNK, k_BJNK, v_BJNK)
     o_BNKM, lse_BNM = _forward_kernel(*arrays, num_keys, jnp.float32, options)
     tokens = q_BMNK.shape[1]
-    return _tokens_first(o_BNKM)[:, :tokens], lse_BNM.swapaxes(1, 2)[:, :tokens]
+    return tokens_second(o_BNKM)[:, :tokens], lse_BNM.swapaxes(1, 2)[:, :tokens]
 
 
 def gradients(
@@ -135,7 +136,7 @@ def _attend(
 
 def _forward(q_BNKM, k_BNKJ, v_BNKJ, num_keys, options: Options):
     o_BNKM, lse_BNM = _forward_kernel(q_BNKM, k_BNKJ, v_BNKJ, num_keys, q_BNKM.dtype, options)
-    o_BMNK, lse_BNM = name_residuals(_tokens_first(o_BNKM), lse_BNM)
+    o_BMNK, lse_BNM = name_residuals(tokens_second(o_BNKM), lse_BNM)
     return o_BMNK, (q_BNKM, k_BNKJ, v_BNKJ, num_keys, o_BMNK, lse_BNM)
 
 
@@ -164,9 +165,10 @@ def _backward_kernel(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes (dq_BNKM, dk_BNKJ, dv_BNKJ)."""
     do_BMNK = do_BMNK.astype(q_BNKM.dtype)
-    d_BNM = jnp.einsum('bmnk,bmnk->bnm', o_BMNK, do_BMNK, preferred_element_type=jnp.float32)
+    # Not a matrix product, which a TPU would round to bfloat16.
+    d_BNM = (o_BMNK.astype(jnp.float32) * do_BMNK.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     keys, values = _merge_heads(k_BNKJ), _merge_heads(v_BNKJ)
-    of_queries = [_merge_heads(x) for x in (q_BNKM, _tokens_last(do_BMNK), lse_BNM, d_BNM)]
+    of_queries = [_merge_heads(x) for x in (q_BNKM, tokens_last(do_BMNK), lse_BNM, d_BNM)]
     size, queries = of_queries[0].shape[1:]
     parts = count_parts(queries, size, options.vmem)
     kernel = functools.partial(
@@ -186,21 +188,13 @@ def _backward_kernel(
 
 def _prepare(*qkv_BMNK: jax.Array) -> tuple[jax.Array, ...]:
     """Returns scaled queries, keys and values as (B, N, K, M), with M padded to a multiple of `LANES`."""
-    q, k, v = (_tokens_last(_pad(x)) for x in qkv_BMNK)
+    q, k, v = (tokens_last(_pad(x)) for x in qkv_BMNK)
     # For heads of 64 this is exact in any precision: 1/8.
     return (q.astype(jnp.float32) * q.shape[2] ** -0.5).astype(q.dtype), k, v
 
 
 def _pad(x_BM: jax.Array) -> jax.Array:
     return jnp.pad(x_BM, ((0, 0), (0, -x_BM.shape[1] % LANES), *[(0, 0)] * (x_BM.ndim - 2)))
-
-
-def _tokens_last(x_BMNK: jax.Array) -> jax.Array:
-    return x_BMNK.transpose(0, 2, 3, 1)
-
-
-def _tokens_first(x_BNKM: jax.Array) -> jax.Array:
-    return x_BNKM.transpose(0, 3, 1, 2)
 
 
 def _merge_heads(x_BN: jax.Array) -> jax.Array:
