@@ -113,7 +113,8 @@ def _forward_kernel(num_ref, q_ref, k_ref, v_ref, o_ref, lse_ref, top_ref, total
             p, decay = jnp.exp(s - top), jnp.exp(before - top)
             top_ref[...] = top
             total_ref[...] = decay * total_ref[...] + p.sum(0, keepdims=True)
-            sum_ref[...] = decay * sum_ref[...] + _product(v_ref[:, part], p.astype(v_ref.dtype))
+            # Not rounded to bfloat16 here: the matrix unit does it, and the vector unit has less to do.
+            sum_ref[...] = decay * sum_ref[...] + _product(v_ref[:, part].astype(jnp.float32), p)
 
     _on_blocks_with_keys(add, j, num_ref[0], blocks)
 

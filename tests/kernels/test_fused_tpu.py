@@ -14,7 +14,7 @@ MIB = fused_cases.MIB
 @pytest.mark.parametrize('case', fused_cases.pairwise(), ids=str)
 def test_attention_and_gradients_equal_the_reference(case):
     found = fused_cases.errors(case)
-    assert max(found) <= fused_cases.tolerance(case), found
+    assert fused_cases.within_tolerances(found, case), found
 
 
 def test_pairwise_cases_have_every_pair_of_values():
