@@ -11,8 +11,9 @@ e bytes per value, R FLOP/s of attention, W bytes/s per link and V bytes/s of me
     ring      max(0, (3) - (r - 1)/r (1)) + r 12 B (M/c) N' K / V         (4)   what the arithmetic does not hide,
                                                                           and merging float32 results in memory
 
-and training 3.5 times (1) and twice (2) and (3); the ring, whose backward pass is the gather's, (4) besides. Not
-counted: latency, and other traffic on the same links.
+and training 3.5 times (1) and twice (2) and (3); the ring, whose backward pass is the gather's, (4) besides. 2.5 of the
+3.5, the backward kernel's, take longer where its heads do not divide over a chip's cores. Not counted: latency, and
+other traffic on the same links.
 """
 
 import dataclasses
@@ -71,11 +72,12 @@ def seconds(plan: ContextParallelPlan, shape: AttentionShape, chips: int, chip: 
     compute = 4 * values * shape.tokens / (chips * chip.attention_flops(shape.head_dim))
     exchange = 4 * (u - 1) / u * values / chips * shape.bytes / chip.link_rate
     gather = 2 * (groups - 1) / groups * values / u * shape.bytes / chip.link_rate
+    both = compute * (1 + 2.5 / chip.core_share(shape.batch * heads // u))  # passes, forward and backward
     if not plan.ring:
-        return 3.5 * compute + 2 * (exchange + gather) if shape.training else compute + exchange + gather
+        return both + 2 * (exchange + gather) if shape.training else compute + exchange + gather
     hidden = (groups - 1) / groups * compute
     ring = max(0.0, gather - hidden) + groups * 12 * values / chips / chip.memory_rate
-    return 3.5 * compute + 2 * exchange + ring + 2 * gather if shape.training else compute + exchange + ring
+    return both + 2 * exchange + ring + 2 * gather if shape.training else compute + exchange + ring
 
 
 def all_plans(chips: int) -> list[ContextParallelPlan]:

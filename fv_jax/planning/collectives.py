@@ -8,6 +8,8 @@ With n chips in a group and b bytes of an instruction's result on each, a chip s
     all-to-all          (n - 1)/n b
     collective-permute  b                       if it is a source
 
+Bytes are those of the buffer, in which a TPU pads the last two dimensions of an array to whole tiles.
+
 An instruction in the body of a loop is multiplied by the trip count: `while (i < limit)` with a constant start, step
 and limit, which is how a scan is compiled. Any other loop counts once and is named in `unknown_loops`.
 """
@@ -23,9 +25,10 @@ _BITS = {'pred': 8, 'bf16': 16} | {f'{kind}{bits}': bits for kind in 'suf' for b
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'(?:^|[\s)}\]])([a-z][a-z0-9\-]*)\(')
-_SHAPE = re.compile(r'\b([a-z]+[0-9]*)\[([\d,]*)\]')
+_SHAPE = re.compile(r'\b([a-z]+[0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::T\(([\d,]+)\))?[^}]*\})?')
 _CALLED = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
-_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+# v7x gives collectives to its SparseCores, as the called computations of custom calls.
+_BRANCHES = re.compile(r'(?:branch|called)_computations=\{([^}]*)\}')
 _OPERAND = re.compile(r'%([\w.\-]+)')
 
 
@@ -193,14 +196,19 @@ def _count_sent_bytes(kind: str, instruction: _Instruction, num_devices: int) ->
 
 def _result_bytes(instruction: _Instruction) -> float:
     """Counts the bytes of the result. That of a `-start` is a tuple: its operands, its results, then counters."""
-    sizes = [
-        math.prod(int(d) for d in dims.split(',') if d) * _BITS.get(dtype, 0) / 8
-        for dtype, dims in _SHAPE.findall(re.sub(r'\{[^}]*\}', '', instruction.result))
-    ]
+    sizes = [_buffer_bytes(*shape) for shape in _SHAPE.findall(instruction.result)]
     if not instruction.opcode.endswith('-start') or not instruction.result.startswith('('):
         return sum(sizes)
     operands = len(instruction.operands)
     return sum(sizes[operands : 2 * operands])
+
+
+def _buffer_bytes(dtype: str, dims: str, minor_to_major: str, tile: str) -> float:
+    """Counts the bytes of an array: of `bf16[4,100,64]{2,1,0:T(8,128)}` those of 4 x 104 x 128 values."""
+    sizes, order, tiles = (list(map(int, filter(None, part.split(',')))) for part in (dims, minor_to_major, tile))
+    for dim, size in zip(order, reversed(tiles), strict=False):
+        sizes[dim] = -(-sizes[dim] // size) * size
+    return math.prod(sizes) * _BITS.get(dtype, 0) / 8
 
 
 def _group_size(attributes: str, num_devices: int) -> int:

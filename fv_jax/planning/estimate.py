@@ -1,7 +1,8 @@
 """Estimates temporary memory by formula, for chips without an ahead-of-time compiler; accurate to about 50 %.
 
     training   gradients in the dtype of the parameters, twice with microbatches; of one microbatch, the activations
-               that `remat` saves of every layer, and the temporaries of one layer
+               that `remat` saves of every layer, the output of attention and the log-sum-exp of its logits among
+               them, and the temporaries of one layer
     sampling   the temporaries of one layer
     VAE        five of the widest activations: libtpu's programs for 1072x1920 take four to five
 
@@ -33,9 +34,9 @@ def dit_layer(config: DiTConfig, tokens: float, all_tokens: float) -> float:
 def saved_activations(config: DiTConfig, tokens: float) -> float:
     """Estimates the activations that all layers save for the backward pass, in bytes, for `tokens` tokens on a chip."""
     dim, inner, item = config.embed_dim, config.mlp_dim, _itemsize(config.dtype)
-    dots, none = dim + 3 * dim + 3 * dim + inner, 24 * dim + 3 * inner
-    features = {'offload': 0, 'full': dim, 'dots': dots, 'none': none}[config.remat]
-    return config.num_layers * tokens * features * item
+    dots, none = dim + 3 * dim + 3 * dim + inner, 23 * dim + 3 * inner
+    features = dim + {'offload': 0, 'full': dim, 'dots': dots, 'none': none}[config.remat]
+    return config.num_layers * tokens * (features * item + 4 * config.num_heads)
 
 
 def vae_chunk(config: VAEConfig, shape_BFHWC: tuple[int, ...], shards: int) -> float:

@@ -4,14 +4,16 @@ A multiplication and its addition are two FLOPs. With M tokens of width D, N hea
 I and a conditioning vector of width E, the forward pass of one example through a block of the DiT takes
 
     linear     8 M D^2 + 4 M D I + 24 E D                (1)   q k v and out; the MLP; the twelve modulations
-    attention  4 M^2 D                                   (2)
+    attention  4 M^2 D, and M^2 N exponentials           (2)
 
 and a 3x3x3 convolution of C to C' channels 2 * 27 C C' for each output, without the taps on zero padding. Norms,
 activations and the arithmetic of samplers are not counted.
 
 The backward pass costs twice the forward pass, once for the gradient of the inputs and once for that of the weights;
 frozen weights (LoRA) cost once. What rematerialization and kernels recompute is `dit_recompute`, and not part of the
-model FLOPs (arXiv:2204.02311, appendix B, distinguishes model and hardware FLOPs utilization).
+model FLOPs (arXiv:2204.02311, appendix B, distinguishes model and hardware FLOPs utilization). Of attention that is the
+logits and their exponentials in the backward pass, a product more than the model's four; the forward pass runs once,
+for every `remat` policy saves what it leaves to the backward pass.
 """
 
 import dataclasses
@@ -21,9 +23,8 @@ from fv_jax.models.dit import DiTConfig
 from fv_jax.models.t5 import T5Config
 from fv_jax.models.vae import VAEConfig
 
-# Products of M x M x K in flash attention. Forward: q k and w v. Backward, where the gradients of keys and of queries
-# are two kernels: q k and do v twice each, and w do, ds q, ds k.
-FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 7
+# Products of M x M x K in flash attention. Forward: q k and w v. Backward, in one kernel: q k, do v, w do, ds q, ds k.
+FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 MODEL_BACKWARD_PRODUCTS = 4  # of the formula, which does not recompute the logits
 
 
@@ -35,21 +36,24 @@ class Flops:
       attention: of (2), which the head size can keep below the peak rate.
       linear: of all other matrix products.
       vae: of convolutions.
+      exponentials: of (2), a number that is not part of the FLOPs.
     """
 
     attention: float = 0.0
     linear: float = 0.0
     vae: float = 0.0
+    exponentials: float = 0.0
 
     @property
     def total(self) -> float:
         return self.attention + self.linear + self.vae
 
     def __add__(self, other: 'Flops') -> 'Flops':
-        return Flops(self.attention + other.attention, self.linear + other.linear, self.vae + other.vae)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Flops(*(a + b for a, b in pairs))
 
     def __mul__(self, times: float) -> 'Flops':
-        return Flops(times * self.attention, times * self.linear, times * self.vae)
+        return Flops(*(times * each for each in dataclasses.astuple(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,8 @@ def dit_forward(config: DiTConfig, sequence: SequenceLength) -> Flops:
 def dit_blocks(config: DiTConfig, sequence: SequenceLength) -> Flops:
     """Counts the forward pass of one example through all blocks, with LoRA."""
     linear = _token_linears(config, sequence.total) + _modulation(config) + _lora(config, sequence.total)
-    return Flops(4 * sequence.total**2 * config.embed_dim, linear) * config.num_layers
+    logits = sequence.total**2 * config.num_heads
+    return Flops(4 * sequence.total**2 * config.embed_dim, linear, exponentials=logits) * config.num_layers
 
 
 def dit_training(config: DiTConfig, sequence: SequenceLength) -> Flops:
@@ -99,14 +104,9 @@ def dit_training(config: DiTConfig, sequence: SequenceLength) -> Flops:
 def dit_recompute(config: DiTConfig, sequence: SequenceLength) -> Flops:
     """Counts what training recomputes for one example: what `remat` does not save, and the logits of attention."""
     blocks = dit_blocks(config, sequence)
-    products = BACKWARD_PRODUCTS - MODEL_BACKWARD_PRODUCTS
-    recompute = Flops(attention=blocks.attention * products / FORWARD_PRODUCTS)
-    if config.remat in ('full', 'offload'):
-        return recompute + blocks
-    if config.remat == 'dots':
-        # The output of attention is saved, but not the residuals of its kernel.
-        return recompute + Flops(attention=blocks.attention)
-    return recompute
+    products = (BACKWARD_PRODUCTS - MODEL_BACKWARD_PRODUCTS) / FORWARD_PRODUCTS
+    linear = blocks.linear if config.remat in ('full', 'offload') else 0.0
+    return Flops(products * blocks.attention, linear, exponentials=blocks.exponentials)
 
 
 def _token_linears(config: DiTConfig, tokens: int) -> float:
@@ -224,4 +224,4 @@ def t5_forward(config: T5Config, tokens: int) -> Flops:
     """Counts the encoding of one text of `tokens` tokens."""
     heads = config.num_heads * config.head_dim
     linear = 2 * tokens * config.embed_dim * (4 * heads + 3 * config.mlp_dim)
-    return Flops(4 * tokens**2 * heads, linear) * config.num_layers
+    return Flops(4 * tokens**2 * heads, linear, exponentials=tokens**2 * config.num_heads) * config.num_layers

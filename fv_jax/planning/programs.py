@@ -40,6 +40,7 @@ class PlannedProgram:
       flops: the model FLOPs of one run, over all devices.
       recompute: the FLOPs executed in addition (`flops.dit_recompute`).
       devices: that share the work; the others repeat a part of it.
+      heads: of attention on a device, times its examples, in training.
       resident_argument_bytes: per device, of the arguments that are resident in its phase.
       estimated_bytes: per device, of its temporaries, by formula.
     """
@@ -50,6 +51,7 @@ class PlannedProgram:
     flops: Flops
     recompute: Flops = NO_FLOPS
     devices: int
+    heads: int | None = None
     resident_argument_bytes: float = 0.0
     estimated_bytes: float
 

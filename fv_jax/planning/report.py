@@ -1,8 +1,11 @@
 """The report of a plan: memory by cause, roofline time, communication, cost.
 
     peak            model FLOPs / (devices x peak rate)
-    roofline        the same, with attention at the rate that its head size allows (`core.hardware`)
-    executed        at the roofline, with what rematerialization and the kernels recompute
+    roofline        the same, with attention at the rate that its head size allows (`core.hardware`), or at that of its
+                    exponentials if they take longer
+    executed        at the roofline, with what rematerialization and the kernels recompute; the backward kernel with a
+                    core without work where the heads of a device do not divide over its cores
+    exponentials    of `executed`, those of attention alone; they overlap with its products
     communication   bytes sent / rate of one link; it may overlap with computation
 
 A phase needs the memory of what is resident and of its largest program: temporaries, results, code, and the arguments
@@ -16,7 +19,7 @@ from typing import Any
 
 from fv_jax.core.hardware import Chip
 from fv_jax.planning.compiling import CompiledProgram, CompileOutOfMemory, compile_ahead
-from fv_jax.planning.flops import Flops
+from fv_jax.planning.flops import BACKWARD_PRODUCTS, FORWARD_PRODUCTS, Flops
 from fv_jax.planning.programs import Phase, PlannedProgram
 from fv_jax.planning.slices import Slice
 
@@ -30,6 +33,7 @@ class Times:
     peak: float
     roofline: float
     executed: float
+    exponentials: float = 0.0
     communication: float = 0.0
 
     def __add__(self, other: 'Times') -> 'Times':
@@ -37,7 +41,9 @@ class Times:
         return Times(*(a + b for a, b in pairs))
 
 
-def compute_times(flops: Flops, recompute: Flops, chip: Chip, devices: int, head_dim: int) -> Times:
+def compute_times(
+    flops: Flops, recompute: Flops, chip: Chip, devices: int, head_dim: int, heads: int | None = None
+) -> Times:
     """Computes the times of computation alone.
 
     Args:
@@ -46,13 +52,21 @@ def compute_times(flops: Flops, recompute: Flops, chip: Chip, devices: int, head
       chip: the data sheet of a device.
       devices: that share the work.
       head_dim: the size of an attention head.
+      heads: of attention on a device, times its examples, in training; None without a backward pass.
     """
     rate, attention = devices * chip.flops, devices * chip.attention_flops(head_dim)
+    exponentials = devices * chip.exponentials
+    slower = 1.0
+    if heads is not None:
+        backward = BACKWARD_PRODUCTS / (FORWARD_PRODUCTS + BACKWARD_PRODUCTS)
+        slower += backward * (1 / chip.core_share(heads) - 1)
 
-    def bounded(work: Flops) -> float:
-        return (work.linear + work.vae) / rate + work.attention / attention
+    def bounded(work: Flops, factor: float = 1.0) -> float:
+        softmax = max(work.attention / attention, work.exponentials / exponentials)
+        return (work.linear + work.vae) / rate + softmax * factor
 
-    return Times(flops.total / rate, bounded(flops), bounded(flops + recompute))
+    executed = flops + recompute
+    return Times(flops.total / rate, bounded(flops), bounded(executed, slower), executed.exponentials / exponentials)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +173,11 @@ def compile_phases(phases: Iterable[Phase], topology: Slice) -> list[PhaseReport
 def executed_seconds(phase: Phase, topology: Slice, head_dim: int) -> float:
     """Computes the executed time of a phase if its attention had heads of size `head_dim`, in seconds."""
 
+    def resize_heads(work: Flops) -> Flops:
+        return dataclasses.replace(work, exponentials=work.exponentials * phase.head_dim / head_dim)
+
     def seconds(each: PlannedProgram) -> float:
-        work = each.flops * each.runs, each.recompute * each.runs
+        work = (resize_heads(flops) * each.runs for flops in (each.flops, each.recompute))
         return compute_times(*work, topology.chip, each.devices, head_dim).executed
 
     return sum(map(seconds, phase.programs))
@@ -170,7 +187,8 @@ def _report_program(
     program: PlannedProgram, head_dim: int, compiled: CompiledProgram | CompileOutOfMemory | None, topology: Slice
 ) -> ProgramReport:
     flops, recompute = program.flops * program.runs, program.recompute * program.runs
-    times, transient_bytes = compute_times(flops, recompute, topology.chip, program.devices, head_dim), 0.0
+    times = compute_times(flops, recompute, topology.chip, program.devices, head_dim, program.heads)
+    transient_bytes = 0.0
     if compiled is None:
         transient_bytes = program.estimated_bytes
     elif isinstance(compiled, CompileOutOfMemory):

@@ -48,6 +48,8 @@ def _format_phase(phase: PhaseReport, topology: Slice) -> Iterator[str]:
     yield from _format_communication(phase)
     times, unit = phase.times, 'step' if phase.name == TRAINING else 'batch'
     share = f', communication {times.communication / times.executed:.0%} of it' if times.communication else ''
+    if times.exponentials:
+        share = f', the exponentials of attention {times.exponentials / times.executed:.0%}{share}'
     yield (
         f'  a {unit}: {times.executed:.3g} s at the roofline with recomputation ({times.peak:.3g} s for model '
         f'FLOPs at peak){share}; {chip_seconds(phase, topology):.3g} chip-seconds, '

@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fv_jax.core import axes
 from fv_jax.data.buckets import Bucket
 from fv_jax.models.vae import VAEConfig
 from fv_jax.parallel import arrays
 from fv_jax.parallel.mesh import describe
 from fv_jax.parallel.rules import Partitioner
+from fv_jax.parallel.sharding import ContextParallelConfig, context_parallel_plan
 from fv_jax.planning import flops
 from fv_jax.planning.flops import SequenceLength
 from fv_jax.planning.programs import Phase, PlannedProgram, bytes_per_chip, estimate_layer_bytes
@@ -74,9 +76,23 @@ def _plan_train_step(setup: TrainSetup, program: Program, bucket: Bucket, state_
         flops=flops.dit_training(dit, sequence) * batch_size,
         recompute=flops.dit_recompute(dit, sequence) * batch_size,
         devices=setup.partitioner.mesh.size,
+        heads=_count_heads(setup, sequence, batch_size // microbatches),
         resident_argument_bytes=state_bytes,
         estimated_bytes=gradient_bytes + layer_bytes,
     )
+
+
+def _count_heads(setup: TrainSetup, sequence: SequenceLength, batch_size: int) -> int:
+    """Counts the heads of attention on a device, times its examples."""
+    dit, partitioner, parallel = setup.config.stage.network, setup.partitioner, setup.config.parallel
+    choice = ContextParallelConfig(parallel.ulysses_degree, parallel.ring_attention)
+    shape = batch_size, sequence.total, dit.num_heads, dit.head_dim
+    plan = context_parallel_plan(partitioner, choice, shape, jnp.dtype(dit.dtype).itemsize)
+    examples, heads = (
+        -(-n // partitioner.num_shards(axis))
+        for n, axis in ((batch_size, axes.ACT_BATCH), (dit.num_heads, axes.ACT_HEADS))
+    )
+    return examples * -(-heads // plan.ulysses_degree)
 
 
 def _lower_train_step(setup: TrainSetup, program: Program) -> jax.stages.Lowered:

@@ -1,5 +1,7 @@
 """What attention over several chips costs by the formulas, and what is chosen."""
 
+import dataclasses
+
 import pytest
 
 from fv_jax.core.config import ConfigError
@@ -13,11 +15,11 @@ V5E = CHIPS['v5e']
 def test_cost_model_formulas():
     numbers = 104_746 * 30 * 64
     compute = 4 * numbers * 104_746 / (8 * 98.5e12)
-    gather = 2 * 7 / 8 * numbers * 2 / 45e9
+    gather = 2 * 7 / 8 * numbers * 2 / 50e9
     assert seconds(ContextParallelPlan(), STAGE2, 8, V5E) == pytest.approx(3.5 * compute + 2 * gather)
     # Eight groups' worth of heads are 32, two of them padding.
     more = 32 / 30
-    exchange = 4 * 7 / 8 * more * numbers / 8 * 2 / 45e9
+    exchange = 4 * 7 / 8 * more * numbers / 8 * 2 / 50e9
     assert seconds(ContextParallelPlan(ulysses_degree=8), STAGE2, 8, V5E) == pytest.approx(
         3.5 * more * compute + 2 * exchange
     )
@@ -26,6 +28,16 @@ def test_cost_model_formulas():
 def test_cost_model_of_one_chip_is_arithmetic_only():
     assert all_plans(1) == [ContextParallelPlan()]
     assert seconds(ContextParallelPlan(), STAGE2, 1, V5E) == pytest.approx(3.5 * 4 * 104_746**2 * 1920 / 98.5e12)
+
+
+def test_cost_model_counts_a_core_without_work():
+    """Two groups' worth are 15 heads a chip, of which one of two cores has 8 in the backward pass."""
+    v5p = CHIPS['v5p']
+    plan, free = ContextParallelPlan(ulysses_degree=2), dataclasses.replace(v5p, cores=1)
+    compute = 4 * 104_746**2 * 1920 / (4 * v5p.attention_flops(64))
+    assert seconds(plan, STAGE2, 4, v5p) - seconds(plan, STAGE2, 4, free) == pytest.approx(2.5 * compute / 15)
+    assert cheapest_plan(STAGE2, 4, v5p) == ContextParallelPlan()
+    assert cheapest_plan(STAGE2, 4, free) == plan
 
 
 def test_plans_use_all_chips():

@@ -64,6 +64,27 @@ def test_collectives_in_loops_fusions_and_chains_are_counted():
     assert traffic.total_bytes == sum(traffic.sent_bytes.values())
 
 
+def test_padding_of_tiles_is_sent():
+    """Tiles are of the last two dimensions in memory, the first of the order the fastest."""
+    start = 'HloModule m\n\nENTRY %main (a: bf16[2]) -> bf16[2] {\n  %a = bf16[2]{0} parameter(0)\n'
+    for result, values in (
+        ('bf16[4,100,64]{2,1,0:T(8,128)(2,1)S(1)}', 4 * 104 * 128),
+        ('bf16[4,64,100]{1,2,0:T(8,128)(2,1)}', 4 * 104 * 128),
+        ('bf16[4,64,128]{2,1,0:T(8,128)(2,1)}', 4 * 64 * 128),
+        ('bf16[100]{0:T(1024)}', 1024),
+        ('bf16[4,100,64]{2,1,0}', 4 * 100 * 64),
+    ):
+        traffic = parse_collectives(f'{start}  ROOT %x = {result} all-gather(%a), replica_groups={{}}\n}}\n', 4)
+        assert traffic.sent_bytes == {'all-gather': 3 / 4 * 2 * values}, result
+
+
+def test_collectives_of_called_computations_are_counted():
+    text = PROGRAM.replace('LIMIT', '10').replace(
+        'fusion(%cut), kind=kCustom, calls=%piece.1', 'custom-call-start(%cut), called_computations={%piece.1}'
+    )
+    assert parse_collectives(text, 8) == parse_collectives(PROGRAM.replace('LIMIT', '10'), 8)
+
+
 def test_chained_all_gather_counts_once():
     """The first step of the chain is outside of a loop, the others are in it."""
     body = PROGRAM.replace('LIMIT', '10')

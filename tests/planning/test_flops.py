@@ -108,11 +108,18 @@ def test_flops_of_the_official_stage_2():
 
 
 def test_recompute_flops_by_remat_policy():
-    """Three of the seven products of the backward kernels recompute; full remat adds a forward pass."""
+    """One of the five products of the backward kernel recomputes; full remat adds the linear layers of a pass."""
     blocks = flops.dit_blocks(DIT, TOKENS)
     none, dots, full = (
         flops.dit_recompute(dataclasses.replace(DIT, remat=remat), TOKENS) for remat in ('none', 'dots', 'full')
     )
-    assert none.attention == 1.5 * blocks.attention and none.linear == 0
-    assert dots.attention == none.attention + blocks.attention and dots.linear == 0
-    assert full.attention == dots.attention and full.linear == blocks.linear
+    assert none == dots == flops.Flops(attention=blocks.attention / 2, exponentials=blocks.exponentials)
+    assert full == none + flops.Flops(linear=blocks.linear)
+
+
+def test_training_executes_seven_products_and_two_exponentials_per_logit():
+    sequence = SequenceLength(text=226, video=13 * 67 * 120)
+    executed = flops.dit_training(DiTConfig(), sequence) + flops.dit_recompute(DiTConfig(), sequence)
+    logits = sequence.total**2 * DiTConfig().num_heads * DiTConfig().num_layers
+    assert executed.attention == 7 * 2 * logits * DiTConfig().head_dim and executed.exponentials == 2 * logits
+    assert executed.total == executed.attention + executed.linear
