@@ -1,11 +1,11 @@
 """Rematerialization (gradient checkpointing) policies: what a block's backward pass recomputes instead of saving."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
-from fv_jax.kernels.residuals import ATTENTION_RESIDUALS
+from fv_jax.kernels.residuals import ATTENTION_RESIDUALS, is_cudnn_forward
 from fv_jax.models.layers import LINEAR_OUTPUT
 
 Remat = Literal['none', 'dots', 'full', 'offload']
@@ -29,5 +29,9 @@ def apply_remat(body: Callable, remat: Remat) -> Callable:
             offload_src='device',
             offload_dst='pinned_host',
         )
+
+    def policy_or_cudnn(primitive: Any, *arguments: Any, **params: Any) -> Any:
+        return is_cudnn_forward(primitive) or policy(primitive, *arguments, **params)
+
     # Within a scan, common-subexpression elimination cannot merge the two computations anyway.
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.checkpoint(body, policy=policy_or_cudnn, prevent_cse=False)
