@@ -11,11 +11,11 @@ import pytest
 
 from fv_jax import plan
 from fv_jax.core.command_line import read_config
-from fv_jax.planning import compiling, flops, planner, slices
+from fv_jax.planning import compiling, flops, planner, slices, table
 from fv_jax.planning.collectives import CollectiveTraffic
 from fv_jax.planning.compiling import CompiledProgram, CompileOutOfMemory
 from fv_jax.planning.programs import Phase, PlannedProgram
-from fv_jax.planning.report import compute_times, executed_seconds
+from fv_jax.planning.report import Report, compile_phases, compute_times, executed_seconds
 from fv_jax.training.run.setup import TrainConfig
 from tests import runs
 
@@ -214,6 +214,27 @@ def test_compile_ahead_reads_memory_and_out_of_memory_errors():
     assert refused.required_bytes == 2**29
     with pytest.raises(compiling.jax.errors.JaxRuntimeError, match='Mosaic'):
         compiling.compile_ahead(fake_lowered(compiling.jax.errors.JaxRuntimeError('INTERNAL: Mosaic failed')), 8)
+
+
+def test_estimate_of_the_compiler_is_reported_beside_the_roofline():
+    class Estimated(Program):
+        def as_text(self):
+            cycles = '{"estimated_cycles":"3000000000"}'
+            return f'ENTRY %main (a: f32[]) -> f32[] {{\n  ROOT %b = f32[] fusion(%a), backend_config={cycles}\n}}\n'
+
+    step = PlannedProgram(
+        name='training step',
+        lower=fake_lowered(Estimated()),
+        runs=2,
+        flops=flops.Flops(attention=1e15, linear=8 * 197e12),
+        devices=8,
+        estimated_bytes=0,
+    )
+    topology = slices.parse('v5e-8')
+    (report,) = compile_phases([Phase('training', {}, (step,), 1, 8, 64, '', '')], topology)
+    assert (report.times.others, report.times.estimated) == (2, 4)  # seconds, at 1.5 GHz
+    (line,) = (line for line in table.format_report(Report(topology, (report,), ())) if 'estimate' in line)
+    assert "2 s at the roofline, 4 s by the compiler's estimate" in line
 
 
 def test_roofline_of_attention_with_heads_of_64():

@@ -20,6 +20,7 @@ class Chip:
       exponentials: float32 exponentials per second.
       vmem: bytes of the vector memory (VMEM) of one core of a TPU; None for GPUs.
       cores: that a kernel's grid must be divided over, for the peak rates.
+      clock: cycles of a core of a TPU per second; None for GPUs.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Chip:
     exponentials: float
     vmem: int | None = None
     cores: int = 1
+    clock: float | None = None
 
     def attention_flops(self, head_dim: int) -> float:
         """Computes the peak rate of attention in FLOP/s; its matrix products are no wider than a head."""
@@ -50,11 +52,12 @@ MIB = 2**20
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 275e12, 30.75 * GIB, 1.23e12, 50e9, 128, 2 * 512 * 1.05e9, 16 * MIB, cores=2),
-        Chip('v5e', 197e12, 15.75 * GIB, 0.82e12, 50e9, 128, 1024 * 1.5e9, 128 * MIB),
-        Chip('v5p', 459e12, 95.73 * GIB, 2.77e12, 100e9, 128, 2 * 1024 * 1.75e9, 64 * MIB, cores=2),
-        Chip('v6e', 918e12, 31.24 * GIB, 1.64e12, 100e9, 256, 1024 * 1.75e9, 128 * MIB),
-        Chip('v7x', 1153e12, 94.74 * GIB, 3.69e12, 100e9, 256, 1024 * 2.2e9, 64 * MIB),  # one of a package's two
+        Chip('v4', 275e12, 30.75 * GIB, 1.23e12, 50e9, 128, 2 * 512 * 1.05e9, 16 * MIB, cores=2, clock=1.05e9),
+        Chip('v5e', 197e12, 15.75 * GIB, 0.82e12, 50e9, 128, 1024 * 1.5e9, 128 * MIB, clock=1.5e9),
+        Chip('v5p', 459e12, 95.73 * GIB, 2.77e12, 100e9, 128, 2 * 1024 * 1.75e9, 64 * MIB, cores=2, clock=1.75e9),
+        Chip('v6e', 918e12, 31.24 * GIB, 1.64e12, 100e9, 256, 1024 * 1.75e9, 128 * MIB, clock=1.75e9),
+        # One of a package's two.
+        Chip('v7x', 1153e12, 94.74 * GIB, 3.69e12, 100e9, 256, 1024 * 2.2e9, 64 * MIB, clock=2.2e9),
         Chip('h100', 989e12, 72 * GIB, 3.35e12, 450e9, None, 3.9e12),
         Chip('h200', 989e12, 0.9 * 141e9, 4.8e12, 450e9, None, 3.9e12),
     )

@@ -1,4 +1,4 @@
-"""Bytes that the collectives of a compiled program send between chips, parsed from its HLO text.
+"""Bytes that the collectives of a compiled program send between chips, and its cycles, parsed from its HLO text.
 
 With n chips in a group and b bytes of an instruction's result on each, a chip sends
 
@@ -30,6 +30,7 @@ _CALLED = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_c
 # v7x gives collectives to its SparseCores, as the called computations of custom calls.
 _BRANCHES = re.compile(r'(?:branch|called)_computations=\{([^}]*)\}')
 _OPERAND = re.compile(r'%([\w.\-]+)')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,26 @@ def parse_collectives(text: str, num_devices: int) -> CollectiveTraffic:
         {kind: size for kind, size in sent.items() if counts[kind]},
         {kind: count for kind, count in counts.items() if count},
         tuple(unknown),
+    )
+
+
+def sum_estimated_cycles(text: str) -> float:
+    """Sums the cycles of one run of a program, by the compiler's estimate, which it attaches to most instructions.
+
+    It has none for custom calls: kernels of our own are not counted, nor are collectives.
+
+    Args:
+      text: of the compiled program, `compiled.as_text()`.
+    """
+    computations, entry = _parse_computations(text)
+    run_counts, _ = _count_runs(computations, entry)
+    return float(
+        sum(
+            run_counts.get(name, 0) * int(cycles)
+            for name, instructions in computations.items()
+            for instruction in instructions.values()
+            for cycles in _CYCLES.findall(instruction.rest)
+        )
     )
 
 

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from fv_jax.core.config import ConfigError
 from fv_jax.core.hardware import GIB
-from fv_jax.planning.collectives import CollectiveTraffic, parse_collectives
+from fv_jax.planning.collectives import CollectiveTraffic, parse_collectives, sum_estimated_cycles
 from fv_jax.planning.slices import Slice
 
 # Without these, libtpu looks for the TPU of this machine, and queries the metadata server of the cloud.
@@ -44,6 +44,7 @@ class CompiledProgram:
       output_bytes: of the results that do not alias a donated argument.
       seconds: of compiling.
       traffic: of its collectives, in one run.
+      cycles: of all but kernels of our own and collectives, in one run, by the compiler's estimate.
     """
 
     argument_bytes: float
@@ -52,6 +53,7 @@ class CompiledProgram:
     code_bytes: float
     seconds: float
     traffic: CollectiveTraffic
+    cycles: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +107,15 @@ def compile_ahead(lower: Callable[[], jax.stages.Lowered], num_devices: int) -> 
             raise
         size, unit = (group for group in match.groups() if group)
         return CompileOutOfMemory(float(size) * _UNITS[unit], time.monotonic() - start)
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     return CompiledProgram(
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         seconds=time.monotonic() - start,
-        traffic=parse_collectives(compiled.as_text(), num_devices),
+        traffic=parse_collectives(text, num_devices),
+        cycles=sum_estimated_cycles(text),
     )
 
 

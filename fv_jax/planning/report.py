@@ -6,6 +6,8 @@
     executed        at the roofline, with what rematerialization and the kernels recompute; the backward kernel with a
                     core without work where the heads of a device do not divide over its cores
     exponentials    of `executed`, those of attention alone; they overlap with its products
+    others          of `executed`, all but attention
+    estimated       the same by the cycles that the compiler estimates: norms, elementwise operations and copies too
     communication   bytes sent / rate of one link; it may overlap with computation
 
 A phase needs the memory of what is resident and of its largest program: temporaries, results, code, and the arguments
@@ -34,6 +36,8 @@ class Times:
     roofline: float
     executed: float
     exponentials: float = 0.0
+    others: float = 0.0
+    estimated: float = 0.0
     communication: float = 0.0
 
     def __add__(self, other: 'Times') -> 'Times':
@@ -66,7 +70,13 @@ def compute_times(
         return (work.linear + work.vae) / rate + softmax * factor
 
     executed = flops + recompute
-    return Times(flops.total / rate, bounded(flops), bounded(executed, slower), executed.exponentials / exponentials)
+    return Times(
+        flops.total / rate,
+        bounded(flops),
+        bounded(executed, slower),
+        executed.exponentials / exponentials,
+        (executed.linear + executed.vae) / rate,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +204,11 @@ def _report_program(
     elif isinstance(compiled, CompileOutOfMemory):
         transient_bytes = compiled.required_bytes
     else:
-        sent_seconds = program.runs * compiled.traffic.total_bytes / topology.chip.link_rate
-        times = dataclasses.replace(times, communication=sent_seconds)
+        times = dataclasses.replace(
+            times,
+            communication=program.runs * compiled.traffic.total_bytes / topology.chip.link_rate,
+            estimated=program.runs * compiled.cycles / topology.chip.clock,
+        )
         arguments = compiled.argument_bytes - program.resident_argument_bytes
         transient_bytes = arguments + compiled.temp_bytes + compiled.output_bytes + compiled.code_bytes
     return ProgramReport(program.name, program.runs, flops, times, compiled, transient_bytes)

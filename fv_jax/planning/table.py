@@ -46,6 +46,7 @@ def _format_phase(phase: PhaseReport, topology: Slice) -> Iterator[str]:
     for program in phase.programs:
         yield _format_program(program)
     yield from _format_communication(phase)
+    yield from _format_estimates(phase)
     times, unit = phase.times, 'step' if phase.name == TRAINING else 'batch'
     share = f', communication {times.communication / times.executed:.0%} of it' if times.communication else ''
     if times.exponentials:
@@ -113,3 +114,12 @@ def _format_communication(phase: PhaseReport) -> Iterator[str]:
             if program.compiled.traffic.unknown_loops:
                 loops = len(program.compiled.traffic.unknown_loops)
                 yield f'    {loops} loop(s) of unknown trip count were counted once'
+
+
+def _format_estimates(phase: PhaseReport) -> Iterator[str]:
+    for program in phase.programs:
+        if program.times.estimated:
+            yield (
+                f'  {program.name}, all but the kernels of attention: {program.times.others:.3g} s at the roofline, '
+                f"{program.times.estimated:.3g} s by the compiler's estimate"
+            )

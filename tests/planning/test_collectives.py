@@ -2,7 +2,7 @@
 
 import pytest
 
-from fv_jax.planning.collectives import parse_collectives
+from fv_jax.planning.collectives import parse_collectives, sum_estimated_cycles
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -111,3 +111,12 @@ def test_loop_of_unknown_trip_count_counts_once_and_is_named():
 )
 def test_program_without_collectives_sends_nothing(text):
     assert parse_collectives(text, 1).total_bytes == 0
+
+
+def test_estimated_cycles_are_those_of_all_runs():
+    text = PROGRAM.replace('LIMIT', '10')
+    for start, cycles in (('%shifted = ', 7), ('%again = ', 1000)):
+        line = next(line for line in text.splitlines() if start in line)
+        text = text.replace(line, f'{line}, backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}')
+    assert sum_estimated_cycles(text) == 5 * 7 + 1000
+    assert sum_estimated_cycles(PROGRAM) == 0
