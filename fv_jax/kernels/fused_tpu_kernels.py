@@ -102,9 +102,15 @@ def _forward_kernel(num_ref, q_ref, k_ref, v_ref, o_ref, lse_ref, top_ref, total
         sum_ref[...] = jnp.zeros_like(sum_ref)
 
     def add(masked: bool) -> None:
+        def logits(start: int) -> jax.Array:
+            return _product(k_ref[:, pl.ds(start, blocks.logits)].T, q_ref[...])
+
+        # The products of the next logits do not wait for the softmax of these.
+        following = logits(0)
         for start in range(0, blocks.keys, blocks.logits):
-            part = pl.ds(start, blocks.logits)
-            s = _product(k_ref[:, part].T, q_ref[...])
+            s, part = following, pl.ds(start, blocks.logits)
+            if start + blocks.logits < blocks.keys:
+                following = logits(start + blocks.logits)
             if masked:
                 # Of the first keys of a block at least one is no padding, so that the maximum is finite.
                 s = jnp.where(_key_index(s, j * blocks.keys + start) < num_ref[0], s, -jnp.inf)
