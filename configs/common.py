@@ -7,6 +7,8 @@ any, and fields of the variant. What is not known is an error that names the nea
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections.config_dict import FieldReference
+
 from fv_jax.core.config import ConfigError, did_you_mean
 
 
@@ -26,6 +28,18 @@ def official_optim(*, learning_rate: float) -> dict[str, Any]:
         'b2': 0.95,
         'clip_norm': 0.1,
         'ema_decay': 0.999,
+    }
+
+
+def official_loop() -> dict[str, Any]:
+    """Returns the settings of the loop of both stages. The microbatches may be overridden by a number."""
+    return {
+        'num_steps': 20_000,
+        'microbatches': FieldReference('auto', field_type=object),
+        'log_every': 1,
+        'eval_every': 1000,
+        'save_every': 500,
+        'max_to_keep': 3,
     }
 
 

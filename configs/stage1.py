@@ -7,8 +7,8 @@ own weights frozen in bfloat16; 49 frames at 256x480, shards of clips from `pyth
 of their captions (`--config.text.encoder=t5-v1_1-xxl` there; training does not need the folder), and the official
 3d-vae.pt (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names other
 weights to start from, or none. It needs a TPU or GPU slice; eight v5e chips need latents that are encoded once,
-`--config.data.cache="{'num_degraded_variants': 0, 'crop': None}"`, and `--config.loop.microbatches=2` (`python -m
-tests.tpu.full_size lora` prints their memory then).
+`--config.data.cache="{'num_degraded_variants': 0, 'crop': None}"` (`python -m tests.tpu.full_size lora` prints their
+memory then).
 
     :full_ft  the same without LoRA: all 5.6 billion parameters are trained, in float32
     :tiny     small, trained from scratch on captioned sprites that move (previews of 17 frames at 64x96)
@@ -24,7 +24,7 @@ gives 69, 84 and 58, guidance 5 72, 88 and 64; twice the steps, or a stochastic 
 
 from ml_collections import ConfigDict
 
-from configs.common import official_optim, parse_variant, text_encoder
+from configs.common import official_loop, official_optim, parse_variant, text_encoder
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -42,7 +42,7 @@ def get_config(variant: str = '') -> ConfigDict:
             },
             'data': _data(),
             'optim': official_optim(learning_rate=1e-4),
-            'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'max_to_keep': 3},
+            'loop': official_loop(),
             'parallel': {'data': 1, 'fsdp': -1},  # clips over all chips, and a share of the weights on each
             'seed': 0,
             'init_from': 'stage1.pt',
@@ -114,6 +114,7 @@ def _data() -> dict:
 
 def _small(config: ConfigDict) -> None:
     config.init_from = None
+    config.loop.microbatches = 1
     config.stage.vae, config.stage.vae_dtype = 'embedded', 'float32'
     config.stage.text.encoder = 'hash'
     config.stage.network.lora = None

@@ -41,7 +41,7 @@ the VAE's ceiling 30.86 dB (`python -m fv_jax.evaluate --degradation-config conf
 from ml_collections import ConfigDict
 
 from configs import degradations
-from configs.common import official_optim, parse_variant, text_encoder
+from configs.common import official_loop, official_optim, parse_variant, text_encoder
 from fv_jax.models.vae import OFFICIAL
 
 CLIPS, IMAGES = 'data/train', 'images:data/images'
@@ -102,7 +102,7 @@ def get_config(variant: str = '') -> ConfigDict:
             },
             'data': _data(),
             'optim': official_optim(learning_rate=2e-5),
-            'loop': {'num_steps': 20_000, 'log_every': 1, 'eval_every': 1000, 'save_every': 500, 'max_to_keep': 3},
+            'loop': official_loop(),
             'parallel': {'data': 1, 'context': -1},  # one clip's tokens over all chips
             'seed': 0,
             'init_from': None,
@@ -253,6 +253,7 @@ def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:
 
 
 def _small(config: ConfigDict) -> None:
+    config.loop.microbatches = 1
     config.stage.vae, config.stage.vae_dtype = 'embedded', 'float32'
     config.stage.network.update(
         embed_dim=192, num_layers=4, num_heads=3, mlp_dim=768, cond_dim=128, text_dim=32, dtype='float32', remat='none'

@@ -164,6 +164,7 @@ def _change_settings(stage: SampledStage, arguments: argparse.Namespace, overrid
 
 
 def _print_report(request: PlanRequest, json_path: StoragePath | None) -> int:
+    request = planner.fit_request(request)
     report = planner.plan(request)
     for line in table.format_report(report):
         print_result(line)

@@ -52,7 +52,7 @@ from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import describe, make_mesh
 from fv_jax.parallel.preemption import Preemption
 from fv_jax.parallel.rules import Partitioner
-from fv_jax.planning import step_cost
+from fv_jax.planning import fitting, step_cost
 from fv_jax.stages.frozen_vae import JittedVAE
 from fv_jax.stages.latent_stage import EnhancementStage
 from fv_jax.training import state
@@ -170,16 +170,23 @@ def run(config: TrainConfig, workdir: StoragePath, launch: LaunchInfo | None = N
     """Trains a run to the end. What can be wrong is found before anything is computed or written."""
     latent_spec = trained_runs.latent_spec(config.stage)
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
+    fitted = fitting.fit_to_devices(config, partitioner, latent_spec)
     vae = trained_runs.load_frozen_vae(config.stage, partitioner)
-    setup = make_train_setup(config, partitioner, latent_spec, encoder=vae.encode if vae else None)
+    setup = make_train_setup(fitted, partitioner, latent_spec, encoder=vae.encode if vae else None)
     with lock_run(workdir) as check_lock:
         check_writable(workdir)
-        _run(setup, vae, workdir, launch or LaunchInfo(), check_lock)
+        _run(setup, config, vae, workdir, launch or LaunchInfo(), check_lock)
 
 
 def _run(
-    setup: TrainSetup, vae: JittedVAE | None, workdir: StoragePath, launch: LaunchInfo, check_lock: Callable[[], None]
+    setup: TrainSetup,
+    as_given: TrainConfig,
+    vae: JittedVAE | None,
+    workdir: StoragePath,
+    launch: LaunchInfo,
+    check_lock: Callable[[], None],
 ) -> None:
+    """Trains a run. as_given: the configuration to record, without what was chosen for these devices."""
     config, goodput, bad = setup.config, Goodput(), BadRecords(setup.config.data.bad_records)
     history = initialization.valid_checkpoints(workdir)
     check = functools.partial(initialization.check_digests, history, workdir)
@@ -192,10 +199,10 @@ def _run(
         log.info('already at the last step; use --config.loop.num_steps=N to train to step N')
         return
     batches = TrainBatches.open(setup, datasets, workdir, bad)
-    write_run_config(workdir, config)
+    write_run_config(workdir, as_given)
     initialization.mark_damaged(history)
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
-    any_host, values = CrossHostFlags(setup.partitioner.mesh), config_lib.to_dict(config)
+    any_host, values = CrossHostFlags(setup.partitioner.mesh), config_lib.to_dict(as_given)
     save_policy = SavePolicy(checkpoints, config.loop, values, datasets.digests, any_host, check_lock)
     validation = _validation(setup, vae, heldout)
     log.info('compiling the training step')
@@ -230,9 +237,8 @@ def _run(
             shardings=setup.shardings,
         )
         trainer.run(train_state)
-    if bad.found:
-        log.info(f'{len(bad.found)} bad record(s) were skipped')
-    log.info(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}')
+    skipped = f', {len(bad.found)} bad record(s) were skipped' if bad.found else ''
+    log.info(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}{skipped}')
 
 
 def _writer(workdir: StoragePath, start: int) -> MetricWriter | NoMetrics:

@@ -6,6 +6,7 @@
     FOLDER/KIND/ID.lock          shared by the processes that use the copy: it is not removed until they release it
     FOLDER/KIND/ID.partial/      a copy that is being fetched, under the lock ID.fetch; without that lock, a leftover
     FOLDER/KIND/ID.removed/      a copy that is being removed, under the lock of the folder
+    FOLDER/choices/ID.json       microbatches and remat that a run was found to fit with; some bytes, never removed
     FOLDER/compiled/CPU/         JAX's compilation cache: NAME-cache, and NAME-atime where JAX itself limits its size
 
 What a process has open or mapped in memory stays readable after its file was removed.
@@ -27,6 +28,7 @@ from fv_jax.core.files import format_bytes, parse_json
 VARIABLE = 'FV_JAX_CACHE'
 LIMIT_VARIABLE = 'FV_JAX_CACHE_GB'
 COMPILED = 'compiled'
+CHOICES = 'choices'
 COPIES = ('files', 'shards', 'hub')  # kinds of copies of remote files
 KINDS = (*COPIES, COMPILED)
 FOLDER_LOCK, INFO, FILES = 'lock', 'entry.json', 'files'

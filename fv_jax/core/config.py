@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from fv_jax.core.paths import PathText, PathTextOrEmpty, expand_path
 
 T = TypeVar('T')
 
+AUTO = 'auto'
+Auto = Literal['auto']  # of a field that a command chooses at its start
 INT_LIMIT = 2**32  # seeds must be below it; larger values would overflow in a library
 
 
@@ -64,7 +66,7 @@ def check_range(
     limits, hint = _limits(low, high, above, below), hint and f'; {hint}'
     for name in names:
         value = getattr(config, name)
-        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        values = value if isinstance(value, tuple) else () if value is None or value == AUTO else (value,)
         if not all(low <= each <= high and above < each < below for each in values):
             raise ConfigError(f'{name}={value}: must be {limits}{hint}')
         if list(values) != sorted(values):
@@ -123,10 +125,11 @@ def field_types(cls: type, values: Mapping[str, Any], path: str = 'config') -> d
 
 
 def split_optional(hint: Any) -> tuple[Any, bool]:
-    """Splits the type `X | None` into (X, True), and any other X into (X, False)."""
-    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+    """Splits the type `X | None` into (X, True), and any other X, `int | Auto` too, into (X, False)."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType) or type(None) not in options:
         return hint, False
-    (given,) = [option for option in typing.get_args(hint) if option is not type(None)]
+    (given,) = [option for option in options if option is not type(None)]
     return given, True
 
 
@@ -135,6 +138,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
+    if Auto in typing.get_args(hint):
+        (given,) = [option for option in typing.get_args(hint) if option is not Auto]
+        return value if value == AUTO else _convert(given, value, path)
     if value is None:
         empty = "; '' is an empty one" if hint in (str, PathTextOrEmpty) else ''
         require(optional, f'{path}: must not be none; expected {_describe(hint)}{empty}', ConfigError)

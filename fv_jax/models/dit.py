@@ -74,7 +74,8 @@ class DiTConfig:
       param_dtype: dtype that parameters are stored in.
       remat: what the backward pass recomputes. 'none'; 'dots': all but the outputs of linears and attention, which on a
         CPU also takes less time; 'full': all but the output of attention; 'offload': the same, with the inputs of
-        blocks in the host's memory. On a GPU attention in float32 is recomputed by all but 'none'.
+        blocks in the host's memory. On a GPU attention in float32 is recomputed by all but 'none'. 'auto': the first of
+        'none', 'dots' and 'full' that fits, chosen at the start of a run (`planning/fitting`).
       lora: low-rank additions to the blocks' linears, always float32 (`models/lora.py`).
       local_attention_init: b, the initial bias of queries and keys. The rotation turns it into the logit
         (b^2 / sqrt(K)) sum over channels of cos(difference of angles), largest between a token and itself: attention

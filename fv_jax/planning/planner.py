@@ -11,7 +11,7 @@ from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.models.dit import DiTConfig
 from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Partitioner, make_frames_partitioner
-from fv_jax.planning import slices
+from fv_jax.planning import fitting, slices
 from fv_jax.planning.compiling import get_topology_devices
 from fv_jax.planning.programs import Phase
 from fv_jax.planning.report import Report, compile_phases, executed_seconds
@@ -51,13 +51,24 @@ def plan(request: PlanRequest) -> Report:
     Raises:
       ConfigError: the configuration does not divide over the slice, or its stage cannot be planned.
     """
-    phases, notes = [*_phases(request)], [*_notes(request)]
+    notes, request = [*_notes(request)], fit_request(request)
+    phases = [*_phases(request)]
     if request.filters:
         chosen = [[p for p in phase.programs if any(word in p.name for word in request.filters)] for phase in phases]
         phases = [dataclasses.replace(phase, programs=tuple(p)) for phase, p in zip(phases, chosen, strict=True) if p]
     if request.config is not None:
         notes += suggest_wider_heads(phases, request)
     return Report(request.topology, tuple(compile_phases(phases, request.topology)), tuple(notes))
+
+
+def fit_request(request: PlanRequest) -> PlanRequest:
+    """Replaces 'auto' in the configuration of training by what fits the slice, or by what takes least."""
+    config, topology = request.config, request.topology
+    if config is None or not fitting.is_open(config):
+        return request
+    partitioner, compiles = make_slice_partitioner(config, topology), topology.libtpu_name is not None
+    choice = fitting.choose(config, partitioner, latent_spec(config), topology.chip.memory, compiles=compiles)
+    return dataclasses.replace(request, config=choice.apply(config))
 
 
 def latent_spec(config: TrainConfig) -> LatentSpec:
@@ -84,6 +95,11 @@ def make_slice_partitioner(config: TrainConfig, topology: Slice) -> Partitioner:
 
 def resident_bytes(request: PlanRequest) -> float:
     """Computes the resident bytes per device of training, without compiling anything."""
+    config = request.config
+    if fitting.is_open(config):  # on which it does not depend
+        partitioner = make_slice_partitioner(config, request.topology)
+        *_, choice = fitting.list_choices(config, partitioner, latent_spec(config))
+        request = dataclasses.replace(request, config=choice.apply(config))
     return sum(_training_phase(request).resident.values())
 
 

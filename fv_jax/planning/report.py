@@ -198,20 +198,23 @@ def _report_program(
 ) -> ProgramReport:
     flops, recompute = program.flops * program.runs, program.recompute * program.runs
     times = compute_times(flops, recompute, topology.chip, program.devices, head_dim, program.heads)
-    transient_bytes = 0.0
-    if compiled is None:
-        transient_bytes = program.estimated_bytes
-    elif isinstance(compiled, CompileOutOfMemory):
-        transient_bytes = compiled.required_bytes
-    else:
+    if isinstance(compiled, CompiledProgram):
         times = dataclasses.replace(
             times,
             communication=program.runs * compiled.traffic.total_bytes / topology.chip.link_rate,
             estimated=program.runs * compiled.cycles / topology.chip.clock,
         )
-        arguments = compiled.argument_bytes - program.resident_argument_bytes
-        transient_bytes = arguments + compiled.temp_bytes + compiled.output_bytes + compiled.code_bytes
-    return ProgramReport(program.name, program.runs, flops, times, compiled, transient_bytes)
+    return ProgramReport(program.name, program.runs, flops, times, compiled, transient_bytes(program, compiled))
+
+
+def transient_bytes(program: PlannedProgram, compiled: CompiledProgram | CompileOutOfMemory | None) -> float:
+    """Computes the bytes per device of a program beside what is resident; by formula if it was not compiled."""
+    if compiled is None:
+        return program.estimated_bytes
+    if isinstance(compiled, CompileOutOfMemory):
+        return compiled.required_bytes
+    arguments = compiled.argument_bytes - program.resident_argument_bytes
+    return arguments + compiled.temp_bytes + compiled.output_bytes + compiled.code_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 
 from fv_jax.core import axes
-from fv_jax.core.config import ConfigError
-from fv_jax.models.remat import Remat
+from fv_jax.core.config import AUTO, ConfigError
+from fv_jax.models.remat import CHEAPEST_FIRST, Remat
 from fv_jax.planning import planner, slices
 from fv_jax.planning.compiling import format_gib
 from fv_jax.planning.planner import PlanRequest
@@ -15,7 +15,6 @@ from fv_jax.training.run.setup import TrainConfig
 
 log = logging.getLogger(__name__)
 
-CHEAPEST_FIRST: tuple[Remat, ...] = ('none', 'dots', 'full')  # by what they recompute
 _MAX_COMPILES = 8  # of the search for a batch; each takes a minute or more
 
 PeakBytes = Callable[[int, Remat], float | None]  # batch size, remat -> bytes per device; None if it does not fit
@@ -39,12 +38,17 @@ class SearchResult:
 def find_largest_batch(request: PlanRequest) -> SearchResult:
     """Finds the largest batch that fits with full rematerialization, then the cheapest policy that fits with it.
 
+    Of microbatches that are chosen automatically, one is assumed.
+
     Raises:
       ConfigError: the smallest batch does not fit, or batch sizes follow from `config.data.token_budget`.
     """
     if request.config.data.token_budget is not None:
         budget = request.config.data.token_budget
         raise ConfigError(f'config.data.token_budget={budget}: sets the batch sizes; set it to none for --search')
+    if request.config.loop.microbatches == AUTO:
+        loop = dataclasses.replace(request.config.loop, microbatches=1)
+        request = dataclasses.replace(request, config=dataclasses.replace(request.config, loop=loop))
     smallest = _replace_batch(request, _smallest_batch(request), 'full')
     partitioner = planner.make_slice_partitioner(smallest.config, request.topology)
     step = partitioner.num_shards(axes.ACT_BATCH) * request.config.loop.microbatches

@@ -20,6 +20,8 @@ from fv_jax.stages.protocol import BatchSize, Program
 from fv_jax.training.run.setup import TrainSetup, latents_shape
 from fv_jax.training.step import train_step
 
+TRAINING_STEP = 'training step'  # as `LatentStage.programs` names it
+
 
 def largest_bucket(setup: TrainSetup) -> Bucket:
     """Returns the bucket whose batch takes the most FLOPs: tokens squared, times the batch size."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fv_jax.core.config import check_range
+from fv_jax.core.config import Auto, check_range
 from fv_jax.training.monitoring.anomalies import BadStepsConfig
 from fv_jax.training.monitoring.collapse import CollapseMonitorConfig
 
@@ -18,7 +18,8 @@ class LoopConfig:
     Attributes:
       num_steps: optimizer steps of the whole run.
       microbatches: each step's batch is split into this many, one after the other: the memory of one microbatch, the
-        gradient of the whole batch. A frozen or sharded network is gathered again for each.
+        gradient of the whole batch. A frozen or sharded network is gathered again for each. 'auto' chooses, at the
+        start of the run, the smallest number with which the step fits the memory of a device (`planning/fitting`).
       log_every, eval_every, save_every: in steps; eval_every 0 never evaluates. The last step is always saved.
       save_minutes: also saves this long after the last save; 0 does not.
       max_to_keep: number of the newest checkpoints that are kept.
@@ -30,7 +31,7 @@ class LoopConfig:
     """
 
     num_steps: int
-    microbatches: int = 1
+    microbatches: int | Auto = 1
     log_every: int = 1
     eval_every: int = 0
     save_every: int = 1000

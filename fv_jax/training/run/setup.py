@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from fv_jax.core import axes
-from fv_jax.core.config import ConfigError, check_range
+from fv_jax.core.config import AUTO, ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.core.paths import PathText
@@ -119,7 +119,8 @@ def make_partitioner(config: TrainConfig, mesh: Mesh, latent_spec: LatentSpec) -
         what = 'config.data.loader.batch_size'
         if data.token_budget is not None:
             what = f'config.data.batch_multiple={data.batch_multiple}: the batch of {bucket}'
-        arrays.check_batch_size(partitioner, data.batch_size(bucket, latent_spec), what, config.loop.microbatches)
+        microbatches = 1 if config.loop.microbatches == AUTO else config.loop.microbatches
+        arrays.check_batch_size(partitioner, data.batch_size(bucket, latent_spec), what, microbatches)
     if isinstance(network := config.stage.network, DiTConfig):
         partitioner.sharding((axes.ACT_HEADS,), (network.num_heads,), 'config.stage.network.num_heads')
         for bucket in data.sizes:
