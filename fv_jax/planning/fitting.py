@@ -94,7 +94,7 @@ def choose(
       config: of a run, with 'auto'.
       partitioner: of the mesh, whose devices need not be attached.
       latent_spec: of the VAE of the stage.
-      memory: without a limit (infinity) the first choice is taken and nothing is compiled.
+      memory: without a limit (infinity) the first choice is taken and nothing is compiled, as if there is only one.
       compiles: whether there is a compiler for the devices; otherwise the formula decides.
 
     Raises:
@@ -104,7 +104,7 @@ def choose(
     if not isinstance(config.stage.network, DiTConfig):
         raise ConfigError(f'config.loop.microbatches={AUTO}: can be chosen for networks of DiT only; set a number')
     choices = list_choices(config, partitioner, latent_spec)
-    if memory == math.inf:
+    if len(choices) == 1 or memory == math.inf:
         found = choices[0]
     else:
         found = _Search(config, partitioner, latent_spec, memory, compiles).find(choices)
