@@ -78,6 +78,7 @@ from fv_jax.weights import trained_runs
 log = logging.getLogger('fv_jax.train')
 
 PRNG_IMPL = 'threefry2x32'
+CheckLock = Callable[[], None]  # raises if another process has taken the lock of the run over
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +173,8 @@ def run(config: TrainConfig, workdir: StoragePath, launch: LaunchInfo | None = N
     partitioner = make_partitioner(config, make_mesh(config.parallel), latent_spec)
     fitted = fitting.fit_to_devices(config, partitioner, latent_spec)
     vae = trained_runs.load_frozen_vae(config.stage, partitioner)
-    setup = make_train_setup(fitted, partitioner, latent_spec, encoder=vae.encode if vae else None)
+    encoder = functools.partial(vae.encode, microbatches=fitted.loop.microbatches) if vae else None
+    setup = make_train_setup(fitted, partitioner, latent_spec, encoder)
     with lock_run(workdir) as check_lock:
         check_writable(workdir)
         _run(setup, config, vae, workdir, launch or LaunchInfo(), check_lock)
@@ -180,13 +182,13 @@ def run(config: TrainConfig, workdir: StoragePath, launch: LaunchInfo | None = N
 
 def _run(
     setup: TrainSetup,
-    as_given: TrainConfig,
+    given: TrainConfig,
     vae: JittedVAE | None,
     workdir: StoragePath,
     launch: LaunchInfo,
-    check_lock: Callable[[], None],
+    lock: CheckLock,
 ) -> None:
-    """Trains a run. as_given: the configuration to record, without what was chosen for these devices."""
+    """Trains a run. given: the configuration to record, without what was chosen for these devices."""
     config, goodput, bad = setup.config, Goodput(), BadRecords(setup.config.data.bad_records)
     history = initialization.valid_checkpoints(workdir)
     check = functools.partial(initialization.check_digests, history, workdir)
@@ -199,11 +201,11 @@ def _run(
         log.info('already at the last step; use --config.loop.num_steps=N to train to step N')
         return
     batches = TrainBatches.open(setup, datasets, workdir, bad)
-    write_run_config(workdir, as_given)
+    write_run_config(workdir, given)
     initialization.mark_damaged(history)
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)
-    any_host, values = CrossHostFlags(setup.partitioner.mesh), config_lib.to_dict(as_given)
-    save_policy = SavePolicy(checkpoints, config.loop, values, datasets.digests, any_host, check_lock)
+    any_host, values = CrossHostFlags(setup.partitioner.mesh), config_lib.to_dict(given)
+    save_policy = SavePolicy(checkpoints, config.loop, values, datasets.digests, any_host, lock)
     validation = _validation(setup, vae, heldout)
     log.info('compiling the training step')
     if jax.process_index() == 0:
@@ -237,8 +239,13 @@ def _run(
             shardings=setup.shardings,
         )
         trainer.run(train_state)
-    skipped = f', {len(bad.found)} bad record(s) were skipped' if bad.found else ''
-    log.info(f'done: {config.loop.num_steps} steps, checkpoints in {checkpoints.folder}{skipped}')
+    _log_end(config, bad, checkpoints.folder)
+
+
+def _log_end(config: TrainConfig, bad: BadRecords, folder: StoragePath) -> None:
+    if bad.found:
+        log.info(f'{len(bad.found)} bad record(s) were skipped')
+    log.info(f'done: {config.loop.num_steps} steps, checkpoints in {folder}')
 
 
 def _writer(workdir: StoragePath, start: int) -> MetricWriter | NoMetrics:

@@ -139,7 +139,8 @@ def test_run_that_does_not_fit_prints_suggestions(capsys):
         '--config.data.loader.batch_size=64',
         "--config.data.cache={'num_degraded_variants': 1, 'crop': None}",
     )
-    code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, cached, '--only=train')
+    whole = '--config.loop.microbatches=1'
+    code, out, err = run(capsys, f'--config={REAL}', '--topology=h100-1', many, cached, whole, '--only=train')
     assert code == plan.DOES_NOT_FIT and not err
     assert 'DOES NOT FIT' in out
     for change in (
@@ -155,7 +156,8 @@ def test_run_that_does_not_fit_prints_suggestions(capsys):
 
 @pytest.mark.parametrize(('config', 'variants'), [('stage1', 0), ('stage2', 2)])
 def test_suggested_latent_cache_has_what_the_stage_needs(config, variants, capsys):
-    flags = '--topology=h100-1', '--only=train', '--filter=VAE', '--config.data.loader.batch_size=256'
+    batch = '--config.data.loader.batch_size=256', '--config.loop.microbatches=1'
+    flags = '--topology=h100-1', '--only=train', '--filter=VAE', *batch
     code, out, _ = run(capsys, f'--config={config}', *flags)
     assert code == plan.DOES_NOT_FIT
     (cache,) = re.findall(r'--config\.(data\.cache)="(.*)"', out)

@@ -1,8 +1,9 @@
 """Chooses the microbatches of a training step and its rematerialization where the configuration says 'auto'.
 
-The step is compiled for one choice after the other until it fits the memory of a device: first the policies that
-recompute less, and of one policy the fewest microbatches. A choice that the formula puts far beyond the memory is not
-compiled. What is chosen changes no result but for rounding; it is kept in the cache folder, for the next start.
+The programs of a step are compiled for one choice after the other until they fit the memory of a device: first the
+policies that recompute less, and of one policy the fewest microbatches, which are also the parts in which videos are
+encoded. A choice that the formula puts far beyond the memory is not compiled. What is chosen changes no result but for
+rounding; it is kept in the cache folder, for the next start.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from fv_jax.parallel.rules import Partitioner
 from fv_jax.planning.compiling import CompileOutOfMemory, compile_ahead, format_gib
 from fv_jax.planning.programs import Phase, PlannedProgram
 from fv_jax.planning.report import transient_bytes
-from fv_jax.planning.training_phase import TRAINING_STEP, largest_bucket, training_phase
+from fv_jax.planning.training_phase import largest_bucket, training_phase
 from fv_jax.planning.vae_programs import vae_config
 from fv_jax.training.run.setup import TrainConfig, make_train_setup
 
@@ -140,7 +141,7 @@ class _Search:
         """Returns the first choice that fits, or else the last one, with its bytes."""
         if not self.compiles:
             return self._first_fitting(choices)
-        records = _Records(self._fingerprint(*self._plan(choices[-1])))
+        records = _Records(self._fingerprint(self._plan(choices[-1])))
         if (found := records.read()) is None:
             found = self._first_fitting(choices)
             records.write(found)
@@ -148,35 +149,41 @@ class _Search:
 
     def _first_fitting(self, choices: list[Choice]) -> Choice:
         for choice in choices:
-            phase, step = self._plan(choice)
-            resident, last = sum(phase.resident.values()), choice is choices[-1]
-            if resident + step.estimated_bytes > _FORMULA_SLACK * self.memory and not last:
+            phase, last = self._plan(choice), choice is choices[-1]
+            resident = sum(phase.resident.values())
+            estimate = resident + max(program.estimated_bytes for program in phase.programs)
+            if estimate > _FORMULA_SLACK * self.memory and not last:
                 continue
-            compiled = None
-            if self.compiles:
-                log.info(f'{AUTO}: compiling the training step with {choice}')
-                compiled = compile_ahead(step.lower, phase.devices)
-            size = resident + transient_bytes(step, compiled)
-            if isinstance(compiled, CompileOutOfMemory):  # which may report the temporaries alone
-                size = max(size, math.nextafter(self.memory, math.inf))
+            size = resident
+            for program in phase.programs:
+                size = max(size, resident + self._transient_bytes(phase, program, choice))
+                if size > self.memory:
+                    break
             if size <= self.memory or last:
                 return dataclasses.replace(choice, peak_bytes=size)
             log.info(f'{AUTO}: {choice} needs {format_gib(size)} of {format_gib(self.memory)} per device')
         raise AssertionError('no choices')
 
-    def _plan(self, choice: Choice) -> tuple[Phase, PlannedProgram]:
-        """Plans training: the phase, and its training step."""
-        setup = make_train_setup(choice.apply(self.config), self.partitioner, self.latent_spec)
-        phase = training_phase(setup, vae_config(self.config.stage), largest_bucket(setup))
-        (step,) = [program for program in phase.programs if program.name == TRAINING_STEP]
-        return phase, step
+    def _transient_bytes(self, phase: Phase, program: PlannedProgram, choice: Choice) -> float:
+        if not self.compiles:
+            return program.estimated_bytes
+        log.info(f'{AUTO}: compiling {program.name} with {choice}')
+        compiled = compile_ahead(program.lower, phase.devices)
+        if isinstance(compiled, CompileOutOfMemory):  # which may report the temporaries alone
+            return max(compiled.required_bytes, math.nextafter(self.memory, math.inf))
+        return transient_bytes(program, compiled)
 
-    def _fingerprint(self, phase: Phase, step: PlannedProgram) -> str:
-        """Identifies what the choice depends on: fields, the lowered program, devices, compiler and memory."""
-        program, compiler = step.lower().as_text(), [f'{name}={os.environ.get(name)}' for name in _COMPILER_FLAGS]
+    def _plan(self, choice: Choice) -> Phase:
+        setup = make_train_setup(choice.apply(self.config), self.partitioner, self.latent_spec)
+        return training_phase(setup, vae_config(self.config.stage), largest_bucket(setup))
+
+    def _fingerprint(self, phase: Phase) -> str:
+        """Identifies what the choice depends on: fields, the lowered programs, devices, compiler and memory."""
+        programs = [program.lower().as_text() for program in phase.programs]
+        compiler = [f'{name}={os.environ.get(name)}' for name in _COMPILER_FLAGS]
         kind = self.partitioner.mesh.devices.flat[0].device_kind
         versions = jax.__version__, jaxlib.__version__
-        return fingerprint([_format(self.config), program, phase.mesh, kind, str(self.memory), *versions, *compiler])
+        return fingerprint([_format(self.config), *programs, phase.mesh, kind, str(self.memory), *versions, *compiler])
 
 
 class _Records:

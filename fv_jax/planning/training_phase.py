@@ -1,6 +1,7 @@
 """The programs of a training step, lowered exactly as the trainer lowers them."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,6 @@ from fv_jax.planning.vae_programs import abstract_vae, encode_programs
 from fv_jax.stages.protocol import BatchSize, Program
 from fv_jax.training.run.setup import TrainSetup, latents_shape
 from fv_jax.training.step import train_step
-
-TRAINING_STEP = 'training step'  # as `LatentStage.programs` names it
 
 
 def largest_bucket(setup: TrainSetup) -> Bucket:
@@ -56,11 +55,14 @@ def training_phase(setup: TrainSetup, vae: VAEConfig, bucket: Bucket, kind: str 
         if program.network == 'stage':
             programs.append(_plan_train_step(setup, program, bucket, state_bytes))
         elif config.data.cache is None:
-            video = _abstract_array(setup, 'video_BFHWC', program.inputs['video_BFHWC'])
+            examples, *size = program.inputs['video_BFHWC']
+            videos = _abstract_array(setup, 'video_BFHWC', (examples, *size))
             # The next batch is prefetched while a step runs.
-            prefetched = program.runs * bytes_per_chip(video)
+            prefetched = program.runs * bytes_per_chip(videos)
             resident |= {'VAE encoder': bytes_per_chip(jitted.encoder.state), 'next batch': prefetched}
-            programs += encode_programs(jitted, video, program.runs)
+            parts = math.gcd(examples, config.loop.microbatches)  # as `JittedVAE.encode`
+            part = _abstract_array(setup, 'video_BFHWC', (examples // parts, *size))
+            programs += encode_programs(jitted, part, program.runs * parts)
     head_dim, where = config.stage.network.head_dim, describe(mesh, kind)
     return Phase('training', resident, tuple(programs), batch_size, mesh.size, head_dim, str(bucket), where)
 

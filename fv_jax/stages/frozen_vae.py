@@ -6,10 +6,12 @@ own, shared by all later chunks of the same shape; chunks are dispatched one aft
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from fv_jax.models import vae_chunking, vae_tiling
@@ -19,6 +21,13 @@ from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Partitioner
 
 ChunkFn = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _take_examples(x: jax.Array, first: int, step: int, sharding: jax.sharding.NamedSharding | None) -> jax.Array:
+    """Takes every `step`-th example of a batch, from `first` on."""
+    part = x.reshape(-1, step, *x.shape[1:])[:, first]
+    return part if sharding is None else jax.lax.with_sharding_constraint(part, sharding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +141,24 @@ class JittedVAE(NamedTuple):
             vae_chunking.encode(self, video_BFHWC) if tiling is None else vae_tiling.encode(self, video_BFHWC, tiling)
         )
 
-    def encode(self, video_BFHWC: jax.Array) -> jax.Array:
-        """Encodes video_BFHWC in [-1, 1] in the official chunks.
+    def encode(self, video_BFHWC: jax.Array, microbatches: int = 1) -> jax.Array:
+        """Encodes videos in the official chunks.
+
+        Args:
+          video_BFHWC: in [-1, 1].
+          microbatches: encodes the batch in so many parts, one after the other, if that divides it; a part has every
+            `microbatches`-th example, as those of a training step.
 
         Returns:
-          The means of its latents (B, F', H', W', C), unscaled.
+          The means of the latents (B, F', H', W', C), unscaled.
         """
-        return split_moments(self.encode_moments(video_BFHWC))[0]
+        count = math.gcd(len(video_BFHWC), microbatches)
+        if count == 1:
+            return split_moments(self.encode_moments(video_BFHWC))[0]
+        sharding = self.video_sharding((len(video_BFHWC) // count, *video_BFHWC.shape[1:]))
+        parts = [self.encode(_take_examples(video_BFHWC, i, count, sharding)) for i in range(count)]
+        z = jnp.stack(parts, axis=1)
+        return z.reshape(-1, *z.shape[2:])
 
     def decode(self, z_BFHWC: jax.Array, tiling: Tiling | None = None, *, width_slices: int = 1) -> jax.Array:
         """Decodes latents in the official chunks (`vae_chunking.decode`).

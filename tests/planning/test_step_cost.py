@@ -23,7 +23,9 @@ VAE = LazyVAE(OFFICIAL, lambda: JittedVAE(None, None, OFFICIAL), lambda: '')
 
 
 def train_setup(program, *overrides):
-    config = read_config(TrainConfig, program, [('data.loader.batch_size', '1'), *overrides])
+    config = read_config(
+        TrainConfig, program, [('data.loader.batch_size', '1'), ('loop.microbatches', '1'), *overrides]
+    )
     latent_spec = registry.latent_spec(config.stage, OFFICIAL if registry.needs_vae(config.stage) else None)
     partitioner = make_partitioner(config, make_mesh(config.parallel, jax.devices()[:1]), latent_spec)
     return make_train_setup(config, partitioner, latent_spec)

@@ -53,3 +53,13 @@ def test_cache_of_a_chunk_is_donated_to_the_next():
     _, second = vae.encoder(x, first)
     assert all(array.is_deleted() for array in jax.tree.leaves(first))
     assert not any(array.is_deleted() for array in jax.tree.leaves(second))
+
+
+def test_encoding_in_microbatches_equals_the_whole_batch():
+    vae = frozen_vae.jit_vae(tiny.vae())
+    video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 1, 8, 16, 3)), jnp.float32)
+    whole = vae.encode(video)
+    for microbatches in (2, 4, 8):  # of 8 there are at most 4
+        np.testing.assert_allclose(vae.encode(video, microbatches), whole, atol=1e-5)
+    order = np.asarray(vae.encode(video[::-1], 2))[::-1]
+    np.testing.assert_allclose(order, whole, atol=1e-5)
