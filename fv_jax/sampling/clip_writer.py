@@ -9,7 +9,7 @@ import numpy as np
 from fv_jax.core.files import atomic_write
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.transforms import to_uint8
-from fv_jax.data.video import audio, decoding, encoding, timing
+from fv_jax.data.video import audio, decoding, encoding
 from fv_jax.data.video.encoding import Codec
 
 log = logging.getLogger(__name__)
@@ -51,15 +51,11 @@ def write_clip(
 
     with atomic_write(output) as partial:
         has_audio = info.has_audio and audio.can_copy(source)
-        times = None if info.is_constant else _times(source)
+        times = None if info.is_constant else decoding.iter_times(source)
         encoding.encode(partial, frames(), info.fps, crf=crf, comment=comment, times=times, codec=codec)
         if has_audio:
             _copy_audio(source, partial)
     return count
-
-
-def _times(source: StoragePath) -> Iterator[tuple[float, float]]:
-    return timing.durations((frame.seconds, frame.duration) for frame in decoding.iter_frames(source))
 
 
 def _copy_audio(source: StoragePath, partial: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Clips to enhance: the frames of a video file, or frames in memory."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
@@ -22,12 +23,14 @@ class Clip:
       size: (height, width) in pixels.
       fps: frames per second; None if it is unknown.
       frames: returns its frames, uint8 HWC RGB, in order.
+      times: returns (time, duration) of each frame in seconds; None for a constant rate.
     """
 
     name: str
     size: tuple[int, int]
     fps: Fraction | None
     frames: Callable[[], Iterable[np.ndarray]]
+    times: Callable[[], Iterable[tuple[float, float]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,8 @@ def open_clip(path: StoragePath, info: decoding.VideoInfo) -> Clip:
     def frames() -> Iterator[np.ndarray]:
         return (frame.pixels() for frame in decoding.iter_frames(path))
 
-    return Clip(path.name, (info.height, info.width), info.fps or None, frames)
+    times = None if info.is_constant else functools.partial(decoding.iter_times, path)
+    return Clip(path.name, (info.height, info.width), info.fps, frames, times)
 
 
 def clip_of_frames(video_FHWC: np.ndarray) -> Clip:

@@ -22,13 +22,14 @@ class _Playable:
 
     frames: np.ndarray
     metadata: GenerationMetadata
+    times: tuple[tuple[float, float], ...] | None = None
 
     def save(self, path: str | StoragePath, *, fps: float | None = None, crf: float = DEFAULT_CRF) -> None:
         """Writes an H.264 mp4 atomically, with the metadata in its comment.
 
         Args:
           path: the file; an existing one is replaced.
-          fps: frames per second, above 0; None for the official 8, or for those of an enhanced clip.
+          fps: frames per second, above 0; None for the official 8, or for the frame times of an enhanced clip.
           crf: x264's rate factor, 0 (lossless) to 51.
 
         Raises:
@@ -38,12 +39,14 @@ class _Playable:
         path = files.resolve_path(path)
         parent = paths.absolute(path).parent
         require(files.folder_exists(parent), f'{path}: folder {path.parent} does not exist', FileNotFoundError)
+        times = self.times if fps is None else None
         fps = self.metadata.fps if fps is None else float(fps)
         comment = dataclasses.replace(self.metadata, fps=fps, crf=float(crf)).to_json()
-        encoding.encode(path, self.frames, fps, crf=crf, comment=comment)
+        encoding.encode(path, self.frames, fps, crf=crf, comment=comment, times=times)
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(encoding.encode_bytes(self.frames, self.metadata.fps, crf=_NOTEBOOK_CRF)).decode()
+        data = encoding.encode_bytes(self.frames, self.metadata.fps, crf=_NOTEBOOK_CRF, times=self.times)
+        data = base64.b64encode(data).decode()
         width = max(self.frames.shape[2], _NOTEBOOK_WIDTH)
         return (
             f'<figure><video controls autoplay loop muted playsinline style="width: {width}px; max-width: 100%" '
@@ -92,10 +95,17 @@ class Preview(_Playable, StoredPreview):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Video(_Playable):
-    """An enhanced, high-resolution video. frames: (F, H, W, 3) uint8. metadata: how it was generated."""
+    """An enhanced, high-resolution video.
+
+    Attributes:
+      frames: (F, H, W, 3) uint8.
+      metadata: how it was generated.
+      times: (time, duration) of each frame in seconds, of a clip of variable frame rate; None for a constant rate.
+    """
 
     frames: np.ndarray
     metadata: GenerationMetadata
+    times: tuple[tuple[float, float], ...] | None = None
 
     @property
     def seed(self) -> int:

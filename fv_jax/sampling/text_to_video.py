@@ -320,7 +320,8 @@ class Pipeline:
         enhanced = self.enhance_clip(clip, check_seed(0 if seed is None else seed), settings)
         for note in enhanced.notes:
             warnings.warn(f'{clip.name or "frames"}: {note}', Notice, stacklevel=3)
-        return Video(np.concatenate([*map(to_uint8, enhanced.blocks())]), enhanced.metadata())
+        times = None if clip.times is None else tuple(clip.times())
+        return Video(np.concatenate([*map(to_uint8, enhanced.blocks())]), enhanced.metadata(), times)
 
     def check(self, preview: PreviewSettings | None = None, enhance: EnhanceSettings | None = None) -> None:
         """Raises ValueError (ConfigError) for invalid settings, and for a pair whose sizes do not fit each other."""

@@ -144,16 +144,15 @@ def _encode(out: av.container.OutputContainer, file: VideoFile, start: Fraction,
 def _samples(file: VideoFile, start: Fraction, end: Fraction, rate: int, layout: str) -> Iterator[np.ndarray]:
     """Decodes the audio from `start` to `end` to float32 (channels, samples) at `rate`; gaps are silent."""
     resampler = av.AudioResampler(format='fltp', layout=layout, rate=rate)
-    clock, count, limit = Clock(_ROUNDED), None, round(end * rate)
+    clock, count, limit = Clock(_ROUNDED), 0, round(end * rate)
     for frame in itertools.chain(file.container.decode(file.audio), [None]):
         for piece in resampler.resample(frame):
             position = round((clock.follow(piece.pts * piece.time_base) - start) * rate)
-            gap = position - (count or 0)
-            if count is not None and abs(gap) < _ROUNDED * rate:
+            gap = position - count
+            if count and abs(gap) < _ROUNDED * rate:
                 gap = 0
-            samples = np.pad(piece.to_ndarray(), ((0, 0), (max(gap, 0), 0)))[:, max(-gap, 0) :]
-            count = count or 0
-            samples = samples[:, : limit - count]
+            samples = np.pad(piece.to_ndarray(), ((0, 0), (max(gap, 0), 0)))
+            samples = samples[:, max(-gap, 0) :][:, : limit - count]
             count += samples.shape[1]
             yield samples
             if count >= limit:

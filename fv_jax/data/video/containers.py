@@ -76,8 +76,8 @@ class VideoFile:
         chosen = [stream.index for stream in (self.stream, self.audio) if stream is not None]
         streams = [*_shown_streams(self.container), *self.container.streams.audio]
         others = [_describe_stream(stream) for stream in streams if stream.index not in chosen]
-        used = ' and '.join(map(str, chosen))
-        return f'{self.name}: stream {used} is used, not {", ".join(others)}' if others else ''
+        used = f'stream{"s" if len(chosen) > 1 else ""} {" and ".join(map(str, chosen))}'
+        return f'{self.name}: reads {used}, not {", ".join(others)}' if others else ''
 
 
 def source_name(source: DataSource) -> str:
@@ -145,7 +145,7 @@ def _is_default(stream: av.stream.Stream) -> bool:
 
 
 def _describe_stream(stream: av.stream.Stream) -> str:
-    codec = stream.codec_context.name if _has_decoder(stream) else 'an unknown codec'
+    codec = stream.codec_context.name if _has_decoder(stream) else 'unknown codec'
     language = stream.language
     return f'{stream.type} {stream.index} ({codec}{f", {language}" if language and language != "und" else ""})'
 

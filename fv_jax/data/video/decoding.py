@@ -247,6 +247,11 @@ def _iter_coded_frames(
             on_damage(math.inf)
 
 
+def iter_times(source: DataSource) -> Iterator[tuple[float, float]]:
+    """Yields (time, duration) of each frame in seconds, the times from 0 on. Raises ValueError as `iter_frames`."""
+    return timing.durations((frame.seconds, frame.duration) for frame in iter_frames(source))
+
+
 def decode(source: DataSource, max_frames: int | None = None) -> Video:
     """Decodes a path or bytes into memory, at a constant rate.
 

@@ -30,6 +30,7 @@ def encode_bytes(
     crf: float = DEFAULT_CRF,
     preset: str = 'medium',
     comment: str = '',
+    times: Iterable[tuple[float, float]] | None = None,
 ) -> bytes:
     """Encodes frames as an H.264 (yuv420p) mp4.
 
@@ -39,12 +40,13 @@ def encode_bytes(
       crf: x264's constant rate factor: 0 is lossless, 18 is visually near lossless, 23 is x264's default.
       preset: x264's trade of time for size, 'ultrafast' to 'veryslow'.
       comment: a text of any length for the file's comment tag, which `read_comment` reads.
+      times: (time, duration) in seconds of every frame, the times increasing from 0 on; None for a constant rate.
 
     Raises:
       ValueError: no frames, frames of different sizes, or of an odd size.
     """
     buffer = io.BytesIO()
-    _write(buffer, frames, fps, crf, preset, comment)
+    _write(buffer, frames, fps, crf, preset, comment, times)
     return buffer.getvalue()
 
 
@@ -61,8 +63,7 @@ def encode(
     """Encodes frames to the file `path` atomically; see `encode_bytes`.
 
     Args:
-      path, frames, fps, crf, preset, comment: as there.
-      times: (time, duration) in seconds of every frame, the times increasing from 0 on; None for a constant rate.
+      path, frames, fps, crf, preset, comment, times: as there.
       codec: 'hevc10' takes frames that are float32 in [-1, 1], and x265's rate factor.
     """
     with atomic_write(as_path(path)) as partial:
@@ -76,7 +77,7 @@ def _write(
     crf: float,
     preset: str,
     comment: str,
-    times: Iterable[tuple[float, float]] | None = None,
+    times: Iterable[tuple[float, float]] | None,
     codec: Codec = 'h264',
 ) -> None:
     dtype, convert = (np.dtype(np.float32), ten_bits.to_yuv) if codec == 'hevc10' else (np.dtype(np.uint8), to_yuv)
@@ -98,8 +99,7 @@ def _write(
                     )
                 stream = _add_stream(container, height, width, fps, crf, preset, codec)
                 if times is not None:
-                    stream.codec_context.time_base = _TICK
-                    stream.codec_context.flags |= Flags.frame_duration
+                    _keep_times(stream.codec_context)
             if (stream.height, stream.width) != (height, width):
                 raise ValueError(f'frame {index} is {height}x{width}, the first {stream.height}x{stream.width}')
             image = convert(frame)
@@ -128,6 +128,13 @@ def _add_stream(
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream
+
+
+def _keep_times(codec: av.VideoCodecContext) -> None:
+    codec.time_base = _TICK
+    codec.flags |= Flags.frame_duration
+    # An mp4 stores the durations between the times of decoding; without B-frames they are those of the frames.
+    codec.max_b_frames = 0
 
 
 def to_yuv(frame: np.ndarray) -> av.VideoFrame:
