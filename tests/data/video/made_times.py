@@ -94,6 +94,7 @@ def _add_sound(out: av.container.OutputContainer, sound: Sound) -> av.AudioStrea
     stream = out.add_stream(sound.codec, rate=RATE, layout='mono')
     if sound.default is not None:
         stream.disposition = av.stream.Disposition.default if sound.default else av.stream.Disposition(0)
+    stream.codec_context.open()
     return stream
 
 
@@ -102,7 +103,6 @@ def _encode_sound(out, stream: av.AudioStream, sound: Sound, end: float, flash: 
     tone = 0.5 * np.sin(2 * np.pi * 1000 * (time - (flash or 0)))
     wave = np.where(time >= (end if flash is None or not sound.beeps else flash) - 1e-9, tone, 0).astype(np.float32)
     codec = stream.codec_context
-    codec.open()
     size = codec.frame_size or 1024
     for first in range(0, len(wave), size):
         frame = av.AudioFrame.from_ndarray(wave[None, first : first + size], format='flt', layout='mono')

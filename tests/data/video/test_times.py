@@ -166,7 +166,7 @@ def test_constant_rates_are_kept(tmp_path: Path, name: str, fps: Fraction, optio
     np.testing.assert_allclose(out.times, even(fps, 60), atol=0.25 / fps)
 
 
-def test_clock_of_a_transport_stream_wraps(tmp_path: Path) -> None:
+def test_clock_of_mpeg_ts_wraps(tmp_path: Path) -> None:
     first = CLOCK_WRAPS - 1
     path = tmp_path / 'a.ts'
     made_times.write(path, even(30, 60, first), flash=first + 1.5, sounds=[Sound(start=first)])
