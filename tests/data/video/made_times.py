@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from fv_jax.data.transforms import to_float
 from fv_jax.data.video import decoding
 from fv_jax.sampling.clip_writer import write_clip
 
@@ -164,6 +165,6 @@ def _find_beep(path: Path, audio: int) -> tuple[float | None, float | None]:
 
 def copy_clip(source: Path, output: Path) -> Shown:
     """Writes a video as `sample clip` does, but for the enhancement, and plays the result."""
-    blocks = (frame.pixels()[None] for frame in decoding.iter_frames(source))
+    blocks = (to_float(frame.pixels()[None]) for frame in decoding.iter_frames(source))
     write_clip(output, blocks, source, decoding.probe(source), crf=18, comment='')
     return play(output)
