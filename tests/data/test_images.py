@@ -220,18 +220,38 @@ def test_cmyk_without_a_profile_is_converted_and_named(tmp_path, caplog) -> None
     assert 'a.jpg: CMYK without a colour profile' in caplog.text
 
 
-def test_cmyk_with_a_profile_is_converted_by_it(tmp_path, monkeypatch) -> None:
-    """littlecms makes no CMYK profile, so what is handed to it is held instead of its result."""
-    seen = []
-    monkeypatch.setattr(ImageCms, 'ImageCmsProfile', lambda file: file.read())
-    monkeypatch.setattr(
-        ImageCms,
-        'profileToProfile',
-        lambda image, profile, _, outputMode: seen.append((image.mode, profile)) or Image.new(outputMode, image.size),
-    )
-    Image.fromarray(draw_chart(64, 96)).convert('CMYK').save(tmp_path / 'a.jpg', icc_profile=b'coated paper')
-    images.read_image(tmp_path / 'a.jpg')
-    assert seen == [('CMYK', b'coated paper')]
+def cmyk_profile(corners: dict[tuple[int, int, int, int], tuple[int, int, int]]) -> bytes:
+    """An ICC profile (ICC.1, lut8Type) from CMYK to Lab that knows the corners of the cube, black where not given.
+
+    Args:
+      corners: (C, M, Y, K), each 0 or 1, to (L, a, b).
+    """
+    lab = [corners.get(tuple(int(bit) for bit in f'{index:04b}'), (0, 0, 0)) for index in range(16)]
+    table = bytes(x for L, a, b in lab for x in (round(L * 2.55), a + 128, b + 128))
+    identity = struct.pack('>9i', *(65536 if i % 4 == 0 else 0 for i in range(9)))
+    lut = b'mft1' + bytes(4) + bytes([4, 3, 2, 0]) + identity + bytes(range(256)) * 4 + table + bytes(range(256)) * 3
+    white = b'XYZ ' + bytes(4) + struct.pack('>3i', 63190, 65536, 54061)
+    description = b'desc' + bytes(4) + struct.pack('>I', 6) + b'press\0' + bytes(78)
+    tags, start = [(b'A2B0', lut), (b'desc', description), (b'wtpt', white)], 132 + 3 * 12
+    directory, body = struct.pack('>I', len(tags)), b''
+    for name, content in tags:
+        directory += name + struct.pack('>II', start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = bytes(4) + struct.pack('>I', 0x02400000) + b'prtrCMYKLab ' + bytes(12) + b'acsp' + bytes(28)
+    head += struct.pack('>3i', 63190, 65536, 54061) + bytes(48)
+    return struct.pack('>I', 4 + len(head + directory + body)) + head + directory + body
+
+
+def test_cmyk_with_a_profile_is_converted_by_it(tmp_path) -> None:
+    """The profile's cyan ink is as red as sRGB's (54, 81, 70 of CIE Lab, D50), and its black is grey."""
+    inks = np.zeros((8, 32, 4), np.uint8)
+    inks[:, 8:16, 0], inks[:, 16:24, 3] = 255, 255
+    corners = {(0, 0, 0, 0): (100, 0, 0), (1, 0, 0, 0): (54, 81, 70), (0, 0, 0, 1): (50, 0, 0)}
+    path = tmp_path / 'a.jpg'
+    Image.fromarray(inks, 'CMYK').save(path, quality=100, subsampling=0, icc_profile=cmyk_profile(corners))
+    image = images.read_image(path)
+    for column, colour in ((4, (255, 255, 255)), (12, (255, 0, 0)), (20, (119, 119, 119)), (28, (255, 255, 255))):
+        np.testing.assert_allclose(image[4, column].astype(int), colour, atol=4)
 
 
 @pytest.mark.parametrize('kind', ['zTXt', 'iTXt', 'behind'])

@@ -28,6 +28,9 @@ _TRANSFER_NAMES = {8: 'linear', 9: 'logarithmic', 10: 'logarithmic', 17: 'SMPTE 
 _WIDE = {_PRIMARIES_2020: 'BT.2020', 12: 'Display P3'}
 _PRIMARY_NAMES = {10: 'CIE XYZ', 11: 'DCI-P3'}
 
+# FFmpeg 8's scaler exchanges the bytes of the first four wrongly, and aborts the process at the others.
+_WRONG_FORMATS = ('rgb565be', 'rgb555be', 'bgr565be', 'bgr555be', 'yaf32be', 'yaf32le')
+
 # cd/m2 of the brightest part of PQ video without metadata: what most is graded on.
 _DEFAULT_PEAK = 1000.0
 _LARGEST_PEAK = 10000.0
@@ -82,6 +85,7 @@ def _check_supported(frame: av.VideoFrame, dolby_vision: bool) -> None:
     matrix, transfer, primaries = int(frame.colorspace), int(frame.color_trc), int(frame.color_primaries)
     wrong = {
         f'its colour matrix, {_MATRIX_NAMES.get(matrix, f"number {matrix}")}, is': matrix not in _MATRICES,
+        f'its pixel format, {frame.format.name}, is': frame.format.name in _WRONG_FORMATS,
         # The scaler converts frames in XYZ, of digital cinema, to BT.709.
         f'its transfer curve, {_TRANSFER_NAMES.get(transfer)}, is': transfer in _TRANSFER_NAMES,
         f'its primaries, {_PRIMARY_NAMES.get(primaries)}, are': primaries in _PRIMARY_NAMES,

@@ -105,7 +105,8 @@ class Frame:
         if target != stored:
             options |= {'height': target[0], 'width': target[1]}
         # Formats that the scaler does not convert raise the operating system's errors.
-        with error_context(f'{self.source}: its frames cannot be converted to RGB: ', OSError):
+        unconverted = f'{self.source}: its frames, {self.decoded.format.name}, cannot be converted to RGB: '
+        with error_context(unconverted, (OSError, av.FFmpegError)):
             if colours.converted:
                 # Not packed rgb48, which the scaler converts wrongly with FULL_CHR_H_INT.
                 image = to_sdr(

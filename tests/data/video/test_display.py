@@ -162,11 +162,12 @@ def test_transparent_gif_is_shown_on_white() -> None:
     assert (frames[:, :, :48] == (200, 30, 30)).all() and (frames[:, :, 48:] == 255).all()
 
 
-def test_format_that_the_scaler_does_not_convert_names_the_file() -> None:
-    frame = Frame('a.mp4', 0.0, made_videos.to_yuv(draw_chart(64, 96), 5))
-    frame.decoded.colorspace = 8
-    with pytest.raises(ValueError, match=r'a\.mp4: its colour matrix, YCgCo, is not supported'):
-        frame.pixels()
+def test_formats_that_the_scaler_does_not_convert_name_the_file() -> None:
+    with pytest.raises(ValueError, match=r'^a\.mov: its frames, y210be, cannot be converted to RGB: '):
+        Frame('a.mov', 0.0, av.VideoFrame(96, 64, 'y210be')).pixels()
+    for wrong in ('rgb555be', 'yaf32le'):
+        with pytest.raises(ValueError, match=rf'^a\.mov: its pixel format, {wrong}, is not supported'):
+            Frame('a.mov', 0.0, av.VideoFrame(96, 64, wrong)).pixels()
 
 
 def test_own_videos_are_shown_without_conversion(caplog, tmp_path) -> None:
