@@ -91,7 +91,7 @@ def probe(source: DataSource, *, damaged: bool = False, display: DisplayConfig |
             log.info(f'note: {others}')
         first = next(_decode_intact_frames(file, []) if damaged else _decode_frames(file), None)
         require(first is not None, f'{file.name}: holds no frames')
-        frame = Frame(file.name, 0.0, first, file.stream.sample_aspect_ratio)
+        frame = Frame(file.name, 0.0, first, _pixel_aspect(file))
         frame.check(display or DisplayConfig())
         _log_conversions(source, frame)
         height, width = frame.size
@@ -126,6 +126,15 @@ def _measure(source: DataSource) -> timing.Timing:
         if len(times) < 2:
             times, stated = np.arange(count) / float(stated_rate(stream)), (stated_rate(stream),)
         return dataclasses.replace(timing.measure(np.unique(times), stated), frames=count)
+
+
+def _pixel_aspect(file: VideoFile) -> Fraction | None:
+    """Returns width / height of the pixels of the frame that was decoded last; None if nothing states it.
+
+    Broadcasts change it from frame to frame, in formats that do not state it themselves.
+    """
+    stated_by_codec = file.container.format.name in ('mpegts', 'mpeg', 'h264', 'hevc')
+    return (file.stream.codec_context if stated_by_codec else file.stream).sample_aspect_ratio
 
 
 def _has_no_pts(file: VideoFile) -> bool:
@@ -237,7 +246,7 @@ def _iter_coded_frames(
         for time, frame in _timed_frames(file, resumed):
             start = time if start is None else start
             duration = float((frame.duration or 0) * stream.time_base)
-            shown = Frame(file.name, float(time - start), frame, stream.sample_aspect_ratio, duration)
+            shown = Frame(file.name, float(time - start), frame, _pixel_aspect(file), duration)
             shown.check(display)
             if resumed and resumed[0] is frame:
                 resumed.pop(0)

@@ -78,6 +78,20 @@ def test_clips_of_prepare_have_square_pixels(tmp_path) -> None:
     assert abs(height / width - 1) < 0.015
 
 
+@pytest.mark.parametrize('codec', ['libx264', 'mpeg2video'])
+def test_aspect_that_changes_is_followed(codec, tmp_path) -> None:
+    """Broadcasts change between 4:3 and 16:9."""
+    yuv, aspects = made_videos.to_yuv(draw_chart(288, 352), 5), (Fraction(16, 11), Fraction(12, 11))
+    parts = [made_videos.encode([yuv] * 6, codec, 'mpegts', aspect=aspect, options={'g': '1'}) for aspect in aspects]
+    (tmp_path / 'a.ts').write_bytes(b''.join(parts))
+    info = decoding.probe(tmp_path / 'a.ts')
+    assert (info.height, info.width) == (288, 512)
+    widths = [frame.pixels().shape[1] for frame in decoding.iter_frames(tmp_path / 'a.ts')]
+    assert widths[:5] == [512] * 5 and widths[6:] == [384] * 6
+    with pytest.raises(ValueError, match=r'a\.ts: frame [56] is 288x384, the ones before 288x512'):
+        decoding.decode(tmp_path / 'a.ts')
+
+
 @pytest.mark.parametrize('aspect', [Fraction(20), Fraction(1, 30)])
 def test_impossible_aspect_is_refused(aspect, tmp_path) -> None:
     yuv = made_videos.to_yuv(draw_chart(64, 96), 5)
