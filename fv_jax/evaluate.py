@@ -5,7 +5,7 @@ Clips are the held-out clips of a stage-2 run; or, with --pairs, --ground-truth 
 VAE, the network at several numbers of steps, and what --compare and the folder of pairs add. The output folder holds
 report.html, report.md, report.json and the videos (`evaluation/comparison`).
 
-Exit codes: 0 success; 2 wrong usage; 1 failure.
+Exit codes: 0 success; 3 written, but some clips of a folder cannot be read; 2 wrong usage; 1 failure.
 """
 
 import argparse
@@ -48,6 +48,7 @@ from fv_jax.sampling.sampling_mesh import SamplingMesh
 
 log = logging.getLogger('fv_jax.evaluate')
 
+SKIPPED = 3  # exit code: clips of a folder were skipped
 EVEN_SIDES = 2  # a multiple of the sides of results, for H.264, where no network needs another
 
 
@@ -79,6 +80,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     data = comparison.write(_title(arguments), _settings(arguments, suite), losses)
     print_result(f'{format_table(data)}\n\n{describe_verdict(data, read_metrics(data))}'.rstrip())
     log.info(f'wrote report.html, report.md, report.json and clips/ to {arguments.output}')
+    if comparison.skipped:
+        log.info('\n  '.join([f'skipped: {len(comparison.skipped)} file(s)', *comparison.skipped]))
+        return SKIPPED
     return 0
 
 

@@ -38,7 +38,7 @@ import tqdm
 from fv_jax import weights
 from fv_jax.core import config as config_lib
 from fv_jax.core import files
-from fv_jax.core.checks import error_context, one_line, require
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
 from fv_jax.core.devices import check_devices
@@ -171,9 +171,10 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
             progress.start(sizes[video], name)
             with contextlib.ExitStack() as stack:
                 try:
-                    path = stack.enter_context(open_copy(video))
-                except (FileNotFoundError, PermissionError) as error:
-                    tally.skipped[name] = one_line(error)
+                    with read_errors(video):
+                        path = stack.enter_context(open_copy(video))
+                except ValueError as error:
+                    tally.skipped[name] = str(error).removeprefix(f'{video}: ')
                 else:
                     _prepare_file(path, name, _Caption(text, encoder), latents, config, writer, tally, progress)
         if writer.records == 0:
@@ -263,8 +264,7 @@ def _prepare_file(
     """Writes the clips of one video, or records why there are none."""
     before = writer.records
     try:
-        with read_errors(path):
-            info = decoding.probe(path, damaged=True, display=config.display)
+        info = decoding.probe(path, damaged=True, display=config.display)
         progress.expect(2 * info.frames)
         selection = clips.scan_file(path, config, info, progress.frame)
         fields = caption.fields()

@@ -62,3 +62,19 @@ def test_degrade_usage_errors_are_one_line(
 ) -> None:
     assert degrade.main([*arguments, more]) == code
     assert words in capsys.readouterr().err
+
+
+def test_degrade_of_a_file_that_cannot_be_read_is_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'odd.mp4').write_bytes(b'')
+    assert degrade.main([*arguments, f'--input={tmp_path / "odd.mp4"}']) == 1
+    assert capsys.readouterr().err.startswith(f'degrade: {tmp_path}/odd.mp4: not a video that can be read')
+
+    def pixels(*_) -> None:
+        raise MemoryError('Unable to allocate 12.4 GiB')
+
+    monkeypatch.setattr('fv_jax.data.video.frame.Frame.pixels', pixels)
+    assert degrade.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err == f'degrade: {tmp_path}/video.mp4: MemoryError: Unable to allocate 12.4 GiB\n'

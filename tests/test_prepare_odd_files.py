@@ -63,9 +63,11 @@ class OddFrame:
 
 def fail_for_b(monkeypatch: pytest.MonkeyPatch, function: str, error: Exception) -> None:
     """Makes a function raise for the file b.mp4: when it is opened, scanned, or one of its frames converted."""
-    module, name = {'open': (decoding, 'probe'), 'scan': (clips, 'scan'), 'convert': (decoding, 'iter_frames')}[
-        function
-    ]
+    module, name = {
+        'open': (decoding, 'open_container'),
+        'scan': (clips, 'scan'),
+        'convert': (decoding, 'iter_frames'),
+    }[function]
     original = getattr(module, name)
 
     def call(path: Path, *args, **kwargs):

@@ -42,7 +42,7 @@ def find_media(folder: StoragePath, suffixes: Collection[str], others: Collectio
       suffixes: of what is searched for, in lower case.
       others: suffixes of what a user may take for it, and is named.
     """
-    found, unread = files.find_files(folder, _is_hidden)
+    found, unread = files.find_files(folder, is_hidden)
     skipped = {}
     for name, reason in unread.items():
         if _suffix(name) in suffixes or _suffix(name) in others or not _suffix(name):
@@ -61,7 +61,8 @@ def name_some(names: Iterable[str]) -> str:
     return ', '.join(names[:_NAMED]) + more
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder of this name is hidden, or trash or thumbnails."""
     return name.startswith('.') or name.lower() in _TRASH
 
 

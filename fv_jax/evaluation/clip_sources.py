@@ -12,13 +12,14 @@ The layout of pairs is that of UDM10, SPMCS, YouHQ40 and REDS4:
 
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import UsageError
 from fv_jax.core.files import is_file, map_paths
 from fv_jax.core.paths import StoragePath
@@ -26,14 +27,18 @@ from fv_jax.data import pipeline
 from fv_jax.data.config import DataConfig
 from fv_jax.data.degradation import degradations
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
-from fv_jax.data.images import IMAGE_SUFFIXES, read_image
+from fv_jax.data.folders import is_hidden, name_some
+from fv_jax.data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, read_image
 from fv_jax.data.numpy_resize import resize_bilinear
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.data.video import decoding
-from fv_jax.data.video.containers import VIDEO_SUFFIXES
+from fv_jax.data.video.containers import OTHER_VIDEO_SUFFIXES, VIDEO_SUFFIXES
 from fv_jax.data.video.decoding import Video
 
+log = logging.getLogger(__name__)
+
 GT, LQ = 'GT', 'LQ'
+_OTHER_SUFFIXES = (*OTHER_VIDEO_SUFFIXES, *OTHER_IMAGE_SUFFIXES)
 FPS = 24.0  # of clips without a rate
 
 Size = tuple[int, int]
@@ -63,6 +68,10 @@ class EvaluationClip:
 
 
 Loader = Callable[[], EvaluationClip]
+
+
+class ClipError(ValueError):
+    """Raised for one clip of a folder that cannot be read or used; the message starts with the file or the clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +136,12 @@ def pair_clips(folder: StoragePath, reading: Reading) -> tuple[list[Loader], lis
     """
     truths, inputs = list_videos(folder / GT), list_videos(folder / LQ)
     others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in (GT, LQ))
-    others = [name for name in others if not name.startswith('.')]
+    others = [name for name in others if not is_hidden(name)]
     results = {name: list_videos(folder / name) for name in others}
     for name, found in (results | {LQ: inputs}).items():
         _check_same_names(folder, truths, name, found)
 
+    @error_context('', error=ClipError)
     def load(index: int, name: str) -> EvaluationClip:
         truth = read_video(truths[name], reading.max_frames)
         low = read_video(inputs[name], reading.max_frames)
@@ -156,6 +166,7 @@ def pair_clips(folder: StoragePath, reading: Reading) -> tuple[list[Loader], lis
 def truth_clips(folder: StoragePath, reading: Reading) -> list[Loader]:
     """Returns loaders of the videos in a folder, each cropped, and degraded by `reading.scale`. Raises UsageError."""
 
+    @error_context('', error=ClipError)
     def load(index: int, name: str, path: StoragePath) -> EvaluationClip:
         video = read_video(path, reading.max_frames)
         size = _result_size(path, video, 1, reading.multiple)
@@ -169,6 +180,7 @@ def truth_clips(folder: StoragePath, reading: Reading) -> list[Loader]:
 def video_clips(folder: StoragePath, reading: Reading) -> list[Loader]:
     """Returns loaders of the videos in a folder, to be enlarged by `reading.scale`. Raises UsageError."""
 
+    @error_context('', error=ClipError)
     def load(index: int, name: str, path: StoragePath) -> EvaluationClip:
         video = read_video(path, reading.max_frames)
         size = _result_size(path, video, reading.scale, reading.multiple)
@@ -180,34 +192,45 @@ def video_clips(folder: StoragePath, reading: Reading) -> list[Loader]:
 def list_videos(folder: StoragePath) -> dict[str, StoragePath]:
     """Lists the videos, folders of frames, and images in a folder by name (without suffix), in order.
 
+    Files of other media are named in a line.
+
     Raises:
       UsageError: no such folder, nothing in it, or two of one name.
     """
     require(folder.is_dir(), f'{folder}: no such folder', UsageError)
-    paths = sorted((path for path in folder.iterdir() if not path.name.startswith('.')), key=_natural_order)
+    paths = sorted((path for path in folder.iterdir() if not is_hidden(path.name)), key=_natural_order)
     found: dict[str, StoragePath] = {}
     for path, name in zip(paths, map_paths(_find_name, paths), strict=True):
         if name:
             require(name not in found, f'{path}: {found.get(name)} has the same name', UsageError)
             found[name] = path
+    others = [path.name for path in paths if path.suffix.lower() in _OTHER_SUFFIXES and path not in found.values()]
+    if others:
+        log.info(f'note: {folder}: {len(others)} file(s) are of formats that are not read: {name_some(others)}')
     require(found, f'{folder}: holds no videos, folders of frames or images', UsageError)
     return found
 
 
 def _find_name(path: StoragePath) -> str:
     """Returns the name of a video, an image or a folder; '' for another file."""
-    if path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and is_file(path):
+    is_media = path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+    if is_media and is_file(path):
         return path.stem
-    return path.name if path.is_dir() else ''
+    if path.is_dir():
+        return path.name
+    return path.stem if is_media else ''  # a broken link, which reading names
 
 
 def read_video(path: StoragePath, max_frames: int) -> Video:
     """Reads the first frames of a video, of a folder of frames in natural order, or of an image. Raises ValueError."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES and is_file(path):
+    if path.suffix.lower() not in IMAGE_SUFFIXES and (is_file(path) or not path.is_dir()):
         return decoding.decode(path, max_frames)
     files = [path]
     if path.is_dir():
-        files = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_natural_order)
+        files = sorted(
+            (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(p.name)),
+            key=_natural_order,
+        )
         require(files, f'{path}: holds no frames ({", ".join(IMAGE_SUFFIXES)})')
     frames = [read_image(file) for file in files[:max_frames]]
     for file, frame in zip(files, frames, strict=False):
@@ -264,6 +287,7 @@ def _check_length(path: StoragePath, frames: np.ndarray, truth: np.ndarray) -> N
     require(len(frames) == len(truth), f'{path}: {len(frames)} frame(s), the ground truth {len(truth)}')
 
 
+@error_context('', error=ClipError)
 def _read_result(path: StoragePath, truth: Video, size: Size, max_frames: int) -> np.ndarray:
     video = read_video(path, max_frames)
     _check_length(path, video.frames, truth.frames)

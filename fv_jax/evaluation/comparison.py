@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 import fv_jax
+from fv_jax.core.checks import require
 from fv_jax.core.files import atomic_write, make_folder, write_json, write_text
 from fv_jax.core.paths import StoragePath
 from fv_jax.core.report.markdown import to_markdown
@@ -30,7 +31,7 @@ from fv_jax.core.report.page import to_html
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import encoding
 from fv_jax.evaluation import i3d
-from fv_jax.evaluation.clip_sources import EvaluationClip, Loader
+from fv_jax.evaluation.clip_sources import ClipError, EvaluationClip, Loader
 from fv_jax.evaluation.ffmpeg_metrics import find_ffmpeg
 from fv_jax.evaluation.methods import Method
 from fv_jax.evaluation.report_page import BASELINE, FORMAT, ClipMedia, build_report
@@ -55,6 +56,7 @@ class Comparison:
       output: the folder to write to.
       rows: of every clip that was measured, for report.json, with the values of every method.
       media: its files.
+      skipped: of clips and results of others that cannot be read, why.
       features: method -> logits of I3D of its clips, if FVD is computed.
     """
 
@@ -63,17 +65,32 @@ class Comparison:
     output: StoragePath
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     media: list[ClipMedia] = dataclasses.field(default_factory=list)
+    skipped: list[str] = dataclasses.field(default_factory=list)
     features: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def run(self, clips: Sequence[Loader]) -> None:
-        """Measures the clips. Raises ValueError, naming the clip, for one that cannot be read or enhanced."""
+        """Measures the clips; skips and names those that raise ClipError.
+
+        Raises ValueError if there is no other, or for one that cannot be enhanced.
+        """
         variables = self._load_i3d(len(clips))
         names: set[str] = set()
         for load in clips:
-            clip = load()
+            try:
+                clip = load()
+            except ClipError as error:
+                self._skip(error)
+                continue
             assert clip.name not in names, clip.name
             names.add(clip.name)
             self._run_clip(clip, variables)
+        require(self.rows, f'none of {len(clips)} clip(s) can be used: {"; ".join(self.skipped[:3])}')
+
+    def _skip(self, error: ClipError) -> None:
+        self.skipped.append(str(error))
+        name, _, reason = str(error).partition(': ')
+        self.suite.not_computed[name] = reason
+        log.info(f'skipped: {error}')
 
     def _run_clip(self, clip: EvaluationClip, variables: i3d.Variables | None) -> None:
         folder = self.output / CLIPS / clip.name
@@ -85,7 +102,11 @@ class Comparison:
             if not method.can_make(clip):
                 continue
             started = time.monotonic()
-            video = method.make(clip)
+            try:
+                video = method.make(clip)
+            except ClipError as error:
+                self._skip(error)
+                continue
             made = time.monotonic()
             assert video.shape == (len(clip.low_quality), *clip.size, 3), (method.name, video.shape)
             truth = None if method.kind == 'truth' else clip.truth

@@ -1,5 +1,6 @@
 """Folders as people have them: links, loops, trash, hidden files, every suffix of the formats that are read."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +11,14 @@ import pytest
 from PIL import Image
 
 from fv_jax import prepare
-from fv_jax.data import sources
+from fv_jax.data import pipeline, sources
+from fv_jax.data.config import DataConfig
 from fv_jax.data.folders import find_media
+from fv_jax.data.loader import LoaderConfig, load_mixed_batches
+from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.shard_files import list_shards, read_records
 from fv_jax.data.video import containers, decoding
+from fv_jax.models.vae import OFFICIAL
 from tests.data import odd_videos, sample_videos
 
 TRASH = ('.Trash', '.Trash-1000/files', '.git', '@eaDir', '__MACOSX', '$RECYCLE.BIN', '$Recycle.Bin/S-1', '#recycle')
@@ -137,6 +142,27 @@ def test_images_of_a_folder_with_links_trash_and_unreadable_files(tmp_path: Path
         found[4]
     logged = '\n'.join(log_lines)
     assert 'photo.heic: heic is not among the formats' in logged and 'zero.png: not an image that can be read' in logged
+
+
+def test_training_skips_images_that_cannot_be_read(tmp_path: Path, log_lines: list[str]) -> None:
+    """One whose header is read and whose pixels are not is a bad record, within the limit of the policy."""
+    for name in 'abc':
+        Image.fromarray(sample_videos.pattern(1, 64, 96)[0]).save(tmp_path / f'{name}.png')
+    (tmp_path / 'b.png').write_bytes((tmp_path / 'b.png').read_bytes()[:200])
+    (tmp_path / 'zero.png').write_bytes(b'')
+    config = DataConfig(
+        LoaderConfig(batch_size=3, num_threads=0), train=f'images:{tmp_path}', frames=1, height=64, width=96,
+        bad_records=BadRecordConfig('skip', max_bad_records=1),
+    )  # fmt: skip
+    bad = BadRecords(config.bad_records)
+    groups = pipeline.group_by_bucket(pipeline.training_sources(config, bad), config, OFFICIAL.latent_spec)
+    streams = pipeline.make_streams(groups, config, low_res=True)
+    batches = load_mixed_batches(streams, config.loader, bad=bad)
+    assert all(batch['high_res_BFHWC'].shape == (3, 1, 64, 96, 3) for batch in itertools.islice(batches, 4))
+    assert (
+        list(bad.found) == [f'{tmp_path}/b.png'] and 'not an image that can be read' in bad.found[f'{tmp_path}/b.png']
+    )
+    assert any(f'{tmp_path}/zero.png: not an image that can be read' in line for line in log_lines)
 
 
 # Suffix -> (codec, FFmpeg's name of the container).

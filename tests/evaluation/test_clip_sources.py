@@ -1,5 +1,8 @@
 """The clips of an evaluation: layouts, crops, and what does not match."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,3 +140,29 @@ def test_folders_without_videos_and_damaged_frames(tmp_path):
     Image.fromarray(noise(1, 16, 16)[0]).save(tmp_path / 'a.png')
     with pytest.raises(UsageError, match='has the same name'):
         clip_sources.list_videos(tmp_path)
+
+
+def test_odd_files_of_folders(tmp_path, log_lines):
+    """Trash is not read, media of other formats are named, and what cannot be read is an error of its clip alone."""
+    for name in ('b.mp4', '._b.mp4', 'c.swf', 'd.heic', 'notes.txt'):
+        (tmp_path / name).write_bytes(b'no video')
+    for name in ('@eaDir', '.git', '__MACOSX'):
+        write_frames(tmp_path / name, noise(2, 32, 32))
+    write_frames(tmp_path / 'a', noise(2, 32, 32))
+    (tmp_path / 'a' / '._0.png').write_bytes(b'no image')
+    (tmp_path / 'lost.mp4').symlink_to('nowhere.mp4')
+    (tmp_path / 'big.png').write_bytes(png_header(60000, 60000))
+    assert list(clip_sources.list_videos(tmp_path)) == ['a', 'b', 'big', 'lost']
+    assert f'note: {tmp_path}: 2 file(s) are of formats that are not read: c.swf, d.heic' in log_lines
+    good, *odd = clip_sources.truth_clips(tmp_path, READING)
+    assert good().truth.shape == (2, 32, 32, 3)
+    messages = 'b.mp4: not a video', 'big.png: not an image', 'lost.mp4: no such file'
+    messages = 'b.mp4: not a video', 'big.png: not an image', 'lost.mp4: no such file'
+    for load, message in zip(odd, messages, strict=True):
+        with pytest.raises(clip_sources.ClipError, match=f'^{tmp_path}/{message}'):
+            load()
+
+
+def png_header(width, height):
+    chunk = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + struct.pack('>I', zlib.crc32(chunk))

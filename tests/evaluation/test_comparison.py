@@ -1,5 +1,6 @@
 """Methods on clips: values, files, statistics, and the report that they become."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import decoding
 from fv_jax.evaluation import comparison, full_reference, i3d, methods
-from fv_jax.evaluation.clip_sources import EvaluationClip
+from fv_jax.evaluation.clip_sources import ClipError, EvaluationClip
 from fv_jax.evaluation.comparison import Comparison
 from fv_jax.evaluation.methods import Method
 from fv_jax.evaluation.statistics import paired_difference
@@ -100,3 +101,32 @@ def test_fvd_of_enough_clips(tmp_path, monkeypatch):
     found = data['sets']['bilinear']['fvd']
     assert found['clips'] == 3 and found['value'] >= 0 and data['metrics']['fvd']['direction'] == 'lower'
     assert 'ground truth' not in data['sets'] and any('i3d' in file for file in data['weights'])
+
+
+def fail(message):
+    raise ClipError(message)
+
+
+def test_clips_that_cannot_be_read_are_skipped_and_named(tmp_path, log_lines):
+    """Also results of another enhancer, of which the other methods are still measured."""
+
+    def load(name, theirs):
+        return dataclasses.replace(make_clip(name), results={'theirs': theirs})
+
+    clips = [
+        lambda: fail('folder/a.mp4: damaged at frame 3'),
+        lambda: load('b', lambda: fail('theirs/b.mp4: no such file')),
+        lambda: load('c', lambda: make_clip('a').truth),
+    ]
+    run = Comparison([*methods.baselines(), methods.result('theirs')], psnr_suite(), tmp_path)
+    run.run(clips)
+    data = run.write('a title', {}, None)
+    assert run.skipped == ['folder/a.mp4: damaged at frame 3', 'theirs/b.mp4: no such file']
+    assert [(clip['name'], sorted(clip['values'])) for clip in data['clips']] == [
+        ('b', ['bicubic', 'bilinear']), ('c', ['bicubic', 'bilinear', 'theirs'])
+    ]  # fmt: skip
+    assert data['not_computed']['folder/a.mp4'] == 'damaged at frame 3'
+    assert 'theirs/b.mp4' in (tmp_path / 'report.md').read_text()
+    assert 'skipped: folder/a.mp4: damaged at frame 3' in log_lines
+    with pytest.raises(ValueError, match=r'none of 1 clip\(s\) can be used: folder/a.mp4: damaged'):
+        Comparison(methods.baselines(), psnr_suite(), tmp_path).run(clips[:1])

@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fv_jax.data.folders import find_media
-from fv_jax.data.read_errors import read_errors
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards.records import Record
 from fv_jax.data.video import clips, containers, decoding
@@ -73,8 +72,7 @@ class VideoFolder(tfds.core.GeneratorBasedBuilder):
             path = self._videos / name
             try:
                 caption = captions.find(path) or ''
-                with read_errors(path):
-                    info = decoding.probe(path, damaged=True, display=self._clips.display)
+                info = decoding.probe(path, damaged=True, display=self._clips.display)
                 selection = clips.scan_file(path, self._clips, info)
                 for record in clips.extract_clips(path, selection, self._clips):
                     if record is not None:

@@ -15,6 +15,7 @@ import av
 import numpy as np
 
 from fv_jax.core.checks import require
+from fv_jax.data.read_errors import read_errors
 from fv_jax.data.video import timing
 from fv_jax.data.video.containers import (
     DamagedError,
@@ -84,8 +85,8 @@ def probe(source: DataSource, *, damaged: bool = False, display: DisplayConfig |
     A file that was cut off, or is damaged at its start, is an error unless `damaged` allows it. display: as in
     `iter_frames`.
     """
-    measured = _measure(source)
-    with open_container(source) as file:
+    with read_errors(source_name(source)), open_container(source) as file:
+        measured = _measure(source)
         require(damaged or not file.cut, f'{file.name}: damaged at frame {measured.frames} ({file.cut})', DamagedError)
         if others := file.other_streams():
             log.info(f'note: {others}')
@@ -274,6 +275,11 @@ def decode(source: DataSource, max_frames: int | None = None) -> Video:
     Raises:
       ValueError: the video cannot be decoded, or the size of its frames changes.
     """
+    with read_errors(source_name(source)):
+        return _decode(source, max_frames)
+
+
+def _decode(source: DataSource, max_frames: int | None) -> Video:
     measured = _measure(source)
     fps = float(measured.usual_fps)
     frames, seconds = [], []
