@@ -41,6 +41,7 @@ from fv_jax.core import files
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, path_flag, read_config
 from fv_jax.core.commands import run_command
+from fv_jax.core.console import printable
 from fv_jax.core.devices import check_devices
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
@@ -167,7 +168,7 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         writer = RecordWriter(arguments.output, config.name, config.shard_records, arguments.overwrite)
     with writer, _Progress(sum(sizes.values())) as progress:
         for video, text in texts.items():
-            name = video.relative_to(root).as_posix()
+            name = printable(video.relative_to(root).as_posix())
             progress.start(sizes[video], name)
             with contextlib.ExitStack() as stack:
                 try:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,16 @@ def test_odd_file_names(tmp_path: Path, name: str) -> None:
     (tmp_path / 'in' / 'x.mp4').rename(tmp_path / 'in' / name)
     assert run(tmp_path / 'in', tmp_path / 'out') == 0
     assert sources(tmp_path / 'out') == [name]
+
+
+def test_file_name_that_is_not_utf8_is_skipped_and_named(tmp_path: Path, capfd) -> None:
+    (tmp_path / 'in').mkdir()
+    odd_videos.write(tmp_path / 'in' / 'x.mp4', frames=9)
+    shutil.copy(tmp_path / 'in' / 'x.mp4', os.fsdecode(bytes(tmp_path / 'in') + b'/y\xff.mp4'))
+    assert run(tmp_path / 'in', tmp_path / 'out') == prepare.SKIPPED
+    assert sources(tmp_path / 'out') == ['x.mp4']
+    assert [*read_index(tmp_path / 'out')['skipped']] == [r'y\udcff.mp4']
+    assert r'  y\udcff.mp4: ' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize('frames', [1, 2, 9, 600])

@@ -39,7 +39,12 @@ class StdoutHandler(logging.Handler):
         return level + super().format(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        print(printable(self.format(record)), flush=True)
+
+
+def printable(text: str) -> str:
+    r"""Returns a text in which bytes of file names that are not UTF-8 are written as \udcff."""
+    return text.encode(errors='backslashreplace').decode()
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

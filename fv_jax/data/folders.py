@@ -16,6 +16,7 @@ _TRASH = {
     *('lost+found', 'system volume information'),
 }
 _NAMED = 5  # names in one line
+_LOGGED = 20  # lines about single files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,15 @@ def name_some(names: Iterable[str]) -> str:
     names = list(names)
     more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
     return ', '.join(names[:_NAMED]) + more
+
+
+def log_lines(lines: Iterable[str]) -> None:
+    """Logs notes about single files: the first few, and how many more there are."""
+    lines = list(lines)
+    for line in lines[:_LOGGED]:
+        log.info(f'note: {line}')
+    if len(lines) > _LOGGED:
+        log.info(f'note: and {len(lines) - _LOGGED} more')
 
 
 def is_hidden(name: str) -> bool:

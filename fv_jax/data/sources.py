@@ -16,7 +16,6 @@ Several are joined by '+' into one source, whose records are equally likely. Wit
 Within double quotes + and @ are part of a name: '"data/a+b"@3+images:"photos@home"@1'.
 """
 
-import logging
 import math
 import re
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.data import embedded, images
-from fv_jax.data.folders import find_media, name_some
+from fv_jax.data.folders import find_media, log_lines, name_some
 from fv_jax.data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from fv_jax.data.loader import DataSource
 from fv_jax.data.record_sizes import RecordSizes
@@ -39,10 +38,7 @@ from fv_jax.data.streaming import find_layout, find_shard, read_in_order
 from fv_jax.data.video import decoding
 from fv_jax.data.video.captions import Captions
 
-log = logging.getLogger(__name__)
-
 EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'pingpong', 'images', 'tfds'
-_LOGGED = 20  # lines about single files
 _OUTSIDE_QUOTES = r'(?=(?:[^"]*"[^"]*")*[^"]*$)'  # whole pairs of quotes follow
 
 
@@ -231,7 +227,7 @@ class ImageFolder:
         require(self._files, f'{folder}: holds no images ({suffixes}){others}')
         self._captions = Captions(self._folder)
         lines = [f'{folder}/{name}: {reason}' for name, reason in media.skipped.items()]
-        _log_some([*lines, *self._captions.describe_problems(self._files)])
+        log_lines([*lines, *self._captions.describe_problems(self._files)])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -255,16 +251,8 @@ class ImageFolder:
             except ValueError as error:
                 row[1:] = 0
                 unreadable.append(str(error))
-        _log_some(unreadable)
+        log_lines(unreadable)
         return RecordSizes.from_array(found)
-
-
-def _log_some(lines: Sequence[str]) -> None:
-    """Logs that files are skipped, one line each."""
-    for line in lines[:_LOGGED]:
-        log.info(f'note: {line}')
-    if len(lines) > _LOGGED:
-        log.info(f'note: and {len(lines) - _LOGGED} more')
 
 
 def open_embedded_shards(*, heldout: bool) -> Shards:

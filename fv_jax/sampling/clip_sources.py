@@ -12,9 +12,10 @@ import numpy as np
 from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.images import IMAGE_SUFFIXES, read_image, read_size
+from fv_jax.data.folders import find_media, log_lines
+from fv_jax.data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, read_image, read_size
 from fv_jax.data.video import decoding
-from fv_jax.data.video.containers import VIDEO_SUFFIXES
+from fv_jax.data.video.containers import OTHER_VIDEO_SUFFIXES, VIDEO_SUFFIXES
 from fv_jax.sampling import clips
 from fv_jax.sampling.clips import Clip
 
@@ -88,10 +89,11 @@ def natural_order(name: str) -> list[tuple[int, int | str]]:
 
 
 def _find_in_folder(folder: StoragePath, grouping: ImageGrouping, rate: Fraction) -> list[ClipSource]:
-    names = [name for name in files.list_files(folder) if not any(part.startswith('.') for part in name.split('/'))]
+    media = find_media(folder, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES), (*OTHER_VIDEO_SUFFIXES, *OTHER_IMAGE_SUFFIXES))
+    log_lines(f'{folder}/{name}: {reason}' for name, reason in media.skipped.items())
     images: dict[StoragePath, list[StoragePath]] = {}
     with_videos, found = set(), []
-    for name in names:
+    for name in media.files:
         path = folder / name
         if path.suffix.lower() in VIDEO_SUFFIXES:
             found.append(ClipSource('video', path, name))

@@ -127,7 +127,8 @@ class RecordWriter:
         self._manifest_file.close()
         index = {'name': self._name, 'records': self.records, **self.summary}
         text = json.dumps(index, indent=1, ensure_ascii=False) + '\n'
-        files.write_text(self._temporary / 'index', text)
+        # Names of files may hold bytes that are not UTF-8; they become escapes of JSON.
+        files.write_bytes(self._temporary / 'index', text.encode(errors='backslashreplace'))
         index_path, manifest_path = (self._folder / f'{self._name}{end}' for end in ('.json', manifest.SUFFIX))
         old = [*self._present(), index_path, manifest_path]
         moves = [(path, self._temporary / path.name) for path in old if path.exists()]
