@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fv_jax import sample
+from fv_jax import api, export, sample
 from fv_jax.data import image_files
 from fv_jax.data.images import read_image
 from fv_jax.data.transforms import to_float
@@ -28,8 +28,13 @@ def run(tmp_path_factory) -> Path:
     return folder / 'run'
 
 
+@pytest.fixture(scope='module')
+def fv(run):
+    return api.FlashVideo.from_checkpoint(run)
+
+
 @pytest.fixture
-def calls(monkeypatch):
+def calls(fv, monkeypatch):
     """Enlarges frames twice by repeating pixels; fails at frames that are white. Records the number of frames."""
     found = []
 
@@ -43,6 +48,7 @@ def calls(monkeypatch):
         found.append((count, options['cuts']))
 
     monkeypatch.setattr(text_to_video, 'enhance_clip', enhance)
+    monkeypatch.setattr(sample.pipeline, 'open_pipeline', lambda arguments, step: fv)  # which takes a second
     return found
 
 
@@ -279,3 +285,23 @@ def test_metadata_of_earlier_versions_can_be_read():
     del values['fv_jax']['codec']
     found = metadata.from_json(json.dumps(values))
     assert found == dataclasses.replace(made, clip=metadata.ClipMetadata('a.mp4', 9, 5, fit=None))
+
+
+def test_files_of_other_formats_are_named(folder, run, calls, tmp_path, capsys):
+    (folder / 'photo.heic').write_bytes(b'none')
+    assert command(run, folder, tmp_path / 'out') == 1
+    assert written(tmp_path / 'out') == OUTPUTS
+    out, err = capsys.readouterr()
+    assert 'photo.heic: heic is not among the formats that are read' in out and '1 of 6 clips failed' in err
+
+
+def test_exported_file_is_a_checkpoint(run, tmp_path):
+    """It samples what the run samples, but for its half precision."""
+    encoding.encode(tmp_path / 'a.mp4', video(2), 24, crf=4)
+    file = run.parent / 'stage2.safetensors'  # beside its VAE
+    assert export.main(['--checkpoint', str(run), '--output', str(file)]) == 0
+    for name, weights in (('run', run), ('file', file)):
+        assert command(weights, tmp_path / 'a.mp4', tmp_path / f'{name}.mp4', '--crf=4') == 0
+    one, other = (decoding.decode(tmp_path / f'{name}.mp4').frames for name in ('run', 'file'))
+    assert one.std() > 5 and mean_difference(one, other) < 1
+    assert command(file, tmp_path / 'a.mp4', tmp_path / 'c.mp4', '--step=3') == 2

@@ -10,11 +10,11 @@ from fv_jax.core.files import write_bytes
 from fv_jax.core.paths import StoragePath
 
 # By suffix: Pillow's format and options. Only PNG is lossless.
+_JPEG = 'JPEG', {'quality': 95, 'subsampling': 0}
 _FORMATS = {
     '.png': ('PNG', {}),
-    '.jpg': ('JPEG', {'quality': 95, 'subsampling': 0}),
-    '.jpeg': ('JPEG', {'quality': 95, 'subsampling': 0}),
     '.webp': ('WEBP', {'quality': 95}),
+    **dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), _JPEG),
 }
 
 

@@ -13,7 +13,6 @@ The layout of pairs is that of UDM10, SPMCS, YouHQ40 and REDS4:
 import dataclasses
 import functools
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
@@ -34,6 +33,7 @@ from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.data.video import decoding
 from fv_jax.data.video.containers import OTHER_VIDEO_SUFFIXES, VIDEO_SUFFIXES
 from fv_jax.data.video.decoding import Video
+from fv_jax.sampling.clip_sources import natural_order
 
 log = logging.getLogger(__name__)
 
@@ -267,9 +267,7 @@ def common_crop(low: Size, high: Size, multiple: int, where: str) -> tuple[Size,
 
 
 def _natural_order(path: StoragePath) -> list[tuple[int, int | str]]:
-    """Orders frame2 before frame10."""
-    parts = re.split(r'(\d+)', path.name)
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
+    return natural_order(path.name)
 
 
 def _crop(frames: np.ndarray, size: Size) -> np.ndarray:

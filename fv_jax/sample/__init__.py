@@ -2,7 +2,7 @@
 
     preview --prompt "a ladybug moves over a beach" --output RUN     previews, RUN/0, RUN/1, ... (--prompts FILE: many)
     enhance RUN/0 RUN/3                                              high-resolution videos of them, RUN/0/video.mp4
-    clip --checkpoint RUN --input clip.mp4 --output out.mp4          video super-resolution of a clip, with stage 2
+    clip --checkpoint RUN --input clip.mp4 --output out.mp4          super-resolution of clips and images, with stage 2
     vbench --prompts all_dimension.txt --output OUT                  OUT/PROMPT-0.mp4, ... for VBench
     reproduce video.mp4 --output again.mp4                           the same video again, from the metadata in the mp4
 
@@ -15,7 +15,8 @@ stage can be set: `--stage1.num_steps=25`, `--stage2.guidance_scale=10`, `--stag
 
 All devices of all processes are used; `--parallel.data=2 --parallel.context=4` sets the axes of the mesh.
 
-A list of `preview`, `enhance` and `vbench` is continued by the same command: what exists already is not made again.
+A list of `preview`, `enhance`, `vbench` and `clip` is continued by the same command: what exists already is not made
+again.
 
 Exit codes: 0 success; 2 wrong usage, nothing was done; 1 failure, of a list also where a part of it failed; 130
 interrupted. Files and folders are written atomically: they appear, or are replaced, when they are complete.

@@ -12,7 +12,7 @@ import numpy as np
 from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.folders import find_media, log_lines
+from fv_jax.data.folders import find_media
 from fv_jax.data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, read_image, read_size
 from fv_jax.data.video import decoding
 from fv_jax.data.video.containers import OTHER_VIDEO_SUFFIXES, VIDEO_SUFFIXES
@@ -39,6 +39,7 @@ class ClipSource:
       name: relative to the folder that is enhanced; else of the file.
       images: of a sequence, in order.
       fps: of a sequence.
+      unreadable: why it cannot be opened; '' where nothing is known against it.
     """
 
     kind: SourceKind
@@ -46,9 +47,11 @@ class ClipSource:
     name: str
     images: tuple[StoragePath, ...] = ()
     fps: Fraction | None = None
+    unreadable: str = ''
 
     def open(self) -> tuple[Clip, decoding.VideoInfo | None]:
         """Opens it; the information is that of a video file. Raises ValueError if it cannot be read."""
+        require(not self.unreadable, f'{self.path}: {self.unreadable}')
         if self.kind == 'video':
             info = decoding.probe(self.path)
             return clips.open_clip(self.path, info), info
@@ -89,16 +92,17 @@ def natural_order(name: str) -> list[tuple[int, int | str]]:
 
 
 def _find_in_folder(folder: StoragePath, grouping: ImageGrouping, rate: Fraction) -> list[ClipSource]:
-    media = find_media(folder, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES), (*OTHER_VIDEO_SUFFIXES, *OTHER_IMAGE_SUFFIXES))
-    log_lines(f'{folder}/{name}: {reason}' for name, reason in media.skipped.items())
+    others = {*OTHER_VIDEO_SUFFIXES, *OTHER_IMAGE_SUFFIXES} - {*VIDEO_SUFFIXES}
+    media = find_media(folder, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES), others)
+    found = [ClipSource('video', folder / name, name, unreadable=reason) for name, reason in media.skipped.items()]
     images: dict[StoragePath, list[StoragePath]] = {}
-    with_videos, found = set(), []
+    with_videos = set()
     for name in media.files:
         path = folder / name
         if path.suffix.lower() in VIDEO_SUFFIXES:
             found.append(ClipSource('video', path, name))
             with_videos.add(path.parent)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+        else:
             images.setdefault(path.parent, []).append(path)
     for parent, paths in images.items():
         ordered = tuple(sorted(paths, key=lambda path: natural_order(path.name)))
