@@ -46,17 +46,17 @@ def _read(file: BinaryIO, start: int, count: int) -> bytes:
 
 
 def _mp4_end(file: BinaryIO, length: int) -> int:
-    """Returns where the last box of a file ends."""
+    """Returns where the last box of a file ends; a fragment's header does not end one."""
     position = 0
     while len(header := _read(file, position, 16)) >= 8:
         size, kind = struct.unpack('>I4s', header[:8])
         if not kind.isalnum() or size == 0:  # bytes after the last box; a box that reaches to the end
-            break
+            return position
         if size == 1:
             size = int.from_bytes(header[8:16].ljust(8, b'\xff'), 'big')
         if size < 8 or (position := position + size) >= length:
-            break
-    return position
+            return position + (kind == b'moof')
+    return position + 8 if any(header) else position
 
 
 def _ebml_ends(file: BinaryIO, length: int) -> Iterator[int]:
@@ -125,9 +125,9 @@ def _ps_end(file: BinaryIO, length: int) -> int:
     start = max(length - _TAIL, 0)
     tail = _read(file, start, _TAIL)
     position = tail.rfind(_PS_PACK)
-    while position + 14 < len(tail) and tail[position : position + 3] == b'\x00\x00\x01':
-        if tail[position : position + 4] == _PS_END:
-            break
+    while tail[position : position + 3] == b'\x00\x00\x01' and tail[position : position + 4] != _PS_END:
+        if len(tail) - position < 14:
+            return start + position + 14
         if tail[position : position + 4] == _PS_PACK:
             is_mpeg2 = tail[position + 4] >> 6 == 1
             position += 14 + tail[position + 13] % 8 if is_mpeg2 else 12

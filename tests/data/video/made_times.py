@@ -40,8 +40,10 @@ def even(fps: float, frames: int, start: float = 0.0) -> list[float]:
     return [start + frame / fps for frame in range(frames)]
 
 
-def draw(number: int, is_white: bool) -> np.ndarray:
-    return np.full((HEIGHT, WIDTH, 3), 250 if is_white else 30 + _STEP * (number % _NUMBERS), np.uint8)
+def draw(number: int, is_white: bool, noise: int = 0) -> np.ndarray:
+    level = 250 if is_white else 30 + _STEP * (number % _NUMBERS)
+    grain = np.random.default_rng(number).integers(-noise, noise + 1, (HEIGHT, WIDTH, 3))
+    return np.clip(level + grain, 0, 255).astype(np.uint8)
 
 
 def numbers(frames: np.ndarray) -> list[int]:
@@ -60,6 +62,7 @@ def write(
     pix_fmt: str = 'yuv420p',
     time_base: Fraction = Fraction(1, 90000),
     rate: int = 30,
+    noise: int = 0,
     format: str | None = None,
     options: dict[str, str] | None = None,
     encoder: dict[str, str] | None = None,
@@ -74,6 +77,7 @@ def write(
       codec, pix_fmt, encoder: of the video, and options of its encoder.
       time_base: of the frames' times.
       rate: that the header states, if it states one.
+      noise: levels of noise, for frames of many bytes.
       format, options: of the container.
     """
     with av.open(str(path), 'w', format=format, options=options or {}) as out:
@@ -85,7 +89,8 @@ def write(
         for stream, sound in zip(streams, sounds, strict=True):
             _encode_sound(out, stream, sound, times[-1] + 1 / rate, flash)
         for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(draw(number, flash is not None and time >= flash - 1e-6), format='rgb24')
+            image = draw(number, flash is not None and time >= flash - 1e-6, noise)
+            frame = av.VideoFrame.from_ndarray(image, format='rgb24')
             frame.time_base, frame.pts = time_base, round(time / time_base)
             out.mux(video.encode(frame))
         out.mux(video.encode())
