@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What needs other programs than Python or minutes, under the Python it is called with: reports in a browser, object
 # storage that fails, training and lists of prompts that are killed, preempted or stalled, in one and several processes,
-# sampling over more meshes, training that diverges or takes long, random videos, and the code blocks of the guides.
+# sampling over more meshes, training that diverges or takes long, videos of many kinds, and the code blocks of the guides.
 #   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
 # Installs the extras dev and services into that Python's environment, and nothing into the system: Chromium must be
 # there. A part that fails stops the run; a part over its budget (seconds, on two cores) is reported and does not fail.
@@ -37,5 +37,5 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 \
   part meshes "$BUDGET_MESHES" "$PYTHON" -m pytest -q tests/parallel/full_meshes.py
 part training "$BUDGET_TRAINING" "$PYTHON" -m pytest -q -n "$WORKERS" tests/e2e/full_training.py
 part guides "$BUDGET_GUIDES" "$PYTHON" -m pytest -q -n "$WORKERS" tests/docs/full_blocks.py
-part videos "$BUDGET_VIDEOS" "$PYTHON" -m pytest -q tests/data/video/full_*.py
+part videos "$BUDGET_VIDEOS" "$PYTHON" -m pytest -q -n "$WORKERS" tests/data/video/full_*.py
 print_summary

@@ -363,7 +363,9 @@ def test_sample_help(capsys):
         shown[name] = set(re.findall(r'--[a-z][a-z0-9-]+', capsys.readouterr().out)) - {'--help'}
     assert {'--prompt', '--num-samples', '--enhance-all', '--stage1', '--stage2'} <= shown['preview']
     assert '--stage2' in shown['enhance'] and not {'--stage1', '--prompt', '--num-samples'} & shown['enhance']
-    assert {'--tile-size', '--official', '--stage2'} <= shown['clip'] and not {'--stage1', '--fps'} & shown['clip']
+    assert {'--tile-size', '--official', '--stage2'} <= shown['clip'] and not {'--stage1', '--num-samples'} & shown[
+        'clip'
+    ]
     processes = {'--coordinator', '--num-processes', '--process-id', '--parallel'}
     weights = {'--official', '--checkpoint', '--text', '--dtype'}
     assert shown['reproduce'] == {'--output', '--overwrite'} | weights | processes

@@ -1,4 +1,4 @@
-"""Frames keep the times that they have in their file, whatever its header states."""
+"""Frames keep the times that they have in their file, whatever its header states; `full_times` tries more files."""
 
 import dataclasses
 import logging
@@ -33,6 +33,21 @@ MADE = {
 }
 
 
+CONSTANT = (
+    ('a.mkv', Fraction(24000, 1001), {'time_base': MILLISECONDS}),
+    ('a.mkv', Fraction(30000, 1001), {'time_base': MILLISECONDS, 'rate': 30}),  # the header is wrong
+    ('a.mp4', Fraction(60000, 1001), {}),
+    ('a.mkv', Fraction(240), {'time_base': MILLISECONDS}),
+    ('a.mp4', Fraction(15, 2), {}),
+    ('a.flv', Fraction(25), {'time_base': MILLISECONDS}),
+    ('a.gif', Fraction(25), {'time_base': Fraction(1, 100), 'codec': 'gif', 'pix_fmt': 'rgb8'}),
+    ('b.gif', Fraction(30), {'time_base': Fraction(1, 100), 'codec': 'gif', 'pix_fmt': 'rgb8'}),
+    ('a.avi', Fraction(25), {'time_base': Fraction(1, 25), 'codec': 'mpeg4', 'rate': 25, 'encoder': {'bf': '2'}}),
+    ('a.h264', Fraction(24), {'time_base': Fraction(1, 24), 'rate': 24}),
+    ('a.mp4', Fraction(30), {'options': {'movflags': 'frag_keyframe+empty_moov'}}),
+)
+
+
 def frame_times(path: Path) -> np.ndarray:
     return np.array([frame.seconds for frame in decoding.iter_frames(path)])
 
@@ -42,8 +57,7 @@ def shown_at(times: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     return np.searchsorted(times, seconds + 1e-6, side='right') - 1
 
 
-@pytest.mark.parametrize('name', MADE)
-def test_variable_frame_rate(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def assert_times_are_kept(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     times, options, fps = MADE[name]
     path = tmp_path / name
     made_times.write(
@@ -75,6 +89,11 @@ def test_variable_frame_rate(tmp_path: Path, name: str, caplog: pytest.LogCaptur
         assert number in [-1 if frame >= 30 else frame % 24 for frame in range(first, last + 1)]
     assert decoding.decode(path, max_frames=7).frames.shape[0] == 7
     np.testing.assert_array_equal(decoding.decode(path, max_frames=7).frames, video.frames[:7])
+
+
+@pytest.mark.parametrize('name', ['live.webm', 'held.mov'])
+def test_variable_frame_rate(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert_times_are_kept(tmp_path, name, caplog)
 
 
 def test_browser_recording_without_rate_or_duration(tmp_path: Path) -> None:
@@ -139,23 +158,7 @@ def test_clip_in_memory_is_saved_with_the_times_of_its_file(tmp_path: Path) -> N
     assert sampling_clips.open_clip(path, decoding.probe(path)).times is None
 
 
-@pytest.mark.parametrize(
-    ('name', 'fps', 'options'),
-    [
-        ('a.mkv', Fraction(24000, 1001), {'time_base': MILLISECONDS}),
-        ('a.mkv', Fraction(30000, 1001), {'time_base': MILLISECONDS, 'rate': 30}),  # the header is wrong
-        ('a.mp4', Fraction(60000, 1001), {}),
-        ('a.mkv', Fraction(240), {'time_base': MILLISECONDS}),
-        ('a.mp4', Fraction(15, 2), {}),
-        ('a.flv', Fraction(25), {'time_base': MILLISECONDS}),
-        ('a.gif', Fraction(25), {'time_base': Fraction(1, 100), 'codec': 'gif', 'pix_fmt': 'rgb8'}),
-        ('b.gif', Fraction(30), {'time_base': Fraction(1, 100), 'codec': 'gif', 'pix_fmt': 'rgb8'}),
-        ('a.avi', Fraction(25), {'time_base': Fraction(1, 25), 'codec': 'mpeg4', 'rate': 25, 'encoder': {'bf': '2'}}),
-        ('a.h264', Fraction(24), {'time_base': Fraction(1, 24), 'rate': 24}),
-        ('a.mp4', Fraction(30), {'options': {'movflags': 'frag_keyframe+empty_moov'}}),
-    ],
-)
-def test_constant_rates_are_kept(tmp_path: Path, name: str, fps: Fraction, options: dict) -> None:
+def assert_rate_is_kept(tmp_path: Path, name: str, fps: Fraction, options: dict) -> None:
     path = tmp_path / name
     made_times.write(path, even(fps, 60), flash=None, **options)
     info = decoding.probe(path)
@@ -164,6 +167,11 @@ def test_constant_rates_are_kept(tmp_path: Path, name: str, fps: Fraction, optio
     assert video.fps == float(fps) and made_times.numbers(video.frames) == [number % 24 for number in range(60)]
     out = made_times.copy_clip(path, tmp_path / 'out.mp4')
     np.testing.assert_allclose(out.times, even(fps, 60), atol=0.25 / fps)
+
+
+@pytest.mark.parametrize('index', [1, 6, 8])
+def test_constant_rates_are_kept(tmp_path: Path, index: int) -> None:
+    assert_rate_is_kept(tmp_path, *CONSTANT[index])
 
 
 def test_clock_of_mpeg_ts_wraps(tmp_path: Path) -> None:
