@@ -82,7 +82,8 @@ def measure(seconds: Sequence[float], stated: Iterable[Fraction | None]) -> Timi
     if frames < 2:
         fps = next(iter(stated), Fraction(0))
         return Timing(frames, fps, fps, is_constant=True, is_even=True)
-    mean = Fraction((frames - 1) / float(seconds[-1] - seconds[0])).limit_denominator(1001)
+    mean = Fraction((frames - 1) / float(seconds[-1] - seconds[0]))
+    mean = mean.limit_denominator(1001) or mean  # which rounds a frame in half an hour to none
     candidates = (*stated, *_COMMON_RATES, mean)
     deviations = [_deviation(seconds, fps) for fps in candidates]
     # The first that is as good as the best one: the error of times in milliseconds is half of one.

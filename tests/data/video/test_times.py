@@ -230,6 +230,10 @@ def test_wrong_frame_count_and_rate_of_the_header(tmp_path: Path, count: int) ->
     assert made_times.numbers(decoding.decode(path).frames) == [number % 24 for number in range(60)]
 
 
+def test_frames_that_are_hours_apart_have_a_rate() -> None:
+    assert float(timing.measure([0.0, 7200.0, 14000.0], []).fps) == pytest.approx(1 / 7000)
+
+
 @pytest.mark.parametrize('frames', [1, 2, 3])
 def test_few_frames(tmp_path: Path, frames: int) -> None:
     path = tmp_path / 'a.mp4'
