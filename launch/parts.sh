@@ -16,7 +16,8 @@ install_extra() {
     echo "fv_jax needs Python 3.11 or newer; $PYTHON is $("$PYTHON" --version 2>&1)" >&2
     return 1
   }
-  "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --root-user-action=ignore -e ".[$1]"
+  "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --root-user-action=ignore \
+    --no-compile -e ".[$1]" # most modules are never imported
 }
 
 # part NAME BUDGET COMMAND...: runs the command, and says how long it took beside its budget.
