@@ -5,6 +5,7 @@ more differences: no listing is cached, because other processes write to the sam
 makes `isdir` and `isfile` false, not a refused request.
 """
 
+import importlib
 import importlib.util
 import os
 from typing import Any
@@ -67,8 +68,11 @@ def register(scheme: str, url: str) -> None:
     package, extra, path = SCHEMES[scheme]
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"{url}: {scheme}:// needs {package}; install it: pip install 'fv_jax[{extra}]'")
-    for name in _ALIASES[scheme]:
-        fsspec.register_implementation(name, path, clobber=True)
+    module, _, name = path.rpartition('.')
+    # The class, not its path: fsspec prefers a class of its own that another library has asked for before.
+    filesystem = getattr(importlib.import_module(module), name)
+    for alias in _ALIASES[scheme]:
+        fsspec.register_implementation(alias, filesystem, clobber=True)
 
 
 def open_filesystem(scheme: str, **options: float) -> fsspec.AbstractFileSystem:
