@@ -292,7 +292,9 @@ def test_files_of_other_formats_are_named(folder, run, calls, tmp_path, capsys):
     assert command(run, folder, tmp_path / 'out') == 1
     assert written(tmp_path / 'out') == OUTPUTS
     out, err = capsys.readouterr()
-    assert 'photo.heic: heic is not among the formats that are read' in out and '1 of 6 clips failed' in err
+    assert 'photo.heic: failed: heic is not among the formats that are read' in out and '1 of 6 clips failed' in err
+    assert command(run, folder / 'photo.heic', tmp_path / 'photo.png') == 2
+    assert 'photo.heic: heic is not among the formats that are read; convert it' in capsys.readouterr().err
 
 
 def test_exported_file_is_a_checkpoint(run, tmp_path):

@@ -50,9 +50,14 @@ def find_media(folder: StoragePath, suffixes: Collection[str], others: Collectio
             skipped[name] = reason
     for name in found:
         if _suffix(name) in others:
-            skipped[name] = f'{_suffix(name)[1:]} is not among the formats that are read; convert it'
+            skipped[name] = name_unread(name)
     taken = sorted((name for name in found if _suffix(name) in suffixes), key=lambda name: name.split('/'))
     return Media({name: found[name] for name in taken}, dict(sorted(skipped.items())))
+
+
+def name_unread(name: str) -> str:
+    """Returns why a file of another format is not read."""
+    return f'{_suffix(name)[1:]} is not among the formats that are read; convert it'
 
 
 def name_some(names: Iterable[str]) -> str:

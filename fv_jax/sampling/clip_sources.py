@@ -12,7 +12,7 @@ import numpy as np
 from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
-from fv_jax.data.folders import find_media
+from fv_jax.data.folders import find_media, name_unread
 from fv_jax.data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, read_image, read_size
 from fv_jax.data.video import decoding
 from fv_jax.data.video.containers import OTHER_VIDEO_SUFFIXES, VIDEO_SUFFIXES
@@ -26,6 +26,7 @@ SourceKind = Literal['video', 'image', 'sequence']
 # as frames, or each by itself.
 ImageGrouping = Literal['auto', 'sequence', 'separate']
 FPS = 24.0  # of sequences
+_OTHERS = {*OTHER_VIDEO_SUFFIXES, *OTHER_IMAGE_SUFFIXES} - {*VIDEO_SUFFIXES}  # that are named where they are found
 PATTERN = re.compile(r'%(?:0?(\d+))?d')  # of the number in a file's name, as in FFmpeg
 
 
@@ -79,6 +80,7 @@ def find_sources(path: StoragePath, grouping: ImageGrouping, fps: float) -> list
         return [ClipSource('sequence', path, path.name, _match_pattern(path), rate)]
     if not path.is_dir():
         require(path.exists(), f'{path}: no such file')
+        require(path.suffix.lower() not in _OTHERS, f'{path}: {name_unread(path.name)}')
         return [ClipSource('image' if path.suffix.lower() in IMAGE_SUFFIXES else 'video', path, path.name)]
     found = _find_in_folder(path, grouping, rate)
     suffixes = ', '.join(suffix[1:] for suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES))
@@ -92,8 +94,7 @@ def natural_order(name: str) -> list[tuple[int, int | str]]:
 
 
 def _find_in_folder(folder: StoragePath, grouping: ImageGrouping, rate: Fraction) -> list[ClipSource]:
-    others = {*OTHER_VIDEO_SUFFIXES, *OTHER_IMAGE_SUFFIXES} - {*VIDEO_SUFFIXES}
-    media = find_media(folder, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES), others)
+    media = find_media(folder, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES), _OTHERS)
     found = [ClipSource('video', folder / name, name, unreadable=reason) for name, reason in media.skipped.items()]
     images: dict[StoragePath, list[StoragePath]] = {}
     with_videos = set()

@@ -69,7 +69,8 @@ class ListProgress:
         self.failed += indices
         self._failures_in_a_row += 0 if odd else 1
         for i in indices:
-            log.warning(f'{self.labels[i]}: failed: {format_error(error)}')
+            reason = format_error(error).removeprefix(f'{self.labels[i]}: ')
+            log.warning(f'{self.labels[i]}: failed: {reason}')
         if not odd and self._failures_in_a_row == MAX_FAILURES:
             raise ValueError(
                 f'{self.labels[indices[0]]}: {format_error(error)}; the list ends after {MAX_FAILURES} failures in a '
@@ -98,7 +99,10 @@ class ListProgress:
 def check_complete(*lists: ListProgress) -> None:
     """Raises ValueError if items of a list failed."""
     failures = list(filter(None, (each.describe_failures() for each in lists)))
-    require(not failures, f'{", ".join(failures)}; run the command again to make them')
+    require(
+        not failures,
+        f'{", ".join(failures)}; run the command again to make them, once inputs that cannot be read are repaired',
+    )
 
 
 def sample_list(

@@ -51,7 +51,8 @@ class RecordWriter:
         present = self._present()
         require(
             not present or overwrite,
-            f'{folder}: already holds {len(present)} shard(s) named {name}; overwrite them or choose another folder',
+            f'{folder}: already holds {len(present)} shard(s) named {name}; choose another folder or overwrite them '
+            '(--overwrite)',
         )
 
     @property

@@ -303,7 +303,7 @@ def scan_file(
     if selection.is_resampled and config.fps is None:
         log.info(
             f'note: {path}: variable frame rate, {float(info.fps):.4g} per second on average; its clips are resampled '
-            f'by time to fps={selection.fps:g}'
+            f'by time to fps={selection.fps:g}, the rate of most of its frames'
         )
     return dataclasses.replace(selection, damage=damage)
 

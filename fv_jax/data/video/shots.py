@@ -82,7 +82,7 @@ def scan(
     seconds = np.maximum.accumulate(seconds)
     gaps = np.searchsorted(seconds, resumed).tolist()
     ends = [0.0, *seconds.tolist(), np.inf]
-    damage = tuple((ends[gap], ends[gap + 1]) for gap in gaps)
+    damage = tuple((float(seconds[max(gap - _PREDICTED, 0)]) if gap else 0.0, ends[gap + 1]) for gap in gaps)
     return Timeline(seconds, tuple(_without_gaps(shots, gaps, len(seconds))), damage)
 
 
