@@ -116,7 +116,10 @@ def _add_stream(
 ) -> av.VideoStream:
     rate, options = Fraction(fps).limit_denominator(1001), {'crf': str(crf), 'preset': preset}
     if codec == 'hevc10':
-        stream = container.add_stream('libx265', rate=rate, options=options | {'x265-params': 'log-level=error'})
+        # x265 writes beyond its buffers where a frame is smaller than its blocks of 64 pixels.
+        blocks = ':ctu=16' if min(height, width) < 64 else ''
+        options |= {'x265-params': f'log-level=error{blocks}'}
+        stream = container.add_stream('libx265', rate=rate, options=options)
         stream.pix_fmt = ten_bits.PIXEL_FORMAT
         stream.codec_context.codec_tag = 'hvc1'  # Apple's players show nothing of the default, hev1
     else:

@@ -1,5 +1,8 @@
 """HEVC of 10 bits: the codes of BT.709, without a detour over 8 bits, and a file that players accept."""
 
+import subprocess
+import sys
+
 import av
 import numpy as np
 import pytest
@@ -72,3 +75,16 @@ def test_encode_of_10_bits_takes_floats(tmp_path):
     with pytest.raises(ValueError, match=r'frame 0: expected float32 \(H, W, 3\), got uint8'):
         encoding.encode(tmp_path / 'a.mp4', sample_videos.pattern(1), 24, codec='hevc10')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('size', [(32, 48), (200, 34)])
+def test_frames_smaller_than_the_blocks_of_x265(tmp_path, size):
+    """With blocks of 64 pixels x265 writes beyond its buffers, and the process ends."""
+    program = (
+        'import sys, numpy as np\n'
+        'from fv_jax.data.video import encoding\n'
+        'frames = np.zeros((4, int(sys.argv[2]), int(sys.argv[3]), 3), np.float32)\n'
+        'for _ in range(3): encoding.encode(sys.argv[1], frames, 24, codec="hevc10")'
+    )
+    arguments = [sys.executable, '-c', program, str(tmp_path / 'a.mp4'), *map(str, size)]
+    assert subprocess.run(arguments, check=False).returncode == 0
