@@ -6,7 +6,7 @@ clip's first frame it reads copies of that frame; before a later chunk it reads 
 frames of its input so far, which is passed in and returned.
 """
 
-import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,6 +16,8 @@ from flax import nnx
 from jax import lax
 
 from fv_jax.core import axes
+from fv_jax.models.blocked_conv import conv_blocks
+from fv_jax.models.lazy_frames import LazyFrames
 
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape) -> a kernel
 
@@ -34,47 +36,6 @@ def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns a float32 kernel of zeros; `key` is ignored."""
     del key
     return jnp.zeros(shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class LazyFrames:
-    """A clip whose frames are computed when they are read.
-
-    A convolution on TPU and GPU scans over the frames, so that norms and activations in float32 at full size exist for
-    one frame at a time and never for the clip. Decoding 9 frames of 1072x1920 on eight chips takes 3.4 GiB of each chip
-    this way and 10.3 GiB all at once, in less than half of the cycles (as the compiler counts them).
-
-    Attributes:
-      make: computes the clip (B, F, H, W, C) from the parts, or one frame (B, H, W, C) from one frame of each part.
-      parts: arrays (B, F, ...); B or F is 1 in a part that all examples or all frames share.
-    """
-
-    make: Callable[..., jax.Array]
-    parts: tuple[jax.Array, ...]
-
-    @classmethod
-    def from_array(cls, x_BFHWC: jax.Array) -> 'LazyFrames':
-        """Wraps frames that are in memory."""
-        return cls(lambda x: x, (x_BFHWC,))
-
-    def map(self, function: Callable[[jax.Array], jax.Array]) -> 'LazyFrames':
-        """Applies a function of frames (..., H, W, C), which must treat every frame alike, lazily."""
-        make = self.make
-        return LazyFrames(lambda *parts: function(make(*parts)), self.parts)
-
-    @property
-    def length(self) -> int:
-        """The number F of the clip's frames."""
-        return max(part.shape[1] for part in self.parts)
-
-    @property
-    def first_frame(self) -> jax.Array:
-        """The clip's first frame, (B, H, W, C)."""
-        return self.make(*(part[:, 0] for part in self.parts))
-
-    def materialize(self) -> jax.Array:
-        """Computes all frames, (B, F, H, W, C)."""
-        return self.make(*self.parts)
 
 
 def _conv2d(x_NHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -113,24 +74,55 @@ def _conv_scan_frames(
         seen = (*past, x.make(*parts))
         return seen[1:], _conv_concat_taps(seen, kernel, stride) + bias
 
-    past = jnp.repeat(x.first_frame[:, None], len(kernel) - 1, axis=1) if past is None else past
-    parts = [jnp.broadcast_to(part, (part.shape[0], x.length, *part.shape[2:])) for part in x.parts]
+    past = jnp.repeat(x.frame(0)[:, None], len(kernel) - 1, axis=1) if past is None else past
     # The backward pass recomputes the frames: saved, they take more memory than whole clips do; recomputed, half of it.
     step = jax.checkpoint(step, prevent_cse=False)
-    last, y_FBHWC = lax.scan(step, tuple(jnp.moveaxis(past, 1, 0)), tuple(jnp.moveaxis(part, 1, 0) for part in parts))
+    last, y_FBHWC = lax.scan(step, tuple(jnp.moveaxis(past, 1, 0)), x.frame_parts())
     # The slice is empty, but gives the result its shape where the kernel has one tap and `last` has no frames.
     last = jnp.concatenate([past[:, :0], *(frame[:, None] for frame in last)], axis=1)
     return jnp.moveaxis(y_FBHWC, 0, 1), last
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _conv_blocks(
+    make: Callable[..., jax.Array],
+    stride: int,
+    shards: int,
+    parts: tuple[jax.Array, ...],
+    past: jax.Array | None,
+    kernel: jax.Array,
+    bias: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Convolves as `conv_blocks`, with the gradient of `_conv_scan_frames`, for which no buffer of frames is saved."""
+    return conv_blocks(LazyFrames(make, parts), past, kernel, bias, stride, shards)
+
+
+def _conv_blocks_forward(make: Callable[..., jax.Array], stride: int, shards: int, *arrays):
+    return _conv_blocks(make, stride, shards, *arrays), arrays
+
+
+def _conv_blocks_backward(make: Callable[..., jax.Array], stride: int, shards: int, arrays, gradients):
+    del shards
+    _, pull_back = jax.vjp(lambda parts, *others: _conv_scan_frames(LazyFrames(make, parts), *others, stride), *arrays)
+    return pull_back(gradients)
+
+
+_conv_blocks.defvjp(_conv_blocks_forward, _conv_blocks_backward)
+
+
 def convolve(
-    x: LazyFrames, past_BFHWC: jax.Array | None, kernel: jax.Array, bias: jax.Array, stride: int = 1
+    x: LazyFrames,
+    past_BFHWC: jax.Array | None,
+    kernel: jax.Array,
+    bias: jax.Array,
+    stride: int = 1,
+    column_shards: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Convolves causally in time, with zero padding in space, as a sum of one 2-D convolution for each tap in time.
 
     XLA for CPU runs a 3-D convolution 3 to 6 times slower than the three 2-D ones that it is the sum of, and the
     gradients of convolutions in a loop 8 times slower than without a loop. So a CPU takes all frames in one batch, and
-    every other platform scans over them (`LazyFrames`).
+    every other platform scans over them (`LazyFrames`); a TPU in blocks (`blocked_conv`).
 
     Args:
       x: F frames (B, F, H, W, C).
@@ -138,6 +130,7 @@ def convolve(
       kernel: (T, 3, 3, C, C'); the last tap reads the current frame.
       bias: (C',).
       stride: in space, 1 or 2.
+      column_shards: the number of devices that the columns are divided among.
 
     Returns:
       (B, F, H', W', C') with H' = H / stride, and the T - 1 frames that a next chunk needs as its past.
@@ -148,6 +141,7 @@ def convolve(
         kernel,
         bias.reshape(1, 1, 1, -1),
         cpu=lambda parts, *others: _conv_batched(LazyFrames(x.make, parts), *others, stride),
+        tpu=functools.partial(_conv_blocks, x.make, stride, column_shards),
         default=lambda parts, *others: _conv_scan_frames(LazyFrames(x.make, parts), *others, stride),
     )
 
@@ -164,6 +158,7 @@ class CausalConv3d(nnx.Module):
         self.kernel = axes.param(kernel_init(rngs.params(), shape), (None, None, None, axes.CONV_IN, axes.CONV_OUT))
         self.bias = axes.param(jnp.zeros(out_channels), (axes.CONV_OUT,))
         self.dtype = dtype
+        self.column_shards = 1
 
     def __call__(self, x: LazyFrames, cache_BFHWC: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Convolves one chunk.
@@ -180,9 +175,10 @@ class CausalConv3d(nnx.Module):
         if cache_BFHWC is None and x.length == 1:
             # A single frame's past is the frame itself, so that all taps in time read it: their sum does a third of the
             # work.
-            y, _ = convolve(x, None, kernel.sum(0, keepdims=True).astype(self.dtype), bias)
+            image_kernel = kernel.sum(0, keepdims=True).astype(self.dtype)
+            y, _ = convolve(x, None, image_kernel, bias, column_shards=self.column_shards)
             return y, jnp.repeat(x.materialize(), HISTORY, axis=1)
-        return convolve(x, cache_BFHWC, kernel.astype(self.dtype), bias)
+        return convolve(x, cache_BFHWC, kernel.astype(self.dtype), bias, column_shards=self.column_shards)
 
 
 class PointwiseConv(nnx.Module):
@@ -216,11 +212,13 @@ class FrameConv(nnx.Module):
         self.bias = axes.param(jnp.zeros(channels), (axes.CONV_OUT,))
         self.stride = stride
         self.dtype = dtype
+        self.column_shards = 1
 
     def __call__(self, x: LazyFrames) -> jax.Array:
         """Convolves frames (B, F, H, W, C) to (B, F, H / stride, W / stride, C)."""
         kernel, bias = (value[...].astype(self.dtype) for value in (self.kernel, self.bias))
-        y, _ = convolve(x.map(lambda frames: frames.astype(self.dtype)), None, kernel[None], bias, self.stride)
+        x = x.map(lambda frames: frames.astype(self.dtype))
+        y, _ = convolve(x, None, kernel[None], bias, self.stride, self.column_shards)
         return y
 
 

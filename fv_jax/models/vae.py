@@ -21,8 +21,9 @@ from flax import nnx
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_range
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, LazyFrames, PointwiseConv, zeros
+from fv_jax.models.conv import CausalConv3d, FrameConv, GroupNorm, PointwiseConv, zeros
 from fv_jax.models.layers import DtypeName
+from fv_jax.models.lazy_frames import LazyFrames
 
 # Initialization for training from scratch. Alternating offsets of +1 and -1 make up most of a group's variance, so that
 # its norm hardly depends on the image's content and networks trained on small crops work on whole frames (the loss from
@@ -288,6 +289,13 @@ def set_compute_dtype(vae: VAE, dtype: DtypeName) -> VAE:
         if isinstance(module, CausalConv3d | FrameConv | PointwiseConv):
             module.dtype = dtype
     return vae
+
+
+def set_column_shards(network: nnx.Module, shards: int) -> None:
+    """Sets, in place, the number of devices that the columns of frames are divided among in a network's convolutions."""
+    for _, module in nnx.iter_modules(network):
+        if isinstance(module, CausalConv3d | FrameConv):
+            module.column_shards = shards
 
 
 def collapse_temporal_kernels(vae: VAE) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fv_jax.models import vae_chunking, vae_tiling
-from fv_jax.models.vae import VAE, Cache, VAEConfig, split_moments
+from fv_jax.models.vae import VAE, Cache, VAEConfig, set_column_shards, split_moments
 from fv_jax.models.vae_tiling import Tiling
 from fv_jax.parallel import arrays
 from fv_jax.parallel.rules import Partitioner
@@ -212,6 +212,9 @@ def _run_chunk(
     def constrain(x: jax.Array, latent_columns: int) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, latent_columns))
 
-    y_BFHWC, cache = nnx.merge(graphdef, state)(constrain(x_BFHWC, columns), cache)
+    network = nnx.merge(graphdef, state)
+    sharding = layout.sharding(x_BFHWC.shape, columns)
+    set_column_shards(network, x_BFHWC.shape[3] // sharding.shard_shape(x_BFHWC.shape)[3])
+    y_BFHWC, cache = network(constrain(x_BFHWC, columns), cache)
     cache = jax.tree.map(lambda x: constrain(x, columns), cache)
     return constrain(y_BFHWC, columns if layout.splits_output else 1), cache
