@@ -1,8 +1,8 @@
 """The causal convolution on TPUs: frames in blocks of rows and columns, which are the examples of a convolution.
 
 XLA for TPU lays the examples of a convolution along the sublanes of the vector units, of which there are eight. It cuts
-a single frame into eight for that, in every convolution again: for three frames of 1072x240x128 on a v6e its estimate is
-7 million cycles of pads and copies, and 0.8 million of the convolution itself. Here the frames are cut by hand, and
+a single frame into eight for that, again in every convolution: for three frames of 1072x240x128 on a v6e its estimate
+is 7 million cycles of pads and copies, and 0.8 million of the convolution itself. Here the frames are cut by hand, and
 their columns between chips with them:
 
     frame          (B, H, W, C) = (B, blocks of rows, rows, shards of columns, columns, C)
@@ -152,7 +152,10 @@ def conv_blocks(
     shape = x.length, blocks.batch, blocks.height // stride, blocks.width // stride, kernel.shape[-1]
     # A buffer of our own: the one that a scan makes for its outputs is filled with zeros first.
     y = lax.empty(shape, jnp.result_type(first, kernel))
-    (_, y), _ = lax.scan(step, (buffer, y), (jnp.arange(x.length), x.frame_parts()))
     last = [seen(index)[:, None] for index in range(x.length, x.length + taps - 1)]
     # The slice is empty, but gives the result its shape where the kernel has one tap.
-    return jnp.moveaxis(y, 0, 1), jnp.concatenate([first[:, None][:, :0], *last], axis=1)
+    last = jnp.concatenate([first[:, None][:, :0], *last], axis=1)
+    # The barrier has them computed before the loop: after it, the clip that they are made of would be kept until then.
+    buffer, last = lax.optimization_barrier((buffer, last))
+    (_, y), _ = lax.scan(step, (buffer, y), (jnp.arange(x.length), x.frame_parts()))
+    return jnp.moveaxis(y, 0, 1), last
