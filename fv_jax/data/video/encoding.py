@@ -17,6 +17,7 @@ from fv_jax.data.video import ten_bits
 
 Codec = Literal['h264', 'hevc10']
 DEFAULT_CRF = 18
+_X265_BLOCK = 64  # pixels
 # Of the times of frames at a variable rate, in seconds.
 _TICK = Fraction(1, 90000)
 PRESETS = ('ultrafast', 'superfast', 'veryfast', 'faster', 'fast', 'medium', 'slow', 'slower', 'veryslow')
@@ -116,10 +117,10 @@ def _add_stream(
 ) -> av.VideoStream:
     rate, options = Fraction(fps).limit_denominator(1001), {'crf': str(crf), 'preset': preset}
     if codec == 'hevc10':
-        # x265 writes beyond its buffers where a frame is smaller than its blocks of 64 pixels.
-        blocks = ':ctu=16' if min(height, width) < 64 else ''
-        options |= {'x265-params': f'log-level=error{blocks}'}
-        stream = container.add_stream('libx265', rate=rate, options=options)
+        # x265 writes beyond its buffers where a frame is smaller than its blocks, and the process ends.
+        small = f'cannot encode {height}x{width}: HEVC needs {_X265_BLOCK} pixels along both sides; choose h264'
+        require(min(height, width) >= _X265_BLOCK, small)
+        stream = container.add_stream('libx265', rate=rate, options=options | {'x265-params': 'log-level=error'})
         stream.pix_fmt = ten_bits.PIXEL_FORMAT
         stream.codec_context.codec_tag = 'hvc1'  # Apple's players show nothing of the default, hev1
     else:

@@ -270,7 +270,7 @@ def test_frame_is_shown_until_the_next_one_begins() -> None:
 
 @pytest.mark.parametrize(('codec', 'dtype'), [('h264', np.uint8), ('hevc10', np.float32)])
 def test_encoded_times(tmp_path: Path, codec: str, dtype: type) -> None:
-    frames = np.zeros((4, 32, 48, 3), dtype)
+    frames = np.zeros((4, 64, 96, 3), dtype)
     times = [(0.0, 0.5), (0.5, 0.01), (0.51, 0.99), (1.5, 2.0)]
     encoding.encode(tmp_path / 'a.mp4', iter(frames), 2, times=iter(times), codec=codec)
     with av.open(str(tmp_path / 'a.mp4')) as container:
