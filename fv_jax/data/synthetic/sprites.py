@@ -205,7 +205,8 @@ class SpriteClips:
       size: (frames, height, width) of every clip.
       seed: of the scenes.
       smallest_height: if given, the height of a clip is drawn between this and that of `size`, its width in proportion,
-        log-uniformly, so that random crops show sprites small and large.
+        log-uniformly, so that crops show sprites small and large.
+      crop: (height, width) of a crop in which the sprite is at some time; None is whole clips.
     """
 
     def __init__(
@@ -216,13 +217,14 @@ class SpriteClips:
         *,
         seed: int = 0,
         smallest_height: int | None = None,
+        crop: tuple[int, int] | None = None,
     ):
         require(count >= 1, f'{count} clips of sprites: must be at least 1', ConfigError)
         if 2 * size[2] < size[1]:
             raise ConfigError(f'height={size[1]}, width={size[2]}: sprites need a width of at least half the height')
         self._key = (seed, ('train', 'heldout').index(split))
         self._combinations = train_combinations() if split == 'train' else heldout_combinations()
-        self._split, self._count, self._size, self._smallest = split, count, size, smallest_height
+        self._split, self._count, self._size, self._smallest, self._crop = split, count, size, smallest_height, crop
         self._art = load_art()
 
     def __len__(self) -> int:
@@ -230,12 +232,16 @@ class SpriteClips:
 
     def __getitem__(self, index: int) -> Record:
         scene, caption, size = self._sample(int(index))
+        video = draw_scene(scene, size, self._art)
+        if self._crop is not None:
+            video = _crop_sprite(video, scene, self._crop, np.random.default_rng([*self._key, index, 1]))
+        frames, height, width = video.shape[:3]
         return {
-            'video': draw_scene(scene, size, self._art),
+            'video': video,
             'fps': FPS,
-            'frames': size[0],
-            'height': size[1],
-            'width': size[2],
+            'frames': frames,
+            'height': height,
+            'width': width,
             'source': 'sprites',
             'caption': caption,
             'object': scene.object,
@@ -267,6 +273,14 @@ class SpriteClips:
         return scene, scene.format_caption(pattern), (frames, height, width)
 
 
+def _crop_sprite(video_FHWC: np.ndarray, scene: Scene, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Crops a clip to (height, width), at a place where the sprite's centre is in the crop in a random frame."""
+    sides = np.array(video_FHWC.shape[1:3])
+    centre = scene.centres(len(video_FHWC))[rng.integers(len(video_FHWC))] * sides[0]
+    corner = np.clip(np.rint(centre - rng.random(2) * size), 0, sides - size).astype(int)
+    return video_FHWC[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+
+
 def is_name(name: str) -> bool:
     """Returns whether `open_source` accepts this name."""
     return name.partition(':')[0] in (WHOLE, CROPS)
@@ -277,8 +291,8 @@ def open_source(name: str, size: tuple[int, int, int], *, heldout: bool) -> Spri
 
     Args:
       name: 'sprites': whole scenes of `size`, for training with captions (do not mirror or crop those).
-        'sprite_crops': for a VAE; in training at all heights from the preview's to the largest that `size` can be
-        cropped from. Either may give a number of clips: 'sprites:500'.
+        'sprite_crops': for a VAE; in training crops of `size`, around the sprite, of clips of all heights from the
+        preview's to the largest. Either may give a number of clips: 'sprites:500'.
       size: (frames, height, width) of the training clips.
       heldout: whether to open the held-out split.
 
@@ -297,4 +311,4 @@ def open_source(name: str, size: tuple[int, int, int], *, heldout: bool) -> Spri
     smallest = max(PREVIEW[1], size[1], math.ceil(size[2] / _ASPECT))
     largest = max(FINAL[1], smallest)
     whole = max(FINAL[0], size[0]), largest, math.ceil(largest * _ASPECT)
-    return SpriteClips(split, count, whole, smallest_height=smallest)
+    return SpriteClips(split, count, whole, smallest_height=smallest, crop=size[1:])
