@@ -118,7 +118,7 @@ def _optim() -> dict:
 
 
 def _small(config: ConfigDict) -> None:
-    config.stage.network.update(base_channels=16, multipliers=(1, 1, 2, 3), num_res_blocks=1, groups=2, dtype='float32')
+    config.stage.network.update(base_channels=16, multipliers=(1, 2, 4, 6), num_res_blocks=1, groups=2, dtype='float32')
     # A quarter of the clips are sprites, which stage 1 is trained on. Half of the crops pan: the clips have few pans as
     # fast as those of the held-out shots. Played forth and back, its clips of 17 frames are as long as what is needed.
     config.data.update(
