@@ -140,7 +140,7 @@ def _motion(config: ConfigDict) -> None:
     # The sprites are drawn as they are needed: few clips, over and over, are learnt by heart.
     config.stage.options.update(reconstruction='charbonnier', motion_weight=0.5, kl_weight=3e-4)
     config.data.update(
-        train='pingpong:embedded@5+sprite_crops:100000@5',
+        train='pingpong:embedded@35+sprite_crops:100000@40+moving:images:data/photographs/train@25',
         frames=17,
         height=96,
         width=96,

@@ -32,8 +32,9 @@ from fv_jax.data.shards.remote import RemoteShards
 from fv_jax.data.shards.shard_cache import ShardCache
 from fv_jax.data.shards.shard_files import list_shards
 from fv_jax.data.shards.source import Shards
-from fv_jax.data.sources import EMBEDDED, IMAGES, PINGPONG, STILLS, SYNTHETIC, TFDS
+from fv_jax.data.sources import EMBEDDED, IMAGES, MOVING, PINGPONG, STILLS, SYNTHETIC, TFDS
 from fv_jax.data.synthetic import sprites
+from fv_jax.data.synthetic.moving_images import MovingImages
 from fv_jax.text.encoder import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecor
         return (sources.FirstFrames if kind == STILLS else sources.PingPong)(
             _open_one_source(rest, config, heldout, bad, cache)
         )
+    if kind == MOVING:
+        return MovingImages(_open_one_source(rest, config, heldout, bad, cache), _size(config, heldout))
     if kind == TFDS:
         from fv_jax.data.shards.tfds_builder import Examples
 

@@ -5,6 +5,7 @@
   sprites, sprite_crops      rendered, with captions (`sprites.open_source`); 'sprites:500' for 500 clips
   stills:NAME         the first frame of every clip of another source, as images
   pingpong:NAME       every clip of another source forwards, backwards and forwards again: longer clips
+  moving:NAME         the first frames of another source, with a camera that moves over them (`moving_images.py`)
   images:FOLDER       images (png, jpg, jpeg, webp), with captions as of videos (`captions.py`)
   tfds:FOLDER         a prepared TFDS data set of videos (`tfds_builder.py`)
   FOLDER              shards that `prepare` wrote; those of gs:// and s3:// are fetched while they are read
@@ -38,7 +39,8 @@ from fv_jax.data.streaming import find_layout, find_shard, read_in_order
 from fv_jax.data.video import decoding
 from fv_jax.data.video.captions import Captions
 
-EMBEDDED, SYNTHETIC, STILLS, PINGPONG, IMAGES, TFDS = 'embedded', 'synthetic', 'stills', 'pingpong', 'images', 'tfds'
+EMBEDDED, SYNTHETIC, IMAGES, TFDS = 'embedded', 'synthetic', 'images', 'tfds'
+STILLS, PINGPONG, MOVING = 'stills', 'pingpong', 'moving'
 _OUTSIDE_QUOTES = r'(?=(?:[^"]*"[^"]*")*[^"]*$)'  # whole pairs of quotes follow
 
 

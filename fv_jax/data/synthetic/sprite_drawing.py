@@ -50,7 +50,7 @@ def draw_moving_sprite(backdrop_HWC: np.ndarray, art: np.ndarray, centres_F2: np
     """
     frames = np.repeat(backdrop_HWC[None], len(centres_F2), axis=0)
     for frame, centre in zip(frames, centres_F2, strict=True):
-        _paste(frame, art, centre * len(backdrop_HWC), size * len(backdrop_HWC))
+        paste_sprite(frame, art, centre * len(backdrop_HWC), size * len(backdrop_HWC))
     return frames
 
 
@@ -65,7 +65,8 @@ def resample_art(art: np.ndarray, centre: Sequence[float], size: float, side: in
     return cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def _paste(frame_HWC: np.ndarray, art: np.ndarray, centre: np.ndarray, size: float) -> None:
+def paste_sprite(frame_HWC: np.ndarray, art: np.ndarray, centre: np.ndarray, size: float) -> None:
+    """Draws art of `size` pixels into uint8 HWC, in place, centred at (y, x); parts outside the frame are cut off."""
     side = math.ceil(size) + 2
     top, left = (math.floor(c - side / 2) for c in centre)
     square = resample_art(art, (centre[0] - top, centre[1] - left), size, side)
