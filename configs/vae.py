@@ -137,7 +137,7 @@ def _small(config: ConfigDict) -> None:
 
 
 def _motion(config: ConfigDict) -> None:
-    # The sprites are drawn as they are needed: few clips, over and over, are learnt by heart.
+    # Sprites are drawn as they are needed: a network memorizes few clips.
     config.stage.options.update(reconstruction='charbonnier', motion_weight=0.5, kl_weight=3e-4)
     config.data.update(
         train='pingpong:embedded@35+sprite_crops:100000@40+moving:images:data/photographs/train@25',

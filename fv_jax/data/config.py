@@ -39,8 +39,8 @@ class DataConfig:
     Attributes:
       loader: batch size, seed and threads.
       train, heldout: names of sources (`sources.py`): 'embedded', 'synthetic', a folder of shards, 'images:FOLDER',
-        'stills:NAME', 'pingpong:NAME', 'moving:NAME', joined by '+', each with '@weight' to mix them; quotes around names that
-        contain these. heldout='' is none.
+        'stills:NAME', 'pingpong:NAME', 'moving:NAME', joined by '+', each with '@weight' to mix them; quotes around
+        names that contain these. heldout='' is none.
       frames, height, width: size of a clip; longer ones are cropped in time and, by `fit`, larger ones cropped or
         resized.
       buckets: sizes to train at instead of that one; every clip is assigned to the best fit (`BucketFit`).

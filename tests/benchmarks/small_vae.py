@@ -1,4 +1,4 @@
-"""Evaluates a small VAE on held-out clips: sprites in motion at 128x192 and film at 256x480.
+"""Evaluates a small VAE on held-out clips: sprites in motion at 128x192 and videos at 256x480.
 
     python -m tests.benchmarks.small_vae [--vae embedded | FILE | RUN] [--clips 20] [--output DIR]
 
@@ -28,15 +28,15 @@ from tests.benchmarks import embedded_clips
 from tests.benchmarks.heldout_prompts import heldout_prompts
 
 SPRITES = (17, 128, 192)
-FILM_FRAMES = 33
+VIDEO_FRAMES = 33
 SHOWN = 4  # clips in an image
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='How well a small VAE reconstructs held-out clips.')
     parser.add_argument('--vae', default='embedded', help="'embedded', a file of weights, or a run's folder")
-    parser.add_argument('--clips', type=int, default=20, help='of sprites; of film there are 8')
-    parser.add_argument('--sets', nargs='+', default=['sprites', 'film'], choices=('sprites', 'film'))
+    parser.add_argument('--clips', type=int, default=20, help='of sprites; there are 8 videos')
+    parser.add_argument('--sets', nargs='+', default=['sprites', 'videos'], choices=('sprites', 'videos'))
     parser.add_argument('--output', type=Path, default=Path('small_vae'))
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -75,8 +75,8 @@ def measure(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float |
 
 
 def _load(name: str, count: int) -> list[np.ndarray]:
-    if name == 'film':
-        return embedded_clips.clips(heldout=True, frames=FILM_FRAMES)
+    if name == 'videos':
+        return embedded_clips.clips(heldout=True, frames=VIDEO_FRAMES)
     return [to_float(sprites.draw_scene(scene, SPRITES)) for scene in heldout_prompts(count)]
 
 

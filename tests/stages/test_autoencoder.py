@@ -54,6 +54,18 @@ def test_autoencoder_reconstruction_loss_and_psnr():
     assert metrics['latent_std'] == pytest.approx(0, abs=1e-6)
 
 
+def test_autoencoder_charbonnier_and_motion_terms():
+    """Of an error that is different in every frame."""
+    error = np.array([0.3, 0.1, 0.1, 0.2, 0.05, 0.0, 0.1, 0.3, 0.4])
+    moving = jnp.asarray(0.2 + error, jnp.float32).reshape(1, 9, 1, 1, 1) * jnp.ones((1, 9, 16, 24, 3))
+    rho = {'squared': np.square, 'charbonnier': lambda e: np.sqrt(e**2 + 1e-4) - 0.01}
+    for name, penalty in rho.items():
+        here = Autoencoder(AutoencoderConfig(0.0, motion_weight=0.5, reconstruction=name), tiny.VAE_CONFIG)
+        noised = here.sample_noise_and_time({'high_res_BFHWC': moving}, per_example_keys(jax.random.key(0), 0, 1))
+        value, _ = here.loss(network(0.2, -30.0), noised, context=CONTEXT)
+        assert value == pytest.approx(penalty(error).mean() + 0.5 * penalty(np.diff(error)).mean(), rel=1e-4)
+
+
 def test_autoencoder_kl_divergence():
     """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - ln s."""
     logvar, mean = -2.0, 0.3
@@ -85,6 +97,13 @@ def test_autoencoder_trains_all_parameters():
     model = nnx.eval_shape(lambda: stage().init(nnx.Rngs(0)))
     _, trained, rest = nnx.split(model, stage().trainable(), ...)
     assert model.config == tiny.VAE_CONFIG and len(jax.tree.leaves(trained)) > 50 and not jax.tree.leaves(rest)
+
+
+def test_autoencoder_with_a_frozen_encoder_trains_the_decoder():
+    here = Autoencoder(AutoencoderConfig(trainable='decoder'), tiny.VAE_CONFIG)
+    model = nnx.eval_shape(lambda: here.init(nnx.Rngs(0)))
+    _, trained, rest = nnx.split(model, here.trainable(), ...)
+    assert set(trained) == {'decoder'} and set(rest) == {'encoder'}
 
 
 def test_autoencoder_refuses_a_negative_kl_weight():

@@ -1,6 +1,6 @@
 """Clips of photographs in motion: a camera that pans, zooms and turns over an image, and sprites in front of it.
 
-Small networks have little film to train on; photographs have its textures. Frame t of a clip shows the image around
+Small networks have few videos to train on; photographs have their textures. Frame t of a clip shows the image around
 
   c_t = c_0 + t v,   enlarged by s z^t,   turned by a + t w                                          (1)
 
@@ -88,7 +88,7 @@ def move_camera(
     smaller = f'{name}: {image_HWC.shape[0]}x{image_HWC.shape[1]}: too small for moving clips of {height}x{width}; '
     require(least <= 0.95, smaller + f'the shorter side must be at least {math.ceil(2 * reach / 0.95)}')
     scale = least * (1 / least) ** rng.random() ** 2  # more often near the whole image, which has more edges
-    scaled = cv2.resize(image_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    scaled = cv2.resize(image_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
     speed = height * SPEED[0] * (SPEED[1] / SPEED[0]) ** rng.random()
     direction, zoom, turn = rng.uniform(0, 2 * math.pi), rng.normal(0, ZOOM), rng.normal(0, TURN)
     low, high = np.full(2, reach), np.maximum(np.array(scaled.shape[1::-1]) - reach, reach)

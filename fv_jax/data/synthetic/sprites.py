@@ -257,6 +257,10 @@ class SpriteClips:
         """Returns the caption of record `index`, without drawing it."""
         return self._sample(int(index))[1]
 
+    def size(self, index: int) -> tuple[int, int, int]:
+        """Returns (frames, height, width) of record `index` before it is cropped."""
+        return self._sample(index)[2]
+
     def _sample(self, index: int) -> tuple[Scene, str, tuple[int, int, int]]:
         if not 0 <= index < self._count:
             raise IndexError(f'clip {index} of {self._count}')

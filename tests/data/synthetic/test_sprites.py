@@ -134,13 +134,23 @@ def test_sprites_in_the_data_pipeline():
     np.testing.assert_allclose((one + 1) * 127.5, records[4]['video'], atol=1e-3)
 
 
+def test_sprite_crops_show_the_sprite():
+    """The centre of the sprite is within the crop in one of its frames; crops of the same record are the same."""
+    crops = sprites.open_source('sprite_crops:12', (9, 48, 40), heldout=False)
+    for index in range(len(crops)):
+        record = crops[index]
+        assert record['video'].shape == (17, 48, 40, 3)
+        assert np.ptp(record['video'].astype(int), axis=0).max() > 60, 'nothing moves'
+        np.testing.assert_array_equal(record['video'], crops[index]['video'])
+
+
 def test_sprite_crops_have_all_scales():
     config = dataclasses.replace(CONFIG, train='sprite_crops:30', fit='crop', height=64, width=64)
     records = pipeline.open_source(config.train, config, heldout=False)
-    sizes = [records[i]['video'].shape for i in range(6)]
-    assert all(shape[0] == 17 and 64 <= shape[1] <= 256 and abs(shape[2] - 1.5 * shape[1]) < 1.6 for shape in sizes)
+    sizes = [records.size(i) for i in range(6)]
+    assert all(size[0] == 17 and 64 <= size[1] <= 256 and abs(size[2] - 1.5 * size[1]) < 1.6 for size in sizes)
     assert len(set(sizes)) >= 5
-    assert all((records[i]['height'], records[i]['width']) == sizes[i][1:3] for i in range(6))
+    assert all((records[i]['height'], records[i]['width']) == (64, 64) for i in range(6))
     transform = pipeline.clip_transform(config, low_res=False, training=True)
     batch = next(load_batches(records, transform, config.loader))
     assert batch['high_res_BFHWC'].shape == (2, 9, 64, 64, 3)
