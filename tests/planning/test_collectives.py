@@ -119,4 +119,7 @@ def test_estimated_cycles_are_those_of_all_runs():
         line = next(line for line in text.splitlines() if start in line)
         text = text.replace(line, f'{line}, backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}')
     assert sum_estimated_cycles(text) == 5 * 7 + 1000
+    assert sum_estimated_cycles(text.replace('"1000"', f'"{2**63 - 1}"')) == 5 * 7, (
+        'what has no estimate is not counted'
+    )
     assert sum_estimated_cycles(PROGRAM) == 0
