@@ -89,7 +89,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser('python -m fv_jax.evaluate', 'Measures video enhancement, and writes a report.', HELP)
     add = parser.add_argument
-    add('--checkpoint', type=path_flag, help='the work directory of a stage-2 run, or an exported run')
+    add('--checkpoint', type=path_flag, help='the work directory of a stage-2 run, an exported run, or embedded')
     add('--output', type=path_flag, required=True, help='the folder to write to')
     add('--overwrite', action='store_true', help='write to a folder that holds files')
     source = parser.add_mutually_exclusive_group()

@@ -31,11 +31,12 @@ if ! command -v chromium-headless-shell >/dev/null; then
 fi
 part install "$BUDGET_INSTALL" install_extra dev,services
 tests browser "$BUDGET_BROWSER" tests/browser
-part buckets "$BUDGET_BUCKETS" "$PYTHON" -m pytest -q -n "$WORKERS" --dist loadfile tests/storage/full_*.py
-tests kills "$BUDGET_KILLS" tests/kills
-XLA_FLAGS=--xla_force_host_platform_device_count=8 \
-  part meshes "$BUDGET_MESHES" "$PYTHON" -m pytest -q tests/parallel/full_meshes.py
-part training "$BUDGET_TRAINING" "$PYTHON" -m pytest -q -n "$WORKERS" tests/e2e/full_training.py
-part guides "$BUDGET_GUIDES" "$PYTHON" -m pytest -q -n "$WORKERS" tests/docs/full_blocks.py
-part videos "$BUDGET_VIDEOS" "$PYTHON" -m pytest -q -n "$WORKERS" tests/data/video/full_*.py
+# The longest files first; most of their time is waiting for servers and other processes.
+WORKERS=3 DISTRIBUTION=worksteal tests buckets "$BUDGET_BUCKETS" tests/storage/full_{killed_runs,pod_day,process_runs}.py \
+  tests/storage/full_*.py
+WORKERS=3 tests kills "$BUDGET_KILLS" tests/kills
+XLA_FLAGS=--xla_force_host_platform_device_count=8 WORKERS=1 tests meshes "$BUDGET_MESHES" tests/parallel/full_meshes.py
+DISTRIBUTION=worksteal tests training "$BUDGET_TRAINING" tests/e2e/full_training.py
+DISTRIBUTION=worksteal tests guides "$BUDGET_GUIDES" tests/docs/full_blocks.py
+DISTRIBUTION=worksteal tests videos "$BUDGET_VIDEOS" tests/data/video/full_*.py
 print_summary

@@ -43,15 +43,21 @@ part() {
 has_tests() { [[ -n $(find "$1" -name 'test_*.py' -print -quit 2>/dev/null) ]]; }
 
 # tests NAME BUDGET FOLDER...: one pytest run as a part of its own; a folder without tests is reported.
-# WORKERS: a third one where much is waiting for other processes.
+# WORKERS: a third one where much is waiting for other processes. DISTRIBUTION: worksteal where files take minutes.
 WORKERS=2
+DISTRIBUTION=loadfile
 tests() {
   local name=$1 budget=$2 folder folders=()
   shift 2
   for folder in "$@"; do
-    if has_tests "$folder"; then folders+=("$folder"); else printf '\n== %s: no tests in %s\n' "$name" "$folder"; fi
+    if [[ -f $folder ]] || has_tests "$folder"; then
+      folders+=("$folder")
+    else
+      printf '\n== %s: no tests in %s\n' "$name" "$folder"
+    fi
   done
-  ((${#folders[@]} == 0)) || part "$name" "$budget" "$PYTHON" -m pytest -q -n "$WORKERS" --dist loadfile "${folders[@]}"
+  ((${#folders[@]} == 0)) || part "$name" "$budget" "$PYTHON" -m pytest -q -n "$WORKERS" --dist "$DISTRIBUTION" \
+    --durations=8 --durations-min=5 "${folders[@]}"
 }
 
 print_summary() {

@@ -68,9 +68,10 @@ def _noise(stage: EnhancementStage, batch: Batch, key: jax.Array, index: int) ->
 
 
 def _training_latents(run: trained_runs.Run, data: DataConfig, checkpoint: StoragePath) -> Iterator[Batch]:
-    """Yields the latents that the run trained on: cached ones, or its first clips encoded now."""
-    if data.cache is not None:
-        for record in read_records(latent_cache.cached_shards(checkpoint / latent_cache.FOLDER)):
+    """Yields the latents that the run trained on: those in its work directory, or its first clips encoded now."""
+    cached = checkpoint / latent_cache.FOLDER
+    if data.cache is not None and cached.is_dir():  # an exported run has none
+        for record in read_records(latent_cache.cached_shards(cached)):
             yield {'z_high_BFHWC': record['z_high'][None], 'z_low_BFHWC': record['z_low'][:1]}
         return
     records = pipeline.open_source(data.train, data, heldout=False)

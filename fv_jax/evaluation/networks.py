@@ -17,7 +17,7 @@ from fv_jax.sampling.windows import Windows
 from fv_jax.stages import registry
 from fv_jax.stages.latent_stage import EnhancementStage
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig
-from fv_jax.weights import trained_runs
+from fv_jax.weights import embedded, trained_runs
 from fv_jax.weights.trained_runs import Run
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def parse_comparand(text: str) -> Comparand:
     first, *rest = text.split(',')
     settings = text.split(',') if '=' in first else rest
     checkpoint = None if '=' in first else as_path(first)
-    if checkpoint is not None:
+    if checkpoint is not None and first != trained_runs.EMBEDDED:
         require(checkpoint.exists(), f'--compare {text}: {first} does not exist', UsageError)
     found = {}
     for setting in settings:
@@ -153,13 +153,23 @@ def open_networks(paths: Sequence[StoragePath], mesh: SamplingMesh) -> list[Netw
 
 
 def _open(label: str, path: StoragePath, mesh: SamplingMesh) -> Network:
-    run = trained_runs.open_run(path, None, mesh.network_partitioner, mesh.frames_partitioner)
+    found = _find_embedded() if str(path) == trained_runs.EMBEDDED else path
+    run = trained_runs.open_run(found, None, mesh.network_partitioner, mesh.frames_partitioner)
     for note in run.notes:
         log.info(f'note: {note}')
     if not isinstance(run.stage, EnhancementStage):
         known, kind = ', '.join(registry.find_kinds(EnhancementStage)), run.config['stage']['kind']
         raise UsageError(f'{path}: holds stage {kind!r}; only {known} can be evaluated')
     return Network(label, path, run, LoadedStage.create(run.stage, lambda _: run.network.model(**run.params), mesh))
+
+
+def _find_embedded() -> StoragePath:
+    """Returns the file of the embedded stage that enhances."""
+    kinds = registry.find_kinds(EnhancementStage)
+    paths = map(as_path, embedded.stages())
+    return next(
+        path for path in paths if trained_runs.open_checkpoint(path, None)[0]['config']['stage']['kind'] in kinds
+    )
 
 
 def make_methods(networks: Sequence[Network], steps: Sequence[int], compared: Sequence[Comparand]) -> list[Method]:

@@ -64,6 +64,12 @@ def test_labels_tell_checkpoints_apart(opened):
     assert [method.name for method in found[1:]] == ['a, 2 steps', 'b, 2 steps']
 
 
+def test_embedded_is_the_small_stage_of_the_package():
+    assert parse_comparand('embedded,num_steps=2') == Comparand(Path('embedded'), {'num_steps': '2'})
+    (network,) = networks.open_networks([Path('embedded')], SamplingMesh.create())
+    assert network.run.step > 0 and network.run.vae is not None and network.own_steps == 4
+
+
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
