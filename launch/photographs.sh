@@ -26,12 +26,15 @@ import pathlib, re, sys
 from PIL import Image
 
 target, heldout = pathlib.Path(sys.argv[1]), sys.argv[2]
+counts = {"train": 0, "heldout": 0}
 for line in sys.stdin:
     path = pathlib.Path(line.strip())
     name = path.stem if path.parent.name != "images" else path.parents[2].name
     with Image.open(path) as image:
         image = image.convert("RGB")
     image.thumbnail((2048, 2048), Image.Resampling.LANCZOS)
-    image.save(target / ("heldout" if re.search(heldout, name) else "train") / f"{name}.jpg", quality=95)
+    split = "heldout" if re.search(heldout, name) else "train"
+    image.save(target / split / f"{name}.jpg", quality=95)
+    counts[split] += 1
+print("{}: {train} for training, {heldout} held out".format(target, **counts))
 ' "$target" "$HELDOUT" <photographs
-echo "$1: $(ls "$1/train" 2>/dev/null | wc -l) for training, $(ls "$1/heldout" | wc -l) held out"
