@@ -18,6 +18,7 @@ block, N the blocks.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,9 @@ ROW_BLOCKS = 8  # sublanes of a tile of a vector register
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """How frames of one shape are cut.
+
+    Its methods are traced once for all convolutions of a shape; inlined, they leave the program as it is. Networks are
+    traced for TPUs also where they run on CPU, and this takes most of the time.
 
     Attributes:
       batch, height, width: of the frames.
@@ -69,6 +73,7 @@ class Blocks:
         rows, columns = (self.stride * side + self.before + 1 for side in (self.out_rows, self.out_columns))
         return rows, columns, self.count, channels
 
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def write(self, buffer_rwNC: jax.Array, frame_BHWC: jax.Array, slot: jax.Array | int) -> jax.Array:
         """Writes a frame into the channels of a slot."""
         rows, columns = self.stride * self.out_rows, self.stride * self.out_columns
@@ -91,6 +96,7 @@ class Blocks:
             buffer_rwNC = lax.dynamic_update_slice(buffer_rwNC, piece_rwNC, (row, column, 0, slot * channels))
         return buffer_rwNC
 
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def join(self, y_rwNC: jax.Array) -> jax.Array:
         """Joins the blocks of the result to a frame (B, H / stride, W / stride, C)."""
         rows, columns, _, channels = y_rwNC.shape
@@ -107,6 +113,14 @@ def _shift(x: jax.Array, by: int, axis: int) -> jax.Array:
     x = lax.optimization_barrier(x)
     free = lax.broadcasted_iota(jnp.int32, x.shape, axis) == (0 if by == 1 else x.shape[axis] - 1)
     return jnp.where(free, jnp.zeros((), x.dtype), jnp.roll(x, by, axis))
+
+
+@functools.partial(jax.jit, inline=True)
+def _order_taps(kernel: jax.Array) -> jax.Array:
+    """Returns the kernel (T, 3, 3, T x C, C') of each slot that the current frame may be in."""
+    taps = len(kernel)
+    orders = [[(slot - current - 1) % taps for slot in range(taps)] for current in range(taps)]
+    return jnp.stack([jnp.concatenate([kernel[tap] for tap in order], axis=-2) for order in orders])
 
 
 def conv_blocks(
@@ -126,9 +140,7 @@ def conv_blocks(
     taps, channels = len(kernel), kernel.shape[-2]
     first = x.frame(0)
     blocks = Blocks(*first.shape[:3], shards, stride)
-    # The kernel of each slot that the current frame may be in.
-    orders = [[(slot - current - 1) % taps for slot in range(taps)] for current in range(taps)]
-    kernels = jnp.stack([jnp.concatenate([kernel[tap] for tap in order], axis=-2) for order in orders])
+    kernels = _order_taps(kernel)
 
     def seen(index: int) -> jax.Array:
         if index >= taps - 1:

@@ -68,7 +68,7 @@ def test_vae_sizes_of_latents_and_video(network):
 
 @pytest.mark.parametrize(
     ('multipliers', 'temporal_levels', 'factors'),
-    [((1, 1, 1, 1), 2, (4, 8)), ((1, 1, 1, 1, 1), 2, (4, 16)), ((1, 1, 1, 1), 3, (8, 8)), ((1, 1), 0, (1, 2))],
+    [((1, 1, 1, 1, 1), 2, (4, 16)), ((1, 1, 1, 1), 3, (8, 8)), ((1, 1), 0, (1, 2))],
 )
 def test_vae_factors_follow_from_the_levels(multipliers, temporal_levels, factors):
     """And a clip comes back in its size, whole or in chunks."""
@@ -80,7 +80,7 @@ def test_vae_factors_follow_from_the_levels(multipliers, temporal_levels, factor
     def shape(half, x):
         return jax.eval_shape(lambda state, x: half(nnx.merge(graphdef, state), x), state, x).shape
 
-    for frames in (1, 1 + 2 * spec.frame_step, 1 + 3 * spec.frame_step):
+    for frames in (1, 1 + 3 * spec.frame_step):
         video = jax.ShapeDtypeStruct((1, frames, 2 * spec.pixel_multiple, spec.pixel_multiple, 3), jnp.float32)
         latent_size = spec.latent_size(*video.shape[1:4])
         assert shape(vae_chunking.encode, video) == (1, *latent_size, 6)
