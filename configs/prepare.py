@@ -76,7 +76,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.hdr = 'tone_map'  # to BT.709, or 'refuse'
     config.crf = 18.0
     config.preset = 'medium'
-    config.shard_records = 256
+    config.shard_mb = 256.0  # of video files a shard
+    config.unit_seconds = 120.0  # longer videos are cut; None keeps them whole
     config.text = {'encoder': '', 'length': None, 'dim': None, 'masked': False, 'dtype': 'bfloat16'}
     config.latents = {'vae': '', 'num_degraded_variants': 4, 'seed': 0, **degradations.weak_and_strong()}
     if name == 'tiny':
@@ -99,6 +100,7 @@ def _embedded(split: str) -> dict:
         'height': 256,
         'width': 480,
         'detector': 'none',
+        'unit_seconds': None,
         'ranges': tuple((start / EMBEDDED_FPS, (start + frames) / EMBEDDED_FPS) for start in starts),
         'crf': 20.0,  # 37 dB on average, the loss of chroma at half the resolution included
         'preset': 'veryslow',

@@ -1,9 +1,9 @@
-"""Shows what a run, an exported folder or a file of weights holds: `python -m fv_jax.inspect RUN`.
+"""Shows what a run, an export, a file of weights or a data set holds: `python -m fv_jax.inspect RUN`.
 
 For a run or an exported folder: its steps, how it was launched, its last metrics, and the parameters of a checkpoint;
 for an official file (.pt, .safetensors), a diffusers folder or an exported file: the network in it. Parameters are
-listed with shape, stored dtype, logical axes and whether they are trainable. No array is read, and no device but the
-CPU is used.
+listed with shape, stored dtype, logical axes and whether they are trainable. For a folder of shards: what its manifests
+state of its clips and videos. No array and no shard is read, and no device but the CPU is used.
 
     --step N     the checkpoint of this step instead of the newest
     --verify     compare the files of the checkpoint with their checksums
@@ -34,6 +34,7 @@ from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.files import format_bytes, parse_json
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.preparation import statistics
 from fv_jax.stages import registry
 from fv_jax.training.monitoring.metric_writer import JSONL
 from fv_jax.training.run.launch_record import RUN
@@ -67,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(argv: Sequence[str]) -> int:
-    parser = Parser('python -m fv_jax.inspect', 'Shows what a run, an exported folder or a file of weights holds.')
-    parser.add_argument('path', type=path_flag, help='the folder of a run or an export, or weights')
+    parser = Parser('python -m fv_jax.inspect', 'Shows what a run, an export, a file of weights or a data set holds.')
+    parser.add_argument('path', type=path_flag, help='the folder of a run, an export or shards, or weights')
     parser.add_argument('--step', type=int, help='the step of the checkpoint (default: the newest)')
     parser.add_argument(
         '--verify', action='store_true', help='compare the files of the checkpoint with their checksums'
@@ -79,7 +80,15 @@ def _inspect(argv: Sequence[str]) -> int:
         raise UsageError(f'--depth={arguments.depth}: must be at least 1')
     jax.config.update('jax_platforms', 'cpu')
     if not arguments.path.exists():
-        raise FileNotFoundError(f'{arguments.path}: does not exist; name the folder of a run or export, or weights')
+        raise FileNotFoundError(
+            f'{arguments.path}: does not exist; name the folder of a run, an export or shards, or weights'
+        )
+    if arguments.path.is_dir() and statistics.holds_sets(arguments.path):
+        if arguments.step is not None or arguments.verify or arguments.depth is not None:
+            raise UsageError('--step, --verify, --depth: need a folder with checkpoints, or weights')
+        for line in statistics.describe_sets(arguments.path):
+            print_result(line)
+        return 0
     if weights.is_weights(arguments.path):
         if arguments.step is not None or arguments.verify:
             raise UsageError('--step, --verify: need a folder with checkpoints')

@@ -65,9 +65,9 @@ def run(source: Path, output: Path, *more: str) -> int:
 def test_prepare_writes_records_and_names_skipped_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert run(folder, tmp_path / 'out', '--config.shard_records=3', '--config.margin=0') == prepare.SKIPPED
+    assert run(folder, tmp_path / 'out', '--config.margin=0') == prepare.SKIPPED
     out, err = capsys.readouterr()
-    assert '8 clips of 9 frames at 64x96 from 2 file(s), in 3 shard(s)' in out
+    assert '8 clips of 9 frames at 64x96 from 2 file(s), in 1 shard(s)' in out
     assert 'captions: 1 file(s) with, 1 without' in out and 'skipped: 2 file(s)' in out
     assert '  broken.mp4: not a video' in out and '  text.webm: not a video' in out
     assert 'text.webm' in err and 'frames/s' in err and '8 clips' in err  # the bar
@@ -85,14 +85,17 @@ def test_prepare_writes_records_and_names_skipped_files(
     index = json.loads((tmp_path / 'out' / 'clips.json').read_text())
     assert index['records'] == 8 and index['captioned_clips'] == 4
     assert set(index['skipped']) == {'broken.mp4', 'text.webm'}
-    assert config_lib.build(ClipsConfig, index['config']).shard_records == 3
+    assert config_lib.build(ClipsConfig, index['config']).margin == 0
 
 
 def test_prepare_replaces_shards_only_when_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(folder / 'a.mp4', tmp_path) == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert run(folder / 'a.mp4', tmp_path) == exit_codes.USAGE
-    assert 'already holds 1 shard(s) named clips' in capsys.readouterr().err
+    assert run(folder / 'a.mp4', tmp_path) == 0
+    assert 'nothing to add: all of 1 video(s) were prepared before' in capsys.readouterr().out
+    assert run(folder / 'a.mp4', tmp_path, '--config.crf=5') == exit_codes.USAGE
+    err = capsys.readouterr().err
+    assert 'clips.json: was made with other settings: config.crf is 4' in err and 'and 5 here' in err
     assert run(folder / 'text.webm', tmp_path, '--overwrite') == exit_codes.USAGE  # nothing better to put there
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert run(folder / 'a.mp4', tmp_path, '--overwrite', '--config.frames=1', '--config.clips_per_shot=2') == 0
@@ -171,13 +174,13 @@ def test_prepare_interrupted_leaves_nothing(tmp_path: Path, number: int, code: i
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     shards = tmp_path / 'out' / 'clips'
-    while not list(shards.glob('.clips.*.partial/*/0')):  # the first shard has been begun
+    while not list(shards.glob('.clips.partial/.0000000.*/*')):  # the first shard has been begun
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
-    assert 'nothing was written' in err.splitlines()[-1] and 'Traceback' not in err
+    assert 'the same command continues' in err.splitlines()[-1] and 'Traceback' not in err
     assert [path.name for path in tmp_path.iterdir()] == ['long.mp4']
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from fv_jax import prepare
 from fv_jax.core import exit_codes
-from fv_jax.data.shards.record_writer import RecordWriter
+from fv_jax.data.shards.record_writer import ShardWriter
 from fv_jax.data.shards.shard_files import list_shards, read_records
 from fv_jax.data.video import clips, decoding, encoding
 from tests.data import odd_videos, sample_videos
@@ -118,9 +118,10 @@ def test_error_of_the_writer_ends_the_job(tmp_path: Path, capsys, monkeypatch) -
     def write(self, record) -> None:
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(RecordWriter, 'write', write)
+    monkeypatch.setattr(ShardWriter, 'write', write)
     assert run(tmp_path / 'in', tmp_path / 'out') == exit_codes.FAILED
-    assert 'nothing was written: [Errno 28] No space left' in capsys.readouterr().err
+    assert 'prepare: [Errno 28] No space left' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 def assert_damage_costs_the_clips_that_touch_it(

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,6 +69,31 @@ def log_to_stdout() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+class _SendingHandler(logging.Handler):
+    """Sends the records of a process to the process that has started it."""
+
+    def __init__(self, send: Callable[[logging.LogRecord], None]):
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None  # what can be pickled
+        self._send(record)
+
+
+def send_logs(send: Callable[[logging.LogRecord], None]) -> None:
+    """Sends the records of the package in this process, from INFO on, elsewhere: to `show_record` of another one."""
+    logger = logging.getLogger(PACKAGE)
+    logger.addHandler(_SendingHandler(send))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def show_record(record: logging.LogRecord) -> None:
+    """Logs a record of another process."""
+    logging.getLogger(record.name).handle(record)
 
 
 def _show_notices_as_notes() -> None:

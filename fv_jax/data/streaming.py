@@ -69,7 +69,7 @@ def fetch_ahead(
         needed <= limit.bytes,
         f'the shards that are needed at a time have up to {format_bytes(needed)}, and {format_bytes(limit.bytes)} of '
         f'the cache folder are for shards; {limit.fix}, lower config.data.window_shards, or prepare smaller shards '
-        '(--config.shard_records)',
+        '(--config.shard_mb)',
         ConfigError,
     )
     # The other half is for processes of this host that are ahead or behind, and so need other shards.

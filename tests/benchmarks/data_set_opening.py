@@ -11,7 +11,6 @@ Each is opened in a process of its own. `memory` is the largest resident memory 
 """
 
 import argparse
-import array
 import json
 import os
 import subprocess
@@ -78,7 +77,8 @@ def write_manifest(folder: Path, clips: int) -> None:
     writer = ManifestWriter(folder / 'clips.parquet')
     for i in range(count):
         number = min(SHARD_CLIPS, clips - i * SHARD_CLIPS)
-        writer.add(SHARD_BYTES, array.array('i', SIZES[rng.integers(len(SIZES), size=number)].tobytes()), ['video'])
+        frames, height, width = SIZES[rng.integers(len(SIZES), size=number)].T
+        writer.add(SHARD_BYTES, {'frames': frames, 'height': height, 'width': width}, ['video'])
         with open(folder / shard_name('clips', i, count), 'wb') as file:
             file.truncate(SHARD_BYTES)
     writer.close('clips')

@@ -71,7 +71,7 @@ def stop_before_work() -> Iterator[None]:
         train: ('write_run_config',),
         initialization.jax: ('jit',),
         plan.planner: ('largest_bucket', 'sampling_phases'),
-        prepare.clips: ('extract_clips',),
+        prepare.pool: ('make_shards',),
         degrade.degradations: ('degrade_weak',),
         sample.clip.clip_outputs: ('write_output',),
         lazy_stages.LoadedStage: ('create',),

@@ -17,6 +17,8 @@ TPU_VM = ('--name=run1', '--zone=us-east5-b', '--project=mine')
 JOBSET = ('--name=run1', '--image=registry/fv_jax:tpu', '--claim=disk')
 XPK = ('--name=run1', '--image=registry/fv_jax:tpu', '--cluster=c', '--zone=us-east5-a', '--project=mine')
 SOURCED = ('common.sh', 'parts.sh', 'slices.sh')  # no commands
+DATAFLOW = ('--name=run1', '--project=mine', '--region=r', '--image=registry/fv_jax:beam', '--temp=gs://b/tmp')
+PREPARE = ('python', '-m', 'fv_jax.prepare', '--input', 'gs://b/a b', '--output', 'gs://b/clips')
 SLURM = ('--name=run1', '--nodes=2', '--gpus=8', '--time=2-00:00:00')
 
 CASES = {
@@ -31,6 +33,7 @@ CASES = {
     'jobset': ('jobset.sh', *JOBSET, '--type=v5p-32', '--namespace=team', '--', *TRAIN),
     'xpk': ('xpk.sh', *XPK, '--type=v7x-128', '--storage=disk', '--', *TRAIN),
     'slurm': ('slurm.sh', *SLURM, '--partition=h100', '--account=me', '--', *TRAIN),
+    'dataflow': ('dataflow.sh', *DATAFLOW, '--workers=7', '--', *PREPARE),
 }
 
 
@@ -45,7 +48,7 @@ def dry_run(script: str, *words: str) -> str:
 @pytest.mark.parametrize('case', CASES)
 def test_dry_run_prints_the_commands_and_changes_nothing(tmp_path, case):
     script, *words = CASES[case]
-    env = {**tools(tmp_path, 'gcloud', 'kubectl', 'xpk', 'sbatch', 'tar'), 'TMPDIR': str(tmp_path / 'tmp')}
+    env = {**tools(tmp_path, 'gcloud', 'kubectl', 'xpk', 'sbatch', 'tar', 'python'), 'TMPDIR': str(tmp_path / 'tmp')}
     (tmp_path / 'home').mkdir()
     at = words.index('--') if '--' in words else len(words)
     output = launch(script, *words[:at], '--dry-run', *words[at:], env=env, home=tmp_path / 'home')
@@ -96,6 +99,7 @@ def test_help(script, tmp_path):
         *(('jobset.sh', (*JOBSET, '--type=v6e-8'), name) for name in ('name', 'image', 'claim', 'type')),
         *(('xpk.sh', (*XPK, '--type=v6e-8'), name) for name in ('name', 'image', 'cluster', 'zone', 'project', 'type')),
         *(('slurm.sh', SLURM, name) for name in ('name', 'nodes', 'gpus', 'time')),
+        *(('dataflow.sh', DATAFLOW, name) for name in ('name', 'project', 'region', 'image', 'temp')),
     ],
 )
 def test_missing_flag_is_named(script, words, missing):
@@ -126,6 +130,8 @@ def test_missing_flag_is_named(script, words, missing):
         ('xpk.sh', (*XPK, '--type=v5p-9', '--', 'true'), 'no such TPU slice'),
         ('slurm.sh', (*SLURM, '--gpus=0', '--', 'true'), '--gpus=0: must be a whole number from 1'),
         ('slurm.sh', (*SLURM, '--time=tomorrow', '--', 'true'), '--time=tomorrow'),
+        ('dataflow.sh', (*DATAFLOW, '--temp=/tmp', '--', *PREPARE), '--temp=/tmp: must be gs://'),
+        ('dataflow.sh', (*DATAFLOW, '--', *PREPARE, '--runner=x'), '--runner=x: this script chooses the runner'),
         ('slurm.sh', (*SLURM, 'python'), 'python: not an option; the command to run comes after --'),
     ],
 )

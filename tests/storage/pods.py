@@ -14,7 +14,7 @@ from tests.sampling import tiny
 
 STEPS = 12
 LIMIT_S = 600
-CLIPS = ('--config.frames=9', '--config.height=32', '--config.width=48', '--config.shard_records=2')
+CLIPS = ('--config.frames=9', '--config.height=32', '--config.width=48', '--config.shard_mb=0.01')
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python import array_record_module
 
 from fv_jax.core import files
@@ -16,6 +17,36 @@ from fv_jax.core.paths import StoragePath
 from fv_jax.data.shards import manifest
 from fv_jax.data.shards.records import encode_record, first_line, record_size
 from fv_jax.data.shards.shard_files import SHARD, shard_name
+
+
+class ShardWriter:
+    """Writes one shard; use it as a context manager. All methods raise OSError if it cannot be written."""
+
+    def __init__(self, path: Path):
+        """Opens the file, a local one."""
+        self._path = path
+        with _disk_errors():
+            # One record per group, so that each can be read alone; mp4 and latents do not compress further.
+            self._writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+
+    def write(self, data: bytes) -> None:
+        """Appends an encoded record."""
+        with _disk_errors():
+            self._writer.write(data)
+
+    def close(self) -> int:
+        """Completes the file and returns its size in bytes."""
+        with _disk_errors():
+            self._writer.close()
+        return self._path.stat().st_size
+
+    def __enter__(self) -> 'ShardWriter':
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:
+            with contextlib.suppress(OSError):
+                self.close()
 
 
 class RecordWriter:
@@ -43,8 +74,7 @@ class RecordWriter:
         self.summary: dict[str, Any] = {}
         self._folder, self._name, self._shard_records = folder, name, shard_records
         self._counts: list[int] = []
-        self._writer: Any = None
-        self._path: Path | None = None
+        self._writer: ShardWriter | None = None
         self._shard = contextlib.ExitStack()  # open while the current shard is written
         # Of the current shard: frames, height and width of its records, one after another, and their keys.
         self._sizes, self._keys = array.array('i'), set()
@@ -82,14 +112,12 @@ class RecordWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record. Raises OSError if it cannot be written."""
         data = encode_record(record)
-        with _disk_errors():
-            if self._writer is None or self._counts[-1] >= self._shard_records:
-                self._close()
-                self._path = self._shard.enter_context(files.atomic_write(self._temporary / str(len(self._counts))))
-                # One record per group, so that each can be read alone; mp4 and latents do not compress further.
-                self._writer = array_record_module.ArrayRecordWriter(str(self._path), 'group_size:1,uncompressed')
-                self._counts.append(0)
-            self._writer.write(data)
+        if self._writer is None or self._counts[-1] >= self._shard_records:
+            self._close()
+            path = self._shard.enter_context(files.atomic_write(self._temporary / str(len(self._counts))))
+            self._writer = ShardWriter(path)
+            self._counts.append(0)
+        self._writer.write(data)
         self._counts[-1] += 1
         self._sizes.extend(record_size(record) or (0, 0, 0))
         self._keys.update(record)
@@ -97,9 +125,9 @@ class RecordWriter:
     def _close(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
-            with _disk_errors():
-                writer.close()
-            self._manifest.add(self._path.stat().st_size, self._sizes, self._keys)
+            size = writer.close()
+            frames, height, width = np.array(self._sizes, np.int32).reshape(-1, 3).T
+            self._manifest.add(size, {'frames': frames, 'height': height, 'width': width}, self._keys)
             self._shard.close()
             self._sizes, self._keys = array.array('i'), set()
 

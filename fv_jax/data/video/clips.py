@@ -3,6 +3,9 @@
 Output frame j, at time j / fps, shows the source frame i(j) of `timing.nearest_frames`. A shot of source frames [a, b)
 consists of the output frames with a <= i(j) < b, less a margin at each end, and is cut into consecutive clips. Without
 an fps every source frame is an output frame; if their rate is variable, the fps is that of most of them.
+
+Of a span of a long video, shots are found in the span and a second around it, and a clip ends before its span does:
+what a span gives does not depend on the other spans. The rate of a video of variable rate is then that of the span.
 """
 
 import dataclasses
@@ -24,12 +27,14 @@ from fv_jax.data.shards.records import Record
 from fv_jax.data.video import decoding, encoding, timing
 from fv_jax.data.video.containers import DamagedError
 from fv_jax.data.video.frame import DisplayConfig, HighDynamicRange, Interlaced
+from fv_jax.data.video.seeking import WHOLE, Span
 from fv_jax.data.video.shots import ShotDetector, Timeline, scan
 from fv_jax.text.encoder import TextConfig
 
 log = logging.getLogger(__name__)
 
 _BLACK = 6.0  # mean level (of 255) below which a frame counts as black
+_AROUND_S = 1.0  # seconds around a span that are read too, for its shots, margins and damage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,10 @@ class ClipsConfig:
       interlaced, hdr: what is done with interlaced videos and with those of high dynamic range or wide gamut (see
         `frame.DisplayConfig`); those that are refused are skipped and named.
       crf, preset: of the H.264 encoding of the clips.
-      shard_records: clips per shard.
+      shard_mb: megabytes of video files whose clips are in one shard, at most; fewer where all files have less than
+        64 times as many, down to 4.
+      unit_seconds: videos longer than one and a half times this are cut into parts of about this length, which are
+        prepared apart from each other; None keeps videos whole.
       text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
       latents: the VAE whose latents are stored instead of the clips; by default none.
     """
@@ -101,16 +109,17 @@ class ClipsConfig:
     hdr: HighDynamicRange = 'tone_map'
     crf: float = 18.0
     preset: str = 'medium'
-    shard_records: int = 256
+    shard_mb: float = 256.0
+    unit_seconds: float | None = 120.0
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     latents: OfflineLatentsConfig = dataclasses.field(default_factory=OfflineLatentsConfig)
 
     def __post_init__(self):
         is_name = self.name.replace('-', '').replace('_', '').isalnum()
         require(is_name, f'name={self.name!r}: use letters, digits, - and _', ConfigError)
-        check_range(self, 'fps', 'threshold', 'clips_per_shot', 'max_upscale', above=0)
+        check_range(self, 'fps', 'threshold', 'clips_per_shot', 'max_upscale', 'shard_mb', above=0)
         check_range(self, 'margin', low=0)
-        check_range(self, 'frames', 'height', 'width', 'min_shot_frames', 'shard_records', low=1)
+        check_range(self, 'frames', 'height', 'width', 'min_shot_frames', 'unit_seconds', low=1)
         check_range(self, 'crf', low=0, high=51, hint='0 is lossless')
         check_choice(self, 'preset', choices=encoding.PRESETS)
         for pair in self.ranges:
@@ -131,10 +140,12 @@ class ClipSelection:
 
     Attributes:
       fps: of the clips.
-      clips: for each clip its first output frame, and its source frames in order, with repetitions.
+      clips: for each clip its first output frame, and its source frames in order, with repetitions; source frames are
+        counted from the first one that is read.
       none: why there are no clips; '' if there are.
       damage: where the file is damaged and from which seconds nothing is taken; '' if it is not.
       is_resampled: whether frames are dropped or repeated by their times.
+      span: that is read, which is more than the clips are taken from.
     """
 
     fps: float
@@ -142,6 +153,22 @@ class ClipSelection:
     none: str = ''
     damage: str = ''
     is_resampled: bool = False
+    span: Span = WHOLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip before it is encoded.
+
+    Attributes:
+      frames: uint8 (H, W, 3) each.
+      fps: frames per second.
+      start_frame: index of the first one in the video, counted at `fps`.
+    """
+
+    frames: list[np.ndarray]
+    fps: float
+    start_frame: int
 
 
 def check_size(info: decoding.VideoInfo, config: ClipsConfig) -> None:
@@ -154,23 +181,25 @@ def check_size(info: decoding.VideoInfo, config: ClipsConfig) -> None:
         )
 
 
-def select_clips(timeline: Timeline, fps: float, config: ClipsConfig) -> ClipSelection:
-    """Selects the clips of a video.
+def select_clips(timeline: Timeline, fps: float, config: ClipsConfig, span: Span = WHOLE) -> ClipSelection:
+    """Selects the clips of a video, or of a span of it.
 
     Args:
-      timeline: of the video.
+      timeline: of the video, or of a part that contains the span.
       fps: that the file states, for the clips if it agrees with the times and the config keeps all frames.
       config: lengths, ranges and the number of clips.
+      span: that clips may come from.
     """
     measured = timing.measure(_intact_seconds(timeline), [Fraction(fps)])
     keep_all = config.fps is None and measured.is_even
     fps = float(config.fps or measured.usual_fps)
     source = np.arange(len(timeline.seconds))
+    offset = round(float(timeline.seconds[0]) * fps)  # the first output frame
     if not keep_all:
         count = int(np.floor((timeline.seconds[-1] + 1e-6) * fps)) + 1
-        source = timing.nearest_frames(timeline.seconds, np.arange(count) / fps)
+        source = timing.nearest_frames(timeline.seconds, np.arange(offset, count) / fps)
     clips = []
-    ranges = _ranges(timeline, source, fps, config, keep_all)
+    ranges = _ranges(timeline, source, offset, fps, _within(config.ranges, span), keep_all)
     allowed = list(_allowed(timeline, source, ranges, config.margin))
     for first, last in allowed:
         starts = np.arange(first, last - config.frames + 1, config.frames)
@@ -178,7 +207,7 @@ def select_clips(timeline: Timeline, fps: float, config: ClipsConfig) -> ClipSel
             space = (last - first) / config.clips_per_shot
             middles = first + (np.arange(config.clips_per_shot) + 0.5) * space
             starts = np.round(middles - config.frames / 2).astype(int)
-        clips += [(int(j), source[j : j + config.frames]) for j in starts]
+        clips += [(int(j) + offset, source[j : j + config.frames]) for j in starts]
     return ClipSelection(
         fps, tuple(clips), '' if clips else _lack(len(source), allowed, config), is_resampled=not keep_all
     )
@@ -201,17 +230,30 @@ def _lack(frames: int, allowed: Sequence[tuple[int, int]], config: ClipsConfig) 
     return f'no shot is long enough: the longest has {longest} frame(s){where}, and a clip has {config.frames}'
 
 
+def _within(ranges: Sequence[tuple[float, float]], span: Span) -> list[tuple[float, float]]:
+    """Returns the parts of ranges in seconds that are in a span; the span itself where there are no ranges."""
+    if not ranges:
+        return [(span.first, span.last)]
+    parts = [(max(first, span.first), min(last, span.last)) for first, last in ranges]
+    return [(first, last) for first, last in parts if first < last]
+
+
 def _ranges(
-    timeline: Timeline, source: np.ndarray, fps: float, config: ClipsConfig, keep_all: bool
+    timeline: Timeline,
+    source: np.ndarray,
+    offset: int,
+    fps: float,
+    seconds: Sequence[tuple[float, float]],
+    keep_all: bool,
 ) -> list[tuple[int, int]]:
-    """Returns the intervals of output frames [first, last) that the config allows."""
+    """Returns the intervals of output frames [first, last) for ranges in seconds, counted from frame `offset` on."""
     end = len(source)
-    if not config.ranges:
-        return [(0, end)]
-    bounds = np.rint(np.asarray(config.ranges) * fps).astype(int)
     if keep_all:  # by timestamps, as frames may not be exactly evenly spaced
-        bounds = np.searchsorted(timeline.seconds, np.asarray(config.ranges) - 0.5 / fps)
-    return [(int(first), min(int(last), end)) for first, last in bounds]
+        bounds = np.searchsorted(timeline.seconds, np.asarray(seconds).reshape(-1, 2) - 0.5 / fps)
+    else:
+        latest = (end + offset) / fps
+        bounds = np.rint(np.clip(np.asarray(seconds).reshape(-1, 2), 0, latest) * fps).astype(int) - offset
+    return [(max(int(first), 0), min(int(last), end)) for first, last in bounds]
 
 
 def _allowed(
@@ -227,18 +269,23 @@ def _allowed(
                 yield max(first, low), min(last, high)
 
 
-def extract_clips(
-    path: StoragePath, selection: ClipSelection, config: ClipsConfig, on_frame: Callable[[], None] = lambda: None
-) -> Iterator[Record]:
-    """Decodes a video again and yields a record for each selected clip, None for one that was dropped.
+def read_clips(
+    path: StoragePath,
+    selection: ClipSelection,
+    config: ClipsConfig,
+    on_frame: Callable[[], None] = lambda: None,
+    threads: int = 0,
+) -> Iterator[Clip | None]:
+    """Decodes a video again and yields each selected clip, None for one that was dropped.
 
-    The frames of one clip are in memory at a time. The caller adds `source`, `caption` and `text`.
+    The frames of one clip are in memory at a time.
 
     Args:
       path: the file.
       selection: of `scan_file`.
       config: of the clips.
       on_frame: called once per frame, for a progress bar.
+      threads: of the decoder; 0 is one for each core.
 
     Raises:
       ValueError: the file cannot be decoded, or is shorter than when it was scanned.
@@ -248,7 +295,7 @@ def extract_clips(
     frames: list[np.ndarray] = []
     on_damage = (lambda seconds: None) if selection.damage else None
     with read_errors(path):
-        for index, frame in enumerate(decoding.iter_frames(path, on_damage)):
+        for index, frame in enumerate(decoding.iter_frames(path, on_damage, span=selection.span, threads=threads)):
             if not waiting:
                 return
             on_frame()
@@ -259,53 +306,73 @@ def extract_clips(
                 if len(frames) < config.frames:
                     break
                 start, _ = waiting.pop()
-                yield _record(frames, start, selection.fps, config)
+                black = config.drop_black and min(frame.mean() for frame in frames) < _BLACK
+                yield None if black else Clip(frames, selection.fps, start)
                 frames = []
         require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')
 
 
-def _record(frames: list[np.ndarray], start: int, fps: float, config: ClipsConfig) -> Record | None:
-    if config.drop_black and min(frame.mean() for frame in frames) < _BLACK:
-        return None
+def encode_clip(clip: Clip, config: ClipsConfig, threads: int = 0) -> Record:
+    """Encodes a clip as a record, to which the caller adds `source`, `caption` and `text`.
+
+    threads: of the encoder, on which the bytes depend; 0 is as many as x264 chooses by the number of cores.
+    """
     return {
-        'video': encoding.encode_bytes(frames, fps, config.crf, config.preset),
-        'fps': float(fps),
-        'frames': len(frames),
+        'video': encoding.encode_bytes(clip.frames, clip.fps, config.crf, config.preset, threads=threads),
+        'fps': float(clip.fps),
+        'frames': len(clip.frames),
         'height': config.height,
         'width': config.width,
-        'start_frame': start,
+        'start_frame': clip.start_frame,
     }
 
 
+def extract_clips(path: StoragePath, selection: ClipSelection, config: ClipsConfig) -> Iterator[Record | None]:
+    """Yields the records of the clips that `read_clips` yields, None for one that was dropped. Raises as it does."""
+    for clip in read_clips(path, selection, config):
+        yield None if clip is None else encode_clip(clip, config)
+
+
 def scan_file(
-    path: StoragePath, config: ClipsConfig, info: decoding.VideoInfo, on_frame: Callable[[], None] = lambda: None
+    path: StoragePath,
+    config: ClipsConfig,
+    info: decoding.VideoInfo,
+    on_frame: Callable[[], None] = lambda: None,
+    span: Span = WHOLE,
+    threads: int = 0,
 ) -> ClipSelection:
-    """Scans a whole file and selects its clips: of a damaged one those that the damage does not touch.
+    """Scans a file, or a span of it, and selects its clips: of a damaged one those that the damage does not touch.
 
     Args:
       path: the file.
       config: of the clips.
       info: of the file, which may be cut off.
       on_frame: called once per frame, for a progress bar.
+      span: that clips may come from.
+      threads: of the decoder; 0 is one for each core.
 
     Raises:
       ValueError: the file cannot be used.
     """
     damage, detection = '', (config.detector, config.threshold, config.min_shot_frames, on_frame)
+    read = span if span == WHOLE else span.widen(_AROUND_S)
+    reading = {'display': config.display, 'span': read, 'threads': threads}
     with read_errors(path):
         check_size(info, config)
         try:
-            timeline = scan(path, info, *detection, display=config.display)
+            timeline = scan(path, info, *detection, **reading)
         except DamagedError as error:
-            timeline = scan(path, info, *detection, damaged=True, display=config.display)
-            damage = str(error).removeprefix(f'{path}: ') + _describe_gaps(timeline)
-    selection = select_clips(timeline, float(info.fps), config)
+            timeline = scan(path, info, *detection, damaged=True, **reading)
+            # Frames are not counted where reading does not begin at the start.
+            what = str(error).removeprefix(f'{path}: ') if span.first == 0 else 'damaged'
+            damage = what + _describe_gaps(timeline)
+    selection = select_clips(timeline, float(info.fps), config, span)
     if selection.is_resampled and config.fps is None:
         log.info(
             f'note: {path}: variable frame rate, {float(info.fps):.4g} per second on average; its clips are resampled '
             f'by time to fps={selection.fps:g}, the rate of most of its frames'
         )
-    return dataclasses.replace(selection, damage=damage)
+    return dataclasses.replace(selection, damage=damage, span=read)
 
 
 def _describe_gaps(timeline: Timeline) -> str:

@@ -89,8 +89,11 @@ def format_reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def open_container(source: DataSource, *, only_header: bool = False) -> Iterator[VideoFile]:
-    """Opens a video and chooses its video stream. A remote file is copied first, unless `only_header`."""
+def open_container(source: DataSource, *, only_header: bool = False, threads: int = 0) -> Iterator[VideoFile]:
+    """Opens a video and chooses its video stream. A remote file is copied first, unless `only_header`.
+
+    threads: of its decoder; 0 is one for each core.
+    """
     name = source_name(source)
     with contextlib.ExitStack() as stack:
         cut = False
@@ -118,6 +121,7 @@ def open_container(source: DataSource, *, only_header: bool = False) -> Iterator
             reason = where if cut else format_reason(error)
             raise ValueError(f'{name}: not a video that can be read ({reason})') from None
         stream = _choose_video(name, container)
+        stream.codec_context.thread_count = threads
         cut = cut or any(entry.pos + entry.size > length for entry in stream.index_entries)
         yield VideoFile(name, container, stream, where if cut else '')
 

@@ -29,6 +29,7 @@ from fv_jax.data.video.containers import (
 from fv_jax.data.video.deinterlacing import deinterlace
 from fv_jax.data.video.display import read_orientation
 from fv_jax.data.video.frame import DisplayConfig, Frame
+from fv_jax.data.video.seeking import WHOLE, Span, seek
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +78,23 @@ class Video:
         return self.frames.shape[1], self.frames.shape[2]
 
 
-def probe(source: DataSource, *, damaged: bool = False, display: DisplayConfig | None = None) -> VideoInfo:
+def probe(
+    source: DataSource,
+    *,
+    damaged: bool = False,
+    display: DisplayConfig | None = None,
+    span: Span = WHOLE,
+    threads: int = 0,
+) -> VideoInfo:
     """Reads size, rate, length and rotation of a file or of bytes; decodes one frame. Raises ValueError.
 
     What is assumed or converted to show the frames is logged in one line, and streams that are not read in another.
 
-    A file that was cut off, or is damaged at its start, is an error unless `damaged` allows it. display: as in
-    `iter_frames`.
+    A file that was cut off, or is damaged at its start, is an error unless `damaged` allows it. Rate and length are
+    those of the span. display, threads: as in `iter_frames`.
     """
-    with read_errors(source_name(source)), open_container(source) as file:
-        measured = _measure(source)
+    with read_errors(source_name(source)), open_container(source, threads=threads) as file:
+        measured = _measure(source, span)
         require(damaged or not file.cut, f'{file.name}: damaged at frame {measured.frames} ({file.cut})', DamagedError)
         if others := file.other_streams():
             log.info(f'note: {others}')
@@ -107,20 +115,26 @@ def _log_conversions(source: DataSource, frame: Frame) -> None:
         log.info(f'note: {frame.source}: {conversions}')
 
 
-def _measure(source: DataSource) -> timing.Timing:
-    """Reads the times of all frames without decoding them."""
+def _measure(source: DataSource, span: Span = WHOLE) -> timing.Timing:
+    """Reads the times of all frames of a span without decoding them."""
     with open_container(source) as file:
         stream, times, count = file.stream, [], 0
         clock = timing.Clock(1 / stated_rate(stream))
+        start = (stream.start_time or 0) * stream.time_base
         try:
+            if span.first > 0:
+                seek(file, start + Fraction(span.first))
             for packet in file.container.demux(stream):
                 if not packet.size or packet.is_discard:
                     continue
-                count += 1
-                if packet.dts is not None:
-                    clock.follow(packet.dts * stream.time_base)
+                if packet.dts is not None and clock.follow(packet.dts * stream.time_base) - start >= span.last:
+                    break
                 timestamp = packet.dts if packet.pts is None or _has_no_pts(file) else packet.pts
-                times += [] if timestamp is None else [float(timestamp * stream.time_base + clock.shift)]
+                time = None if timestamp is None else timestamp * stream.time_base + clock.shift
+                if time is not None and span != WHOLE and not span.first <= time - start < span.last:
+                    continue
+                count += 1
+                times += [] if time is None else [float(time)]
         except av.FFmpegError:
             pass  # decoding finds the frame
         stated = stream.average_rate, stream.guessed_rate, stream.base_rate
@@ -143,13 +157,14 @@ def _has_no_pts(file: VideoFile) -> bool:
     return 'avi' in file.container.format.name
 
 
-def _decode_frames(file: VideoFile) -> Iterator[av.VideoFrame]:
+def _decode_frames(file: VideoFile, first: Fraction | None = None) -> Iterator[av.VideoFrame]:
+    """Yields the frames; those before time `first` may lack what they are predicted from, where reading began."""
     file.stream.thread_type = 'AUTO'
     count = 0
     try:
         for frame in file.container.decode(file.stream):
             # The decoder conceals missing data with grey or smeared frames.
-            if frame.is_corrupt:
+            if frame.is_corrupt and not _is_before(frame, first):
                 raise DamagedError(f'{file.name}: damaged at frame {count}{file.cut and f" ({file.cut})"}')
             yield frame
             count += 1
@@ -159,7 +174,13 @@ def _decode_frames(file: VideoFile) -> Iterator[av.VideoFrame]:
     require(not file.cut, f'{file.name}: damaged at frame {count} ({file.cut})', DamagedError)
 
 
-def _decode_intact_frames(file: VideoFile, resumed: list[av.VideoFrame | None]) -> Iterator[av.VideoFrame]:
+def _is_before(frame: av.VideoFrame, first: Fraction | None) -> bool:
+    return first is not None and frame.pts is not None and frame.pts * frame.time_base < first
+
+
+def _decode_intact_frames(
+    file: VideoFile, resumed: list[av.VideoFrame | None], first: Fraction | None = None
+) -> Iterator[av.VideoFrame]:
     """Yields frames as `_decode_frames`, but for those from damaged data on until the next key frame.
 
     Appends to `resumed` the frames before which some are missing; None for the end of the file.
@@ -175,7 +196,7 @@ def _decode_intact_frames(file: VideoFile, resumed: list[av.VideoFrame | None]) 
             frames, damaged = packet.decode(), damaged or packet.is_corrupt
         except av.FFmpegError:
             frames, damaged = [], True
-        bad = [frame.is_corrupt or frame.pts in incomplete for frame in frames]
+        bad = [(frame.is_corrupt and not _is_before(frame, first)) or frame.pts in incomplete for frame in frames]
         damaged = damaged or any(bad)
         for frame, is_bad in zip(frames, bad, strict=True):
             damaged = damaged or is_bad
@@ -190,13 +211,13 @@ def _decode_intact_frames(file: VideoFile, resumed: list[av.VideoFrame | None]) 
 
 
 def _timed_frames(
-    file: VideoFile, resumed: list[av.VideoFrame | None] | None = None
+    file: VideoFile, resumed: list[av.VideoFrame | None] | None = None, first: Fraction | None = None
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Yields the frames with their times in seconds, increasing, on the clock of the container.
 
-    With `resumed` damage is skipped (`_decode_intact_frames`).
+    With `resumed` damage is skipped (`_decode_intact_frames`). first: as in `_decode_frames`.
     """
-    frames = _decode_frames(file) if resumed is None else _decode_intact_frames(file, resumed)
+    frames = _decode_frames(file, first) if resumed is None else _decode_intact_frames(file, resumed, first)
     head = list(itertools.islice(frames, 1))
     by_dts = _has_no_pts(file)
     if head and not by_dts and head[0].dts not in (None, head[0].pts):
@@ -210,9 +231,9 @@ def _timed_frames(
         yield clock.follow(None if timestamp is None else timestamp * file.stream.time_base), frame
 
 
-def start_time(source: DataSource) -> Fraction:
+def start_time(source: DataSource, threads: int = 0) -> Fraction:
     """Returns the time of the first frame that is shown, in seconds on the clock of the container."""
-    with open_container(source) as file:
+    with open_container(source, threads=threads) as file:
         for time, _ in _timed_frames(file):
             return time
         raise ValueError(f'{file.name}: holds no frames')
@@ -222,6 +243,8 @@ def iter_frames(
     source: DataSource,
     on_damage: Callable[[float], None] | None = None,
     display: DisplayConfig | None = None,
+    span: Span = WHOLE,
+    threads: int = 0,
 ) -> Iterator[Frame]:
     """Yields the frames of a path or of bytes one at a time, without holding the file or earlier frames in memory.
 
@@ -233,19 +256,31 @@ def iter_frames(
       on_damage: if given, frames from damage on until the next key frame are skipped instead; called with the time of
         that one in seconds, infinite for damage until the end.
       display: which videos are refused, with ValueError; None refuses none that can be shown.
+      span: which frames; a file that is not seekable is read from its start nevertheless.
+      threads: of the decoder; 0 is one for each core.
     """
-    return deinterlace(_iter_coded_frames(source, on_damage, display or DisplayConfig()))
+    return deinterlace(_iter_coded_frames(source, on_damage, display or DisplayConfig(), span, threads))
 
 
 def _iter_coded_frames(
-    source: DataSource, on_damage: Callable[[float], None] | None, display: DisplayConfig
+    source: DataSource, on_damage: Callable[[float], None] | None, display: DisplayConfig, span: Span, threads: int
 ) -> Iterator[Frame]:
     """Yields the frames as they are coded."""
-    with open_container(source) as file:
-        stream, start = file.stream, None
+    with open_container(source, threads=threads) as file:
+        stream, start, first = file.stream, None, None
+        if span.first > 0:
+            start = start_time(source, threads)
+            first = start + Fraction(span.first)
+            seek(file, first)
         resumed: list[av.VideoFrame | None] | None = None if on_damage is None else []
-        for time, frame in _timed_frames(file, resumed):
+        for time, frame in _timed_frames(file, resumed, first):
             start = time if start is None else start
+            if time - start >= span.last:
+                break
+            if time - start < span.first:
+                if resumed and resumed[0] is frame:
+                    resumed.pop(0)
+                continue
             duration = float((frame.duration or 0) * stream.time_base)
             shown = Frame(file.name, float(time - start), frame, _pixel_aspect(file), duration)
             shown.check(display)

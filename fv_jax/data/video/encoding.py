@@ -32,6 +32,7 @@ def encode_bytes(
     preset: str = 'medium',
     comment: str = '',
     times: Iterable[tuple[float, float]] | None = None,
+    threads: int = 0,
 ) -> bytes:
     """Encodes frames as an H.264 (yuv420p) mp4.
 
@@ -42,12 +43,13 @@ def encode_bytes(
       preset: x264's trade of time for size, 'ultrafast' to 'veryslow'.
       comment: a text of any length for the file's comment tag, which `read_comment` reads.
       times: (time, duration) in seconds of every frame, the times increasing from 0 on; None for a constant rate.
+      threads: of x264; the bytes depend on their number. 0 is as many as x264 chooses by the number of cores.
 
     Raises:
       ValueError: no frames, frames of different sizes, or of an odd size.
     """
     buffer = io.BytesIO()
-    _write(buffer, frames, fps, crf, preset, comment, times)
+    _write(buffer, frames, fps, crf, preset, comment, times, threads=threads)
     return buffer.getvalue()
 
 
@@ -80,6 +82,7 @@ def _write(
     comment: str,
     times: Iterable[tuple[float, float]] | None,
     codec: Codec = 'h264',
+    threads: int = 0,
 ) -> None:
     dtype, convert = (np.dtype(np.float32), ten_bits.to_yuv) if codec == 'hevc10' else (np.dtype(np.uint8), to_yuv)
     require(fps > 0, f'fps={fps}: must be above 0')
@@ -99,6 +102,7 @@ def _write(
                         f'crop to {height - height % 2}x{width - width % 2}'
                     )
                 stream = _add_stream(container, height, width, fps, crf, preset, codec)
+                stream.codec_context.thread_count = threads
                 if times is not None:
                     _keep_times(stream.codec_context)
             if (stream.height, stream.width) != (height, width):

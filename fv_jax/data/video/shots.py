@@ -13,6 +13,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.video import decoding
 from fv_jax.data.video.frame import DisplayConfig
+from fv_jax.data.video.seeking import WHOLE, Span
 
 ShotDetector = Literal['adaptive', 'content', 'none']
 
@@ -25,10 +26,10 @@ _PREDICTED = 16
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """The timestamps and shots of a video file.
+    """The timestamps and shots of a video file, or of a span of it.
 
     Attributes:
-      seconds: the time of each frame, from 0 on, increasing.
+      seconds: the time of each frame, from 0 on at the start of the file, increasing.
       shots: (first frame, frame after the last) of every shot, in order, covering all frames but those around damage.
       damage: (last second before, first second after) each damaged part, whose frames are not of the timeline; the
         first one is 0 and the last one infinite at the ends of the file.
@@ -49,8 +50,10 @@ def scan(
     *,
     damaged: bool = False,
     display: DisplayConfig | None = None,
+    span: Span = WHOLE,
+    threads: int = 0,
 ) -> Timeline:
-    """Decodes the whole file once, so that corruption anywhere in it is found.
+    """Decodes the whole file, or a span of it, once, so that corruption anywhere in it is found.
 
     Args:
       path: the file.
@@ -61,7 +64,7 @@ def scan(
       min_frames: the shortest shot.
       on_frame: called once per frame, for a progress bar.
       damaged: skips what corruption touches instead of raising DamagedError.
-      display: of `decoding.iter_frames`.
+      display, span, threads: of `decoding.iter_frames`.
 
     Raises:
       DamagedError: the file is corrupted at a frame.
@@ -72,7 +75,7 @@ def scan(
     resumed: list[float] = []
 
     def read_frames() -> Iterator[Callable[[], np.ndarray]]:
-        for frame in decoding.iter_frames(path, resumed.append if damaged else None, display):
+        for frame in decoding.iter_frames(path, resumed.append if damaged else None, display, span, threads):
             seconds.append(frame.seconds)
             yield functools.partial(frame.pixels, size)
             on_frame()

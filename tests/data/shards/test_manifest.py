@@ -1,6 +1,5 @@
 """The manifest of a set of shards: what it states, that no shard is read, and that it belongs to its shards."""
 
-import array
 import json
 from pathlib import Path
 
@@ -41,9 +40,27 @@ def test_manifest_states_records_bytes_and_sizes(tmp_path: Path, monkeypatch: py
     assert found.sizes().to_array().tolist() == expected
     assert found.sizes(np.array([0, 2])).to_array().tolist() == expected[:3] + expected[6:]
     rows = pyarrow.parquet.read_table(tmp_path / 'clips.parquet').to_pylist()  # for other programs
-    assert rows[2] == {
-        'records': 2, 'bytes': found.bytes[2], 'frames': [9, 17], 'height': [32, 32], 'width': [64, 48]
-    }  # fmt: skip
+    assert rows == [{'shard': i // 3, **size(i)} for i in range(8)]
+
+
+def test_more_columns_of_a_manifest(tmp_path: Path) -> None:
+    path, columns = tmp_path / 'x.parquet', {'source': 'string', 'sharp': 'double', 'caption': 'string'}
+    writer = ManifestWriter(path, columns)
+    flat = {name: [1, 1] for name in ('frames', 'height', 'width')}
+    writer.add(10, flat | {'source': ['a', 'b'], 'sharp': [0.5, 1.5], 'caption': [None, 'two']}, ['video'])
+    writer.add(20, flat | {'source': ['c', 'd']}, ['video'])
+    writer.close('x')
+    found = read_manifest(path, 'x')
+    assert found.columns() == ('shard', 'frames', 'height', 'width', *columns)
+    (group,) = found.read_columns(['source', 'sharp', 'caption'])
+    assert group['source'].to_pylist() == ['a', 'b', 'c', 'd']
+    assert group['sharp'].to_pylist() == [0.5, 1.5, None, None]
+    assert group['caption'].to_pylist() == [None, 'two', None, None]
+    with pytest.raises(ValueError, match='has no column blur'):
+        list(found.read_columns(['blur']))
+    assert manifest.column_type('sharp', 1) == 'double' and manifest.column_type('black', True) == 'bool'
+    with pytest.raises(ValueError, match=r'x=.1.: a manifest has numbers, booleans and strings'):
+        manifest.column_type('x', [1])
 
 
 def test_set_with_a_manifest_opens_without_reading_its_shards(tmp_path: Path) -> None:
@@ -79,7 +96,8 @@ def _truncate(path: Path) -> None:
 
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[8:60] = bytes(52)
+    end = len(data) - 8 - int.from_bytes(data[-8:-4], 'little')  # of the columns
+    data[8:end] = bytes(end - 8)
     path.write_bytes(data)
 
 
@@ -91,11 +109,15 @@ def _write_table(metadata: dict[bytes, bytes], **columns: list) -> object:
 
 
 def _stated(**more: object) -> dict[bytes, bytes]:
-    return {manifest.FORMAT: json.dumps({'name': 'clips', 'shards': 3, 'records': 8, 'keys': []} | more).encode()}
+    stated = {'name': 'clips', 'records': [3, 3, 2], 'bytes': [1, 1, 1], 'keys': []}
+    return {manifest.FORMAT: json.dumps(stated | more).encode()}
 
 
-COUNTS = {'records': [3, 3, 2], 'bytes': [1, 1, 1]}
-FLAT = {name: [[1, 1, 1], [1, 1, 1], [1, 1]] for name in ('frames', 'height', 'width')}
+FLAT = {name: pa.array([1] * 8, pa.int32()) for name in ('frames', 'height', 'width')}
+
+
+def _with(name: str, last: object, kind: pa.DataType | None = None) -> dict[str, object]:
+    return FLAT | {name: pa.array([1] * 7 + [last], kind or pa.int32())}
 
 
 @pytest.mark.parametrize(
@@ -105,13 +127,14 @@ FLAT = {name: [[1, 1, 1], [1, 1, 1], [1, 1]] for name in ('frames', 'height', 'w
         (_flip, 'damaged|states|lists'),
         (lambda path: path.write_text('file,frames\n'), 'truncated, or not a Parquet file'),
         (lambda path: path.write_bytes(b''), 'truncated, or not a Parquet file'),
-        (_write_table({}, **COUNTS), 'is not the manifest of a set of shards'),
-        (_write_table(_stated(name='other'), **COUNTS), "is the manifest of 'other'"),
-        (_write_table(_stated(shards=2), **COUNTS), r'lists \(3, 8\) shards and records'),
-        (_write_table(_stated(), records=[3, 3, 2]), 'has no column bytes'),
-        (_write_table(_stated(), records=[9, -3, 2], bytes=[1, 1, 1]), 'lists a negative number'),
-        (_write_table({manifest.FORMAT: b'{'}, **COUNTS), 'its metadata cannot be read'),
-        (_write_table({manifest.FORMAT: b'[1]'}, **COUNTS), 'its metadata cannot be read'),
+        (_write_table({}, **FLAT), 'is not the manifest of a set of shards'),
+        (_write_table(_stated(name='other'), **FLAT), "is the manifest of 'other'"),
+        (_write_table(_stated(records=[3, 3]), **FLAT), 'states the records of 2 shards and 3 sizes'),
+        (_write_table(_stated(records=[3, 3, 3]), **FLAT), 'has 8 rows, and states 9 records'),
+        (_write_table(_stated(records=[9, -3, 2]), **FLAT), 'states a negative number'),
+        (_write_table(_stated(records=[3, 3, '2']), **FLAT), 'its metadata cannot be read'),
+        (_write_table({manifest.FORMAT: b'{'}, **FLAT), 'its metadata cannot be read'),
+        (_write_table({manifest.FORMAT: b'[1]'}, **FLAT), 'its metadata cannot be read'),
     ],
 )
 def test_manifest_that_cannot_be_used_is_one_clear_line(tmp_path: Path, damage, words: str) -> None:
@@ -127,12 +150,10 @@ def test_manifest_that_cannot_be_used_is_one_clear_line(tmp_path: Path, damage, 
 @pytest.mark.parametrize(
     ('columns', 'words'),
     [
-        ({**COUNTS, **FLAT, 'frames': [[1], [1, 1, 1], [1, 1]]}, 'lists other numbers of sizes and of records'),
-        ({**COUNTS, **FLAT, 'frames': [None, [1, 1, 1], [1, 1]]}, 'lists other numbers of sizes and of records'),
-        ({**COUNTS, **FLAT, 'width': [[1, 1, -1], [1, 1, 1], [1, 1]]}, 'lists sizes that no clip has'),
-        ({**COUNTS, **FLAT, 'width': [[1, 1, None], [1, 1, 1], [1, 1]]}, 'lists sizes that no clip has'),
-        ({**COUNTS, **FLAT, 'height': [[1, 1, 2**40], [1, 1, 1], [1, 1]]}, 'lists sizes that no clip has'),
-        (COUNTS, 'has no column frames, height, width'),
+        (_with('width', -1), 'lists sizes that no clip has'),
+        (_with('width', None), 'lists sizes that no clip has'),
+        (_with('height', 2**40, pa.int64()), 'lists sizes that no clip has'),
+        ({'frames': FLAT['frames']}, 'has no column height, width'),
     ],
 )
 def test_invalid_sizes_in_a_manifest_are_refused(tmp_path: Path, columns: dict, words: str) -> None:
@@ -173,7 +194,8 @@ def test_shard_with_other_records_than_stated_is_a_bad_shard(tmp_path: Path) -> 
     paths = write(tmp_path)
     writer = ManifestWriter(tmp_path / 'clips.parquet')
     for path, count in zip(paths, (3, 2, 3), strict=True):
-        writer.add(Path(path).stat().st_size, array.array('i', [9, 32, 48] * count), [])
+        sizes = {'frames': [9] * count, 'height': [32] * count, 'width': [48] * count}
+        writer.add(Path(path).stat().st_size, sizes, [])
     writer.close('clips')
     shards = Shards(paths)
     assert shards[0]['i'] == 0

@@ -1,0 +1,1 @@
+"""From footage to shards: a plan of units, shards as functions of their units, and what runs these functions."""
