@@ -185,9 +185,9 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         outcomes = job.run(make, lambda outcome: log.info(_summary(arguments.output, outcome, config)))
     except UnusableError as error:
         raise UsageError(format_error(error)) from None
-    if not outcomes:
+    if not any(outcome.records for outcome in outcomes):
         log.info(f'{arguments.output}: nothing to add: all of {len(found.videos)} video(s) were prepared before')
-    return SKIPPED if found.skipped or any(outcome.skipped or outcome.damaged for outcome in outcomes) else 0
+    return SKIPPED if any(outcome.skipped or outcome.damaged for outcome in outcomes) else 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_prepare_replaces_shards_only_when_asked(folder: Path, tmp_path: Path, c
     assert 'nothing to add: all of 1 video(s) were prepared before' in capsys.readouterr().out
     assert run(folder / 'a.mp4', tmp_path, '--config.crf=5') == exit_codes.USAGE
     err = capsys.readouterr().err
-    assert 'clips.json: was made with other settings: config.crf is 4' in err and 'and 5 here' in err
+    assert 'clips.json: was made with other settings: config.crf is 4.0 there and 5.0 here' in err
     assert run(folder / 'text.webm', tmp_path, '--overwrite') == exit_codes.USAGE  # nothing better to put there
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert run(folder / 'a.mp4', tmp_path, '--overwrite', '--config.frames=1', '--config.clips_per_shot=2') == 0

@@ -102,7 +102,8 @@ def silence_third_party_logs() -> None:
     Orbax and Grain log through absl, for example that a read-only folder cannot be written. A save to a full disk logs
     pages of tracebacks, also by asyncio and from threads, in addition to the exception that we report.
     """
-    for name in ('absl', 'asyncio'):
+    # Beam warns of options that it does not know, which `prepare` names.
+    for name in ('absl', 'asyncio', 'apache_beam.options.pipeline_options'):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
     warnings.filterwarnings('ignore', module=r'(orbax|grain|jax|flax|optax|tensorboardX)\b')

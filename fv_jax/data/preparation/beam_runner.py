@@ -40,7 +40,6 @@ def parse_options(runner: str, options: Sequence[str]) -> Any:
         from apache_beam.runners import create_runner
     except ImportError:
         raise ValueError("needs Apache Beam: pip install 'fv_jax[beam]'") from None
-    logging.getLogger('apache_beam.options.pipeline_options').setLevel(logging.ERROR)  # unknown ones are named below
     parsed = PipelineOptions([f'--runner={runner}', *options])
     try:
         create_runner(runner)

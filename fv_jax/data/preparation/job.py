@@ -68,10 +68,13 @@ class Job:
           OSError: a file cannot be written, or object storage does not answer.
         """
         made = files.make_folder(self.output)
-        outcomes, plan = [], None
+        outcomes: list[Outcome] = []
         try:
             with _lock(self.output, self.config.name):
                 while plan := self._next_plan(overwrite=self.overwrite and not outcomes):
+                    if isinstance(plan, Outcome):
+                        outcomes.append(plan)
+                        break
                     try:
                         outcomes.append(self._complete(plan, make))
                     except NothingWrittenError as error:
@@ -86,12 +89,12 @@ class Job:
             files.remove_empty(made)
         return outcomes
 
-    def _next_plan(self, overwrite: bool) -> Plan | None:
+    def _next_plan(self, overwrite: bool) -> Plan | Outcome | None:
         with error_context('', error=UnusableError):
             return self._open_plan(overwrite)
 
-    def _open_plan(self, overwrite: bool) -> Plan | None:
-        """Opens the plan that is not complete, or makes one; None if there is nothing to add."""
+    def _open_plan(self, overwrite: bool) -> Plan | Outcome | None:
+        """Opens the plan that is not complete, or makes one; None, or what is skipped, if there is nothing to add."""
         sets = sets_lib.find_sets(self.output, self.config.name)
         if (sets.work_folder / PLAN).exists():
             plan = Plan(sets.work_folder)
@@ -117,7 +120,7 @@ class Job:
         if not units:
             require(known, _nothing(header.skipped, len(self.videos)), NothingWrittenError)
             _log_skipped(header.skipped)
-            return None
+            return Outcome(skipped=header.skipped) if header.skipped else None
         return write_plan(sets.work_folder, header, units, self.config)
 
     def _check_sets(self, sets: Sets) -> dict[str, int]:

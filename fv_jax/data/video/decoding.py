@@ -29,7 +29,7 @@ from fv_jax.data.video.containers import (
 from fv_jax.data.video.deinterlacing import deinterlace
 from fv_jax.data.video.display import read_orientation
 from fv_jax.data.video.frame import DisplayConfig, Frame
-from fv_jax.data.video.seeking import WHOLE, Span, seek
+from fv_jax.data.video.seeking import WHOLE, Span, read_packets, seek
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _decode_frames(file: VideoFile, first: Fraction | None = None) -> Iterator[a
     file.stream.thread_type = 'AUTO'
     count = 0
     try:
-        for frame in file.container.decode(file.stream):
+        for frame in itertools.chain.from_iterable(packet.decode() for packet in read_packets(file, first)):
             # The decoder conceals missing data with grey or smeared frames.
             if frame.is_corrupt and not _is_before(frame, first):
                 raise DamagedError(f'{file.name}: damaged at frame {count}{file.cut and f" ({file.cut})"}')
@@ -186,7 +186,7 @@ def _decode_intact_frames(
     Appends to `resumed` the frames before which some are missing; None for the end of the file.
     """
     file.stream.thread_type = 'SLICE'  # decoders with a thread per frame conceal the same damage differently each time
-    packets, incomplete, damaged = file.container.demux(file.stream), set(), False
+    packets, incomplete, damaged = read_packets(file, first), set(), False
     while True:
         try:
             if (packet := next(packets, None)) is None:
@@ -215,7 +215,8 @@ def _timed_frames(
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Yields the frames with their times in seconds, increasing, on the clock of the container.
 
-    With `resumed` damage is skipped (`_decode_intact_frames`). first: as in `_decode_frames`.
+    With `resumed` damage is skipped (`_decode_intact_frames`). first: on that clock, from when on frames are wanted;
+    some before it are yielded too.
     """
     frames = _decode_frames(file, first) if resumed is None else _decode_intact_frames(file, resumed, first)
     head = list(itertools.islice(frames, 1))
@@ -271,7 +272,6 @@ def _iter_coded_frames(
         if span.first > 0:
             start = start_time(source, threads)
             first = start + Fraction(span.first)
-            seek(file, first)
         resumed: list[av.VideoFrame | None] | None = None if on_damage is None else []
         for time, frame in _timed_frames(file, resumed, first):
             start = time if start is None else start

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import av
@@ -38,6 +39,34 @@ def is_seekable(file: VideoFile) -> bool:
 def duration(file: VideoFile) -> float | None:
     """Returns the seconds that the header of a file states; None if it states none."""
     return None if file.container.duration is None else file.container.duration / av.time_base
+
+
+def read_packets(file: VideoFile, first: Fraction | None = None) -> Iterator[av.Packet]:
+    """Yields the packets of the video stream, from the last key frame on that is shown at or before a time.
+
+    Args:
+      file: open, and not read yet.
+      first: on the clock of the container; None is the start. A file that is not seekable is read from the start.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    if first is not None:
+        seek(file, first)
+    packets = file.container.demux(file.stream)
+    if first is None or not is_seekable(file):
+        yield from packets
+        return
+    # Damage before that key frame is none of the frames that are wanted.
+    waiting: list[av.Packet] = []
+    for packet in packets:
+        if packet.is_keyframe and packet.pts is not None and packet.pts * packet.time_base <= first:
+            waiting.clear()
+        waiting.append(packet)
+        if packet.dts is None or packet.dts * packet.time_base > first:
+            break
+    yield from waiting
+    yield from packets
 
 
 def seek(file: VideoFile, seconds: Fraction) -> None:
