@@ -2,7 +2,7 @@
 
 `make_shard(units, config, path)` reads the units one after another, writes their clips to one file, and returns a row
 of the manifest for each clip and the result of each unit. The same units and configuration give the same file, wherever
-and however often it is called: decoder and encoder run in one thread each, as x264's output depends on their number.
+and however often it is called: the encoder is `reproducible` (`video/encoding.py`), and the decoder has one thread.
 
 In memory are the frames of one clip (305 MB for 49 frames of 1072x1920) and what the decoder and the encoder hold.
 """
@@ -28,7 +28,7 @@ from fv_jax.data.video.clips import ClipsConfig
 from fv_jax.text.encoder import TextEncoder, embed_caption
 
 Row = dict[str, Any]
-THREADS = 1  # of a decoder, and of an encoder
+THREADS = 1  # of a decoder
 Finish = Callable[[Record], Record]
 
 
@@ -190,7 +190,7 @@ def _read_unit(
         if clip is None:
             result.black += 1
             continue
-        record = clips.encode_clip(clip, config, THREADS) | {'source': unit.source} | fields
+        record = clips.encode_clip(clip, config) | {'source': unit.source} | fields
         write(encoders.finish(record) if encoders.finish else record, describe_clip(clip, unit))
         result.clips += 1
     if result.clips:

@@ -312,13 +312,10 @@ def read_clips(
         require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')
 
 
-def encode_clip(clip: Clip, config: ClipsConfig, threads: int = 0) -> Record:
-    """Encodes a clip as a record, to which the caller adds `source`, `caption` and `text`.
-
-    threads: of the encoder, on which the bytes depend; 0 is as many as x264 chooses by the number of cores.
-    """
+def encode_clip(clip: Clip, config: ClipsConfig) -> Record:
+    """Encodes a clip as a record, always the same; the caller adds `source`, `caption` and `text`."""
     return {
-        'video': encoding.encode_bytes(clip.frames, clip.fps, config.crf, config.preset, threads=threads),
+        'video': encoding.encode_bytes(clip.frames, clip.fps, config.crf, config.preset, reproducible=True),
         'fps': float(clip.fps),
         'frames': len(clip.frames),
         'height': config.height,

@@ -32,7 +32,7 @@ def encode_bytes(
     preset: str = 'medium',
     comment: str = '',
     times: Iterable[tuple[float, float]] | None = None,
-    threads: int = 0,
+    reproducible: bool = False,
 ) -> bytes:
     """Encodes frames as an H.264 (yuv420p) mp4.
 
@@ -43,13 +43,15 @@ def encode_bytes(
       preset: x264's trade of time for size, 'ultrafast' to 'veryslow'.
       comment: a text of any length for the file's comment tag, which `read_comment` reads.
       times: (time, duration) in seconds of every frame, the times increasing from 0 on; None for a constant rate.
-      threads: of x264; the bytes depend on their number. 0 is as many as x264 chooses by the number of cores.
+      reproducible: whether the same frames always give the same bytes, also on another number of cores: in one thread,
+        and without x264's macroblock tree, whose decisions depend on uninitialized memory. Files of the same crf are
+        then larger, as blocks that no later frame refers to keep their quality.
 
     Raises:
       ValueError: no frames, frames of different sizes, or of an odd size.
     """
     buffer = io.BytesIO()
-    _write(buffer, frames, fps, crf, preset, comment, times, threads=threads)
+    _write(buffer, frames, fps, crf, preset, comment, times, reproducible=reproducible)
     return buffer.getvalue()
 
 
@@ -82,7 +84,7 @@ def _write(
     comment: str,
     times: Iterable[tuple[float, float]] | None,
     codec: Codec = 'h264',
-    threads: int = 0,
+    reproducible: bool = False,
 ) -> None:
     dtype, convert = (np.dtype(np.float32), ten_bits.to_yuv) if codec == 'hevc10' else (np.dtype(np.uint8), to_yuv)
     require(fps > 0, f'fps={fps}: must be above 0')
@@ -102,7 +104,9 @@ def _write(
                         f'crop to {height - height % 2}x{width - width % 2}'
                     )
                 stream = _add_stream(container, height, width, fps, crf, preset, codec)
-                stream.codec_context.thread_count = threads
+                if reproducible:
+                    stream.codec_context.thread_count = 1
+                    stream.codec_context.options = stream.codec_context.options | {'x264-params': 'mbtree=0'}
                 if times is not None:
                     _keep_times(stream.codec_context)
             if (stream.height, stream.width) != (height, width):
