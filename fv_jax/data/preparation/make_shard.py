@@ -206,8 +206,8 @@ def describe_clip(clip: clips.Clip, unit: Unit) -> Row:
     """Returns the row of a clip in the manifest, but for what its record alone states."""
     return {
         'source': unit.source,
-        'first_seconds': clip.start_frame / clip.fps,
-        'last_seconds': (clip.start_frame + len(clip.frames)) / clip.fps,
+        'first_seconds': clip.seconds,
+        'last_seconds': clip.seconds + len(clip.frames) / clip.fps,
         'fps': float(clip.fps),
         'caption': unit.caption,
     }

@@ -164,11 +164,13 @@ class Clip:
       frames: uint8 (H, W, 3) each.
       fps: frames per second.
       start_frame: index of the first one in the video, counted at `fps`.
+      seconds: when the first one is shown.
     """
 
     frames: list[np.ndarray]
     fps: float
     start_frame: int
+    seconds: float
 
 
 def check_size(info: decoding.VideoInfo, config: ClipsConfig) -> None:
@@ -301,13 +303,15 @@ def read_clips(
             on_frame()
             # A frame can be in two clips: where frames are repeated, the last of one and the first of the next.
             while waiting and (repeats := int(np.count_nonzero(waiting[-1][1] == index))):
+                if not frames:
+                    first_seconds = waiting[-1][0] / selection.fps if selection.is_resampled else frame.seconds
                 scaled = resize_uint8(crop_to_aspect(frame.pixels()[None], size), size)[0]
                 frames += [scaled] * repeats
                 if len(frames) < config.frames:
                     break
                 start, _ = waiting.pop()
                 black = config.drop_black and min(frame.mean() for frame in frames) < _BLACK
-                yield None if black else Clip(frames, selection.fps, start)
+                yield None if black else Clip(frames, selection.fps, start, first_seconds)
                 frames = []
         require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')
 
