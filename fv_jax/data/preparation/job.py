@@ -61,7 +61,7 @@ class Job:
           report: is given the outcome of each set, when it is written.
 
         Returns:
-          The outcome of each set that was written; none if there is nothing to add.
+          The outcome of each set that was written. If none was, one without clips where files are skipped, or nothing.
 
         Raises:
           UnusableError: no video gives a clip, or sets of this name were made with other settings.
@@ -71,9 +71,11 @@ class Job:
         outcomes: list[Outcome] = []
         try:
             with _lock(self.output, self.config.name):
-                while plan := self._next_plan(overwrite=self.overwrite and not outcomes):
-                    if isinstance(plan, Outcome):
-                        outcomes.append(plan)
+                while True:
+                    continues = (self.output / f'.{self.config.name}.partial' / PLAN).exists()
+                    plan = self._next_plan(overwrite=self.overwrite and not outcomes)
+                    if not isinstance(plan, Plan):
+                        outcomes += [plan] if plan else []
                         break
                     try:
                         outcomes.append(self._complete(plan, make))
@@ -83,7 +85,7 @@ class Job:
                         log.info(str(error))
                         break
                     report(outcomes[-1])
-                    if plan.header.replaces or set(self.videos) <= {unit.source for _, unit in plan.all_units()}:
+                    if plan.header.replaces or not continues:  # else there may be new videos
                         break
         finally:
             files.remove_empty(made)

@@ -89,12 +89,6 @@ class Plan:
         rows = self._table.slice(start, end - start).drop_columns(['shard']).to_pylist()
         return [Unit(**row) for row in rows]
 
-    def all_units(self) -> Iterator[tuple[int, Unit]]:
-        """Yields the number of the shard and each unit, in order."""
-        for number in range(self.num_shards):
-            for unit in self.units(number):
-                yield number, unit
-
     def bytes_of(self, numbers: Sequence[int]) -> int:
         """Returns the size of the files of some shards' units."""
         sizes = self._table['bytes'].to_numpy()
