@@ -122,6 +122,26 @@ class Assignment:
     indices_by_bucket: dict[Bucket, np.ndarray | range]
     skipped: dict[str, int]
 
+    def drop(self, dropped: np.ndarray, reasons: Sequence[str]) -> 'Assignment':
+        """Drops records from all buckets.
+
+        Args:
+          dropped: for every record of the source the number of the reason, -1 for those that are kept, int (n,).
+          reasons: why records are dropped.
+        """
+        indices_by_bucket, counts = {}, np.zeros(len(reasons), np.int64)
+        for bucket, indices in self.indices_by_bucket.items():
+            found = dropped if isinstance(indices, range) else dropped[indices]
+            kept = found < 0
+            if kept.all():
+                indices_by_bucket[bucket] = indices
+                continue
+            whole = isinstance(indices, range)
+            indices_by_bucket[bucket] = np.flatnonzero(kept).astype(np.uint32) if whole else indices[kept]
+            counts += np.bincount(found[~kept], minlength=len(reasons))
+        by_reason = {reason: int(count) for reason, count in zip(reasons, counts, strict=True) if count}
+        return Assignment(indices_by_bucket, self.skipped | by_reason)
+
 
 def assign(sizes: RecordSizes, buckets: Sequence[Bucket], fit: BucketFit, latent_spec: LatentSpec) -> Assignment:
     """Assigns all records of a source to buckets.

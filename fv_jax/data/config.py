@@ -9,10 +9,12 @@ from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources
 from fv_jax.data.buckets import Bucket, BucketFit
+from fv_jax.data.curation.filters import Filter
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.shards.bad_records import BadRecordConfig
+from fv_jax.data.shards.selection import Selection
 from fv_jax.data.sources import EMBEDDED
 
 
@@ -43,6 +45,10 @@ class DataConfig:
         names that contain these. heldout='' is none.
       frames, height, width: size of a clip; longer ones are cropped in time and, by `fit`, larger ones cropped or
         resized.
+      filter: an expression over the scores of clips that `prepare` wrote (`curation/filters.py`), such as
+        'sharpness >= 30 and motion > 0.5'; others are dropped. '' keeps all. Held-out clips and sources without scores,
+        such as images, are not filtered.
+      drop_duplicates: whether of near duplicates that the filter keeps only the first is trained on.
       buckets: sizes to train at instead of that one; every clip is assigned to the best fit (`BucketFit`).
       token_budget: video tokens of a global batch: each bucket's batch size is the largest multiple of batch_multiple
         within it (choose one that every number of processes divides). None uses loader.batch_size for all.
@@ -67,6 +73,8 @@ class DataConfig:
     frames: int = 49
     height: int = 1072
     width: int = 1920
+    filter: str = ''
+    drop_duplicates: bool = True
     buckets: tuple[Bucket, ...] = ()
     token_budget: int | None = None
     batch_multiple: int = 1
@@ -95,11 +103,16 @@ class DataConfig:
             if names := getattr(self, name):
                 with error_context(f'{name}: ', error=ConfigError):
                     sources.parse(names)
-        _ = self.degradation, self.clip_fit  # their checks run here, not when the first clip is loaded
+        _ = self.degradation, self.clip_fit, self.selection  # their checks run here, not when the first clip is loaded
 
     @property
     def degradation(self) -> Degradation:
         return Degradation(self.weak, self.strong, self.strong_probability)
+
+    @property
+    def selection(self) -> Selection:
+        with error_context('filter: ', ConfigError, ConfigError):
+            return Selection(Filter.parse(self.filter), self.drop_duplicates)
 
     @property
     def sizes(self) -> tuple[Bucket, ...]:

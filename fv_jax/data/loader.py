@@ -72,6 +72,7 @@ class DataSource(Protocol):
     A source may also have
 
       sizes() -> RecordSizes | None       of all records; without it, or None, they are of one given size
+      dropped(selection) -> array | None  why records are not trained on (`sources.find_dropped`)
       record_name(index) -> str           for messages
       sources                             those that it is made of, whose provenance is its own
       layout(), remote_shard(index)       see `streaming.py`

@@ -187,6 +187,11 @@ def _assign_to_buckets(
         return {config.sizes[0]: part}
     fit = bucketing.EXACT_FIT if provenance.is_latent_source(part.source) else config.clip_fit
     assignment = bucketing.assign(sizes, config.sizes, fit, latent_spec)
+    dropped = sources.find_dropped(part.source, config.selection)
+    if dropped is None and config.filter:
+        log.info(f'note: {part.name} has no scores: config.data.filter does not apply to it')
+    if dropped is not None:
+        assignment = assignment.drop(dropped, config.selection.reasons)
     for reason, count in assignment.skipped.items():
         log.info(f'skipped: {count} of {len(part)} clips of {part.name}: {reason}')
     if not any(map(len, assignment.indices_by_bucket.values())):

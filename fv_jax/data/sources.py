@@ -33,6 +33,7 @@ from fv_jax.data.loader import DataSource
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shard_order import ShardLayout
 from fv_jax.data.shards.records import Record
+from fv_jax.data.shards.selection import KEPT, Selection
 from fv_jax.data.shards.shard_cache import RemoteShard
 from fv_jax.data.shards.source import Shards, measure_records
 from fv_jax.data.streaming import find_layout, find_shard, read_in_order
@@ -97,6 +98,14 @@ class ConcatSource:
         found = [read_sizes(part) for part in self._parts]
         return None if any(sizes is None for sizes in found) else RecordSizes.concatenate(found)
 
+    def dropped(self, selection: Selection) -> np.ndarray | None:
+        """Finds why each record is dropped; None if no source has scores. Of those without, all are kept."""
+        found = [find_dropped(part, selection) for part in self._parts]
+        if all(part is None for part in found):
+            return None
+        pairs = zip(self._parts, found, strict=True)
+        return np.concatenate([np.full(len(part), KEPT, np.int16) if codes is None else codes for part, codes in pairs])
+
     def layout(self) -> ShardLayout | None:
         """Returns how the records are divided into shards; None if none is fetched."""
         found = [find_layout(part) for part in self._parts]
@@ -122,7 +131,7 @@ class InMemory:
         self._names = [record_name(source, i) for i in range(len(source))]
         with read_in_order(source) as indices:
             self._records = [_decode_record(source, i) for i in indices]
-        self._sizes, self.sources = read_sizes(source), (source,)
+        self._source, self._sizes, self.sources = source, read_sizes(source), (source,)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -139,6 +148,10 @@ class InMemory:
     def sizes(self) -> RecordSizes | None:
         """Returns the sizes of all records; None if the source has none."""
         return self._sizes
+
+    def dropped(self, selection: Selection) -> np.ndarray | None:
+        """Finds why each record is dropped; None if the source has no scores."""
+        return find_dropped(self._source, selection)
 
 
 def _decode_record(source: DataSource, index: int) -> Record | ValueError:
@@ -175,6 +188,10 @@ class MappedSource:
         if sizes is None:
             return None
         return sizes.map(lambda kinds: np.column_stack([self._counts(kinds[:, 0]), kinds[:, 1:]]))
+
+    def dropped(self, selection: Selection) -> np.ndarray | None:
+        """Finds why each record is dropped; None if the source has no scores."""
+        return find_dropped(self._source, selection)
 
     def layout(self) -> ShardLayout | None:
         """Returns how the records of the source are divided into shards; None if none is fetched."""
@@ -277,3 +294,14 @@ def read_sizes(source: DataSource) -> RecordSizes | None:
         return measure_records(source)
     measured = getattr(source, 'sizes', None)
     return measured() if measured else None
+
+
+def find_dropped(source: DataSource, selection: Selection) -> np.ndarray | None:
+    """Finds why each record is dropped: int16 (n,), see `shards.selection`; None for sources without scores.
+
+    Raises:
+      ConfigError: the filter needs a column that the source has not.
+      ValueError: a manifest is damaged.
+    """
+    dropped = getattr(source, 'dropped', None)
+    return None if dropped is None or selection.is_empty else dropped(selection)

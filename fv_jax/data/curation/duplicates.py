@@ -19,6 +19,7 @@ from fv_jax.data.curation.hashing import FRAMES, parse_hashes
 
 MAX_DISTANCE = 18  # bits
 NONE = -1
+DUPLICATE_OF = 'duplicate_of'  # the column of a manifest
 _CHUNK = 2**22  # pairs that are compared at once
 
 

@@ -7,6 +7,7 @@ shrunk by a whole number, which costs little.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -22,25 +23,27 @@ class ClipSample:
     """The frames of a clip, reduced to what the scores need; each is computed once, when it is asked for.
 
     Attributes:
-      frames_FHWC: uint8 RGB, all frames.
+      frames: uint8 RGB (H, W, 3), all frames of the clip, of one size.
       fps: frames per second.
     """
 
-    frames_FHWC: np.ndarray
+    frames: Sequence[np.ndarray]
     fps: float
 
     def __post_init__(self):
-        frames = self.frames_FHWC
-        valid = frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == np.uint8 and frames.size
-        require(valid, f'frames {frames.dtype}{list(frames.shape)}: must be uint8 (F, H, W, 3) and not empty')
+        require(len(self.frames), 'frames: must be at least one')
+        kinds = {(frame.dtype.name, frame.shape) for frame in self.frames}
+        (dtype, shape), *others = kinds
+        valid = not others and dtype == 'uint8' and len(shape) == 3 and shape[-1] == 3 and 0 not in shape
+        require(valid, f'frames {sorted(map(str, kinds))}: must be uint8 (H, W, 3), of one size, not empty')
         require(0 < self.fps < float('inf'), f'fps={self.fps}: must be positive')
 
     @functools.cached_property
     def detailed_FHWC(self) -> np.ndarray:
         """A few evenly spaced frames, uint8 RGB, with all their pixels."""
-        count = len(self.frames_FHWC)
+        count = len(self.frames)
         chosen = np.unique(np.linspace(0, count - 1, min(_DETAILED, count)).round().astype(int))
-        return self.frames_FHWC[chosen]
+        return np.stack([self.frames[i] for i in chosen])
 
     @functools.cached_property
     def detailed_FHW(self) -> np.ndarray:
@@ -50,14 +53,14 @@ class ClipSample:
     @functools.cached_property
     def small_FHWC(self) -> np.ndarray:
         """All frames, shrunk by a whole number to about 270 rows, uint8 RGB."""
-        _, height, width, _ = self.frames_FHWC.shape
+        height, width, _ = self.frames[0].shape
         factor = max(round(height / _SMALL_HEIGHT), 1)
         size = max(width // factor, 1), max(height // factor, 1)
         if factor == 1:
-            return self.frames_FHWC
+            return np.stack(self.frames)
         # Rows and columns that do not fill a cell are cropped: OpenCV is fast where the factor is a whole number.
-        used = self.frames_FHWC[:, : size[1] * factor, : size[0] * factor]
-        return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in used])
+        used = slice(size[1] * factor), slice(size[0] * factor)
+        return np.stack([cv2.resize(frame[used], size, interpolation=cv2.INTER_AREA) for frame in self.frames])
 
     @functools.cached_property
     def small_FHW(self) -> np.ndarray:

@@ -5,6 +5,7 @@ fulfills no comparison.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -51,11 +52,16 @@ SCORES = {
 }
 
 
-def score_clip(frames_FHWC: np.ndarray, fps: float) -> dict[str, Any]:
+# Of Parquet.
+_TYPES = {'float': 'double', 'int': 'int32', 'str': 'string'}
+COLUMN_TYPES = {name: _TYPES[score.kind] for name, score in SCORES.items()}
+
+
+def score_clip(frames: Sequence[np.ndarray], fps: float) -> dict[str, Any]:
     """Computes the scores of a clip; detail is measured between the bars.
 
     Args:
-      frames_FHWC: uint8 RGB.
+      frames: uint8 RGB (H, W, 3), of one size; or one array (F, H, W, 3).
       fps: frames per second.
 
     Returns:
@@ -64,9 +70,9 @@ def score_clip(frames_FHWC: np.ndarray, fps: float) -> dict[str, Any]:
     Raises:
       ValueError: frames of another shape or type.
     """
-    sample = ClipSample(frames_FHWC, fps)
+    sample = ClipSample(frames, fps)
     found = bars.find_bars(sample.detailed_FHW)
-    _, height, width, _ = frames_FHWC.shape
+    height, width, _ = frames[0].shape
     inner = found.crop(sample.detailed_FHW)
     bandwidth = resolution.measure_bandwidth(inner)
     shots = find_shots([lambda frame=frame: frame for frame in sample.small_FHWC], min_frames=_SHORTEST_SHOT)

@@ -18,6 +18,7 @@ import numpy as np
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.hashing import fingerprint
 from fv_jax.core.local_copies import open_copy
+from fv_jax.data.curation.scores import score_clip
 from fv_jax.data.preparation.units import Unit
 from fv_jax.data.read_errors import read_errors
 from fv_jax.data.shards.record_writer import ShardWriter
@@ -203,13 +204,14 @@ def _read_unit(
 
 
 def describe_clip(clip: clips.Clip, unit: Unit) -> Row:
-    """Returns the row of a clip in the manifest, but for what its record alone states."""
+    """Returns the row of a clip in the manifest, with its scores, but for what its record alone states."""
     return {
         'source': unit.source,
         'first_seconds': clip.seconds,
         'last_seconds': clip.seconds + len(clip.frames) / clip.fps,
         'fps': float(clip.fps),
         'caption': unit.caption,
+        **score_clip(clip.frames, clip.fps),
     }
 
 

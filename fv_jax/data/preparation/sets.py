@@ -13,6 +13,7 @@ what is left of that. Shards without clips are dropped.
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from typing import Any
 from fv_jax.core import files
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.curation.duplicates import DUPLICATE_OF, find_duplicates
+from fv_jax.data.curation.scores import COLUMN_TYPES
 from fv_jax.data.preparation.plan import PLAN, Plan, last_second
 from fv_jax.data.shards import manifest
 from fv_jax.data.shards.shard_files import SHARD, read_index, shard_name
@@ -97,9 +100,13 @@ def find_sets(folder: StoragePath, name: str) -> Sets:
     publish(work_folder)
     if work_folder.is_dir() and not (work_folder / PLAN).exists():
         discard(work_folder)  # a process was killed when it began, or when it removed this
-    found = find_files(folder, name)
-    names = [file.removesuffix('.json') for file in found if file.endswith('.json')]
-    return Sets(folder, name, tuple(sorted(names, key=lambda name: (len(name), name))), found)
+    return Sets(folder, name, find_names(folder, name), find_files(folder, name))
+
+
+def find_names(folder: StoragePath, name: str) -> tuple[str, ...]:
+    """Returns the names of the complete sets of a name in a folder, in order."""
+    names = [file.removesuffix('.json') for file in find_files(folder, name) if file.endswith('.json')]
+    return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 
 def find_files(folder: StoragePath, name: str) -> tuple[str, ...]:
@@ -169,7 +176,9 @@ def _write_manifest(plan: Plan) -> tuple[dict[int, int], int]:
     for result in plan.results():
         for row in result.rows:
             columns |= {name: manifest.column_type(name, value) for name, value in row.items() if value is not None}
-    columns = manifest.CLIP_COLUMNS | {name: kind for name, kind in columns.items() if name not in manifest.SIZE}
+    known = manifest.CLIP_COLUMNS | COLUMN_TYPES | {DUPLICATE_OF: 'int64'}
+    columns = known | {name: kind for name, kind in columns.items() if name not in {*manifest.SIZE, *known}}
+    marks = iter(_find_duplicates(plan))
     numbers, records = {}, 0
     with files.atomic_write(plan.folder / 'manifest') as path:
         writer = manifest.ManifestWriter(path, columns)
@@ -178,9 +187,33 @@ def _write_manifest(plan: Plan) -> tuple[dict[int, int], int]:
                 numbers[number] = len(numbers)
                 records += len(result.rows)
                 values = {name: [row.get(name) for row in result.rows] for name in (*columns, *manifest.SIZE)}
+                values[DUPLICATE_OF] = list(itertools.islice(marks, len(result.rows)))
                 writer.add(result.bytes, values, result.keys)
         writer.close(plan.header.name)
     return numbers, records
+
+
+def _find_duplicates(plan: Plan) -> Iterator[int | None]:
+    """Yields for each clip the number of the clip that it is a near duplicate of, None for others.
+
+    The clips of earlier sets of the name come first, so that their marks do not change.
+    """
+    hashes, sources = [], []
+    earlier = () if plan.header.replaces else find_names(plan.folder.parent, plan.header.made_with['config']['name'])
+    for name in earlier:
+        found = manifest.read_manifest(plan.folder.parent / f'{name}{manifest.SUFFIX}', name)
+        if 'hash' not in found.columns():  # of an earlier version
+            hashes += [None] * int(found.records.sum())
+            sources += [None] * int(found.records.sum())
+            continue
+        for group in found.read_columns(['hash', 'source']):
+            hashes += group['hash'].to_pylist()
+            sources += group['source'].to_pylist()
+    before = len(hashes)
+    for result in plan.results():
+        hashes += [row.get('hash') for row in result.rows]
+        sources += [row['source'] for row in result.rows]
+    return (None if mark < 0 else int(mark) for mark in find_duplicates(hashes, sources)[before:])
 
 
 def _write_units(plan: Plan, numbers: Mapping[int, int]) -> None:

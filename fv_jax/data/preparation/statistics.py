@@ -11,6 +11,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.files import format_bytes
 from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.curation.duplicates import DUPLICATE_OF
 from fv_jax.data.preparation.sets import UNITS
 from fv_jax.data.shards import manifest as manifest_lib
 from fv_jax.data.shards.manifest import Manifest, read_manifest
@@ -49,7 +50,10 @@ def _describe_set(folder: StoragePath, manifest: Manifest) -> Iterator[str]:
     yield f'  size: {_list_counts({f"{f}x{h}x{w}": count for (f, h, w), count in sizes.items()})}'
     if 'first_seconds' in manifest.columns():
         yield from _describe_videos(manifest)
-    known = {'shard', *manifest_lib.SIZE, *manifest_lib.CLIP_COLUMNS}
+    if DUPLICATE_OF in manifest.columns():
+        groups = manifest.read_columns([DUPLICATE_OF])
+        yield f'  near duplicates: {sum(len(group[DUPLICATE_OF].drop_null()) for group in groups):,} clips'
+    known = {'shard', 'hash', DUPLICATE_OF, *manifest_lib.SIZE, *manifest_lib.CLIP_COLUMNS}
     for column in manifest.columns():
         if column not in known:
             values = [group[column] for group in manifest.read_columns([column])]

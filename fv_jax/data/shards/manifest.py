@@ -14,6 +14,10 @@ and, where `prepare` wrote the set,
   caption                  string, null for a clip without one
   fingerprint              string, of the record (`core/hashing`)
 
+  its scores               `data/curation/scores.py`
+  duplicate_of             int64, the number of the clip that it is a near duplicate of, among the clips of all sets of
+                           the name in their order; null for others
+
 with more columns, float64, bool or string, for what else was measured of a clip. The file's metadata holds, under
 FORMAT, the set's name, the records and the bytes of each shard, and the keys that its records have. Everything else
 about a set is in NAME.json. Without the columns of `prepare`, clips of one size take about 10 bytes a shard.

@@ -109,11 +109,15 @@ def _optimizer_state(old: TrainConfig, new: TrainConfig, step: int) -> str:
 _NEED_NEW_STATE = ('optim.algorithm', 'optim.ema_decay')
 _RATE_FIELDS = ('learning_rate', 'lr_schedule', 'warmup_steps', 'final_lr_ratio')
 _SCHEDULE = ('loop.num_steps', *(f'optim.{name}' for name in _RATE_FIELDS))
+_ORDER = (
+    *('data.loader.seed', 'data.train', 'data.filter', 'data.drop_duplicates', 'data.buckets', 'data.token_budget'),
+    'data.batch_multiple',
+)
 # Fields -> what a change of them does.
 _EFFECTS: tuple[tuple[tuple[str, ...], Callable[[TrainConfig, TrainConfig, int], str]], ...] = (
     (_SCHEDULE, _learning_rate),
     (('data.loader.batch_size',), _batches),
-    (('data.loader.seed', 'data.train', 'data.buckets', 'data.token_budget', 'data.batch_multiple'), _order),
+    (_ORDER, _order),
     (('seed',), _noise),
     (_NEED_NEW_STATE, _optimizer_state),
 )

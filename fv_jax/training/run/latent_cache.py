@@ -189,9 +189,13 @@ def _degrade_ahead(records: WeightedSource, transform: Transform, config: DataCo
                 future.cancel()
 
 
+# Fields that latents of earlier versions do not state, and what they were made with.
+_NEW = {'filter': '', 'drop_duplicates': True}
+
+
 def _settings(config: DataConfig, name: str, records: int, made_by: str) -> dict[str, Any]:
     """Returns everything that the latents depend on, as JSON gives it back; keys are fields of the configuration."""
-    names = ['train', 'buckets', 'fit', 'max_upscale', 'max_crop_fraction', 'max_pan', 'flip']
+    names = ['train', 'buckets', 'fit', 'max_upscale', 'max_crop_fraction', 'max_pan', 'flip', *_NEW]
     names += [] if config.buckets else ['frames', 'height', 'width']
     names += ['weak', 'strong', 'strong_probability'] if config.cache.num_degraded_variants else []
     values = config_lib.to_dict(config)
@@ -207,7 +211,7 @@ def _settings(config: DataConfig, name: str, records: int, made_by: str) -> dict
 
 def _check_settings(folder: StoragePath, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key, value in wanted.items():
-        if (there := found.get(key)) != value:
+        if (there := found.get(key, _NEW.get(key.removeprefix('data.')))) != value:
             raise ValueError(
                 f'{folder}: contains latents that were made with other settings: {key} is {there!r} there and '
                 f'{value!r} in this run; choose another --workdir, or delete {folder} to encode again'

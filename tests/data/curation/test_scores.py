@@ -54,7 +54,8 @@ def test_score_clip_takes_clips_of_one_colour_and_any_size(shape, level):
 
 
 def test_score_clip_refuses_other_arrays():
-    for frames in (np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)):
+    small, other = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)
+    for frames in (np.zeros((2, 8, 8, 3), np.float32), small, [], [small, other], [small[:0]]):
         with pytest.raises(ValueError, match='frames'):
             score_clip(frames, 24.0)
     with pytest.raises(ValueError, match='fps'):
