@@ -78,6 +78,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.preset = 'medium'
     config.shard_mb = 256.0  # of video files a shard
     config.unit_seconds = 120.0  # longer videos are cut; None keeps them whole
+    config.captioner = {'function': '', 'command': '', 'batch_size': 8}
     config.text = {'encoder': '', 'length': None, 'dim': None, 'masked': False, 'dtype': 'bfloat16'}
     config.latents = {'vae': '', 'num_degraded_variants': 4, 'seed': 0, **degradations.weak_and_strong()}
     if name == 'tiny':

@@ -24,7 +24,7 @@ gives 69, 84 and 58, guidance 5 72, 88 and 64; twice the steps, or a stochastic 
 
 from ml_collections import ConfigDict
 
-from configs.common import official_loop, official_optim, parse_variant, text_encoder
+from configs.common import CLEAN, MOVING, join_filters, official_loop, official_optim, parse_variant, text_encoder
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -100,6 +100,8 @@ def _data() -> dict:
     return {
         'train': 'data/train',
         'heldout': 'data/heldout',
+        'filter': join_filters(CLEAN, MOVING),
+        'drop_duplicates': True,
         'frames': 49,
         'height': 256,
         'width': 480,
@@ -137,7 +139,7 @@ def _small(config: ConfigDict) -> None:
         num_steps=25,
         sampler='dpmpp_2m',
     )
-    config.data.update(train='sprites:2400', heldout='sprites', frames=17, height=64, width=96, fit='crop')
+    config.data.update(train='sprites:2400', heldout='sprites', filter='', frames=17, height=64, width=96, fit='crop')
     config.data.cache = {'num_degraded_variants': 0, 'crop': None}
     config.data.loader.update(batch_size=16, num_threads=1)
     config.optim.update(

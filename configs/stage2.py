@@ -41,7 +41,17 @@ the VAE's ceiling 30.86 dB (`python -m fv_jax.evaluate --degradation-config conf
 from ml_collections import ConfigDict
 
 from configs import degradations
-from configs.common import official_loop, official_optim, parse_variant, text_encoder
+from configs.common import (
+    CLEAN,
+    MOVING,
+    NOT_ENLARGED,
+    SHARP,
+    join_filters,
+    official_loop,
+    official_optim,
+    parse_variant,
+    text_encoder,
+)
 from fv_jax.models.vae import OFFICIAL
 
 CLIPS, IMAGES = 'data/train', 'images:data/images'
@@ -51,6 +61,8 @@ TOKENS = 1_700_000  # of a global batch
 PHASES = {
     'phase1': {
         'train': f'{CLIPS}@4+{IMAGES}@1',
+        # Clips are shrunk to half their size: those that were enlarged have all the detail of this phase.
+        'filter': join_filters(CLEAN, MOVING, SHARP),
         'size': (49, 544, 960),
         'sizes': ((49, 544, 960), (49, 960, 544), (49, 720, 720), (1, 544, 960), (1, 960, 544), (1, 720, 720)),
         'noise': (600, 900),
@@ -60,6 +72,7 @@ PHASES = {
     },
     'phase2': {
         'train': f'{CLIPS}@4+{IMAGES}@1',
+        'filter': join_filters(CLEAN, MOVING, SHARP, NOT_ENLARGED),
         'size': (49, 1072, 1920),
         'sizes': ((49, 1072, 1920), (49, 1920, 1072), (1, 1072, 1920), (1, 1920, 1072), (1, 2048, 2048)),
         'noise': (600, 750),
@@ -69,6 +82,8 @@ PHASES = {
     },
     'phase3': {
         'train': f'{PREFERRED}@12+{PREFERRED_IMAGES}@1',
+        # People chose these: they see what is still or soft on purpose, and miss that a clip was enlarged.
+        'filter': join_filters(CLEAN, NOT_ENLARGED),
         'size': (49, 1072, 1920),
         'sizes': ((49, 1072, 1920), (49, 1920, 1072), (1, 1072, 1920), (1, 1920, 1072), (1, 2048, 2048)),
         'noise': (650, 750),
@@ -159,6 +174,8 @@ def _data() -> dict:
     return {
         'train': CLIPS,
         'heldout': 'data/heldout',
+        'filter': PHASES['phase2']['filter'],
+        'drop_duplicates': True,
         'frames': 49,
         'height': 1072,
         'width': 1920,
@@ -178,6 +195,7 @@ def _data() -> dict:
 def _phase(config: ConfigDict, name: str) -> None:
     phase = PHASES[name]
     frames, height, width = phase['size']
+    config.data.filter = phase['filter']
     config.data.update(train=phase['train'], frames=frames, height=height, width=width, token_budget=TOKENS)
     config.data.buckets = _buckets(phase['sizes'])
     # What 8, 16 and more shards of the data divide; a batch of the largest size has 16 clips.
@@ -264,7 +282,7 @@ def _small(config: ConfigDict) -> None:
     config.stage.options.update(
         noise_augmentation_timestep=50, shift=1.0, scale_factor=1.0, text_length=4, guidance_scale=1.0, num_steps=4
     )
-    config.data.update(train='embedded', heldout='embedded', frames=17, height=256, width=480, fit='crop')
+    config.data.update(train='embedded', heldout='embedded', filter='', frames=17, height=256, width=480, fit='crop')
     # Weak alone, as the quickstart's figures are.
     config.data.strong, config.data.strong_probability = None, 0.0
     config.data.bad_records.on_bad_record = 'fail'

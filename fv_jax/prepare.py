@@ -36,7 +36,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,16 +49,23 @@ from fv_jax.core import files
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, path_flag, read_config
 from fv_jax.core.commands import run_command
+from fv_jax.core.console import print_result
 from fv_jax.core.devices import check_devices
+from fv_jax.core.files import write_text
+from fv_jax.core.output_paths import check_output_file
 from fv_jax.core.paths import StoragePath
+from fv_jax.core.report.page import to_html
+from fv_jax.data.curation.filters import Filter
+from fv_jax.data.curation.report import build_report, describe_counts
 from fv_jax.data.folders import find_media, name_some
-from fv_jax.data.preparation import beam_runner, pool
+from fv_jax.data.preparation import beam_runner, pool, sample
 from fv_jax.data.preparation.job import Job, UnusableError
 from fv_jax.data.preparation.make_shard import Encoders
 from fv_jax.data.preparation.outcome import Outcome
 from fv_jax.data.preparation.plan import Plan
 from fv_jax.data.preparation.pool import Advance
 from fv_jax.data.shards.records import Record
+from fv_jax.data.shards.selection import Selection
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, containers, decoding
 from fv_jax.models.vae import OFFICIAL
@@ -92,6 +99,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
         '--input', type=path_flag, required=True, help='a folder of videos (searched recursively), or one video'
     )
     parser.add_argument('--output', type=path_flag, required=True, help='the folder to write shards to')
+    parser.add_argument(
+        '--dry-run', type=int, metavar='UNITS', help='write no shards; report what --filter keeps of so many units'
+    )
+    parser.add_argument('--filter', default='', help='of a dry run, as config.data.filter: "sharpness >= 30"')
+    parser.add_argument('--report', type=path_flag, help='of a dry run: a page to write, *.html')
     parser.add_argument('--config', help='a config file and variant, prepare:tiny')
     parser.add_argument('--overwrite', action='store_true', help='replace shards of the same name in the output folder')
     cores = len(os.sched_getaffinity(0))
@@ -106,6 +118,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
     require(arguments.workers >= 1, f'--workers={arguments.workers}: must be at least 1', UsageError)
     if arguments.runner_options and arguments.runner is None:
         raise UsageError(f'{arguments.runner_options[0]}: options after -- are those of a --runner')
+    given = arguments.filter or arguments.report
+    require(arguments.dry_run is not None or not given, '--filter, --report: need --dry-run', UsageError)
+    require(arguments.dry_run is None or arguments.dry_run >= 1, '--dry-run: must be at least 1', UsageError)
+    if arguments.report is not None:
+        check_output_file(arguments.report, '.html', overwrite=True, flag='--report=')
     return arguments, read_config(clips.ClipsConfig, arguments.config, overrides)
 
 
@@ -174,6 +191,9 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         arguments.overwrite,
     )
 
+    if arguments.dry_run is not None:
+        return _dry_run(arguments, config, found.videos)
+
     def make(plan: Plan, numbers: Sequence[int]) -> None:
         if arguments.runner is not None:
             beam_runner.make_shards(plan, numbers, arguments.runner, arguments.runner_options)
@@ -188,6 +208,26 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
     if not any(outcome.records for outcome in outcomes):
         log.info(f'{arguments.output}: nothing to add: all of {len(found.videos)} video(s) were prepared before')
     return SKIPPED if any(outcome.skipped or outcome.damaged for outcome in outcomes) else 0
+
+
+def _dry_run(
+    arguments: argparse.Namespace, config: clips.ClipsConfig, videos: Mapping[str, tuple[StoragePath, int]]
+) -> int:
+    """Makes clips of some units in a temporary folder, and reports what the filter keeps of them."""
+    with error_context('--filter: ', error=UsageError):
+        selection = Selection(Filter.parse(arguments.filter))
+
+    def make(plan: Plan, numbers: Sequence[int]) -> None:
+        with _Progress(plan, numbers) as progress:
+            pool.make_shards(plan, numbers, arguments.workers, None, progress)
+
+    with sample.open_sample(videos, config, arguments.dry_run, make) as table:
+        for line in describe_counts(table, selection):
+            print_result(line)
+        if arguments.report is not None:
+            write_text(arguments.report, to_html(build_report(f'Clips of {arguments.input.name}', table, selection)))
+            log.info(f'written: {arguments.report}')
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)

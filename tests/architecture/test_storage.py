@@ -37,6 +37,8 @@ LOCAL = {
     'fv_jax/core/commands.py': {'os.open'},  # /dev/null
     'fv_jax/core/config_files.py': {'.resolve', 'Path'},  # Python programs, which must be local
     'fv_jax/core/file_locks.py': {'os.open', 'os.path', '.stat'},  # of the cache folder
+    'fv_jax/data/curation/captioner.py': {'tempfile', 'Path'},  # mp4 files for a command
+    'fv_jax/data/preparation/sample.py': {'tempfile', 'Path'},  # a dry run's clips
     'fv_jax/data/shards/record_writer.py': {'.stat'},  # its temporary file
     'fv_jax/data/shards/shard_files.py': {'Path'},  # of local shards
     'fv_jax/data/shards/shard_set.py': {'os.stat'},  # of many local shards

@@ -140,10 +140,31 @@ class Chart:
 
 
 @dataclasses.dataclass(frozen=True)
-class Charts:
-    """Charts side by side."""
+class Histogram:
+    """Counts of values in intervals of one length, as bars of one or several parts.
 
-    charts: Sequence[Chart]
+    Attributes:
+      title, x_label, y_label: texts.
+      edges: of the intervals, increasing, one more than intervals.
+      parts: name -> a count for each interval; later parts are drawn on top of earlier ones; at most six.
+    """
+
+    title: str
+    x_label: str
+    edges: Sequence[float]
+    parts: Mapping[str, Sequence[int]]
+    y_label: str = ''
+
+    def __post_init__(self):
+        for counts in self.parts.values():
+            assert len(counts) == len(self.edges) - 1, (len(counts), len(self.edges))
+
+
+@dataclasses.dataclass(frozen=True)
+class Charts:
+    """Charts and histograms side by side."""
+
+    charts: Sequence[Chart | Histogram]
     caption: str = ''
 
 
@@ -173,7 +194,7 @@ class VideoComparison:
             require(label in self.videos, f'{self.name}: no video is named {label!r}; the names are {[*self.videos]}')
 
 
-Block = Heading | Text | Table | Figure | Chart | Charts | VideoComparison
+Block = Heading | Text | Table | Figure | Chart | Histogram | Charts | VideoComparison
 
 
 @dataclasses.dataclass(frozen=True)

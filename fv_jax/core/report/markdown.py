@@ -48,7 +48,7 @@ class _Writer:
             case blocks.Figure():
                 yield f'![{_escape(block.alt)}]({self._link(self._image_file(block.image))})'
                 yield _escape(block.caption)
-            case blocks.Chart():
+            case blocks.Chart() | blocks.Histogram():
                 yield self._chart(block)
             case blocks.Charts():
                 yield '\n'.join(self._chart(chart) for chart in block.charts)
@@ -69,7 +69,7 @@ class _Writer:
         write_bytes(path, image)
         return path
 
-    def _chart(self, chart: blocks.Chart) -> str:
+    def _chart(self, chart: blocks.Chart | blocks.Histogram) -> str:
         self._charts += 1
         path = self._folder / f'chart_{self._charts}.svg'
         make_folder(self._folder)

@@ -76,7 +76,7 @@ def _block(block: Block) -> str:
             return _table(block)
         case blocks.Figure():
             return _figure(block)
-        case blocks.Chart():
+        case blocks.Chart() | blocks.Histogram():
             return _charts([block], '')
         case blocks.Charts():
             return _charts(block.charts, block.caption)
@@ -135,7 +135,7 @@ def _figure(figure: blocks.Figure) -> str:
     )
 
 
-def _charts(charts: Iterable[blocks.Chart], caption: str) -> str:
+def _charts(charts: Iterable[blocks.Chart | blocks.Histogram], caption: str) -> str:
     drawings = '\n'.join(draw_chart(chart) for chart in charts)
     return f'<figure><div class="charts">\n{drawings}\n</div>{_caption(caption)}</figure>'
 

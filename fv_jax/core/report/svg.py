@@ -2,10 +2,11 @@
 
 import html
 import importlib.resources
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from fv_jax.core.report.blocks import Chart, Point
+from fv_jax.core.report.blocks import Chart, Histogram, Point
 
 _WIDTH = 380
 _PLOT_HEIGHT = 190
@@ -27,15 +28,19 @@ def chart_css() -> str:
     return importlib.resources.files(__package__).joinpath('chart.css').read_text(encoding='utf-8')
 
 
-def standalone_svg(chart: Chart) -> str:
+def standalone_svg(chart: Chart | Histogram) -> str:
     """Draws a chart as the content of an SVG file."""
     drawing = draw_chart(chart)
     start = drawing.index('>') + 1
     return f'{drawing[:start]}<style>{_LIGHT}{chart_css()}</style>{drawing[start:]}\n'
 
 
-def draw_chart(chart: Chart) -> str:
+def draw_chart(chart: Chart | Histogram) -> str:
     """Draws a chart as an `svg` element."""
+    return _draw_histogram(chart) if isinstance(chart, Histogram) else _draw_lines(chart)
+
+
+def _draw_lines(chart: Chart) -> str:
     xs = sorted({point.x for line in chart.lines for point in line.points})
     ticks = choose_ticks(*_y_range(chart))
     bottom, right = _TOP + _PLOT_HEIGHT, _WIDTH - _RIGHT
@@ -46,13 +51,9 @@ def draw_chart(chart: Chart) -> str:
     def place_y(y: float) -> float:
         return bottom - _PLOT_HEIGHT * (y - ticks[0]) / (ticks[-1] - ticks[0])
 
-    entries = len(chart.lines) + len(chart.levels)
-    height = bottom + _AXIS + _LEGEND_LINE * entries + 6
     parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{html.escape(_describe(chart))}">',
-        _text(0, 16, chart.title, 'title', 'start'),
-        *_axes(ticks, xs, place_x, place_y),
+        *_start(chart, _describe(chart), len(chart.lines) + len(chart.levels)),
+        *_axes(ticks, [(place_x(x), f'{x:g}') for x in xs], place_y),
         _text((_LEFT + right) / 2, bottom + 33, chart.x_label, 'label', 'middle'),
         _text(_WIDTH - _RIGHT, 16, chart.y_label, 'label', 'end'),
     ]
@@ -65,6 +66,57 @@ def draw_chart(chart: Chart) -> str:
     for i, (name, kind) in enumerate(names):
         y = bottom + _AXIS + _LEGEND_LINE * (i + 0.5)
         parts.append(f'<line class="{kind} series-{i % 6}" x1="{_LEFT}" x2="{_LEFT + 24}" y1="{y}" y2="{y}"/>')
+        parts.append(_text(_LEFT + 32, y + 4, name, 'legend', 'start'))
+    return '\n'.join([*parts, '</svg>'])
+
+
+def _start(chart: Chart | Histogram, description: str, entries: int) -> list[str]:
+    """Begins a drawing with its title and room for so many entries of a legend."""
+    height = _TOP + _PLOT_HEIGHT + _AXIS + _LEGEND_LINE * entries + 6
+    return [
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="{html.escape(description)}">',
+        _text(0, 16, chart.title, 'title', 'start'),
+    ]
+
+
+def _draw_histogram(chart: Histogram) -> str:
+    names = [*chart.parts]
+    totals = [sum(counts) for counts in zip(*chart.parts.values(), strict=True)]
+    ticks = choose_ticks(0, max(1, *totals))
+    # Counts are whole.
+    ticks = [tick for tick in ticks if tick == int(tick)]
+    low, high = chart.edges[0], chart.edges[-1]
+    bottom, right = _TOP + _PLOT_HEIGHT, _WIDTH - _RIGHT
+
+    def place_x(x: float) -> float:
+        return _LEFT + (right - _LEFT) * (x - low) / (high - low)
+
+    def place_y(y: float) -> float:
+        return bottom - _PLOT_HEIGHT * y / ticks[-1]
+
+    x_ticks = [x for x in choose_ticks(low, high) if low <= x <= high]
+    counted = ', '.join(f'{name}: {sum(counts)}' for name, counts in chart.parts.items())
+    parts = [
+        *_start(chart, f'{chart.title}, {chart.x_label}: histogram. {counted}', len(names) if len(names) > 1 else 0),
+        *_axes(ticks, [(place_x(x), f'{x:g}') for x in x_ticks], place_y),
+        _text((_LEFT + right) / 2, bottom + 33, chart.x_label, 'label', 'middle'),
+        _text(right, 16, chart.y_label, 'label', 'end'),
+    ]
+    for i, (first, last) in enumerate(itertools.pairwise(chart.edges)):
+        below = 0
+        for series, counts in enumerate(chart.parts.values()):
+            if counts[i]:
+                top, height = place_y(below + counts[i]), place_y(below) - place_y(below + counts[i])
+                x, width = place_x(first) + 0.5, max(place_x(last) - place_x(first) - 1, 1)
+                parts.append(
+                    f'<rect class="bar series-{series % 6}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
+                    f'height="{height:.1f}"/>'
+                )
+            below += counts[i]
+    for i, name in enumerate(names if len(names) > 1 else ()):
+        y = bottom + _AXIS + _LEGEND_LINE * (i + 0.5)
+        parts.append(f'<rect class="bar series-{i % 6}" x="{_LEFT}" y="{y - 5}" width="24" height="10"/>')
         parts.append(_text(_LEFT + 32, y + 4, name, 'legend', 'start'))
     return '\n'.join([*parts, '</svg>'])
 
@@ -87,16 +139,15 @@ def _y_range(chart: Chart) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _axes(
-    ticks: Sequence[float], xs: Sequence[float], place_x: Callable[[float], float], place_y: Callable[[float], float]
-) -> list[str]:
+def _axes(ticks: Sequence[float], x_ticks: Sequence[tuple[float, str]], place_y: Callable[[float], float]) -> list[str]:
+    """Draws the axes; x_ticks: places and texts."""
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     parts = []
     for tick in ticks:
         y = place_y(tick)
         parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(_LEFT - 8, y + 4, f'{tick:.{digits}f}'.replace('-', '\N{MINUS SIGN}'), 'tick', 'end'))
-    parts += [_text(place_x(x), _TOP + _PLOT_HEIGHT + 16, f'{x:g}', 'tick', 'middle') for x in xs]
+    parts += [_text(x, _TOP + _PLOT_HEIGHT + 16, text, 'tick', 'middle') for x, text in x_ticks]
     return parts
 
 

@@ -9,7 +9,7 @@ In memory are the frames of one clip (305 MB for 49 frames of 1072x1920) and wha
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.hashing import fingerprint
 from fv_jax.core.local_copies import open_copy
+from fv_jax.data.curation.captioner import Captioner, open_captioner
 from fv_jax.data.curation.scores import score_clip
 from fv_jax.data.preparation.units import Unit
 from fv_jax.data.read_errors import read_errors
@@ -187,12 +188,20 @@ def _read_unit(
     progress.expect(2 * info.frames)
     selection = clips.scan_file(path, config, info, progress.frame, unit.span, THREADS)
     fields = caption_fields(unit.caption, encoders.text)
-    for clip in clips.read_clips(path, selection, config, progress.frame, THREADS):
-        if clip is None:
-            result.black += 1
-            continue
-        record = clips.encode_clip(clip, config) | {'source': unit.source} | fields
-        write(encoders.finish(record) if encoders.finish else record, describe_clip(clip, unit))
+
+    def make_records() -> Iterator[tuple[Record, Row]]:
+        for clip in clips.read_clips(path, selection, config, progress.frame, THREADS):
+            if clip is None:
+                result.black += 1
+                continue
+            yield clips.encode_clip(clip, config) | {'source': unit.source} | fields, describe_clip(clip, unit)
+
+    captioner = open_captioner(config.captioner) if unit.caption is None else None
+    for record, row in add_captions(make_records(), captioner, config.captioner.batch_size):
+        if row['caption'] is not None and unit.caption is None:
+            record |= caption_fields(row['caption'], encoders.text)
+            result.captioned = True
+        write(encoders.finish(record) if encoders.finish else record, row)
         result.clips += 1
     if result.clips:
         result.damaged = selection.damage
@@ -201,6 +210,35 @@ def _read_unit(
         return
     result.empty = selection.none or f'all of its {len(selection.clips)} clip(s) have black frames'
     require(not selection.damage, f'{result.empty}; {selection.damage}')
+
+
+def add_captions(
+    records: Iterable[tuple[Record, Row]], captioner: Captioner | None, batch_size: int
+) -> Iterator[tuple[Record, Row]]:
+    """Yields records and rows with the captions of a captioner, which is asked in batches; None adds none.
+
+    Where a record cannot be made, those before it are captioned and yielded first.
+
+    Raises:
+      CaptionerError: the captioner fails.
+    """
+    if captioner is None:
+        yield from records
+        return
+    records, error = iter(records), None
+    while error is None:
+        batch: list[tuple[Record, Row]] = []
+        try:
+            while len(batch) < batch_size and (one := next(records, None)) is not None:
+                batch.append(one)
+        except ValueError as caught:
+            error = caught
+        if not batch and error is None:
+            return
+        captions = captioner([record['video'] for record, _ in batch]) if batch else []
+        for (record, row), caption in zip(batch, captions, strict=True):
+            yield record, row | {'caption': caption}
+    raise error
 
 
 def describe_clip(clip: clips.Clip, unit: Unit) -> Row:

@@ -60,7 +60,7 @@ def select_records(sets: Sequence[ShardSet], selection: Selection) -> np.ndarray
     """
     found = {number: _filter_set(one, selection.filter) for number, one in enumerate(sets)}
     if selection.drop_duplicates:
-        for group in _sequences(sets):
+        for group in sequences(sets):
             _drop_duplicates([sets[number] for number in group], [found[number] for number in group], selection)
     dropped = [found[number][_opened(one)] for number, one in enumerate(sets)]
     return np.concatenate([np.zeros(0, np.int16), *dropped])
@@ -102,7 +102,7 @@ def _opened(one: ShardSet) -> np.ndarray:
     return np.repeat(opened, one.manifest.records)
 
 
-def _sequences(sets: Sequence[ShardSet]) -> Iterator[list[int]]:
+def sequences(sets: Sequence[ShardSet]) -> Iterator[list[int]]:
     """Yields the numbers of the sets NAME, NAME.1, ... of each name, in order, as far as none is missing."""
     by_name: dict[str, dict[int, int]] = {}
     for number, one in enumerate(sets):

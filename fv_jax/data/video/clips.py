@@ -19,6 +19,7 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.paths import PathTextOrEmpty, StoragePath
+from fv_jax.data.curation.captioner import CaptionerConfig
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -88,6 +89,7 @@ class ClipsConfig:
         64 times as many, down to 4.
       unit_seconds: videos longer than one and a half times this are cut into parts of about this length, which are
         prepared apart from each other; None keeps videos whole.
+      captioner: who captions clips whose video has no caption; by default nobody.
       text: the encoder whose embeddings of the captions are stored beside the clips; by default none.
       latents: the VAE whose latents are stored instead of the clips; by default none.
     """
@@ -111,6 +113,7 @@ class ClipsConfig:
     preset: str = 'medium'
     shard_mb: float = 256.0
     unit_seconds: float | None = 120.0
+    captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     latents: OfflineLatentsConfig = dataclasses.field(default_factory=OfflineLatentsConfig)
 

@@ -56,6 +56,30 @@ def preview_sheet(rows: Iterable[tuple[str, np.ndarray]], columns: int = 4, *, s
     return stack_lines(lines)
 
 
+def thumbnail_sheet(tiles: Sequence[tuple[str, np.ndarray]], columns: int = 4, width: int = 320) -> Image.Image:
+    """Draws a contact sheet of single frames with labels, row by row, on white.
+
+    Args:
+      tiles: (label, uint8 HWC); at least one. Each is fitted into `width` x 9/16 `width`.
+      columns: tiles of a row.
+      width: of a tile, in pixels.
+    """
+    height, font = round(width * 9 / 16), ImageFont.load_default(13)
+    rows = -(-len(tiles) // columns)
+    columns = min(columns, len(tiles))
+    sheet = Image.new('RGB', (columns * (width + _GAP) - _GAP, rows * (height + _LABEL + _GAP) - _GAP), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for number, (label, frame_HWC) in enumerate(tiles):
+        top, left = number // columns * (height + _LABEL + _GAP), number % columns * (width + _GAP)
+        image = Image.fromarray(frame_HWC)
+        image.thumbnail((width, height), Image.Resampling.BOX)
+        sheet.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
+        while draw.textlength(label, font) > width and len(label) > 1:
+            label = f'{label[:-2]}…'
+        draw.text((left, top + height + 2), label, 'black', font)
+    return sheet
+
+
 def stack_lines(lines: Sequence[np.ndarray]) -> Image.Image:
     """Stacks images of one width below each other."""
     width, height = lines[0].shape[1], sum(line.shape[0] + _GAP for line in lines)

@@ -1,0 +1,73 @@
+"""Shows what a filter keeps of prepared clips: `python -m fv_jax.curate --input CLIPS --output page.html`.
+
+The page has counts by reason, histograms of the scores that `prepare` wrote, frames of the clips that each part of the
+filter drops, near duplicates, and the clips with the lowest and the highest scores (`data/curation/report`). Nothing in
+the data set is changed: a run with the same `--config.data.filter` trains on what is kept here.
+
+Exit codes: 0 success; 2 wrong usage; 1 failure.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from fv_jax.core.checks import error_context
+from fv_jax.core.command_line import Parser, UsageError, path_flag
+from fv_jax.core.commands import run_command
+from fv_jax.core.console import print_result
+from fv_jax.core.files import is_remote, write_text
+from fv_jax.core.output_paths import check_output_file
+from fv_jax.core.paths import StoragePath
+from fv_jax.core.report.page import to_html
+from fv_jax.data.curation.clip_table import ClipTable
+from fv_jax.data.curation.filters import Filter
+from fv_jax.data.curation.report import build_report, describe_counts
+from fv_jax.data.shards.remote import RemoteShards
+from fv_jax.data.shards.selection import Selection
+from fv_jax.data.shards.shard_cache import ShardCache
+from fv_jax.data.shards.shard_files import list_shards
+from fv_jax.data.shards.source import Shards
+
+log = logging.getLogger('fv_jax.curate')
+
+_CACHE_GB = 50.0  # of remote shards
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments (without the program's name) and returns its exit code."""
+    return run_command('curate', _curate, argv)
+
+
+def _curate(argv: Sequence[str]) -> int:
+    arguments = _parse(argv)
+    with error_context('--filter: ', error=UsageError):
+        selection = Selection(Filter.parse(arguments.filter), not arguments.keep_duplicates)
+    with error_context('--input: ', error=UsageError):
+        table = ClipTable(_open(arguments.input))
+    for line in describe_counts(table, selection):
+        print_result(line)
+    write_text(arguments.output, to_html(build_report(f'Clips of {arguments.input.name}', table, selection)))
+    log.info(f'written: {arguments.output}')
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser('python -m fv_jax.curate', 'Shows what a filter keeps of prepared clips.', '')
+    parser.add_argument('--input', type=path_flag, required=True, help='a folder that `prepare` wrote')
+    parser.add_argument('--output', type=path_flag, required=True, help='the page to write, *.html')
+    parser.add_argument('--filter', default='', help='as config.data.filter: sharpness >= 30 and motion > 0.5')
+    parser.add_argument('--keep-duplicates', action='store_true', help='as config.data.drop_duplicates=false')
+    arguments, _ = parser.parse_with_overrides(argv, ())
+    check_output_file(arguments.output, '.html', overwrite=True)
+    return arguments
+
+
+def _open(folder: StoragePath) -> Shards:
+    if is_remote(folder):
+        return RemoteShards(folder, ShardCache(_CACHE_GB), window=1)
+    return Shards(list_shards(folder))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

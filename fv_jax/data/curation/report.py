@@ -1,0 +1,182 @@
+"""The page that shows what a selection keeps of prepared clips, what it drops, and why.
+
+Counts by reason, histograms of all scores, clips that each reason drops, near duplicates beside their originals, and
+the clips with the lowest and the highest scores. It is written by the renderer of `evaluate` (`core/report`).
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fv_jax.core.report.blocks import Block, Cell, Charts, Column, Figure, Heading, Histogram, Report, Table, Text
+from fv_jax.data.curation.clip_table import ClipTable
+from fv_jax.data.curation.filters import Filter
+from fv_jax.data.curation.scores import SCORES
+from fv_jax.data.shards.selection import DUPLICATE, KEPT, Selection
+from fv_jax.data.video.contact_sheet import thumbnail_sheet
+
+_BINS = 30
+_TAIL = 99.0  # percentile: what is above is counted in the last interval
+_EXAMPLES = 8  # clips of a sheet
+_RANKED = ('bandwidth', 'sharpness', 'motion', 'noise', 'blocking', 'text', 'colorfulness', 'letterbox')
+
+
+def build_report(title: str, table: ClipTable, selection: Selection) -> Report:
+    """Builds the page of some clips.
+
+    Args:
+      title: of the page.
+      table: the clips and their scores.
+      selection: what is kept of them.
+
+    Raises:
+      ConfigError: the filter needs a column that the clips have not.
+    """
+    dropped = table.dropped(selection)
+    blocks = [
+        Text(describe_selection(table, selection, dropped), lead=True),
+        *_reasons(table, selection, dropped),
+        *_scores(table, dropped),
+        *_dropped_clips(table, selection, dropped),
+        *_duplicates(table),
+        *_extremes(table),
+    ]
+    return Report(title, blocks)
+
+
+def describe_selection(table: ClipTable, selection: Selection, dropped: np.ndarray) -> str:
+    """Describes in a sentence or two how many clips are kept."""
+    kept = int((dropped == KEPT).sum())
+    videos = len({*table.columns['source'].tolist()})
+    share = f' ({kept / len(table):.1%})' if len(table) else ''
+    by = f'filter: {selection.filter.text}.' if selection.filter.terms else 'no filter.'
+    return f'{len(table):,} clips of {videos:,} videos, {table.hours():.3g} hours; {kept:,} are kept{share}; {by}'
+
+
+def describe_counts(table: ClipTable, selection: Selection) -> Iterator[str]:
+    """Yields lines: how many clips are kept, and how many are dropped for which reason."""
+    dropped = table.dropped(selection)
+    yield describe_selection(table, selection, dropped)
+    for reason, count, whole in count_reasons(table, selection, dropped):
+        yield f'  {count:,} ({whole:,} in all): {reason}'
+
+
+def count_reasons(table: ClipTable, selection: Selection, dropped: np.ndarray) -> list[tuple[str, int, int]]:
+    """Counts dropped clips.
+
+    Returns:
+      For each reason of the selection: the reason, the clips for which it is the first, and all to which it applies.
+    """
+    counts = np.bincount(dropped[dropped != KEPT], minlength=len(selection.reasons)).tolist()
+    alone = [Selection(Filter.parse(term.text), False) for term in selection.filter.terms]
+    whole = [int((table.dropped(each) != KEPT).sum()) for each in [*alone, Selection(Filter.parse(''), True)]]
+    found = list(zip(selection.reasons, counts, whole, strict=True))
+    return found if selection.drop_duplicates else found[:-1]
+
+
+def _reasons(table: ClipTable, selection: Selection, dropped: np.ndarray) -> Iterator[Block]:
+    yield Heading('Why clips are dropped')
+    rows = [
+        [Cell(reason), Cell(f'{first:,}'), Cell(f'{first / max(len(table), 1):.1%}'), Cell(f'{whole:,}')]
+        for reason, first, whole in count_reasons(table, selection, dropped)
+    ]
+    kept = int((dropped == KEPT).sum())
+    rows.append([Cell('kept'), Cell(f'{kept:,}'), Cell(f'{kept / max(len(table), 1):.1%}'), Cell('')])
+    numbers = (('Clips', 'first reason'), ('Share', ''), ('Clips', 'in all'))
+    yield Table(
+        [Column('Reason'), *(Column(name, detail, True) for name, detail in numbers)],
+        rows,
+        'A clip is counted for the first reason that applies to it, in this order; "in all" counts it for each.',
+    )
+
+
+def _scores(table: ClipTable, dropped: np.ndarray) -> Iterator[Block]:
+    charts, rows, constant = [], [], []
+    for name, values in table.scores().items():
+        present = values[np.isfinite(values)]
+        if not len(present):
+            constant.append(f'{name}: none')
+            continue
+        if present.min() == present.max():
+            constant.append(f'{name}: {present[0]:.4g}')
+            continue
+        label = ', '.join(filter(None, [SCORES[name].meaning, SCORES[name].unit]))
+        charts.append(_histogram(name, values, dropped == KEPT, label))
+        quantiles = [Cell(f'{value:.4g}') for value in np.percentile(present, [0, 10, 50, 90, 100])]
+        missing = len(values) - len(present)
+        rows.append([Cell(name, SCORES[name].unit), *quantiles, Cell(f'{missing or ""}')])
+    yield Heading('Scores')
+    if charts:
+        yield Charts(charts, 'The last interval has everything above it.')
+        names = ('Minimum', '10 %', 'Median', '90 %', 'Maximum', 'Missing')
+        yield Table([Column('Score'), *(Column(name, '', True) for name in names)], rows)
+    if constant:
+        yield Text(f'The same for all clips: {"; ".join(constant)}.')
+
+
+def _histogram(name: str, values: np.ndarray, kept: np.ndarray, label: str) -> Histogram:
+    present = np.isfinite(values)
+    low, high = values[present].min(), np.percentile(values[present], _TAIL)
+    high = high if high > low else values[present].max()
+    edges = np.linspace(low, high, _BINS + 1)
+    shown = np.clip(values, low, high)
+    parts = {'kept': kept, 'dropped': ~kept}
+    counts = {part: np.histogram(shown[present & chosen], edges)[0].tolist() for part, chosen in parts.items()}
+    counts = {part: values for part, values in counts.items() if part == 'kept' or any(values)}
+    return Histogram(name, label, edges.tolist(), counts, 'clips')
+
+
+def _dropped_clips(table: ClipTable, selection: Selection, dropped: np.ndarray) -> Iterator[Block]:
+    found = [(number, np.flatnonzero(dropped == number)) for number in range(len(selection.filter.terms))]
+    if not any(len(indices) for _, indices in found):
+        return
+    yield Heading('What each filter drops')
+    for number, indices in found:
+        if len(indices):
+            term = selection.filter.terms[number]
+            names = Filter.parse(term.text).names
+            yield Heading(f'{selection.reasons[number]}: {len(indices):,} clips', 3)
+            yield from _sheet(table, _spread(indices), names, f'clips that are {selection.reasons[number]}')
+
+
+def _duplicates(table: ClipTable) -> Iterator[Block]:
+    pairs = table.duplicates()
+    if not len(pairs):
+        return
+    yield Heading('Near duplicates')
+    yield Text(f'{len(pairs):,} clips; each is shown behind the clip that it is like.')
+    yield from _sheet(table, _spread(pairs, _EXAMPLES).ravel(), (), DUPLICATE)
+
+
+def _extremes(table: ClipTable) -> Iterator[Block]:
+    scores = table.scores()
+    yield Heading('Lowest and highest')
+    for name in _RANKED:
+        values = scores.get(name, np.zeros(0))
+        order = np.argsort(values, kind='stable')[: int(np.isfinite(values).sum())]
+        if not len(order) or values[order[0]] == values[order[-1]]:
+            continue
+        half = _EXAMPLES // 2
+        yield Heading(f'{name}: {SCORES[name].meaning}', 3)
+        chosen = order if len(order) <= _EXAMPLES else [*order[:half], *order[-half:]]
+        yield from _sheet(table, chosen, (name,), f'the clips with the lowest and the highest {name}')
+
+
+def _spread(items: np.ndarray, count: int = _EXAMPLES) -> np.ndarray:
+    """Returns at most so many items, evenly spaced."""
+    return items[np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
+
+
+def _sheet(table: ClipTable, indices: Sequence[int], names: Sequence[str], alt: str) -> Iterator[Block]:
+    tiles = []
+    for index in indices:
+        frame = table.read_frame(int(index))
+        if frame is None:
+            yield Text('The records hold no videos: no frames are shown.')
+            return
+        values = ', '.join(f'{name} {table.show(name, int(index))}' for name in names)
+        tiles.append((': '.join(filter(None, [values, table.describe(int(index))])), frame))
+    buffer = io.BytesIO()
+    thumbnail_sheet(tiles).save(buffer, 'JPEG', quality=85)
+    yield Figure(buffer.getvalue(), alt)
