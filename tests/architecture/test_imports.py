@@ -31,7 +31,19 @@ LEVELS = {
     'planning': 8,
     'api': 9,
 }
-COMMANDS = {'train', 'sample', 'degrade', 'evaluate', 'prepare', 'convert', 'export', 'plan', 'inspect', 'cache'}
+COMMANDS = {
+    'train',
+    'sample',
+    'degrade',
+    'evaluate',
+    'prepare',
+    'convert',
+    'export',
+    'plan',
+    'inspect',
+    'cache',
+    'curate',
+}
 # What a package may not import although its level allows it, and why.
 EXCEPT = {
     'models': ('diffusion',),  # a network knows nothing of what it is trained for

@@ -48,9 +48,9 @@ class ClipTable:
         """Returns the scores that are numbers, float64 with NaN where one is missing."""
         return {name: self.columns[name].astype(float) for name, score in SCORES.items() if score.kind != 'str'}
 
-    def hours(self) -> float:
+    def seconds(self) -> float:
         """Computes the length of all clips."""
-        return float((self.columns['last_seconds'] - self.columns['first_seconds']).sum()) / 3600
+        return float((self.columns['last_seconds'] - self.columns['first_seconds']).sum())
 
     def duplicates(self) -> np.ndarray:
         """Returns (original, near duplicate) of all clips that are marked, int64 (n, 2)."""

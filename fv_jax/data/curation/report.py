@@ -51,7 +51,7 @@ def describe_selection(table: ClipTable, selection: Selection, dropped: np.ndarr
     videos = len({*table.columns['source'].tolist()})
     share = f' ({kept / len(table):.1%})' if len(table) else ''
     by = f'filter: {selection.filter.text}.' if selection.filter.terms else 'no filter.'
-    return f'{len(table):,} clips of {videos:,} videos, {table.hours():.3g} hours; {kept:,} are kept{share}; {by}'
+    return f'{_count(len(table))} of {videos:,} video(s), {_show_time(table.seconds())}; {kept:,} kept{share}; {by}'
 
 
 def describe_counts(table: ClipTable, selection: Selection) -> Iterator[str]:
@@ -101,16 +101,15 @@ def _scores(table: ClipTable, dropped: np.ndarray) -> Iterator[Block]:
         if present.min() == present.max():
             constant.append(f'{name}: {present[0]:.4g}')
             continue
-        label = ', '.join(filter(None, [SCORES[name].meaning, SCORES[name].unit]))
-        charts.append(_histogram(name, values, dropped == KEPT, label))
+        charts.append(_histogram(name, values, dropped == KEPT, SCORES[name].unit or SCORES[name].meaning))
         quantiles = [Cell(f'{value:.4g}') for value in np.percentile(present, [0, 10, 50, 90, 100])]
         missing = len(values) - len(present)
-        rows.append([Cell(name, SCORES[name].unit), *quantiles, Cell(f'{missing or ""}')])
+        rows.append([Cell(name), *quantiles, Cell(f'{missing or ""}'), Cell(SCORES[name].meaning)])
     yield Heading('Scores')
     if charts:
         yield Charts(charts, 'The last interval has everything above it.')
         names = ('Minimum', '10 %', 'Median', '90 %', 'Maximum', 'Missing')
-        yield Table([Column('Score'), *(Column(name, '', True) for name in names)], rows)
+        yield Table([Column('Score'), *(Column(name, '', True) for name in names), Column('Meaning')], rows)
     if constant:
         yield Text(f'The same for all clips: {"; ".join(constant)}.')
 
@@ -136,7 +135,7 @@ def _dropped_clips(table: ClipTable, selection: Selection, dropped: np.ndarray) 
         if len(indices):
             term = selection.filter.terms[number]
             names = Filter.parse(term.text).names
-            yield Heading(f'{selection.reasons[number]}: {len(indices):,} clips', 3)
+            yield Heading(f'{selection.reasons[number]}: {_count(len(indices))}', 3)
             yield from _sheet(table, _spread(indices), names, f'clips that are {selection.reasons[number]}')
 
 
@@ -145,7 +144,7 @@ def _duplicates(table: ClipTable) -> Iterator[Block]:
     if not len(pairs):
         return
     yield Heading('Near duplicates')
-    yield Text(f'{len(pairs):,} clips; each is shown behind the clip that it is like.')
+    yield Text(f'{_count(len(pairs))}; each is shown behind the clip that it is like.')
     yield from _sheet(table, _spread(pairs, _EXAMPLES).ravel(), (), DUPLICATE)
 
 
@@ -161,6 +160,17 @@ def _extremes(table: ClipTable) -> Iterator[Block]:
         yield Heading(f'{name}: {SCORES[name].meaning}', 3)
         chosen = order if len(order) <= _EXAMPLES else [*order[:half], *order[-half:]]
         yield from _sheet(table, chosen, (name,), f'the clips with the lowest and the highest {name}')
+
+
+def _show_time(seconds: float) -> str:
+    for unit, name in ((3600, 'hours'), (60, 'minutes')):
+        if seconds >= unit:
+            return f'{seconds / unit:.3g} {name}'
+    return f'{seconds:.3g} seconds'
+
+
+def _count(number: int) -> str:
+    return f'{number:,} clip{"" if number == 1 else "s"}'
 
 
 def _spread(items: np.ndarray, count: int = _EXAMPLES) -> np.ndarray:

@@ -33,7 +33,7 @@ class Score:
 
 
 SCORES = {
-    'bandwidth': Score('float', 'share of Nyquist', 'frequency up to which there is content'),
+    'bandwidth': Score('float', 'share of Nyquist', 'up to which frequency there is content'),
     'true_height': Score('float', 'rows', 'height before the clip was enlarged'),
     'sharpness': Score('float', 'levels²', 'variance of the Laplacian'),
     'noise': Score('float', 'levels', 'standard deviation of the noise'),

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fv_jax.core.report.blocks import Chart, Line, Point
+from fv_jax.core.report.blocks import Chart, Histogram, Line, Point
 from fv_jax.core.report.svg import choose_ticks, draw_chart, standalone_svg
 from tests.core.report import reports
 
@@ -58,3 +58,23 @@ def test_file_has_every_colour_that_it_uses():
 def test_long_names_are_shortened():
     drawing = draw_chart(Chart('t', 'x', '', [Line('n' * 100, [Point(1, 1), Point(2, 2)])]))
     assert f'>{"n" * 47}…<' in drawing
+
+
+def test_bars_of_a_histogram_have_the_heights_of_their_counts():
+    parts = {'kept': [4, 0, 2], 'dropped': [0, 3, 2]}
+    drawing = ElementTree.fromstring(draw_chart(Histogram('motion', 'percent', [0.0, 0.5, 1.0, 1.5], parts, 'clips')))
+    bars = [bar for bar in drawing.iter(f'{NAMESPACE}rect') if float(bar.get('width')) != 24]
+    heights = [float(bar.get('height')) for bar in bars]
+    assert len(bars) == 4 and heights == pytest.approx([h * heights[0] / 4 for h in (4, 3, 2, 2)], abs=0.11)
+    # The last bar is on top of the one before it.
+    assert float(bars[3].get('y')) + heights[3] == pytest.approx(float(bars[2].get('y')), abs=0.11)
+    assert {'motion', 'percent', 'clips', 'kept', 'dropped', '0', '1.5'} <= {
+        text.text for text in drawing.iter(f'{NAMESPACE}text')
+    }
+    assert 'kept: 6, dropped: 5' in drawing.get('aria-label')
+
+
+def test_histogram_of_one_part_has_no_legend_and_whole_counts():
+    drawing = draw_chart(Histogram(reports.HOSTILE, 'x', [0.0, 2.0], {'all': [1]}, 'clips'))
+    texts = [text.text for text in ElementTree.fromstring(drawing).iter(f'{NAMESPACE}text')]
+    assert 'all' not in texts and '0.5' not in texts[:3] and texts.count('1') == 2 and reports.HOSTILE in texts
