@@ -71,6 +71,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.margin = 2
     config.clips_per_shot = None
     config.ranges = ()
+    config.bars = 'keep'  # or 'crop': letterbox and pillarbox
     config.drop_black = True
     config.interlaced = 'deinterlace'  # or 'refuse'
     config.hdr = 'tone_map'  # to BT.709, or 'refuse'

@@ -12,6 +12,8 @@ import dataclasses
 
 import numpy as np
 
+from fv_jax.data.curation.samples import ClipSample
+
 _BLACK = 32  # brightest level of a bar
 _BRIGHTER = 6  # levels above the bar
 _MARKED = 0.25  # of a bar's row: the most that is brighter
@@ -29,10 +31,10 @@ class Bars:
     left: int = 0
     right: int = 0
 
-    def crop(self, frames_FHWC: np.ndarray) -> np.ndarray:
-        """Returns the part of frames (F, H, W, ...) between the bars, as a view."""
-        _, height, width, *_ = frames_FHWC.shape
-        return frames_FHWC[:, self.top : height - self.bottom, self.left : width - self.right]
+    def crop(self, frame_HW: np.ndarray) -> np.ndarray:
+        """Returns the part of a frame (H, W, ...) between the bars, as a view."""
+        height, width, *_ = frame_HW.shape
+        return frame_HW[self.top : height - self.bottom, self.left : width - self.right]
 
 
 def find_bars(frames_FHW: np.ndarray) -> Bars:
@@ -45,6 +47,21 @@ def find_bars(frames_FHW: np.ndarray) -> Bars:
     top, bottom = _find_end(brightest), _find_end(brightest[::-1])
     inner = brightest[top : brightest.shape[0] - bottom]
     return Bars(top, bottom, _find_end(inner.T), _find_end(inner.T[::-1]))
+
+
+def crop_bars(frames: list[np.ndarray], size: tuple[int, int], max_upscale: float) -> list[np.ndarray]:
+    """Crops the bars of a clip, unless what is between them would have to be enlarged too much.
+
+    Args:
+      frames: uint8 RGB (H, W, 3), all frames of a clip, of one size.
+      size: (height, width) that the frames are resized to later.
+      max_upscale: by how much they may be enlarged then.
+    """
+    found = find_bars(ClipSample(frames, 1.0).detailed_FHW)
+    cropped = [found.crop(frame) for frame in frames]
+    height, width, _ = cropped[0].shape
+    fits = max(size[0] / height, size[1] / width) <= max_upscale * (1 + 1e-6)
+    return cropped if fits else frames
 
 
 def _find_end(image_HW: np.ndarray) -> int:

@@ -73,7 +73,7 @@ def score_clip(frames: Sequence[np.ndarray], fps: float) -> dict[str, Any]:
     sample = ClipSample(frames, fps)
     found = bars.find_bars(sample.detailed_FHW)
     height, width, _ = frames[0].shape
-    inner = found.crop(sample.detailed_FHW)
+    inner = np.stack([found.crop(frame) for frame in sample.detailed_FHW])
     bandwidth = resolution.measure_bandwidth(inner)
     shots = find_shots([lambda frame=frame: frame for frame in sample.small_FHWC], min_frames=_SHORTEST_SHOT)
     return {

@@ -13,12 +13,14 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.paths import PathTextOrEmpty, StoragePath
+from fv_jax.data.curation.bars import crop_bars
 from fv_jax.data.curation.captioner import CaptionerConfig
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
@@ -81,6 +83,8 @@ class ClipsConfig:
       margin: frames skipped at both ends of a shot, where cuts may blend.
       clips_per_shot: the most clips of a shot, spread evenly; None takes all that fit.
       ranges: (first, last) seconds of the video that clips may come from, in order; empty means all of it.
+      bars: 'crop' crops letterbox and pillarbox, where what is left is large enough; 'keep' keeps them. Cropping takes
+        memory for the frames of a clip at the size of the video.
       drop_black: skip clips with a black frame (fades, leaders).
       interlaced, hdr: what is done with interlaced videos and with those of high dynamic range or wide gamut (see
         `frame.DisplayConfig`); those that are refused are skipped and named.
@@ -106,6 +110,7 @@ class ClipsConfig:
     margin: int = 2
     clips_per_shot: int | None = None
     ranges: tuple[tuple[float, float], ...] = ()
+    bars: Literal['keep', 'crop'] = 'keep'
     drop_black: bool = True
     interlaced: Interlaced = 'deinterlace'
     hdr: HighDynamicRange = 'tone_map'
@@ -308,15 +313,21 @@ def read_clips(
             while waiting and (repeats := int(np.count_nonzero(waiting[-1][1] == index))):
                 if not frames:
                     first_seconds = waiting[-1][0] / selection.fps if selection.is_resampled else frame.seconds
-                scaled = resize_uint8(crop_to_aspect(frame.pixels()[None], size), size)[0]
-                frames += [scaled] * repeats
+                frames += [frame.pixels() if config.bars == 'crop' else _fit(frame.pixels(), size)] * repeats
                 if len(frames) < config.frames:
                     break
                 start, _ = waiting.pop()
+                if config.bars == 'crop':
+                    frames = [_fit(frame, size) for frame in crop_bars(frames, size, config.max_upscale)]
                 black = config.drop_black and min(frame.mean() for frame in frames) < _BLACK
                 yield None if black else Clip(frames, selection.fps, start, first_seconds)
                 frames = []
         require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')
+
+
+def _fit(frame_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Crops a frame to the aspect ratio of a size, at the centre, and resizes it."""
+    return resize_uint8(crop_to_aspect(frame_HWC[None], size), size)[0]
 
 
 def encode_clip(clip: Clip, config: ClipsConfig) -> Record:

@@ -125,6 +125,20 @@ def test_clips_are_centre_cropped_to_the_aspect_ratio(tmp_path: Path) -> None:
     assert np.abs(frames - wide[:, :, 24:72]).mean() < 4
 
 
+@pytest.mark.parametrize(('height', 'cropped'), [(24, True), (64, False)])
+def test_bars_are_cropped_where_what_is_left_is_large_enough(tmp_path: Path, height: int, cropped: bool) -> None:
+    rng = np.random.default_rng(0)
+    frames = np.zeros((9, 64, 96, 3), np.uint8)
+    frames[:, 12:-12] = rng.integers(60, 255, (9, 40, 96, 3))
+    path = tmp_path / 'bars.mp4'
+    path.write_bytes(encoding.encode_bytes(list(frames), 24.0, 4.0, 'ultrafast'))
+    for bars in ('keep', 'crop'):
+        (record,) = run(path, bars=bars, height=height, width=height * 96 // 64, detector='none')
+        clip = decoding.decode(record['video']).frames
+        assert clip.shape == (9, height, height * 96 // 64, 3)
+        assert (clip[:, 0].mean() > 60) == (cropped and bars == 'crop')
+
+
 def test_black_clips_are_dropped_and_reported(tmp_path: Path) -> None:
     video = sample_videos.pattern(27)
     video[9:14] = 0
