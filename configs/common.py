@@ -44,7 +44,7 @@ def official_loop() -> dict[str, Any]:
 
 
 # Filters over the scores of clips; the data guide has the reasons (fv_jax/data/README.md).
-CLEAN = 'cuts == 0 and black == 0 and white == 0 and letterbox <= 0.02 and pillarbox <= 0.02 and text <= 0.005'
+CLEAN = 'cuts == 0 and black == 0 and white == 0 and letterbox <= 0.02 and pillarbox <= 0.02 and text <= 0.01'
 MOVING = 'motion >= 0.5 and static <= 0.5'
 SHARP = 'sharpness >= 30 and blocking <= 0.6 and noise <= 6'
 NOT_ENLARGED = 'bandwidth >= 0.6'

@@ -74,7 +74,9 @@ class ClipTable:
     def show(self, name: str, index: int) -> str:
         """Formats a value."""
         value = self.columns[name][index] if name in self.columns else None
-        return value if isinstance(value, str) else 'none' if value is None or value != value else f'{value:.3g}'
+        if isinstance(value, str):
+            return value
+        return 'none' if value is None or value != value else f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
 
     def read_frame(self, index: int) -> np.ndarray | None:
         """Decodes the middle frame of a clip, uint8 HWC; None for records without a video."""

@@ -104,11 +104,12 @@ def _scores(table: ClipTable, dropped: np.ndarray) -> Iterator[Block]:
         charts.append(_histogram(name, values, dropped == KEPT, SCORES[name].unit or SCORES[name].meaning))
         quantiles = [Cell(f'{value:.4g}') for value in np.percentile(present, [0, 10, 50, 90, 100])]
         missing = len(values) - len(present)
-        rows.append([Cell(name), *quantiles, Cell(f'{missing or ""}'), Cell(SCORES[name].meaning)])
+        meaning = SCORES[name].meaning + (f'; of {_count(missing)} unknown' if missing else '')
+        rows.append([Cell(name), *quantiles, Cell(meaning)])
     yield Heading('Scores')
     if charts:
         yield Charts(charts, 'The last interval has everything above it.')
-        names = ('Minimum', '10 %', 'Median', '90 %', 'Maximum', 'Missing')
+        names = ('Minimum', '10 %', 'Median', '90 %', 'Maximum')
         yield Table([Column('Score'), *(Column(name, '', True) for name in names), Column('Meaning')], rows)
     if constant:
         yield Text(f'The same for all clips: {"; ".join(constant)}.')
@@ -151,6 +152,9 @@ def _duplicates(table: ClipTable) -> Iterator[Block]:
 def _extremes(table: ClipTable) -> Iterator[Block]:
     scores = table.scores()
     yield Heading('Lowest and highest')
+    yield Text(
+        f'Of more than {_EXAMPLES} clips, those with the lowest values and those with the highest ones, in order.'
+    )
     for name in _RANKED:
         values = scores.get(name, np.zeros(0))
         order = np.argsort(values, kind='stable')[: int(np.isfinite(values).sum())]

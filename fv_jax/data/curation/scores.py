@@ -5,6 +5,7 @@ fulfills no comparison.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ SCORES = {
     'true_height': Score('float', 'rows', 'height before the clip was enlarged'),
     'sharpness': Score('float', 'levels²', 'variance of the Laplacian'),
     'noise': Score('float', 'levels', 'standard deviation of the noise'),
-    'blocking': Score('float', '', 'steps on the 8-pixel grid of a codec, above others'),
+    'blocking': Score('float', 'excess over other steps', 'steps on the 8-pixel grid of a codec'),
     'motion': Score('float', '% of height / s', 'mean length of the optical flow'),
     'static': Score('float', 'share of frames', 'frames that show the same as the one before'),
     'cuts': Score('int', '', 'cuts inside the clip'),
@@ -50,6 +51,13 @@ SCORES = {
     'text': Score('float', 'share of area', 'burnt-in text'),
     'hash': Score('str', '', 'perceptual hash'),
 }
+
+
+def _crop_small(frames_FHW: np.ndarray, found: bars.Bars, height: int) -> np.ndarray:
+    """Crops shrunk frames where bars were found in frames of `height` rows, so that copies with bars are alike."""
+    factor = height / frames_FHW.shape[1]
+    shrunk = bars.Bars(*(math.ceil(side / factor) for side in dataclasses.astuple(found)))
+    return np.stack([shrunk.crop(frame) for frame in frames_FHW])
 
 
 # Of Parquet.
@@ -92,5 +100,5 @@ def score_clip(frames: Sequence[np.ndarray], fps: float) -> dict[str, Any]:
         'letterbox': (found.top + found.bottom) / height,
         'pillarbox': (found.left + found.right) / width,
         'text': burnt_text.text_share(sample.detailed_FHW),
-        'hash': hashing.perceptual_hash(sample.small_FHW),
+        'hash': hashing.perceptual_hash(_crop_small(sample.small_FHW, found, height)),
     }

@@ -203,3 +203,12 @@ def test_samples_are_few_large_frames_and_all_small_ones():
     sample = ClipSample(frames, 24.0)
     assert sample.detailed_FHW.shape == (3, 768, 1440) and sample.small_FHWC.shape == (9, 256, 480, 3)
     assert ClipSample(frames[:1], 24.0).detailed_FHWC.shape[0] == 1
+
+
+def test_hash_is_that_of_what_is_between_the_bars():
+    clip = clips()[1]
+    barred = np.zeros_like(clip)
+    for frame, original in zip(barred, clip, strict=True):
+        frame[32:-32] = cv2.resize(original, (480, 192), interpolation=cv2.INTER_AREA)
+    first, second = (hashing.parse_hashes([score_clip(frames, 24.0)['hash']]) for frames in (clip, barred))
+    assert np.bitwise_count(first ^ second).sum() <= 18
