@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _LABEL = 22  # pixels: height of a label
 _GAP = 4
+_ASPECT = 9 / 16  # of thumbnails
 _SHEET_WIDTH = 800  # pixels: the approximate minimum width of a sheet of previews
 
 
@@ -64,7 +65,7 @@ def thumbnail_sheet(tiles: Sequence[tuple[str, np.ndarray]], columns: int = 4, w
       columns: tiles of a row.
       width: of a tile, in pixels.
     """
-    height, font = round(width * 9 / 16), ImageFont.load_default(13)
+    height, font = round(width * _ASPECT), ImageFont.load_default(13)
     rows = -(-len(tiles) // columns)
     columns = min(columns, len(tiles))
     sheet = Image.new('RGB', (columns * (width + _GAP) - _GAP, rows * (height + _LABEL + _GAP) - _GAP), 'white')

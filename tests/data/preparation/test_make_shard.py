@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.hashing import fingerprint
+from fv_jax.data.curation.scores import SCORES
 from fv_jax.data.preparation.make_shard import ShardResult, make_shard
 from fv_jax.data.preparation.units import Unit
 from fv_jax.data.shards.records import encode_record
@@ -61,8 +62,9 @@ def test_same_units_give_the_same_shard_and_rows_describe_it(tmp_path: Path) -> 
     assert len(result.rows) == len(records) and set(result.keys) == set(records[0]) | {'caption'}
     for row, record in zip(result.rows, records, strict=True):
         data = encode_record(record)
+        assert set(SCORES) <= set(row)
         begin = record['start_frame'] / record['fps']
-        assert row == {
+        assert {name: value for name, value in row.items() if name not in SCORES} == {
             **{name: record[name] for name in ('source', 'fps', 'frames', 'height', 'width')},
             **{
                 'first_seconds': pytest.approx(begin),
