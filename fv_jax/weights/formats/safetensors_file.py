@@ -8,6 +8,7 @@ a view of the file, whose pages can be dropped, and is written as soon as it is 
 samples every tensor, takes 2 ms per GB instead of 3 s.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -17,13 +18,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
 from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.weights.formats.memory_map import MemoryMappedFile, StoredTensor, make_tensor
 from fv_jax.weights.formats.torch_zip import TensorSpec
 
-INDEX = '*.safetensors.index.json'  # of a model in several files
+SUFFIX = '.safetensors'
+INDEX_SUFFIX = f'{SUFFIX}.index.json'  # of a model in several files
+INDEX = f'*{INDEX_SUFFIX}'
+MAX_SHARD_BYTES = 5 * 10**9  # the convention of the Hugging Face Hub
 
 _DTYPES = {
     'F64': np.dtype(np.float64),
@@ -95,14 +100,14 @@ def read_folder(folder: StoragePath) -> dict[str, StoredTensor]:
       FileNotFoundError: no such file, or one that the index names is missing.
       ValueError: a corrupted file, several files without an index, or an index that does not match its files.
     """
-    indexes, files = sorted(folder.glob(INDEX)), sorted(folder.glob('*.safetensors'))
+    indexes, found = sorted(folder.glob(INDEX)), sorted(folder.glob(f'*{SUFFIX}'))
     if len(indexes) == 1:
         return _read_indexed(indexes[0])
-    require(files, f'{folder}: holds no .safetensors file', FileNotFoundError)
-    if len(indexes) > 1 or len(files) > 1:
-        names = ', '.join(path.name for path in indexes or files)
+    require(found, f'{folder}: holds no .safetensors file', FileNotFoundError)
+    if len(indexes) > 1 or len(found) > 1:
+        names = ', '.join(path.name for path in indexes or found)
         raise ValueError(f'{folder}: has {names}; keep the files of one variant')
-    return read(files[0])[0]
+    return read(found[0])[0]
 
 
 def _read_indexed(index: StoragePath) -> dict[str, StoredTensor]:
@@ -143,7 +148,7 @@ def write(
     """
     header, offset = {_METADATA: dict(metadata)}, 0
     for key, spec in specs.items():
-        size = spec.size * spec.dtype.itemsize
+        size = _nbytes(spec)
         header[key] = {
             'dtype': _NAMES[spec.dtype],
             'shape': list(spec.shape),
@@ -162,3 +167,50 @@ def write(
             file.seek(_LENGTH_BYTES + len(raw) + header[key]['data_offsets'][0])
             file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
     assert not left, f'not written: {sorted(left)[:3]}'
+
+
+def write_folder(
+    folder: StoragePath,
+    stem: str,
+    metadata: Mapping[str, str],
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    max_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes STEM.safetensors, or STEM-00001-of-0000N.safetensors, ... with STEM.safetensors.index.json.
+
+    Args:
+      folder: exists.
+      stem: of the names.
+      metadata: of every file.
+      specs: key -> shape and dtype.
+      tensors: every key of `specs`, in its order; consumed one at a time.
+      max_bytes: of the tensors of a file; a larger tensor has a file of its own.
+    """
+    shards, total, remaining = _shards(specs, max_bytes), 0, iter(tensors)
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        name = f'{stem}{SUFFIX}' if len(shards) == 1 else f'{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}'
+        with files.atomic_write(folder / name) as partial:
+            write(partial, metadata, shard, itertools.islice(remaining, len(shard)))
+        weight_map |= dict.fromkeys(shard, name)
+        total += sum(_nbytes(spec) for spec in shard.values())
+    if len(shards) > 1:
+        index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+        files.write_json(folder / f'{stem}{INDEX_SUFFIX}', index)
+
+
+def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, TensorSpec]]:
+    """Divides tensors, in order, into files."""
+    shards, size = [{}], 0
+    for key, spec in specs.items():
+        if shards[-1] and size + _nbytes(spec) > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][key] = spec
+        size += _nbytes(spec)
+    return shards
+
+
+def _nbytes(spec: TensorSpec) -> int:
+    return spec.size * spec.dtype.itemsize

@@ -1,14 +1,13 @@
 """CogVideoX in the layout of Hugging Face diffusers as initial weights: a folder with config.json and safetensors.
 
-The tensors are the official ones under other names: the mappings of `official_dit` and `official_vae`, renamed. Two are
-packed differently: q | k | v are three tensors, and the twelve modulations are two, of attention (norm1) and of the
-MLP (norm2), each with the video's three before the text's.
+`diffusers_keys` has the names; `diffusers_export` writes such folders.
 
 What has no counterpart is reported (`Folder.notes`):
   * the position table of a network without rotary positions (the 2B model adds it to its tokens; ours rotates);
   * the last norm's eps (1e-5 there, 1e-6 here);
   * the two extra embeddings of an enhancement stage, which no CogVideoX has: they are initialized.
-Networks of another structure are refused: version 1.5 (patches in time), image to video (32 input channels).
+Networks of another structure are refused: version 1.5 (patches in time), image to video (32 input channels). So is the
+network of an enhancement stage that was exported for diffusers, where its extra embeddings are constants of a bias.
 
 Names, packing and defaults are those of diffusers' modules and of its conversion script for CogVideoX
 (arXiv:2408.06072) as published; whether a released folder has other tensors could not be checked.
@@ -16,11 +15,8 @@ Names, packing and defaults are those of diffusers' modules and of its conversio
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.files import parse_json
@@ -28,12 +24,13 @@ from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import HEAD_NORM_EPS, DiTConfig
 from fv_jax.models.vae import VAEConfig
 from fv_jax.weights.formats import safetensors_file
-from fv_jax.weights.layouts import official_dit, official_vae
-from fv_jax.weights.layouts.key_table import KeyTable, Shape, TensorMapping, Tensors, TensorTransform
+from fv_jax.weights.layouts import diffusers_keys
+from fv_jax.weights.layouts.key_table import KeyTable, Tensors
 
 CONFIG = 'config.json'
+# What `diffusers_export` notes in config.json; diffusers ignores names that start with an underscore.
+EXPORTED, FACTORS, CONSTANTS = '_fv_jax', 'factors', 'constants'
 POSITION_TABLE = 'patch_embed.pos_embedding'
-BLOCK = 'transformer_blocks.{i}.'
 
 # diffusers does not write values that are defaults of the class.
 _TRANSFORMER = {
@@ -76,28 +73,8 @@ _VAE_MUST = {
     'use_post_quant_conv': False,
 }
 
-_DIT_NAMES = (
-    (f'{official_dit.MIXINS}patch_embed.', 'patch_embed.'),
-    (f'{official_dit.PREFIX}time_embed.0.', 'time_embedding.linear_1.'),
-    (f'{official_dit.PREFIX}time_embed.2.', 'time_embedding.linear_2.'),
-    (f'{official_dit.Q_NORM}.', f'{BLOCK}attn1.norm_q.'),
-    (f'{official_dit.K_NORM}.', f'{BLOCK}attn1.norm_k.'),
-    (f'{official_dit.LAYER}input_layernorm.', f'{BLOCK}norm1.norm.'),
-    (f'{official_dit.LAYER}post_attention_layernorm.', f'{BLOCK}norm2.norm.'),
-    (f'{official_dit.LAYER}attention.dense.', f'{BLOCK}attn1.to_out.0.'),
-    (f'{official_dit.LAYER}mlp.dense_h_to_4h.', f'{BLOCK}ff.net.0.proj.'),
-    (f'{official_dit.LAYER}mlp.dense_4h_to_h.', f'{BLOCK}ff.net.2.'),
-    (f'{official_dit.PREFIX}transformer.final_layernorm.', 'norm_final.'),
-    (f'{official_dit.MIXINS}final_layer.norm_final.', 'norm_out.norm.'),
-    (f'{official_dit.MIXINS}final_layer.adaLN_modulation.1.', 'norm_out.linear.'),
-    (f'{official_dit.MIXINS}final_layer.linear.', 'proj_out.'),
-)
-_QKV = f'{official_dit.LAYER}attention.query_key_value.'
-_MODULATIONS = f'{official_dit.MODULATIONS}.'
-
-
 # Embeddings that no CogVideoX has: fields of `DiTConfig`, and the first names of their parameters.
-_NEW = {'embed_num_frames': 'frames_embed', 'embed_noise_augmentation_timestep': 'source_embed'}
+NEW = {'embed_num_frames': 'frames_embed', 'embed_noise_augmentation_timestep': 'source_embed'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +126,12 @@ def _transformer(folder: StoragePath, values: Mapping[str, Any], like: Mapping[s
             f'in_channels is {given["in_channels"]} and out_channels {given["out_channels"]}: image to video'
         )
     _refuse(folder, problems)
+    exported = values.get(EXPORTED, {})
+    if exported.get(CONSTANTS):
+        raise ValueError(
+            f'{folder}: is the network of an enhancement stage for diffusers, whose embeddings of the number of frames '
+            'and of the noise are constants; use the run that it was exported from'
+        )
     dim = given['num_attention_heads'] * given['attention_head_dim']
     config = DiTConfig(
         latent_channels=given['in_channels'],
@@ -159,14 +142,14 @@ def _transformer(folder: StoragePath, values: Mapping[str, Any], like: Mapping[s
         mlp_dim=4 * dim,
         cond_dim=given['time_embed_dim'],
         text_dim=given['text_embed_dim'],
-        **{field: like.get(field, False) for field in _NEW},
+        **{field: like.get(field, False) for field in NEW},
         param_dtype=param_dtype,
     )
-    new = tuple(name for field, name in _NEW.items() if getattr(config, field))
-    rows = [_rename(row) for row in official_dit.table(config) if row.path.split('.')[0] not in new]
+    new = tuple(name for field, name in NEW.items() if getattr(config, field))
     tensors = safetensors_file.read_folder(folder)
     learned = tensors.pop(POSITION_TABLE, None) is not None
-    return Folder(config, KeyTable(rows, config.num_layers), tensors, new, tuple(_notes(given, learned, new)))
+    table = diffusers_keys.transformer_table(config, new, exported.get(FACTORS))
+    return Folder(config, table, tensors, new, tuple(_notes(given | exported, learned, new)))
 
 
 def _notes(given: Mapping[str, Any], learned: bool, new: tuple[str, ...]) -> list[str]:
@@ -178,7 +161,7 @@ def _notes(given: Mapping[str, Any], learned: bool, new: tuple[str, ...]) -> lis
         )
     if learned:
         notes.append(f'without a counterpart: {POSITION_TABLE}, learned positions that are added to the tokens')
-    if given['norm_eps'] != HEAD_NORM_EPS:
+    if given['norm_eps'] != HEAD_NORM_EPS and FACTORS not in given:
         notes.append(f'norm_out.norm: its eps is {given["norm_eps"]:g} there and {HEAD_NORM_EPS:g} here')
     notes += [f'not in the folder, newly initialised: {name}' for name in new]
     return notes
@@ -200,10 +183,9 @@ def _vae(folder: StoragePath, values: Mapping[str, Any]) -> Folder:
         latent_channels=given['latent_channels'],
         groups=given['norm_num_groups'],
     )
-    rows = [dataclasses.replace(row, official=_vae_names(row, len(widths))) for row in official_vae.table(config)]
     factor = given.get('scaling_factor')
     notes = [] if factor is None else [f"its latents are multiplied by {factor}: set the stage's scale_factor to it"]
-    return Folder(config, KeyTable(rows), safetensors_file.read_folder(folder), (), tuple(notes))
+    return Folder(config, diffusers_keys.vae_table(config), safetensors_file.read_folder(folder), (), tuple(notes))
 
 
 def _differences(values: Mapping[str, Any], must: Mapping[str, Any]) -> list[str]:
@@ -216,64 +198,3 @@ def _differences(values: Mapping[str, Any], must: Mapping[str, Any]) -> list[str
 
 def _refuse(folder: StoragePath, problems: list[str]) -> None:
     require(not problems, f'{folder}: unsupported CogVideoX: {"; ".join(problems)}')
-
-
-# --- names ---
-
-
-def _rename(row: TensorMapping) -> TensorMapping:
-    """Renames the official DiT tensors of a mapping to diffusers' names."""
-    ((key, shape),) = row.official
-    kind = key.rpartition('.')[2]
-    if key.startswith(_QKV):
-        part = (shape[0] // 3, *shape[1:])
-        keys = [f'{BLOCK}attn1.to_{name}.{kind}' for name in 'qkv']
-        return TensorMapping(
-            row.path, tuple((key, part) for key in keys), _join_transform(row.transform, shape, (1, 1, 1), (0, 1, 2))
-        )
-    if key.startswith(_MODULATIONS):
-        half = (shape[0] // 2, *shape[1:])
-        keys = [f'{BLOCK}norm{i}.linear.{kind}' for i in (1, 2)]
-        # Halves of each: video's three of attention, video's of the MLP, then the text's.
-        return TensorMapping(
-            row.path, tuple((key, half) for key in keys), _join_transform(row.transform, shape, (2, 2), (0, 2, 1, 3))
-        )
-    (renamed,) = [new + key.removeprefix(old) for old, new in _DIT_NAMES if key.startswith(old)]
-    return dataclasses.replace(row, official=((renamed, shape),))
-
-
-def _join_transform(
-    transform: TensorTransform, shape: Shape, pieces: tuple[int, ...], order: tuple[int, ...]
-) -> TensorTransform:
-    """Extends the transform of a tensor of `shape` to the several tensors that diffusers stores in its place.
-
-    Tensor j is split into pieces[j] equal pieces along its first dimension, and all pieces, numbered in sequence, are
-    concatenated in `order`.
-    """
-
-    def to_ours(*tensors: np.ndarray) -> np.ndarray:
-        cut = [piece for x, n in zip(tensors, pieces, strict=True) for piece in np.split(x, n)]
-        return transform.to_ours(np.concatenate([cut[i] for i in order]))
-
-    def to_official(parameter: np.ndarray, shapes: tuple[Shape, ...]) -> tuple[np.ndarray, ...]:
-        (official,) = transform.to_official(parameter, (shape,))
-        cut = np.split(official, len(order))
-        counted = [cut[order.index(i)] for i in range(len(order))]
-        starts = np.cumsum([0, *pieces])
-        return tuple(np.concatenate(counted[starts[j] : starts[j + 1]]) for j in range(len(shapes)))
-
-    return TensorTransform(to_ours, to_official)
-
-
-def _vae_names(row: TensorMapping, levels: int) -> tuple[tuple[str, Shape], ...]:
-    """Renames the official VAE tensors of a mapping; diffusers counts decoder levels from the coarsest, like we do."""
-
-    def renamed(key: str) -> str:
-        key = re.sub(r'^decoder\.up\.(\d+)', lambda m: f'decoder.up_blocks.{levels - 1 - int(m[1])}', key)
-        key = re.sub(r'^encoder\.down\.', 'encoder.down_blocks.', key)
-        key = re.sub(r'\.mid\.block_(\d+)\.', lambda m: f'.mid_block.resnets.{int(m[1]) - 1}.', key)
-        for old, new in (('.block.', '.resnets.'), ('.nin_shortcut.', '.conv_shortcut.')):
-            key = key.replace(old, new)
-        return re.sub(r'\.(down|up)sample\.', r'.\1samplers.0.', key)
-
-    return tuple((renamed(key), shape) for key, shape in row.official)

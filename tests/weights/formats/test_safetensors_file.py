@@ -51,6 +51,24 @@ def test_safetensors_is_read_by_the_library(tmp_path, tensors):
     assert_same(safetensors_file.read(path)[0], tensors)
 
 
+@pytest.mark.parametrize(('max_bytes', 'files'), [(10**9, 1), (60, 3), (1, 7)])
+def test_safetensors_in_a_folder_are_divided_with_an_index(tmp_path, tensors, max_bytes, files):
+    specs = {key: TensorSpec(x.shape, x.dtype) for key, x in tensors.items()}
+    safetensors_file.write_folder(tmp_path, 'model', {'format': 'np'}, specs, iter(tensors.items()), max_bytes)
+    assert_same(safetensors_file.read_folder(tmp_path), tensors)
+    names = sorted(path.name for path in tmp_path.glob('*.safetensors'))
+    index = tmp_path / 'model.safetensors.index.json'
+    if files == 1:
+        assert names == ['model.safetensors'] and not index.exists()
+        return
+    assert names == [f'model-{i:05d}-of-{files:05d}.safetensors' for i in range(1, files + 1)]
+    parts = [load_file(tmp_path / name) for name in names]
+    assert all(len(part) == 1 or sum(x.nbytes for x in part.values()) <= max_bytes for part in parts)
+    described = json.loads(index.read_text())
+    assert described['metadata'] == {'total_size': sum(x.nbytes for x in tensors.values())}
+    assert described['weight_map'] == {key: name for name, part in zip(names, parts, strict=True) for key in part}
+
+
 @pytest.mark.parametrize('kept', [0, 5, 60, 0.6, 0.99])
 def test_safetensors_truncated_file_is_refused(tmp_path, tensors, kept):
     path = tmp_path / 'x.safetensors'

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from fv_jax.models.dit import DiTConfig
 from fv_jax.models.vae import VAEConfig
 from fv_jax.weights import load_official, load_vae, reader
-from fv_jax.weights.layouts import diffusers_folder
+from fv_jax.weights.layouts import diffusers_keys
 from fv_jax.weights.layouts.key_table import KeyMismatchError
 
 TRANSFORMER = {
@@ -155,7 +155,7 @@ def test_diffusers_transformer(folder, tensors):
 
 
 def test_diffusers_packed_tensors_round_trip(tensors):
-    for row in (diffusers_folder._rename(row) for row in reader.official_dit.table(CONFIG)):
+    for row in diffusers_keys.transformer_table(CONFIG).rows:
         keys = [key.replace('{i}', '0') for key, _ in row.official]
         parameter = row.to_ours(*(tensors[key] for key in keys))
         for key, tensor in zip(
