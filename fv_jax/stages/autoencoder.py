@@ -71,6 +71,7 @@ class Autoencoder:
     latents_of: ClassVar[Mapping[str, str]] = {}
     strategy: ClassVar[str] = 'replicated_split_frames'
     takes_average: ClassVar[bool] = False
+    pipeline_tag: ClassVar[str] = ''
     official: ClassVar[OfficialStage] = OfficialStage('3d-vae.pt', AutoencoderConfig(), clip={'frames': 49})
 
     def init(self, rngs: nnx.Rngs) -> VAE:
@@ -140,3 +141,6 @@ class Autoencoder:
             ExportedFunction('encode', vae_chunking.encode, {'video_BFHWC': video}),
             ExportedFunction('decode', vae_chunking.decode, {'z_BFHWC': z}),
         ]
+
+    def diffusers_pipeline(self) -> None:
+        return None

@@ -19,7 +19,16 @@ from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.stages.noise import SamplingNoise
-from fv_jax.stages.protocol import Batch, BatchSize, Encoder, ExportedFunction, OfficialStage, Program, Shape
+from fv_jax.stages.protocol import (
+    Batch,
+    BatchSize,
+    DiffusersPipeline,
+    Encoder,
+    ExportedFunction,
+    OfficialStage,
+    Program,
+    Shape,
+)
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig, PreviewSamplerConfig
 
 C = TypeVar('C', PreviewSamplerConfig, EnhancementSamplerConfig)
@@ -43,6 +52,7 @@ class LatentStage(abc.ABC, Generic[C]):
     strategy: ClassVar[str] = 'fsdp'
     takes_average: ClassVar[bool] = False
     official: ClassVar[OfficialStage | None] = None
+    pipeline_tag: ClassVar[str]
     sampler_class: ClassVar[type]
 
     def init(self, rngs: nnx.Rngs) -> DiT:
@@ -142,6 +152,10 @@ class LatentStage(abc.ABC, Generic[C]):
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
         return ()
 
+    @abc.abstractmethod
+    def diffusers_pipeline(self) -> DiffusersPipeline:
+        """Returns how diffusers samples the stage. Raises ConfigError where it cannot."""
+
 
 class PreviewStage(LatentStage[PreviewSamplerConfig]):
     """A stage that generates latents from text.
@@ -151,6 +165,7 @@ class PreviewStage(LatentStage[PreviewSamplerConfig]):
     """
 
     sampler_class = PreviewSamplerConfig
+    pipeline_tag = 'text-to-video'
 
 
 class NoisedPair(NamedTuple):
@@ -172,6 +187,7 @@ class EnhancementStage(LatentStage[EnhancementSamplerConfig]):
 
     latents_of: ClassVar[Mapping[str, str]] = {'high_res_BFHWC': 'z_high_BFHWC', 'low_res_BFHWC': 'z_low_BFHWC'}
     sampler_class = EnhancementSamplerConfig
+    pipeline_tag = 'video-to-video'
 
     @abc.abstractmethod
     def noise_augmentation_timesteps(self, latent_frames: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from fv_jax.models.dit import DiT
 from fv_jax.models.lora import LoRAParam
 from fv_jax.stages.latent_stage import PreviewStage
 from fv_jax.stages.noise import PreviewNoise, per_example_normal, sampler_noise
-from fv_jax.stages.protocol import Batch, Metrics, OfficialStage, Shape
+from fv_jax.stages.protocol import Batch, DiffusersPipeline, Metrics, OfficialStage, Shape
 from fv_jax.stages.sampler_configs import PreviewSamplerConfig
 
 
@@ -76,6 +76,21 @@ class NoisedClip(NamedTuple):
     data_BFHWC: jax.Array
     text_BLD: jax.Array
     t_B: jax.Array
+
+
+# `noise_schedules` in the words of diffusers (model guide 5.1).
+_DIFFUSERS_SCHEDULE = {
+    'num_train_timesteps': noise_schedules.NUM_TIMESTEPS,
+    'beta_start': 0.00085,
+    'beta_end': 0.012,
+    'beta_schedule': 'scaled_linear',
+    'prediction_type': 'v_prediction',
+    'rescale_betas_zero_snr': True,
+    'snr_shift_scale': 1.0,
+    'timestep_spacing': 'trailing',
+    'set_alpha_to_one': True,
+    'clip_sample': False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +195,26 @@ class LowRes(PreviewStage):
 
     def is_guided(self) -> bool:
         return not guidance.is_unguided(self._guidance_schedule())
+
+    def diffusers_pipeline(self) -> DiffusersPipeline:
+        config = self.config
+        wrong = (
+            f'options.prediction_type={config.prediction_type}: diffusers samples this network for v_prediction only'
+        )
+        require(config.prediction_type == 'v_prediction', wrong, ConfigError)
+        stochastic, kind = config.sampler == 'dpmpp_2m_sde', config.guidance_kind
+        name = 'CogVideoXDPMScheduler' if stochastic else 'CogVideoXDDIMScheduler'
+        notes = ['the timesteps and the noise of each step are those of diffusers, and differ slightly']
+        if config.sampler not in ('dpmpp_2m_sde', 'ddim'):
+            notes.append(f'diffusers does not have the sampler {config.sampler}; {name} is used')
+        if kind not in ('official', 'constant'):
+            notes.append(f'diffusers does not have guidance of the kind {kind}; it is constant')
+        call = (
+            f'prompt, num_inference_steps={config.num_steps}, guidance_scale={config.guidance_scale}, '
+            f'use_dynamic_cfg={kind == "official"}, max_sequence_length={config.text_length}'
+        )
+        scheduler = {'_class_name': name, **_DIFFUSERS_SCHEDULE}
+        return DiffusersPipeline('FlashVideoPreviewPipeline', call, scheduler, notes=tuple(notes))
 
     def _guidance_schedule(self) -> np.ndarray:
         """Computes the guidance scale by timestep."""

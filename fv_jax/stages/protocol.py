@@ -76,6 +76,29 @@ class ExportedFunction:
 
 
 @dataclasses.dataclass(frozen=True)
+class DiffusersPipeline:
+    """How diffusers samples a stage.
+
+    Attributes:
+      name: of the class, in the pipeline file that `export` adds to a folder.
+      call: the arguments of a call, as code, that do what the configuration of the stage says.
+      scheduler: its configuration, `_class_name` included.
+      settings: arguments of the constructor of the pipeline, besides its components.
+      noise_augmentation_timestep: what the network embeds; None for none.
+      predicts_opposite: whether the scheduler takes the opposite of the network's output.
+      notes: what differs from the configuration of the stage, a line each.
+    """
+
+    name: str
+    call: str
+    scheduler: Mapping[str, Any]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    noise_augmentation_timestep: float | None = None
+    predicts_opposite: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class OfficialStage:
     """A stage in the official release.
 
@@ -103,6 +126,7 @@ class Stage(Protocol):
       strategy: the default sharding strategy (`parallel/rules`).
       takes_average: whether the loss takes the network with averaged parameters too.
       official: the stage in the official release; None if it is not part of it.
+      pipeline_tag: the task of the stage, as the Hugging Face Hub names it; '' for none.
     """
 
     config: Any
@@ -111,6 +135,7 @@ class Stage(Protocol):
     strategy: ClassVar[str]
     takes_average: ClassVar[bool]
     official: ClassVar[OfficialStage | None]
+    pipeline_tag: ClassVar[str]
 
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
         """Initializes the network, with its frozen parts, if any."""
@@ -187,6 +212,14 @@ class Stage(Protocol):
 
     def exported_functions(self, size: BatchSize, *, context: ParallelContext) -> Sequence[ExportedFunction]:
         """Returns the functions that `export` can write; none for a stage without any."""
+        ...
+
+    def diffusers_pipeline(self) -> DiffusersPipeline | None:
+        """Returns how diffusers samples the stage; None for a stage that is a VAE.
+
+        Raises:
+          ConfigError: diffusers has nothing that samples it.
+        """
         ...
 
 

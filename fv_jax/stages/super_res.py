@@ -29,7 +29,15 @@ from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.dit import DiT
 from fv_jax.stages.latent_stage import EnhancementStage, NoisedPair
 from fv_jax.stages.noise import EnhanceNoise, per_example_normal
-from fv_jax.stages.protocol import Batch, BatchSize, ExportedFunction, Metrics, OfficialStage, Shape
+from fv_jax.stages.protocol import (
+    Batch,
+    BatchSize,
+    DiffusersPipeline,
+    ExportedFunction,
+    Metrics,
+    OfficialStage,
+    Shape,
+)
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig
 
 
@@ -227,6 +235,34 @@ class SuperRes(EnhancementStage):
         text = (size.examples, *self.text_shape)
         shapes = {'x_BFHWC': latents, 'timestep_B': (size.examples,), 'text_BLD': text}
         return [ExportedFunction('velocity', velocity, shapes)]
+
+    def diffusers_pipeline(self) -> DiffusersPipeline:
+        config, notes = self.config, []
+        at, embedded = config.noise_augmentation_timestep, None
+        if self.network.embed_noise_augmentation_timestep:
+            embedded = float(time_grids.embedded_timestep(jnp.asarray([at]), config.numerics)[0])
+        if config.sampler != 'euler':
+            notes.append(f'the sampler {config.sampler} is not used; diffusers takes Euler steps')
+        if config.numerics != 'exact':
+            notes.append("the time grid is exact, not that of 'official' numerics")
+        settings = {
+            'signal_share': float(noise_schedules.sqrt_alphas_by_timestep()[at]),
+            'num_inference_steps': config.num_steps,
+            'guidance_scale': config.guidance_scale,
+            'prompt_prefix': config.prompt_prefix,
+            'sample_posterior': config.sample_posterior,
+            'text_length': config.text_length,
+        }
+        scheduler = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'shift': config.shift}
+        return DiffusersPipeline(
+            'FlashVideoEnhancePipeline',
+            'frames, prompt',
+            scheduler | {'num_train_timesteps': noise_schedules.NUM_TIMESTEPS},
+            settings,
+            noise_augmentation_timestep=embedded,
+            predicts_opposite=True,
+            notes=tuple(notes),
+        )
 
     def _velocity(self, model, x, text_BLD, timestep_B, noise_augmentation_timestep_B, context) -> jax.Array:
         """Computes dx/dt in our time, float32.
