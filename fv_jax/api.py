@@ -35,6 +35,7 @@ from fv_jax.weights.text_encoders import CHOICES, open_text_encoder, text_finger
 from fv_jax.weights.trained_runs import (
     EMBEDDED,
     find_text_encoder,
+    is_exported,
     list_unverified,
     load_frozen_vae,
     open_checkpoint,
@@ -87,7 +88,7 @@ class FlashVideo(Pipeline):
           FileNotFoundError: the folder does not exist or is incomplete; the message names every missing file.
           ValueError: a file is damaged, is of another model, or does not fit the others.
         """
-        there = official_release.open_release(files.resolve_path(folder), dtype, text)
+        there = official_release.open_release(files.resolve_weights(folder), dtype, text)
         name = str(there.vae)
         mesh = SamplingMesh.create(parallel, devices)
         vae = LazyVAE(
@@ -182,11 +183,11 @@ def _runs(folder: str | StoragePath) -> list[StoragePath]:
     """Returns the runs that a path is or holds, folders or exported files. Raises CheckpointError for none."""
     if str(folder) == EMBEDDED:
         return embedded.stages()
-    path = files.resolve_path(folder)
-    if path.is_file() or (path / FOLDER).is_dir():
+    path = files.resolve_weights(folder)
+    if is_exported(path) or (path / FOLDER).is_dir():
         return [path]
     require(path.exists(), f'{folder}: does not exist', CheckpointError)
-    found = [path / name for name in STAGES if (path / name / FOLDER).is_dir()]
+    found = [path / name for name in STAGES if (path / name / FOLDER).is_dir() or is_exported(path / name)]
     found += [path / f'{name}{SUFFIX}' for name in STAGES if (path / f'{name}{SUFFIX}').is_file()]
     require(
         found,

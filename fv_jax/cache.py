@@ -5,7 +5,7 @@ The cache holds copies of remote files, each fetched once per host, and compiled
 the cache. What was used least recently is removed when something new does not fit.
 
     --trim-gb N     remove what was used least recently until at most N GB remain; 0 empties the cache
-    --kind KIND     show or trim this kind alone: files, shards, hub or compiled
+    --kind KIND     show or trim this kind alone: files, shards or compiled
 
 Running processes are not disturbed: copies that they use remain, and compiled programs are compiled again when needed.
 

@@ -33,7 +33,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes, files
 from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import Parser, UsageError, path_flag, path_or_name_flag
+from fv_jax.core.command_line import Parser, UsageError, path_flag, path_or_name_flag, weights_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_error
 from fv_jax.core.devices import check_devices
@@ -46,7 +46,7 @@ from fv_jax.stages import registry
 from fv_jax.stages.protocol import NetworkConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training.state import ModelDef
-from fv_jax.weights import official_release, reader
+from fv_jax.weights import exported_network, official_release, reader, trained_runs
 from fv_jax.weights.layouts import key_table, official_dit, t5_folder
 from fv_jax.weights.layouts.key_table import KeyMismatchError, Parameters
 from fv_jax.weights.text_encoders import is_available, text_fingerprint
@@ -80,7 +80,7 @@ def _convert(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser('python -m fv_jax.convert', 'Converts official weights to a checkpoint, or a checkpoint to them.')
     add = parser.add_argument
-    add('--input', type=path_flag, required=True, help='an official file or folder, or the work directory of a run')
+    add('--input', type=weights_flag, required=True, help='an official file or folder, or the work directory of a run')
     add('--output', type=path_flag, required=True, help='a work directory, or a file: *.pt or *.safetensors')
     add(
         '--lora',
@@ -132,7 +132,7 @@ _OURS = {FOLDER, UNUSED, *T5_FILES}
 
 def _kind(path: StoragePath) -> str:
     """Returns the kind of the input: 'weights' (official or diffusers), 't5' or 'run'."""
-    if path.is_dir() and (path / FOLDER).is_dir():
+    if (path.is_dir() and (path / FOLDER).is_dir()) or exported_network.is_folder(path):
         return 'run'
     if path.is_dir() and not (path / t5_folder.CONFIG).is_file():
         raise UsageError(f"--input={path}: holds neither {FOLDER}, as a run does, nor a model's {t5_folder.CONFIG}")
@@ -269,11 +269,11 @@ def _t5_to_run(arguments: argparse.Namespace) -> None:
     log.info(f'{arguments.output}: {_describe("t5", config, values)}')
 
 
-def _run_to_t5(arguments: argparse.Namespace, stored: streaming.CheckpointReader) -> None:
+def _run_to_t5(arguments: argparse.Namespace, meta: Mapping[str, Any], values: Parameters) -> None:
     require(arguments.output.suffix not in SUFFIXES, f'--output={arguments.output}: a T5 becomes a folder', UsageError)
-    config = config_lib.build(T5Config, stored.meta['config']['t5'], 'config.t5')
+    config = config_lib.build(T5Config, meta['config']['t5'], 'config.t5')
     config = dataclasses.replace(config, param_dtype=arguments.dtype or config.param_dtype)
-    values = key_table.cast_parameters(stored.arrays(), config.param_dtype)
+    values = key_table.cast_parameters(values, config.param_dtype)
     network = key_table.build_module(abstract_module(functools.partial(T5, config)), values)
     with files.atomic_write(absolute(arguments.output), marker=t5_folder.CONFIG) as partial:
         t5_folder.save(partial, network)
@@ -291,14 +291,13 @@ def _copy_tokenizer(source: StoragePath, target: StoragePath) -> None:
 
 
 def _from_run(arguments: argparse.Namespace) -> None:
-    stored = streaming.CheckpointReader(arguments.input, arguments.step)
-    if 't5' in stored.meta['config']:
-        return _run_to_t5(arguments, stored)
+    meta, values = trained_runs.open_stored(arguments.input, arguments.step)
+    if 't5' in meta['config']:
+        return _run_to_t5(arguments, meta, values)
     if arguments.output.suffix not in SUFFIXES:
         raise UsageError(f'--output={arguments.output}: a run becomes a file; it must end in {" or ".join(SUFFIXES)}')
-    stage = config_lib.build(registry.StageConfig, stored.meta['config']['stage'], 'config.stage')
+    stage = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     config = stage.network
-    values = key_table.cast_parameters(stored.arrays())
     _check_architecture(arguments.input, values, config)
     stored_unused = arguments.input / UNUSED
     unused = load(stored_unused.read_bytes()) if stored_unused.is_file() else None
@@ -306,7 +305,7 @@ def _from_run(arguments: argparse.Namespace) -> None:
     with files.atomic_write(output) as partial:
         count = reader.write(partial, values, config, lora=arguments.lora, dtype=arguments.dtype, unused=unused)
     size = files.info(output).size
-    log.info(f'{arguments.output}: {stage.kind} of step {stored.meta["step"]}, {count:,} tensors, {size:,} bytes')
+    log.info(f'{arguments.output}: {stage.kind} of step {meta["step"]}, {count:,} tensors, {size:,} bytes')
     return None
 
 

@@ -22,7 +22,7 @@ from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.command_line import Parser, UsageError, path_flag, read_config
+from fv_jax.core.command_line import Parser, UsageError, path_flag, read_config, weights_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.devices import check_devices
@@ -89,7 +89,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser('python -m fv_jax.evaluate', 'Measures video enhancement, and writes a report.', HELP)
     add = parser.add_argument
-    add('--checkpoint', type=path_flag, help='the work directory of a stage-2 run, an exported run, or embedded')
+    add('--checkpoint', type=weights_flag, help='the work directory of a stage-2 run, an exported run, or embedded')
     add('--output', type=path_flag, required=True, help='the folder to write to')
     add('--overwrite', action='store_true', help='write to a folder that holds files')
     source = parser.add_mutually_exclusive_group()

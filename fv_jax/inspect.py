@@ -29,7 +29,7 @@ from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.checks import require
-from fv_jax.core.command_line import Parser, UsageError, format_error, path_flag
+from fv_jax.core.command_line import Parser, UsageError, format_error, weights_flag
 from fv_jax.core.commands import run_command
 from fv_jax.core.console import print_result
 from fv_jax.core.files import format_bytes, parse_json
@@ -39,7 +39,7 @@ from fv_jax.stages import registry
 from fv_jax.training.monitoring.metric_writer import JSONL
 from fv_jax.training.run.launch_record import RUN
 from fv_jax.training.state import ModelDef
-from fv_jax.weights import reader, single_file, trained_runs
+from fv_jax.weights import exported_network, reader, trained_runs
 from fv_jax.weights.layouts import key_table
 
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect(argv: Sequence[str]) -> int:
     parser = Parser('python -m fv_jax.inspect', 'Shows what a run, an export, a file of weights or a data set holds.')
-    parser.add_argument('path', type=path_flag, help='the folder of a run, an export or shards, or weights')
+    parser.add_argument('path', type=weights_flag, help='the folder of a run, an export or shards, or weights')
     parser.add_argument('--step', type=int, help='the step of the checkpoint (default: the newest)')
     parser.add_argument(
         '--verify', action='store_true', help='compare the files of the checkpoint with their checksums'
@@ -89,7 +89,7 @@ def _inspect(argv: Sequence[str]) -> int:
         for line in statistics.describe_sets(arguments.path):
             print_result(line)
         return 0
-    if weights.is_weights(arguments.path):
+    if weights.is_weights(arguments.path) or exported_network.is_folder(arguments.path):
         if arguments.step is not None or arguments.verify:
             raise UsageError('--step, --verify: need a folder with checkpoints')
         rows, problem = _weights(arguments.path), None
@@ -151,12 +151,12 @@ def _row(path: str, shape: tuple[int, ...], dtype: np.dtype, known: Mapping[str,
 
 
 def _weights(path: StoragePath) -> list[Row]:
-    if (kind := single_file.read_kind(path)) is not None:
-        config = single_file.read_config(path)
-        stored = {key.replace('/', '.'): tensor for key, tensor in single_file.read_tensors(path).items()}
-        run = trained_runs.single_file_run(path)
+    if (kind := exported_network.read_kind(path)) is not None:
+        config = exported_network.read_config(path)
+        stored = {key.replace('/', '.'): tensor for key, tensor in exported_network.read_tensors(path).items()}
+        run = trained_runs.exported_run(path)
         of = f' of a {run["config"]["stage"]["kind"]} run at step {run["step"]}' if run else ''
-        print_result(f'{path}: an exported file, {kind}{of}')
+        print_result(f'{path}: an exported {"folder" if path.is_dir() else "file"}, {kind}{of}')
     else:
         source = reader.open_weights(path, param_dtype=None)
         config, stored = source.config, source.parameters()

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fv_jax import weights
 from fv_jax.core.paths import as_path
 from fv_jax.models.vae import VAE, VAEConfig
-from fv_jax.weights import single_file
+from fv_jax.weights import exported_network
 from fv_jax.weights.layouts import key_table
 
 SHARE = (0.2, 0.8)  # of a weight, for the first of the copies
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     vae = weights.load_vae(arguments.source)
     multipliers = tuple(int(m) for m in arguments.multipliers.split(','))
     wide = widen(vae, dataclasses.replace(vae.config, multipliers=multipliers))
-    single_file.write(as_path(arguments.output), key_table.module_parameters(nnx.state(wide)), wide.config)
+    exported_network.write(as_path(arguments.output), key_table.module_parameters(nnx.state(wide)), wide.config)
     print(f'{arguments.output}: widths {vae.config.widths} -> {wide.config.widths}')
     return 0
 

@@ -34,11 +34,10 @@ def test_cache_is_shown(folder, capsys):
     run()
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith(f'{folder}: 2.01 MB; at most 1 GB (FV_JAX_CACHE_GB sets it, FV_JAX_CACHE the folder); its')
-    table, lists = [line.split() for line in lines[1:5]], '\n'.join(lines[5:])
+    table, lists = [line.split() for line in lines[1:4]], '\n'.join(lines[4:])
     assert [row[:4] for row in table] == [
         ['files', '1', '5', 'kB'],
         ['shards', '6', '6.01', 'kB'],
-        ['hub', '0', '0', 'B'],
         ['compiled', '1', '2', 'MB'],
     ]
     largest, oldest = lists.split('least recently used:\n')
@@ -48,10 +47,10 @@ def test_cache_is_shown(folder, capsys):
     assert [line.split()[-1] for line in oldest.splitlines()] == [
         'gs://b/stage1.pt', 'gs://b/shard0', 'gs://b/shard1', 'gs://b/shard2', 'gs://b/shard3',
     ]  # fmt: skip
-    run('--kind=hub')
-    assert capsys.readouterr().out.splitlines()[2:] == [
-        'hub              0       0 B  -', 'largest: none', 'least recently used: none'
-    ]  # fmt: skip
+    run('--kind=files')
+    row, *lists = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert row[:4] == ['files', '1', '5', 'kB']
+    assert [line[0] for line in lists] == ['largest:', 'files', 'least', 'files']
 
 
 def test_trim_removes_what_was_used_least_recently(folder, capsys):

@@ -24,9 +24,10 @@ from fv_jax.stages.low_res import LowResConfig
 from fv_jax.stages.registry import StageConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training import state
-from fv_jax.weights import single_file, trained_runs
+from fv_jax.weights import exported_network, hub_push, trained_runs
 from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.layouts import key_table
+from tests.hub_cache import COMMIT, make_cache
 from tests.sampling import tiny
 
 STEP = 7
@@ -88,16 +89,14 @@ def test_export_folder_opens_like_the_run(runs, tmp_path, name):
     assert after.stage.config == before.stage.config and (after.step, after.notes) == (STEP, ())
     assert after.digests == before.digests
     assert_same(parameters(after), parameters(before))
-    assert sorted(path.name for path in (tmp_path / 'out' / 'checkpoints' / str(STEP)).iterdir() if path.is_dir()) == [
-        'meta',
-        'params',
-    ]
+    names = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert names == ['README.md', 'config.json', 'model.safetensors']
     card = (tmp_path / 'out' / 'README.md').read_text()
     for words in (
         f'source run: `{runs / name}`, step {STEP}',
         'parameters: EMA (decay 0.99)',
         f'hash of the parameters: `{params_fingerprint(parameters(before))}`',
-        'license: "CC0-1.0"',
+        'license: "cc0-1.0"',
         *(f'hash `{digest}`' for digest in before.digests.values()),
     ):
         assert words in card
@@ -128,7 +127,7 @@ def test_export_to_bfloat16(runs, tmp_path, dtype):
     assert_same(parameters(after), parameters(before), jnp.dtype(dtype))
     kernel = after.params['frozen']['text_embed']['kernel']
     assert kernel.dtype == (jnp.bfloat16 if dtype == 'bfloat16' else jnp.float32)
-    stored = export.streaming.CheckpointReader(tmp_path / 'out').arrays()
+    stored = exported_network.read_tensors(tmp_path / 'out')
     assert {str(x.dtype) for x in stored.values()} == {dtype}
 
 
@@ -162,14 +161,14 @@ def test_export_a_vae_to_a_single_file(runs, tmp_path, capsys):
     assert_same(
         key_table.module_parameters(nnx.state(vae)), parameters(trained_runs.open_run(runs / 'autoencoder')), np.float16
     )
-    with pytest.raises(ValueError, match='is not an exported run in one file'):
+    with pytest.raises(ValueError, match='is not an exported run'):
         trained_runs.open_run(tmp_path / 'vae.safetensors')
 
 
 def test_export_refuses_values_out_of_the_range_of_float16(tmp_path):
     values = {'a.b': key_table.Parameter((1,), np.dtype(np.float32), lambda: np.full(1, 1e5, np.float32))}
     with pytest.raises(ValueError, match=r'a\.b: 100000 exceeds the range of float16, 65504'):
-        single_file.write(tmp_path / 'x.safetensors', values, tiny.DIT)
+        exported_network.write(tmp_path / 'x.safetensors', values, tiny.DIT)
     assert not list(tmp_path.iterdir())
 
 
@@ -223,6 +222,147 @@ def test_exported_vae_runs_without_fv_jax(runs, tmp_path):
     np.testing.assert_allclose(decoded, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
+# For PyTorch.
+
+WIDE = dataclasses.replace(LORA, mlp_dim=4 * LORA.embed_dim)
+
+
+@pytest.fixture(scope='module')
+def wide(tmp_path_factory):
+    """A run with LoRA whose network is that of a class of diffusers."""
+    folder = tmp_path_factory.mktemp('wide')
+    tiny.save_vae(folder / 'vae.safetensors')
+    stage = StageConfig('lowres', WIDE, LowResConfig(text_length=3), vae=str(folder / 'vae.safetensors'), text=WORDS)
+    tiny.save_run(folder / 'run', stage, size=(32, 48))
+    return folder / 'run'
+
+
+def test_export_for_diffusers(wide, tmp_path, log_lines):
+    flags = '--format', 'diffusers', '--license', 'Apache-2.0', '--base-model', 'user/base'
+    assert run('--checkpoint', wide, '--output', tmp_path / 'out', *flags) == 0
+    names = sorted(path.relative_to(tmp_path / 'out').as_posix() for path in (tmp_path / 'out').rglob('*.*'))
+    assert names == [
+        'README.md', 'model_index.json', 'pipeline.py', 'scheduler/scheduler_config.json', 'transformer/config.json',
+        'transformer/diffusion_pytorch_model.safetensors', 'vae/config.json',
+        'vae/diffusion_pytorch_model.safetensors',
+    ]  # fmt: skip
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    for words in (
+        'license: "apache-2.0"', 'library_name: "diffusers"', 'pipeline_tag: "text-to-video"',
+        'base_model: "user/base"', 'use_dynamic_cfg=True', '## Differences from fv_jax',
+    ):  # fmt: skip
+        assert words in card
+    # LoRA is merged, and all of it is read back.
+    found = weights.load_official(tmp_path / 'out' / 'transformer')
+    opened = trained_runs.open_run(wide)
+    merged = key_table.module_parameters(nnx.state(merge_lora(opened.network.model(**opened.params))))
+    assert_same(key_table.module_parameters(nnx.state(found)), merged)
+    assert weights.vae_config(str(tmp_path / 'out' / 'vae')) == tiny.VAE_CONFIG
+    assert 'note: the timesteps and the noise of each step' in '\n'.join(log_lines)
+
+
+def test_export_of_a_vae_for_diffusers(runs, tmp_path):
+    assert run('--checkpoint', runs / 'autoencoder', '--output', tmp_path / 'out', '--format', 'diffusers') == 0
+    assert weights.vae_fingerprint(str(tmp_path / 'out')) == params_fingerprint(
+        parameters(trained_runs.open_run(runs / 'autoencoder'))
+    )
+
+
+def test_export_of_lora_and_back(wide, tmp_path):
+    assert run('--checkpoint', wide, '--output', tmp_path / 'lora', '--format', 'peft') == 0
+    assert sorted(path.name for path in (tmp_path / 'lora').iterdir()) == [
+        'README.md',
+        'pytorch_lora_weights.safetensors',
+    ]
+    assert 'rank 2, on `attn1.to_q`' in (tmp_path / 'lora' / 'README.md').read_text()
+    # Added to the network in which it is merged, it counts twice.
+    assert run('--checkpoint', wide, '--output', tmp_path / 'twice', '--add-lora', tmp_path / 'lora') == 0
+    opened, twice = trained_runs.open_run(wide), trained_runs.open_run(tmp_path / 'twice')
+    assert twice.stage.network.lora == LoRAConfig(rank=2, alpha=2.0, targets=('qkv', 'modulation'))
+    model = opened.network.model(**opened.params)
+    plain = {name: value for name, value in parameters(opened).items() if '.lora.' not in name}
+    merged = [
+        key_table.module_parameters(nnx.state(merge_lora(m))) for m in (model, twice.network.model(**twice.params))
+    ]
+    for name, value in plain.items():
+        once, both = (parts[name].numpy() for parts in merged)
+        np.testing.assert_allclose(both, 2 * once - value.numpy(), rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_export_is_exported_again(runs, tmp_path):
+    run_export(runs, tmp_path / 'one', 'lowres')
+    assert run('--checkpoint', tmp_path / 'one', '--output', tmp_path / 'two', '--lora', 'merge') == 0
+    assert trained_runs.open_run(tmp_path / 'two').stage.network.lora is None
+    assert run('--checkpoint', tmp_path / 'one', '--output', tmp_path / 'x', '--params', 'last') == 1
+
+
+# The Hub.
+
+
+def test_dry_run_of_a_push(runs, tmp_path, log_lines):
+    huggingface_hub = pytest.importorskip('huggingface_hub')
+    flags = '--push', 'hf://user/model', '--dry-run', '--license', 'MIT'
+    assert run('--checkpoint', runs / 'superres', '--output', tmp_path / 'out', *flags) == 0
+    (line,) = [line for line in log_lines if 'would upload' in line]
+    assert 'user/model: 3 files' in line and 'README.md, config.json, model.safetensors' in line
+    data = huggingface_hub.ModelCard.load(tmp_path / 'out' / 'README.md').data.to_dict()
+    assert data == {
+        'license': 'mit', 'library_name': 'fv_jax', 'pipeline_tag': 'video-to-video', 'tags': ['jax', 'flashvideo'],
+    }  # fmt: skip
+
+
+def test_push_uploads_the_folder_in_one_commit(runs, tmp_path, monkeypatch, log_lines):
+    huggingface_hub = pytest.importorskip('huggingface_hub')
+    calls = []
+
+    class Api:
+        def __init__(self, **options):
+            pass
+
+        def create_repo(self, repo, *, private, exist_ok):
+            calls.append((repo, private))
+
+        def create_branch(self, repo, *, branch, exist_ok):
+            calls.append(branch)
+
+        def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir()), revision))
+            raise ConnectionError('no route')
+
+    monkeypatch.setattr(huggingface_hub, 'HfApi', Api)
+    flags = '--push', 'hf://user/model@v2', '--private'
+    assert run('--checkpoint', runs / 'autoencoder', '--output', tmp_path / 'out', *flags) == 1
+    files = ['README.md', 'config.json', 'model.safetensors']
+    assert calls == [('user/model', True), 'v2', ('user/model', files, 'v2')]
+    assert trained_runs.open_run(tmp_path / 'out').step == STEP  # it is complete, and can be uploaded later
+
+
+def test_pickle_is_not_pushed(runs, tmp_path):
+    pytest.importorskip('huggingface_hub')
+    run_export(runs, tmp_path / 'out', 'autoencoder')
+    (tmp_path / 'out' / 'old.pt').write_bytes(b'')
+    push = hub_push.Push.from_flag('hf://user/model', False)
+    with pytest.raises(ValueError, match=r'old.pt: may hold a pickle'):
+        hub_push.check_folder(tmp_path / 'out', push)
+
+
+def test_weights_on_the_hub_are_read_offline(runs, tmp_path, monkeypatch):
+    constants = pytest.importorskip('huggingface_hub.constants')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    before = run_export(runs, tmp_path / 'out', 'superres')
+    contents = {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
+    make_cache(tmp_path / 'cache', 'user/model', contents, main=COMMIT)
+    vae = (runs / 'vae.safetensors').read_bytes()
+    make_cache(tmp_path / 'cache', 'user/vae', {'vae.safetensors': vae}, main=COMMIT)
+    assert_same(parameters(trained_runs.open_run('hf://user/model')), parameters(before))
+    name = 'hf://user/vae@main/vae.safetensors'
+    assert weights.vae_fingerprint(name) == before.digests['vae']
+    assert run('--checkpoint', 'hf://user/model', '--output', tmp_path / 'again.safetensors') == 0
+    assert run('--checkpoint', 'hf://user/none', '--output', tmp_path / 'x') == 2
+    assert run('--checkpoint', runs / 'superres', '--output', 'hf://user/model') == 2
+
+
 # Mistakes.
 
 
@@ -245,6 +385,21 @@ def test_exported_vae_runs_without_fv_jax(runs, tmp_path):
             ('--export-functions', 'cpu', '--size', '9x32x40'),
             '--size.width=40: must be a multiple of 16; use 32 or 48',
         ),
+        ('x.safetensors', ('--format', 'peft'), '--format=peft: a file .safetensors holds'),
+        ('x', ('--format', 'onnx'), "invalid choice: 'onnx'"),
+        ('x', ('--format', 'diffusers', '--export-functions', 'cpu', '--size', '9x32x48'), 'not part of --format'),
+        ('x', ('--format', 'peft'), 'the network has no LoRA'),
+        ('x', ('--format', 'diffusers'), '--size: is needed'),
+        (
+            'x',
+            ('--format', 'diffusers', '--size', '9x32x48'),
+            'network.mlp_dim=32: diffusers has only MLPs of 4 x embed_dim = 128',
+        ),
+        ('x', ('--format', 'diffusers', '--size', '10x32x48'), '--size.frames=10: a clip must have 1 or 8k+1'),
+        ('x', ('--dry-run',), '--dry-run: belongs to --push'),
+        ('x', ('--push', 'user/model'), '--push=user/model: expected hf://USER/NAME'),
+        ('x', ('--push', 'hf://user/model/vae'), 'names a folder in a model'),
+        ('x.safetensors', ('--push', 'hf://user/model'), '--push: uploads a local folder'),
         ('', (), 'already exists; choose'),
         ('', ('--overwrite',), 'is a folder that this command did not write'),
         ('../runs', (), 'already exists'),
@@ -252,10 +407,11 @@ def test_exported_vae_runs_without_fv_jax(runs, tmp_path):
 )
 def test_export_usage_errors_are_one_line(runs, tmp_path, capsys, output, more, words):
     (tmp_path / 'here').mkdir()
+    codes = (1, 2) if words.startswith('network.') else (2,)  # of a network: 1
     if output == '../runs':
         output = runs / 'superres'
         words = 'is the run'
-    assert run('--checkpoint', runs / 'superres', '--output', tmp_path / 'here' / output, *more) == 2
+    assert run('--checkpoint', runs / 'superres', '--output', tmp_path / 'here' / output, *more) in codes
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('export: ') and words in line
     assert list((tmp_path / 'here').iterdir()) == []

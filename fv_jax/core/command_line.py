@@ -13,11 +13,11 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from fv_jax.core import files
+from fv_jax.core import files, hub
 from fv_jax.core.checks import one_line, require
 from fv_jax.core.config import ConfigError, build, did_you_mean, field_types, split_optional, to_dict
 from fv_jax.core.config_files import load_config_file
-from fv_jax.core.paths import PathText, PathTextOrEmpty, StoragePath, as_path, expand_path, is_url
+from fv_jax.core.paths import PathText, PathTextOrEmpty, StoragePath, as_path, expand_path, is_hub, is_url
 
 T = TypeVar('T')
 
@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
     def _check_reachable(self, arguments: argparse.Namespace) -> None:
         """Raises UsageError for the URL of a bucket that cannot be reached."""
         for action in self._actions:
-            if action.type in (path_flag, path_or_name_flag):
+            if action.type in (path_flag, weights_flag, path_or_name_flag):
                 given = getattr(arguments, action.dest)
                 for value in given if isinstance(given, list) else [given]:
                     check_reachable(value, f'{(action.option_strings or [action.dest])[0]}={value}')
@@ -119,7 +119,21 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
 
 def path_flag(text: str) -> StoragePath:
     """Parses the value of a flag that is a path, local or in object storage: the `type` of `add_argument`."""
-    return as_path(path_or_name_flag(text))
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def weights_flag(text: str) -> StoragePath:
+    """Parses the value of a flag that is the path of weights, which may be on the Hub: hf://USER/NAME.
+
+    They are downloaded now.
+    """
+    try:
+        return hub.weights_path(text)
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def path_or_name_flag(text: str) -> str:
@@ -132,11 +146,15 @@ def path_or_name_flag(text: str) -> str:
 
 def check_reachable(path: StoragePath | str | None, what: str) -> None:
     """Raises UsageError where a path is the URL of a bucket that cannot be reached; `what` precedes the reason."""
-    if path is not None and is_url(str(path)):
-        try:
+    if path is None or not is_url(str(path)):
+        return
+    try:
+        if isinstance(path, str) and is_hub(path):
+            hub.weights_path(path)  # downloads them
+        else:
             files.check_reachable(as_path(path))
-        except OSError as error:
-            raise UsageError(f'{what}: cannot be reached: {error}') from None
+    except OSError as error:
+        raise UsageError(f'{what}: cannot be reached: {error}') from None
 
 
 def read_config(cls: type[T], program: str | None, overrides: Sequence[Override], flag: str = '--config') -> T:

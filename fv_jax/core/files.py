@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from fv_jax.core import hub
 from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.core.storage.local import LocalStore, temporary_start
 from fv_jax.core.storage.objects import PROBE, ObjectStore
@@ -49,6 +50,13 @@ def resolve_path(text: str | os.PathLike[str]) -> StoragePath:
       OSError: see `check_reachable`.
     """
     path = as_path(text)
+    check_reachable(path)
+    return path
+
+
+def resolve_weights(name: str | os.PathLike[str]) -> StoragePath:
+    """Returns the path of weights, as `resolve_path`; they may be on the Hub (`hub.weights_path`, and its errors)."""
+    path = hub.weights_path(name)
     check_reachable(path)
     return path
 

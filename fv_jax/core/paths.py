@@ -20,6 +20,10 @@ StoragePath = pathlib.Path | epath.Path
 PathText = NewType('PathText', str)
 PathTextOrEmpty = NewType('PathTextOrEmpty', str)  # '' is none
 
+HUB_SCHEME = 'hf://'  # weights on the Hugging Face Hub, which `core/hub` resolves
+_NAME = r'[A-Za-z0-9][A-Za-z0-9._-]*'
+HUB_URL = re.compile(rf'{HUB_SCHEME}({_NAME}/{_NAME})(?:@([^/@]+))?(?:/(.*))?')  # (USER/NAME, REVISION, PATH)
+
 _URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://')
 # 'gs:/bucket' is what pathlib makes of 'gs://bucket', and no folder that anybody names.
 _BROKEN_URL = re.compile(r'(gs|gcs|s3|s3a|hf|az|abfs|file|https?):/(?!/)', re.IGNORECASE)
@@ -31,12 +35,19 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def is_hub(text: str) -> bool:
+    """Returns whether a text names weights on the Hugging Face Hub (hf://USER/NAME)."""
+    return text.startswith(HUB_SCHEME)
+
+
 def as_path(text: str | os.PathLike[str]) -> StoragePath:
     """Returns the path that a text names: `pathlib.Path` where it is local, `epath.Path` where it is a URL.
 
     Raises:
-      ValueError: see `expand_path`.
+      ValueError: see `expand_path`; or a name on the Hub, which is none of a file: `hub.weights_path` resolves it.
     """
+    only = f'{text}: {HUB_SCHEME} names weights, which are read; name a local path, gs:// or s3:// here'
+    require(not is_hub(os.fspath(text)), only)
     if is_url(os.fspath(text)) and not isinstance(text, str):
         filesystems.register(os.fspath(text).partition('://')[0], os.fspath(text))
         return epath.Path(text)
@@ -68,19 +79,31 @@ def expand_path(text: str) -> str:
     """Checks a path, and expands `~` and `~USER` at the start of a local one.
 
     Raises:
-      ValueError: the path is empty, its scheme is unknown or needs an extra that is not installed, its user does not
-        exist, or its name cannot be stored there.
+      ValueError: the path is empty, a name on the Hub is invalid, a scheme is unknown or needs an extra that is not
+        installed, the user does not exist, or the name cannot be stored there.
     """
     require(text, 'must be the path of a file or folder, and is empty (is a shell variable unset?)')
     _check_encoding(text)
+    if is_hub(text):
+        return _check_hub(text)
     if is_url(text):
         return _check_url(text)
     broken = _BROKEN_URL.match(text)
-    require(not broken, f'{text}: write {broken and broken[1].lower()}://BUCKET/NAME, or ./{text} for a local path')
+    if broken:
+        name = 'USER/NAME' if broken[1].lower() == 'hf' else 'BUCKET/NAME'
+        raise ValueError(f'{text}: write {broken[1].lower()}://{name}, or ./{text} for a local path')
     expanded = os.path.expanduser(text)
     user = text.partition('/')[0]
     require(not expanded.startswith('~'), f'{text}: {user} has no home folder; write ./{text} for a file of that name')
     return expanded
+
+
+def _check_hub(text: str) -> str:
+    match = HUB_URL.fullmatch(text)
+    inside = (match[3] or '').split('/') if match else ['..']
+    if {'.', '..'}.intersection(inside) or _REFUSED.search(text):
+        raise ValueError(f'{text}: expected hf://USER/NAME, hf://USER/NAME@REVISION, or one of them with /PATH')
+    return text.rstrip('/')
 
 
 def _check_url(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import UsageError, check_reachable, override
+from fv_jax.core.hub import weights_path
 from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.evaluation.methods import Method, network, round_trip
 from fv_jax.sampling.enhancer import Enhancer
@@ -45,13 +46,13 @@ def parse_comparand(text: str) -> Comparand:
       UsageError: no such path, or a field that does not exist.
     """
     with error_context(f'--compare {text}: ', error=UsageError):
-        path = as_path(text)
+        path = weights_path(text)
     check_reachable(path, f'--compare {text}')
     if path.exists():
         return Comparand(path, {})
     first, *rest = text.split(',')
     settings = text.split(',') if '=' in first else rest
-    checkpoint = None if '=' in first else as_path(first)
+    checkpoint = None if '=' in first else weights_path(first)
     if checkpoint is not None and first != trained_runs.EMBEDDED:
         require(checkpoint.exists(), f'--compare {text}: {first} does not exist', UsageError)
     found = {}

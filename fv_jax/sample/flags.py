@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fv_jax import api
-from fv_jax.core.command_line import Override, Parser, add_process_flags, path_flag, path_or_name_flag
+from fv_jax.core.command_line import Override, Parser, add_process_flags, path_or_name_flag
 from fv_jax.data.video import encoding
 from fv_jax.sampling import metadata
 from fv_jax.weights.text_encoders import CHOICES
@@ -43,7 +43,11 @@ def add_overwrite_flag(parser: Parser) -> None:
 
 def add_weights_flags(parser: Parser) -> None:
     add = parser.add_argument
-    add('--official', type=path_flag, help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl')
+    add(
+        '--official',
+        type=path_or_name_flag,
+        help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl, or hf://USER/NAME',
+    )
     runs = 'a folder that holds the runs stage1 and stage2, or the runs themselves'
     add('--checkpoint', type=path_or_name_flag, nargs='+', help=runs)
     add('--text', type=path_or_name_flag, help=f'the text encoder: {CHOICES} (default: the one that the weights name)')

@@ -32,7 +32,7 @@ def open_pipeline(
         raise UsageError('--official and --checkpoint: give one of them')
     text = TextConfig(arguments.text) if arguments.text else None
     if arguments.official:
-        origin = WeightsOrigin(str(arguments.official), dtype=arguments.dtype or 'bfloat16', text=text)
+        origin = WeightsOrigin(arguments.official, dtype=arguments.dtype or 'bfloat16', text=text)
     elif arguments.checkpoint or origin is None:
         steps = () if step is None else (step,)
         origin = WeightsOrigin(checkpoints=tuple(runs or (api.EMBEDDED,)), steps=steps, text=text)

@@ -6,13 +6,13 @@ from typing import Literal
 
 from flax import nnx
 
-from fv_jax.core import files
+from fv_jax.core import files, hub
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.dit import DiT
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
-from fv_jax.weights import embedded, reader, single_file
+from fv_jax.weights import embedded, exported_network, reader
 from fv_jax.weights.fingerprints import params_fingerprint
 from fv_jax.weights.init_from import init_dit_from_weights
 from fv_jax.weights.layouts import diffusers_folder, key_table
@@ -23,6 +23,7 @@ __all__ = [
     'is_weights',
     'load_official',
     'load_vae',
+    'open_vae',
     'save_official',
     'vae_config',
     'vae_fingerprint',
@@ -81,13 +82,14 @@ def is_weights(name: str | StoragePath) -> bool:
     path = vae_path(str(name))
     if path.suffix in ('.pt', '.safetensors'):
         return True
-    # The folder of a run has a config.json too.
-    return (path / diffusers_folder.CONFIG).is_file() and not (path / 'checkpoints').exists()
+    # The folders of a run and of an export have a config.json too.
+    is_other = exported_network.is_folder(path) or (path / 'checkpoints').exists()
+    return (path / diffusers_folder.CONFIG).is_file() and not is_other
 
 
 def vae_path(name: str) -> StoragePath:
     """Returns the file of the VAE that a configuration names."""
-    return embedded.VAE_TINY if name == 'embedded' else as_path(name)
+    return embedded.VAE_TINY if name == 'embedded' else hub.weights_path(name)
 
 
 def load_vae(name: str) -> VAE:
@@ -100,14 +102,14 @@ def load_vae(name: str) -> VAE:
       FileNotFoundError, ValueError: as `load_official`, and for a file that is not a VAE.
     """
     path = _existing_vae(name)
-    network = single_file.load(path) if single_file.read_kind(path) else load_official(path)
+    network = exported_network.load(path) if exported_network.read_kind(path) else load_official(path)
     require(isinstance(network, VAE), f'{name}: holds a {type(network).__name__}, not a VAE')
     return network
 
 
 def vae_config(name: str) -> VAEConfig:
     """Reads the configuration of the VAE that `load_vae` loads, without its parameters. Raises what `load_vae` does."""
-    return _open_vae(name)[0]
+    return open_vae(name)[0]
 
 
 def vae_fingerprint(name: str) -> str:
@@ -115,7 +117,7 @@ def vae_fingerprint(name: str) -> str:
 
     Raises what `load_vae` does.
     """
-    _, read = _open_vae(name)
+    _, read = open_vae(name)
     return params_fingerprint(read())
 
 
@@ -126,10 +128,14 @@ def _existing_vae(name: str) -> StoragePath:
     return path
 
 
-def _open_vae(name: str) -> tuple[VAEConfig, Callable[[], Parameters]]:
+def open_vae(name: str) -> tuple[VAEConfig, Callable[[], Parameters]]:
+    """Opens the VAE that `load_vae` loads: its configuration, and a function that returns its parameters, lazily.
+
+    Raises what `load_vae` does.
+    """
     path = _existing_vae(name)
-    if single_file.read_kind(path):
-        config, read = single_file.read_config(path), functools.partial(single_file.read_parameters, path)
+    if exported_network.read_kind(path):
+        config, read = exported_network.read_config(path), functools.partial(exported_network.read_parameters, path)
     else:
         source = reader.open_weights(path)
         config, read = source.config, source.parameters

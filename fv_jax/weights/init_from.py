@@ -11,7 +11,7 @@ from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.lora import LoRAConfig, Module, add_lora, merge_lora, rescale_lora
 from fv_jax.stages.protocol import NetworkConfig
-from fv_jax.weights import reader, single_file
+from fv_jax.weights import exported_network, reader
 from fv_jax.weights.layouts import key_table, official_dit
 from fv_jax.weights.layouts.key_table import Parameters
 from fv_jax.weights.parameters import map_layers
@@ -80,8 +80,8 @@ def check_network(path: str | StoragePath, there: NetworkConfig, wanted: Network
 
 def _read(path: str | StoragePath, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:
     """Reads the configuration and the parameters of the network in a file."""
-    if single_file.read_kind(path) is not None:
-        there, values = single_file.read_config(path), lambda: single_file.read_parameters(path)
+    if exported_network.read_kind(path) is not None:
+        there, values = exported_network.read_config(path), lambda: exported_network.read_parameters(path)
     else:
         like = dataclasses.asdict(wanted)
         source = reader.open_weights(path, param_dtype=wanted.param_dtype, like=like)

@@ -16,7 +16,8 @@ from flax import nnx
 
 from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.checks import require
-from fv_jax.core.paths import StoragePath, as_path
+from fv_jax.core.hub import weights_path
+from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import DiT, DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAE, VAEConfig
@@ -85,7 +86,7 @@ def open_weights(
       ValueError: not a complete file, one with other objects than tensors, one of an unknown kind, or one whose tensors
         do not match the network (the message lists every unknown, missing and mismatched key).
     """
-    path = as_path(path)
+    path = weights_path(path)
     if path.is_dir():
         folder = diffusers_folder.open_folder(path, like=like or {}, param_dtype=param_dtype or 'float32')
         if param_dtype is None and isinstance(folder.config, DiTConfig):

@@ -8,7 +8,7 @@ import numpy as np
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import require
 from fv_jax.core.hashing import fingerprint
-from fv_jax.core.paths import as_path
+from fv_jax.core.hub import weights_path
 from fv_jax.text import tokenizer
 from fv_jax.text.encoder import TextConfig, TextEncoderFingerprint, TextEncoderKind
 from fv_jax.text.t5_encoder import T5Encoder
@@ -27,7 +27,7 @@ def open_folder(config: TextConfig) -> T5Encoder:
       FileNotFoundError: a file is missing from the folder.
       ValueError: not a complete T5 v1.1 with its tokenizer.
     """
-    folder = as_path(config.encoder)
+    folder = weights_path(config.encoder)
     require((folder / SPIECE).is_file(), f'{folder}: has no {SPIECE}, the tokenizer', FileNotFoundError)
     tokens = Tokenizer.open(folder / SPIECE, _length(config))
     sizes = t5_folder.read_config(folder)
@@ -48,7 +48,7 @@ def read_fingerprint(config: TextConfig) -> TextEncoderFingerprint:
     files nor on the compute dtype. It distinguishes models; a change of a few values between the samples goes
     unnoticed.
     """
-    folder = as_path(config.encoder)
+    folder = weights_path(config.encoder)
     sizes = t5_folder.read_config(folder)
     run = {'sizes': config_lib.to_dict(sizes), 'length': _length(config), 'masked': config.masked}
     spiece = (folder / SPIECE).read_bytes()

@@ -4,7 +4,7 @@ import dataclasses
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.paths import as_path
+from fv_jax.core.hub import weights_path
 from fv_jax.text import hash_encoder
 from fv_jax.text.encoder import TextConfig, TextEncoder, TextEncoderFingerprint, TextEncoderKind
 from fv_jax.weights import t5_text
@@ -27,7 +27,7 @@ def find_kind(config: TextConfig, where: str = 'text') -> TextEncoderKind:
     assert config.encoder, 'no text encoder is named'
     kind = NAMED.get(config.encoder)
     if kind is None:
-        folder = as_path(config.encoder)
+        folder = weights_path(config.encoder)
         kind = next((kind for file, kind in IN_FOLDERS.items() if (folder / file).is_file()), t5_text.KIND)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -40,9 +40,14 @@ def find_kind(config: TextConfig, where: str = 'text') -> TextEncoderKind:
     return kind
 
 
+def is_folder_name(config: TextConfig) -> bool:
+    """Returns whether a configuration names an encoder by a folder, which may not exist."""
+    return bool(config.encoder) and config.encoder not in NAMED
+
+
 def is_available(config: TextConfig) -> bool:
     """Returns whether the encoder of a configuration exists: a registered name or an existing folder."""
-    return config.encoder in NAMED or (bool(config.encoder) and as_path(config.encoder).is_dir())
+    return config.encoder in NAMED or (bool(config.encoder) and weights_path(config.encoder).is_dir())
 
 
 def open_text_encoder(config: TextConfig) -> TextEncoder:
@@ -62,6 +67,6 @@ def text_fingerprint(config: TextConfig) -> TextEncoderFingerprint:
 
 def _require_kind(config: TextConfig) -> TextEncoderKind:
     require(config.encoder, f"encoder='': names no text encoder; use {CHOICES}")
-    if config.encoder not in NAMED and not as_path(config.encoder).is_dir():
+    if config.encoder not in NAMED and not weights_path(config.encoder).is_dir():
         raise FileNotFoundError(f'{config.encoder}: no such folder; a text encoder is {CHOICES}')
     return find_kind(config)

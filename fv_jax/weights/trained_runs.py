@@ -13,13 +13,13 @@ from typing import Any, Protocol
 from flax import nnx
 
 from fv_jax import weights
+from fv_jax.checkpoints import streaming
 from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
-from fv_jax.core import files, paths
+from fv_jax.core import files, hub, paths
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.files import parse_json
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.models.vae import set_compute_dtype
@@ -31,7 +31,9 @@ from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.protocol import Stage
 from fv_jax.text.encoder import TextConfig, TextEncoder
 from fv_jax.training.state import ModelDef, Params, split_params
-from fv_jax.weights import single_file, text_encoders
+from fv_jax.weights import exported_network, text_encoders
+from fv_jax.weights.layouts import key_table
+from fv_jax.weights.parameters import Parameters
 
 EMBEDDED = 'embedded'  # the small VAE and the small stages in the package
 
@@ -112,7 +114,7 @@ def open_run(
     """Opens a run for sampling.
 
     Args:
-      folder: a work directory or an exported folder, or an exported file.
+      folder: a work directory or an exported folder, or an exported file; also on the Hub, hf://USER/NAME.
       step: of the checkpoint; None is the newest.
       partitioner_of: returns the partitioner that places the parameters of the stage; None for one device.
       vae_partitioner: as in `load_frozen_vae`.
@@ -122,7 +124,7 @@ def open_run(
       ConfigError, ValueError, FileNotFoundError: its configuration, or the VAE that it names, cannot be used; or the
         VAE does not exist, or is another one.
     """
-    folder = files.resolve_path(folder)
+    folder = files.resolve_weights(folder)
     meta, params_of = open_checkpoint(folder, step)
     stage_config, digests = read_stage_config(folder, meta), meta.get('digests', {})
     vae = load_frozen_vae(stage_config, vae_partitioner)
@@ -134,8 +136,8 @@ def open_run(
 
 
 def open_checkpoint(run: StoragePath, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
-    """Opens a run, in a folder or in one file; returns its metadata and a function that reads its parameters."""
-    return _open_single_file(run, step) if run.is_file() else _open_checkpoint_folder(run, step)
+    """Opens a run or what was exported of it; returns its metadata and a function that reads its parameters."""
+    return _open_exported(run, step) if is_exported(run) else _open_checkpoint_folder(run, step)
 
 
 def read_stage_config(run: StoragePath, meta: dict[str, Any]) -> registry.StageConfig:
@@ -173,29 +175,51 @@ def _open_checkpoint_folder(folder: StoragePath, step: int | None) -> tuple[dict
     return meta, params
 
 
-def _open_single_file(path: StoragePath, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
-    if single_file.read_kind(path) is None or (meta := single_file_run(path)) is None:
-        raise ValueError(f'{path}: is not an exported run in one file, as `python -m fv_jax.export` writes')
-    if step not in (None, meta['step']):
-        raise CheckpointError(f'{path}: has no step {step}, only {meta["step"]}')
+def _open_exported(path: StoragePath, step: int | None) -> tuple[dict[str, Any], ParamsReader]:
+    meta = _exported_meta(path, step)
 
     def params(stage: Stage, network: ModelDef, partitioner: Partitioner | None = None) -> Params:
         del network
-        trainable, frozen = split_params(stage, single_file.load(path, partitioner))
+        trainable, frozen = split_params(stage, exported_network.load(path, partitioner))
         return {'trainable': trainable, 'frozen': frozen}
 
     return meta, params
 
 
-def single_file_run(path: StoragePath) -> dict[str, Any] | None:
-    """Reads the run metadata of a single file: {'step', 'config', 'digests'}; None for a file without any.
+def open_stored(run: StoragePath, step: int | None) -> tuple[dict[str, Any], Parameters]:
+    """Opens a run or what was exported of it; returns its metadata, and its parameters, each read when it is used.
+
+    Raises:
+      CheckpointError: no checkpoint, or none of this step.
+      ValueError: a file that is no exported run.
+    """
+    if is_exported(run):
+        return _exported_meta(run, step), exported_network.read_parameters(run)
+    stored = streaming.CheckpointReader(run, step)
+    return stored.meta, key_table.cast_parameters(stored.arrays())
+
+
+def is_exported(run: StoragePath) -> bool:
+    """Returns whether this is a file or a folder of `export`, as opposed to the work directory of a run."""
+    return run.is_file() or exported_network.is_folder(run)
+
+
+def _exported_meta(path: StoragePath, step: int | None) -> dict[str, Any]:
+    if exported_network.read_kind(path) is None or (meta := exported_run(path)) is None:
+        raise ValueError(f'{path}: is not an exported run, as `python -m fv_jax.export` writes')
+    if step not in (None, meta['step']):
+        raise CheckpointError(f'{path}: has no step {step}, only {meta["step"]}')
+    return meta
+
+
+def exported_run(path: StoragePath) -> dict[str, Any] | None:
+    """Reads the run of an exported network: {'step', 'config', 'digests'}; None for a network without any.
 
     Raises:
       ValueError: invalid metadata.
     """
-    if (run := single_file.read_metadata(path).get(single_file.RUN)) is None:
+    if (meta := exported_network.read_run(path)) is None:
         return None
-    meta = parse_json(run)
     if not isinstance(meta, dict) or not isinstance(meta.get('step'), int):
         raise ValueError(f'{path}: unreadable run metadata; export it again')
     _check_metadata(path, meta)
@@ -270,7 +294,7 @@ def _locate(
         near = [str(run / file), str(paths.absolute(run).parent / file)]
         # The bucket of a URL may be out of reach from here.
         places = list(dict.fromkeys([*near, name] if paths.is_url(name) else [str(as_path(name)), *near]))
-        there = [place for place in places if as_path(place).exists()]
+        there = [place for place in places if hub.weights_path(place).exists()]
         require(there, f'{run}: its {what} does not exist; searched {", ".join(places)}', FileNotFoundError)
     if wanted is None:
         return there[0]

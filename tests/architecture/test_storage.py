@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STORAGE = ('fv_jax/core/storage/', 'fv_jax/core/paths.py', 'fv_jax/core/files.py', 'fv_jax/core/local_copies.py')
+STORAGE = (
+    'fv_jax/core/storage/',
+    'fv_jax/core/paths.py',
+    'fv_jax/core/files.py',
+    'fv_jax/core/hub.py',
+    'fv_jax/core/local_copies.py',
+)
 LIBRARIES = {'shutil', 'tempfile', 'etils', 'fsspec', 'gcsfs', 's3fs'}
 # Of `os`: functions of local paths.
 OF_OS = {

@@ -15,7 +15,7 @@ from unittest import mock
 
 from fv_jax import sample
 from fv_jax.core import config as config_lib
-from fv_jax.core import files
+from fv_jax.core import files, hub
 from fv_jax.core.command_line import Override, Parser, UsageError, override, read_config
 from fv_jax.core.config_files import load_config_file
 from fv_jax.data.degradation.degradations import Degradation
@@ -58,6 +58,7 @@ def check_command(name: str, argv: Sequence[str], root: Path) -> None:
     with (
         mock.patch.object(Parser, 'parse_with_overrides', stop),
         mock.patch.object(files, 'check_reachable'),
+        mock.patch.object(hub, 'weights_path', Path),
         contextlib.redirect_stderr(output),
     ):
         try:

@@ -77,7 +77,7 @@ def stop_before_work() -> Iterator[None]:
         lazy_stages.LoadedStage: ('create',),
         convert.streaming: ('save',),
         convert.reader: ('write',),
-        export: ('_write_file',),
+        export: ('write_file',),
         export.exported_functions: ('export_stablehlo',),
         evaluate: ('_clips',),
         inspect: ('_table',),

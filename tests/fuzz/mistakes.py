@@ -273,7 +273,7 @@ def _commands(world: Path) -> dict[str, Flags]:
         ),
         'export': Flags(
             {'--checkpoint': str(run), '--output': out}, there=('--checkpoint',), integers=('--step',),
-            chosen=('--dtype', '--lora', '--params', '--export-functions'), own=own['export'],
+            chosen=('--dtype', '--lora', '--params', '--format', '--export-functions'), own=own['export'],
         ),
         'evaluate': Flags(
             {'--checkpoint': str(run), '--output': out}, there=('--checkpoint', '--degradation-config'),

@@ -23,7 +23,7 @@ from fv_jax.data.video import decoding
 from fv_jax.data.video.captions import Captions
 from fv_jax.parallel import distributed
 from fv_jax.training.run import bad_step_dumps
-from fv_jax.weights import single_file
+from fv_jax.weights import exported_network
 from fv_jax.weights.formats import safetensors_file, torch_zip
 from tests.data import sample_videos
 
@@ -145,7 +145,7 @@ def test_safetensors_index_cannot_name_files_elsewhere(tmp_path, name):
 @pytest.mark.parametrize('text', ['[1]', '3', '{"x": 1}', '{"base_channels": "x"}', DEEP, '{'])
 def test_network_config_with_invalid_sizes_is_refused(tmp_path, text):
     with pytest.raises(ValueError):
-        single_file.read_config(safetensors(tmp_path / 'x.safetensors', {'__metadata__': {'vae': text}}))
+        exported_network.read_config(safetensors(tmp_path / 'x.safetensors', {'__metadata__': {'vae': text}}))
 
 
 @pytest.mark.parametrize(

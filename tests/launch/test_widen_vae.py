@@ -12,7 +12,7 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.models import vae_chunking
 from fv_jax.models.vae import VAE, VAEConfig
-from fv_jax.weights import single_file
+from fv_jax.weights import exported_network
 from fv_jax.weights.layouts import key_table
 from tests.launch.scripts import LAUNCH
 
@@ -56,7 +56,7 @@ def test_copies_of_a_channel_receive_different_gradients(narrow):
 
 
 def test_the_command_writes_a_file_that_opens(narrow, tmp_path, capsys):
-    single_file.write(tmp_path / 'narrow.safetensors', key_table.module_parameters(nnx.state(narrow)), CONFIG)
+    exported_network.write(tmp_path / 'narrow.safetensors', key_table.module_parameters(nnx.state(narrow)), CONFIG)
     wide = tmp_path / 'wide.safetensors'
     assert widen_vae.main([str(tmp_path / 'narrow.safetensors'), '1,2,4', str(wide)]) == 0
     assert 'widths (4, 4, 8) -> (4, 8, 16)' in capsys.readouterr().out

@@ -24,7 +24,7 @@ from fv_jax.stages.low_res import LowResConfig
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.training import state
-from fv_jax.weights import single_file
+from fv_jax.weights import exported_network
 from fv_jax.weights.layouts import key_table
 
 FRAMES = 9
@@ -60,7 +60,7 @@ def vae() -> VAE:
 
 
 def save_vae(path: Path) -> None:
-    single_file.write(path, key_table.module_parameters(nnx.state(vae())), VAE_CONFIG)
+    exported_network.write(path, key_table.module_parameters(nnx.state(vae())), VAE_CONFIG)
 
 
 def stage_config(vae_path: Path | str, dit: DiTConfig = DIT) -> registry.StageConfig:

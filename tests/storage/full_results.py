@@ -37,11 +37,10 @@ def root(bucket, cache):
 
 @pytest.fixture
 def weights(root, local):
-    """Exported runs: folders, or single files where Orbax has no backend."""
-    suffix = '' if str(root).startswith('gs://') else '.safetensors'
+    """Exported runs."""
     files.write_bytes(root / 'vae.safetensors', (local / 'vae.safetensors').read_bytes())
     for name in ('stage1', 'stage2'):
-        assert run(export, f'--checkpoint={local / name}', f'--output={root}/weights/{name}{suffix}') == 0
+        assert run(export, f'--checkpoint={local / name}', f'--output={root}/weights/{name}') == 0
     return root / 'weights'
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from fv_jax.core.config import ConfigError
 from fv_jax.models.lora import LoRAConfig, LoRAParam, merge_lora
-from fv_jax.weights import init_dit_from_weights, save_official, single_file
+from fv_jax.weights import exported_network, init_dit_from_weights, save_official
 from fv_jax.weights.embedded import VAE_TINY
 from fv_jax.weights.layouts import key_table
 from fv_jax.weights.reader import abstract_network
@@ -53,7 +53,7 @@ def test_init_from_the_same_network(files):
 
 
 def test_init_from_our_single_file(tmp_path):
-    single_file.write(tmp_path / 'own.safetensors', key_table.module_parameters(nnx.state(network(PLAIN))), PLAIN)
+    exported_network.write(tmp_path / 'own.safetensors', key_table.module_parameters(nnx.state(network(PLAIN))), PLAIN)
     rounded = jax.tree.map(lambda leaf: leaf.astype('float16').astype(leaf.dtype), nnx.state(network(PLAIN)))
     model = init_dit_from_weights(tmp_path / 'own.safetensors', dataclasses.replace(PLAIN, remat='full'), KEY)
     assert_same(model, nnx.merge(nnx.graphdef(network(PLAIN)), rounded))

@@ -16,7 +16,8 @@ from fv_jax.checkpoints.steps import FOLDER
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
-from fv_jax.core.paths import StoragePath, as_path
+from fv_jax.core.hub import weights_path
+from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import DiTConfig
 from fv_jax.parallel import arrays
 from fv_jax.stages import registry
@@ -56,7 +57,7 @@ def _load_network(config: TrainConfig, name: str) -> nnx.Module:
 
 def _load_from_run(setup: TrainSetup, name: str) -> ParamsPair:
     """Loads parameters of another run, each device its own part of them."""
-    folder, step = _split_step(as_path(name))
+    folder, step = _split_step(weights_path(name))
     require(folder.exists(), f'{name}: does not exist; name a run, RUN/{FOLDER}/STEP, an exported folder or weights')
     meta, params_of = trained_runs.open_checkpoint(folder, step)
     stage_config = config_lib.build(registry.StageConfig, meta['config']['stage'], f'{name}: config.stage')

@@ -7,7 +7,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fv_jax import weights
-from fv_jax.weights import single_file
+from fv_jax.weights import exported_network
+from fv_jax.weights.formats import safetensors_file
 from fv_jax.weights.layouts import key_table
 from tests.sampling import tiny
 
@@ -23,7 +24,7 @@ def path(tmp_path):
     return found
 
 
-def test_single_file_round_trip_in_float16(path):
+def test_exported_network_round_trip_in_float16(path):
     network = tiny.vae()
     back = weights.load_vae(str(path))
     assert back.config == network.config
@@ -37,9 +38,9 @@ def test_single_file_round_trip_in_float16(path):
     assert back.encoder(x, {})[0].shape == (1, 1, 1, 1, 2 * tiny.VAE_CONFIG.latent_channels)
 
 
-def test_single_file_of_float16_parameters_is_reproducible(path, tmp_path):
+def test_exported_network_of_float16_parameters_is_reproducible(path, tmp_path):
     again = tmp_path / 'again.safetensors'
-    single_file.write(again, key_table.module_parameters(nnx.state(single_file.load(path))), tiny.VAE_CONFIG)
+    exported_network.write(again, key_table.module_parameters(nnx.state(exported_network.load(path))), tiny.VAE_CONFIG)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -47,38 +48,38 @@ def write_changed(path, change):
     tensors = load_file(path)
     name = next(iter(sorted(tensors)))
     change(tensors, name)
-    metadata = single_file.read_metadata(path)
+    metadata = safetensors_file.read(path)[1]
     save_file(tensors, path, metadata)
     return name
 
 
-def test_single_file_without_a_tensor_is_refused(path):
+def test_exported_network_without_a_tensor_is_refused(path):
     name = write_changed(path, lambda tensors, name: tensors.pop(name))
     with pytest.raises(ValueError, match=f'{name} is missing'):
-        single_file.load(path)
+        exported_network.load(path)
 
 
-def test_single_file_with_a_wrong_shape_is_refused(path):
+def test_exported_network_with_a_wrong_shape_is_refused(path):
     name = write_changed(path, lambda tensors, name: tensors.update({name: np.zeros(3, np.float16)}))
     with pytest.raises(ValueError, match=rf'{name} has shape \(3,\), must be'):
-        single_file.load(path)
+        exported_network.load(path)
 
 
-def test_single_file_with_an_unknown_tensor_is_refused(path):
+def test_exported_network_with_an_unknown_tensor_is_refused(path):
     write_changed(path, lambda tensors, name: tensors.update(more=np.zeros(3, np.float16)))
     with pytest.raises(ValueError, match=r'more .1 in total. is not a parameter of the network'):
-        single_file.load(path)
+        exported_network.load(path)
 
 
-def test_single_file_refuses_other_files(tmp_path):
+def test_exported_network_refuses_other_files(tmp_path):
     text = tmp_path / 'text.safetensors'
     text.write_text('no weights')
     with pytest.raises(ValueError, match=r'text.safetensors: not a safetensors file'):
-        single_file.load(text)
+        exported_network.load(text)
     other = tmp_path / 'other.safetensors'
     save_file({'x': np.zeros(3)}, other)
     with pytest.raises(ValueError, match='does not contain a network of this project'):
-        single_file.load(other)
+        exported_network.load(other)
 
 
 @pytest.mark.parametrize('read', [weights.load_vae, weights.vae_config, weights.vae_fingerprint])
