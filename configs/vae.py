@@ -21,14 +21,16 @@ shots, 26.70 dB (25.17 to 29.37): 1.12 dB less. What brought it there:
 * length: after 9-frame clips alone it was 24.15 dB, as nothing beyond the ninth frame had been trained; 17 frames
   brought 26.07. After `:tiny_large` its first 17 frames were 0.79 dB above the linear codec, the others 0.16 below,
   however they were cut into chunks: only they have as long a past as the receptive field. `:tiny_long`: 27.49 (after
-    150
-  steps; 225 more brought nothing).
+  150 steps; 225 more brought nothing).
 * size: the group norms of small crops are not those of whole frames. 128x128 brought 1.1 dB over 64x64, 192x192 another
   0.3.
 
 It took 14, 65, 20, 60, 45 and 25 minutes on one or two shared cores. `:tiny_large` was first planned for
 900 steps and shortened after 105 and 200 of them, `:tiny_long` ended at step 375 of its 450, `:tiny` was first planned
 for 150 and shortened after 30. `--config.init_from=embedded` continues from it.
+
+`:tiny_motion` goes on from a widened VAE (`launch/widen_vae.py`), on sprites in motion, the clips in the package and
+photographs in motion (`launch/photographs.sh`): `.training/README.md` has the commands and what was reached.
 
 `:smoke` takes seconds.
 """
@@ -118,7 +120,7 @@ def _optim() -> dict:
 
 
 def _small(config: ConfigDict) -> None:
-    config.stage.network.update(base_channels=16, multipliers=(1, 2, 4, 6), num_res_blocks=1, groups=2, dtype='float32')
+    config.stage.network.update(base_channels=16, multipliers=(1, 1, 2, 3), num_res_blocks=1, groups=2, dtype='float32')
     # A quarter of the clips are sprites, which stage 1 is trained on. Half of the crops pan: the clips have few pans as
     # fast as those of the held-out shots. Played forth and back, its clips of 17 frames are as long as what is needed.
     config.data.update(
@@ -137,6 +139,8 @@ def _small(config: ConfigDict) -> None:
 
 
 def _motion(config: ConfigDict) -> None:
+    # Wider where a frame is small, by launch/widen_vae.py.
+    config.stage.network.multipliers = (1, 2, 4, 6)
     # Sprites are drawn as they are needed: a network memorizes few clips.
     config.stage.options.update(reconstruction='charbonnier', motion_weight=0.5, kl_weight=3e-4)
     config.data.update(
