@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fv_jax.core.latent_spec import LatentSpec
-from fv_jax.data.buckets import Bucket, BucketFit, BucketSchedule, assign, batch_size
+from fv_jax.data.buckets import Assignment, Bucket, BucketFit, BucketSchedule, assign, batch_size
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.models.vae import OFFICIAL
 
@@ -88,3 +88,16 @@ def test_bucket_schedule_has_every_bucket_in_proportion() -> None:
     np.testing.assert_array_equal(schedule.order(5), BucketSchedule((0.7, 0.29, 0.00001), seed=3).order(5))
     assert (first != BucketSchedule((0.7, 0.29, 0.00001), seed=4).order(0)).any()
     assert BucketSchedule((5.0,), seed=0).cycle == 1
+
+
+def test_assignment_drops_records_from_all_buckets_and_counts_why():
+    small, large = Bucket(9, 32, 48), Bucket(9, 64, 96)
+    dropped = np.array([-1, 0, 1, -1, 1, -1], np.int16)
+    assignment = Assignment({small: np.array([0, 1, 2], np.uint32), large: np.array([3, 4], np.uint32)}, {'short': 1})
+    found = assignment.drop(dropped, ('soft', 'still'))
+    assert {bucket: indices.tolist() for bucket, indices in found.indices_by_bucket.items()} == {small: [0], large: [3]}
+    assert found.skipped == {'short': 1, 'soft': 1, 'still': 2}
+    whole = Assignment({small: range(6)}, {}).drop(dropped, ('soft', 'still'))
+    assert whole.indices_by_bucket[small].tolist() == [0, 3, 5] and whole.skipped == {'soft': 1, 'still': 2}
+    kept = Assignment({small: range(6)}, {}).drop(np.full(6, -1, np.int16), ('soft', 'still'))
+    assert kept.indices_by_bucket[small] == range(6) and kept.skipped == {}
