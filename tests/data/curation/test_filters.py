@@ -56,7 +56,7 @@ conditions = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(conditions, st.lists(st.tuples(*[st.sampled_from([-2.0, 0.0, 0.5, 1.0, 3.0])] * 3), min_size=1, max_size=4))
 def test_filter_agrees_with_python(text, rows):
     columns = {name: np.array([row[i] for row in rows]) for i, name in enumerate(NAMES)}
