@@ -8,6 +8,7 @@ The real run: official sizes, 49 frames at 1072x1920, shards of clips from `pyth
 
     :phase1  :phase2  :phase3    the real curriculum, each from the one before (`bash launch/train_stage2.sh`)
     :phase1,tiny=true ...        the same in minutes a phase on two CPU cores, on the clips in the package
+    :lora    LoRA of rank 128 on the official stage2.pt, whose weights are frozen in bfloat16: your own clips, few chips
     :head128 the same from scratch in 15 heads of 128, not 30 of 64; the phases take --config.stage.network.num_heads=15
     :tiny    minutes on two CPU cores: the clips and the small VAE in the package, latents encoded once
     :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
@@ -104,7 +105,9 @@ TINY_PHASES = {
 
 def get_config(variant: str = '') -> ConfigDict:
     """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
-    name, fields = parse_variant(variant, ('smoke', 'tiny', 'tiny_sprites', 'head128', *PHASES), {'tiny': False})
+    name, fields = parse_variant(
+        variant, ('smoke', 'tiny', 'tiny_sprites', 'head128', 'lora', *PHASES), {'tiny': False}
+    )
     config = ConfigDict(
         {
             'stage': {
@@ -131,6 +134,8 @@ def get_config(variant: str = '') -> ConfigDict:
         _sprites(config)
     if name in PHASES:
         (_tiny_phase if fields['tiny'] else _phase)(config, name)
+    if name == 'lora':
+        _lora(config)
     if name == 'head128':
         config.stage.network.num_heads = 15
     if name == 'smoke':
@@ -268,6 +273,15 @@ def _sprites(config: ConfigDict) -> None:
 
 def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:
     return tuple({'frames': frames, 'height': height, 'width': width} for frames, height, width in sizes)
+
+
+def _lora(config: ConfigDict) -> None:
+    config.init_from = 'stage2.pt'
+    config.stage.network.update(
+        param_dtype='bfloat16',
+        lora={'rank': 128, 'alpha': 1.0, 'targets': ('qkv', 'attention_out', 'modulation')},
+    )
+    config.optim.learning_rate = 1e-4  # as stage 1's
 
 
 def _small(config: ConfigDict) -> None:

@@ -12,7 +12,7 @@ from tests import runs
 
 SLICES = ('v5e-8', 'v5e-16', 'v6e-8', 'v5p-32', 'h100-8')
 FULL = (
-    *('stage1.py', 'stage1.py:full_ft', 'vae.py', 'stage2.py', 'stage2.py:head128'),
+    *('stage1.py', 'stage1.py:full_ft', 'vae.py', 'stage2.py', 'stage2.py:head128', 'stage2.py:lora'),
     *(f'stage2.py:phase{i}' for i in (1, 2, 3)),
 )
 SMALL = (

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from configs import stage1, stage2, vae
-from fv_jax import train, weights
+from fv_jax import export, train, weights
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.data import pipeline
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.shards.record_writer import RecordWriter
 from fv_jax.data.shards.shard_files import count_records, list_shards
+from fv_jax.models.lora import merge_lora
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.stages import registry
 from fv_jax.text.encoder import TextConfig
@@ -129,12 +130,13 @@ def test_train_stage_1(tmp_path):
     assert encoder.fingerprint == words and (words.length, words.dim) == (4, 32)
 
 
-def test_train_lora_from_a_file_changes_lora_only(tmp_path, log_lines):
-    """From the official fixture with its own LoRA merged."""
-    official = weights.load_official(FIXTURES / 'stage1.pt')
+@pytest.mark.parametrize('name', ['stage1', 'stage2'])
+def test_train_lora_from_a_file_changes_lora_only(tmp_path, log_lines, name):
+    """From the official fixture, with its own LoRA, of stage 1, merged."""
+    official = weights.load_official(FIXTURES / f'{name}.pt')
     merged = tmp_path / 'merged.safetensors'
     weights.save_official(merged, official, lora='merge')
-    config = stage1.get_config('smoke')
+    config = {'stage1': stage1, 'stage2': stage2}[name].get_config('smoke')
     config.stage.network.update(dataclasses.asdict(dataclasses.replace(official.config, lora=None)))
     config.stage.network.lora = {'rank': 2, 'alpha': 1.0, 'targets': ('qkv',)}
     config.stage.options.text_length = 2
@@ -149,6 +151,12 @@ def test_train_lora_from_a_file_changes_lora_only(tmp_path, log_lines):
     changed = jax.tree_util.tree_leaves_with_path(run.params['trainable'])
     assert {jax.tree_util.keystr(path[-2:]) for path, _ in changed} == {"['lora']['a']", "['lora']['b']"}
     assert all(np.any(np.asarray(leaf)) for _, leaf in changed)
+    folder = tmp_path / 'exported'
+    assert export.main([f'--checkpoint={tmp_path / "run"}', f'--output={folder}', '--lora=merge']) == 0
+    exported = trained_runs.open_run(folder)
+    expected = merge_lora(run.network.model(**run.params)).blocks.attention.qkv.kernel[...]
+    assert exported.stage.network.lora is None
+    np.testing.assert_array_equal(exported.params['trainable']['blocks']['attention']['qkv']['kernel'], expected)
 
 
 def test_train_init_from_another_run(command, uninterrupted, tmp_path, capsys):

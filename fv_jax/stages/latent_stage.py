@@ -18,6 +18,7 @@ from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.dit import DiT, DiTConfig
+from fv_jax.models.lora import LoRAParam
 from fv_jax.stages.noise import SamplingNoise
 from fv_jax.stages.protocol import (
     Batch,
@@ -59,7 +60,7 @@ class LatentStage(abc.ABC, Generic[C]):
         return DiT(self.network, rngs=rngs)
 
     def trainable(self) -> Filter:
-        return nnx.Param
+        return nnx.Param if self.network.lora is None else LoRAParam
 
     def adapt_initial_params(self, model: DiT) -> None:
         pass

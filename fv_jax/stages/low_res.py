@@ -17,8 +17,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.nnx.filterlib import Filter
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_choice, check_range
@@ -28,7 +26,6 @@ from fv_jax.diffusion.dpm_solver import NoiseFn
 from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
 from fv_jax.diffusion.trajectory import Trajectory
 from fv_jax.models.dit import DiT
-from fv_jax.models.lora import LoRAParam
 from fv_jax.stages.latent_stage import PreviewStage
 from fv_jax.stages.noise import PreviewNoise, per_example_normal, sampler_noise
 from fv_jax.stages.protocol import Batch, DiffusersPipeline, Metrics, OfficialStage, Shape
@@ -106,9 +103,6 @@ class LowRes(PreviewStage):
         network={'embed_num_frames': False, 'embed_noise_augmentation_timestep': False},
         clip={'frames': 49, 'height': 256, 'width': 480},
     )
-
-    def trainable(self) -> Filter:
-        return nnx.Param if self.network.lora is None else LoRAParam
 
     def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> NoisedClip:
         """Draws times, noise and caption dropout for every example, each from the example's own key."""

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from fv_jax.core.abstract_module import abstract_module
 from fv_jax.core.config import ConfigError
 from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.kernels.attention import SINGLE_DEVICE
+from fv_jax.models.lora import LoRAConfig, LoRAParam
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.protocol import BatchSize
@@ -64,6 +67,20 @@ def test_with_sampler_config_changes_sampling_only(stage, config):
     assert all(getattr(changed.config, name) == getattr(stage.config, name) for name in kept)
     with pytest.raises(ConfigError, match='num_steps=0'):
         stage.with_sampler_config(dataclasses.replace(before, num_steps=0))
+
+
+@pytest.mark.parametrize('stage', [FIRST, SECOND])
+@pytest.mark.parametrize('targets', [None, ('qkv', 'attention_out', 'modulation')])
+def test_stage_trains_lora_only_if_present(stage, targets):
+    lora = None if targets is None else LoRAConfig(rank=4, targets=targets)
+    here = dataclasses.replace(stage, network=dataclasses.replace(stage.network, lora=lora))
+    _, trained, rest = nnx.split(abstract_module(here.init), here.trainable(), ...)
+    kinds = {type(variable) for _, variable in nnx.to_flat_state(trained)}
+    if lora is None:
+        assert kinds == {nnx.Param} and not jax.tree.leaves(rest)
+    else:
+        assert kinds == {LoRAParam} and len(jax.tree.leaves(trained)) == 6  # two matrices for each of three linears
+        assert LoRAParam not in {type(variable) for _, variable in nnx.to_flat_state(rest)}
 
 
 def test_number_of_function_evaluations():
