@@ -31,6 +31,32 @@ def test_sampler_order_of_convergence(sampler, order):
     assert abs(np.log2(coarse / fine) - order) < 0.25, (coarse, fine)
 
 
+def test_flow_map_jumps_by_mean_velocities():
+    """x(t) = exp(t) x(0): any grid gives the same end."""
+
+    def mean_velocity(x, here, there):
+        return x * (1 - jnp.exp(there.t - here.t)) / (here.t - there.t)
+
+    for num_steps in (1, 3):
+        trajectory = samplers.flow_map(mean_velocity, jnp.ones(2), flow_time_grid(num_steps, 2.5))
+        np.testing.assert_allclose(trajectory.integrate(), np.exp(-1) * np.ones(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize('sampler', ALL)
+def test_sampler_steps_take_a_time_for_each_example(sampler):
+    step, grid = samplers.SAMPLERS[sampler].step, flow_time_grid(4, 2.5)
+    here, there = (Times(*(jnp.asarray(part[i]) for part in grid)) for i in ([0, 2], [1, 3]))
+    x = jnp.arange(4.0).reshape(2, 2)
+
+    def velocity(x, time):
+        return x * jnp.sin(time.t)[..., None]
+
+    both = step(velocity, x, here, there)
+    for i in range(2):
+        alone = [Times(*(part[i] for part in times)) for times in (here, there)]
+        np.testing.assert_allclose(both[i], step(velocity, x[i], *alone), rtol=1e-6)
+
+
 @pytest.mark.parametrize('sampler', ALL)
 def test_samplers_are_exact_on_constant_fields(sampler):
     source, data = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
