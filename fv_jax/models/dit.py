@@ -4,6 +4,7 @@ DiT is arXiv:2212.09748; a modulation for text and one for video are CogVideoX's
 
     e    = time(sinusoid(timestep)) [+ frames(sinusoid(F))
            + source(sinusoid(noise-augmentation timestep))]                                        model guide 1.1
+           [+ interval(sinusoid(timestep of t - timestep of r))], not official
     h    = [text W_t + b_t | patches W_p + b_p]                                                     model guide 1.2
     h    = h + gate_a attention(modulate_a(norm1 h));  h = h + gate_m mlp(modulate_m(norm2 h))      model guide 1.3
     out  = unpatchify(W (modulate(norm(final_norm(h video)))))                                      model guide 1.6
@@ -23,7 +24,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -42,6 +42,7 @@ from fv_jax.models.layers import (
     Modulation,
     gelu_tanh,
     modulate,
+    sinusoid,
     stack_layers,
     zeros,
 )
@@ -70,6 +71,7 @@ class DiTConfig:
         of the text encoder's embeddings.
       num_heads: the head size is embed_dim / num_heads, a multiple of 16.
       embed_num_frames, embed_noise_augmentation_timestep: whether to add these embeddings, as stage 2 does.
+      embed_interval: whether to add the embedding of the length of an interval, as flow maps do; always float32.
       dtype: computation dtype; norms, softmax, rotary positions and sinusoids stay float32.
       param_dtype: dtype that parameters are stored in.
       remat: what the backward pass recomputes. 'none'; 'dots': all but the outputs of linears and attention, which on a
@@ -93,6 +95,7 @@ class DiTConfig:
     text_dim: int = 4096
     embed_num_frames: bool = True
     embed_noise_augmentation_timestep: bool = True
+    embed_interval: bool = False
     dtype: DtypeName = 'float32'
     param_dtype: DtypeName = 'float32'
     remat: Remat = 'dots'
@@ -137,18 +140,6 @@ STAGE1 = DiTConfig(
     embed_num_frames=False,
     embed_noise_augmentation_timestep=False,
 )
-
-
-@typed
-def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
-    """Embeds values as [cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1, float32 (model guide 1.1)."""
-    half = dim // 2
-    # The exponent is rounded to float32, as the official code does: at a timestep of 1000 the last bit of a frequency
-    # is 6e-5 of a radian. The exponential itself is rounded once, from float64.
-    exponents = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = values_B.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class JointAttention(nnx.Module):
@@ -261,6 +252,10 @@ class DiT(nnx.Module):
             self.frames_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
         if config.embed_noise_augmentation_timestep:
             self.source_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=dtypes, rngs=rngs, out_init=zeros)
+        if config.embed_interval:
+            # float32, as LoRA: it is trained beside frozen parameters.
+            float32 = Dtypes(config.dtype, 'float32')
+            self.interval_embed = MLP(sizes, kernel_axes, jax.nn.silu, dtypes=float32, rngs=rngs, out_init=zeros)
         self.blocks = stack_layers(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs=rngs)
         self.final_norm = LayerNorm(dim, eps=FINAL_NORM_EPS, dtypes=dtypes)
         self.output = Head(config, rngs=rngs)
@@ -272,6 +267,7 @@ class DiT(nnx.Module):
         timestep_B: Float[Array, ' b'] | Int[Array, ' b'],
         text_BLD: Float[Array, 'b l t'],
         noise_augmentation_timestep_B: Float[Array, ' b'] | Int[Array, ' b'] | None = None,
+        interval_B: Float[Array, ' b'] | None = None,
         *,
         context: ParallelContext = SINGLE_DEVICE,
     ) -> Float[Array, 'b f h w c']:
@@ -283,40 +279,41 @@ class DiT(nnx.Module):
           text_BLD: the text encoder's output; every token is attended to.
           noise_augmentation_timestep_B: index 0 ... 999 into the noise schedule, the level to which the source was
             noised. Required by a network with `embed_noise_augmentation_timestep` and refused by every other.
+          interval_B: 1000 (t - r). Required by a network with `embed_interval` and refused by every other.
           context: the parallel context: sharding constraints, attention and padding of the sequence.
 
         Raises:
-          ValueError: sizes that do not fit the configuration, or a noise-augmentation timestep that is missing or not
-            accepted.
+          ValueError: sizes that do not fit the configuration, or an input that is missing or not accepted.
         """
         self._check(x_BFHWC, text_BLD)
         layout = SequenceLayout.from_grid(text_BLD.shape[1], patch_grid(x_BFHWC.shape, self.config.patch_size), context)
-        emb_BE = self.embed_cond(timestep_B, layout.grid[0], noise_augmentation_timestep_B)
+        emb_BE = self.embed_cond(timestep_B, layout.grid[0], noise_augmentation_timestep_B, interval_B)
         h_BMD = self.embed_tokens(x_BFHWC, text_BLD, layout, context=context)
         h_BMD = self.run_blocks(h_BMD, emb_BE, layout, context=context)
         return self.head(h_BMD, emb_BE, layout, context=context)
 
     def embed_cond(
-        self, timestep_B: jax.Array, num_frames: int, noise_augmentation_timestep_B: jax.Array | None = None
+        self,
+        timestep_B: jax.Array,
+        num_frames: int,
+        noise_augmentation_timestep_B: jax.Array | None = None,
+        interval_B: jax.Array | None = None,
     ) -> Float[Array, 'b e']:
         """Computes the conditioning vector (model guide 1.1); `num_frames` counts LATENT frames.
 
         Raises:
-          ValueError: a noise-augmentation timestep is missing or not accepted.
+          ValueError: an input is missing or not accepted.
         """
         config = self.config
-        if config.embed_noise_augmentation_timestep and noise_augmentation_timestep_B is None:
-            raise ValueError('this network embeds noise_augmentation_timestep: pass it, an index from 0 to 999')
-        require(
-            config.embed_noise_augmentation_timestep or noise_augmentation_timestep_B is None,
-            'noise_augmentation_timestep was given, but this network has '
-            'embed_noise_augmentation_timestep=False: remove it',
-        )
+        _check_input('noise_augmentation_timestep', config, noise_augmentation_timestep_B, 'an index from 0 to 999')
+        _check_input('interval', config, interval_B, '1000 (t - r)')
         emb_BE = self.time_embed(self._sinusoid(timestep_B))
         if config.embed_num_frames:
             emb_BE += self.frames_embed(self._sinusoid(jnp.full(timestep_B.shape, num_frames)))
         if config.embed_noise_augmentation_timestep:
             emb_BE += self.source_embed(self._sinusoid(noise_augmentation_timestep_B))
+        if config.embed_interval:
+            emb_BE += self.interval_embed(self._sinusoid(interval_B))
         return emb_BE
 
     def embed_tokens(
@@ -389,3 +386,9 @@ class DiT(nnx.Module):
             )
         if text_BLD.shape[-1] != self.config.text_dim:
             raise ValueError(f'text is {text_BLD.shape[-1]} wide and the network has text_dim={self.config.text_dim}')
+
+
+def _check_input(name: str, config: DiTConfig, given: jax.Array | None, meaning: str) -> None:
+    embeds = getattr(config, f'embed_{name}')
+    require(not embeds or given is not None, f'this network embeds {name}: pass it, {meaning}')
+    require(embeds or given is None, f'{name} was given, but this network has embed_{name}=False: remove it')

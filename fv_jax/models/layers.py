@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from fv_jax.core import axes
-from fv_jax.core.array_typing import Array, Float
+from fv_jax.core.array_typing import Array, Float, typed
 from fv_jax.kernels.linear import project
 from fv_jax.models.lora import LoRA, LoRAConfig, Module
 
@@ -164,6 +165,18 @@ class MLP(nnx.Module):
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """Applies GELU in its tanh approximation (arXiv:1606.08415; model guide 1.3), elementwise."""
     return jax.nn.gelu(x, approximate=True)
+
+
+@typed
+def sinusoid(values_B: Float[Array, ' b'], dim: int) -> Float[Array, 'b d']:
+    """Embeds values as [cos | sin] of value * 10000^(-k / (dim/2)), k = 0 ... dim/2 - 1, float32 (model guide 1.1)."""
+    half = dim // 2
+    # The exponent is rounded to float32, as the official code does: at a timestep of 1000 the last bit of a frequency
+    # is 6e-5 of a radian. The exponential itself is rounded once, from float64.
+    exponents = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = values_B.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def stack_layers(create: Callable[[nnx.Rngs], Module], count: int, *, rngs: nnx.Rngs) -> Module:

@@ -16,7 +16,7 @@ Dimensions: I inputs, O outputs, P parts, R rank; `...` any leading dimensions.
 
 import dataclasses
 import functools
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -165,15 +165,21 @@ def add_lora(dit: Module, config: LoRAConfig, key: jax.Array) -> Module:
         dit.config.lora is None,
         f'this network already has LoRA ({dit.config.lora}); merge_lora(dit) merges it into the weights',
     )
-    config = dataclasses.replace(dit.config, lora=config)
+    return extend_network(dit, dataclasses.replace(dit.config, lora=config), key)
 
-    # Compiled, so that XLA drops the initialization of everything but LoRA.
+
+def extend_network(dit: Module, config: Any, key: jax.Array) -> Module:
+    """Returns the network of `config` with the parameters of `dit`; those that `dit` lacks are newly initialized."""
+    values = dict(nnx.to_flat_state(nnx.state(dit)))
+
+    # Compiled, so that XLA drops the initialization of what is there.
     @jax.jit
     def fresh(key: jax.Array) -> nnx.State:
-        return nnx.state(type(dit)(config, rngs=nnx.Rngs(key)), LoRAParam)
+        state = nnx.state(type(dit)(config, rngs=nnx.Rngs(key)))
+        return nnx.from_flat_state([each for each in nnx.to_flat_state(state) if each[0] not in values])
 
-    values = [*nnx.to_flat_state(nnx.state(dit)), *nnx.to_flat_state(fresh(key))]
-    return nnx.merge(nnx.graphdef(_abstract(dit, config.lora)), nnx.from_flat_state(values))
+    graphdef = nnx.graphdef(abstract_module(functools.partial(type(dit), config)))
+    return nnx.merge(graphdef, nnx.from_flat_state([*values.items(), *nnx.to_flat_state(fresh(key))]))
 
 
 def rescale_lora(dit: Module, alpha: float) -> Module:

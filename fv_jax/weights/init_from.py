@@ -9,15 +9,16 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.paths import StoragePath
 from fv_jax.models.dit import DiT, DiTConfig
-from fv_jax.models.lora import LoRAConfig, Module, add_lora, merge_lora, rescale_lora
+from fv_jax.models.lora import LoRAConfig, Module, extend_network, merge_lora, rescale_lora
 from fv_jax.stages.protocol import NetworkConfig
 from fv_jax.weights import exported_network, reader
 from fv_jax.weights.layouts import key_table, official_dit
 from fv_jax.weights.layouts.key_table import Parameters
 from fv_jax.weights.parameters import map_layers
 
-# Fields of a network that do not decide whether parameters fit it.
-CHOICES = ('dtype', 'param_dtype', 'remat', 'lora', 'local_attention_init')
+# Fields of a network that do not decide whether parameters fit it, and those of parameters that can be added to it.
+CHOICES = ('dtype', 'param_dtype', 'remat', 'local_attention_init')
+ADDITIONS = ('lora', 'embed_interval')
 
 
 def init_dit_from_weights(path: str | StoragePath, config: DiTConfig, key: jax.Array) -> DiT:
@@ -37,27 +38,38 @@ def init_dit_from_weights(path: str | StoragePath, config: DiTConfig, key: jax.A
     """
     there, values = _read(path, config)
     check_network(path, there, config)
-    if config.lora is None:
+    given = _given_part(there, config)
+    if given.lora is None:
         values, _ = official_dit.merge_lora_parameters(values, there)
-    elif there.lora is not None:
+    else:
         values = _rescale_lora(values, config.lora.alpha / there.lora.alpha)
-    fresh_lora = config.lora is not None and there.lora is None
-    wanted = dataclasses.replace(config, lora=None) if fresh_lora else config
-    network = key_table.build_module(reader.abstract_network(wanted), values)
-    return add_lora(network, config.lora, key) if fresh_lora else network
+    network = key_table.build_module(reader.abstract_network(given), values)
+    return network if given == config else extend_network(network, config, key)
 
 
-def fit_lora(network: Module, config: LoRAConfig | None, key: jax.Array) -> Module:
-    """Returns a network with the LoRA of `config`, as `init_dit_from_weights` does; it may be traced.
+def fit_network(network: Module, config: DiTConfig, key: jax.Array) -> Module:
+    """Returns a network with the LoRA and the embeddings of `config`, as `init_dit_from_weights` does.
+
+    It may be traced.
 
     Args:
-      network: a DiT that `check_network` accepts.
-      config: None for a network without LoRA.
-      key: for a fresh LoRA.
+      network: a DiT that `check_network` accepts, with the other fields of `config`.
+      config: of the network that is wanted.
+      key: for fresh parameters.
     """
-    if config is None:
-        return merge_lora(network)
-    return add_lora(network, config, key) if network.config.lora is None else rescale_lora(network, config.alpha)
+    given = _given_part(network.config, config)
+    network = merge_lora(network) if given.lora is None else rescale_lora(network, config.lora.alpha)
+    return network if given == config else extend_network(network, config, key)
+
+
+def _given_part(there: DiTConfig, config: DiTConfig) -> DiTConfig:
+    """Returns the configuration of the part of a network whose parameters are there; the rest is initialized.
+
+    LoRA of a network without the embedding of intervals is merged where this is added: it belongs to the teacher.
+    """
+    is_same = there.embed_interval == config.embed_interval
+    lora = config.lora if there.lora is not None and is_same else None
+    return dataclasses.replace(config, lora=lora, embed_interval=there.embed_interval)
 
 
 def check_network(path: str | StoragePath, there: NetworkConfig, wanted: NetworkConfig) -> None:
@@ -70,12 +82,21 @@ def check_network(path: str | StoragePath, there: NetworkConfig, wanted: Network
     """
     kinds = [type(config).__name__.removesuffix('Config') for config in (there, wanted)]
     require(kinds[0] == kinds[1], f'{path}: holds a {kinds[0]}, not a {kinds[1]}', ConfigError)
-    names = [field.name for field in dataclasses.fields(wanted) if field.name not in CHOICES]
+    names = [field.name for field in dataclasses.fields(wanted) if field.name not in (*CHOICES, *ADDITIONS)]
     pairs = [(name, getattr(wanted, name), getattr(there, name)) for name in names]
     different = [f'{name}={ours} here and {theirs} there' for name, ours, theirs in pairs if ours != theirs]
     require(not different, f'{path}: architecture mismatch: {"; ".join(different)}', ConfigError)
-    if (lora := getattr(wanted, 'lora', None)) is not None and there.lora is not None:
-        _check_lora(path, there.lora, lora)
+    if not isinstance(wanted, DiTConfig):
+        return
+    both = there.lora is not None and wanted.lora is not None
+    require(
+        not there.embed_interval or (wanted.embed_interval and both),
+        f'{path}: holds a flow map, which can be continued only as one, with its LoRA: otherwise its teacher is lost; '
+        'name what it was distilled from',
+        ConfigError,
+    )
+    if both and there.embed_interval == wanted.embed_interval:
+        _check_lora(path, there.lora, wanted.lora)
 
 
 def _read(path: str | StoragePath, wanted: DiTConfig) -> tuple[DiTConfig, Parameters]:

@@ -13,7 +13,8 @@ from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.kernels import reference
 from fv_jax.kernels.attention import SINGLE_DEVICE
-from fv_jax.models.dit import STAGE1, STAGE2, DiT, DiTConfig, sinusoid
+from fv_jax.models.dit import STAGE1, STAGE2, DiT, DiTConfig
+from fv_jax.models.layers import sinusoid
 from fv_jax.models.rope import rope_axis_dims
 from fv_jax.models.sequence import SequenceLayout
 from tests.models.single_block import run_block
@@ -187,6 +188,16 @@ def test_dit_without_extra_embeddings():
     assert not paths & {'frames_embed', 'source_embed'}
     with pytest.raises(ValueError, match='embed_noise_augmentation_timestep=False'):
         model(x, timestep, text, source)
+
+
+def test_dit_with_the_embedding_of_intervals():
+    config = dataclasses.replace(SMALL, embed_interval=True, param_dtype='bfloat16')
+    model = nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model.interval_embed))} == {'float32'}
+    with pytest.raises(ValueError, match='embeds interval: pass it'):
+        model(*make_inputs())
+    with pytest.raises(ValueError, match='embed_interval=False: remove it'):
+        make(SMALL)(*make_inputs(), jnp.zeros(2))
 
 
 def test_dit_requires_the_noise_augmentation_timestep(model, inputs):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fv_jax.models.dit import sinusoid
+from fv_jax.models.layers import sinusoid
 from fv_jax.models.patch import patch_grid
 from fv_jax.models.rope import rope_table
 from fv_jax.models.sequence import SequenceLayout

@@ -24,7 +24,7 @@ from fv_jax.stages import registry
 from fv_jax.training.run.setup import TrainConfig, TrainSetup
 from fv_jax.training.state import ModelDef, Params, split_params
 from fv_jax.weights import trained_runs
-from fv_jax.weights.init_from import CHOICES, check_network, fit_lora
+from fv_jax.weights.init_from import CHOICES, check_network, fit_network
 
 ParamsPair = tuple[Params, Params]  # (trainable, frozen)
 
@@ -63,7 +63,7 @@ def _load_from_run(setup: TrainSetup, name: str) -> ParamsPair:
     stage_config = config_lib.build(registry.StageConfig, meta['config']['stage'], f'{name}: config.stage')
     wanted = setup.config.stage.network
     check_network(name, stage_config.network, wanted)
-    choices = {name: getattr(wanted, name) for name in CHOICES if hasattr(wanted, name) and name != 'lora'}
+    choices = {name: getattr(wanted, name) for name in CHOICES if hasattr(wanted, name)}
     stage_config = dataclasses.replace(stage_config, network=dataclasses.replace(stage_config.network, **choices))
     stage = registry.build(stage_config)
     network = ModelDef.from_stage(stage)
@@ -87,7 +87,7 @@ def _fit_params(setup: TrainSetup, network: ModelDef) -> Callable[[dict[str, Par
     def fit(params: dict[str, Params], key: jax.Array) -> ParamsPair:
         model = network.model(**params)
         if isinstance(wanted := setup.config.stage.network, DiTConfig):
-            model = fit_lora(model, wanted.lora, key)
+            model = fit_network(model, wanted, key)
         setup.stage.adapt_initial_params(model)
         return split_params(setup.stage, model)
 

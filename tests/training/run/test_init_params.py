@@ -17,7 +17,8 @@ from fv_jax.stages import registry
 from fv_jax.training import state
 from fv_jax.training.run.init_params import load_init_params
 from fv_jax.training.run.setup import TrainConfig, make_partitioner, make_train_setup
-from fv_jax.weights import embedded, save_official, trained_runs
+from fv_jax.weights import embedded, init_dit_from_weights, save_official, trained_runs
+from fv_jax.weights.init_from import check_network, fit_network
 from tests.sampling import tiny
 
 PLAIN = dataclasses.replace(tiny.FIRST_DIT, num_layers=2)
@@ -122,6 +123,36 @@ def test_parameters_are_stored_in_the_dtype_of_the_config(saved, vae_file, dit):
     name = 'plain' if dit is PLAIN else 'lora'
     model = load(vae_file, half, saved / name / 'checkpoints' / '7')
     assert model.text_embed.kernel.dtype == 'bfloat16' and model.blocks.attention.qkv.lora.a.dtype == 'float32'
+
+
+@pytest.mark.parametrize('source', ['plain/checkpoints/7', 'lora/checkpoints/7', 'lora.safetensors', 'lora.pt'])
+def test_interval_embedding_is_added_to_the_teacher(saved, vae_file, source):
+    """LoRA of the teacher is part of it: it is merged, and the student's own is new."""
+    there = network(saved / source.split('/')[0].split('.')[0])
+    wanted = dataclasses.replace(PLAIN, lora=LoRAConfig(rank=3, targets=('qkv',)), embed_interval=True)
+    given = there if source.startswith('plain') else merge_lora(there)
+    if source.endswith(('.pt', '.safetensors')):
+        model = init_dit_from_weights(str(saved / source), wanted, jax.random.key(0))
+    else:
+        model = fit_network(there, wanted, jax.random.key(0))
+    assert model.config == wanted
+    found, expected = values(model), values(given)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-3 if 'safe' in source else 0, err_msg=name)
+    added = {name for name in found if name not in expected}
+    assert {name.split('/')[0] for name in added} == {'blocks', 'interval_embed'}
+    assert not found['interval_embed/out/kernel'].any() and found['interval_embed/hidden/kernel'].any()
+    assert found['blocks/attention/qkv/lora/a'].shape[-1] == 3 and not found['blocks/attention/qkv/lora/b'].any()
+
+
+def test_flow_map_is_continued_with_its_lora_alone():
+    lora = dataclasses.replace(LORA, embed_interval=True)
+    check_network('there', lora, lora)
+    check_network('there', PLAIN, lora)
+    without = dataclasses.replace(PLAIN, embed_interval=True)
+    for there, wanted in ((lora, LORA), (lora, PLAIN), (lora, without), (without, lora), (without, without)):
+        with pytest.raises(ConfigError, match='there: holds a flow map'):
+            check_network('there', there, wanted)
 
 
 @pytest.mark.parametrize(
