@@ -216,7 +216,7 @@ def _open_stage(
     meta, params_of = open_checkpoint(run, step)
     kind, digests = meta['config'].get('stage', {}).get('kind'), meta.get('digests', {})
     if kind not in (known := registry.find_kinds(LatentStage)):
-        raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline consists of {" and ".join(known)}')
+        raise ConfigError(f'{run}: holds stage {kind!r}; a pipeline has stages of {", ".join(known)}')
     config = read_stage_config(run, meta)
     stage = registry.build(config)
     vae = LazyVAE(

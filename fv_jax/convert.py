@@ -297,6 +297,11 @@ def _from_run(arguments: argparse.Namespace) -> None:
     if arguments.output.suffix not in SUFFIXES:
         raise UsageError(f'--output={arguments.output}: a run becomes a file; it must end in {" or ".join(SUFFIXES)}')
     stage = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
+    if registry.is_distilled(stage):
+        raise UsageError(
+            f'--input={arguments.input}: official files have no place for the knots of a {stage.kind}, nor for its '
+            'embedding of intervals; use fv_jax.export'
+        )
     config = stage.network
     _check_architecture(arguments.input, values, config)
     stored_unused = arguments.input / UNUSED

@@ -234,7 +234,7 @@ def test_sample_clip_refuses_invalid_checkpoints(clip, stage, tmp_path, capsys):
     autoencoder = {'stage': {'kind': 'autoencoder'}, 'data': {'frames': 9}}
     Checkpoints(tmp_path / 'autoencoder').save(1, numbers, autoencoder)
     assert command(clip, tmp_path / 'autoencoder', output) == 2
-    assert_refused(capsys, 2, "holds stage 'autoencoder'; a pipeline consists of lowres and superres")
+    assert_refused(capsys, 2, "holds stage 'autoencoder'; a pipeline has stages of lowres, superres, flow_map")
     first = tiny.first_stage_config(stage.vae)
     tiny.save_run(tmp_path / 'first', first)
     assert command(clip, tmp_path / 'first', output) == 2

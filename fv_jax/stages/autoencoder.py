@@ -72,6 +72,7 @@ class Autoencoder:
     strategy: ClassVar[str] = 'replicated_split_frames'
     takes_average: ClassVar[bool] = False
     pipeline_tag: ClassVar[str] = ''
+    is_distilled: ClassVar[bool] = False
     official: ClassVar[OfficialStage] = OfficialStage('3d-vae.pt', AutoencoderConfig(), clip={'frames': 49})
 
     def init(self, rngs: nnx.Rngs) -> VAE:
@@ -96,7 +97,7 @@ class Autoencoder:
     def encode(self, batch: Batch) -> Batch:
         return batch
 
-    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> KeyedVideos:
+    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array, progress: jax.Array | None = None) -> KeyedVideos:
         """Returns the videos and the keys of the noise of their latents."""
         return KeyedVideos(batch['high_res_BFHWC'], keys_B)
 

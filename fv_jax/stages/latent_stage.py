@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.filterlib import Filter
 
+from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.diffusion.trajectory import Trajectory
@@ -52,9 +54,15 @@ class LatentStage(abc.ABC, Generic[C]):
     latents_of: ClassVar[Mapping[str, str]] = {'high_res_BFHWC': 'z_high_BFHWC'}
     strategy: ClassVar[str] = 'fsdp'
     takes_average: ClassVar[bool] = False
+    is_distilled: ClassVar[bool] = False
     official: ClassVar[OfficialStage | None] = None
     pipeline_tag: ClassVar[str]
     sampler_class: ClassVar[type]
+
+    def __post_init__(self):
+        embeds, wanted = self.network.embed_interval, self.is_distilled
+        wrong = f'network.embed_interval={embeds}: must be {wanted}; flow maps embed intervals, no other stage does'
+        require(embeds == wanted, wrong, ConfigError)
 
     def init(self, rngs: nnx.Rngs) -> DiT:
         return DiT(self.network, rngs=rngs)
@@ -66,6 +74,10 @@ class LatentStage(abc.ABC, Generic[C]):
         pass
 
     # --- batches ---
+
+    def needs_text(self) -> bool:
+        """Whether the stage cannot be trained without text."""
+        return False
 
     @property
     def text_shape(self) -> tuple[int, int]:

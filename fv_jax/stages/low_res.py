@@ -100,11 +100,11 @@ class LowRes(PreviewStage):
     official = OfficialStage(
         'stage1.pt',
         LowResConfig(),
-        network={'embed_num_frames': False, 'embed_noise_augmentation_timestep': False},
+        network={'embed_num_frames': False, 'embed_noise_augmentation_timestep': False, 'embed_interval': False},
         clip={'frames': 49, 'height': 256, 'width': 480},
     )
 
-    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> NoisedClip:
+    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array, progress: jax.Array | None = None) -> NoisedClip:
         """Draws times, noise and caption dropout for every example, each from the example's own key."""
         z, text = batch['z_high_BFHWC'], self.text(batch)
         time_B, noise_B, drop_B = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys_B), 1, 0)

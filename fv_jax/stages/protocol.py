@@ -39,6 +39,20 @@ class BatchSize(NamedTuple):
     latents: tuple[int, int, int]
 
 
+class TargetCost(NamedTuple):
+    """The cost of a kind of targets that a network computes, such as a teacher.
+
+    Attributes:
+      name: of the kind.
+      share: of the steps that draw it.
+      forwards: forward passes of the network for a batch.
+    """
+
+    name: str
+    share: float
+    forwards: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """The description of a program of training, for planning; nothing is traced.
@@ -49,12 +63,19 @@ class Program:
         `Stage.loss`; or of the encoder of the frozen VAE, which runs chunk by chunk (`frozen_vae`).
       inputs: the shape of each input, float32, the batch first.
       runs: in a step.
+      targets: the kinds of targets that the training step computes, in addition to its own pass.
     """
 
     name: str
     network: Literal['stage', 'encoder']
     inputs: dict[str, Shape]
     runs: int = 1
+    targets: tuple[TargetCost, ...] = ()
+
+    @property
+    def target_forwards(self) -> float:
+        """The expected number of forward passes for targets, in a step."""
+        return sum(cost.share * cost.forwards for cost in self.targets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +146,7 @@ class Stage(Protocol):
         videos and needs no frozen VAE.
       strategy: the default sharding strategy (`parallel/rules`).
       takes_average: whether the loss takes the network with averaged parameters too.
+      is_distilled: whether it is trained on the output of a teacher, which `init_from` names.
       official: the stage in the official release; None if it is not part of it.
       pipeline_tag: the task of the stage, as the Hugging Face Hub names it; '' for none.
     """
@@ -134,6 +156,7 @@ class Stage(Protocol):
     latents_of: ClassVar[Mapping[str, str]]
     strategy: ClassVar[str]
     takes_average: ClassVar[bool]
+    is_distilled: ClassVar[bool]
     official: ClassVar[OfficialStage | None]
     pipeline_tag: ClassVar[str]
 
@@ -165,12 +188,13 @@ class Stage(Protocol):
         """
         ...
 
-    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> NoisedBatch:
+    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array, progress: jax.Array | None = None) -> NoisedBatch:
         """Draws all that is random in a step, or depends on the whole batch.
 
         Args:
           batch: what `encode` returned.
           keys_B: one random key for each example of the global batch (`noise.per_example_keys`).
+          progress: the part of the run that is done, in [0, 1); None in an evaluation.
         """
         ...
 

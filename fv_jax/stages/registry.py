@@ -12,6 +12,7 @@ from fv_jax.models.dit import DiTConfig
 from fv_jax.models.layers import DtypeName
 from fv_jax.models.vae import VAEConfig
 from fv_jax.stages.autoencoder import Autoencoder, AutoencoderConfig
+from fv_jax.stages.flow_map import FlowMap, FlowMapConfig
 from fv_jax.stages.low_res import LowRes, LowResConfig
 from fv_jax.stages.protocol import Encoder, NetworkConfig, Stage
 from fv_jax.stages.super_res import SuperRes, SuperResConfig
@@ -35,6 +36,7 @@ class StageKind(NamedTuple):
 KINDS: dict[str, StageKind] = {
     'lowres': StageKind(LowRes, LowResConfig, DiTConfig),
     'superres': StageKind(SuperRes, SuperResConfig, DiTConfig),
+    'flow_map': StageKind(FlowMap, FlowMapConfig, DiTConfig),
     'autoencoder': StageKind(Autoencoder, AutoencoderConfig, VAEConfig),
 }
 
@@ -79,8 +81,12 @@ class StageConfig:
             require(isinstance(getattr(self, name), wanted), f'{name}: {of} takes a {wanted.__name__}', ConfigError)
         there = 'not part of' if self.vae else 'missing from'
         require(bool(self.vae) == bool(kind.stage.latents_of), f'vae: {there} {of}', ConfigError)
-        takes_text = build(self).text_shape is not None
+        stage = build(self)
+        takes_text = stage.text_shape is not None
         require(takes_text or not self.text.encoder, f'text.encoder={self.text.encoder}: not part of {of}', ConfigError)
+        without = 'without embedded captions guidance has no effect: name their encoder, or set a guidance scale of 1'
+        needs_text = takes_text and stage.needs_text()
+        require(not needs_text or self.text.encoder, f'text.encoder: missing from {of}; {without}', ConfigError)
 
 
 def needs_vae(config: StageConfig) -> bool:
@@ -110,6 +116,11 @@ def takes_average(config: StageConfig) -> bool:
     return KINDS[config.kind].stage.takes_average
 
 
+def is_distilled(config: StageConfig) -> bool:
+    """Returns whether the stage is trained on the output of a teacher."""
+    return KINDS[config.kind].stage.is_distilled
+
+
 def default_strategy(config: StageConfig) -> str:
     """Returns the sharding strategy of runs that name none."""
     return KINDS[config.kind].stage.strategy
@@ -129,6 +140,13 @@ def official_kinds(network: NetworkConfig) -> list[str]:
         and isinstance(network, kind.network)
         and all(getattr(network, field) == value for field, value in official.network.items())
     ]
+
+
+def sampling_config(config: StageConfig) -> StageConfig:
+    """Returns the configuration of the stage without the part of its network that only training needs."""
+    if not is_distilled(config):
+        return config
+    return dataclasses.replace(config, options=dataclasses.replace(config.options, has_teacher=False))
 
 
 def build(config: StageConfig, *, encoder: Encoder | None = None) -> Stage:

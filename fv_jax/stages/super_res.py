@@ -18,6 +18,8 @@ sampler's state in bfloat16.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -64,11 +66,12 @@ class SuperResConfig(EnhancementSamplerConfig):
     text_length: int = 226
     prompt_prefix: str = ''
     sample_posterior: bool = False
+    prediction_type: ClassVar[samplers.Predicted] = 'flow'
 
     def __post_init__(self):
         check_range(self, 'noise_augmentation_timestep', *_RANGES, low=0, high=noise_schedules.NUM_TIMESTEPS - 1)
         check_range(self, 'caption_dropout', low=0, high=1)
-        samplers.check_sampler(self.sampler, 'flow')
+        samplers.check_sampler(self.sampler, self.prediction_type)
         check_choice(self, 'numerics', choices=time_grids.STATE_DTYPES)
         check_range(self, 'shift', 'scale_factor', 'num_steps', 'text_length', above=0)
         check_range(self, 'guidance_scale', low=0)
@@ -88,7 +91,7 @@ class SuperRes(EnhancementStage):
     official = OfficialStage(
         'stage2.pt',
         OFFICIAL,
-        network={'embed_num_frames': True, 'embed_noise_augmentation_timestep': True},
+        network={'embed_num_frames': True, 'embed_noise_augmentation_timestep': True, 'embed_interval': False},
         clip={'frames': 49, 'height': 1072, 'width': 1920},
     )
 
@@ -98,13 +101,13 @@ class SuperRes(EnhancementStage):
         of_clips = config.noise_augmentation_timestep_range or (at, at)
         return of_clips if latent_frames > 1 else config.image_noise_augmentation_timestep_range or of_clips
 
-    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> NoisedPair:
+    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array, progress: jax.Array | None = None) -> NoisedPair:
         """Draws times, noise, caption dropout and noise-augmentation timesteps, each example's from its own key.
 
         Times and timesteps are stratified over the batch; the order of the strata of the timesteps is drawn from the
         key of the first example.
         """
-        time_B, _, drop_B, index_B = _split_keys(keys_B)
+        time_B, _, drop_B, index_B = split_keys(keys_B)
         low, high = self.noise_augmentation_timesteps(latent_frames=batch['z_low_BFHWC'].shape[1])
         s_B = time_grids.stratified_integers(index_B, jax.random.fold_in(index_B[0], 1), low, high)
         noised = self.noise_at(batch, keys_B, time_grids.stratified_times(time_B, self.config.shift), s_B)
@@ -123,7 +126,7 @@ class SuperRes(EnhancementStage):
         z_low, z_high = batch['z_low_BFHWC'], batch['z_high_BFHWC']
         if z_low.shape != z_high.shape:
             raise ValueError(f'z_low is {z_low.shape} and z_high {z_high.shape}: upsample the low-res clip first')
-        _, noise_B, _, _ = _split_keys(keys_B)
+        _, noise_B, _, _ = split_keys(keys_B)
         noise = per_example_normal(noise_B, z_low.shape)
         return NoisedPair(
             source_BFHWC=self.make_source(z_low, noise, noise_augmentation_timestep_B),
@@ -199,21 +202,42 @@ class SuperRes(EnhancementStage):
           The trajectory to scaled latents, float32.
         """
         config = self.config
-        grid = time_grids.flow_time_grid(config.num_steps, config.shift, config.numerics)
         state = source.astype(time_grids.STATE_DTYPES[config.numerics])
-        velocity_fn = self.velocity_fn(model, text_BLD, context=context)
-        trajectory = samplers.SAMPLERS[config.sampler].trajectory(velocity_fn, state, grid)
+        function = self.sampler_fn(model, text_BLD, context=context)
+        trajectory = samplers.SAMPLERS[config.sampler].trajectory(function, state, self.time_grid())
         return trajectory.then(lambda x: x.astype(jnp.float32))
 
-    def velocity_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
-        """Returns the velocity (3), guided against all-zero text (model guide 6).
+    def time_grid(self) -> time_grids.Times:
+        """Returns the grid of the sampler."""
+        return time_grids.flow_time_grid(self.config.num_steps, self.config.shift, self.config.numerics)
 
-        The noise-augmentation timestep is that of the config.
+    def sampler_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> Callable[..., jax.Array]:
+        """Returns the function that the sampler calls."""
+        return self.velocity_fn(model, text_BLD, context=context)
+
+    def velocity_fn(
+        self,
+        model: DiT,
+        text_BLD: jax.Array,
+        noise_augmentation_timestep_B: jax.Array | None = None,
+        *,
+        context: ParallelContext,
+    ) -> guidance.FlowFn:
+        """Returns the velocity (3), guided against all-zero text (model guide 6). Times may be (B,).
+
+        Args:
+          model: the network.
+          text_BLD: text embeddings.
+          noise_augmentation_timestep_B: indices into the noise schedule; None for that of the config.
+          context: the parallel context.
         """
+        source = noise_augmentation_timestep_B
+        source = self.config.noise_augmentation_timestep if source is None else source
 
         def velocity(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
-            at = time.timestep, self.config.noise_augmentation_timestep
-            return self._velocity(model, x, text_BLD, *(jnp.full(x.shape[:1], timestep) for timestep in at), context)
+            # Repeated for both branches of guidance, where these are one batch.
+            at_B = (jnp.resize(jnp.asarray(value), x.shape[:1]) for value in (time.timestep, source))
+            return self._velocity(model, x, text_BLD, *at_B, context)
 
         null, scale = jnp.zeros_like(text_BLD), self.config.guidance_scale
         if self.config.guidance_batched:
@@ -264,16 +288,19 @@ class SuperRes(EnhancementStage):
             notes=tuple(notes),
         )
 
-    def _velocity(self, model, x, text_BLD, timestep_B, noise_augmentation_timestep_B, context) -> jax.Array:
-        """Computes dx/dt in our time, float32.
+    def _velocity(
+        self, model, x, text_BLD, timestep_B, noise_augmentation_timestep_B, context, interval_B=None
+    ) -> jax.Array:
+        """Computes dx/dt in our time, or its mean over an interval, float32.
 
         The official network predicts data - source: the sign is flipped here.
         """
         embedded_B = time_grids.embedded_timestep(noise_augmentation_timestep_B, self.config.numerics)
         extra = (embedded_B,) if self.network.embed_noise_augmentation_timestep else ()
-        return -model(x, timestep_B, text_BLD, *extra, context=context).astype(jnp.float32)
+        interval = {} if interval_B is None else {'interval_B': interval_B}
+        return -model(x, timestep_B, text_BLD, *extra, **interval, context=context).astype(jnp.float32)
 
 
-def _split_keys(keys_B: jax.Array) -> jax.Array:
+def split_keys(keys_B: jax.Array) -> jax.Array:
     """Splits the keys of the examples into those of t, noise, caption dropout and augmentation timestep, (4, B)."""
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys_B), 1, 0)

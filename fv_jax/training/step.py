@@ -122,7 +122,8 @@ def train_step(
     gradients_of = gradients(stage, network, context, shardings, microbatches)
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        noised = stage.sample_noise_and_time(batch, per_example_keys(key, state.step, _batch_size(batch)))
+        keys_B = per_example_keys(key, state.step, _batch_size(batch))
+        noised = stage.sample_noise_and_time(batch, keys_B, state.step / num_steps)
         (loss, metrics), grads = gradients_of(state, noised)
         grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

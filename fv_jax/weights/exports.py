@@ -142,6 +142,10 @@ def _convert_params(
         stage = dataclasses.replace(stage, network=config)
     elif choices.add_lora is not None:
         raise ConfigError(f'--add-lora={choices.add_lora}: a VAE has no LoRA')
+    if registry.is_distilled(stage):
+        stage = registry.sampling_config(stage)
+        names = {name for name, _ in exported_functions.parameter_names(registry.build(stage))}
+        values = {name: value for name, value in values.items() if name in names}
     return key_table.cast_parameters(values, choices.dtype), stage
 
 

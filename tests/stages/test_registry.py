@@ -61,7 +61,7 @@ def test_stage_config_requires_what_the_stage_needs(config, field, words):
     ('values', 'words'),
     [
         ({'kind': 'super'}, r"^config.kind=super: did you mean 'superres'\?"),
-        ({}, '^config.kind=None: known: autoencoder, lowres, superres'),
+        ({}, '^config.kind=None: known: autoencoder, flow_map, lowres, superres'),
         ({'kind': 'superres', 'options': {}}, '^config: missing network'),
         ({'kind': 'superres', 'network': {}}, '^config: missing options'),
         ({'kind': 'superres', 'dit': {}}, '^config.dit: unknown key; known: kind'),
@@ -78,14 +78,16 @@ def test_stage_config_refuses_invalid_values(values, words):
 
 
 def test_registry_finds_kinds_by_purpose():
-    assert registry.find_kinds(PreviewStage) == ['lowres'] and registry.find_kinds(EnhancementStage) == ['superres']
-    assert registry.find_kinds(LatentStage) == ['lowres', 'superres']
+    assert registry.find_kinds(PreviewStage) == ['lowres']
+    assert registry.find_kinds(EnhancementStage) == ['superres', 'flow_map']
+    assert registry.find_kinds(LatentStage) == ['lowres', 'superres', 'flow_map']
 
 
 def test_registry_distinguishes_official_networks():
     assert registry.official_kinds(tiny.FIRST_DIT) == ['lowres'] and registry.official_kinds(tiny.DIT) == ['superres']
     assert registry.official_kinds(tiny.VAE_CONFIG) == ['autoencoder']
     assert registry.official_kinds(dataclasses.replace(tiny.DIT, embed_num_frames=False)) == []
+    assert registry.official_kinds(dataclasses.replace(tiny.DIT, embed_interval=True)) == []
 
 
 def test_registry_stages_have_a_sharding_strategy():

@@ -69,7 +69,7 @@ def test_ema_of_a_replayed_step_is_that_of_its_dump():
     network, state, _ = toy.new(stage, OPTIM)
     average = {'head': {'kernel': jnp.ones((3, 2)), 'bias': jnp.full(2, 5.0)}}
     params = {'trainable': state.trainable, 'frozen': state.frozen, 'average': average}
-    assert replay(stage, network, params, encode_batch(), KEY, 0, toy.CONTEXT).metrics['bias'] == 5
+    assert replay(stage, network, params, encode_batch(), KEY, 0, 1, toy.CONTEXT).metrics['bias'] == 5
 
 
 def test_ema_is_not_passed_to_other_stages():

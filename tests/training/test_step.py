@@ -102,9 +102,9 @@ def test_step_noise_differs_between_examples_and_steps(make_step):
     keys = []
 
     class Spy(toy.Toy):
-        def sample_noise_and_time(self, batch, keys_B):
+        def sample_noise_and_time(self, batch, keys_B, progress=None):
             keys.append(jax.random.key_data(keys_B))
-            return super().sample_noise_and_time(batch, keys_B)
+            return super().sample_noise_and_time(batch, keys_B, progress)
 
     _, _, tx = toy.new(Spy(), OPTIM)
     with jax.disable_jit():

@@ -54,7 +54,7 @@ class Toy:
     def encode(self, batch: Batch) -> Batch:
         return batch | {'encoded': np.ones(len(batch['x']), np.float32)}
 
-    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array) -> Batch:
+    def sample_noise_and_time(self, batch: Batch, keys_B: jax.Array, progress: jax.Array | None = None) -> Batch:
         return batch | {'noise': per_example_normal(keys_B, batch['y'].shape)}
 
     def loss(

@@ -23,8 +23,8 @@ class CollapseMonitorConfig:
       loss_vs_copy: upper limit of the loss relative to that of a predictor that returns the low-quality clip's latents.
         At 1 the network knows nothing that the low-quality clip does not show.
       loss_vs_mean: the same for a predictor that returns the mean of the clip's latents.
-      energy: lower and upper limit of the RMS of the enhanced latents relative to the true ones. A collapsed sampler
-        fades or blows up.
+      energy: lower and upper limit of the RMS of the enhanced latents relative to the true ones, and of those of a flow
+        map relative to its teacher's (every metric whose name starts so). A collapsed sampler fades or blows up.
       sharpness: upper limit of the standard deviation of the Laplacian relative to the reference, beyond which what
         was added is noise. The lower limit is 0.9 times `sharpness_degraded`, that of the low-quality clip.
       flicker: upper limit of the frame-to-frame change relative to the reference.
@@ -88,8 +88,10 @@ class CollapseMonitor:
         baseline = 'no better than predicting the'
         yield from _above(metrics, 'loss_vs_copy', config.loss_vs_copy, f'{baseline} low-quality input')
         yield from _above(metrics, 'loss_vs_mean', config.loss_vs_mean, f'{baseline} mean')
-        yield from _above(metrics, 'energy', config.energy[1], 'sampled latents have too much energy')
-        yield from _below(metrics, 'energy', config.energy[0], 'sampled latents have too little energy')
+        for name in metrics:
+            if name.startswith('energy'):
+                yield from _above(metrics, name, config.energy[1], 'sampled latents have too much energy')
+                yield from _below(metrics, name, config.energy[0], 'sampled latents have too little energy')
         yield from _above(metrics, 'sharpness', config.sharpness, 'what was added is noise')
         if 'sharpness_degraded' in metrics:
             limit = 0.9 * metrics['sharpness_degraded']

@@ -37,7 +37,14 @@ class Replay:
 
 
 def replay(
-    stage: Stage, network: ModelDef, params: Params, batch: Batch, key: jax.Array, step: int, context: ParallelContext
+    stage: Stage,
+    network: ModelDef,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    step: int,
+    num_steps: int,
+    context: ParallelContext,
 ) -> Replay:
     """Computes loss and gradient as `train_step` does, and looks for the first operation with a non-finite result.
 
@@ -48,6 +55,7 @@ def replay(
       batch: encoded.
       key: what the noise of the run's examples is folded from.
       step: number of steps before this one.
+      num_steps: of the run.
       context: parallel context of the network.
     """
     keys_B = per_example_keys(key, step, next(iter(batch.values())).shape[0])
@@ -55,7 +63,7 @@ def replay(
     average = network.model(params['average'], params['frozen']) if stage.takes_average else None
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-        noised = stage.sample_noise_and_time(batch, keys_B)
+        noised = stage.sample_noise_and_time(batch, keys_B, jnp.asarray(step / num_steps, jnp.float32))
         return stage.loss(network.model(trainable, params['frozen']), noised, context=context, average=average)
 
     def step_fn(trainable: Params) -> Metrics:

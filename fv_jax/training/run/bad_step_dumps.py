@@ -124,7 +124,8 @@ def replay_dump(dump: BadStepDump) -> Replay:
     params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
     batch = {name: jnp.asarray(value) for name, value in dump.batch.items()}
     # A step's keys are folded from the number of steps before it.
-    return replay(stage, network, params, batch, dump.key, dump.record['step'] - 1, SINGLE_DEVICE)
+    where = dump.record['step'] - 1, config.loop.num_steps
+    return replay(stage, network, params, batch, dump.key, *where, SINGLE_DEVICE)
 
 
 def report(dump: BadStepDump, found: Replay) -> None:

@@ -58,6 +58,8 @@ class TrainConfig:
             )
         if registry.takes_average(self.stage) and not self.optim.ema_decay:
             raise ConfigError(f'optim.ema_decay=0: the loss of stage {self.stage.kind} needs averaged parameters')
+        if registry.is_distilled(self.stage) and self.init_from is None:
+            raise ConfigError(f'init_from: missing; name what stage {self.stage.kind} is distilled from')
         check_strategy(self.strategy)
 
     @property

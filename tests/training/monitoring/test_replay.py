@@ -24,7 +24,7 @@ class Overflows(toy.Toy):
 def replay_step(batch, stage=STAGE, params=None):
     network, start, _ = toy.new(stage, OptimConfig())
     params = params or {'trainable': start.trainable, 'frozen': start.frozen}
-    return replay(stage, network, params, stage.encode(batch), KEY, 0, toy.CONTEXT)
+    return replay(stage, network, params, stage.encode(batch), KEY, 0, 1, toy.CONTEXT)
 
 
 def test_replay_of_a_good_step_equals_training():
