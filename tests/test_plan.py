@@ -54,7 +54,7 @@ def test_usage_errors_are_one_line(capsys, flags, message):
 
 def test_vae_stage_cannot_be_planned(capsys):
     code, _, err = run(capsys, '--config=configs/vae.py:smoke', '--topology=h100-1')
-    assert code == 2 and 'lowres and superres can be planned' in err
+    assert code == 2 and 'lowres, superres, flow_map; no other stage can be planned' in err
 
 
 def test_missing_libtpu_is_an_error_that_names_the_extra(capsys, monkeypatch):
@@ -83,6 +83,20 @@ def test_gpu_plan_by_formula(capsys, tmp_path):
     # 5 evaluations, not guided: the config names no text encoder.
     (sampler,) = (each for each in sampling['programs'] if each['name'] == 'sampler step')
     assert sampler['runs'] == 5 and sampler['flops']['total'] == pytest.approx(5 * step['flops']['total'] / 3, rel=0.01)
+
+
+def test_plan_of_distillation_has_the_cost_of_each_kind_of_targets(capsys):
+    flags = '--only=train', '--config.loop.microbatches=1', '--config.data.loader.batch_size=1'
+    code, out, _ = run(capsys, f'--config={REAL}:distil', '--topology=h200-8', *flags)
+    assert code == 0
+    found = re.search(
+        r'note: training step: ([\d.]+) s with targets of the data; .* expected ([\d.]+) s, ([\d.]+) times', out
+    )
+    alone, expected, times = (float(value) for value in found.groups())
+    assert 1.4 < times < 1.75 and expected == pytest.approx(times * alone, rel=0.02)
+    kinds = re.findall(r'(velocity|step|split) ([\d.]+) s \((\d+)%\)', out)
+    assert [(name, share) for name, _, share in kinds] == [('velocity', '25'), ('step', '25'), ('split', '50')]
+    assert expected == pytest.approx(sum(float(time) * int(share) / 100 for _, time, share in kinds), rel=0.02)
 
 
 def test_tiling_scales_vae_memory_and_flops(capsys, tmp_path):

@@ -138,7 +138,7 @@ def _embed_tokens(config: DiTConfig, sequence: SequenceLength) -> float:
 
 def _embed_cond(config: DiTConfig) -> float:
     """Counts the embeddings that make the conditioning vector."""
-    count = 1 + config.embed_num_frames + config.embed_noise_augmentation_timestep
+    count = 1 + config.embed_num_frames + config.embed_noise_augmentation_timestep + config.embed_interval
     return 2 * count * (config.embed_dim * config.cond_dim + config.cond_dim**2)
 
 

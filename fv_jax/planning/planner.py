@@ -13,8 +13,9 @@ from fv_jax.parallel.mesh import ParallelConfig, make_mesh
 from fv_jax.parallel.rules import Partitioner, make_frames_partitioner
 from fv_jax.planning import fitting, slices
 from fv_jax.planning.compiling import get_topology_devices
-from fv_jax.planning.programs import Phase
-from fv_jax.planning.report import Report, compile_phases, executed_seconds
+from fv_jax.planning.flops import Flops
+from fv_jax.planning.programs import Phase, PlannedProgram
+from fv_jax.planning.report import Report, compile_phases, compute_times, executed_seconds
 from fv_jax.planning.sampled_stages import SampledPipeline
 from fv_jax.planning.sampling_phases import sampling_phases
 from fv_jax.planning.slices import Slice
@@ -57,7 +58,7 @@ def plan(request: PlanRequest) -> Report:
         chosen = [[p for p in phase.programs if any(word in p.name for word in request.filters)] for phase in phases]
         phases = [dataclasses.replace(phase, programs=tuple(p)) for phase, p in zip(phases, chosen, strict=True) if p]
     if request.config is not None:
-        notes += suggest_wider_heads(phases, request)
+        notes += [*suggest_wider_heads(phases, request), *describe_targets(phases, request.topology)]
     return Report(request.topology, tuple(compile_phases(phases, request.topology)), tuple(notes))
 
 
@@ -79,8 +80,8 @@ def latent_spec(config: TrainConfig) -> LatentSpec:
 def check_stage(config: TrainConfig) -> None:
     """Raises ConfigError for a run whose stage cannot be planned."""
     if not isinstance(config.stage.network, DiTConfig):
-        known = ' and '.join(registry.find_kinds(LatentStage))
-        raise ConfigError(f'config.stage.kind={config.stage.kind}: stages {known} can be planned')
+        known = ', '.join(registry.find_kinds(LatentStage))
+        raise ConfigError(f'config.stage.kind={config.stage.kind}: known: {known}; no other stage can be planned')
 
 
 def make_slice_partitioner(config: TrainConfig, topology: Slice) -> Partitioner:
@@ -115,6 +116,28 @@ def suggest_wider_heads(phases: Sequence[Phase], request: PlanRequest) -> Iterat
                 f'{phase.name}: trained from scratch, heads of {2 * head_dim} '
                 f'(--config.stage.network.num_heads={heads // 2}) would take {wider:.3g} s instead of {now:.3g}'
             )
+
+
+def describe_targets(phases: Sequence[Phase], topology: Slice) -> Iterator[str]:
+    """Yields a note on the time of each kind of targets that a training step computes, and on what is expected."""
+    for phase in phases:
+        for program in phase.programs:
+            if program.targets:
+                yield _describe_targets(program, phase.head_dim, topology)
+
+
+def _describe_targets(program: PlannedProgram, head_dim: int, topology: Slice) -> str:
+    def seconds(work: Flops) -> float:
+        where = topology.chip, program.devices, head_dim, program.heads
+        return compute_times(work, program.recompute, *where).executed
+
+    plain = program.flops + sum((each.flops * each.share for each in program.targets), Flops()) * -1
+    kinds = [f'{each.name} {seconds(plain + each.flops):.3g} s ({each.share:.0%})' for each in program.targets]
+    alone, expected = seconds(plain), seconds(program.flops)
+    return (
+        f'{program.name}: {alone:.3g} s with targets of the data; with targets {", ".join(kinds)}; expected '
+        f'{expected:.3g} s, {expected / alone:.2f} times as long'
+    )
 
 
 def _phases(request: PlanRequest) -> Iterator[Phase]:

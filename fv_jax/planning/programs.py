@@ -12,7 +12,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,14 @@ Tree = Any
 NO_FLOPS = Flops()
 
 
+class PlannedTarget(NamedTuple):
+    """A kind of targets of a training step: the share of the steps that draw it, and its FLOPs for a batch."""
+
+    name: str
+    share: float
+    flops: Flops
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedProgram:
     """A program that can be lowered and compiled ahead of time.
@@ -43,6 +51,7 @@ class PlannedProgram:
       heads: of attention on a device, times its examples, in training.
       resident_argument_bytes: per device, of the arguments that are resident in its phase.
       estimated_bytes: per device, of its temporaries, by formula.
+      targets: the FLOPs of each kind of targets of a training step; `flops` contains what is expected of them.
     """
 
     name: str
@@ -54,6 +63,7 @@ class PlannedProgram:
     heads: int | None = None
     resident_argument_bytes: float = 0.0
     estimated_bytes: float
+    targets: tuple[PlannedTarget, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

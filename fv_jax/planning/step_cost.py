@@ -16,7 +16,7 @@ from fv_jax.planning.report import compute_times
 from fv_jax.sampling.lazy_stages import LazyStage
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.stages.latent_stage import LatentStage
-from fv_jax.stages.protocol import Batch
+from fv_jax.stages.protocol import Batch, BatchSize
 from fv_jax.training.run.setup import TrainSetup
 
 _FORWARD_AND_BACKWARD = 3  # forward passes
@@ -45,6 +45,8 @@ def train_step_cost(setup: TrainSetup, vae: VAEConfig | None) -> Callable[[Batch
         latents = setup.latent_spec.latent_size(*size) if videos else size
         length = _sequence_length(stage, latents, batch)
         work = flops.dit_training(network, length) + _sum(_encode_flops(vae, video) for _, *video, _ in videos)
+        programs = stage.programs(BatchSize(batch_size, tuple(size), tuple(latents)))
+        work += flops.dit_forward(network, length) * sum(program.target_forwards for program in programs)
         return _step_cost(work * batch_size, batch_size * length.video, devices, network.head_dim)
 
     return cost

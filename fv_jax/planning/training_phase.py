@@ -15,7 +15,7 @@ from fv_jax.parallel.rules import Partitioner
 from fv_jax.parallel.sharding import ContextParallelConfig, context_parallel_plan
 from fv_jax.planning import flops
 from fv_jax.planning.flops import SequenceLength
-from fv_jax.planning.programs import Phase, PlannedProgram, bytes_per_chip, estimate_layer_bytes
+from fv_jax.planning.programs import Phase, PlannedProgram, PlannedTarget, bytes_per_chip, estimate_layer_bytes
 from fv_jax.planning.vae_programs import abstract_vae, encode_programs
 from fv_jax.stages.protocol import BatchSize, Program
 from fv_jax.training.run.setup import TrainSetup, latents_shape
@@ -72,17 +72,20 @@ def _plan_train_step(setup: TrainSetup, program: Program, bucket: Bucket, state_
     sequence = SequenceLength(setup.stage.text_shape[0], setup.latent_spec.num_tokens(*bucket.size))
     batch_size = next(iter(program.inputs.values()))[0]
     layer_bytes = estimate_layer_bytes(dit, sequence, batch_size / microbatches, setup.partitioner, training=True)
+    forward = flops.dit_forward(dit, sequence) * batch_size
+    targets = tuple(PlannedTarget(each.name, each.share, forward * each.forwards) for each in program.targets)
     gradient_bytes = bytes_per_chip(setup.abstract_state.trainable) * (1 if microbatches == 1 else 2)
     return PlannedProgram(
         name=program.name,
         lower=functools.partial(_lower_train_step, setup, program),
         runs=program.runs,
-        flops=flops.dit_training(dit, sequence) * batch_size,
+        flops=flops.dit_training(dit, sequence) * batch_size + forward * program.target_forwards,
         recompute=flops.dit_recompute(dit, sequence) * batch_size,
         devices=setup.partitioner.mesh.size,
         heads=_count_heads(setup, sequence, batch_size // microbatches),
         resident_argument_bytes=state_bytes,
         estimated_bytes=gradient_bytes + layer_bytes,
+        targets=targets,
     )
 
 
