@@ -47,6 +47,7 @@ from fv_jax.core.paths import StoragePath
 from fv_jax.data.shards.bad_records import BadRecords
 from fv_jax.data.transforms import to_uint8
 from fv_jax.evaluation.diagnostics import SuperResDiagnostics
+from fv_jax.evaluation.teacher_distance import TeacherDistance
 from fv_jax.parallel import arrays, distributed
 from fv_jax.parallel.cross_host import CrossHostFlags
 from fv_jax.parallel.mesh import describe, make_mesh
@@ -269,7 +270,8 @@ def _validation(setup: TrainSetup, vae: JittedVAE | None, heldout: list[HeldoutB
     encoded = [batch._replace(arrays=setup.stage.encode(batch.arrays)) for batch in heldout]
     health = None
     if isinstance(setup.stage, EnhancementStage):
-        health = SuperResDiagnostics(
+        diagnostics = TeacherDistance if setup.stage.is_distilled else SuperResDiagnostics
+        health = diagnostics(
             stage=setup.stage,
             make_model=lambda params: setup.network.model(**params),
             vae=vae,

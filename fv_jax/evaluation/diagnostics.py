@@ -42,7 +42,7 @@ TENTHS = 10
 # The k-th tenth of t is paired with the (3 k mod 10)-th tenth of the noise range: ten pairs, each tenth of both once.
 _STRIDE = 3
 _EPSILON = 1e-6
-_MAX_PSNR = 99.0  # dB, for equal videos, whose PSNR is infinite
+MAX_PSNR = 99.0  # dB, for equal videos, whose PSNR is infinite
 
 Params = Any
 
@@ -150,7 +150,7 @@ class SuperResDiagnostics:
         """Enhances the clips of a batch; yields the pixel metrics of each and the video that shows it."""
         z = self._sample(params, *heldout)
         enhanced = self._decode(z, heldout.num_clips)
-        energy = np.asarray(self.to_host(_rms(z) / jnp.maximum(_rms(heldout.arrays['z_high_BFHWC']), _EPSILON)))
+        energy = np.asarray(self.to_host(rms(z) / jnp.maximum(rms(heldout.arrays['z_high_BFHWC']), _EPSILON)))
         for i in range(heldout.num_clips):
             videos = {name: array[i] for name, array in references.items()} | {'enhanced': enhanced[i]}
             shown = np.concatenate([videos[name] for name in ('degraded', 'enhanced', 'truth')], axis=2)
@@ -187,7 +187,7 @@ def pixel_metrics(videos: Mapping[str, np.ndarray]) -> dict[str, float]:
     found = {}
     for name, suffix in (('enhanced', ''), ('degraded', '_degraded'), ('ceiling', '_ceiling')):
         psnr = full_reference.psnr(videos[name], videos['truth'])
-        found[f'psnr{suffix}'] = float(np.mean(np.minimum(psnr, _MAX_PSNR)))
+        found[f'psnr{suffix}'] = float(np.mean(np.minimum(psnr, MAX_PSNR)))
         found[f'ssim{suffix}'] = float(np.mean(full_reference.ssim(videos[name], videos['truth'])))
     relative = {'sharpness': _laplacian}
     if len(videos['truth']) > 1:
@@ -204,6 +204,6 @@ def _laplacian(video: np.ndarray) -> np.ndarray:
     return np.sqrt(no_reference.sharpness(video))
 
 
-def _rms(x: jax.Array) -> jax.Array:
+def rms(x: jax.Array) -> jax.Array:
     """Returns the root mean square of every example, (B,)."""
     return jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2, axis=tuple(range(1, x.ndim))))
