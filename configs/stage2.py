@@ -11,6 +11,8 @@ The real run: official sizes, 49 frames at 1072x1920, shards of clips from `pyth
     :lora    LoRA of rank 128 on the official stage2.pt, whose weights are frozen in bfloat16: your own clips, few chips
     :head128 the same from scratch in 15 heads of 128, not 30 of 64; the phases take --config.stage.network.num_heads=15
     :tiny    minutes on two CPU cores: the clips and the small VAE in the package, latents encoded once
+    :distil  a flow map, which needs no guidance and 1 to 5 evaluations in place of 10: LoRA on the official stage2.pt
+    :tiny_captions, then :distil,tiny=true   a small teacher with guidance by captions of sprites, and its flow map
     :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
     :smoke   seconds: synthetic clips, three steps
 
@@ -105,9 +107,8 @@ TINY_PHASES = {
 
 def get_config(variant: str = '') -> ConfigDict:
     """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
-    name, fields = parse_variant(
-        variant, ('smoke', 'tiny', 'tiny_sprites', 'head128', 'lora', *PHASES), {'tiny': False}
-    )
+    names = 'smoke', 'tiny', 'tiny_sprites', 'tiny_captions', 'head128', 'lora', 'distil', *PHASES
+    name, fields = parse_variant(variant, names, {'tiny': False})
     config = ConfigDict(
         {
             'stage': {
@@ -126,12 +127,16 @@ def get_config(variant: str = '') -> ConfigDict:
             'init_from': None,
         }
     )
-    if name in ('smoke', 'tiny', 'tiny_sprites') or fields['tiny']:
+    if name in ('smoke', 'tiny', 'tiny_sprites', 'tiny_captions') or fields['tiny']:
         _small(config)
     if name == 'tiny':
         _tiny(config)
     if name == 'tiny_sprites':
         _sprites(config)
+    if name == 'tiny_captions' or (name == 'distil' and fields['tiny']):
+        _captions(config)
+    if name == 'distil':
+        (_tiny_distil if fields['tiny'] else _distil)(config)
     if name in PHASES:
         (_tiny_phase if fields['tiny'] else _phase)(config, name)
     if name == 'lora':
@@ -282,6 +287,57 @@ def _lora(config: ConfigDict) -> None:
         lora={'rank': 128, 'alpha': 1.0, 'targets': ('qkv', 'attention_out', 'modulation')},
     )
     config.optim.learning_rate = 1e-4  # as stage 1's
+
+
+def _distil(config: ConfigDict) -> None:
+    _lora(config)
+    config.stage.text.encoder = 't5-v1_1-xxl'
+    _flow_map(config, num_knots=5, teacher_guidance_scale=13.0)
+    config.data.flip = False  # captions tell left from right
+    config.optim.update(lr_schedule='cosine', final_lr_ratio=0.05)
+    config.loop.update(num_steps=6_000, eval_every=500)
+
+
+def _tiny_distil(config: ConfigDict) -> None:
+    config.init_from = 'runs/teacher'
+    options = config.stage.options
+    _flow_map(config, num_knots=options.num_steps, teacher_guidance_scale=options.guidance_scale)
+    config.optim.update(learning_rate=5e-4, warmup_steps=100)
+    config.loop.update(num_steps=4000, eval_every=1000)
+
+
+def _flow_map(config: ConfigDict, *, num_knots: int, teacher_guidance_scale: float) -> None:
+    """Makes a flow map of the stage, whose sampler becomes the teacher's."""
+    config.stage.kind = 'flow_map'
+    config.stage.network.embed_interval = True
+    config.stage.options.update(
+        num_knots=num_knots,
+        teacher_sampler=config.stage.options.sampler,
+        teacher_substeps=1,
+        teacher_guidance_scale=teacher_guidance_scale,
+        target_shares=(0.25, 0.25, 0.5),
+        source_share=0.3,
+        full_intervals_at=0.4,
+        rollout_share=0.0,
+        caption_dropout=0.0,
+        guidance_scale=1.0,
+        guidance_batched=False,  # two evaluations of the teacher, one after the other
+        sampler='flow_map',
+        num_steps=2,
+    )
+    # The kinds of targets have losses of different sizes.
+    config.loop.bad_steps = {'spike_sigmas': 0.0}
+
+
+def _captions(config: ConfigDict) -> None:
+    # Not trained yet. It is meant to need distillation: from much noise, and with guidance, few steps are not enough.
+    _sprites(config)
+    config.stage.text.update(encoder='hash')
+    config.stage.network.update(text_dim=64)
+    config.stage.options.update(
+        noise_augmentation_timestep=500, text_length=16, guidance_scale=4.0, num_steps=5, caption_dropout=0.1
+    )
+    config.data.flip = False
 
 
 def _small(config: ConfigDict) -> None:

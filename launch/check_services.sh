@@ -19,6 +19,7 @@ BUDGET_KILLS=700
 BUDGET_MESHES=120
 BUDGET_TRAINING=150
 BUDGET_BEAM=120
+BUDGET_FLOW_MAP=240
 BUDGET_GUIDES=150
 BUDGET_VIDEOS=60
 
@@ -36,9 +37,10 @@ tests browser "$BUDGET_BROWSER" tests/browser
 WORKERS=3 DISTRIBUTION=worksteal tests buckets "$BUDGET_BUCKETS" tests/storage/full_{killed_runs,pod_day,process_runs}.py \
   tests/storage/full_*.py
 WORKERS=3 tests kills "$BUDGET_KILLS" tests/kills
-XLA_FLAGS=--xla_force_host_platform_device_count=8 WORKERS=1 tests meshes "$BUDGET_MESHES" tests/parallel/full_meshes.py
+XLA_FLAGS=--xla_force_host_platform_device_count=8 WORKERS=1 tests meshes "$BUDGET_MESHES" tests/parallel/full_*.py
 DISTRIBUTION=worksteal tests training "$BUDGET_TRAINING" tests/e2e/full_training.py
 WORKERS=1 tests beam "$BUDGET_BEAM" tests/data/preparation/full_beam.py
+tests 'flow map' "$BUDGET_FLOW_MAP" tests/e2e/full_flow_map.py
 DISTRIBUTION=worksteal tests guides "$BUDGET_GUIDES" tests/docs/full_blocks.py
 DISTRIBUTION=worksteal tests videos "$BUDGET_VIDEOS" tests/data/video/full_*.py
 print_summary

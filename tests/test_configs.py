@@ -12,7 +12,15 @@ from tests import runs
 
 SLICES = ('v5e-8', 'v5e-16', 'v6e-8', 'v5p-32', 'h100-8')
 FULL = (
-    *('stage1.py', 'stage1.py:full_ft', 'vae.py', 'stage2.py', 'stage2.py:head128', 'stage2.py:lora'),
+    *(
+        'stage1.py',
+        'stage1.py:full_ft',
+        'vae.py',
+        'stage2.py',
+        'stage2.py:head128',
+        'stage2.py:lora',
+        'stage2.py:distil',
+    ),
     *(f'stage2.py:phase{i}' for i in (1, 2, 3)),
 )
 SMALL = (
@@ -20,6 +28,8 @@ SMALL = (
     'stage1.py:tiny',
     'stage2.py:tiny',
     'stage2.py:tiny_sprites',
+    'stage2.py:tiny_captions',
+    'stage2.py:distil,tiny=true',
     'stage2.py:phase2,tiny=true',
 )
 # Nothing is allocated: the training state's shapes and shardings are made, as at the start of a run and of a plan.
