@@ -322,7 +322,7 @@ def _flow_map(config: ConfigDict, *, num_knots: int, teacher_guidance_scale: flo
         caption_dropout=0.0,
         guidance_scale=1.0,
         guidance_batched=False,  # two evaluations of the teacher, one after the other
-        sampler='flow_map',
+        sampler='mean_velocity',
         num_steps=2,
     )
     # The kinds of targets have losses of different sizes.

@@ -25,7 +25,9 @@ from fv_jax.diffusion.process import expand_dims_like
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.diffusion.trajectory import Trajectory, take_step
 
-Predicted = Literal['v_prediction', 'flow', 'flow_map']  # see `prediction_types`; 'flow_map' is the mean velocity
+Predicted = Literal[
+    'v_prediction', 'flow', 'mean_velocity'
+]  # see `prediction_types`; 'mean_velocity' is that of a flow over an interval
 MeanVelocityFn = Callable[[jax.Array, Times, Times], jax.Array]  # (x, from, to) -> mean velocity, shaped like x
 Step = Callable[[FlowFn, jax.Array, Times, Times], jax.Array]  # (function, x, from, to) -> the increment of x
 
@@ -61,7 +63,7 @@ def rk4(velocity_fn: FlowFn, x: jax.Array, times: Times) -> Trajectory:
     return _solve(_rk4_step, velocity_fn, x, times)
 
 
-def flow_map(mean_velocity_fn: MeanVelocityFn, x: jax.Array, times: Times) -> Trajectory:
+def mean_velocity(mean_velocity_fn: MeanVelocityFn, x: jax.Array, times: Times) -> Trajectory:
     """Jumps along a grid by a flow map: x + (r - t) u(x, t, r) from t to r (arXiv:2505.13447). nfe = n.
 
     Args:
@@ -78,8 +80,8 @@ class Sampler(NamedTuple):
     """How noise, or another source, becomes data.
 
     Attributes:
-      trajectory: for 'flow' and 'flow_map' of (function, x, times); for 'v_prediction' of (denoise_fn, x, schedule,
-        noise_fn), as in `dpm_solver`.
+      trajectory: for 'v_prediction' of (denoise_fn, x, schedule, noise_fn), as in `dpm_solver`; for the others of
+        (function, x, times).
       prediction_type: of the network.
       evaluations: function evaluations in each step.
       step: of a sampler of a 'flow'; its times may be (B,), one for each example.
@@ -133,7 +135,7 @@ SAMPLERS: dict[str, Sampler] = {
     'euler': Sampler(euler, 'flow', 1, _euler_step),
     'heun': Sampler(heun, 'flow', 2, _heun_step),
     'rk4': Sampler(rk4, 'flow', 4, _rk4_step),
-    'flow_map': Sampler(flow_map, 'flow_map', 1),
+    'mean_velocity': Sampler(mean_velocity, 'mean_velocity', 1),
 }
 
 

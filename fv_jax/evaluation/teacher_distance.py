@@ -43,7 +43,7 @@ class TeacherDistance(SuperResDiagnostics):
         return sorted({n for n in COUNTS if n < knots} | {knots})
 
     def _losses(self, params: Params, heldout: HeldoutBatch) -> dict[str, float]:
-        """Returns nothing: the velocity of the data, which the losses of deciles are measured by, is not learnt."""
+        """Returns nothing: the velocity of the data, which the losses of deciles are measured by, is not learned."""
         return {}
 
     def _pixel_metrics(

@@ -172,7 +172,7 @@ def extend_network(dit: Module, config: Any, key: jax.Array) -> Module:
     """Returns the network of `config` with the parameters of `dit`; those that `dit` lacks are newly initialized."""
     values = dict(nnx.to_flat_state(nnx.state(dit)))
 
-    # Compiled, so that XLA drops the initialization of what is there.
+    # Compiled, so that XLA drops the initialization of the parameters that exist.
     @jax.jit
     def fresh(key: jax.Array) -> nnx.State:
         state = nnx.state(type(dit)(config, rngs=nnx.Rngs(key)))

@@ -38,7 +38,7 @@ class FlowMapConfig(SuperResConfig):
     """
 
     num_steps: int = 2
-    sampler: str = 'flow_map'
+    sampler: str = 'mean_velocity'
     guidance_scale: float = 1.0
     caption_dropout: float = 0.0
     num_knots: int = 5
@@ -50,7 +50,7 @@ class FlowMapConfig(SuperResConfig):
     full_intervals_at: float = 0.4
     rollout_share: float = 0.0
     has_teacher: bool = True
-    prediction_type: ClassVar[samplers.Predicted] = 'flow_map'
+    prediction_type: ClassVar[samplers.Predicted] = 'mean_velocity'
 
     def __post_init__(self):
         super().__post_init__()

@@ -68,7 +68,7 @@ def test_exact_flow_map_has_no_loss(name, w, sampler, substeps):
 
 
 @pytest.mark.parametrize('w', [1.0, 3.0])
-def test_flow_map_of_a_gaussian_is_learnt(w):
+def test_flow_map_of_a_gaussian_is_learned(w):
     """One evaluation is as good as five of the teacher, whose own single step is far off."""
     here, num_steps = gaussian_flow.make_stage(teacher_guidance_scale=w), 1000
     optim = optimizer.OptimConfig(learning_rate=0.2, lr_schedule='cosine', b2=0.99, clip_norm=100.0, ema_decay=0.95)
@@ -277,8 +277,8 @@ def test_programs_have_the_cost_of_targets():
         ({'guidance_scale': 3.0}, 'guidance_scale=3.0: must be 1'),
         ({'caption_dropout': 0.1}, 'caption_dropout=0.1: must be 0'),
         ({'num_steps': 6}, 'num_steps=6: must be from 1 to 5'),
-        ({'sampler': 'heun'}, 'sampler=heun: must be one of flow_map'),
-        ({'teacher_sampler': 'flow_map'}, 'sampler=flow_map: must be one of euler, heun, rk4'),
+        ({'sampler': 'heun'}, 'sampler=heun: must be one of mean_velocity'),
+        ({'teacher_sampler': 'mean_velocity'}, 'sampler=mean_velocity: must be one of euler, heun, rk4'),
         ({'target_shares': (0.5, 0.4, 0.0)}, 'target_shares=(0.5, 0.4, 0.0): must be three'),
         ({'rollout_share': 0.5, 'target_shares': (1.0, 0.0, 0.0)}, 'rollout_share=0.5: must be 0'),
         ({'num_knots': 1, 'num_steps': 1}, 'num_knots=1: an interval cannot be split'),

@@ -86,7 +86,7 @@ def test_stage_trains_lora_only_if_present(stage, targets):
 def test_number_of_function_evaluations():
     for name, sampler in SAMPLERS.items():
         flow = sampler.prediction_type == 'flow'
-        if sampler.prediction_type == 'flow_map':
+        if sampler.prediction_type == 'mean_velocity':
             continue  # has a stage of its own
         fields = {'sampler': name, 'num_steps': 3}
         first = dataclasses.replace(
