@@ -4,7 +4,7 @@
 of the manifest for each clip and the result of each unit. The same units and configuration give the same file, wherever
 and however often it is called: the encoder is `reproducible` (`video/encoding.py`), and the decoder has one thread.
 
-In memory are the frames of one clip (305 MB for 49 frames of 1072x1920) and what the decoder and the encoder hold.
+In memory are the frames of one clip (303 MB for 49 frames of 1072x1920) and what the decoder and the encoder hold.
 """
 
 import contextlib
