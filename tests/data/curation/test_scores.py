@@ -212,3 +212,14 @@ def test_hash_is_that_of_what_is_between_the_bars():
         frame[32:-32] = cv2.resize(original, (480, 192), interpolation=cv2.INTER_AREA)
     first, second = (hashing.parse_hashes([score_clip(frames, 24.0)['hash']]) for frames in (clip, barred))
     assert np.bitwise_count(first ^ second).sum() <= 18
+
+
+def test_scores_do_not_depend_on_the_number_of_threads():
+    before, found = cv2.getNumThreads(), []
+    try:
+        for threads in (1, 4):
+            cv2.setNumThreads(threads)
+            found.append(score_clip(clips()[2], 24.0))
+    finally:
+        cv2.setNumThreads(before)
+    assert found[0] == found[1]
