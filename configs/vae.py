@@ -29,7 +29,7 @@ It took 14, 65, 20, 60, 45 and 25 minutes on one or two shared cores. `:tiny_lar
 900 steps and shortened after 105 and 200 of them, `:tiny_long` ended at step 375 of its 450, `:tiny` was first planned
 for 150 and shortened after 30. `--config.init_from=embedded` continues from it.
 
-`:tiny_motion` goes on from a widened VAE (`launch/widen_vae.py`), on sprites in motion, the clips in the package and
+`:tiny_motion` continues a widened VAE (`launch/widen_vae.py`), on sprites in motion, the clips in the package and
 photographs in motion (`launch/photographs.sh`): `.training/README.md` has the commands and what was reached.
 
 `:smoke` takes seconds.
