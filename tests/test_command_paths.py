@@ -24,6 +24,7 @@ LINES = [
     (prepare, '--input=PATH', '--output=out'),
     (prepare, '--input=.', '--output=PATH'),
     (prepare, '--input=.', '--output=out', '--config=PATH'),
+    (prepare, '--input=.', '--output=out', '--dry-run=1', '--report=PATH'),
     (degrade, '--input=PATH', '--output=out.png'),
     (degrade, '--input=video.mp4', '--output=PATH'),
     (degrade, '--input=video.mp4', '--output=out.png', '--config=PATH'),
@@ -87,7 +88,6 @@ def test_path_is_refused_in_one_line_and_nothing_is_written(line, tmp_path, monk
     [
         (train, '--config=stage2:smoke', '--workdir=PATH'),
         (convert, '--input=stage1.pt', '--output=PATH'),
-        (export, '--checkpoint=run', '--output=PATH'),
     ],
     ids=lambda line: line[0].__name__,
 )

@@ -19,7 +19,7 @@ from fv_jax.models.vae import VAEConfig
 from fv_jax.text.encoder import TextConfig
 from fv_jax.weights import reader, trained_runs
 from fv_jax.weights.formats import safetensors_file, torch_zip
-from fv_jax.weights.layouts import key_table, official_dit
+from fv_jax.weights.layouts import diffusers_keys, key_table, official_dit
 from fv_jax.weights.text_encoders import text_fingerprint
 from tests.sampling import tiny
 from tests.small_text import SMALL, make_folder
@@ -216,7 +216,7 @@ def test_convert_a_diffusers_folder(tmp_path, capsys):
     config = dataclasses.replace(STAGE1, lora=None, mlp_dim=128)
     folder = tmp_path / 'transformer'
     folder.mkdir()
-    rows = [reader.diffusers_folder._rename(row) for row in official_dit.table(config)]
+    rows = [diffusers_keys._rename(row) for row in official_dit.table(config)]
     values = key_table.module_parameters(nnx.state(network(config)))
     save_file(dict(key_table.to_official(values, key_table.KeyTable(rows, 2))[1]), folder / 'x.safetensors')
     values = {'num_attention_heads': 1, 'attention_head_dim': 32, 'in_channels': 4, 'out_channels': 4, 'num_layers': 2}

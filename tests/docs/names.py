@@ -138,7 +138,7 @@ def words() -> frozenset[str]:
         for node in ast.walk(_tree(path)):
             found |= {getattr(node, field, None) for field in ('id', 'attr', 'arg', 'name')}
     for path in (ROOT / 'launch').iterdir():
-        if path.suffix in ('.sh', '.py', ''):
+        if path.is_file() and path.suffix in ('.sh', '.py', ''):
             found |= set(re.findall(r'[A-Za-z_]\w*', path.read_text(encoding='utf-8')))
     return frozenset(word for word in found if word)
 

@@ -68,7 +68,7 @@ def test_stage_config_requires_what_the_stage_needs(config, field, words):
         ({'kind': 'superres', 'options': {'solver': 'heun'}}, '^config.options.solver: unknown key'),
         (
             {'kind': 'autoencoder', 'network': to_dict(tiny.DIT)},
-            "^config.network: has cond_dim, embed_dim, embed_noise_.*, which are not part of stage 'autoencoder'",
+            "^config.network: has cond_dim, embed_dim, embed_.*, which are not part of stage 'autoencoder'",
         ),
     ],
 )
