@@ -20,6 +20,7 @@ from fv_jax.core.files import is_remote, write_text
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.core.paths import StoragePath
 from fv_jax.core.report.page import to_html
+from fv_jax.data.config import DataConfig
 from fv_jax.data.curation.clip_table import ClipTable
 from fv_jax.data.curation.filters import Filter
 from fv_jax.data.curation.report import build_report, describe_counts
@@ -30,8 +31,6 @@ from fv_jax.data.shards.shard_files import list_shards
 from fv_jax.data.shards.source import Shards
 
 log = logging.getLogger('fv_jax.curate')
-
-_CACHE_GB = 50.0  # of remote shards
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,14 +57,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--output', type=path_flag, required=True, help='the page to write, *.html')
     parser.add_argument('--filter', default='', help='as config.data.filter: sharpness >= 30 and motion > 0.5')
     parser.add_argument('--keep-duplicates', action='store_true', help='as config.data.drop_duplicates=false')
-    arguments, _ = parser.parse_with_overrides(argv, ())
+    arguments = parser.parse_flags(argv)
     check_output_file(arguments.output, '.html', overwrite=True)
     return arguments
 
 
 def _open(folder: StoragePath) -> Shards:
     if is_remote(folder):
-        return RemoteShards(folder, ShardCache(_CACHE_GB), window=1)
+        return RemoteShards(folder, ShardCache(DataConfig.cache_gb), window=1)
     return Shards(list_shards(folder))
 
 

@@ -27,7 +27,6 @@ those that are trained.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -41,6 +40,7 @@ from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.parallel_context import ParallelContext
 from fv_jax.diffusion import guidance, process, samplers, time_grids
+from fv_jax.diffusion.samplers import MeanVelocityFn
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.diffusion.trajectory import take_step
 from fv_jax.models.dit import DiT, DiTConfig
@@ -76,9 +76,6 @@ class NoisedInterval(NamedTuple):
     end_B: jax.Array
     kind_B: jax.Array
     rollout_B: jax.Array
-
-
-MeanVelocity = Callable[[jax.Array, Times, Times], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +231,7 @@ class FlowMap(SuperRes):
         u = self._mean_velocity_fn(average, noised, context)(source, begin, start)
         return source + _like(start.t - begin.t, source) * u
 
-    def _mean_velocity_fn(self, model: DiT, noised: NoisedInterval, context: ParallelContext) -> MeanVelocity:
+    def _mean_velocity_fn(self, model: DiT, noised: NoisedInterval, context: ParallelContext) -> MeanVelocityFn:
         return self.mean_velocity_fn(model, noised.text_BLD, noised.noise_augmentation_timestep_B, context=context)
 
     # --- sampling ---
@@ -253,7 +250,7 @@ class FlowMap(SuperRes):
         index = np.floor(np.arange(config.num_steps + 1) * config.num_knots / config.num_steps + 0.5).astype(int)
         return Times(*(part[index] for part in self.knots))
 
-    def sampler_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> MeanVelocity:
+    def sampler_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> MeanVelocityFn:
         return self.mean_velocity_fn(model, text_BLD, context=context)
 
     def mean_velocity_fn(
@@ -263,7 +260,7 @@ class FlowMap(SuperRes):
         noise_augmentation_timestep_B: jax.Array | None = None,
         *,
         context: ParallelContext,
-    ) -> MeanVelocity:
+    ) -> MeanVelocityFn:
         """Returns u (3) as a function of (x, time t, time r), float32. Of velocities alone r is taken for t.
 
         The arguments are those of `velocity_fn`.
@@ -310,7 +307,7 @@ class FlowMap(SuperRes):
         return [ExportedFunction('mean_velocity', mean_velocity, {'x_BFHWC': latents, **times, 'text_BLD': text})]
 
 
-def split_target(u: MeanVelocity, x_t: jax.Array, start: Times, middle: Times, end: Times) -> jax.Array:
+def split_target(u: MeanVelocityFn, x_t: jax.Array, start: Times, middle: Times, end: Times) -> jax.Array:
     """Computes (6): the mean velocity over an interval from those over its two parts (arXiv:2507.16884, eq. 7)."""
     first, second = (_like(length, x_t) for length in (start.t - middle.t, middle.t - end.t))
     u_first = u(x_t, start, middle)

@@ -8,7 +8,7 @@ from fv_jax.core import files
 from fv_jax.core.checks import one_line, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.hub import HubPath, check_installed, parse
-from fv_jax.core.paths import StoragePath
+from fv_jax.core.paths import StoragePath, is_hub
 from fv_jax.weights import model_card
 from fv_jax.weights.formats import safetensors_file
 
@@ -34,7 +34,7 @@ class Push:
         Raises:
           ValueError: another text, or huggingface_hub is not installed.
         """
-        require(text.startswith('hf://'), f'--push={text}: expected hf://USER/NAME or hf://USER/NAME@BRANCH')
+        require(is_hub(text), f'--push={text}: expected hf://USER/NAME or hf://USER/NAME@BRANCH')
         target = parse(text)
         require(not target.inside, f'--push={text}: names a folder in a model; a whole model is pushed')
         check_installed(f'--push={text}')

@@ -17,13 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from fv_jax import weights
 from fv_jax.data.synthetic import sprites
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.evaluation import perceptual
-from fv_jax.models.vae import VAE
 from fv_jax.stages.frozen_vae import jit_vae
-from fv_jax.weights import trained_runs
 from tests.benchmarks import embedded_clips
 from tests.benchmarks.heldout_prompts import heldout_prompts
 
@@ -40,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--output', type=Path, default=Path('small_vae'))
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    vae = jit_vae(open_vae(arguments.vae))
+    vae = jit_vae(embedded_clips.open_vae(arguments.vae))
     figures = {'vae': arguments.vae}
     for name in arguments.sets:
         clips = _load(name, arguments.clips)
@@ -50,14 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     (arguments.output / 'figures.json').write_text(json.dumps(figures, indent=1) + '\n')
     print(json.dumps(figures, indent=1))
     return 0
-
-
-def open_vae(name: str) -> VAE:
-    """Opens the VAE of a name that `weights` knows, of a file, or of a run."""
-    if weights.is_weights(name):
-        return weights.load_vae(name)
-    run = trained_runs.open_run(Path(name))
-    return run.network.model(**run.params)
 
 
 def measure(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | list[float]]:

@@ -16,10 +16,7 @@ import embedded_clips
 import jax.numpy as jnp
 import numpy as np
 
-from fv_jax import weights
-from fv_jax.models.vae import VAE
 from fv_jax.stages.frozen_vae import jit_vae
-from fv_jax.weights import trained_runs
 
 COMPONENTS = 16
 FRAMES, SIDE = 4, 8  # of a block
@@ -30,7 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--vae', default='embedded', help="'embedded', a file of weights, or a run's folder")
     parser.add_argument('--json', type=Path, default=None)
     arguments = parser.parse_args(argv)
-    vae, linear = jit_vae(_opened(arguments.vae)), Linear(embedded_clips.clips(heldout=False, frames=17))
+    vae, linear = (
+        jit_vae(embedded_clips.open_vae(arguments.vae)),
+        Linear(embedded_clips.clips(heldout=False, frames=17)),
+    )
     rows = []
     for i, clip in enumerate(embedded_clips.clips(heldout=True, frames=33)):
         decoded = np.asarray(vae.decode(vae.encode(jnp.asarray(clip)[None]))[0])
@@ -41,13 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({'vae': arguments.vae, 'shots': rows, 'mean': mean.tolist()}) + '\n')
     return 0
-
-
-def _opened(name: str) -> VAE:
-    if weights.is_weights(name):
-        return weights.load_vae(name)
-    run = trained_runs.open_run(Path(name))
-    return run.network.model(**run.params)
 
 
 class Linear:

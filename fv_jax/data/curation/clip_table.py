@@ -7,7 +7,7 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.data.curation.duplicates import DUPLICATE_OF
 from fv_jax.data.curation.scores import SCORES
-from fv_jax.data.shards.selection import Selection, sequences
+from fv_jax.data.shards.selection import Selection, opened_records, sequences
 from fv_jax.data.shards.source import Shards
 from fv_jax.data.video import decoding
 
@@ -29,11 +29,10 @@ class ClipTable:
             known = () if one.manifest is None else one.manifest.columns()
             missing = [name for name in parts if name not in known]
             require(not missing, f'{one.index_path}: has no scores ({", ".join(missing)}); prepare the clips again')
-            opened = np.repeat(np.isin(np.arange(len(one.manifest.records)), one.numbers), one.manifest.records)
+            require(opened_records(one).all(), f'{one.index_path}: some of its shards cannot be read')
             for group in one.manifest.read_columns(list(parts)):
                 for name, values in group.items():
                     parts[name].append(values.to_numpy(zero_copy_only=False))
-            require(opened.all(), f'{one.index_path}: some of its shards cannot be read')
         self.columns = {name: np.concatenate(values) for name, values in parts.items()}
         self._frame = functools.lru_cache(maxsize=256)(self._decode_frame)
 

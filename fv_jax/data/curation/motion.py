@@ -9,6 +9,8 @@ import itertools
 import cv2
 import numpy as np
 
+from fv_jax.data.even_indices import even_indices
+
 _PAIRS = 6  # of consecutive frames, evenly spaced
 _STATIC = 0.2  # levels: mean difference of two frames that show the same
 _PERCENT = 100.0
@@ -25,9 +27,8 @@ def motion(frames_FHW: np.ndarray, fps: float) -> float:
     if count < 1 or min(frames_FHW.shape[1:]) < 16:  # DIS needs a few pixels
         return 0.0
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    firsts = np.unique(np.linspace(0, count - 1, min(_PAIRS, count)).round().astype(int))
     lengths = []
-    for first in firsts:
+    for first in even_indices(count, _PAIRS):
         flow_HW2 = estimator.calc(frames_FHW[first], frames_FHW[first + 1], None)
         lengths.append(cv2.magnitude(flow_HW2[..., 0], flow_HW2[..., 1]).mean())
     return float(np.mean(lengths) * fps * _PERCENT / frames_FHW.shape[1])

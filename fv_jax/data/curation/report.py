@@ -13,6 +13,7 @@ from fv_jax.core.report.blocks import Block, Cell, Charts, Column, Figure, Headi
 from fv_jax.data.curation.clip_table import ClipTable
 from fv_jax.data.curation.filters import Filter
 from fv_jax.data.curation.scores import SCORES
+from fv_jax.data.even_indices import even_indices
 from fv_jax.data.shards.selection import DUPLICATE, KEPT, Selection
 from fv_jax.data.video.contact_sheet import thumbnail_sheet
 
@@ -179,7 +180,7 @@ def _count(number: int) -> str:
 
 def _spread(items: np.ndarray, count: int = _EXAMPLES) -> np.ndarray:
     """Returns at most so many items, evenly spaced."""
-    return items[np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
+    return items[even_indices(len(items), count)]
 
 
 def _sheet(table: ClipTable, indices: Sequence[int], names: Sequence[str], alt: str) -> Iterator[Block]:

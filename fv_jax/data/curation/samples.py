@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from fv_jax.core.checks import require
+from fv_jax.data.even_indices import even_indices
 
 _DETAILED = 3  # frames with all their pixels
 _SMALL_HEIGHT = 270  # approximate height of the shrunk frames
@@ -41,9 +42,7 @@ class ClipSample:
     @functools.cached_property
     def detailed_FHWC(self) -> np.ndarray:
         """A few evenly spaced frames, uint8 RGB, with all their pixels."""
-        count = len(self.frames)
-        chosen = np.unique(np.linspace(0, count - 1, min(_DETAILED, count)).round().astype(int))
-        return np.stack([self.frames[i] for i in chosen])
+        return np.stack([self.frames[i] for i in even_indices(len(self.frames), _DETAILED)])
 
     @functools.cached_property
     def detailed_FHW(self) -> np.ndarray:

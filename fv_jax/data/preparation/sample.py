@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from fv_jax.core import config as config_lib
 from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.curation.captioner import CaptionerConfig
 from fv_jax.data.curation.clip_table import ClipTable
+from fv_jax.data.even_indices import even_indices
 from fv_jax.data.preparation import sets
 from fv_jax.data.preparation.outcome import summarize
 from fv_jax.data.preparation.plan import Header, Plan, write_plan
@@ -51,7 +50,7 @@ def open_sample(
     config = dataclasses.replace(config, captioner=CaptionerConfig())
     footage = {name: Footage(path, size, None) for name, (path, size) in videos.items()}
     units = plan_units(footage, config)
-    chosen = np.unique(np.linspace(0, len(units) - 1, min(count, len(units))).round().astype(int))
+    chosen = even_indices(len(units), count)
     made_with = {'config': json.loads(json.dumps(config_lib.to_dict(config)))}
     header = Header(config.name, made_with)
     with tempfile.TemporaryDirectory() as folder:

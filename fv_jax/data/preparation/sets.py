@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fv_jax.core import files
@@ -76,22 +76,27 @@ class Sets:
         Raises:
           ValueError: a set was not made by `prepare`, or its table of units is damaged.
         """
-        import pyarrow
-        import pyarrow.parquet
-
         found: dict[str, int] = {}
         for name in self.names:
             path = self.folder / f'{name}{UNITS}'
             if not path.exists():
                 raise ValueError(f'{path}: does not exist, so that {name} cannot be continued; --overwrite replaces it')
-            try:
-                with open_copy(path) as local:
-                    table = pyarrow.parquet.read_table(local, columns=['source', 'bytes'])
-            except (pyarrow.ArrowException, OSError) as error:
-                raise ValueError(f'{path}: cannot be read: {error}') from None
-            for source, size in zip(table['source'].to_pylist(), table['bytes'].to_pylist(), strict=True):
+            for source, size in zip(*read_units(path, ('source', 'bytes')).values(), strict=True):
                 found[source] = found.get(source, 0) + size
         return found
+
+
+def read_units(path: StoragePath, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Reads columns of NAME.units.parquet, by name. Raises ValueError: the file is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with open_copy(path) as local:
+            table = pyarrow.parquet.read_table(local, columns=list(columns))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f'{path}: cannot be read: {error}') from None
+    return {name: table[name].to_pylist() for name in columns}
 
 
 def find_sets(folder: StoragePath, name: str) -> Sets:

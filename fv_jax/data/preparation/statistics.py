@@ -9,10 +9,9 @@ import numpy as np
 from fv_jax.core import files
 from fv_jax.core.checks import require
 from fv_jax.core.files import format_bytes
-from fv_jax.core.local_copies import open_copy
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.curation.duplicates import DUPLICATE_OF
-from fv_jax.data.preparation.sets import UNITS
+from fv_jax.data.preparation.sets import UNITS, read_units
 from fv_jax.data.shards import manifest as manifest_lib
 from fv_jax.data.shards.manifest import Manifest, read_manifest
 from fv_jax.data.shards.shard_files import SHARD, read_index
@@ -92,17 +91,9 @@ def _describe_values(values: list[Any]) -> str:
 
 
 def _describe_units(path: StoragePath) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
     if not path.exists():
         return
-    try:
-        with open_copy(path) as local:
-            table = pyarrow.parquet.read_table(local, columns=['clips', 'black', 'empty', 'failed', 'damaged'])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f'{path}: cannot be read: {error}') from None
-    columns = {name: table[name].to_pylist() for name in table.column_names}
+    columns = read_units(path, ('clips', 'black', 'empty', 'failed', 'damaged'))
     used = sum(count > 0 for count in columns['clips'])
     black = sum(columns['black'])
     yield f'  units: {len(columns["clips"]):,}, of which {used:,} have clips; {black:,} black clips dropped'

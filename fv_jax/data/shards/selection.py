@@ -62,7 +62,7 @@ def select_records(sets: Sequence[ShardSet], selection: Selection) -> np.ndarray
     if selection.drop_duplicates:
         for group in sequences(sets):
             _drop_duplicates([sets[number] for number in group], [found[number] for number in group], selection)
-    dropped = [found[number][_opened(one)] for number, one in enumerate(sets)]
+    dropped = [found[number][opened_records(one)] for number, one in enumerate(sets)]
     return np.concatenate([np.zeros(0, np.int16), *dropped])
 
 
@@ -94,8 +94,8 @@ def _num_rows(one: ShardSet) -> int:
     return int((one.records if one.manifest is None else one.manifest.records).sum())
 
 
-def _opened(one: ShardSet) -> np.ndarray:
-    """Returns which rows of a set are of shards that are opened, bool (rows,)."""
+def opened_records(one: ShardSet) -> np.ndarray:
+    """Returns which records of a set are in shards that are opened, bool (records,)."""
     if one.manifest is None:
         return np.ones(_num_rows(one), bool)
     opened = np.isin(np.arange(len(one.manifest.records)), one.numbers)
@@ -122,7 +122,7 @@ def _drop_duplicates(sets: Sequence[ShardSet], found: Sequence[np.ndarray], sele
         return
     members = np.union1d(members, marks[members])
     original = np.where(marks[members] == NONE, members, marks[members])
-    dropped, opened = np.concatenate(found), np.concatenate([_opened(one) for one in sets])
+    dropped, opened = np.concatenate(found), np.concatenate([opened_records(one) for one in sets])
     passing = (dropped[members] == KEPT) & opened[members]
     members, original = members[passing], original[passing]
     _, firsts = np.unique(original, return_index=True)

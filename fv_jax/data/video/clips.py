@@ -22,6 +22,7 @@ from fv_jax.core.config import ConfigError, check_choice, check_range
 from fv_jax.core.paths import PathTextOrEmpty, StoragePath
 from fv_jax.data.curation.bars import crop_bars
 from fv_jax.data.curation.captioner import CaptionerConfig
+from fv_jax.data.curation.exposure import BLACK
 from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
@@ -36,7 +37,6 @@ from fv_jax.text.encoder import TextConfig
 
 log = logging.getLogger(__name__)
 
-_BLACK = 6.0  # mean level (of 255) below which a frame counts as black
 _AROUND_S = 1.0  # seconds around a span that are read too, for its shots, margins and damage
 
 
@@ -319,7 +319,7 @@ def read_clips(
                 start, _ = waiting.pop()
                 if config.bars == 'crop':
                     frames = [_fit(frame, size) for frame in crop_bars(frames, size, config.max_upscale)]
-                black = config.drop_black and min(frame.mean() for frame in frames) < _BLACK
+                black = config.drop_black and min(frame.mean() for frame in frames) < BLACK
                 yield None if black else Clip(frames, selection.fps, start, first_seconds)
                 frames = []
         require(not waiting, f'{path}: has fewer frames than when it was scanned; was it changed?')

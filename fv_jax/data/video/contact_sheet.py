@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fv_jax.data.even_indices import even_indices
+
 _LABEL = 22  # pixels: height of a label
 _GAP = 4
 _ASPECT = 9 / 16  # of thumbnails
@@ -50,7 +52,7 @@ def preview_sheet(rows: Iterable[tuple[str, np.ndarray]], columns: int = 4, *, s
     lines = []
     for caption, video_FHWC in rows:
         zoom = max(1, _SHEET_WIDTH // (columns * video_FHWC.shape[2]))
-        chosen = np.linspace(0, len(video_FHWC) - 1, min(columns, len(video_FHWC))).round().astype(int)
+        chosen = even_indices(len(video_FHWC), columns)
         stride = max(1, columns * video_FHWC.shape[2] // _SHEET_WIDTH) if shrink else 1
         tiles = [video_FHWC[i, ::stride, ::stride].repeat(zoom, axis=0).repeat(zoom, axis=1) for i in chosen]
         lines.append(add_label(join_tiles(tiles), ' '.join(caption.split())))
