@@ -265,8 +265,7 @@ class FlowMap(SuperRes):
 
         The arguments are those of `velocity_fn`.
         """
-        source = noise_augmentation_timestep_B
-        source = self.config.noise_augmentation_timestep if source is None else source
+        source = self._noise_augmentation(noise_augmentation_timestep_B)
 
         def mean_velocity(x: jax.Array, here: Times, there: Times) -> jax.Array:
             interval = here.timestep - there.timestep if self.config.has_intervals else 0.0 * here.timestep

@@ -215,6 +215,10 @@ class SuperRes(EnhancementStage):
         """Returns the function that the sampler calls."""
         return self.velocity_fn(model, text_BLD, context=context)
 
+    def _noise_augmentation(self, timestep_B: jax.Array | None) -> jax.Array | int:
+        """Returns the given indices into the noise schedule; for None that of the config."""
+        return self.config.noise_augmentation_timestep if timestep_B is None else timestep_B
+
     def velocity_fn(
         self,
         model: DiT,
@@ -231,8 +235,7 @@ class SuperRes(EnhancementStage):
           noise_augmentation_timestep_B: indices into the noise schedule; None for that of the config.
           context: the parallel context.
         """
-        source = noise_augmentation_timestep_B
-        source = self.config.noise_augmentation_timestep if source is None else source
+        source = self._noise_augmentation(noise_augmentation_timestep_B)
 
         def velocity(x: jax.Array, time: time_grids.Times, text_BLD: jax.Array) -> jax.Array:
             # Repeated for both branches of guidance, where these are one batch.

@@ -53,9 +53,7 @@ def _draw_lines(chart: Chart) -> str:
 
     parts = [
         *_start(chart, _describe(chart), len(chart.lines) + len(chart.levels)),
-        *_axes(ticks, [(place_x(x), f'{x:g}') for x in xs], place_y),
-        _text((_LEFT + right) / 2, bottom + 33, chart.x_label, 'label', 'middle'),
-        _text(_WIDTH - _RIGHT, 16, chart.y_label, 'label', 'end'),
+        *_axes(chart, ticks, [(place_x(x), f'{x:g}') for x in xs], place_y),
     ]
     for i, level in enumerate(chart.levels, len(chart.lines)):
         y = place_y(level.y)
@@ -99,9 +97,7 @@ def _draw_histogram(chart: Histogram) -> str:
     counted = ', '.join(f'{name}: {sum(counts)}' for name, counts in chart.parts.items())
     parts = [
         *_start(chart, f'{chart.title}, {chart.x_label}: histogram. {counted}', len(names) if len(names) > 1 else 0),
-        *_axes(ticks, [(place_x(x), f'{x:g}') for x in x_ticks], place_y),
-        _text((_LEFT + right) / 2, bottom + 33, chart.x_label, 'label', 'middle'),
-        _text(right, 16, chart.y_label, 'label', 'end'),
+        *_axes(chart, ticks, [(place_x(x), f'{x:g}') for x in x_ticks], place_y),
     ]
     for i, (first, last) in enumerate(itertools.pairwise(chart.edges)):
         below = 0
@@ -139,15 +135,23 @@ def _y_range(chart: Chart) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _axes(ticks: Sequence[float], x_ticks: Sequence[tuple[float, str]], place_y: Callable[[float], float]) -> list[str]:
-    """Draws the axes; x_ticks: places and texts."""
+def _axes(
+    chart: Chart | Histogram,
+    ticks: Sequence[float],
+    x_ticks: Sequence[tuple[float, str]],
+    place_y: Callable[[float], float],
+) -> list[str]:
+    """Draws the axes and their labels; x_ticks: places and texts."""
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     parts = []
     for tick in ticks:
         y = place_y(tick)
         parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(_LEFT - 8, y + 4, f'{tick:.{digits}f}'.replace('-', '\N{MINUS SIGN}'), 'tick', 'end'))
-    parts += [_text(x, _TOP + _PLOT_HEIGHT + 16, text, 'tick', 'middle') for x, text in x_ticks]
+    bottom, right = _TOP + _PLOT_HEIGHT, _WIDTH - _RIGHT
+    parts += [_text(x, bottom + 16, text, 'tick', 'middle') for x, text in x_ticks]
+    parts.append(_text((_LEFT + right) / 2, bottom + 33, chart.x_label, 'label', 'middle'))
+    parts.append(_text(right, 16, chart.y_label, 'label', 'end'))
     return parts
 
 
