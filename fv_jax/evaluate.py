@@ -93,6 +93,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--output', type=path_flag, required=True, help='the folder to write to')
     add('--overwrite', action='store_true', help='write to a folder that holds files')
     source = parser.add_mutually_exclusive_group()
+    source.add_argument('--heldout', help='a data source, as embedded, instead of the held-out clips of the run')
     source.add_argument('--pairs', type=path_flag, help='a folder with GT/ and LQ/ instead of the held-out clips')
     source.add_argument('--ground-truth', type=path_flag, help='a folder of videos to be degraded, enhanced, compared')
     source.add_argument('--videos', type=path_flag, help='a folder of videos without ground truth')
@@ -165,8 +166,10 @@ def _folder(arguments: argparse.Namespace) -> StoragePath | None:
 
 def _heldout_data(arguments: argparse.Namespace, network: Network) -> DataConfig:
     changed = network.run.config['data'] | {'eval_clips': arguments.num_clips}
+    if arguments.heldout is not None:
+        changed['heldout'] = arguments.heldout
     data = config_lib.build(DataConfig, changed, 'config.data')
-    none = f'{arguments.checkpoint}: the run has no held-out clips (its data.heldout is empty); give --ground-truth'
+    none = f'{arguments.checkpoint}: the run has no held-out clips (its data.heldout is empty); give --heldout'
     require(data.heldout, none, UsageError)
     return data
 

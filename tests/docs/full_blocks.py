@@ -1,4 +1,4 @@
-"""Runs the code blocks of the guides below README.md: a part of launch/check_services.sh."""
+"""Runs the code blocks of the guides below README.md: a part of launch/check_long.sh."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sampling over more meshes than test_sampling_mesh.py: a part of launch/check_services.sh."""
+"""Sampling over more meshes than test_sampling_mesh.py: a part of launch/check_long.sh."""
 
 import numpy as np
 import pytest
