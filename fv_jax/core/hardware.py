@@ -21,6 +21,8 @@ class Chip:
       vmem: bytes of the vector memory (VMEM) of one core of a TPU; None for GPUs.
       cores: that a kernel's grid must be divided over, for the peak rates.
       clock: cycles of a core of a TPU per second; None for GPUs.
+      package_devices: devices of a package, neighbours in a mesh, which share its links.
+      package_rate: bytes/s to another device of the package, in one direction; None where there is none.
     """
 
     name: str
@@ -33,10 +35,16 @@ class Chip:
     vmem: int | None = None
     cores: int = 1
     clock: float | None = None
+    package_devices: int = 1
+    package_rate: float | None = None
 
     def attention_flops(self, head_dim: int) -> float:
         """Computes the peak rate of attention in FLOP/s; its matrix products are no wider than a head."""
         return self.flops * (min(1.0, head_dim / self.matrix_size) if self.matrix_size else 1.0)
+
+    def communication_seconds(self, link_bytes: float, package_bytes: float) -> float:
+        """Computes the time to send bytes over one link, and then others to the same package."""
+        return link_bytes / self.link_rate + (package_bytes / self.package_rate if package_bytes else 0.0)
 
     def core_share(self, heads: int) -> float:
         """Computes the share of the cores that work where a kernel gives each of them whole heads."""
@@ -56,8 +64,8 @@ CHIPS = {
         Chip('v5e', 197e12, 15.75 * GIB, 0.82e12, 50e9, 128, 1024 * 1.5e9, 128 * MIB, clock=1.5e9),
         Chip('v5p', 459e12, 95.73 * GIB, 2.77e12, 100e9, 128, 2 * 1024 * 1.75e9, 64 * MIB, cores=2, clock=1.75e9),
         Chip('v6e', 918e12, 31.24 * GIB, 1.64e12, 100e9, 256, 1024 * 1.75e9, 128 * MIB, clock=1.75e9),
-        # One of a package's two.
-        Chip('v7x', 1153e12, 94.74 * GIB, 3.69e12, 100e9, 256, 1024 * 2.2e9, 64 * MIB, clock=2.2e9),
+        # One of a package's two, whose connection is 6 times as fast as a link (MaxText's guide to v7x).
+        Chip('v7x', 1153e12, 94.74 * GIB, 3.69e12, 100e9, 256, 1024 * 2.2e9, 64 * MIB, 1, 2.2e9, 2, 600e9),
         Chip('h100', 989e12, 72 * GIB, 3.35e12, 450e9, None, 3.9e12),
         Chip('h200', 989e12, 0.9 * 141e9, 4.8e12, 450e9, None, 3.9e12),
     )

@@ -12,11 +12,13 @@ e bytes per value, R FLOP/s of attention, W bytes/s per link and V bytes/s of me
                                                                           and merging float32 results in memory
 
 and training 3.5 times (1) and twice (2) and (3); the ring, whose backward pass is the gather's, (4) besides. 2.5 of the
-3.5, the backward kernel's, take longer where its heads do not divide over a chip's cores. Not counted: latency, and
-other traffic on the same links.
+3.5, the backward kernel's, take longer where its heads do not divide over a chip's cores. Where two devices are one
+package (v7x), they exchange heads (u = 2) at the rate between them, and share the links in (3) unless u = 1. Not
+counted: latency, and other traffic on the same links.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from fv_jax.core.checks import require
@@ -70,8 +72,10 @@ def seconds(plan: ContextParallelPlan, shape: AttentionShape, chips: int, chip: 
     heads = -(-shape.heads // u) * u
     values = shape.batch * shape.tokens * heads * shape.head_dim  # of one of q, k, v, o, over all chips
     compute = 4 * values * shape.tokens / (chips * chip.attention_flops(shape.head_dim))
-    exchange = 4 * (u - 1) / u * values / chips * shape.bytes / chip.link_rate
-    gather = 2 * (groups - 1) / groups * values / u * shape.bytes / chip.link_rate
+    in_package = 1 < u <= chip.package_devices
+    exchange = 4 * (u - 1) / u * values / chips * shape.bytes / (chip.package_rate if in_package else chip.link_rate)
+    sharing = math.gcd(u, chip.package_devices)
+    gather = sharing * 2 * (groups - 1) / groups * values / u * shape.bytes / chip.link_rate
     both = compute * (1 + 2.5 / chip.core_share(shape.batch * heads // u))  # passes, forward and backward
     if not plan.ring:
         return both + 2 * (exchange + gather) if shape.training else compute + exchange + gather

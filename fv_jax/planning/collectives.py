@@ -1,6 +1,6 @@
-"""Bytes that the collectives of a compiled program send between chips, and its cycles, parsed from its HLO text.
+"""Bytes that the collectives of a compiled program send between devices, and its cycles, parsed from its HLO text.
 
-With n chips in a group and b bytes of an instruction's result on each, a chip sends
+With n devices in a group and b bytes of an instruction's result on each, a device sends
 
     all-gather          (n - 1)/n b             its shard, to each of the other chips of a ring
     reduce-scatter      (n - 1) b               b is the shard of the result
@@ -18,6 +18,10 @@ import dataclasses
 import math
 import operator
 import re
+
+import numpy as np
+
+from fv_jax.planning.replica_groups import parse_groups, parse_pairs
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _BITS = {'pred': 8, 'bf16': 16} | {f'{kind}{bits}': bits for kind in 'suf' for bits in (4, 8, 16, 32, 64)}
@@ -42,11 +46,15 @@ class CollectiveTraffic:
       sent_bytes: that a chip sends, by kind of collective.
       counts: of executed instructions, by kind of collective.
       unknown_loops: the names of loops of unknown trip count, whose bodies were counted once.
+      package_bytes: of the sent ones, those to other devices of the same package.
+      link_bytes: those that go over a link between packages; twice what a device sends where two of a package share it.
     """
 
     sent_bytes: dict[str, float]
     counts: dict[str, int]
     unknown_loops: tuple[str, ...] = ()
+    package_bytes: float = 0.0
+    link_bytes: float = 0.0
 
     @property
     def total_bytes(self) -> float:
@@ -75,12 +83,13 @@ class _Instruction:
 Computation = dict[str, _Instruction]
 
 
-def parse_collectives(text: str, num_devices: int) -> CollectiveTraffic:
-    """Sums what a chip sends in one run of a program.
+def parse_collectives(text: str, num_devices: int, package_devices: int = 1) -> CollectiveTraffic:
+    """Sums what a device sends in one run of a program.
 
     Args:
       text: of the compiled program, `compiled.as_text()`.
       num_devices: that it was compiled for; a collective without groups is among all of them.
+      package_devices: neighbouring devices of the program that are one package.
     """
     computations, entry = _parse_computations(text)
     run_counts, unknown = _count_runs(computations, entry)
@@ -96,13 +105,21 @@ def parse_collectives(text: str, num_devices: int) -> CollectiveTraffic:
                 key = f'chain {chain.group(1)}' if chain else f'{name} {instruction.name}'
                 step = runs, kind, instruction
                 chains[key] = min(chains.get(key, step), step, key=operator.itemgetter(0))
+    package_bytes = link_bytes = 0.0
     for runs, kind, instruction in chains.values():
-        sent[kind] += runs * _count_sent_bytes(kind, instruction, num_devices)
+        devices = _devices(kind, instruction, num_devices)
+        size = runs * _count_sent_bytes(kind, instruction, devices.shape[1])
+        sharing = _count_sharing(kind, devices // package_devices)
+        sent[kind] += size
         counts[kind] += runs
+        package_bytes += 0 if sharing else size
+        link_bytes += sharing * size
     return CollectiveTraffic(
         {kind: size for kind, size in sent.items() if counts[kind]},
         {kind: count for kind, count in counts.items() if count},
         tuple(unknown),
+        package_bytes,
+        link_bytes,
     )
 
 
@@ -209,8 +226,32 @@ def _find_step(body: Computation, name: str) -> int | None:
     return next((c for c in (_find_constant(body, o) for o in instruction.operands) if c is not None), None)
 
 
-def _count_sent_bytes(kind: str, instruction: _Instruction, num_devices: int) -> float:
-    size, n = _result_bytes(instruction), _group_size(instruction.rest, num_devices)
+def _devices(kind: str, instruction: _Instruction, num_devices: int) -> np.ndarray:
+    """Returns the devices of each group of a collective; of a permutation, its pairs."""
+    is_permutation = kind == 'collective-permute'
+    return parse_pairs(instruction.rest) if is_permutation else parse_groups(instruction.rest, num_devices)
+
+
+def _count_sharing(kind: str, packages: np.ndarray) -> int:
+    """Counts the devices of a package that send over its links at once.
+
+    Args:
+      kind: of the collective.
+      packages: of the devices of each group (groups, devices of a group).
+
+    Returns:
+      0 where all groups are inside of packages; 1 where a package is in one group, for on a ring one of its devices
+      sends to the next package.
+    """
+    leaving = packages[(packages != packages[:, :1]).any(axis=1)]
+    if not len(leaving):
+        return 0
+    senders = leaving[:, 0] if kind == 'collective-permute' else np.concatenate([np.unique(row) for row in leaving])
+    return int(np.bincount(senders).max())
+
+
+def _count_sent_bytes(kind: str, instruction: _Instruction, n: int) -> float:
+    size = _result_bytes(instruction)
     if kind == 'collective-permute':
         return size
     factor = {'all-reduce': 2 * (n - 1) / n, 'reduce-scatter': n - 1}.get(kind, (n - 1) / n)
@@ -232,21 +273,6 @@ def _buffer_bytes(dtype: str, dims: str, minor_to_major: str, tile: str) -> floa
     for dim, size in zip(order, reversed(tiles), strict=False):
         sizes[dim] = -(-sizes[dim] // size) * size
     return math.prod(sizes) * _BITS.get(dtype, 0) / 8
-
-
-def _group_size(attributes: str, num_devices: int) -> int:
-    """Parses the number of chips in a group, in each of the notations of `replica_groups`."""
-    groups = re.search(r'replica_groups=(mesh\[[^\]]*\]\s*\{[^}]*\}|\{.*?\}\}|\{\}|\[\d+,\d+\]<=\S+)', attributes)
-    if groups is None or groups.group(1) == '{}':
-        return num_devices
-    text = groups.group(1)
-    if text.startswith('mesh'):
-        sizes = dict(re.findall(r"'([\w.\-]+)'=(\d+)", text))
-        named = re.findall(r"'([\w.\-]+)'(?::\(\d+\)(\d+))?", text[text.index('{') :])
-        return math.prod(int(part or sizes[axis]) for axis, part in named)
-    if text.startswith('['):
-        return int(text[1 : text.index(']')].split(',')[1])
-    return len(text[2 : text.index('}')].split(','))
 
 
 def _find_closing_parenthesis(text: str) -> int:

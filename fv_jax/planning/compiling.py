@@ -93,8 +93,10 @@ def get_topology_devices(topology: Slice) -> Sequence[jax.Device]:
         raise ConfigError(f'--topology={topology}: libtpu does not have it ({str(error).splitlines()[0]})') from None
 
 
-def compile_ahead(lower: Callable[[], jax.stages.Lowered], num_devices: int) -> CompiledProgram | CompileOutOfMemory:
-    """Lowers and compiles a program.
+def compile_ahead(
+    lower: Callable[[], jax.stages.Lowered], num_devices: int, package_devices: int = 1
+) -> CompiledProgram | CompileOutOfMemory:
+    """Lowers and compiles a program, whose collectives are counted as by `parse_collectives`.
 
     Returns CompileOutOfMemory for one that does not fit. Raises any other error of the compiler.
     """
@@ -114,7 +116,7 @@ def compile_ahead(lower: Callable[[], jax.stages.Lowered], num_devices: int) -> 
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         seconds=time.monotonic() - start,
-        traffic=parse_collectives(text, num_devices),
+        traffic=parse_collectives(text, num_devices, package_devices),
         cycles=sum_estimated_cycles(text),
     )
 

@@ -8,7 +8,8 @@
     exponentials    of `executed`, those of attention alone; they overlap with its products
     others          of `executed`, all but attention
     estimated       the same by the cycles that the compiler estimates: norms, elementwise operations and copies too
-    communication   bytes sent / rate of one link; it may overlap with computation
+    communication   bytes sent / rate of one link, or of that between the devices of a package (v7x), which share its
+                    links; it may overlap with computation
 
 A phase needs the memory of what is resident and of its largest program: temporaries, results, code, and the arguments
 that are not resident. All bytes and times are per JAX device; a v7x chip is two devices.
@@ -163,7 +164,7 @@ def compile_phases(phases: Iterable[Phase], topology: Slice) -> list[PhaseReport
     def report(phase: Phase, program: PlannedProgram) -> ProgramReport:
         if topology.libtpu_name is not None and program.lower not in compiled:
             log.info(f'{phase.name}: compiling {program.name}')
-            compiled[program.lower] = compile_ahead(program.lower, phase.devices)
+            compiled[program.lower] = compile_ahead(program.lower, phase.devices, topology.chip.package_devices)
         return _report_program(program, phase.head_dim, compiled.get(program.lower), topology)
 
     return [
@@ -201,7 +202,8 @@ def _report_program(
     if isinstance(compiled, CompiledProgram):
         times = dataclasses.replace(
             times,
-            communication=program.runs * compiled.traffic.total_bytes / topology.chip.link_rate,
+            communication=program.runs
+            * topology.chip.communication_seconds(compiled.traffic.link_bytes, compiled.traffic.package_bytes),
             estimated=program.runs * compiled.cycles / topology.chip.clock,
         )
     return ProgramReport(program.name, program.runs, flops, times, compiled, transient_bytes(program, compiled))

@@ -30,6 +30,19 @@ def test_cost_model_of_one_chip_is_arithmetic_only():
     assert seconds(ContextParallelPlan(), STAGE2, 1, V5E) == pytest.approx(3.5 * 4 * 104_746**2 * 1920 / 98.5e12)
 
 
+def test_cost_model_of_devices_in_one_package():
+    v7x = CHIPS['v7x']
+    numbers = 104_746 * 30 * 64
+    compute = 4 * numbers * 104_746 / (8 * v7x.attention_flops(64))
+    exchange = 4 * 1 / 2 * numbers / 8 * 2 / v7x.package_rate
+    # Both devices of a package gather the keys of other heads, over the same links.
+    gather = 2 * (2 * 3 / 4 * numbers / 2 * 2 / v7x.link_rate)
+    plan = ContextParallelPlan(ulysses_degree=2)
+    assert seconds(plan, STAGE2, 8, v7x) == pytest.approx(3.5 * compute + 2 * (exchange + gather))
+    assert cheapest_plan(STAGE2, 2, v7x) == plan
+    assert cheapest_plan(STAGE2, 2, dataclasses.replace(v7x, package_devices=1)) == ContextParallelPlan()
+
+
 def test_cost_model_counts_a_core_without_work():
     """Two groups' worth are 15 heads a chip, of which one of two cores has 8 in the backward pass."""
     v5p = CHIPS['v5p']

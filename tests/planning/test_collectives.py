@@ -78,6 +78,27 @@ def test_padding_of_tiles_is_sent():
         assert traffic.sent_bytes == {'all-gather': 3 / 4 * 2 * values}, result
 
 
+@pytest.mark.parametrize(
+    'instruction, package, link',
+    [
+        ('all-gather(%a), replica_groups={{0,1},{2,3}}', 1 / 2, 0),
+        ('all-gather(%a), replica_groups=[2,2]<=[4]', 1 / 2, 0),
+        ('all-gather(%a), replica_groups={{0,2},{1,3}}', 0, 2 * 1 / 2),  # two devices of a package share a link
+        ('all-gather(%a), replica_groups=[2,2]<=[2,2]T(1,0)', 0, 2 * 1 / 2),
+        ('all-gather(%a), replica_groups={}', 0, 3 / 4),  # a ring: 0 sends to 1, 1 to 2 of the next package
+        ('collective-permute(%a), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}', 1, 0),
+        ('collective-permute(%a), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}', 0, 1),
+        ('collective-permute(%a), source_target_pairs={{0,2},{1,3},{2,0},{3,1}}', 0, 2),
+    ],
+)
+def test_bytes_in_a_package_and_over_links(instruction, package, link):
+    start = 'HloModule m\n\nENTRY %main (a: f32[8]) -> f32[8] {\n  %a = f32[8]{0} parameter(0)\n'
+    traffic = parse_collectives(f'{start}  ROOT %x = f32[8]{{0}} {instruction}\n}}\n', 4, 2)
+    assert (traffic.package_bytes, traffic.link_bytes) == (package * 32, link * 32)
+    alone = parse_collectives(f'{start}  ROOT %x = f32[8]{{0}} {instruction}\n}}\n', 4)
+    assert (alone.package_bytes, alone.link_bytes) == (0, alone.total_bytes)
+
+
 def test_collectives_of_called_computations_are_counted():
     text = PROGRAM.replace('LIMIT', '10').replace(
         'fusion(%cut), kind=kCustom, calls=%piece.1', 'custom-call-start(%cut), called_computations={%piece.1}'
