@@ -13,6 +13,7 @@ The real run: official sizes, 49 frames at 1072x1920, shards of clips from `pyth
     :tiny    minutes on two CPU cores: the clips and the small VAE in the package, latents encoded once
     :distil  a flow map, which needs no guidance and 1 to 5 evaluations in place of 10: LoRA on the official stage2.pt
     :tiny_captions, then :distil,tiny=true   a small teacher with guidance by captions of sprites, and its flow map
+    :quickstart  minutes: continues the small stage 2 of the package on its videos (`bash launch/quickstart.sh`)
     :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
     :smoke   seconds: synthetic clips, three steps
 
@@ -107,7 +108,7 @@ TINY_PHASES = {
 
 def get_config(variant: str = '') -> ConfigDict:
     """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
-    names = 'smoke', 'tiny', 'tiny_sprites', 'tiny_captions', 'head128', 'lora', 'distil', *PHASES
+    names = 'smoke', 'tiny', 'quickstart', 'tiny_sprites', 'tiny_captions', 'head128', 'lora', 'distil', *PHASES
     name, fields = parse_variant(variant, names, {'tiny': False})
     config = ConfigDict(
         {
@@ -127,10 +128,12 @@ def get_config(variant: str = '') -> ConfigDict:
             'init_from': None,
         }
     )
-    if name in ('smoke', 'tiny', 'tiny_sprites', 'tiny_captions') or fields['tiny']:
+    if name in ('smoke', 'tiny', 'quickstart', 'tiny_sprites', 'tiny_captions') or fields['tiny']:
         _small(config)
     if name == 'tiny':
         _tiny(config)
+    if name == 'quickstart':
+        _quickstart(config)
     if name == 'tiny_sprites':
         _sprites(config)
     if name == 'tiny_captions' or (name == 'distil' and fields['tiny']):
@@ -274,6 +277,18 @@ def _sprites(config: ConfigDict) -> None:
     config.data.loader.update(batch_size=8, num_threads=4)
     config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
     config.loop.update(num_steps=6000, eval_every=2000, save_every=1000, log_every=100)
+
+
+def _quickstart(config: ConfigDict) -> None:
+    _sprites(config)
+    config.init_from = 'embedded'
+    # One crop of each clip, as large as those that the stage was trained on: whole clips take longer to encode than to
+    # train on.
+    config.data.update(train='embedded', heldout='embedded', height=128, width=192, heldout_size=(17, 256, 480))
+    config.data.cache = {'num_degraded_variants': 1, 'crop': None}
+    config.data.loader.update(batch_size=8, num_threads=1)
+    config.optim.update(learning_rate=1e-3, warmup_steps=20, ema_decay=0.99)
+    config.loop.update(num_steps=500, eval_every=500, save_every=100, log_every=20)
 
 
 def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:

@@ -73,7 +73,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     comparison = Comparison(methods, suite, arguments.output)
     comparison.run(clips)
     losses = None
-    if _folder(arguments) is None and not networks[0].run.stage.is_distilled:
+    # The linear predictor is fitted on the data of training: it is a baseline for its own held-out clips.
+    own = _folder(arguments) is None and arguments.heldout is None
+    if own and not networks[0].run.stage.is_distilled:
         log.info('computing the loss, and fitting the linear predictor as a baseline')
         data = _heldout_data(arguments, networks[0])
         losses = heldout_loss(networks[0], data, clips)

@@ -9,7 +9,7 @@ from fv_jax.core import config as config_lib
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import UsageError, check_reachable, override
 from fv_jax.core.hub import weights_path
-from fv_jax.core.paths import StoragePath, as_path
+from fv_jax.core.paths import StoragePath
 from fv_jax.evaluation.methods import Method, network, round_trip
 from fv_jax.sampling.enhancer import Enhancer
 from fv_jax.sampling.programs import LoadedStage
@@ -18,7 +18,7 @@ from fv_jax.sampling.windows import Windows
 from fv_jax.stages import registry
 from fv_jax.stages.latent_stage import EnhancementStage
 from fv_jax.stages.sampler_configs import EnhancementSamplerConfig
-from fv_jax.weights import embedded, trained_runs
+from fv_jax.weights import trained_runs
 from fv_jax.weights.trained_runs import Run
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,8 @@ def open_networks(paths: Sequence[StoragePath], mesh: SamplingMesh) -> list[Netw
 
 
 def _open(label: str, path: StoragePath, mesh: SamplingMesh) -> Network:
-    found = _find_embedded() if str(path) == trained_runs.EMBEDDED else path
+    is_embedded = str(path) == trained_runs.EMBEDDED
+    found = trained_runs.embedded_stage(registry.find_kinds(EnhancementStage)) if is_embedded else path
     run = trained_runs.open_run(found, None, mesh.network_partitioner, mesh.frames_partitioner)
     for note in run.notes:
         log.info(f'note: {note}')
@@ -162,15 +163,6 @@ def _open(label: str, path: StoragePath, mesh: SamplingMesh) -> Network:
         known, kind = ', '.join(registry.find_kinds(EnhancementStage)), run.config['stage']['kind']
         raise UsageError(f'{path}: holds stage {kind!r}; only {known} can be evaluated')
     return Network(label, path, run, LoadedStage.create(run.stage, lambda _: run.network.model(**run.params), mesh))
-
-
-def _find_embedded() -> StoragePath:
-    """Returns the file of the embedded stage that enhances."""
-    kinds = registry.find_kinds(EnhancementStage)
-    paths = map(as_path, embedded.stages())
-    return next(
-        path for path in paths if trained_runs.open_checkpoint(path, None)[0]['config']['stage']['kind'] in kinds
-    )
 
 
 def make_methods(networks: Sequence[Network], steps: Sequence[int], compared: Sequence[Comparand]) -> list[Method]:

@@ -31,7 +31,7 @@ from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.stages.protocol import Stage
 from fv_jax.text.encoder import TextConfig, TextEncoder
 from fv_jax.training.state import ModelDef, Params, split_params
-from fv_jax.weights import exported_network, text_encoders
+from fv_jax.weights import embedded, exported_network, text_encoders
 from fv_jax.weights.layouts import key_table
 from fv_jax.weights.parameters import Parameters
 
@@ -197,6 +197,18 @@ def open_stored(run: StoragePath, step: int | None) -> tuple[dict[str, Any], Par
         return _exported_meta(run, step), exported_network.read_parameters(run)
     stored = streaming.CheckpointReader(run, step)
     return stored.meta, key_table.cast_parameters(stored.arrays())
+
+
+def embedded_stage(kinds: Collection[str]) -> StoragePath:
+    """Returns the file of the small stage in the package that is of one of these kinds.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    for path in map(as_path, embedded.stages()):
+        if _exported_meta(path, None)['config']['stage']['kind'] in kinds:
+            return path
+    raise FileNotFoundError(f'{EMBEDDED}: the package has no stage of kind {" or ".join(kinds)}')
 
 
 def is_exported(run: StoragePath) -> bool:

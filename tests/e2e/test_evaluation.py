@@ -59,6 +59,9 @@ def test_evaluate_a_run(uninterrupted, tmp_path, capsys):
     assert run(*flags, f'--output={tmp_path / "strong"}', strong) == 0
     weak, strong = (report['summary']['bilinear']['psnr']['mean'] for report in (report, read(tmp_path / 'strong')))
     assert strong < weak
+    assert run(*flags[:1], '--num-clips=1', '--heldout=sprites', f'--output={tmp_path / "other"}') == 0
+    other = read(tmp_path / 'other')
+    assert other['losses'] is None and other['summary']['bilinear']['psnr'] != report['summary']['bilinear']['psnr']
 
 
 def test_evaluate_folders(uninterrupted, tmp_path):

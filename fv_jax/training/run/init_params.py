@@ -49,7 +49,8 @@ def _load_network(config: TrainConfig, name: str) -> nnx.Module:
     """Loads the network from the file or folder of weights that `init_from` names."""
     wanted = config.stage.network
     if isinstance(wanted, DiTConfig):
-        return weights.init_dit_from_weights(name, wanted, jax.random.key(config.seed))
+        path = trained_runs.embedded_stage([config.stage.kind]) if name == trained_runs.EMBEDDED else name
+        return weights.init_dit_from_weights(path, wanted, jax.random.key(config.seed))
     network = weights.load_vae(name)
     check_network(name, network.config, wanted)
     return network

@@ -17,7 +17,7 @@ from fv_jax.stages import registry
 from fv_jax.training import state
 from fv_jax.training.run.init_params import load_init_params
 from fv_jax.training.run.setup import TrainConfig, make_partitioner, make_train_setup
-from fv_jax.weights import embedded, init_dit_from_weights, save_official, trained_runs
+from fv_jax.weights import embedded, exported_network, init_dit_from_weights, save_official, trained_runs
 from fv_jax.weights.init_from import check_network, fit_network
 from tests.sampling import tiny
 
@@ -88,6 +88,12 @@ def test_same_network_is_taken_as_it_is(saved, vae_file, dit):
     assert_close(load(vae_file, dit, saved / f'{name}.pt'), expected, atol=1e-6)
     newest = load(vae_file, dit, saved / name)
     assert_close(newest, jax.tree.map(lambda x: x + 1, expected))
+
+
+def test_embedded_is_the_stage_of_the_package_of_the_same_kind(vae_file):
+    path = embedded.STAGES_TINY[0]
+    dit = exported_network.read_config(path)
+    assert_close(load(vae_file, dit, 'embedded'), init_dit_from_weights(path, dit, jax.random.key(0)))
 
 
 @pytest.mark.parametrize('source', ['plain/checkpoints/7', 'plain_export', 'plain.safetensors', 'plain.pt'])
