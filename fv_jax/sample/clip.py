@@ -12,7 +12,7 @@ from fv_jax.core.output_paths import check_output_file, check_output_folder
 from fv_jax.data.images import IMAGE_SUFFIXES
 from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
-from fv_jax.sample.flags import ENHANCE, Command, Overrides, add_file_flags, add_weights_flags
+from fv_jax.sample.flags import ENHANCE, Command, Overrides, add_file_flags, add_pipeline_flags
 from fv_jax.sampling import clip_list, clip_outputs, clip_sources
 from fv_jax.sampling.clip_list import ClipJob
 from fv_jax.sampling.clip_outputs import ClipOutput
@@ -56,7 +56,7 @@ def _add_flags(parser: Parser) -> None:
     codec = 'hevc10 is HEVC of 10 bits, without rounding to 8 bits (default: %(default)s)'
     add('--codec', choices=('h264', 'hevc10'), default='h264', help=codec)
     add_tiling_flags(parser)
-    add_weights_flags(parser)
+    add_pipeline_flags(parser)
     add_file_flags(parser)
 
 

@@ -13,7 +13,7 @@ from fv_jax.core.output_paths import check_output_file
 from fv_jax.core.paths import StoragePath
 from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
-from fv_jax.sample.flags import ENHANCE, SUFFIX, Command, Overrides, add_batch_flags, add_weights_flags
+from fv_jax.sample.flags import ENHANCE, SUFFIX, Command, Overrides, add_batch_flags, add_pipeline_flags
 from fv_jax.sampling import batch, preview_store
 from fv_jax.sampling.prompt_list import ListProgress, check_complete
 from fv_jax.sampling.prompts import quote_prompt
@@ -29,7 +29,7 @@ def _add_flags(parser: Parser) -> None:
     add('--output', type=path_flag, help='the mp4 to write, for one preview (default: FOLDER/video.mp4)')
     add('--seed', type=int, help="of the noise (default: the preview's)")
     add_batch_flags(parser)
-    add_weights_flags(parser)
+    add_pipeline_flags(parser)
 
 
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:

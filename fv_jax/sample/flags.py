@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fv_jax import api
-from fv_jax.core.command_line import Override, Parser, add_process_flags, path_or_name_flag
+from fv_jax.core.command_line import Override, Parser, add_process_flags
 from fv_jax.data.video import encoding
 from fv_jax.sampling import metadata
-from fv_jax.weights.text_encoders import CHOICES
+from fv_jax.sampling.weights_flags import add_weights_flags
 
 PROG = 'python -m fv_jax.sample'
 SUFFIX = '.mp4'
@@ -41,15 +41,6 @@ def add_overwrite_flag(parser: Parser) -> None:
     parser.add_argument('--overwrite', action='store_true', help='replace the output if it exists')
 
 
-def add_weights_flags(parser: Parser) -> None:
-    add = parser.add_argument
-    add(
-        '--official',
-        type=path_or_name_flag,
-        help='a folder with stage1.pt, stage2.pt, 3d-vae.pt and t5-v1_1-xxl, or hf://USER/NAME',
-    )
-    runs = 'a folder that holds the runs stage1 and stage2, or the runs themselves'
-    add('--checkpoint', type=path_or_name_flag, nargs='+', help=runs)
-    add('--text', type=path_or_name_flag, help=f'the text encoder: {CHOICES} (default: the one that the weights name)')
-    add('--dtype', choices=('bfloat16', 'float32'), help='of the official networks (default: bfloat16)')
+def add_pipeline_flags(parser: Parser) -> None:
+    add_weights_flags(parser)
     add_process_flags(parser)

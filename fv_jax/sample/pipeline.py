@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from fv_jax import api
 from fv_jax.core import throughput
-from fv_jax.core.command_line import UsageError
 from fv_jax.parallel.mesh import describe
 from fv_jax.planning import step_cost
 from fv_jax.sampling.metadata import WeightsOrigin
 from fv_jax.sampling.parallel_flags import read_parallel
 from fv_jax.sampling.results import StoredPreview
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
-from fv_jax.text.encoder import TextConfig
+from fv_jax.sampling.weights_flags import read_origin
 
 log = logging.getLogger(__name__)
 
@@ -21,21 +20,8 @@ log = logging.getLogger(__name__)
 def open_pipeline(
     arguments: argparse.Namespace, origin: WeightsOrigin | None = None, *, step: int | None = None
 ) -> api.FlashVideo:
-    """Opens the weights that the flags name; without such flags those of `origin`, or else the embedded ones.
-
-    step: of the checkpoint, where there is one only.
-    """
-    runs = arguments.checkpoint or ()
-    if step is not None and len(runs) != 1:
-        raise UsageError(f'--step={step}: is the step of one checkpoint; --checkpoint names {len(runs)}')
-    if arguments.official and arguments.checkpoint:
-        raise UsageError('--official and --checkpoint: give one of them')
-    text = TextConfig(arguments.text) if arguments.text else None
-    if arguments.official:
-        origin = WeightsOrigin(arguments.official, dtype=arguments.dtype or 'bfloat16', text=text)
-    elif arguments.checkpoint or origin is None:
-        steps = () if step is None else (step,)
-        origin = WeightsOrigin(checkpoints=tuple(runs or (api.EMBEDDED,)), steps=steps, text=text)
+    """Opens the weights that the flags name; the arguments are those of `read_origin`."""
+    origin = read_origin(arguments, origin, step=step)
     fv = api.FlashVideo.from_origin(origin, parallel=read_parallel(arguments.parallel))
     if fv.num_devices > 1:
         log.info(f'on {describe(fv.mesh.mesh)}')

@@ -8,7 +8,7 @@ from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import Parser, UsageError, override_settings, path_flag
 from fv_jax.core.output_paths import check_output_folder
 from fv_jax.sample import enhance, pipeline
-from fv_jax.sample.flags import ENHANCE, PREVIEW, PROG, Command, Overrides, add_batch_flags, add_weights_flags
+from fv_jax.sample.flags import ENHANCE, PREVIEW, PROG, Command, Overrides, add_batch_flags, add_pipeline_flags
 from fv_jax.sampling import batch, preview_store, prompts
 from fv_jax.sampling.prompt_list import check_complete
 
@@ -25,7 +25,7 @@ def _add_flags(parser: Parser) -> None:
     add('--seed', type=int, default=0, help='of the first preview (default: %(default)s)')
     add('--enhance-all', action='store_true', help='enhance every preview as well')
     add_batch_flags(parser)
-    add_weights_flags(parser)
+    add_pipeline_flags(parser)
 
 
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:

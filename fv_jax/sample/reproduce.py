@@ -9,7 +9,7 @@ from fv_jax.core.output_paths import check_output_file
 from fv_jax.data.video import containers
 from fv_jax.parallel import distributed
 from fv_jax.sample import pipeline
-from fv_jax.sample.flags import SUFFIX, Command, Overrides, add_overwrite_flag, add_weights_flags
+from fv_jax.sample.flags import SUFFIX, Command, Overrides, add_overwrite_flag, add_pipeline_flags
 from fv_jax.sampling import batch, metadata, prompts
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def _add_flags(parser: Parser) -> None:
     parser.add_argument('video', metavar='VIDEO', type=path_flag, help='an mp4 that `preview` or `enhance` wrote')
     parser.add_argument('--output', type=path_flag, required=True, help='the mp4 to write')
     add_overwrite_flag(parser)
-    add_weights_flags(parser)
+    add_pipeline_flags(parser)
 
 
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:

@@ -11,7 +11,7 @@ from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import Parser, UsageError, override_settings, path_flag
 from fv_jax.core.output_paths import check_output_folder
 from fv_jax.sample import pipeline
-from fv_jax.sample.flags import ENHANCE, PREVIEW, Command, Overrides, add_batch_flags, add_weights_flags
+from fv_jax.sample.flags import ENHANCE, PREVIEW, Command, Overrides, add_batch_flags, add_pipeline_flags
 from fv_jax.sampling import batch, vbench
 from fv_jax.sampling.prompt_list import check_complete
 
@@ -33,7 +33,7 @@ def _add_flags(parser: Parser) -> None:
     add('--seed', type=int, default=0, help='another one gives every video another seed (default: %(default)s)')
     add('--previews-only', action='store_true', help='write the previews, without stage 2')
     add_batch_flags(parser)
-    add_weights_flags(parser)
+    add_pipeline_flags(parser)
 
 
 def _run(arguments: argparse.Namespace, overrides: Overrides) -> None:
