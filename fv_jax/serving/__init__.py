@@ -1,0 +1,1 @@
+"""A job server for previews and videos: queue, history, HTTP and a web page (guide: README.md)."""
