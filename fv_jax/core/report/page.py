@@ -38,6 +38,7 @@ def to_html(report: Report) -> str:
 <link rel="icon" href="data:,">
 <style>
 {_package_text('page.css')}
+{_package_text('comparison.css')}
 {chart_css()}</style>
 </head>
 <body>
@@ -50,6 +51,7 @@ def to_html(report: Report) -> str:
 {body}
 </main>
 <script>
+{_package_text('comparison.js')}
 {_package_text('page.js')}</script>
 </body>
 </html>

@@ -1,0 +1,176 @@
+"""The page, made with Gradio: forms of new jobs. What it shows of jobs, `static/jobs.js` reads from the HTTP interface.
+
+Results are never files of Gradio: the browser loads them from `/v1/videos`, which knows whose they are. Gradio keeps
+uploads alone, until their job is created.
+"""
+
+import contextlib
+import importlib.resources
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gradio
+from fastapi import FastAPI
+from fastapi.responses import Response
+
+from fv_jax.core import files
+from fv_jax.core.checks import require
+from fv_jax.core.command_line import format_error
+from fv_jax.core.paths import as_path
+from fv_jax.data.images import IMAGE_SUFFIXES
+from fv_jax.data.video.containers import VIDEO_SUFFIXES
+from fv_jax.sampling.prompts import MAX_SEED
+from fv_jax.serving.http_api import STATUS
+from fv_jax.serving.job_server import JobServer
+from fv_jax.serving.job_view import format_size, parse_size
+from fv_jax.serving.keys import Keys
+from fv_jax.serving.login import add_login
+
+MAX_PREVIEWS = 8  # of one click
+_STATIC = {  # name -> package, path in it, media type
+    'comparison.js': ('fv_jax.core.report', 'comparison.js', 'text/javascript'),
+    'comparison.css': ('fv_jax.core.report', 'comparison.css', 'text/css'),
+    'jobs.js': ('fv_jax.serving', 'static/jobs.js', 'text/javascript'),
+    'jobs.css': ('fv_jax.serving', 'static/jobs.css', 'text/css'),
+}
+_FONTS = ('system-ui', '-apple-system', 'Segoe UI', 'Liberation Sans', 'sans-serif')  # none is downloaded
+_UPLOAD_SECONDS = 3600  # after which Gradio removes an upload that no job was made of
+_REFRESH = "() => window.dispatchEvent(new Event('fv-refresh'))"
+ERRORS = tuple(STATUS)
+
+
+def add_page(app: FastAPI, server: JobServer, keys: Keys, *, secure: bool = False) -> FastAPI:
+    """Returns the application with the page at `/`, and the page that asks for the password if there is one.
+
+    Args:
+      app: of the HTTP interface.
+      server, keys, secure: as in `http_api.create_app`.
+    """
+    if keys.needs_password:
+        add_login(app, keys, secure=secure)
+
+    @app.get('/static/{name}')
+    def static(name: str) -> Response:
+        if name not in _STATIC:
+            return Response(status_code=404)
+        package, path, media = _STATIC[name]
+        text = importlib.resources.files(package).joinpath(path).read_text(encoding='utf-8')
+        return Response(text, media_type=media, headers={'Cache-Control': 'no-cache'})
+
+    folder = server.folder / 'gradio'
+    os.environ['GRADIO_TEMP_DIR'] = str(folder)  # Gradio has no argument for it
+    head = ''.join(f'<script defer src="/static/{name}"></script>' for name in _STATIC if name.endswith('.js'))
+    head += ''.join(f'<link rel="stylesheet" href="/static/{name}">' for name in _STATIC if name.endswith('.css'))
+    theme = gradio.themes.Default(font=_FONTS, font_mono=('ui-monospace', 'monospace'), radius_size='sm')
+    return gradio.mount_gradio_app(
+        app,
+        build_page(server),
+        path='/',
+        theme=theme,
+        head=head,
+        footer_links=[],
+        run_history=False,
+        blocked_paths=[str(server.folder / 'jobs.sqlite3'), str(server.folder / 'results')],
+        max_file_size=server.limits.upload_bytes,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+
+
+def build_page(server: JobServer) -> gradio.Blocks:
+    """Returns the page of a server."""
+    kinds = server.describe()
+    with gradio.Blocks(title='fv_jax', analytics_enabled=False, delete_cache=(600, _UPLOAD_SECONDS)) as page:
+        gradio.HTML('<h1>fv_jax</h1><p>Preview first: a preview takes seconds. Enhance the ones you like.</p>')
+        with gradio.Tabs():
+            if 'preview' in kinds:
+                with gradio.Tab('From text', render_children=True):
+                    _build_previews(server, kinds['preview'])
+            if 'clip' in kinds:
+                with gradio.Tab('From a clip or image', render_children=True):
+                    _build_clips(server, kinds['clip'])
+            with gradio.Tab('History', render_children=True):
+                gradio.HTML('<div id="fv-history"></div>')
+    return page
+
+
+def _build_previews(server: JobServer, settings: dict[str, Any]) -> None:
+    most = server.limits
+    prompt = gradio.Textbox(
+        label='Prompt',
+        placeholder='a ladybug moves from left to right over a beach',
+        lines=2,
+        max_length=most.prompt_characters,
+        elem_id='fv-prompt',
+    )
+    with gradio.Row():
+        count = gradio.Slider(1, MAX_PREVIEWS, 4, step=1, label='Number of previews', elem_id='fv-count')
+        seed = gradio.Number(
+            0,
+            label='First seed',
+            info='Each further preview has the next seed',
+            precision=0,
+            minimum=0,
+            maximum=MAX_SEED,
+            elem_id='fv-seed',
+        )
+    with gradio.Accordion('More settings', open=False), gradio.Row():
+        steps = gradio.Slider(1, most.num_steps, settings['num_steps'], step=1, label='Steps of the sampler')
+        size = gradio.Textbox(format_size(settings['size']), label='Size', info='width x height in pixels')
+    with gradio.Row(elem_classes='fv-submit'):
+        make = gradio.Button('Make previews', variant='primary', elem_id='fv-make', scale=0, min_width=180)
+        gradio.HTML('<p id="fv-cost" class="fv-note" aria-live="polite"></p>')
+    gradio.HTML('<div id="fv-previews"></div>')
+    gradio.HTML('<div id="fv-enhanced"></div>')
+
+    def create(prompt: str, count: int, seed: int, steps: int, size: str, request: gradio.Request) -> None:
+        user = request.request.state.user
+        with _show_errors():
+            chosen = parse_size(size.strip().replace(' ', ''))
+            for i in range(int(count)):
+                server.create_preview(user, prompt, int(seed or 0) + i, chosen, num_steps=int(steps))
+
+    _on_submit([make.click, prompt.submit], create, [prompt, count, seed, steps, size])
+
+
+def _build_clips(server: JobServer, settings: dict[str, Any]) -> None:
+    limits, scale = server.limits, settings['scale']
+    shown = f'{files.format_bytes(limits.upload_bytes)}, {limits.clip_frames} frames'
+    gradio.Markdown(
+        f'A video or an image, at most {shown}. It is enlarged {scale:g} times, or less where the result would have '
+        f'more than {settings["pixels"]:,} pixels.'
+    )
+    known = [*VIDEO_SUFFIXES, *IMAGE_SUFFIXES]
+    upload = gradio.File(label='Clip or image', file_types=known, height=160, elem_id='fv-upload')
+    with gradio.Row(elem_classes='fv-submit'):
+        make = gradio.Button('Enhance it', variant='primary', elem_id='fv-enhance-upload', scale=0, min_width=180)
+        seed = gradio.Number(0, label='Seed', precision=0, minimum=0, maximum=MAX_SEED, scale=0, min_width=180)
+    gradio.HTML('<div id="fv-clips"></div>')
+
+    def create(path: str | None, seed: int, request: gradio.Request) -> None:
+        with _show_errors():
+            require(path is not None, 'choose a video or an image first')
+            with (uploaded := as_path(path)).open('rb') as file:
+                server.create_clip(request.request.state.user, uploaded.name, file, int(seed or 0))
+
+    _on_submit([make.click], create, [upload, seed]).success(lambda: None, None, upload, queue=False)
+
+
+def _on_submit(events: Sequence[Callable], create: Callable[..., None], inputs: list[Any]) -> Any:
+    """Calls a function that creates jobs, and lets the page read the jobs again. Returns the last event."""
+    for event in events:
+        done = event(create, inputs, None, queue=False, show_progress='hidden', api_visibility='private')
+        last = done.success(None, None, None, js=_REFRESH)
+    return last
+
+
+@contextlib.contextmanager
+def _show_errors() -> Iterator[None]:
+    """A context whose errors, if users can cause them, the page shows."""
+    try:
+        yield
+    except ERRORS as error:
+        raise gradio.Error(format_error(error), title='Not possible', print_exception=False) from None
