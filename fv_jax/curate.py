@@ -8,29 +8,24 @@ Exit codes: 0 success; 2 wrong usage; 1 failure.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
 from fv_jax.core.checks import error_context
 from fv_jax.core.command_line import Parser, UsageError, path_flag
 from fv_jax.core.commands import run_command
-from fv_jax.core.console import print_result
-from fv_jax.core.files import is_remote, write_text
+from fv_jax.core.files import is_remote
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.core.paths import StoragePath
-from fv_jax.core.report.page import to_html
 from fv_jax.data.config import DataConfig
 from fv_jax.data.curation.clip_table import ClipTable
 from fv_jax.data.curation.filters import Filter
-from fv_jax.data.curation.report import build_report, describe_counts
+from fv_jax.data.curation.report import report_selection
 from fv_jax.data.shards.remote import RemoteShards
 from fv_jax.data.shards.selection import Selection
 from fv_jax.data.shards.shard_cache import ShardCache
 from fv_jax.data.shards.shard_files import list_shards
 from fv_jax.data.shards.source import Shards
-
-log = logging.getLogger('fv_jax.curate')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +39,7 @@ def _curate(argv: Sequence[str]) -> int:
         selection = Selection(Filter.parse(arguments.filter), not arguments.keep_duplicates)
     with error_context('--input: ', error=UsageError):
         table = ClipTable(_open(arguments.input))
-    for line in describe_counts(table, selection):
-        print_result(line)
-    write_text(arguments.output, to_html(build_report(f'Clips of {arguments.input.name}', table, selection)))
-    log.info(f'written: {arguments.output}')
+    report_selection(f'Clips of {arguments.input.name}', table, selection, arguments.output)
     return 0
 
 

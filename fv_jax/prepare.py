@@ -49,14 +49,11 @@ from fv_jax.core import files
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, path_flag, read_config
 from fv_jax.core.commands import run_command
-from fv_jax.core.console import print_result
 from fv_jax.core.devices import check_devices
-from fv_jax.core.files import write_text
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.core.paths import StoragePath
-from fv_jax.core.report.page import to_html
 from fv_jax.data.curation.filters import Filter
-from fv_jax.data.curation.report import build_report, describe_counts
+from fv_jax.data.curation.report import report_selection
 from fv_jax.data.folders import find_media, name_some
 from fv_jax.data.preparation import beam_runner, pool, sample
 from fv_jax.data.preparation.job import Job, UnusableError
@@ -222,11 +219,7 @@ def _dry_run(
             pool.make_shards(plan, numbers, arguments.workers, None, progress)
 
     with sample.open_sample(videos, config, arguments.dry_run, make) as table:
-        for line in describe_counts(table, selection):
-            print_result(line)
-        if arguments.report is not None:
-            write_text(arguments.report, to_html(build_report(f'Clips of {arguments.input.name}', table, selection)))
-            log.info(f'written: {arguments.report}')
+        report_selection(f'Clips of {arguments.input.name}', table, selection, arguments.report)
     return 0
 
 

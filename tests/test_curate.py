@@ -8,6 +8,7 @@ import pytest
 from fv_jax import curate, prepare
 from fv_jax.data import embedded
 from fv_jax.data.curation.clip_table import ClipTable
+from fv_jax.data.curation.filters import Filter
 from fv_jax.data.curation.report import build_report
 from fv_jax.data.curation.scores import SCORES
 from fv_jax.data.shards.manifest import read_manifest
@@ -78,12 +79,13 @@ def test_videos_that_are_added_are_compared_with_those_before(videos, prepared, 
 def test_page_has_counts_histograms_and_frames(prepared):
     table = ClipTable(Shards(list_shards(prepared)))
     limit = float(np.median(table.columns['sharpness']))
-    config_filter = f'sharpness > {limit} and motion >= 0'
-    report = build_report('Clips', table, Selection(curate.Filter.parse(config_filter)))
+    selection = Selection(Filter.parse(f'sharpness > {limit} and motion >= 0'))
+    selected = table.select(selection)
+    report = build_report('Clips', table, selection, selected)
     kinds = [type(block).__name__ for block in report.blocks]
     assert kinds.count('Figure') >= 4
     (charts,) = [block for block in report.blocks if type(block).__name__ == 'Charts']
-    dropped = table.dropped(Selection(curate.Filter.parse(config_filter))) >= 0
+    dropped = selected.dropped >= 0
     for chart in charts.charts:
         assert sum(chart.parts['kept']) == (~dropped).sum() and sum(chart.parts['dropped']) == dropped.sum()
     first = next(block for block in report.blocks if type(block).__name__ == 'Table')

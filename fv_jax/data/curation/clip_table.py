@@ -7,7 +7,7 @@ import numpy as np
 from fv_jax.core.checks import require
 from fv_jax.data.curation.duplicates import DUPLICATE_OF
 from fv_jax.data.curation.scores import SCORES
-from fv_jax.data.shards.selection import Selection, opened_records, sequences
+from fv_jax.data.shards.selection import Selected, Selection, opened_records, sequences
 from fv_jax.data.shards.source import Shards
 from fv_jax.data.video import decoding
 
@@ -39,9 +39,9 @@ class ClipTable:
     def __len__(self) -> int:
         return len(self._shards)
 
-    def dropped(self, selection: Selection) -> np.ndarray:
-        """Finds why each clip is dropped, as `selection.select_records`."""
-        return self._shards.dropped(selection)
+    def select(self, selection: Selection) -> Selected:
+        """Finds what a selection keeps and drops, as `selection.select_records`."""
+        return self._shards.select(selection)
 
     def scores(self) -> dict[str, np.ndarray]:
         """Returns the scores that are numbers, float64 with NaN where one is missing."""

@@ -99,19 +99,41 @@ class Filter:
           int16 (count,): the index of the first term that a clip does not fulfill, -1 for clips that are kept.
 
         Raises:
+          ConfigError: as `fulfilled`.
+        """
+        return first_unfulfilled(self.fulfilled(columns, count))
+
+    def fulfilled(self, columns: Mapping[str, Sequence[Any] | np.ndarray], count: int) -> np.ndarray:
+        """Finds which terms each clip fulfills; the arguments are those of `dropped_by`.
+
+        Returns:
+          bool (terms, count).
+
+        Raises:
           ConfigError: a column does not exist, or is compared with a value of another type.
         """
         self.check_names(list(columns))
         given = {name: _column(columns[name]) for name in self.names}
-        found = np.full(count, -1, np.int16)
-        for number, term in enumerate(self.terms):
+        found = np.empty((len(self.terms), count), bool)
+        for row, term in zip(found, self.terms, strict=True):
             try:
                 value, present = term.evaluate(given)
             except (TypeError, np.exceptions.DTypePromotionError):
                 raise ConfigError(f'{term.text}: compares or computes with values of different types') from None
-            fulfilled = np.broadcast_to(value & present, count)
-            found[(found < 0) & ~fulfilled] = number
+            row[:] = value & present
         return found
+
+
+def first_unfulfilled(fulfilled: np.ndarray) -> np.ndarray:
+    """Returns the first term that each clip does not fulfill, int16 (count,), -1 for none.
+
+    Args:
+      fulfilled: bool (terms, count).
+    """
+    found = np.full(fulfilled.shape[1], -1, np.int16)
+    for number, row in enumerate(fulfilled):
+        found[(found < 0) & ~row] = number
+    return found
 
 
 def _column(values: Sequence[Any] | np.ndarray) -> Column:

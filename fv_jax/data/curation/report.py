@@ -5,17 +5,24 @@ the clips with the lowest and the highest scores. It is written by the renderer 
 """
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fv_jax.core.console import print_result
+from fv_jax.core.files import write_text
+from fv_jax.core.paths import StoragePath
 from fv_jax.core.report.blocks import Block, Cell, Charts, Column, Figure, Heading, Histogram, Report, Table, Text
+from fv_jax.core.report.page import to_html
 from fv_jax.data.curation.clip_table import ClipTable
 from fv_jax.data.curation.filters import Filter
 from fv_jax.data.curation.scores import SCORES
 from fv_jax.data.even_indices import even_indices
-from fv_jax.data.shards.selection import DUPLICATE, KEPT, Selection
+from fv_jax.data.shards.selection import DUPLICATE, KEPT, Selected, Selection
 from fv_jax.data.video.contact_sheet import thumbnail_sheet
+
+log = logging.getLogger(__name__)
 
 _BINS = 30
 _TAIL = 99.0  # percentile: what is above is counted in the last interval
@@ -23,66 +30,76 @@ _EXAMPLES = 8  # clips of a sheet
 _RANKED = ('bandwidth', 'sharpness', 'motion', 'noise', 'blocking', 'text', 'colorfulness', 'letterbox')
 
 
-def build_report(title: str, table: ClipTable, selection: Selection) -> Report:
-    """Builds the page of some clips.
+def report_selection(title: str, table: ClipTable, selection: Selection, page: StoragePath | None) -> None:
+    """Prints how many clips are kept, and how many are dropped for which reason, and writes the page.
 
     Args:
       title: of the page.
       table: the clips and their scores.
       selection: what is kept of them.
+      page: where to write it; None writes none.
 
     Raises:
       ConfigError: the filter needs a column that the clips have not.
+      OSError: the page cannot be written.
     """
-    dropped = table.dropped(selection)
+    selected = table.select(selection)
+    print_result(describe_selection(table, selection, selected))
+    for reason, count, total in count_reasons(selection, selected):
+        print_result(f'  {count:,} ({total:,} in all): {reason}')
+    if page is not None:
+        write_text(page, to_html(build_report(title, table, selection, selected)))
+        log.info(f'written: {page}')
+
+
+def build_report(title: str, table: ClipTable, selection: Selection, selected: Selected) -> Report:
+    """Builds the page of some clips.
+
+    Args:
+      title: of the page.
+      table: the clips and their scores.
+      selection: of them.
+      selected: what it keeps and drops.
+    """
     blocks = [
-        Text(describe_selection(table, selection, dropped), lead=True),
-        *_reasons(table, selection, dropped),
-        *_scores(table, dropped),
-        *_dropped_clips(table, selection, dropped),
+        Text(describe_selection(table, selection, selected), lead=True),
+        *_reasons(table, selection, selected),
+        *_scores(table, selected.dropped),
+        *_dropped_clips(table, selection, selected.dropped),
         *_duplicates(table),
         *_extremes(table),
     ]
     return Report(title, blocks)
 
 
-def describe_selection(table: ClipTable, selection: Selection, dropped: np.ndarray) -> str:
+def describe_selection(table: ClipTable, selection: Selection, selected: Selected) -> str:
     """Describes in a sentence or two how many clips are kept."""
-    kept = int((dropped == KEPT).sum())
+    kept = int((selected.dropped == KEPT).sum())
     videos = len({*table.columns['source'].tolist()})
     share = f' ({kept / len(table):.1%})' if len(table) else ''
     by = f'filter: {selection.filter.text}.' if selection.filter.terms else 'no filter.'
     return f'{_count(len(table))} of {videos:,} video(s), {_show_time(table.seconds())}; {kept:,} kept{share}; {by}'
 
 
-def describe_counts(table: ClipTable, selection: Selection) -> Iterator[str]:
-    """Yields lines: how many clips are kept, and how many are dropped for which reason."""
-    dropped = table.dropped(selection)
-    yield describe_selection(table, selection, dropped)
-    for reason, count, whole in count_reasons(table, selection, dropped):
-        yield f'  {count:,} ({whole:,} in all): {reason}'
-
-
-def count_reasons(table: ClipTable, selection: Selection, dropped: np.ndarray) -> list[tuple[str, int, int]]:
+def count_reasons(selection: Selection, selected: Selected) -> list[tuple[str, int, int]]:
     """Counts dropped clips.
 
     Returns:
       For each reason of the selection: the reason, the clips for which it is the first, and all to which it applies.
     """
+    dropped = selected.dropped
     counts = np.bincount(dropped[dropped != KEPT], minlength=len(selection.reasons)).tolist()
-    alone = [Selection(Filter.parse(term.text), False) for term in selection.filter.terms]
-    whole = [int((table.dropped(each) != KEPT).sum()) for each in [*alone, Selection(Filter.parse(''), True)]]
-    found = list(zip(selection.reasons, counts, whole, strict=True))
+    found = list(zip(selection.reasons, counts, selected.totals.tolist(), strict=True))
     return found if selection.drop_duplicates else found[:-1]
 
 
-def _reasons(table: ClipTable, selection: Selection, dropped: np.ndarray) -> Iterator[Block]:
+def _reasons(table: ClipTable, selection: Selection, selected: Selected) -> Iterator[Block]:
     yield Heading('Why clips are dropped')
     rows = [
-        [Cell(reason), Cell(f'{first:,}'), Cell(f'{first / max(len(table), 1):.1%}'), Cell(f'{whole:,}')]
-        for reason, first, whole in count_reasons(table, selection, dropped)
+        [Cell(reason), Cell(f'{first:,}'), Cell(f'{first / max(len(table), 1):.1%}'), Cell(f'{total:,}')]
+        for reason, first, total in count_reasons(selection, selected)
     ]
-    kept = int((dropped == KEPT).sum())
+    kept = int((selected.dropped == KEPT).sum())
     rows.append([Cell('kept'), Cell(f'{kept:,}'), Cell(f'{kept / max(len(table), 1):.1%}'), Cell('')])
     numbers = (('Clips', 'first reason'), ('Share', ''), ('Clips', 'in all'))
     yield Table(

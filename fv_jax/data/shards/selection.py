@@ -8,13 +8,14 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError, did_you_mean
 from fv_jax.data.curation.duplicates import DUPLICATE_OF, NONE
-from fv_jax.data.curation.filters import Filter
+from fv_jax.data.curation.filters import Filter, first_unfulfilled
 from fv_jax.data.shards.shard_set import ShardSet
 
 KEPT = -1
@@ -44,30 +45,44 @@ class Selection:
         return not self.filter.terms and not self.drop_duplicates
 
 
-def select_records(sets: Sequence[ShardSet], selection: Selection) -> np.ndarray:
-    """Finds why each record of some sets is dropped.
+class Selected(NamedTuple):
+    """What a selection keeps and drops.
+
+    Attributes:
+      dropped: int16 (records,), the number of a reason of the selection, `KEPT` for what is kept.
+      totals: int64, how many records each reason applies to, whether or not another one applies first.
+    """
+
+    dropped: np.ndarray
+    totals: np.ndarray
+
+
+def select_records(sets: Sequence[ShardSet], selection: Selection) -> Selected:
+    """Finds why each record of some sets is dropped. The manifests are read once.
 
     Args:
       sets: in the order of their records.
       selection: of the records.
 
-    Returns:
-      int16 (records,): the number of a reason of the selection, `KEPT` for what is kept.
-
     Raises:
       ConfigError: a set has no such column, or values of another type.
       ValueError: a manifest is damaged.
     """
-    found = {number: _filter_set(one, selection.filter) for number, one in enumerate(sets)}
+    totals = np.zeros(len(selection.reasons), np.int64)
+    found = {number: _filter_set(one, selection.filter, totals) for number, one in enumerate(sets)}
     if selection.drop_duplicates:
         for group in sequences(sets):
-            _drop_duplicates([sets[number] for number in group], [found[number] for number in group], selection)
+            parts = [found[number] for number in group]
+            totals[-1] += _drop_duplicates([sets[number] for number in group], parts, selection)
     dropped = [found[number][opened_records(one)] for number, one in enumerate(sets)]
-    return np.concatenate([np.zeros(0, np.int16), *dropped])
+    return Selected(np.concatenate([np.zeros(0, np.int16), *dropped]), totals)
 
 
-def _filter_set(one: ShardSet, wanted: Filter) -> np.ndarray:
-    """Applies a filter to all rows of a set, also to those of shards that are not opened."""
+def _filter_set(one: ShardSet, wanted: Filter, totals: np.ndarray) -> np.ndarray:
+    """Applies a filter to all rows of a set, also to those of shards that are not opened.
+
+    To `totals` it adds how many opened rows do not fulfill each term.
+    """
     if one.manifest is None or not wanted.terms:
         fix = 'prepare the clips again, or set data.filter to an empty text'
         require(not wanted.terms, f'{one.index_path}: {wanted.text!r} needs a manifest with scores; {fix}', ConfigError)
@@ -76,12 +91,16 @@ def _filter_set(one: ShardSet, wanted: Filter) -> np.ndarray:
     for name in wanted.names:
         hint = 'prepare the clips again' if 'bandwidth' not in known else did_you_mean(name, known)
         require(name in known, f'{path}: has no column {name!r} for {wanted.text!r}; {hint}', ConfigError)
-    parts = [np.zeros(0, np.int16)]
+    parts, opened, start = [np.zeros(0, np.int16)], opened_records(one), 0
     with error_context(f'{path}: ', ConfigError, ConfigError):
         # A filter without names, such as False, still needs the number of rows.
         for group in one.manifest.read_columns(wanted.names or ('shard',)):
             columns = {name: _to_numpy(group[name]) for name in group}
-            parts.append(wanted.dropped_by(columns, len(next(iter(columns.values())))))
+            count = len(next(iter(columns.values())))
+            fulfilled = wanted.fulfilled(columns, count)
+            totals[: len(fulfilled)] += (~fulfilled & opened[start : start + count]).sum(axis=1)
+            parts.append(first_unfulfilled(fulfilled))
+            start += count
     return np.concatenate(parts)
 
 
@@ -114,16 +133,21 @@ def sequences(sets: Sequence[ShardSet]) -> Iterator[list[int]]:
         yield [found[number] for number in range(count)]
 
 
-def _drop_duplicates(sets: Sequence[ShardSet], found: Sequence[np.ndarray], selection: Selection) -> None:
-    """Drops, of each clip and its near duplicates, all but the first that the filter keeps; changes `found`."""
+def _drop_duplicates(sets: Sequence[ShardSet], found: Sequence[np.ndarray], selection: Selection) -> int:
+    """Drops, of each clip and its near duplicates, all but the first that the filter keeps; changes `found`.
+
+    Returns how many would be dropped without the filter.
+    """
     marks = np.concatenate([np.zeros(0, np.int64), *map(_read_marks, sets)])
     members = np.flatnonzero(marks != NONE)
     if not len(members):
-        return
+        return 0
     members = np.union1d(members, marks[members])
     original = np.where(marks[members] == NONE, members, marks[members])
     dropped, opened = np.concatenate(found), np.concatenate([opened_records(one) for one in sets])
-    passing = (dropped[members] == KEPT) & opened[members]
+    members, original = members[opened[members]], original[opened[members]]
+    total = len(members) - len(np.unique(original))
+    passing = dropped[members] == KEPT
     members, original = members[passing], original[passing]
     _, firsts = np.unique(original, return_index=True)
     extra = np.delete(members, firsts)
@@ -131,6 +155,7 @@ def _drop_duplicates(sets: Sequence[ShardSet], found: Sequence[np.ndarray], sele
     for part, end in zip(found, ends, strict=True):
         here = extra[(extra >= end - len(part)) & (extra < end)]
         part[here - (end - len(part))] = len(selection.reasons) - 1
+    return total
 
 
 def _read_marks(one: ShardSet) -> np.ndarray:

@@ -14,7 +14,7 @@ from fv_jax.core.checks import require
 from fv_jax.data.record_sizes import RecordSizes
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
 from fv_jax.data.shards.records import Record, decode_record, first_line, record_size
-from fv_jax.data.shards.selection import Selection, select_records
+from fv_jax.data.shards.selection import Selected, Selection, select_records
 from fv_jax.data.shards.shard_files import ShardError, open_reader
 from fv_jax.data.shards.shard_set import LocalAccess, ShardAccess, open_sets
 from fv_jax.data.video import decoding
@@ -88,6 +88,10 @@ class Shards:
 
     def dropped(self, selection: Selection) -> np.ndarray:
         """Finds why each record is dropped, as `select_records`, which raises."""
+        return self.select(selection).dropped
+
+    def select(self, selection: Selection) -> Selected:
+        """Finds what a selection keeps and drops, as `select_records`, which raises."""
         return select_records(self.sets, selection)
 
     def _locate(self, index: int) -> tuple[int, int]:

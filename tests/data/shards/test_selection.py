@@ -73,6 +73,26 @@ def test_filter_and_duplicates_select_records(folder):
     assert selection.reasons == ('not sharpness >= 30', DUPLICATE)
 
 
+def test_totals_count_every_reason_from_one_reading(folder, monkeypatch):
+    """As selections of one reason each do."""
+    read, read_columns = [], manifest.Manifest.read_columns
+
+    def record(self, columns):
+        read.extend(columns)
+        return read_columns(self, columns)
+
+    monkeypatch.setattr(manifest.Manifest, 'read_columns', record)
+    terms = ('sharpness >= 45', 'sharpness < 55')
+    for shards in (list_shards(folder), list_shards(folder)[1:]):
+        source = Shards(shards)
+        read.clear()
+        selected = source.select(choose(' and '.join(terms)))
+        assert read == ['sharpness', 'duplicate_of']
+        alone = [*(choose(term, False) for term in terms), choose('')]
+        assert selected.totals.tolist() == [int((source.dropped(each) != KEPT).sum()) for each in alone]
+        assert (selected.dropped == source.dropped(choose(' and '.join(terms)))).all()
+
+
 def test_shards_that_are_not_opened_do_not_shift_the_scores(folder):
     source = Shards(list_shards(folder)[1:])  # records 2, 3 and 4
     assert kept(source, choose('sharpness >= 30')) == [0, 2]
