@@ -18,6 +18,9 @@ D' = D_i; the last one is x_n = D_{n-1} (in the official code D_{n-2} does not c
 
 So every step is a sum of x_i, D_i, D_{i-1} and noise_i with coefficients that depend on the schedule alone. They are
 computed in float64 on the host; the sums are computed in the state's dtype, float32 at least.
+
+The steps from i on, from data that was noised to x_i, are those of the schedule without its first i timesteps: there is
+no D_{i-1} at their first step.
 """
 
 from collections.abc import Callable
@@ -51,7 +54,7 @@ def dpmpp_2m_sde(denoise_fn: FlowFn, x: jax.Array, schedule: NoiseSchedule, nois
 
     Args:
       denoise_fn: (x, time) -> x0; `time` has t = timestep / 1000 and the schedule's timestep, both float32 scalars.
-      x: unit normal noise, of any shape.
+      x: unit normal noise, of any shape; data noised to the first a of a schedule that begins later.
       schedule: n steps, from a = 0 up.
       noise_fn: returns the noise of step i = 0 ... n - 2, unit normal, shaped like `x`.
 
@@ -113,11 +116,12 @@ def _signal_and_noise(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _extrapolation(schedule: NoiseSchedule) -> np.ndarray:
-    """Computes 1 / (2 r) of (1) for every step; 0 at the first, the second and the last."""
-    a = schedule.sqrt_alphas.astype(np.float64)[1:]
-    steps = np.diff(np.log(a) - np.log1p(-(a**2)) / 2)  # h of the steps 1 ... n - 2
-    more = np.zeros(len(schedule.sqrt_alphas))
-    more[2:-1] = steps[1:] / steps[:-1] / 2
+    """Computes 1 / (2 r) of (1) for every step; 0 at the first, at the last, and where lambda_{i-1} = -inf."""
+    a = schedule.sqrt_alphas.astype(np.float64)
+    with np.errstate(divide='ignore'):
+        steps = np.diff(np.log(a) - np.log1p(-(a**2)) / 2)  # h of the steps 0 ... n - 2; infinite from a = 0
+    more = np.zeros(len(a))
+    more[1:-1] = steps[1:] / steps[:-1] / 2
     return more
 
 

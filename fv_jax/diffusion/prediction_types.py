@@ -19,6 +19,12 @@ entry, as the official denoiser does.
     velocity = dx/dt = noise - data                                      (6)   what the network predicts
     loss     = mean (velocity_theta - velocity)^2                        (7)
 
+Sampling may begin at state i of n, from data noised by (1) or (5) to the a or the t of that state. Its noise level is
+
+    level = s / (a + s) = t                                              (8)
+
+the share of the noise's standard deviation in both: a network of either type sees as much noise at the same level.
+
 (6) has the signs of (2), so that weights that predict v are a start for it. Stage 2's official network predicts the
 opposite of (6), and its stage turns that round; no official network of this flow from noise exists.
 """
@@ -28,6 +34,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fv_jax.diffusion import noise_schedules, process, time_grids
 from fv_jax.diffusion.dpm_solver import NoiseFn
@@ -57,11 +64,13 @@ class Steps(NamedTuple):
       num_steps: their number.
       sampler: a name of `samplers.SAMPLERS`.
       shift: of the time grid, for 'flow' only.
+      first: the state that they begin at, of those from 0, noise, to num_steps, data.
     """
 
     sampler: str
     num_steps: int
     shift: float = 1.0
+    first: int = 0
 
 
 class PredictionType(NamedTuple):
@@ -69,11 +78,15 @@ class PredictionType(NamedTuple):
 
     Attributes:
       example: (data, noise, t_B in [0, 1]) -> the training example.
-      trajectory: (prediction of the network, noise, steps, noise of a stochastic sampler) -> from noise to data.
+      trajectory: (prediction of the network, first state, steps, noise of a stochastic sampler) -> from there to data.
+      noise_levels: steps -> (8) of all n + 1 states, whatever the first, float64.
+      first_state: (data, noise, steps) -> data, noised to the first state.
     """
 
     example: Callable[[jax.Array, jax.Array, jax.Array], TrainingExample]
     trajectory: Callable[[FlowFn, jax.Array, Steps, NoiseFn | None], Trajectory]
+    noise_levels: Callable[[Steps], np.ndarray]
+    first_state: Callable[[jax.Array, jax.Array, Steps], jax.Array]
 
 
 def v_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
@@ -107,10 +120,22 @@ def v_denoiser(predict_fn: FlowFn, num_steps: int) -> FlowFn:
     return denoise
 
 
-def _v_trajectory(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> Trajectory:
-    """Returns the trajectory over the noise schedule of `steps.num_steps` steps."""
+def _v_trajectory(predict_fn: FlowFn, x: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> Trajectory:
+    """Returns the trajectory over the noise schedule of `steps.num_steps` steps, from `steps.first` on."""
     denoise_fn, schedule = v_denoiser(predict_fn, steps.num_steps), noise_schedules.zero_snr_schedule(steps.num_steps)
-    return SAMPLERS[steps.sampler].trajectory(denoise_fn, noise, schedule, noise_fn)
+    rest = noise_schedules.NoiseSchedule(*(values[steps.first :] for values in schedule))
+    return SAMPLERS[steps.sampler].trajectory(denoise_fn, x, rest, noise_fn)
+
+
+def _v_noise_levels(steps: Steps) -> np.ndarray:
+    a = np.append(noise_schedules.zero_snr_schedule(steps.num_steps).sqrt_alphas.astype(np.float64), 1.0)
+    s = np.sqrt(1 - a**2)
+    return s / (a + s)
+
+
+def _v_first_state(data: jax.Array, noise: jax.Array, steps: Steps) -> jax.Array:
+    a = noise_schedules.zero_snr_schedule(steps.num_steps).sqrt_alphas[steps.first]
+    return process.add_noise(data, noise, jnp.asarray(a))
 
 
 def flow_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingExample:
@@ -123,13 +148,23 @@ def flow_example(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> TrainingE
     return TrainingExample(process.interpolate(noise, data, t_B), process.velocity(noise, data), 1000 * t_B)
 
 
-def _flow_trajectory(predict_fn: FlowFn, noise: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> Trajectory:
-    """Returns the trajectory over the time grid; `noise_fn` is never called."""
+def _flow_trajectory(predict_fn: FlowFn, x: jax.Array, steps: Steps, noise_fn: NoiseFn | None) -> Trajectory:
+    """Returns the trajectory over the time grid, from `steps.first` on; `noise_fn` is never called."""
     grid = time_grids.flow_time_grid(steps.num_steps, steps.shift)
-    return SAMPLERS[steps.sampler].trajectory(predict_fn, noise, grid)
+    rest = time_grids.Times(*(values[steps.first :] for values in grid))
+    return SAMPLERS[steps.sampler].trajectory(predict_fn, x, rest)
+
+
+def _flow_noise_levels(steps: Steps) -> np.ndarray:
+    return time_grids.flow_time_grid(steps.num_steps, steps.shift).t.astype(np.float64)
+
+
+def _flow_first_state(data: jax.Array, noise: jax.Array, steps: Steps) -> jax.Array:
+    t = time_grids.flow_time_grid(steps.num_steps, steps.shift).t[steps.first]
+    return process.interpolate(noise, data, jnp.asarray(t))
 
 
 PREDICTION_TYPES: dict[Predicted, PredictionType] = {
-    'v_prediction': PredictionType(v_example, _v_trajectory),
-    'flow': PredictionType(flow_example, _flow_trajectory),
+    'v_prediction': PredictionType(v_example, _v_trajectory, _v_noise_levels, _v_first_state),
+    'flow': PredictionType(flow_example, _flow_trajectory, _flow_noise_levels, _flow_first_state),
 }

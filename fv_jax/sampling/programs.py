@@ -129,6 +129,36 @@ def generate(
     return _sample(stage1, {'text_BLD': text_BLD}, noise, shape, on_step)
 
 
+def denoise_latents(
+    stage1: LoadedStage[PreviewStage],
+    z_BFHWC: jax.Array,
+    text_BLD: jax.Array | None,
+    noise: PreviewNoise,
+    first_state: int,
+    on_step: OnStep = ignore_steps,
+) -> jax.Array:
+    """Noises latents to a state of stage 1's sampler, and samples from there (SDEdit, arXiv:2108.01073).
+
+    Args:
+      stage1: the loaded stage.
+      z_BFHWC: latents, unscaled.
+      text_BLD: text embeddings; None for all zeros, without guidance.
+      noise: what is added, and the noise of the sampler.
+      first_state: the state, of `PreviewStage.noise_levels`; the last one returns the latents as they are.
+      on_step: called after every step. What it raises ends sampling.
+
+    Returns:
+      float32, of the shape of `z_BFHWC`, unscaled.
+    """
+    stage = dataclasses.replace(stage1.stage, first_state=first_state)
+    if not stage.num_sampler_steps:
+        return z_BFHWC.astype(jnp.float32)
+    if text_BLD is None:
+        text_BLD, stage = stage1.mesh.replicate(stage.zero_text(z_BFHWC.shape[0])), stage.without_guidance()
+    inputs = {'z_high_BFHWC': z_BFHWC, 'text_BLD': text_BLD}
+    return _sample(stage1.with_stage(stage), inputs, noise, z_BFHWC.shape, on_step)
+
+
 def enhance_latents(
     stage2: LoadedStage[EnhancementStage],
     z_low_BFHWC: jax.Array,
@@ -192,7 +222,7 @@ def _sample(
     """Samples latents of `shape` step by step."""
     arguments, static = (loaded.state, inputs, noise), _static_arguments(loaded, shape)
     state = _start(*arguments, *static)
-    num_steps = loaded.stage.config.num_steps
+    num_steps = loaded.stage.num_sampler_steps
     for i in range(num_steps):
         state = jax.block_until_ready(_advance(*arguments, *static, state, i))
         on_step(i + 1, num_steps)

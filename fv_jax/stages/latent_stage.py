@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.filterlib import Filter
 
@@ -149,9 +150,14 @@ class LatentStage(abc.ABC, Generic[C]):
     def is_guided(self) -> bool:
         """Whether guidance changes the prediction."""
 
+    @property
+    def num_sampler_steps(self) -> int:
+        """The number of steps that the sampler takes."""
+        return self.config.num_steps
+
     def num_function_evaluations(self) -> int:
         """Counts the evaluations of the network per sample (NFE); a guided one counts twice."""
-        evaluations = self.config.num_steps * SAMPLERS[self.config.sampler].evaluations
+        evaluations = self.num_sampler_steps * SAMPLERS[self.config.sampler].evaluations
         return 2 * evaluations if self.is_guided() else evaluations
 
     # --- descriptions ---
@@ -170,15 +176,38 @@ class LatentStage(abc.ABC, Generic[C]):
         """Returns how diffusers samples the stage. Raises ConfigError where it cannot."""
 
 
+@dataclasses.dataclass(frozen=True)
 class PreviewStage(LatentStage[PreviewSamplerConfig]):
     """A stage that generates latents from text.
 
     A batch holds unscaled latents `z_high_BFHWC`, or `high_res_BFHWC`, videos of the preview's size in [-1, 1] for
     `encoder`; and `text_BLD` if there is text.
+
+    Attributes:
+      first_state: the state that sampling begins at, of `noise_levels`. From 1 on the inputs of `sampling_trajectory`
+        hold `z_high_BFHWC`, which is noised to that state.
     """
+
+    first_state: int = 0
 
     sampler_class = PreviewSamplerConfig
     pipeline_tag = 'text-to-video'
+
+    @abc.abstractmethod
+    def noise_levels(self) -> np.ndarray:
+        """Returns the noise level of each state of the sampler, (n + 1,), decreasing from 1, noise, to 0, data.
+
+        A level is the share of the noise's standard deviation in that of noise and data (`prediction_types`).
+        """
+
+    @property
+    def num_sampler_steps(self) -> int:
+        return self.config.num_steps - self.first_state
+
+    def without_guidance(self) -> Self:
+        """Returns the stage, sampled without guidance."""
+        config = dataclasses.replace(self.sampler_config(), guidance_kind='constant', guidance_scale=1.0)
+        return self.with_sampler_config(config)
 
 
 class NoisedPair(NamedTuple):

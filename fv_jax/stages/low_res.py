@@ -147,18 +147,24 @@ class LowRes(PreviewStage):
     def sampling_trajectory(
         self, model: DiT, inputs: Batch, noise: PreviewNoise, shape: Shape, *, context: ParallelContext
     ) -> Trajectory:
-        start, noise_fn = noise.preview(shape)
+        x, noise_fn = noise.preview(shape)
+        if self.first_state:
+            data = self.scale_latents(inputs['z_high_BFHWC'])
+            x = PREDICTION_TYPES[self.config.prediction_type].first_state(data, x, self._steps())
         text = inputs['text_BLD']
-        return self.trajectory(model, start, text, noise_fn, context=context).then(self.unscale_latents)
+        return self.trajectory(model, x, text, noise_fn, context=context).then(self.unscale_latents)
+
+    def noise_levels(self) -> np.ndarray:
+        return PREDICTION_TYPES[self.config.prediction_type].noise_levels(self._steps())
 
     def trajectory(
-        self, model: DiT, noise: jax.Array, text_BLD: jax.Array, noise_fn: NoiseFn | None, *, context: ParallelContext
+        self, model: DiT, x: jax.Array, text_BLD: jax.Array, noise_fn: NoiseFn | None, *, context: ParallelContext
     ) -> Trajectory:
-        """Returns the trajectory from noise to data, by the sampler, grid and guidance of the config.
+        """Returns the trajectory from the first state to data, by the sampler, grid and guidance of the config.
 
         Args:
           model: the network.
-          noise: unit normal (B, F, H, W, C).
+          x: the first state, unit normal noise (B, F, H, W, C), or scaled latents noised to `first_state`.
           text_BLD: text embeddings.
           noise_fn: the noise of each sampler step (`noise.sampler_noise`); only dpmpp_2m_sde needs it.
           context: the parallel context.
@@ -166,11 +172,12 @@ class LowRes(PreviewStage):
         Returns:
           The trajectory to scaled latents, float32.
         """
-        config = self.config
         predict_fn = self.predict_fn(model, text_BLD, context=context)
-        steps = Steps(config.sampler, config.num_steps, config.shift)
-        prediction_type = PREDICTION_TYPES[config.prediction_type]
-        return prediction_type.trajectory(predict_fn, noise.astype(jnp.float32), steps, noise_fn)
+        prediction_type = PREDICTION_TYPES[self.config.prediction_type]
+        return prediction_type.trajectory(predict_fn, x.astype(jnp.float32), self._steps(), noise_fn)
+
+    def _steps(self) -> Steps:
+        return Steps(self.config.sampler, self.config.num_steps, self.config.shift, self.first_state)
 
     def predict_fn(self, model: DiT, text_BLD: jax.Array, *, context: ParallelContext) -> guidance.FlowFn:
         """Returns the guided prediction of the network, float32.

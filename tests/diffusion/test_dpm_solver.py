@@ -207,3 +207,16 @@ def test_dpm_solver_sde_requires_noise():
 def test_dpm_solver_sde_uses_noises_in_order():
     noise_fn = fixed_noise(np.arange(6.0).reshape(3, 2))
     np.testing.assert_array_equal(jax.jit(noise_fn)(1), [2, 3])
+
+
+def test_second_order_starts_with_the_second_step_of_a_later_schedule():
+    """The first one has no D before it; the others are those of the whole schedule."""
+    whole = curved_schedule(9)
+    rest = NoiseSchedule(*(values[3:] for values in whole))
+    for name in ('dpmpp_2m', 'dpmpp_2m_sde'):
+        of_whole, of_rest = WEIGHTS[name](whole), WEIGHTS[name](rest)
+        for before, after in zip(of_whole, of_rest, strict=True):
+            np.testing.assert_allclose(after[1:], before[4:], rtol=1e-12)
+        assert of_rest.previous[0] == 0 and of_rest.previous[1] != 0
+    first_order = dpm_solver.ddim_coefficients(rest)
+    np.testing.assert_allclose(dpm_solver.dpmpp_ode_coefficients(rest).denoised[0], first_order.denoised[0])

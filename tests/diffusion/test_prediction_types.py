@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fv_jax.diffusion import noise_schedules, prediction_types, process
+from fv_jax.diffusion import noise_schedules, prediction_types, process, time_grids
 from fv_jax.diffusion.prediction_types import PREDICTION_TYPES, Steps
 from fv_jax.diffusion.samplers import SAMPLERS
 from fv_jax.diffusion.time_grids import Times
@@ -76,6 +76,73 @@ def test_integration_with_an_exact_network_reaches_the_data(sampler):
     predict = oracle(name, data, noise, num_steps)
     out = PREDICTION_TYPES[name].trajectory(predict, noise, steps, fixed_noise(step_noise)).integrate()
     np.testing.assert_allclose(out, data, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', PREDICTION_TYPES)
+def test_noise_levels_are_the_shares_of_noise_in_the_states(name):
+    """Of constant data and noise the state itself is the share, once its two parts are scaled to sum to 1."""
+    steps = Steps('any', 7, 2.0 if name == 'flow' else 1.0)
+    kind = PREDICTION_TYPES[name]
+    levels = kind.noise_levels(steps)
+    assert levels.shape == (8,) and levels[0] == 1 and levels[-1] == 0 and (np.diff(levels) < 0).all()
+    for first, level in enumerate(levels[:-1]):
+        data, noise = (
+            kind.first_state(a, b, steps._replace(first=first))
+            for a, b in ((jnp.ones((1, 1)), jnp.zeros((1, 1))), (jnp.zeros((1, 1)), jnp.ones((1, 1))))
+        )
+        np.testing.assert_allclose(float(noise[0, 0] / (noise + data)[0, 0]), level, rtol=1e-6)
+
+
+def test_first_states_are_those_of_the_schedule_and_of_the_time_grid():
+    data, noise = data_and_noise()
+    for first in (1, 20, 50):
+        a = noise_schedules.zero_snr_schedule(51).sqrt_alphas[first]
+        state = PREDICTION_TYPES['v_prediction'].first_state(data, noise, Steps('ddim', 51, 1.0, first))
+        np.testing.assert_array_equal(state, process.add_noise(data, noise, jnp.full(SHAPE[:1], a)))
+        t = time_grids.flow_time_grid(51, 2.0).t[first]
+        state = PREDICTION_TYPES['flow'].first_state(data, noise, Steps('euler', 51, 2.0, first))
+        np.testing.assert_allclose(state, t * noise + (1 - t) * data, atol=1e-6)
+
+
+@pytest.mark.parametrize('first', [1, 4])
+@pytest.mark.parametrize('sampler', ['ddim', 'euler', 'heun'])
+def test_integration_from_a_later_state_is_the_rest_of_the_whole(sampler, first):
+    """Of samplers without memory, for a network that is far from exact."""
+    name, num_steps = SAMPLERS[sampler].prediction_type, 6
+    _, noise = data_and_noise()
+    seen = []
+
+    def predict(x, time):
+        seen.append(float(time.timestep))
+        return jnp.tanh(2 * x) - time.t
+
+    kind, steps = PREDICTION_TYPES[name], Steps(sampler, num_steps, 2.0 if name == 'flow' else 1.0)
+    whole = kind.trajectory(predict, noise, steps, None)
+    states = [whole.start]
+    for i in range(num_steps):
+        states.append(whole.advance(states[-1], i))
+    every, seen[:] = list(seen), []
+    state = states[first][0] if name == 'v_prediction' else states[first]
+    rest = kind.trajectory(predict, state, steps._replace(first=first), None)
+    assert rest.num_steps == num_steps - first
+    state = rest.start
+    for i in range(rest.num_steps):
+        state = rest.advance(state, i)
+    np.testing.assert_array_equal(rest.finish(state), whole.finish(states[-1]))
+    assert seen == every[len(every) * first // num_steps :]
+
+
+@pytest.mark.parametrize('first', [1, 3, 5])
+@pytest.mark.parametrize(
+    'sampler', [name for name, found in SAMPLERS.items() if found.prediction_type in PREDICTION_TYPES]
+)
+def test_integration_from_a_later_state_with_an_exact_network_reaches_the_data(sampler, first):
+    name, num_steps = SAMPLERS[sampler].prediction_type, 6
+    data, noise = data_and_noise()
+    steps = Steps(sampler, num_steps, 2.0 if name == 'flow' else 1.0, first)
+    kind, predict = PREDICTION_TYPES[name], oracle(name, data, noise, num_steps)
+    rest = kind.trajectory(predict, kind.first_state(data, noise, steps), steps, fixed_noise(normal(5, SHAPE)))
+    np.testing.assert_allclose(rest.integrate(), data, atol=1e-5)
 
 
 def test_v_denoiser_uses_the_nearest_of_1000_timesteps():

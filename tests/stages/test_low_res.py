@@ -10,7 +10,7 @@ import pytest
 from configs import stage1
 from fv_jax.core.config import ConfigError, build, to_dict
 from fv_jax.core.parallel_context import ParallelContext
-from fv_jax.diffusion import guidance, noise_schedules, samplers
+from fv_jax.diffusion import guidance, noise_schedules, samplers, time_grids
 from fv_jax.diffusion.time_grids import Times
 from fv_jax.models.dit import STAGE1, DiTConfig
 from fv_jax.models.lora import LoRAConfig
@@ -203,6 +203,46 @@ def test_low_res_sampling_with_an_exact_flow_network():
     model = Recorder(lambda x, t: _data_and_noise(noise - 2 * z))
     out = here.unscale_latents(here.trajectory(model, noise, jnp.zeros((4, 5, 8)), None, context=CONTEXT).integrate())
     np.testing.assert_allclose(out, z, atol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [{'sampler': 'dpmpp_2m'}, FLOW])
+def test_low_res_sampling_begins_at_a_noised_state(fields):
+    """The scaled latents, at the level and the timestep of the state; then the timesteps of the sampler."""
+    z, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
+    here = stage(scale_factor=2.0, num_steps=6, guidance_kind='constant', guidance_scale=1.0, **fields)
+    model = Recorder(lambda x, t: jnp.zeros_like(x))
+
+    class Given:
+        def preview(self, shape):
+            return noise, None
+
+    inputs = {'z_high_BFHWC': z, 'text_BLD': jnp.zeros((4, 5, 8))}
+    for first in (1, 4):
+        from_state = dataclasses.replace(here, first_state=first)
+        trajectory = from_state.sampling_trajectory(model, inputs, Given(), SHAPE, context=CONTEXT)
+        assert trajectory.num_steps == from_state.num_sampler_steps == 6 - first
+        assert from_state.num_function_evaluations() == 6 - first
+        model.calls.clear()
+        state = trajectory.start
+        for i in range(trajectory.num_steps):
+            state = trajectory.advance(state, i)
+        if fields == FLOW:
+            timesteps = time_grids.flow_time_grid(6).timestep
+            a, s = 1 - timesteps[first] / 1000, timesteps[first] / 1000
+        else:
+            timesteps, alphas = noise_schedules.zero_snr_schedule(6)
+            a, s = alphas[first], np.sqrt(1 - alphas[first] ** 2)
+        np.testing.assert_allclose([float(call['timestep'][0]) for call in model.calls], timesteps[first:6], rtol=1e-6)
+        np.testing.assert_allclose(model.calls[0]['x'], a * 2 * z + s * noise, atol=1e-6)
+        np.testing.assert_allclose(from_state.noise_levels()[first], s / (a + s), rtol=1e-6)
+    whole = here.sampling_trajectory(model, {'text_BLD': inputs['text_BLD']}, Given(), SHAPE, context=CONTEXT)
+    start = whole.start if fields == FLOW else whole.start[0]
+    np.testing.assert_array_equal(start, noise)
+
+
+def test_low_res_without_guidance():
+    assert stage().is_guided() and not stage().without_guidance().is_guided()
+    assert stage().without_guidance().num_function_evaluations() * 2 == stage().num_function_evaluations()
 
 
 def _data_and_noise(x):
