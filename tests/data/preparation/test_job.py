@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fv_jax.data.preparation import pool, sets
 from fv_jax.data.preparation.plan import Plan
 from fv_jax.data.shards.shard_files import list_shards, read_records
 from fv_jax.data.shards.source import Shards
+from fv_jax.data.video import encoding
 from tests.data import sample_videos
 
 FLAGS = ['--config.frames=9', '--config.height=64', '--config.width=96', '--config.preset=ultrafast']
@@ -156,6 +158,34 @@ def test_new_videos_are_added_as_a_set_of_their_own(whole: Path, videos: Path, t
     assert run(source, output, '--overwrite') == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
     assert content(output) == content(whole)
+
+
+def test_adding_10_videos_to_20_touches_no_old_shard(tmp_path: Path) -> None:
+    """Neither bytes nor times of a file change. The new names are between the old ones, and all videos are alike."""
+    source, output = tmp_path / 'in', tmp_path / 'out'
+    source.mkdir()
+    video = encoding.encode_bytes(sample_videos.pattern(13), 24, preset='ultrafast')
+
+    def write(number: int) -> None:
+        # A box that players skip makes another file of it.
+        box = struct.pack('>I4sI', 12, b'free', number)
+        (source / f'{number:02d}.mp4').write_bytes(video + box)
+
+    added = set(range(0, 30, 3))
+    for number in set(range(30)) - added:
+        write(number)
+    assert run(source, output) == 0
+    before = states(output)
+    assert sum(name.endswith('.array_record') for name in before) == 20
+    for number in added:
+        write(number)
+    assert run(source, output) == 0
+    after = states(output)
+    assert {name: after[name] for name in before} == before
+    assert sum(name.endswith('.array_record') for name in after) == 30
+    new = list(read_records(list_shards(output, 'clips.1')))
+    assert sorted(record['source'] for record in new) == sorted(f'{number:02d}.mp4' for number in added)
+    assert sorted(record['source'] for record in content(output)) == [f'{number:02d}.mp4' for number in range(30)]
 
 
 def test_video_that_has_changed_is_named(videos: Path, tmp_path: Path, capsys) -> None:
