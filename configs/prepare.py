@@ -10,7 +10,8 @@ clip, 226 x 4096 values of T5 XXL, 1.9 MB a clip, so that training does not load
 
 With --config.latents.vae=3d-vae.pt (or =embedded) the latents of every clip and of four degraded variants are stored
 instead of the clip, so that training neither decodes nor encodes: 13 x 134 x 240 x 16 float16 values each, 67 MB a
-clip.
+clip. With :...,pairs=like_previews they look like stage 1's output too (`configs/degradations.py`);
+--config.latents.model_guided.checkpoint=FILES names the folder of the official release, or another stage 1.
 
   :tiny      17 frames at 256x480, for training on a CPU: about 25 frames a second on one core, from 1080p.
   :smoke     9 frames at 64x112, at most one clip a shot, for trying out.
@@ -57,7 +58,7 @@ HELDOUT_STARTS = {
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """Builds the configuration of a variant; its fields are those of `fv_jax.data.video.clips.ClipsConfig`."""
-    name, fields = parse_variant(variant, VARIANTS, {'split': 'train'})
+    name, fields = parse_variant(variant, VARIANTS, {'split': 'train', 'pairs': ''})
     config = ml_collections.ConfigDict()
     config.name = 'clips'
     config.frames = 49
@@ -81,7 +82,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.unit_seconds = 120.0  # longer videos are cut; None keeps them whole
     config.captioner = {'function': '', 'command': '', 'batch_size': 8}
     config.text = {'encoder': '', 'length': None, 'dim': None, 'masked': False, 'dtype': 'bfloat16'}
-    config.latents = {'vae': '', 'num_degraded_variants': 4, 'seed': 0, **degradations.weak_and_strong()}
+    degraded = degradations.pairs(fields['pairs']) if fields['pairs'] else degradations.weak_and_strong()
+    config.latents = {'vae': '', 'num_degraded_variants': 4, 'seed': 0, **degraded}
     if name == 'tiny':
         config.update(frames=17, height=256, width=480)
     if name == 'smoke':

@@ -16,6 +16,8 @@ The real run: official sizes, 49 frames at 1072x1920, shards of clips from `pyth
     :quickstart  minutes: continues the small stage 2 of the package on its videos (`bash launch/quickstart.sh`)
     :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
     :smoke   seconds: synthetic clips, three steps
+    :...,pairs=like_previews  degradations that look like stage 1's output (`configs/degradations.py`), of variants that
+             encode clips once; for the others `prepare` stores latents with them
 
 Heads of 128 multiply and add as much, with as many parameters but for the norms of queries and keys (7,680 more of 1.7
 billion). TPUs take half the time: their matrix units are 128 (v4, v5) or 256 (v6e, v7x) wide, and attention fills no
@@ -109,7 +111,7 @@ TINY_PHASES = {
 def get_config(variant: str = '') -> ConfigDict:
     """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
     names = 'smoke', 'tiny', 'quickstart', 'tiny_sprites', 'tiny_captions', 'head128', 'lora', 'distil', *PHASES
-    name, fields = parse_variant(variant, names, {'tiny': False})
+    name, fields = parse_variant(variant, names, {'tiny': False, 'pairs': ''})
     config = ConfigDict(
         {
             'stage': {
@@ -151,6 +153,10 @@ def get_config(variant: str = '') -> ConfigDict:
         config.data.update(train='synthetic', heldout='synthetic', frames=9, height=32, width=48, eval_clips=1)
         config.data.cache = {'num_degraded_variants': 1, 'crop': None}
         config.loop.update(num_steps=4, eval_every=4, save_every=2)
+    if fields['pairs']:
+        config.data.update(degradations.pairs(fields['pairs']))
+        if config.data.cache is not None:
+            config.data.cache.num_degraded_variants = 4  # of all kinds
     return config
 
 

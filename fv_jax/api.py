@@ -11,15 +11,17 @@ from fv_jax import weights
 from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.checkpoints.steps import FOLDER
 from fv_jax.core import files
-from fv_jax.core.checks import require
+from fv_jax.core.checks import error_context, require
 from fv_jax.core.config import ConfigError
 from fv_jax.core.paths import StoragePath
+from fv_jax.data.degradation.configs import ModelGuidedConfig
 from fv_jax.diffusion.time_grids import Numerics
 from fv_jax.models.layers import DtypeName
 from fv_jax.parallel.mesh import ParallelConfig
 from fv_jax.parallel.rules import Partitioner
 from fv_jax.sampling.lazy_stages import LazyStage, LazyTextEncoder, LazyVAE
 from fv_jax.sampling.metadata import WeightsOrigin
+from fv_jax.sampling.model_guided import StageDegradation
 from fv_jax.sampling.sampling_mesh import SamplingMesh
 from fv_jax.sampling.settings import EnhanceSettings, PreviewSettings
 from fv_jax.sampling.text_to_video import Pipeline
@@ -45,7 +47,7 @@ from fv_jax.weights.trained_runs import (
 
 STAGES, SUFFIX = ('stage1', 'stage2'), '.safetensors'  # the runs in a folder that holds both stages
 
-__all__ = ['FlashVideo', 'open_run']
+__all__ = ['FlashVideo', 'open_run', 'open_stage_degradation']
 
 VAEKey = tuple[str, DtypeName, int]  # name, dtype, latent channels that the stage expects
 
@@ -177,6 +179,25 @@ class FlashVideo(Pipeline):
         )
         notes = tuple(f'{part.name}: {note}' for _, part, _, notes in opened for note in notes)
         return cls(parts.get(PreviewStage), parts.get(EnhancementStage), origin, preview, enhance, mesh, notes)
+
+
+def open_stage_degradation(config: ModelGuidedConfig, text_digest: str | None) -> StageDegradation:
+    """Opens the stage of model-guided degradations on the devices of this process. Its network is loaded later.
+
+    Args:
+      config: names the stage.
+      text_digest: the fingerprint of the encoder of the clips' captions; None without any.
+
+    Raises:
+      ConfigError: the stage cannot be opened or does not generate previews, or its sampler has no state of such a noise
+        level.
+    """
+    name, devices = config.checkpoint, jax.local_devices()
+    with error_context('model_guided.checkpoint: ', (CheckpointError, FileNotFoundError, ValueError), ConfigError):
+        is_official = name != EMBEDDED and (files.resolve_weights(name) / LowRes.official.file).is_file()
+        opened = FlashVideo.from_official if is_official else FlashVideo.from_checkpoint
+        preview = opened(name, devices=devices).stage1
+    return StageDegradation.create(preview, config, text_digest)
 
 
 def _runs(folder: str | StoragePath) -> list[StoragePath]:

@@ -43,7 +43,7 @@ import jax
 import numpy as np
 import tqdm
 
-from fv_jax import weights
+from fv_jax import api, weights
 from fv_jax.core import config as config_lib
 from fv_jax.core import files
 from fv_jax.core.checks import error_context, require
@@ -67,6 +67,7 @@ from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, containers, decoding
 from fv_jax.models.vae import OFFICIAL
 from fv_jax.parallel.rules import make_frames_partitioner
+from fv_jax.sampling.model_guided import StageDegradation
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
 from fv_jax.text.encoder import TextEncoder
 from fv_jax.training.run import latent_cache
@@ -133,11 +134,19 @@ def _text_encoder(config: clips.ClipsConfig) -> TextEncoder | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Latents:
-    """Encodes clips to latents. provenance: of the latents, stored with them."""
+    """Encodes clips to latents.
+
+    Attributes:
+      config: of the latents.
+      vae: the VAE.
+      provenance: of the latents, stored with them.
+      model: of model-guided degradations; None without any.
+    """
 
     config: clips.OfflineLatentsConfig
     vae: JittedVAE
     provenance: dict[str, Any]
+    model: StageDegradation | None
 
     def encode(self, record: Record) -> Record:
         """Replaces the video of a record by latents of it and of its degraded versions."""
@@ -146,17 +155,21 @@ class _Latents:
         rest = {key: value for key, value in record.items() if key != 'video'}
         # A generator: every degraded version is as large as its clip.
         degraded = (self.config.degradation.degrade(video, rng) for _ in range(self.config.num_degraded_variants))
-        return rest | latent_cache.encode_pair(video, degraded, self.vae)
+        return rest | latent_cache.encode_pair(video, degraded, self.vae, self.model, record.get('text'))
 
 
-def _latents(config: clips.OfflineLatentsConfig) -> _Latents | None:
-    """Opens the VAE of the config, if any, before a video is read, so that errors are found at once."""
+def _latents(config: clips.OfflineLatentsConfig, encoder: TextEncoder | None) -> _Latents | None:
+    """Opens the VAE of the config, if any, and the model of its degradations, before a video is read."""
     if not config.vae:
         return None
     with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
         vae = jit_vae(weights.load_vae(config.vae), make_frames_partitioner(jax.local_devices()))
         provenance = latent_cache.vae_provenance(weights.vae_fingerprint(config.vae), vae.config.latent_spec)
-    return _Latents(config, vae, provenance)
+    model = None
+    if config.model_guided_probability and config.num_degraded_variants:
+        with error_context('--config.latents.', error=UsageError):
+            model = api.open_stage_degradation(config.model_guided, encoder.fingerprint.digest if encoder else None)
+    return _Latents(config, vae, provenance, model)
 
 
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
@@ -167,14 +180,16 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         with error_context(f'--runner={arguments.runner}: ', error=UsageError):
             beam_runner.parse_options(arguments.runner, arguments.runner_options)
     found = _find_videos(arguments.input, arguments.output)
-    latents = _latents(config.latents)
+    encoder = _text_encoder(config)
+    latents = _latents(config.latents, encoder)
     # Which VAE takes clips that are stored as video is not known yet; most are for the official one.
     latent_spec = latents.vae.config.latent_spec if latents else OFFICIAL.latent_spec
     latent_spec.check_clip('config', config.frames, config.height, config.width)
-    encoder = _text_encoder(config)
     made_with = {'config': config_lib.to_dict(config)}
     if latents:
         made_with['latents'] = latents.provenance
+        if latents.model:
+            made_with['model_guided'] = latents.model.preview.digest
     if encoder:
         made_with['text'] = dataclasses.asdict(encoder.fingerprint)
     encoders = Encoders(encoder, latents.encode if latents else None) if latents or encoder else None

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fv_jax import api
 from fv_jax.checkpoints.errors import CheckpointError
 from fv_jax.checkpoints.manager import Checkpoints
 from fv_jax.core import config as config_lib
@@ -201,7 +202,7 @@ def _run(
     if start >= config.loop.num_steps:
         log.info('already at the last step; use --config.loop.num_steps=N to train to step N')
         return
-    batches = TrainBatches.open(setup, datasets, workdir, bad)
+    batches = TrainBatches.open(setup, datasets, workdir, bad, api.open_stage_degradation)
     write_run_config(workdir, given)
     initialization.mark_damaged(history)
     checkpoints = Checkpoints(workdir, max_to_keep=config.loop.max_to_keep, keep_period=config.loop.keep_period)

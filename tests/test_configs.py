@@ -31,6 +31,7 @@ SMALL = (
     'stage2.py:tiny_captions',
     'stage2.py:distil,tiny=true',
     'stage2.py:phase2,tiny=true',
+    'stage2.py:tiny,pairs=like_previews',
 )
 # Nothing is allocated: the training state's shapes and shardings are made, as at the start of a run and of a plan.
 SCRIPT = """

@@ -9,6 +9,7 @@ from PIL import Image
 from fv_jax import degrade
 from fv_jax.data.video import encoding
 from tests.data import sample_videos
+from tests.sampling import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +36,26 @@ def test_degrade_writes_a_sheet(arguments: list[str], tmp_path: Path, capsys: py
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'sheet.png')), first)
     assert degrade.main([*arguments, '--num-samples=2', '--frames=3', '--seed=1']) == 0
     assert (np.asarray(Image.open(tmp_path / 'sheet.png')) != first).any()
+
+
+def test_degrade_shows_what_looks_like_previews(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By a small stage 1; one frame is neither changed by motion nor given to the model."""
+    tiny.save_pipeline_and_vae(tmp_path)
+    arguments[0] += ':like_previews'
+    arguments += [f'--config.model_guided.checkpoint={tmp_path / "stage1"}', '--num-samples=1', '--height=64']
+    encoding.encode(tmp_path / 'video.mp4', sample_videos.pattern(9, 64, 96), 24)
+    levels = '--config.model_guided.noise_levels=(0.1, 0.9)'
+    assert degrade.main([*arguments, '--width=128', levels]) == 0
+    out = capsys.readouterr().out
+    assert 'sample 0, flow-based: blending 0.' in out and 'sample 0, model-guided: noise level 0.' in out
+    assert 'model-guided degradations: ' in out and 'without text and guidance' in out
+    assert np.asarray(Image.open(tmp_path / 'sheet.png')).shape[1] > 7 * 128
+    assert degrade.main([*arguments, '--width=128', '--frames=1']) == 0
+    assert 'model-guided' not in capsys.readouterr().out
+    assert degrade.main([*arguments, '--config.model_guided.noise_levels=(0.01, 0.02)']) == 2
+    assert 'degrade: --config.model_guided.noise_levels=0.01, 0.02: no state' in capsys.readouterr().err
 
 
 def test_degrade_of_an_image_and_without_strong_degradations(

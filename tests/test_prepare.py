@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 
 from configs.common import parse_variant
 from configs.prepare import get_config
-from fv_jax import prepare, weights
+from fv_jax import api, prepare, weights
 from fv_jax.core import config as config_lib
 from fv_jax.core import exit_codes
 from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline, transforms
 from fv_jax.data.config import DataConfig
+from fv_jax.data.degradation.configs import ModelGuidedConfig
+from fv_jax.data.degradation.degradations import GuidedByModel
 from fv_jax.data.loader import LoaderConfig, load_batches, load_mixed_batches
 from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
@@ -207,6 +210,15 @@ def test_prepare_config_variants() -> None:
         parse_variant('smoke')
 
 
+def test_pairs_of_a_config_are_those_of_a_variant_of_degradations() -> None:
+    for variant, expected in (('', 0.0), ('tiny,pairs=like_previews', 0.25), ('pairs=weak', 0.0)):
+        latents = config_lib.build(ClipsConfig, get_config(variant).to_dict()).latents
+        assert latents.model_guided_probability == latents.flow_based_probability == expected
+        assert (latents.strong is None) == (variant == 'pairs=weak')
+    with pytest.raises(ConfigError, match="pairs=like_preview: did you mean 'like_previews'"):
+        get_config('pairs=like_preview')
+
+
 def test_prepare_stores_text_embeddings_for_training(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -255,7 +267,9 @@ def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(latents[1]['z_high'], np.asarray(jitted.encode(video[None])[0], np.float16), atol=1e-3)
     assert latents[1]['z_low'].shape == (2, *latents[1]['z_high'].shape)
     assert not np.array_equal(latents[1]['z_low'][0], latents[1]['z_low'][1])
-    stored_provenance = json.loads((tmp_path / 'latents' / 'clips.json').read_text())['latents']
+    index = json.loads((tmp_path / 'latents' / 'clips.json').read_text())
+    stored_provenance = index['latents']
+    assert 'model_guided' not in index
     assert stored_provenance == {'vae': weights.vae_fingerprint(str(vae)), 'chunks': [17, 16]}
 
     data = DataConfig(
@@ -278,6 +292,45 @@ def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     groups = pipeline.group_by_bucket(pipeline.training_sources(both, bad), both, tiny.VAE_CONFIG.latent_spec)
     with pytest.raises(ConfigError, match='bucket 9x64x96 has both clips and latents'):
         pipeline.make_streams(groups, both, low_res=True)
+
+
+class Model:
+    """Degrades a clip to one level."""
+
+    preview = types.SimpleNamespace(digest='0123456789abcdef')
+
+    def __init__(self, config: ModelGuidedConfig, text_digest: str | None):
+        assert config.checkpoint == 'embedded' and len(text_digest) == 16
+
+    def __call__(self, frames_FHWC: np.ndarray, drawn: GuidedByModel, text_LD: np.ndarray) -> np.ndarray:
+        assert text_LD.shape == (16, 64)
+        return np.full_like(frames_FHWC, drawn.seed / 2**32)
+
+
+def test_prepare_stores_latents_of_model_guided_degradations(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They depend on the clip alone; the fingerprint of the model is stored."""
+    monkeypatch.setattr(api, 'open_stage_degradation', Model)
+    tiny.save_vae(tmp_path / 'vae.safetensors')
+    flags = ['--config.clips_per_shot=1', f'--config.latents.vae={tmp_path}/vae.safetensors']
+    flags += ['--config.text.encoder=hash', '--config.latents.num_degraded_variants=2']
+    flags += [
+        "--config.latents.model_guided={'checkpoint': 'embedded'}",
+        '--config.latents.model_guided_probability=1.0',
+        '--config.latents.strong_probability=0.0',
+    ]
+    (tmp_path / 'in').mkdir()
+    for name in ('a.mp4', 'c.mp4'):
+        (tmp_path / 'in' / name).write_bytes((folder / 'a.mp4').read_bytes())
+    assert run(tmp_path / 'in', tmp_path / 'out', *flags) == 0
+    records = {record['source']: record for record in read_records(list_shards(tmp_path / 'out'))}
+    lows = [record['z_low'] for record in records.values()]
+    assert not np.array_equal(lows[0][0], lows[0][1]) and not np.array_equal(lows[0], lows[1])
+    assert json.loads((tmp_path / 'out' / 'clips.json').read_text())['model_guided'] == Model.preview.digest
+    assert run(tmp_path / 'in' / 'c.mp4', tmp_path / 'alone', *flags) == 0
+    alone = list(read_records(list_shards(tmp_path / 'alone')))
+    np.testing.assert_array_equal(alone[-1]['z_low'], records['c.mp4']['z_low'])
 
 
 def test_prepare_skips_videos_with_captions_that_are_not_utf8(

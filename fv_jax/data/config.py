@@ -10,7 +10,7 @@ from fv_jax.data import buckets as bucketing
 from fv_jax.data import sources
 from fv_jax.data.buckets import Bucket, BucketFit
 from fv_jax.data.curation.filters import Filter
-from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
+from fv_jax.data.degradation.configs import DegradationConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.shards.bad_records import BadRecordConfig
@@ -35,8 +35,8 @@ class LatentCacheConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which clips a run trains on and how they are processed.
+class DataConfig(DegradationConfig):
+    """Which clips a run trains on and how they are processed; the inherited fields are how they are degraded.
 
     Attributes:
       loader: batch size, seed and threads.
@@ -59,7 +59,6 @@ class DataConfig:
       in_memory: decode every training clip once and keep it in memory; for data sets of a few hundred megabytes.
       eval_clips: how many held-out clips are evaluated.
       heldout_size: their (frames, height, width); None for that of training.
-      weak, strong, strong_probability: how degraded variants are made (`Degradation`).
       cache: encode once at the start; None encodes in every step.
       bad_records: the policy for records that cannot be used.
       cache_gb: most GB of shards in object storage that a host keeps on its disk, in the cache folder.
@@ -86,28 +85,29 @@ class DataConfig:
     in_memory: bool = False
     eval_clips: int = 4
     heldout_size: tuple[int, int, int] | None = None
-    weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
-    strong: StrongConfig | None = None
-    strong_probability: float = 0.0
     cache: LatentCacheConfig | None = None
     bad_records: BadRecordConfig = dataclasses.field(default_factory=BadRecordConfig)
     cache_gb: float = 50.0
     window_shards: int = 16
 
     def __post_init__(self):
+        super().__post_init__()
         check_range(self, 'max_pan', low=0, hint='0 keeps crops still')
         check_range(self, 'eval_clips', 'batch_multiple', 'token_budget', 'window_shards', low=1)
         check_range(self, 'cache_gb', above=0)
         require(len(set(self.buckets)) == len(self.buckets), 'buckets: the same size twice', ConfigError)
+        online = f'model_guided_probability={self.model_guided_probability}: the model runs when clips are encoded once'
+        fix = 'set cache, or let `prepare` store latents with these degradations'
+        require(self.cache is not None or not self.model_guided_probability, f'{online}; {fix}', ConfigError)
         for name in ('train', 'heldout'):
             if names := getattr(self, name):
                 with error_context(f'{name}: ', error=ConfigError):
                     sources.parse(names)
-        _ = self.degradation, self.clip_fit, self.selection  # their checks run here, not when the first clip is loaded
+        _ = self.clip_fit, self.selection  # their checks run here, not when the first clip is loaded
 
     @property
     def degradation(self) -> Degradation:
-        return Degradation(self.weak, self.strong, self.strong_probability)
+        return Degradation.of(self)
 
     @property
     def selection(self) -> Selection:

@@ -275,7 +275,7 @@ def _clip_transform(
         steps.append(transforms.Flip())
     steps.append(transforms.normalize_video)
     if low_res:
-        steps.append(Degrade(config.degradation))
+        steps.append(Degrade(config.degradation.without_model()))
     if text is not None:
         steps.append(transforms.EmbedCaption(text))
     return transforms.compose(*steps, transforms.keep_arrays)

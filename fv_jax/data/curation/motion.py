@@ -1,4 +1,4 @@
-"""Motion: optical flow (DIS, Kroeger et al. 2016) and the share of static frames, on shrunk frames.
+"""Motion: optical flow (DIS) and the share of static frames, on shrunk frames.
 
 Motion is the mean length of the flow, in percent of the frame's height per second, so that it depends neither on the
 size nor on the rate of a clip: 1 is a movement by 11 pixels a second in 1080p.
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from fv_jax.data.even_indices import even_indices
+from fv_jax.data.optical_flow import SMALLEST, optical_flows
 
 _PAIRS = 6  # of consecutive frames, evenly spaced
 _STATIC = 0.2  # levels: mean difference of two frames that show the same
@@ -24,13 +25,10 @@ def motion(frames_FHW: np.ndarray, fps: float) -> float:
       fps: frames per second.
     """
     count = len(frames_FHW) - 1
-    if count < 1 or min(frames_FHW.shape[1:]) < 16:  # DIS needs a few pixels
+    if count < 1 or min(frames_FHW.shape[1:]) < SMALLEST:
         return 0.0
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    lengths = []
-    for first in even_indices(count, _PAIRS):
-        flow_HW2 = estimator.calc(frames_FHW[first], frames_FHW[first + 1], None)
-        lengths.append(cv2.magnitude(flow_HW2[..., 0], flow_HW2[..., 1]).mean())
+    pairs = ((frames_FHW[first], frames_FHW[first + 1]) for first in even_indices(count, _PAIRS))
+    lengths = [cv2.magnitude(flow_HW2[..., 0], flow_HW2[..., 1]).mean() for flow_HW2 in optical_flows(pairs)]
     return float(np.mean(lengths) * fps * _PERCENT / frames_FHW.shape[1])
 
 

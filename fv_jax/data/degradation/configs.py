@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from typing import Self
 
 import numpy as np
 
 from fv_jax.core.checks import require
 from fv_jax.core.config import ConfigError, check_range
+from fv_jax.core.paths import PathText
 from fv_jax.data.degradation.compression import CODECS
 
 Range = tuple[float, float]
@@ -14,6 +16,8 @@ Range = tuple[float, float]
 # Shapes of blur kernels, in the order of the probabilities in BlurConfig.shapes.
 SHAPES = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso', 'sinc')
 _PI = math.pi + 1e-3  # a bound that accepts pi written with few digits
+# Kinds of degradations besides 'weak', in the order in which they are drawn.
+KINDS = ('strong', 'flow_based', 'model_guided')
 SMALL_KERNEL = 13  # pixels: a sinc of a smaller size cannot have the lowest cutoffs (Real-ESRGAN)
 
 
@@ -179,6 +183,96 @@ class StrongConfig:
     second: DegradationPassConfig
     video: VideoConfig
     sinc: SincConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowBasedConfig:
+    """The ranges of the flow-based degradation (`flow_based`).
+
+    Attributes:
+      blending: share of the previous frame in the colours, in the ellipses.
+      ellipses: smallest and largest number of them.
+      radius: their half axes, as a share of the height.
+      shutter: length of the blur along the motion, in motions from a frame to the next.
+      threshold: motion below which nothing is degraded, as a share of the height a frame.
+    """
+
+    blending: Range
+    ellipses: tuple[int, int]
+    radius: Range
+    shutter: Range
+    threshold: float
+
+    def __post_init__(self):
+        check_range(self, 'blending', low=0, high=1)
+        check_range(self, 'ellipses', low=0, high=99)
+        check_range(self, 'radius', low=0.01, high=9)
+        check_range(self, 'shutter', low=0, high=9)
+        check_range(self, 'threshold', low=1e-4, high=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelGuidedConfig:
+    """How clips are degraded by the stage that generates previews: shrunk, noised, and denoised from there.
+
+    Attributes:
+      checkpoint: of that stage: 'embedded', a run, an export, or the folder of the official release.
+      noise_levels: the smallest and the largest, of the states of its sampler that a clip may be noised to; the share
+        of the noise's standard deviation in that of noise and data, which is the time of a flow. 0 keeps the clip.
+      factor: by which clips are shrunk; sides are rounded down to whole patches.
+    """
+
+    checkpoint: PathText
+    noise_levels: Range = (0.3, 0.4)
+    factor: float = 4.0
+
+    def __post_init__(self):
+        check_range(self, 'noise_levels', low=0, high=1)
+        check_range(self, 'factor', low=1, high=99)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DegradationConfig:
+    """How clips are degraded. Each kind has a probability; what is left of 1 is that of the weak degradation.
+
+    Attributes:
+      weak: the range of the downsampling factor, of all kinds.
+      strong: the ranges of the strong degradation; None for none.
+      strong_probability: of a strong degradation.
+      flow_based: the ranges of the flow-based degradation; None for none.
+      flow_based_probability: of a flow-based degradation.
+      model_guided: by which model clips are degraded, and how; None for none.
+      model_guided_probability: of a degradation by the model, of clips; images are degraded weakly in its place.
+    """
+
+    weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
+    strong: StrongConfig | None = None
+    strong_probability: float = 0.0
+    flow_based: FlowBasedConfig | None = None
+    flow_based_probability: float = 0.0
+    model_guided: ModelGuidedConfig | None = None
+    model_guided_probability: float = 0.0
+
+    def __post_init__(self):
+        for kind in KINDS:
+            check_range(self, f'{kind}_probability', low=0, high=1)
+            probability = getattr(self, f'{kind}_probability')
+            wrong = f'{kind}_probability={probability}: needs `{kind}`, which is none'
+            require(getattr(self, kind) is not None or probability == 0, wrong, ConfigError)
+        total = sum(self.probabilities().values())
+        wrong = f'{", ".join(f"{kind}_probability" for kind in KINDS)}: sum to {total:g}; must be at most 1'
+        require(total <= 1 + 1e-9, wrong, ConfigError)
+
+    def without_model(self) -> Self:
+        """Returns the same without the model: its clips are degraded weakly."""
+        return dataclasses.replace(self, model_guided=None, model_guided_probability=0.0)
+
+    def probabilities(self) -> dict[str, float]:
+        """Returns the probability of each of KINDS."""
+        return {kind: getattr(self, f'{kind}_probability') for kind in KINDS}
+
+
+DEGRADATION_FIELDS = tuple(field.name for field in dataclasses.fields(DegradationConfig))
 
 
 def _check_probabilities(config: object, name: str, count: int) -> None:

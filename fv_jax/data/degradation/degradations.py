@@ -11,27 +11,38 @@ extends Real-ESRGAN (arXiv:2107.10833) to video:
   then, in either order:  a video codec;  the resize to the smaller size and a sinc filter
 
 and, as for weak, bilinear upsampling. The parameters are drawn once for each clip: `sample_strong` returns its
-operations. An image (one frame) is compressed with JPEG where a clip is encoded with a video codec. The ranges, with
-their sources, are in `configs/degradations.py`.
+operations. An image (one frame) is compressed with JPEG where a clip is encoded with a video codec.
+
+flow-based: what moves has colours of the frame before and is blurred along its motion (`flow_based`), as in videos that
+models generate; then as weak.
+
+model-guided: the clip is shrunk, noised to a level of a model that generates previews, and denoised from there by that
+model (SimpleGVR, arXiv:2506.19838), so that it looks like a preview. The model runs on accelerators, and so not here:
+what is drawn is a `GuidedByModel`, for a `PreviewModel`.
+
+The ranges, with their sources, are in `configs/degradations.py`.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from fv_jax.core.checks import require
-from fv_jax.core.config import ConfigError, check_range
-from fv_jax.data.degradation import blur_kernels
+from fv_jax.data.degradation import blur_kernels, flow_based
 from fv_jax.data.degradation import operations as steps
 from fv_jax.data.degradation.compression import CODECS
 from fv_jax.data.degradation.configs import (
+    DEGRADATION_FIELDS,
     SHAPES,
     SMALL_KERNEL,
     BlurConfig,
+    DegradationConfig,
     DegradationPassConfig,
+    FlowBasedConfig,
     NoiseConfig,
     Range,
     ResizeConfig,
@@ -85,6 +96,23 @@ def downsample_strong(
     """Degrades a clip as `degrade_strong`, but for the upsampling; returns uint8 (F, h, w, 3)."""
     drawn = _draw(frames_FHWC, rng, config, factor)
     return np.stack([levels.astype(np.uint8) for levels in _degraded_frames(drawn, frames_FHWC)])
+
+
+def degrade_flow_based(
+    frames_FHWC: np.ndarray, rng: np.random.Generator, config: FlowBasedConfig, factor: WeakConfig
+) -> np.ndarray:
+    """Degrades what moves in a clip (`flow_based`), then the clip as `degrade_weak`.
+
+    Args:
+      frames_FHWC: float32 in [-1, 1].
+      rng: draws the parameters.
+      config: ranges of the parameters.
+      factor: range of the downsampling factor.
+
+    Returns:
+      float32 of the same shape and range.
+    """
+    return degrade_weak(flow_based.sample_motion(rng, config)(frames_FHWC), rng, factor)
 
 
 def _draw(
@@ -228,26 +256,16 @@ def _normalize(shares: Sequence[float]) -> np.ndarray:
     return np.asarray(shares) / np.sum(shares)
 
 
-@dataclasses.dataclass(frozen=True)
-class Degradation:
-    """Degrades a clip strongly with probability `strong_probability`, otherwise weakly.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Degradation(DegradationConfig):
+    """Degrades clips, each by one kind of degradation."""
 
-    Attributes:
-      weak: the range of the downsampling factor, of both kinds.
-      strong: the ranges of the strong degradation; None for weak degradation alone.
-      strong_probability: of a strong degradation.
-    """
+    @classmethod
+    def of(cls, config: DegradationConfig) -> 'Degradation':
+        """Returns the degradation of a configuration that has more fields."""
+        return cls(**{name: getattr(config, name) for name in DEGRADATION_FIELDS})
 
-    weak: WeakConfig
-    strong: StrongConfig | None = None
-    strong_probability: float = 0.0
-
-    def __post_init__(self):
-        check_range(self, 'strong_probability', low=0, high=1)
-        wrong = f'strong_probability={self.strong_probability}: needs the ranges of `strong`'
-        require(self.strong is not None or self.strong_probability == 0, wrong, ConfigError)
-
-    def degrade(self, frames_FHWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def degrade(self, frames_FHWC: np.ndarray, rng: np.random.Generator) -> 'np.ndarray | GuidedByModel':
         """Degrades a clip.
 
         Args:
@@ -255,22 +273,69 @@ class Degradation:
           rng: draws the degradation.
 
         Returns:
-          float32 of the same shape and range.
+          float32 of the same shape and range; or what a model has to do for it.
 
         Raises:
           ValueError: a side of the clip is shorter than the downsampling factor.
         """
-        # At a probability of 0 nothing is drawn here, so that weak degradation alone depends on the generator only.
-        if self.strong_probability > 0 and rng.random() < self.strong_probability:
+        kind = self.sample_kind(rng)
+        if kind == 'model_guided' and len(frames_FHWC) > 1:
+            return GuidedByModel(int(rng.integers(2**32)))
+        if kind == 'strong':
             return degrade_strong(frames_FHWC, rng, self.strong, self.weak)
+        if kind == 'flow_based':
+            return degrade_flow_based(frames_FHWC, rng, self.flow_based, self.weak)
         return degrade_weak(frames_FHWC, rng, self.weak)
+
+    def sample_kind(self, rng: np.random.Generator) -> str:
+        """Draws one of KINDS, or 'weak'."""
+        probabilities = self.probabilities()
+        # Without other kinds nothing is drawn, so that weak degradation alone depends on the generator only.
+        if not any(probabilities.values()):
+            return 'weak'
+        drawn = rng.random()
+        for kind, below in zip(probabilities, itertools.accumulate(probabilities.values()), strict=True):
+            if drawn < below:
+                return kind
+        return 'weak'
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedByModel:
+    """A degraded clip that a `PreviewModel` has yet to make; seed: of all that it draws."""
+
+    seed: int
+
+
+class PreviewModel(Protocol):
+    """Degrades clips by a model that generates previews."""
+
+    def __call__(self, frames_FHWC: np.ndarray, drawn: GuidedByModel, text_LD: np.ndarray | None) -> np.ndarray:
+        """Degrades a clip.
+
+        Args:
+          frames_FHWC: float32 in [-1, 1].
+          drawn: the seed.
+          text_LD: the embedding of its caption; None without one.
+
+        Returns:
+          float32 of the same shape and range.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Degrade:
-    """A transform that adds low_res_FHWC, the degraded high_res_FHWC."""
+    """A transform that adds low_res_FHWC, the degraded high_res_FHWC.
+
+    Attributes:
+      degradation: without a model: the loader's threads must not start JAX.
+    """
 
     degradation: Degradation
+
+    def __post_init__(self):
+        assert not self.degradation.model_guided_probability, 'clips are degraded by the model when they are encoded'
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         return record | {'low_res_FHWC': self.degradation.degrade(record['high_res_FHWC'], rng)}

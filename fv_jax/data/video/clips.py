@@ -23,7 +23,7 @@ from fv_jax.core.paths import PathTextOrEmpty, StoragePath
 from fv_jax.data.curation.bars import crop_bars
 from fv_jax.data.curation.captioner import CaptionerConfig
 from fv_jax.data.curation.exposure import BLACK
-from fv_jax.data.degradation.configs import StrongConfig, WeakConfig
+from fv_jax.data.degradation.configs import DegradationConfig
 from fv_jax.data.degradation.degradations import Degradation
 from fv_jax.data.numpy_resize import crop_to_aspect, resize_uint8
 from fv_jax.data.read_errors import read_errors
@@ -41,30 +41,28 @@ _AROUND_S = 1.0  # seconds around a span that are read too, for its shots, margi
 
 
 @dataclasses.dataclass(frozen=True)
-class OfflineLatentsConfig:
+class OfflineLatentsConfig(DegradationConfig):
     """Latents stored instead of clips, so that training neither decodes nor encodes.
+
+    The inherited fields are how clips are degraded (`configs/degradations.py`).
 
     Attributes:
       vae: the VAE, as in `stage.vae`: 'embedded', a 3d-vae.pt or a .safetensors of this package; '' stores videos.
       num_degraded_variants: degraded variants of each clip, which are encoded too; stage 1 needs none.
-      weak, strong, strong_probability: of the degradations (`Degradation`; `configs/degradations.py`).
       seed: of the degradations.
     """
 
     vae: PathTextOrEmpty = ''
     num_degraded_variants: int = 4
-    weak: WeakConfig = dataclasses.field(default_factory=WeakConfig)
-    strong: StrongConfig | None = None
-    strong_probability: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         check_range(self, 'num_degraded_variants', 'seed', low=0)
-        _ = self.degradation
 
     @property
     def degradation(self) -> Degradation:
-        return Degradation(self.weak, self.strong, self.strong_probability)
+        return Degradation.of(self)
 
 
 @dataclasses.dataclass(frozen=True)

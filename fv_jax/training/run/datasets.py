@@ -13,6 +13,8 @@ from fv_jax.core import axes
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.paths import StoragePath
 from fv_jax.data import pipeline
+from fv_jax.data.degradation.configs import ModelGuidedConfig
+from fv_jax.data.degradation.degradations import PreviewModel
 from fv_jax.data.loader import BatchStream, WeightedSource
 from fv_jax.data.shards import provenance, text_provenance
 from fv_jax.data.shards.bad_records import BadRecords
@@ -27,6 +29,8 @@ from fv_jax.training.run import latent_cache
 from fv_jax.training.run.setup import TrainConfig, TrainSetup
 from fv_jax.weights import text_encoders, trained_runs
 
+# (configuration, fingerprint of the encoder of captions) -> the model.
+OpenModel = Callable[[ModelGuidedConfig, str | None], PreviewModel]
 Digests = dict[str, str]  # 'vae' and 'text' -> 16 hexadecimal digits
 
 log = logging.getLogger(__name__)
@@ -142,12 +146,17 @@ class TrainBatches:
         return caches[0].statistics.metrics() if caches else {}
 
     @classmethod
-    def open(cls, setup: TrainSetup, datasets: Datasets, workdir: StoragePath, bad: BadRecords) -> 'TrainBatches':
-        """Opens the streams of batches. Clips for the latent cache are encoded here."""
+    def open(
+        cls, setup: TrainSetup, datasets: Datasets, workdir: StoragePath, bad: BadRecords, open_model: OpenModel
+    ) -> 'TrainBatches':
+        """Opens the streams of batches. Clips for the latent cache are encoded here.
+
+        open_model: opens the model of model-guided degradations, where clips are encoded.
+        """
         config = setup.config
         encoded = any(provenance.is_latent_source(part.source) for group in datasets.groups for part in group.parts)
         if registry.needs_vae(config.stage) and config.data.cache is not None and not encoded:
-            streams = _cached_streams(config, datasets, workdir, bad)
+            streams = _cached_streams(config, datasets, workdir, bad, open_model)
         else:
             low_res = registry.needs_low_res(config.stage)
             streams = pipeline.make_streams(datasets.groups, config.data, low_res=low_res, text=datasets.text)
@@ -168,13 +177,16 @@ class TrainBatches:
 
 
 def _cached_streams(
-    config: TrainConfig, datasets: Datasets, workdir: StoragePath, bad: BadRecords
+    config: TrainConfig, datasets: Datasets, workdir: StoragePath, bad: BadRecords, open_model: OpenModel
 ) -> list[BatchStream]:
     """Returns streams of cached latents. The first process encodes, on its devices; the others wait."""
     vae = trained_runs.load_frozen_vae(config.stage, make_frames_partitioner(jax.local_devices()))
     folder = workdir / latent_cache.FOLDER
     arguments = folder, datasets.groups, vae, config.data, datasets.digests['vae']
-    cached = functools.partial(latent_cache.cached_streams, *arguments, bad=bad, text=datasets.text)
+    open_this = functools.partial(open_model, config.data.model_guided, datasets.digests.get('text'))
+    cached = functools.partial(
+        latent_cache.cached_streams, *arguments, bad=bad, text=datasets.text, open_model=open_this
+    )
     found = cached() if jax.process_index() == 0 else None
     distributed.barrier('latents')
     return cached() if found is None else found

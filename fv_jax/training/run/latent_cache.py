@@ -4,6 +4,7 @@ Everything that they depend on is stored beside the shards; with another VAE or 
 """
 
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -20,6 +21,8 @@ from fv_jax.core import files
 from fv_jax.core.latent_spec import LatentSpec
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.config import DataConfig
+from fv_jax.data.degradation.configs import DEGRADATION_FIELDS
+from fv_jax.data.degradation.degradations import GuidedByModel, PreviewModel
 from fv_jax.data.loader import BatchStream, DataSource, WeightedSource
 from fv_jax.data.pipeline import BucketGroup, open_shards, training_transform
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
@@ -34,6 +37,8 @@ from fv_jax.text.encoder import TextEncoder
 from fv_jax.training.monitoring.metric_writer import format_duration
 
 log = logging.getLogger(__name__)
+
+OpenModel = Callable[[], PreviewModel]
 
 FOLDER = 'latents'  # in a run's folder
 NAME = 'latents'  # first part of the names of its shards
@@ -50,11 +55,13 @@ def cached_streams(
     *,
     bad: BadRecords,
     text: TextEncoder | None = None,
+    open_model: OpenModel | None = None,
 ) -> list[BatchStream]:
     """Returns a stream for each group with z_high_FHWC and z_low_FHWC, and text_LD as in `pipeline.pixels`.
 
     Groups are encoded where their shards do not exist yet. See `cached_latents`.
     """
+    open_model = functools.cache(open_model) if open_model else None
     transform = compose(Latents(config.cache.crop), keep_arrays)
     made_by = vae_fingerprint if text is None else f'{vae_fingerprint} {text.fingerprint.digest}'
     alone = len(groups) == 1 and len(groups[0].parts) == 1
@@ -65,7 +72,9 @@ def cached_streams(
         parts = []
         for i, part in enumerate(group.parts):
             where = folder if alone else folder / f'{group.bucket}-{i}'
-            source = cached_latents(where, part, pixels, vae, config, made_by, bad=bad, shards=shards)
+            source = cached_latents(
+                where, part, pixels, vae, config, made_by, bad=bad, shards=shards, open_model=open_model
+            )
             parts.append(WeightedSource(part.name, source, weight=part.weight))
         streams.append(BatchStream(tuple(parts), transform, group.batch_size, group.share))
     return streams
@@ -81,6 +90,7 @@ def cached_latents(
     *,
     bad: BadRecords,
     shards: ShardCache | None = None,
+    open_model: OpenModel | None = None,
 ) -> DataSource:
     """Returns records `z_high` (F, H, W, C) and `z_low` (K, F, H, W, C), float16, one for each readable record.
 
@@ -92,6 +102,7 @@ def cached_latents(
       made_by: the fingerprints of the VAE and, where captions are embedded, of the text encoder.
       bad: counts the records that cannot be used.
       shards: keeps the shards of latents in a remote folder; None makes one.
+      open_model: opens the model of model-guided degradations, if the configuration has any.
 
     Raises:
       ValueError: the folder contains latents that were made with other settings, clips or networks.
@@ -104,6 +115,7 @@ def cached_latents(
     variants = config.cache.num_degraded_variants
     degraded = f' and {variants} degraded variant(s) of each' if variants else ''
     log.info(f'encoding {len(records)} clips{degraded}, once; stored in {folder}')
+    model = open_model() if config.model_guided_probability and variants else None
     started = reported = time.monotonic()
     clips = _degrade_ahead(records, transform, config)
     _remove_unfinished(folder)
@@ -112,8 +124,9 @@ def cached_latents(
         for i, (name, future) in enumerate(clips):
             try:
                 clip, degraded = future.result()
-                text = {'text': clip['text_LD']} if 'text_LD' in clip else {}
-                writer.write(encode_pair(clip['high_res_FHWC'], degraded, vae) | text)
+                text = clip.get('text_LD')
+                encoded = encode_pair(clip['high_res_FHWC'], degraded, vae, model, text)
+                writer.write(encoded if text is None else encoded | {'text': text})
             except ValueError as error:
                 bad.report(name, error)
             if i + 1 == len(records) or time.monotonic() - reported > _PROGRESS_S:
@@ -145,8 +158,21 @@ def vae_provenance(digest: str, latent_spec: LatentSpec) -> dict[str, Any]:
     return {'vae': digest, 'chunks': list(vae_chunking.encode_chunks(latent_spec))}
 
 
-def encode_pair(high_res: np.ndarray, degraded: Iterable[np.ndarray], vae: JittedVAE) -> dict[str, Any]:
-    """Encodes a clip FHWC in [-1, 1] and its K degraded variants.
+def encode_pair(
+    high_res: np.ndarray,
+    degraded: Iterable[np.ndarray | GuidedByModel],
+    vae: JittedVAE,
+    model: PreviewModel | None = None,
+    text_LD: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Encodes a clip and its K degraded variants.
+
+    Args:
+      high_res: FHWC in [-1, 1].
+      degraded: the variants, shaped like it, or what the model has to do for one.
+      vae: the VAE.
+      model: of model-guided variants; None without any.
+      text_LD: the embedding of the caption, for the model.
 
     Returns:
       float16 latents `z_high` (F', H', W', C) and `z_low` (K, F', H', W', C); and the size of the clip in pixels, as
@@ -156,16 +182,22 @@ def encode_pair(high_res: np.ndarray, degraded: Iterable[np.ndarray], vae: Jitte
     def latents(video_FHWC: np.ndarray) -> np.ndarray:
         return np.asarray(jax.device_get(vae.encode(video_FHWC[None])[0]), np.float16)
 
-    z_high, z_low = latents(high_res), [latents(video) for video in degraded]
+    def degraded_video(variant: np.ndarray | GuidedByModel) -> np.ndarray:
+        return model(high_res, variant, text_LD) if isinstance(variant, GuidedByModel) else variant
+
+    z_high, z_low = latents(high_res), [latents(degraded_video(variant)) for variant in degraded]
     z_lows = np.stack(z_low) if z_low else np.empty((0, *z_high.shape), z_high.dtype)
     size = dict(zip(('frames', 'height', 'width'), high_res.shape[:3], strict=True))
     return {'z_high': z_high, 'z_low': z_lows, **size}
 
 
 def _degrade_ahead(records: WeightedSource, transform: Transform, config: DataConfig) -> Iterator[tuple[str, Future]]:
-    """Yields each record's name and a future of its clip and degraded variants, computed while others are encoded."""
+    """Yields each record's name and a future of its clip and degraded variants, computed while others are encoded.
 
-    def degrade(index: int, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    Variants are what `Degradation.degrade` returns.
+    """
+
+    def degrade(index: int, read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list]:
         rng = np.random.default_rng([config.loader.seed, index])
         clip = transform(read(), rng)
         return clip, [
@@ -190,14 +222,22 @@ def _degrade_ahead(records: WeightedSource, transform: Transform, config: DataCo
 
 
 # Fields that latents of earlier versions do not state, and what they were made with.
-_NEW = {'filter': '', 'drop_duplicates': True}
+_NEW = {
+    'filter': '',
+    'drop_duplicates': True,
+    'flow_based': None,
+    'flow_based_probability': 0.0,
+    'model_guided': None,
+    'model_guided_probability': 0.0,
+}
 
 
 def _settings(config: DataConfig, name: str, records: int, made_by: str) -> dict[str, Any]:
     """Returns everything that the latents depend on, as JSON gives it back; keys are fields of the configuration."""
-    names = ['train', 'buckets', 'fit', 'max_upscale', 'max_crop_fraction', 'max_pan', 'flip', *_NEW]
+    names = ['train', 'filter', 'drop_duplicates']
+    names += ['buckets', 'fit', 'max_upscale', 'max_crop_fraction', 'max_pan', 'flip']
     names += [] if config.buckets else ['frames', 'height', 'width']
-    names += ['weak', 'strong', 'strong_probability'] if config.cache.num_degraded_variants else []
+    names += DEGRADATION_FIELDS if config.cache.num_degraded_variants else []
     values = config_lib.to_dict(config)
     found = {f'data.{key}': values[key] for key in names} | {
         'data.cache.num_degraded_variants': config.cache.num_degraded_variants,

@@ -57,7 +57,7 @@ def test_weak_degradation_is_a_function_of_the_generator() -> None:
 
 def test_degrade_transform_adds_the_degraded_clip() -> None:
     frames = high_res()
-    record = Degrade(Degradation(WeakConfig(4, 8)))({'high_res_FHWC': frames}, np.random.default_rng(3))
+    record = Degrade(Degradation(weak=WeakConfig(4, 8)))({'high_res_FHWC': frames}, np.random.default_rng(3))
     np.testing.assert_array_equal(
         record['low_res_FHWC'], degrade_weak(frames, np.random.default_rng(3), WeakConfig(4, 8))
     )
@@ -191,7 +191,7 @@ def test_degradation_noise_is_independent_in_each_frame() -> None:
 
 def test_degradation_is_strong_with_its_probability() -> None:
     clip, factor = make_video(1, 32, 48), WeakConfig(2, 2)
-    both = Degradation(factor, STRONG, 0.3)
+    both = Degradation(weak=factor, strong=STRONG, strong_probability=0.3)
     count = sum(
         np.array_equal(
             both.degrade(clip, np.random.default_rng(seed)), degrade_weak(clip, np.random.default_rng(), factor)
@@ -202,7 +202,7 @@ def test_degradation_is_strong_with_its_probability() -> None:
     # Nothing is drawn for the choice where there is none.
     config = WeakConfig(2, 5)
     np.testing.assert_array_equal(
-        Degradation(config).degrade(clip, np.random.default_rng(5)),
+        Degradation(weak=config).degrade(clip, np.random.default_rng(5)),
         degrade_weak(clip, np.random.default_rng(5), config),
     )
 
@@ -223,8 +223,27 @@ def test_strong_degradation_refuses_invalid_ranges(group: str, field: str, value
         dataclasses.replace(getattr(STRONG.first, group), **{field: value})
 
 
-def test_strong_probability_requires_strong_ranges() -> None:
-    with pytest.raises(ConfigError, match=r'strong_probability=0.5: needs the ranges of `strong`'):
-        Degradation(WeakConfig(), None, 0.5)
+def test_kinds_are_drawn_with_their_probabilities() -> None:
+    ranges = build(Degradation, published.get_config('like_previews').to_dict())
+    mixed = dataclasses.replace(
+        ranges, strong_probability=0.2, flow_based_probability=0.4, model_guided_probability=0.1
+    )
+    drawn = [mixed.sample_kind(np.random.default_rng(seed)) for seed in range(1000)]
+    for kind, probability in {'strong': 0.2, 'flow_based': 0.4, 'model_guided': 0.1, 'weak': 0.3}.items():
+        assert abs(drawn.count(kind) / 1000 - probability) < 4 * np.sqrt(probability * (1 - probability) / 1000)
+    # A clip of a kind stays of that kind when another one is added after it.
+    alone = dataclasses.replace(mixed.without_model(), flow_based_probability=0.0)
+    before = [alone.sample_kind(np.random.default_rng(seed)) == 'strong' for seed in range(1000)]
+    assert before == [kind == 'strong' for kind in drawn]
+
+
+def test_probability_requires_ranges_and_a_sum_of_at_most_1() -> None:
+    with pytest.raises(ConfigError, match=r'strong_probability=0.5: needs `strong`, which is none'):
+        Degradation(strong_probability=0.5)
+    with pytest.raises(ConfigError, match=r'flow_based_probability=0.5: needs `flow_based`, which is none'):
+        Degradation(flow_based_probability=0.5)
+    both = build(Degradation, published.get_config('like_previews').to_dict())
+    with pytest.raises(ConfigError, match=r'sum to 1.05; must be at most 1'):
+        dataclasses.replace(both, strong_probability=0.3, flow_based_probability=0.5)
     assert build(Degradation, published.get_config().to_dict()).strong == STRONG
-    assert build(Degradation, published.get_config('weak').to_dict()) == Degradation(WeakConfig(4.0, 8.0))
+    assert build(Degradation, published.get_config('weak').to_dict()) == Degradation(weak=WeakConfig(4.0, 8.0))

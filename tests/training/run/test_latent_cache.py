@@ -1,14 +1,17 @@
 """Clips encoded once: what is kept, that degraded variants are degraded, and that stale latents are refused."""
 
 import dataclasses
+import json
+import threading
 
 import numpy as np
 import pytest
 
+from fv_jax.core.config import ConfigError
 from fv_jax.data import pipeline
 from fv_jax.data.buckets import Bucket
 from fv_jax.data.config import DataConfig, LatentCacheConfig
-from fv_jax.data.degradation.configs import WeakConfig
+from fv_jax.data.degradation.configs import ModelGuidedConfig, WeakConfig
 from fv_jax.data.loader import LoaderConfig, WeightedSource, load_batches
 from fv_jax.data.shards import manifest
 from fv_jax.data.shards.bad_records import BadRecordConfig, BadRecords
@@ -40,12 +43,14 @@ class Pixels:
         return video_BFHWC
 
 
-def cached(folder, config=CONFIG, digest='abc', vae=None):
+def cached(folder, config=CONFIG, digest='abc', vae=None, open_model=None):
     records = pipeline.open_source('synthetic', config, heldout=False)
     transform = pipeline.clip_transform(config, low_res=False, training=True)
     bad = BadRecords(config.bad_records)
     part = WeightedSource('synthetic', records)
-    return latent_cache.cached_latents(folder, part, transform, vae or Pixels(), config, digest, bad=bad)
+    return latent_cache.cached_latents(
+        folder, part, transform, vae or Pixels(), config, digest, bad=bad, open_model=open_model
+    )
 
 
 def luma_correlation(a, b):
@@ -203,6 +208,64 @@ def test_latent_cache_of_clips_alone_does_not_depend_on_degradations(tmp_path):
     cached(tmp_path / 'latents', config, vae=vae)
     cached(tmp_path / 'latents', dataclasses.replace(config, weak=WeakConfig(2.0, 3.0)), vae=vae)
     assert len(vae.videos) == 4
+
+
+@pytest.mark.parametrize('threads', [0, 3])
+def test_latent_cache_calls_the_model_for_the_variants_that_it_degrades(tmp_path, threads):
+    """In this thread, once for each, with its clip, its text and a seed of its own."""
+    here, calls = threading.get_ident(), []
+
+    def model(frames_FHWC, drawn, text_LD):
+        assert threading.get_ident() == here
+        calls.append((frames_FHWC.copy(), drawn.seed, text_LD))
+        return frames_FHWC * 0 + np.float32(drawn.seed % 7 / 8)
+
+    guided = dataclasses.replace(
+        CONFIG,
+        loader=LoaderConfig(batch_size=1, num_threads=threads),
+        frames=9,
+        model_guided=ModelGuidedConfig('embedded'),
+        model_guided_probability=0.5,
+    )
+    opened = []
+    records = cached(tmp_path / 'latents', guided, open_model=lambda: opened.append(1) or model)
+    made = [low for record in (records[i] for i in range(4)) for low in record['z_low'] if not np.ptp(low)]
+    assert opened == [1] and 2 <= len(calls) == len(made) <= 10
+    seeds = [seed for _, seed, _ in calls]
+    assert len(set(seeds)) == len(seeds)
+    assert [float(low.flat[0]) for low in made] == [seed % 7 / 8 for seed in seeds]
+    highs = [records[i]['z_high'] for i in range(4)]
+    for frames, _, text in calls:
+        assert text is None and any(np.allclose(frames, high, atol=1e-3) for high in highs)
+    # The same whatever the threads; and what exists needs no model.
+    if threads:
+        again = cached(tmp_path / 'again', dataclasses.replace(guided, loader=CONFIG.loader), open_model=lambda: model)
+        np.testing.assert_array_equal(again[2]['z_low'], records[2]['z_low'])
+    cached(tmp_path / 'latents', guided)
+    other = dataclasses.replace(guided, model_guided=ModelGuidedConfig('embedded', noise_levels=(0.1, 0.4)))
+    with pytest.raises(ValueError, match=r'data.model_guided is .*0.3.* there and .*0.1'):
+        cached(tmp_path / 'latents', other)
+
+
+def test_latents_of_earlier_versions_are_those_without_new_degradations(tmp_path):
+    cached(tmp_path / 'latents')
+    path = tmp_path / 'latents' / 'latents.json'
+    stored = json.loads(path.read_text())
+    for kind in ('flow_based', 'model_guided'):
+        del stored['made_with'][f'data.{kind}'], stored['made_with'][f'data.{kind}_probability']
+    path.write_text(json.dumps(stored))
+    assert len(cached(tmp_path / 'latents')) == 4
+
+
+def test_model_guided_degradations_need_latents_that_are_made_once():
+    guided = {'model_guided': ModelGuidedConfig('embedded'), 'model_guided_probability': 0.5}
+    with pytest.raises(ConfigError, match=r'model_guided_probability=0.5: .*; set cache, or let `prepare` store'):
+        dataclasses.replace(CONFIG, cache=None, **guided)
+    # Held-out clips are degraded without the model.
+    config = dataclasses.replace(CONFIG, frames=9, **guided)
+    records = pipeline.open_source('synthetic', config, heldout=True)
+    clip = pipeline.load_heldout(records, pipeline.clip_transform(config, low_res=True, training=False), [0])
+    assert clip['low_res_BFHWC'].shape == clip['high_res_BFHWC'].shape
 
 
 def test_latents_are_encoded_again_after_a_process_was_killed(tmp_path):
