@@ -243,7 +243,7 @@ def _open_stage(
     vae = LazyVAE(
         weights.vae_config(config.vae),
         lambda: load_frozen_vae(config, mesh.frames_partitioner),
-        lambda: digests.get('vae') or weights.vae_fingerprint(config.vae),
+        lambda: weights.vae_fingerprint(config.vae),
     )
     vae = vaes.setdefault((config.vae, config.vae_dtype, config.network.latent_channels), vae)
     notes = list_unverified(config, digests)

@@ -212,12 +212,12 @@ def _beside(path: StoragePath, official: str, diffusers: str) -> str:
 
 
 def _digests(stage: registry.StageConfig) -> dict[str, str]:
-    """Returns the fingerprints of the VAE and the text encoder, as far as these exist. Missing ones are reported."""
+    """Returns the fingerprints of the encoders of videos and text that exist. Missing ones are reported."""
     if not registry.needs_vae(stage):
         return {}
     digests = {}
     if weights.vae_path(stage.vae).exists():
-        digests['vae'] = weights.vae_fingerprint(stage.vae)
+        digests['vae'] = weights.encoder_fingerprint(stage.vae)
     else:
         log.info(
             f'note: the checkpoint names {stage.vae} as its VAE, which does not exist; its hash is omitted (--vae)'

@@ -15,8 +15,8 @@ With `--config.text.encoder=T5_FOLDER` (or `=hash`) every record holds the embed
 clips without a caption hold zeros, the unconditional input.
 
 With `--config.latents.vae=3d-vae.pt` (or `=embedded`) every record holds the latents of its clip and of several
-degraded versions instead of the video, with the fingerprint of the VAE; training refuses those of another VAE. Both are
-computed by one process.
+degraded versions instead of the video, with the fingerprint of the VAE's encoder; training refuses those of another
+VAE. Both are computed by one process.
 
 Any field of the config can be set: `--config.frames=33`. A video that cannot be used is skipped and reported.
 
@@ -164,7 +164,7 @@ def _latents(config: clips.OfflineLatentsConfig, encoder: TextEncoder | None) ->
         return None
     with error_context('--config.latents.vae: ', (FileNotFoundError, ValueError), UsageError):
         vae = jit_vae(weights.load_vae(config.vae), make_frames_partitioner(jax.local_devices()))
-        provenance = latent_cache.vae_provenance(weights.vae_fingerprint(config.vae), vae.config.latent_spec)
+        provenance = latent_cache.vae_provenance(weights.encoder_fingerprint(config.vae), vae.config.latent_spec)
     model = None
     if config.model_guided_probability and config.num_degraded_variants:
         with error_context('--config.latents.', error=UsageError):

@@ -59,7 +59,7 @@ def save_run(folder, name='vae.safetensors', *, text=None, digests=None):
 def vae(tmp_path_factory):
     path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
     tiny.save_vae(path)
-    return path, weights.vae_fingerprint(str(path))
+    return path, weights.encoder_fingerprint(str(path))
 
 
 def test_vae_of_a_run_is_found_in_its_folder_and_beside_it(vae, tmp_path):

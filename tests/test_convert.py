@@ -118,7 +118,7 @@ def test_convert_output_opens_as_a_run(files, runs, name):
     assert opened.step == 0 and opened.config['converted_from'] == str(files / f'{name}.pt')
     expected = weights.load_official(files / f'{name}.pt')
     model = opened.network.model(**opened.params)
-    vae = {} if name == 'vae' else {'vae': weights.vae_fingerprint(str(files / '3d-vae.pt.safetensors'))}
+    vae = {} if name == 'vae' else {'vae': weights.encoder_fingerprint(str(files / '3d-vae.pt.safetensors'))}
     assert opened.digests == vae  # there is no text encoder beside the file
     assert opened.config['stage']['kind'] == {'stage1': 'lowres', 'stage2': 'superres', 'vae': 'autoencoder'}[name]
     assert model.config == expected.config

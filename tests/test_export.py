@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
     for name, stage in stages.items():
         items = state.to_items(tiny.train_state(registry.build(stage)))
         items['state']['trainable'] = jax.tree.map(lambda x: x + 1, items['params']['trainable'])
-        digests = {} if name == 'autoencoder' else {'vae': weights.vae_fingerprint(str(vae)), 'text': 'ab' * 8}
+        digests = {} if name == 'autoencoder' else {'vae': weights.encoder_fingerprint(str(vae)), 'text': 'ab' * 8}
         config = tiny.config(stage) | {'optim': {'ema_decay': 0.99}}
         Checkpoints(folder / name).save(STEP, items, config, digests)
     return folder
@@ -357,7 +357,7 @@ def test_weights_on_the_hub_are_read_offline(runs, tmp_path, monkeypatch):
     make_cache(tmp_path / 'cache', 'user/vae', {'vae.safetensors': vae}, main=COMMIT)
     assert_same(parameters(trained_runs.open_run('hf://user/model')), parameters(before))
     name = 'hf://user/vae@main/vae.safetensors'
-    assert weights.vae_fingerprint(name) == before.digests['vae']
+    assert weights.encoder_fingerprint(name) == before.digests['vae']
     assert run('--checkpoint', 'hf://user/model', '--output', tmp_path / 'again.safetensors') == 0
     assert run('--checkpoint', 'hf://user/none', '--output', tmp_path / 'x') == 2
     assert run('--checkpoint', runs / 'superres', '--output', 'hf://user/model') == 2

@@ -43,7 +43,7 @@ def inspect_output(capsys, *arguments):
 def test_inspect_a_run(run, capsys):
     out = inspect_output(capsys, run, '--verify')
     assert f'{run}: stage superres, step 7 of 7' in out and 'checksums: intact' in out
-    assert f'trained with the VAE {weights.vae_fingerprint(str(run.parent / "vae.safetensors"))}' in out
+    assert f'trained with the VAE {weights.encoder_fingerprint(str(run.parent / "vae.safetensors"))}' in out
     assert 'training at step 7: loss 0.5' in out and 'eval at step 7: loss 0.25' in out
     params = {k: v for k, v in runs.arrays(run, 7).items() if k.startswith('params')}
     (line,) = [line for line in out.splitlines() if line.startswith('blocks.attention.qkv.kernel ')]

@@ -270,7 +270,7 @@ def test_prepare_stores_latents(folder: Path, tmp_path: Path) -> None:
     index = json.loads((tmp_path / 'latents' / 'clips.json').read_text())
     stored_provenance = index['latents']
     assert 'model_guided' not in index
-    assert stored_provenance == {'vae': weights.vae_fingerprint(str(vae)), 'chunks': [17, 16]}
+    assert stored_provenance == {'vae': weights.encoder_fingerprint(str(vae)), 'chunks': [17, 16]}
 
     data = DataConfig(
         LoaderConfig(batch_size=2, num_threads=0), train=str(tmp_path / 'latents'), frames=9, height=64, width=96

@@ -91,7 +91,7 @@ def test_train_writes_checkpoints_metrics_and_config(uninterrupted):
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.params):
         np.testing.assert_array_equal(leaf, averages[f'params{jax.tree_util.keystr(path)}'])
     assert count_records(list_shards(uninterrupted / 'latents')) == 4
-    assert run.digests == {'vae': weights.vae_fingerprint(config['stage']['vae'])} and not run.notes
+    assert run.digests == {'vae': weights.encoder_fingerprint(config['stage']['vae'])} and not run.notes
 
 
 def test_resume_is_bit_exact_after_stopping_early(command, uninterrupted, tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_train_stage_1(tmp_path):
     assert [set(row) >= names for row in runs.rows(folder)] == [True] * steps
     assert not list((folder / 'checkpoints' / str(steps)).glob('*low*'))
     run, words = trained_runs.open_run(folder), text_fingerprint(TextConfig('hash', length=4, dim=32))
-    assert run.digests == {'vae': weights.vae_fingerprint('embedded'), 'text': words.digest}
+    assert run.digests == {'vae': weights.encoder_fingerprint('embedded'), 'text': words.digest}
     encoder = trained_runs.open_run_text_encoder(run)
     assert encoder.fingerprint == words and (words.length, words.dim) == (4, 32)
 
@@ -262,7 +262,7 @@ def test_train_refuses_a_missing_vae(tmp_path, capsys):
 def test_resume_refuses_another_vae_under_the_same_name(vae_file, uninterrupted, tmp_path, capsys, command):
     folder = stopped_at_2(uninterrupted, tmp_path / 'run')
     meta = folder / 'checkpoints' / '2' / 'meta' / 'metadata'
-    meta.write_text(meta.read_text().replace(weights.vae_fingerprint(str(vae_file)), '0' * 16))
+    meta.write_text(meta.read_text().replace(weights.encoder_fingerprint(str(vae_file)), '0' * 16))
     (folder / 'checkpoints' / '2' / 'checksums.json').unlink()
     assert command(folder) == 2
     assert_refused(

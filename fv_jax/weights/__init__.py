@@ -19,6 +19,7 @@ from fv_jax.weights.layouts import diffusers_folder, key_table
 from fv_jax.weights.layouts.key_table import Parameters
 
 __all__ = [
+    'encoder_fingerprint',
     'init_dit_from_weights',
     'is_weights',
     'load_official',
@@ -119,6 +120,16 @@ def vae_fingerprint(name: str) -> str:
     """
     _, read = open_vae(name)
     return params_fingerprint(read())
+
+
+def encoder_fingerprint(name: str) -> str:
+    """Computes the fingerprint of the encoder of the VAE that `load_vae` loads, as `vae_fingerprint`.
+
+    Latents depend on it alone: stages and stored latents name it, so that the decoder may be trained further under
+    them. Raises what `load_vae` does.
+    """
+    _, read = open_vae(name)
+    return params_fingerprint({path: value for path, value in read().items() if path.startswith('encoder.')})
 
 
 def _existing_vae(name: str) -> StoragePath:

@@ -71,7 +71,7 @@ class Export:
       config: of the run, with the network as it is written.
       stage: the stage's part of the config.
       values: the parameters by name.
-      digests: fingerprints of the VAE and the text encoder.
+      digests: fingerprints of the VAE's encoder and the text encoder.
       about: source and parameters, for the model card.
       choices: the user's.
     """

@@ -1,8 +1,8 @@
 """Opens trained runs for use: a checkpoint's stage, its parameters, its VAE and its text encoder.
 
-A checkpoint identifies its VAE and its text encoder by digest, a hash of their parameters (`weights/fingerprints.py`
-and `weights/t5_text.py`). Both are searched at the configured path, in the run's folder and beside it; others
-are rejected.
+A checkpoint identifies its VAE and its text encoder by digest, a hash of the parameters of both encoders
+(`weights/fingerprints.py` and `weights/t5_text.py`). Both are searched at the configured path, in the run's folder and
+beside it; others are rejected.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Run:
       step: of the checkpoint.
       folder: where the run was found.
       text: the stage's text encoder, which `open_run_text_encoder` opens.
-      digests: fingerprints of the VAE and of the text encoder that the checkpoint records.
+      digests: fingerprints of the VAE's encoder and of the text encoder that the checkpoint records.
       notes: notes for the user, a line each.
     """
 
@@ -155,7 +155,7 @@ def read_stage_config(run: StoragePath, meta: dict[str, Any]) -> registry.StageC
     config = config_lib.build(registry.StageConfig, meta['config']['stage'], 'config.stage')
     if not registry.needs_vae(config):
         return config
-    found = _locate('VAE', config.vae, run, meta.get('digests', {}).get('vae'), weights.vae_fingerprint, {EMBEDDED})
+    found = _locate('VAE', config.vae, run, meta.get('digests', {}).get('vae'), weights.encoder_fingerprint, {EMBEDDED})
     return dataclasses.replace(config, vae=found)
 
 

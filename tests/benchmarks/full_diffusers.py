@@ -104,7 +104,7 @@ def save_run(folder, stage, size):
     )
     frames, height, width = size
     config = {'stage': config_lib.to_dict(stage), 'data': {'frames': frames, 'height': height, 'width': width}}
-    digests = {'vae': weights.vae_fingerprint(stage.vae)} if stage.vae else {}
+    digests = {'vae': weights.encoder_fingerprint(stage.vae)} if stage.vae else {}
     Checkpoints(folder).save(1, items, config, digests)
 
 

@@ -109,7 +109,7 @@ def save_run(
     digests: of its VAE and text encoder; None for the VAE's own.
     """
     arrays = state.to_items(train_state(registry.build(stage)))
-    vae = weights.vae_fingerprint(stage.vae) if weights.vae_path(stage.vae).exists() else '0' * 16
+    vae = weights.encoder_fingerprint(stage.vae) if weights.vae_path(stage.vae).exists() else '0' * 16
     Checkpoints(folder).save(7, arrays, config(saved or stage, size), {'vae': vae} if digests is None else digests)
 
 

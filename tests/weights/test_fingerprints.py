@@ -10,7 +10,7 @@ from flax import nnx
 from fv_jax import weights
 from fv_jax.models.vae import VAEConfig
 from fv_jax.text.encoder import TextConfig
-from fv_jax.weights import reader
+from fv_jax.weights import exported_network, reader
 from fv_jax.weights.fingerprints import params_fingerprint, sampled_fingerprint
 from fv_jax.weights.layouts import key_table
 from fv_jax.weights.layouts.key_table import Parameter
@@ -54,6 +54,19 @@ def test_fingerprint_of_a_vae_is_equal_in_all_formats(tmp_path):
     ours = weights.vae_fingerprint(path)
     assert ours == params_fingerprint(key_table.module_parameters(nnx.state(weights.load_vae(path))))
     assert ours != known != weights.vae_fingerprint('embedded') != ours
+
+
+def test_fingerprint_of_an_encoder_does_not_depend_on_the_decoder(tmp_path):
+    known = {}
+    for name, half in (('as it is', None), ('decoder', 'decoder'), ('encoder', 'encoder')):
+        network, path = tiny.vae(), tmp_path / f'{name}.safetensors'
+        if half is not None:
+            bias = getattr(network, half).conv_in.bias
+            bias[...] = bias[...] + 1
+        exported_network.write(path, key_table.module_parameters(nnx.state(network)), tiny.VAE_CONFIG)
+        known[name] = weights.encoder_fingerprint(str(path)), weights.vae_fingerprint(str(path))
+    assert known['decoder'][0] == known['as it is'][0] != known['encoder'][0]
+    assert len({whole for _, whole in known.values()}) == 3
 
 
 def test_vae_fingerprint_refuses_a_dit(tmp_path):

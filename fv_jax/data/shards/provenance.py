@@ -1,7 +1,7 @@
 """Provenance check of cached latents: which VAE encoded them. `text_provenance.py` does the same for text embeddings.
 
-`prepare` writes the VAE's fingerprint and its chunks in time to NAME.json, under `latents`. Latents of another VAE have
-the same shapes, so that nothing else reveals them.
+`prepare` writes the fingerprint of the VAE's encoder and its chunks in time to NAME.json, under `latents`. Latents of
+another VAE have the same shapes, so that nothing else reveals them.
 """
 
 from collections.abc import Sequence

@@ -81,11 +81,11 @@ def open_datasets(
 
 
 def _digests(config: TrainConfig, clips: list[WeightedSource], heldout: pipeline.DataSource | None) -> Digests:
-    """Returns the fingerprints of the VAE and the text encoder that make the training data, for the checkpoints."""
+    """Returns the fingerprints of the encoders of videos and text that make the training data, for the checkpoints."""
     if not registry.needs_vae(config.stage):
         return {}
     text = _text_fingerprint(config, clips, heldout)
-    return {'vae': weights.vae_fingerprint(config.stage.vae)} | ({'text': text.digest} if text else {})
+    return {'vae': weights.encoder_fingerprint(config.stage.vae)} | ({'text': text.digest} if text else {})
 
 
 def _text_fingerprint(

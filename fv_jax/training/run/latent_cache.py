@@ -51,7 +51,7 @@ def cached_streams(
     groups: Sequence[BucketGroup],
     vae: JittedVAE,
     config: DataConfig,
-    vae_fingerprint: str,
+    encoder_fingerprint: str,
     *,
     bad: BadRecords,
     text: TextEncoder | None = None,
@@ -63,7 +63,7 @@ def cached_streams(
     """
     open_model = functools.cache(open_model) if open_model else None
     transform = compose(Latents(config.cache.crop), keep_arrays)
-    made_by = vae_fingerprint if text is None else f'{vae_fingerprint} {text.fingerprint.digest}'
+    made_by = encoder_fingerprint if text is None else f'{encoder_fingerprint} {text.fingerprint.digest}'
     alone = len(groups) == 1 and len(groups[0].parts) == 1
     shards = ShardCache(config.cache_gb)  # of the latents, where the folder is remote
     streams = []
@@ -99,7 +99,7 @@ def cached_latents(
       records: the clips.
       transform: returns high_res_FHWC. It is applied once to each record, and its output is degraded
         `cache.num_degraded_variants` times.
-      made_by: the fingerprints of the VAE and, where captions are embedded, of the text encoder.
+      made_by: the fingerprints of the VAE's encoder and, where captions are embedded, of the text encoder.
       bad: counts the records that cannot be used.
       shards: keeps the shards of latents in a remote folder; None makes one.
       open_model: opens the model of model-guided degradations, if the configuration has any.
