@@ -26,7 +26,7 @@ say() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 fv() { "$PYTHON" -m "fv_jax.$1" "${@:2}"; }
 train() { fv train --config="$config" --workdir="$folder/run"; }
 
-# train_until_saved: sends SIGTERM when the first checkpoint is there, and waits for the run to save its state and end.
+# train_until_saved: sends SIGTERM when the first checkpoint exists, and waits for the run to save its state and end.
 train_until_saved() {
   local status=0
   "$PYTHON" -m fv_jax.train --config="$config" --workdir="$folder/run" &
