@@ -36,7 +36,7 @@ from fv_jax.serving.requests import Limits
 PROG = 'python -m fv_jax.app'
 PASSWORD = 'FV_JAX_PASSWORD'
 _PACKAGES = ('fastapi', 'uvicorn', 'multipart')
-_MB = 2**20
+_MB = 10**6
 
 
 def main(argv: Sequence[str] | None = None) -> int:

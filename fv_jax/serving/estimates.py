@@ -6,7 +6,8 @@ The basis of an estimate is the first of these that is known:
     planned     the roofline of the chips, by the planner's account (`planning`)
     scaled      the FLOPs of the job at the measured rate of jobs of other shapes
 
-Compilation, which the first job of a shape needs, is not counted.
+Compilation is not counted, and the first job of a shape in a process only where there is no other: it also traces
+the programs.
 """
 
 import dataclasses

@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_of_users ON jobs (user, number);
 CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, number);
 CREATE TABLE IF NOT EXISTS timings (
-    setup TEXT NOT NULL, shape TEXT NOT NULL, flops REAL NOT NULL, seconds REAL NOT NULL, finished REAL NOT NULL
+    setup TEXT NOT NULL, shape TEXT NOT NULL, flops REAL NOT NULL, seconds REAL NOT NULL, first INTEGER NOT NULL,
+    finished REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS timings_of_shapes ON timings (setup, shape, finished);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -255,22 +256,32 @@ class JobStore:
 
     # --- measured times ---
 
-    def add_timing(self, setup: str, work: Work, seconds: float) -> None:
-        """Records the seconds of a job without compilation. setup: as in `Runner`."""
+    def add_timing(self, setup: str, work: Work, seconds: float, *, first: bool = False) -> None:
+        """Records the seconds of a job without compilation.
+
+        Args:
+          setup: as in `Runner`.
+          work: of the job.
+          seconds: that it took.
+          first: whether it was the first of its shape in this process, which also traces the programs.
+        """
         with self._transaction() as connection:
-            values = setup, work.shape, work.flops, seconds, time.time()
-            connection.execute('INSERT INTO timings VALUES (?, ?, ?, ?, ?)', values)
+            values = setup, work.shape, work.flops, seconds, first, time.time()
+            connection.execute('INSERT INTO timings VALUES (?, ?, ?, ?, ?, ?)', values)
 
     def median_seconds(self, setup: str, shape: str) -> float | None:
-        """Returns the median of the latest times of a shape; None if there are none."""
-        query = 'SELECT seconds FROM timings WHERE setup = ? AND shape = ? ORDER BY finished DESC LIMIT ?'
+        """Returns the median of the latest times of a shape, of first ones if there are no others; None for none."""
+        query = 'SELECT seconds FROM timings WHERE setup = ? AND shape = ? AND first = ? ORDER BY finished DESC LIMIT ?'
         with self._lock:
-            rows = self._connection.execute(query, (setup, shape, _TIMINGS)).fetchall()
-        return statistics.median(row['seconds'] for row in rows) if rows else None
+            for first in (False, True):
+                rows = self._connection.execute(query, (setup, shape, first, _TIMINGS)).fetchall()
+                if rows:
+                    return statistics.median(row['seconds'] for row in rows)
+        return None
 
     def measured_rate(self, setup: str) -> float | None:
         """Returns the FLOP/s over the latest jobs of all shapes; None if there are none."""
-        latest = 'SELECT flops, seconds FROM timings WHERE setup = ? ORDER BY finished DESC LIMIT ?'
+        latest = 'SELECT flops, seconds FROM timings WHERE setup = ? ORDER BY first, finished DESC LIMIT ?'
         with self._lock:
             query = f'SELECT SUM(flops) AS flops, SUM(seconds) AS seconds FROM ({latest})'
             row = self._connection.execute(query, (setup, _TIMINGS)).fetchone()

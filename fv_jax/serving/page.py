@@ -4,10 +4,9 @@ Results are never files of Gradio: the browser loads them from `/v1/videos`, whi
 uploads alone, until their job is created.
 """
 
-import contextlib
+import html
 import importlib.resources
 import os
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio
@@ -38,6 +37,7 @@ _FONTS = ('system-ui', '-apple-system', 'Segoe UI', 'Liberation Sans', 'sans-ser
 _UPLOAD_SECONDS = 3600  # after which Gradio removes an upload that no job was made of
 _REFRESH = "() => window.dispatchEvent(new Event('fv-refresh'))"
 ERRORS = tuple(STATUS)
+_QUIETLY = {'queue': False, 'show_progress': 'hidden', 'api_visibility': 'private'}
 
 
 def add_page(app: FastAPI, server: JobServer, keys: Keys, *, secure: bool = False) -> FastAPI:
@@ -87,10 +87,10 @@ def build_page(server: JobServer) -> gradio.Blocks:
         gradio.HTML('<h1>fv_jax</h1><p>Preview first: a preview takes seconds. Enhance the ones you like.</p>')
         with gradio.Tabs():
             if 'preview' in kinds:
-                with gradio.Tab('From text', render_children=True):
+                with gradio.Tab('Text', render_children=True):
                     _build_previews(server, kinds['preview'])
             if 'clip' in kinds:
-                with gradio.Tab('From a clip or image', render_children=True):
+                with gradio.Tab('Clip or image', render_children=True):
                     _build_clips(server, kinds['clip'])
             with gradio.Tab('History', render_children=True):
                 gradio.HTML('<div id="fv-history"></div>')
@@ -107,7 +107,7 @@ def _build_previews(server: JobServer, settings: dict[str, Any]) -> None:
         elem_id='fv-prompt',
     )
     with gradio.Row():
-        count = gradio.Slider(1, MAX_PREVIEWS, 4, step=1, label='Number of previews', elem_id='fv-count')
+        count = gradio.Slider(1, MAX_PREVIEWS, 4, step=1, label='Number of previews', min_width=260, elem_id='fv-count')
         seed = gradio.Number(
             0,
             label='First seed',
@@ -115,6 +115,7 @@ def _build_previews(server: JobServer, settings: dict[str, Any]) -> None:
             precision=0,
             minimum=0,
             maximum=MAX_SEED,
+            min_width=260,
             elem_id='fv-seed',
         )
     with gradio.Accordion('More settings', open=False), gradio.Row():
@@ -123,54 +124,55 @@ def _build_previews(server: JobServer, settings: dict[str, Any]) -> None:
     with gradio.Row(elem_classes='fv-submit'):
         make = gradio.Button('Make previews', variant='primary', elem_id='fv-make', scale=0, min_width=180)
         gradio.HTML('<p id="fv-cost" class="fv-note" aria-live="polite"></p>')
+    problem = gradio.HTML()
     gradio.HTML('<div id="fv-previews"></div>')
     gradio.HTML('<div id="fv-enhanced"></div>')
 
-    def create(prompt: str, count: int, seed: int, steps: int, size: str, request: gradio.Request) -> None:
+    def create(prompt: str, count: int, seed: int, steps: int, size: str, request: gradio.Request) -> str:
         user = request.request.state.user
-        with _show_errors():
+        try:
             chosen = parse_size(size.strip().replace(' ', ''))
             for i in range(int(count)):
                 server.create_preview(user, prompt, int(seed or 0) + i, chosen, num_steps=int(steps))
+        except ERRORS as error:
+            return _format_problem(error)
+        return ''
 
-    _on_submit([make.click, prompt.submit], create, [prompt, count, seed, steps, size])
+    for event in (make.click, prompt.submit):
+        event(create, [prompt, count, seed, steps, size], problem, **_QUIETLY).then(None, None, None, js=_REFRESH)
 
 
 def _build_clips(server: JobServer, settings: dict[str, Any]) -> None:
     limits, scale = server.limits, settings['scale']
     shown = f'{files.format_bytes(limits.upload_bytes)}, {limits.clip_frames} frames'
     gradio.Markdown(
-        f'A video or an image, at most {shown}. It is enlarged {scale:g} times, or less where the result would have '
-        f'more than {settings["pixels"]:,} pixels.'
+        f'A video or an image, at most {shown}. It is enlarged {scale:g} times, or less where a frame would have more '
+        f'than {settings["pixels"]:,} pixels.'
     )
     known = [*VIDEO_SUFFIXES, *IMAGE_SUFFIXES]
     upload = gradio.File(label='Clip or image', file_types=known, height=160, elem_id='fv-upload')
+    with gradio.Row():
+        seed = gradio.Number(0, label='Seed', precision=0, minimum=0, maximum=MAX_SEED, min_width=160)
+        steps = gradio.Slider(1, limits.num_steps, settings['num_steps'], step=1, label='Steps of the sampler')
     with gradio.Row(elem_classes='fv-submit'):
         make = gradio.Button('Enhance it', variant='primary', elem_id='fv-enhance-upload', scale=0, min_width=180)
-        seed = gradio.Number(0, label='Seed', precision=0, minimum=0, maximum=MAX_SEED, scale=0, min_width=180)
+    problem = gradio.HTML()
     gradio.HTML('<div id="fv-clips"></div>')
 
-    def create(path: str | None, seed: int, request: gradio.Request) -> None:
-        with _show_errors():
+    def create(path: str | None, seed: int, steps: int, request: gradio.Request) -> tuple[str, Any]:
+        user = request.request.state.user
+        try:
             require(path is not None, 'choose a video or an image first')
             with (uploaded := as_path(path)).open('rb') as file:
-                server.create_clip(request.request.state.user, uploaded.name, file, int(seed or 0))
+                server.create_clip(user, uploaded.name, file, int(seed or 0), num_steps=int(steps))
+        except ERRORS as error:
+            return _format_problem(error), gradio.skip()
+        return '', None
 
-    _on_submit([make.click], create, [upload, seed]).success(lambda: None, None, upload, queue=False)
-
-
-def _on_submit(events: Sequence[Callable], create: Callable[..., None], inputs: list[Any]) -> Any:
-    """Calls a function that creates jobs, and lets the page read the jobs again. Returns the last event."""
-    for event in events:
-        done = event(create, inputs, None, queue=False, show_progress='hidden', api_visibility='private')
-        last = done.success(None, None, None, js=_REFRESH)
-    return last
+    done = make.click(create, [upload, seed, steps], [problem, upload], **_QUIETLY)
+    done.then(None, None, None, js=_REFRESH)
 
 
-@contextlib.contextmanager
-def _show_errors() -> Iterator[None]:
-    """A context whose errors, if users can cause them, the page shows."""
-    try:
-        yield
-    except ERRORS as error:
-        raise gradio.Error(format_error(error), title='Not possible', print_exception=False) from None
+def _format_problem(error: Exception) -> str:
+    """Returns the HTML that shows an error which a user can mend, below the form."""
+    return f'<p class="fv-form-problem" role="alert">{html.escape(format_error(error))}</p>'

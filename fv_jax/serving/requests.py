@@ -97,7 +97,7 @@ class Limits:
 
     prompt_characters: int = 2000
     waiting_jobs: int = 100
-    upload_bytes: int = 100 * 2**20
+    upload_bytes: int = 100_000_000
     clip_frames: int = 600
     clip_pixels: int = 4096 * 2304
     result_pixels: int | None = None

@@ -66,6 +66,7 @@ class Worker:
         self._find_source, self._find_result, self._on_end = find_source, find_result, on_end
         self._lock, self._wake, self._stopping = threading.Lock(), threading.Event(), threading.Event()
         self._running: _Running | None = None
+        self._shapes: set[str] = set()  # of the jobs of this process
         self._thread = threading.Thread(target=self._run_jobs, name='worker', daemon=True)
 
     def start(self) -> None:
@@ -147,6 +148,8 @@ class Worker:
                 store.finish(job, 'cancelled')
                 return
             seconds = time.monotonic() - began
-            store.add_timing(self._runner.setup, job.work, max(seconds - compiling, 1e-3))
+            first = job.work.shape not in self._shapes
+            self._shapes.add(job.work.shape)
+            store.add_timing(self._runner.setup, job.work, max(seconds - compiling, 1e-3), first=first)
             store.finish(job, 'completed')
             log.info(f'{job.id}: {job.request.kind} in {seconds:.1f} s (compile time {compiling:.1f} s)')

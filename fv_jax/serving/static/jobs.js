@@ -71,15 +71,16 @@ function formatSeconds(seconds) {
 }
 
 function formatCost(cost, count = 1) {
-  if (!cost) return 'time not known yet: none was made';
-  const basis = { measured: 'as measured', planned: 'planned', scaled: 'estimated' }[cost.basis];
-  return `about ${formatSeconds(count * cost.seconds)}, ${formatSeconds(count * cost.chip_seconds)} of chips, ${basis}`;
+  if (!cost) return 'the time is known once one was made';
+  const basis = { measured: 'measured', planned: 'planned', scaled: 'a rough estimate' }[cost.basis];
+  const chips = Math.max(1, Math.round(count * cost.chip_seconds)).toLocaleString();
+  return `about ${formatSeconds(count * cost.seconds)}, ${chips} chip-seconds (${basis})`;
 }
 
 function describeState(job) {
   const left = job.seconds_left === null ? '' : `, about ${formatSeconds(job.seconds_left)} left`;
   switch (job.status) {
-    case 'queued': return job.queue_position ? `Waits behind ${job.queue_position}${left}` : `Is next${left}`;
+    case 'queued': return job.queue_position ? `Waiting, ${job.queue_position} before it${left}` : `Next${left}`;
     case 'in_progress': return job.cancelling ? 'Stops at the next step' : `${job.progress} %${left}`;
     case 'failed': return `Failed: ${job.error.message}`;
     case 'cancelled': return 'Cancelled';
@@ -377,10 +378,22 @@ function showCost() {
   if (note && models.preview) setText(note, `${count} preview${count > 1 ? 's' : ''}: ${formatCost(models.preview.cost, count)}`);
 }
 
+// The newest click comes first, and its previews in the order of their seeds.
+function orderPreviews(listed) {
+  const groups = [];
+  for (const job of listed) {
+    const last = groups.at(-1)?.[0];
+    const together = last && last.prompt === job.prompt && Math.abs(last.created_at - job.created_at) < 2;
+    if (together) groups.at(-1).unshift(job);
+    else groups.push([job]);
+  }
+  return groups.flat();
+}
+
 function show() {
   const of = (...kinds) => jobs.filter((job) => kinds.includes(job.kind));
-  fill('#fv-previews', of('preview'), (job) => new PreviewCard(job), 'Previews appear here as they are made.');
-  fill('#fv-enhanced', of('enhance'), (job) => new EnhancedCard(job), '', 'Enhanced');
+  fill('#fv-previews', orderPreviews(of('preview')), (job) => new PreviewCard(job), 'Previews appear here as they are made.');
+  fill('#fv-enhanced', orderPreviews(of('enhance')), (job) => new EnhancedCard(job), '', 'Enhanced');
   fill('#fv-clips', of('clip'), (job) => new EnhancedCard(job), 'Enhanced clips and images appear here.');
   fill('#fv-history', jobs, (job) => new Entry(job), 'Nothing was made yet.');
   showToolbar();
@@ -412,6 +425,6 @@ new MutationObserver(() => {
     const list = document.querySelector(selector);
     return list && !cards.has(list);
   });
-  if (missing) show();
+  if (missing || (models.preview && document.querySelector('#fv-cost:empty'))) show();
 }).observe(document, { childList: true, subtree: true });
 refresh();
