@@ -60,6 +60,8 @@ def _app(argv: Sequence[str]) -> int:
         override_settings(settings, stage, overrides[stage])
         for stage, settings in zip(api.STAGES, (pipeline.preview_settings, pipeline.enhance_settings), strict=True)
     )
+    if pipeline.preview_stage is not None and pipeline.enhancement_stage is not None:
+        pipeline.check(pipeline.preview_settings, pipeline.enhance_settings)
     _serve(arguments, pipeline, limits, password)
     return 0
 

@@ -63,7 +63,7 @@ class _Body(pydantic.BaseModel):
 
 
 class CreateBody(_Body):
-    """The body of POST /v1/videos, as JSON or as a form; a form may have the file `input_reference`."""
+    """The body of POST /v1/videos, as JSON or as a multipart form, which may have the file `input_reference`."""
 
     model: str = MODELS['preview']
     prompt: str | None = None
@@ -173,7 +173,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 def _add_new_jobs(app: FastAPI, server: JobServer) -> None:
     @app.post('/v1/videos')
     async def create(request: Request, user: User) -> dict[str, Any]:
-        if request.headers.get('content-type', '').startswith(('multipart/', 'application/x-www-form-urlencoded')):
+        if request.headers.get('content-type', '').startswith('multipart/'):
             async with request.form(max_files=1, max_fields=20) as form:
                 fields = dict(form)
                 file = fields.pop('input_reference', None)

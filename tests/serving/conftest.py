@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-
-pytest.importorskip('fastapi', reason='needs the extra app')
 from starlette.testclient import TestClient
 
 from fv_jax.serving.http_api import create_app

@@ -114,8 +114,9 @@ def test_job_that_ends_the_server_is_given_up(tmp_path):
                 time.sleep(0.005)
             process.kill()
             process.wait()
-    with running(tmp_path) as (process, port):
-        (job,) = Client(port, key).all_jobs().values()
+    with running(tmp_path) as (_, port):
+        client = Client(port, key)
+        (job,) = client.all_jobs().values()
         assert job['status'] == 'failed' and '3 times' in job['error']['message']
         with pytest.raises(urllib.error.HTTPError):
             client('GET', f'/videos/{job["id"]}/content')

@@ -223,6 +223,11 @@ class PreviewCard extends Card {
 // An enhanced video or image, over what it was made from, with a slider between the two.
 class EnhancedCard extends Card {
   showResult(job) {
+    // The preview may have been deleted; the upload is kept as long as the job.
+    if (job.source_video_id && !jobs.some((other) => other.id === job.source_video_id)) {
+      super.showResult(job);
+      return;
+    }
     this.media.style.aspectRatio = '';
     this.media.append(job.is_image ? compareImages(job) : compareVideos(job));
     if (!job.is_image) new Comparison(this.media.firstElementChild);
