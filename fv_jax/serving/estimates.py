@@ -4,7 +4,7 @@ The basis of an estimate is the first of these that is known:
 
     measured    the median time of finished jobs of the same shape
     planned     the roofline of the chips, by the planner's account (`planning`)
-    scaled      the FLOPs of the job at the measured rate of jobs of other shapes
+    scaled      the FLOPs of the job at the measured rate of jobs of other shapes, if possible of the same networks
 
 Compilation is not counted, and the first job of a shape in a process only where there is no other: it also traces
 the programs.
@@ -54,7 +54,7 @@ class Estimator:
             return self._cost(seconds, 'measured')
         if work.planned_seconds is not None:
             return self._cost(work.planned_seconds, 'planned')
-        rate = self.store.measured_rate(self.setup)
+        rate = self.store.measured_rate(self.setup, work.kind)
         return self._cost(work.flops / rate, 'scaled') if rate else None
 
     def _cost(self, seconds: float, basis: Basis) -> Cost:

@@ -49,29 +49,28 @@ class Guard:
         if scope['type'] == 'lifespan':
             await self._app(scope, receive, send)
             return
-        headers, path, method = Headers(scope=scope), scope['path'], scope.get('method', 'GET')
-        bearer, cookie = _bearer(headers), _cookie(headers)
-        user, new_cookie = self._keys.find_user(bearer or cookie), None
-        if bearer is None and (method not in _SAFE or scope['type'] == 'websocket') and not _is_same_origin(headers):
-            await _refuse(
-                403, 'the request comes from another page; open the page of this server', scope, receive, send
-            )
+        if scope['type'] == 'websocket':  # of which there are none
+            await send({'type': 'websocket.close', 'code': 1008})
             return
-        if user is None and path not in _OPEN:
-            wants_page = method == 'GET' and bearer is None and path == '/'
-            if wants_page and self._keys.needs_password:
+        headers, method = Headers(scope=scope), scope.get('method', 'GET')
+        bearer = _bearer(headers)
+        if bearer is None and method not in _SAFE and not _is_same_origin(headers):
+            message = 'the request comes from another page; open the page of this server'
+            await _refuse(403, message, scope, receive, send)
+            return
+        user = self._keys.find_user(bearer or _cookie(headers))
+        if user is None and scope['path'] not in _OPEN:
+            if method != 'GET' or scope['path'] != '/' or bearer is not None:
+                fix = f'get one with POST {KEYS}, and send it as Authorization: Bearer KEY'
+                found = 'no valid key' if bearer is None else 'the key is not one of this server'
+                await _refuse(401, f'{found}; {fix}', scope, receive, send)
+                return
+            if self._keys.needs_password:
                 await RedirectResponse(LOGIN, 303)(scope, receive, send)
                 return
-            if not wants_page:
-                fix = f'get one with POST {KEYS}, and send it as Authorization: Bearer KEY'
-                message = f'no valid key; {fix}' if bearer is None else f'the key is not one of this server; {fix}'
-                await _refuse(401, message, scope, receive, send)
-                return
-            new_cookie = self._keys.create()
-            user = self._keys.find_user(new_cookie)
+            key = self._keys.create()
+            user, send = self._keys.find_user(key), self._with_cookie(send, key)
         scope.setdefault('state', {})['user'] = user
-        if new_cookie is not None:
-            send = self._with_cookie(send, new_cookie)
         await self._run_limited(scope, receive, send)
 
     async def _run_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,8 +140,5 @@ def _is_same_origin(headers: Headers) -> bool:
 
 
 async def _refuse(status: int, message: str, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope['type'] == 'websocket':
-        await send({'type': 'websocket.close', 'code': 1008, 'reason': message[:100]})
-        return
     kind = 'authentication_error' if status == 401 else 'invalid_request_error'
     await JSONResponse(error_body(message, kind), status)(scope, receive, send)

@@ -7,6 +7,7 @@ appears by one rename, so that no job is executed to completion twice.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import secrets
 import sqlite3
@@ -46,8 +47,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_of_users ON jobs (user, number);
 CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, number);
 CREATE TABLE IF NOT EXISTS timings (
-    setup TEXT NOT NULL, shape TEXT NOT NULL, flops REAL NOT NULL, seconds REAL NOT NULL, first INTEGER NOT NULL,
-    finished REAL NOT NULL
+    setup TEXT NOT NULL, kind TEXT NOT NULL, shape TEXT NOT NULL, flops REAL NOT NULL, seconds REAL NOT NULL,
+    first INTEGER NOT NULL, finished REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS timings_of_shapes ON timings (setup, shape, finished);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -266,8 +267,8 @@ class JobStore:
           first: whether it was the first of its shape in this process, which also traces the programs.
         """
         with self._transaction() as connection:
-            values = setup, work.shape, work.flops, seconds, first, time.time()
-            connection.execute('INSERT INTO timings VALUES (?, ?, ?, ?, ?, ?)', values)
+            values = setup, work.kind, work.shape, work.flops, seconds, first, time.time()
+            connection.execute('INSERT INTO timings VALUES (?, ?, ?, ?, ?, ?, ?)', values)
 
     def median_seconds(self, setup: str, shape: str) -> float | None:
         """Returns the median of the latest times of a shape, of first ones if there are no others; None for none."""
@@ -279,13 +280,16 @@ class JobStore:
                     return statistics.median(row['seconds'] for row in rows)
         return None
 
-    def measured_rate(self, setup: str) -> float | None:
-        """Returns the FLOP/s over the latest jobs of all shapes; None if there are none."""
-        latest = 'SELECT flops, seconds FROM timings WHERE setup = ? ORDER BY first, finished DESC LIMIT ?'
+    def measured_rate(self, setup: str, kind: str) -> float | None:
+        """Returns the FLOP/s over the latest jobs of a kind, or of all kinds if it has none; None if there are none."""
+        where = 'setup = ? AND kind LIKE ? AND first = ? ORDER BY finished DESC LIMIT ?'
+        query = f'SELECT SUM(flops) AS flops, SUM(seconds) AS seconds FROM (SELECT * FROM timings WHERE {where})'
         with self._lock:
-            query = f'SELECT SUM(flops) AS flops, SUM(seconds) AS seconds FROM ({latest})'
-            row = self._connection.execute(query, (setup, _TIMINGS)).fetchone()
-        return row['flops'] / row['seconds'] if row['seconds'] else None
+            for pattern, first in itertools.product((kind, '%'), (False, True)):
+                row = self._connection.execute(query, (setup, pattern, first, _TIMINGS)).fetchone()
+                if row['seconds']:
+                    return row['flops'] / row['seconds']
+        return None
 
 
 def _dump(work: Work | None) -> str | None:

@@ -50,7 +50,7 @@ def add_page(app: FastAPI, server: JobServer, keys: Keys, *, secure: bool = Fals
     if keys.needs_password:
         add_login(app, keys, secure=secure)
 
-    @app.get('/static/{name}')
+    @app.get('/page/{name}')
     def static(name: str) -> Response:
         if name not in _STATIC:
             return Response(status_code=404)
@@ -60,8 +60,8 @@ def add_page(app: FastAPI, server: JobServer, keys: Keys, *, secure: bool = Fals
 
     folder = server.folder / 'gradio'
     os.environ['GRADIO_TEMP_DIR'] = str(folder)  # Gradio has no argument for it
-    head = ''.join(f'<script defer src="/static/{name}"></script>' for name in _STATIC if name.endswith('.js'))
-    head += ''.join(f'<link rel="stylesheet" href="/static/{name}">' for name in _STATIC if name.endswith('.css'))
+    head = ''.join(f'<script defer src="/page/{name}"></script>' for name in _STATIC if name.endswith('.js'))
+    head += ''.join(f'<link rel="stylesheet" href="/page/{name}">' for name in _STATIC if name.endswith('.css'))
     theme = gradio.themes.Default(font=_FONTS, font_mono=('ui-monospace', 'monospace'), radius_size='sm')
     return gradio.mount_gradio_app(
         app,

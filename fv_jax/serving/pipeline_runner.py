@@ -150,7 +150,7 @@ class PipelineRunner:
         cost = self._cost(request)
         size = f'{request.frames}x{request.size[0]}x{request.size[1]}'
         shape = f'{request.kind} {size}, {request.num_steps} steps'
-        return Work(shape, cost.flops, cost.roofline_seconds)
+        return Work(_CLOCKS[request.kind], shape, cost.flops, cost.roofline_seconds)
 
     def _cost(self, request: JobRequest) -> StepCost:
         """Computes the cost of a request; of an enhancement without the decoding of the small preview."""

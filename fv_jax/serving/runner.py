@@ -14,11 +14,13 @@ class Work:
     """What a job computes, by the planner's account.
 
     Attributes:
+      kind: of the networks that compute it; work of one kind is computed at about the same rate.
       shape: names the work; jobs of one shape take the same time.
       flops: model FLOPs.
       planned_seconds: at the roofline of the chips; None for chips whose rates are not known.
     """
 
+    kind: str
     shape: str
     flops: float
     planned_seconds: float | None = None

@@ -221,8 +221,8 @@ def test_no_file_outside_of_results_is_served(address, open_browser):
     for path in (
         '/v1/videos/..%2f..%2fjobs.sqlite3/content',
         f'/v1/videos/{name}%2f..%2f..%2fjobs.sqlite3/content',
-        '/static/..%2fpage.py',
-        '/static/%2e%2e/page.py',
+        '/page/..%2fpage.py',
+        '/page/%2e%2e/page.py',
         '/gradio_api/file=/etc/passwd',
         f'/gradio_api/file={folder}/README.md',
         '/gradio_api/file=jobs.sqlite3',

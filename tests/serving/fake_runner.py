@@ -49,7 +49,7 @@ class FakeRunner:
 
     def work(self, request: JobRequest) -> Work:
         flops = float(request.size[0] * request.size[1] * request.num_steps)
-        return Work(f'{request.kind} {request.size} {request.num_steps}', flops, self.planned)
+        return Work(request.kind, f'{request.kind} {request.size} {request.num_steps}', flops, self.planned)
 
     def run(self, request: JobRequest, source: Path | None, folder: Path, on_step: OnStep) -> float:
         self.ran.append(request)

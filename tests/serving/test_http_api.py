@@ -6,9 +6,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from fv_jax.core import files
+from fv_jax.serving.estimates import Cost, Estimator
 from fv_jax.serving.http_api import create_app
 from fv_jax.serving.job_server import JobServer
+from fv_jax.serving.job_store import JobStore
 from fv_jax.serving.keys import Keys
+from fv_jax.serving.runner import Work
 from tests.serving.fake_runner import NUM_STEPS, FakeRunner
 
 
@@ -282,3 +285,18 @@ def test_upload_through_the_server_object_keeps_no_path(serve, tmp_path):
     assert job.request.source_name == 'clip.png' and '/' not in job.request.source and job.request.is_image
     server.start()
     server.stop()
+
+
+def test_first_job_of_a_shape_counts_only_where_there_is_no_other(tmp_path):
+    store = JobStore(tmp_path / 'jobs.sqlite3')
+    preview, video, other = Work('preview', 'a', 10.0), Work('enhance', 'b', 40.0), Work('enhance', 'c', 80.0)
+    assert store.median_seconds('cpu', 'a') is None and store.measured_rate('cpu', 'preview') is None
+    store.add_timing('cpu', preview, 9.0, first=True)
+    assert store.median_seconds('cpu', 'a') == 9
+    for seconds in (1.0, 2.0, 6.0):
+        store.add_timing('cpu', preview, seconds)
+    assert store.median_seconds('cpu', 'a') == 2 and store.median_seconds('gpu', 'a') is None
+    assert store.measured_rate('cpu', 'enhance') == 30 / 9, 'of other kinds'
+    store.add_timing('cpu', video, 10.0)
+    assert Estimator(store, 'cpu', 4).cost(other) == Cost(20.0, 80.0, 'scaled')
+    store.close()
