@@ -127,12 +127,12 @@ def test_errors_of_the_server_are_raised(nodes, serve, monkeypatch):
 
 
 def test_interrupting_cancels_the_job(nodes, serve):
-    found, _, _ = nodes
+    found, shown, _ = nodes
     address, server = serve(FakeRunner(step_seconds=0.02))
 
     async def interrupted():
         task = asyncio.create_task(found['FlashVideoPreview'].execute('a dog', 0, 100, address))
-        while not server.store.list_active():
+        while not shown:
             await asyncio.sleep(0.01)
         (job,) = server.store.list_active()
         task.cancel()
