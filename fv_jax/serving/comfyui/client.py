@@ -1,6 +1,7 @@
 """A client of the job server, with aiohttp, which ComfyUI has."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -75,7 +76,8 @@ class Client:
                 await asyncio.sleep(POLL_SECONDS)
                 job = await self._call('GET', f'/videos/{job["id"]}')
         except BaseException:
-            await asyncio.shield(self._call('POST', f'/videos/{job["id"]}/cancel'))
+            with contextlib.suppress(ValueError):  # it may have ended meanwhile
+                await asyncio.shield(self._call('POST', f'/videos/{job["id"]}/cancel'))
             raise
         if job['status'] != 'completed':
             reason = job['error']['message'] if job['error'] else 'on the server'
