@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What needs other programs than Python, or to be killed, in at most 20 minutes on two cores, under the Python it is called
+# What needs other programs than Python, or to be killed, in at most 15 minutes on two cores, under the Python it is called
 # with: reports and the page of the job server in a browser, object storage that fails, training, lists of prompts,
-# preparation and a job server that are killed, preempted or stalled, in one and several processes, and Beam.
+# preparation and a job server that are killed, preempted or stalled, and Beam.
 #   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
 # Installs the extras dev, services and beam into that Python's environment, and nothing into the system: Chromium must be
 # there. A part that fails stops the run; a part over its budget (seconds, on two cores) is reported and does not fail.
@@ -15,7 +15,7 @@ help_or "${1:-}"
 BUDGET_INSTALL=90
 BUDGET_BROWSER=150
 BUDGET_BUCKETS=480
-BUDGET_KILLS=340
+BUDGET_KILLS=250
 BUDGET_SERVING=60
 BUDGET_BEAM=20
 
@@ -34,7 +34,7 @@ WORKERS=3
 DISTRIBUTION=worksteal
 tests buckets "$BUDGET_BUCKETS" tests/storage/full_{killed_runs,training_faults,pod_day,killed_lists,process_runs}.py \
   tests/storage/full_*.py
-tests kills "$BUDGET_KILLS" tests/kills/test_{preparing,processes}.py tests/kills/test_*.py
+tests kills "$BUDGET_KILLS" tests/kills
 WORKERS=2 tests serving "$BUDGET_SERVING" tests/serving/full_killed_server.py
 WORKERS=1 tests beam "$BUDGET_BEAM" tests/data/preparation/full_beam.py
 print_summary

@@ -1,4 +1,4 @@
-"""Outputs that several processes do not share; sampling in them: tests/kills/test_processes.py."""
+"""Outputs that several processes do not share; sampling in them: tests/parallel/full_processes.py."""
 
 import numpy as np
 import pytest
