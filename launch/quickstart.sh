@@ -62,5 +62,6 @@ The preview and its video:  $folder/preview/0/preview.mp4, video.mp4
 Before and after training:  $folder/result/report.html
 Next: python -m fv_jax.sample preview --output out --prompt "a red car moves from right to left over a meadow"
       python -m fv_jax.sample clip --checkpoint="$folder/run" --input=YOUR.mp4 --output=enhanced.mp4
+      python -m fv_jax.app     (a page in the browser; pip install -e '.[app]')
       "Train on your own videos" in README.md
 EOF
