@@ -5,18 +5,17 @@
     python -m pytest -m tpu tests/tpu/full_size.py -k lora    # the same as tests
 
 Prints a line per case, and exits with 1 when one is above its limit. Memory is what is resident plus the transient
-memory of the largest program. By libtpu 0.0.52, in GiB per chip; the residuals of attention are not in full
-(3.2) and pod (2.9), nor in the step of step_v6e4 (2.9):
+memory of the largest program. By libtpu 0.0.52, in GiB per chip; the residuals of attention (2.9) are not in pod:
 
     case           compiled  limit
-    step_v5e8        10.44     15     VAE encode of 16 more frames; the step alone 9.9
-    step_v6e4        20.27     28     the same; the step alone 15.3
+    step_v5e8        12.08     15     VAE encode of 16 more frames; the step alone 9.9
+    step_v6e4        19.44     28     the same; the step alone 18.9
     step_v5e4        14.88     15
     lora             12.35     15     latents encoded before training; with the VAE 15.80, of 15.75 on the chip
-    full             24.51     30     resident 11.04, transient 13.47
-    sample1          12.42     30     VAE decode of 3 latent frames; a step of the sampler 11.29
-    sample2          15.15     30     VAE encode of 17 frames; a step of the sampler 6.55
-    sample1_one      11.67     15     a step alone
+    full             26.64     30     resident 11.04, transient 15.61
+    sample1          12.56     30     VAE decode of 3 latent frames; a step of the sampler 11.28
+    sample2          15.93     30     VAE encode of 17 frames; a step of the sampler 5.51
+    sample1_one      11.51     15     a step alone
     sample2_one          ?     15     not compiled; VAE encode of 17 frames in tiles of 432x528 takes 15.10
     t5                8.88     15
     pod               7.98     95     communication takes 4 % of the roofline time; 20 % allowed
