@@ -48,26 +48,22 @@ def weak_and_strong() -> dict[str, Any]:
     return {'weak': WEAK, **_none(), 'strong': strong(), 'strong_probability': STRONG_PROBABILITY}
 
 
-def like_previews(checkpoint: str = 'embedded') -> dict[str, Any]:
-    """Returns all kinds, a quarter of each; the shares are ours.
-
-    Args:
-      checkpoint: of the stage that makes previews, whose model-guided degradations these are.
-    """
+def like_previews() -> dict[str, Any]:
+    """Returns all kinds, a quarter of each; the shares are ours."""
     return {
         **weak_and_strong(),
         'strong_probability': 0.25,
         'flow_based': flow_based(),
         'flow_based_probability': 0.25,
-        'model_guided': model_guided(checkpoint),
+        'model_guided': model_guided(),
         'model_guided_probability': 0.25,
     }
 
 
-def model_guided(checkpoint: str) -> dict[str, Any]:
+def model_guided() -> dict[str, Any]:
     """Returns fields of `fv_jax.data.degradation.configs.ModelGuidedConfig`."""
     return {
-        'checkpoint': checkpoint,
+        'checkpoint': 'embedded',
         'noise_levels': (0.3, 0.4),  # SG
         'factor': 4.0,  # FV: 1072x1920 is enhanced from 256x480
     }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034 # variables for other files
-# What check.sh and check_services.sh share: parts with a budget, one run of pytest for each. Sourced, not run.
+# What the checks and the quickstart share: parts with a budget, one run of pytest for each. Sourced, not run.
 
 summary=()
 

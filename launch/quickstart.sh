@@ -9,6 +9,8 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=launch/parts.sh
+. "$(dirname "${BASH_SOURCE[0]}")/parts.sh"
 config=stage2:quickstart
 if [[ ${1:-} == --full ]]; then
   config=stage2:tiny
@@ -16,32 +18,26 @@ if [[ ${1:-} == --full ]]; then
 fi
 help_or "${1:-}"
 
-PYTHON="${PYTHON:-python3}"
-if [[ $PYTHON == */* ]]; then PYTHON="$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON")"; fi
 folder="$(mkdir -p "${1:-quickstart}" && cd "${1:-quickstart}" && pwd)"
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+enter_root
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 
 say() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 fv() { "$PYTHON" -m "fv_jax.$1" "${@:2}"; }
-train() { fv train --config="$config" --workdir="$folder/run"; }
+train=("$PYTHON" -m fv_jax.train --config="$config" --workdir="$folder/run")
 
 # train_until_saved: sends SIGTERM when the first checkpoint exists, and waits for the run to save its state and end.
 train_until_saved() {
   local status=0
-  "$PYTHON" -m fv_jax.train --config="$config" --workdir="$folder/run" &
+  "${train[@]}" &
   while kill -0 $! 2>/dev/null && ! compgen -G "$folder/run/checkpoints/[0-9]*" >/dev/null; do sleep 1; done
   kill -TERM $! 2>/dev/null || true
   wait $! || status=$?
   ((status == 0 || status == PREEMPTED)) || exit "$status"
 }
 
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-  echo "fv_jax needs Python 3.11 or newer; $PYTHON is $("$PYTHON" --version 2>&1)" >&2
-  exit 1
-}
 say 'installing'
-"$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --root-user-action=ignore -e '.[evaluation]'
+install_extra evaluation
 SECONDS=0
 say 'a preview from a prompt, and its enhanced video'
 fv sample preview --output="$folder/preview" --prompt='a ladybug moves from left to right over a beach'
@@ -53,7 +49,7 @@ if [[ ! -e $folder/run/checkpoints ]]; then
   train_until_saved
   say 'the same command resumes the training'
 fi
-train
+"${train[@]}"
 say 'before and after, on held-out clips'
 fv evaluate --checkpoint="$folder/run" --compare embedded --num-steps=4 --vgg-frames=1 --overwrite --output="$folder/result"
 say 'done'

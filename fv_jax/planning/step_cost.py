@@ -62,10 +62,7 @@ def preview_cost(part: LazyStage, settings: PreviewSettings, batch_size: int) ->
     """Computes the cost of `batch_size` previews: sampling and decoding."""
     stage, video = part.stage.with_sampler_config(settings), (settings.frames, *settings.size)
     work, length = _sampler_flops(stage, part.latent_spec.latent_size(*video))
-    work += _decode_flops(part.vae.config, video)
-    return _step_cost(
-        work * batch_size, batch_size * length.video, part.mesh.mesh.devices.flatten(), stage.network.head_dim
-    )
+    return _batch_cost(part, work + _decode_flops(part.vae.config, video), length, batch_size)
 
 
 def enhancement_cost(
@@ -80,14 +77,10 @@ def enhancement_cost(
       latents: (F', H', W') of a preview.
       batch_size: the number of previews.
     """
-    stage, vae, latent_spec = part.stage.with_sampler_config(settings), part.vae.config, part.latent_spec
     frames, height, width = preview_size = preview_vae.latent_spec.video_size(*latents)
-    video_size = frames, *settings.size_for(height, width, latent_spec)
-    work, length = _sampler_flops(stage, latent_spec.latent_size(*video_size))
-    work += _decode_flops(preview_vae, preview_size) + _encode_flops(vae, video_size) + _decode_flops(vae, video_size)
-    return _step_cost(
-        work * batch_size, batch_size * length.video, part.mesh.mesh.devices.flatten(), stage.network.head_dim
-    )
+    video_size = frames, *settings.size_for(height, width, part.latent_spec)
+    work, length = _enhancement_flops(part, settings, video_size)
+    return _batch_cost(part, work + _decode_flops(preview_vae, preview_size), length, batch_size)
 
 
 def window_cost(part: LazyStage, settings: EnhanceSettings, frames: int, count: int) -> throughput.StepCost:
@@ -99,10 +92,21 @@ def window_cost(part: LazyStage, settings: EnhanceSettings, frames: int, count: 
       frames: of a window, which the VAE takes.
       count: the number of windows.
     """
-    stage, vae, video_size = part.stage.with_sampler_config(settings), part.vae.config, (frames, *settings.size)
-    work, length = _sampler_flops(stage, part.latent_spec.latent_size(*video_size))
-    work += _encode_flops(vae, video_size) + _decode_flops(vae, video_size)
-    return _step_cost(work * count, count * length.video, part.mesh.mesh.devices.flatten(), stage.network.head_dim)
+    return _batch_cost(part, *_enhancement_flops(part, settings, (frames, *settings.size)), count)
+
+
+def _enhancement_flops(
+    part: LazyStage, settings: EnhanceSettings, video: tuple[int, int, int]
+) -> tuple[Flops, flops.SequenceLength]:
+    """Counts encoding, sampling and decoding of a video."""
+    work, length = _sampler_flops(part.stage.with_sampler_config(settings), part.latent_spec.latent_size(*video))
+    return work + _encode_flops(part.vae.config, video) + _decode_flops(part.vae.config, video), length
+
+
+def _batch_cost(part: LazyStage, work: Flops, length: flops.SequenceLength, count: int) -> throughput.StepCost:
+    """Returns the cost of `count` samples of a stage on its devices."""
+    devices = part.mesh.mesh.devices.flatten()
+    return _step_cost(work * count, count * length.video, devices, part.stage.network.head_dim)
 
 
 def _sampler_flops(stage: LatentStage, latents: Sequence[int]) -> tuple[Flops, flops.SequenceLength]:

@@ -88,23 +88,12 @@ class Filter:
         for name in self.names:
             require(name in known, f'{name}: no such column; {did_you_mean(name, known)}', ConfigError)
 
-    def dropped_by(self, columns: Mapping[str, Sequence[Any] | np.ndarray], count: int) -> np.ndarray:
-        """Finds by which term each clip is dropped.
+    def fulfilled(self, columns: Mapping[str, Sequence[Any] | np.ndarray], count: int) -> np.ndarray:
+        """Finds which terms each clip fulfills.
 
         Args:
           columns: the values of every name in `names`; None or NaN is a missing value.
           count: the number of clips.
-
-        Returns:
-          int16 (count,): the index of the first term that a clip does not fulfill, -1 for clips that are kept.
-
-        Raises:
-          ConfigError: as `fulfilled`.
-        """
-        return first_unfulfilled(self.fulfilled(columns, count))
-
-    def fulfilled(self, columns: Mapping[str, Sequence[Any] | np.ndarray], count: int) -> np.ndarray:
-        """Finds which terms each clip fulfills; the arguments are those of `dropped_by`.
 
         Returns:
           bool (terms, count).

@@ -26,10 +26,10 @@ import cv2
 import numpy as np
 
 from fv_jax.data.degradation.configs import FlowBasedConfig
+from fv_jax.data.degradation.operations import luma
 from fv_jax.data.optical_flow import SMALLEST, optical_flows
 
 _ROWS = 270  # of the shrunk frames, at most
-_LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)  # BT.601
 _TAPS = 3, 15  # of the blur: a sample a pixel of the way, but not fewer and not more
 
 
@@ -167,8 +167,8 @@ def _shrink_luma(frames_FHWC: Sequence[np.ndarray]) -> np.ndarray:
     height, width = frames_FHWC[0].shape[:2]
     factor = max(height / _ROWS, 1)
     size = max(round(width / factor), 1), max(round(height / factor), 1)
-    luma = (cv2.resize(cv2.transform(frame, _LUMA), size, interpolation=cv2.INTER_AREA) for frame in frames_FHWC)
-    return np.stack([np.rint((np.clip(frame, -1, 1) + 1) * 127.5).astype(np.uint8) for frame in luma])
+    shrunk = (cv2.resize(luma(frame), size, interpolation=cv2.INTER_AREA) for frame in frames_FHWC)
+    return np.stack([np.rint((np.clip(frame, -1, 1) + 1) * 127.5).astype(np.uint8) for frame in shrunk])
 
 
 def _enlarge(values_HW: np.ndarray, like_HWC: np.ndarray) -> np.ndarray:

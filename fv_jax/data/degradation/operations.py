@@ -29,6 +29,11 @@ _POISSON_QUANTILES = 2**12
 _LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)  # BT.601
 
 
+def luma(frame_HWC: np.ndarray) -> np.ndarray:
+    """Computes the luma of a float32 frame, (H, W)."""
+    return cv2.transform(frame_HWC, _LUMA)
+
+
 def even_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Scales a size to even sides (chroma has half of them) of at least SMALLEST pixels."""
     height, width = (max(2 * round(side * scale / 2), SMALLEST) for side in size)
@@ -107,7 +112,7 @@ class PoissonNoise:
     def __call__(self, frames: Frames) -> Iterator[np.ndarray]:
         rng, table = np.random.default_rng(self.seed), _poisson_quantiles()
         for frame in frames:
-            mean = cv2.transform(frame, _LUMA)[..., None] if self.grey else frame
+            mean = luma(frame)[..., None] if self.grey else frame
             index = _to_levels(mean).astype(np.int32) * _POISSON_QUANTILES
             index += rng.integers(0, _POISSON_QUANTILES, mean.shape, dtype=np.uint16)
             yield _clip(frame + np.float32(self.scale) * table.take(index))
