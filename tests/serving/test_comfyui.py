@@ -1,7 +1,9 @@
 """The nodes for ComfyUI against a running server; `comfy_api` is replaced by the parts of it that they use."""
 
 import asyncio
+import enum
 import importlib.util
+import inspect
 import shutil
 import socket
 import sys
@@ -21,32 +23,70 @@ from tests.serving.fake_runner import FakeRunner
 PASSWORD = 'correct horse'
 
 
-def make_comfy_api(progress):
-    """The modules that the nodes import; progress: gets the values that nodes show."""
+class Interrupted(Exception):
+    """What ComfyUI expects of a node that its user has interrupted."""
 
-    class Field:
-        Input = staticmethod(lambda name, **options: (name, options))
-        Output = staticmethod(lambda **options: options)
 
-    class Schema(types.SimpleNamespace):
-        pass
+class Interrupt:
+    """The flag that ComfyUI's button sets; the task of a node is not cancelled, but has to look."""
+
+    def __init__(self):
+        self.requested = False
+
+    def throw_exception_if_processing_interrupted(self):
+        if self.requested:
+            self.requested = False
+            raise Interrupted
+
+
+def make_comfy_api(progress, interrupt):
+    """The modules that the nodes import, with the parameters of those of ComfyUI.
+
+    Args:
+      progress: gets the values that nodes show.
+      interrupt: the flag.
+    """
+
+    def custom(_):
+        def make_input(id, *, tooltip=None):
+            return id
+
+        return types.SimpleNamespace(Input=make_input, Output=make_output)
+
+    def make_output(*, display_name=None):
+        return display_name
+
+    def make_integer(id, *, tooltip=None, default=None, min=None, max=None, control_after_generate=None):
+        assert min <= default <= max
+        return id
+
+    def make_string(id, *, tooltip=None, multiline=False, default=None):
+        return id
+
+    def make_schema(node_id, *, display_name, category, description, inputs, outputs):
+        assert len({*inputs}) == len(inputs)
+        return types.SimpleNamespace(node_id=node_id, inputs=inputs, outputs=outputs)
+
+    class Container(enum.StrEnum):
+        MP4 = 'mp4'
 
     class Video:
         def __init__(self, file):
             self.data = file.getvalue()
 
-        def save_to(self, file, format):
-            assert format == 'mp4'
-            file.write(self.data)
+        def save_to(self, path, format):
+            assert format is Container.MP4
+            path.write(self.data)
 
     async def set_progress(value, max_value):
         progress(value)
 
-    names = {name: Field for name in ('String', 'Int', 'Video')}
     io = types.SimpleNamespace(
-        **names,
-        Custom=lambda name: Field,
-        Schema=Schema,
+        Int=types.SimpleNamespace(Input=make_integer),
+        String=types.SimpleNamespace(Input=make_string),
+        Video=custom('VIDEO'),
+        Custom=custom,
+        Schema=make_schema,
         ComfyNode=object,
         Input=object,
         NodeOutput=lambda *found: found,
@@ -57,14 +97,18 @@ def make_comfy_api(progress):
     latest.ComfyAPI = lambda: types.SimpleNamespace(execution=execution)
     latest.Input = types.SimpleNamespace(Video=Video)
     latest.InputImpl = types.SimpleNamespace(VideoFromFile=Video)
-    return {'comfy_api': types.ModuleType('comfy_api'), 'comfy_api.latest': latest}
+    latest.Types = types.SimpleNamespace(VideoContainer=Container)
+    management = types.ModuleType('comfy.model_management')
+    management.throw_exception_if_processing_interrupted = interrupt.throw_exception_if_processing_interrupted
+    packages = {name: types.ModuleType(name) for name in ('comfy', 'comfy_api')}
+    return packages | {module.__name__: module for module in (latest, management)}
 
 
 @pytest.fixture
 def nodes(tmp_path, monkeypatch):
-    """The nodes by name, copied to another folder as users do, and the values of progress that they show."""
-    shown = []
-    for name, module in make_comfy_api(lambda value: shown.append(value)).items():
+    """The nodes by name, copied to another folder as users do, the values of progress that they show, and the flag."""
+    shown, interrupt = [], Interrupt()
+    for name, module in make_comfy_api(shown.append, interrupt).items():
         monkeypatch.setitem(sys.modules, name, module)
     folder = shutil.copytree(runs.ROOT / 'fv_jax' / 'serving' / 'comfyui', tmp_path / 'custom_nodes' / 'flashvideo')
     spec = importlib.util.spec_from_file_location('flashvideo_nodes', folder / '__init__.py')
@@ -75,7 +119,7 @@ def nodes(tmp_path, monkeypatch):
     monkeypatch.setenv('FV_JAX_PASSWORD', PASSWORD)
     extension = asyncio.run(module.comfy_entrypoint())
     found = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
-    return found, shown, module
+    return found, shown, interrupt
 
 
 @pytest.fixture
@@ -126,8 +170,17 @@ def test_errors_of_the_server_are_raised(nodes, serve, monkeypatch):
         asyncio.run(preview.execute('a dog', 0, 0, address))
 
 
-def test_interrupting_cancels_the_job(nodes, serve):
-    found, shown, _ = nodes
+def wait_until_cancelled(server, job):
+    deadline = time.monotonic() + 10
+    while server.store.find(job.user, job.id).status != 'cancelled':
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize('by', ['button', 'end'])
+def test_interrupting_cancels_the_job(nodes, serve, by):
+    """By the button, and where another node fails: ComfyUI then cancels the tasks that are left."""
+    found, shown, interrupt = nodes
     address, server = serve(FakeRunner(step_seconds=0.02))
 
     async def interrupted():
@@ -135,13 +188,19 @@ def test_interrupting_cancels_the_job(nodes, serve):
         while not shown:
             await asyncio.sleep(0.01)
         (job,) = server.store.list_active()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        if by == 'button':
+            interrupt.requested = True
+        else:
+            task.cancel()
+        with pytest.raises(Interrupted if by == 'button' else asyncio.CancelledError):
             await task
         return job
 
-    job = asyncio.run(interrupted())
-    deadline = time.monotonic() + 10
-    while server.store.find(job.user, job.id).status != 'cancelled':
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until_cancelled(server, asyncio.run(interrupted()))
+
+
+def test_nodes_name_their_inputs(nodes):
+    found, _, _ = nodes
+    for node in found.values():
+        names = inspect.signature(node.execute).parameters
+        assert list(names) == node.define_schema().inputs

@@ -7,7 +7,8 @@ is an input; the password, if it has one, is read from the environment variable 
 import io as bytes_io
 import os
 
-from comfy_api.latest import ComfyAPI, ComfyExtension, Input, InputImpl, io
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy_api.latest import ComfyAPI, ComfyExtension, Input, InputImpl, Types, io
 
 from .client import Client
 
@@ -30,6 +31,8 @@ def _steps() -> io.Input:
 
 
 async def _show_progress(percent: int) -> None:
+    """Shows the progress of a node. Raises what ComfyUI expects of a node that its user has interrupted."""
+    throw_exception_if_processing_interrupted()  # ComfyUI does not cancel the task of a node
     await ComfyAPI().execution.set_progress(value=percent, max_value=100)
 
 
@@ -98,7 +101,7 @@ class FlashVideoEnhanceVideo(io.ComfyNode):
     @classmethod
     async def execute(cls, video: Input.Video, seed: int, steps: int, address: str) -> io.NodeOutput:
         file = bytes_io.BytesIO()
-        video.save_to(file, format='mp4')
+        video.save_to(file, format=Types.VideoContainer.MP4)  # a string is not enough for a buffer in all releases
         async with _client(address) as client:
             job = await client.enhance_video(file.getvalue(), seed, steps)
             return io.NodeOutput(_video(await client.download(job)))

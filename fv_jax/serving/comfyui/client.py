@@ -13,7 +13,7 @@ POLL_SECONDS = 0.5
 class Client:
     """Creates jobs, waits for them, and downloads their results: a context.
 
-    A job is cancelled on the server when waiting for it ends, as by the button that interrupts ComfyUI.
+    A job is cancelled on the server when waiting for it ends, by what `on_progress` raises or the end of the task.
 
     Attributes:
       key: of the user on the server; a new one if none is given.
