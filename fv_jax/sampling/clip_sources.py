@@ -11,7 +11,7 @@ import numpy as np
 
 from fv_jax.core import files
 from fv_jax.core.checks import require
-from fv_jax.core.paths import StoragePath
+from fv_jax.core.paths import StoragePath, as_path
 from fv_jax.data.folders import find_media, name_unread
 from fv_jax.data.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, read_image, read_size
 from fv_jax.data.video import decoding
@@ -37,7 +37,7 @@ class ClipSource:
     Attributes:
       kind: what it is.
       path: of the file; of a sequence its folder, or its pattern such as frames_%04d.png.
-      name: relative to the folder that is enhanced; else of the file.
+      name: relative to the folder that is enhanced; else of the file, or that which an uploaded file had.
       images: of a sequence, in order.
       fps: of a sequence.
       unreadable: why it cannot be opened; '' where nothing is known against it.
@@ -55,13 +55,14 @@ class ClipSource:
         require(not self.unreadable, f'{self.path}: {self.unreadable}')
         if self.kind == 'video':
             info = decoding.probe(self.path)
-            return clips.open_clip(self.path, info), info
+            return dataclasses.replace(clips.open_clip(self.path, info), name=as_path(self.name).name), info
         paths = self.images or (self.path,)
 
         def frames() -> Iterator[np.ndarray]:
             return map(read_image, paths)
 
-        return Clip(self.path.name, read_size(paths[0]), self.fps, frames), None
+        name = self.path.name if self.kind == 'sequence' else as_path(self.name).name
+        return Clip(name, read_size(paths[0]), self.fps, frames), None
 
 
 def find_sources(path: StoragePath, grouping: ImageGrouping, fps: float) -> list[ClipSource]:

@@ -162,6 +162,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     def invalid(request: Request, error: RequestValidationError | pydantic.ValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = '.'.join(str(part) for part in first['loc'] if part not in ('body', 'query'))
+        if first['type'] == 'extra_forbidden':
+            fields = next(body.model_fields for body in _Body.__subclasses__() if body.__name__ == error.title)
+            return JSONResponse(error_body(f'{field}: is not known; use {", ".join(fields)}', param=field), 400)
         given = f'={first["input"]!r}' if isinstance(first.get('input'), str | int | float) else ''
         return JSONResponse(error_body(f'{field}{given}: {first["msg"]}', param=field or None), 400)
 
@@ -270,7 +273,7 @@ def _add_jobs(app: FastAPI, server: JobServer) -> None:
         job, path = server.result(user, identifier)
         if variant == 'metadata':
             read = image_files.read_comment if job.request.is_image else containers.read_comment
-            return JSONResponse(json.loads(read(path)))
+            return Response(json.dumps(json.loads(read(path)), indent=2), media_type='application/json')
         name = result_name(job)
         disposition = 'attachment' if download else 'inline'
         media = _MEDIA[path.suffix]

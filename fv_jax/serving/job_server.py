@@ -52,6 +52,8 @@ class JobState:
       steps_done, num_steps: of the sampler; zeros while it does not run.
       position: of a queued job, the number of jobs before it; None for others.
       seconds_left: until it is done; None for jobs that do not wait, and where it is not known.
+      compiles: whether it is in progress, and the first of its shape since the server started: its programs are
+        compiled, or at least loaded, which `seconds_left` does not count.
       cost: of the job.
       next_cost: of the enhancement of a completed preview.
     """
@@ -61,6 +63,7 @@ class JobState:
     num_steps: int
     position: int | None
     seconds_left: float | None
+    compiles: bool
     cost: Cost | None
     next_cost: Cost | None
 
@@ -262,8 +265,8 @@ class JobServer:
             steps = (done, total) if running and running.id == job.id else (0, 0)
             position = positions.get(job.id) if job.status == 'queued' else None
             next_work = job.next_work if job.status == 'completed' else None
-            cost = costs[job.work]
-            found.append(JobState(job, *steps, position, left.get(job.id), cost, costs[next_work]))
+            waiting = position, left.get(job.id), self._worker.compiles(job)
+            found.append(JobState(job, *steps, *waiting, costs[job.work], costs[next_work]))
         return found
 
     def cancel(self, user: str, identifier: str) -> Job:

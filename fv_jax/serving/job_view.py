@@ -38,10 +38,13 @@ def describe_job(state: JobState) -> dict[str, Any]:
         'seconds': f'{request.frames / request.fps:g}' if request.fps else None,
         'source_video_id': request.source if request.kind == 'enhance' else None,
         'source_name': request.source_name,
+        'source_size': _optional_size(request.source_size),
+        'shown_size': _optional_size(request.shown_size),
         'is_image': request.is_image,
         'remixed_from_video_id': job.remixed_from,
         'queue_position': state.position,
         'seconds_left': None if state.seconds_left is None else round(state.seconds_left, 1),
+        'compiles': state.compiles,
         'cost': describe_cost(state.cost),
         'enhance_cost': describe_cost(state.next_cost),
         'error': None if job.error is None else {'code': 'failed', 'message': job.error},
@@ -63,6 +66,10 @@ def _percent(state: JobState) -> int:
 def format_size(size: tuple[int, int]) -> str:
     """Returns WIDTHxHEIGHT of (height, width)."""
     return f'{size[1]}x{size[0]}'
+
+
+def _optional_size(size: tuple[int, int] | None) -> str | None:
+    return None if size is None else format_size(size)
 
 
 def parse_size(text: str) -> tuple[int, int]:

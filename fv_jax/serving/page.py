@@ -30,11 +30,14 @@ MAX_PREVIEWS = 8  # of one click
 _STATIC = {  # name -> package, path in it, media type
     'comparison.js': ('fv_jax.core.report', 'comparison.js', 'text/javascript'),
     'comparison.css': ('fv_jax.core.report', 'comparison.css', 'text/css'),
+    'job_text.js': ('fv_jax.serving', 'static/job_text.js', 'text/javascript'),
+    'job_comparison.js': ('fv_jax.serving', 'static/job_comparison.js', 'text/javascript'),
     'jobs.js': ('fv_jax.serving', 'static/jobs.js', 'text/javascript'),
     'jobs.css': ('fv_jax.serving', 'static/jobs.css', 'text/css'),
 }
 _FONTS = ('system-ui', '-apple-system', 'Segoe UI', 'Liberation Sans', 'sans-serif')  # none is downloaded
 _UPLOAD_SECONDS = 3600  # after which Gradio removes an upload that no job was made of
+_ADDING = "() => window.dispatchEvent(new Event('fv-adding'))"
 _REFRESH = "() => window.dispatchEvent(new Event('fv-refresh'))"
 ERRORS = tuple(STATUS)
 _QUIETLY = {'queue': False, 'show_progress': 'hidden', 'api_visibility': 'private'}
@@ -84,7 +87,10 @@ def build_page(server: JobServer) -> gradio.Blocks:
     """Returns the page of a server."""
     kinds = server.describe()
     with gradio.Blocks(title='fv_jax', analytics_enabled=False, delete_cache=(600, _UPLOAD_SECONDS)) as page:
-        gradio.HTML('<h1>fv_jax</h1><p>Preview first: a preview takes seconds. Enhance the ones you like.</p>')
+        gradio.HTML(
+            '<h1>fv_jax</h1><p>Text to video in two stages: make small previews, which are quick, then enhance those '
+            'you like.</p>'
+        )
         with gradio.Tabs():
             if 'preview' in kinds:
                 with gradio.Tab('Text', render_children=True):
@@ -99,6 +105,8 @@ def build_page(server: JobServer) -> gradio.Blocks:
 
 def _build_previews(server: JobServer, settings: dict[str, Any]) -> None:
     most = server.limits
+    if 'note' in settings:
+        gradio.HTML(f'<p class="fv-note">{html.escape(settings["note"])}</p>')
     prompt = gradio.Textbox(
         label='Prompt',
         placeholder='a ladybug moves from left to right over a beach',
@@ -139,6 +147,7 @@ def _build_previews(server: JobServer, settings: dict[str, Any]) -> None:
         return ''
 
     for event in (make.click, prompt.submit):
+        event(None, None, None, js=_ADDING)
         event(create, [prompt, count, seed, steps, size], problem, **_QUIETLY).then(None, None, None, js=_REFRESH)
 
 
@@ -146,8 +155,8 @@ def _build_clips(server: JobServer, settings: dict[str, Any]) -> None:
     limits, scale = server.limits, settings['scale']
     shown = f'{files.format_bytes(limits.upload_bytes)}, {limits.clip_frames} frames'
     gradio.Markdown(
-        f'A video or an image, at most {shown}. It is enlarged {scale:g} times, or less where a frame would have more '
-        f'than {settings["pixels"]:,} pixels.'
+        f'A video or an image, at most {shown}. It is enlarged {scale:g} times, or less: to at most '
+        f'{settings["pixels"]:,} pixels a frame. A few pixels at its edges may be cropped, as its card then says.'
     )
     known = [*VIDEO_SUFFIXES, *IMAGE_SUFFIXES]
     upload = gradio.File(label='Clip or image', file_types=known, height=160, elem_id='fv-upload')

@@ -8,17 +8,18 @@ from typing import Any
 import jax
 
 from fv_jax.core import files
-from fv_jax.core.checks import error_context, require
+from fv_jax.core.checks import require
 from fv_jax.core.paths import StoragePath
 from fv_jax.core.throughput import StepCost
 from fv_jax.data.images import IMAGE_SUFFIXES
+from fv_jax.data.synthetic import sprites
 from fv_jax.data.video.encoding import DEFAULT_CRF
 from fv_jax.planning import step_cost
 from fv_jax.sampling import preview_store
 from fv_jax.sampling.clip_list import ClipJob
 from fv_jax.sampling.clip_outputs import ClipOutput
 from fv_jax.sampling.clip_sources import ClipSource
-from fv_jax.sampling.framing import scaled_size
+from fv_jax.sampling.framing import Framing, scaled_size
 from fv_jax.sampling.metadata import FPS
 from fv_jax.sampling.progress import OnStep
 from fv_jax.sampling.settings import ClipSettings, EnhanceSettings, PreviewSettings
@@ -60,7 +61,9 @@ class PipelineRunner:
         pipeline = self._pipeline
         if pipeline.preview_stage is not None:
             settings = pipeline.preview_settings
-            yield 'preview', {'size': settings.size, 'frames': settings.frames, 'num_steps': settings.num_steps}
+            described = {'size': settings.size, 'frames': settings.frames, 'num_steps': settings.num_steps}
+            embedded = pipeline.origin.checkpoints == ('embedded',)
+            yield 'preview', described | ({'note': _describe_known_prompts()} if embedded else {})
         if pipeline.enhancement_stage is not None:
             settings = pipeline.enhance_settings
             if pipeline.preview_stage is not None:
@@ -94,12 +97,12 @@ class PipelineRunner:
     def _complete_preview(self, request: JobRequest) -> JobRequest:
         given, pipeline = self._pipeline.preview_settings, self._pipeline
         settings = self._preview_settings(request)
-        pipeline.check(settings)
         most = given.frames * given.size[0] * given.size[1]
         pixels = settings.frames * settings.size[0] * settings.size[1]
         width, height = settings.size[1], settings.size[0]
         fix = f'use at most {most} pixels, those of {given.frames} frames of {given.size[1]}x{given.size[0]}'
         require(pixels <= most, f'size={width}x{height}: {settings.frames} frames have {pixels} pixels; {fix}')
+        pipeline.check(settings)
         return dataclasses.replace(
             request, size=settings.size, frames=settings.frames, fps=FPS, num_steps=settings.num_steps
         )
@@ -111,9 +114,11 @@ class PipelineRunner:
 
     def _complete_clip(self, request: JobRequest, path: StoragePath) -> JobRequest:
         limits, name = self._limits, request.source_name
-        unreadable = 'upload a video or an image that can be read: '
-        with error_context(unreadable, error=UnsupportedTypeError), _hide_path(path, request):
-            clip, info = _clip_source(path).open()
+        try:
+            with _hide_path(path, request):
+                clip, info = _clip_source(path, request).open()
+        except ValueError as error:
+            raise UnsupportedTypeError(f'{error}; upload a video or an image that can be read') from None
         frames, fps = (1, None) if info is None else (info.frames, float(info.fps))
         height, width = clip.size
         long = f'{name}: has {frames} frames; upload at most {limits.clip_frames}'
@@ -126,7 +131,9 @@ class PipelineRunner:
         spec.check_size('size', size)
         result = f'size={size[1]}x{size[0]}: has {size[0] * size[1]} pixels; use at most {most}'
         require(size[0] * size[1] <= most, result)
-        return dataclasses.replace(request, size=size, frames=frames, fps=fps, num_steps=settings.num_steps)
+        shown = Framing(clip.size, size, ClipSettings().fit).shown
+        sizes = {'size': size, 'source_size': clip.size, 'shown_size': shown}
+        return dataclasses.replace(request, **sizes, frames=frames, fps=fps, num_steps=settings.num_steps)
 
     def _largest_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Returns the size of a clip enlarged by `scale`, or less, so that it does not exceed the limit."""
@@ -198,12 +205,23 @@ def _run_clip(
     with _hide_path(path, request), files.atomic_write(folder) as partial:
         partial.mkdir()
         output = ClipOutput('image' if request.is_image else 'mp4', partial / request.result)
-        job.enhance(_clip_source(path), output)
+        job.enhance(_clip_source(path, request), output)
 
 
-def _clip_source(path: StoragePath) -> ClipSource:
+def _clip_source(path: StoragePath, request: JobRequest) -> ClipSource:
     kind = 'image' if path.suffix.lower() in IMAGE_SUFFIXES else 'video'
-    return ClipSource(kind, path, path.name)
+    return ClipSource(kind, path, request.source_name or path.name)
+
+
+def _describe_known_prompts() -> str:
+    """Describes what the small weights in the package were trained on."""
+    objects, places = ', '.join(sprites.OBJECTS), ', '.join(sprites.BACKGROUNDS.values())
+    pattern = sprites.CANONICAL.format(thing='a ladybug', motion='left to right', place='a beach')
+    return (
+        'These are the small weights of the package: they show how it works, not what the official weights can do. '
+        f'They know prompts such as "{pattern}", with one of these objects: {objects}; over one of these places: '
+        f'{places}.'
+    )
 
 
 @contextlib.contextmanager

@@ -47,6 +47,8 @@ class JobRequest:
       num_steps: of the sampler.
       source: the id of the preview, or the file name of the upload.
       source_name: the name that the user's file had.
+      source_size: (height, width) of the upload in pixels.
+      shown_size: of its centre, which the result shows; the rest is cropped.
     """
 
     kind: Kind
@@ -58,6 +60,8 @@ class JobRequest:
     num_steps: int | None = None
     source: str | None = None
     source_name: str | None = None
+    source_size: tuple[int, int] | None = None
+    shown_size: tuple[int, int] | None = None
 
     @property
     def is_image(self) -> bool:

@@ -98,6 +98,12 @@ class Worker:
             running = self._running
             return (running.done, running.total) if running and running.job.number == job.number else (0, 0)
 
+    def compiles(self, job: Job) -> bool:
+        """Returns whether a job is in progress, and the first of its shape in this process."""
+        with self._lock:
+            running = self._running is not None and self._running.job.number == job.number
+        return running and job.work.shape not in self._shapes
+
     def _run_jobs(self) -> None:
         try:
             self._runner.load()

@@ -105,6 +105,7 @@ def test_from_a_prompt_to_a_video(address, open_browser, tmp_path):
     previews = wait_for(page, '#fv-previews', 2)
     assert [previews.nth(i).locator('.fv-note').inner_text()[:6] for i in range(2)] == ['seed 5', 'seed 6']
     assert page.locator('#fv-cost').inner_text().startswith('2 previews: about')
+    assert 'a ladybug moves from left to right over a beach' in page.locator('p.fv-note').first.inner_text()
     video = previews.first.locator('video')
     page.wait_for_function('video => video.readyState >= 2 && !video.paused', arg=video.element_handle())
 
@@ -116,14 +117,15 @@ def test_from_a_prompt_to_a_video(address, open_browser, tmp_path):
 
     enhance = page.locator('#fv-toolbar button')
     assert enhance.is_disabled()
-    previews.nth(1).get_by_label('Choose').check()
+    previews.nth(1).locator('video').click()
+    assert previews.nth(1).get_by_label('Choose').is_checked()
     assert 'chip-seconds' in page.locator('#fv-toolbar').inner_text()
     enhance.click()
     card = wait_for(page, '#fv-enhanced', 1).first
     comparison = card.locator('.comparison')
-    comparison.scroll_into_view_if_needed()
     ready = 'root => [...root.querySelectorAll("video")].every(video => video.readyState >= 2 && !video.error)'
     page.wait_for_function(ready, arg=comparison.element_handle())
+    assert comparison.evaluate('root => root.getBoundingClientRect().top < innerHeight'), 'the page has scrolled to it'
     widths = comparison.evaluate('root => [...root.querySelectorAll("video")].map(video => video.videoWidth)')
     assert widths == [96, 384]
     comparison.locator('.slider').press('Home')
@@ -184,14 +186,22 @@ def upload(page, path):
 
 def test_clip_and_image_are_enhanced(address, open_browser, tmp_path):
     page = open_browser(address)
-    frames = np.random.default_rng(0).integers(0, 255, (17, 64, 96, 3), np.uint8)
-    encoding.encode(tmp_path / 'clip.mp4', frames, 8.0)
-    upload(page, tmp_path / 'clip.mp4')
-    assert wait_for(page, '#fv-clips', 1).locator('.fv-title').inner_text() == 'clip.mp4'
-    Image.fromarray(frames[0]).save(tmp_path / 'image.png')
+    frames = np.random.default_rng(0).integers(0, 255, (17, 70, 96, 3), np.uint8)
+    encoding.encode(tmp_path / 'my clip (1).mp4', frames, 8.0)
+    upload(page, tmp_path / 'my clip (1).mp4')
+    card = wait_for(page, '#fv-clips', 1)
+    assert card.locator('.fv-title').inner_text() == 'my clip (1).mp4'
+    assert 'from 96 x 70, cropped to its centre, 96 x 64' in card.locator('.fv-note').inner_text()
+    _, made = fetch(page, 'GET', f'/v1/videos/{card.get_attribute("data-id")}/content?variant=metadata')
+    assert made['fv_jax']['clip']['name'] == 'my clip (1).mp4'
+    Image.fromarray(frames[0, :64]).save(tmp_path / 'image.png')
     upload(page, tmp_path / 'image.png')
-    image = wait_for(page, '#fv-clips', 2).first.locator('.stage img').last
-    page.wait_for_function('image => image.naturalWidth === 384', arg=image.element_handle())
+    stage = wait_for(page, '#fv-clips', 2).first.locator('.stage')
+    page.wait_for_function('image => image.naturalWidth === 384', arg=stage.locator('img').last.element_handle())
+    assert 'cropped' not in page.locator('#fv-clips .fv-note').first.inner_text()
+    box = stage.bounding_box()
+    page.mouse.click(box['x'] + box['width'] / 4, box['y'] + box['height'] / 2)
+    assert stage.evaluate('stage => stage.style.getPropertyValue("--split")') == '25%'
 
 
 def test_wrong_and_large_uploads_are_refused(address, open_browser, tmp_path):
@@ -199,7 +209,7 @@ def test_wrong_and_large_uploads_are_refused(address, open_browser, tmp_path):
     (tmp_path / 'text.mp4').write_text('no video')
     upload(page, tmp_path / 'text.mp4')
     problem = page.get_by_role('alert')
-    problem.get_by_text('upload a video or an image that can be read: text.mp4').wait_for()
+    problem.get_by_text('text.mp4: not a video that can be read').wait_for()
     page.reload()
     encoding.encode(tmp_path / 'long.mp4', np.zeros((41, 16, 16, 3), np.uint8), 8.0)
     upload(page, tmp_path / 'long.mp4')

@@ -73,7 +73,7 @@ def test_upload_is_enhanced_and_removed_with_its_last_job(serve, tmp_path):
         ({'prompt': 'a', 'size': '96x65'}, 'height=65: must be a multiple of 16'),
         ({'prompt': 'a', 'num_steps': 101}, 'num_steps=101: must be from 1 to 100'),
         ({'prompt': 'a', 'model': 'sora'}, "model='sora'"),
-        ({'prompt': 'a', 'num_step': 3}, 'num_step'),
+        ({'prompt': 'a', 'num_step': 3}, 'num_step: is not known; use model, prompt, seed, size, frames, num_steps'),
         ({'model': 'flashvideo-clip'}, 'input_reference: is missing'),
     ],
 )
@@ -154,11 +154,14 @@ def test_queue_shows_position_time_left_and_cost(serve):
         running = user.wait(jobs[0], 'in_progress')
         while running['progress'] != 50:
             running = user('GET', f'/videos/{jobs[0]["id"]}')
-        assert (running['queue_position'], running['seconds_left']) == (None, 5.0)
+        assert (running['queue_position'], running['seconds_left'], running['compiles']) == (None, 5.0, True)
         last = user('GET', f'/videos/{jobs[2]["id"]}')
         assert (last['queue_position'], last['seconds_left'], last['progress']) == (2, 25.0, 0)
+        assert not last['compiles'], 'it does not run yet'
         assert last['cost'] == {'seconds': 10.0, 'chip_seconds': 20.0, 'basis': 'planned'}
-        runner.let_step(10)
+        runner.let_step(6)
+        assert not user.wait(jobs[2], 'in_progress')['compiles'], 'another one of its shape has run'
+        runner.let_step(4)
         done = user.wait(jobs[2])
         assert done['cost']['basis'] == 'measured' and done['cost']['seconds'] < 5
         assert done['enhance_cost'] == {'seconds': 10.0, 'chip_seconds': 20.0, 'basis': 'planned'}

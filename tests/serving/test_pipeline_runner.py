@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from fv_jax import api
+from fv_jax.data import image_files
 from fv_jax.data.video import containers, decoding, encoding
 from fv_jax.sampling import metadata, preview_store
 from fv_jax.serving.pipeline_runner import PipelineRunner
@@ -40,14 +41,21 @@ def test_request_is_completed_with_the_settings_of_the_weights(runner):
     enhanced = runner.complete(JobRequest('enhance'), request)
     assert (enhanced.size, enhanced.frames) == ((64, 128), tiny.FRAMES)
     assert set(runner.describe()) == {'preview', 'enhance', 'clip'}
+    assert 'note' not in runner.describe()['preview']
+
+
+def test_small_weights_name_the_prompts_that_they_know():
+    note = PipelineRunner(api.FlashVideo.from_checkpoint('embedded')).describe()['preview']['note']
+    assert '"a ladybug moves from left to right over a beach"' in note and 'a town at night' in note
 
 
 @pytest.mark.parametrize(
     ('values', 'message'),
     [
-        ({'size': (17, 32)}, '17.*must be a multiple of 16'),
+        ({'size': (15, 32)}, '15.*must be a multiple of 16'),
         ({'frames': 8}, 'frames=8'),
         ({'size': (32, 32)}, r'size=32x32.*use at most 4608 pixels'),
+        ({'size': (1080, 1920)}, r'size=1920x1080.*use at most 4608 pixels'),
     ],
 )
 def test_impossible_preview_is_refused(runner, values, message):
@@ -66,7 +74,7 @@ def test_preview_is_that_of_the_pipeline(runner, weights, preview):
 
 def test_seconds_of_compilation_are_returned(runner, tmp_path):
     # no other test of this process has compiled this shape
-    request = runner.complete(JobRequest('preview', 'a dog', size=(48, 16), frames=5), None)
+    request = runner.complete(JobRequest('preview', 'a dog', size=(32, 16)), None)
     first, second = (runner.run(request, None, tmp_path / name, lambda *_: None) for name in ('first', 'second'))
     assert first > 0 and second == 0
 
@@ -102,16 +110,22 @@ def test_clip_and_image_are_enhanced(runner, tmp_path):
         made = folder / request.result
         found = np.asarray(Image.open(made)) if request.is_image else decoding.decode(made).frames
         assert found.shape == shape
+        read = image_files.read_comment if request.is_image else containers.read_comment
+        assert metadata.from_json(read(made)).clip.name == 'mine.mp4', 'the name of the upload, not of its copy'
         windows = 1 if request.is_image else 2
         assert steps == [(i + 1, windows * 2) for i in range(windows * 2)]
         assert runner.work(request).flops > 0
 
 
-def test_clip_without_a_size_is_enlarged_as_far_as_is_allowed(runner, tmp_path):
-    for size, expected in (((16, 32), (64, 128)), ((64, 64), (80, 80))):
-        Image.new('RGB', size[::-1]).save(tmp_path / 'a.png')
-        request = runner.complete(JobRequest('clip', source='a.png', source_name='a.png'), tmp_path / 'a.png')
-        assert request.size == expected
+@pytest.mark.parametrize(
+    ('size', 'expected', 'shown'),
+    [((16, 32), (64, 128), (16, 32)), ((64, 64), (80, 80), (64, 64)), ((20, 32), (64, 112), (19, 32))],
+)
+def test_clip_without_a_size_is_enlarged_as_far_as_is_allowed(runner, tmp_path, size, expected, shown):
+    Image.new('RGB', size[::-1]).save(tmp_path / 'a.png')
+    request = runner.complete(JobRequest('clip', source='a.png', source_name='a.png'), tmp_path / 'a.png')
+    assert (request.size, request.source_size, request.shown_size) == (expected, size, shown)
+    assert JobRequest.from_json(request.to_json()) == request
 
 
 def test_refused_uploads_are_named_and_not_their_place(runner, tmp_path):

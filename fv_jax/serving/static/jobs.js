@@ -1,18 +1,20 @@
 'use strict';
 
 // What the page shows of jobs. It polls the HTTP interface, and changes of each card only what has changed, so that
-// videos play on. The lists are filled wherever the page has an element for them.
+// videos play on. The lists are filled wherever the page has an element for them. What is written of jobs is in
+// job_text.js, and their comparisons are made in job_comparison.js.
 
 const ACTIVE = ['queued', 'in_progress'];
 const FAST = 700; // milliseconds between two polls while jobs wait, and while none does
 const SLOW = 5000;
 const MOST = 100; // jobs of one answer
-const MAX_SEED = 2 ** 32;
+const MAX_REROLLED = 100000; // a short seed is easier to read and to type
 const chosen = new Set(); // ids of the previews to enhance
 const cards = new WeakMap(); // element of a list -> Map of id -> card
 let jobs = [];
 let models = {};
 let timer = 0;
+let adding = false; // whether the form's jobs are being added to the queue
 
 async function call(method, path, body) {
   const options = { method, headers: body ? { 'Content-Type': 'application/json' } : {} };
@@ -64,37 +66,6 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-function formatSeconds(seconds) {
-  if (seconds < 1) return 'under 1 s';
-  if (seconds < 100) return `${Math.round(seconds)} s`;
-  return seconds < 6000 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
-}
-
-function formatCost(cost, count = 1) {
-  if (!cost) return 'the time is known once one was made';
-  const basis = { measured: 'measured', planned: 'planned', scaled: 'a rough estimate' }[cost.basis];
-  const chips = Math.max(1, Math.round(count * cost.chip_seconds)).toLocaleString();
-  return `about ${formatSeconds(count * cost.seconds)}, ${chips} chip-seconds (${basis})`;
-}
-
-function describeState(job) {
-  const left = job.seconds_left === null ? '' : `, about ${formatSeconds(job.seconds_left)} left`;
-  switch (job.status) {
-    case 'queued': return job.queue_position ? `Waiting, ${job.queue_position} before it${left}` : `Next${left}`;
-    case 'in_progress': return job.cancelling ? 'Stops at the next step' : `${job.progress} %${left}`;
-    case 'failed': return `Failed: ${job.error.message}`;
-    case 'cancelled': return 'Cancelled';
-    default: return '';
-  }
-}
-
-function describe(job) {
-  const still = job.is_image ? '' : `, ${job.frames} frames`;
-  return `seed ${job.seed} · ${job.size.replace('x', ' x ')}${still} · ${job.num_steps} steps`;
-}
-
-const title = (job) => job.prompt ?? job.source_name ?? '';
-const content = (id, more = '') => `/v1/videos/${id}/content${more}`;
 const cancelling = new Set();
 
 function remove(job, button) {
@@ -113,7 +84,7 @@ function cancel(job, button) {
 }
 
 const again = (job, changes, button) => act(button, () => call('POST', `/videos/${job.id}/remix`, changes));
-const reroll = (job, button) => again(job, { seed: Math.floor(Math.random() * MAX_SEED) }, button);
+const reroll = (job, button) => again(job, { seed: Math.floor(Math.random() * MAX_REROLLED) }, button);
 
 // Writes the prompt and the seed of a job into the form.
 function edit(job) {
@@ -166,8 +137,11 @@ class Card {
     else this.addFinished(job);
   }
 
-  addButton(text, onClick) {
-    this.buttons.append(makeButton(text, onClick));
+  // hint: what the button does, where its name is too short to say it.
+  addButton(text, onClick, hint = '') {
+    const button = makeButton(text, onClick);
+    button.title = hint;
+    this.buttons.append(button);
   }
 
   addLink(text, address, name) {
@@ -178,8 +152,12 @@ class Card {
     this.buttons.append(link);
   }
 
+  addReroll(job) {
+    this.addButton('Re-roll', (button) => reroll(job, button), 'The same once more with another seed');
+  }
+
   addFinished(job) {
-    this.addButton('Make again', (button) => again(job, {}, button));
+    this.addButton('Make again', (button) => again(job, {}, button), 'The same once more: same seed, same settings');
     this.addButton('Delete', (button) => remove(job, button));
   }
 
@@ -205,6 +183,7 @@ class PreviewCard extends Card {
       this.root.classList.toggle('fv-chosen', this.box.checked);
       showToolbar();
     });
+    this.media.onclick = () => this.box.click();
     const label = make('label', 'fv-choose');
     label.append(this.box, make('span', '', 'Choose'));
     this.buttons.append(label);
@@ -212,9 +191,9 @@ class PreviewCard extends Card {
   }
 
   addFinished(job) {
-    this.addButton(job.status === 'completed' ? 'Re-roll' : 'Try again', (button) => (
-      job.status === 'completed' ? reroll(job, button) : again(job, {}, button)));
-    this.addButton('Edit', () => edit(job));
+    if (job.status === 'completed') this.addReroll(job);
+    else this.addButton('Try again', (button) => again(job, {}, button));
+    this.addButton('Edit', () => edit(job), 'Writes its prompt and seed into the form above');
     if (job.status === 'completed') this.addLink('Download', content(job.id, '?download=true'), true);
     this.addButton('Delete', (button) => remove(job, button));
   }
@@ -237,52 +216,10 @@ class EnhancedCard extends Card {
     if (job.status === 'completed') {
       this.addLink('Download', content(job.id, '?download=true'), true);
       this.addLink('Metadata', content(job.id, '?variant=metadata'));
+      this.addReroll(job);
     }
     super.addFinished(job);
   }
-}
-
-const COMPARISON = `
-<div class="stage"><video muted playsinline preload="auto"></video><video muted playsinline preload="auto"></video>
-<span class="name left"></span><span class="name right"></span>
-<div class="slider" role="slider" tabindex="0" aria-orientation="horizontal" aria-valuemin="0" aria-valuemax="100"
- aria-valuenow="50" aria-label="Boundary between before and after"></div></div>
-<div class="sides" hidden><select class="left"><option>before</option><option>after</option></select>
-<select class="right"><option>before</option><option selected>after</option></select></div>
-<div class="controls"><button type="button" class="play">Play</button>
-<button type="button" class="back" aria-label="Previous frame">&lsaquo;</button>
-<button type="button" class="forward" aria-label="Next frame">&rsaquo;</button>
-<input type="range" class="position" min="0" max="0" value="0" step="1" aria-label="Frame">
-<output class="frame"></output><label><input type="checkbox" class="loop" checked> Loop</label></div>
-<script type="application/json"></script>`;
-
-function compareVideos(job) {
-  const figure = make('figure', 'comparison');
-  const [width, height] = job.size.split('x');
-  figure.dataset.fps = job.fps;
-  figure.innerHTML = COMPARISON;
-  figure.querySelector('.stage').style.cssText = `--width: ${width}; --height: ${height}`;
-  figure.querySelector('script').textContent = JSON.stringify([content(job.id, '?variant=source'), content(job.id)]);
-  return figure;
-}
-
-function compareImages(job) {
-  const figure = make('figure', 'comparison');
-  const [width, height] = job.size.split('x');
-  const stage = make('div', 'stage');
-  stage.style.cssText = `--width: ${width}; --height: ${height}`;
-  const slider = make('input', 'fv-slider');
-  Object.assign(slider, { type: 'range', min: 0, max: 100, value: 50, ariaLabel: 'Boundary between before and after' });
-  slider.addEventListener('input', () => stage.style.setProperty('--split', `${slider.value}%`));
-  for (const [name, variant] of [['before', '?variant=source'], ['after', '']]) {
-    const image = make('img');
-    image.src = content(job.id, variant);
-    image.alt = `${title(job)}, ${name}`;
-    stage.append(image);
-  }
-  stage.append(make('span', 'name left', 'before'), make('span', 'name right', 'after'));
-  figure.append(stage, slider);
-  return figure;
 }
 
 // A line of the history.
@@ -304,7 +241,10 @@ class Entry extends Card {
 
   addFinished(job) {
     if (job.prompt && job.kind === 'preview') this.addButton('Edit', () => { openTab(0); edit(job); });
-    if (job.status === 'completed') this.addLink('Download', content(job.id, '?download=true'), true);
+    if (job.status === 'completed') {
+      this.addLink('Download', content(job.id, '?download=true'), true);
+      this.addLink('Metadata', content(job.id, '?variant=metadata'));
+    }
     super.addFinished(job);
   }
 }
@@ -375,20 +315,23 @@ async function enhance(button) {
       if (box) { box.checked = false; box.dispatchEvent(new Event('change')); }
     }
   });
+  document.querySelector('#fv-enhanced article')?.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
 }
 
 function showCost() {
   const note = document.querySelector('#fv-cost');
-  const count = Number(document.querySelector('#fv-count input[type=number]')?.value ?? 1);
-  if (note && models.preview) setText(note, `${count} preview${count > 1 ? 's' : ''}: ${formatCost(models.preview.cost, count)}`);
+  const count = Number(document.querySelector('#fv-count input[type=number]')?.value);
+  if (!note || !models.preview || !count) return;
+  const cost = `${count} preview${count > 1 ? 's' : ''}: ${formatCost(models.preview.cost, count)}`;
+  setText(note, adding ? 'Adding them to the queue' : cost);
 }
 
-// The newest click comes first, and its previews in the order of their seeds.
+// The newest click comes first, and its previews, which have consecutive seeds, in the order of their seeds.
 function orderPreviews(listed) {
   const groups = [];
   for (const job of listed) {
-    const last = groups.at(-1)?.[0];
-    const together = last && last.prompt === job.prompt && Math.abs(last.created_at - job.created_at) < 2;
+    const next = groups.at(-1)?.[0];
+    const together = next && next.prompt === job.prompt && next.size === job.size && next.seed === job.seed + 1;
     if (together) groups.at(-1).unshift(job);
     else groups.push([job]);
   }
@@ -398,7 +341,7 @@ function orderPreviews(listed) {
 function show() {
   const of = (...kinds) => jobs.filter((job) => kinds.includes(job.kind));
   fill('#fv-previews', orderPreviews(of('preview')), (job) => new PreviewCard(job), 'Previews appear here as they are made.');
-  fill('#fv-enhanced', orderPreviews(of('enhance')), (job) => new EnhancedCard(job), '', 'Enhanced');
+  fill('#fv-enhanced', of('enhance'), (job) => new EnhancedCard(job), '', 'Enhanced');
   fill('#fv-clips', of('clip'), (job) => new EnhancedCard(job), 'Enhanced clips and images appear here.');
   fill('#fv-history', jobs, (job) => new Entry(job), 'Nothing was made yet.');
   showToolbar();
@@ -422,7 +365,8 @@ async function refresh() {
   timer = setTimeout(refresh, waiting ? FAST : SLOW);
 }
 
-window.addEventListener('fv-refresh', refresh);
+window.addEventListener('fv-adding', () => { adding = true; showCost(); });
+window.addEventListener('fv-refresh', () => { adding = false; refresh(); });
 document.addEventListener('input', (event) => { if (event.target.closest('#fv-count')) showCost(); });
 // The page's elements appear after this script has run, and may be made again.
 new MutationObserver(() => {
