@@ -25,7 +25,7 @@ from fv_jax.sampling import metadata
 
 PROMPT = 'a red car moves from right to left over a meadow'
 FLAGS = '--port=0', '--stage1.num_steps=3', '--stage2.num_steps=2', '--max-upload-mb=1', '--max-clip-frames=40'
-LONG = 120_000  # milliseconds, with compilation
+LONG = 240_000  # milliseconds, with compilation
 
 
 @contextlib.contextmanager
@@ -90,6 +90,10 @@ def wait_for(page, where, count, status='completed'):
     return found
 
 
+def seed(card):
+    return card.locator('.fv-note').inner_text().partition(' ·')[0]
+
+
 def fetch(page, method, path, body=None):
     """Returns the status and the JSON of a request that the page makes."""
     script = """async ([method, path, body]) => {
@@ -103,14 +107,14 @@ def test_from_a_prompt_to_a_video(address, open_browser, tmp_path):
     page = open_browser(address)
     make_previews(page, PROMPT, 2, seed=5)
     previews = wait_for(page, '#fv-previews', 2)
-    assert [previews.nth(i).locator('.fv-note').inner_text()[:6] for i in range(2)] == ['seed 5', 'seed 6']
+    assert [seed(previews.nth(i)) for i in range(2)] == ['seed 5', 'seed 6']
     assert page.locator('#fv-cost').inner_text().startswith('2 previews: about')
     assert 'a ladybug moves from left to right over a beach' in page.locator('p.fv-note').first.inner_text()
     video = previews.first.locator('video')
     page.wait_for_function('video => video.readyState >= 2 && !video.paused', arg=video.element_handle())
 
     previews.first.get_by_text('Re-roll').click()
-    assert wait_for(page, '#fv-previews', 3).first.locator('.fv-note').inner_text()[:6] not in ('seed 5', 'seed 6')
+    assert seed(wait_for(page, '#fv-previews', 3).first) not in ('seed 5', 'seed 6')
     previews.nth(2).get_by_text('Edit').click()
     assert page.locator('#fv-prompt textarea').input_value() == PROMPT
     assert page.locator('#fv-seed input').input_value() == '6'
@@ -186,22 +190,40 @@ def upload(page, path):
 
 def test_clip_and_image_are_enhanced(address, open_browser, tmp_path):
     page = open_browser(address)
-    frames = np.random.default_rng(0).integers(0, 255, (17, 70, 96, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 255, (17, 64, 96, 3), np.uint8)
     encoding.encode(tmp_path / 'my clip (1).mp4', frames, 8.0)
     upload(page, tmp_path / 'my clip (1).mp4')
     card = wait_for(page, '#fv-clips', 1)
     assert card.locator('.fv-title').inner_text() == 'my clip (1).mp4'
-    assert 'from 96 x 70, cropped to its centre, 96 x 64' in card.locator('.fv-note').inner_text()
+    assert card.locator('.fv-note').inner_text().endswith('2 steps · from 96 x 64')
     _, made = fetch(page, 'GET', f'/v1/videos/{card.get_attribute("data-id")}/content?variant=metadata')
     assert made['fv_jax']['clip']['name'] == 'my clip (1).mp4'
-    Image.fromarray(frames[0, :64]).save(tmp_path / 'image.png')
+    Image.fromarray(frames[0]).save(tmp_path / 'image.png')
     upload(page, tmp_path / 'image.png')
     stage = wait_for(page, '#fv-clips', 2).first.locator('.stage')
     page.wait_for_function('image => image.naturalWidth === 384', arg=stage.locator('img').last.element_handle())
-    assert 'cropped' not in page.locator('#fv-clips .fv-note').first.inner_text()
     box = stage.bounding_box()
     page.mouse.click(box['x'] + box['width'] / 4, box['y'] + box['height'] / 2)
-    assert stage.evaluate('stage => stage.style.getPropertyValue("--split")') == '25%'
+    split = stage.evaluate('stage => parseFloat(stage.style.getPropertyValue("--split"))')
+    assert split == pytest.approx(25, abs=1), 'a click moves the boundary'
+
+
+def test_upload_says_what_of_it_is_cropped(address, open_browser, tmp_path):
+    page = open_browser(address)
+    page.get_by_text('More settings').click()
+    page.get_by_label('number input for Steps of the sampler').fill('100')
+    make_previews(page, PROMPT)  # so that the upload waits, and needs no compilation
+    running = cards(page, '#fv-previews', 'in_progress')
+    running.wait_for(timeout=LONG)
+    encoding.encode(tmp_path / 'clip.mp4', np.zeros((9, 34, 48, 3), np.uint8), 8.0)
+    upload(page, tmp_path / 'clip.mp4')
+    queued = cards(page, '#fv-clips', 'queued')
+    assert 'from 48 x 34, cropped to its centre, 48 x 32' in queued.locator('.fv-note').inner_text()
+    queued.get_by_text('Cancel').click()
+    cards(page, '#fv-clips', 'cancelled').wait_for()
+    page.get_by_role('tab', name='Text').click()
+    running.get_by_text('Cancel').click()
+    wait_for(page, '#fv-previews', 1, 'cancelled')
 
 
 def test_wrong_and_large_uploads_are_refused(address, open_browser, tmp_path):

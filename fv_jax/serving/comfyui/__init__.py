@@ -27,7 +27,7 @@ def _seed() -> io.Input:
 
 
 def _steps() -> io.Input:
-    return io.Int.Input('steps', default=0, min=0, max=1000, tooltip='Of the sampler; 0 is the default of the weights')
+    return io.Int.Input('steps', default=0, min=0, max=100, tooltip='Of the sampler; 0 is the default of the weights')
 
 
 async def _show_progress(percent: int) -> None:
