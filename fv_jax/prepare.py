@@ -16,7 +16,9 @@ clips without a caption hold zeros, the unconditional input.
 
 With `--config.latents.vae=3d-vae.pt` (or `=embedded`) every record holds the latents of its clip and of several
 degraded versions instead of the video, with the fingerprint of the VAE's encoder; training refuses those of another
-VAE. Both are computed by one process.
+VAE. Both are computed by one process of a machine, on its devices. On several machines it is given on each, as `train`
+is (launch/README.md): their processes find each other, or are named by `--coordinator`, `--num-processes` and
+`--process-id`, and share the shards. Input and output have to be where all of them reach them.
 
 Any field of the config can be set: `--config.frames=33`. A video that cannot be used is skipped and reported.
 
@@ -25,7 +27,8 @@ Input and output may be in object storage (gs://, s3://): a process copies one v
 What of a video is damaged costs the clips that it touches.
 
 Exit codes: 0 success, or nothing to add; 3 written, but some files were skipped or used in part; 2 wrong usage, or
-nothing was written; 1 I/O or device error; 130, 143 interrupted. Shards appear when all of a command are complete.
+nothing was written; 1 I/O or device error; 130 interrupted; 75 ended by SIGTERM. Shards appear when all of a command
+are complete.
 """
 
 import argparse
@@ -45,27 +48,39 @@ import tqdm
 
 from fv_jax import api, weights
 from fv_jax.core import config as config_lib
-from fv_jax.core import files
+from fv_jax.core import exit_codes, files
 from fv_jax.core.checks import error_context, require
-from fv_jax.core.command_line import OVERRIDES, Parser, UsageError, format_error, path_flag, read_config
-from fv_jax.core.commands import run_command
+from fv_jax.core.command_line import (
+    OVERRIDES,
+    Parser,
+    UsageError,
+    add_process_flags,
+    format_error,
+    path_flag,
+    read_config,
+)
+from fv_jax.core.commands import TerminatedError, run_command
+from fv_jax.core.console import print_error
 from fv_jax.core.devices import check_devices
 from fv_jax.core.output_paths import check_output_file
 from fv_jax.core.paths import StoragePath
 from fv_jax.data.curation.filters import Filter
 from fv_jax.data.curation.report import report_selection
 from fv_jax.data.folders import find_media, name_some
-from fv_jax.data.preparation import beam_runner, pool, sample
-from fv_jax.data.preparation.job import Job, UnusableError
+from fv_jax.data.preparation import beam_runner, pool, sample, sets
+from fv_jax.data.preparation.job import Job, Make, UnusableError
 from fv_jax.data.preparation.make_shard import Encoders
 from fv_jax.data.preparation.outcome import Outcome
 from fv_jax.data.preparation.plan import Plan
 from fv_jax.data.preparation.pool import Advance
+from fv_jax.data.preparation.processes import Processes
 from fv_jax.data.shards.records import Record
 from fv_jax.data.shards.selection import Selection
 from fv_jax.data.transforms import to_float
 from fv_jax.data.video import clips, containers, decoding
 from fv_jax.models.vae import OFFICIAL
+from fv_jax.parallel import distributed
+from fv_jax.parallel.messages import Messages, PeerEndedError, announce_end
 from fv_jax.parallel.rules import make_frames_partitioner
 from fv_jax.sampling.model_guided import StageDegradation
 from fv_jax.stages.frozen_vae import JittedVAE, jit_vae
@@ -84,7 +99,29 @@ KEPT = 'shards that are complete are kept, and the same command continues'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (without the program's name) and returns its exit code."""
-    return run_command('prepare', lambda given: _prepare(*_parse(given)), argv, left=f'; {KEPT}')
+    code = exit_codes.FAILED
+    try:
+        # Launchers run a command again that was preempted.
+        preempted = {TerminatedError: exit_codes.PREEMPTED}
+        code = run_command('prepare', _parse_and_prepare, argv, errors=preempted, left=f'; {KEPT}')
+    finally:
+        if code not in (0, SKIPPED):
+            announce_end(code)
+            distributed.force_exit_after_grace(code)
+    return code
+
+
+def _parse_and_prepare(argv: Sequence[str]) -> int:
+    arguments, config = _parse(argv)
+    processes = distributed.DistributedConfig.from_flags(arguments)
+    if config.latents.vae or config.text.encoder or processes.coordinator is not None:
+        distributed.start(processes)
+        check_devices()
+    try:
+        return _prepare(arguments, config)
+    except PeerEndedError as error:
+        print_error('prepare', f'{error}; {KEPT}')
+        return error.code
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
@@ -109,6 +146,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, clips.ClipsConfig]:
     parser.add_argument(
         '--runner', help='of Apache Beam: DirectRunner, DataflowRunner, ...; its options follow after --'
     )
+    add_process_flags(parser)
     words = list(argv)
     end = words.index('--') if '--' in words else len(words)
     arguments, overrides = parser.parse(words[:end])
@@ -173,13 +211,12 @@ def _latents(config: clips.OfflineLatentsConfig, encoder: TextEncoder | None) ->
 
 
 def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
-    if config.latents.vae or config.text.encoder:
-        require(arguments.runner is None, '--runner: latents and text embeddings are made without one', UsageError)
-        check_devices()
-    if arguments.runner is not None:
-        with error_context(f'--runner={arguments.runner}: ', error=UsageError):
-            beam_runner.parse_options(arguments.runner, arguments.runner_options)
-    found = _find_videos(arguments.input, arguments.output)
+    messages = Messages('prepare') if jax.distributed.is_initialized() and jax.process_count() > 1 else None
+    is_first = messages is None or messages.index == 0
+    _check_alone(arguments, config, messages)
+    # The others read what the first one finds in its plan.
+    found = _find_videos(arguments.input, arguments.output) if is_first else None
+    require(arguments.input.exists(), f'--input={arguments.input}: does not exist', UsageError)
     encoder = _text_encoder(config)
     latents = _latents(config.latents, encoder)
     # Which VAE takes clips that are stored as video is not known yet; most are for the official one.
@@ -192,17 +229,8 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
             made_with['model_guided'] = latents.model.preview.digest
     if encoder:
         made_with['text'] = dataclasses.asdict(encoder.fingerprint)
+    made_with = json.loads(json.dumps(made_with))
     encoders = Encoders(encoder, latents.encode if latents else None) if latents or encoder else None
-    job = Job(
-        found.root,
-        found.videos,
-        found.skipped,
-        arguments.output,
-        config,
-        json.loads(json.dumps(made_with)),
-        arguments.overwrite,
-    )
-
     if arguments.dry_run is not None:
         return _dry_run(arguments, config, found.videos)
 
@@ -210,9 +238,37 @@ def _prepare(arguments: argparse.Namespace, config: clips.ClipsConfig) -> int:
         if arguments.runner is not None:
             beam_runner.make_shards(plan, numbers, arguments.runner, arguments.runner_options)
             return
-        with _Progress(plan, numbers) as progress:
+        with _Progress(plan, numbers, messages) as progress:
             pool.make_shards(plan, numbers, arguments.workers, encoders, progress)
 
+    if messages is None:
+        return _run_job(arguments, config, made_with, found, make)
+    processes = Processes(messages, make)
+    if not is_first:
+        return processes.follow(sets.work_folder(arguments.output, config.name), made_with)
+    log.info(f'{messages.count} processes share the shards')
+    code = _run_job(arguments, config, made_with, found, processes.make_shards)
+    processes.finish(code)
+    return code
+
+
+def _check_alone(arguments: argparse.Namespace, config: clips.ClipsConfig, messages: Messages | None) -> None:
+    """Raises UsageError for what cannot be done with encoders, or in several processes."""
+    encodes = config.latents.vae or config.text.encoder
+    if arguments.runner is not None:
+        require(not encodes, '--runner: latents and text embeddings are made without one', UsageError)
+        with error_context(f'--runner={arguments.runner}: ', error=UsageError):
+            beam_runner.parse_options(arguments.runner, arguments.runner_options)
+    if messages is not None:
+        given = '--runner' if arguments.runner is not None else '--dry-run' if arguments.dry_run is not None else ''
+        require(not given, f'{given}: is for one process, and this job has {messages.count}', UsageError)
+
+
+def _run_job(
+    arguments: argparse.Namespace, config: clips.ClipsConfig, made_with: Mapping[str, Any], found: '_Found', make: Make
+) -> int:
+    """Plans, makes and publishes; returns the exit code."""
+    job = Job(found.root, found.videos, found.skipped, arguments.output, config, made_with, arguments.overwrite)
     try:
         outcomes = job.run(make, lambda outcome: log.info(_summary(arguments.output, outcome, config)))
     except UnusableError as error:
@@ -230,7 +286,7 @@ def _dry_run(
         selection = Selection(Filter.parse(arguments.filter))
 
     def make(plan: Plan, numbers: Sequence[int]) -> None:
-        with _Progress(plan, numbers) as progress:
+        with _Progress(plan, numbers, None) as progress:
             pool.make_shards(plan, numbers, arguments.workers, None, progress)
 
     with sample.open_sample(videos, config, arguments.dry_run, make) as table:
@@ -290,14 +346,15 @@ def _summary(output: StoragePath, outcome: Outcome, config: clips.ClipsConfig) -
 
 
 class _Progress:
-    """A progress bar over the bytes of the files of a plan."""
+    """A progress bar over the bytes of the files of a plan; of several processes, over the part of the first one."""
 
-    def __init__(self, plan: Plan, numbers: Sequence[int]):
-        """numbers: of the shards that are missing."""
-        self._total = plan.bytes_of(range(plan.num_shards))
-        self._before = self._total - plan.bytes_of(numbers)
+    def __init__(self, plan: Plan, numbers: Sequence[int], messages: Messages | None):
+        """numbers: of the shards that this process makes."""
+        total = plan.bytes_of(range(plan.num_shards) if messages is None else numbers)
+        self._before, self._total = total - plan.bytes_of(numbers), total
         self._done = float(self._before)
         self._frames = self._clips = 0
+        self._messages = messages
 
     def __enter__(self) -> '_Progress':
         self._started = time.monotonic()
@@ -308,6 +365,7 @@ class _Progress:
             unit_scale=True,
             mininterval=0.2 if sys.stderr.isatty() else 10,
             dynamic_ncols=True,
+            disable=self._messages is not None and self._messages.index > 0,
         )
         return self
 
@@ -315,7 +373,9 @@ class _Progress:
         self._bar.close()
 
     def advance(self, by: Advance) -> None:
-        """Adds what one process has done."""
+        """Adds what one process of this machine has done. Raises PeerEndedError."""
+        if self._messages is not None:
+            self._messages.check_ended()
         self._frames += by.frames
         self._clips += by.clips
         self._done += by.bytes

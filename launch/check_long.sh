@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tests of Python alone that take too long for check.sh, in nine minutes on two cores, under the Python it is called with:
-# training and sampling in several processes and over more meshes, training that diverges or resumes, flow maps, the code
-# blocks of the guides, videos of many kinds.
+# Tests of Python alone that take too long for check.sh, in eleven minutes on two cores, under the Python it is called with:
+# training, sampling and preparing in several processes, training and sampling over more meshes, training that diverges or
+# resumes, flow maps, the code blocks of the guides, videos of many kinds.
 #   bash launch/check_long.sh        (PYTHON=/path/to/python bash launch/check_long.sh for another one)
 # Installs the extra dev into that Python's environment. A part that fails stops the run; a part over its budget (seconds, on
 # two cores) is reported and does not fail.
@@ -13,7 +13,7 @@ set -euo pipefail
 help_or "${1:-}"
 
 BUDGET_INSTALL=90
-BUDGET_PROCESSES=180
+BUDGET_PROCESSES=300
 BUDGET_MESHES=120
 BUDGET_TRAINING=90
 BUDGET_FLOW_MAP=100
@@ -25,7 +25,7 @@ export JAX_PLATFORMS=cpu
 unset JAX_COMPILATION_CACHE_DIR
 
 part install "$BUDGET_INSTALL" install_extra dev
-tests processes "$BUDGET_PROCESSES" tests/parallel/full_{processes,evaluation}.py
+tests processes "$BUDGET_PROCESSES" tests/parallel/full_{processes,preparing,evaluation}.py
 XLA_FLAGS=--xla_force_host_platform_device_count=8 WORKERS=1 tests meshes "$BUDGET_MESHES" tests/parallel/full_{meshes,flow_map}.py
 DISTRIBUTION=worksteal
 tests training "$BUDGET_TRAINING" tests/e2e/full_training.py

@@ -162,7 +162,7 @@ def test_prepare_input_errors_are_one_line(folder: Path, tmp_path: Path, capsys:
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, exit_codes.PREEMPTED)])
 def test_prepare_interrupted_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
     encoding.encode(tmp_path / 'long.mp4', np.concatenate([sample_videos.pattern(400)] * 5), 24, preset='ultrafast')
     command = [sys.executable, '-m', 'fv_jax.prepare', f'--input={tmp_path}', f'--output={tmp_path / "out" / "clips"}']

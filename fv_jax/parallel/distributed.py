@@ -4,13 +4,15 @@ The other processes are detected on TPU VMs, on TPUs of GKE and under Slurm. Any
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -103,15 +105,26 @@ def start(processes: DistributedConfig) -> None:
     cluster = detect_cluster(os.environ, tpu_host=_is_tpu_host())
     local_devices = slurm_devices(os.environ) if cluster == SLURM else None
     if processes.coordinator is not None:
-        jax.distributed.initialize(
-            processes.coordinator,
-            processes.num_processes,
-            processes.process_id,
-            local_devices,
-            coordinator_bind_address=bind_address(processes.coordinator),
-        )
+        with _keep_sigterm():
+            jax.distributed.initialize(
+                processes.coordinator,
+                processes.num_processes,
+                processes.process_id,
+                local_devices,
+                coordinator_bind_address=bind_address(processes.coordinator),
+            )
     elif cluster is not None:
-        jax.distributed.initialize(local_device_ids=local_devices)
+        with _keep_sigterm():
+            jax.distributed.initialize(local_device_ids=local_devices)
+
+
+@contextlib.contextmanager
+def _keep_sigterm() -> Iterator[None]:
+    """A context that restores the handler of SIGTERM: JAX, as it connects, sets one that does not end the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def force_exit_after_grace(code: int) -> None:

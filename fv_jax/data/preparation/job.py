@@ -72,7 +72,7 @@ class Job:
         try:
             with _lock(self.output, self.config.name):
                 while True:
-                    continues = (self.output / f'.{self.config.name}.partial' / PLAN).exists()
+                    continues = (sets_lib.work_folder(self.output, self.config.name) / PLAN).exists()
                     plan = self._next_plan(overwrite=self.overwrite and not outcomes)
                     if not isinstance(plan, Plan):
                         outcomes += [plan] if plan else []

@@ -54,7 +54,7 @@ def open_sample(
     made_with = {'config': json.loads(json.dumps(config_lib.to_dict(config)))}
     header = Header(config.name, made_with)
     with tempfile.TemporaryDirectory() as folder:
-        work_folder = Path(folder) / f'.{config.name}.partial'
+        work_folder = sets.work_folder(Path(folder), config.name)
         plan = write_plan(work_folder, header, [units[i] for i in chosen], config)
         make(plan, plan.missing())
         outcome = summarize(plan)

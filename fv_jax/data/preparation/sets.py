@@ -59,7 +59,7 @@ class Sets:
     @property
     def work_folder(self) -> StoragePath:
         """The folder of a plan that is not complete."""
-        return self.folder / f'.{self.name}.partial'
+        return work_folder(self.folder, self.name)
 
     @property
     def next_name(self) -> str:
@@ -86,6 +86,11 @@ class Sets:
         return found
 
 
+def work_folder(folder: StoragePath, name: str) -> StoragePath:
+    """Returns the folder of a plan for sets of a name in an output folder."""
+    return folder / f'.{name}.partial'
+
+
 def read_units(path: StoragePath, columns: Sequence[str]) -> dict[str, list[Any]]:
     """Reads columns of NAME.units.parquet, by name. Raises ValueError: the file is damaged."""
     import pyarrow
@@ -101,10 +106,10 @@ def read_units(path: StoragePath, columns: Sequence[str]) -> dict[str, list[Any]
 
 def find_sets(folder: StoragePath, name: str) -> Sets:
     """Finds the sets of a name, after what is left of an interrupted publication is done."""
-    work_folder = folder / f'.{name}.partial'
-    publish(work_folder)
-    if work_folder.is_dir() and not (work_folder / PLAN).exists():
-        discard(work_folder)  # a process was killed when it began, or when it removed this
+    partial = work_folder(folder, name)
+    publish(partial)
+    if partial.is_dir() and not (partial / PLAN).exists():
+        discard(partial)  # a process was killed when it began, or when it removed this
     return Sets(folder, name, find_names(folder, name), find_files(folder, name))
 
 
