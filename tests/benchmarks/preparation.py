@@ -1,19 +1,21 @@
 """Times `prepare` beside FFmpeg's own decoding and encoding, and the planning of many units.
 
-    PYTHONPATH=. python tests/benchmarks/preparation.py speed VIDEO... [--workers 1,2] [--size 1072x1920] [--frames 49]
+    PYTHONPATH=. python tests/benchmarks/preparation.py speed VIDEO... [--workers 1,2] [--check 4,8] [--size 1072x1920]
+        [--frames 49]
     PYTHONPATH=. python tests/benchmarks/preparation.py units [--count 100000]
 
 `speed` runs `prepare` with each number of workers, and as many processes of FFmpeg (on the PATH, or of the extra
 `evaluation`), which decode the same videos once, scale and crop them to the same size, and encode all of their
 frames with the same preset and rate factor in one thread each. `prepare` decodes twice, detects shots, and encodes the
 frames of clips. Of each, the frames of the videos per second of the clock and per second of the CPU, which other load
-disturbs less.
+disturbs less. Sets of all numbers of workers, of --check too, must have the same records, by their fingerprints.
 
 `units` plans so many videos of 5 MB that do not exist, makes their shards without reading or encoding anything (three
 clips a video), stops at half, continues, and publishes. Seconds and memory of each step.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -25,6 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pyarrow.parquet
 
 from fv_jax.data.preparation import plan as plan_module
 from fv_jax.data.preparation.job import Job
@@ -44,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     speed = commands.add_parser('speed')
     speed.add_argument('videos', nargs='+', type=Path)
     speed.add_argument('--workers', default='1,2')
+    speed.add_argument('--check', default='', help='more numbers of workers, whose sets are compared alone')
     speed.add_argument('--size', default='1072x1920')
     speed.add_argument('--frames', default='49')
     units = commands.add_parser('units')
@@ -52,8 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == 'units':
         time_units(arguments.count)
     else:
-        workers = [int(number) for number in arguments.workers.split(',')]
-        compare(arguments.videos, workers, arguments.size.split('x'), arguments.frames)
+        timed, checked = (
+            [int(number) for number in text.split(',') if number] for text in (arguments.workers, arguments.check)
+        )
+        compare(arguments.videos, timed, checked, arguments.size.split('x'), arguments.frames)
     return 0
 
 
@@ -70,17 +77,28 @@ def measure(name: str, frames: int, run: Callable[[], str]) -> None:
     )
 
 
-def compare(videos: Sequence[Path], workers: Sequence[int], size: Sequence[str], clip_frames: str) -> None:
-    frames = sum(decoding.probe(video).frames for video in videos)
-    print(f'{len(videos)} videos, {frames} frames; {os.cpu_count()} cores')
-    for count in workers:
+def compare(
+    videos: Sequence[Path], timed: Sequence[int], checked: Sequence[int], size: Sequence[str], clip_frames: str
+) -> None:
+    frames, content = sum(decoding.probe(video).frames for video in videos), {}
+    print(f'{len(videos)} videos, {frames} frames; {len(os.sched_getaffinity(0))} cores')
+    for count in [*timed, *checked]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / 'in').mkdir()
             for video in videos:
                 (folder / 'in' / video.name).symlink_to(video.resolve())
-            measure(f'prepare, {count} worker(s)', frames, lambda f=folder, n=count: prepare(f, n, size, clip_frames))
-            measure(f'FFmpeg, {count} process(es)', frames, lambda f=folder, n=count: convert(f, videos, n, size))
+            if count in timed:
+                run = functools.partial(prepare, folder, count, size, clip_frames)
+                measure(f'prepare, {count} worker(s)', frames, run)
+                run = functools.partial(convert, folder, videos, count, size)
+                measure(f'FFmpeg, {count} process(es)', frames, run)
+            else:
+                prepare(folder, count, size, clip_frames)
+            content[count] = pyarrow.parquet.read_table(folder / 'out' / 'clips.parquet')['fingerprint'].to_pylist()
+    first, *others = content.values()
+    assert all(other == first for other in others), 'the sets differ'
+    print(f'{len(first)} clips, equal for {", ".join(map(str, content))} worker(s)')
 
 
 def prepare(folder: Path, workers: int, size: Sequence[str], clip_frames: str) -> str:
