@@ -1,10 +1,14 @@
 """Compares two small stages 2, trained without and with model-guided pairs, on previews and on held-out truth.
 
-    python -m fv_jax.train --config=stage2:tiny_sprites,pairs=like_previews --config.init_from=embedded \
-        --workdir=runs/guided --config.data.strong_probability=0 --config.data.flow_based_probability=0 \
-        --config.data.model_guided_probability=0.5 --config.data.weak.high=4 [--config.data.train=sprites:40 ...]
-    (and again with model_guided_probability=0 in runs/weak)
-    python tests/benchmarks/model_guided_pairs.py runs/weak runs/guided [--clips 16] [--output DIR]
+    for share in 0 0.5; do
+      python -m fv_jax.train --config=stage2:tiny_sprites,pairs=like_previews --config.init_from=embedded \
+          --workdir=runs/share_$share --config.data.model_guided_probability=$share \
+          --config.data.strong_probability=0 --config.data.flow_based_probability=0 --config.data.weak.high=4 \
+          --config.data.train=sprites:40 --config.data.eval_clips=1 --config.data.cache.num_degraded_variants=2 \
+          --config.data.loader.batch_size=4 --config.optim.learning_rate=1e-3 --config.optim.ema_decay=0.99 \
+          --config.optim.warmup_steps=20 --config.loop.num_steps=300 --config.loop.eval_every=300
+    done
+    python tests/benchmarks/model_guided_pairs.py runs/share_0 runs/share_0.5 [--clips 16] [--output DIR]
 
 Both continue the small stage 2 of the package, which is shown too. Prompts, previews, clips and noise are the same
 for all.
