@@ -27,6 +27,7 @@ def flags(variant, folder, vae, *more):
         f'--config.stage.network.latent_channels={tiny.VAE_CONFIG.latent_channels}',
         '--config.stage.network.embed_dim=64',
         '--config.stage.network.num_layers=1',
+        '--config.stage.network.num_heads=2',
         '--config.stage.network.mlp_dim=64',
         '--config.data.train=sprites:4',
         '--config.data.heldout=sprites',
