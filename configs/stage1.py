@@ -6,9 +6,9 @@ The real run: the official stage1.pt is fine-tuned by LoRA of rank 128 on qkv, a
 own weights frozen in bfloat16; 49 frames at 256x480, shards of clips from `python -m fv_jax.prepare` with embeddings
 of their captions (`--config.text.encoder=t5-v1_1-xxl` there; training does not need the folder), and the official
 3d-vae.pt (`--config.data.train`, `--config.data.heldout`, `--config.stage.vae`). `--config.init_from` names other
-weights to start from, or none. It needs a TPU or GPU slice; eight v5e chips need latents that are encoded once,
-`--config.data.cache="{'num_degraded_variants': 0, 'crop': None}"` (`python -m tests.tpu.full_size lora` prints their
-memory then).
+weights to start from, or none. It needs a TPU or GPU slice; eight v5e chips suffice. Latents that are encoded once,
+`--config.data.cache="{'num_degraded_variants': 0, 'crop': None}"`, save a seventh of the time of a step there
+(`python -m fv_jax.plan --config=stage1 --topology=v5e-8`).
 
     :full_ft  the same without LoRA: all 5.6 billion parameters are trained, in float32
     :tiny     small, trained from scratch on captioned sprites that move (previews of 17 frames at 64x96)

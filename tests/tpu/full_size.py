@@ -11,7 +11,7 @@ memory of the largest program. By libtpu 0.0.52, in GiB per chip:
     step_v5e8        12.08     15     VAE encode of 16 more frames; the step alone 9.9
     step_v6e4        19.44     28     the same; the step alone 18.9
     step_v5e4        14.88     15
-    lora             12.35     15     latents encoded before training; with the VAE 15.80, of 15.75 on the chip
+    lora             12.35     15     latents encoded before training; with the VAE 12.96
     full             26.64     30     resident 11.04, transient 15.61
     sample1          12.56     30     VAE decode of 3 latent frames; a step of the sampler 11.28
     sample2          15.93     30     VAE encode of 17 frames; a step of the sampler 5.51
