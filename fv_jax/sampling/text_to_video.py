@@ -44,6 +44,8 @@ from fv_jax.stages.latent_stage import EnhancementStage, PreviewStage
 
 P = TypeVar('P', LazyStage[PreviewStage], LazyStage[EnhancementStage])
 
+_WITHOUT_CAPTION = 'clips are enhanced without a caption, and all clips that stage 2 was trained on have one'
+
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Pipeline:
@@ -287,7 +289,8 @@ class Pipeline:
         def metadata() -> GenerationMetadata:
             return self.clip_metadata(clip, seed, self.stage2.weight_digests, settings, clip_settings)
 
-        notes = tuple(filter(None, (rounding, framing.describe(), describe_cuts(shots))))
+        caption = _WITHOUT_CAPTION if self.stage2.stage.needs_text() else ''
+        notes = tuple(filter(None, (caption, rounding, framing.describe(), describe_cuts(shots))))
         return EnhancedClip(settings.size, settings.num_steps, windows, shots, notes, blocks, metadata)
 
     def clip_metadata(

@@ -129,10 +129,11 @@ def test_exported_flow_map_knows_its_knots_and_has_no_teacher(distilled, tmp_pat
 
 
 @pytest.mark.parametrize('num_steps', [1, 2, 5])
-def test_flow_map_is_sampled_by_any_subset_of_its_knots(distilled, tmp_path, num_steps):
+def test_flow_map_is_sampled_by_any_subset_of_its_knots(distilled, tmp_path, capsys, num_steps):
     command = ['clip', f'--checkpoint={distilled[1]}', f'--input={runs.ROOT}/{CLIP}', f'--output={tmp_path}/out.mp4']
     assert sample([*command, f'--stage2.num_steps={num_steps}', '--size=32x48']) == 0
     assert (tmp_path / 'out.mp4').stat().st_size > 1000
+    assert 'enhanced without a caption' in capsys.readouterr().out
 
 
 def test_settings_that_a_flow_map_was_not_trained_for_are_refused(distilled, tmp_path, capsys):
