@@ -155,18 +155,26 @@ def test_cancel_and_reload_while_a_job_runs(address, open_browser):
     page = open_browser(address)
     page.get_by_text('More settings').click()
     page.get_by_label('number input for Steps of the sampler').fill('100')
-    make_previews(page, PROMPT, 2)
+    make_previews(page, PROMPT, 4)  # so many that one is still queued after a reload that takes long
     running = cards(page, '#fv-previews', 'in_progress')
     running.wait_for(timeout=LONG)
-    cards(page, '#fv-previews', 'queued').wait_for()
+    queued = cards(page, '#fv-previews', 'queued')
+    queued.first.wait_for()
     page.reload()
     running.wait_for()
-    queued = cards(page, '#fv-previews', 'queued')
-    queued.get_by_text('Cancel').click()
+    queued.last.get_by_text('Cancel').click()
     cards(page, '#fv-previews', 'cancelled').wait_for()
     page.wait_for_function('Number(document.querySelector("#fv-previews progress").value) > 0', timeout=LONG)
     running.get_by_text('Cancel').click()
     wait_for(page, '#fv-previews', 2, 'cancelled')
+    while left := cards(page, '#fv-previews', 'queued').count() + running.count():
+        page.locator('#fv-previews article').get_by_text('Cancel').first.click()
+        page.wait_for_function(
+            'left => document.querySelectorAll("#fv-previews article:is([data-status=queued], '
+            '[data-status=in_progress])").length < left',
+            arg=left,
+            timeout=LONG,
+        )
 
 
 def test_users_see_their_own_jobs(address, open_browser):
