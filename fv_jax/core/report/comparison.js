@@ -19,8 +19,9 @@ function seek(video, time) {
       }
     };
     video.addEventListener('error', resolve, { once: true });
-    if (video.readyState >= 2) start();
-    else video.addEventListener('loadeddata', start, { once: true });
+    // With its metadata a video can seek. While it does, it has no data, and data are announced once alone.
+    if (video.readyState >= 1) start();
+    else video.addEventListener('loadedmetadata', start, { once: true });
   });
 }
 
