@@ -15,7 +15,7 @@ The real run: official sizes, 49 frames at 1072x1920, shards of clips from `pyth
     :tiny_captions, then :distil,tiny=true   a small teacher with guidance by captions of sprites, and its flow map:
              12 and 15 minutes on one CPU core, after the clips are encoded
     :quickstart  minutes: continues the small stage 2 of the package on its videos (`bash launch/quickstart.sh`)
-    :tiny_sprites  the small stage 2 of the package: makes the previews of `configs/stage1.py:tiny` four times larger
+    :tiny_mixed  the small stage 2 of the package, on sprites, videos and photographs (`launch/photographs.sh`)
     :smoke   seconds: synthetic clips, three steps
     :...,pairs=like_previews  degradations that look like stage 1's output (`configs/degradations.py`), of variants that
              encode clips once; for the others `prepare` stores latents with them
@@ -111,7 +111,7 @@ TINY_PHASES = {
 
 def get_config(variant: str = '') -> ConfigDict:
     """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
-    names = 'smoke', 'tiny', 'quickstart', 'tiny_sprites', 'tiny_captions', 'head128', 'lora', 'distil', *PHASES
+    names = 'smoke', 'tiny', 'quickstart', 'tiny_mixed', 'tiny_captions', 'head128', 'lora', 'distil', *PHASES
     name, fields = parse_variant(variant, names, {'tiny': False, 'pairs': ''})
     config = ConfigDict(
         {
@@ -131,14 +131,14 @@ def get_config(variant: str = '') -> ConfigDict:
             'init_from': None,
         }
     )
-    if name in ('smoke', 'tiny', 'quickstart', 'tiny_sprites', 'tiny_captions') or fields['tiny']:
+    if name in ('smoke', 'tiny', 'quickstart', 'tiny_mixed', 'tiny_captions') or fields['tiny']:
         _small(config)
     if name == 'tiny':
         _tiny(config)
     if name == 'quickstart':
         _quickstart(config)
-    if name == 'tiny_sprites':
-        _sprites(config)
+    if name == 'tiny_mixed':
+        _mixed(config)
     if name == 'tiny_captions' or (name == 'distil' and fields['tiny']):
         _captions(config)
     if name == 'distil':
@@ -274,20 +274,24 @@ def _tiny(config: ConfigDict) -> None:
     config.loop.update(num_steps=1600, eval_every=800, save_every=400, log_every=20)
 
 
-def _sprites(config: ConfigDict) -> None:
+def _mixed(config: ConfigDict) -> None:
     config.stage.network.update(embed_dim=128, num_heads=2, num_layers=4, mlp_dim=512, cond_dim=32)
-    # The stage that comes with the package: five minutes on an H200. Of 16 held-out clips that are drawn small, PSNR to
-    # the same drawn large: enhanced 27.48 dB, bilinear 28.83, the VAE's ceiling 29.27. The
-    # small VAE is what limits it: it smears what moves fast.
-    config.data.update(train='sprites:1200', heldout='sprites', height=256, width=384, weak={'low': 4.0, 'high': 4.0})
+    # The stage that comes with the package.
+    config.data.update(
+        train='sprite_crops:150+embedded+embedded+moving:150:images:data/photographs/train',
+        height=256,
+        width=384,
+        heldout_size=(17, 256, 480),
+        weak={'low': 4.0, 'high': 4.0},
+    )
     config.data.cache = {'num_degraded_variants': 1, 'crop': (16, 24)}
-    config.data.loader.update(batch_size=8, num_threads=4)
+    config.data.loader.update(batch_size=8, num_threads=1)
     config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
-    config.loop.update(num_steps=6000, eval_every=2000, save_every=1000, log_every=100)
+    config.loop.update(num_steps=6000, eval_every=2000, save_every=500, log_every=100)
 
 
 def _quickstart(config: ConfigDict) -> None:
-    _sprites(config)
+    _mixed(config)
     config.init_from = 'embedded'
     # One crop of each clip, as large as those that the stage was trained on: whole clips take longer to encode than to
     # train on.
@@ -355,7 +359,7 @@ def _captions(config: ConfigDict) -> None:
     # A teacher that few steps are not enough for: noise hides which object moves, guidance by the caption shows it, and
     # one guided step exaggerates it (figures in configs/README.md). Attention has no initial bias, which would keep
     # video tokens from the text.
-    _sprites(config)
+    _mixed(config)
     config.stage.text.update(encoder='hash')
     config.stage.network.update(
         embed_dim=192, num_heads=3, num_layers=3, mlp_dim=768, text_dim=64, local_attention_init=0.0

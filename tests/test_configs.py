@@ -27,7 +27,7 @@ SMALL = (
     *(f'{name}:smoke' for name in ('stage1.py', 'stage2.py', 'vae.py')),
     'stage1.py:tiny',
     'stage2.py:tiny',
-    'stage2.py:tiny_sprites',
+    'stage2.py:tiny_mixed',
     'stage2.py:tiny_captions',
     'stage2.py:distil,tiny=true',
     'stage2.py:phase2,tiny=true',

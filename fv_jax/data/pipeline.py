@@ -79,7 +79,9 @@ def _open_one_source(name: str, config: DataConfig, heldout: bool, bad: BadRecor
             _open_one_source(rest, config, heldout, bad, cache)
         )
     if kind == MOVING:
-        return MovingImages(_open_one_source(rest, config, heldout, bad, cache), _size(config, heldout))
+        count, _, counted = rest.partition(':')
+        images, count = (counted, int(count)) if count.isdecimal() else (rest, None)
+        return MovingImages(_open_one_source(images, config, heldout, bad, cache), _size(config, heldout), count)
     if kind == TFDS:
         from fv_jax.data.shards.tfds_builder import Examples
 

@@ -5,7 +5,8 @@
   sprites, sprite_crops      rendered, with captions (`sprites.open_source`); 'sprites:500' for 500 clips
   stills:NAME         the first frame of every clip of another source, as images
   pingpong:NAME       every clip of another source forwards, backwards and forwards again: longer clips
-  moving:NAME         the first frames of another source, with a camera that moves over them (`moving_images.py`)
+  moving:NAME         the first frames of another source, with a camera that moves over them (`moving_images.py`);
+                      'moving:500:NAME' for 500 clips
   images:FOLDER       images (png, jpg, jpeg, webp), with captions as of videos (`captions.py`)
   tfds:FOLDER         a prepared TFDS data set of videos (`tfds_builder.py`)
   FOLDER              shards that `prepare` wrote; those of gs:// and s3:// are fetched while they are read

@@ -1,7 +1,7 @@
 """Compares two small stages 2, trained without and with model-guided pairs, on previews and on held-out truth.
 
     for share in 0 0.5; do
-      python -m fv_jax.train --config=stage2:tiny_sprites,pairs=like_previews --config.init_from=embedded \
+      python -m fv_jax.train --config=stage2:tiny_mixed,pairs=like_previews --config.init_from=embedded \
           --workdir=runs/share_$share --config.data.model_guided_probability=$share \
           --config.data.strong_probability=0 --config.data.flow_based_probability=0 --config.data.weak.high=4 \
           --config.data.train=sprites:40 --config.data.eval_clips=1 --config.data.cache.num_degraded_variants=2 \

@@ -26,7 +26,7 @@ PROGRAMS = {
 VARIANTS = {
     'vae': ('smoke', 'tiny', 'tiny_crops'),
     'stage1': ('smoke', 'tiny', '', 'full_ft'),
-    'stage2': ('smoke', 'tiny', 'tiny_sprites', 'phase1,tiny=true', ''),
+    'stage2': ('smoke', 'tiny', 'tiny_mixed', 'phase1,tiny=true', ''),
     'prepare': ('smoke', 'tiny', ''),
     'degradations': ('', 'weak'),
 }

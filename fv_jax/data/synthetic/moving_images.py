@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from fv_jax.core.checks import require
+from fv_jax.core.config import ConfigError
 from fv_jax.data.loader import DataSource
 from fv_jax.data.shards.records import Record
 from fv_jax.data.sources import record_name
@@ -36,14 +37,17 @@ class MovingImages:
     Args:
       source: of images or clips.
       size: (frames, height, width) of every clip.
+      count: the number of clips, of every image equally many to one; None is VARIANTS of each.
     """
 
-    def __init__(self, source: DataSource, size: tuple[int, int, int]):
+    def __init__(self, source: DataSource, size: tuple[int, int, int], count: int | None = None):
+        require(count is None or count >= 1, f'{count} moving clips: must be at least 1', ConfigError)
         self._source, self._size, self.sources = source, size, (source,)
+        self._count = VARIANTS * len(source) if count is None else count
         self._art = sprites.load_art()
 
     def __len__(self) -> int:
-        return VARIANTS * len(self._source)
+        return self._count
 
     def __getitem__(self, index: int) -> Record:
         record = self._source[index % len(self._source)]

@@ -74,7 +74,7 @@ BACKGROUNDS = {
 Split = Literal['train', 'heldout']
 Combination = tuple[str, str, str]  # object, motion, background
 
-PREVIEW, FINAL = (17, 64, 96), (17, 256, 384)  # frames, height, width of the small weights
+PREVIEW, FINAL = (17, 128, 192), (17, 512, 768)  # frames, height, width of the small weights
 FPS = 8.0
 
 # The names of the sources, and their default numbers of clips.
@@ -152,7 +152,7 @@ def sample_scene(combination: Combination, rng: np.random.Generator, aspect: flo
     """Draws a scene of a combination.
 
     The sprite stays in the image except for a twentieth of its size at most. It moves in a straight line, near the
-    middle of the room that this leaves, at most 0.75 image heights: 3 pixels a frame of the preview, 12 a frame of its
+    middle of the room that this leaves, at most 0.75 image heights: 6 pixels a frame of the preview, 24 a frame of its
     latents.
 
     Args:

@@ -1,6 +1,6 @@
 """The embedded weights, in 16 bits: a small VAE, trained by `configs/vae.py:tiny`, and both small stages.
 
-The stages were trained by `configs/stage1.py:tiny` and `configs/stage2.py:tiny_sprites` and written by
+The stages were trained by `configs/stage1.py:tiny` and `configs/stage2.py:tiny_mixed` and written by
 `python -m fv_jax.export`.
 """
 

@@ -4,6 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from fv_jax.core.config import ConfigError
+from fv_jax.data import pipeline
+from fv_jax.data.config import DataConfig
+from fv_jax.data.loader import LoaderConfig
 from fv_jax.data.synthetic import moving_images
 from fv_jax.data.synthetic.moving_images import MovingImages, move_camera
 from fv_jax.evaluation import full_reference
@@ -24,6 +28,19 @@ def test_moving_images_are_a_function_of_the_index():
     assert all(record['video'].shape == (*SIZE, 3) and record['video'].dtype == np.uint8 for record in records)
     np.testing.assert_array_equal(records[0]['video'], records[2]['video'])
     assert np.abs(records[0]['video'].astype(int) - records[1]['video']).mean() > 5
+
+
+def test_a_number_of_moving_clips_may_be_given():
+    config = DataConfig(LoaderConfig(1), train='moving:3:embedded', heldout='', frames=9, height=24, width=32)
+    three = pipeline.open_source(config.train, config, heldout=False)
+    every = pipeline.open_source('moving:embedded', config, heldout=False)
+    assert (len(three), len(every)) == (
+        3,
+        moving_images.VARIANTS * len(pipeline.open_source('embedded', config, heldout=False)),
+    )
+    np.testing.assert_array_equal(three[2]['video'], every[2]['video'])
+    with pytest.raises(ConfigError, match='0 moving clips: must be at least 1'):
+        pipeline.open_source('moving:0:embedded', config, heldout=False)
 
 
 def test_a_camera_that_does_not_move_shows_a_part_of_the_image(monkeypatch):
