@@ -104,18 +104,17 @@ def start(processes: DistributedConfig) -> None:
         return
     cluster = detect_cluster(os.environ, tpu_host=_is_tpu_host())
     local_devices = slurm_devices(os.environ) if cluster == SLURM else None
-    if processes.coordinator is not None:
-        with _keep_sigterm():
-            jax.distributed.initialize(
-                processes.coordinator,
-                processes.num_processes,
-                processes.process_id,
-                local_devices,
-                coordinator_bind_address=bind_address(processes.coordinator),
-            )
-    elif cluster is not None:
-        with _keep_sigterm():
-            jax.distributed.initialize(local_device_ids=local_devices)
+    if processes.coordinator is None and cluster is None:
+        return
+    address = processes.coordinator
+    with _keep_sigterm():
+        jax.distributed.initialize(
+            address,
+            processes.num_processes,
+            processes.process_id,
+            local_devices,
+            coordinator_bind_address=None if address is None else bind_address(address),
+        )
 
 
 @contextlib.contextmanager

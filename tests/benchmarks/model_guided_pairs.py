@@ -28,9 +28,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from fv_jax import api
 from fv_jax.core.commands import silence_third_party_logs
 from fv_jax.data.numpy_resize import resize_bilinear
@@ -39,9 +36,8 @@ from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.data.video import contact_sheet
 from fv_jax.evaluation.statistics import paired_difference, summarize
 from fv_jax.evaluation.suite import Suite
-from fv_jax.sampling import programs
-from fv_jax.sampling.noise import SeededNoise
 from fv_jax.weights import embedded
+from tests.benchmarks.enhancement import Pair, drawn_pairs, enhance
 from tests.benchmarks.heldout_prompts import heldout_prompts
 
 METRICS = 'psnr', 'ssim', 'lpips_alexnet', 'niqe', 'sharpness', 'noise_level', 'warping_error', 'flicker'
@@ -80,9 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-Pair = tuple[str, np.ndarray, np.ndarray]  # caption, small clip in [-1, 1], and a large one of the caption
-
-
 def preview_pairs(fv: api.FlashVideo, count: int) -> list[Pair]:
     """Previews of held-out captions, with videos drawn from the captions."""
     scenes = heldout_prompts(count)
@@ -94,14 +87,6 @@ def preview_pairs(fv: api.FlashVideo, count: int) -> list[Pair]:
     ]
 
 
-def drawn_pairs(count: int) -> list[Pair]:
-    """Other held-out scenes, drawn small and large."""
-    return [
-        (scene.caption, *(to_float(sprites.draw_scene(scene, size)) for size in (sprites.PREVIEW, sprites.FINAL)))
-        for scene in heldout_prompts(count, seed=1)
-    ]
-
-
 def compare(
     suite: Suite, pipelines: Mapping[str, api.FlashVideo], pairs: Sequence[Pair], sheet: Path, has_truth: bool
 ) -> dict[str, list[dict[str, Any]]]:
@@ -109,22 +94,15 @@ def compare(
     rows, values = [], {name: [] for name in ('bilinear', *pipelines, TRUTH)}
     for i, (caption, small, large) in enumerate(pairs):
         shown = {'bilinear': to_uint8(resize_bilinear(small, sprites.FINAL[1:]))}
-        shown |= {name: enhance(fv, small, i) for name, fv in pipelines.items()} | {TRUTH: to_uint8(large)}
+        shown |= {name: enhance(fv, small, sprites.FINAL[1:], i) for name, fv in pipelines.items()} | {
+            TRUTH: to_uint8(large)
+        }
         for name, video in shown.items():
             truth = shown[TRUTH] if has_truth and name != TRUTH else None
             values[name].append(suite.measure(video, truth, caption))
         rows.append((caption, shown if has_truth else {name: shown[name] for name in shown if name != TRUTH}))
     contact_sheet.contact_sheet(rows[:ROWS]).save(sheet)
     return values
-
-
-def enhance(fv: api.FlashVideo, small_FHWC: np.ndarray, seed: int) -> np.ndarray:
-    """Enhances a clip in [-1, 1] by stage 2; returns uint8."""
-    part = fv.stage2
-    loaded = part.loaded.with_stage(part.stage.with_sampler_config(fv.enhance_settings))
-    z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small_FHWC)[None], sprites.FINAL[1:])
-    z_high = programs.enhance_latents(loaded, z_low, None, SeededNoise.from_seeds([seed]))
-    return to_uint8(np.asarray(programs.decode_latents(part.vae.jitted, z_high)[0]))
 
 
 def format_table(suite: Suite, values: Values) -> str:

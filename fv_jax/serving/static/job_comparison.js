@@ -18,19 +18,17 @@ const COMPARISON = `
 
 function compareVideos(job) {
   const figure = make('figure', 'comparison');
-  const [width, height] = job.size.split('x');
   figure.dataset.fps = job.fps;
   figure.innerHTML = COMPARISON;
-  figure.querySelector('.stage').style.cssText = `--width: ${width}; --height: ${height}`;
+  setSize(figure.querySelector('.stage'), job);
   figure.querySelector('script').textContent = JSON.stringify([content(job.id, '?variant=source'), content(job.id)]);
   return figure;
 }
 
 function compareImages(job) {
   const figure = make('figure', 'comparison');
-  const [width, height] = job.size.split('x');
   const stage = make('div', 'stage');
-  stage.style.cssText = `--width: ${width}; --height: ${height}`;
+  setSize(stage, job);
   const slider = make('input', 'fv-slider');
   Object.assign(slider, { type: 'range', min: 0, max: 100, value: 50, ariaLabel: 'Boundary between before and after' });
   slider.addEventListener('input', () => stage.style.setProperty('--split', `${slider.value}%`));
@@ -43,4 +41,9 @@ function compareImages(job) {
   stage.append(make('span', 'name left', 'before'), make('span', 'name right', 'after'), slider, make('div', 'slider'));
   figure.append(stage);
   return figure;
+}
+
+function setSize(stage, job) {
+  const [width, height] = job.size.split('x');
+  stage.style.cssText = `--width: ${width}; --height: ${height}`;
 }
