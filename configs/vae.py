@@ -11,26 +11,29 @@ package, in phases, each from the one before (`--config.init_from=RUN_BEFORE`):
     ... :tiny_large      128x128
     ... :tiny_long       33 frames: the embedded clips, which have 17, forwards and backwards
     ... :tiny            192x192, 25 frames
-    python -m fv_jax.export --checkpoint=runs/vae --output=fv_jax/weights/embedded/vae_tiny.safetensors
-    python tests/benchmarks/vae_vs_linear.py
-
-The last command measures: on the eight held-out shots, whole, at 256x480 (33 frames), the file that ships reaches 27.82
-dB (25.70 to 30.33), the linear codec of the same rate, a PCA of 16 components of 4x8x8 blocks fitted on the training
-shots, 26.70 dB (25.17 to 29.37): 1.12 dB less. What brought it there:
-
-* length: after 9-frame clips alone it was 24.15 dB, as nothing beyond the ninth frame had been trained; 17 frames
-  brought 26.07. After `:tiny_large` its first 17 frames were 0.79 dB above the linear codec, the others 0.16 below,
-  however they were cut into chunks: only they have as long a past as the receptive field. `:tiny_long`: 27.49 (after
-  150 steps; 225 more brought nothing).
-* size: the group norms of small crops are not those of whole frames. 128x128 brought 1.1 dB over 64x64, 192x192 another
-  0.3.
 
 It took 14, 65, 20, 60, 45 and 25 minutes on one or two shared cores. `:tiny_large` was first planned for
 900 steps and shortened after 105 and 200 of them, `:tiny_long` ended at step 375 of its 450, `:tiny` was first planned
-for 150 and shortened after 30. `--config.init_from=embedded` continues from it.
+for 150 and shortened after 30. What brought it there:
 
-`:tiny_motion` continues a widened VAE (`launch/widen_vae.py`), on sprites in motion, the clips in the package and
-photographs in motion (`launch/photographs.sh`): `.training/README.md` has the commands and what was reached.
+* length: after 9-frame clips alone it had 24.15 dB on the eight held-out shots, as nothing beyond the ninth frame had
+  been trained; 17 frames brought 26.07. After `:tiny_large` its first 17 frames were 0.79 dB above the linear codec,
+  the others 0.16 below, however they were cut into chunks: only they have as long a past as the receptive field.
+  `:tiny_long`: 27.49 (after 150 steps; 225 more brought nothing).
+* size: the group norms of small crops are not those of whole frames. 128x128 brought 1.1 dB over 64x64, 192x192 another
+  0.3.
+
+Then it was widened where a frame is small, and trained on sprites in motion, the clips in the package and photographs
+in motion (`launch/photographs.sh`); configs/README.md has the commands, the times and what was reached:
+
+    python -m fv_jax.export --checkpoint=runs/vae --output=runs/narrow.safetensors
+    python launch/widen_vae.py runs/narrow.safetensors 1,2,4,6 runs/wide.safetensors
+    ... :tiny_motion        17 frames of 96x96; ended at step 634
+    ... :tiny_motion_long   33 frames of 128x128
+    ... :tiny_motion_whole  17 frames of 192x336
+    python -m fv_jax.export --checkpoint=runs/vae --output=fv_jax/weights/embedded/vae_tiny.safetensors
+
+`--config=vae:tiny_motion_whole --config.init_from=embedded` continues from it.
 
 `:smoke` takes seconds.
 """
@@ -42,9 +45,7 @@ from configs.common import parse_variant
 
 def get_config(variant: str = '') -> ConfigDict:
     """Builds the configuration of a variant; its fields are those of `fv_jax.train.TrainConfig`."""
-    name, _ = parse_variant(
-        variant, ('smoke', 'tiny', 'tiny_motion', 'tiny_long', 'tiny_large', 'tiny_crops', 'tiny_clips', 'tiny_images')
-    )
+    name, _ = parse_variant(variant, ('smoke', 'tiny', *_PHASES))
     config = ConfigDict(
         {
             'stage': _stage(),
@@ -57,18 +58,8 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     if name:
         _small(config)
-    if name == 'tiny_long':
-        _long(config)
-    if name == 'tiny_motion':
-        _motion(config)
-    if name == 'tiny_large':
-        _large(config)
-    if name == 'tiny_crops':
-        _crops(config)
-    if name == 'tiny_clips':
-        _clips(config)
-    if name == 'tiny_images':
-        _images(config)
+    if name in _PHASES:
+        _PHASES[name](config)
     if name == 'smoke':
         config.data.update(
             train='synthetic', heldout='synthetic', frames=9, height=32, width=32, heldout_size=(9, 32, 32)
@@ -157,6 +148,20 @@ def _motion(config: ConfigDict) -> None:
     config.loop.update(num_steps=1200, log_every=10, eval_every=400, save_every=50)
 
 
+def _motion_long(config: ConfigDict) -> None:
+    _motion(config)
+    config.data.update(frames=33, height=128, width=128, loader={'batch_size': 1, 'num_threads': 1})
+    config.optim.update(learning_rate=4e-4, final_lr_ratio=0.3)
+    config.loop.update(num_steps=450)
+
+
+def _motion_whole(config: ConfigDict) -> None:
+    _motion(config)
+    config.data.update(height=192, width=336, loader={'batch_size': 1, 'num_threads': 1})
+    config.optim.update(learning_rate=2.5e-4, warmup_steps=10, final_lr_ratio=0.05, ema_decay=0.98)
+    config.loop.update(num_steps=320, eval_every=320)
+
+
 def _long(config: ConfigDict) -> None:
     config.data.update(frames=33, height=128, width=128)
     config.optim.update(learning_rate=5e-4, warmup_steps=20, final_lr_ratio=0.1, ema_decay=0.99)
@@ -197,3 +202,15 @@ def _images(config: ConfigDict) -> None:
     config.data.update(frames=1, max_pan=0.0, loader={'batch_size': 16, 'num_threads': 1})
     config.optim.update(learning_rate=1e-3, warmup_steps=50, lr_schedule='constant', ema_decay=0.999)
     config.loop.update(num_steps=1300, eval_every=1300)
+
+
+_PHASES = {
+    'tiny_images': _images,
+    'tiny_clips': _clips,
+    'tiny_crops': _crops,
+    'tiny_large': _large,
+    'tiny_long': _long,
+    'tiny_motion': _motion,
+    'tiny_motion_long': _motion_long,
+    'tiny_motion_whole': _motion_whole,
+}
