@@ -121,10 +121,10 @@ def _small(config: ConfigDict) -> None:
     config.stage.text.encoder = 'hash'
     config.stage.network.lora = None
     config.stage.network.update(
-        embed_dim=192,
-        num_layers=3,
-        num_heads=3,
-        mlp_dim=768,
+        embed_dim=256,
+        num_layers=5,
+        num_heads=4,
+        mlp_dim=1024,
         cond_dim=32,
         text_dim=64,
         dtype='float32',
@@ -132,14 +132,14 @@ def _small(config: ConfigDict) -> None:
         remat='none',
     )
     config.stage.options.update(
-        scale_factor=1.0,
+        scale_factor=0.625,  # latents of the small VAE have a standard deviation of 1.6
         text_length=16,
         guidance_kind='constant',
         guidance_scale=8.0,
         num_steps=25,
         sampler='dpmpp_2m',
     )
-    config.data.update(train='sprites:2400', heldout='sprites', filter='', frames=17, height=64, width=96, fit='crop')
+    config.data.update(train='sprites:2400', heldout='sprites', filter='', frames=17, height=128, width=192, fit='crop')
     config.data.cache = {'num_degraded_variants': 0, 'crop': None}
     config.data.loader.update(batch_size=16, num_threads=1)
     config.optim.update(

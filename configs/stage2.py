@@ -38,11 +38,6 @@ The curriculum (`PHASES`). Sizes, the order of the phases and the noise are the 
   which more steps would only memorize. They are starting points: stop by the held-out metrics.
 * Clips to images 4 to 1 in examples, because images have detail but no motion; 12 to 1 in the last phase,
   which refines motion.
-
-The effect of training on strong degradations, at small scale: the phases with `tiny=true`, 1,500 steps each, on 113
-clips and their stills, once as they are and once with `--config.data.strong_probability=0`. Of twelve held-out clips,
-degraded strongly, PSNR is 22.32 dB against 22.18; bilinear 22.71 dB,
-the VAE's ceiling 30.86 dB (`python -m fv_jax.evaluate --degradation-config configs/degradations.py`).
 """
 
 from ml_collections import ConfigDict
@@ -274,17 +269,16 @@ def _tiny(config: ConfigDict) -> None:
     config.loop.update(num_steps=1600, eval_every=800, save_every=400, log_every=20)
 
 
-def _mixed(config: ConfigDict) -> None:
+def _mixed(config: ConfigDict) -> None:  # the stage of the package
     config.stage.network.update(embed_dim=128, num_heads=2, num_layers=4, mlp_dim=512, cond_dim=32)
-    # The stage that comes with the package.
     config.data.update(
         train='sprite_crops:150+embedded+embedded+moving:150:images:data/photographs/train',
         height=256,
         width=384,
         heldout_size=(17, 256, 480),
         weak={'low': 4.0, 'high': 4.0},
+        cache={'num_degraded_variants': 1, 'crop': (16, 24)},
     )
-    config.data.cache = {'num_degraded_variants': 1, 'crop': (16, 24)}
     config.data.loader.update(batch_size=8, num_threads=1)
     config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
     config.loop.update(num_steps=6000, eval_every=2000, save_every=500, log_every=100)

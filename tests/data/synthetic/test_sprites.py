@@ -148,7 +148,8 @@ def test_sprite_crops_have_all_scales():
     config = dataclasses.replace(CONFIG, train='sprite_crops:30', fit='crop', height=64, width=64)
     records = pipeline.open_source(config.train, config, heldout=False)
     sizes = [records.size(i) for i in range(6)]
-    assert all(size[0] == 17 and 64 <= size[1] <= 256 and abs(size[2] - 1.5 * size[1]) < 1.6 for size in sizes)
+    low, high = sprites.PREVIEW[1], sprites.FINAL[1]
+    assert all(size[0] == 17 and low <= size[1] <= high and abs(size[2] - 1.5 * size[1]) < 1.6 for size in sizes)
     assert len(set(sizes)) >= 5
     assert all((records[i]['height'], records[i]['width']) == (64, 64) for i in range(6))
     transform = pipeline.clip_transform(config, low_res=False, training=True)
