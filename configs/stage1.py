@@ -11,15 +11,10 @@ weights to start from, or none. It needs a TPU or GPU slice; eight v5e chips suf
 (`python -m fv_jax.plan --config=stage1 --topology=v5e-8`).
 
     :full_ft  the same without LoRA: all 5.6 billion parameters are trained, in float32
-    :tiny     small, trained from scratch on captioned sprites that move (previews of 17 frames at 64x96)
+    :tiny     small, trained from scratch on captioned sprites that move (previews of 17 frames at 128x192)
     :smoke    seconds: synthetic clips, four steps
 
-The small stage 1 in the package is `:tiny`, trained in an hour on one shared core, and another
-500 steps at 5e-4 on 600 of the clips when its VAE had changed (`--config.init_from` of the file itself); `python -m
-fv_jax.export --checkpoint=RUN --output=fv_jax/weights/embedded/stage1_tiny.safetensors` wrote it. Of 64 captions that
-were not in training, it shows the right object in 73 %, the right motion in 88 %, both in 66 %
-(`tests/benchmarks/small_weights.py`); 80 % and 90 % are aimed for. Backgrounds are clean, objects blurred. Guidance 3
-gives 69, 84 and 58, guidance 5 72, 88 and 64; twice the steps, or a stochastic sampler, change nothing.
+The small stage 1 in the package is `:tiny`; configs/README.md has its commands, times and figures.
 """
 
 from ml_collections import ConfigDict
@@ -135,7 +130,7 @@ def _small(config: ConfigDict) -> None:
         scale_factor=0.625,  # latents of the small VAE have a standard deviation of 1.6
         text_length=16,
         guidance_kind='constant',
-        guidance_scale=8.0,
+        guidance_scale=6.0,
         num_steps=25,
         sampler='dpmpp_2m',
     )

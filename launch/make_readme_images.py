@@ -2,7 +2,7 @@
 
     python launch/make_readme_images.py
 
-.github/images/preview_and_video.webp    previews (enlarged four times) beside the videos enhanced from them
+.github/images/preview_and_video.webp    previews (enlarged) beside the videos enhanced from them, at half their size
 .github/images/degradations.webp         held-out frames, degraded weakly and strongly (`python -m fv_jax.degrade`)
 """
 
@@ -15,6 +15,7 @@ from PIL import Image
 import fv_jax
 from fv_jax import degrade
 from fv_jax.data import embedded
+from fv_jax.data.numpy_resize import resize_uint8
 from fv_jax.data.shards.shard_files import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ PROMPTS = (
     'a ladybug moves from left to right over a beach',
     'a red car moves from right to left over a meadow',
 )
-FPS, SCALE, GAP, QUALITY = 8, 4, 8, 70
+FPS, SCALE, GAP, QUALITY = 8, 2, 8, 70
 
 
 def preview_and_video(path: Path) -> None:
@@ -32,9 +33,10 @@ def preview_and_video(path: Path) -> None:
     previews = fv.preview(PROMPTS, seed=1)
     rows = []
     for preview, video in zip(previews, fv.enhance(previews), strict=True):
+        size = video.frames.shape[1] // 2, video.frames.shape[2] // 2
         small = preview.frames.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
         gap = np.full((*small.shape[:2], GAP, 3), 255, np.uint8)
-        rows.append(np.concatenate([small, gap, video.frames], axis=2))
+        rows.append(np.concatenate([small, gap, resize_uint8(video.frames, size)], axis=2))
     gap = np.full((len(rows[0]), GAP, *rows[0].shape[2:]), 255, np.uint8)
     frames = np.concatenate([rows[0], *(part for row in rows[1:] for part in (gap, row))], axis=1)
     images = [Image.fromarray(frame) for frame in frames]

@@ -10,6 +10,7 @@ compute something else, and state that in its commit.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import platform
@@ -92,7 +93,7 @@ def samples() -> dict[str, Any]:
     """Generates a preview and its video with the shipped weights. Returns SHA-256 and statistics of their values."""
     fv = fv_jax.FlashVideo.from_checkpoint('embedded')
     preview = fv.preview(PROMPT, seed=SEED)
-    video = fv.enhance(preview)
+    video = fv.enhance(preview, settings=dataclasses.replace(fv.enhance_settings, size=(256, 384)))
     return {
         'preview latents': _summary(preview.latents),
         'preview frames': _summary(preview.frames),

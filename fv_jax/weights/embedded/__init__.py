@@ -1,4 +1,4 @@
-"""The embedded weights, in 16 bits: a small VAE, trained by `configs/vae.py:tiny`, and both small stages.
+"""The embedded weights, in 16 bits: a small VAE, trained by `configs/vae.py:tiny_motion_whole`, and both small stages.
 
 The stages were trained by `configs/stage1.py:tiny` and `configs/stage2.py:tiny_mixed` and written by
 `python -m fv_jax.export`.
