@@ -295,7 +295,7 @@ def _quickstart(config: ConfigDict) -> None:
     config.data.cache = {'num_degraded_variants': 1, 'crop': None}
     config.data.loader.update(batch_size=8, num_threads=1)
     config.optim.update(learning_rate=1e-3, warmup_steps=20, ema_decay=0.99)
-    config.loop.update(num_steps=500, eval_every=500, save_every=100, log_every=20)
+    config.loop.update(num_steps=400, eval_every=400, save_every=100, log_every=20)
 
 
 def _buckets(sizes: tuple[tuple[int, int, int], ...]) -> tuple[dict, ...]:
