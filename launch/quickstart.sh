@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to enhanced videos and a trained stage on two CPU cores, in some 8 minutes and 3 GB after the install:
+# From nothing to enhanced videos and a trained stage on two CPU cores, in some 7.5 minutes and 3.1 GB after the install:
 #   bash launch/quickstart.sh [FOLDER]           (default: quickstart)
 #   bash launch/quickstart.sh --full [FOLDER]    trains from nothing: 16 minutes more
 # Installs fv_jax into the environment of ${PYTHON:-python3} and, with the small weights in the package, samples a preview from
