@@ -269,31 +269,34 @@ def _tiny(config: ConfigDict) -> None:
     config.loop.update(num_steps=1600, eval_every=800, save_every=400, log_every=20)
 
 
-def _mixed(config: ConfigDict) -> None:  # the stage of the package
+def _embedded(config: ConfigDict) -> None:  # the network of the package's stage 2, and its training
     config.stage.network.update(embed_dim=128, num_heads=2, num_layers=4, mlp_dim=512, cond_dim=32)
+    config.data.weak = {'low': 4.0, 'high': 4.0}
+    config.data.cache = {'num_degraded_variants': 1, 'crop': None}
+    config.data.loader.update(batch_size=8, num_threads=1)
+    config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
+    # The less noise, the better by every metric (configs/README.md).
+    config.stage.options.update(noise_augmentation_timestep=0, noise_augmentation_timestep_range=(0, 10))
+
+
+def _mixed(config: ConfigDict) -> None:
+    _embedded(config)
     config.data.update(
         train='sprite_crops:150+embedded+embedded+moving:150:images:data/photographs/train',
         height=256,
         width=384,
         heldout_size=(17, 256, 480),
-        weak={'low': 4.0, 'high': 4.0},
-        cache={'num_degraded_variants': 1, 'crop': (16, 24)},
     )
-    # The less noise, the better by every metric (configs/README.md).
-    config.stage.options.update(noise_augmentation_timestep=0, noise_augmentation_timestep_range=(0, 10))
-    config.data.loader.update(batch_size=8, num_threads=1)
-    config.optim.update(algorithm='muon', learning_rate=2e-3, final_lr_ratio=0.02, ema_decay=0.995)
+    config.data.cache.crop = (16, 24)
     config.loop.update(num_steps=6000, eval_every=2000, save_every=500, log_every=100)
 
 
 def _quickstart(config: ConfigDict) -> None:
-    _mixed(config)
+    _embedded(config)
     config.init_from = 'embedded'
     # One crop of each clip, as large as those that the stage was trained on: whole clips take longer to encode than to
     # train on.
-    config.data.update(train='embedded', heldout='embedded', height=128, width=192, heldout_size=(17, 256, 480))
-    config.data.cache = {'num_degraded_variants': 1, 'crop': None}
-    config.data.loader.update(batch_size=8, num_threads=1)
+    config.data.update(height=128, width=192, heldout_size=(17, 256, 480))
     config.optim.update(learning_rate=1e-3, warmup_steps=20, ema_decay=0.99)
     config.loop.update(num_steps=400, eval_every=400, save_every=100, log_every=20)
 
@@ -355,7 +358,7 @@ def _captions(config: ConfigDict) -> None:
     # A teacher that few steps are not enough for: noise hides which object moves, guidance by the caption shows it, and
     # one guided step exaggerates it (figures in configs/README.md). Attention has no initial bias, which would keep
     # video tokens from the text.
-    _mixed(config)
+    _embedded(config)
     config.stage.text.update(encoder='hash')
     config.stage.network.update(
         embed_dim=192, num_heads=3, num_layers=3, mlp_dim=768, text_dim=64, local_attention_init=0.0
@@ -368,11 +371,8 @@ def _captions(config: ConfigDict) -> None:
         num_steps=5,
         caption_dropout=0.1,
     )
-    config.data.update(
-        train='sprites:2400', heldout='sprites', height=64, width=96, heldout_size=None, eval_clips=16, flip=False
-    )
-    config.data.cache = {'num_degraded_variants': 1, 'crop': None}
-    config.data.loader.update(batch_size=16, num_threads=1)
+    config.data.update(train='sprites:2400', heldout='sprites', height=64, width=96, eval_clips=16, flip=False)
+    config.data.loader.batch_size = 16
     config.loop.update(num_steps=3000, eval_every=1000, save_every=500, log_every=50)
 
 
