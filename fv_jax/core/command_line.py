@@ -63,21 +63,25 @@ class Parser(argparse.ArgumentParser):
         self, argv: Sequence[str], groups: Sequence[str]
     ) -> tuple[argparse.Namespace, dict[str, list[Override]]]:
         """Parses the arguments; returns them and, for each of `groups`, the overrides `--GROUP.FIELD=VALUE`."""
-        try:
-            arguments, rest = self.parse_known_args(argv)
-        except UsageError:
-            self._check_known(argv, groups)  # a misspelt flag is why a required one is missing
-            raise
-        self._check_reachable(arguments)
+        prefixes = tuple(f'--{group}.' for group in groups)
         overrides: dict[str, list[Override]] = {group: [] for group in groups}
-        for text in rest:
+        flags = []  # without overrides: argparse takes an unknown flag with a space in its value for a positional
+        for text in argv:
+            if not text.startswith(prefixes):
+                flags.append(text)
+                continue
             flag, equals, value = text.partition('=')
-            group, dot, field = flag.removeprefix('--').partition('.')
-            if flag.startswith('--') and dot and group in overrides:
-                require(equals, f'{flag}: needs a value, as in {flag}=VALUE', UsageError)
-                overrides[group].append((field, value))
-            else:
-                self._raise_unknown(flag)
+            require(equals, f'{flag}: needs a value, as in {flag}=VALUE', UsageError)
+            group, field = flag.removeprefix('--').split('.', 1)
+            overrides[group].append((field, value))
+        try:
+            arguments, rest = self.parse_known_args(flags)
+        except UsageError:
+            self._check_known(flags)  # a misspelt flag is why a required one is missing
+            raise
+        if rest:
+            self._raise_unknown(rest[0].partition('=')[0])
+        self._check_reachable(arguments)
         return arguments, overrides
 
     def _check_reachable(self, arguments: argparse.Namespace) -> None:
@@ -88,12 +92,11 @@ class Parser(argparse.ArgumentParser):
                 for value in given if isinstance(given, list) else [given]:
                     check_reachable(value, f'{(action.option_strings or [action.dest])[0]}={value}')
 
-    def _check_known(self, argv: Sequence[str], groups: Sequence[str]) -> None:
+    def _check_known(self, argv: Sequence[str]) -> None:
         """Raises UsageError for a flag that does not exist."""
         for text in argv:
             flag = text.partition('=')[0]
-            is_override = flag.removeprefix('--').partition('.')[0] in groups
-            if flag.startswith('--') and flag not in self._option_string_actions and not is_override:
+            if flag.startswith('--') and flag not in self._option_string_actions:
                 self._raise_unknown(flag)
 
     def _raise_unknown(self, flag: str) -> NoReturn:

@@ -91,6 +91,13 @@ def test_parser_names_the_nearest_flag(argv, words):
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
+def test_parser_accepts_spaces_in_the_value_of_an_override():
+    made = parser()
+    made.add_argument('folder', nargs='?')
+    arguments, overrides = made.parse(['--input=a', '--config.part.crop=(16, 30)'])
+    assert (arguments.folder, overrides) == (None, [('part.crop', '(16, 30)')])
+
+
 def test_parser_without_config_refuses_overrides():
     assert parser().parse_flags(['--input=a']).input == 'a'
     with pytest.raises(UsageError, match='takes no config'):
