@@ -12,19 +12,12 @@ package, in phases, each from the one before (`--config.init_from=RUN_BEFORE`):
     ... :tiny_long       33 frames: the embedded clips, which have 17, forwards and backwards
     ... :tiny            192x192, 25 frames
 
-It took 14, 65, 20, 60, 45 and 25 minutes on one or two shared cores. `:tiny_large` was first planned for
-900 steps and shortened after 105 and 200 of them, `:tiny_long` ended at step 375 of its 450, `:tiny` was first planned
-for 150 and shortened after 30. What brought it there:
-
-* length: after 9-frame clips alone it had 24.15 dB on the eight held-out shots, as nothing beyond the ninth frame had
-  been trained; 17 frames brought 26.07. After `:tiny_large` its first 17 frames were 0.79 dB above the linear codec,
-  the others 0.16 below, however they were cut into chunks: only they have as long a past as the receptive field.
-  `:tiny_long`: 27.49 (after 150 steps; 225 more brought nothing).
-* size: the group norms of small crops are not those of whole frames. 128x128 brought 1.1 dB over 64x64, 192x192 another
-  0.3.
+It took 14, 65, 20, 60, 45 and 25 minutes on one or two shared cores; configs/README.md has what each phase brought.
+Some were ended or shortened while they ran: `:tiny_large` after 105 and 200 of 900 steps, `:tiny_long` at step 375 of
+450, `:tiny` after 30 of 150.
 
 Then it was widened where a frame is small, and trained on sprites in motion, the clips in the package and photographs
-in motion (`launch/photographs.sh`); configs/README.md has the commands, the times and what was reached:
+in motion (`launch/photographs.sh`):
 
     python -m fv_jax.export --checkpoint=runs/vae --output=runs/narrow.safetensors
     python launch/widen_vae.py runs/narrow.safetensors 1,2,4,6 runs/wide.safetensors

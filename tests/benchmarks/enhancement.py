@@ -1,4 +1,4 @@
-"""Clips that are drawn small and large, and their enhancement by a small stage 2."""
+"""Clips that are drawn small and large, their enhancement by a small stage 2, and round trips through a VAE."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +8,7 @@ from fv_jax.data.synthetic import sprites
 from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.sampling import programs
 from fv_jax.sampling.noise import SeededNoise
+from fv_jax.stages.frozen_vae import JittedVAE
 from tests.benchmarks.heldout_prompts import heldout_prompts
 
 Pair = tuple[str, np.ndarray, np.ndarray]  # caption, small clip in [-1, 1], and a large one of the caption
@@ -26,13 +27,13 @@ def enhance(fv: api.FlashVideo, small_FHWC: np.ndarray, size: tuple[int, int], s
     part = fv.stage2
     loaded = part.loaded.with_stage(part.stage.with_sampler_config(fv.enhance_settings))
     z_low = programs.low_res_latents(part.vae.jitted, jnp.asarray(small_FHWC)[None], size)
-    return _decode(fv, programs.enhance_latents(loaded, z_low, None, SeededNoise.from_seeds([seed])))
+    return _decode(part.vae.jitted, programs.enhance_latents(loaded, z_low, None, SeededNoise.from_seeds([seed])))
 
 
-def round_trip(fv: api.FlashVideo, clip_FHWC: np.ndarray) -> np.ndarray:
-    """Encodes and decodes a clip in [-1, 1] by the VAE of stage 2; returns uint8."""
-    return _decode(fv, fv.stage2.vae.jitted.encode(jnp.asarray(clip_FHWC)[None]))
+def round_trip(vae: JittedVAE, clip_FHWC: np.ndarray) -> np.ndarray:
+    """Encodes and decodes a clip in [-1, 1]; returns uint8."""
+    return _decode(vae, vae.encode(jnp.asarray(clip_FHWC)[None]))
 
 
-def _decode(fv: api.FlashVideo, z_BFHWC: jnp.ndarray) -> np.ndarray:
-    return to_uint8(np.asarray(programs.decode_latents(fv.stage2.vae.jitted, z_BFHWC)[0]))
+def _decode(vae: JittedVAE, z_BFHWC: jnp.ndarray) -> np.ndarray:
+    return to_uint8(np.asarray(programs.decode_latents(vae, z_BFHWC)[0]))

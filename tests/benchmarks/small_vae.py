@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -22,6 +21,7 @@ from fv_jax.data.transforms import to_float, to_uint8
 from fv_jax.evaluation import perceptual
 from fv_jax.stages.frozen_vae import jit_vae
 from tests.benchmarks import embedded_clips
+from tests.benchmarks.enhancement import round_trip
 from tests.benchmarks.heldout_prompts import heldout_prompts
 
 SPRITES = (17, 128, 192)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = {'vae': arguments.vae}
     for name in arguments.sets:
         clips = _load(name, arguments.clips)
-        pairs = [(to_uint8(np.asarray(vae.decode(vae.encode(jnp.asarray(c)[None]))[0])), to_uint8(c)) for c in clips]
+        pairs = [(round_trip(vae, clip), to_uint8(clip)) for clip in clips]
         figures[name] = measure(pairs)
         _sheet(pairs[:SHOWN]).save(arguments.output / f'{name}.png')
     (arguments.output / 'figures.json').write_text(json.dumps(figures, indent=1) + '\n')
