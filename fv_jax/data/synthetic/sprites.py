@@ -78,7 +78,7 @@ PREVIEW, FINAL = (17, 128, 192), (17, 512, 768)  # frames, height, width of the 
 FPS = 8.0
 
 # The names of the sources, and their default numbers of clips.
-WHOLE, CROPS = 'sprites', 'sprite_crops'
+WHOLE, GRID, CROPS = 'sprites', 'grid_sprites', 'sprite_crops'
 TRAIN_CLIPS, HELDOUT_CLIPS = 4096, 120
 
 CANONICAL = '{thing} moves from {motion} over {place}'
@@ -91,6 +91,9 @@ PARAPHRASES = (
 )
 _PARAPHRASED = 0.5  # of the training captions
 _ASPECT = FINAL[2] / FINAL[1]
+_CELLS = 8  # of a grid, in an image height: the patches of a preview
+_GRID_SIZE = 0.4  # of a sprite on a grid, in image heights
+_MARGIN, _PATH = 2, 4  # cells between the border and a centre at least, and from the first frame to the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +178,30 @@ def sample_scene(combination: Combination, rng: np.random.Generator, aspect: flo
     return Scene(*combination, float(size), *ends, int(rng.integers(2**31)))
 
 
+def sample_grid_scene(combination: Combination, rng: np.random.Generator, aspect: float = _ASPECT) -> Scene:
+    """Draws a scene of a combination in which a sprite looks alike in all positions: a set that little training needs.
+
+    All sprites have one size. Their centres in the latent frames of a preview lie on a grid with the distance of its
+    patches, an eighth of the image height: along each axis of its motion a sprite moves one patch a latent frame, 4
+    pixels a frame of 128 rows.
+
+    Args:
+      combination: object, motion and background.
+      rng: draws the position.
+      aspect: width / height of the image, at least 1.
+    """
+    start, end = [], []
+    for sign, cells in zip(MOTIONS[combination[1]][0], (_CELLS, round(_CELLS * aspect)), strict=True):
+        middle = cells // 2
+        first = middle - _PATH // 2 if sign else middle
+        loose = min(1 if sign else middle, first - _MARGIN)  # it starts on the side that the caption names
+        low = int(rng.integers(first - loose, first + loose + 1))
+        ends = (low, low + abs(sign) * _PATH)[:: sign or 1]
+        start.append(ends[0] / _CELLS)
+        end.append(ends[-1] / _CELLS)
+    return Scene(*combination, _GRID_SIZE, tuple(start), tuple(end), int(rng.integers(2**31)))
+
+
 def draw_scene(scene: Scene, size: tuple[int, int, int], art: np.ndarray | None = None) -> np.ndarray:
     """Renders a scene as uint8 FHWC.
 
@@ -207,6 +234,7 @@ class SpriteClips:
       smallest_height: if given, the height of a clip is drawn between this and that of `size`, its width in proportion,
         log-uniformly, so that crops show sprites small and large.
       crop: (height, width) of a crop in which the sprite is at some time; None is whole clips.
+      grid: whether scenes are those of `sample_grid_scene`.
     """
 
     def __init__(
@@ -218,6 +246,7 @@ class SpriteClips:
         seed: int = 0,
         smallest_height: int | None = None,
         crop: tuple[int, int] | None = None,
+        grid: bool = False,
     ):
         require(count >= 1, f'{count} clips of sprites: must be at least 1', ConfigError)
         if 2 * size[2] < size[1]:
@@ -225,6 +254,7 @@ class SpriteClips:
         self._key = (seed, ('train', 'heldout').index(split))
         self._combinations = train_combinations() if split == 'train' else heldout_combinations()
         self._split, self._count, self._size, self._smallest, self._crop = split, count, size, smallest_height, crop
+        self._sample_scene = sample_grid_scene if grid else sample_scene
         self._art = load_art()
 
     def __len__(self) -> int:
@@ -266,7 +296,7 @@ class SpriteClips:
             raise IndexError(f'clip {index} of {self._count}')
         rng = np.random.default_rng([*self._key, index])
         pick = rng.integers(len(self._combinations)) if self._split == 'train' else index % len(self._combinations)
-        scene = sample_scene(self._combinations[pick], rng, self._size[2] / self._size[1])
+        scene = self._sample_scene(self._combinations[pick], rng, self._size[2] / self._size[1])
         pattern = CANONICAL
         if self._split == 'train' and rng.random() < _PARAPHRASED:
             pattern = PARAPHRASES[rng.integers(len(PARAPHRASES))]
@@ -287,7 +317,7 @@ def _crop_sprite(video_FHWC: np.ndarray, scene: Scene, size: tuple[int, int], rn
 
 def is_name(name: str) -> bool:
     """Returns whether `open_source` accepts this name."""
-    return name.partition(':')[0] in (WHOLE, CROPS)
+    return name.partition(':')[0] in (WHOLE, GRID, CROPS)
 
 
 def open_source(name: str, size: tuple[int, int, int], *, heldout: bool) -> SpriteClips:
@@ -295,8 +325,9 @@ def open_source(name: str, size: tuple[int, int, int], *, heldout: bool) -> Spri
 
     Args:
       name: 'sprites': whole scenes of `size`, for training with captions (do not mirror or crop those).
+        'grid_sprites': the same, of `sample_grid_scene`.
         'sprite_crops': for a VAE; in training crops of `size`, around the sprite, of clips of all heights from the
-        preview's to the largest. Either may give a number of clips: 'sprites:500'.
+        preview's to the largest. Each may give a number of clips: 'sprites:500'.
       size: (frames, height, width) of the training clips.
       heldout: whether to open the held-out split.
 
@@ -310,8 +341,8 @@ def open_source(name: str, size: tuple[int, int, int], *, heldout: bool) -> Spri
             raise ConfigError(f'{name}: expected a number of clips after the colon, like {kind}:{count}')
         count = int(text)
     split = 'heldout' if heldout else 'train'
-    if kind == WHOLE or heldout:
-        return SpriteClips(split, count, size)
+    if kind != CROPS or heldout:
+        return SpriteClips(split, count, size, grid=kind == GRID)
     smallest = max(PREVIEW[1], size[1], math.ceil(size[2] / _ASPECT))
     largest = max(FINAL[1], smallest)
     whole = max(FINAL[0], size[0]), largest, math.ceil(largest * _ASPECT)
