@@ -2,7 +2,8 @@
 
   embedded            the video clips in the package
   synthetic           drifting sinusoids, for smoke tests
-  sprites, sprite_crops      rendered, with captions (`sprites.open_source`); 'sprites:500' for 500 clips
+  sprites, grid_sprites, sprite_crops
+                      rendered, with captions (`sprites.open_source`); 'sprites:500' for 500 clips
   stills:NAME         the first frame of every clip of another source, as images
   pingpong:NAME       every clip of another source forwards, backwards and forwards again: longer clips
   moving:NAME         the first frames of another source, with a camera that moves over them (`moving_images.py`);

@@ -134,6 +134,35 @@ def test_sprites_in_the_data_pipeline():
     np.testing.assert_allclose((one + 1) * 127.5, records[4]['video'], atol=1e-3)
 
 
+def test_grid_sprites_look_alike_in_every_latent_frame(art):
+    """Four frames move the drawn sprite by one patch of a preview, 16 pixels, along each axis of its motion."""
+    clips = sprites.open_source('grid_sprites:200', sprites.PREVIEW, heldout=False)
+    backdrop = np.zeros((*sprites.PREVIEW[1:], 3), np.uint8)
+    for scene in {(s.motion, s.start): s for s in map(clips.scene, range(200))}.values():
+        centres = scene.centres(17)[::4] * 8
+        np.testing.assert_allclose(centres, np.rint(centres), atol=1e-9)
+        steps = [tuple(step) for step in np.diff(centres, axis=0).round().astype(int)]
+        assert steps == [sprites.MOTIONS[scene.motion][0]] * 4
+        frames = sprite_drawing.draw_moving_sprite(backdrop, art[0], scene.centres(17), scene.size)[::4]
+        for i, frame in enumerate(frames):
+            moved = np.roll(frames[0], [16 * i * step for step in steps[0]], axis=(0, 1))
+            np.testing.assert_array_equal(frame, moved)
+
+
+def test_grid_sprites_are_whole_and_their_motion_is_measured():
+    heldout = sprites.open_source('grid_sprites', sprites.PREVIEW, heldout=True)
+    assert len(heldout) == 120
+    scenes = [heldout.scene(i) for i in range(120)]
+    assert [(s.object, s.motion, s.background) for s in scenes] == sprites.heldout_combinations()
+    for scene in scenes:
+        ends = np.array([scene.start, scene.end])
+        assert (ends >= scene.size / 2).all() and (ends <= np.array([1, 1.5]) - scene.size / 2).all()
+        for axis, sign in enumerate(sprites.MOTIONS[scene.motion][0]):
+            middle = (0.5, 0.75)[axis]
+            assert sign == 0 or (sign * (middle - ends[0, axis]) > 0 and sign * (ends[1, axis] - middle) > 0)
+    assert all(sprite_measures.motion_of(heldout[i]['video']) == scenes[i].motion for i in range(0, 120, 12))
+
+
 def test_sprite_crops_show_the_sprite():
     """The centre of the sprite is within the crop in one of its frames; crops of the same record are the same."""
     crops = sprites.open_source('sprite_crops:12', (9, 48, 40), heldout=False)
