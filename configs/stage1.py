@@ -129,8 +129,9 @@ def _small(config: ConfigDict) -> None:
     config.stage.options.update(
         scale_factor=0.625,  # latents of the small VAE have a standard deviation of 1.6
         text_length=16,
-        guidance_kind='constant',
-        guidance_scale=6.0,
+        guidance_kind='decreasing',
+        guidance_scale=9.0,
+        guidance_exponent=2,
         num_steps=25,
         sampler='dpmpp_2m',
     )

@@ -6,14 +6,16 @@ It is linear, so that it is the same for velocities, for x0 and for every other 
 schedule, a table of one value for each of the 1000 timesteps k, computed in float64 on the host. With g the guidance
 scale and p the exponent:
 
-    constant  w = g                                                (2)   off at g = 1
-    cosine    w = 1 + (g - 1) (1 - cos(pi (1 - k/1000)^p)) / 2     (3)   off at g = 1
-    official  w = 1 + g (1 - cos(pi ((n - k)/n)^p)) / 2            (4)   off at g = 0; model guide 5.2
+    constant    w = g                                                (2)   off at g = 1
+    cosine      w = 1 + (g - 1) (1 - cos(pi (1 - k/1000)^p)) / 2     (3)   off at g = 1
+    official    w = 1 + g (1 - cos(pi ((n - k)/n)^p)) / 2            (4)   off at g = 0; model guide 5.2
+    decreasing  w = 1 + (g - 1) (k/1000)^p                           (5)   off at g = 1
 
-(3) rises from 1 at the noise to g at the data. (4) is the official code's, which subtracts the timestep k, up to 999,
-from the number of steps n: the base is negative and large, and w varies erratically in [1, 1 + g]. The official samples
-were made with it. The argument of the cosine reaches 10^7, so that the error of w in float32 would exceed half its
-range.
+(3) rises from 1 at the noise to g at the data. (5) falls from g to 1: motion and composition are decided near noise;
+near the data, where arXiv:2404.07724 leaves guidance out, it exaggerates contrast. (4) is the official code's, which
+subtracts the timestep k, up to 999, from the number of steps n: the base is negative and large, and w varies
+erratically in [1, 1 + g]. The official samples were made with it. The argument of the cosine reaches 10^7, so that the
+error of w in float32 would exceed half its range.
 """
 
 from collections.abc import Callable
@@ -29,16 +31,16 @@ from fv_jax.diffusion.time_grids import Times
 FlowFn = Callable[[jax.Array, Times], jax.Array]  # (x, one time) -> velocity or x0, shaped like x
 CondFn = Callable[[jax.Array, Times, jax.Array], jax.Array]  # (x, one time, condition) -> the same
 Scale = float | np.ndarray  # w: a number, or (1000,) by timestep, on the host
-GuidanceKind = Literal['official', 'constant', 'cosine']
+GuidanceKind = Literal['official', 'constant', 'cosine', 'decreasing']
 
 
 def guidance_schedule(kind: GuidanceKind, scale: float, exponent: int = 5, num_steps: int = 51) -> np.ndarray:
     """Computes the guidance scale w for every timestep.
 
     Args:
-      kind: 'constant' is (2), 'cosine' (3), 'official' (4).
+      kind: 'constant' is (2), 'cosine' (3), 'official' (4), 'decreasing' (5).
       scale: g.
-      exponent: p of (3) and (4), an integer: the base of (4) is negative.
+      exponent: p of (3), (4) and (5), an integer: the base of (4) is negative.
       num_steps: n of (4).
 
     Returns:
@@ -61,10 +63,15 @@ def _official(scale: float, exponent: int, num_steps: int) -> np.ndarray:
     return 1 + scale * (1 - np.cos(np.pi * progress**exponent)) / 2
 
 
+def _decreasing(scale: float, exponent: int, num_steps: int) -> np.ndarray:
+    return 1 + (scale - 1) * (np.arange(NUM_TIMESTEPS) / NUM_TIMESTEPS) ** exponent
+
+
 SCHEDULES: dict[str, Callable[[float, int, int], np.ndarray]] = {
     'official': _official,
     'constant': _constant,
     'cosine': _cosine,
+    'decreasing': _decreasing,
 }
 
 

@@ -17,7 +17,7 @@ class PreviewSamplerConfig:
       sampler: one of `diffusion.samplers.SAMPLERS`.
       guidance_kind: how the guidance scale depends on the timestep (`diffusion/guidance`).
       guidance_scale: 1 is no guidance; of the kind 'official', 0.
-      guidance_exponent: of the kinds 'official' and 'cosine'.
+      guidance_exponent: of the kinds 'official', 'cosine' and 'decreasing'.
       guidance_batched: one evaluation at twice the batch size, or two evaluations, which take less memory.
     """
 

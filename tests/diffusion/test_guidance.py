@@ -93,9 +93,22 @@ def test_guidance_cosine_scale_rises_from_1_to_the_scale():
     np.testing.assert_array_equal(guidance.guidance_schedule('constant', 3.0), np.full(1000, 3.0))
 
 
+def test_guidance_decreasing_scale_falls_from_the_scale_to_1():
+    table = guidance.guidance_schedule('decreasing', 9.0, 2)
+    assert np.all(np.diff(table) > 0)  # by timestep: the noise is at 999
+    np.testing.assert_allclose(table[[999, 500, 0]], [9, 3, 1], atol=0.02)
+
+
 @pytest.mark.parametrize(
     ('kind', 'scale', 'off'),
-    [('constant', 1, True), ('cosine', 1, True), ('official', 0, True), ('official', 1, False), ('constant', 2, False)],
+    [
+        ('constant', 1, True),
+        ('cosine', 1, True),
+        ('decreasing', 1, True),
+        ('official', 0, True),
+        ('official', 1, False),
+        ('constant', 2, False),
+    ],
 )
 def test_is_unguided(kind, scale, off):
     table = guidance.guidance_schedule(kind, scale)
