@@ -135,7 +135,7 @@ def _small(config: ConfigDict) -> None:
         num_steps=25,
         sampler='dpmpp_2m',
     )
-    # Of sprites of all sizes and at all positions 100,000 clips were not enough (figures in configs/README.md).
+    # Of sprites of all sizes and at all positions 70,000 clips were not enough (figures in configs/README.md).
     config.data.update(train='grid_sprites:4800', heldout='grid_sprites')
     config.data.update(filter='', frames=17, height=128, width=192, fit='crop')
     config.data.cache = {'num_degraded_variants': 0, 'crop': None}
