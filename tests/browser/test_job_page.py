@@ -20,6 +20,7 @@ from tests import runs
 
 pytest.importorskip('gradio', reason='needs the extra app')
 
+from fv_jax.data.synthetic import sprites
 from fv_jax.data.video import containers, encoding
 from fv_jax.sampling import metadata
 
@@ -131,7 +132,7 @@ def test_from_a_prompt_to_a_video(address, open_browser, tmp_path):
     page.wait_for_function(ready, arg=comparison.element_handle())
     assert comparison.evaluate('root => root.getBoundingClientRect().top < innerHeight'), 'the page has scrolled to it'
     widths = comparison.evaluate('root => [...root.querySelectorAll("video")].map(video => video.videoWidth)')
-    assert widths == [96, 384]
+    assert widths == [sprites.PREVIEW[2], sprites.FINAL[2]]
     comparison.locator('.slider').press('Home')
     assert comparison.locator('.slider').get_attribute('aria-valuenow') == '0'
 
