@@ -136,9 +136,16 @@ def _small(config: ConfigDict) -> None:
         sampler='dpmpp_2m',
     )
     # Of sprites of all sizes and at all positions 70,000 clips were not enough (figures in configs/README.md).
-    config.data.update(train='grid_sprites:4800', heldout='grid_sprites')
-    config.data.update(filter='', frames=17, height=128, width=192, fit='crop')
-    config.data.cache = {'num_degraded_variants': 0, 'crop': None}
+    config.data.update(
+        train='grid_sprites:4800',
+        heldout='grid_sprites',
+        filter='',
+        frames=17,
+        height=128,
+        width=192,
+        fit='crop',
+        cache={'num_degraded_variants': 0, 'crop': None},
+    )
     config.data.loader.update(batch_size=16, num_threads=1)
     config.optim.update(
         algorithm='muon',

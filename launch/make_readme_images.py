@@ -38,9 +38,8 @@ DETAIL = 80, 150  # (height, width) of a detail, in pixels of the video
 SHOWN = 'bicubic', '4_steps', 'ground_truth'  # names of videos of `evaluate`
 
 
-def preview_and_video(path: Path) -> None:
+def preview_and_video(path: Path, fv: fv_jax.FlashVideo) -> None:
     """Draws one row for each prompt: the preview on the left, its enhanced video on the right."""
-    fv = fv_jax.FlashVideo.from_checkpoint('embedded')
     previews = fv.preview(PROMPTS, seed=1)
     rows = []
     for preview, video in zip(previews, fv.enhance(previews), strict=True):
@@ -55,10 +54,9 @@ def preview_and_video(path: Path) -> None:
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, quality=QUALITY, method=6)
 
 
-def held_out_previews(path: Path) -> None:
+def held_out_previews(path: Path, fv: fv_jax.FlashVideo) -> None:
     """Draws frames of the previews of the first held-out captions with the seeds of tests.benchmarks.small_weights."""
     clips = SpriteClips('heldout', SHEET, PREVIEW)
-    fv = fv_jax.FlashVideo.from_checkpoint('embedded')
     batches = fv.preview_batches([clips.caption(i) for i in range(SHEET)], list(range(SHEET)), batch_size=SHEET)
     rows = [(preview.prompt, preview.frames) for batch in batches for preview in batch]
     columns = [np.asarray(preview_sheet(part)) for part in (rows[::2], rows[1::2])]
@@ -101,8 +99,9 @@ def main() -> None:
     parser.add_argument('--shots', type=Path, help='output of fv_jax.evaluate for the embedded held-out clips')
     arguments = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
-    preview_and_video(IMAGES / 'preview_and_video.webp')
-    held_out_previews(IMAGES / 'small_stage1.webp')
+    fv = fv_jax.FlashVideo.from_checkpoint('embedded')
+    preview_and_video(IMAGES / 'preview_and_video.webp', fv)
+    held_out_previews(IMAGES / 'small_stage1.webp', fv)
     degradations(IMAGES / 'degradations.webp')
     if arguments.shots is not None:
         held_out_shots(IMAGES / 'small_stage2.webp', arguments.shots)

@@ -24,7 +24,6 @@ from tests.benchmarks import embedded_clips
 from tests.benchmarks.enhancement import round_trip
 from tests.benchmarks.heldout_prompts import heldout_prompts
 
-SPRITES = (17, 128, 192)
 VIDEO_FRAMES = 33
 SHOWN = 4  # clips in an image
 
@@ -66,7 +65,7 @@ def measure(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float |
 def _load(name: str, count: int) -> list[np.ndarray]:
     if name == 'videos':
         return embedded_clips.clips(heldout=True, frames=VIDEO_FRAMES)
-    return [to_float(sprites.draw_scene(scene, SPRITES)) for scene in heldout_prompts(count)]
+    return [to_float(sprites.draw_scene(scene, sprites.PREVIEW)) for scene in heldout_prompts(count)]
 
 
 def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Image.Image:

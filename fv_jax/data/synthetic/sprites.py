@@ -194,11 +194,12 @@ def sample_grid_scene(combination: Combination, rng: np.random.Generator, aspect
     for sign, cells in zip(MOTIONS[combination[1]][0], (_CELLS, round(_CELLS * aspect)), strict=True):
         middle = cells // 2
         first = middle - _PATH // 2 if sign else middle
-        loose = min(1 if sign else middle, first - _MARGIN)  # it starts on the side that the caption names
+        room = first - _MARGIN
+        loose = min(1, room) if sign else room  # it starts on the side that the caption names
         low = int(rng.integers(first - loose, first + loose + 1))
-        ends = (low, low + abs(sign) * _PATH)[:: sign or 1]
-        start.append(ends[0] / _CELLS)
-        end.append(ends[-1] / _CELLS)
+        begin = low + _PATH if sign < 0 else low
+        start.append(begin / _CELLS)
+        end.append((begin + sign * _PATH) / _CELLS)
     return Scene(*combination, _GRID_SIZE, tuple(start), tuple(end), int(rng.integers(2**31)))
 
 
