@@ -42,7 +42,8 @@ part() {
 # has_tests FOLDER: whether pytest has anything to find there (it exits with an error where it has not).
 has_tests() { [[ -n $(find "$1" -name 'test_*.py' -print -quit 2>/dev/null) ]]; }
 
-# tests NAME BUDGET FOLDER...: one pytest run as a part of its own; a folder without tests is reported.
+# tests NAME BUDGET FOLDER...: one pytest run as a part of its own; a folder without tests is reported. A test that has
+# not ended after 15 minutes never will: its process ends, with the stacks of its threads, and the test has failed.
 # WORKERS: a third one where much is waiting for other processes. DISTRIBUTION: worksteal where files take minutes.
 WORKERS=2
 DISTRIBUTION=loadfile
@@ -57,7 +58,8 @@ tests() {
     fi
   done
   ((${#folders[@]} == 0)) || part "$name" "$budget" "$PYTHON" -m pytest -q -n "$WORKERS" --dist "$DISTRIBUTION" \
-    --durations=8 --durations-min=5 "${folders[@]}"
+    --durations=8 --durations-min=5 --max-worker-restart 0 \
+    -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true "${folders[@]}"
 }
 
 print_summary() {

@@ -29,7 +29,7 @@ import jax
 import pytest
 
 from fv_jax.core import console
-from tests import compiling
+from tests import compiling, scheduling
 
 if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] != 'false':
     os.environ['XLA_FLAGS'] = f'{compiling.QUICKLY} {os.environ.get("XLA_FLAGS", "")}'
@@ -55,6 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node) -> None:
     """A hook of pytest-xdist: passes the cache folder to a worker."""
     node.workerinput['compiled'] = node.config.compiled
+
+
+@pytest.fixture(autouse=True)
+def keep_policy() -> Iterator[None]:
+    """Fails a test that changes the scheduling policy of what runs after it."""
+    before = scheduling.get_policy()
+    yield
+    assert scheduling.get_policy() == before, 'see tests/scheduling.py'
 
 
 @pytest.fixture(scope='module')

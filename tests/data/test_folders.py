@@ -20,6 +20,7 @@ from fv_jax.data.shards.shard_files import list_shards, read_records
 from fv_jax.data.video import containers, decoding
 from fv_jax.models.vae import OFFICIAL
 from tests.data import odd_videos, sample_videos
+from tests.data.video import made_videos
 
 TRASH = ('.Trash', '.Trash-1000/files', '.git', '@eaDir', '__MACOSX', '$RECYCLE.BIN', '$Recycle.Bin/S-1', '#recycle')
 
@@ -187,13 +188,9 @@ def test_every_suffix_of_the_formats_is_read(tmp_path: Path, suffix: str) -> Non
     width, height = (128, 96) if suffix == '.rm' else (96, 64)
     pixels = sample_videos.pattern(12, height, width)
     path = tmp_path / f'A{suffix.upper()}'
-    with av.open(str(path), 'w', format=name) as out:
-        stream = out.add_stream(codec, rate=25)
-        stream.width, stream.height = width, height
-        stream.pix_fmt = 'bgr8' if codec == 'gif' else 'yuv420p'
-        for image in pixels:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
-        out.mux(stream.encode())
+    form = 'bgr8' if codec == 'gif' else 'yuv420p'
+    frames = [av.VideoFrame.from_ndarray(image, format='rgb24').reformat(format=form) for image in pixels]
+    path.write_bytes(made_videos.encode(frames, codec, name, rate=25))
     assert list(find_media(tmp_path, containers.VIDEO_SUFFIXES, ()).files) == [path.name]
     frames = decoding.decode(path).frames
     assert len(frames) in (11, 12) and np.abs(frames[5] - pixels[5].astype(int)).mean() < 20

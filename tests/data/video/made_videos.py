@@ -8,6 +8,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
+from tests import scheduling
+
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # Tags of ITU-T H.273.
 BT709, BT601, BT2020, DISPLAY_P3, PQ, HLG = 1, 6, 9, 12, 16, 18
@@ -61,7 +63,7 @@ def encode(
       offset: of the first frame's time, in frames.
     """
     buffer = io.BytesIO()
-    with av.open(buffer, 'w', format=container) as out:
+    with scheduling.restored_policy(), av.open(buffer, 'w', format=container) as out:
         stream = out.add_stream(codec, rate=rate, options=options or {})
         first = frames[0]
         stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
