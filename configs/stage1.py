@@ -137,7 +137,7 @@ def _small(config: ConfigDict) -> None:
     )
     # Of sprites of all sizes and at all positions 70,000 clips were not enough (figures in configs/README.md).
     config.data.update(
-        train='grid_sprites:4800',
+        train='grid_sprites:12000',
         heldout='grid_sprites',
         filter='',
         frames=17,
@@ -146,14 +146,14 @@ def _small(config: ConfigDict) -> None:
         fit='crop',
         cache={'num_degraded_variants': 0, 'crop': None},
     )
-    config.data.loader.update(batch_size=16, num_threads=1)
+    config.data.loader.update(batch_size=8, num_threads=1)
     config.optim.update(
         algorithm='muon',
-        learning_rate=2e-3,
+        learning_rate=1.5e-3,
         lr_schedule='cosine',
-        warmup_steps=100,
+        warmup_steps=50,
         final_lr_ratio=0.02,
         clip_norm=1.0,
-        ema_decay=0.999,
+        ema_decay=0.998,
     )
-    config.loop.update(num_steps=4500, log_every=50, eval_every=1500, save_every=500)
+    config.loop.update(num_steps=4800, log_every=50, eval_every=400, save_every=200)
