@@ -28,10 +28,10 @@ if ! command -v chromium-headless-shell >/dev/null; then
   exit 1
 fi
 part install "$BUDGET_INSTALL" install_extra dev,services,beam
+DISTRIBUTION=worksteal
 tests browser "$BUDGET_BROWSER" tests/browser
 # The longest files first; most of their time is waiting for servers and other processes.
 WORKERS=3
-DISTRIBUTION=worksteal
 tests buckets "$BUDGET_BUCKETS" tests/storage/full_{killed_runs,training_faults,pod_day,killed_lists,process_runs}.py \
   tests/storage/full_*.py
 tests kills "$BUDGET_KILLS" tests/kills
