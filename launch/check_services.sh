@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What needs other programs than Python, or to be killed, in at most 15 minutes on two cores, under the Python it is called
+# What needs other programs than Python, or to be killed, in 16 minutes on two cores, under the Python it is called
 # with: reports and the page of the job server in a browser, object storage that fails, training, lists of prompts,
 # preparation and a job server that are killed, preempted or stalled, and Beam.
 #   bash launch/check_services.sh        (PYTHON=/path/to/python bash launch/check_services.sh for another one)
