@@ -7,6 +7,7 @@ those of BT.709: players show them so, and the differences are of the order of t
 
 import dataclasses
 import struct
+from collections.abc import Mapping
 
 import av
 from av.sidedata.sidedata import Type
@@ -67,14 +68,13 @@ class Colours:
 def read_colours(frame: av.VideoFrame) -> Colours:
     """Reads the tags of a frame. Raises ValueError for tags that are not supported."""
     matrix, transfer, primaries = int(frame.colorspace), int(frame.color_trc), int(frame.color_primaries)
-    side_data = {data.type: data for data in frame.side_data}
-    _check_supported(frame, Type.DOVI_METADATA in side_data)
+    _check_supported(frame, Type.DOVI_METADATA in frame.side_data)
     curve = {_PQ: 'PQ', _HLG: 'HLG'}.get(transfer, '')
     if primaries == _UNSPECIFIED and (curve or matrix == _MATRIX_2020):
         primaries = _PRIMARIES_2020
     colours = Colours(primaries=_WIDE.get(primaries, ''), transfer=curve)
     if curve == 'PQ':
-        colours = dataclasses.replace(colours, peak=_read_peak(side_data))
+        colours = dataclasses.replace(colours, peak=_read_peak(frame.side_data))
     if matrix in (2, 3) and not frame.format.is_rgb and len(frame.format.components) >= 3:
         assumed, chosen = _assume_matrix(frame, primaries)
         colours = dataclasses.replace(colours, matrix=chosen, assumed=assumed)
@@ -104,7 +104,7 @@ def _assume_matrix(frame: av.VideoFrame, primaries: int) -> tuple[str, Colorspac
     return 'BT.601', Colorspace.ITU601
 
 
-def _read_peak(side_data: dict) -> float:
+def _read_peak(side_data: Mapping) -> float:
     """Reads the content's largest luminance (MaxCLL, CTA-861.3), else that of the display it was graded on."""
     peak = 0.0
     if Type.CONTENT_LIGHT_LEVEL in side_data:

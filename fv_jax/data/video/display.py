@@ -55,11 +55,11 @@ class Orientation:
 
 def read_orientation(frame: av.VideoFrame) -> Orientation:
     """Reads the display matrix of a frame. Raises ValueError for a rotation by other angles than quarter turns."""
-    matrices = [bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX]
-    if not matrices:
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
         return Orientation()
     # (x, y) is shown at (a x + c y, b x + d y), y downwards; a scale is part of the sample aspect ratio.
-    a, b, _, c, d = struct.unpack('=5i', matrices[0][:20])
+    a, b, _, c, d = struct.unpack('=5i', bytes(matrix)[:20])
     if max(abs(b), abs(c)) <= _TOLERANCE * min(abs(a), abs(d)):
         return Orientation(flipped=d < 0, mirrored=a < 0)
     require(

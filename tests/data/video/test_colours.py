@@ -218,14 +218,7 @@ class FrameWithSideData:
     def __init__(self, **side_data: bytes):
         self.colorspace, self.color_trc, self.color_primaries = 9, 16, 9
         self.width, self.height, self.format = 96, 64, av.VideoFormat('yuv420p10le')
-        self.side_data = [Data(Type[name], data) for name, data in side_data.items()]
-
-
-class Data(bytes):
-    def __new__(cls, kind: Type, data: bytes):
-        data = super().__new__(cls, data)
-        data.type = kind
-        return data
+        self.side_data = {Type[name]: data for name, data in side_data.items()}
 
 
 def test_peak_is_that_of_the_metadata() -> None:
