@@ -7,6 +7,8 @@ import jax.monitoring
 
 # For XLA_FLAGS: the emitters of before, which take half the time to compile. Versions without them pass over it.
 QUICKLY = '--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters'
+# The environment of a process whose programs are compiled as in use: for networks that run longer than they compile.
+AS_IN_USE = {'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false', 'XLA_FLAGS': ''}
 
 
 @contextlib.contextmanager

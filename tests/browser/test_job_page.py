@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import runs
+from tests import compiling, runs
 
 pytest.importorskip('gradio', reason='needs the extra app')
 
@@ -35,8 +35,7 @@ LONG = 240_000  # milliseconds, with compilation
 def running(folder, *flags) -> Iterator[tuple[subprocess.Popen, str]]:
     """A server on a folder, and its address."""
     command = [sys.executable, '-m', 'fv_jax.app', f'--folder={folder}', *FLAGS, *flags]
-    # Compiled as in use: these networks are large enough to run much slower otherwise.
-    environment = os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false', 'XLA_FLAGS': ''}
+    environment = os.environ | compiling.AS_IN_USE
     process = subprocess.Popen(command, cwd=runs.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         yield process, re.match(r'http://\S+\d', process.stdout.readline())[0]

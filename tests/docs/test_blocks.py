@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import compiling
 from tests.docs.commands import check_shell, shell_commands
 from tests.docs.guides import DRY_RUN, ROOT, Block, blocks, guides
 from tests.docs.python_names import check_python
@@ -34,7 +35,7 @@ def copy_repository(to: Path) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     """This environment, with this Python as `python`, and with pip installing into `folder`, the package alone.
 
-    Programs are compiled as usual, unlike in other tests: the small stage 2 runs longer than its compilation takes.
+    Programs are compiled as in use: README samples by the small stages.
     """
     (folder / 'bin').mkdir()
     for name, command in {'python': '', 'pip': ' -m pip'}.items():
@@ -49,8 +50,7 @@ def environment(folder: Path) -> dict[str, str]:
         **{f'PIP_{name}': value for name, value in pip.items()},
         'PATH': f'{folder / "bin"}:{os.environ["PATH"]}',
         'HOME': str(folder / 'home'),
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false',
-        'XLA_FLAGS': '',
+        **compiling.AS_IN_USE,
     }
 
 
